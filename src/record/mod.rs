@@ -1,0 +1,195 @@
+//! What is kept of a benchmark beyond Criterion's statistics: the schema of a record, and its writers and readers. A
+//! record is plain data that stands for itself; nothing here measures or formats for people.
+//!
+//! One record is one line of JSON in `<out>/<run>/records.jsonl`, appended whole as its benchmark ends. Field names
+//! carry their units. A value that could not be measured is `null`, and [`Record::unmeasured`] says why.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::scenario::Sampling;
+
+/// Version of the schema: raised when a field changes its meaning or goes away, not when one is added.
+pub const SCHEMA: u32 = 1;
+
+/// What one benchmark of one run left behind.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    pub schema: u32,
+    /// The run that it belongs to; also the folder's name.
+    pub run: String,
+    /// Made up to try out a reader; never a measurement.
+    #[serde(default)]
+    pub sandbox: bool,
+    /// When it ended, RFC 3339, UTC.
+    pub at: String,
+    /// Criterion's id, `<scenario>/<model>/<engine>-<dtype>-<device>`.
+    pub id: String,
+    pub scenario: String,
+    pub subject: Subject,
+    pub status: Status,
+    /// Why it failed.
+    pub reason: Option<String>,
+    /// Why its output is known to differ from the reference implementation's.
+    pub deviates: Option<String>,
+    /// What was measured; `null` when it failed.
+    pub measures: Option<Measures>,
+    /// Field → why it is `null`.
+    #[serde(default)]
+    pub unmeasured: BTreeMap<String, String>,
+    pub limits: Option<Limits>,
+    pub conditions: Option<Conditions>,
+    pub machine: Machine,
+    pub software: Software,
+    /// Setting → value and where it came from.
+    pub settings: BTreeMap<String, Setting>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    Measured,
+    Failed,
+}
+
+/// Who was measured.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Subject {
+    /// Short name, second part of the id.
+    pub model: String,
+    pub engine: String,
+    pub dtype: String,
+    pub device: String,
+    /// Where the weights came from: the model's full specification, with the commit that a Hub revision resolved to.
+    pub source: String,
+    pub synthetic_weights: bool,
+    pub parameters: Option<u64>,
+    pub weight_bytes: Option<u64>,
+}
+
+/// What was measured, by the kind of scenario.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Measures {
+    Generation(Generation),
+}
+
+/// Measures of a generation scenario. Each time is a median over the samples; percentiles are over every step of
+/// every sample.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Generation {
+    pub prompt_tokens: usize,
+    pub new_tokens: usize,
+    pub sampling: Sampling,
+    pub seed: u64,
+    /// Generations measured, warm-up left out.
+    pub samples: usize,
+    /// End to end: prompt in to last token out.
+    pub total_ms: f64,
+    /// Time to first token, choosing it included.
+    pub ttft_ms: f64,
+    /// Inter-token latency; `null` when one token was made.
+    pub itl_p50_ms: Option<f64>,
+    pub itl_p95_ms: Option<f64>,
+    pub itl_p99_ms: Option<f64>,
+    /// Time per output token after the first: the mean inter-token latency.
+    pub tpot_ms: Option<f64>,
+    /// Prompt tokens over time to first token.
+    pub prefill_tokens_per_s: f64,
+    /// Tokens after the first over their time.
+    pub decode_tokens_per_s: Option<f64>,
+    /// Generated tokens over the whole time: the headline.
+    pub tokens_per_s: f64,
+    /// Share of the whole time that went into choosing tokens.
+    pub sampling_share: f64,
+    /// Key-value cache that the last step read, and that was allocated for it.
+    pub cache_used_bytes: u64,
+    pub cache_allocated_bytes: u64,
+    /// Most memory in use at once during a generation, weights included.
+    pub peak_bytes: Option<u64>,
+    /// Model bandwidth utilisation of the decode steps: bytes that they must read over their time, as a share of
+    /// [`Limits::read_bytes_per_s`].
+    pub mbu: Option<f64>,
+    /// Model FLOP utilisation of the prefill: operations it must do over time to first token, as a share of
+    /// [`Limits::matrix_flops_per_s`].
+    pub mfu: Option<f64>,
+    /// Energy that the device drew over the generated tokens.
+    pub joules_per_token: Option<f64>,
+    pub finish_reason: String,
+    pub generated_tokens: usize,
+    /// SHA-256 of the generated ids as little-endian u32, first 16 hexadecimal digits. The same in every sample.
+    pub token_digest: String,
+    /// Median inter-token latency at each position.
+    pub itl_by_position_ms: Vec<f64>,
+}
+
+/// What the machine allows, measured in the process that made the record.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Bandwidth of reading memory much larger than any cache, with every thread.
+    pub read_bytes_per_s: f64,
+    /// Rate of a large matrix product on Candle, in `matrix_dtype`.
+    pub matrix_flops_per_s: f64,
+    pub matrix_dtype: String,
+}
+
+/// How quiet the machine was while the benchmark ran.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Conditions {
+    /// Share of the machine's processor time that went to other processes.
+    pub other_cpu_share: Option<f64>,
+    /// Share of the machine's processor time that a hypervisor gave to other guests.
+    pub stolen_cpu_share: Option<f64>,
+    /// In words, what makes the figures doubtful.
+    pub doubts: Vec<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Machine {
+    /// A name for folders and tables: host name, lower case.
+    pub name: String,
+    pub cpu: String,
+    pub physical_cores: Option<usize>,
+    pub logical_cores: usize,
+    /// Threads that Candle uses.
+    pub threads: usize,
+    pub memory_bytes: u64,
+    pub os: String,
+    pub kernel: Option<String>,
+    pub governor: Option<String>,
+    /// SIMD extensions that the processor has.
+    pub simd_available: Vec<String>,
+    /// SIMD extensions that the program was compiled for.
+    pub simd_compiled: Vec<String>,
+    pub gpu: Option<Gpu>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Gpu {
+    pub name: String,
+    pub driver: Option<String>,
+    pub compute_capability: Option<String>,
+    pub memory_bytes: Option<u64>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Software {
+    pub candlepower: String,
+    /// Version of candle-core, with ` (path)` when Cargo was pointed at a checkout.
+    pub candle: String,
+    pub criterion: String,
+    pub rustc: String,
+    /// Commit of the folder that the benchmark was started in, with `-dirty` when it had changes.
+    pub commit: Option<String>,
+    pub profile: String,
+    /// Cargo features that are on.
+    pub features: Vec<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Setting {
+    pub value: String,
+    /// `default`, `environment`, or the file's name.
+    pub from: String,
+}

@@ -1,0 +1,1 @@
+//! What people see: tables, plots, comparisons and the live view, made from records. Nothing here measures.

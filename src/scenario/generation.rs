@@ -1,0 +1,68 @@
+//! The generation scenarios: prompt length, generated length, and how the next token is chosen.
+
+use serde::{Deserialize, Serialize};
+
+use super::Tier;
+
+/// One generation scenario.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Generation {
+    /// First part of the benchmark's id.
+    pub key: &'static str,
+    pub prompt_tokens: usize,
+    pub new_tokens: usize,
+    pub sampling: Sampling,
+    /// The smallest tier that runs it.
+    pub tier: Tier,
+    /// What it isolates, in a few words.
+    pub purpose: &'static str,
+}
+
+/// How the next token is chosen. Transforms apply in the order of the fields, each over what the one before left.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Sampling {
+    /// CTRL's penalty: positive logits divided by it, negative ones multiplied; `None` leaves them alone.
+    pub repetition_penalty: Option<f32>,
+    /// 0 means argmax: the transforms after it have nothing left to do.
+    pub temperature: f32,
+    pub top_k: Option<usize>,
+    pub top_p: Option<f32>,
+}
+
+impl Sampling {
+    pub const GREEDY: Self = Self { repetition_penalty: None, temperature: 0.0, top_k: None, top_p: None };
+
+    const NUCLEUS: Self = Self { repetition_penalty: None, temperature: 0.8, top_k: Some(50), top_p: Some(0.9) };
+
+    const EVERY_TRANSFORM: Self = Self { repetition_penalty: Some(1.1), ..Self::NUCLEUS };
+}
+
+const fn row(
+    key: &'static str,
+    prompt_tokens: usize,
+    new_tokens: usize,
+    sampling: Sampling,
+    tier: Tier,
+    purpose: &'static str,
+) -> Generation {
+    Generation { key, prompt_tokens, new_tokens, sampling, tier, purpose }
+}
+
+/// The seven generation scenarios.
+#[rustfmt::skip]
+pub const GENERATION: [Generation; 7] = [
+    row("short",     64,   64,  Sampling::GREEDY,          Tier::Quick,    "a quick question: baseline latency"),
+    row("medium",    256,  256, Sampling::GREEDY,          Tier::Quick,    "a standard chat turn: the headline"),
+    row("prefill",   1024, 64,  Sampling::GREEDY,          Tier::Standard, "isolates prefill"),
+    row("decode",    64,   512, Sampling::GREEDY,          Tier::Standard, "isolates decode"),
+    row("long",      1024, 512, Sampling::GREEDY,          Tier::Full,     "the longest sequence"),
+    row("sampled",   256,  256, Sampling::NUCLEUS,         Tier::Standard, "the cost of sampling, against medium"),
+    row("full-pipe", 256,  256, Sampling::EVERY_TRANSFORM, Tier::Full,     "every logit transform"),
+];
+
+impl Generation {
+    /// Tokens in the sequence when it ends.
+    pub fn total_tokens(&self) -> usize {
+        self.prompt_tokens + self.new_tokens
+    }
+}

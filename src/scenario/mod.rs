@@ -1,0 +1,20 @@
+//! What is measured: pure data, in tables. A scenario says how much work there is and of what kind; it holds no
+//! tensor, no clock and no model. Adding a scenario is adding a row here.
+
+mod generation;
+
+pub use generation::{GENERATION, Generation, Sampling};
+
+use serde::{Deserialize, Serialize};
+
+/// How much of a table runs. A scenario carries the smallest tier that includes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Tier {
+    /// The two scenarios that answer "how fast is it?".
+    Quick,
+    /// Prefill, decode and sampling apart.
+    Standard,
+    /// Everything.
+    Full,
+}

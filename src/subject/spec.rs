@@ -1,0 +1,179 @@
+//! Which model is meant: the specification that a person types, and the short name that it has in ids.
+
+use std::{fmt, path::PathBuf, str::FromStr};
+
+use anyhow::{Result, bail};
+use sha2::{Digest, Sha256};
+
+/// A model to load, as a person names it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum ModelSpec {
+    /// An embedded model: small, with the layer structure of its family and seeded weights.
+    Mini(&'static str),
+    /// The shape of a real model, with seeded weights.
+    Synthetic(&'static str),
+    /// A repository on the Hugging Face Hub, at a branch, tag or commit.
+    Hub { repo: String, revision: String },
+    /// A folder in the Hub's layout.
+    Path(PathBuf),
+}
+
+/// The embedded models.
+pub const MINI: [&str; 3] = ["llama-mini", "qwen3-mini", "gemma3-mini"];
+
+/// The real shapes that have seeded weights.
+pub const SYNTHETIC: [&str; 3] = ["llama-3.2-1b", "qwen3-1.7b", "gemma3-1b"];
+
+/// Longest readable part of a short name. Criterion cuts the parts of an id at 64 characters when it makes folders of
+/// them, so names must differ well before that.
+const NAME_CHARS: usize = 31;
+
+impl ModelSpec {
+    /// The name in ids: at most 40 characters of `a-z 0-9 . - _`, different for different specifications. Hub and
+    /// local models end in eight hexadecimal digits of a hash of the whole specification.
+    pub fn slug(&self) -> String {
+        match self {
+            Self::Mini(name) => (*name).into(),
+            Self::Synthetic(name) => format!("synthetic-{name}"),
+            Self::Hub { repo, .. } => self.hashed_slug(repo.rsplit('/').next().unwrap_or(repo)),
+            Self::Path(path) => {
+                let name = path.file_name().unwrap_or(path.as_os_str());
+                self.hashed_slug(&name.to_string_lossy())
+            }
+        }
+    }
+
+    fn hashed_slug(&self, name: &str) -> String {
+        let readable: String = name
+            .to_lowercase()
+            .chars()
+            .map(|c| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '_' })
+            .take(NAME_CHARS)
+            .collect();
+        let hash = Sha256::digest(self.to_string());
+        format!("{readable}-{:02x}{:02x}{:02x}{:02x}", hash[0], hash[1], hash[2], hash[3])
+    }
+
+    /// Whether the weights are made up.
+    pub fn is_synthetic(&self) -> bool {
+        matches!(self, Self::Mini(_) | Self::Synthetic(_))
+    }
+
+    /// Whether it is one of the small embedded models.
+    pub fn is_mini(&self) -> bool {
+        matches!(self, Self::Mini(_))
+    }
+}
+
+impl fmt::Display for ModelSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Mini(name) => f.write_str(name),
+            Self::Synthetic(name) => write!(f, "synthetic:{name}"),
+            Self::Hub { repo, revision } => write!(f, "hub:{repo}@{revision}"),
+            Self::Path(path) => write!(f, "path:{}", path.display()),
+        }
+    }
+}
+
+impl FromStr for ModelSpec {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let known = |names: &[&'static str], name: &str| names.iter().copied().find(|n| *n == name);
+        if let Some(name) = known(&MINI, text) {
+            return Ok(Self::Mini(name));
+        }
+        match text.split_once(':') {
+            Some(("synthetic", name)) => match known(&SYNTHETIC, name) {
+                Some(name) => Ok(Self::Synthetic(name)),
+                None => bail!("unknown shape '{name}': the shapes are {}", SYNTHETIC.join(", ")),
+            },
+            Some(("path", "")) => bail!("'path:' needs a folder, as in path:./my-checkpoint"),
+            Some(("path", path)) => Ok(Self::Path(path.into())),
+            Some(("hub", repo)) => hub(repo),
+            Some((scheme, _)) => {
+                bail!("unknown kind of model '{scheme}:': the kinds are synthetic:, hub: and path:")
+            }
+            None if text.contains('/') => hub(text),
+            None => bail!(
+                "unknown model '{text}': name one of {}, synthetic:<shape> ({}), hub:<owner>/<name>[@revision] or path:<folder>",
+                MINI.join(", "),
+                SYNTHETIC.join(", ")
+            ),
+        }
+    }
+}
+
+fn hub(text: &str) -> Result<ModelSpec> {
+    let (repo, revision) = text.split_once('@').unwrap_or((text, "main"));
+    let is_part = |part: &str| {
+        !part.is_empty() && part != ".." && part.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
+    };
+    match repo.split_once('/') {
+        Some((owner, name)) if is_part(owner) && is_part(name) && !revision.is_empty() => {
+            Ok(ModelSpec::Hub { repo: repo.into(), revision: revision.into() })
+        }
+        _ => bail!("'{text}' is not a Hub repository: write hub:<owner>/<name> or hub:<owner>/<name>@<revision>"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    fn parse(text: &str) -> ModelSpec {
+        text.parse().expect(text)
+    }
+
+    #[test]
+    fn a_specification_survives_printing_and_parsing() {
+        for text in
+            ["llama-mini", "synthetic:qwen3-1.7b", "hub:meta-llama/Llama-3.2-1B-Instruct@main", "path:./my-checkpoint"]
+        {
+            assert_eq!(parse(text).to_string(), text);
+        }
+        assert_eq!(parse("Qwen/Qwen3-1.7B"), parse("hub:Qwen/Qwen3-1.7B@main"));
+    }
+
+    #[test]
+    fn slugs_are_short_safe_and_different() {
+        let long = "a-very-long-model-name-that-goes-on-and-on-and-on-for-ever";
+        let specs: Vec<_> = MINI
+            .iter()
+            .map(|name| name.to_string())
+            .chain(SYNTHETIC.iter().map(|name| format!("synthetic:{name}")))
+            .chain(["a", "b"].iter().flat_map(|owner| {
+                ["x", "X", "x.y", "llama-mini", long, &format!("{long}-2")]
+                    .iter()
+                    .flat_map(|name| [format!("hub:{owner}/{name}"), format!("hub:{owner}/{name}@v2")])
+                    .collect::<Vec<_>>()
+            }))
+            .chain(["path:x", "path:./x", "path:/tmp/a b:c", "path:/"].iter().map(|p| p.to_string()))
+            .collect();
+        let slugs: HashSet<_> = specs.iter().map(|text| parse(text).slug()).collect();
+        assert_eq!(slugs.len(), specs.len(), "{slugs:?}");
+        for slug in slugs {
+            assert!(slug.len() <= 40, "{slug}");
+            assert!(slug.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c)), "{slug}");
+        }
+    }
+
+    #[test]
+    fn nonsense_is_refused_with_what_would_do() {
+        for (text, hint) in [
+            ("lama-mini", "llama-mini"),
+            ("synthetic:gpt-5", "qwen3-1.7b"),
+            ("hub:nothing", "<owner>/<name>"),
+            ("hub:a/b@", "<revision>"),
+            ("hub:../etc/passwd", "<owner>/<name>"),
+            ("s3:bucket", "hub:"),
+            ("path:", "path:./my-checkpoint"),
+            ("", "llama-mini"),
+        ] {
+            let message = text.parse::<ModelSpec>().expect_err(text).to_string();
+            assert!(message.contains(hint), "{message}");
+        }
+    }
+}

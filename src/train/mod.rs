@@ -1,0 +1,1 @@
+//! How a model is trained: loss, step, gradient checkpointing and the signals that say whether training is healthy.
