@@ -7,6 +7,7 @@ pub mod report;
 pub mod scenario;
 pub mod settings;
 pub mod subject;
+pub mod suite;
 pub mod train;
 
 /// The name that was probably meant, if one is close.

@@ -62,6 +62,23 @@ pub struct Settings {
     pub sources: BTreeMap<String, Setting>,
 }
 
+/// What holds when nobody says anything.
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            models: MINI.map(ModelSpec::Mini).to_vec(),
+            device: DeviceChoice::Cpu,
+            dtype: DeviceChoice::Cpu.default_dtype(),
+            engine: Engine::Stock,
+            tier: None,
+            seed: 42,
+            out: Path::new("target").join("candlepower"),
+            threads: None,
+            sources: BTreeMap::new(),
+        }
+    }
+}
+
 impl Settings {
     /// Reads the file, if there is one, and the environment.
     ///
@@ -97,20 +114,21 @@ impl Settings {
             }
         }
 
+        let defaults = Self::default();
         let given = |key: &str| sources.get(key).filter(|setting| setting.from != "default");
         let mut parse = Parse { given: &given, problems };
-        let device = parse.or("device", DeviceChoice::Cpu, |text| text.parse());
+        let device = parse.or("device", defaults.device, |text| text.parse());
         let settings = Self {
-            models: parse.or("models", MINI.map(ModelSpec::Mini).to_vec(), models),
+            models: parse.or("models", defaults.models, models),
             dtype: parse.or("dtype", device.default_dtype(), dtype),
-            engine: parse.or("engine", Engine::Stock, choice),
-            tier: parse.or("tier", None, |text| choice(text).map(Some)),
-            seed: parse.or("seed", 42, |text| text.parse().context("not a whole number from 0 to 2^64 - 1")),
+            engine: parse.or("engine", defaults.engine, choice),
+            tier: parse.or("tier", defaults.tier, |text| choice(text).map(Some)),
+            seed: parse.or("seed", defaults.seed, |text| text.parse().context("not a whole number from 0 to 2^64 - 1")),
             out: parse.or("out", target.join("candlepower"), |text| match text {
                 "" => bail!("a folder is needed"),
                 _ => Ok(text.into()),
             }),
-            threads: parse.or("threads", None, |text| match text.parse() {
+            threads: parse.or("threads", defaults.threads, |text| match text.parse() {
                 Ok(threads @ 1..=4096) => Ok(Some(threads)),
                 _ => bail!("not a whole number from 1 to 4096"),
             }),

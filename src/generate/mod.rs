@@ -1,6 +1,14 @@
 //! How tokens are made: the prompt, the choice of the next token, and the loop between them, with the timeline that it
-//! leaves behind. What the times mean together is worked out in `summary`; nothing here knows Criterion.
+//! leaves behind. What several timelines mean together is worked out in `summary`. Nothing here knows Criterion.
 
+mod prompt;
+mod run;
+mod sampler;
+mod summary;
 mod timeline;
 
+pub use prompt::{encode, prompt_ids};
+pub use run::{Request, run};
+pub use sampler::{Candidate, Sampler};
+pub use summary::summarise;
 pub use timeline::{FinishReason, Timeline};

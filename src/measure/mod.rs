@@ -1,2 +1,13 @@
 //! How it is measured: clocks, memory and power counters, what the machine allows and what it is, and how quiet it was.
-//! Nothing here knows models or scenarios.
+//! Nothing here knows scenarios or how a model works.
+
+pub mod conditions;
+pub mod doctor;
+pub mod gpu;
+mod limits;
+pub mod machine;
+pub mod memory;
+mod token_time;
+
+pub use limits::limits;
+pub use token_time::TokenTime;

@@ -4,6 +4,10 @@
 //! One record is one line of JSON in `<out>/<run>/records.jsonl`, appended whole as its benchmark ends. Field names
 //! carry their units. A value that could not be measured is `null`, and [`Record::unmeasured`] says why.
 
+mod sink;
+
+pub use sink::{RECORDS, Sink, write_whole};
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
@@ -147,14 +151,14 @@ pub struct Conditions {
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Machine {
-    /// A name for folders and tables: host name, lower case.
+    /// A name for folders and tables: what computes, and how many cores there are.
     pub name: String,
     pub cpu: String,
     pub physical_cores: Option<usize>,
     pub logical_cores: usize,
     /// Threads that Candle uses.
     pub threads: usize,
-    pub memory_bytes: u64,
+    pub memory_bytes: Option<u64>,
     pub os: String,
     pub kernel: Option<String>,
     pub governor: Option<String>,

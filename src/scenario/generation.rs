@@ -1,5 +1,6 @@
 //! The generation scenarios: prompt length, generated length, and how the next token is chosen.
 
+use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 
 use super::Tier;
@@ -33,6 +34,21 @@ impl Sampling {
     pub const GREEDY: Self = Self { repetition_penalty: None, temperature: 0.0, top_k: None, top_p: None };
 
     const NUCLEUS: Self = Self { repetition_penalty: None, temperature: 0.8, top_k: Some(50), top_p: Some(0.9) };
+
+    /// # Errors
+    /// One line that names the parameter that is out of its range.
+    pub fn validate(&self) -> Result<()> {
+        let Self { repetition_penalty, temperature, top_k, top_p } = *self;
+        ensure!(temperature >= 0.0 && temperature.is_finite(), "temperature={temperature}: it must be 0 or more");
+        if let Some(penalty) = repetition_penalty {
+            ensure!(penalty > 0.0 && penalty.is_finite(), "repetition-penalty={penalty}: it must be more than 0");
+        }
+        ensure!(top_k != Some(0), "top-k=0: it must be at least 1");
+        if let Some(p) = top_p {
+            ensure!(p > 0.0 && p <= 1.0, "top-p={p}: it must be more than 0 and at most 1");
+        }
+        Ok(())
+    }
 
     const EVERY_TRANSFORM: Self = Self { repetition_penalty: Some(1.1), ..Self::NUCLEUS };
 }

@@ -1,34 +1,136 @@
 //! Who is measured: the trait that a model implements, and the ways to get one. `spec` says which model is meant,
-//! `config` reads its `config.json`, `weights` finds or makes its tensors, `stock` wraps candle-transformers' models.
-//! Nothing here reads a clock.
+//! `config` reads its `config.json`, `hub` and `checkpoint` find its files, `synthetic` makes weights where there are
+//! none, `stock` wraps candle-transformers' models. Nothing here reads a clock.
 
 mod causal_lm;
+pub mod checkpoint;
+pub mod config;
+pub mod hub;
 mod spec;
+pub mod stock;
+mod synthetic;
 
 pub use causal_lm::{CacheBytes, CausalLm, Footprint};
 pub use spec::{MINI, ModelSpec, SYNTHETIC};
 
 use std::{fmt, str::FromStr};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device};
 use serde::{Deserialize, Serialize};
 use tokenizers::Tokenizer;
 
-/// A model that is ready to run, with what records say of it.
+use checkpoint::Checkpoint;
+use config::ModelConfig;
+use hub::Hub;
+use stock::Stock;
+
+/// `config.json` of the models that have seeded weights: those of [`MINI`] are ours, those of [`SYNTHETIC`] have the
+/// sizes of the published models.
+#[rustfmt::skip]
+const SHAPES: [(&str, &str); 6] = [
+    ("llama-mini",   include_str!("shapes/llama-mini.json")),
+    ("qwen3-mini",   include_str!("shapes/qwen3-mini.json")),
+    ("gemma3-mini",  include_str!("shapes/gemma3-mini.json")),
+    ("llama-3.2-1b", include_str!("shapes/llama-3.2-1b.json")),
+    ("qwen3-1.7b",   include_str!("shapes/qwen3-1.7b.json")),
+    ("gemma3-1b",    include_str!("shapes/gemma3-1b.json")),
+];
+
+/// The longest sequence that the generation scenarios make, for which memory must suffice.
+const LONGEST_SEQUENCE: usize = 1536;
+
+/// Loads a model. `seed` is that of seeded weights.
+///
+/// # Errors
+/// One line that says what is wrong with the files, why the engine refuses the model, or, as a [`DoesNotFit`], how much
+/// memory is missing.
+pub fn load(spec: &ModelSpec, engine: Engine, dtype: DType, device: DeviceChoice, seed: u64) -> Result<Subject> {
+    let Engine::Stock = engine;
+    let device = device.open()?;
+    match spec {
+        ModelSpec::Mini(name) | ModelSpec::Synthetic(name) => {
+            let config = shape(name)?;
+            admit(&config, dtype, &device)?;
+            let eos_token_ids = config.eos_token_ids.clone();
+            let weights = synthetic::weights(&config, seed, dtype, &device);
+            let model = Box::new(Stock::new(config, weights)?);
+            Ok(Subject { model, source: spec.to_string(), tokenizer: None, eos_token_ids })
+        }
+        ModelSpec::Hub { repo, revision } => open(Hub::from_env().fetch(repo, revision)?, dtype, &device),
+        ModelSpec::Path(folder) => open(Checkpoint::open(folder, spec.to_string())?, dtype, &device),
+    }
+}
+
+/// Builds the model of a checkpoint, whose files are checked first.
+///
+/// # Errors
+/// As [`load`].
+pub fn open(checkpoint: Checkpoint, dtype: DType, device: &Device) -> Result<Subject> {
+    let config = ModelConfig::from_json(&checkpoint.config).with_context(|| checkpoint.source.clone())?;
+    admit(&config, dtype, device).with_context(|| checkpoint.source.clone())?;
+    checkpoint.check(&config.tensors())?;
+    let tokenizer = checkpoint.tokenizer(config.vocab_size)?;
+    let eos_token_ids = config.eos_token_ids.clone();
+    let model = Box::new(Stock::new(config, checkpoint.weights(dtype, device)?)?);
+    Ok(Subject { model, source: checkpoint.source, tokenizer, eos_token_ids })
+}
+
+/// The configuration of a model that has seeded weights.
+pub fn shape(name: &str) -> Result<ModelConfig> {
+    let (_, text) = SHAPES.iter().find(|(shape, _)| *shape == name).with_context(|| format!("no shape {name}"))?;
+    ModelConfig::from_json(&serde_json::from_str(text)?)
+}
+
+/// A model that takes more memory than there is.
+#[derive(Debug)]
+pub struct DoesNotFit {
+    needed_bytes: u64,
+    weight_bytes: u64,
+    available_bytes: u64,
+}
+
+impl fmt::Display for DoesNotFit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let gb = |bytes: u64| bytes as f64 / 1e9;
+        write!(
+            f,
+            "it does not fit: {:.1} GB are needed ({:.1} GB of weights), {:.1} GB of memory are available; take a smaller model or a 16-bit dtype",
+            gb(self.needed_bytes),
+            gb(self.weight_bytes),
+            gb(self.available_bytes)
+        )
+    }
+}
+
+impl std::error::Error for DoesNotFit {}
+
+/// Refuses, before anything is loaded, what the engine computes wrongly and what does not fit in memory.
+fn admit(config: &ModelConfig, dtype: DType, device: &Device) -> Result<()> {
+    if let Some(reason) = stock::refusal(config) {
+        bail!("engine stock refuses this model: {reason}");
+    }
+    // A device's own memory is asked for by allocating; Candle reports when there is none left.
+    if device.is_cpu() {
+        let weight_bytes = config.parameters() * dtype.size_in_bytes() as u64;
+        let needed_bytes = weight_bytes + stock::extra_bytes(config, dtype, LONGEST_SEQUENCE);
+        if let Some(available_bytes) = crate::measure::memory::available_bytes()
+            && needed_bytes > available_bytes
+        {
+            return Err(DoesNotFit { needed_bytes, weight_bytes, available_bytes }.into());
+        }
+    }
+    Ok(())
+}
+
+/// A model that is ready to run.
 pub struct Subject {
-    /// Short name, second part of benchmark ids.
-    pub name: String,
-    pub engine: String,
-    pub dtype: DType,
-    pub device: DeviceChoice,
+    pub model: Box<dyn CausalLm>,
     /// The full specification, with the commit that a Hub revision resolved to.
     pub source: String,
-    pub synthetic_weights: bool,
     pub tokenizer: Option<Tokenizer>,
     /// Ids that end a sequence, where those are obeyed.
     pub eos_token_ids: Vec<u32>,
-    pub model: Box<dyn CausalLm>,
 }
 
 /// Which implementation runs a model.

@@ -1,0 +1,62 @@
+//! Hands on what only the build knows and every record says: the versions in Cargo.lock, the compiler, the profile.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+fn main() {
+    let lock = lock_file();
+    let text = lock.as_deref().and_then(|lock| fs::read_to_string(lock).ok()).unwrap_or_default();
+    hand_on("CANDLE", &version(&text, "candle-core"));
+    hand_on("CRITERION", &version(&text, "criterion"));
+    hand_on("RUSTC", &rustc());
+    hand_on("PROFILE", &env::var("PROFILE").unwrap_or_else(|_| "unknown".into()));
+    println!("cargo:rerun-if-changed=build.rs");
+    if let Some(lock) = lock {
+        println!("cargo:rerun-if-changed={}", lock.display());
+    }
+}
+
+fn hand_on(key: &str, value: &str) {
+    println!("cargo:rustc-env=BUILT_WITH_{key}={value}");
+}
+
+/// Beside this file, or, where the crate is a dependency, above the folder that is built into.
+fn lock_file() -> Option<PathBuf> {
+    let own = env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
+    let out = env::var_os("OUT_DIR").map(PathBuf::from);
+    own.into_iter()
+        .chain(out.iter().flat_map(|out| out.ancestors().map(Path::to_owned)))
+        .map(|folder| folder.join("Cargo.lock"))
+        .find(|lock| lock.is_file())
+}
+
+/// The version of a package, and where it comes from if that is not a registry: then it is somebody's checkout, and the
+/// version alone does not say what was measured.
+fn version(lock: &str, package: &str) -> String {
+    let name = format!("name = \"{package}\"");
+    let Some(entry) = lock.split("[[package]]").find(|entry| entry.lines().any(|line| line == name)) else {
+        return "unknown".into();
+    };
+    let value = |key: &str| {
+        entry
+            .lines()
+            .find_map(|line| line.strip_prefix(key)?.strip_prefix(" = \"")?.strip_suffix('"'))
+            .map(str::to_owned)
+    };
+    let version = value("version").unwrap_or_else(|| "unknown".into());
+    match value("source") {
+        Some(source) if source.starts_with("registry+") => version,
+        Some(source) => format!("{version} ({source})"),
+        None => format!("{version} (path)"),
+    }
+}
+
+fn rustc() -> String {
+    let rustc = env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let output = Command::new(rustc).arg("--version").output().ok();
+    let text = output.and_then(|output| String::from_utf8(output.stdout).ok()).unwrap_or_default();
+    if text.trim().is_empty() { "unknown".into() } else { text.trim().to_owned() }
+}

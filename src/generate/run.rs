@@ -1,0 +1,197 @@
+//! The token loop, and the clock beside it.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use candle_core::{CpuStorage, DType, Storage, Tensor};
+
+use super::{FinishReason, Sampler, Timeline};
+use crate::{scenario::Sampling, subject::CausalLm};
+
+/// What to generate after a prompt.
+#[derive(Clone, Debug)]
+pub struct Request {
+    pub new_tokens: usize,
+    pub sampling: Sampling,
+    /// Seed of the draws.
+    pub seed: u64,
+    /// Ids that end the sequence. None, unless asked for: a run that stops early must not be compared with one that
+    /// does not.
+    pub stop: Vec<u32>,
+}
+
+/// Generates after a prompt. What the model held before is forgotten first, before any clock is read.
+///
+/// # Errors
+/// An empty prompt, one that leaves too little room, a model that fails or whose logits are unusable.
+pub fn run(model: &mut dyn CausalLm, prompt: &[u32], request: &Request) -> Result<Timeline> {
+    let longest = model.max_position_embeddings();
+    ensure!(!prompt.is_empty(), "the prompt is empty: at least one token is needed");
+    ensure!(request.new_tokens > 0, "no token is asked for: ask for at least one");
+    ensure!(
+        prompt.len() + request.new_tokens <= longest,
+        "{} prompt and {} new tokens are more than the model's {longest}",
+        prompt.len(),
+        request.new_tokens
+    );
+    let vocab_size = model.vocab_size();
+    if let Some(id) = prompt.iter().find(|id| **id as usize >= vocab_size) {
+        anyhow::bail!("the prompt holds token {id}, the model has {vocab_size}");
+    }
+
+    let mut sampler = Sampler::new(request.sampling, request.seed)?;
+    let mut sequence = Vec::with_capacity(prompt.len() + request.new_tokens);
+    sequence.extend_from_slice(prompt);
+    let mut steps = Vec::with_capacity(request.new_tokens - 1);
+    let mut sampling = Duration::ZERO;
+    let mut finish_reason = FinishReason::Length;
+    model.reset()?;
+    model.device().synchronize()?;
+
+    let started = Instant::now();
+    let mut next = step(model, prompt, 0, &mut sampler, &sequence, &mut sampling)?;
+    let mut last = Instant::now();
+    let ttft = last - started;
+    for _ in 1..request.new_tokens {
+        if request.stop.contains(&next) {
+            break;
+        }
+        sequence.push(next);
+        let position = sequence.len() - 1;
+        next = step(model, &[next], position, &mut sampler, &sequence, &mut sampling)?;
+        let now = Instant::now();
+        steps.push(now - last);
+        last = now;
+    }
+    if request.stop.contains(&next) {
+        finish_reason = FinishReason::EndOfSequence;
+    }
+    sequence.push(next);
+    let tokens = sequence.split_off(prompt.len());
+    Ok(Timeline { prompt_tokens: prompt.len(), ttft, steps, sampling, tokens, finish_reason })
+}
+
+/// One forward pass and the choice after it; `sampling` grows by the time of the latter.
+fn step(
+    model: &mut dyn CausalLm,
+    tokens: &[u32],
+    position: usize,
+    sampler: &mut Sampler,
+    sequence: &[u32],
+    sampling: &mut Duration,
+) -> Result<u32> {
+    let vocab_size = model.vocab_size();
+    let logits = model.forward(tokens, position)?;
+    ensure!(
+        logits.dims() == [vocab_size] && logits.dtype() == DType::F32,
+        "the model's logits are {} of shape {:?}; f32 of shape [{vocab_size}] is needed",
+        logits.dtype().as_str(),
+        logits.dims()
+    );
+    model.device().synchronize()?;
+    let started = Instant::now();
+    let next = with_logits(&logits, |logits| sampler.sample(logits, sequence))
+        .with_context(|| format!("at position {}", sequence.len()))?;
+    *sampling += started.elapsed();
+    Ok(next)
+}
+
+/// Lends the logits as a slice: in place on a processor, copied from another device.
+fn with_logits<T>(logits: &Tensor, use_them: impl FnOnce(&[f32]) -> Result<T>) -> Result<T> {
+    let (storage, layout) = logits.storage_and_layout();
+    if let (Storage::Cpu(CpuStorage::F32(values)), Some((start, end))) = (&*storage, layout.contiguous_offsets()) {
+        return use_them(&values[start..end]);
+    }
+    drop(storage);
+    use_them(&logits.to_vec1()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+    use crate::subject::Footprint;
+
+    /// Counts: the next token is the last plus one. Checks that it is fed as the trait promises.
+    struct Counter {
+        held: usize,
+        vocab_size: usize,
+        bad_logit: Option<f32>,
+    }
+
+    fn counter() -> Counter {
+        Counter { held: 0, vocab_size: 50, bad_logit: None }
+    }
+
+    impl CausalLm for Counter {
+        fn forward(&mut self, tokens: &[u32], position: usize) -> Result<Tensor> {
+            assert_eq!(position, self.held, "the position is what the cache holds");
+            self.held += tokens.len();
+            let mut logits = vec![0f32; self.vocab_size];
+            let next = (tokens[tokens.len() - 1] as usize + 1) % self.vocab_size;
+            logits[next] = self.bad_logit.unwrap_or(1.0);
+            Ok(Tensor::from_vec(logits, self.vocab_size, &Device::Cpu)?)
+        }
+        fn reset(&mut self) -> Result<()> {
+            self.held = 0;
+            Ok(())
+        }
+        fn footprint(&self) -> Footprint {
+            Footprint {
+                parameters: 0,
+                weight_bytes: 0,
+                step_weight_bytes: 0,
+                cache_bytes_per_token: 0,
+                flops_per_token: 0,
+            }
+        }
+        fn vocab_size(&self) -> usize {
+            self.vocab_size
+        }
+        fn max_position_embeddings(&self) -> usize {
+            40
+        }
+    }
+
+    fn request(new_tokens: usize, stop: &[u32]) -> Request {
+        Request { new_tokens, sampling: Sampling::GREEDY, seed: 0, stop: stop.to_vec() }
+    }
+
+    #[test]
+    fn tokens_and_times_are_as_many_as_asked_for() {
+        let mut model = counter();
+        for _ in 0..2 {
+            let timeline = run(&mut model, &[3, 4, 5], &request(4, &[])).expect("runs");
+            assert_eq!(timeline.tokens, [6, 7, 8, 9]);
+            assert_eq!((timeline.prompt_tokens, timeline.steps.len()), (3, 3));
+            assert_eq!(timeline.finish_reason, FinishReason::Length);
+            assert!(timeline.sampling < timeline.total());
+        }
+    }
+
+    #[test]
+    fn a_sequence_ends_only_where_asked_to() {
+        let timeline = run(&mut counter(), &[3], &request(30, &[9, 7])).expect("runs");
+        assert_eq!(timeline.tokens, [4, 5, 6, 7]);
+        assert_eq!(timeline.finish_reason, FinishReason::EndOfSequence);
+        let timeline = run(&mut counter(), &[3], &request(4, &[7])).expect("runs");
+        assert_eq!(timeline.finish_reason, FinishReason::EndOfSequence);
+    }
+
+    #[test]
+    fn what_can_not_run_is_said_in_one_line() {
+        let nan = Counter { bad_logit: Some(f32::NAN), ..counter() };
+        for (mut model, prompt, request, part) in [
+            (counter(), vec![], request(1, &[]), "the prompt is empty"),
+            (counter(), vec![1], request(0, &[]), "no token is asked for"),
+            (counter(), vec![1; 38], request(3, &[]), "38 prompt and 3 new tokens are more than the model's 40"),
+            (counter(), vec![50], request(1, &[]), "token 50, the model has 50"),
+            (nan, vec![1], request(1, &[]), "logits are not finite"),
+        ] {
+            let error = format!("{:#}", run(&mut model, &prompt, &request).expect_err(part));
+            assert!(error.contains(part), "{error}");
+            assert_eq!(error.lines().count(), 1);
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! What timelines mean together.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use sha2::{Digest, Sha256};
+
+use super::{FinishReason, Request, Timeline};
+use crate::{
+    record::{self, Limits},
+    subject::CausalLm,
+};
+
+/// The measures of generations that did the same work on the same model. `peak_bytes` is the most memory that any of
+/// them used; without `limits` there is no MBU and no MFU.
+///
+/// # Errors
+/// When there is none, or their tokens differ: then the model keeps something from one generation to the next, and
+/// they did not do the same work.
+pub fn summarise(
+    model: &dyn CausalLm,
+    request: &Request,
+    timelines: &[Timeline],
+    peak_bytes: Option<u64>,
+    limits: Option<&Limits>,
+) -> Result<record::Generation> {
+    let first = timelines.first().context("no generation was measured")?;
+    ensure!(
+        timelines.iter().all(|timeline| timeline.tokens == first.tokens),
+        "the same prompt and seed made different tokens: the model keeps state from one generation to the next"
+    );
+    let (prompt_tokens, generated_tokens) = (first.prompt_tokens, first.tokens.len());
+    let steps = first.steps.len();
+    let over_samples = |of: &dyn Fn(&Timeline) -> f64| median(timelines.iter().map(of).collect());
+    let total_ms = over_samples(&|timeline| ms(timeline.total()));
+    let ttft_ms = over_samples(&|timeline| ms(timeline.ttft));
+    let decode_ms = over_samples(&|timeline| ms(timeline.steps.iter().sum()));
+    let mut every_step_ms: Vec<f64> =
+        timelines.iter().flat_map(|timeline| &timeline.steps).map(|step| ms(*step)).collect();
+    every_step_ms.sort_unstable_by(f64::total_cmp);
+    let itl_ms = |share| (steps > 0).then(|| percentile(&every_step_ms, share));
+
+    let footprint = model.footprint();
+    // The step at a position reads every weight once, and the cache of what came before and of its own token.
+    let decode_bytes: u64 =
+        (1..=steps).map(|step| footprint.step_weight_bytes + model.cache_bytes(prompt_tokens + step).used).sum();
+    let cache = model.cache_bytes(prompt_tokens + steps);
+    Ok(record::Generation {
+        prompt_tokens,
+        new_tokens: request.new_tokens,
+        sampling: request.sampling,
+        seed: request.seed,
+        samples: timelines.len(),
+        total_ms,
+        ttft_ms,
+        itl_p50_ms: itl_ms(0.50),
+        itl_p95_ms: itl_ms(0.95),
+        itl_p99_ms: itl_ms(0.99),
+        tpot_ms: (steps > 0).then(|| decode_ms / steps as f64),
+        prefill_tokens_per_s: 1e3 * prompt_tokens as f64 / ttft_ms,
+        decode_tokens_per_s: (steps > 0).then(|| 1e3 * steps as f64 / decode_ms),
+        tokens_per_s: 1e3 * generated_tokens as f64 / total_ms,
+        sampling_share: over_samples(&|timeline| timeline.sampling.as_secs_f64() / timeline.total().as_secs_f64()),
+        cache_used_bytes: cache.used,
+        cache_allocated_bytes: cache.allocated,
+        peak_bytes,
+        mbu: limits
+            .filter(|_| steps > 0)
+            .map(|limits| decode_bytes as f64 / (decode_ms / 1e3) / limits.read_bytes_per_s),
+        mfu: limits
+            .map(|limits| model.prefill_flops(prompt_tokens) as f64 / (ttft_ms / 1e3) / limits.matrix_flops_per_s),
+        joules_per_token: None,
+        finish_reason: match first.finish_reason {
+            FinishReason::Length => "length".into(),
+            FinishReason::EndOfSequence => "end_of_sequence".into(),
+        },
+        generated_tokens,
+        token_digest: digest(&first.tokens),
+        itl_by_position_ms: (0..steps).map(|step| over_samples(&|timeline| ms(timeline.steps[step]))).collect(),
+    })
+}
+
+/// First 16 hexadecimal digits of the SHA-256 of the ids as little-endian u32.
+pub fn digest(tokens: &[u32]) -> String {
+    let bytes: Vec<u8> = tokens.iter().flat_map(|id| id.to_le_bytes()).collect();
+    Sha256::digest(bytes)[..8].iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn ms(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_unstable_by(f64::total_cmp);
+    percentile(&values, 0.5)
+}
+
+/// Of sorted values, with linear interpolation between neighbours: Hyndman and Fan's type 7, numpy's default.
+fn percentile(sorted: &[f64], share: f64) -> f64 {
+    let place = share * (sorted.len() - 1) as f64;
+    let (below, above) = (sorted[place.floor() as usize], sorted[place.ceil() as usize]);
+    below + (above - below) * place.fract()
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Tensor;
+
+    use super::*;
+    use crate::{
+        scenario::Sampling,
+        subject::{CacheBytes, Footprint},
+    };
+
+    struct Weighed;
+
+    impl CausalLm for Weighed {
+        fn forward(&mut self, _: &[u32], _: usize) -> Result<Tensor> {
+            anyhow::bail!("only weighed")
+        }
+        fn reset(&mut self) -> Result<()> {
+            Ok(())
+        }
+        fn footprint(&self) -> Footprint {
+            Footprint {
+                parameters: 500,
+                weight_bytes: 2000,
+                step_weight_bytes: 1000,
+                cache_bytes_per_token: 10,
+                flops_per_token: 300,
+            }
+        }
+        fn vocab_size(&self) -> usize {
+            100
+        }
+        fn max_position_embeddings(&self) -> usize {
+            100
+        }
+        fn cache_bytes(&self, tokens: usize) -> CacheBytes {
+            CacheBytes { used: 10 * tokens as u64, allocated: 4096 }
+        }
+    }
+
+    fn timeline(ttft_ms: u64, steps_ms: &[u64], tokens: &[u32]) -> Timeline {
+        Timeline {
+            prompt_tokens: 4,
+            ttft: Duration::from_millis(ttft_ms),
+            steps: steps_ms.iter().map(|step| Duration::from_millis(*step)).collect(),
+            sampling: Duration::from_millis(1),
+            tokens: tokens.to_vec(),
+            finish_reason: FinishReason::Length,
+        }
+    }
+
+    fn request(new_tokens: usize) -> Request {
+        Request { new_tokens, sampling: Sampling::GREEDY, seed: 42, stop: Vec::new() }
+    }
+
+    fn close(found: f64, expected: f64) {
+        assert!((found - expected).abs() < 1e-9 * expected, "{found}, not {expected}");
+    }
+
+    #[test]
+    fn figures_worked_out_by_hand() {
+        let timelines =
+            [timeline(10, &[2, 4], &[7, 8, 9]), timeline(20, &[3, 5], &[7, 8, 9]), timeline(40, &[6, 20], &[7, 8, 9])];
+        let limits = Limits { read_bytes_per_s: 1e6, matrix_flops_per_s: 1e6, matrix_dtype: "f32".into() };
+        let measures =
+            summarise(&Weighed, &request(3), &timelines, Some(9999), Some(&limits)).expect("the same tokens");
+        // Totals are 16, 28 and 66 ms; decode times 6, 8 and 26; steps sorted 2, 3, 4, 5, 6, 20.
+        close(measures.total_ms, 28.0);
+        close(measures.ttft_ms, 20.0);
+        close(measures.itl_p50_ms.expect("steps"), 4.5);
+        close(measures.itl_p95_ms.expect("steps"), 6.0 + 0.75 * 14.0);
+        close(measures.tpot_ms.expect("steps"), 4.0);
+        close(measures.prefill_tokens_per_s, 200.0);
+        close(measures.decode_tokens_per_s.expect("steps"), 250.0);
+        close(measures.tokens_per_s, 3.0 / 0.028);
+        close(measures.sampling_share, 1.0 / 28.0);
+        // Two steps read 1000 bytes of weights each, and the cache of 5 and 6 tokens, in 8 ms.
+        close(measures.mbu.expect("limits"), (2000.0 + 50.0 + 60.0) / 0.008 / 1e6);
+        close(measures.mfu.expect("limits"), 4.0 * 300.0 / 0.020 / 1e6);
+        assert_eq!((measures.cache_used_bytes, measures.cache_allocated_bytes), (60, 4096));
+        assert_eq!(measures.itl_by_position_ms, [3.0, 5.0]);
+        assert_eq!((measures.samples, measures.peak_bytes), (3, Some(9999)));
+    }
+
+    #[test]
+    fn one_token_has_no_latency_between_tokens() {
+        let measures = summarise(&Weighed, &request(1), &[timeline(10, &[], &[7])], None, None).expect("one");
+        assert_eq!((measures.itl_p50_ms, measures.tpot_ms, measures.decode_tokens_per_s), (None, None, None));
+        assert_eq!((measures.mbu, measures.mfu), (None, None));
+        close(measures.tokens_per_s, 100.0);
+    }
+
+    #[test]
+    fn generations_that_differ_are_not_summed_up() {
+        let timelines = [timeline(10, &[2], &[7, 8]), timeline(10, &[2], &[7, 9])];
+        let error = summarise(&Weighed, &request(2), &timelines, None, None).expect_err("they differ").to_string();
+        assert!(error.contains("keeps state"), "{error}");
+    }
+
+    #[test]
+    fn the_digest_is_of_the_ids() {
+        // printf '\x01\0\0\0\x02\0\0\0' | sha256sum
+        assert_eq!(digest(&[1, 2]), PINNED);
+        assert_ne!(digest(&[2, 1]), PINNED);
+    }
+    const PINNED: &str = "34fb5c825de7ca4a";
+}

@@ -1,0 +1,107 @@
+//! How quiet the machine was. A benchmark on a busy machine measures its neighbours too, and says so.
+
+use std::fs;
+
+use crate::record::Conditions;
+
+/// Shares of the machine's processor time above which a figure is doubtful. Others at 5 % of two cores take a tenth of
+/// one, which is what a small regression looks like; a hypervisor that takes anything that shows takes it unevenly.
+const OTHERS: f64 = 0.05;
+const STOLEN: f64 = 0.02;
+
+/// Watches from its start to its end.
+pub struct Watch {
+    started: Option<Ticks>,
+}
+
+/// Processor time so far, in the kernel's clock ticks, over all cores.
+#[derive(Clone, Copy)]
+struct Ticks {
+    total: u64,
+    busy: u64,
+    stolen: u64,
+    own: u64,
+}
+
+impl Watch {
+    pub fn start() -> Self {
+        Self { started: ticks() }
+    }
+
+    pub fn end(self) -> Conditions {
+        match (self.started, ticks()) {
+            (Some(started), Some(ended)) => judge(started, ended),
+            _ => Conditions { other_cpu_share: None, stolen_cpu_share: None, doubts: Vec::new() },
+        }
+    }
+}
+
+fn judge(started: Ticks, ended: Ticks) -> Conditions {
+    let total = ended.total.saturating_sub(started.total).max(1) as f64;
+    let busy = ended.busy.saturating_sub(started.busy) as f64;
+    let own = ended.own.saturating_sub(started.own) as f64;
+    let stolen = ended.stolen.saturating_sub(started.stolen) as f64 / total;
+    let others = (busy - own).max(0.0) / total;
+    let mut doubts = Vec::new();
+    if others > OTHERS {
+        doubts.push(format!("other processes took {:.0} % of the processor time", others * 100.0));
+    }
+    if stolen > STOLEN {
+        doubts.push(format!("the hypervisor gave {:.0} % of the processor time to others", stolen * 100.0));
+    }
+    Conditions { other_cpu_share: Some(others), stolen_cpu_share: Some(stolen), doubts }
+}
+
+/// From Linux' /proc; elsewhere unknown.
+fn ticks() -> Option<Ticks> {
+    parse(&fs::read_to_string("/proc/stat").ok()?, &fs::read_to_string("/proc/self/stat").ok()?)
+}
+
+fn parse(stat: &str, own: &str) -> Option<Ticks> {
+    let cpu = stat.lines().next()?.strip_prefix("cpu ")?;
+    let fields: Vec<u64> = cpu.split_whitespace().map_while(|field| field.parse().ok()).collect();
+    let &[user, nice, system, idle, iowait, irq, softirq, stolen, ..] = fields.as_slice() else { return None };
+    // The name, in parentheses, may hold anything; the state is the first field after it.
+    let (_, after_name) = own.rsplit_once(')')?;
+    let own: Vec<&str> = after_name.split_whitespace().collect();
+    let (utime, stime): (u64, u64) = (own.get(11)?.parse().ok()?, own.get(12)?.parse().ok()?);
+    let busy = user + nice + system + irq + softirq;
+    Some(Ticks { total: busy + idle + iowait + stolen, busy, stolen, own: utime + stime })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernels_files_are_read() {
+        let stat = "cpu  100 10 50 1000 40 5 5 30 0 0\ncpu0 1 2 3";
+        let own = "4242 (a (strange) name) R 1 2 3 4 5 6 7 8 9 10 70 20 0 0 20 0 2 0 5";
+        let ticks = parse(stat, own).expect("both are well formed");
+        assert_eq!((ticks.total, ticks.busy, ticks.stolen, ticks.own), (1240, 170, 30, 90));
+        assert!(parse("intr 5", own).is_none());
+    }
+
+    #[test]
+    fn a_busy_machine_is_doubted() {
+        let started = Ticks { total: 0, busy: 0, stolen: 0, own: 0 };
+        let quiet = judge(started, Ticks { total: 1000, busy: 510, stolen: 1, own: 500 });
+        assert_eq!(quiet.other_cpu_share, Some(0.01));
+        assert!(quiet.doubts.is_empty());
+        let busy = judge(started, Ticks { total: 1000, busy: 800, stolen: 50, own: 500 });
+        assert_eq!(busy.doubts.len(), 2, "{:?}", busy.doubts);
+        assert!(busy.doubts[0].contains("30 %"));
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn this_process_is_seen_to_work() {
+        let watch = Watch::start();
+        let started = std::time::Instant::now();
+        while started.elapsed().as_millis() < 100 {
+            std::hint::spin_loop();
+        }
+        let own = |ticks: Option<Ticks>| ticks.expect("Linux has /proc").own;
+        assert!(own(ticks()) > own(watch.started));
+    }
+}

@@ -1,0 +1,141 @@
+//! What the machine allows: the bandwidth of its memory and the rate of its matrix products, which every decode and
+//! prefill rate is set beside.
+
+use std::{
+    collections::BTreeMap,
+    hint::black_box,
+    sync::Mutex,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, anyhow};
+use candle_core::{DType, Device, Tensor};
+use rayon::prelude::*;
+
+use crate::record::Limits;
+
+/// Much larger than any cache, so that no pass finds in one what the last left there.
+const BUFFER_BYTES: usize = 512 << 20;
+
+/// Rows and columns of the square matrices, on a processor and on a device that takes more to fill.
+const MATRIX_ON_CPU: usize = 1536;
+const MATRIX_ON_DEVICE: usize = 8192;
+
+const PASSES: usize = 5;
+
+/// Measured once for each device in a process.
+static MEASURED: Mutex<BTreeMap<String, Limits>> = Mutex::new(BTreeMap::new());
+
+/// Measures the limits of a device, or recalls them. Takes about a second.
+///
+/// On a processor: reading a buffer of half a gigabyte with every thread, and Candle's f32 matrix product of 1536 rows
+/// and columns, the best of five each. f32 whatever the models run in, since Candle widens 16-bit products to it. On
+/// another device: copying a buffer of that size, where each byte is read and written and counts twice, and the bf16
+/// product of 8192 rows and columns.
+///
+/// They are what this machine reaches at these, not what its data sheet says; a figure of over 100 % can happen and
+/// says that a benchmark uses the machine better than the measurement of its limits did.
+///
+/// # Errors
+/// When the device fails.
+pub fn limits(device: &Device) -> Result<Limits> {
+    let name = format!("{:?}", device.location());
+    let mut measured = MEASURED.lock().map_err(|_| anyhow!("the limits could not be measured"))?;
+    if let Some(limits) = measured.get(&name) {
+        return Ok(limits.clone());
+    }
+    let limits = if device.is_cpu() {
+        Limits {
+            read_bytes_per_s: read_bytes_per_s(),
+            matrix_flops_per_s: matrix_flops_per_s(device, DType::F32, MATRIX_ON_CPU)?,
+            matrix_dtype: "f32".into(),
+        }
+    } else {
+        Limits {
+            read_bytes_per_s: copied_bytes_per_s(device)?,
+            matrix_flops_per_s: matrix_flops_per_s(device, DType::BF16, MATRIX_ON_DEVICE)?,
+            matrix_dtype: "bf16".into(),
+        }
+    };
+    measured.insert(name, limits.clone());
+    Ok(limits)
+}
+
+fn read_bytes_per_s() -> f64 {
+    // Written, so that every page is there and is its own: untouched pages are all the same zeroes.
+    let buffer: Vec<u64> = (0..BUFFER_BYTES as u64 / 8).into_par_iter().collect();
+    let part = buffer.len().div_ceil(rayon::current_num_threads());
+    let best = best_of(|| {
+        let sum = buffer.par_chunks(part).map(sum).reduce(|| 0, u64::wrapping_add);
+        black_box(sum);
+        Ok(())
+    });
+    best.map_or(f64::NAN, |best| BUFFER_BYTES as f64 / best.as_secs_f64())
+}
+
+/// With independent sums, so that memory is the limit and not the adder.
+fn sum(values: &[u64]) -> u64 {
+    let mut sums = [0u64; 32];
+    let (whole, rest) = values.as_chunks::<32>();
+    for lanes in whole {
+        for lane in 0..32 {
+            sums[lane] = sums[lane].wrapping_add(lanes[lane]);
+        }
+    }
+    sums.iter().chain(rest).fold(0, |sum, value| sum.wrapping_add(*value))
+}
+
+fn copied_bytes_per_s(device: &Device) -> Result<f64> {
+    let from = Tensor::ones(BUFFER_BYTES / 4, DType::F32, device)?;
+    let best = best_of(|| {
+        let to = from.copy()?;
+        device.synchronize()?;
+        drop(to);
+        Ok(())
+    })?;
+    Ok(2.0 * BUFFER_BYTES as f64 / best.as_secs_f64())
+}
+
+fn matrix_flops_per_s(device: &Device, dtype: DType, size: usize) -> Result<f64> {
+    // Random, because some processors are faster on zeroes.
+    let random = || Tensor::randn(0f32, 1f32, (size, size), device)?.to_dtype(dtype);
+    let (a, b) = (random()?, random()?);
+    device.synchronize()?;
+    let best = best_of(|| {
+        black_box(a.matmul(&b)?);
+        Ok(device.synchronize()?)
+    })?;
+    Ok(2.0 * (size as f64).powi(3) / best.as_secs_f64())
+}
+
+/// The shortest of a few passes, after one that warms up: what disturbs a pass only makes it longer.
+fn best_of(mut pass: impl FnMut() -> Result<()>) -> Result<Duration> {
+    pass()?;
+    let mut best = Duration::MAX;
+    for _ in 0..PASSES {
+        let started = Instant::now();
+        pass()?;
+        best = best.min(started.elapsed());
+    }
+    Ok(best)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_value_is_read() {
+        for length in [0, 1, 31, 32, 33, 1000] {
+            let values: Vec<u64> = (1..=length).collect();
+            assert_eq!(sum(&values), length * (length + 1) / 2);
+        }
+    }
+
+    #[test]
+    fn measured_once_and_plausible() {
+        let first = limits(&Device::Cpu).expect("a processor has limits");
+        assert!(first.read_bytes_per_s > 1e8 && first.matrix_flops_per_s > 1e8, "{first:?}");
+        assert_eq!(first, limits(&Device::Cpu).expect("recalled"));
+    }
+}

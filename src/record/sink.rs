@@ -1,0 +1,137 @@
+//! Where records go: one folder a run, one line a record.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result};
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+
+use super::Record;
+
+/// Name of the records' file in a run's folder.
+pub const RECORDS: &str = "records.jsonl";
+
+/// Who opened a run, so that the other bench targets of the same `cargo bench` can join it.
+const OPENED_BY: &str = "run.json";
+
+#[derive(Serialize, Deserialize, PartialEq)]
+struct OpenedBy {
+    cargo_process: u32,
+}
+
+/// Appends records to a run. Each is written whole, in one call, so that writers at the same time lose nothing and a
+/// process that is killed loses at most the record in flight.
+pub struct Sink {
+    run: String,
+    path: PathBuf,
+}
+
+impl Sink {
+    /// Opens the run that this process belongs to, below `out`: the one named by `run`; else, started by Cargo, the
+    /// one that an earlier bench target of the same `cargo bench` opened; else a new one, named by the time.
+    ///
+    /// # Errors
+    /// When the folder can't be made or written to.
+    pub fn open(out: &Path, run: Option<&str>) -> Result<Self> {
+        let cargo = std::env::var_os("CARGO").and_then(|_| parent_process());
+        let run = match (run, cargo) {
+            (Some(run), _) => run.to_owned(),
+            (None, Some(cargo)) => opened_by(out, cargo).unwrap_or_else(|| new_run(Utc::now())),
+            (None, None) => new_run(Utc::now()),
+        };
+        let folder = out.join(&run);
+        let sink = Self { path: folder.join(RECORDS), run };
+        fs::create_dir_all(&folder)
+            .and_then(|()| sink.file().map(drop))
+            .with_context(|| format!("records can't be written to {}: set CANDLEPOWER_OUT", folder.display()))?;
+        if let Some(cargo_process) = cargo {
+            let opened_by = serde_json::to_vec(&OpenedBy { cargo_process })?;
+            write_whole(&folder.join(OPENED_BY), &opened_by)?;
+        }
+        Ok(sink)
+    }
+
+    pub fn run(&self) -> &str {
+        &self.run
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// # Errors
+    /// When the file can't be written to.
+    pub fn append(&self, record: &Record) -> Result<()> {
+        let mut line = serde_json::to_vec(record)?;
+        line.push(b'\n');
+        let written = self.file().and_then(|mut file| {
+            // A writer that was killed in mid-line leaves no newline behind; without this it would swallow ours.
+            if ends_in_mid_line(&self.path)? {
+                line.insert(0, b'\n');
+            }
+            file.write_all(&line)
+        });
+        written.with_context(|| format!("{}: the record of {} was not written", self.path.display(), record.id))
+    }
+
+    fn file(&self) -> io::Result<File> {
+        OpenOptions::new().create(true).append(true).open(&self.path)
+    }
+}
+
+/// Writes a file whole: under a temporary name beside it, then renamed.
+///
+/// # Errors
+/// When the folder can't be written to.
+pub fn write_whole(path: &Path, content: &[u8]) -> Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let write = || {
+        let mut file = tempfile::NamedTempFile::new_in(folder)?;
+        file.write_all(content)?;
+        file.persist(path)?;
+        io::Result::Ok(())
+    };
+    write().with_context(|| format!("{} was not written", path.display()))
+}
+
+fn ends_in_mid_line(path: &Path) -> io::Result<bool> {
+    use io::{Read, Seek, SeekFrom};
+    let mut file = File::open(path)?;
+    if file.metadata()?.len() == 0 {
+        return Ok(false);
+    }
+    file.seek(SeekFrom::End(-1))?;
+    let mut last = [0];
+    file.read_exact(&mut last)?;
+    Ok(last != *b"\n")
+}
+
+fn new_run(now: DateTime<Utc>) -> String {
+    format!("{}-{}", now.format("%Y%m%dT%H%M%SZ"), std::process::id())
+}
+
+/// The newest run below `out`, if the given Cargo process opened it.
+fn opened_by(out: &Path, cargo_process: u32) -> Option<String> {
+    let newest = fs::read_dir(out)
+        .ok()?
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .filter(|name| out.join(name).join(OPENED_BY).is_file())
+        .max()?;
+    let opened: OpenedBy = serde_json::from_slice(&fs::read(out.join(&newest).join(OPENED_BY)).ok()?).ok()?;
+    (opened == OpenedBy { cargo_process }).then_some(newest)
+}
+
+#[cfg(unix)]
+fn parent_process() -> Option<u32> {
+    Some(std::os::unix::process::parent_id())
+}
+
+/// Elsewhere each bench target opens a run of its own.
+#[cfg(not(unix))]
+fn parent_process() -> Option<u32> {
+    None
+}

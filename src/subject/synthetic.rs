@@ -1,0 +1,132 @@
+//! Seeded weights: the tensors of a model of which only the shape is known, made on request, the same on every machine
+//! and for any number of threads.
+//!
+//! Each tensor has a key of its own, the hash of the seed and its name, and element `i` comes from word `i` of the
+//! ChaCha8 stream of that key, so that any part can be made without the parts before it.
+
+use candle_core::{CpuStorage, DType, Device, Error, Result, Shape, Storage, Tensor, op::BackpropOp};
+use candle_nn::{Init, VarBuilder, var_builder::SimpleBackend};
+use half::{bf16, f16};
+use rand_chacha::{
+    ChaCha8Rng,
+    rand_core::{Rng, SeedableRng},
+};
+use rayon::prelude::*;
+use sha2::{Digest, Sha256};
+
+use super::config::{Family, ModelConfig};
+
+/// Standard deviation of the matrices: what the families themselves start training from.
+const STANDARD_DEVIATION: f32 = 0.02;
+
+/// Elements made at a time: a multiple of ChaCha's block of 16 words, small enough to stay in a core's cache.
+const CHUNK: usize = 16 * 1024;
+
+/// Weights for a configuration, in `dtype`, made when the model asks for them. A tensor goes straight to where it stays,
+/// so that the whole takes no more memory than the weights.
+pub fn weights(config: &ModelConfig, seed: u64, dtype: DType, device: &Device) -> VarBuilder<'static> {
+    let norm = match config.family {
+        Family::Llama | Family::Qwen3 => 1.0,
+        // Gemma stores the difference from one.
+        Family::Gemma3 => 0.0,
+    };
+    VarBuilder::from_backend(Box::new(Synthetic { seed, norm }), dtype, device.clone())
+}
+
+struct Synthetic {
+    seed: u64,
+    /// Value of every norm's weights.
+    norm: f32,
+}
+
+impl SimpleBackend for Synthetic {
+    fn get(&self, shape: Shape, name: &str, _: Init, dtype: DType, device: &Device) -> Result<Tensor> {
+        if shape.rank() == 1 {
+            return Tensor::full(self.norm, shape, device)?.to_dtype(dtype);
+        }
+        let count = shape.elem_count();
+        let storage = match dtype {
+            DType::F32 => CpuStorage::F32(uniform(self.seed, name, count, |x| x)),
+            DType::F16 => CpuStorage::F16(uniform(self.seed, name, count, f16::from_f32)),
+            DType::BF16 => CpuStorage::BF16(uniform(self.seed, name, count, bf16::from_f32)),
+            _ => return Err(Error::UnsupportedDTypeForOp(dtype, "seeded weights")),
+        };
+        Tensor::from_storage(Storage::Cpu(storage), shape, BackpropOp::none(), false).to_device(device)
+    }
+
+    fn get_unchecked(&self, name: &str, _: DType, _: &Device) -> Result<Tensor> {
+        Err(Error::Msg(format!("{name}: seeded weights need a shape")))
+    }
+
+    fn contains_tensor(&self, _: &str) -> bool {
+        true
+    }
+}
+
+/// `count` numbers, uniform with a mean of 0 and [`STANDARD_DEVIATION`].
+fn uniform<T: Copy + Default + Send + Sync>(
+    seed: u64,
+    name: &str,
+    count: usize,
+    convert: impl Fn(f32) -> T + Sync,
+) -> Vec<T> {
+    let key: [u8; 32] = Sha256::new().chain_update(seed.to_le_bytes()).chain_update(name).finalize().into();
+    // A uniform distribution from -w to w has the standard deviation w / √3.
+    let half_width = STANDARD_DEVIATION * 3f32.sqrt();
+    let mut values = vec![T::default(); count];
+    values.par_chunks_mut(CHUNK).enumerate().for_each_init(
+        || vec![0u8; 4 * CHUNK],
+        |bytes, (chunk, values)| {
+            let mut words = ChaCha8Rng::from_seed(key);
+            words.set_word_pos((chunk * CHUNK) as u128);
+            let bytes = &mut bytes[..4 * values.len()];
+            words.fill_bytes(bytes);
+            for (value, word) in values.iter_mut().zip(bytes.chunks_exact(4)) {
+                let word = u32::from_le_bytes([word[0], word[1], word[2], word[3]]);
+                // The top 24 bits are exact in an f32, so the result is the same wherever it is computed.
+                let unit = (word >> 8) as f32 * (1.0 / (1 << 23) as f32) - 1.0;
+                *value = convert(unit * half_width);
+            }
+        },
+    );
+    values
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_for_any_number_of_threads() {
+        let made = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
+            pool.install(|| uniform(42, "model.embed_tokens.weight", 3 * CHUNK + 5, |x| x))
+        };
+        assert_eq!(made(1), made(3));
+    }
+
+    /// Seeded models are compared over years and machines: their weights must never change.
+    #[test]
+    fn the_same_for_ever() {
+        let bits = |name, seed| uniform(seed, name, 4, f32::to_bits);
+        assert_eq!(bits("model.embed_tokens.weight", 42), PINNED);
+        assert_ne!(bits("lm_head.weight", 42), PINNED);
+        assert_ne!(bits("model.embed_tokens.weight", 43), PINNED);
+    }
+    const PINNED: [u32; 4] = [0xbbcc_1ca6, 0xbaaf_2f17, 0xbca1_b764, 0xbc7f_f579];
+
+    #[test]
+    fn spread_as_a_fresh_model() {
+        let values = uniform(1, "w", 1 << 20, |x| f64::from(x));
+        let mean = values.iter().sum::<f64>() / values.len() as f64;
+        let variance = values.iter().map(|x| x * x).sum::<f64>() / values.len() as f64;
+        assert!(mean.abs() < 1e-4, "{mean}");
+        assert!((variance.sqrt() / f64::from(STANDARD_DEVIATION) - 1.0).abs() < 2e-3, "{variance}");
+    }
+
+    #[test]
+    fn half_precisions_are_the_same_numbers_rounded() {
+        let exact = uniform(7, "w", 1000, |x| x);
+        assert_eq!(uniform(7, "w", 1000, bf16::from_f32), exact.iter().map(|&x| bf16::from_f32(x)).collect::<Vec<_>>());
+    }
+}

@@ -1,0 +1,133 @@
+//! Subjects before and after they are loaded. A candidate has its name in ids without being loaded; the pool loads it
+//! when its first benchmark runs, once, and gives its memory back after the last.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use candle_core::{DType, Device};
+
+use crate::{
+    record,
+    scenario::Tier,
+    settings::Settings,
+    subject::{self, CausalLm, DoesNotFit, Subject},
+};
+
+/// A subject that can be loaded.
+pub struct Candidate {
+    pub about: record::Subject,
+    /// How many of the scenarios it runs.
+    pub tier: Tier,
+    load: Box<dyn Fn() -> Result<Subject>>,
+}
+
+impl Candidate {
+    /// The models that the settings name.
+    pub fn from_settings(settings: &Settings) -> Vec<Self> {
+        let Settings { engine, dtype, device, seed, .. } = *settings;
+        let candidate = |spec: &subject::ModelSpec| {
+            let spec = spec.clone();
+            Self {
+                about: about(&spec.slug(), &engine.to_string(), settings, &spec.to_string(), spec.is_synthetic()),
+                tier: settings.tier_for(&spec),
+                load: Box::new(move || subject::load(&spec, engine, dtype, device, seed)),
+            }
+        };
+        settings.models.iter().map(candidate).collect()
+    }
+
+    /// A model of one's own, called `model` in ids. It runs every scenario unless the settings name a tier.
+    pub fn own<M: CausalLm + 'static>(
+        model: &str,
+        settings: &Settings,
+        load: impl Fn(DType, &Device) -> Result<M> + 'static,
+    ) -> Self {
+        let source = format!("own:{model}");
+        let (dtype, device) = (settings.dtype, settings.device);
+        Self {
+            about: about(model, "own", settings, &source, false),
+            tier: settings.tier.unwrap_or(Tier::Full),
+            load: Box::new(move || {
+                let model = Box::new(load(dtype, &device.open()?)?);
+                Ok(Subject { model, source: source.clone(), tokenizer: None, eos_token_ids: Vec::new() })
+            }),
+        }
+    }
+
+    /// `<engine>-<dtype>-<device>`, the last part of the benchmark's id.
+    pub fn variant(&self) -> String {
+        format!("{}-{}-{}", self.about.engine, self.about.dtype, self.about.device)
+    }
+}
+
+fn about(model: &str, engine: &str, settings: &Settings, source: &str, synthetic_weights: bool) -> record::Subject {
+    record::Subject {
+        model: model.into(),
+        engine: engine.into(),
+        dtype: settings.dtype.as_str().into(),
+        device: settings.device.to_string(),
+        source: source.into(),
+        synthetic_weights,
+        parameters: None,
+        weight_bytes: None,
+    }
+}
+
+/// Candidates and the subjects that are loaded of them.
+pub(super) struct Pool {
+    places: Vec<Place>,
+}
+
+struct Place {
+    candidate: Candidate,
+    subject: Option<Subject>,
+}
+
+impl Pool {
+    pub fn new(candidates: Vec<Candidate>) -> Self {
+        Self { places: candidates.into_iter().map(|candidate| Place { candidate, subject: None }).collect() }
+    }
+
+    /// Places of the candidates that a scenario of this tier includes.
+    pub fn in_tier(&self, tier: Tier) -> Vec<usize> {
+        (0..self.places.len()).filter(|&place| self.places[place].candidate.tier >= tier).collect()
+    }
+
+    pub fn candidate(&self, place: usize) -> &Candidate {
+        &self.places[place].candidate
+    }
+
+    /// The subject, loaded if it isn't. When there is no room for it, the others are given up first.
+    pub fn subject(&mut self, place: usize) -> Result<&mut Subject> {
+        let subject = match self.places[place].subject.take() {
+            Some(subject) => subject,
+            None => self.load(place)?,
+        };
+        Ok(self.places[place].subject.insert(subject))
+    }
+
+    fn load(&mut self, place: usize) -> Result<Subject> {
+        let started = Instant::now();
+        let candidate = &self.places[place].candidate;
+        let mut loaded = (candidate.load)();
+        if loaded.as_ref().is_err_and(|error| error.is::<DoesNotFit>()) {
+            self.places.iter_mut().for_each(|place| place.subject = None);
+            loaded = (self.places[place].candidate.load)();
+        }
+        let subject = loaded?;
+        let about = &mut self.places[place].candidate.about;
+        let footprint = subject.model.footprint();
+        about.source = subject.source.clone();
+        about.parameters = Some(footprint.parameters);
+        about.weight_bytes = Some(footprint.weight_bytes);
+        if started.elapsed() > Duration::from_secs(1) {
+            eprintln!("{}: loaded in {:.1} s", about.model, started.elapsed().as_secs_f64());
+        }
+        Ok(subject)
+    }
+
+    /// Gives the subject's memory back.
+    pub fn release(&mut self, place: usize) {
+        self.places[place].subject = None;
+    }
+}

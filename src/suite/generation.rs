@@ -1,0 +1,207 @@
+//! The generation groups: a group a scenario, an entry a subject, one generation an iteration.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use anyhow::{Result, anyhow};
+use criterion::{BenchmarkGroup, BenchmarkId, SamplingMode, Throughput};
+
+use super::{
+    Candidate, Suite, abort,
+    candidate::Pool,
+    long_iterations,
+    session::{Measured, Outcome},
+};
+use crate::{
+    generate::{self, Request, Timeline},
+    measure::{self, TokenTime, conditions::Watch, gpu, memory},
+    record::{Conditions, Limits, Measures},
+    scenario::Generation,
+    subject::{DeviceChoice, Subject},
+};
+
+impl Suite {
+    /// Runs the scenarios on every candidate whose tier includes them.
+    pub fn generation(&mut self, scenarios: &[Generation], candidates: Vec<Candidate>) {
+        let mut criterion = long_iterations(TokenTime);
+        let mut pool = Pool::new(candidates);
+        for (index, scenario) in scenarios.iter().enumerate() {
+            let places = pool.in_tier(scenario.tier);
+            if places.is_empty() {
+                continue;
+            }
+            let mut group = criterion.benchmark_group(scenario.key);
+            group.sampling_mode(SamplingMode::Flat);
+            for place in places {
+                group.throughput(Throughput::Elements(scenario.new_tokens as u64));
+                self.generate(&mut group, scenario, &mut pool, place);
+                let tier = pool.candidate(place).tier;
+                if scenarios[index + 1..].iter().all(|later| later.tier > tier) {
+                    pool.release(place);
+                }
+            }
+            group.finish();
+        }
+        criterion.final_summary();
+    }
+
+    fn generate(
+        &mut self,
+        group: &mut BenchmarkGroup<'_, TokenTime>,
+        scenario: &Generation,
+        pool: &mut Pool,
+        place: usize,
+    ) {
+        let (model, variant) = (pool.candidate(place).about.model.clone(), pool.candidate(place).variant());
+        let settings = self.settings();
+        let (seed, device) = (settings.seed, settings.device);
+        let mut work: Option<Work> = None;
+        let ended = Self::isolated(|| {
+            group.bench_function(BenchmarkId::new(&model, &variant), |bencher| {
+                let subject = pool.subject(place).unwrap_or_else(|error| abort(error));
+                let work = match &mut work {
+                    Some(work) => work,
+                    None => {
+                        let prepared = Work::prepare(subject, scenario, seed, device);
+                        work.insert(prepared.unwrap_or_else(|error| abort(error)))
+                    }
+                };
+                bencher.iter_custom(|iterations| {
+                    let once = |_| work.generate(subject).unwrap_or_else(|error| abort(error));
+                    (0..iterations).map(once).sum()
+                });
+            });
+        });
+        if work.is_none() && ended.is_ok() {
+            return; // left out by the filter, or only listed
+        }
+        let mut deviates = None;
+        let (mut limits, mut conditions) = (None, None);
+        let measured = match (work, pool.subject(place)) {
+            (Some(work), Ok(subject)) => {
+                deviates = subject.model.deviates(scenario.prompt_tokens, scenario.new_tokens);
+                limits = Some(work.limits.clone());
+                let (measured, quiet) = work.end(subject);
+                conditions = Some(quiet);
+                ended.and(measured)
+            }
+            (_, subject) => Err(ended.err().or(subject.err()).unwrap_or_else(|| anyhow!("it was not measured"))),
+        };
+        let record = self.session.record(Outcome {
+            id: format!("{}/{model}/{variant}", scenario.key),
+            scenario: scenario.key.into(),
+            subject: pool.candidate(place).about.clone(),
+            deviates,
+            measured,
+            limits,
+            conditions,
+        });
+        self.keep(record);
+    }
+}
+
+/// Generations of one benchmark, and what was seen beside them. Also what `candlepower run` does.
+pub struct Work {
+    prompt: Vec<u32>,
+    request: Request,
+    device: DeviceChoice,
+    limits: Limits,
+    watch: Watch,
+    timelines: Vec<Timeline>,
+    peak_bytes: Option<u64>,
+    joules: Vec<f64>,
+    energy_unknown: Option<String>,
+}
+
+impl Work {
+    fn prepare(subject: &Subject, scenario: &Generation, seed: u64, device: DeviceChoice) -> Result<Self> {
+        let vocab_size = subject.model.vocab_size();
+        let prompt = generate::prompt_ids(subject.tokenizer.as_ref(), vocab_size, scenario.prompt_tokens, seed)?;
+        let request = Request { new_tokens: scenario.new_tokens, sampling: scenario.sampling, seed, stop: Vec::new() };
+        Self::new(subject, prompt, request, device)
+    }
+
+    /// # Errors
+    /// When the limits of the device can't be measured.
+    pub fn new(subject: &Subject, prompt: Vec<u32>, request: Request, device: DeviceChoice) -> Result<Self> {
+        Ok(Self {
+            prompt,
+            request,
+            device,
+            limits: measure::limits(subject.model.device())?,
+            watch: Watch::start(),
+            timelines: Vec::new(),
+            peak_bytes: None,
+            joules: Vec::new(),
+            energy_unknown: None,
+        })
+    }
+
+    /// One generation; returns the time from the prompt to the last token.
+    ///
+    /// # Errors
+    /// As [`generate::run`].
+    pub fn generate(&mut self, subject: &mut Subject) -> Result<Duration> {
+        memory::reset_peak();
+        let before = self.energy_joules();
+        let timeline = generate::run(subject.model.as_mut(), &self.prompt, &self.request)?;
+        match (before, self.energy_joules()) {
+            (Ok(before), Ok(after)) => self.joules.push(after - before),
+            (Err(error), _) | (_, Err(error)) => self.energy_unknown = Some(format!("{error:#}")),
+        }
+        self.peak_bytes = self.peak_bytes.max(memory::peak_bytes());
+        let total = timeline.total();
+        self.timelines.push(timeline);
+        Ok(total)
+    }
+
+    /// The timelines so far.
+    pub fn timelines(&self) -> &[Timeline] {
+        &self.timelines
+    }
+
+    fn energy_joules(&self) -> Result<f64> {
+        match self.device {
+            DeviceChoice::Cuda(ordinal) => gpu::energy_joules(ordinal),
+            DeviceChoice::Cpu | DeviceChoice::Metal => Err(anyhow!("no energy counter is read on {}", self.device)),
+        }
+    }
+
+    /// What was measured, the first generation left out as warm-up if there are more; and how quiet the machine was.
+    pub fn end(mut self, subject: &Subject) -> (Result<Measured>, Conditions) {
+        self.leave_out(1);
+        let conditions = self.watch.end();
+        let limits = Some(&self.limits);
+        let summary =
+            generate::summarise(subject.model.as_ref(), &self.request, &self.timelines, self.peak_bytes, limits);
+        let measured = summary.map(|mut measures| {
+            let mut unmeasured = BTreeMap::new();
+            let mut note = |field: &str, reason: &str| unmeasured.insert(field.to_owned(), reason.to_owned());
+            if !self.joules.is_empty() {
+                let joules = self.joules.iter().sum::<f64>() / self.joules.len() as f64;
+                measures.joules_per_token = Some(joules / measures.generated_tokens as f64);
+            } else if let Some(reason) = &self.energy_unknown {
+                note("joules_per_token", reason);
+            }
+            if measures.peak_bytes.is_none() {
+                note("peak_bytes", "the program does not count its allocations");
+            } else if !subject.model.device().is_cpu() {
+                measures.peak_bytes = None;
+                note("peak_bytes", "the memory of this device is not counted");
+            }
+            if measures.tpot_ms.is_none() {
+                for field in ["itl_p50_ms", "itl_p95_ms", "itl_p99_ms", "tpot_ms", "decode_tokens_per_s", "mbu"] {
+                    note(field, "only one token was generated");
+                }
+            }
+            Measured { measures: Measures::Generation(measures), unmeasured }
+        });
+        (measured, conditions)
+    }
+
+    /// Forgets the first generations, of a warm-up, as long as one is left.
+    pub fn leave_out(&mut self, warmup: usize) {
+        let warmup = warmup.min(self.timelines.len().saturating_sub(1));
+        self.timelines.drain(..warmup);
+        self.joules.drain(..warmup.min(self.joules.len()));
+    }
+}

@@ -1,0 +1,144 @@
+//! Where scenarios, subjects and Criterion meet: the body of every bench target. It loads a subject when its first
+//! benchmark really runs, checks what it puts out, hands Criterion the durations, and leaves a record. The only place
+//! that calls `iter_custom`.
+//!
+//! A benchmark that fails costs the others nothing: the failure becomes a record and a line on standard error, the rest
+//! goes on, and the process ends with exit code 1.
+
+mod candidate;
+mod generation;
+mod session;
+
+pub use candidate::Candidate;
+pub use generation::Work;
+pub use session::{Measured, Outcome, Session};
+
+use std::{
+    any::Any,
+    panic::{self, AssertUnwindSafe},
+    process::ExitCode,
+    time::Duration,
+};
+
+use anyhow::{Result, anyhow};
+use criterion::{Criterion, PlottingBackend, measurement::Measurement};
+
+use crate::{record::Record, report, settings::Settings, subject::one_line};
+
+/// Runs the body of a bench target: settings are read, `body` runs the benchmarks, Criterion writes its report, and
+/// what failed is said again at the end.
+///
+/// The exit code is 0 when every benchmark that was asked for was measured, 1 when one failed, and 2 when nothing could
+/// start.
+pub fn main(body: impl FnOnce(&mut Suite)) -> ExitCode {
+    // A panic in a model or in Criterion is caught and told in one line, so the default message and its backtrace
+    // would only be in the way.
+    panic::set_hook(Box::new(|_| {}));
+    let mut suite = match Settings::load().and_then(Session::new) {
+        Ok(session) => Suite { session, measures: measures(), records: Vec::new(), failures: 0 },
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            return ExitCode::from(2);
+        }
+    };
+    if let Err(panicked) = panic::catch_unwind(AssertUnwindSafe(|| body(&mut suite))) {
+        eprintln!("error: {}", message(panicked.as_ref()));
+        return ExitCode::from(2);
+    }
+    suite.close()
+}
+
+/// The benchmarks of one process.
+pub struct Suite {
+    session: Session,
+    measures: bool,
+    records: Vec<Record>,
+    failures: usize,
+}
+
+/// Whether Criterion's command line asks for durations that are kept: not a list, a smoke test or a profile.
+fn measures() -> bool {
+    let given = |flag: &str| std::env::args().any(|arg| arg == flag || arg.starts_with(&format!("{flag}=")));
+    given("--bench") && !["--list", "--test", "--profile-time"].into_iter().any(given)
+}
+
+impl Suite {
+    pub fn settings(&self) -> &Settings {
+        self.session.settings()
+    }
+
+    /// Runs one Criterion benchmark in isolation: `bench` may give up by [`abort`], and a panic of its own is caught.
+    fn isolated(bench: impl FnOnce()) -> Result<()> {
+        panic::catch_unwind(AssertUnwindSafe(bench)).map_err(|payload| match payload.downcast::<Aborted>() {
+            Ok(aborted) => aborted.0,
+            Err(payload) => anyhow!("{}", message(payload.as_ref())),
+        })
+    }
+
+    /// Keeps a record, and says so when its benchmark failed.
+    fn keep(&mut self, mut record: Record) {
+        if let Some(reason) = &record.reason {
+            eprintln!("\nerror: {}: {reason}", record.id);
+            self.failures += 1;
+        }
+        if self.measures {
+            if let Err(error) = self.session.append(&mut record) {
+                eprintln!("error: {error:#}");
+                self.failures += 1;
+            }
+            self.records.push(record);
+        }
+    }
+
+    fn close(self) -> ExitCode {
+        if !self.records.is_empty() {
+            println!("{}", report::table::generation(&self.records));
+            if let Some(path) = self.session.records_path() {
+                println!("Records: {}", path.display());
+            }
+        }
+        if self.failures == 0 {
+            return ExitCode::SUCCESS;
+        }
+        let failed: Vec<_> = self.records.iter().filter(|record| record.reason.is_some()).collect();
+        eprintln!("error: {} of {} benchmarks failed", failed.len(), self.records.len());
+        for record in failed {
+            eprintln!("  {}: {}", record.id, record.reason.as_deref().unwrap_or_default());
+        }
+        ExitCode::FAILURE
+    }
+}
+
+/// Criterion for work of a second and more: one untimed iteration, then ten of one iteration each. `--sample-size` and
+/// its like override it, which settings made on a group would not allow.
+fn long_iterations<M: Measurement>(measurement: M) -> Criterion<M> {
+    Criterion::default()
+        .with_measurement(measurement)
+        .sample_size(10)
+        .warm_up_time(Duration::from_millis(1))
+        .measurement_time(Duration::from_millis(1))
+        .nresamples(10_000)
+        .noise_threshold(NOISE_THRESHOLD)
+        .plotting_backend(PlottingBackend::Plotters)
+        .configure_from_args()
+}
+
+/// Changes below this share are called noise. The methodology says how it was found.
+const NOISE_THRESHOLD: f64 = 0.05;
+
+/// An error that leaves a benchmark's closure, which Criterion gives no other way out of.
+struct Aborted(anyhow::Error);
+
+/// Gives up on the benchmark that is running.
+fn abort(error: anyhow::Error) -> ! {
+    panic::resume_unwind(Box::new(Aborted(error)))
+}
+
+fn message(panicked: &(dyn Any + Send)) -> String {
+    let text = panicked
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or_else(|| panicked.downcast_ref::<&str>().copied())
+        .unwrap_or("it panicked without a message");
+    one_line(&text)
+}

@@ -1,0 +1,117 @@
+//! What all records of a process have in common: its settings, the machine, the software and the run they belong to.
+
+use std::{collections::BTreeMap, path::Path};
+
+use anyhow::Result;
+use chrono::{SecondsFormat, Utc};
+
+use crate::{
+    measure::machine,
+    record::{self, Conditions, Limits, Machine, Measures, Record, SCHEMA, Sink, Software, Status},
+    settings::Settings,
+    subject::one_line,
+};
+
+/// What all records of a process have in common.
+pub struct Session {
+    settings: Settings,
+    machine: Machine,
+    software: Software,
+    /// Opened with the first record, so that a list or a smoke test leaves no folder behind.
+    sink: Option<Sink>,
+}
+
+/// What is known of one benchmark when it has ended.
+pub struct Outcome {
+    pub id: String,
+    pub scenario: String,
+    pub subject: record::Subject,
+    pub deviates: Option<String>,
+    pub measured: Result<Measured>,
+    pub limits: Option<Limits>,
+    pub conditions: Option<Conditions>,
+}
+
+/// Measures, and why some of their fields are empty.
+pub struct Measured {
+    pub measures: Measures,
+    pub unmeasured: BTreeMap<String, String>,
+}
+
+impl Session {
+    /// Sets the number of threads and looks at the machine.
+    ///
+    /// # Errors
+    /// When the device that the settings ask for can't be opened: nothing could be measured.
+    pub fn new(settings: Settings) -> Result<Self> {
+        settings.device.open()?;
+        let threads = set_threads(settings.threads);
+        Ok(Self {
+            machine: machine::machine(threads, settings.device),
+            software: machine::software(),
+            settings,
+            sink: None,
+        })
+    }
+
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// The record of a benchmark that has just ended.
+    pub fn record(&self, outcome: Outcome) -> Record {
+        let (status, reason, measures, unmeasured) = match outcome.measured {
+            Ok(Measured { measures, unmeasured }) => (Status::Measured, None, Some(measures), unmeasured),
+            Err(error) => (Status::Failed, Some(one_line(&format!("{error:#}"))), None, BTreeMap::new()),
+        };
+        Record {
+            schema: SCHEMA,
+            run: String::new(),
+            sandbox: false,
+            at: Utc::now().to_rfc3339_opts(SecondsFormat::Millis, true),
+            id: outcome.id,
+            scenario: outcome.scenario,
+            subject: outcome.subject,
+            status,
+            reason,
+            deviates: outcome.deviates,
+            measures,
+            unmeasured,
+            limits: outcome.limits,
+            conditions: outcome.conditions,
+            machine: self.machine.clone(),
+            software: self.software.clone(),
+            settings: self.settings.sources.clone(),
+        }
+    }
+
+    /// Keeps a record in the run that this process belongs to, which is opened with the first.
+    ///
+    /// # Errors
+    /// When the folder of records can't be written to.
+    pub fn append(&mut self, record: &mut Record) -> Result<()> {
+        let sink = match self.sink.take() {
+            Some(sink) => sink,
+            None => Sink::open(&self.settings.out, std::env::var("CANDLEPOWER_RUN").ok().as_deref())?,
+        };
+        let sink = self.sink.insert(sink);
+        record.run = sink.run().to_owned();
+        sink.append(record)
+    }
+
+    /// The file of records, once there is one.
+    pub fn records_path(&self) -> Option<&Path> {
+        self.sink.as_ref().map(Sink::path)
+    }
+}
+
+/// Candle, Criterion's analysis and the seeded weights share one pool of threads, whose size only this variable sets:
+/// Candle reads it at every matrix product, the pool when it starts. Returns the number of threads that Candle uses.
+fn set_threads(threads: Option<usize>) -> usize {
+    if let Some(threads) = threads {
+        // SAFETY: a session is made first thing in `main`, while the process has this one thread, so nobody can be
+        // reading the environment.
+        unsafe { std::env::set_var("RAYON_NUM_THREADS", threads.to_string()) };
+    }
+    candle_core::utils::get_num_threads()
+}
