@@ -25,7 +25,7 @@ pub const INDEX: &str = "model.safetensors.index.json";
 const NAMED: usize = 3;
 
 /// The files of a checkpoint.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Checkpoint {
     /// The parsed `config.json`.
     pub config: Value,

@@ -79,6 +79,9 @@ impl ModelConfig {
     pub fn from_json(json: &Value) -> Result<Self> {
         let family = family(json)?;
         let json = Keys(json);
+        if json.flag("use_bidirectional_attention")? == Some(true) {
+            bail!("config.json: use_bidirectional_attention makes no language model that generates");
+        }
         let (hidden_size, num_attention_heads) = (json.count("hidden_size")?, json.count("num_attention_heads")?);
         let num_hidden_layers = json.count("num_hidden_layers")?;
         let split_head_dim = hidden_size / num_attention_heads;

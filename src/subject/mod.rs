@@ -5,6 +5,8 @@
 mod causal_lm;
 pub mod checkpoint;
 pub mod config;
+#[cfg(test)]
+mod golden;
 pub mod hub;
 mod spec;
 pub mod stock;

@@ -1,0 +1,295 @@
+#!/usr/bin/env python3
+"""Makes fixtures/generation: small seeded checkpoints saved by transformers, with golden outputs.
+
+    python3 -m venv .venv && .venv/bin/pip install -r scripts/requirements-fixtures.txt
+    .venv/bin/python scripts/make_fixtures.py
+
+The layout is described in fixtures/README.md. The same versions make the same files.
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import torch
+import transformers
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers.generation.logits_process import (
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+ROOT = Path(__file__).resolve().parent.parent
+NEW_TOKENS = 32
+# Greedy decoding must not hang on rounding: the two largest logits of every step are at least this far apart.
+CLEAR_CHOICE = 2e-3
+
+FAMILIES = {
+    "llama": (LlamaConfig, LlamaForCausalLM),
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+    "gemma3": (Gemma3TextConfig, Gemma3ForCausalLM),
+}
+
+BASE = {
+    "llama": dict(hidden_size=64, intermediate_size=80, num_attention_heads=4, num_key_value_heads=2),
+    "qwen3": dict(hidden_size=64, intermediate_size=80, num_attention_heads=4, num_key_value_heads=2, head_dim=32),
+    "gemma3": dict(
+        hidden_size=48, intermediate_size=64, num_attention_heads=4, num_key_value_heads=1, head_dim=16,
+        query_pre_attn_scalar=16, sliding_window=128, tie_word_embeddings=True, num_hidden_layers=7,
+    ),
+}
+COMMON = dict(vocab_size=320, num_hidden_layers=3, max_position_embeddings=256, rms_norm_eps=1e-5)
+
+
+def llama3(theta, factor=8.0, original=64):
+    return {
+        "rope_type": "llama3", "rope_theta": theta, "factor": factor, "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0, "original_max_position_embeddings": original,
+    }
+
+
+def gemma_rope(full, sliding, **scaling):
+    return {
+        "full_attention": {"rope_type": "default", "rope_theta": full} | scaling,
+        "sliding_attention": {"rope_type": "default", "rope_theta": sliding},
+    }
+
+
+# Name, family, what differs from BASE and COMMON. Those that begin with `wrong` are what candle-transformers computes
+# differently, so that engine `stock` must refuse them.
+FIXTURES = [
+    ("llama-gqa-tied", "llama", dict(tie_word_embeddings=True, rope_parameters=llama3(10000.0))),
+    ("llama-mha-untied", "llama", dict(num_key_value_heads=4, num_hidden_layers=2)),
+    ("llama-mqa-llama3", "llama", dict(
+        num_attention_heads=8, num_key_value_heads=1, hidden_size=128, vocab_size=500,
+        rope_parameters=llama3(500000.0, 32.0, 32))),
+    ("qwen3-gqa-tied", "qwen3", dict(tie_word_embeddings=True)),
+    ("qwen3-mha-untied", "qwen3", dict(num_key_value_heads=4, head_dim=16)),
+    ("qwen3-gqa3-sharded", "qwen3", dict(
+        hidden_size=96, num_attention_heads=6, num_key_value_heads=2, head_dim=16,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6})),
+    ("gemma3-long-window", "gemma3", {}),
+    ("gemma3-short-window", "gemma3", dict(sliding_window=16)),
+    ("gemma3-wide-heads", "gemma3", dict(
+        hidden_size=48, head_dim=32, query_pre_attn_scalar=32, num_attention_heads=2, num_hidden_layers=12,
+        sliding_window=64, rope_parameters=gemma_rope(5e5, 2e4))),
+    ("gemma3-attention-bias", "gemma3", dict(attention_bias=True, sliding_window=64)),
+    ("gemma3-final-softcap", "gemma3", dict(final_logit_softcapping=5.0, sliding_window=64)),
+    ("qwen3-attention-bias", "qwen3", dict(attention_bias=True)),
+    ("wrong-llama-attention-bias", "llama", dict(attention_bias=True)),
+    ("wrong-llama-head-dim", "llama", dict(head_dim=32)),
+    ("wrong-llama-linear-rope", "llama", dict(
+        rope_parameters={"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0})),
+    ("wrong-qwen3-yarn", "qwen3", dict(rope_parameters={
+        "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64})),
+    ("wrong-qwen3-sliding", "qwen3", dict(
+        use_sliding_window=True, sliding_window=8, max_window_layers=1)),
+    ("wrong-gemma3-attention-softcap", "gemma3", dict(attn_logit_softcapping=2.0)),
+    ("wrong-gemma3-query-scalar", "gemma3", dict(query_pre_attn_scalar=64)),
+    ("wrong-gemma3-two-kv-heads", "gemma3", dict(num_key_value_heads=2)),
+    ("wrong-gemma3-untied", "gemma3", dict(tie_word_embeddings=False)),
+    ("wrong-gemma3-linear-rope", "gemma3", dict(
+        rope_parameters=gemma_rope(1e6, 1e4, rope_type="linear", factor=8.0))),
+    ("wrong-gemma3-layer-types", "gemma3", dict(sliding_window=8, layer_types=[
+        "full_attention", "sliding_attention", "sliding_attention", "full_attention", "full_attention",
+        "sliding_attention", "full_attention"])),
+]
+
+SHARDED = {"qwen3-gqa3-sharded"}
+WITH_TOKENIZER = "llama-gqa-tied"
+WITH_SAMPLING = {"llama-gqa-tied", "qwen3-gqa-tied"}
+PROMPT_LENGTHS = [1, 8, 16, 17, 40]
+# Enough to see that something is computed wrongly.
+PROMPT_LENGTHS_OF_WRONG = [17]
+
+# A transform is left out where it is None.
+SAMPLING = [
+    ("penalty", dict(repetition_penalty=1.3)),
+    ("temperature", dict(temperature=0.7)),
+    ("top-k", dict(top_k=20)),
+    ("top-k-of-one", dict(top_k=1)),
+    ("top-k-past-the-vocabulary", dict(top_k=100000)),
+    ("top-k-with-ties", dict(top_k=5)),
+    ("top-p", dict(top_p=0.9)),
+    ("top-p-of-almost-nothing", dict(top_p=1e-6)),
+    ("nucleus", dict(temperature=0.8, top_k=50, top_p=0.9)),
+    ("every-transform", dict(repetition_penalty=1.1, temperature=0.8, top_k=50, top_p=0.9)),
+]
+
+TEXT = """
+A candle gives light because its wax becomes vapour and the vapour burns. The wick lifts the liquid wax, the heat of
+the flame turns it into gas, and the gas meets the air. To say how bright a lamp is, people once compared it with a
+candle of known weight, at a known distance, in a dark room. Numbers like 12, 48 or 1024 mean little without a limit
+beside them. How fast does it burn? How fast could it burn? Those are two questions, and the second is the better one.
+"""
+
+
+def build(family, overrides, seed):
+    config_class, model_class = FAMILIES[family]
+    settings = COMMON | BASE[family] | overrides
+    if family == "gemma3" and overrides.get("rope_parameters") is None:
+        settings["rope_parameters"] = gemma_rope(1e6, 1e4)
+    config = config_class(**settings, bos_token_id=1, eos_token_id=2, pad_token_id=0)
+    config._attn_implementation = "eager"
+    torch.manual_seed(seed)
+    model = model_class(config).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            # Norms are spread too, or a norm in the wrong place would not show; the rest far enough that choices are
+            # clear.
+            if "norm" in name:
+                centre = 0.0 if family == "gemma3" else 1.0
+                weight.copy_(centre + 0.3 * torch.randn_like(weight))
+            else:
+                weight.copy_(torch.randn_like(weight) * (1.0 if "embed" in name else 1.5 / weight.shape[-1] ** 0.5))
+    return model
+
+
+def logits_of(model, ids):
+    with torch.no_grad():
+        return model(torch.tensor([ids]), use_cache=False).logits[0].float()
+
+
+def greedy(model, prompt):
+    """Greedy tokens by full forward passes, so that no cache can be wrong; None if a choice is not clear."""
+    ids = list(prompt)
+    for _ in range(NEW_TOKENS):
+        top = logits_of(model, ids)[-1].topk(2)
+        if top.values[0] - top.values[1] < CLEAR_CHOICE:
+            return None
+        ids.append(int(top.indices[0]))
+    return ids[len(prompt):]
+
+
+def prompts_and_logits(model, lengths, vocab_size, seed):
+    prompts, tensors = [], {}
+    for length in lengths:
+        for attempt in range(1000):
+            generator = torch.Generator().manual_seed(seed * 100003 + length * 1009 + attempt)
+            ids = torch.randint(3, vocab_size, (length,), generator=generator).tolist()
+            tokens = greedy(model, ids)
+            if tokens is not None:
+                break
+        else:
+            raise SystemExit(f"no prompt of {length} tokens leads to clear choices only")
+        name = f"prompt-{length}"
+        prompts.append({"name": name, "ids": ids, "greedy": tokens})
+        tensors[f"{name}.logits"] = logits_of(model, ids + tokens[:-1]).contiguous()
+    return prompts, tensors
+
+
+def sampling_cases(prompts, tensors):
+    cases = []
+    prompt = prompts[-1]
+    history = prompt["ids"] + prompt["greedy"][:1] + prompt["ids"][:7]
+    for name, parameters in SAMPLING:
+        logits = tensors[f"{prompt['name']}.logits"][-1].clone()
+        if name == "top-k-with-ties":
+            order = logits.argsort(descending=True)
+            logits[order[3:9]] = logits[order[4]].item()
+        tensors[f"sampling.{name}.logits"] = logits
+        scores, stages = logits[None].clone(), []
+        transforms = [
+            ("repetition_penalty", lambda p: RepetitionPenaltyLogitsProcessor(p)),
+            ("temperature", lambda t: TemperatureLogitsWarper(t)),
+            ("top_k", lambda k: TopKLogitsWarper(k)),
+            ("top_p", lambda p: TopPLogitsWarper(p)),
+        ]
+        for stage, transform in transforms:
+            if parameters.get(stage) is None:
+                continue
+            scores = transform(parameters[stage])(torch.tensor([history]), scores)
+            tensors[f"sampling.{name}.{stage}"] = torch.softmax(scores[0], -1)
+            stages.append(stage)
+        case = {key: parameters.get(key) for key in ["repetition_penalty", "temperature", "top_k", "top_p"]}
+        cases.append({"name": name, "logits": f"sampling.{name}.logits", "history": history, "stages": stages} | case)
+    return cases
+
+
+def hub_form(config, family):
+    """The configuration in the form that the Hub's files have."""
+    hub = {key: value for key, value in config.items() if key not in ("rope_parameters", "layer_types", "dtype")}
+    hub["torch_dtype"] = config["dtype"]
+    rope = config["rope_parameters"]
+    if family == "gemma3":
+        full, sliding = rope["full_attention"], rope["sliding_attention"]
+        hub["rope_theta"], hub["rope_local_base_freq"] = full["rope_theta"], sliding["rope_theta"]
+        types = config["layer_types"]
+        spread = [t == "full_attention" for t in types] == [(i + 1) % 6 == 0 for i in range(len(types))]
+        if spread:
+            hub["sliding_window_pattern"] = 6
+        else:
+            hub["layer_types"] = types
+    else:
+        full = rope
+        hub["rope_theta"] = full["rope_theta"]
+    scaling = {key: value for key, value in full.items() if key != "rope_theta"}
+    hub["rope_scaling"] = None if scaling["rope_type"] == "default" else scaling
+    return hub
+
+
+def make_tokenizer(vocab_size):
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=["<pad>", "<bos>", "<eos>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    tokenizer.train_from_iterator(TEXT.strip().splitlines(), trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>")
+
+
+def write_json(path, value):
+    path.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
+
+
+def make(out, name, family, overrides, seed):
+    folder = out / name
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    model = build(family, overrides, seed)
+    model.save_pretrained(folder, max_shard_size="100KB" if name in SHARDED else "50GB")
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    config = json.loads((folder / "config.json").read_text())
+    write_json(folder / "config.hub.json", hub_form(config, family))
+    lengths = PROMPT_LENGTHS_OF_WRONG if name.startswith("wrong") else PROMPT_LENGTHS
+    prompts, tensors = prompts_and_logits(model, lengths, config["vocab_size"], seed)
+    golden = {
+        "format": 1,
+        "family": family,
+        "made_with": {"torch": torch.__version__.split("+")[0], "transformers": transformers.__version__},
+        "seed": seed,
+        "prompts": prompts,
+        "sampling": sampling_cases(prompts, tensors) if name in WITH_SAMPLING else [],
+    }
+    write_json(folder / "golden.json", golden)
+    save_file(tensors, folder / "golden.safetensors")
+    if name == WITH_TOKENIZER:
+        make_tokenizer(config["vocab_size"]).save_pretrained(folder)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=ROOT / "fixtures" / "generation")
+    parser.add_argument("--seed", type=int, default=20, help="other seeds make other checkpoints of the same shapes")
+    parser.add_argument("--only", help="make just the fixture of this name")
+    arguments = parser.parse_args()
+    transformers.utils.logging.disable_progress_bar()
+    torch.set_num_threads(2)
+    torch.use_deterministic_algorithms(True)
+    for number, (name, family, overrides) in enumerate(FIXTURES):
+        if arguments.only in (None, name):
+            make(arguments.out, name, family, overrides, arguments.seed + number)
+            print(name)
+
+
+if __name__ == "__main__":
+    main()
