@@ -1,6 +1,6 @@
 //! The only reader of the environment and of `candlepower.toml`. Both hold the same keys, written `models` in the file
-//! and `CANDLEPOWER_MODELS` in the environment, which wins. Everything is validated once, here, into typed values, and
-//! every bad value is named at once.
+//! and `CANDLEPOWER_MODELS` in the environment, which wins; the command's `--models` wins over both. Everything is
+//! validated once, here, into typed values, and every bad value is named at once.
 
 use std::{
     collections::BTreeMap,
@@ -22,6 +22,9 @@ use crate::{
 pub const FILE: &str = "candlepower.toml";
 
 const PREFIX: &str = "CANDLEPOWER_";
+
+/// Where a value of the command line is from.
+const FLAG: &str = "command line";
 
 /// Variables with the prefix that are not settings: the folder of the golden tests, and the run that records join.
 const NOT_SETTINGS: [&str; 2] = ["FIXTURES", "RUN"];
@@ -80,22 +83,28 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// Reads the file, if there is one, and the environment.
+    /// Reads the file, if there is one, the environment, and `flags`: keys and values of a command line.
     ///
     /// # Errors
     /// Lists every unknown key and every value that can't be used, a line each.
-    pub fn load() -> Result<Self> {
+    pub fn load(flags: &[(&str, String)]) -> Result<Self> {
         let file = match fs::read_to_string(FILE) {
             Ok(text) => Some(text),
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(error).context(format!("{FILE} could not be read")),
         };
         let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), PathBuf::from);
-        Self::resolve(std::env::vars_os().map(|(k, v)| (lossy(k), lossy(v))), file.as_deref(), &target)
+        let environment = std::env::vars_os().map(|(key, value)| (lossy(key), lossy(value)));
+        Self::resolve(flags, environment, file.as_deref(), &target)
     }
 
-    /// The same from given values, for tests: environment, text of the file, Cargo's target folder.
-    fn resolve(environment: impl Iterator<Item = (String, String)>, file: Option<&str>, target: &Path) -> Result<Self> {
+    /// The same from given values, for tests: the environment, the text of the file, Cargo's target folder.
+    fn resolve(
+        flags: &[(&str, String)],
+        environment: impl Iterator<Item = (String, String)>,
+        file: Option<&str>,
+        target: &Path,
+    ) -> Result<Self> {
         let mut problems = Vec::new();
         let mut sources: BTreeMap<String, Setting> = KEYS
             .iter()
@@ -114,6 +123,9 @@ impl Settings {
             }
         }
 
+        for (key, value) in flags {
+            sources.insert((*key).into(), Setting { value: value.clone(), from: FLAG.into() });
+        }
         let defaults = Self::default();
         let given = |key: &str| sources.get(key).filter(|setting| setting.from != "default");
         let mut parse = Parse { given: &given, problems };
@@ -139,6 +151,16 @@ impl Settings {
         if !problems.is_empty() {
             bail!("settings: {}", problems.join("\nsettings: "));
         }
+        // A default is said as what it came to.
+        for (key, value) in [
+            ("dtype", settings.dtype.as_str().to_owned()),
+            ("out", settings.out.display().to_string()),
+            ("threads", settings.threads.unwrap_or_else(candle_core::utils::get_num_threads).to_string()),
+        ] {
+            if let Some(setting) = sources.get_mut(key).filter(|setting| setting.from == "default") {
+                setting.value = value;
+            }
+        }
         Ok(Self { sources, ..settings })
     }
 
@@ -160,6 +182,7 @@ impl<'a, G: Fn(&str) -> Option<&'a Setting>> Parse<'a, G> {
         parse(setting.value.trim()).unwrap_or_else(|error| {
             let name = match setting.from.as_str() {
                 "environment" => format!("{PREFIX}{}", key.to_uppercase()),
+                FLAG => format!("--{key}"),
                 file => format!("{key} in {file}"),
             };
             self.problems.push(format!("{name}='{}': {error:#}", setting.value));
@@ -248,7 +271,7 @@ mod tests {
 
     fn resolve(environment: &[(&str, &str)], file: Option<&str>) -> Result<Settings> {
         let environment = environment.iter().map(|(k, v)| (k.to_string(), v.to_string()));
-        Settings::resolve(environment, file, Path::new("target"))
+        Settings::resolve(&[], environment, file, Path::new("target"))
     }
 
     #[test]
@@ -271,6 +294,14 @@ mod tests {
         assert_eq!((settings.seed, settings.tier), (8, Some(Tier::Standard)));
         assert_eq!(settings.sources["seed"].from, "environment");
         assert_eq!(settings.sources["tier"].from, FILE);
+    }
+
+    #[test]
+    fn the_command_line_wins_over_all() {
+        let environment = [("CANDLEPOWER_SEED".to_owned(), "8".to_owned())].into_iter();
+        let settings = Settings::resolve(&[("seed", "9".into())], environment, Some("seed = 7"), Path::new("target"));
+        let settings = settings.expect("good settings");
+        assert_eq!((settings.seed, settings.sources["seed"].from.as_str()), (9, FLAG));
     }
 
     #[test]

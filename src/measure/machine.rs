@@ -65,7 +65,7 @@ pub fn simd() -> Vec<Simd> {
             }),*]
         };
     }
-    extensions!("sse4.1", "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vnni", "avx512bf16")
+    extensions!("sse2", "sse4.1", "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vnni", "avx512bf16")
 }
 
 /// The extensions that Candle or the crates below it make use of.

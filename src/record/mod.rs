@@ -194,6 +194,6 @@ pub struct Software {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Setting {
     pub value: String,
-    /// `default`, `environment`, or the file's name.
+    /// `default`, `environment`, `command line`, or the file's name.
     pub from: String,
 }

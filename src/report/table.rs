@@ -18,7 +18,7 @@ pub fn generation(records: &[Record]) -> String {
         "MBU",
         "MFU",
         "cache MB",
-        "peak GB",
+        "peak MB",
     ];
     let mut rows = vec![HEAD.map(str::to_owned).to_vec()];
     let mut notes: Vec<String> = Vec::new();
@@ -46,7 +46,7 @@ pub fn generation(records: &[Record]) -> String {
             percent(measures.mbu),
             percent(measures.mfu),
             number(Some(measures.cache_used_bytes as f64 / 1e6)),
-            measures.peak_bytes.map_or("n/a".into(), |bytes| format!("{:.2}", bytes as f64 / 1e9)),
+            number(measures.peak_bytes.map(|bytes| bytes as f64 / 1e6)),
         ]);
     }
     let mut text = markdown(&rows, 3);

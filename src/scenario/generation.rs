@@ -1,5 +1,7 @@
 //! The generation scenarios: prompt length, generated length, and how the next token is chosen.
 
+use std::fmt;
+
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 
@@ -51,6 +53,26 @@ impl Sampling {
     }
 
     const EVERY_TRANSFORM: Self = Self { repetition_penalty: Some(1.1), ..Self::NUCLEUS };
+}
+
+impl fmt::Display for Sampling {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { repetition_penalty, temperature, top_k, top_p } = self;
+        if let Some(penalty) = repetition_penalty {
+            write!(f, "penalty {penalty}, ")?;
+        }
+        match temperature {
+            0.0 => f.write_str("greedy")?,
+            _ => write!(f, "temperature {temperature}")?,
+        }
+        if let Some(k) = top_k {
+            write!(f, ", top-k {k}")?;
+        }
+        if let Some(p) = top_p {
+            write!(f, ", top-p {p}")?;
+        }
+        Ok(())
+    }
 }
 
 const fn row(

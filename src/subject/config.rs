@@ -135,7 +135,7 @@ impl ModelConfig {
             heads % kv_heads == 0,
             "config.json: num_attention_heads={heads} is no multiple of num_key_value_heads={kv_heads}"
         );
-        ensure!(self.head_dim % 2 == 0, "config.json: head_dim={} is odd; RoPE needs pairs", self.head_dim);
+        ensure!(self.head_dim.is_multiple_of(2), "config.json: head_dim={} is odd; RoPE needs pairs", self.head_dim);
         Ok(())
     }
 

@@ -207,7 +207,9 @@ pub fn refusal(config: &ModelConfig) -> Option<String> {
                 );
             }
             if config.attn_logit_softcapping.is_some() {
-                return Some("candle-transformers' gemma3 caps attention's logits, which the reference does not".into());
+                return Some(
+                    "candle-transformers' gemma3 caps attention's logits, which the reference does not".into(),
+                );
             }
             let local = config.local_rope.as_ref().is_some_and(|rope| rope.scaling != RopeScaling::None);
             full_rope(false)

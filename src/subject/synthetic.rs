@@ -117,7 +117,7 @@ mod tests {
 
     #[test]
     fn spread_as_a_fresh_model() {
-        let values = uniform(1, "w", 1 << 20, |x| f64::from(x));
+        let values = uniform(1, "w", 1 << 20, f64::from);
         let mean = values.iter().sum::<f64>() / values.len() as f64;
         let variance = values.iter().map(|x| x * x).sum::<f64>() / values.len() as f64;
         assert!(mean.abs() < 1e-4, "{mean}");

@@ -7,6 +7,7 @@ use anyhow::Result;
 use candle_core::{DType, Device};
 
 use crate::{
+    measure::memory,
     record,
     scenario::Tier,
     settings::Settings,
@@ -54,6 +55,14 @@ impl Candidate {
         }
     }
 
+    /// Takes over what only the loaded subject knows.
+    pub fn learn(&mut self, subject: &Subject) {
+        let footprint = subject.model.footprint();
+        self.about.source = subject.source.clone();
+        self.about.parameters = Some(footprint.parameters);
+        self.about.weight_bytes = Some(footprint.weight_bytes);
+    }
+
     /// `<engine>-<dtype>-<device>`, the last part of the benchmark's id.
     pub fn variant(&self) -> String {
         format!("{}-{}-{}", self.about.engine, self.about.dtype, self.about.device)
@@ -81,11 +90,13 @@ pub(super) struct Pool {
 struct Place {
     candidate: Candidate,
     subject: Option<Subject>,
+    /// Memory that loading it took.
+    bytes: u64,
 }
 
 impl Pool {
     pub fn new(candidates: Vec<Candidate>) -> Self {
-        Self { places: candidates.into_iter().map(|candidate| Place { candidate, subject: None }).collect() }
+        Self { places: candidates.into_iter().map(|candidate| Place { candidate, subject: None, bytes: 0 }).collect() }
     }
 
     /// Places of the candidates that a scenario of this tier includes.
@@ -108,22 +119,26 @@ impl Pool {
 
     fn load(&mut self, place: usize) -> Result<Subject> {
         let started = Instant::now();
-        let candidate = &self.places[place].candidate;
-        let mut loaded = (candidate.load)();
+        let mut before = memory::current_bytes();
+        let mut loaded = (self.places[place].candidate.load)();
         if loaded.as_ref().is_err_and(|error| error.is::<DoesNotFit>()) {
             self.places.iter_mut().for_each(|place| place.subject = None);
+            before = memory::current_bytes();
             loaded = (self.places[place].candidate.load)();
         }
         let subject = loaded?;
-        let about = &mut self.places[place].candidate.about;
-        let footprint = subject.model.footprint();
-        about.source = subject.source.clone();
-        about.parameters = Some(footprint.parameters);
-        about.weight_bytes = Some(footprint.weight_bytes);
+        self.places[place].bytes = memory::current_bytes().saturating_sub(before);
+        self.places[place].candidate.learn(&subject);
+        let about = &self.places[place].candidate.about;
         if started.elapsed() > Duration::from_secs(1) {
             eprintln!("{}: loaded in {:.1} s", about.model, started.elapsed().as_secs_f64());
         }
         Ok(subject)
+    }
+
+    /// Memory in use that is not the subject's: that of other subjects, above all.
+    pub fn bytes_beside(&self, place: usize) -> u64 {
+        memory::current_bytes().saturating_sub(self.places[place].bytes)
     }
 
     /// Gives the subject's memory back.

@@ -57,14 +57,11 @@ impl Suite {
         let mut work: Option<Work> = None;
         let ended = Self::isolated(|| {
             group.bench_function(BenchmarkId::new(&model, &variant), |bencher| {
-                let subject = pool.subject(place).unwrap_or_else(|error| abort(error));
-                let work = match &mut work {
-                    Some(work) => work,
-                    None => {
-                        let prepared = Work::prepare(subject, scenario, seed, device);
-                        work.insert(prepared.unwrap_or_else(|error| abort(error)))
-                    }
-                };
+                if work.is_none() {
+                    work =
+                        Some(Work::prepare(pool, place, scenario, seed, device).unwrap_or_else(|error| abort(error)));
+                }
+                let (Some(work), Ok(subject)) = (&mut work, pool.subject(place)) else { return };
                 bencher.iter_custom(|iterations| {
                     let once = |_| work.generate(subject).unwrap_or_else(|error| abort(error));
                     (0..iterations).map(once).sum()
@@ -80,7 +77,7 @@ impl Suite {
             (Some(work), Ok(subject)) => {
                 deviates = subject.model.deviates(scenario.prompt_tokens, scenario.new_tokens);
                 limits = Some(work.limits.clone());
-                let (measured, quiet) = work.end(subject);
+                let (measured, quiet) = work.end(subject, WARMUP);
                 conditions = Some(quiet);
                 ended.and(measured)
             }
@@ -99,11 +96,15 @@ impl Suite {
     }
 }
 
+/// Iterations that Criterion makes before those that it measures: see `long_iterations`.
+const WARMUP: usize = 1;
+
 /// Generations of one benchmark, and what was seen beside them. Also what `candlepower run` does.
 pub struct Work {
     prompt: Vec<u32>,
     request: Request,
     device: DeviceChoice,
+    bytes_beside: u64,
     limits: Limits,
     watch: Watch,
     timelines: Vec<Timeline>,
@@ -113,20 +114,35 @@ pub struct Work {
 }
 
 impl Work {
-    fn prepare(subject: &Subject, scenario: &Generation, seed: u64, device: DeviceChoice) -> Result<Self> {
+    /// Loads the subject, if it isn't, and cuts the prompt.
+    fn prepare(pool: &mut Pool, place: usize, scenario: &Generation, seed: u64, device: DeviceChoice) -> Result<Self> {
+        // Before the subject is there: measuring them takes memory too.
+        measure::limits(&device.open()?)?;
+        pool.subject(place)?;
+        let bytes_beside = pool.bytes_beside(place);
+        let subject = pool.subject(place)?;
         let vocab_size = subject.model.vocab_size();
         let prompt = generate::prompt_ids(subject.tokenizer.as_ref(), vocab_size, scenario.prompt_tokens, seed)?;
         let request = Request { new_tokens: scenario.new_tokens, sampling: scenario.sampling, seed, stop: Vec::new() };
-        Self::new(subject, prompt, request, device)
+        Self::new(subject, bytes_beside, prompt, request, device)
     }
 
+    /// `bytes_beside` is memory in use that is not the subject's.
+    ///
     /// # Errors
     /// When the limits of the device can't be measured.
-    pub fn new(subject: &Subject, prompt: Vec<u32>, request: Request, device: DeviceChoice) -> Result<Self> {
+    pub fn new(
+        subject: &Subject,
+        bytes_beside: u64,
+        prompt: Vec<u32>,
+        request: Request,
+        device: DeviceChoice,
+    ) -> Result<Self> {
         Ok(Self {
             prompt,
             request,
             device,
+            bytes_beside,
             limits: measure::limits(subject.model.device())?,
             watch: Watch::start(),
             timelines: Vec::new(),
@@ -148,10 +164,15 @@ impl Work {
             (Ok(before), Ok(after)) => self.joules.push(after - before),
             (Err(error), _) | (_, Err(error)) => self.energy_unknown = Some(format!("{error:#}")),
         }
-        self.peak_bytes = self.peak_bytes.max(memory::peak_bytes());
+        let peak_bytes = memory::peak_bytes().map(|peak| peak.saturating_sub(self.bytes_beside));
+        self.peak_bytes = self.peak_bytes.max(peak_bytes);
         let total = timeline.total();
         self.timelines.push(timeline);
         Ok(total)
+    }
+
+    pub fn limits(&self) -> &Limits {
+        &self.limits
     }
 
     /// The timelines so far.
@@ -166,9 +187,11 @@ impl Work {
         }
     }
 
-    /// What was measured, the first generation left out as warm-up if there are more; and how quiet the machine was.
-    pub fn end(mut self, subject: &Subject) -> (Result<Measured>, Conditions) {
-        self.leave_out(1);
+    /// What was measured, the first `warmup` generations left out as long as one is left; and how quiet the machine was.
+    pub fn end(mut self, subject: &Subject, warmup: usize) -> (Result<Measured>, Conditions) {
+        let warmup = warmup.min(self.timelines.len().saturating_sub(1));
+        self.timelines.drain(..warmup);
+        self.joules.drain(..warmup.min(self.joules.len()));
         let conditions = self.watch.end();
         let limits = Some(&self.limits);
         let summary =
@@ -196,12 +219,5 @@ impl Work {
             Measured { measures: Measures::Generation(measures), unmeasured }
         });
         (measured, conditions)
-    }
-
-    /// Forgets the first generations, of a warm-up, as long as one is left.
-    pub fn leave_out(&mut self, warmup: usize) {
-        let warmup = warmup.min(self.timelines.len().saturating_sub(1));
-        self.timelines.drain(..warmup);
-        self.joules.drain(..warmup.min(self.joules.len()));
     }
 }

@@ -25,27 +25,33 @@ use criterion::{Criterion, PlottingBackend, measurement::Measurement};
 
 use crate::{record::Record, report, settings::Settings, subject::one_line};
 
-/// Runs the body of a bench target: settings are read, `body` runs the benchmarks, Criterion writes its report, and
-/// what failed is said again at the end.
+/// Runs the body of a bench target: settings are read, `body` runs the benchmarks, and what failed is said again at the
+/// end.
 ///
 /// The exit code is 0 when every benchmark that was asked for was measured, 1 when one failed, and 2 when nothing could
 /// start.
 pub fn main(body: impl FnOnce(&mut Suite)) -> ExitCode {
-    // A panic in a model or in Criterion is caught and told in one line, so the default message and its backtrace
+    in_one_line(|| {
+        let session = Session::new(Settings::load(&[])?)?;
+        let mut suite = Suite { session, measures: measures(), records: Vec::new(), failures: 0 };
+        body(&mut suite);
+        Ok(suite.close())
+    })
+}
+
+/// Runs a program, and tells an error or a panic in one line, with exit code 2.
+pub fn in_one_line(program: impl FnOnce() -> Result<ExitCode>) -> ExitCode {
+    // A panic in a model or in Criterion is caught and told like an error, so the default message and its backtrace
     // would only be in the way.
     panic::set_hook(Box::new(|_| {}));
-    let mut suite = match Settings::load().and_then(Session::new) {
-        Ok(session) => Suite { session, measures: measures(), records: Vec::new(), failures: 0 },
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            return ExitCode::from(2);
-        }
+    let ended = panic::catch_unwind(AssertUnwindSafe(program));
+    let error = match ended {
+        Ok(Ok(code)) => return code,
+        Ok(Err(error)) => format!("{error:#}"),
+        Err(panicked) => message(panicked.as_ref()),
     };
-    if let Err(panicked) = panic::catch_unwind(AssertUnwindSafe(|| body(&mut suite))) {
-        eprintln!("error: {}", message(panicked.as_ref()));
-        return ExitCode::from(2);
-    }
-    suite.close()
+    eprintln!("error: {error}");
+    ExitCode::from(2)
 }
 
 /// The benchmarks of one process.

@@ -1,1 +1,100 @@
-fn main() {}
+//! The `candlepower` command: its arguments, and calls into the library.
+
+mod bench;
+mod doctor;
+mod list;
+mod run;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use candlepower::{measure::memory::CountingAllocator, settings::Settings};
+use clap::{Args, Parser, Subcommand, error::ErrorKind};
+
+#[global_allocator]
+static ALLOCATOR: CountingAllocator = CountingAllocator;
+
+/// Benchmarks of language models on Candle.
+#[derive(Parser)]
+#[command(version, max_term_width = 100)]
+struct Command {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// Generate once with one model: warm-ups, trials, a table or JSON
+    Run(run::Run),
+    /// Show scenarios, models, and the settings in force with where each came from
+    List(list::List),
+    /// Look at the machine, the build, and what would make results untrustworthy
+    Doctor(doctor::Doctor),
+    /// Set the settings from flags and run `cargo bench`
+    Bench(bench::Bench),
+}
+
+/// Settings as flags. They win over the environment and candlepower.toml.
+#[derive(Args, Clone, Default)]
+struct SettingFlags {
+    /// cpu, cuda:N or metal
+    #[arg(long)]
+    device: Option<String>,
+    /// f32, f16 or bf16
+    #[arg(long)]
+    dtype: Option<String>,
+    /// Implementation that runs the models: stock
+    #[arg(long)]
+    engine: Option<String>,
+    /// Seed of weights, prompts and sampling
+    #[arg(long)]
+    seed: Option<String>,
+    /// Processor threads
+    #[arg(long)]
+    threads: Option<String>,
+}
+
+impl SettingFlags {
+    /// Keys and values that were given, with those of `more`.
+    fn given<'a>(&self, more: &[(&'a str, &Option<String>)]) -> Vec<(&'a str, String)> {
+        let own = [
+            ("device", &self.device),
+            ("dtype", &self.dtype),
+            ("engine", &self.engine),
+            ("seed", &self.seed),
+            ("threads", &self.threads),
+        ];
+        own.into_iter().chain(more.iter().copied()).filter_map(|(key, value)| Some((key, value.clone()?))).collect()
+    }
+
+    fn settings(&self, more: &[(&str, &Option<String>)]) -> Result<Settings> {
+        Settings::load(&self.given(more))
+    }
+}
+
+fn main() -> ExitCode {
+    let command = match Command::try_parse() {
+        Ok(command) => command,
+        Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
+            print!("{error}");
+            return ExitCode::SUCCESS;
+        }
+        Err(error) if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            eprint!("{error}");
+            return ExitCode::from(2);
+        }
+        Err(error) => {
+            let text = error.to_string();
+            // What it is about follows on lines of its own when arguments are missing.
+            let mut lines = text.lines().take_while(|line| !line.is_empty()).map(str::trim);
+            eprintln!("{}; see --help", lines.by_ref().collect::<Vec<_>>().join(" "));
+            return ExitCode::from(2);
+        }
+    };
+    candlepower::suite::in_one_line(|| match command.what {
+        What::Run(run) => run.run(),
+        What::List(list) => list.run(),
+        What::Doctor(doctor) => doctor.run(),
+        What::Bench(bench) => bench.run(),
+    })
+}

@@ -1,0 +1,95 @@
+//! What the harness costs: the same generation by the suite and by a bare loop over the same model, in turns, so that
+//! what drifts reaches both.
+
+use std::{
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use anyhow::Result;
+use candle_core::Tensor;
+use candlepower::{
+    generate::Request,
+    measure::memory::{self, CountingAllocator},
+    scenario::Sampling,
+    settings::Settings,
+    subject::{self, CausalLm, Engine, ModelSpec},
+    suite::{self, Work},
+};
+use criterion::{Criterion, SamplingMode};
+
+#[global_allocator]
+static ALLOCATOR: CountingAllocator = CountingAllocator;
+
+const NEW_TOKENS: usize = 32;
+
+/// As little as generating greedily can be.
+fn bare_loop(model: &mut dyn CausalLm, prompt: &[u32]) -> Result<Duration> {
+    model.reset()?;
+    let started = Instant::now();
+    let likeliest = |logits: Tensor| -> Result<u32> { Ok(logits.argmax(0)?.to_scalar()?) };
+    let mut next = likeliest(model.forward(prompt, 0)?)?;
+    for step in 1..NEW_TOKENS {
+        next = likeliest(model.forward(&[next], prompt.len() + step - 1)?)?;
+    }
+    std::hint::black_box(next);
+    Ok(started.elapsed())
+}
+
+fn main() -> ExitCode {
+    suite::in_one_line(|| {
+        let settings = Settings::load(&[])?;
+        let device = settings.device;
+        let spec = ModelSpec::Mini("llama-mini");
+        let mut criterion = Criterion::default()
+            .sample_size(80)
+            .warm_up_time(Duration::from_millis(1))
+            .measurement_time(Duration::from_millis(1))
+            .configure_from_args();
+        let mut group = criterion.benchmark_group("harness");
+        group.sampling_mode(SamplingMode::Flat);
+        let mut pairs: Vec<(f64, f64)> = Vec::new();
+        group.bench_function("llama-mini", |bencher| {
+            let mut bench = || -> Result<()> {
+                let mut subject = subject::load(&spec, Engine::Stock, settings.dtype, device, settings.seed)?;
+                let prompt: Vec<u32> = (0..64).collect();
+                let request = Request { new_tokens: NEW_TOKENS, sampling: Sampling::GREEDY, seed: 0, stop: Vec::new() };
+                let mut work = Work::new(&subject, memory::current_bytes(), prompt.clone(), request, device)?;
+                bencher.iter_custom(|iterations| {
+                    let mut total = Duration::ZERO;
+                    for _ in 0..iterations {
+                        let bare_first = pairs.len() % 2 == 0;
+                        let before = bare_first.then(|| bare_loop(subject.model.as_mut(), &prompt));
+                        let suite = work.generate(&mut subject);
+                        let bare = before.unwrap_or_else(|| bare_loop(subject.model.as_mut(), &prompt));
+                        let (Ok(bare), Ok(suite)) = (bare, suite) else { continue };
+                        pairs.push((bare.as_secs_f64(), suite.as_secs_f64()));
+                        total += suite;
+                    }
+                    total
+                });
+                Ok(())
+            };
+            if let Err(error) = bench() {
+                std::panic::resume_unwind(Box::new(format!("{error:#}")));
+            }
+        });
+        group.finish();
+        if pairs.len() > 1 {
+            let mut ratios: Vec<_> = pairs.iter().map(|(bare, suite)| suite / bare).collect();
+            ratios.sort_unstable_by(f64::total_cmp);
+            // Of n values in order, the median lies between those half a root of n from the middle, twice, in 95 of 100
+            // cases.
+            let (middle, half_width) = (ratios.len() / 2, (ratios.len() as f64).sqrt().ceil() as usize);
+            println!(
+                "suite / bare loop: median {:.4} of {} pairs, 95 % interval {:.4} to {:.4}",
+                ratios[middle],
+                ratios.len(),
+                ratios[middle.saturating_sub(half_width)],
+                ratios[(middle + half_width).min(ratios.len() - 1)]
+            );
+        }
+        criterion.final_summary();
+        Ok(ExitCode::SUCCESS)
+    })
+}

@@ -1,0 +1,61 @@
+//! A model of one's own in every generation scenario: `cargo run --release --example bring_your_own_model -- --bench`.
+//! In a crate of one's own the same file is a bench target with `harness = false`, and `cargo bench` runs it.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use candle_core::{DType, Device, Tensor};
+use candlepower::{
+    measure::memory::CountingAllocator,
+    scenario::GENERATION,
+    subject::{CausalLm, Footprint},
+    suite::{self, Candidate},
+};
+
+#[global_allocator]
+static ALLOCATOR: CountingAllocator = CountingAllocator;
+
+const VOCAB_SIZE: usize = 8192;
+const HIDDEN_SIZE: usize = 512;
+
+/// Predicts the next token from the sum of the embeddings so far.
+struct BagOfWords {
+    embedding: Tensor,
+    sum: Tensor,
+}
+
+impl CausalLm for BagOfWords {
+    fn forward(&mut self, tokens: &[u32], _position: usize) -> Result<Tensor> {
+        let tokens = Tensor::new(tokens, self.embedding.device())?;
+        self.sum = (&self.sum + self.embedding.index_select(&tokens, 0)?.sum_keepdim(0)?)?;
+        Ok(self.sum.matmul(&self.embedding.t()?)?.flatten_all()?.to_dtype(DType::F32)?)
+    }
+    fn reset(&mut self) -> Result<()> {
+        self.sum = self.sum.zeros_like()?;
+        Ok(())
+    }
+    fn footprint(&self) -> Footprint {
+        let parameters = (VOCAB_SIZE * HIDDEN_SIZE) as u64;
+        let bytes = parameters * self.embedding.dtype().size_in_bytes() as u64;
+        let (weight_bytes, step_weight_bytes, flops_per_token) = (bytes, bytes, 2 * parameters);
+        Footprint { parameters, weight_bytes, step_weight_bytes, cache_bytes_per_token: 0, flops_per_token }
+    }
+    fn prefill_flops(&self, _tokens: usize) -> u64 {
+        self.footprint().flops_per_token // only the last position is multiplied
+    }
+    fn vocab_size(&self) -> usize {
+        VOCAB_SIZE
+    }
+    fn max_position_embeddings(&self) -> usize {
+        1 << 20
+    }
+}
+
+fn load(dtype: DType, device: &Device) -> Result<BagOfWords> {
+    let embedding = Tensor::randn(0f32, 0.02, (VOCAB_SIZE, HIDDEN_SIZE), device)?.to_dtype(dtype)?;
+    Ok(BagOfWords { embedding, sum: Tensor::zeros((1, HIDDEN_SIZE), dtype, device)? })
+}
+
+fn main() -> ExitCode {
+    suite::main(|suite| suite.generation(&GENERATION, vec![Candidate::own("bag-of-words", suite.settings(), load)]))
+}

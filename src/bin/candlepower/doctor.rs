@@ -1,0 +1,34 @@
+//! `candlepower doctor`: is this machine fit to measure on?
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use candlepower::measure::doctor;
+use clap::Args;
+
+use crate::SettingFlags;
+
+#[derive(Args)]
+pub struct Doctor {
+    /// Models that are to be measured, to see what they need
+    #[arg(long)]
+    models: Option<String>,
+    #[command(flatten)]
+    settings: SettingFlags,
+    /// Print the findings as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Doctor {
+    pub fn run(self) -> Result<ExitCode> {
+        let settings = self.settings.settings(&[("models", &self.models)])?;
+        let findings = doctor::examine(&settings);
+        if self.json {
+            println!("{}", serde_json::to_string(&findings)?);
+        } else {
+            print!("{}", doctor::render(&findings));
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}

@@ -1,0 +1,128 @@
+//! `candlepower run`: one model, one prompt, a few trials.
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail, ensure};
+use candlepower::{
+    generate::{self, Request},
+    measure::{self, memory},
+    report::table,
+    scenario::Sampling,
+    subject,
+    suite::{Candidate, Outcome, Session, Work},
+};
+use clap::Args;
+
+use crate::SettingFlags;
+
+#[derive(Args)]
+pub struct Run {
+    /// llama-mini, synthetic:<shape>, hub:<owner>/<name>[@revision] or path:<folder>
+    #[arg(long, default_value = "llama-mini")]
+    model: String,
+    #[command(flatten)]
+    settings: SettingFlags,
+    /// Prompt as text; the model must have a tokenizer
+    #[arg(long, conflicts_with_all = ["prompt_ids", "prompt_tokens"])]
+    prompt: Option<String>,
+    /// Prompt as token ids, separated by commas
+    #[arg(long, value_delimiter = ',', conflicts_with = "prompt_tokens")]
+    prompt_ids: Option<Vec<u32>>,
+    /// Prompt of this many tokens: text where the model has a tokenizer, seeded ids otherwise
+    #[arg(long, default_value_t = 256)]
+    prompt_tokens: usize,
+    #[arg(long, default_value_t = 256)]
+    max_new_tokens: usize,
+    /// 0 takes the likeliest token
+    #[arg(long, default_value_t = 0.0)]
+    temperature: f32,
+    #[arg(long)]
+    top_k: Option<usize>,
+    #[arg(long)]
+    top_p: Option<f32>,
+    #[arg(long)]
+    repetition_penalty: Option<f32>,
+    /// End where the model says so, instead of after as many tokens as were asked for
+    #[arg(long)]
+    stop_at_eos: bool,
+    /// Generations before those that count
+    #[arg(long, default_value_t = 2)]
+    warmup: usize,
+    /// Generations that count; times are their medians
+    #[arg(long, default_value_t = 3)]
+    trials: usize,
+    /// Print the record as one JSON object, with the generated ids as `tokens`
+    #[arg(long)]
+    json: bool,
+}
+
+impl Run {
+    pub fn run(self) -> Result<ExitCode> {
+        let settings = self.settings.settings(&[("models", &Some(self.model.clone()))])?;
+        let sampling = Sampling {
+            repetition_penalty: self.repetition_penalty,
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+        };
+        sampling.validate()?;
+        ensure!(self.trials > 0, "--trials=0: at least one is needed");
+        let [spec] = settings.models.as_slice() else { bail!("--model={}: name one model", self.model) };
+        let session = Session::new(settings.clone())?;
+        // Before the model is there: measuring them takes memory too.
+        measure::limits(&settings.device.open()?)?;
+        let bytes_beside = memory::current_bytes();
+        let mut loaded = subject::load(spec, settings.engine, settings.dtype, settings.device, settings.seed)?;
+        let prompt = self.prompt_ids(&loaded, settings.seed)?;
+        let stop = if self.stop_at_eos { loaded.eos_token_ids.clone() } else { Vec::new() };
+        let request = Request { new_tokens: self.max_new_tokens, sampling, seed: settings.seed, stop };
+        let deviates = loaded.model.deviates(prompt.len(), request.new_tokens);
+
+        let mut work = Work::new(&loaded, bytes_beside, prompt, request, settings.device)?;
+        for _ in 0..self.warmup + self.trials {
+            work.generate(&mut loaded)?;
+        }
+        let tokens = work.timelines().last().map(|timeline| timeline.tokens.clone()).unwrap_or_default();
+        let limits = Some(work.limits().clone());
+        let (measured, conditions) = work.end(&loaded, self.warmup);
+        let mut candidate = Candidate::from_settings(&settings).remove(0);
+        candidate.learn(&loaded);
+        let record = session.record(Outcome {
+            id: format!("run/{}/{}", candidate.about.model, candidate.variant()),
+            scenario: "run".into(),
+            subject: candidate.about,
+            deviates,
+            measured: Ok(measured?),
+            limits,
+            conditions: Some(conditions),
+        });
+        if self.json {
+            let mut json = serde_json::to_value(&record)?;
+            json["tokens"] = tokens.into();
+            println!("{json}");
+            return Ok(ExitCode::SUCCESS);
+        }
+        print!("{}", table::generation(&[record]));
+        if let Some(tokenizer) = &loaded.tokenizer {
+            let text = tokenizer.decode(&tokens, true);
+            println!("\n{}", text.map_err(|error| anyhow::anyhow!("the tokens can't be decoded: {error}"))?);
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn prompt_ids(&self, loaded: &subject::Subject, seed: u64) -> Result<Vec<u32>> {
+        if let Some(ids) = &self.prompt_ids {
+            return Ok(ids.clone());
+        }
+        let tokenizer = loaded.tokenizer.as_ref();
+        match &self.prompt {
+            Some(text) => {
+                let tokenizer = tokenizer.with_context(|| {
+                    format!("{} has no tokenizer: give --prompt-ids or --prompt-tokens", loaded.source)
+                })?;
+                generate::encode(tokenizer, text)
+            }
+            None => generate::prompt_ids(tokenizer, loaded.model.vocab_size(), self.prompt_tokens, seed),
+        }
+    }
+}
