@@ -58,7 +58,7 @@ fn main() -> ExitCode {
                 bencher.iter_custom(|iterations| {
                     let mut total = Duration::ZERO;
                     for _ in 0..iterations {
-                        let bare_first = pairs.len() % 2 == 0;
+                        let bare_first = pairs.len().is_multiple_of(2);
                         let before = bare_first.then(|| bare_loop(subject.model.as_mut(), &prompt));
                         let suite = work.generate(&mut subject);
                         let bare = before.unwrap_or_else(|| bare_loop(subject.model.as_mut(), &prompt));

@@ -1,8 +1,6 @@
 //! A model of one's own in every generation scenario: `cargo run --release --example bring_your_own_model -- --bench`.
 //! In a crate of one's own the same file is a bench target with `harness = false`, and `cargo bench` runs it.
 
-use std::process::ExitCode;
-
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
 use candlepower::{
@@ -35,10 +33,7 @@ impl CausalLm for BagOfWords {
         Ok(())
     }
     fn footprint(&self) -> Footprint {
-        let parameters = (VOCAB_SIZE * HIDDEN_SIZE) as u64;
-        let bytes = parameters * self.embedding.dtype().size_in_bytes() as u64;
-        let (weight_bytes, step_weight_bytes, flops_per_token) = (bytes, bytes, 2 * parameters);
-        Footprint { parameters, weight_bytes, step_weight_bytes, cache_bytes_per_token: 0, flops_per_token }
+        Footprint::dense(VOCAB_SIZE * HIDDEN_SIZE, self.embedding.dtype(), 0)
     }
     fn prefill_flops(&self, _tokens: usize) -> u64 {
         self.footprint().flops_per_token // only the last position is multiplied
@@ -56,6 +51,6 @@ fn load(dtype: DType, device: &Device) -> Result<BagOfWords> {
     Ok(BagOfWords { embedding, sum: Tensor::zeros((1, HIDDEN_SIZE), dtype, device)? })
 }
 
-fn main() -> ExitCode {
+fn main() -> std::process::ExitCode {
     suite::main(|suite| suite.generation(&GENERATION, vec![Candidate::own("bag-of-words", suite.settings(), load)]))
 }

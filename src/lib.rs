@@ -1,4 +1,64 @@
 //! Benchmarks of whole language models on [Candle](https://github.com/huggingface/candle), with Criterion's statistics.
+//!
+//! # The way through
+//! ```text
+//! cargo bench -- '^medium/llama'
+//!   settings::Settings::load        what to measure, on what; every bad value named at once
+//!   scenario::GENERATION            medium = 256 prompt tokens, 256 new ones, greedy
+//!   suite::Suite::generation        a Criterion group a scenario, an entry a model
+//!     subject::load                 embedded, synthetic, Hub or folder → impl CausalLm, once
+//!     generate::run                 prompt, token loop, sampler → Timeline
+//!     measure::…                    limits of the machine, memory, how quiet it was
+//!   criterion                       statistics, baselines, change, HTML in target/criterion
+//!   record::Sink                    one line a benchmark in target/candlepower/<run>/records.jsonl
+//!   report::table                   what is printed at the end
+//! ```
+//! A model of one's own implements [`subject::CausalLm`] and runs in every generation scenario: see
+//! `examples/bring_your_own_model.rs`.
+//!
+//! # Methodology
+//!
+//! **What is timed.** One iteration of a generation benchmark is one generation: the prompt's forward pass, then a
+//! forward pass and a choice for each further token. The clock starts when the prompt goes in and stops when the last
+//! token is chosen, and on an asynchronous device it is read only when the device is idle. TTFT, every inter-token
+//! latency and the time spent choosing tokens come from the same clock readings. Loading, cutting the prompt, emptying
+//! the cache, the first generation after loading and Criterion's analysis are not timed.
+//!
+//! **How often.** Criterion measures ten generations after one that warms up, each a sample of its own; `--sample-size`
+//! asks for more. Medians stand in the tables and records, because what disturbs a run only makes it slower and a mean
+//! hands every disturbance on. Criterion prints a mean with its interval. Percentiles of the inter-token latency are over
+//! every step of every sample.
+//!
+//! **The work is checked.** A logit that is not finite fails the benchmark. All generations of a benchmark must make the
+//! same tokens, or the model keeps something from one to the next, and fails. The digest of the tokens stands in the
+//! record: two runs with different digests did different work. End-of-sequence tokens are ignored, so that every
+//! generation is as long as its scenario says.
+//!
+//! **Limits.** MBU is what the decode steps must read (each weight once, and the cache that is in use) over the time they
+//! took, as a share of the bandwidth at which this machine reads memory. MFU is what the prefill must compute over TTFT,
+//! as a share of the rate of a large matrix product on Candle. Both limits are measured once in the process:
+//! [`measure::limits`] says how. A part that does not fit a step's true cost, such as an activation or a copy that an
+//! implementation makes of its cache, is not counted: it is what lowers the share.
+//!
+//! **Noise.** A change below 5 % is called noise by default; `--noise-threshold` says otherwise. Ten samples make an
+//! interval for the run that was, not for the next one: heat, neighbours and the layout of memory differ between runs.
+//! `scripts/resolution.sh` shows what this machine can tell apart; the README has its outcome. Each record says how much
+//! processor time other processes and other guests of the hypervisor took, and the table marks those that were disturbed.
+//!
+//! # Known biases
+//!
+//! * The embedded models fit in memory that a larger cache may hold in part, and their vocabulary of 16384 makes the head
+//!   cheaper than a real one's. They show change; for a model's speed, measure its real shape.
+//! * Seeded weights cost what trained ones cost, since nothing here depends on their values; what they generate is noise.
+//! * The three published families are not one implementation. Llama's cache is concatenated anew for each token and its
+//!   attention is plain matrix products; Qwen3's cache is concatenated too, with a fused attention kernel on processors;
+//!   Gemma3's sliding layers rotate, and its full layers allocate the longest sequence at once. A Llama bar beside a Qwen3
+//!   bar compares these too.
+//! * Benchmarks run one after the other: what warms up or drifts over minutes reaches the later ones.
+//! * Peak memory counts the program's allocations on the processor's side. Memory-mapped files and other devices' memory
+//!   are not in it.
+//! * Candle widens 16-bit operands of every matrix product on a processor to f32: engine `stock` in bf16 there is as slow
+//!   as it is reported.
 
 pub mod generate;
 pub mod measure;
@@ -8,7 +68,6 @@ pub mod scenario;
 pub mod settings;
 pub mod subject;
 pub mod suite;
-pub mod train;
 
 /// The name that was probably meant, if one is close.
 pub(crate) fn nearest<'a>(given: &str, names: &[&'a str]) -> Option<&'a str> {

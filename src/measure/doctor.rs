@@ -92,8 +92,9 @@ fn finding(topic: &'static str, level: Level, text: String) -> Finding {
     Finding { topic, level, text }
 }
 
-/// Candle's own loops use the extensions that the program was compiled for, and the matrix products of the `gemm` crate
-/// those that the processor has: see `candle-core/src/cpu` and `gemm-f32`.
+/// The matrix products of the `gemm` crate and Candle's dot products choose when they run (`gemm-common/src/gemm.rs`,
+/// `candle-core/src/cpu/features.rs`, as of candle 0.11.1). Everything else is loops that the compiler vectorises for
+/// the target it was given: activations, RoPE, softmax, norms, conversions between precisions.
 fn simd_finding() -> Finding {
     let simd = simd();
     let names = |of: &dyn Fn(&machine::Simd) -> bool| {
@@ -109,7 +110,7 @@ fn simd_finding() -> Finding {
         "simd",
         Note,
         format!(
-            "compiled in: {compiled}; the processor also has {left_out}. Candle's matrix products choose at run time, its other loops when they are compiled: RUSTFLAGS='-C target-cpu=native' lets them use these"
+            "compiled in: {compiled}; the processor also has {left_out}. Matrix products choose at run time; activations, RoPE, softmax and conversions are compiled for the target: RUSTFLAGS='-C target-cpu=native' lets them use these too"
         ),
     )
 }

@@ -6,7 +6,7 @@
 
 mod sink;
 
-pub use sink::{RECORDS, Sink, write_whole};
+pub use sink::{RECORDS, Sink, check_writable, write_whole};
 
 use std::collections::BTreeMap;
 

@@ -83,6 +83,16 @@ impl Sink {
     }
 }
 
+/// Makes sure, before anything is measured, that records can be written below `out`.
+///
+/// # Errors
+/// When they can't.
+pub fn check_writable(out: &Path) -> Result<()> {
+    fs::create_dir_all(out)
+        .and_then(|()| tempfile::tempfile_in(out).map(drop))
+        .with_context(|| format!("records can't be written to {}: set CANDLEPOWER_OUT", out.display()))
+}
+
 /// Writes a file whole: under a temporary name beside it, then renamed.
 ///
 /// # Errors

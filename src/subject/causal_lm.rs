@@ -1,7 +1,7 @@
 //! The trait that a model implements to be measured.
 
 use anyhow::Result;
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 /// An autoregressive language model with a cache of what it has seen, for a batch of one sequence.
@@ -64,6 +64,20 @@ pub struct Footprint {
     pub cache_bytes_per_token: u64,
     /// Floating-point operations of one token's matrix products with the weights: twice the weights multiplied.
     pub flops_per_token: u64,
+}
+
+impl Footprint {
+    /// Of a model whose every weight is read and multiplied once for each token, as in a decoder with a tied head.
+    pub fn dense(parameters: usize, dtype: DType, cache_bytes_per_token: usize) -> Self {
+        let bytes = (parameters * dtype.size_in_bytes()) as u64;
+        Self {
+            parameters: parameters as u64,
+            weight_bytes: bytes,
+            step_weight_bytes: bytes,
+            cache_bytes_per_token: cache_bytes_per_token as u64,
+            flops_per_token: 2 * parameters as u64,
+        }
+    }
 }
 
 /// Key-value cache in bytes. `used` is what a decode step reads; `allocated` is what the implementation holds.

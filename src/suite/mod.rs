@@ -20,10 +20,15 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Result, anyhow};
+use anyhow::{Result, anyhow, ensure};
 use criterion::{Criterion, PlottingBackend, measurement::Measurement};
 
-use crate::{record::Record, report, settings::Settings, subject::one_line};
+use crate::{
+    record::{Record, check_writable},
+    report,
+    settings::Settings,
+    subject::one_line,
+};
 
 /// Runs the body of a bench target: settings are read, `body` runs the benchmarks, and what failed is said again at the
 /// end.
@@ -33,6 +38,13 @@ use crate::{record::Record, report, settings::Settings, subject::one_line};
 pub fn main(body: impl FnOnce(&mut Suite)) -> ExitCode {
     in_one_line(|| {
         let session = Session::new(Settings::load(&[])?)?;
+        if let Some(size) = argument("--sample-size") {
+            let enough = size.parse::<usize>().is_ok_and(|size| size >= 10);
+            ensure!(enough, "--sample-size {size}: Criterion needs a whole number of at least 10");
+        }
+        if measures() {
+            check_writable(&session.settings().out)?;
+        }
         let mut suite = Suite { session, measures: measures(), records: Vec::new(), failures: 0 };
         body(&mut suite);
         Ok(suite.close())
@@ -66,6 +78,13 @@ pub struct Suite {
 fn measures() -> bool {
     let given = |flag: &str| std::env::args().any(|arg| arg == flag || arg.starts_with(&format!("{flag}=")));
     given("--bench") && !["--list", "--test", "--profile-time"].into_iter().any(given)
+}
+
+/// The value of an option on Criterion's command line, `--option value` or `--option=value`.
+fn argument(option: &str) -> Option<String> {
+    let mut arguments = std::env::args().skip_while(|argument| argument.split('=').next() != Some(option));
+    let found = arguments.next()?;
+    found.split_once('=').map(|(_, value)| value.to_owned()).or_else(|| arguments.next())
 }
 
 impl Suite {

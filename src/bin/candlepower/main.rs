@@ -47,7 +47,7 @@ struct SettingFlags {
     #[arg(long)]
     engine: Option<String>,
     /// Seed of weights, prompts and sampling
-    #[arg(long)]
+    #[arg(long, allow_hyphen_values = true)]
     seed: Option<String>,
     /// Processor threads
     #[arg(long)]

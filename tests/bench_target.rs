@@ -1,0 +1,267 @@
+//! A bench target and those who run it. This program is both: started with `BENCH_TARGET` it is the target, with models
+//! that fail in every way there is; started by `cargo test` it runs itself so and looks at what comes out.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, ExitCode, Output},
+};
+
+use anyhow::{Result, bail};
+use candle_core::{Device, Tensor};
+use candlepower::{
+    measure::memory::CountingAllocator,
+    record::{Measures, Record, Status},
+    scenario::{Generation, Sampling, Tier},
+    subject::{CausalLm, Footprint},
+    suite::{self, Candidate},
+};
+use tempfile::TempDir;
+
+#[global_allocator]
+static ALLOCATOR: CountingAllocator = CountingAllocator;
+
+const BENCH_TARGET: &str = "BENCH_TARGET";
+const VOCAB_SIZE: usize = 100;
+
+/// Counts upwards, until it does what its name says.
+struct Model {
+    name: &'static str,
+    generations: u32,
+}
+
+impl CausalLm for Model {
+    fn forward(&mut self, tokens: &[u32], _: usize) -> Result<Tensor> {
+        // Long enough that Criterion plans no more than one generation a sample.
+        std::thread::sleep(std::time::Duration::from_millis(2));
+        let mut logits = [0f32; VOCAB_SIZE];
+        let last = tokens[tokens.len() - 1] as usize;
+        match self.name {
+            "panics" => panic!("this model panics"),
+            "fails" => bail!("this model fails\nand goes on about it"),
+            "nan" => logits[3] = f32::NAN,
+            "remembers" => logits[(last + self.generations as usize) % VOCAB_SIZE] = 1.0,
+            _ => logits[(last + 1) % VOCAB_SIZE] = 1.0,
+        }
+        Ok(Tensor::new(&logits, &Device::Cpu)?)
+    }
+    fn reset(&mut self) -> Result<()> {
+        self.generations += 1;
+        Ok(())
+    }
+    fn footprint(&self) -> Footprint {
+        Footprint::dense(1000, candle_core::DType::F32, 10)
+    }
+    fn vocab_size(&self) -> usize {
+        VOCAB_SIZE
+    }
+    fn max_position_embeddings(&self) -> usize {
+        1000
+    }
+}
+
+const MODELS: [&str; 7] = ["first", "unloadable", "panics", "fails", "nan", "remembers", "last"];
+
+fn bench_target() -> ExitCode {
+    let scenario = |key, new_tokens, tier| Generation {
+        key,
+        prompt_tokens: 4,
+        new_tokens,
+        sampling: Sampling::GREEDY,
+        tier,
+        purpose: "to be looked at",
+    };
+    let scenarios = [scenario("tiny", 3, Tier::Quick), scenario("small", 5, Tier::Full)];
+    suite::main(|suite| {
+        let own = |name: &'static str| {
+            Candidate::own(name, suite.settings(), move |_, _| {
+                fs::write(format!("loaded-{name}"), "")?;
+                if name == "unloadable" {
+                    bail!("this model can't be loaded");
+                }
+                Ok(Model { name, generations: 0 })
+            })
+        };
+        let candidates = MODELS.map(own).into();
+        suite.generation(&scenarios, candidates);
+    })
+}
+
+struct World(TempDir);
+
+impl World {
+    fn new() -> Self {
+        Self(tempfile::tempdir().expect("a folder"))
+    }
+
+    fn run(&self, arguments: &[&str], environment: &[(&str, &str)]) -> Output {
+        let mut command = Command::new(std::env::current_exe().expect("this program"));
+        // Cargo's variables would make it join a run.
+        command.env_remove("CARGO").env("RUST_BACKTRACE", "1").env(BENCH_TARGET, "1");
+        command.env("CANDLEPOWER_OUT", "out").env("CRITERION_HOME", self.path("criterion"));
+        command.envs(environment.iter().copied()).args(arguments).current_dir(self.0.path());
+        command.output().expect("it starts")
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// The records of all runs, in order.
+    fn records(&self) -> Vec<Record> {
+        let Ok(runs) = fs::read_dir(self.path("out")) else { return Vec::new() };
+        let mut files: Vec<_> = runs.map(|run| run.expect("a run").path().join("records.jsonl")).collect();
+        files.sort();
+        let lines = |file: &PathBuf| fs::read_to_string(file).expect("records").lines().map(record).collect::<Vec<_>>();
+        files.iter().flat_map(lines).collect()
+    }
+}
+
+fn record(line: &str) -> Record {
+    serde_json::from_str(line).expect("a record a line")
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// A benchmark that fails costs the others nothing.
+fn failures_are_isolated() {
+    let world = World::new();
+    let output = world.run(&["--bench"], &[]);
+    let errors = stderr(&output);
+    assert_eq!(output.status.code(), Some(1), "{errors}");
+    assert!(!errors.contains("panicked") && !errors.contains("backtrace"), "{errors}");
+    let records = world.records();
+    assert_eq!(records.len(), 2 * MODELS.len());
+    for record in &records {
+        let expected = match record.subject.model.as_str() {
+            "first" | "last" => None,
+            "unloadable" => Some("can't be loaded"),
+            "panics" => Some("this model panics"),
+            "fails" => Some("this model fails"),
+            "nan" => Some("1 of 100 logits are not finite"),
+            "remembers" => Some("keeps state"),
+            other => panic!("nobody is called {other}"),
+        };
+        match (expected, &record.reason) {
+            (None, None) => {
+                assert_eq!(record.status, Status::Measured);
+                let Some(Measures::Generation(measures)) = &record.measures else { panic!("{record:?}") };
+                assert_eq!(measures.samples, 10, "the warm-up is left out");
+                assert_eq!(measures.generated_tokens, if record.scenario == "tiny" { 3 } else { 5 });
+                assert!(measures.peak_bytes.is_some() && measures.mbu.is_some());
+            }
+            (Some(part), Some(reason)) => {
+                assert!(reason.contains(part) && reason.lines().count() == 1, "{reason}");
+                assert!(errors.contains(reason.as_str()));
+                assert!(record.measures.is_none() && record.status == Status::Failed);
+            }
+            (expected, found) => panic!("{}: {found:?}, not {expected:?}", record.id),
+        }
+    }
+    assert!(world.path("criterion/report/index.html").is_file(), "the report is written");
+    assert!(world.path("criterion/tiny/last/own-f32-cpu/new/estimates.json").is_file());
+}
+
+/// Neither a list nor a filter that matches nothing loads a model or leaves a file.
+fn a_list_loads_nothing() {
+    let world = World::new();
+    let output = world.run(&["--bench", "--list"], &[]);
+    let text = String::from_utf8_lossy(&output.stdout);
+    for model in MODELS {
+        assert!(text.contains(&format!("tiny/{model}/own-f32-cpu: benchmark")), "{text}");
+    }
+    assert_eq!(text.lines().filter(|line| line.contains("benchmark")).count(), 2 * MODELS.len());
+    assert!(world.run(&["--bench", "^nothing/"], &[]).status.success());
+    assert!(!world.path("loaded-first").exists());
+    assert!(world.records().is_empty());
+}
+
+fn a_filter_and_a_tier_choose() {
+    let world = World::new();
+    let output = world.run(&["--bench", "^tiny/(first|last)/"], &[]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let ids: Vec<_> = world.records().into_iter().map(|record| record.id).collect();
+    assert_eq!(ids, ["tiny/first/own-f32-cpu", "tiny/last/own-f32-cpu"]);
+    assert!(!world.path("loaded-panics").exists());
+    let output = world.run(&["--bench", "--list"], &[("CANDLEPOWER_TIER", "quick")]);
+    assert!(!String::from_utf8_lossy(&output.stdout).contains("small/"));
+}
+
+fn a_smoke_test_runs_but_keeps_nothing() {
+    let world = World::new();
+    assert!(world.run(&["--bench", "--test", "first"], &[]).status.success());
+    assert!(world.path("loaded-first").exists());
+    assert!(world.records().is_empty());
+    assert!(!world.run(&["--bench", "--test", "nan"], &[]).status.success());
+}
+
+/// Criterion's options do what they do elsewhere.
+fn baselines_are_kept_and_compared() {
+    let world = World::new();
+    assert!(world.run(&["--bench", "first", "--save-baseline", "before"], &[]).status.success());
+    let output = world.run(&["--bench", "first", "--baseline", "before"], &[]);
+    assert!(String::from_utf8_lossy(&output.stdout).contains("change:"));
+    let output = world.run(&["--bench", "first", "--baseline", "never"], &[]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("Baseline 'never' must exist"), "{}", stderr(&output));
+    let output = world.run(&["--bench", "^tiny/first", "--sample-size", "12"], &[]);
+    assert!(stderr(&output).contains("Collecting 12 samples"), "{}", stderr(&output));
+}
+
+/// One line and exit code 2 when nothing can start.
+fn what_can_not_start_says_why() {
+    let world = World::new();
+    fs::write(world.path("a-file"), "").expect("written");
+    for (arguments, environment, part) in [
+        (&["--bench"] as &[&str], ("CANDLEPOWER_TIER", "all"), "CANDLEPOWER_TIER='all'"),
+        (&["--bench"], ("CANDLEPOWER_OUT", "a-file/out"), "set CANDLEPOWER_OUT"),
+        (&["--bench", "["], ("X", ""), "Unable to parse '['"),
+        (&["--bench", "--sample-size", "5"], ("X", ""), "sample"),
+    ] {
+        let output = world.run(arguments, &[environment]);
+        let errors = stderr(&output);
+        assert_eq!(output.status.code(), Some(2), "{part}: {errors}");
+        // Criterion says which plotting backend it found.
+        let lines: Vec<_> = errors.lines().filter(|line| !line.contains("Gnuplot")).collect();
+        assert!(lines.len() == 1 && lines[0].contains(part), "{part} is missing from: {errors}");
+    }
+    assert!(!world.path("loaded-first").exists());
+}
+
+/// The other targets of one `cargo bench` join its run; what is started by hand gets one of its own.
+fn targets_of_one_cargo_share_a_run() {
+    let world = World::new();
+    let as_cargo = [("CARGO", "cargo")];
+    world.run(&["--bench", "^tiny/first"], &as_cargo);
+    world.run(&["--bench", "^tiny/last"], &as_cargo);
+    let runs = |folder: &Path| fs::read_dir(folder).expect("runs").count();
+    assert_eq!((runs(&world.path("out")), world.records().len()), (1, 2));
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    world.run(&["--bench", "^tiny/last"], &[]);
+    assert_eq!(runs(&world.path("out")), 2);
+    world.run(&["--bench", "^tiny/last"], &[("CANDLEPOWER_RUN", "mine")]);
+    assert!(world.path("out/mine/records.jsonl").is_file());
+}
+
+fn main() -> ExitCode {
+    if std::env::var_os(BENCH_TARGET).is_some() {
+        return bench_target();
+    }
+    let tests: [(&str, fn()); 7] = [
+        ("failures_are_isolated", failures_are_isolated),
+        ("a_list_loads_nothing", a_list_loads_nothing),
+        ("a_filter_and_a_tier_choose", a_filter_and_a_tier_choose),
+        ("a_smoke_test_runs_but_keeps_nothing", a_smoke_test_runs_but_keeps_nothing),
+        ("baselines_are_kept_and_compared", baselines_are_kept_and_compared),
+        ("what_can_not_start_says_why", what_can_not_start_says_why),
+        ("targets_of_one_cargo_share_a_run", targets_of_one_cargo_share_a_run),
+    ];
+    let wanted = std::env::args().skip(1).find(|argument| !argument.starts_with('-')).unwrap_or_default();
+    for (name, test) in tests.iter().filter(|(name, _)| name.contains(&wanted)) {
+        test();
+        println!("test {name} ... ok");
+    }
+    ExitCode::SUCCESS
+}

@@ -1,0 +1,273 @@
+//! The `candlepower` command as a person uses it, above all when something is wrong.
+
+use std::{
+    collections::HashMap,
+    fs,
+    path::Path,
+    process::{Command, Output},
+};
+
+use candle_core::{DType, Device, Tensor};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+const FIXTURE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/generation/llama-gqa-tied");
+
+fn candlepower(folder: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_candlepower"));
+    for (key, _) in std::env::vars().filter(|(key, _)| key.starts_with("CANDLEPOWER_")) {
+        command.env_remove(key);
+    }
+    // With it set, Candle's messages have backtraces.
+    command.env("RUST_BACKTRACE", "1").envs(environment.iter().copied());
+    command.current_dir(folder).args(arguments).output().expect("the command starts")
+}
+
+/// It fails with exactly one line on standard error, which says `part`, and puts out nothing else.
+fn assert_refused(output: &Output, part: &str) {
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success(), "{part}: it should fail");
+    assert_eq!(error.lines().count(), 1, "{part}: one line, not\n{error}");
+    assert!(error.starts_with("error: ") && error.contains(part), "{part} is missing from: {error}");
+    assert!(output.stdout.is_empty(), "{part}: {}", String::from_utf8_lossy(&output.stdout));
+}
+
+/// A copy of a checkpoint that runs, to be spoilt.
+fn checkpoint() -> TempDir {
+    let folder = tempfile::tempdir().expect("a folder");
+    for file in ["config.json", "model.safetensors", "tokenizer.json"] {
+        fs::copy(Path::new(FIXTURE).join(file), folder.path().join(file)).expect("copied");
+    }
+    folder
+}
+
+fn edit_config(folder: &TempDir, edit: impl Fn(&mut Value)) {
+    let file = folder.path().join("config.json");
+    let mut config = serde_json::from_slice(&fs::read(&file).expect("read")).expect("JSON");
+    edit(&mut config);
+    fs::write(file, config.to_string()).expect("written");
+}
+
+fn edit_weights(folder: &TempDir, edit: impl Fn(&mut HashMap<String, Tensor>)) {
+    let file = folder.path().join("model.safetensors");
+    let mut tensors = candle_core::safetensors::load(&file, &Device::Cpu).expect("loaded");
+    edit(&mut tensors);
+    candle_core::safetensors::save(&tensors, file).expect("saved");
+}
+
+fn run(folder: &TempDir, more: &[&str]) -> Output {
+    let arguments = ["run", "--model", "path:.", "--prompt-tokens", "8", "--max-new-tokens", "4"];
+    candlepower(folder.path(), &[&arguments, more].concat(), &[])
+}
+
+#[test]
+fn generated_ids_are_the_references() {
+    let golden = fs::read(Path::new(FIXTURE).join("golden.json")).expect("golden.json");
+    let golden: Value = serde_json::from_slice(&golden).expect("JSON");
+    for prompt in golden["prompts"].as_array().expect("prompts") {
+        let ids: Vec<_> = prompt["ids"].as_array().expect("ids").iter().map(Value::to_string).collect();
+        let model = format!("path:{FIXTURE}");
+        let arguments = ["run", "--model", &model, "--prompt-ids", &ids.join(","), "--max-new-tokens", "32", "--json"];
+        let output = candlepower(Path::new("."), &arguments, &[]);
+        let record: Value = serde_json::from_slice(&output.stdout).expect("one JSON object");
+        assert_eq!(record["tokens"], prompt["greedy"], "{}", prompt["name"]);
+        assert_eq!(record["measures"]["samples"], 3);
+        assert_eq!(record["measures"]["prompt_tokens"], ids.len());
+        assert_eq!(record["machine"]["threads"].as_u64(), Some(candle_core::utils::get_num_threads() as u64));
+    }
+}
+
+#[test]
+fn a_prompt_may_be_text_and_sampling_is_seeded() {
+    let folder = checkpoint();
+    let sampled = |seed: &str| {
+        let arguments = [
+            "run",
+            "--model",
+            "path:.",
+            "--prompt",
+            "How fast does it burn?",
+            "--max-new-tokens",
+            "20",
+            "--seed",
+            seed,
+            "--temperature",
+            "1.5",
+            "--top-k",
+            "50",
+            "--top-p",
+            "0.9",
+            "--repetition-penalty",
+            "1.1",
+            "--json",
+        ];
+        let output = candlepower(folder.path(), &arguments, &[]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let record: Value = serde_json::from_slice(&output.stdout).expect("one JSON object");
+        record["tokens"].clone()
+    };
+    assert_eq!(sampled("1"), sampled("1"));
+    assert_ne!(sampled("1"), sampled("2"));
+}
+
+#[test]
+fn a_deviation_stands_in_the_table_and_the_json() {
+    let model = format!("path:{}", FIXTURE.replace("llama-gqa-tied", "gemma3-short-window"));
+    let run = |more: &[&str]| {
+        let arguments = ["run", "--model", &model, "--max-new-tokens", "2", "--prompt-tokens"];
+        candlepower(Path::new("."), &[&arguments, more].concat(), &[]).stdout
+    };
+    let record: Value = serde_json::from_slice(&run(&["17", "--json"])).expect("JSON");
+    assert!(record["deviates"].as_str().is_some_and(|why| why.contains("window of 16")), "{}", record["deviates"]);
+    assert!(String::from_utf8_lossy(&run(&["17"])).contains("[1] deviates: "));
+    let record: Value = serde_json::from_slice(&run(&["16", "--json"])).expect("JSON");
+    assert!(record["deviates"].is_null());
+}
+
+#[test]
+fn values_that_mean_nothing_are_refused() {
+    let here = Path::new(".");
+    for (arguments, part) in [
+        (&["run", "--model", "nonsense"] as &[&str], "unknown model 'nonsense'"),
+        (&["run", "--model", "synthetic:gpt"], "unknown shape 'gpt'"),
+        (&["run", "--model", "path:no/such/folder"], "no/such/folder is no folder"),
+        (&["run", "--dtype", "f8"], "unknown dtype 'f8'"),
+        (&["run", "--device", "tpu"], "unknown device 'tpu'"),
+        (&["run", "--engine", "fast"], "--engine='fast'"),
+        (&["run", "--seed", "-5"], "--seed"),
+        (&["run", "--temperature=-1"], "temperature=-1"),
+        (&["run", "--top-k", "0", "--temperature", "1"], "top-k=0"),
+        (&["run", "--top-p", "1.5"], "top-p=1.5"),
+        (&["run", "--repetition-penalty", "0"], "repetition-penalty=0"),
+        (&["run", "--trials", "0"], "--trials=0"),
+        (&["run", "--max-new-tokens", "0"], "no token is asked for"),
+        (&["run", "--prompt-tokens", "0"], "the prompt is empty"),
+        (&["run", "--prompt-tokens", "9000"], "9000 prompt and 256 new tokens are more than the model's 8192"),
+        (&["run", "--prompt", "text"], "no tokenizer"),
+        (&["run", "--prompt-ids", "1,99999999"], "token 99999999, the model has"),
+        (&["run", "--frequency"], "--frequency"),
+        (&["bench", "--tier", "everything"], "--tier='everything'"),
+        (&["sing"], "sing"),
+    ] {
+        assert_refused(&candlepower(here, arguments, &[]), part);
+    }
+}
+
+#[test]
+#[cfg(not(feature = "cuda"))]
+fn a_device_that_was_not_compiled_in_says_how_it_would_be() {
+    let output = candlepower(Path::new("."), &["run", "--device", "cuda:0"], &[]);
+    assert_refused(&output, "device cuda0 is not compiled in: build with --features cuda");
+}
+
+#[test]
+fn every_wrong_setting_is_named_at_once() {
+    let folder = tempfile::tempdir().expect("a folder");
+    fs::write(folder.path().join("candlepower.toml"), "dtype = 'f8'\nspeed = 3").expect("written");
+    let output = candlepower(folder.path(), &["list"], &[("CANDLEPOWER_TIER", "all"), ("CANDLEPOWER_SED", "4")]);
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success());
+    for part in ["dtype in candlepower.toml='f8'", "speed", "CANDLEPOWER_TIER='all'", "did you mean CANDLEPOWER_SEED?"]
+    {
+        assert!(error.contains(part), "{part} is missing from:\n{error}");
+    }
+    assert_eq!(error.lines().count(), 4, "{error}");
+}
+
+#[test]
+fn spoilt_checkpoints_are_refused() {
+    let folder = checkpoint();
+    let file = folder.path().join("model.safetensors");
+    let whole = fs::read(&file).expect("read");
+    fs::write(&file, &whole[..whole.len() / 2]).expect("written");
+    assert_refused(&run(&folder, &[]), "model.safetensors is truncated or corrupt");
+    fs::write(&file, [0xff; 100]).expect("written");
+    assert_refused(&run(&folder, &[]), "model.safetensors is truncated or corrupt");
+    fs::remove_file(&file).expect("removed");
+    assert_refused(&run(&folder, &[]), "weights must be safetensors");
+
+    let folder = checkpoint();
+    edit_weights(&folder, |tensors| {
+        tensors.remove("model.layers.1.mlp.up_proj.weight");
+    });
+    assert_refused(&run(&folder, &[]), "missing model.layers.1.mlp.up_proj.weight");
+
+    let folder = checkpoint();
+    edit_weights(&folder, |tensors| {
+        let tensor = tensors["model.norm.weight"].narrow(0, 0, 10).expect("a part");
+        tensors.insert("model.norm.weight".into(), tensor);
+    });
+    assert_refused(&run(&folder, &[]), "model.norm.weight is [10] where config.json makes it [64]");
+
+    let folder = checkpoint();
+    edit_weights(&folder, |tensors| {
+        let nan = Tensor::full(f32::NAN, 64, &Device::Cpu).and_then(|nan| nan.to_dtype(DType::F32)).expect("NaN");
+        tensors.insert("model.norm.weight".into(), nan);
+    });
+    assert_refused(&run(&folder, &[]), "logits are not finite");
+}
+
+#[test]
+fn configurations_that_can_not_run_are_refused() {
+    for (key, value, part) in [
+        ("architectures", json!(["MambaForCausalLM"]), "MambaForCausalLM is not supported"),
+        ("hidden_size", json!(null), "hidden_size is missing"),
+        ("attention_bias", json!(true), "engine stock refuses this model"),
+        ("vocab_size", json!(100), "do not belong together"),
+        ("max_position_embeddings", json!(10), "8 prompt and 4 new tokens are more than the model's 10"),
+        ("intermediate_size", json!(1u64 << 40), "it does not fit"),
+    ] {
+        let folder = checkpoint();
+        edit_config(&folder, |config| config[key] = value.clone());
+        if key == "vocab_size" {
+            edit_weights(&folder, |tensors| {
+                let embedding = tensors["model.embed_tokens.weight"].narrow(0, 0, 100).expect("a part");
+                tensors.insert("model.embed_tokens.weight".into(), embedding);
+            });
+        }
+        assert_refused(&run(&folder, &[]), part);
+    }
+    let folder = checkpoint();
+    fs::write(folder.path().join("config.json"), "{").expect("written");
+    assert_refused(&run(&folder, &[]), "config.json is no JSON");
+    fs::remove_file(folder.path().join("config.json")).expect("removed");
+    assert_refused(&run(&folder, &[]), "config.json could not be read");
+    let folder = checkpoint();
+    fs::write(folder.path().join("tokenizer.json"), "{}").expect("written");
+    assert_refused(&run(&folder, &[]), "tokenizer.json: no tokenizer");
+}
+
+#[test]
+fn what_there_is_and_what_is_set_is_listed() {
+    let output = candlepower(Path::new("."), &["list", "--seed", "7"], &[("CANDLEPOWER_TIER", "quick")]);
+    let text = String::from_utf8_lossy(&output.stdout);
+    let line = |start: &str| {
+        let found = text.lines().find(|line| line.starts_with(&format!("| {start} ")));
+        found.unwrap_or_else(|| panic!("no line of {start} in\n{text}")).to_owned()
+    };
+    for scenario in candlepower::scenario::GENERATION {
+        assert!(line(scenario.key).contains(scenario.purpose));
+    }
+    assert!(line("seed").contains("| 7 ") && line("seed").contains("command line"));
+    assert!(line("tier").contains("quick") && line("tier").contains("environment"));
+    assert!(line("device").contains("default"));
+}
+
+#[test]
+fn the_doctor_names_what_makes_figures_doubtful() {
+    let output = candlepower(
+        Path::new("."),
+        &["doctor", "--json", "--models", "meta-llama/some-model"],
+        &[("HF_TOKEN", ""), ("HF_HOME", "no/such/folder")],
+    );
+    let findings: Vec<Value> = serde_json::from_slice(&output.stdout).expect("JSON");
+    let level = |topic: &str| {
+        let finding = findings.iter().find(|finding| finding["topic"] == topic);
+        finding.unwrap_or_else(|| panic!("nothing on {topic}"))["level"].as_str().expect("a level").to_owned()
+    };
+    // Tests are debug builds.
+    assert_eq!(level("build"), if cfg!(debug_assertions) { "warning" } else { "ok" });
+    assert_eq!(level("token"), "warning");
+    assert_eq!(level("limits"), "ok");
+    assert_eq!(level("device"), "ok");
+}
