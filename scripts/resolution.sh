@@ -17,7 +17,7 @@ run() { PLANTED_SLOWDOWN=$1 "$target/release/examples/planted_slowdown" --bench 
 
 run 0 --save-baseline resolution >/dev/null
 printf '%-9s  %-28s  %s\n' planted 'change of the mean' verdict
-for planted in 0 0 0 0 0 0 0 0 0 0 0.02 0.02 0.05 0.05 0.10 0.10 0.10; do
+for planted in 0 0 0 0 0 0 0 0 0 0 0.03 0.03 0.05 0.05 0.05 0.07 0.07 0.07 0.10 0.10 0.10; do
   run "$planted" --baseline resolution | awk -v planted="$planted" '
     /change:/ { getline; sub(/^ *time: */, ""); change = $0 }
     /No change|within noise|regressed|improved/ { sub(/^ */, ""); verdict = $0 }

@@ -40,7 +40,7 @@
 //! [`measure::limits`] says how. A part that does not fit a step's true cost, such as an activation or a copy that an
 //! implementation makes of its cache, is not counted: it is what lowers the share.
 //!
-//! **Noise.** A change below 5 % is called noise by default; `--noise-threshold` says otherwise. Ten samples make an
+//! **Noise.** A change below 3 % is called noise by default; `--noise-threshold` says otherwise. Ten samples make an
 //! interval for the run that was, not for the next one: heat, neighbours and the layout of memory differ between runs.
 //! `scripts/resolution.sh` shows what this machine can tell apart; the README has its outcome. Each record says how much
 //! processor time other processes and other guests of the hypervisor took, and the table marks those that were disturbed.

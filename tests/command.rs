@@ -271,3 +271,33 @@ fn the_doctor_names_what_makes_figures_doubtful() {
     assert_eq!(level("limits"), "ok");
     assert_eq!(level("device"), "ok");
 }
+
+/// A run of one benchmark that takes `total_ms`, as records in a folder below `out`.
+fn write_run(out: &Path, run: &str, total_ms: f64) {
+    let mut record: Value = serde_json::from_str(include_str!("../src/record/sample.json")).expect("the sample");
+    let samples: Vec<f64> = (0..10).map(|sample| total_ms * (1.0 + 0.001 * f64::from(sample))).collect();
+    record["measures"]["sample_total_ms"] = samples.into();
+    fs::create_dir_all(out.join(run)).expect("made");
+    fs::write(out.join(run).join("records.jsonl"), format!("{record}\n")).expect("written");
+}
+
+#[test]
+fn a_comparison_fails_on_a_regression_and_only_then() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for (run, total_ms) in [("before", 100.0), ("same", 101.0), ("slower", 110.0)] {
+        write_run(&folder.path().join("target/candlepower"), run, total_ms);
+    }
+    let compare = |arguments: &[&str]| candlepower(folder.path(), &[&["compare"], arguments].concat(), &[]);
+    assert!(compare(&["before", "same", "--fail-above", "5%"]).status.success());
+    assert!(compare(&["before", "slower"]).status.success(), "only on demand");
+    assert!(compare(&["before", "slower", "--fail-above", "20%"]).status.success());
+    let output = compare(&["before", "slower", "--fail-above", "5%"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("is 10.0 % slower"));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("| +10.0 % |"));
+    let json = compare(&["before", "target/candlepower/slower/records.jsonl", "--format", "json"]).stdout;
+    let json: Value = serde_json::from_slice(&json).expect("JSON");
+    assert_eq!(json["rows"][0]["verdict"], "slower");
+    assert_refused(&compare(&["before", "never"]), "never is no file of records, no run below target/candlepower");
+    assert_refused(&compare(&["before", "same", "--fail-above", "much"]), "a share is needed");
+}

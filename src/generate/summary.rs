@@ -52,6 +52,7 @@ pub fn summarise(
         seed: request.seed,
         samples: timelines.len(),
         total_ms,
+        sample_total_ms: timelines.iter().map(|timeline| ms(timeline.total())).collect(),
         ttft_ms,
         itl_p50_ms: itl_ms(0.50),
         itl_p95_ms: itl_ms(0.95),
@@ -169,6 +170,7 @@ mod tests {
             summarise(&Weighed, &request(3), &timelines, Some(9999), Some(&limits)).expect("the same tokens");
         // Totals are 16, 28 and 66 ms; decode times 6, 8 and 26; steps sorted 2, 3, 4, 5, 6, 20.
         close(measures.total_ms, 28.0);
+        assert_eq!(measures.sample_total_ms, [16.0, 28.0, 66.0]);
         close(measures.ttft_ms, 20.0);
         close(measures.itl_p50_ms.expect("steps"), 4.5);
         close(measures.itl_p95_ms.expect("steps"), 6.0 + 0.75 * 14.0);

@@ -68,8 +68,9 @@ pub fn examine(settings: &Settings) -> Vec<Finding> {
     findings.extend(clocks(settings.device));
     findings.push(quiet());
     findings.push(memory_and_matrix(settings));
-    findings
-        .extend(tokens(settings, std::env::var_os("HF_TOKEN").is_some() || hf_hub::hf_home().join("token").is_file()));
+    let has_token = std::env::var("HF_TOKEN").is_ok_and(|token| !token.trim().is_empty())
+        || hf_hub::hf_home().join("token").is_file();
+    findings.extend(tokens(settings, has_token));
     findings.push(output(&settings.out));
     findings
 }

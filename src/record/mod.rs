@@ -4,8 +4,12 @@
 //! One record is one line of JSON in `<out>/<run>/records.jsonl`, appended whole as its benchmark ends. Field names
 //! carry their units. A value that could not be measured is `null`, and [`Record::unmeasured`] says why.
 
+mod baseline;
+mod read;
 mod sink;
 
+pub use baseline::{Samples, baseline, baselines};
+pub use read::{Read, read};
 pub use sink::{RECORDS, Sink, check_writable, write_whole};
 
 use std::collections::BTreeMap;
@@ -91,6 +95,8 @@ pub struct Generation {
     pub samples: usize,
     /// End to end: prompt in to last token out.
     pub total_ms: f64,
+    /// The same of each sample, in the order they were made.
+    pub sample_total_ms: Vec<f64>,
     /// Time to first token, choosing it included.
     pub ttft_ms: f64,
     /// Inter-token latency; `null` when one token was made.

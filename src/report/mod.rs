@@ -1,3 +1,5 @@
-//! What people see: tables, plots, comparisons and the live view, made from records. Nothing here measures.
+//! What people see, made from records and Criterion's baselines: tables and comparisons. Nothing here measures.
 
+pub mod compare;
+mod statistics;
 pub mod table;

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use candle_core::{DType, Device};
 
 use crate::{
@@ -92,11 +92,18 @@ struct Place {
     subject: Option<Subject>,
     /// Memory that loading it took.
     bytes: u64,
+    /// Why it can't be loaded. It is not tried again: a download that failed would be asked for by every scenario.
+    unloadable: Option<String>,
 }
 
 impl Pool {
     pub fn new(candidates: Vec<Candidate>) -> Self {
-        Self { places: candidates.into_iter().map(|candidate| Place { candidate, subject: None, bytes: 0 }).collect() }
+        Self {
+            places: candidates
+                .into_iter()
+                .map(|candidate| Place { candidate, subject: None, bytes: 0, unloadable: None })
+                .collect(),
+        }
     }
 
     /// Places of the candidates that a scenario of this tier includes.
@@ -112,7 +119,14 @@ impl Pool {
     pub fn subject(&mut self, place: usize) -> Result<&mut Subject> {
         let subject = match self.places[place].subject.take() {
             Some(subject) => subject,
-            None => self.load(place)?,
+            None => {
+                if let Some(reason) = &self.places[place].unloadable {
+                    bail!("{reason}");
+                }
+                let loaded = self.load(place);
+                self.places[place].unloadable = loaded.as_ref().err().map(|error| format!("{error:#}"));
+                loaded?
+            }
         };
         Ok(self.places[place].subject.insert(subject))
     }

@@ -9,12 +9,12 @@ use super::{
     Candidate, Suite, abort,
     candidate::Pool,
     long_iterations,
-    session::{Measured, Outcome},
+    session::{Measured, Seen},
 };
 use crate::{
     generate::{self, Request, Timeline},
     measure::{self, TokenTime, conditions::Watch, gpu, memory},
-    record::{Conditions, Limits, Measures},
+    record::{Limits, Measures},
     scenario::Generation,
     subject::{DeviceChoice, Subject},
 };
@@ -57,41 +57,32 @@ impl Suite {
         let mut work: Option<Work> = None;
         let ended = Self::isolated(|| {
             group.bench_function(BenchmarkId::new(&model, &variant), |bencher| {
-                if work.is_none() {
-                    work =
-                        Some(Work::prepare(pool, place, scenario, seed, device).unwrap_or_else(|error| abort(error)));
-                }
-                let (Some(work), Ok(subject)) = (&mut work, pool.subject(place)) else { return };
+                let mut prepare = || Work::prepare(pool, place, scenario, seed, device);
+                let work = match &mut work {
+                    Some(work) => work,
+                    none => none.insert(prepare().unwrap_or_else(|error| abort(error))),
+                };
+                let subject = pool.subject(place).unwrap_or_else(|error| abort(error));
                 bencher.iter_custom(|iterations| {
                     let once = |_| work.generate(subject).unwrap_or_else(|error| abort(error));
                     (0..iterations).map(once).sum()
                 });
             });
         });
-        if work.is_none() && ended.is_ok() {
-            return; // left out by the filter, or only listed
-        }
-        let mut deviates = None;
-        let (mut limits, mut conditions) = (None, None);
-        let measured = match (work, pool.subject(place)) {
-            (Some(work), Ok(subject)) => {
-                deviates = subject.model.deviates(scenario.prompt_tokens, scenario.new_tokens);
-                limits = Some(work.limits.clone());
-                let (measured, quiet) = work.end(subject, WARMUP);
-                conditions = Some(quiet);
-                ended.and(measured)
-            }
-            (_, subject) => Err(ended.err().or(subject.err()).unwrap_or_else(|| anyhow!("it was not measured"))),
+        let seen = match (ended, work) {
+            (Ok(()), None) => return, // left out by the filter, or only listed
+            (Ok(()), Some(work)) => match pool.subject(place) {
+                Ok(subject) => work.end(subject, WARMUP),
+                Err(error) => Seen::failed(error),
+            },
+            (Err(error), _) => Seen::failed(error),
         };
-        let record = self.session.record(Outcome {
-            id: format!("{}/{model}/{variant}", scenario.key),
-            scenario: scenario.key.into(),
-            subject: pool.candidate(place).about.clone(),
-            deviates,
-            measured,
-            limits,
-            conditions,
-        });
+        let record = self.session.record(
+            format!("{}/{model}/{variant}", scenario.key),
+            scenario.key,
+            pool.candidate(place).about.clone(),
+            seen,
+        );
         self.keep(record);
     }
 }
@@ -105,6 +96,7 @@ pub struct Work {
     request: Request,
     device: DeviceChoice,
     bytes_beside: u64,
+    deviates: Option<String>,
     limits: Limits,
     watch: Watch,
     timelines: Vec<Timeline>,
@@ -139,6 +131,7 @@ impl Work {
         device: DeviceChoice,
     ) -> Result<Self> {
         Ok(Self {
+            deviates: subject.model.deviates(prompt.len(), request.new_tokens),
             prompt,
             request,
             device,
@@ -171,10 +164,6 @@ impl Work {
         Ok(total)
     }
 
-    pub fn limits(&self) -> &Limits {
-        &self.limits
-    }
-
     /// The timelines so far.
     pub fn timelines(&self) -> &[Timeline] {
         &self.timelines
@@ -187,37 +176,37 @@ impl Work {
         }
     }
 
-    /// What was measured, the first `warmup` generations left out as long as one is left; and how quiet the machine was.
-    pub fn end(mut self, subject: &Subject, warmup: usize) -> (Result<Measured>, Conditions) {
+    /// What was seen, the first `warmup` generations left out as long as one is left.
+    pub fn end(mut self, subject: &Subject, warmup: usize) -> Seen {
         let warmup = warmup.min(self.timelines.len().saturating_sub(1));
         self.timelines.drain(..warmup);
         self.joules.drain(..warmup.min(self.joules.len()));
-        let conditions = self.watch.end();
-        let limits = Some(&self.limits);
-        let summary =
-            generate::summarise(subject.model.as_ref(), &self.request, &self.timelines, self.peak_bytes, limits);
-        let measured = summary.map(|mut measures| {
-            let mut unmeasured = BTreeMap::new();
-            let mut note = |field: &str, reason: &str| unmeasured.insert(field.to_owned(), reason.to_owned());
-            if !self.joules.is_empty() {
-                let joules = self.joules.iter().sum::<f64>() / self.joules.len() as f64;
-                measures.joules_per_token = Some(joules / measures.generated_tokens as f64);
-            } else if let Some(reason) = &self.energy_unknown {
-                note("joules_per_token", reason);
+        let measured = self.measures(subject);
+        Seen { measured, deviates: self.deviates, limits: Some(self.limits), conditions: Some(self.watch.end()) }
+    }
+
+    fn measures(&self, subject: &Subject) -> Result<Measured> {
+        let (model, limits) = (subject.model.as_ref(), Some(&self.limits));
+        let mut measures = generate::summarise(model, &self.request, &self.timelines, self.peak_bytes, limits)?;
+        let mut unmeasured = BTreeMap::new();
+        let mut note = |field: &str, reason: &str| unmeasured.insert(field.to_owned(), reason.to_owned());
+        if !self.joules.is_empty() {
+            let joules = self.joules.iter().sum::<f64>() / self.joules.len() as f64;
+            measures.joules_per_token = Some(joules / measures.generated_tokens as f64);
+        } else if let Some(reason) = &self.energy_unknown {
+            note("joules_per_token", reason);
+        }
+        if measures.peak_bytes.is_none() {
+            note("peak_bytes", "the program does not count its allocations");
+        } else if !model.device().is_cpu() {
+            measures.peak_bytes = None;
+            note("peak_bytes", "the memory of this device is not counted");
+        }
+        if measures.tpot_ms.is_none() {
+            for field in ["itl_p50_ms", "itl_p95_ms", "itl_p99_ms", "tpot_ms", "decode_tokens_per_s", "mbu"] {
+                note(field, "only one token was generated");
             }
-            if measures.peak_bytes.is_none() {
-                note("peak_bytes", "the program does not count its allocations");
-            } else if !subject.model.device().is_cpu() {
-                measures.peak_bytes = None;
-                note("peak_bytes", "the memory of this device is not counted");
-            }
-            if measures.tpot_ms.is_none() {
-                for field in ["itl_p50_ms", "itl_p95_ms", "itl_p99_ms", "tpot_ms", "decode_tokens_per_s", "mbu"] {
-                    note(field, "only one token was generated");
-                }
-            }
-            Measured { measures: Measures::Generation(measures), unmeasured }
-        });
-        (measured, conditions)
+        }
+        Ok(Measured { measures: Measures::Generation(measures), unmeasured })
     }
 }

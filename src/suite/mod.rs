@@ -11,7 +11,7 @@ mod session;
 
 pub use candidate::Candidate;
 pub use generation::Work;
-pub use session::{Measured, Outcome, Session};
+pub use session::{Measured, Seen, Session};
 
 use std::{
     any::Any,
@@ -149,7 +149,7 @@ fn long_iterations<M: Measurement>(measurement: M) -> Criterion<M> {
 }
 
 /// Changes below this share are called noise. The methodology says how it was found.
-const NOISE_THRESHOLD: f64 = 0.05;
+const NOISE_THRESHOLD: f64 = 0.03;
 
 /// An error that leaves a benchmark's closure, which Criterion gives no other way out of.
 struct Aborted(anyhow::Error);

@@ -21,15 +21,19 @@ pub struct Session {
     sink: Option<Sink>,
 }
 
-/// What is known of one benchmark when it has ended.
-pub struct Outcome {
-    pub id: String,
-    pub scenario: String,
-    pub subject: record::Subject,
-    pub deviates: Option<String>,
+/// What was seen of a benchmark when it has ended.
+pub struct Seen {
     pub measured: Result<Measured>,
+    pub deviates: Option<String>,
     pub limits: Option<Limits>,
     pub conditions: Option<Conditions>,
+}
+
+impl Seen {
+    /// Of a benchmark that was not measured.
+    pub fn failed(error: anyhow::Error) -> Self {
+        Self { measured: Err(error), deviates: None, limits: None, conditions: None }
+    }
 }
 
 /// Measures, and why some of their fields are empty.
@@ -59,8 +63,8 @@ impl Session {
     }
 
     /// The record of a benchmark that has just ended.
-    pub fn record(&self, outcome: Outcome) -> Record {
-        let (status, reason, measures, unmeasured) = match outcome.measured {
+    pub fn record(&self, id: String, scenario: &str, subject: record::Subject, seen: Seen) -> Record {
+        let (status, reason, measures, unmeasured) = match seen.measured {
             Ok(Measured { measures, unmeasured }) => (Status::Measured, None, Some(measures), unmeasured),
             Err(error) => (Status::Failed, Some(one_line(&format!("{error:#}"))), None, BTreeMap::new()),
         };
@@ -69,16 +73,16 @@ impl Session {
             run: String::new(),
             sandbox: false,
             at: Utc::now().to_rfc3339_opts(SecondsFormat::Millis, true),
-            id: outcome.id,
-            scenario: outcome.scenario,
-            subject: outcome.subject,
+            id,
+            scenario: scenario.to_owned(),
+            subject,
             status,
             reason,
-            deviates: outcome.deviates,
+            deviates: seen.deviates,
             measures,
             unmeasured,
-            limits: outcome.limits,
-            conditions: outcome.conditions,
+            limits: seen.limits,
+            conditions: seen.conditions,
             machine: self.machine.clone(),
             software: self.software.clone(),
             settings: self.settings.sources.clone(),

@@ -1,6 +1,7 @@
 //! The `candlepower` command: its arguments, and calls into the library.
 
 mod bench;
+mod compare;
 mod doctor;
 mod list;
 mod run;
@@ -32,6 +33,8 @@ enum What {
     Doctor(doctor::Doctor),
     /// Set the settings from flags and run `cargo bench`
     Bench(bench::Bench),
+    /// Compare two runs, files of records, or baselines of Criterion's
+    Compare(compare::Compare),
 }
 
 /// Settings as flags. They win over the environment and candlepower.toml.
@@ -96,5 +99,6 @@ fn main() -> ExitCode {
         What::List(list) => list.run(),
         What::Doctor(doctor) => doctor.run(),
         What::Bench(bench) => bench.run(),
+        What::Compare(compare) => compare.run(),
     })
 }

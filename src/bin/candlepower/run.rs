@@ -9,7 +9,7 @@ use candlepower::{
     report::table,
     scenario::Sampling,
     subject,
-    suite::{Candidate, Outcome, Session, Work},
+    suite::{Candidate, Session, Work},
 };
 use clap::Args;
 
@@ -76,26 +76,18 @@ impl Run {
         let prompt = self.prompt_ids(&loaded, settings.seed)?;
         let stop = if self.stop_at_eos { loaded.eos_token_ids.clone() } else { Vec::new() };
         let request = Request { new_tokens: self.max_new_tokens, sampling, seed: settings.seed, stop };
-        let deviates = loaded.model.deviates(prompt.len(), request.new_tokens);
 
         let mut work = Work::new(&loaded, bytes_beside, prompt, request, settings.device)?;
         for _ in 0..self.warmup + self.trials {
             work.generate(&mut loaded)?;
         }
         let tokens = work.timelines().last().map(|timeline| timeline.tokens.clone()).unwrap_or_default();
-        let limits = Some(work.limits().clone());
-        let (measured, conditions) = work.end(&loaded, self.warmup);
+        let mut seen = work.end(&loaded, self.warmup);
+        seen.measured = Ok(seen.measured?);
         let mut candidate = Candidate::from_settings(&settings).remove(0);
         candidate.learn(&loaded);
-        let record = session.record(Outcome {
-            id: format!("run/{}/{}", candidate.about.model, candidate.variant()),
-            scenario: "run".into(),
-            subject: candidate.about,
-            deviates,
-            measured: Ok(measured?),
-            limits,
-            conditions: Some(conditions),
-        });
+        let id = format!("run/{}/{}", candidate.about.model, candidate.variant());
+        let record = session.record(id, "run", candidate.about, seen);
         if self.json {
             let mut json = serde_json::to_value(&record)?;
             json["tokens"] = tokens.into();

@@ -1,0 +1,75 @@
+//! `candlepower compare`: did it change?
+
+use std::{path::PathBuf, process::ExitCode};
+
+use anyhow::{Result, ensure};
+use candlepower::{
+    report::compare::{Side, Strictness, compare},
+    settings::Settings,
+};
+use clap::{Args, ValueEnum};
+
+/// Compare two runs, files of records, or baselines of Criterion's.
+#[derive(Args)]
+pub struct Compare {
+    /// What was before: a file of records, a folder with one, a run's name, or a baseline
+    a: String,
+    /// What is now; `new` is Criterion's last run
+    b: String,
+    /// Exit with 1 when a benchmark is significantly slower by more than this, such as 5%
+    #[arg(long, value_parser = percent)]
+    fail_above: Option<f64>,
+    /// Difference that is granted to two runs of the same
+    #[arg(long, value_parser = percent, default_value = "3%")]
+    noise: f64,
+    /// How often two runs of the same may be found to differ at all
+    #[arg(long, value_parser = percent, default_value = "5%")]
+    level: f64,
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    format: Format,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Format {
+    /// For a terminal
+    Text,
+    /// The same, for a document
+    Markdown,
+    Json,
+    /// For a comment on a pull request
+    Github,
+}
+
+impl Compare {
+    pub fn run(self) -> Result<ExitCode> {
+        ensure!(self.level > 0.0 && self.level < 1.0, "--level: it must be more than 0 % and less than 100 %");
+        let settings = Settings::load(&[])?;
+        let criterion_home = std::env::var_os("CRITERION_HOME").map_or_else(
+            || std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), PathBuf::from).join("criterion"),
+            PathBuf::from,
+        );
+        let find = |name: &str| Side::find(name, &settings.out, &criterion_home);
+        let strictness = Strictness { noise: self.noise, level: self.level };
+        let comparison = compare(&find(&self.a)?, &find(&self.b)?, strictness)?;
+        match self.format {
+            Format::Text | Format::Markdown => print!("{}", comparison.text()),
+            Format::Json => println!("{}", comparison.json()?),
+            Format::Github => print!("{}", comparison.github()),
+        }
+        let Some(share) = self.fail_above else { return Ok(ExitCode::SUCCESS) };
+        let regressions = comparison.regressions(share);
+        for row in &regressions {
+            eprintln!("regression: {} is {:.1} % slower", row.id, (row.ratio - 1.0) * 100.0);
+        }
+        Ok(if regressions.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+}
+
+/// A share: `5%` or `0.05`.
+fn percent(text: &str) -> Result<f64, String> {
+    let share = match text.strip_suffix('%') {
+        Some(number) => number.trim().parse::<f64>().map(|number| number / 100.0),
+        None => text.parse::<f64>(),
+    };
+    share.ok().filter(|share| share.is_finite() && *share >= 0.0).ok_or_else(|| "a share is needed, such as 5%".into())
+}

@@ -1,0 +1,103 @@
+//! Criterion's baselines: the only reader of its files, which it calls internal. Tested on what criterion 0.8.2 writes.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::Path,
+};
+
+use anyhow::{Context, Result, ensure};
+use serde::Deserialize;
+
+/// Benchmark id → milliseconds an iteration, one for each sample.
+pub type Samples = BTreeMap<String, Vec<f64>>;
+
+#[derive(Deserialize)]
+struct SavedSample {
+    iters: Vec<f64>,
+    /// Nanoseconds.
+    times: Vec<f64>,
+}
+
+#[derive(Deserialize)]
+struct SavedBenchmark {
+    full_id: String,
+}
+
+/// The samples that a baseline holds. `new` is Criterion's name for the last run.
+///
+/// # Errors
+/// When a file of the baseline is not as Criterion writes it.
+pub fn baseline(criterion_home: &Path, name: &str) -> Result<Samples> {
+    let mut samples = Samples::new();
+    visit(criterion_home, &mut |folder| {
+        let saved = folder.join(name);
+        if !saved.join("sample.json").is_file() {
+            return Ok(());
+        }
+        let benchmark: SavedBenchmark = json(&saved.join("benchmark.json"))?;
+        let sample: SavedSample = json(&saved.join("sample.json"))?;
+        ensure!(sample.iters.len() == sample.times.len(), "{}: a sample without iterations", saved.display());
+        let ms = sample.times.iter().zip(&sample.iters).map(|(ns, iters)| ns / iters / 1e6).collect();
+        samples.insert(benchmark.full_id, ms);
+        Ok(())
+    })?;
+    Ok(samples)
+}
+
+/// Names of the baselines that are there.
+pub fn baselines(criterion_home: &Path) -> Vec<String> {
+    let mut names = BTreeSet::new();
+    let _ = visit(criterion_home, &mut |folder| {
+        for entry in fs::read_dir(folder)?.flatten() {
+            if entry.path().join("sample.json").is_file() {
+                names.insert(entry.file_name().to_string_lossy().into_owned());
+            }
+        }
+        Ok(())
+    });
+    names.into_iter().collect()
+}
+
+fn visit(folder: &Path, look: &mut impl FnMut(&Path) -> Result<()>) -> Result<()> {
+    look(folder)?;
+    for entry in fs::read_dir(folder).with_context(|| format!("{} could not be read", folder.display()))?.flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            visit(&entry.path(), look)?;
+        }
+    }
+    Ok(())
+}
+
+fn json<T: for<'de> Deserialize<'de>>(file: &Path) -> Result<T> {
+    let text = fs::read(file).with_context(|| format!("{} could not be read", file.display()))?;
+    serde_json::from_slice(&text).with_context(|| format!("{} is not as Criterion writes it", file.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_criterion_writes_is_read() {
+        let home = tempfile::tempdir().expect("a folder");
+        for (baseline, ms) in [("new", 3.0), ("main", 2.0)] {
+            let folder = home.path().join("short/llama_x/stock-f32-cpu").join(baseline);
+            fs::create_dir_all(&folder).expect("made");
+            let benchmark = r#"{"group_id":"short","function_id":"llama/x","value_str":"stock-f32-cpu",
+                "throughput":{"Elements":64},"full_id":"short/llama/x/stock-f32-cpu",
+                "directory_name":"short/llama_x/stock-f32-cpu","title":"short/llama/x/stock-f32-cpu"}"#;
+            fs::write(folder.join("benchmark.json"), benchmark).expect("written");
+            let sample = format!(
+                r#"{{"sampling_mode":"Flat","iters":[1.0,2.0],"times":[{},{}]}}"#,
+                ms * 1e6,
+                2.0 * ms * 1e6 + 2e6
+            );
+            fs::write(folder.join("sample.json"), sample).expect("written");
+        }
+        assert_eq!(baselines(home.path()), ["main", "new"]);
+        let main = baseline(home.path(), "main").expect("read");
+        assert_eq!(main["short/llama/x/stock-f32-cpu"], [2.0, 3.0]);
+        assert!(baseline(home.path(), "never").expect("read").is_empty());
+    }
+}

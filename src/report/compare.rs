@@ -1,0 +1,388 @@
+//! Did it change? Two runs or baselines side by side, a benchmark a row.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write,
+    path::Path,
+};
+
+use anyhow::{Context, Result, bail};
+use serde::Serialize;
+
+use super::{
+    statistics::{holm, median, p_value, ratio},
+    table::markdown,
+};
+use crate::record::{self, Measures, Record, Status};
+
+/// What is compared, and how strictly.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Strictness {
+    /// Differences up to this share are granted to two runs of the same.
+    pub noise: f64,
+    /// How often a comparison of two runs of the same may find any difference at all.
+    pub level: f64,
+}
+
+/// One of the two.
+#[derive(Debug, Default)]
+pub struct Side {
+    pub name: String,
+    benchmarks: BTreeMap<String, Benchmark>,
+    /// Benchmarks that failed, and lines that could not be read.
+    pub problems: Vec<String>,
+    /// What the machine and the software were, where records say so.
+    setting: BTreeMap<&'static str, String>,
+}
+
+#[derive(Debug)]
+struct Benchmark {
+    total_ms: Vec<f64>,
+    peak_bytes: Option<u64>,
+    token_digest: Option<String>,
+}
+
+impl Side {
+    /// Finds what `name` means: a file of records, a folder with one, a run below `out`, or a baseline of Criterion's.
+    ///
+    /// # Errors
+    /// When it is none of them; the error lists what there is.
+    pub fn find(name: &str, out: &Path, criterion_home: &Path) -> Result<Self> {
+        let path = Path::new(name);
+        let candidates = [
+            path.to_owned(),
+            path.join(record::RECORDS),
+            path.join("results.jsonl"),
+            out.join(name).join(record::RECORDS),
+        ];
+        if let Some(file) = candidates.iter().find(|file| file.is_file()) {
+            let read = record::read(file)?;
+            let mut side = Self::from_records(name, &read.records);
+            side.problems.extend(read.problems);
+            return Ok(side);
+        }
+        let samples = if criterion_home.is_dir() { record::baseline(criterion_home, name)? } else { BTreeMap::new() };
+        if samples.is_empty() {
+            let there = record::baselines(criterion_home).join(", ");
+            bail!(
+                "{name} is no file of records, no run below {} and no baseline of Criterion's (there are: {})",
+                out.display(),
+                if there.is_empty() { "none" } else { &there }
+            );
+        }
+        let benchmark = |total_ms| Benchmark { total_ms, peak_bytes: None, token_digest: None };
+        let benchmarks = samples.into_iter().map(|(id, total_ms)| (id, benchmark(total_ms))).collect();
+        Ok(Self { name: name.to_owned(), benchmarks, ..Self::default() })
+    }
+
+    /// Of records that were read. Sandbox records are no measurements and are left out.
+    pub fn from_records(name: &str, records: &[Record]) -> Self {
+        let mut side = Self { name: name.to_owned(), ..Self::default() };
+        for record in records.iter().filter(|record| !record.sandbox) {
+            match (&record.measures, record.status) {
+                (Some(Measures::Generation(measures)), Status::Measured) => {
+                    // A benchmark that a run made again counts as it was the last time.
+                    side.benchmarks.insert(
+                        record.id.clone(),
+                        Benchmark {
+                            total_ms: measures.sample_total_ms.clone(),
+                            peak_bytes: measures.peak_bytes,
+                            token_digest: Some(measures.token_digest.clone()),
+                        },
+                    );
+                }
+                _ => {
+                    side.problems.push(format!("{}: {}", record.id, record.reason.as_deref().unwrap_or("not measured")))
+                }
+            }
+            side.setting = BTreeMap::from([
+                ("processor", record.machine.cpu.clone()),
+                ("GPU", record.machine.gpu.as_ref().map_or("none".into(), |gpu| gpu.name.clone())),
+                ("threads", record.machine.threads.to_string()),
+                ("kernel", record.machine.kernel.clone().unwrap_or_default()),
+                ("SIMD compiled in", record.machine.simd_compiled.join(" ")),
+                ("candle", record.software.candle.clone()),
+                ("rustc", record.software.rustc.clone()),
+                ("features", record.software.features.join(",")),
+                ("profile", record.software.profile.clone()),
+                ("commit", record.software.commit.clone().unwrap_or_default()),
+            ]);
+        }
+        side
+    }
+}
+
+/// What came out.
+#[derive(Debug, Serialize)]
+pub struct Comparison {
+    pub a: String,
+    pub b: String,
+    pub strictness: Strictness,
+    pub rows: Vec<Row>,
+    /// Group → geometric mean of its ratios.
+    pub groups: BTreeMap<String, f64>,
+    /// What is different beside the benchmarks, what is missing on one side, what could not be read.
+    pub remarks: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct Row {
+    pub id: String,
+    pub a_ms: f64,
+    pub b_ms: f64,
+    /// Time of `b` over that of `a`: more than 1 is slower.
+    pub ratio: f64,
+    /// Interval of the ratio, at the level of the comparison.
+    pub low: f64,
+    pub high: f64,
+    /// Corrected for the number of benchmarks.
+    pub p: f64,
+    pub verdict: Verdict,
+    /// Peak memory of `b` over that of `a`.
+    pub memory_ratio: Option<f64>,
+    /// Whether both made the same tokens.
+    pub same_work: Option<bool>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    Slower,
+    Faster,
+    Same,
+}
+
+/// Peak memory hardly varies between runs of the same: a rise of half a percent is one.
+const MEMORY_NOISE: f64 = 0.005;
+
+/// Compares every benchmark that both have.
+///
+/// # Errors
+/// When there is none.
+pub fn compare(a: &Side, b: &Side, strictness: Strictness) -> Result<Comparison> {
+    let Strictness { noise, level } = strictness;
+    let both: Vec<_> = a.benchmarks.iter().filter_map(|(id, old)| Some((id, old, b.benchmarks.get(id)?))).collect();
+    if both.is_empty() {
+        bail!("{} and {} have no benchmark in common", a.name, b.name);
+    }
+    let p_values: Vec<_> = both.iter().map(|(_, old, new)| p_value(&old.total_ms, &new.total_ms, noise)).collect();
+    let rows: Vec<Row> = both
+        .iter()
+        .zip(holm(&p_values))
+        .map(|((id, old, new), p)| {
+            let (ratio, low, high) = ratio(&old.total_ms, &new.total_ms, level);
+            Row {
+                id: (*id).clone(),
+                a_ms: median(&old.total_ms),
+                b_ms: median(&new.total_ms),
+                ratio,
+                low,
+                high,
+                p,
+                verdict: match p < level {
+                    true if ratio > 1.0 => Verdict::Slower,
+                    true => Verdict::Faster,
+                    false => Verdict::Same,
+                },
+                memory_ratio: old.peak_bytes.zip(new.peak_bytes).map(|(old, new)| new as f64 / old as f64),
+                same_work: old.token_digest.as_ref().zip(new.token_digest.as_ref()).map(|(old, new)| old == new),
+            }
+        })
+        .collect();
+    let mut logarithms: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+    for row in &rows {
+        let group = row.id.split('/').next().unwrap_or_default();
+        logarithms.entry(group.to_owned()).or_default().push(row.ratio.ln());
+    }
+    let mean = |logarithms: Vec<f64>| (logarithms.iter().sum::<f64>() / logarithms.len() as f64).exp();
+    Ok(Comparison {
+        a: a.name.clone(),
+        b: b.name.clone(),
+        strictness,
+        groups: logarithms.into_iter().map(|(group, logarithms)| (group, mean(logarithms))).collect(),
+        remarks: remarks(a, b, &rows),
+        rows,
+    })
+}
+
+fn remarks(a: &Side, b: &Side, rows: &[Row]) -> Vec<String> {
+    let mut remarks = Vec::new();
+    for (what, old) in &a.setting {
+        if let Some(new) = b.setting.get(what).filter(|new| *new != old) {
+            let shown = |value: &str| if value.is_empty() { "none".to_owned() } else { value.to_owned() };
+            remarks.push(format!("{what} differs: {} and {}", shown(old), shown(new)));
+        }
+    }
+    for (here, there) in [(a, b), (b, a)] {
+        let ids: BTreeSet<_> = here.benchmarks.keys().filter(|id| !there.benchmarks.contains_key(*id)).collect();
+        remarks.extend(ids.into_iter().map(|id| format!("{id} is in {} only", here.name)));
+        remarks.extend(here.problems.iter().map(|problem| format!("{}: {problem}", here.name)));
+    }
+    for row in rows {
+        if row.same_work == Some(false) {
+            remarks.push(format!("{}: other tokens than before, so not the same work", row.id));
+        }
+        if let Some(ratio) = row.memory_ratio.filter(|ratio| (ratio - 1.0).abs() > MEMORY_NOISE) {
+            remarks.push(format!("{}: peak memory {:+.1} %", row.id, (ratio - 1.0) * 100.0));
+        }
+    }
+    remarks
+}
+
+impl Comparison {
+    /// Benchmarks that are significantly slower by more than `share`.
+    pub fn regressions(&self, share: f64) -> Vec<&Row> {
+        self.rows.iter().filter(|row| row.verdict == Verdict::Slower && row.ratio > 1.0 + share).collect()
+    }
+
+    /// As aligned lines, which are Markdown too.
+    pub fn text(&self) -> String {
+        let head = ["benchmark", &self.a, &self.b, "change", "interval", "p", "verdict"];
+        let mut rows = vec![head.map(str::to_owned).to_vec()];
+        for row in &self.rows {
+            rows.push(vec![
+                row.id.clone(),
+                time(row.a_ms),
+                time(row.b_ms),
+                change(row.ratio),
+                format!("{} to {}", change(row.low), change(row.high)),
+                if row.p < 0.001 { "<0.001".into() } else { format!("{:.3}", row.p) },
+                match row.verdict {
+                    Verdict::Slower => "slower".into(),
+                    Verdict::Faster => "faster".into(),
+                    Verdict::Same => "no change".into(),
+                },
+            ]);
+        }
+        let mut text = markdown(&rows, 1);
+        let groups: Vec<_> = self.groups.iter().map(|(group, ratio)| format!("{group} {}", change(*ratio))).collect();
+        let Strictness { noise, level } = self.strictness;
+        let _ = writeln!(
+            text,
+            "\nGeometric means: {}.\nChange of the median time; p is corrected for {} benchmarks; up to {:.0} % counts as noise, and one comparison in {:.0} of two runs of the same may find a change.",
+            groups.join(", "),
+            self.rows.len(),
+            noise * 100.0,
+            1.0 / level
+        );
+        for remark in &self.remarks {
+            let _ = writeln!(text, "- {remark}");
+        }
+        text
+    }
+
+    /// For a comment on a pull request: what changed in the open, the whole table folded away.
+    pub fn github(&self) -> String {
+        let count = |verdict| self.rows.iter().filter(|row| row.verdict == verdict).count();
+        let (slower, faster) = (count(Verdict::Slower), count(Verdict::Faster));
+        let mut text = format!(
+            "### candlepower: {slower} slower, {faster} faster, {} unchanged\n\n",
+            self.rows.len() - slower - faster
+        );
+        for row in self.rows.iter().filter(|row| row.verdict != Verdict::Same) {
+            let _ = writeln!(text, "- `{}` {} ({} → {} ms)", row.id, change(row.ratio), time(row.a_ms), time(row.b_ms));
+        }
+        let _ = write!(text, "\n<details><summary>All benchmarks</summary>\n\n{}\n</details>\n", self.text());
+        text
+    }
+
+    /// # Errors
+    /// Never for what a comparison holds.
+    pub fn json(&self) -> Result<String> {
+        serde_json::to_string(self).context("the comparison could not be written")
+    }
+}
+
+fn change(ratio: f64) -> String {
+    format!("{:+.1} %", (ratio - 1.0) * 100.0)
+}
+
+fn time(ms: f64) -> String {
+    if ms >= 100.0 { format!("{ms:.0} ms") } else { format!("{ms:.2} ms") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(id: &str, total_ms: f64, edit: impl Fn(&mut Record, &mut record::Generation)) -> Record {
+        let mut record: Record = serde_json::from_str(include_str!("../record/sample.json")).expect("the sample");
+        let Some(Measures::Generation(mut measures)) = record.measures.take() else { panic!("a generation") };
+        measures.sample_total_ms = (0..10).map(|sample| total_ms * (1.0 + 0.001 * f64::from(sample))).collect();
+        record.id = id.into();
+        edit(&mut record, &mut measures);
+        record.measures = Some(Measures::Generation(measures));
+        record
+    }
+
+    const STRICTNESS: Strictness = Strictness { noise: 0.03, level: 0.05 };
+
+    fn side(name: &str, records: &[Record]) -> Side {
+        Side::from_records(name, records)
+    }
+
+    #[test]
+    fn a_slow_down_beyond_the_noise_is_found_and_nothing_else() {
+        let before = side(
+            "before",
+            &[
+                record("short/a/x", 100.0, |_, _| ()),
+                record("short/b/x", 100.0, |_, _| ()),
+                record("medium/a/x", 100.0, |_, _| ()),
+            ],
+        );
+        let after = side(
+            "after",
+            &[
+                record("short/a/x", 110.0, |_, _| ()),
+                record("short/b/x", 102.0, |_, _| ()),
+                record("medium/a/x", 80.0, |_, _| ()),
+            ],
+        );
+        let comparison = compare(&before, &after, STRICTNESS).expect("three in common");
+        let verdicts: Vec<_> = comparison.rows.iter().map(|row| (row.id.as_str(), row.verdict)).collect();
+        assert_eq!(
+            verdicts,
+            [("medium/a/x", Verdict::Faster), ("short/a/x", Verdict::Slower), ("short/b/x", Verdict::Same)]
+        );
+        assert!((comparison.groups["short"] - (1.1f64 * 1.02).sqrt()).abs() < 1e-9);
+        assert_eq!(comparison.regressions(0.05).len(), 1);
+        assert!(comparison.regressions(0.15).is_empty());
+        assert!(comparison.github().contains("1 slower, 1 faster, 1 unchanged"));
+        let json: serde_json::Value = serde_json::from_str(&comparison.json().expect("JSON")).expect("JSON");
+        assert_eq!(json["rows"][1]["verdict"], "slower");
+    }
+
+    #[test]
+    fn what_is_different_beside_the_times_is_named() {
+        let before = side("before", &[record("a/b/c", 1.0, |_, _| ()), record("only/b/c", 1.0, |_, _| ())]);
+        let after = side(
+            "after",
+            &[record("a/b/c", 1.0, |record, measures| {
+                record.machine.cpu = "another processor".into();
+                measures.token_digest = "other".into();
+                measures.peak_bytes = measures.peak_bytes.map(|bytes| bytes * 101 / 100);
+            })],
+        );
+        let remarks = compare(&before, &after, STRICTNESS).expect("one in common").remarks.join("\n");
+        for part in ["another processor", "only/b/c is in before only", "other tokens", "peak memory +1.0 %"] {
+            assert!(remarks.contains(part), "{part} is missing from\n{remarks}");
+        }
+    }
+
+    #[test]
+    fn equal_constants_are_the_same() {
+        let constant = |_: &mut Record, measures: &mut record::Generation| measures.sample_total_ms = vec![5.0; 10];
+        let before = side("before", &[record("a/b/c", 1.0, constant)]);
+        let comparison = compare(&before, &side("after", &[record("a/b/c", 1.0, constant)]), STRICTNESS).expect("one");
+        assert_eq!((comparison.rows[0].verdict, comparison.rows[0].ratio), (Verdict::Same, 1.0));
+        assert!(comparison.remarks.is_empty());
+    }
+
+    #[test]
+    fn sandbox_records_are_no_measurements() {
+        let made_up = record("a/b/c", 1.0, |record, _| record.sandbox = true);
+        let before = side("before", std::slice::from_ref(&made_up));
+        assert!(compare(&before, &before, STRICTNESS).is_err());
+    }
+}
