@@ -301,3 +301,63 @@ fn a_comparison_fails_on_a_regression_and_only_then() {
     assert_refused(&compare(&["before", "never"]), "never is no file of records, no run below target/candlepower");
     assert_refused(&compare(&["before", "same", "--fail-above", "much"]), "a share is needed");
 }
+
+/// What Criterion would have kept of a run, with a median of its own.
+fn write_estimates(home: &Path, id: &str, total_ms: f64, median_ns: f64) {
+    let folder = home.join(id).join("new");
+    fs::create_dir_all(&folder).expect("made");
+    let times: Vec<f64> = (0..10).map(|sample| 1e6 * total_ms * (1.0 + 0.001 * f64::from(sample))).collect();
+    let sample = json!({"sampling_mode": "Flat", "iters": vec![1.0; 10], "times": times});
+    let interval = json!({"confidence_level": 0.95, "lower_bound": median_ns - 1.0, "upper_bound": median_ns + 1.0});
+    let estimates =
+        json!({"median": {"confidence_interval": interval, "point_estimate": median_ns, "standard_error": 1}});
+    for (file, content) in [("sample", sample), ("estimates", estimates), ("benchmark", json!({"full_id": id}))] {
+        fs::write(folder.join(format!("{file}.json")), content.to_string()).expect("written");
+    }
+}
+
+#[test]
+fn a_report_holds_what_was_measured_and_names_what_is_missing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let out = folder.path().join("target/candlepower");
+    let id = "short/llama-mini/stock-f32-cpu";
+    write_run(&out, "mine", 100.0);
+    let median_ns = 100_450_000.123_456_7;
+    write_estimates(&folder.path().join("target/criterion"), id, 100.0, median_ns);
+    let records = out.join("mine/records.jsonl");
+    let torn = fs::read_to_string(&records).expect("read") + "{\"schema\": 1, \"run\": \"mi";
+    fs::write(&records, torn).expect("written");
+
+    let report = |arguments: &[&str]| candlepower(folder.path(), &[&["report"], arguments].concat(), &[]);
+    let output = report(&["mine"]);
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success() && errors.contains("line 2: the line breaks off"), "{errors}");
+    let made = folder.path().join(String::from_utf8_lossy(&output.stdout).trim());
+    let read = |file: &str| fs::read_to_string(made.join(file)).unwrap_or_else(|_| panic!("{file} is there"));
+
+    let mut table = csv::Reader::from_path(made.join("results.csv")).expect("a table");
+    let rows: Vec<HashMap<String, String>> = table.deserialize().map(|row| row.expect("a row")).collect();
+    assert_eq!(rows.len(), 1);
+    assert_eq!(rows[0]["id"], id);
+    assert_eq!(rows[0]["criterion_median_ns"].parse(), Ok(median_ns), "Criterion's median to the last digit");
+    assert_eq!(rows[0]["joules_per_token"], "", "what was not measured is empty");
+    assert_eq!(read("results.jsonl").lines().count(), 1);
+    let environment: Value = serde_saphyr::from_str(&read("environment.yaml")).expect("YAML");
+    assert_eq!(environment["settings"]["seed"]["value"], "42");
+    assert!(read("README.md").contains("the line breaks off"), "nothing is dropped in silence");
+    assert!(read("README.md").contains("100.450"));
+    let page = read("index.html");
+    assert!(page.contains("llama-mini") && page.contains("<svg"));
+    for elsewhere in ["src=\"http", "href=\"http", "url(http", "@import", "file://"] {
+        assert!(!page.contains(elsewhere), "{elsewhere}: a page from disk asks nobody");
+    }
+    let log = fs::read_to_string(made.parent().expect("the machine's").join("GENERATION_LOG.md"));
+    assert!(log.expect("a log").starts_with("# Generation log"));
+
+    write_estimates(&folder.path().join("target/criterion"), id, 101.0, median_ns);
+    let later = report(&["mine", "--to", "elsewhere"]);
+    assert!(String::from_utf8_lossy(&later.stderr).contains("Criterion's last run is another one"));
+    assert_refused(&report(&["never"]), "never is no file of records");
+    fs::write(&records, "nonsense\n").expect("written");
+    assert_refused(&report(&["mine"]), "holds no record that can be read");
+}

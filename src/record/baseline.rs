@@ -12,6 +12,14 @@ use serde::Deserialize;
 /// Benchmark id → milliseconds an iteration, one for each sample.
 pub type Samples = BTreeMap<String, Vec<f64>>;
 
+/// What Criterion made of a benchmark's samples: the median iteration and its interval, in nanoseconds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Estimate {
+    pub median_ns: f64,
+    pub low_ns: f64,
+    pub high_ns: f64,
+}
+
 #[derive(Deserialize)]
 struct SavedSample {
     iters: Vec<f64>,
@@ -24,25 +32,64 @@ struct SavedBenchmark {
     full_id: String,
 }
 
+#[derive(Deserialize)]
+struct SavedEstimates {
+    median: SavedEstimate,
+}
+
+#[derive(Deserialize)]
+struct SavedEstimate {
+    point_estimate: f64,
+    confidence_interval: SavedInterval,
+}
+
+#[derive(Deserialize)]
+struct SavedInterval {
+    lower_bound: f64,
+    upper_bound: f64,
+}
+
 /// The samples that a baseline holds. `new` is Criterion's name for the last run.
 ///
 /// # Errors
 /// When a file of the baseline is not as Criterion writes it.
 pub fn baseline(criterion_home: &Path, name: &str) -> Result<Samples> {
     let mut samples = Samples::new();
+    each(criterion_home, name, &mut |id, saved| {
+        let sample: SavedSample = json(&saved.join("sample.json"))?;
+        ensure!(sample.iters.len() == sample.times.len(), "{}: a sample without iterations", saved.display());
+        let ms = sample.times.iter().zip(&sample.iters).map(|(ns, iters)| ns / iters / 1e6).collect();
+        samples.insert(id, ms);
+        Ok(())
+    })?;
+    Ok(samples)
+}
+
+/// Criterion's estimates of a baseline, by id.
+///
+/// # Errors
+/// When a file of the baseline is not as Criterion writes it.
+pub fn estimates(criterion_home: &Path, name: &str) -> Result<BTreeMap<String, Estimate>> {
+    let mut estimates = BTreeMap::new();
+    each(criterion_home, name, &mut |id, saved| {
+        let SavedEstimates { median } = json(&saved.join("estimates.json"))?;
+        let SavedInterval { lower_bound: low_ns, upper_bound: high_ns } = median.confidence_interval;
+        estimates.insert(id, Estimate { median_ns: median.point_estimate, low_ns, high_ns });
+        Ok(())
+    })?;
+    Ok(estimates)
+}
+
+/// Looks at each benchmark that has this baseline: its id, and the baseline's folder.
+fn each(criterion_home: &Path, name: &str, look: &mut impl FnMut(String, &Path) -> Result<()>) -> Result<()> {
     visit(criterion_home, &mut |folder| {
         let saved = folder.join(name);
         if !saved.join("sample.json").is_file() {
             return Ok(());
         }
         let benchmark: SavedBenchmark = json(&saved.join("benchmark.json"))?;
-        let sample: SavedSample = json(&saved.join("sample.json"))?;
-        ensure!(sample.iters.len() == sample.times.len(), "{}: a sample without iterations", saved.display());
-        let ms = sample.times.iter().zip(&sample.iters).map(|(ns, iters)| ns / iters / 1e6).collect();
-        samples.insert(benchmark.full_id, ms);
-        Ok(())
-    })?;
-    Ok(samples)
+        look(benchmark.full_id, &saved)
+    })
 }
 
 /// Names of the baselines that are there.
@@ -94,10 +141,15 @@ mod tests {
                 2.0 * ms * 1e6 + 2e6
             );
             fs::write(folder.join("sample.json"), sample).expect("written");
+            let estimates = r#"{"mean":{},"median":{"confidence_interval":{"confidence_level":0.95,
+                "lower_bound":1.5,"upper_bound":3.5},"point_estimate":2.25,"standard_error":0.1}}"#;
+            fs::write(folder.join("estimates.json"), estimates).expect("written");
         }
         assert_eq!(baselines(home.path()), ["main", "new"]);
         let main = baseline(home.path(), "main").expect("read");
         assert_eq!(main["short/llama/x/stock-f32-cpu"], [2.0, 3.0]);
+        let expected = Estimate { median_ns: 2.25, low_ns: 1.5, high_ns: 3.5 };
+        assert_eq!(estimates(home.path(), "main").expect("read")["short/llama/x/stock-f32-cpu"], expected);
         assert!(baseline(home.path(), "never").expect("read").is_empty());
     }
 }

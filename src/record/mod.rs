@@ -8,9 +8,9 @@ mod baseline;
 mod read;
 mod sink;
 
-pub use baseline::{Samples, baseline, baselines};
+pub use baseline::{Estimate, Samples, baseline, baselines, estimates};
 pub use read::{Read, read};
-pub use sink::{RECORDS, Sink, check_writable, write_whole};
+pub use sink::{RECORDS, Sink, check_writable, temporary_that_stays, write_whole};
 
 use std::collections::BTreeMap;
 

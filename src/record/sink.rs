@@ -100,12 +100,22 @@ pub fn check_writable(out: &Path) -> Result<()> {
 pub fn write_whole(path: &Path, content: &[u8]) -> Result<()> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let write = || {
-        let mut file = tempfile::NamedTempFile::new_in(folder)?;
+        let mut file = temporary_that_stays(0o666).tempfile_in(folder)?;
         file.write_all(content)?;
         file.persist(path)?;
         io::Result::Ok(())
     };
     write().with_context(|| format!("{} was not written", path.display()))
+}
+
+/// Temporary files and folders are their owner's alone, but these stay, for all whom the system's mask lets.
+pub fn temporary_that_stays(mode: u32) -> tempfile::Builder<'static, 'static> {
+    let mut builder = tempfile::Builder::new();
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(mode));
+    #[cfg(not(unix))]
+    let _ = mode;
+    builder
 }
 
 fn ends_in_mid_line(path: &Path) -> io::Result<bool> {

@@ -1,5 +1,12 @@
-//! What people see, made from records and Criterion's baselines: tables and comparisons. Nothing here measures.
+//! What people see, made from records and Criterion's baselines: tables, plots, a page, comparisons. `joined` brings a
+//! run's records and Criterion's estimates together, `write` makes a folder of them. Nothing here measures.
 
 pub mod compare;
+mod html;
+pub mod joined;
+mod plot;
 mod statistics;
 pub mod table;
+mod write;
+
+pub use write::{LOG, write};

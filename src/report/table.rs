@@ -6,6 +6,20 @@ use crate::record::{Measures, Record, Status};
 
 /// The table of the generation log: a row a benchmark, and below it what must be known of the figures.
 pub fn generation(records: &[Record]) -> String {
+    let (rows, notes) = generation_rows(records.iter());
+    let mut text = markdown(&rows, 3);
+    if !notes.is_empty() {
+        text.push('\n');
+    }
+    for note in notes {
+        text.push_str(&note);
+        text.push('\n');
+    }
+    text
+}
+
+/// The same as cells, head first, and the notes.
+pub fn generation_rows<'a>(records: impl Iterator<Item = &'a Record>) -> (Vec<Vec<String>>, Vec<String>) {
     const HEAD: [&str; 12] = [
         "scenario",
         "model",
@@ -21,15 +35,19 @@ pub fn generation(records: &[Record]) -> String {
         "peak MB",
     ];
     let mut rows = vec![HEAD.map(str::to_owned).to_vec()];
-    let mut notes: Vec<String> = Vec::new();
-    for record in records.iter().filter(|record| record.status == Status::Measured) {
-        let Some(Measures::Generation(measures)) = &record.measures else { continue };
+    let mut marks: Vec<String> = Vec::new();
+    let mut is_synthetic = false;
+    for record in records {
+        let (Some(Measures::Generation(measures)), Status::Measured) = (&record.measures, record.status) else {
+            continue;
+        };
+        is_synthetic |= record.subject.synthetic_weights;
         let mut mark = String::new();
         let doubts = record.conditions.iter().flat_map(|conditions| &conditions.doubts);
         for note in record.deviates.iter().map(|why| format!("deviates: {why}")).chain(doubts.cloned()) {
-            let number = notes.iter().position(|known| *known == note).unwrap_or_else(|| {
-                notes.push(note);
-                notes.len() - 1
+            let number = marks.iter().position(|known| *known == note).unwrap_or_else(|| {
+                marks.push(note);
+                marks.len() - 1
             });
             let _ = write!(mark, " [{}]", number + 1);
         }
@@ -49,14 +67,11 @@ pub fn generation(records: &[Record]) -> String {
             number(measures.peak_bytes.map(|bytes| bytes as f64 / 1e6)),
         ]);
     }
-    let mut text = markdown(&rows, 3);
-    if records.iter().any(|record| record.subject.synthetic_weights) {
-        text.push_str("\nWeights are synthetic: seeded, not trained.\n");
+    let mut notes: Vec<_> = marks.iter().enumerate().map(|(number, mark)| format!("[{}] {mark}", number + 1)).collect();
+    if is_synthetic {
+        notes.insert(0, "Weights are synthetic: seeded, not trained.".into());
     }
-    for (number, note) in notes.iter().enumerate() {
-        let _ = writeln!(text, "[{}] {note}", number + 1);
-    }
-    text
+    (rows, notes)
 }
 
 /// A table whose first row is its head; the first `left` columns are set to the left, the others to the right.
@@ -83,7 +98,7 @@ pub fn markdown(rows: &[Vec<String>], left: usize) -> String {
 }
 
 /// Three digits, which is what the figures are worth.
-fn number(value: Option<f64>) -> String {
+pub(super) fn number(value: Option<f64>) -> String {
     match value {
         None => "n/a".into(),
         Some(value) if value.abs() >= 100.0 => format!("{value:.0}"),

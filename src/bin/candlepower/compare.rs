@@ -1,6 +1,6 @@
 //! `candlepower compare`: did it change?
 
-use std::{path::PathBuf, process::ExitCode};
+use std::process::ExitCode;
 
 use anyhow::{Result, ensure};
 use candlepower::{
@@ -8,6 +8,8 @@ use candlepower::{
     settings::Settings,
 };
 use clap::{Args, ValueEnum};
+
+use crate::criterion_home;
 
 /// Compare two runs, files of records, or baselines of Criterion's.
 #[derive(Args)]
@@ -44,10 +46,7 @@ impl Compare {
     pub fn run(self) -> Result<ExitCode> {
         ensure!(self.level > 0.0 && self.level < 1.0, "--level: it must be more than 0 % and less than 100 %");
         let settings = Settings::load(&[])?;
-        let criterion_home = std::env::var_os("CRITERION_HOME").map_or_else(
-            || std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), PathBuf::from).join("criterion"),
-            PathBuf::from,
-        );
+        let criterion_home = criterion_home();
         let find = |name: &str| Side::find(name, &settings.out, &criterion_home);
         let strictness = Strictness { noise: self.noise, level: self.level };
         let comparison = compare(&find(&self.a)?, &find(&self.b)?, strictness)?;

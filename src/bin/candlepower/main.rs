@@ -4,9 +4,10 @@ mod bench;
 mod compare;
 mod doctor;
 mod list;
+mod report;
 mod run;
 
-use std::process::ExitCode;
+use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Result;
 use candlepower::{measure::memory::CountingAllocator, settings::Settings};
@@ -33,6 +34,8 @@ enum What {
     Doctor(doctor::Doctor),
     /// Set the settings from flags and run `cargo bench`
     Bench(bench::Bench),
+    /// Write a run as tables, data, plots and a page
+    Report(report::Report),
     /// Compare two runs, files of records, or baselines of Criterion's
     Compare(compare::Compare),
 }
@@ -75,6 +78,12 @@ impl SettingFlags {
     }
 }
 
+/// Where Criterion keeps its baselines and reports.
+fn criterion_home() -> PathBuf {
+    let target = || std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), PathBuf::from);
+    std::env::var_os("CRITERION_HOME").map_or_else(|| target().join("criterion"), PathBuf::from)
+}
+
 fn main() -> ExitCode {
     let command = match Command::try_parse() {
         Ok(command) => command,
@@ -100,5 +109,6 @@ fn main() -> ExitCode {
         What::Doctor(doctor) => doctor.run(),
         What::Bench(bench) => bench.run(),
         What::Compare(compare) => compare.run(),
+        What::Report(report) => report.run(),
     })
 }

@@ -1,0 +1,56 @@
+//! `candlepower report`: a run as tables, data, plots and a page.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use anyhow::{Context, Result};
+use candlepower::{record::RECORDS, report, settings::Settings};
+use chrono::Utc;
+use clap::Args;
+
+use crate::criterion_home;
+
+#[derive(Args)]
+pub struct Report {
+    /// A run's name, its folder, or a file of records; the last run where none is given
+    run: Option<String>,
+    /// Folder that reports go into, below the machine's name
+    #[arg(long, default_value = "target-reports")]
+    to: PathBuf,
+}
+
+impl Report {
+    pub fn run(self) -> Result<ExitCode> {
+        let settings = Settings::load(&[])?;
+        let records = self.records(&settings.out)?;
+        let criterion_home = criterion_home();
+        let joined = report::joined::join(&records, &criterion_home)?;
+        let folder = report::write(&joined, &self.to, &criterion_home, Utc::now())?;
+        for problem in &joined.problems {
+            eprintln!("note: {problem}");
+        }
+        println!("{}", folder.display());
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn records(&self, out: &Path) -> Result<PathBuf> {
+        let Some(run) = &self.run else { return last_run(out) };
+        let path = Path::new(run);
+        [path.to_owned(), path.join(RECORDS), out.join(run).join(RECORDS)]
+            .into_iter()
+            .find(|file| file.is_file())
+            .with_context(|| format!("{run} is no file of records and no run below {}", out.display()))
+    }
+}
+
+/// The records that were written to last.
+fn last_run(out: &Path) -> Result<PathBuf> {
+    let runs = fs::read_dir(out).into_iter().flatten().flatten().map(|run| run.path().join(RECORDS));
+    runs.filter_map(|records| Some((fs::metadata(&records).ok()?.modified().ok()?, records)))
+        .max()
+        .map(|(_, records)| records)
+        .with_context(|| format!("there is no run below {}: cargo bench makes one", out.display()))
+}

@@ -1,0 +1,68 @@
+//! The page of a report: one file that works from disk and asks nobody for anything.
+
+use std::fmt::Write;
+
+use super::{joined::Joined, plot::Plot, table};
+
+const STYLE: &str = include_str!("page.css");
+const SCRIPT: &str = include_str!("page.js");
+
+/// The page. `criterion` leads to Criterion's own report, if it is there.
+pub fn page(title: &str, joined: &Joined, plots: &[Plot], criterion: Option<&str>) -> String {
+    let mut body = String::new();
+    let _ = writeln!(body, "<h1>{}</h1>", escaped(title));
+    if let Some(row) = joined.rows.first() {
+        let (machine, software) = (&row.record.machine, &row.record.software);
+        let commit = software.commit.as_deref().unwrap_or("unknown");
+        let _ = writeln!(
+            body,
+            "<p>{} · {} threads · candle {} · {} · commit <code>{}</code></p>",
+            escaped(machine.gpu.as_ref().map_or(&machine.cpu, |gpu| &gpu.name)),
+            machine.threads,
+            escaped(&software.candle),
+            escaped(&software.rustc),
+            escaped(commit)
+        );
+    }
+    if let Some(criterion) = criterion {
+        let _ = writeln!(body, "<p><a href=\"{}\">Criterion's report</a></p>", escaped(criterion));
+    }
+    let (rows, notes) = table::generation_rows(joined.rows.iter().map(|row| &row.record));
+    body.push_str("<div class=\"wide\"><table>\n");
+    for (index, row) in rows.iter().enumerate() {
+        let tag = if index == 0 { "th" } else { "td" };
+        if index < 2 {
+            body.push_str(if index == 0 { "<thead>" } else { "</thead><tbody>" });
+        }
+        body.push_str("<tr>");
+        for cell in row {
+            let _ = write!(body, "<{tag}>{}</{tag}>", escaped(cell));
+        }
+        body.push_str("</tr>\n");
+    }
+    body.push_str("</tbody></table></div>\n");
+    let mut list = |heading: &str, items: &[String]| {
+        if !items.is_empty() {
+            let _ = writeln!(body, "<h2>{heading}</h2><ul>");
+            for item in items {
+                let _ = writeln!(body, "<li>{}</li>", escaped(item));
+            }
+            body.push_str("</ul>\n");
+        }
+    };
+    list("Notes", &notes);
+    list("Missing, unreadable or left out", &joined.problems);
+    for plot in plots {
+        let _ = writeln!(body, "<figure><figcaption>{}</figcaption>{}</figure>", escaped(plot.title), plot.svg);
+    }
+    format!(
+        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\
+         <title>{}</title>\n<style>\n{STYLE}</style></head>\n<body>\n{body}<script>\n{SCRIPT}</script></body></html>\n",
+        escaped(title)
+    )
+}
+
+fn escaped(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+}

@@ -1,0 +1,94 @@
+//! A run's records joined with what Criterion made of the same samples.
+
+use std::{collections::BTreeMap, path::Path};
+
+use anyhow::{Result, bail};
+
+use crate::record::{self, Estimate, Measures, Record, Status};
+
+/// A run as a report shows it.
+#[derive(Debug)]
+pub struct Joined {
+    /// Each benchmark of the run once, in the order they ended.
+    pub rows: Vec<Row>,
+    /// What is missing, unreadable or left out, a line each.
+    pub problems: Vec<String>,
+}
+
+/// One benchmark.
+#[derive(Debug)]
+pub struct Row {
+    pub record: Record,
+    /// Criterion's median and interval, if its last run is the one that the record is of.
+    pub criterion: Option<Estimate>,
+}
+
+impl Row {
+    /// The generation's measures, if it was measured.
+    pub fn generation(&self) -> Option<&record::Generation> {
+        match &self.record.measures {
+            Some(Measures::Generation(measures)) => Some(measures),
+            None => None,
+        }
+    }
+}
+
+/// Reads a file of records and joins it with Criterion's last estimates.
+///
+/// # Errors
+/// When the file can't be read or holds no record.
+pub fn join(records: &Path, criterion_home: &Path) -> Result<Joined> {
+    let read = record::read(records)?;
+    let mut problems = read.problems;
+    if read.records.is_empty() {
+        bail!("{} holds no record that can be read{}", records.display(), listed(&problems));
+    }
+    let (samples, estimates) = if criterion_home.is_dir() {
+        (record::baseline(criterion_home, "new")?, record::estimates(criterion_home, "new")?)
+    } else {
+        (BTreeMap::new(), BTreeMap::new())
+    };
+    let mut last: BTreeMap<String, usize> = BTreeMap::new();
+    for (index, record) in read.records.iter().enumerate() {
+        if record.sandbox {
+            problems.push(format!("{}: a sandbox record is no measurement and is left out", record.id));
+        } else if last.insert(record.id.clone(), index).is_some() {
+            problems.push(format!("{}: measured more than once; the last counts", record.id));
+        }
+    }
+    let mut rows = Vec::new();
+    for (index, record) in read.records.into_iter().enumerate() {
+        if last.get(&record.id) != Some(&index) {
+            continue;
+        }
+        if record.status == Status::Failed {
+            problems.push(format!("{}: failed: {}", record.id, record.reason.as_deref().unwrap_or("no reason given")));
+        }
+        let mut row = Row { criterion: None, record };
+        if let Some(measures) = row.generation() {
+            match samples.get(&row.record.id) {
+                Some(found) if are_equal(found, &measures.sample_total_ms) => {
+                    row.criterion = estimates.get(&row.record.id).copied();
+                }
+                Some(_) => {
+                    problems.push(format!("{}: Criterion's last run is another one; no interval", row.record.id))
+                }
+                None => problems.push(format!("{}: Criterion has no estimate of it; no interval", row.record.id)),
+            }
+        }
+        rows.push(row);
+    }
+    Ok(Joined { rows, problems })
+}
+
+/// Criterion keeps nanoseconds, records milliseconds.
+fn are_equal(criterion_ms: &[f64], record_ms: &[f64]) -> bool {
+    criterion_ms.len() == record_ms.len() && criterion_ms.iter().zip(record_ms).all(|(a, b)| (a - b).abs() < 1e-5)
+}
+
+fn listed(problems: &[String]) -> String {
+    problems.first().map_or(String::new(), |first| match problems.len() {
+        1 => format!(": {first}"),
+        more => format!(": {first}, and {} more", more - 1),
+    })
+}

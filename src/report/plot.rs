@@ -1,0 +1,218 @@
+//! Plots, as SVG text. Grey axes and transparent ground read on light and dark pages alike; the colours are Okabe and
+//! Ito's, which colour-blind people can tell apart.
+
+use anyhow::{Result, anyhow};
+use plotters::{
+    prelude::*,
+    style::{
+        RGBColor,
+        text_anchor::{HPos, Pos, VPos},
+    },
+};
+
+use super::joined::Row;
+
+const SIZE: (u32, u32) = (900, 420);
+const GREY: RGBColor = RGBColor(128, 128, 128);
+const COLOURS: [RGBColor; 7] = [
+    RGBColor(0, 114, 178),
+    RGBColor(230, 159, 0),
+    RGBColor(0, 158, 115),
+    RGBColor(204, 121, 167),
+    RGBColor(213, 94, 0),
+    RGBColor(86, 180, 233),
+    RGBColor(240, 228, 66),
+];
+
+/// A plot and what it shows.
+pub struct Plot {
+    pub file: &'static str,
+    pub title: &'static str,
+    pub svg: String,
+}
+
+/// Every plot that the rows have figures for.
+///
+/// # Errors
+/// When a plot can't be drawn.
+pub fn plots(rows: &[Row]) -> Result<Vec<Plot>> {
+    let measured: Vec<&Row> = rows.iter().filter(|row| row.generation().is_some()).collect();
+    let mut plots = Vec::new();
+    if measured.is_empty() {
+        return Ok(plots);
+    }
+    plots.push(Plot {
+        file: "tokens_per_s.svg",
+        title: "Generated tokens a second, end to end, with Criterion's 95 % interval",
+        svg: by_scenario(&measured, "tok/s", &|row| {
+            let measures = row.generation()?;
+            let rate = |ns: f64| measures.generated_tokens as f64 / ns * 1e9;
+            let interval = row.criterion.map(|estimate| (rate(estimate.high_ns), rate(estimate.low_ns)));
+            Some((measures.tokens_per_s, interval))
+        })?,
+    });
+    plots.push(Plot {
+        file: "mbu.svg",
+        title: "Decode: share of the measured memory bandwidth (MBU)",
+        svg: by_scenario(&measured, "% of bandwidth", &|row| Some((row.generation()?.mbu? * 100.0, None)))?,
+    });
+    plots.push(Plot {
+        file: "mfu.svg",
+        title: "Prefill: share of the measured matrix rate (MFU)",
+        svg: by_scenario(&measured, "% of matrix rate", &|row| Some((row.generation()?.mfu? * 100.0, None)))?,
+    });
+    if let Some(longest) = measured.iter().filter_map(|row| Some(row.generation()?.itl_by_position_ms.len())).max() {
+        let of_longest: Vec<&Row> = measured
+            .iter()
+            .copied()
+            .filter(|row| row.generation().is_some_and(|measures| measures.itl_by_position_ms.len() == longest))
+            .collect();
+        if longest > 1 {
+            plots.push(Plot {
+                file: "step_latency.svg",
+                title: "Inter-token latency over position, in the longest scenarios",
+                svg: by_position(&of_longest)?,
+            });
+        }
+    }
+    Ok(plots)
+}
+
+/// What a bar shows: its height, and an interval if there is one.
+type Bar<'a> = &'a dyn Fn(&Row) -> Option<(f64, Option<(f64, f64)>)>;
+
+/// Bars, grouped by scenario, a colour a subject.
+fn by_scenario(rows: &[&Row], unit: &str, bar: Bar) -> Result<String> {
+    let scenarios = distinct(rows.iter().map(|row| row.record.scenario.clone()));
+    let subjects = distinct(rows.iter().map(|row| subject(row)));
+    let most = rows.iter().filter_map(|row| bar(row)).map(|(value, interval)| interval.map_or(value, |(_, high)| high));
+    // With room for the legend above the bars.
+    let top = most.fold(1e-9, f64::max) * 1.35;
+    let width = 0.8 / subjects.len() as f64;
+    draw(|area| {
+        let mut chart = ChartBuilder::on(area)
+            .margin(10)
+            .x_label_area_size(30)
+            .y_label_area_size(70)
+            .build_cartesian_2d(0.0..scenarios.len() as f64, 0.0..top)?;
+        chart
+            .configure_mesh()
+            .disable_x_mesh()
+            .x_labels(0)
+            .y_desc(unit)
+            .y_label_formatter(&|y| format!("{y:.0}"))
+            .axis_style(GREY)
+            .light_line_style(TRANSPARENT)
+            .bold_line_style(GREY.mix(0.25))
+            .label_style(("sans-serif", 14, &GREY))
+            .draw()?;
+        let below = ("sans-serif", 14).into_text_style(area).color(&GREY).pos(Pos::new(HPos::Center, VPos::Top));
+        chart.draw_series(
+            scenarios
+                .iter()
+                .enumerate()
+                .map(|(place, scenario)| Text::new(scenario.clone(), (place as f64 + 0.5, -0.02 * top), below.clone())),
+        )?;
+        for (number, name) in subjects.iter().enumerate() {
+            let colour = COLOURS[number % COLOURS.len()];
+            let mut bars = Vec::new();
+            let mut whiskers = Vec::new();
+            for row in rows.iter().filter(|row| subject(row) == *name) {
+                let Some((value, interval)) = bar(row) else { continue };
+                let Some(place) = scenarios.iter().position(|scenario| *scenario == row.record.scenario) else {
+                    continue;
+                };
+                let left = place as f64 + 0.1 + number as f64 * width;
+                bars.push(Rectangle::new([(left, 0.0), (left + width * 0.9, value)], colour.filled()));
+                if let Some((low, high)) = interval {
+                    let middle = left + width * 0.45;
+                    whiskers.push(PathElement::new(vec![(middle, low), (middle, high)], GREY.stroke_width(2)));
+                }
+            }
+            let key = move |(x, y)| Rectangle::new([(x, y - 5), (x + 12, y + 5)], colour.filled());
+            chart.draw_series(bars)?.label(name).legend(key);
+            chart.draw_series(whiskers)?;
+        }
+        chart
+            .configure_series_labels()
+            .position(SeriesLabelPosition::UpperRight)
+            .label_font(("sans-serif", 14, &GREY))
+            .draw()
+    })
+}
+
+/// Lines over the position in the sequence, a colour a subject.
+fn by_position(rows: &[&Row]) -> Result<String> {
+    let series: Vec<(String, usize, &[f64])> = rows
+        .iter()
+        .filter_map(|row| {
+            let measures = row.generation()?;
+            let name = format!("{} {}", row.record.scenario, subject(row));
+            Some((name, measures.prompt_tokens, measures.itl_by_position_ms.as_slice()))
+        })
+        .collect();
+    let end = series.iter().map(|(_, prompt, itl)| prompt + itl.len()).max().unwrap_or(1);
+    // A single late step must not flatten all others.
+    let mut every: Vec<f64> = series.iter().flat_map(|(.., itl)| itl.iter().copied()).collect();
+    every.sort_unstable_by(f64::total_cmp);
+    let top = every.get(every.len().saturating_sub(1) * 99 / 100).copied().unwrap_or(1.0) * 1.3;
+    draw(|area| {
+        let mut chart = ChartBuilder::on(area)
+            .margin(10)
+            .x_label_area_size(45)
+            .y_label_area_size(70)
+            .build_cartesian_2d(0.0..end as f64, 0.0..top)?;
+        chart
+            .configure_mesh()
+            .x_desc("position in the sequence, tokens")
+            .y_desc("inter-token latency, ms")
+            .x_label_formatter(&|x| format!("{x:.0}"))
+            .axis_style(GREY)
+            .light_line_style(TRANSPARENT)
+            .bold_line_style(GREY.mix(0.25))
+            .label_style(("sans-serif", 14, &GREY))
+            .draw()?;
+        for (number, (name, prompt, itl)) in series.iter().enumerate() {
+            let colour = COLOURS[number % COLOURS.len()];
+            let points = itl.iter().enumerate().map(|(step, ms)| ((prompt + step + 1) as f64, ms.min(top)));
+            chart
+                .draw_series(LineSeries::new(points, colour.stroke_width(2)))?
+                .label(name)
+                .legend(move |(x, y)| PathElement::new(vec![(x, y), (x + 12, y)], colour.stroke_width(3)));
+        }
+        chart
+            .configure_series_labels()
+            .position(SeriesLabelPosition::UpperRight)
+            .label_font(("sans-serif", 14, &GREY))
+            .draw()
+    })
+}
+
+type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
+type Drawn<'a> = Result<(), DrawingAreaErrorKind<<SVGBackend<'a> as DrawingBackend>::ErrorType>>;
+
+fn draw(paint: impl for<'a> FnOnce(&Area<'a>) -> Drawn<'a>) -> Result<String> {
+    let mut svg = String::new();
+    {
+        let area = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
+        paint(&area).map_err(|error| anyhow!("a plot could not be drawn: {error}"))?;
+        area.present().map_err(|error| anyhow!("a plot could not be drawn: {error}"))?;
+    }
+    Ok(svg)
+}
+
+fn subject(row: &Row) -> String {
+    let variant = row.record.id.rsplit('/').next().unwrap_or_default();
+    format!("{} {variant}", row.record.subject.model)
+}
+
+/// The values in the order they first come up.
+fn distinct(values: impl Iterator<Item = String>) -> Vec<String> {
+    let mut distinct = Vec::new();
+    for value in values {
+        if !distinct.contains(&value) {
+            distinct.push(value);
+        }
+    }
+    distinct
+}
