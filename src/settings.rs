@@ -248,7 +248,7 @@ fn models(text: &str) -> Result<Vec<ModelSpec>> {
 }
 
 /// A precision that models can run in.
-pub fn dtype(text: &str) -> Result<DType> {
+fn dtype(text: &str) -> Result<DType> {
     match text {
         "f32" => Ok(DType::F32),
         "f16" => Ok(DType::F16),

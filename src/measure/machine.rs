@@ -53,39 +53,26 @@ pub struct Simd {
     pub available: bool,
 }
 
-/// The extensions that Candle or the crates below it make use of.
-#[cfg(target_arch = "x86_64")]
-pub fn simd() -> Vec<Simd> {
-    macro_rules! extensions {
-        ($($name:tt),*) => {
-            vec![$(Simd {
-                name: $name,
-                compiled: cfg!(target_feature = $name),
-                available: std::arch::is_x86_feature_detected!($name),
-            }),*]
-        };
-    }
-    extensions!("sse2", "sse4.1", "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vnni", "avx512bf16")
+macro_rules! extensions {
+    ($detected:ident: $($name:tt),*) => {
+        vec![$(Simd {
+            name: $name,
+            compiled: cfg!(target_feature = $name),
+            available: std::arch::$detected!($name),
+        }),*]
+    };
 }
 
 /// The extensions that Candle or the crates below it make use of.
-#[cfg(target_arch = "aarch64")]
 pub fn simd() -> Vec<Simd> {
-    macro_rules! extensions {
-        ($($name:tt),*) => {
-            vec![$(Simd {
-                name: $name,
-                compiled: cfg!(target_feature = $name),
-                available: std::arch::is_aarch64_feature_detected!($name),
-            }),*]
-        };
-    }
-    extensions!("neon", "fp16", "dotprod", "i8mm", "bf16", "sve")
-}
-
-/// The extensions that Candle or the crates below it make use of.
-#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-pub fn simd() -> Vec<Simd> {
+    #[cfg(target_arch = "x86_64")]
+    return extensions!(
+        is_x86_feature_detected: "sse2", "sse4.1", "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vnni",
+        "avx512bf16"
+    );
+    #[cfg(target_arch = "aarch64")]
+    return extensions!(is_aarch64_feature_detected: "neon", "fp16", "dotprod", "i8mm", "bf16", "sve");
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     Vec::new()
 }
 

@@ -1,0 +1,65 @@
+//! The counting allocator, installed.
+
+use std::sync::Mutex;
+
+use candlepower::measure::memory::{CountingAllocator, current_bytes, peak_bytes, reset_peak};
+
+#[global_allocator]
+static ALLOCATOR: CountingAllocator = CountingAllocator;
+
+const MIB: u64 = 1 << 20;
+
+/// The counters are the program's: one test at a time looks at them.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+fn peak() -> u64 {
+    peak_bytes().expect("it is installed")
+}
+
+/// What `work` adds to the peak and leaves in use, in MiB. Half a MiB is granted to the test runner.
+fn seen<T>(work: impl FnOnce() -> T) -> (u64, u64) {
+    let before = current_bytes();
+    reset_peak();
+    let kept = work();
+    let added = |bytes: u64| (bytes.saturating_sub(before) + MIB / 2) / MIB;
+    let seen = (added(peak()), added(current_bytes()));
+    drop(kept);
+    seen
+}
+
+#[test]
+fn peaks_and_what_stays_are_counted() {
+    let _guard = ONE_AT_A_TIME.lock().expect("no test failed before");
+    assert_eq!(seen(|| drop(vec![1u8; 64 << 20])), (64, 0));
+    assert_eq!(seen(|| vec![1u8; 64 << 20]), (64, 64));
+    assert_eq!(seen(|| vec![0u8; 32 << 20]), (32, 32), "zeroed");
+    assert_eq!(seen(|| ()), (0, 0), "reset forgets");
+}
+
+#[test]
+fn grown_and_shrunk_memory_is_counted() {
+    let _guard = ONE_AT_A_TIME.lock().expect("no test failed before");
+    let grown = seen(|| {
+        let mut memory = Vec::<u8>::with_capacity(8 << 20);
+        memory.reserve_exact(48 << 20);
+        memory
+    });
+    assert_eq!(grown, (48, 48));
+    let shrunk = seen(|| {
+        let mut memory = vec![1u8; 48 << 20];
+        memory.truncate(8 << 20);
+        memory.shrink_to_fit();
+        memory
+    });
+    assert_eq!(shrunk, (48, 8));
+}
+
+#[test]
+fn every_threads_memory_is_counted() {
+    let _guard = ONE_AT_A_TIME.lock().expect("no test failed before");
+    let (_, stays) = seen(|| {
+        let threads: Vec<_> = (0..4).map(|_| std::thread::spawn(|| vec![1u8; 16 << 20])).collect();
+        threads.into_iter().map(|thread| thread.join().expect("it ends")).collect::<Vec<_>>()
+    });
+    assert_eq!(stays, 64);
+}
