@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
@@ -43,6 +43,8 @@ impl Sink {
             (None, Some(cargo)) => opened_by(out, cargo).unwrap_or_else(|| new_run(Utc::now())),
             (None, None) => new_run(Utc::now()),
         };
+        let is_plain = Path::new(&run).file_name().is_some_and(|name| name == run.as_str());
+        ensure!(is_plain, "CANDLEPOWER_RUN='{run}': it must be the name of a folder");
         let folder = out.join(&run);
         let sink = Self { path: folder.join(RECORDS), run };
         fs::create_dir_all(&folder)

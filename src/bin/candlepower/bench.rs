@@ -1,8 +1,9 @@
 //! `candlepower bench`: flags for those who would rather not set variables.
 
-use std::process::{Command, ExitCode};
+use std::process::{Command, ExitCode, Stdio};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use candlepower::scenario::GENERATION;
 use clap::Args;
 
 use crate::SettingFlags;
@@ -35,17 +36,33 @@ impl Bench {
         let more = [("models", &self.models), ("tier", &self.tier), ("out", &self.out)];
         // Read here too, so that a wrong value is said before anything is compiled.
         self.settings.settings(&more)?;
+        if let Some(filter) = &self.filter {
+            let listed = self.cargo(&more).arg("--list").stderr(Stdio::inherit()).output().context(NO_CARGO)?;
+            ensure!(listed.status.success(), "the benchmarks could not be listed: see above");
+            let scenarios = GENERATION.map(|scenario| scenario.key).join(", ");
+            ensure!(
+                String::from_utf8_lossy(&listed.stdout).contains(": benchmark"),
+                "no benchmark matches '{filter}': the scenarios are {scenarios}; without a filter all run"
+            );
+        }
+        let status = self.cargo(&more).args(&self.criterion).status().context(NO_CARGO)?;
+        Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+
+    /// `cargo bench` with the settings and the filter.
+    fn cargo(&self, more: &[(&str, &Option<String>)]) -> Command {
         let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         // Without it the first target with a benchmark that fails would be the last.
         cargo.args(["bench", "--benches", "--no-fail-fast"]);
         if let Some(features) = &self.features {
             cargo.args(["--features", features]);
         }
-        cargo.arg("--").args(&self.filter).args(&self.criterion);
-        for (key, value) in self.settings.given(&more) {
+        cargo.arg("--").args(&self.filter);
+        for (key, value) in self.settings.given(more) {
             cargo.env(format!("CANDLEPOWER_{}", key.to_uppercase()), value);
         }
-        let status = cargo.status().context("cargo could not be started: is it installed?")?;
-        Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        cargo
     }
 }
+
+const NO_CARGO: &str = "cargo could not be started: is it installed?";
