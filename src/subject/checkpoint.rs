@@ -120,12 +120,14 @@ impl Checkpoint {
     /// The tokenizer, if there is one.
     ///
     /// # Errors
-    /// When it can't be read, or makes ids that the model does not have.
+    /// When it can't be read, or its vocabulary is larger than the model's. Tokens that were added to the vocabulary may
+    /// lie beyond: gemma-3-1b's tokenizer has one for images, which the text model has no embedding for and no text
+    /// makes.
     pub fn tokenizer(&self, vocab_size: usize) -> Result<Option<Tokenizer>> {
         let Some(file) = &self.tokenizer else { return Ok(None) };
         let tokenizer = Tokenizer::from_file(file)
             .map_err(|error| anyhow::anyhow!("{}: no tokenizer: {}", file.display(), one_line(&error)))?;
-        let largest = tokenizer.get_vocab(true).into_values().max().unwrap_or(0) as usize;
+        let largest = tokenizer.get_vocab(false).into_values().max().unwrap_or(0) as usize;
         ensure!(
             largest < vocab_size,
             "{}: it makes token ids up to {largest}, the model has {vocab_size}: they do not belong together",
@@ -261,6 +263,22 @@ mod tests {
         save(&folder.path().join("two.safetensors"), &[("a", &[2, 3])]);
         let twice = index(json!({"a": "one.safetensors", "b": "two.safetensors"})).expect("opens");
         assert!(twice.check(&[]).expect_err("twice").to_string().contains("in another file too"));
+    }
+
+    #[test]
+    fn a_tokenizer_belongs_to_a_model_that_has_its_vocabulary() {
+        let folder = folder();
+        let added = json!({"id": 3, "content": "<image>", "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true});
+        let model = json!({"type": "WordLevel", "vocab": {"a": 0, "b": 1, "c": 2}, "unk_token": "a"});
+        let tokenizer = json!({"version": "1.0", "added_tokens": [added], "model": model});
+        fs::write(folder.path().join(TOKENIZER), tokenizer.to_string()).expect("written");
+        let checkpoint = open(folder.path()).expect("opens");
+        // gemma-3-1b's has one token beyond the model's vocabulary too.
+        assert!(checkpoint.tokenizer(3).expect("belongs").is_some());
+        let error = checkpoint.tokenizer(2).expect_err("too many").to_string();
+        assert!(error.contains("up to 2, the model has 2"), "{error}");
+        fs::write(folder.path().join(TOKENIZER), "{}").expect("written");
+        assert!(checkpoint.tokenizer(3).expect_err("none").to_string().contains("no tokenizer"));
     }
 
     #[test]
