@@ -88,7 +88,7 @@ impl Checkpoint {
     fn shapes(&self) -> Result<BTreeMap<String, Vec<usize>>> {
         let mut shapes = BTreeMap::new();
         for file in &self.weights {
-            for (name, tensor) in map(file)?.tensors() {
+            for (name, tensor) in map(&[file])?.tensors() {
                 let dtype = tensor.dtype();
                 let is_float = matches!(
                     dtype,
@@ -111,10 +111,7 @@ impl Checkpoint {
     /// # Errors
     /// When a file can't be mapped.
     pub fn weights(&self, dtype: DType, device: &Device) -> Result<VarBuilder<'static>> {
-        // SAFETY: as for `map`.
-        let files = unsafe { MmapedSafetensors::multi(&self.weights) }
-            .map_err(|error| anyhow::anyhow!("{}: {}", self.source, one_line(&error)))?;
-        Ok(VarBuilder::from_backend(Box::new(files), dtype, device.clone()))
+        Ok(VarBuilder::from_backend(Box::new(map(&self.weights)?), dtype, device.clone()))
     }
 
     /// The tokenizer, if there is one.
@@ -157,12 +154,18 @@ pub fn read_json(file: &Path) -> Result<Value> {
     serde_json::from_slice(&text).with_context(|| format!("{} is no JSON", file.display()))
 }
 
-/// Maps one file and reads its header, which finds truncated and corrupt ones.
-fn map(file: &Path) -> Result<MmapedSafetensors> {
-    // SAFETY: sound as long as nobody changes or shortens the file while it is mapped. A checkpoint that a benchmark
-    // reads is not written to meanwhile: the Hub's cache renames finished files into place and never edits them.
-    unsafe { MmapedSafetensors::new(file) }.map_err(|error| {
-        anyhow::anyhow!("{} is truncated or corrupt: {}; fetch it again", file.display(), one_line(&error))
+/// Maps files and reads their headers, which finds truncated and corrupt ones.
+pub fn map(files: &[impl AsRef<Path>]) -> Result<MmapedSafetensors> {
+    for file in files {
+        let file = file.as_ref();
+        fs::File::open(file).with_context(|| format!("{} could not be read", file.display()))?;
+    }
+    // SAFETY: sound as long as nobody changes or shortens the files while they are mapped, which no program can rule
+    // out for another. A checkpoint that a benchmark reads is not written to meanwhile: the Hub's cache renames finished
+    // files into place and never edits them.
+    unsafe { MmapedSafetensors::multi(files) }.map_err(|error| {
+        let names: Vec<_> = files.iter().map(|file| file.as_ref().display().to_string()).collect();
+        anyhow::anyhow!("{} is truncated or corrupt: {}; fetch it again", listed(&names), one_line(&error))
     })
 }
 
