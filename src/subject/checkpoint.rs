@@ -88,7 +88,7 @@ impl Checkpoint {
     fn shapes(&self) -> Result<BTreeMap<String, Vec<usize>>> {
         let mut shapes = BTreeMap::new();
         for file in &self.weights {
-            for (name, tensor) in map(file)?.tensors() {
+            for (name, tensor) in map(&[file])?.tensors() {
                 let dtype = tensor.dtype();
                 let is_float = matches!(
                     dtype,
@@ -111,21 +111,20 @@ impl Checkpoint {
     /// # Errors
     /// When a file can't be mapped.
     pub fn weights(&self, dtype: DType, device: &Device) -> Result<VarBuilder<'static>> {
-        // SAFETY: as for `map`.
-        let files = unsafe { MmapedSafetensors::multi(&self.weights) }
-            .map_err(|error| anyhow::anyhow!("{}: {}", self.source, one_line(&error)))?;
-        Ok(VarBuilder::from_backend(Box::new(files), dtype, device.clone()))
+        Ok(VarBuilder::from_backend(Box::new(map(&self.weights)?), dtype, device.clone()))
     }
 
     /// The tokenizer, if there is one.
     ///
     /// # Errors
-    /// When it can't be read, or makes ids that the model does not have.
+    /// When it can't be read, or its vocabulary is larger than the model's. Tokens that were added to the vocabulary may
+    /// lie beyond: gemma-3-1b's tokenizer has one for images, which the text model has no embedding for and no text
+    /// makes.
     pub fn tokenizer(&self, vocab_size: usize) -> Result<Option<Tokenizer>> {
         let Some(file) = &self.tokenizer else { return Ok(None) };
         let tokenizer = Tokenizer::from_file(file)
             .map_err(|error| anyhow::anyhow!("{}: no tokenizer: {}", file.display(), one_line(&error)))?;
-        let largest = tokenizer.get_vocab(true).into_values().max().unwrap_or(0) as usize;
+        let largest = tokenizer.get_vocab(false).into_values().max().unwrap_or(0) as usize;
         ensure!(
             largest < vocab_size,
             "{}: it makes token ids up to {largest}, the model has {vocab_size}: they do not belong together",
@@ -155,12 +154,18 @@ pub fn read_json(file: &Path) -> Result<Value> {
     serde_json::from_slice(&text).with_context(|| format!("{} is no JSON", file.display()))
 }
 
-/// Maps one file and reads its header, which finds truncated and corrupt ones.
-fn map(file: &Path) -> Result<MmapedSafetensors> {
-    // SAFETY: sound as long as nobody changes or shortens the file while it is mapped. A checkpoint that a benchmark
-    // reads is not written to meanwhile: the Hub's cache renames finished files into place and never edits them.
-    unsafe { MmapedSafetensors::new(file) }.map_err(|error| {
-        anyhow::anyhow!("{} is truncated or corrupt: {}; fetch it again", file.display(), one_line(&error))
+/// Maps files and reads their headers, which finds truncated and corrupt ones.
+pub fn map(files: &[impl AsRef<Path>]) -> Result<MmapedSafetensors> {
+    for file in files {
+        let file = file.as_ref();
+        fs::File::open(file).with_context(|| format!("{} could not be read", file.display()))?;
+    }
+    // SAFETY: sound as long as nobody changes or shortens the files while they are mapped, which no program can rule
+    // out for another. A checkpoint that a benchmark reads is not written to meanwhile: the Hub's cache renames finished
+    // files into place and never edits them.
+    unsafe { MmapedSafetensors::multi(files) }.map_err(|error| {
+        let names: Vec<_> = files.iter().map(|file| file.as_ref().display().to_string()).collect();
+        anyhow::anyhow!("{} is truncated or corrupt: {}; fetch it again", listed(&names), one_line(&error))
     })
 }
 
@@ -261,6 +266,22 @@ mod tests {
         save(&folder.path().join("two.safetensors"), &[("a", &[2, 3])]);
         let twice = index(json!({"a": "one.safetensors", "b": "two.safetensors"})).expect("opens");
         assert!(twice.check(&[]).expect_err("twice").to_string().contains("in another file too"));
+    }
+
+    #[test]
+    fn a_tokenizer_belongs_to_a_model_that_has_its_vocabulary() {
+        let folder = folder();
+        let added = json!({"id": 3, "content": "<image>", "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true});
+        let model = json!({"type": "WordLevel", "vocab": {"a": 0, "b": 1, "c": 2}, "unk_token": "a"});
+        let tokenizer = json!({"version": "1.0", "added_tokens": [added], "model": model});
+        fs::write(folder.path().join(TOKENIZER), tokenizer.to_string()).expect("written");
+        let checkpoint = open(folder.path()).expect("opens");
+        // gemma-3-1b's has one token beyond the model's vocabulary too.
+        assert!(checkpoint.tokenizer(3).expect("belongs").is_some());
+        let error = checkpoint.tokenizer(2).expect_err("too many").to_string();
+        assert!(error.contains("up to 2, the model has 2"), "{error}");
+        fs::write(folder.path().join(TOKENIZER), "{}").expect("written");
+        assert!(checkpoint.tokenizer(3).expect_err("none").to_string().contains("no tokenizer"));
     }
 
     #[test]

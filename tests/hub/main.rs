@@ -2,7 +2,7 @@
 
 mod server;
 
-use std::{fs, path::Path, time::Duration};
+use std::{fs, path::Path, process::Command, time::Duration};
 
 use candle_core::{DType, Device};
 use candlepower::subject::{checkpoint::Checkpoint, hub::Hub, open};
@@ -11,6 +11,7 @@ use tempfile::TempDir;
 
 const SINGLE: &str = "fixtures/generation/llama-gqa-tied";
 const SHARDED: &str = "fixtures/generation/qwen3-gqa3-sharded";
+const LATER: &str = "89abcdef0123456789abcdef0123456789abcdef";
 
 struct World {
     server: Server,
@@ -47,8 +48,18 @@ impl World {
         self.server.fail(Fault { method, path_ends, what, times });
     }
 
+    /// The files that were downloaded since the last call.
     fn downloads(&self) -> usize {
-        self.server.requests().iter().filter(|request| request.starts_with("GET")).count()
+        let is_file =
+            |request: &&String| request.starts_with("GET /api/resolve-cache") || request.starts_with("GET /cdn");
+        self.server.requests().iter().filter(is_file).count()
+    }
+
+    /// Spoils a file of the cache, as a process that dies at the wrong moment or another program may.
+    fn spoil(&self, checkpoint: &Checkpoint, content: &[u8]) {
+        let blob = fs::canonicalize(&checkpoint.weights[0]).expect("a file");
+        assert!(blob.starts_with(fs::canonicalize(self.cache.path()).expect("a folder")), "{}", blob.display());
+        fs::write(blob, content).expect("written");
     }
 }
 
@@ -64,11 +75,13 @@ fn everything_is_fetched_once() {
     let checkpoint = world.fetch().expect("fetched");
     assert_eq!(checkpoint.source, format!("hub:{REPO}@{COMMIT}"));
     assert!(checkpoint.tokenizer.is_some());
-    assert!(world.downloads() >= 3);
+    assert_eq!(world.downloads(), 3);
     assert_runs(checkpoint);
 
     let again = world.fetch().expect("from the cache");
-    assert_eq!(world.downloads(), 0, "the cache has it all");
+    // What the branch is now, and nothing else.
+    let requests = world.server.requests();
+    assert!(requests.len() == 1 && requests[0].contains("/revision/main"), "{requests:?}");
     assert_runs(again);
 }
 
@@ -98,6 +111,19 @@ fn a_pinned_commit_that_is_cached_asks_the_hub_for_nothing() {
     assert!(requests.is_empty(), "{requests:?}");
 }
 
+/// The Hub answers 304 for a file that a new commit left as it was; the commit is new all the same.
+#[test]
+fn a_branch_that_moved_is_followed() {
+    let world = world(SINGLE);
+    world.fetch().expect("fetched");
+    world.server.move_to(LATER);
+    let other = fs::read("fixtures/generation/llama-gqa-tied/golden.safetensors").expect("a file");
+    world.server.add("model.safetensors", other.clone());
+    let checkpoint = world.fetch().expect("fetched");
+    assert_eq!(checkpoint.source, format!("hub:{REPO}@{LATER}"));
+    assert_eq!(fs::read(&checkpoint.weights[0]).expect("weights"), other);
+}
+
 #[test]
 fn a_gated_model_says_what_to_do() {
     let world = world(SINGLE);
@@ -114,19 +140,64 @@ fn a_gated_model_says_what_to_do() {
 
 #[test]
 fn what_is_not_there_is_told_apart() {
+    let error = |world: &World, repo: &str, revision: &str, token: &str| {
+        let hub = Hub { token: Some(token.into()), ..world.hub() };
+        let error = format!("{:#}", hub.fetch(repo, revision).expect_err("it is not there"));
+        assert_eq!(error.lines().count(), 1, "{error}");
+        error
+    };
+    let world_of = |without: &[&str], with: &str| {
+        let world = world(SINGLE);
+        for file in ["golden.safetensors", "model.safetensors"].iter().chain(without) {
+            world.server.remove(file);
+        }
+        if !with.is_empty() {
+            world.server.add(with, b"weights".to_vec());
+        }
+        world
+    };
+    let whole = world(SINGLE);
+    for (world, repo, revision, token, part) in [
+        (&whole, "someone/other", "main", "", "no such repository, or a private one (401)"),
+        (&whole, "someone/other", "main", TOKEN, "no such repository (404)"),
+        (&whole, REPO, "v3", "", "no revision v3"),
+        (&whole, REPO, LATER, "", "has no config.json there"),
+        (&whole, REPO, "../../main", "", "is no branch, tag or commit"),
+        (&world_of(&["config.json"], ""), REPO, "main", "", "has no config.json there"),
+        (&world_of(&[], ""), REPO, "main", "", "neither model.safetensors nor model.safetensors.index.json is there:"),
+        (&world_of(&[], "pytorch_model.bin"), REPO, "main", "", "is there, only pytorch_model.bin: weights must be"),
+    ] {
+        let error = error(world, repo, revision, token);
+        assert!(error.contains(part) && error.contains(repo), "{error}");
+    }
+}
+
+#[test]
+fn an_index_does_not_lead_out_of_the_repository() {
+    let world = world(SHARDED);
+    let index = br#"{"weight_map": {"a": "../../config.safetensors"}}"#;
+    world.server.add("model.safetensors.index.json", index.to_vec());
+    let error = world.error();
+    assert!(error.contains("no safetensors file beside it"), "{error}");
+}
+
+#[test]
+fn a_mirror_that_has_only_files_will_do() {
+    let world = world(SHARDED);
+    world.server.serve_files_only();
+    let checkpoint = world.fetch().expect("fetched");
+    assert_eq!(checkpoint.source, format!("hub:{REPO}@{COMMIT}"));
+    assert_runs(checkpoint);
+}
+
+#[test]
+fn a_cache_that_can_not_be_is_named() {
     let world = world(SINGLE);
-    let missing =
-        |repo: &str, revision: &str| format!("{:#}", world.hub().fetch(repo, revision).expect_err("it is not there"));
-    let error = missing("someone/other-model", "main");
-    assert!(error.contains("someone/other-model"), "{error}");
-    let error = missing(REPO, "v3");
-    assert!(error.contains("v3"), "{error}");
-    world.server.remove("model.safetensors");
-    let error = world.error();
-    assert!(error.contains("neither model.safetensors nor model.safetensors.index.json"), "{error}");
-    world.server.remove("config.json");
-    let error = world.error();
-    assert!(error.contains("config.json"), "{error}");
+    let file = world.cache.path().join("file");
+    fs::write(&file, "").expect("written");
+    let hub = Hub { cache: Some(file.clone()), ..world.hub() };
+    let error = format!("{:#}", hub.fetch(REPO, "main").expect_err("a file is no folder"));
+    assert!(error.contains(&file.display().to_string()) && error.contains("HF_HOME"), "{error}");
 }
 
 #[test]
@@ -141,11 +212,15 @@ fn passing_trouble_is_tried_again() {
 
 #[test]
 fn lasting_trouble_is_said() {
-    for (status, part) in [(429, "too many requests"), (500, "failed with 500")] {
-        let world = world(SINGLE);
-        world.fail("HEAD", "config.json", Wrong::Status(status), usize::MAX);
-        let error = world.error();
-        assert!(error.contains(part), "{error}");
+    for (status, part) in [(429, "too many requests (429)"), (500, "failed with 500")] {
+        for (method, path) in [("GET", "/revision/main"), ("HEAD", "config.json")] {
+            let world = world(SINGLE);
+            world.fail(method, path, Wrong::Status(status), usize::MAX);
+            let error = world.error();
+            assert!(error.contains(part) && error.contains("asked 6 times"), "{error}");
+            let requests = world.server.requests();
+            assert_eq!(requests.iter().filter(|request| request.ends_with(path)).count(), 6, "{requests:?}");
+        }
     }
 }
 
@@ -176,6 +251,95 @@ fn what_breaks_off_or_is_damaged_is_never_used() {
         assert!(offline.fetch(REPO, "main").is_err(), "nothing half-written is in the cache");
         assert_runs(world.fetch().expect("the second time"));
     }
+}
+
+#[test]
+fn a_spoilt_file_of_the_cache_is_fetched_anew() {
+    for content in [&b"{\"error\": \"busy\"}"[..], b""] {
+        let world = world(SINGLE);
+        let checkpoint = world.fetch().expect("fetched");
+        world.spoil(&checkpoint, content);
+        let offline = Hub { offline: true, ..world.hub() };
+        let error = format!("{:#}", offline.fetch(REPO, "main").expect_err("it is spoilt"));
+        assert!(error.contains("truncated or corrupt") && error.lines().count() == 1, "{error}");
+        world.downloads();
+        assert_runs(world.fetch().expect("fetched anew"));
+        assert_eq!(world.downloads(), 1);
+    }
+}
+
+#[test]
+fn offline_says_what_is_missing_of_a_part() {
+    let world = world(SINGLE);
+    let content = fs::read(Path::new(SINGLE).join("model.safetensors")).expect("a file");
+    let cdn: &'static str = Box::leak(server::sha256(&content).into_boxed_str());
+    world.fail("GET", cdn, Wrong::Cut, 1);
+    world.error();
+    let offline = Hub { offline: true, ..world.hub() };
+    let error = format!("{:#}", offline.fetch(REPO, COMMIT).expect_err("no weights"));
+    assert!(error.contains("no safetensors of it are in the cache") && error.contains("HF_HUB_OFFLINE"), "{error}");
+}
+
+#[test]
+fn a_hub_in_trouble_is_as_offline() {
+    for status in [429, 503] {
+        let world = world(SINGLE);
+        world.fetch().expect("fetched");
+        world.fail("GET", "/revision/main", Wrong::Status(status), usize::MAX);
+        assert_runs(world.fetch().expect("from the cache"));
+    }
+}
+
+/// As a person sets it: through the environment of a process.
+#[test]
+fn the_environment_is_obeyed() {
+    let world = world(SINGLE);
+    world.server.gate();
+    let home = world.cache.path().join("home");
+    let run = |more: &[(&str, &str)]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_candlepower"));
+        for (key, _) in std::env::vars().filter(|(key, _)| key.starts_with("HF_") || key.starts_with("CANDLEPOWER_")) {
+            command.env_remove(key);
+        }
+        command.args([
+            "run",
+            "--json",
+            "--prompt-tokens",
+            "4",
+            "--max-new-tokens",
+            "2",
+            "--warmup",
+            "0",
+            "--trials",
+            "1",
+        ]);
+        command.args(["--model", &format!("hub:{REPO}")]).env("HF_HOME", &home);
+        command.env("HF_ENDPOINT", &world.server.endpoint).envs(more.iter().copied());
+        let output = command.current_dir(world.cache.path()).output().expect("the command starts");
+        let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
+        (output.status.success(), text(output.stdout), text(output.stderr))
+    };
+    let source = format!("hub:{REPO}@{COMMIT}");
+
+    let (success, _, error) = run(&[]);
+    assert!(!success && error.lines().count() == 1, "{error}");
+    assert!(error.contains("licence") && error.contains("HF_TOKEN"), "{error}");
+
+    let (success, json, error) = run(&[("HF_TOKEN", TOKEN)]);
+    assert!(success && json.contains(&source), "{json}{error}");
+    assert!(home.join("hub/models--someone--some-model").is_dir());
+
+    world.server.requests();
+    let (success, json, error) = run(&[("HF_HUB_OFFLINE", "1")]);
+    assert!(success && json.contains(&source) && world.server.requests().is_empty(), "{json}{error}");
+
+    // Port 9 of loopback, where nobody listens.
+    let (success, json, error) = run(&[("HF_ENDPOINT", "http://127.0.0.1:9")]);
+    assert!(success && json.contains(&source), "{json}{error}");
+    assert!(error.lines().any(|line| line.starts_with("note: ") && line.contains("from the cache")), "{error}");
+
+    let (success, _, error) = run(&[("HF_ENDPOINT", "nonsense"), ("HF_TOKEN", TOKEN)]);
+    assert!(!success && error.contains("HF_ENDPOINT") && error.lines().count() == 1, "{error}");
 }
 
 #[test]

@@ -1,5 +1,6 @@
-//! A server on loopback that speaks as much of the Hub's protocol as hf-hub uses: metadata by `HEAD`, content by `GET`,
-//! large files behind a redirect with their hash and size, and what a revision is.
+//! A server on loopback that speaks as much of the Hub's protocol as hf-hub uses: what a revision is, metadata by `HEAD`
+//! and content by `GET`, small files behind a redirect on the same host, large ones behind one to elsewhere that comes
+//! with their hash and size, and `304` for what the asker has.
 
 use std::{
     collections::HashMap,
@@ -12,6 +13,7 @@ use std::{
     time::Duration,
 };
 
+use serde_json::json;
 use sha2::{Digest, Sha256};
 
 pub const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
@@ -45,7 +47,9 @@ pub struct Server {
 #[derive(Default)]
 struct State {
     files: HashMap<String, Vec<u8>>,
+    commit: String,
     gated: bool,
+    files_only: bool,
     faults: Vec<Fault>,
     requests: Vec<String>,
 }
@@ -59,7 +63,8 @@ impl Server {
             let path = entry.expect("an entry").path();
             (path.file_name().expect("a name").to_string_lossy().into_owned(), fs::read(path).expect("a file"))
         });
-        let state = Arc::new(Mutex::new(State { files: files.collect(), ..State::default() }));
+        let state =
+            Arc::new(Mutex::new(State { files: files.collect(), commit: COMMIT.to_owned(), ..State::default() }));
         let shared = state.clone();
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
@@ -76,8 +81,22 @@ impl Server {
         self.state.lock().expect("state").gated = true;
     }
 
+    /// Answers for files, but not for what a revision is, as a simple mirror does.
+    pub fn serve_files_only(&self) {
+        self.state.lock().expect("state").files_only = true;
+    }
+
     pub fn remove(&self, file: &str) {
         self.state.lock().expect("state").files.remove(file);
+    }
+
+    pub fn add(&self, file: &str, content: Vec<u8>) {
+        self.state.lock().expect("state").files.insert(file.to_owned(), content);
+    }
+
+    /// Moves the branches to another commit.
+    pub fn move_to(&self, commit: &str) {
+        self.state.lock().expect("state").commit = commit.to_owned();
     }
 
     pub fn fail(&self, fault: Fault) {
@@ -94,7 +113,7 @@ fn answer(mut stream: TcpStream, state: &Mutex<State>) -> std::io::Result<()> {
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;
     let mut lines = BufReader::new(stream.try_clone()?).lines();
     let request = lines.next().transpose()?.unwrap_or_default();
-    let mut token = None;
+    let (mut token, mut known_etag) = (None, None);
     for line in lines {
         let line = line?;
         if line.is_empty() {
@@ -103,9 +122,13 @@ fn answer(mut stream: TcpStream, state: &Mutex<State>) -> std::io::Result<()> {
         if let Some(given) = line.to_lowercase().strip_prefix("authorization: bearer ") {
             token = Some(given.to_owned());
         }
+        if let Some(given) = line.to_lowercase().strip_prefix("if-none-match: ") {
+            known_etag = Some(given.to_owned());
+        }
     }
     let mut words = request.split(' ');
-    let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+    let (method, url) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+    let path = url.split('?').next().unwrap_or_default();
     let mut state = state.lock().expect("state");
     state.requests.push(format!("{method} {path}"));
     let fault = state
@@ -119,6 +142,32 @@ fn answer(mut stream: TcpStream, state: &Mutex<State>) -> std::io::Result<()> {
     if let Some(Wrong::Status(status)) = fault {
         return reply(&mut stream, method, status, &[], format!("error {status}").as_bytes(), None);
     }
+    let not_found = |stream: &mut TcpStream| reply(stream, method, 404, &[], b"{\"error\": \"not found\"}", None);
+    if let Some(hash) = path.strip_prefix("/cdn/") {
+        return match state.files.values().find(|content| sha256(content) == hash) {
+            Some(content) => reply(&mut stream, method, 200, &[("ETag", format!("\"{hash}\""))], content, fault),
+            None => not_found(&mut stream),
+        };
+    }
+    let commit = state.commit.clone();
+    let is_known = |revision: &str| ["main", "v2", &commit].contains(&revision);
+    if let Some(rest) = path.strip_prefix("/api/models/").filter(|_| !state.files_only)
+        && let Some((repo, revision)) = rest.split_once("/revision/")
+    {
+        let missing = |what: &str| [("X-Error-Code", what.to_owned())];
+        if repo != REPO {
+            // Without a token, the Hub does not tell a private repository from none.
+            let status = if token.is_some_and(|token| !token.is_empty()) { 404 } else { 401 };
+            return reply(&mut stream, method, status, &missing("RepoNotFound"), b"{}", None);
+        }
+        if !is_known(revision) {
+            return reply(&mut stream, method, 404, &missing("RevisionNotFound"), b"{}", None);
+        }
+        let files: Vec<_> = state.files.keys().map(|name| json!({"rfilename": name})).collect();
+        let info = json!({"id": REPO, "sha": commit, "siblings": files}).to_string();
+        return reply(&mut stream, method, 200, &[], info.as_bytes(), None);
+    }
+    // What a gated repository consists of is public; its files are not.
     if state.gated {
         match token.as_deref() {
             Some(token) if token == TOKEN.to_lowercase() => {}
@@ -128,43 +177,38 @@ fn answer(mut stream: TcpStream, state: &Mutex<State>) -> std::io::Result<()> {
             _ => return reply(&mut stream, method, 401, &[("X-Error-Code", "GatedRepo".into())], b"{}", None),
         }
     }
-    let not_found = |stream: &mut TcpStream| reply(stream, method, 404, &[], b"{\"error\": \"not found\"}", None);
-    if let Some(hash) = path.strip_prefix("/cdn/") {
-        return match state.files.values().find(|content| sha256(content) == hash) {
-            Some(content) => reply(&mut stream, method, 200, &[("ETag", format!("\"{hash}\""))], content, fault),
-            None => not_found(&mut stream),
-        };
-    }
-    let is_known = |revision: &str| ["main", "v2", COMMIT].contains(&revision);
-    if let Some(revision) = path.strip_prefix(&format!("/api/models/{REPO}/revision/")) {
-        if is_known(revision) {
-            let info = format!("{{\"id\": \"{REPO}\", \"sha\": \"{COMMIT}\"}}");
-            return reply(&mut stream, method, 200, &[], info.as_bytes(), None);
-        }
-        return not_found(&mut stream);
-    }
+    let cached = path.strip_prefix(&format!("/api/resolve-cache/models/{REPO}/"));
     let file = path
         .strip_prefix(&format!("/{REPO}/resolve/"))
+        .or(cached)
         .and_then(|rest| rest.split_once('/'))
         .filter(|(revision, _)| is_known(revision))
         .map(|(_, file)| file);
     let Some(file) = file else { return not_found(&mut stream) };
-    let commit = ("X-Repo-Commit", COMMIT.to_owned());
+    let of_commit = ("X-Repo-Commit", commit.clone());
     let Some(content) = state.files.get(file) else {
-        return reply(&mut stream, method, 404, &[commit, ("X-Error-Code", "EntryNotFound".into())], b"", None);
+        return reply(&mut stream, method, 404, &[of_commit, ("X-Error-Code", "EntryNotFound".into())], b"", None);
     };
     let hash = sha256(content);
     if file.ends_with(".safetensors") {
         let linked = [
-            commit,
+            of_commit,
             ("X-Linked-ETag", format!("\"{hash}\"")),
             ("X-Linked-Size", content.len().to_string()),
             ("Location", format!("http://{}/cdn/{hash}", stream.local_addr()?)),
         ];
         return reply(&mut stream, method, 302, &linked, b"", None);
     }
+    if cached.is_none() {
+        let location = format!("/api/resolve-cache/models/{REPO}/{commit}/{file}");
+        return reply(&mut stream, method, 307, &[of_commit, ("Location", location)], b"moved", fault);
+    }
     // Git's hash of a small file has 40 digits.
-    reply(&mut stream, method, 200, &[commit, ("ETag", format!("\"{}\"", &hash[..40]))], content, fault)
+    let etag = format!("\"{}\"", &hash[..40]);
+    if known_etag.is_some_and(|known| known == etag) {
+        return reply(&mut stream, method, 304, &[of_commit, ("ETag", etag)], b"", None);
+    }
+    reply(&mut stream, method, 200, &[of_commit, ("ETag", etag)], content, fault)
 }
 
 fn reply(
