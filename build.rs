@@ -23,14 +23,15 @@ fn hand_on(key: &str, value: &str) {
     println!("cargo:rustc-env=BUILT_WITH_{key}={value}");
 }
 
-/// Beside this file, or, where the crate is a dependency, above the folder that is built into.
+/// Above the folder that is built into: that is the workspace's, also where this crate is somebody's dependency. With a
+/// target folder elsewhere, the one beside this file, unless that came with the package: then it is not what is built.
 fn lock_file() -> Option<PathBuf> {
-    let own = env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
     let out = env::var_os("OUT_DIR").map(PathBuf::from);
-    own.into_iter()
-        .chain(out.iter().flat_map(|out| out.ancestors().map(Path::to_owned)))
-        .map(|folder| folder.join("Cargo.lock"))
-        .find(|lock| lock.is_file())
+    let above = out.iter().flat_map(|out| out.ancestors()).map(Path::to_owned);
+    let own = env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
+    // Cargo marks what it unpacked or cloned.
+    let own = own.filter(|own| !own.join(".cargo-ok").exists());
+    above.chain(own).map(|folder| folder.join("Cargo.lock")).find(|lock| lock.is_file())
 }
 
 /// The version of a package, and where it comes from if that is not a registry: then it is somebody's checkout, and the
