@@ -12,10 +12,19 @@ use anyhow::{Result, anyhow};
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 
+use super::{machine, memory};
 use crate::record::Limits;
 
-/// Much larger than any cache, so that no pass finds in one what the last left there.
+/// The buffer that is read, at the least. Where the caches hold more, it is [`CACHES`] times as large as they are, so
+/// that no pass finds in them what the last left there.
 const BUFFER_BYTES: usize = 512 << 20;
+const CACHES: usize = 4;
+
+/// What a thread reads at a time: small, so that one that is held up leaves the rest to the others.
+const PART_BYTES: usize = 4 << 20;
+
+/// Copies that a device is given at once, so that starting them and waiting for them is no part of their time.
+const COPIES: usize = 8;
 
 /// Rows and columns of the square matrices, on a processor and on a device that takes more to fill.
 const MATRIX_ON_CPU: usize = 1536;
@@ -28,10 +37,10 @@ static MEASURED: Mutex<BTreeMap<String, Limits>> = Mutex::new(BTreeMap::new());
 
 /// Measures the limits of a device, or recalls them. Takes about a second.
 ///
-/// On a processor: reading a buffer of half a gigabyte with every thread, and Candle's f32 matrix product of 1536 rows
-/// and columns, the best of five each. f32 whatever the models run in, since Candle widens 16-bit products to it. On
-/// another device: copying a buffer of that size, where each byte is read and written and counts twice, and the bf16
-/// product of 8192 rows and columns.
+/// On a processor: reading a buffer of half a gigabyte or four times the caches with every thread, and Candle's f32
+/// matrix product of 1536 rows and columns, the best of five each. f32 whatever the models run in, since Candle widens
+/// 16-bit products to it. On another device: copying half a gigabyte, where each byte is read and written and counts
+/// twice, and the bf16 product of 8192 rows and columns.
 ///
 /// They are what this machine reaches at these, not what its data sheet says; a figure of over 100 % can happen and
 /// says that a benchmark uses the machine better than the measurement of its limits did.
@@ -46,7 +55,7 @@ pub fn limits(device: &Device) -> Result<Limits> {
     }
     let limits = if device.is_cpu() {
         Limits {
-            read_bytes_per_s: read_bytes_per_s(),
+            read_bytes_per_s: read_bytes_per_s(buffer_bytes())?,
             matrix_flops_per_s: matrix_flops_per_s(device, DType::F32, MATRIX_ON_CPU)?,
             matrix_dtype: "f32".into(),
         }
@@ -61,16 +70,21 @@ pub fn limits(device: &Device) -> Result<Limits> {
     Ok(limits)
 }
 
-fn read_bytes_per_s() -> f64 {
+fn buffer_bytes() -> usize {
+    let bytes = BUFFER_BYTES.max(CACHES * machine::last_level_cache_bytes().unwrap_or(0) as usize);
+    // On a machine that has little left, a buffer that the caches may hold in part is better than none.
+    let available = memory::available_bytes().map_or(usize::MAX, |available| available as usize);
+    bytes.min(available / 4).max(PART_BYTES)
+}
+
+fn read_bytes_per_s(bytes: usize) -> Result<f64> {
     // Written, so that every page is there and is its own: untouched pages are all the same zeroes.
-    let buffer: Vec<u64> = (0..BUFFER_BYTES as u64 / 8).into_par_iter().collect();
-    let part = buffer.len().div_ceil(rayon::current_num_threads());
+    let buffer: Vec<u64> = (0..bytes as u64 / 8).into_par_iter().collect();
     let best = best_of(|| {
-        let sum = buffer.par_chunks(part).map(sum).reduce(|| 0, u64::wrapping_add);
-        black_box(sum);
+        black_box(buffer.par_chunks(PART_BYTES / 8).map(sum).reduce(|| 0, u64::wrapping_add));
         Ok(())
-    });
-    best.map_or(f64::NAN, |best| BUFFER_BYTES as f64 / best.as_secs_f64())
+    })?;
+    Ok(size_of_val(buffer.as_slice()) as f64 / best.as_secs_f64())
 }
 
 /// With independent sums, so that memory is the limit and not the adder.
@@ -88,12 +102,12 @@ fn sum(values: &[u64]) -> u64 {
 fn copied_bytes_per_s(device: &Device) -> Result<f64> {
     let from = Tensor::ones(BUFFER_BYTES / 4, DType::F32, device)?;
     let best = best_of(|| {
-        let to = from.copy()?;
-        device.synchronize()?;
-        drop(to);
-        Ok(())
+        for _ in 0..COPIES {
+            from.copy()?;
+        }
+        Ok(device.synchronize()?)
     })?;
-    Ok(2.0 * BUFFER_BYTES as f64 / best.as_secs_f64())
+    Ok((2 * COPIES * BUFFER_BYTES) as f64 / best.as_secs_f64())
 }
 
 fn matrix_flops_per_s(device: &Device, dtype: DType, size: usize) -> Result<f64> {
