@@ -1,6 +1,6 @@
 //! The counting allocator, installed.
 
-use std::sync::Mutex;
+use std::{hint::black_box, sync::Mutex};
 
 use candlepower::measure::memory::{CountingAllocator, current_bytes, peak_bytes, reset_peak};
 
@@ -62,4 +62,37 @@ fn every_threads_memory_is_counted() {
         threads.into_iter().map(|thread| thread.join().expect("it ends")).collect::<Vec<_>>()
     });
     assert_eq!(stays, 64);
+}
+
+#[test]
+fn threads_that_allocate_at_once_lose_no_byte() {
+    let _guard = ONE_AT_A_TIME.lock().expect("no test failed before");
+    let churn = || {
+        for size in 0..20_000usize {
+            let mut memory = black_box(vec![0u8; size % 512 + 1]);
+            memory.reserve(size % 1024);
+            drop(memory);
+        }
+    };
+    let (_, stays) = seen(|| {
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(churn);
+            }
+        });
+    });
+    assert_eq!(stays, 0);
+}
+
+/// Candle's caches are large, zeroed and used in part: counting must not make the kernel hand out their pages.
+#[test]
+#[cfg(target_os = "linux")]
+fn zeroed_memory_stays_untouched() {
+    let _guard = ONE_AT_A_TIME.lock().expect("no test failed before");
+    let zeroed = black_box(vec![0u8; 1 << 30]);
+    let statm = std::fs::read_to_string("/proc/self/statm").expect("Linux has it");
+    let resident_pages: u64 = statm.split_whitespace().nth(1).expect("a second field").parse().expect("a number");
+    // Pages have 4 KiB at the least.
+    assert!(resident_pages * 4096 < 512 * MIB, "{resident_pages} pages are resident");
+    assert!(zeroed.iter().step_by(64 << 20).all(|byte| *byte == 0));
 }

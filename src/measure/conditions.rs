@@ -1,6 +1,9 @@
 //! How quiet the machine was. A benchmark on a busy machine measures its neighbours too, and says so.
 
-use std::fs;
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
 
 use crate::record::Conditions;
 
@@ -9,8 +12,13 @@ use crate::record::Conditions;
 const OTHERS: f64 = 0.05;
 const STOLEN: f64 = 0.02;
 
+/// Time below which nothing is said: the kernel counts in ticks of ten milliseconds, one more or less on each core, and
+/// that must not look like [`OTHERS`].
+const ENOUGH: Duration = Duration::from_millis(500);
+
 /// Watches from its start to its end.
 pub struct Watch {
+    at: Instant,
     started: Option<Ticks>,
 }
 
@@ -25,18 +33,23 @@ struct Ticks {
 
 impl Watch {
     pub fn start() -> Self {
-        Self { started: ticks() }
+        Self { at: Instant::now(), started: ticks() }
     }
 
     pub fn end(self) -> Conditions {
         match (self.started, ticks()) {
-            (Some(started), Some(ended)) => judge(started, ended),
-            _ => Conditions { other_cpu_share: None, stolen_cpu_share: None, doubts: Vec::new() },
+            (Some(started), Some(ended)) => judge(self.at.elapsed(), started, ended),
+            _ => UNKNOWN,
         }
     }
 }
 
-fn judge(started: Ticks, ended: Ticks) -> Conditions {
+const UNKNOWN: Conditions = Conditions { other_cpu_share: None, stolen_cpu_share: None, doubts: Vec::new() };
+
+fn judge(elapsed: Duration, started: Ticks, ended: Ticks) -> Conditions {
+    if elapsed < ENOUGH {
+        return UNKNOWN;
+    }
     let total = ended.total.saturating_sub(started.total).max(1) as f64;
     let busy = ended.busy.saturating_sub(started.busy) as f64;
     let own = ended.own.saturating_sub(started.own) as f64;
@@ -73,6 +86,8 @@ fn parse(stat: &str, own: &str) -> Option<Ticks> {
 mod tests {
     use super::*;
 
+    const SECOND: Duration = Duration::from_secs(1);
+
     #[test]
     fn the_kernels_files_are_read() {
         let stat = "cpu  100 10 50 1000 40 5 5 30 0 0\ncpu0 1 2 3";
@@ -85,12 +100,19 @@ mod tests {
     #[test]
     fn a_busy_machine_is_doubted() {
         let started = Ticks { total: 0, busy: 0, stolen: 0, own: 0 };
-        let quiet = judge(started, Ticks { total: 1000, busy: 510, stolen: 1, own: 500 });
+        let quiet = judge(SECOND, started, Ticks { total: 1000, busy: 510, stolen: 1, own: 500 });
         assert_eq!(quiet.other_cpu_share, Some(0.01));
         assert!(quiet.doubts.is_empty());
-        let busy = judge(started, Ticks { total: 1000, busy: 800, stolen: 50, own: 500 });
+        let busy = judge(SECOND, started, Ticks { total: 1000, busy: 800, stolen: 50, own: 500 });
         assert_eq!(busy.doubts.len(), 2, "{:?}", busy.doubts);
         assert!(busy.doubts[0].contains("30 %"));
+    }
+
+    #[test]
+    fn a_moment_is_not_judged() {
+        let started = Ticks { total: 0, busy: 0, stolen: 0, own: 0 };
+        let ended = Ticks { total: 4, busy: 4, stolen: 0, own: 2 };
+        assert_eq!(judge(Duration::from_millis(20), started, ended), UNKNOWN);
     }
 
     #[test]

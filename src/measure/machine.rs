@@ -1,27 +1,19 @@
 //! What it is that measures: the machine and the software.
 
-use std::{fs, process::Command};
+use std::{collections::BTreeMap, fs, path::Path, process::Command};
 
 use sysinfo::{CpuRefreshKind, MemoryRefreshKind, RefreshKind, System};
 
-use super::gpu;
-use crate::{
-    record::{Machine, Software},
-    subject::DeviceChoice,
-};
+use crate::record::{Gpu, Machine, Software};
 
-/// Looks at the machine. `threads` is how many Candle uses.
-pub fn machine(threads: usize, device: DeviceChoice) -> Machine {
+/// Looks at the machine. `threads` is how many Candle uses, `gpu` what [`super::gpu::of`] found.
+pub fn machine(threads: usize, gpu: Option<Gpu>) -> Machine {
     let system = System::new_with_specifics(
         RefreshKind::nothing().with_cpu(CpuRefreshKind::nothing()).with_memory(MemoryRefreshKind::nothing().with_ram()),
     );
     let system = system.ok();
     let brand = system.as_ref().and_then(|system| Some(system.cpus().first()?.brand().trim().to_owned()));
     let cpu = brand.filter(|brand| !brand.is_empty()).unwrap_or_else(|| std::env::consts::ARCH.to_owned());
-    let gpu = match device {
-        DeviceChoice::Cuda(ordinal) => gpu::describe(ordinal).ok(),
-        DeviceChoice::Cpu | DeviceChoice::Metal => None,
-    };
     let logical_cores = std::thread::available_parallelism().map_or(1, usize::from);
     Machine {
         name: name(gpu.as_ref().map_or(&cpu, |gpu| &gpu.name), logical_cores),
@@ -39,10 +31,14 @@ pub fn machine(threads: usize, device: DeviceChoice) -> Machine {
     }
 }
 
-/// A name for folders and tables that gives no host away: what computes, and how many cores there are.
+/// A name for folders and tables that gives no host away: what computes, and how many cores there are. Trade marks and
+/// the nominal clock, as in "Intel(R) Xeon(R) CPU @ 2.20GHz", are left out.
 fn name(what: &str, logical_cores: usize) -> String {
-    let words = what.to_lowercase();
-    let words: Vec<_> = words.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty()).collect();
+    let words = what.split('@').next().unwrap_or(what).to_lowercase().replace("(r)", " ").replace("(tm)", " ");
+    let words: Vec<_> = words
+        .split(|c: char| !c.is_ascii_alphanumeric())
+        .filter(|word| !["", "cpu", "processor"].contains(word))
+        .collect();
     format!("{}-{logical_cores}c", words.join("-"))
 }
 
@@ -112,8 +108,30 @@ fn commit() -> Option<String> {
     Some(format!("{}{}", commit.trim(), if dirty { "-dirty" } else { "" }))
 }
 
+/// What the processor's caches of the last level hold together; `None` where the system does not say.
+pub fn last_level_cache_bytes() -> Option<u64> {
+    last_level_bytes(Path::new("/sys/devices/system/cpu"))
+}
+
+/// The same from Linux' folder of processors, where each lists the caches that it sees and with whom it shares them.
+fn last_level_bytes(cpus: &Path) -> Option<u64> {
+    let caches = fs::read_dir(cpus).ok()?.flatten().flat_map(|cpu| fs::read_dir(cpu.path().join("cache")));
+    // One entry a cache, however many processors share it: the list of those who do tells caches apart.
+    let sizes: BTreeMap<(u32, String), u64> = caches
+        .flat_map(|caches| caches.flatten())
+        .filter_map(|cache| {
+            let read = |file: &str| first_line(cache.path().join(file));
+            let kibibytes: u64 = read("size")?.strip_suffix('K')?.parse().ok()?;
+            let level = read("level")?.parse().ok()?;
+            (read("type")? != "Instruction").then_some(((level, read("shared_cpu_list")?), kibibytes << 10))
+        })
+        .collect();
+    let last = sizes.keys().map(|(level, _)| *level).max()?;
+    Some(sizes.iter().filter(|((level, _), _)| *level == last).map(|(_, bytes)| bytes).sum())
+}
+
 /// The first line of one of the kernel's small files.
-pub(super) fn first_line(path: &str) -> Option<String> {
+pub(super) fn first_line(path: impl AsRef<Path>) -> Option<String> {
     Some(fs::read_to_string(path).ok()?.lines().next()?.trim().to_owned())
 }
 
@@ -124,7 +142,30 @@ mod tests {
     #[test]
     fn a_machine_is_named_by_what_computes() {
         assert_eq!(name("AMD EPYC 9R45 (x2)", 2), "amd-epyc-9r45-x2-2c");
+        assert_eq!(name("Intel(R) Xeon(R) CPU @ 2.20GHz", 4), "intel-xeon-4c");
         assert_eq!(name("NVIDIA H200", 16), "nvidia-h200-16c");
+    }
+
+    #[test]
+    fn caches_of_the_last_level_are_counted_once() {
+        let cpus = tempfile::tempdir().expect("a folder");
+        // Two processors that share 32 MiB, one with 16 MiB of its own; the second level does not count.
+        for (cpu, shared, size) in [("cpu0", "0-1", "32768K"), ("cpu1", "0-1", "32768K"), ("cpu2", "2", "16384K")] {
+            for (index, level, kind, size) in [
+                ("index1", "1", "Instruction", "32K"),
+                ("index2", "2", "Unified", "1024K"),
+                ("index3", "3", "Unified", size),
+            ] {
+                let cache = cpus.path().join(cpu).join("cache").join(index);
+                fs::create_dir_all(&cache).expect("made");
+                for (file, text) in [("level", level), ("type", kind), ("size", size), ("shared_cpu_list", shared)] {
+                    fs::write(cache.join(file), format!("{text}\n")).expect("written");
+                }
+            }
+        }
+        fs::create_dir(cpus.path().join("cpufreq")).expect("made");
+        assert_eq!(last_level_bytes(cpus.path()), Some(48 << 20));
+        assert_eq!(last_level_bytes(&cpus.path().join("cpufreq")), None);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::{
     sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
 };
 
-use sysinfo::{MemoryRefreshKind, RefreshKind};
+use sysinfo::{MemoryRefreshKind, ProcessRefreshKind, ProcessesToUpdate, RefreshKind};
 
 static INSTALLED: AtomicBool = AtomicBool::new(false);
 static CURRENT: AtomicUsize = AtomicUsize::new(0);
@@ -49,9 +49,13 @@ unsafe impl GlobalAlloc for CountingAllocator {
     unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         // SAFETY: the caller keeps `GlobalAlloc::realloc`'s contract, and `memory` came from `System`.
         let moved = unsafe { System.realloc(memory, layout, size) };
-        if !moved.is_null() {
-            CURRENT.fetch_sub(layout.size(), Relaxed);
-            grown(moved, size);
+        // Only the difference, so that a buffer that grows is at no moment missing from the count.
+        match size.checked_sub(layout.size()) {
+            Some(more) => grown(moved, more),
+            None if !moved.is_null() => {
+                CURRENT.fetch_sub(layout.size() - size, Relaxed);
+            }
+            None => {}
         }
         moved
     }
@@ -83,11 +87,37 @@ pub fn peak_bytes() -> Option<u64> {
     INSTALLED.load(Relaxed).then(|| PEAK.load(Relaxed) as u64)
 }
 
-/// Memory that a new allocation could have: what the machine has left, or the process's control group if that is less.
-/// `None` where the system does not say.
+/// Memory that a new allocation could have: what the machine has left, or what is left of the limit of the process's
+/// control group, as in a container, if that is less. Files that the kernel keeps in memory count as free, since it
+/// gives them up: a checkpoint that was just downloaded takes nothing from the model it is read into. `None` where the
+/// system does not say.
 pub fn available_bytes() -> Option<u64> {
-    let what = RefreshKind::nothing().with_memory(MemoryRefreshKind::everything());
-    let system = sysinfo::System::new_with_specifics(what).ok()?;
-    let group = system.cgroup_limits().map_or(u64::MAX, |limits| limits.free_memory);
-    Some(system.available_memory().min(group))
+    let what = RefreshKind::nothing().with_memory(MemoryRefreshKind::nothing().with_ram());
+    let mut system = sysinfo::System::new_with_specifics(what).ok()?;
+    let pid = sysinfo::get_current_pid().ok()?;
+    system.refresh_processes_specifics(ProcessesToUpdate::Some(&[pid]), false, ProcessRefreshKind::nothing());
+    let group = system.process(pid).and_then(|process| process.cgroup_limits());
+    let left = group.map_or(u64::MAX, |group| group.total_memory.saturating_sub(group.rss));
+    Some(system.available_memory().min(left))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // Counting itself is tested where the allocator is installed, in tests/allocator.rs.
+
+    #[test]
+    fn a_program_that_does_not_count_says_so() {
+        drop(vec![0u8; 1 << 20]);
+        assert_eq!(peak_bytes(), None);
+    }
+
+    #[test]
+    fn what_is_available_is_part_of_the_machine() {
+        let available = available_bytes().expect("this system says");
+        let what = RefreshKind::nothing().with_memory(MemoryRefreshKind::nothing().with_ram());
+        let total = sysinfo::System::new_with_specifics(what).expect("a system").total_memory();
+        assert!(available > 0 && available <= total, "{available} of {total}");
+    }
 }

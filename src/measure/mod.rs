@@ -1,6 +1,7 @@
 //! How it is measured: clocks, memory and power counters, what the machine allows and what it is, and how quiet it was.
 //! Nothing here knows scenarios or how a model works.
 
+pub mod clocks;
 pub mod conditions;
 pub mod doctor;
 pub mod gpu;

@@ -144,7 +144,8 @@ pub struct Limits {
     pub matrix_dtype: String,
 }
 
-/// How quiet the machine was while the benchmark ran.
+/// How quiet the machine was while the benchmark ran. Shares are `null` where the system does not say, or after less than
+/// half a second.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Conditions {
     /// Share of the machine's processor time that went to other processes.

@@ -11,7 +11,7 @@ mod session;
 
 pub use candidate::Candidate;
 pub use generation::Work;
-pub use session::{Measured, Seen, Session};
+pub use session::{Measured, Seen, Session, set_threads};
 
 use std::{
     any::Any,

@@ -6,7 +6,7 @@ use anyhow::Result;
 use chrono::{SecondsFormat, Utc};
 
 use crate::{
-    measure::machine,
+    measure::{gpu, machine},
     record::{self, Conditions, Limits, Machine, Measures, Record, SCHEMA, Sink, Software, Status},
     settings::Settings,
     subject::one_line,
@@ -16,6 +16,8 @@ use crate::{
 pub struct Session {
     settings: Settings,
     machine: Machine,
+    /// Why [`Machine::gpu`] is empty though a GPU is used.
+    gpu_unknown: Option<String>,
     software: Software,
     /// Opened with the first record, so that a list or a smoke test leaves no folder behind.
     sink: Option<Sink>,
@@ -48,10 +50,14 @@ impl Session {
     /// # Errors
     /// When the device that the settings ask for can't be opened: nothing could be measured.
     pub fn new(settings: Settings) -> Result<Self> {
-        settings.device.open()?;
+        // First: opening a device may start threads.
         let threads = set_threads(settings.threads);
+        settings.device.open()?;
+        let gpu = gpu::of(settings.device);
+        let gpu_unknown = gpu.as_ref().err().map(|error| one_line(&format!("{error:#}")));
         Ok(Self {
-            machine: machine::machine(threads, settings.device),
+            machine: machine::machine(threads, gpu.unwrap_or_default()),
+            gpu_unknown,
             software: machine::software(),
             settings,
             sink: None,
@@ -64,10 +70,13 @@ impl Session {
 
     /// The record of a benchmark that has just ended.
     pub fn record(&self, id: String, scenario: &str, subject: record::Subject, seen: Seen) -> Record {
-        let (status, reason, measures, unmeasured) = match seen.measured {
+        let (status, reason, measures, mut unmeasured) = match seen.measured {
             Ok(Measured { measures, unmeasured }) => (Status::Measured, None, Some(measures), unmeasured),
             Err(error) => (Status::Failed, Some(one_line(&format!("{error:#}"))), None, BTreeMap::new()),
         };
+        if let Some(reason) = &self.gpu_unknown {
+            unmeasured.insert("machine.gpu".into(), reason.clone());
+        }
         Record {
             schema: SCHEMA,
             run: String::new(),
@@ -110,11 +119,12 @@ impl Session {
 }
 
 /// Candle, Criterion's analysis and the seeded weights share one pool of threads, whose size only this variable sets:
-/// Candle reads it at every matrix product, the pool when it starts. Returns the number of threads that Candle uses.
-fn set_threads(threads: Option<usize>) -> usize {
+/// Candle reads it at every matrix product, the pool when it starts. To be called first thing in `main`, while no other
+/// thread runs. Returns the number of threads that Candle uses.
+pub fn set_threads(threads: Option<usize>) -> usize {
     if let Some(threads) = threads {
-        // SAFETY: a session is made first thing in `main`, while the process has this one thread, so nobody can be
-        // reading the environment.
+        // SAFETY: this is done first thing in `main`, while the process has this one thread, so nobody can be reading
+        // the environment.
         unsafe { std::env::set_var("RAYON_NUM_THREADS", threads.to_string()) };
     }
     candle_core::utils::get_num_threads()

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::Result;
-use candlepower::measure::doctor;
+use candlepower::{measure::doctor, suite::set_threads};
 use clap::Args;
 
 use crate::SettingFlags;
@@ -23,6 +23,8 @@ pub struct Doctor {
 impl Doctor {
     pub fn run(self) -> Result<ExitCode> {
         let settings = self.settings.settings(&[("models", &self.models)])?;
+        // Before the pool of threads starts, so that bandwidth and matrix rate are those of a benchmark.
+        set_threads(settings.threads);
         let findings = doctor::examine(&settings);
         if self.json {
             println!("{}", serde_json::to_string(&findings)?);
