@@ -4,7 +4,7 @@
 //! What it costs is part of what is measured, so nothing sorts or hashes a whole vocabulary: a pass that the compiler
 //! vectorises finds the largest logit of each chunk, and only the chunks that can hold a candidate are looked at again.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result};
 use rand_chacha::{
     ChaCha8Rng,
     rand_core::{Rng, SeedableRng},
@@ -24,6 +24,7 @@ pub struct Sampler {
     random: ChaCha8Rng,
     scores: Vec<f32>,
     chunk_maxima: Vec<f32>,
+    ordered_maxima: Vec<f32>,
     candidates: Vec<Candidate>,
     seen: Seen,
 }
@@ -54,6 +55,7 @@ impl Sampler {
             random: ChaCha8Rng::seed_from_u64(seed),
             scores: Vec::new(),
             chunk_maxima: Vec::new(),
+            ordered_maxima: Vec::new(),
             candidates: Vec::new(),
             seen: Seen::default(),
         })
@@ -62,34 +64,34 @@ impl Sampler {
     /// The next token, given the logits and the whole sequence so far, prompt and output.
     ///
     /// # Errors
-    /// When a logit is not finite.
+    /// When a logit is not finite, or a transform takes one out of f32's range.
     pub fn sample(&mut self, logits: &[f32], sequence: &[u32]) -> Result<u32> {
         if self.sampling.temperature == 0.0 && self.sampling.repetition_penalty.is_none() {
-            return Ok(argmax(logits, largest(logits)?));
+            let largest = largest(logits).with_context(|| unusable(logits))?;
+            return Ok(argmax(logits, largest));
         }
-        let candidates = self.distribution(logits, sequence)?;
-        if let [only] = candidates {
+        if let [only] = self.distribution(logits, sequence)? {
             return Ok(only.id);
         }
         // Uniform in [0, 1) with the 53 bits that an f64 holds.
-        let mut left = (self.random.next_u64() >> 11) as f64 / (1u64 << 53) as f64;
-        for candidate in &self.candidates {
-            left -= f64::from(candidate.probability);
-            if left < 0.0 {
-                return Ok(candidate.id);
-            }
-        }
-        // Rounding can leave the sum of the probabilities a little short of one.
-        Ok(self.candidates[self.candidates.len() - 1].id)
+        let uniform = (self.random.next_u64() >> 11) as f64 / (1u64 << 53) as f64;
+        // Rounding keeps the sum from being exactly one. A draw within it always ends on a token that has a chance.
+        let sum: f64 = self.candidates.iter().map(|candidate| f64::from(candidate.probability)).sum();
+        let mut cumulative = 0.0;
+        let drawn = self.candidates.iter().find(|candidate| {
+            cumulative += f64::from(candidate.probability);
+            cumulative > uniform * sum
+        });
+        Ok(drawn.context("no token has a chance to be drawn")?.id)
     }
 
     /// What the draw is made from: the tokens that every transform has left, with probabilities that add up to one.
     ///
     /// # Errors
-    /// When a logit is not finite.
+    /// As [`sample`](Self::sample).
     pub fn distribution(&mut self, logits: &[f32], sequence: &[u32]) -> Result<&[Candidate]> {
         let Sampling { repetition_penalty, temperature, top_k, top_p } = self.sampling;
-        largest(logits)?;
+        largest(logits).with_context(|| unusable(logits))?;
         self.scores.clear();
         self.scores.extend_from_slice(logits);
         if let Some(penalty) = repetition_penalty {
@@ -102,12 +104,13 @@ impl Sampler {
         }
         self.candidates.clear();
         if temperature == 0.0 {
-            let id = argmax(&self.scores, largest(&self.scores)?);
+            let largest = largest(&self.scores).with_context(|| out_of_range(&self.sampling))?;
+            let id = argmax(&self.scores, largest);
             self.candidates.push(Candidate { id, probability: 1.0 });
             return Ok(&self.candidates);
         }
         self.scores.iter_mut().for_each(|score| *score /= temperature);
-        let max = largest(&self.scores)?;
+        let max = largest(&self.scores).with_context(|| out_of_range(&self.sampling))?;
 
         match (top_k.filter(|k| *k < self.scores.len()), top_p.filter(|p| *p < 1.0)) {
             (None, None) => {
@@ -117,15 +120,15 @@ impl Sampler {
             (Some(k), None) => self.keep_top_k(k),
             (Some(k), Some(p)) => {
                 self.keep_top_k(k);
-                let mass: f32 = self.candidates.iter().map(|candidate| (candidate.probability - max).exp()).sum();
-                self.keep_top_p(p * mass, max);
+                let mass = mass(self.candidates.iter().map(|candidate| candidate.probability), max);
+                self.keep_top_p(f64::from(p) * mass, max);
             }
             (None, Some(p)) => {
-                let mass: f32 = self.scores.iter().map(|score| (score - max).exp()).sum();
+                let mass = f64::from(p) * mass(self.scores.iter().copied(), max);
                 let mut look = FIRST_LOOK;
                 loop {
                     self.keep_top_k(look.min(self.scores.len()));
-                    if self.keep_top_p(p * mass, max) || look >= self.scores.len() {
+                    if self.keep_top_p(mass, max) || look >= self.scores.len() {
                         break;
                     }
                     look *= 4;
@@ -133,12 +136,13 @@ impl Sampler {
             }
         }
 
+        let mut mass = 0.0;
         for candidate in &mut self.candidates {
             candidate.probability = (candidate.probability - max).exp();
+            mass += f64::from(candidate.probability);
         }
-        let mass: f32 = self.candidates.iter().map(|candidate| candidate.probability).sum();
         for candidate in &mut self.candidates {
-            candidate.probability /= mass;
+            candidate.probability = (f64::from(candidate.probability) / mass) as f32;
         }
         Ok(&self.candidates)
     }
@@ -152,8 +156,8 @@ impl Sampler {
         self.chunk_maxima.clear();
         self.chunk_maxima.extend(self.scores.chunks(CHUNK).map(maximum));
         if k < self.chunk_maxima.len() {
-            let mut maxima = self.chunk_maxima.clone();
-            floor = *maxima.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a)).1;
+            self.ordered_maxima.clone_from(&self.chunk_maxima);
+            floor = *self.ordered_maxima.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a)).1;
         }
         for (chunk, scores) in self.scores.chunks(CHUNK).enumerate() {
             if self.chunk_maxima[chunk] < floor {
@@ -172,11 +176,12 @@ impl Sampler {
         self.candidates.sort_unstable_by(likeliest_first);
     }
 
-    /// Cuts the candidates after the first whose cumulative mass reaches `mass`; `false` if none does.
-    fn keep_top_p(&mut self, mass: f32, max: f32) -> bool {
+    /// Cuts the candidates after the first whose cumulative mass reaches `mass`; `false` if none does. Which of several
+    /// equal ones at the cut stay is open in the reference, whose sort is not stable; here it is those with lower ids.
+    fn keep_top_p(&mut self, mass: f64, max: f32) -> bool {
         let mut cumulative = 0.0;
         for (index, candidate) in self.candidates.iter().enumerate() {
-            cumulative += (candidate.probability - max).exp();
+            cumulative += f64::from((candidate.probability - max).exp());
             if cumulative >= mass {
                 self.candidates.truncate(index + 1);
                 return true;
@@ -207,8 +212,8 @@ fn likeliest_first(a: &Candidate, b: &Candidate) -> std::cmp::Ordering {
     b.probability.total_cmp(&a.probability).then(a.id.cmp(&b.id))
 }
 
-/// The largest logit, after a check that all are finite.
-fn largest(logits: &[f32]) -> Result<f32> {
+/// The largest logit; `None` if there is none or one of them is not finite.
+fn largest(logits: &[f32]) -> Option<f32> {
     const LANES: usize = 16;
     let mut max = [f32::NEG_INFINITY; LANES];
     // A number times zero is zero, but not for infinities and NaN, which no sum loses again.
@@ -220,13 +225,30 @@ fn largest(logits: &[f32]) -> Result<f32> {
             poison[lane] += lanes[lane] * 0.0;
         }
     }
-    ensure!(
-        poison.iter().sum::<f32>() == 0.0 && rest.iter().all(|logit| logit.is_finite()),
-        "{} of {} logits are not finite: the weights or the precision are not fit for this model",
-        logits.iter().filter(|logit| !logit.is_finite()).count(),
+    let finite = poison.iter().sum::<f32>() == 0.0 && rest.iter().all(|logit| logit.is_finite());
+    (finite && !logits.is_empty()).then(|| maximum(rest).max(maximum(&max)))
+}
+
+/// Why [`largest`] found none.
+fn unusable(logits: &[f32]) -> String {
+    let bad = |logit: &&f32| !logit.is_finite();
+    let Some((first, logit)) = logits.iter().enumerate().find(|(_, logit)| bad(logit)) else {
+        return "there are no logits".into();
+    };
+    format!(
+        "{} of {} logits are not finite, the first is {logit} for token {first}: the weights or the precision are not fit for this model",
+        logits.iter().filter(bad).count(),
         logits.len()
-    );
-    Ok(maximum(rest).max(maximum(&max)))
+    )
+}
+
+fn out_of_range(sampling: &Sampling) -> String {
+    format!("'{sampling}' takes logits out of the range of f32: choose values nearer to 1")
+}
+
+/// The sum of what a softmax divides by its sum. In f64: over a vocabulary, f32 loses more than a token's share.
+fn mass(scores: impl Iterator<Item = f32>, max: f32) -> f64 {
+    scores.map(|score| f64::from((score - max).exp())).sum()
 }
 
 fn maximum(values: &[f32]) -> f32 {
@@ -337,6 +359,24 @@ mod tests {
         assert_as_plain(Sampling { top_p: Some(0.9), ..PLAIN }, &logits(20_000, 9, 0.01), &[]);
     }
 
+    /// Where each of 262144 tokens has a small share, sums in f32 are off by hundreds of tokens.
+    #[test]
+    fn a_large_vocabulary_loses_no_mass() {
+        for spread in [0.01, 1.0, 8.0] {
+            let logits = logits(262_144, 5, spread);
+            for top_p in [None, Some(0.5), Some(0.9), Some(0.99)] {
+                let sampling = Sampling { top_p, ..PLAIN };
+                let kept = plainly(sampling, &logits, &[]).iter().filter(|probability| **probability > 0.0).count();
+                let mut sampler = Sampler::new(sampling, 0).expect("a sampler");
+                let candidates = sampler.distribution(&logits, &[]).expect("finite");
+                let sum: f64 = candidates.iter().map(|candidate| f64::from(candidate.probability)).sum();
+                assert!((sum - 1.0).abs() < 1e-6, "{sampling}, spread {spread}: {sum}");
+                // Two scores that f32 can't tell apart may change places at the cut.
+                assert!(candidates.len().abs_diff(kept) <= 1, "{sampling}, {spread}: {}, not {kept}", candidates.len());
+            }
+        }
+    }
+
     #[test]
     fn the_penalty_counts_a_token_once_and_keeps_up_with_the_sequence() {
         let logits = [2.0, -2.0, 1.0, 0.5];
@@ -393,9 +433,25 @@ mod tests {
                 for sampling in [Sampling::GREEDY, PLAIN] {
                     let mut sampler = Sampler::new(sampling, 0).expect("a sampler");
                     let error = sampler.sample(&logits, &[]).expect_err("not finite").to_string();
-                    assert!(error.starts_with("1 of 100 logits are not finite"), "{error}");
+                    let expected = format!("1 of 100 logits are not finite, the first is {bad} for token {at}:");
+                    assert!(error.starts_with(&expected), "{error}");
                 }
             }
+        }
+        let error = Sampler::new(PLAIN, 0).expect("a sampler").sample(&[], &[]).expect_err("none").to_string();
+        assert_eq!(error, "there are no logits");
+    }
+
+    #[test]
+    fn a_parameter_that_overflows_is_blamed_itself() {
+        for (sampling, name) in [
+            (Sampling { temperature: 1e-40, ..PLAIN }, "temperature"),
+            (Sampling { repetition_penalty: Some(1e-40), ..PLAIN }, "penalty"),
+            (Sampling { repetition_penalty: Some(1e-40), ..Sampling::GREEDY }, "penalty"),
+        ] {
+            let mut sampler = Sampler::new(sampling, 0).expect("a sampler");
+            let error = sampler.sample(&[3.0, -2.0], &[0]).expect_err("an overflow").to_string();
+            assert!(error.contains(name) && error.contains("out of the range of f32"), "{error}");
         }
     }
 }
