@@ -18,6 +18,7 @@ fn candlepower(folder: &Path, arguments: &[&str], environment: &[(&str, &str)]) 
     for (key, _) in std::env::vars().filter(|(key, _)| key.starts_with("CANDLEPOWER_")) {
         command.env_remove(key);
     }
+    command.env_remove("CARGO_TARGET_DIR").env_remove("CRITERION_HOME");
     // With it set, Candle's messages have backtraces.
     command.env("RUST_BACKTRACE", "1").envs(environment.iter().copied());
     command.current_dir(folder).args(arguments).output().expect("the command starts")
