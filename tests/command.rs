@@ -112,6 +112,26 @@ fn a_prompt_may_be_text_and_sampling_is_seeded() {
 }
 
 #[test]
+fn a_tokenizer_that_was_saved_to_cut_or_fill_texts_does_neither() {
+    let folder = checkpoint();
+    let generated = || {
+        let output = run(&folder, &["--json"]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let record: Value = serde_json::from_slice(&output.stdout).expect("one JSON object");
+        assert_eq!(record["measures"]["prompt_tokens"], 8);
+        record["tokens"].clone()
+    };
+    let as_saved = generated();
+    let file = folder.path().join("tokenizer.json");
+    let mut tokenizer: Value = serde_json::from_slice(&fs::read(&file).expect("read")).expect("JSON");
+    tokenizer["truncation"] = json!({ "direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0 });
+    tokenizer["padding"] = json!({ "strategy": { "Fixed": 6 }, "direction": "Left", "pad_to_multiple_of": null,
+        "pad_id": 0, "pad_type_id": 0, "pad_token": "<pad>" });
+    fs::write(&file, tokenizer.to_string()).expect("written");
+    assert_eq!(generated(), as_saved);
+}
+
+#[test]
 fn a_deviation_stands_in_the_table_and_the_json() {
     let model = format!("path:{}", FIXTURE.replace("llama-gqa-tied", "gemma3-short-window"));
     let run = |more: &[&str]| {
@@ -137,6 +157,7 @@ fn values_that_mean_nothing_are_refused() {
         (&["run", "--engine", "fast"], "--engine='fast'"),
         (&["run", "--seed", "-5"], "--seed"),
         (&["run", "--temperature=-1"], "temperature=-1"),
+        (&["run", "--temperature", "1e-40", "--prompt-tokens", "1"], "takes logits out of the range of f32"),
         (&["run", "--top-k", "0", "--temperature", "1"], "top-k=0"),
         (&["run", "--top-p", "1.5"], "top-p=1.5"),
         (&["run", "--repetition-penalty", "0"], "repetition-penalty=0"),
@@ -144,6 +165,8 @@ fn values_that_mean_nothing_are_refused() {
         (&["run", "--max-new-tokens", "0"], "no token is asked for"),
         (&["run", "--prompt-tokens", "0"], "the prompt is empty"),
         (&["run", "--prompt-tokens", "9000"], "9000 prompt and 256 new tokens are more than the model's 8192"),
+        (&["run", "--prompt-tokens", "1000000000000"], "1000000000000 prompt and 256 new tokens are more than"),
+        (&["run", "--max-new-tokens", "18446744073709551615"], "18446744073709551615 new tokens are more than"),
         (&["run", "--prompt", "text"], "no tokenizer"),
         (&["run", "--prompt-ids", "1,99999999"], "token 99999999, the model has"),
         (&["run", "--frequency"], "--frequency"),

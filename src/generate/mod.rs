@@ -8,7 +8,7 @@ mod summary;
 mod timeline;
 
 pub use prompt::{encode, prompt_ids};
-pub use run::{Request, run};
+pub use run::{Request, check_lengths, run};
 pub use sampler::{Candidate, Sampler};
 pub use summary::summarise;
 pub use timeline::{FinishReason, Timeline};

@@ -5,7 +5,7 @@ use rand_chacha::{
     ChaCha8Rng,
     rand_core::{Rng, SeedableRng},
 };
-use tokenizers::Tokenizer;
+use tokenizers::{Encoding, Tokenizer};
 
 use crate::subject::one_line;
 
@@ -16,19 +16,33 @@ const TEXT: &str = include_str!("prompt.txt");
 /// front if the tokenizer puts one there; seeded ids otherwise.
 ///
 /// # Errors
-/// When the tokenizer can't encode the text.
+/// When the tokenizer can't encode the text, or makes no more of a longer one.
 pub fn prompt_ids(tokenizer: Option<&Tokenizer>, vocab_size: usize, tokens: usize, seed: u64) -> Result<Vec<u32>> {
     let Some(tokenizer) = tokenizer else { return Ok(seeded_ids(vocab_size, tokens, seed)) };
-    let mut text = TEXT.to_owned();
+    let (mut copies, mut made) = (1, 0);
     loop {
-        let mut ids = encode(tokenizer, &text)?;
+        let mut ids = opening(tokenizer, &TEXT.repeat(copies))?;
         if ids.len() >= tokens {
             ids.truncate(tokens);
             return Ok(ids);
         }
-        ensure!(!ids.is_empty(), "the tokenizer makes no token of the prompt's text");
-        text = text.repeat(1 + tokens / ids.len());
+        ensure!(
+            ids.len() > made,
+            "the tokenizer makes {} tokens of the prompt's text however often it is repeated, {tokens} are needed",
+            ids.len()
+        );
+        made = ids.len();
+        copies += 1 + copies * (tokens - made) / made;
     }
+}
+
+/// The ids of a text that goes on: with the special ones in front that the tokenizer adds, without those at the end.
+fn opening(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
+    let encoding = encoding(tokenizer, text)?;
+    let added = encoding.get_special_tokens_mask();
+    let front = added.iter().take_while(|added| **added == 1).count();
+    let ids = encoding.get_ids().iter().zip(added).enumerate();
+    Ok(ids.filter(|(index, (_, added))| *index < front || **added == 0).map(|(_, (id, _))| *id).collect())
 }
 
 /// The ids of a text, with the special ones that the tokenizer adds.
@@ -36,9 +50,11 @@ pub fn prompt_ids(tokenizer: Option<&Tokenizer>, vocab_size: usize, tokens: usiz
 /// # Errors
 /// When the tokenizer can't encode it.
 pub fn encode(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
-    let encoding =
-        tokenizer.encode(text, true).map_err(|error| anyhow!("the tokenizer failed: {}", one_line(&error)))?;
-    Ok(encoding.get_ids().to_vec())
+    Ok(encoding(tokenizer, text)?.get_ids().to_vec())
+}
+
+fn encoding(tokenizer: &Tokenizer, text: &str) -> Result<Encoding> {
+    tokenizer.encode(text, true).map_err(|error| anyhow!("the tokenizer failed: {}", one_line(&error)))
 }
 
 fn seeded_ids(vocab_size: usize, tokens: usize, seed: u64) -> Vec<u32> {
@@ -60,5 +76,55 @@ mod tests {
         assert_eq!(ids[..4], PINNED);
         assert_ne!(ids, prompt_ids(None, 1000, 300, 43).expect("ids"));
     }
+
+    /// A tokenizer of words, with other parts of its file as given.
+    fn words(parts: &str) -> Tokenizer {
+        let known = ["<unk>", "<bos>", "<eos>", "A", "candle", "is", "a", "small", "machine"];
+        let vocab: Vec<_> = known.iter().enumerate().map(|(id, word)| format!(r#""{word}": {id}"#)).collect();
+        let file = format!(
+            r#"{{ "version": "1.0", "added_tokens": [], "pre_tokenizer": {{ "type": "Whitespace" }}, {parts}
+                "model": {{ "type": "WordLevel", "unk_token": "<unk>", "vocab": {{ {} }} }} }}"#,
+            vocab.join(", ")
+        );
+        file.parse().expect("a tokenizer")
+    }
+
+    const BOTH_ENDS: &str = r#""post_processor": { "type": "TemplateProcessing", "pair": [],
+        "single": [{ "SpecialToken": { "id": "<bos>", "type_id": 0 } }, { "Sequence": { "id": "A", "type_id": 0 } },
+                   { "SpecialToken": { "id": "<eos>", "type_id": 0 } }],
+        "special_tokens": { "<bos>": { "id": "<bos>", "ids": [1], "tokens": ["<bos>"] },
+                            "<eos>": { "id": "<eos>", "ids": [2], "tokens": ["<eos>"] } } },"#;
+
+    #[test]
+    fn text_is_cut_to_length_and_opens_as_the_tokenizer_says() {
+        let plain = words("");
+        let (text, both) = (encode(&plain, TEXT).expect("ids").len(), words(BOTH_ENDS));
+        assert!(text > 1000, "{text} words");
+        for tokens in [1, 2, 6, text - 1, text, text + 1, text + 2, 3 * text, 40 * text + 39] {
+            let ids = prompt_ids(Some(&plain), 9, tokens, 42).expect("ids");
+            assert_eq!(ids.len(), tokens);
+            assert!(ids.iter().zip([3, 4, 5, 6, 7, 8]).all(|(found, expected)| *found == expected));
+            let ids = prompt_ids(Some(&both), 9, tokens, 42).expect("ids");
+            assert_eq!(ids.len(), tokens);
+            assert!(ids.iter().zip([1, 3, 4, 5, 6, 7, 8]).all(|(found, expected)| *found == expected));
+            assert!(!ids.contains(&2), "an end of sequence in {tokens} tokens");
+        }
+        // Where the text begins again, so do its words.
+        assert_eq!(prompt_ids(Some(&plain), 9, text + 3, 42).expect("ids")[text..], [3, 4, 5]);
+        assert_eq!(encode(&both, "a candle").expect("ids"), [1, 6, 4, 2]);
+    }
+
+    #[test]
+    fn a_tokenizer_that_makes_too_little_is_said_to() {
+        let cutting =
+            r#""truncation": { "direction": "Right", "max_length": 32, "strategy": "LongestFirst", "stride": 0 },"#;
+        let error = prompt_ids(Some(&words(cutting)), 9, 40, 42).expect_err("32 at most").to_string();
+        assert!(
+            error.contains("makes 32 tokens of the prompt's text however often it is repeated, 40 are needed"),
+            "{error}"
+        );
+        assert_eq!(prompt_ids(Some(&words(cutting)), 9, 32, 42).expect("ids").len(), 32);
+    }
+
     const PINNED: [u32; 4] = [224, 681, 146, 950];
 }

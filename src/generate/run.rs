@@ -25,15 +25,7 @@ pub struct Request {
 /// # Errors
 /// An empty prompt, one that leaves too little room, a model that fails or whose logits are unusable.
 pub fn run(model: &mut dyn CausalLm, prompt: &[u32], request: &Request) -> Result<Timeline> {
-    let longest = model.max_position_embeddings();
-    ensure!(!prompt.is_empty(), "the prompt is empty: at least one token is needed");
-    ensure!(request.new_tokens > 0, "no token is asked for: ask for at least one");
-    ensure!(
-        prompt.len() + request.new_tokens <= longest,
-        "{} prompt and {} new tokens are more than the model's {longest}",
-        prompt.len(),
-        request.new_tokens
-    );
+    check_lengths(model, prompt.len(), request.new_tokens)?;
     let vocab_size = model.vocab_size();
     if let Some(id) = prompt.iter().find(|id| **id as usize >= vocab_size) {
         anyhow::bail!("the prompt holds token {id}, the model has {vocab_size}");
@@ -69,6 +61,22 @@ pub fn run(model: &mut dyn CausalLm, prompt: &[u32], request: &Request) -> Resul
     sequence.push(next);
     let tokens = sequence.split_off(prompt.len());
     Ok(Timeline { prompt_tokens: prompt.len(), ttft, steps, sampling, tokens, finish_reason })
+}
+
+/// Checks that a generation has a prompt, makes something, and is not longer than the model can go. Asking before a
+/// prompt is made saves making one of any length that is typed.
+///
+/// # Errors
+/// One line with both lengths.
+pub fn check_lengths(model: &dyn CausalLm, prompt_tokens: usize, new_tokens: usize) -> Result<()> {
+    let longest = model.max_position_embeddings();
+    ensure!(prompt_tokens > 0, "the prompt is empty: at least one token is needed");
+    ensure!(new_tokens > 0, "no token is asked for: ask for at least one");
+    ensure!(
+        prompt_tokens.checked_add(new_tokens).is_some_and(|tokens| tokens <= longest),
+        "{prompt_tokens} prompt and {new_tokens} new tokens are more than the model's {longest}"
+    );
+    Ok(())
 }
 
 /// One forward pass and the choice after it; `sampling` grows by the time of the latter.
@@ -118,10 +126,11 @@ mod tests {
         held: usize,
         vocab_size: usize,
         bad_logit: Option<f32>,
+        spoil: fn(Tensor) -> candle_core::Result<Tensor>,
     }
 
     fn counter() -> Counter {
-        Counter { held: 0, vocab_size: 50, bad_logit: None }
+        Counter { held: 0, vocab_size: 50, bad_logit: None, spoil: Ok }
     }
 
     impl CausalLm for Counter {
@@ -131,7 +140,7 @@ mod tests {
             let mut logits = vec![0f32; self.vocab_size];
             let next = (tokens[tokens.len() - 1] as usize + 1) % self.vocab_size;
             logits[next] = self.bad_logit.unwrap_or(1.0);
-            Ok(Tensor::from_vec(logits, self.vocab_size, &Device::Cpu)?)
+            Ok((self.spoil)(Tensor::from_vec(logits, self.vocab_size, &Device::Cpu)?)?)
         }
         fn reset(&mut self) -> Result<()> {
             self.held = 0;
@@ -182,16 +191,37 @@ mod tests {
     #[test]
     fn what_can_not_run_is_said_in_one_line() {
         let nan = Counter { bad_logit: Some(f32::NAN), ..counter() };
+        let batched = Counter { spoil: |logits| logits.unsqueeze(0), ..counter() };
+        let narrow = Counter { spoil: |logits| logits.narrow(0, 0, 49), ..counter() };
+        let halved = Counter { spoil: |logits| logits.to_dtype(DType::F16), ..counter() };
         for (mut model, prompt, request, part) in [
             (counter(), vec![], request(1, &[]), "the prompt is empty"),
             (counter(), vec![1], request(0, &[]), "no token is asked for"),
             (counter(), vec![1; 38], request(3, &[]), "38 prompt and 3 new tokens are more than the model's 40"),
+            (counter(), vec![1; 3], request(usize::MAX, &[]), "new tokens are more than the model's 40"),
+            (batched, vec![1], request(1, &[]), "f32 of shape [1, 50]; f32 of shape [50] is needed"),
+            (narrow, vec![1], request(1, &[]), "f32 of shape [49]; f32 of shape [50] is needed"),
+            (halved, vec![1], request(1, &[]), "f16 of shape [50]; f32 of shape [50] is needed"),
             (counter(), vec![50], request(1, &[]), "token 50, the model has 50"),
             (nan, vec![1], request(1, &[]), "logits are not finite"),
         ] {
             let error = format!("{:#}", run(&mut model, &prompt, &request).expect_err(part));
             assert!(error.contains(part), "{error}");
             assert_eq!(error.lines().count(), 1);
+        }
+    }
+
+    #[test]
+    fn logits_are_lent_wherever_they_lie() {
+        let table = Tensor::arange(0f32, 12., &Device::Cpu).and_then(|t| t.reshape((3, 4))).expect("a table");
+        let row = table.get(1).expect("a row");
+        let column = table.t().and_then(|t| t.get(1)).expect("a column");
+        for (logits, expected) in [(row, vec![4., 5., 6., 7.]), (column, vec![1., 5., 9.])] {
+            with_logits(&logits, |found| {
+                assert_eq!(found, expected);
+                Ok(())
+            })
+            .expect("logits");
         }
     }
 }

@@ -122,7 +122,12 @@ impl Checkpoint {
     /// makes.
     pub fn tokenizer(&self, vocab_size: usize) -> Result<Option<Tokenizer>> {
         let Some(file) = &self.tokenizer else { return Ok(None) };
-        let tokenizer = Tokenizer::from_file(file)
+        let mut tokenizer = Tokenizer::from_file(file)
+            .map_err(|error| anyhow::anyhow!("{}: no tokenizer: {}", file.display(), one_line(&error)))?;
+        // Some files keep the length that a training cut or filled its texts to. It says nothing about prompts.
+        tokenizer.with_padding(None);
+        tokenizer
+            .with_truncation(None)
             .map_err(|error| anyhow::anyhow!("{}: no tokenizer: {}", file.display(), one_line(&error)))?;
         let largest = tokenizer.get_vocab(false).into_values().max().unwrap_or(0) as usize;
         ensure!(

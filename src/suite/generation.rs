@@ -122,7 +122,7 @@ impl Work {
     /// `bytes_beside` is memory in use that is not the subject's.
     ///
     /// # Errors
-    /// When the limits of the device can't be measured.
+    /// When the generation is too long for the model, or the limits of the device can't be measured.
     pub fn new(
         subject: &Subject,
         bytes_beside: u64,
@@ -130,6 +130,7 @@ impl Work {
         request: Request,
         device: DeviceChoice,
     ) -> Result<Self> {
+        generate::check_lengths(subject.model.as_ref(), prompt.len(), request.new_tokens)?;
         Ok(Self {
             deviates: subject.model.deviates(prompt.len(), request.new_tokens),
             prompt,

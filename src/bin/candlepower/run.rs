@@ -114,7 +114,10 @@ impl Run {
                 })?;
                 generate::encode(tokenizer, text)
             }
-            None => generate::prompt_ids(tokenizer, loaded.model.vocab_size(), self.prompt_tokens, seed),
+            None => {
+                generate::check_lengths(loaded.model.as_ref(), self.prompt_tokens, self.max_new_tokens)?;
+                generate::prompt_ids(tokenizer, loaded.model.vocab_size(), self.prompt_tokens, seed)
+            }
         }
     }
 }
