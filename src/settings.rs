@@ -46,7 +46,7 @@ pub const KEYS: [Key; 8] = [
     Key { name: "tier",    about: "how many scenarios: quick, standard or full",         default: "full on mini models, quick on others" },
     Key { name: "seed",    about: "seed of weights, prompts and sampling",               default: "42" },
     Key { name: "out",     about: "folder that records go into",                         default: "target/candlepower" },
-    Key { name: "threads", about: "processor threads, for Candle and for what is seeded", default: "one a core" },
+    Key { name: "threads", about: "processor threads, for Candle and for what is seeded", default: "one a physical core" },
 ];
 
 /// The settings in force.
