@@ -255,9 +255,13 @@ fn maximum(values: &[f32]) -> f32 {
     values.iter().fold(f32::NEG_INFINITY, |max, &value| if value > max { value } else { max })
 }
 
-/// The first token whose logit is the largest.
+/// The first token whose logit is the largest. Chunks are compared whole: a search that may end at any logit is not
+/// vectorised.
 fn argmax(logits: &[f32], largest: f32) -> u32 {
-    logits.iter().position(|logit| *logit == largest).unwrap_or(0) as u32
+    let holds = |chunk: &[f32]| chunk.iter().fold(false, |found, logit| found | (*logit == largest));
+    let start = CHUNK * logits.chunks(CHUNK).position(holds).unwrap_or(0);
+    let offset = logits[start..].iter().position(|logit| *logit == largest).unwrap_or(0);
+    (start + offset) as u32
 }
 
 #[cfg(test)]
@@ -395,7 +399,7 @@ mod tests {
     #[test]
     fn greedy_takes_the_first_of_the_largest() {
         let mut sampler = Sampler::new(Sampling::GREEDY, 0).expect("a sampler");
-        for vocab in [1, 15, 16, 17, 1000] {
+        for vocab in [1, 15, 16, 17, 63, 64, 65, 128, 129, 1000] {
             let mut logits = logits(vocab, 4, 3.0);
             logits[vocab / 2] = 99.0;
             logits[vocab - 1] = 99.0;
