@@ -29,6 +29,8 @@ ROOT = Path(__file__).resolve().parent.parent
 NEW_TOKENS = 32
 # Greedy decoding must not hang on rounding: the two largest logits of every step are at least this far apart.
 CLEAR_CHOICE = 2e-3
+# A model that repeats one token attends to copies of one value: whatever attention gets wrong leaves the same average.
+DISTINCT_TOKENS = 12
 
 FAMILIES = {
     "llama": (LlamaConfig, LlamaForCausalLM),
@@ -36,15 +38,23 @@ FAMILIES = {
     "gemma3": (Gemma3TextConfig, Gemma3ForCausalLM),
 }
 
+
+def every(pattern, layers):
+    """Layers of which one in `pattern` is full."""
+    types = ["full_attention" if (i + 1) % pattern == 0 else "sliding_attention" for i in range(layers)]
+    return dict(num_hidden_layers=layers, layer_types=types)
+
+
 BASE = {
-    "llama": dict(hidden_size=64, intermediate_size=80, num_attention_heads=4, num_key_value_heads=2),
-    "qwen3": dict(hidden_size=64, intermediate_size=80, num_attention_heads=4, num_key_value_heads=2, head_dim=32),
+    "llama": dict(hidden_size=64, intermediate_size=48, num_attention_heads=4, num_key_value_heads=2),
+    "qwen3": dict(hidden_size=64, intermediate_size=48, num_attention_heads=4, num_key_value_heads=2, head_dim=32),
     "gemma3": dict(
-        hidden_size=48, intermediate_size=64, num_attention_heads=4, num_key_value_heads=1, head_dim=16,
-        query_pre_attn_scalar=16, sliding_window=128, tie_word_embeddings=True, num_hidden_layers=7,
-    ),
+        hidden_size=48, intermediate_size=40, num_attention_heads=4, num_key_value_heads=1, head_dim=16,
+        query_pre_attn_scalar=16, sliding_window=128,
+    ) | every(2, 2),
 }
-COMMON = dict(vocab_size=320, num_hidden_layers=3, max_position_embeddings=256, rms_norm_eps=1e-5)
+COMMON = dict(
+    vocab_size=320, num_hidden_layers=2, max_position_embeddings=256, rms_norm_eps=1e-5, tie_word_embeddings=True)
 
 
 def llama3(theta, factor=8.0, original=64):
@@ -54,57 +64,67 @@ def llama3(theta, factor=8.0, original=64):
     }
 
 
-def gemma_rope(full, sliding, **scaling):
+DEFAULT = {"rope_type": "default"}
+LINEAR = {"rope_type": "linear", "factor": 8.0}
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
+
+
+def gemma_rope(full, sliding, full_type=DEFAULT, sliding_type=DEFAULT):
     return {
-        "full_attention": {"rope_type": "default", "rope_theta": full} | scaling,
-        "sliding_attention": {"rope_type": "default", "rope_theta": sliding},
+        "full_attention": full_type | {"rope_theta": full},
+        "sliding_attention": sliding_type | {"rope_theta": sliding},
     }
 
 
 # Name, family, what differs from BASE and COMMON. Those that begin with `wrong` are what candle-transformers computes
 # differently, so that engine `stock` must refuse them.
 FIXTURES = [
-    ("llama-gqa-tied", "llama", dict(tie_word_embeddings=True, rope_parameters=llama3(10000.0))),
-    ("llama-mha-untied", "llama", dict(num_key_value_heads=4, num_hidden_layers=2)),
+    ("llama-gqa-tied", "llama", dict(num_hidden_layers=3, rope_parameters=llama3(10000.0))),
+    ("llama-mha-untied", "llama", dict(num_key_value_heads=4, tie_word_embeddings=False)),
     ("llama-mqa-llama3", "llama", dict(
-        num_attention_heads=8, num_key_value_heads=1, hidden_size=128, vocab_size=500,
-        rope_parameters=llama3(500000.0, 32.0, 32))),
-    ("qwen3-gqa-tied", "qwen3", dict(tie_word_embeddings=True)),
-    ("qwen3-mha-untied", "qwen3", dict(num_key_value_heads=4, head_dim=16)),
+        num_attention_heads=8, num_key_value_heads=1, hidden_size=96, vocab_size=352,
+        tie_word_embeddings=False, rope_parameters=llama3(500000.0, 32.0))),
+    ("qwen3-gqa-tied", "qwen3", dict(num_hidden_layers=3)),
+    ("qwen3-mha-untied", "qwen3", dict(num_key_value_heads=4, head_dim=16, tie_word_embeddings=False)),
     ("qwen3-gqa3-sharded", "qwen3", dict(
-        hidden_size=96, num_attention_heads=6, num_key_value_heads=2, head_dim=16,
+        hidden_size=96, num_attention_heads=6, num_key_value_heads=2, head_dim=16, tie_word_embeddings=False,
         rope_parameters={"rope_type": "default", "rope_theta": 1e6})),
-    ("gemma3-long-window", "gemma3", {}),
-    ("gemma3-short-window", "gemma3", dict(sliding_window=16)),
+    ("gemma3-long-window", "gemma3", every(6, 7)),
+    ("gemma3-short-window", "gemma3", dict(sliding_window=16) | every(6, 7)),
     ("gemma3-wide-heads", "gemma3", dict(
-        hidden_size=48, head_dim=32, query_pre_attn_scalar=32, num_attention_heads=2, num_hidden_layers=12,
-        sliding_window=64, rope_parameters=gemma_rope(5e5, 2e4))),
-    ("gemma3-attention-bias", "gemma3", dict(attention_bias=True, sliding_window=64)),
-    ("gemma3-final-softcap", "gemma3", dict(final_logit_softcapping=5.0, sliding_window=64)),
+        hidden_size=48, head_dim=32, query_pre_attn_scalar=32, num_attention_heads=2, sliding_window=64,
+        rope_parameters=gemma_rope(5e5, 2e4)) | every(4, 5)),
+    ("gemma3-attention-bias", "gemma3", dict(attention_bias=True, sliding_window=64) | every(3, 4)),
+    ("gemma3-final-softcap", "gemma3", dict(final_logit_softcapping=5.0, sliding_window=64) | every(2, 3)),
     ("qwen3-attention-bias", "qwen3", dict(attention_bias=True)),
     ("wrong-llama-attention-bias", "llama", dict(attention_bias=True)),
     ("wrong-llama-head-dim", "llama", dict(head_dim=32)),
     ("wrong-llama-linear-rope", "llama", dict(
         rope_parameters={"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0})),
-    ("wrong-qwen3-yarn", "qwen3", dict(rope_parameters={
-        "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64})),
+    ("wrong-qwen3-yarn", "qwen3", dict(rope_parameters=YARN)),
     ("wrong-qwen3-sliding", "qwen3", dict(
         use_sliding_window=True, sliding_window=8, max_window_layers=1)),
     ("wrong-gemma3-attention-softcap", "gemma3", dict(attn_logit_softcapping=2.0)),
     ("wrong-gemma3-query-scalar", "gemma3", dict(query_pre_attn_scalar=64)),
     ("wrong-gemma3-two-kv-heads", "gemma3", dict(num_key_value_heads=2)),
     ("wrong-gemma3-untied", "gemma3", dict(tie_word_embeddings=False)),
-    ("wrong-gemma3-linear-rope", "gemma3", dict(
-        rope_parameters=gemma_rope(1e6, 1e4, rope_type="linear", factor=8.0))),
+    ("wrong-gemma3-linear-rope", "gemma3", dict(rope_parameters=gemma_rope(1e6, 1e4, full_type=LINEAR))),
     ("wrong-gemma3-layer-types", "gemma3", dict(sliding_window=8, layer_types=[
-        "full_attention", "sliding_attention", "sliding_attention", "full_attention", "full_attention",
-        "sliding_attention", "full_attention"])),
+        "full_attention", "sliding_attention"])),
+    ("wrong-gemma3-sliding-rope", "gemma3", dict(rope_parameters=gemma_rope(1e6, 1e4, sliding_type=LINEAR))),
+    ("wrong-llama-mlp-bias", "llama", dict(mlp_bias=True)),
+    ("wrong-llama-activation", "llama", dict(hidden_act="gelu")),
+    ("wrong-llama-yarn", "llama", dict(rope_parameters=YARN)),
+    ("wrong-qwen3-linear-rope", "qwen3", dict(rope_parameters=LINEAR | {"rope_theta": 10000.0})),
 ]
 
 SHARDED = {"qwen3-gqa3-sharded"}
+SHORT_WINDOW = "gemma3-short-window"
 WITH_TOKENIZER = "llama-gqa-tied"
 WITH_SAMPLING = {"llama-gqa-tied", "qwen3-gqa-tied"}
-PROMPT_LENGTHS = [1, 8, 16, 17, 40]
+PROMPT_LENGTHS = [1, 17, 40]
+# Below the window, of its length, just past it and far past it.
+PROMPT_LENGTHS_OF_SHORT_WINDOW = [1, 8, 16, 17, 40]
 # Enough to see that something is computed wrongly.
 PROMPT_LENGTHS_OF_WRONG = [17]
 
@@ -133,8 +153,8 @@ beside them. How fast does it burn? How fast could it burn? Those are two questi
 def build(family, overrides, seed):
     config_class, model_class = FAMILIES[family]
     settings = COMMON | BASE[family] | overrides
-    if family == "gemma3" and overrides.get("rope_parameters") is None:
-        settings["rope_parameters"] = gemma_rope(1e6, 1e4)
+    if family == "gemma3":
+        settings = dict(rope_parameters=gemma_rope(1e6, 1e4)) | settings
     config = config_class(**settings, bos_token_id=1, eos_token_id=2, pad_token_id=0)
     config._attn_implementation = "eager"
     torch.manual_seed(seed)
@@ -142,12 +162,15 @@ def build(family, overrides, seed):
     with torch.no_grad():
         for name, weight in model.named_parameters():
             # Norms are spread too, or a norm in the wrong place would not show; the rest far enough that choices are
-            # clear.
-            if "norm" in name:
-                centre = 0.0 if family == "gemma3" else 1.0
-                weight.copy_(centre + 0.3 * torch.randn_like(weight))
+            # clear. Gemma3 adds 1 to the weight of a norm.
+            one = 0.0 if family == "gemma3" else 1.0
+            if name == "model.norm.weight":
+                # Of either sign: else a head that is tied finds the token that was read last, and repeats it.
+                weight.copy_(one - 1.0 + torch.randn_like(weight))
+            elif "norm" in name:
+                weight.copy_(one + 0.3 * torch.randn_like(weight))
             else:
-                weight.copy_(torch.randn_like(weight) * (1.0 if "embed" in name else 1.5 / weight.shape[-1] ** 0.5))
+                weight.copy_(torch.randn_like(weight) * 1.5 / weight.shape[-1] ** 0.5)
     return model
 
 
@@ -157,14 +180,15 @@ def logits_of(model, ids):
 
 
 def greedy(model, prompt):
-    """Greedy tokens by full forward passes, so that no cache can be wrong; None if a choice is not clear."""
+    """Greedy tokens by full forward passes, so that no cache can be wrong; None if they would test little."""
     ids = list(prompt)
     for _ in range(NEW_TOKENS):
         top = logits_of(model, ids)[-1].topk(2)
         if top.values[0] - top.values[1] < CLEAR_CHOICE:
             return None
         ids.append(int(top.indices[0]))
-    return ids[len(prompt):]
+    tokens = ids[len(prompt):]
+    return tokens if len(set(tokens)) >= DISTINCT_TOKENS else None
 
 
 def prompts_and_logits(model, lengths, vocab_size, seed):
@@ -177,7 +201,7 @@ def prompts_and_logits(model, lengths, vocab_size, seed):
             if tokens is not None:
                 break
         else:
-            raise SystemExit(f"no prompt of {length} tokens leads to clear choices only")
+            raise SystemExit(f"no prompt of {length} tokens leads to clear and varied choices")
         name = f"prompt-{length}"
         prompts.append({"name": name, "ids": ids, "greedy": tokens})
         tensors[f"{name}.logits"] = logits_of(model, ids + tokens[:-1]).contiguous()
@@ -187,9 +211,12 @@ def prompts_and_logits(model, lengths, vocab_size, seed):
 def sampling_cases(prompts, tensors):
     cases = []
     prompt = prompts[-1]
+    # Flat enough that top-k leaves something out that counts: of a peaked row, p over all and over what is left agree.
+    row = tensors[f"{prompt['name']}.logits"][-1]
+    row = row / row.std()
     history = prompt["ids"] + prompt["greedy"][:1] + prompt["ids"][:7]
     for name, parameters in SAMPLING:
-        logits = tensors[f"{prompt['name']}.logits"][-1].clone()
+        logits = row.clone()
         if name == "top-k-with-ties":
             order = logits.argsort(descending=True)
             logits[order[3:9]] = logits[order[4]].item()
@@ -213,25 +240,35 @@ def sampling_cases(prompts, tensors):
 
 
 def hub_form(config, family):
-    """The configuration in the form that the Hub's files have."""
-    hub = {key: value for key, value in config.items() if key not in ("rope_parameters", "layer_types", "dtype")}
-    hub["torch_dtype"] = config["dtype"]
+    """The configuration in the form that the Hub's files have; None for what that form can't say."""
+    new = {"rope_parameters", "layer_types", "dtype", "_sliding_window_pattern", "use_bidirectional_attention"}
+    hub = {key: value for key, value in config.items() if key not in new}
+    hub |= {"torch_dtype": config["dtype"], "transformers_version": "4.51.0"}
     rope = config["rope_parameters"]
     if family == "gemma3":
         full, sliding = rope["full_attention"], rope["sliding_attention"]
-        hub["rope_theta"], hub["rope_local_base_freq"] = full["rope_theta"], sliding["rope_theta"]
+        if sliding["rope_type"] != "default":
+            return None
+        hub |= {"cache_implementation": "hybrid", "rope_local_base_freq": whole(sliding["rope_theta"])}
+        if hub["tie_word_embeddings"]:
+            del hub["tie_word_embeddings"]
         types = config["layer_types"]
-        spread = [t == "full_attention" for t in types] == [(i + 1) % 6 == 0 for i in range(len(types))]
-        if spread:
-            hub["sliding_window_pattern"] = 6
+        pattern = types.index("full_attention") + 1
+        if types == every(pattern, len(types))["layer_types"]:
+            hub["sliding_window_pattern"] = pattern
         else:
             hub["layer_types"] = types
     else:
         full = rope
-        hub["rope_theta"] = full["rope_theta"]
     scaling = {key: value for key, value in full.items() if key != "rope_theta"}
+    hub["rope_theta"] = whole(full["rope_theta"])
     hub["rope_scaling"] = None if scaling["rope_type"] == "default" else scaling
     return hub
+
+
+def whole(number):
+    """Many files on the Hub have RoPE's base without a decimal point."""
+    return int(number) if number == int(number) else number
 
 
 def make_tokenizer(vocab_size):
@@ -259,8 +296,14 @@ def make(out, name, family, overrides, seed):
     model.save_pretrained(folder, max_shard_size="100KB" if name in SHARDED else "50GB")
     (folder / "generation_config.json").unlink(missing_ok=True)
     config = json.loads((folder / "config.json").read_text())
-    write_json(folder / "config.hub.json", hub_form(config, family))
-    lengths = PROMPT_LENGTHS_OF_WRONG if name.startswith("wrong") else PROMPT_LENGTHS
+    hub = hub_form(config, family)
+    if hub is not None:
+        write_json(folder / "config.hub.json", hub)
+    lengths = PROMPT_LENGTHS
+    if name == SHORT_WINDOW:
+        lengths = PROMPT_LENGTHS_OF_SHORT_WINDOW
+    elif name.startswith("wrong"):
+        lengths = PROMPT_LENGTHS_OF_WRONG
     prompts, tensors = prompts_and_logits(model, lengths, config["vocab_size"], seed)
     golden = {
         "format": 1,
@@ -283,7 +326,7 @@ def main():
     parser.add_argument("--only", help="make just the fixture of this name")
     arguments = parser.parse_args()
     transformers.utils.logging.disable_progress_bar()
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     for number, (name, family, overrides) in enumerate(FIXTURES):
         if arguments.only in (None, name):
