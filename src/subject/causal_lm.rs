@@ -4,6 +4,8 @@ use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 
+use super::moe::ExpertLoad;
+
 /// An autoregressive language model with a cache of what it has seen, for a batch of one sequence.
 ///
 /// Five methods are enough to run every generation scenario. The others refine what is reported and have defaults.
@@ -41,6 +43,11 @@ pub trait CausalLm {
     /// leaves out attention's quadratic term.
     fn prefill_flops(&self, tokens: usize) -> u64 {
         self.footprint().flops_per_token * tokens as u64
+    }
+
+    /// Tokens that each expert was given since the last reset, where there are experts.
+    fn expert_load(&self) -> Option<&ExpertLoad> {
+        None
     }
 
     /// Why the output of such a generation differs from the reference implementation's, where that is known. It still

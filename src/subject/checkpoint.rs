@@ -14,7 +14,10 @@ use candle_nn::VarBuilder;
 use serde_json::Value;
 use tokenizers::Tokenizer;
 
-use super::one_line;
+use super::{
+    config::{ExpertLayout, STACKED_GATE_UP},
+    one_line,
+};
 
 pub const CONFIG: &str = "config.json";
 pub const TOKENIZER: &str = "tokenizer.json";
@@ -83,6 +86,15 @@ impl Checkpoint {
             .collect();
         ensure!(left_out.is_empty(), "{}: config.json has no place for {}", self.source, listed(&left_out));
         Ok(())
+    }
+
+    /// How experts are stored, if there are any.
+    ///
+    /// # Errors
+    /// When a file's header can't be read.
+    pub fn expert_layout(&self) -> Result<ExpertLayout> {
+        let is_stacked = self.shapes()?.keys().any(|name| name.ends_with(STACKED_GATE_UP));
+        Ok(if is_stacked { ExpertLayout::Stacked } else { ExpertLayout::Single })
     }
 
     fn shapes(&self) -> Result<BTreeMap<String, Vec<usize>>> {

@@ -11,6 +11,8 @@ pub enum Family {
     Llama,
     Qwen3,
     Gemma3,
+    Qwen3Moe,
+    Mixtral,
 }
 
 /// A decoder's configuration, the same for all families. Names are transformers'.
@@ -40,8 +42,36 @@ pub struct ModelConfig {
     pub query_pre_attn_scalar: f64,
     pub attn_logit_softcapping: Option<f64>,
     pub final_logit_softcapping: Option<f64>,
+    /// The mixture that stands in for the feed-forward of some layers or all.
+    pub experts: Option<Experts>,
     pub eos_token_ids: Vec<u32>,
 }
+
+/// A mixture of experts.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Experts {
+    pub num_experts: usize,
+    /// Experts that each token goes to.
+    pub num_experts_per_tok: usize,
+    /// Inner width of one expert.
+    pub intermediate_size: usize,
+    /// Whether the weights of the chosen experts are scaled to a sum of one.
+    pub norm_topk_prob: bool,
+    /// For each layer, whether it is a mixture; the others are dense.
+    pub layers: Vec<bool>,
+}
+
+/// How the weights of experts are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExpertLayout {
+    /// Matrix by matrix, as the Hub's files have them and as transformers saves them.
+    Single,
+    /// All experts of a layer in one tensor, gate and up projection joined, as transformers 5 holds them in memory.
+    Stacked,
+}
+
+/// Name of the joined gate and up projections below a layer, by which [`ExpertLayout::Stacked`] is known.
+pub const STACKED_GATE_UP: &str = "mlp.experts.gate_up_proj";
 
 /// Rotary position embedding.
 #[derive(Clone, Debug, PartialEq)]
@@ -65,10 +95,12 @@ pub enum RopeScaling {
 }
 
 /// `architectures` and `model_type` of what is supported.
-const SUPPORTED: [(&str, &str, Family); 3] = [
+const SUPPORTED: [(&str, &str, Family); 5] = [
     ("LlamaForCausalLM", "llama", Family::Llama),
     ("Qwen3ForCausalLM", "qwen3", Family::Qwen3),
     ("Gemma3ForCausalLM", "gemma3_text", Family::Gemma3),
+    ("Qwen3MoeForCausalLM", "qwen3_moe", Family::Qwen3Moe),
+    ("MixtralForCausalLM", "mixtral", Family::Mixtral),
 ];
 
 impl ModelConfig {
@@ -85,10 +117,15 @@ impl ModelConfig {
         let (hidden_size, num_attention_heads) = (json.count("hidden_size")?, json.count("num_attention_heads")?);
         let num_hidden_layers = json.count("num_hidden_layers")?;
         let split_head_dim = hidden_size / num_attention_heads;
+        let silu = Defaults { head_dim: split_head_dim, positions: 2048, tied: false, act: "silu", eps: 1e-6 };
         let defaults = match family {
-            Family::Llama => Defaults { head_dim: split_head_dim, positions: 2048, tied: false, act: "silu" },
-            Family::Qwen3 => Defaults { head_dim: 128, positions: 32_768, tied: false, act: "silu" },
-            Family::Gemma3 => Defaults { head_dim: 256, positions: 131_072, tied: true, act: "gelu_pytorch_tanh" },
+            Family::Llama => silu,
+            Family::Qwen3 => Defaults { head_dim: 128, positions: 32_768, ..silu },
+            Family::Gemma3 => {
+                Defaults { head_dim: 256, positions: 131_072, tied: true, act: "gelu_pytorch_tanh", ..silu }
+            }
+            Family::Qwen3Moe => Defaults { positions: 32_768, ..silu },
+            Family::Mixtral => Defaults { positions: 131_072, eps: 1e-5, ..silu },
         };
         let head_dim = json.count_or("head_dim", defaults.head_dim)?;
         let act_key = if family == Family::Gemma3 { "hidden_activation" } else { "hidden_act" };
@@ -104,7 +141,7 @@ impl ModelConfig {
             num_key_value_heads: json.count_or("num_key_value_heads", num_attention_heads)?,
             head_dim,
             max_position_embeddings: json.count_or("max_position_embeddings", defaults.positions)?,
-            rms_norm_eps: json.number("rms_norm_eps")?.unwrap_or(1e-6),
+            rms_norm_eps: json.number("rms_norm_eps")?.unwrap_or(defaults.eps),
             tie_word_embeddings: json.flag("tie_word_embeddings")?.unwrap_or(defaults.tied),
             attention_bias: json.flag("attention_bias")?.unwrap_or(false),
             mlp_bias: json.flag("mlp_bias")?.unwrap_or(false),
@@ -123,6 +160,7 @@ impl ModelConfig {
             },
             attn_logit_softcapping: json.number("attn_logit_softcapping")?,
             final_logit_softcapping: json.number("final_logit_softcapping")?,
+            experts: experts(family, &json, num_hidden_layers)?,
             eos_token_ids: eos_token_ids(&json)?,
         };
         config.check()?;
@@ -136,18 +174,31 @@ impl ModelConfig {
             "config.json: num_attention_heads={heads} is no multiple of num_key_value_heads={kv_heads}"
         );
         ensure!(self.head_dim.is_multiple_of(2), "config.json: head_dim={} is odd; RoPE needs pairs", self.head_dim);
+        if let Some(experts) = &self.experts {
+            ensure!(
+                experts.num_experts_per_tok <= experts.num_experts,
+                "config.json: num_experts_per_tok={} is more than the {} experts there are",
+                experts.num_experts_per_tok,
+                experts.num_experts
+            );
+        }
         Ok(())
     }
 
+    /// The mixture of a layer, or `None` where it is dense.
+    pub fn experts_of(&self, layer: usize) -> Option<&Experts> {
+        self.experts.as_ref().filter(|experts| experts.layers[layer])
+    }
+
     /// Every weight of the model as transformers names it, with its shape.
-    pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
+    pub fn tensors(&self, layout: ExpertLayout) -> Vec<(String, Vec<usize>)> {
         let Self { hidden_size: hidden, intermediate_size: inter, vocab_size: vocab, head_dim, .. } = *self;
         let (q, kv) = (self.num_attention_heads * head_dim, self.num_key_value_heads * head_dim);
         let mut tensors =
             vec![("model.embed_tokens.weight".into(), vec![vocab, hidden]), ("model.norm.weight".into(), vec![hidden])];
         let norms: &[(&str, usize)] = match self.family {
-            Family::Llama => &[("input_layernorm", hidden), ("post_attention_layernorm", hidden)],
-            Family::Qwen3 => &[
+            Family::Llama | Family::Mixtral => &[("input_layernorm", hidden), ("post_attention_layernorm", hidden)],
+            Family::Qwen3 | Family::Qwen3Moe => &[
                 ("input_layernorm", hidden),
                 ("post_attention_layernorm", hidden),
                 ("self_attn.q_norm", head_dim),
@@ -162,11 +213,13 @@ impl ModelConfig {
                 ("self_attn.k_norm", head_dim),
             ],
         };
-        let linears = [
+        let attention = [
             ("self_attn.q_proj", q, hidden, self.attention_bias),
             ("self_attn.k_proj", kv, hidden, self.attention_bias),
             ("self_attn.v_proj", kv, hidden, self.attention_bias),
             ("self_attn.o_proj", hidden, q, self.attention_bias),
+        ];
+        let dense = [
             ("mlp.gate_proj", inter, hidden, self.mlp_bias),
             ("mlp.up_proj", inter, hidden, self.mlp_bias),
             ("mlp.down_proj", hidden, inter, self.mlp_bias),
@@ -175,11 +228,17 @@ impl ModelConfig {
             for (name, size) in norms {
                 tensors.push((format!("model.layers.{layer}.{name}.weight"), vec![*size]));
             }
-            for (name, rows, columns, bias) in linears {
-                tensors.push((format!("model.layers.{layer}.{name}.weight"), vec![rows, columns]));
-                if bias {
-                    tensors.push((format!("model.layers.{layer}.{name}.bias"), vec![rows]));
+            let experts = self.experts_of(layer);
+            for (name, rows, columns, bias) in attention.iter().chain(dense.iter().filter(|_| experts.is_none())) {
+                tensors.push((format!("model.layers.{layer}.{name}.weight"), vec![*rows, *columns]));
+                if *bias {
+                    tensors.push((format!("model.layers.{layer}.{name}.bias"), vec![*rows]));
                 }
+            }
+            if let Some(experts) = experts {
+                let mixture = self.mixture_tensors(experts, layout);
+                tensors
+                    .extend(mixture.into_iter().map(|(name, shape)| (format!("model.layers.{layer}.{name}"), shape)));
             }
         }
         if !self.tie_word_embeddings {
@@ -188,9 +247,47 @@ impl ModelConfig {
         tensors
     }
 
+    fn mixture_tensors(&self, experts: &Experts, layout: ExpertLayout) -> Vec<(String, Vec<usize>)> {
+        let (hidden, count, inter) = (self.hidden_size, experts.num_experts, experts.intermediate_size);
+        if layout == ExpertLayout::Stacked {
+            return vec![
+                ("mlp.gate.weight".into(), vec![count, hidden]),
+                (STACKED_GATE_UP.into(), vec![count, 2 * inter, hidden]),
+                ("mlp.experts.down_proj".into(), vec![count, hidden, inter]),
+            ];
+        }
+        let names = self.family.expert_names();
+        let mut tensors = vec![(format!("{}.gate.weight", names.block), vec![count, hidden])];
+        for expert in 0..count {
+            for (name, shape) in
+                [(names.gate, [inter, hidden]), (names.up, [inter, hidden]), (names.down, [hidden, inter])]
+            {
+                tensors.push((format!("{}.experts.{expert}.{name}.weight", names.block), shape.to_vec()));
+            }
+        }
+        tensors
+    }
+
     /// Number of weights; a tied head counts once.
     pub fn parameters(&self) -> u64 {
-        self.tensors().iter().map(|(_, shape)| shape.iter().product::<usize>() as u64).sum()
+        self.tensors(ExpertLayout::Stacked).iter().map(|(_, shape)| shape.iter().product::<usize>() as u64).sum()
+    }
+}
+
+/// What a mixture's parts are called in files that store experts one by one.
+pub struct ExpertNames {
+    pub block: &'static str,
+    pub gate: &'static str,
+    pub up: &'static str,
+    pub down: &'static str,
+}
+
+impl Family {
+    pub fn expert_names(self) -> ExpertNames {
+        match self {
+            Self::Mixtral => ExpertNames { block: "block_sparse_moe", gate: "w1", up: "w3", down: "w2" },
+            _ => ExpertNames { block: "mlp", gate: "gate_proj", up: "up_proj", down: "down_proj" },
+        }
     }
 }
 
@@ -199,6 +296,7 @@ struct Defaults {
     positions: usize,
     tied: bool,
     act: &'static str,
+    eps: f64,
 }
 
 fn family(json: &Value) -> Result<Family> {
@@ -235,7 +333,8 @@ fn sliding_layers(family: Family, json: &Keys, layers: usize) -> Result<Vec<bool
     }
     Ok(match family {
         Family::Llama => vec![false; layers],
-        Family::Qwen3 => {
+        Family::Mixtral => vec![json.get("sliding_window").is_some(); layers],
+        Family::Qwen3 | Family::Qwen3Moe => {
             let sliding = json.flag("use_sliding_window")?.unwrap_or(false);
             let full = json.integer("max_window_layers")?.unwrap_or(28);
             (0..layers).map(|layer| sliding && layer >= full).collect()
@@ -247,10 +346,44 @@ fn sliding_layers(family: Family, json: &Keys, layers: usize) -> Result<Vec<bool
     })
 }
 
+/// The mixture of the families that have one. transformers 5 writes `num_local_experts` for both.
+fn experts(family: Family, json: &Keys, layers: usize) -> Result<Option<Experts>> {
+    let count = |default| match json.get("num_experts") {
+        Some(_) => json.count("num_experts"),
+        None => json.count_or("num_local_experts", default),
+    };
+    Ok(match family {
+        Family::Llama | Family::Qwen3 | Family::Gemma3 => None,
+        Family::Mixtral => Some(Experts {
+            num_experts: count(8)?,
+            num_experts_per_tok: json.count_or("num_experts_per_tok", 2)?,
+            intermediate_size: json.count("intermediate_size")?,
+            norm_topk_prob: true,
+            layers: vec![true; layers],
+        }),
+        Family::Qwen3Moe => {
+            let step = json.count_or("decoder_sparse_step", 1)?;
+            let dense = match json.get("mlp_only_layers") {
+                None => &[][..],
+                Some(list) => list.as_array().context("config.json: mlp_only_layers is no list")?,
+            };
+            let is_dense = |layer: usize| dense.iter().any(|dense| dense.as_u64() == Some(layer as u64));
+            Some(Experts {
+                num_experts: count(128)?,
+                num_experts_per_tok: json.count_or("num_experts_per_tok", 8)?,
+                intermediate_size: json.count_or("moe_intermediate_size", 768)?,
+                norm_topk_prob: json.flag("norm_topk_prob")?.unwrap_or(false),
+                layers: (0..layers).map(|layer| (layer + 1) % step == 0 && !is_dense(layer)).collect(),
+            })
+        }
+    })
+}
+
 /// RoPE of the full layers, and of the sliding ones where a family tells them apart.
 fn ropes(family: Family, json: &Keys) -> Result<(Rope, Option<Rope>)> {
     let (theta, local_theta) = match family {
-        Family::Llama | Family::Qwen3 => (10_000.0, None),
+        Family::Llama | Family::Qwen3 | Family::Qwen3Moe => (10_000.0, None),
+        Family::Mixtral => (1e6, None),
         Family::Gemma3 => (1e6, Some(1e4)),
     };
     let theta = json.number("rope_theta")?.unwrap_or(theta);

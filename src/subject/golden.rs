@@ -12,7 +12,7 @@ use candle_core::{DType, Device, Tensor};
 use serde::Deserialize;
 
 use super::{
-    CausalLm,
+    CausalLm, Engine,
     checkpoint::{CONFIG, Checkpoint, read_json},
     config::ModelConfig,
     open,
@@ -20,7 +20,7 @@ use super::{
 };
 
 /// How far a logit may be from the reference's in f32.
-const TOLERANCE: f32 = 1e-4;
+pub(super) const TOLERANCE: f32 = 1e-4;
 
 /// Beyond this it is computed differently, not rounded differently.
 const DIFFERENT: f32 = 1e-3;
@@ -31,18 +31,18 @@ struct Golden {
 }
 
 #[derive(Deserialize)]
-struct Prompt {
-    name: String,
-    ids: Vec<u32>,
-    greedy: Vec<u32>,
+pub(super) struct Prompt {
+    pub name: String,
+    pub ids: Vec<u32>,
+    pub greedy: Vec<u32>,
 }
 
-struct Fixture {
-    name: String,
-    checkpoint: Checkpoint,
-    config: ModelConfig,
-    prompts: Vec<Prompt>,
-    tensors: HashMap<String, Tensor>,
+pub(super) struct Fixture {
+    pub name: String,
+    pub checkpoint: Checkpoint,
+    pub config: ModelConfig,
+    pub prompts: Vec<Prompt>,
+    pub tensors: HashMap<String, Tensor>,
 }
 
 impl Fixture {
@@ -61,16 +61,17 @@ impl Fixture {
     }
 
     /// Logits after `position + 1` tokens of the prompt and what greedily follows it.
-    fn logits(&self, prompt: &Prompt, position: usize) -> Vec<f32> {
+    pub fn logits(&self, prompt: &Prompt, position: usize) -> Vec<f32> {
         let all = &self.tensors[&format!("{}.logits", prompt.name)];
         all.get(position).and_then(|row| row.to_vec1()).expect("a row of logits")
     }
 }
 
-fn fixtures() -> Vec<Fixture> {
+/// The fixtures in one folder, such as `generation`.
+pub(super) fn fixtures(kind: &str) -> Vec<Fixture> {
     let root = std::env::var_os("CANDLEPOWER_FIXTURES")
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures"), PathBuf::from);
-    let mut folders: Vec<_> = fs::read_dir(root.join("generation"))
+    let mut folders: Vec<_> = fs::read_dir(root.join(kind))
         .expect("a folder of fixtures")
         .map(|entry| entry.expect("an entry").path())
         .filter(|folder| folder.join("golden.json").is_file())
@@ -81,7 +82,7 @@ fn fixtures() -> Vec<Fixture> {
 }
 
 /// Largest difference of two rows of logits; infinite when either is not finite.
-fn difference(found: &[f32], expected: &[f32]) -> f32 {
+pub(super) fn difference(found: &[f32], expected: &[f32]) -> f32 {
     assert_eq!(found.len(), expected.len());
     let differences = found.iter().zip(expected).map(|(found, expected)| (found - expected).abs());
     differences.fold(0.0, |most, difference| if difference.is_nan() { f32::INFINITY } else { most.max(difference) })
@@ -96,7 +97,7 @@ fn argmax(logits: &[f32]) -> u32 {
 }
 
 /// Feeds the prompt, then one greedy token after the other; the largest difference from the reference on the way.
-fn incrementally(model: &mut dyn CausalLm, fixture: &Fixture, prompt: &Prompt) -> Result<f32> {
+pub(super) fn incrementally(model: &mut dyn CausalLm, fixture: &Fixture, prompt: &Prompt) -> Result<f32> {
     model.reset()?;
     let mut worst: f32 = 0.0;
     let mut logits = forward(model, &prompt.ids, 0)?;
@@ -116,11 +117,11 @@ fn incrementally(model: &mut dyn CausalLm, fixture: &Fixture, prompt: &Prompt) -
 #[test]
 fn accepted_models_are_as_the_reference_and_deviations_are_announced() {
     let (mut accepted, mut deviating) = (0, 0);
-    for fixture in fixtures() {
+    for fixture in fixtures("generation") {
         if refusal(&fixture.config).is_some() {
             continue;
         }
-        let subject = open(fixture.checkpoint.clone(), DType::F32, &Device::Cpu).expect(&fixture.name);
+        let subject = open(fixture.checkpoint.clone(), Engine::Stock, DType::F32, &Device::Cpu).expect(&fixture.name);
         let mut model = subject.model;
         for prompt in &fixture.prompts {
             let what = format!("{}, {}", fixture.name, prompt.name);
@@ -152,9 +153,10 @@ fn accepted_models_are_as_the_reference_and_deviations_are_announced() {
 /// When a Candle release mends a fault, this fails, and the refusal is to be lifted.
 #[test]
 fn refused_models_are_really_computed_wrongly() {
-    for fixture in fixtures() {
+    for fixture in fixtures("generation") {
         let Some(reason) = refusal(&fixture.config) else { continue };
-        let error = open(fixture.checkpoint.clone(), DType::F32, &Device::Cpu).err().expect("it is refused");
+        let error =
+            open(fixture.checkpoint.clone(), Engine::Stock, DType::F32, &Device::Cpu).err().expect("it is refused");
         assert!(format!("{error:#}").contains(&reason), "{error:#}");
         let weights = fixture.checkpoint.weights(DType::F32, &Device::Cpu).expect("weights");
         let config = fixture.config.clone();
@@ -171,7 +173,7 @@ fn refused_models_are_really_computed_wrongly() {
 
 #[test]
 fn both_forms_of_the_configuration_say_the_same() {
-    for fixture in fixtures() {
+    for fixture in fixtures("generation") {
         let folder = fixture.checkpoint.weights[0].parent().expect("a folder").to_owned();
         let hub = folder.join("config.hub.json");
         if hub.is_file() {
@@ -184,10 +186,11 @@ fn both_forms_of_the_configuration_say_the_same() {
 /// 16-bit precisions run, and stay near the reference; Gemma3's angles don't, and it says so.
 #[test]
 fn half_precisions_run() {
-    for fixture in fixtures().iter().filter(|fixture| refusal(&fixture.config).is_none()) {
+    for fixture in fixtures("generation").iter().filter(|fixture| refusal(&fixture.config).is_none()) {
         let prompt = &fixture.prompts[0];
         for dtype in [DType::BF16, DType::F16] {
-            let mut model = open(fixture.checkpoint.clone(), dtype, &Device::Cpu).expect(&fixture.name).model;
+            let mut model =
+                open(fixture.checkpoint.clone(), Engine::Stock, dtype, &Device::Cpu).expect(&fixture.name).model;
             let logits = forward(model.as_mut(), &prompt.ids, 0).expect("logits");
             let expected = fixture.logits(prompt, prompt.ids.len() - 1);
             assert!(logits.iter().all(|logit| logit.is_finite()), "{} in {dtype:?}", fixture.name);

@@ -1,6 +1,7 @@
 //! Who is measured: the trait that a model implements, and the ways to get one. `spec` says which model is meant,
 //! `config` reads its `config.json`, `hub` and `checkpoint` find its files, `synthetic` makes weights where there are
-//! none, `stock` wraps candle-transformers' models. Nothing here reads a clock.
+//! none, `stock` wraps candle-transformers' models, `moe` is our own decoder, whose layers may be mixtures of experts.
+//! Nothing here reads a clock.
 
 mod causal_lm;
 pub mod checkpoint;
@@ -8,6 +9,7 @@ pub mod config;
 #[cfg(test)]
 mod golden;
 pub mod hub;
+pub mod moe;
 mod spec;
 pub mod stock;
 mod synthetic;
@@ -19,12 +21,14 @@ use std::{fmt, str::FromStr};
 
 use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device};
+use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 use tokenizers::Tokenizer;
 
 use checkpoint::Checkpoint;
-use config::ModelConfig;
+use config::{ExpertLayout, ModelConfig};
 use hub::Hub;
+use moe::Decoder;
 use stock::Stock;
 
 /// `config.json` of the models that have seeded weights: those of [`MINI`] are ours, those of [`SYNTHETIC`] have the
@@ -48,19 +52,18 @@ const LONGEST_SEQUENCE: usize = 1536;
 /// One line that says what is wrong with the files, why the engine refuses the model, or, as a [`DoesNotFit`], how much
 /// memory is missing.
 pub fn load(spec: &ModelSpec, engine: Engine, dtype: DType, device: DeviceChoice, seed: u64) -> Result<Subject> {
-    let Engine::Stock = engine;
     let device = device.open()?;
     match spec {
         ModelSpec::Mini(name) | ModelSpec::Synthetic(name) => {
             let config = shape(name)?;
-            admit(&config, dtype, &device)?;
+            admit(&config, engine, dtype, &device)?;
             let eos_token_ids = config.eos_token_ids.clone();
             let weights = synthetic::weights(&config, seed, dtype, &device);
-            let model = Box::new(Stock::new(config, weights)?);
+            let model = build(config, engine, weights, ExpertLayout::Single)?;
             Ok(Subject { model, source: spec.to_string(), tokenizer: None, eos_token_ids })
         }
-        ModelSpec::Hub { repo, revision } => open(Hub::from_env().fetch(repo, revision)?, dtype, &device),
-        ModelSpec::Path(folder) => open(Checkpoint::open(folder, spec.to_string())?, dtype, &device),
+        ModelSpec::Hub { repo, revision } => open(Hub::from_env().fetch(repo, revision)?, engine, dtype, &device),
+        ModelSpec::Path(folder) => open(Checkpoint::open(folder, spec.to_string())?, engine, dtype, &device),
     }
 }
 
@@ -68,14 +71,27 @@ pub fn load(spec: &ModelSpec, engine: Engine, dtype: DType, device: DeviceChoice
 ///
 /// # Errors
 /// As [`load`].
-pub fn open(checkpoint: Checkpoint, dtype: DType, device: &Device) -> Result<Subject> {
+pub fn open(checkpoint: Checkpoint, engine: Engine, dtype: DType, device: &Device) -> Result<Subject> {
     let config = ModelConfig::from_json(&checkpoint.config).with_context(|| checkpoint.source.clone())?;
-    admit(&config, dtype, device).with_context(|| checkpoint.source.clone())?;
-    checkpoint.check(&config.tensors())?;
+    admit(&config, engine, dtype, device).with_context(|| checkpoint.source.clone())?;
+    let layout = checkpoint.expert_layout()?;
+    checkpoint.check(&config.tensors(layout))?;
     let tokenizer = checkpoint.tokenizer(config.vocab_size)?;
     let eos_token_ids = config.eos_token_ids.clone();
-    let model = Box::new(Stock::new(config, checkpoint.weights(dtype, device)?)?);
+    let model = build(config, engine, checkpoint.weights(dtype, device)?, layout)?;
     Ok(Subject { model, source: checkpoint.source, tokenizer, eos_token_ids })
+}
+
+fn build(
+    config: ModelConfig,
+    engine: Engine,
+    weights: VarBuilder<'static>,
+    layout: ExpertLayout,
+) -> Result<Box<dyn CausalLm>> {
+    Ok(match engine {
+        Engine::Stock => Box::new(Stock::new(config, weights)?),
+        Engine::Tuned => Box::new(Decoder::new(config, weights, layout)?),
+    })
 }
 
 /// The configuration of a model that has seeded weights.
@@ -108,14 +124,18 @@ impl fmt::Display for DoesNotFit {
 impl std::error::Error for DoesNotFit {}
 
 /// Refuses, before anything is loaded, what the engine computes wrongly and what does not fit in memory.
-fn admit(config: &ModelConfig, dtype: DType, device: &Device) -> Result<()> {
-    if let Some(reason) = stock::refusal(config) {
-        bail!("engine stock refuses this model: {reason}");
+fn admit(config: &ModelConfig, engine: Engine, dtype: DType, device: &Device) -> Result<()> {
+    let (refusal, extra_bytes) = match engine {
+        Engine::Stock => (stock::refusal(config), stock::extra_bytes(config, dtype, LONGEST_SEQUENCE)),
+        Engine::Tuned => (moe::refusal(config), moe::cache_bytes(config, dtype, LONGEST_SEQUENCE).allocated),
+    };
+    if let Some(reason) = refusal {
+        bail!("engine {engine} refuses this model: {reason}");
     }
     // A device's own memory is asked for by allocating; Candle reports when there is none left.
     if device.is_cpu() {
         let weight_bytes = config.parameters() * dtype.size_in_bytes() as u64;
-        let needed_bytes = weight_bytes + stock::extra_bytes(config, dtype, LONGEST_SEQUENCE);
+        let needed_bytes = weight_bytes + extra_bytes;
         if let Some(available_bytes) = crate::measure::memory::available_bytes()
             && needed_bytes > available_bytes
         {
@@ -141,12 +161,15 @@ pub struct Subject {
 pub enum Engine {
     /// candle-transformers as published.
     Stock,
+    /// Our own decoder on Candle: mixtures of experts, and the dense decoders of the same structure.
+    Tuned,
 }
 
 impl fmt::Display for Engine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Stock => "stock",
+            Self::Tuned => "tuned",
         })
     }
 }

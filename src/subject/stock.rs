@@ -12,7 +12,7 @@ use candle_transformers::models::{gemma3, llama, qwen3};
 
 use super::{
     causal_lm::{CacheBytes, CausalLm, Footprint},
-    config::{Family, ModelConfig, RopeScaling},
+    config::{ExpertLayout, Family, ModelConfig, RopeScaling},
 };
 
 /// A published model and what is known of it.
@@ -65,6 +65,7 @@ impl Stock {
             Family::Gemma3 => {
                 Published::Gemma3(Box::new(gemma3::Model::new(flash_attn, &gemma3_config(&config)?, weights)?))
             }
+            Family::Qwen3Moe | Family::Mixtral => bail!("{MIXTURES}"),
         };
         let footprint = footprint(&config, dtype);
         Ok(Self { config, dtype, device, footprint, model })
@@ -152,6 +153,9 @@ impl CausalLm for Stock {
     }
 }
 
+/// What is said of the families that the engine leaves to the other.
+const MIXTURES: &str = "mixtures of experts run on engine tuned";
+
 /// Why the published module would compute this configuration wrongly.
 pub fn refusal(config: &ModelConfig) -> Option<String> {
     let full_rope = |allow_llama3: bool| match &config.rope.scaling {
@@ -164,6 +168,7 @@ pub fn refusal(config: &ModelConfig) -> Option<String> {
     let heads_split_hidden = config.head_dim * config.num_attention_heads == config.hidden_size;
     let act = &config.hidden_act;
     match config.family {
+        Family::Qwen3Moe | Family::Mixtral => Some(MIXTURES.into()),
         Family::Llama => {
             if config.attention_bias || config.mlp_bias {
                 return Some("candle-transformers' llama leaves out the biases of attention_bias and mlp_bias".into());
@@ -232,7 +237,7 @@ pub fn extra_bytes(config: &ModelConfig, dtype: DType, tokens: usize) -> u64 {
     let table = (config.max_position_embeddings * config.head_dim) as u64;
     let tables = match config.family {
         // In f32 while they are made.
-        Family::Llama | Family::Qwen3 => table * 4,
+        Family::Llama | Family::Qwen3 | Family::Qwen3Moe | Family::Mixtral => table * 4,
         // One for each layer.
         Family::Gemma3 => table * (config.num_hidden_layers * dtype.size_in_bytes()) as u64,
     };
@@ -247,7 +252,7 @@ fn cache_bytes(config: &ModelConfig, dtype: DType, tokens: usize) -> CacheBytes 
     };
     let used = rows(&|window| window.map_or(tokens, |window| window.min(tokens)));
     let allocated = match config.family {
-        Family::Llama | Family::Qwen3 => used,
+        Family::Llama | Family::Qwen3 | Family::Qwen3Moe | Family::Mixtral => used,
         Family::Gemma3 => rows(&|window| window.unwrap_or(config.max_position_embeddings)),
     };
     CacheBytes { used, allocated }
@@ -260,7 +265,7 @@ fn footprint(config: &ModelConfig, dtype: DType) -> Footprint {
     // A tied embedding is the head, which every step reads whole; another is only looked up.
     let read = if config.tie_word_embeddings { parameters } else { parameters - embedding };
     let multiplied: u64 = config
-        .tensors()
+        .tensors(ExpertLayout::Single)
         .iter()
         .filter(|(name, shape)| shape.len() == 2 && (config.tie_word_embeddings || !name.contains("embed_tokens")))
         .map(|(_, shape)| shape.iter().product::<usize>() as u64)

@@ -26,9 +26,9 @@ const CHUNK: usize = 16 * 1024;
 /// so that the whole takes no more memory than the weights.
 pub fn weights(config: &ModelConfig, seed: u64, dtype: DType, device: &Device) -> VarBuilder<'static> {
     let norm = match config.family {
-        Family::Llama | Family::Qwen3 => 1.0,
         // Gemma stores the difference from one.
         Family::Gemma3 => 0.0,
+        _ => 1.0,
     };
     VarBuilder::from_backend(Box::new(Synthetic { seed, norm }), dtype, device.clone())
 }

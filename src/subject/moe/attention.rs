@@ -1,0 +1,161 @@
+//! Causal attention with grouped key-value heads, rotary positions, optional norms of queries and keys, and a cache that
+//! grows by doubling and is kept over a reset.
+
+use anyhow::Result;
+use candle_core::{D, DType, Device, Tensor};
+use candle_nn::{
+    Linear, Module, VarBuilder,
+    attention::{AttnMask, flash_attn},
+    linear_b,
+    ops::{rms_norm, softmax_last_dim},
+    rotary_emb::rope_thd,
+};
+
+use crate::subject::config::{Family, ModelConfig};
+
+/// Tokens that a cache has room for at first.
+const FIRST_CAPACITY: usize = 256;
+
+/// Tokens that a cache has room for when it holds `tokens`.
+pub fn capacity(tokens: usize) -> usize {
+    tokens.next_power_of_two().max(FIRST_CAPACITY)
+}
+
+/// Cosines and sines of the positions of a forward pass, (tokens, head_dim / 2) each.
+pub struct Angles {
+    cos: Tensor,
+    sin: Tensor,
+}
+
+impl Angles {
+    /// Angles are computed in f32 as transformers does it: `position · theta^(-2i / head_dim)`.
+    pub fn new(config: &ModelConfig, position: usize, tokens: usize, dtype: DType, device: &Device) -> Result<Self> {
+        let half = config.head_dim / 2;
+        let theta = config.rope.theta as f32;
+        let frequencies: Vec<f32> =
+            (0..half).map(|pair| 1.0 / theta.powf((2 * pair) as f32 / config.head_dim as f32)).collect();
+        let positions = position..position + tokens;
+        let (sin, cos): (Vec<f32>, Vec<f32>) = positions
+            .flat_map(|position| frequencies.iter().map(move |frequency| (position as f32 * frequency).sin_cos()))
+            .unzip();
+        let tensor = |values| Tensor::from_vec(values, (tokens, half), device)?.to_dtype(dtype);
+        Ok(Self { cos: tensor(cos)?, sin: tensor(sin)? })
+    }
+}
+
+/// A mask for `tokens` after `position`: minus infinity where a token would see a later one.
+pub fn causal_mask(position: usize, tokens: usize, dtype: DType, device: &Device) -> Result<Tensor> {
+    let all = position + tokens;
+    let row = |token: usize| (0..all).map(move |other| if other > position + token { f32::NEG_INFINITY } else { 0.0 });
+    let mask: Vec<f32> = (0..tokens).flat_map(row).collect();
+    Ok(Tensor::from_vec(mask, (tokens, all), device)?.to_dtype(dtype)?)
+}
+
+/// Keys and values of (1, capacity, heads, head_dim).
+#[derive(Clone, Debug)]
+struct Cache {
+    keys: Tensor,
+    values: Tensor,
+}
+
+#[derive(Clone, Debug)]
+pub struct Attention {
+    q_proj: Linear,
+    k_proj: Linear,
+    v_proj: Linear,
+    o_proj: Linear,
+    /// Weights and epsilon.
+    qk_norms: Option<(Tensor, Tensor, f32)>,
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    cache: Option<Cache>,
+}
+
+impl Attention {
+    pub fn load(config: &ModelConfig, weights: VarBuilder) -> Result<Self> {
+        let ModelConfig { hidden_size: hidden, head_dim, attention_bias: bias, .. } = *config;
+        let (heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
+        let (q, kv) = (heads * head_dim, kv_heads * head_dim);
+        let has_norms = matches!(config.family, Family::Qwen3 | Family::Qwen3Moe);
+        let norm = |name: &str| weights.get(head_dim, &format!("{name}.weight"));
+        let qk_norms = has_norms
+            .then(|| Ok::<_, candle_core::Error>((norm("q_norm")?, norm("k_norm")?, config.rms_norm_eps as f32)))
+            .transpose()?;
+        Ok(Self {
+            q_proj: linear_b(hidden, q, bias, weights.pp("q_proj"))?,
+            k_proj: linear_b(hidden, kv, bias, weights.pp("k_proj"))?,
+            v_proj: linear_b(hidden, kv, bias, weights.pp("v_proj"))?,
+            o_proj: linear_b(q, hidden, bias, weights.pp("o_proj"))?,
+            qk_norms,
+            heads,
+            kv_heads,
+            head_dim,
+            cache: None,
+        })
+    }
+
+    /// Attention of `x` (tokens, hidden) over itself and the `position` tokens before it. `mask` is that of
+    /// [`causal_mask`], which a processor in f32 does without.
+    pub fn forward(&mut self, x: &Tensor, position: usize, angles: &Angles, mask: Option<&Tensor>) -> Result<Tensor> {
+        let tokens = x.dim(0)?;
+        let split = |x: Tensor, heads: usize| x.reshape((1, tokens, heads, self.head_dim));
+        let mut q = split(self.q_proj.forward(x)?, self.heads)?;
+        let mut k = split(self.k_proj.forward(x)?, self.kv_heads)?;
+        let v = split(self.v_proj.forward(x)?, self.kv_heads)?;
+        if let Some((q_norm, k_norm, eps)) = &self.qk_norms {
+            q = rms_norm(&q, q_norm, *eps)?;
+            k = rms_norm(&k, k_norm, *eps)?;
+        }
+        let q = rope_thd(&q, &angles.cos, &angles.sin)?;
+        let k = rope_thd(&k, &angles.cos, &angles.sin)?;
+        let (k, v) = self.append(&k, &v, position)?;
+        let scale = (self.head_dim as f32).sqrt().recip();
+        let heads = match mask {
+            // (1, heads, tokens, head_dim)
+            None => flash_attn::<f32>(&q, &k, &v, scale, AttnMask::causal_with_offset(position), None, None)?
+                .transpose(1, 2)?,
+            Some(mask) => self.plain(&q, &k, &v, f64::from(scale), mask)?,
+        };
+        Ok(self.o_proj.forward(&heads.reshape((tokens, self.heads * self.head_dim))?)?)
+    }
+
+    /// Puts keys and values (1, tokens, kv_heads, head_dim) behind the `position` tokens of the cache, and returns all.
+    fn append(&mut self, k: &Tensor, v: &Tensor, position: usize) -> Result<(Tensor, Tensor)> {
+        let tokens = position + k.dim(1)?;
+        let fits = self.cache.as_ref().map(|cache| cache.keys.dim(1)).transpose()? >= Some(tokens);
+        let grown = |old: Option<&Tensor>| -> Result<Tensor> {
+            let new = Tensor::zeros((1, capacity(tokens), self.kv_heads, self.head_dim), k.dtype(), k.device())?;
+            if let Some(old) = old.filter(|_| position > 0) {
+                new.slice_set(&old.narrow(1, 0, position)?.contiguous()?, 1, 0)?;
+            }
+            Ok(new)
+        };
+        let cache = match self.cache.take() {
+            Some(cache) if fits => cache,
+            old => Cache {
+                keys: grown(old.as_ref().map(|cache| &cache.keys))?,
+                values: grown(old.as_ref().map(|cache| &cache.values))?,
+            },
+        };
+        let cache = self.cache.insert(cache);
+        cache.keys.slice_set(&k.contiguous()?, 1, position)?;
+        cache.values.slice_set(&v.contiguous()?, 1, position)?;
+        Ok((cache.keys.narrow(1, 0, tokens)?, cache.values.narrow(1, 0, tokens)?))
+    }
+
+    /// By matrix products, for every device and precision. Returns (tokens, heads, head_dim).
+    fn plain(&self, q: &Tensor, k: &Tensor, v: &Tensor, scale: f64, mask: &Tensor) -> Result<Tensor> {
+        let (tokens, all) = mask.dims2()?;
+        let group = self.heads / self.kv_heads;
+        // The query heads that share a key-value head lie side by side, so that one product serves them.
+        let q = q.squeeze(0)?.transpose(0, 1)?.contiguous()?;
+        let q = q.reshape((self.kv_heads, group * tokens, self.head_dim))?;
+        let by_head = |x: &Tensor| x.squeeze(0)?.transpose(0, 1)?.contiguous();
+        let scores = (q.matmul(&by_head(k)?.transpose(D::Minus2, D::Minus1)?)? * scale)?;
+        let scores = scores.reshape((self.heads, tokens, all))?.broadcast_add(mask)?.to_dtype(DType::F32)?;
+        let shares = softmax_last_dim(&scores)?.to_dtype(v.dtype())?;
+        let out = shares.reshape((self.kv_heads, group * tokens, all))?.matmul(&by_head(v)?)?;
+        Ok(out.reshape((self.heads, tokens, self.head_dim))?.transpose(0, 1)?.contiguous()?)
+    }
+}

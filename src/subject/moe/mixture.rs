@@ -1,0 +1,100 @@
+//! A mixture of experts: the router says where each token goes, tokens are sorted by expert, each expert that has some
+//! computes them in one product a matrix, and the results are added up. The weights of the other experts are not touched,
+//! and no weights are copied.
+
+use anyhow::Result;
+use candle_core::{DType, Tensor};
+use candle_nn::VarBuilder;
+
+use super::{
+    feed_forward::Gated,
+    routing::{ExpertLoad, Planted, Routes},
+};
+use crate::subject::config::{ExpertLayout, Experts, Family};
+
+#[derive(Clone, Debug)]
+pub struct Mixture {
+    /// (experts, hidden)
+    router: Tensor,
+    experts: Vec<Gated>,
+    top_k: usize,
+    normalise: bool,
+    /// Which of the layers that are mixtures this is.
+    number: usize,
+}
+
+impl Mixture {
+    /// `weights` are those of the decoder's layer.
+    pub fn load(
+        config: &Experts,
+        family: Family,
+        hidden: usize,
+        number: usize,
+        weights: &VarBuilder,
+        layout: ExpertLayout,
+    ) -> Result<Self> {
+        let (count, inner) = (config.num_experts, config.intermediate_size);
+        let (router, experts) = match layout {
+            ExpertLayout::Stacked => {
+                let weights = weights.pp("mlp");
+                let gate_up = weights.get((count, 2 * inner, hidden), "experts.gate_up_proj")?;
+                let down = weights.get((count, hidden, inner), "experts.down_proj")?;
+                let experts = (0..count).map(|expert| Ok(Gated::new(gate_up.get(expert)?, down.get(expert)?)));
+                (weights.get((count, hidden), "gate.weight")?, experts.collect::<Result<_>>()?)
+            }
+            ExpertLayout::Single => {
+                let names = family.expert_names();
+                let weights = weights.pp(names.block);
+                let expert = |expert: usize| {
+                    let weights = weights.pp("experts").pp(expert);
+                    let gate = weights.get((inner, hidden), &format!("{}.weight", names.gate))?;
+                    let up = weights.get((inner, hidden), &format!("{}.weight", names.up))?;
+                    let down = weights.get((hidden, inner), &format!("{}.weight", names.down))?;
+                    Ok(Gated::new(Tensor::cat(&[gate, up], 0)?, down))
+                };
+                (weights.get((count, hidden), "gate.weight")?, (0..count).map(expert).collect::<Result<_>>()?)
+            }
+        };
+        Ok(Self { router, experts, top_k: config.num_experts_per_tok, normalise: config.norm_topk_prob, number })
+    }
+
+    /// Where the tokens `x` (tokens, hidden), from `position` on, go.
+    pub fn route(&self, x: &Tensor, position: usize, planted: Option<&Planted>) -> Result<Routes> {
+        let logits = x.matmul(&self.router.t()?)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
+        let logits = match planted {
+            None => logits,
+            Some(planted) => planted.logits(self.number, position, x.dim(0)?),
+        };
+        Ok(Routes::choose(&logits, self.experts.len(), self.top_k, self.normalise))
+    }
+
+    /// Adds the mixture of `x` to `sum`, both (tokens, hidden), and counts the tokens of each expert.
+    pub fn add_to(
+        &self,
+        sum: Tensor,
+        x: &Tensor,
+        position: usize,
+        planted: Option<&Planted>,
+        load: &mut ExpertLoad,
+    ) -> Result<Tensor> {
+        let routes = self.route(x, position, planted)?;
+        load.count(self.number, &routes);
+        self.dispatch(sum, x, &routes)
+    }
+
+    pub(super) fn dispatch(&self, mut sum: Tensor, x: &Tensor, routes: &Routes) -> Result<Tensor> {
+        if x.dim(0)? == 1 {
+            for (expert, weight) in routes.experts.iter().zip(&routes.weights) {
+                sum = self.experts[*expert as usize].add_to(sum, x, &[0], &[*weight])?;
+            }
+            return Ok(sum);
+        }
+        for (expert, (tokens, weights)) in self.experts.iter().zip(routes.by_expert(self.experts.len())) {
+            if !tokens.is_empty() {
+                let rows = x.index_select(&Tensor::new(tokens.as_slice(), x.device())?, 0)?;
+                sum = expert.add_to(sum, &rows, &tokens, &weights)?;
+            }
+        }
+        Ok(sum)
+    }
+}
