@@ -12,7 +12,7 @@ pub mod hub;
 pub mod moe;
 mod spec;
 pub mod stock;
-mod synthetic;
+pub mod synthetic;
 
 pub use causal_lm::{CacheBytes, CausalLm, Footprint};
 pub use spec::{MINI, ModelSpec, SYNTHETIC};

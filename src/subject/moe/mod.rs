@@ -11,6 +11,7 @@ mod feed_forward;
 mod golden;
 mod mixture;
 mod routing;
+pub mod shape;
 
 pub use decoder::{Decoder, cache_bytes, refusal};
 pub use routing::{ExpertLoad, Planted};
