@@ -67,18 +67,23 @@ impl Fixture {
     }
 }
 
-/// The fixtures in one folder, such as `generation`.
+/// The fixtures of checkpoints in one folder, such as `generation`.
 pub(super) fn fixtures(kind: &str) -> Vec<Fixture> {
+    folders(kind).iter().map(|folder| Fixture::read(folder)).collect()
+}
+
+/// The folders of golden files of one kind.
+pub(super) fn folders(kind: &str) -> Vec<PathBuf> {
     let root = std::env::var_os("CANDLEPOWER_FIXTURES")
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures"), PathBuf::from);
     let mut folders: Vec<_> = fs::read_dir(root.join(kind))
         .expect("a folder of fixtures")
         .map(|entry| entry.expect("an entry").path())
-        .filter(|folder| folder.join("golden.json").is_file())
+        .filter(|folder| folder.join("golden.safetensors").is_file())
         .collect();
     folders.sort();
-    assert!(!folders.is_empty(), "no fixtures below {}", root.display());
-    folders.iter().map(|folder| Fixture::read(folder)).collect()
+    assert!(!folders.is_empty(), "no fixtures of {kind} below {}", root.display());
+    folders
 }
 
 /// Largest difference of two rows of logits; infinite when either is not finite.

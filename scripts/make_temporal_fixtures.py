@@ -1,0 +1,265 @@
+#!/usr/bin/env python3
+"""Makes fixtures/temporal: small seeded sequence backbones written in PyTorch, with outputs and gradients.
+
+    python3 -m venv .venv && .venv/bin/pip install -r scripts/requirements-fixtures.txt
+    .venv/bin/python scripts/make_temporal_fixtures.py
+
+The layout is described in fixtures/README.md. The same versions make the same files. Attention, norms, convolutions,
+pooling and GELU are PyTorch's own modules, so that what is compared is not written twice in the same way.
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Attention(nn.Module):
+    def __init__(self, dim, heads):
+        super().__init__()
+        self.query, self.key, self.value, self.out = (nn.Linear(dim, dim) for _ in range(4))
+        self.heads = heads
+
+    def forward(self, x, over):
+        module = nn.MultiheadAttention(x.shape[-1], self.heads, batch_first=True)
+        del module.in_proj_weight, module.in_proj_bias, module.out_proj.weight, module.out_proj.bias
+        module.in_proj_weight = torch.cat([self.query.weight, self.key.weight, self.value.weight])
+        module.in_proj_bias = torch.cat([self.query.bias, self.key.bias, self.value.bias])
+        module.out_proj.weight, module.out_proj.bias = self.out.weight, self.out.bias
+        return module(x, over, over, need_weights=False)[0]
+
+
+class FeedForward(nn.Module):
+    def __init__(self, dim, inner):
+        super().__init__()
+        self.up, self.down = nn.Linear(dim, inner), nn.Linear(inner, dim)
+
+    def forward(self, x):
+        return self.down(nn.functional.gelu(self.up(x)))
+
+
+class CausalDepthwise(nn.Module):
+    def __init__(self, width, taps):
+        super().__init__()
+        made = nn.Conv1d(width, width, taps, groups=width)
+        self.weight, self.bias = made.weight, made.bias
+
+    def forward(self, x):
+        padded = nn.functional.pad(x.transpose(1, 2), (self.weight.shape[-1] - 1, 0))
+        return nn.functional.conv1d(padded, self.weight, self.bias, groups=len(self.bias)).transpose(1, 2)
+
+
+class Convolution(nn.Module):
+    def __init__(self, dim, taps, dilation):
+        super().__init__()
+        self.depthwise = nn.Conv1d(dim, dim, taps, dilation=dilation, padding="same", groups=dim)
+        self.pointwise = nn.Linear(dim, dim)
+
+    def forward(self, x):
+        return self.pointwise(nn.functional.gelu(self.depthwise(x.transpose(1, 2)).transpose(1, 2)))
+
+
+class Embedding(nn.Module):
+    def __init__(self, features, dim, positions):
+        super().__init__()
+        self.linear = nn.Linear(features, dim)
+        self.positions = nn.Parameter(torch.randn(positions, dim)) if positions else None
+
+    def forward(self, x):
+        x = self.linear(x)
+        return x if self.positions is None else x + self.positions[: x.shape[1]]
+
+
+class HybridBlock(nn.Module):
+    def __init__(self, s, number):
+        super().__init__()
+        self.attention = Attention(s["dim"], s["heads"])
+        self.attention_norm, self.feed_forward_norm, self.convolution_norm = (nn.LayerNorm(s["dim"]) for _ in range(3))
+        self.feed_forward = FeedForward(s["dim"], s["expansion"] * s["dim"])
+        self.convolution = Convolution(s["dim"], s["conv_kernel"], s["dilations"][number % len(s["dilations"])])
+
+    def forward(self, x):
+        x = self.attention_norm(x + self.attention(x, x))
+        x = x + self.feed_forward(self.feed_forward_norm(x))
+        return self.convolution_norm(x + self.convolution(x))
+
+
+class HybridTransformer(nn.Module):
+    def __init__(self, s):
+        super().__init__()
+        self.embedding = Embedding(s["features"], s["dim"], s["positions"])
+        self.blocks = nn.ModuleList(HybridBlock(s, number) for number in range(s["depth"]))
+        self.norm = nn.LayerNorm(s["dim"])
+
+    def forward(self, x):
+        x = self.embedding(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
+
+
+class OmniBlock(nn.Module):
+    def __init__(self, s, number):
+        super().__init__()
+        dim = s["dim"]
+        self.attention = Attention(dim, s["heads"])
+        self.feed_forward = FeedForward(dim, 2 * s["expansion"] * dim)
+        self.mixer_in, self.mixer_out = nn.Linear(dim, 2 * s["state"]), nn.Linear(s["state"], dim)
+        self.mixer_conv = CausalDepthwise(s["state"], s["mixer_kernel"])
+        self.convolution = Convolution(dim, s["conv_kernel"], s["dilations"][number % len(s["dilations"])])
+        self.attention_norm, self.feed_forward_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.mixer_norm, self.convolution_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.crosses = (number + 1) % s["cross_every"] == 0
+        if self.crosses:
+            self.cross, self.cross_norm = Attention(dim, s["heads"]), nn.LayerNorm(dim)
+
+    def forward(self, x, coarse):
+        x = self.attention_norm(x + self.attention(x, x))
+        x = x + self.feed_forward(self.feed_forward_norm(x))
+        u, v = self.mixer_in(x).chunk(2, -1)
+        x = self.mixer_norm(x + self.mixer_out(self.mixer_conv(u * torch.sigmoid(v))))
+        x = self.convolution_norm(x + self.convolution(x))
+        return self.cross_norm(x + self.cross(x, coarse)) if self.crosses else x
+
+
+class Coarse(nn.Module):
+    def __init__(self, s):
+        super().__init__()
+        self.pool = nn.AvgPool1d(s["coarse"], ceil_mode=True, count_include_pad=False)
+        self.positions = nn.Parameter(torch.randn(-(-s["positions"] // s["coarse"]), s["dim"]))
+        self.norm, self.linear = nn.LayerNorm(s["dim"]), nn.Linear(s["dim"], s["dim"])
+
+    def forward(self, x):
+        pooled = self.pool(x.transpose(1, 2)).transpose(1, 2)
+        return self.linear(self.norm(pooled + self.positions[: pooled.shape[1]]))
+
+
+class OmniMixture(nn.Module):
+    def __init__(self, s):
+        super().__init__()
+        self.embedding = Embedding(s["features"], s["dim"], s["positions"])
+        self.coarse = Coarse(s)
+        self.blocks = nn.ModuleList(OmniBlock(s, number) for number in range(s["depth"]))
+        self.norm = nn.LayerNorm(s["dim"])
+
+    def forward(self, x):
+        x = self.embedding(x)
+        coarse = self.coarse(x)
+        for block in self.blocks:
+            x = block(x, coarse)
+            if block.crosses:
+                coarse = self.coarse(x)
+        return self.norm(x)
+
+
+class StateSpaceBlock(nn.Module):
+    def __init__(self, s):
+        super().__init__()
+        dim = s["dim"]
+        self.mixer_norm, self.feed_forward_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.mixer_in, self.mixer_out = nn.Linear(dim, 2 * s["state"]), nn.Linear(s["state"], dim)
+        self.mixer_conv = CausalDepthwise(s["state"], s["mixer_kernel"])
+        self.feed_forward = FeedForward(dim, s["expansion"] * dim)
+
+    def forward(self, x):
+        gate, state = self.mixer_in(self.mixer_norm(x)).chunk(2, -1)
+        x = x + self.mixer_out(torch.sigmoid(gate) * torch.tanh(self.mixer_conv(state)))
+        return x + self.feed_forward(self.feed_forward_norm(x))
+
+
+class StateSpace(nn.Module):
+    def __init__(self, s):
+        super().__init__()
+        self.embedding = Embedding(s["features"], s["dim"], None)
+        self.blocks = nn.ModuleList(StateSpaceBlock(s) for _ in range(s["depth"]))
+        self.norm = nn.LayerNorm(s["dim"])
+
+    def forward(self, x):
+        x = self.embedding(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
+
+
+class Head(nn.Module):
+    def __init__(self, dim, horizon, outputs):
+        super().__init__()
+        self.norm, self.hidden, self.out = nn.LayerNorm(dim), nn.Linear(dim, dim), nn.Linear(dim, horizon * outputs)
+        self.shape = (horizon, outputs)
+
+    def forward(self, x):
+        return self.out(nn.functional.gelu(self.hidden(self.norm(x[:, -1])))).unflatten(-1, self.shape)
+
+
+class Forecaster(nn.Module):
+    def __init__(self, architecture, sizes, horizon, outputs):
+        super().__init__()
+        self.backbone = ARCHITECTURES[architecture](sizes)
+        self.head = Head(sizes["dim"], horizon, outputs)
+
+    def forward(self, x):
+        return self.head(self.backbone(x))
+
+
+ARCHITECTURES = {"hybrid_transformer": HybridTransformer, "omni_mixture": OmniMixture, "state_space": StateSpace}
+SIZES = dict(
+    features=5, dim=24, depth=3, heads=4, expansion=4, state=10, mixer_kernel=4, conv_kernel=3, dilations=[1, 2],
+    coarse=4, cross_every=2, positions=32)
+# Name, architecture, sizes, batch, time, horizon, outputs.
+FIXTURES = [
+    ("hybrid-transformer", "hybrid_transformer", {}, 2, 18, 5, 3),
+    ("hybrid-transformer-wide-dilation", "hybrid_transformer", dict(
+        depth=2, heads=2, conv_kernel=5, dilations=[1, 8]), 1, 11, 1, 1),
+    ("omni-mixture", "omni_mixture", dict(depth=4, expansion=2), 2, 18, 5, 3),
+    ("omni-mixture-whole-pools", "omni_mixture", dict(depth=3, expansion=1, coarse=3, cross_every=1), 1, 15, 2, 3),
+    ("state-space", "state_space", {}, 2, 18, 5, 3),
+    ("state-space-short", "state_space", dict(depth=2, mixer_kernel=15, state=32), 3, 7, 4, 2),
+]
+
+
+def make(out, name, architecture, overrides, batch, time, horizon, outputs, seed):
+    folder = out / name
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    torch.manual_seed(seed)
+    sizes = SIZES | overrides
+    model = Forecaster(architecture, sizes, horizon, outputs)
+    with torch.no_grad():
+        # Norms and biases start as ones and zeroes, which would hide one in the wrong place.
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(0.3 * torch.randn_like(parameter))
+            else:
+                parameter.copy_(torch.randn_like(parameter) * 1.2 / parameter[0].numel() ** 0.5)
+    series, target = torch.randn(batch, time, sizes["features"]), torch.randn(batch, horizon, outputs)
+    output = model(series)
+    loss = nn.functional.mse_loss(output, target)
+    loss.backward()
+    config = {"architecture": architecture, "sizes": sizes, "horizon": horizon, "outputs": outputs}
+    (folder / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
+    save_file({name: value.detach().contiguous() for name, value in model.named_parameters()}, folder / "model.safetensors")
+    golden = {"series": series, "target": target, "output": output.detach(), "loss": loss.detach().reshape(1)}
+    golden |= {f"grad.{name}": value.grad.contiguous() for name, value in model.named_parameters()}
+    save_file({name: value.contiguous() for name, value in golden.items()}, folder / "golden.safetensors")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=ROOT / "fixtures" / "temporal")
+    parser.add_argument("--seed", type=int, default=80, help="other seeds make other weights of the same shapes")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    for number, fixture in enumerate(FIXTURES):
+        make(arguments.out, *fixture, arguments.seed + number)
+        print(fixture[0])
+
+
+if __name__ == "__main__":
+    main()
