@@ -38,13 +38,14 @@ pub struct Key {
 
 /// Every setting.
 #[rustfmt::skip]
-pub const KEYS: [Key; 8] = [
+pub const KEYS: [Key; 9] = [
     Key { name: "models",  about: "models to measure, separated by commas",              default: "llama-mini,qwen3-mini,gemma3-mini" },
     Key { name: "device",  about: "cpu, cuda:N or metal",                                default: "cpu" },
     Key { name: "dtype",   about: "f32, f16 or bf16",                                    default: "f32 on cpu, bf16 elsewhere" },
-    Key { name: "engine",  about: "implementation that runs the models: stock",          default: "stock" },
+    Key { name: "engine",  about: "implementation that runs the models: stock or tuned",          default: "stock" },
     Key { name: "tier",    about: "how many scenarios: quick, standard or full",         default: "full on mini models, quick on others" },
     Key { name: "seed",    about: "seed of weights, prompts and sampling",               default: "42" },
+    Key { name: "skew",    about: "how unevenly moe_top_k uses its experts: 0 even, 1 Zipf's law", default: "0" },
     Key { name: "out",     about: "folder that records go into",                         default: "target/candlepower" },
     Key { name: "threads", about: "processor threads, for Candle and for what is seeded", default: "one a physical core" },
 ];
@@ -59,6 +60,8 @@ pub struct Settings {
     /// `None` leaves it to the model: [`Settings::tier_for`].
     pub tier: Option<Tier>,
     pub seed: u64,
+    /// How unevenly the mixtures of `moe_top_k` use their experts.
+    pub skew: f64,
     pub out: PathBuf,
     pub threads: Option<usize>,
     /// Key → value as written and where it was written.
@@ -75,6 +78,7 @@ impl Default for Settings {
             engine: Engine::Stock,
             tier: None,
             seed: 42,
+            skew: 0.0,
             out: Path::new("target").join("candlepower"),
             threads: None,
             sources: BTreeMap::new(),
@@ -136,6 +140,10 @@ impl Settings {
             engine: parse.or("engine", defaults.engine, choice),
             tier: parse.or("tier", defaults.tier, |text| choice(text).map(Some)),
             seed: parse.or("seed", defaults.seed, |text| text.parse().context("not a whole number from 0 to 2^64 - 1")),
+            skew: parse.or("skew", defaults.skew, |text| match text.parse() {
+                Ok(skew @ 0.0..=10.0) => Ok(skew),
+                _ => bail!("not a number from 0 to 10"),
+            }),
             out: parse.or("out", target.join("candlepower"), |text| match text {
                 "" => bail!("a folder is needed"),
                 _ => Ok(text.into()),

@@ -77,7 +77,22 @@ pub fn summarise(
         },
         generated_tokens,
         token_digest: digest(&first.tokens),
+        routing: routing(model),
         itl_by_position_ms: (0..steps).map(|step| over_samples(&|timeline| ms(timeline.steps[step]))).collect(),
+    })
+}
+
+/// How the last generation used the model's experts.
+fn routing(model: &dyn CausalLm) -> Option<record::Routing> {
+    let load = model.expert_load()?;
+    Some(record::Routing {
+        num_experts: load.layers.first()?.len(),
+        top_k: load.top_k,
+        planted_skew: model.planted_skew(),
+        load_balance_factor: load.balance_factor()?,
+        entropy_bits: load.entropy_bits()?,
+        idle_share: load.idle_share()?,
+        tokens_per_expert: load.layers.clone(),
     })
 }
 

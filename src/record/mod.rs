@@ -83,6 +83,29 @@ pub enum Measures {
     Generation(Generation),
 }
 
+impl Measures {
+    /// Time of each sample, as Criterion was given it. Empty where something else was measured.
+    pub fn sample_ms(&self) -> &[f64] {
+        match self {
+            Self::Generation(measures) => &measures.sample_total_ms,
+        }
+    }
+
+    /// Most memory in use at once.
+    pub fn peak_bytes(&self) -> Option<u64> {
+        match self {
+            Self::Generation(measures) => measures.peak_bytes,
+        }
+    }
+
+    /// What tells whether two runs did the same work.
+    pub fn output_digest(&self) -> Option<&str> {
+        match self {
+            Self::Generation(measures) => Some(&measures.token_digest),
+        }
+    }
+}
+
 /// Measures of a generation scenario. Each time is a median over the samples; percentiles are over every step of
 /// every sample.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -132,6 +155,27 @@ pub struct Generation {
     pub token_digest: String,
     /// Median inter-token latency at each position.
     pub itl_by_position_ms: Vec<f64>,
+    /// How experts were used; `null` where there are none.
+    #[serde(default)]
+    pub routing: Option<Routing>,
+}
+
+/// How a mixture of experts was used by one generation, prompt and steps together. The same in every sample.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Routing {
+    pub num_experts: usize,
+    /// Experts that each token goes to.
+    pub top_k: usize,
+    /// How unevenly tokens were sent to experts by a seeded draw, 0 being even; `null` when the routers chose.
+    pub planted_skew: Option<f64>,
+    /// Tokens of the busiest expert over the mean, from 1 to the number of experts; mean over the layers.
+    pub load_balance_factor: f64,
+    /// Entropy of the distribution of tokens over experts, up to the binary logarithm of their number; mean over the layers.
+    pub entropy_bits: f64,
+    /// Share of the experts that got no token; mean over the layers.
+    pub idle_share: f64,
+    /// For each layer that is a mixture, the tokens that each expert got.
+    pub tokens_per_expert: Vec<Vec<u64>>,
 }
 
 /// What the machine allows, measured in the process that made the record.

@@ -13,7 +13,7 @@ use super::{
     statistics::{holm, median, p_value, ratio},
     table::markdown,
 };
-use crate::record::{self, Measures, Record, Status};
+use crate::record::{self, Record, Status};
 
 /// What is compared, and how strictly.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -80,14 +80,14 @@ impl Side {
         let mut side = Self { name: name.to_owned(), ..Self::default() };
         for record in records.iter().filter(|record| !record.sandbox) {
             match (&record.measures, record.status) {
-                (Some(Measures::Generation(measures)), Status::Measured) => {
+                (Some(measures), Status::Measured) => {
                     // A benchmark that a run made again counts as it was the last time.
                     side.benchmarks.insert(
                         record.id.clone(),
                         Benchmark {
-                            total_ms: measures.sample_total_ms.clone(),
-                            peak_bytes: measures.peak_bytes,
-                            token_digest: Some(measures.token_digest.clone()),
+                            total_ms: measures.sample_ms().to_vec(),
+                            peak_bytes: measures.peak_bytes(),
+                            token_digest: measures.output_digest().map(str::to_owned),
                         },
                     );
                 }
@@ -304,6 +304,7 @@ fn time(ms: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::record::Measures;
 
     fn record(id: &str, total_ms: f64, edit: impl Fn(&mut Record, &mut record::Generation)) -> Record {
         let mut record: Record = serde_json::from_str(include_str!("../record/sample.json")).expect("the sample");

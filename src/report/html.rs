@@ -2,7 +2,11 @@
 
 use std::fmt::Write;
 
-use super::{joined::Joined, plot::Plot, table};
+use super::{
+    joined::Joined,
+    plot::Plot,
+    table::{self, Table},
+};
 
 const STYLE: &str = include_str!("page.css");
 const SCRIPT: &str = include_str!("page.js");
@@ -27,20 +31,13 @@ pub fn page(title: &str, joined: &Joined, plots: &[Plot], criterion: Option<&str
     if let Some(criterion) = criterion {
         let _ = writeln!(body, "<p><a href=\"{}\">Criterion's report</a></p>", escaped(criterion));
     }
-    let (rows, notes) = table::generation_rows(joined.rows.iter().map(|row| &row.record));
-    body.push_str("<div class=\"wide\"><table>\n");
-    for (index, row) in rows.iter().enumerate() {
-        let tag = if index == 0 { "th" } else { "td" };
-        if index < 2 {
-            body.push_str(if index == 0 { "<thead>" } else { "</thead><tbody>" });
+    for table in table::tables(joined.rows.iter().map(|row| &row.record)) {
+        let _ = writeln!(body, "<h2>{}</h2>", escaped(table.title));
+        body.push_str(&element(&table));
+        for note in &table.notes {
+            let _ = writeln!(body, "<p class=\"note\">{}</p>", escaped(note));
         }
-        body.push_str("<tr>");
-        for cell in row {
-            let _ = write!(body, "<{tag}>{}</{tag}>", escaped(cell));
-        }
-        body.push_str("</tr>\n");
     }
-    body.push_str("</tbody></table></div>\n");
     let mut list = |heading: &str, items: &[String]| {
         if !items.is_empty() {
             let _ = writeln!(body, "<h2>{heading}</h2><ul>");
@@ -50,7 +47,6 @@ pub fn page(title: &str, joined: &Joined, plots: &[Plot], criterion: Option<&str
             body.push_str("</ul>\n");
         }
     };
-    list("Notes", &notes);
     list("Missing, unreadable or left out", &joined.problems);
     for plot in plots {
         let _ = writeln!(body, "<figure><figcaption>{}</figcaption>{}</figure>", escaped(plot.title), plot.svg);
@@ -61,6 +57,24 @@ pub fn page(title: &str, joined: &Joined, plots: &[Plot], criterion: Option<&str
          <title>{}</title>\n<style>\n{STYLE}</style></head>\n<body>\n{body}<script>\n{SCRIPT}</script></body></html>\n",
         escaped(title)
     )
+}
+
+fn element(table: &Table) -> String {
+    let mut text = String::from("<div class=\"wide\"><table>\n");
+    for (index, row) in table.rows.iter().enumerate() {
+        let tag = if index == 0 { "th" } else { "td" };
+        if index < 2 {
+            text.push_str(if index == 0 { "<thead>" } else { "</thead><tbody>" });
+        }
+        text.push_str("<tr>");
+        for (column, cell) in row.iter().enumerate() {
+            let class = if column < table.words { " class=\"word\"" } else { "" };
+            let _ = write!(text, "<{tag}{class}>{}</{tag}>", escaped(cell));
+        }
+        text.push_str("</tr>\n");
+    }
+    text.push_str("</tbody></table></div>\n");
+    text
 }
 
 fn escaped(text: &str) -> String {

@@ -65,9 +65,10 @@ pub fn join(records: &Path, criterion_home: &Path) -> Result<Joined> {
             problems.push(format!("{}: failed: {}", record.id, record.reason.as_deref().unwrap_or("no reason given")));
         }
         let mut row = Row { criterion: None, record };
-        if let Some(measures) = row.generation() {
+        let sample_ms = row.record.measures.as_ref().map(Measures::sample_ms).unwrap_or_default();
+        if !sample_ms.is_empty() {
             match samples.get(&row.record.id) {
-                Some(found) if are_equal(found, &measures.sample_total_ms) => {
+                Some(found) if are_equal(found, sample_ms) => {
                     row.criterion = estimates.get(&row.record.id).copied();
                 }
                 Some(_) => {

@@ -11,6 +11,7 @@ use plotters::{
 };
 
 use super::joined::Row;
+use crate::{record::Routing, scenario::MOE_TOP_K};
 
 const SIZE: (u32, u32) = (900, 420);
 const GREY: RGBColor = RGBColor(128, 128, 128);
@@ -38,13 +39,33 @@ pub struct Plot {
 pub fn plots(rows: &[Row]) -> Result<Vec<Plot>> {
     let measured: Vec<&Row> = rows.iter().filter(|row| row.generation().is_some()).collect();
     let mut plots = Vec::new();
-    if measured.is_empty() {
-        return Ok(plots);
+    // Mixtures and their twins are too many to be bars of one plot.
+    let is_mixture = |row: &Row| MOE_TOP_K.iter().any(|scenario| scenario.key == row.record.scenario);
+    let generation: Vec<&Row> = measured.iter().copied().filter(|row| !is_mixture(row)).collect();
+    if !generation.is_empty() {
+        plots.extend(of_generation(&generation)?);
     }
+    let routed: Vec<&Row> = measured.iter().copied().filter(|row| routing(row).is_some()).collect();
+    if let Some(scenario) = routed.first().map(|row| &row.record.scenario) {
+        let mut routed: Vec<&Row> = routed.iter().copied().filter(|row| row.record.scenario == *scenario).collect();
+        let factor = |row: &Row| routing(row).map_or(0.0, |routing| routing.load_balance_factor);
+        routed.sort_by(|a, b| factor(b).total_cmp(&factor(a)));
+        routed.truncate(COLOURS.len());
+        plots.push(Plot {
+            file: "expert_load.svg",
+            title: "Load of experts, the busiest first, mean over the layers; the least even mixtures",
+            svg: expert_load(&routed)?,
+        });
+    }
+    Ok(plots)
+}
+
+fn of_generation(measured: &[&Row]) -> Result<Vec<Plot>> {
+    let mut plots = Vec::new();
     plots.push(Plot {
         file: "tokens_per_s.svg",
         title: "Generated tokens a second, end to end, with Criterion's 95 % interval",
-        svg: by_scenario(&measured, "tok/s", &|row| {
+        svg: by_scenario(measured, "tok/s", &|row| {
             let measures = row.generation()?;
             let rate = |ns: f64| measures.generated_tokens as f64 / ns * 1e9;
             let interval = row.criterion.map(|estimate| (rate(estimate.high_ns), rate(estimate.low_ns)));
@@ -54,12 +75,12 @@ pub fn plots(rows: &[Row]) -> Result<Vec<Plot>> {
     plots.push(Plot {
         file: "mbu.svg",
         title: "Decode: share of the measured memory bandwidth (MBU)",
-        svg: by_scenario(&measured, "% of bandwidth", &|row| Some((row.generation()?.mbu? * 100.0, None)))?,
+        svg: by_scenario(measured, "% of bandwidth", &|row| Some((row.generation()?.mbu? * 100.0, None)))?,
     });
     plots.push(Plot {
         file: "mfu.svg",
         title: "Prefill: share of the measured matrix rate (MFU)",
-        svg: by_scenario(&measured, "% of matrix rate", &|row| Some((row.generation()?.mfu? * 100.0, None)))?,
+        svg: by_scenario(measured, "% of matrix rate", &|row| Some((row.generation()?.mfu? * 100.0, None)))?,
     });
     if let Some(longest) = measured.iter().filter_map(|row| Some(row.generation()?.itl_by_position_ms.len())).max() {
         let of_longest: Vec<&Row> = measured
@@ -76,6 +97,60 @@ pub fn plots(rows: &[Row]) -> Result<Vec<Plot>> {
         }
     }
     Ok(plots)
+}
+
+fn routing(row: &Row) -> Option<&Routing> {
+    row.generation()?.routing.as_ref()
+}
+
+/// Tokens of each expert over the mean, experts sorted by it: 1 everywhere is even.
+fn sorted_load(routing: &Routing) -> Vec<f64> {
+    let mut load = vec![0.0; routing.num_experts];
+    for layer in &routing.tokens_per_expert {
+        let mean = layer.iter().sum::<u64>() as f64 / layer.len() as f64;
+        let mut sorted: Vec<f64> = layer.iter().map(|tokens| *tokens as f64 / mean).collect();
+        sorted.sort_unstable_by(|a, b| b.total_cmp(a));
+        load.iter_mut().zip(sorted).for_each(|(sum, load)| *sum += load);
+    }
+    load.iter().map(|sum| sum / routing.tokens_per_expert.len() as f64).collect()
+}
+
+/// Lines over the experts, a colour a subject.
+fn expert_load(rows: &[&Row]) -> Result<String> {
+    let series: Vec<(&str, Vec<f64>)> =
+        rows.iter().filter_map(|row| Some((row.record.subject.model.as_str(), sorted_load(routing(row)?)))).collect();
+    let longest = series.iter().map(|(_, load)| load.len()).max().unwrap_or(1);
+    let top = series.iter().flat_map(|(_, load)| load.iter().copied()).fold(1.0, f64::max) * 1.15;
+    draw(|area| {
+        let mut chart = ChartBuilder::on(area)
+            .margin(10)
+            .x_label_area_size(45)
+            .y_label_area_size(70)
+            .build_cartesian_2d(1.0..longest as f64, 0.0..top)?;
+        chart
+            .configure_mesh()
+            .x_desc("expert, the busiest first")
+            .y_desc("tokens over the mean")
+            .x_label_formatter(&|x| format!("{x:.0}"))
+            .axis_style(GREY)
+            .light_line_style(TRANSPARENT)
+            .bold_line_style(GREY.mix(0.25))
+            .label_style(("sans-serif", 14, &GREY))
+            .draw()?;
+        for (number, (name, load)) in series.iter().enumerate() {
+            let colour = COLOURS[number % COLOURS.len()];
+            let points = load.iter().enumerate().map(|(place, load)| ((place + 1) as f64, *load));
+            chart
+                .draw_series(LineSeries::new(points, colour.stroke_width(2)))?
+                .label(*name)
+                .legend(move |(x, y)| PathElement::new(vec![(x, y), (x + 12, y)], colour.stroke_width(3)));
+        }
+        chart
+            .configure_series_labels()
+            .position(SeriesLabelPosition::UpperRight)
+            .label_font(("sans-serif", 14, &GREY))
+            .draw()
+    })
 }
 
 /// What a bar shows: its height, and an interval if there is one.

@@ -1,77 +1,212 @@
-//! Markdown tables, aligned so that they read well in a terminal too.
+//! Tables, one for each family of scenarios that was measured. Markdown is aligned so that it reads well in a terminal
+//! too.
 
 use std::fmt::Write;
 
-use crate::record::{Measures, Record, Status};
+use crate::{
+    record::{Generation, Measures, Record, Status},
+    scenario::{MOE_TOP_K, dense_name},
+};
 
-/// The table of the generation log: a row a benchmark, and below it what must be known of the figures.
-pub fn generation(records: &[Record]) -> String {
-    let (rows, notes) = generation_rows(records.iter());
-    let mut text = markdown(&rows, 3);
-    if !notes.is_empty() {
-        text.push('\n');
-    }
-    for note in notes {
-        text.push_str(&note);
-        text.push('\n');
-    }
-    text
+/// A table and what must be read with it.
+pub struct Table {
+    pub title: &'static str,
+    /// The head first. All rows are as long.
+    pub rows: Vec<Vec<String>>,
+    /// Columns that hold words, which come before those that hold numbers.
+    pub words: usize,
+    pub notes: Vec<String>,
 }
 
-/// The same as cells, head first, and the notes.
-pub fn generation_rows<'a>(records: impl Iterator<Item = &'a Record>) -> (Vec<Vec<String>>, Vec<String>) {
-    const HEAD: [&str; 12] = [
-        "scenario",
-        "model",
-        "variant",
-        "tok/s",
-        "decode tok/s",
-        "ITL P50 ms",
-        "ITL P95 ms",
-        "TTFT ms",
-        "MBU",
-        "MFU",
-        "cache MB",
-        "peak MB",
-    ];
-    let mut rows = vec![HEAD.map(str::to_owned).to_vec()];
+impl Table {
+    /// Without the title.
+    pub fn markdown(&self) -> String {
+        let mut text = markdown(&self.rows, self.words);
+        for note in &self.notes {
+            let _ = write!(text, "\n{note}\n");
+        }
+        text
+    }
+}
+
+/// How a family of scenarios is shown: the first whose table takes a record has it.
+struct Family {
+    title: &'static str,
+    takes: fn(&Record) -> bool,
+    head: &'static [&'static str],
+    words: usize,
+    /// Cells of a record, given all that the table takes.
+    cells: fn(&Record, &[&Record]) -> Option<Vec<String>>,
+    note: Option<&'static str>,
+}
+
+const FAMILIES: [Family; 3] = [
+    Family {
+        title: "Mixtures of experts: prefill",
+        takes: |record| record.scenario == MOE_TOP_K[0].key,
+        head: &[
+            "model",
+            "variant",
+            "prefill tok/s",
+            "time / active twin",
+            "time / total twin",
+            "MFU",
+            "load factor",
+            "entropy bits",
+            "idle experts",
+            "parameters M",
+            "peak MB",
+        ],
+        words: 2,
+        cells: |record, all| {
+            moe_cells(record, all, |measures| Some(measures.prefill_tokens_per_s), |measures| measures.mfu)
+        },
+        note: Some(TWINS),
+    },
+    Family {
+        title: "Mixtures of experts: decode",
+        takes: |record| record.scenario == MOE_TOP_K[1].key,
+        head: &[
+            "model",
+            "variant",
+            "decode tok/s",
+            "time / active twin",
+            "time / total twin",
+            "MBU",
+            "load factor",
+            "entropy bits",
+            "idle experts",
+            "parameters M",
+            "peak MB",
+        ],
+        words: 2,
+        cells: |record, all| moe_cells(record, all, |measures| measures.decode_tokens_per_s, |measures| measures.mbu),
+        note: Some(TWINS),
+    },
+    Family {
+        title: "Generation",
+        takes: |record| matches!(record.measures, Some(Measures::Generation(_))),
+        head: &[
+            "scenario",
+            "model",
+            "variant",
+            "tok/s",
+            "decode tok/s",
+            "ITL P50 ms",
+            "ITL P95 ms",
+            "TTFT ms",
+            "MBU",
+            "MFU",
+            "cache MB",
+            "peak MB",
+        ],
+        words: 3,
+        cells: |record, _| generation_cells(record),
+        note: None,
+    },
+];
+
+const TWINS: &str = "The active twin is a dense decoder as wide as the experts that a token is sent to, the total twin one as \
+    wide as all of them; dense-N is as wide as N experts. MBU counts the weights of the chosen experts only.";
+
+/// The tables of what was measured.
+pub fn tables<'a>(records: impl Iterator<Item = &'a Record>) -> Vec<Table> {
+    let measured: Vec<&Record> = records.filter(|record| record.status == Status::Measured).collect();
+    let place = |record: &Record| FAMILIES.iter().position(|family| (family.takes)(record));
+    let table = |(number, family): (usize, &Family)| {
+        let own: Vec<&Record> = measured.iter().copied().filter(|record| place(record) == Some(number)).collect();
+        table(family, &own)
+    };
+    let mut tables: Vec<Table> = FAMILIES.iter().enumerate().filter_map(table).collect();
+    // What everybody has comes first.
+    tables.sort_by_key(|table| table.title != "Generation");
+    tables
+}
+
+fn table(family: &Family, records: &[&Record]) -> Option<Table> {
+    let mut rows = vec![family.head.iter().map(|cell| (*cell).to_owned()).collect::<Vec<_>>()];
     let mut marks: Vec<String> = Vec::new();
-    let mut is_synthetic = false;
+    let model = family.head.iter().position(|cell| *cell == "model").unwrap_or_default();
     for record in records {
-        let (Some(Measures::Generation(measures)), Status::Measured) = (&record.measures, record.status) else {
-            continue;
-        };
-        is_synthetic |= record.subject.synthetic_weights;
-        let mut mark = String::new();
+        let Some(mut cells) = (family.cells)(record, records) else { continue };
         let doubts = record.conditions.iter().flat_map(|conditions| &conditions.doubts);
         for note in record.deviates.iter().map(|why| format!("deviates: {why}")).chain(doubts.cloned()) {
             let number = marks.iter().position(|known| *known == note).unwrap_or_else(|| {
                 marks.push(note);
                 marks.len() - 1
             });
-            let _ = write!(mark, " [{}]", number + 1);
+            let _ = write!(cells[model], " [{}]", number + 1);
         }
-        let variant = record.id.rsplit('/').next().unwrap_or_default();
-        rows.push(vec![
-            record.scenario.clone(),
-            format!("{}{mark}", record.subject.model),
-            variant.to_owned(),
-            number(Some(measures.tokens_per_s)),
-            number(measures.decode_tokens_per_s),
-            number(measures.itl_p50_ms),
-            number(measures.itl_p95_ms),
-            number(Some(measures.ttft_ms)),
-            percent(measures.mbu),
-            percent(measures.mfu),
-            number(Some(measures.cache_used_bytes as f64 / 1e6)),
-            number(measures.peak_bytes.map(|bytes| bytes as f64 / 1e6)),
-        ]);
+        rows.push(cells);
     }
-    let mut notes: Vec<_> = marks.iter().enumerate().map(|(number, mark)| format!("[{}] {mark}", number + 1)).collect();
-    if is_synthetic {
-        notes.insert(0, "Weights are synthetic: seeded, not trained.".into());
+    if rows.len() == 1 {
+        return None;
     }
-    (rows, notes)
+    let mut notes: Vec<String> = Vec::new();
+    if records.iter().any(|record| record.subject.synthetic_weights) {
+        notes.push("Weights are synthetic: seeded, not trained.".into());
+    }
+    notes.extend(family.note.map(str::to_owned));
+    notes.extend(marks.iter().enumerate().map(|(number, mark)| format!("[{}] {mark}", number + 1)));
+    Some(Table { title: family.title, rows, words: family.words, notes })
+}
+
+fn variant(record: &Record) -> String {
+    record.id.rsplit('/').next().unwrap_or_default().to_owned()
+}
+
+fn generation(record: &Record) -> Option<&Generation> {
+    match &record.measures {
+        Some(Measures::Generation(measures)) => Some(measures),
+        _ => None,
+    }
+}
+
+fn generation_cells(record: &Record) -> Option<Vec<String>> {
+    let measures = generation(record)?;
+    Some(vec![
+        record.scenario.clone(),
+        record.subject.model.clone(),
+        variant(record),
+        number(Some(measures.tokens_per_s)),
+        number(measures.decode_tokens_per_s),
+        number(measures.itl_p50_ms),
+        number(measures.itl_p95_ms),
+        number(Some(measures.ttft_ms)),
+        percent(measures.mbu),
+        percent(measures.mfu),
+        number(Some(measures.cache_used_bytes as f64 / 1e6)),
+        number(measures.peak_bytes.map(|bytes| bytes as f64 / 1e6)),
+    ])
+}
+
+fn moe_cells(
+    record: &Record,
+    all: &[&Record],
+    rate: fn(&Generation) -> Option<f64>,
+    limit: fn(&Generation) -> Option<f64>,
+) -> Option<Vec<String>> {
+    let measures = generation(record)?;
+    let routing = measures.routing.as_ref();
+    let times_twin = |experts: Option<usize>| -> Option<f64> {
+        let name = dense_name(experts?);
+        let twin = all.iter().find(|other| other.subject.model == name && variant(other) == variant(record))?;
+        Some(rate(generation(twin)?)? / rate(measures)?)
+    };
+    let cell = |value: Option<f64>| if routing.is_some() { number(value) } else { String::new() };
+    Some(vec![
+        record.subject.model.clone(),
+        variant(record),
+        number(rate(measures)),
+        cell(times_twin(routing.map(|routing| routing.top_k))),
+        cell(times_twin(routing.map(|routing| routing.num_experts))),
+        percent(limit(measures)),
+        cell(routing.map(|routing| routing.load_balance_factor)),
+        cell(routing.map(|routing| routing.entropy_bits)),
+        if routing.is_some() { percent(routing.map(|routing| routing.idle_share)) } else { String::new() },
+        number(record.subject.parameters.map(|count| count as f64 / 1e6)),
+        number(measures.peak_bytes.map(|bytes| bytes as f64 / 1e6)),
+    ])
 }
 
 /// A table whose first row is its head; the first `left` columns are set to the left, the others to the right.

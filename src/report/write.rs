@@ -88,10 +88,8 @@ fn readme(title: &str, joined: &Joined, first: &Row) -> String {
         );
     }
     text.push_str("Made by `cargo bench` and `candlepower report`; the settings are in `environment.yaml`.\n\n");
-    let (rows, notes) = table::generation_rows(joined.rows.iter().map(|row| &row.record));
-    text.push_str(&table::markdown(&rows, 3));
-    for note in notes.iter() {
-        let _ = write!(text, "\n{note}\n");
+    for table in table::tables(joined.rows.iter().map(|row| &row.record)) {
+        let _ = write!(text, "## {}\n\n{}\n", table.title, table.markdown());
     }
     let medians: Vec<Vec<String>> = joined
         .rows
@@ -104,7 +102,7 @@ fn readme(title: &str, joined: &Joined, first: &Row) -> String {
         .collect();
     if !medians.is_empty() {
         let head = ["benchmark", "median ms", "95 % from", "to"].map(str::to_owned).to_vec();
-        text.push_str("\n## Criterion's medians\n\n");
+        text.push_str("## Criterion's medians\n\n");
         text.push_str(&table::markdown(&[vec![head], medians].concat(), 1));
     }
     if !joined.problems.is_empty() {

@@ -98,7 +98,20 @@ pub const GENERATION: [Generation; 7] = [
     row("full-pipe", 256,  256, Sampling::EVERY_TRANSFORM, Tier::Full,     "every logit transform"),
 ];
 
+/// Prefill and decode of mixtures of experts and their dense twins, apart: all the time of the first goes into the prompt,
+/// all of the second into steps of one token.
+#[rustfmt::skip]
+pub const MOE_TOP_K: [Generation; 2] = [
+    row("moe_top_k_prefill", 512, 1,  Sampling::GREEDY, Tier::Quick, "a prompt through experts, against dense twins"),
+    row("moe_top_k_decode",  1,   64, Sampling::GREEDY, Tier::Quick, "steps that read the chosen experts only"),
+];
+
 impl Generation {
+    /// Tokens that it is about: those of the prompt where no step follows it.
+    pub fn counted_tokens(&self) -> usize {
+        if self.new_tokens == 1 { self.prompt_tokens } else { self.new_tokens }
+    }
+
     /// Tokens in the sequence when it ends.
     pub fn total_tokens(&self) -> usize {
         self.prompt_tokens + self.new_tokens

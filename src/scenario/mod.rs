@@ -2,10 +2,15 @@
 //! tensor, no clock and no model. Adding a scenario is adding a row here.
 
 mod generation;
+mod moe;
 
-pub use generation::{GENERATION, Generation, Sampling};
+pub use generation::{GENERATION, Generation, MOE_TOP_K, Sampling};
+pub use moe::{EXPERT_GRID, ExpertGrid, FeedForward, dense_name};
 
 use serde::{Deserialize, Serialize};
+
+/// Every generation scenario, by the bench target that runs it.
+pub const GENERATIONS: [(&str, &[Generation]); 2] = [("generation", &GENERATION), ("moe", &MOE_TOP_K)];
 
 /// How much of a table runs. A scenario carries the smallest tier that includes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, clap::ValueEnum)]

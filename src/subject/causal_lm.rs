@@ -50,6 +50,11 @@ pub trait CausalLm {
         None
     }
 
+    /// How unevenly tokens are sent to experts, where that is set and not the routers' choice.
+    fn planted_skew(&self) -> Option<f64> {
+        None
+    }
+
     /// Why the output of such a generation differs from the reference implementation's, where that is known. It still
     /// runs, and the reason stands in the record and in every table.
     fn deviates(&self, prompt_tokens: usize, new_tokens: usize) -> Option<String> {

@@ -32,6 +32,8 @@ use hub::Hub;
 use moe::Decoder;
 use stock::Stock;
 
+use crate::scenario::FeedForward;
+
 /// `config.json` of the models that have seeded weights: those of [`MINI`] are ours, those of [`SYNTHETIC`] have the
 /// sizes of the published models.
 #[rustfmt::skip]
@@ -93,6 +95,23 @@ fn build(
         Engine::Stock => Box::new(Stock::new(config, weights)?),
         Engine::Tuned => Box::new(Decoder::new(config, weights, layout)?),
     })
+}
+
+/// The decoder that `moe_top_k` compares, with this feed-forward and seeded weights. `skew` says how unevenly a mixture
+/// uses its experts.
+///
+/// # Errors
+/// When the experts don't go together, or memory is missing, as a [`DoesNotFit`].
+pub fn expert_grid(feed_forward: FeedForward, skew: f64, dtype: DType, device: &Device, seed: u64) -> Result<Subject> {
+    let config = moe::shape::config(feed_forward)?;
+    admit(&config, Engine::Tuned, dtype, device)?;
+    let weights = synthetic::weights(&config, seed, dtype, device);
+    let mut model = Decoder::new(config, weights, ExpertLayout::Stacked)?;
+    if let FeedForward::Mixture { skew: own, .. } = feed_forward {
+        model.plant(own.unwrap_or(skew), seed)?;
+    }
+    let source = format!("synthetic:{}", feed_forward.name(skew));
+    Ok(Subject { model: Box::new(model), source, tokenizer: None, eos_token_ids: Vec::new() })
 }
 
 /// The configuration of a model that has seeded weights.

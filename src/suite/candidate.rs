@@ -9,9 +9,9 @@ use candle_core::{DType, Device};
 use crate::{
     measure::memory,
     record,
-    scenario::Tier,
+    scenario::{EXPERT_GRID, Tier},
     settings::Settings,
-    subject::{self, CausalLm, DoesNotFit, Subject},
+    subject::{self, CausalLm, DoesNotFit, Engine, Subject},
 };
 
 /// A subject that can be loaded.
@@ -35,6 +35,26 @@ impl Candidate {
             }
         };
         settings.models.iter().map(candidate).collect()
+    }
+
+    /// The mixtures of experts that `moe_top_k` compares, and their dense twins.
+    pub fn expert_grid(settings: &Settings) -> Vec<Self> {
+        let Settings { dtype, device, seed, skew, .. } = *settings;
+        let tier = settings.tier.unwrap_or(Tier::Full);
+        let mut candidates: Vec<Self> = Vec::new();
+        for row in EXPERT_GRID.iter().filter(|row| row.tier <= tier) {
+            let name = row.feed_forward.name(skew);
+            if candidates.iter().any(|candidate| candidate.about.model == name) {
+                continue;
+            }
+            let source = format!("synthetic:{name}");
+            candidates.push(Self {
+                about: about(&name, &Engine::Tuned.to_string(), settings, &source, true),
+                tier,
+                load: Box::new(move || subject::expert_grid(row.feed_forward, skew, dtype, &device.open()?, seed)),
+            });
+        }
+        candidates
     }
 
     /// A model of one's own, called `model` in ids. It runs every scenario unless the settings name a tier.

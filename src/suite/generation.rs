@@ -32,7 +32,7 @@ impl Suite {
             let mut group = criterion.benchmark_group(scenario.key);
             group.sampling_mode(SamplingMode::Flat);
             for place in places {
-                group.throughput(Throughput::Elements(scenario.new_tokens as u64));
+                group.throughput(Throughput::Elements(scenario.counted_tokens() as u64));
                 self.generate(&mut group, scenario, &mut pool, place);
                 let tier = pool.candidate(place).tier;
                 if scenarios[index + 1..].iter().all(|later| later.tier > tier) {

@@ -117,7 +117,9 @@ impl Suite {
 
     fn close(self) -> ExitCode {
         if !self.records.is_empty() {
-            println!("{}", report::table::generation(&self.records));
+            for table in report::table::tables(self.records.iter()) {
+                println!("{}", table.markdown());
+            }
             if let Some(path) = self.session.records_path() {
                 println!("Records: {}", path.display());
             }

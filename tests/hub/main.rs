@@ -5,7 +5,7 @@ mod server;
 use std::{fs, path::Path, process::Command, time::Duration};
 
 use candle_core::{DType, Device};
-use candlepower::subject::{checkpoint::Checkpoint, hub::Hub, open};
+use candlepower::subject::{Engine, checkpoint::Checkpoint, hub::Hub, open};
 use server::{COMMIT, Fault, REPO, Server, TOKEN, Wrong};
 use tempfile::TempDir;
 
@@ -65,7 +65,7 @@ impl World {
 
 /// The checkpoint is whole: its model runs.
 fn assert_runs(checkpoint: Checkpoint) {
-    let mut model = open(checkpoint, DType::F32, &Device::Cpu).expect("a model").model;
+    let mut model = open(checkpoint, Engine::Stock, DType::F32, &Device::Cpu).expect("a model").model;
     model.forward(&[5, 6, 7], 0).expect("logits");
 }
 

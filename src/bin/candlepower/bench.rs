@@ -3,7 +3,7 @@
 use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result, ensure};
-use candlepower::scenario::GENERATION;
+use candlepower::scenario::GENERATIONS;
 use clap::Args;
 
 use crate::SettingFlags;
@@ -39,7 +39,8 @@ impl Bench {
         if let Some(filter) = &self.filter {
             let listed = self.cargo(&more).arg("--list").stderr(Stdio::inherit()).output().context(NO_CARGO)?;
             ensure!(listed.status.success(), "the benchmarks could not be listed: see above");
-            let scenarios = GENERATION.map(|scenario| scenario.key).join(", ");
+            let keys = GENERATIONS.iter().flat_map(|(_, table)| table.iter().map(|scenario| scenario.key));
+            let scenarios = keys.collect::<Vec<_>>().join(", ");
             ensure!(
                 String::from_utf8_lossy(&listed.stdout).contains(": benchmark"),
                 "no benchmark matches '{filter}': the scenarios are {scenarios}; without a filter all run"

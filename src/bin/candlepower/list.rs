@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use candlepower::{
     report::table::markdown,
-    scenario::GENERATION,
+    scenario::GENERATIONS,
     settings::KEYS,
     subject::{MINI, SYNTHETIC, shape},
 };
@@ -24,13 +24,24 @@ impl List {
         let settings = self.settings.settings(&[])?;
         let row = |cells: &[&str]| cells.iter().map(|cell| (*cell).to_owned()).collect::<Vec<_>>();
 
-        let mut rows = vec![row(&["scenario", "sampling", "smallest tier", "purpose", "prompt", "new tokens"])];
-        for scenario in &GENERATION {
+        let mut rows =
+            vec![row(&["scenario", "bench target", "sampling", "smallest tier", "purpose", "prompt", "new tokens"])];
+        for (target, scenario) in
+            GENERATIONS.iter().flat_map(|(target, table)| table.iter().map(move |row| (*target, row)))
+        {
             let tier = format!("{:?}", scenario.tier).to_lowercase();
             let (prompt, new) = (scenario.prompt_tokens.to_string(), scenario.new_tokens.to_string());
-            rows.push(row(&[scenario.key, &scenario.sampling.to_string(), &tier, scenario.purpose, &prompt, &new]));
+            rows.push(row(&[
+                scenario.key,
+                target,
+                &scenario.sampling.to_string(),
+                &tier,
+                scenario.purpose,
+                &prompt,
+                &new,
+            ]));
         }
-        println!("{}", markdown(&rows, 4));
+        println!("{}", markdown(&rows, 5));
 
         let mut rows = vec![row(&["model", "weights", "parameters"])];
         for (name, spec) in MINI

@@ -49,7 +49,7 @@ struct SettingFlags {
     /// f32, f16 or bf16
     #[arg(long)]
     dtype: Option<String>,
-    /// Implementation that runs the models: stock
+    /// Implementation that runs the models: stock or tuned
     #[arg(long)]
     engine: Option<String>,
     /// Seed of weights, prompts and sampling

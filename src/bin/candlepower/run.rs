@@ -94,7 +94,9 @@ impl Run {
             println!("{json}");
             return Ok(ExitCode::SUCCESS);
         }
-        print!("{}", table::generation(&[record]));
+        for table in table::tables([&record].into_iter()) {
+            print!("{}", table.markdown());
+        }
         if let Some(tokenizer) = &loaded.tokenizer {
             let text = tokenizer.decode(&tokens, true);
             println!("\n{}", text.map_err(|error| anyhow::anyhow!("the tokens can't be decoded: {error}"))?);

@@ -83,7 +83,9 @@ impl Decoder {
         let layers = (0..config.num_hidden_layers).map(&mut layer).collect::<Result<_>>()?;
         let (dtype, device) = (weights.dtype(), weights.device().clone());
         Ok(Self {
-            load: ExpertLoad::new(mixtures, config.experts.as_ref().map_or(0, |experts| experts.num_experts)),
+            load: config.experts.as_ref().map_or_else(ExpertLoad::default, |experts| {
+                ExpertLoad::new(mixtures, experts.num_experts, experts.num_experts_per_tok)
+            }),
             footprint: footprint(&config, dtype),
             norm: model.get(hidden, "norm.weight")?,
             config,
@@ -190,6 +192,10 @@ impl CausalLm for Decoder {
         let attention = 4 * (width * tokens * (tokens + 1) / 2) as u64;
         // The head is applied to the last position only.
         body * tokens as u64 + 2 * head + attention
+    }
+
+    fn planted_skew(&self) -> Option<f64> {
+        self.planted.as_ref().map(|planted| planted.skew)
     }
 
     fn expert_load(&self) -> Option<&ExpertLoad> {

@@ -20,12 +20,15 @@ impl Gated {
         Self { gate_up, down }
     }
 
-    /// Adds the feed-forward of `rows`, scaled by `weights`, to those tokens of `sum`: row `i` to token `tokens[i]`.
-    /// `tokens` rises. Shapes are (tokens, hidden) and (rows, hidden).
-    pub fn add_to(&self, sum: Tensor, rows: &Tensor, tokens: &[u32], weights: &[f32]) -> Result<Tensor> {
+    /// The feed-forward of `rows` (n, hidden), transposed: (hidden, n).
+    pub fn transposed(&self, rows: &Tensor) -> Result<Tensor> {
         let gate_up = self.gate_up.matmul(&rows.t()?)?;
-        let down = self.down.matmul(&gated(&gate_up)?)?;
-        add_transposed(sum, &down, tokens, weights)
+        self.down.matmul(&gated(&gate_up)?)
+    }
+
+    /// Adds the feed-forward of `rows`, scaled by `weights`, to those tokens of `sum`: see [`add_transposed`].
+    pub fn add_to(&self, sum: Tensor, rows: &Tensor, tokens: &[u32], weights: &[f32]) -> Result<Tensor> {
+        add_transposed(sum, &self.transposed(rows)?, tokens, weights)
     }
 }
 
@@ -42,9 +45,9 @@ fn gated(gate_up: &Tensor) -> Result<Tensor> {
     gate_up.narrow(0, 0, inner)?.silu()? * gate_up.narrow(0, inner, inner)?
 }
 
-/// Adds column `i` of `columns` (hidden, n), times `weights[i]`, to row `tokens[i]` of `sum` (tokens, hidden). On a
-/// processor `sum` itself is changed, so nobody else may hold it.
-fn add_transposed(sum: Tensor, columns: &Tensor, tokens: &[u32], weights: &[f32]) -> Result<Tensor> {
+/// Adds column `i` of `columns` (hidden, n), times `weights[i]`, to row `tokens[i]` of `sum` (tokens, hidden). `tokens`
+/// rises. On a processor `sum` itself is changed, so nobody else may hold it.
+pub fn add_transposed(sum: Tensor, columns: &Tensor, tokens: &[u32], weights: &[f32]) -> Result<Tensor> {
     if is_plain(&sum) && sum.is_contiguous() {
         sum.inplace_op2(columns, &AddTransposed { tokens, weights })?;
         return Ok(sum);
@@ -149,9 +152,9 @@ mod tests {
             let (sum, columns) = (random((tokens, hidden)), random((hidden, count)));
             let mut expected = sum.to_vec2::<f32>().expect("rows");
             for (place, token) in picked.iter().enumerate() {
-                for element in 0..hidden {
-                    let value: f32 = columns.i((element, place)).and_then(|v| v.to_scalar()).expect("a number");
-                    expected[*token as usize][element] += weights[place] * value;
+                let column: Vec<f32> = columns.i((.., place)).and_then(|column| column.to_vec1()).expect("numbers");
+                for (sum, value) in expected[*token as usize].iter_mut().zip(column) {
+                    *sum += weights[place] * value;
                 }
             }
             let found = add_transposed(sum.copy().expect("a copy"), &columns, &picked, &weights).expect("added");

@@ -3,11 +3,12 @@
 //! and no weights are copied.
 
 use anyhow::Result;
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
+use rayon::prelude::*;
 
 use super::{
-    feed_forward::Gated,
+    feed_forward::{Gated, add_transposed},
     routing::{ExpertLoad, Planted, Routes},
 };
 use crate::subject::config::{ExpertLayout, Experts, Family};
@@ -89,11 +90,18 @@ impl Mixture {
             }
             return Ok(sum);
         }
-        for (expert, (tokens, weights)) in self.experts.iter().zip(routes.by_expert(self.experts.len())) {
-            if !tokens.is_empty() {
-                let rows = x.index_select(&Tensor::new(tokens.as_slice(), x.device())?, 0)?;
-                sum = expert.add_to(sum, &rows, &tokens, &weights)?;
-            }
+        let groups = routes.by_expert(self.experts.len());
+        let busy: Vec<_> = self.experts.iter().zip(&groups).filter(|(_, (tokens, _))| !tokens.is_empty()).collect();
+        let columns = |(expert, (tokens, _)): &(&Gated, &(Vec<u32>, Vec<f32>))| {
+            expert.transposed(&x.index_select(&Tensor::new(tokens.as_slice(), x.device())?, 0)?)
+        };
+        // On a processor an expert a thread: the products of one are too small to be shared without waiting.
+        let columns: candle_core::Result<Vec<Tensor>> = match x.device() {
+            Device::Cpu => busy.par_iter().map(columns).collect(),
+            _ => busy.iter().map(columns).collect(),
+        };
+        for (columns, (_, (tokens, weights))) in columns?.iter().zip(&busy) {
+            sum = add_transposed(sum, columns, tokens, weights)?;
         }
         Ok(sum)
     }

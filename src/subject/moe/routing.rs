@@ -102,13 +102,15 @@ impl Planted {
 /// How many tokens each expert was given.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ExpertLoad {
+    /// Experts that each token goes to.
+    pub top_k: usize,
     /// For each layer that is a mixture, the tokens that each of its experts was given.
     pub layers: Vec<Vec<u64>>,
 }
 
 impl ExpertLoad {
-    pub fn new(layers: usize, num_experts: usize) -> Self {
-        Self { layers: vec![vec![0; num_experts]; layers] }
+    pub fn new(layers: usize, num_experts: usize, top_k: usize) -> Self {
+        Self { top_k, layers: vec![vec![0; num_experts]; layers] }
     }
 
     pub fn count(&mut self, layer: usize, routes: &Routes) {
@@ -180,18 +182,18 @@ mod tests {
 
     #[test]
     fn diagnostics_tell_even_from_lopsided() {
-        let even = ExpertLoad { layers: vec![vec![5; 4], vec![7; 4]] };
+        let even = ExpertLoad { top_k: 1, layers: vec![vec![5; 4], vec![7; 4]] };
         assert_eq!((even.balance_factor(), even.entropy_bits(), even.idle_share()), (Some(1.0), Some(2.0), Some(0.0)));
-        let one = ExpertLoad { layers: vec![vec![0, 12, 0, 0]] };
+        let one = ExpertLoad { top_k: 1, layers: vec![vec![0, 12, 0, 0]] };
         assert_eq!((one.balance_factor(), one.entropy_bits(), one.idle_share()), (Some(4.0), Some(0.0), Some(0.75)));
-        assert_eq!(ExpertLoad::new(2, 4).balance_factor(), None);
+        assert_eq!(ExpertLoad::new(2, 4, 1).balance_factor(), None);
     }
 
     #[test]
     fn planted_routes_are_as_skewed_as_was_asked() {
         let factor = |skew| {
             let planted = Planted::new(skew, 42, 3, 16);
-            let mut load = ExpertLoad::new(3, 16);
+            let mut load = ExpertLoad::new(3, 16, 2);
             for layer in 0..3 {
                 load.count(layer, &Routes::choose(&planted.logits(layer, 0, POSITIONS), 16, 2, true));
             }

@@ -3,16 +3,27 @@
 use anyhow::Result;
 use serde_json::json;
 
-use crate::subject::config::ModelConfig;
+use crate::{scenario::FeedForward, subject::config::ModelConfig};
 
 /// Inner width of one expert, and of a dense feed-forward for each expert that it stands for.
-pub const EXPERT_WIDTH: usize = 512;
+const EXPERT_WIDTH: usize = 512;
+
+/// The decoder with this feed-forward.
+///
+/// # Errors
+/// When there is no expert, or a token goes to none or to more than there are.
+pub fn config(feed_forward: FeedForward) -> Result<ModelConfig> {
+    match feed_forward {
+        FeedForward::Mixture { num_experts, top_k, .. } => mixture(num_experts, top_k),
+        FeedForward::Dense { experts } => dense_twin(experts),
+    }
+}
 
 /// A decoder of four layers, each a mixture of `num_experts` that sends a token to `top_k` of them.
 ///
 /// # Errors
 /// When there is no expert, or `top_k` is none or more than there are.
-pub fn mixture(num_experts: usize, top_k: usize) -> Result<ModelConfig> {
+pub(super) fn mixture(num_experts: usize, top_k: usize) -> Result<ModelConfig> {
     configuration("Qwen3MoeForCausalLM", num_experts, top_k, EXPERT_WIDTH)
 }
 
@@ -21,7 +32,7 @@ pub fn mixture(num_experts: usize, top_k: usize) -> Result<ModelConfig> {
 ///
 /// # Errors
 /// When `experts` is 0.
-pub fn dense_twin(experts: usize) -> Result<ModelConfig> {
+fn dense_twin(experts: usize) -> Result<ModelConfig> {
     configuration("Qwen3ForCausalLM", 1, 1, experts * EXPERT_WIDTH)
 }
 

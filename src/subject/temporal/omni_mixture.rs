@@ -84,7 +84,7 @@ impl OmniMixture {
         let block = |number: usize| {
             let weights = weights.pp("blocks").pp(number);
             let dilation = sizes.dilations[number % sizes.dilations.len()];
-            let crosses = (number + 1) % sizes.cross_every == 0;
+            let crosses = (number + 1).is_multiple_of(sizes.cross_every);
             let cross = || {
                 let attention = Attention::new(dim, heads, weights.pp("cross"))?;
                 anyhow::Ok((attention, LayerNorm::new(dim, weights.pp("cross_norm"))?))

@@ -1,0 +1,94 @@
+//! The mixtures of experts that `moe_top_k` compares, and their dense twins: a decoder that is the same in all of them but
+//! for its feed-forward.
+
+use super::Tier;
+
+/// What one decoder of the comparison has for a feed-forward.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ExpertGrid {
+    pub feed_forward: FeedForward,
+    /// The smallest tier that runs it.
+    pub tier: Tier,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum FeedForward {
+    /// Each token goes to `top_k` of `num_experts`. `skew` says how unevenly, 0 being even and 1 Zipf's law; `None` is
+    /// what the settings say.
+    Mixture { num_experts: usize, top_k: usize, skew: Option<f64> },
+    /// As wide as `experts` experts together: the twin of equal active parameters of every mixture with that top-k, and of
+    /// equal total of every mixture with so many.
+    Dense { experts: usize },
+}
+
+impl FeedForward {
+    /// Second part of the benchmark's id.
+    pub fn name(self, default_skew: f64) -> String {
+        match self {
+            Self::Dense { experts } => dense_name(experts),
+            Self::Mixture { num_experts, top_k, skew } => match skew.unwrap_or(default_skew) {
+                0.0 => format!("moe-{num_experts}x{top_k}"),
+                skew => format!("moe-{num_experts}x{top_k}-skew{skew}"),
+            },
+        }
+    }
+}
+
+/// Name of the dense decoder that is as wide as so many experts.
+pub fn dense_name(experts: usize) -> String {
+    format!("dense-{experts}")
+}
+
+const fn moe(num_experts: usize, top_k: usize, tier: Tier) -> ExpertGrid {
+    ExpertGrid { feed_forward: FeedForward::Mixture { num_experts, top_k, skew: None }, tier }
+}
+
+const fn skewed(num_experts: usize, top_k: usize, skew: f64, tier: Tier) -> ExpertGrid {
+    ExpertGrid { feed_forward: FeedForward::Mixture { num_experts, top_k, skew: Some(skew) }, tier }
+}
+
+const fn dense(experts: usize, tier: Tier) -> ExpertGrid {
+    ExpertGrid { feed_forward: FeedForward::Dense { experts }, tier }
+}
+
+/// Experts × top-k, what imbalance costs, and the dense twins.
+pub const EXPERT_GRID: [ExpertGrid; 20] = [
+    moe(4, 1, Tier::Full),
+    moe(4, 2, Tier::Standard),
+    moe(4, 4, Tier::Full),
+    moe(8, 1, Tier::Full),
+    moe(8, 2, Tier::Standard),
+    moe(8, 4, Tier::Full),
+    moe(16, 1, Tier::Standard),
+    moe(16, 2, Tier::Quick),
+    moe(16, 4, Tier::Standard),
+    moe(32, 1, Tier::Full),
+    moe(32, 2, Tier::Standard),
+    moe(32, 4, Tier::Full),
+    skewed(16, 2, 1.0, Tier::Standard),
+    skewed(16, 2, 2.0, Tier::Standard),
+    dense(1, Tier::Standard),
+    dense(2, Tier::Quick),
+    dense(4, Tier::Standard),
+    dense(8, Tier::Standard),
+    dense(16, Tier::Quick),
+    dense(32, Tier::Standard),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_distinct_and_every_mixture_has_its_twins_in_its_tier() {
+        let names: std::collections::BTreeSet<_> = EXPERT_GRID.iter().map(|row| row.feed_forward.name(0.0)).collect();
+        assert_eq!(names.len(), EXPERT_GRID.len());
+        for row in EXPERT_GRID {
+            let FeedForward::Mixture { num_experts, top_k, .. } = row.feed_forward else { continue };
+            for experts in [num_experts, top_k] {
+                let twin = EXPERT_GRID.iter().find(|twin| twin.feed_forward == FeedForward::Dense { experts });
+                assert!(twin.is_some_and(|twin| twin.tier <= row.tier), "{}", row.feed_forward.name(0.0));
+            }
+        }
+    }
+}
