@@ -68,6 +68,7 @@ pub mod scenario;
 pub mod settings;
 pub mod subject;
 pub mod suite;
+pub mod train;
 
 /// The name that was probably meant, if one is close.
 pub(crate) fn nearest<'a>(given: &str, names: &[&'a str]) -> Option<&'a str> {

@@ -5,6 +5,7 @@
 //! carry their units. A value that could not be measured is `null`, and [`Record::unmeasured`] says why.
 
 mod baseline;
+pub mod columns;
 mod read;
 mod sink;
 

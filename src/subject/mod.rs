@@ -1,7 +1,7 @@
 //! Who is measured: the trait that a model implements, and the ways to get one. `spec` says which model is meant,
 //! `config` reads its `config.json`, `hub` and `checkpoint` find its files, `synthetic` makes weights where there are
 //! none, `stock` wraps candle-transformers' models, `moe` is our own decoder, whose layers may be mixtures of experts,
-//! `temporal` holds networks for series. Nothing here reads a clock.
+//! `temporal` holds networks for series, `trainable` makes the weights of what is trained. Nothing here reads a clock.
 
 mod causal_lm;
 pub mod checkpoint;
@@ -14,6 +14,7 @@ mod spec;
 pub mod stock;
 pub mod synthetic;
 pub mod temporal;
+pub mod trainable;
 
 pub use causal_lm::{CacheBytes, CausalLm, Footprint};
 pub use spec::{MINI, ModelSpec, SYNTHETIC};

@@ -1,0 +1,147 @@
+//! Weights that are trained: variables with seeded initial values, made as a model asks for them, and a way to count them
+//! without making any.
+
+use std::{
+    collections::BTreeMap,
+    f32::consts::TAU,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use anyhow::Result;
+use candle_core::{DType, Device, Error, Shape, Tensor, Var};
+use candle_nn::{Init, VarBuilder, var_builder::SimpleBackend};
+use rand_chacha::{
+    ChaCha8Rng,
+    rand_core::{Rng, SeedableRng},
+};
+use sha2::{Digest, Sha256};
+
+/// The variables of a model.
+#[derive(Clone)]
+pub struct Variables {
+    seed: u64,
+    by_name: Arc<Mutex<BTreeMap<String, Var>>>,
+}
+
+impl Variables {
+    pub fn new(seed: u64) -> Self {
+        Self { seed, by_name: Arc::default() }
+    }
+
+    /// Makes a variable for every tensor that is asked for, and hands out the same one for the same name. Each has initial
+    /// values of its own, which depend on the seed and the name only.
+    pub fn builder(&self, dtype: DType, device: &Device) -> VarBuilder<'static> {
+        VarBuilder::from_backend(Box::new(self.clone()), dtype, device.clone())
+    }
+
+    /// Every variable that was made, in the order of their names.
+    pub fn all(&self) -> Vec<Var> {
+        self.by_name.lock().map(|by_name| by_name.values().cloned().collect()).unwrap_or_default()
+    }
+
+    fn values(&self, name: &str, count: usize, init: Init) -> candle_core::Result<Vec<f32>> {
+        let key = Sha256::new().chain_update(self.seed.to_le_bytes()).chain_update(name).finalize();
+        let mut random = ChaCha8Rng::from_seed(key.into());
+        // In (0, 1), so that its logarithm is finite.
+        let mut unit = || ((random.next_u32() >> 8) as f32 + 0.5) / (1 << 24) as f32;
+        Ok(match init {
+            Init::Const(value) => vec![value as f32; count],
+            Init::Uniform { lo, up } => (0..count).map(|_| lo as f32 + unit() * (up - lo) as f32).collect(),
+            // Box and Muller's transform.
+            Init::Randn { mean, stdev } => (0..count)
+                .map(|_| mean as f32 + stdev as f32 * (-2.0 * unit().ln()).sqrt() * (TAU * unit()).cos())
+                .collect(),
+            Init::Kaiming { .. } => return Err(Error::Msg(format!("{name}: no such initial values are made"))),
+        })
+    }
+}
+
+impl SimpleBackend for Variables {
+    fn get(&self, shape: Shape, name: &str, init: Init, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
+        let mut by_name = self.by_name.lock().map_err(|_| Error::Msg("the variables are in use".into()))?;
+        if let Some(variable) = by_name.get(name) {
+            return Ok(variable.as_tensor().clone());
+        }
+        let values = self.values(name, shape.elem_count(), init)?;
+        let variable = Var::from_tensor(&Tensor::from_vec(values, shape, device)?.to_dtype(dtype)?)?;
+        Ok(by_name.entry(name.to_owned()).or_insert(variable).as_tensor().clone())
+    }
+
+    fn get_unchecked(&self, name: &str, _: DType, _: &Device) -> candle_core::Result<Tensor> {
+        Err(Error::Msg(format!("{name}: seeded variables need a shape")))
+    }
+
+    fn contains_tensor(&self, _: &str) -> bool {
+        true
+    }
+}
+
+/// Numbers that a model has, by building it from tensors that take no memory.
+///
+/// # Errors
+/// When the model can't be built.
+pub fn parameters<T>(build: impl FnOnce(VarBuilder<'static>) -> Result<T>) -> Result<u64> {
+    let count = Arc::new(AtomicU64::new(0));
+    build(VarBuilder::from_backend(Box::new(Counter(count.clone())), DType::F32, Device::Cpu))?;
+    Ok(count.load(Ordering::Relaxed))
+}
+
+struct Counter(Arc<AtomicU64>);
+
+impl SimpleBackend for Counter {
+    fn get(&self, shape: Shape, _: &str, _: Init, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
+        self.0.fetch_add(shape.elem_count() as u64, Ordering::Relaxed);
+        // One number, seen everywhere.
+        Tensor::zeros(vec![1; shape.rank()], dtype, device)?.broadcast_as(shape)
+    }
+
+    fn get_unchecked(&self, name: &str, _: DType, _: &Device) -> candle_core::Result<Tensor> {
+        Err(Error::Msg(format!("{name}: its size is needed")))
+    }
+
+    fn contains_tensor(&self, _: &str) -> bool {
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn seeded_by_name_and_as_spread_as_was_asked() {
+        let normal = Init::Randn { mean: 1.0, stdev: 0.5 };
+        let values = |seed, name, init| Variables::new(seed).values(name, 40_000, init).expect("values");
+        let drawn = values(1, "a", normal);
+        assert_eq!(drawn, values(1, "a", normal));
+        assert_ne!(drawn, values(2, "a", normal));
+        assert_ne!(drawn, values(1, "b", normal));
+        let moments = |values: &[f32]| {
+            let mean = values.iter().sum::<f32>() / values.len() as f32;
+            let variance = values.iter().map(|x| (x - mean) * (x - mean)).sum::<f32>() / values.len() as f32;
+            (mean, variance.sqrt())
+        };
+        let (mean, deviation) = moments(&drawn);
+        assert!((mean - 1.0).abs() < 0.02 && (deviation - 0.5).abs() < 0.01, "{mean} {deviation}");
+        let uniform = values(1, "a", Init::Uniform { lo: -1.0, up: 3.0 });
+        let (mean, deviation) = moments(&uniform);
+        assert!((mean - 1.0).abs() < 0.02 && (deviation - 4.0 / 12f32.sqrt()).abs() < 0.01, "{mean} {deviation}");
+        assert!(uniform.iter().all(|x| (-1.0..3.0).contains(x)));
+    }
+
+    #[test]
+    fn counting_is_as_making() {
+        let variables = Variables::new(0);
+        let build = |weights: VarBuilder<'static>| {
+            weights.get_with_hints((3, 4), "w", Init::Const(0.0))?;
+            Ok(weights.get_with_hints(5, "b", Init::Const(0.0))?)
+        };
+        assert_eq!(parameters(build).expect("a count"), 17);
+        build(variables.builder(DType::F32, &Device::Cpu)).expect("built");
+        build(variables.builder(DType::F32, &Device::Cpu)).expect("the same again");
+        assert_eq!(variables.all().iter().map(|variable| variable.elem_count()).sum::<usize>(), 17);
+    }
+}

@@ -1,0 +1,159 @@
+//! Training of a backbone for series: mean squared error and AdamW, on windows of a seeded series.
+
+use anyhow::{Result, ensure};
+use candle_core::{DType, Device, Tensor};
+use candle_nn::{AdamW, Optimizer, ParamsAdamW, loss::mse};
+
+use crate::subject::{
+    temporal::{
+        Architecture, Forecaster, Sizes,
+        series::{Series, Window},
+    },
+    trainable::Variables,
+};
+
+/// Steps of the series that windows are cut from, beyond one window.
+const SERIES_STEPS: usize = 8192;
+
+/// What is trained, and on what.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Task {
+    pub architecture: Architecture,
+    pub sizes: Sizes,
+    pub window: Window,
+    pub learning_rate: f64,
+    pub seed: u64,
+}
+
+/// A backbone in training.
+pub struct Training {
+    task: Task,
+    model: Forecaster,
+    optimizer: AdamW,
+    series: Series,
+    dtype: DType,
+    device: Device,
+    steps: usize,
+}
+
+impl Training {
+    /// # Errors
+    /// When the sizes don't go together, or there is no room.
+    pub fn new(task: Task, dtype: DType, device: &Device) -> Result<Self> {
+        let Window { time, horizon, outputs, batch } = task.window;
+        ensure!(batch > 0, "batch is 0: at least one window is needed");
+        ensure!(time > 0, "window is 0: at least one step must be seen");
+        ensure!(
+            outputs <= task.sizes.features,
+            "outputs={outputs} are more than the {} features of the series",
+            task.sizes.features
+        );
+        let variables = Variables::new(task.seed);
+        let weights = variables.builder(dtype, device);
+        let model = Forecaster::new(task.architecture, &task.sizes, horizon, outputs, weights)?;
+        let parameters = ParamsAdamW { lr: task.learning_rate, ..ParamsAdamW::default() };
+        Ok(Self {
+            optimizer: AdamW::new(variables.all(), parameters)?,
+            series: Series::new(SERIES_STEPS + time + horizon, task.sizes.features, task.seed),
+            model,
+            task,
+            dtype,
+            device: device.clone(),
+            steps: 0,
+        })
+    }
+
+    /// The next batch: windows (batch, time, features) and what follows them (batch, horizon, outputs).
+    ///
+    /// # Errors
+    /// When the device has no room for it.
+    pub fn batch(&mut self) -> Result<(Tensor, Tensor)> {
+        self.steps += 1;
+        self.series.batch(self.steps - 1, &self.task.window, self.dtype, &self.device)
+    }
+
+    /// One step on a batch; returns the loss before it, which ends when the device has done the work.
+    ///
+    /// # Errors
+    /// When the loss is not finite, or the device fails.
+    pub fn train_step(&mut self, (series, after): &(Tensor, Tensor)) -> Result<f64> {
+        let loss = mse(&self.model.forward(series)?, after)?;
+        self.optimizer.backward_step(&loss)?;
+        let loss = f64::from(loss.to_dtype(DType::F32)?.to_scalar::<f32>()?);
+        self.device.synchronize()?;
+        ensure!(loss.is_finite(), "the loss became {loss} after {} steps: it diverged", self.steps);
+        Ok(loss)
+    }
+
+    /// One forecast, (batch, horizon, outputs); ends when the device has done the work.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn infer_step(&self, (series, _): &(Tensor, Tensor)) -> Result<Tensor> {
+        let forecast = self.model.forward(series)?;
+        self.device.synchronize()?;
+        Ok(forecast)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn task(architecture: Architecture) -> Task {
+        Task {
+            architecture,
+            sizes: Sizes { dim: 16, depth: 1, heads: 2, state: 8, positions: 32, ..architecture.sizes(4) },
+            window: Window { batch: 8, time: 24, horizon: 3, outputs: 2 },
+            learning_rate: 3e-3,
+            seed: 42,
+        }
+    }
+
+    #[test]
+    fn every_backbone_learns_the_series_and_the_same_from_the_same_seed() {
+        for architecture in Architecture::ALL {
+            let losses = || -> Vec<f64> {
+                let mut training = Training::new(task(architecture), DType::F32, &Device::Cpu).expect("a training");
+                (0..60)
+                    .map(|_| {
+                        let batch = training.batch().expect("a batch");
+                        training.train_step(&batch).expect("a step")
+                    })
+                    .collect()
+            };
+            let first = losses();
+            let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
+            assert!(mean(&first[50..]) < 0.7 * mean(&first[..5]), "{architecture}: {first:?}");
+            for (a, b) in first.iter().zip(losses()) {
+                assert!((a - b).abs() < 1e-4 * a, "{architecture}: {a} and then {b}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_diverging_step_is_an_error() {
+        let task = Task { learning_rate: 1e30, ..task(Architecture::StateSpace) };
+        let mut training = Training::new(task, DType::F32, &Device::Cpu).expect("a training");
+        let error = (0..10).find_map(|_| {
+            let batch = training.batch().expect("a batch");
+            training.train_step(&batch).err()
+        });
+        assert!(error.expect("an error").to_string().contains("diverged"));
+    }
+
+    #[test]
+    fn impossible_windows_are_refused() {
+        for (edit, part) in [
+            ((|window: &mut Window| window.horizon = 0) as fn(&mut Window), "horizon is 0"),
+            (|window| window.batch = 0, "batch is 0"),
+            (|window| window.time = 0, "window is 0"),
+            (|window| window.outputs = 9, "outputs=9 are more than the 4 features"),
+        ] {
+            let mut task = task(Architecture::StateSpace);
+            edit(&mut task.window);
+            let error = Training::new(task, DType::F32, &Device::Cpu).err().expect("an error").to_string();
+            assert!(error.contains(part), "{error}");
+        }
+    }
+}
