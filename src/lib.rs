@@ -68,6 +68,7 @@ pub mod scenario;
 pub mod settings;
 pub mod subject;
 pub mod suite;
+pub mod sweep;
 pub mod train;
 
 /// The name that was probably meant, if one is close.

@@ -75,13 +75,18 @@ pub struct Subject {
     pub synthetic_weights: bool,
     pub parameters: Option<u64>,
     pub weight_bytes: Option<u64>,
+    /// Sizes that its scenario sweeps, by name: `dim`, `depth` and the like.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub sizes: BTreeMap<String, u64>,
 }
 
 /// What was measured, by the kind of scenario.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
+#[expect(clippy::large_enum_variant, reason = "most are generations, and there are few at a time")]
 pub enum Measures {
     Generation(Generation),
+    Sweep(Sweep),
 }
 
 impl Measures {
@@ -89,6 +94,7 @@ impl Measures {
     pub fn sample_ms(&self) -> &[f64] {
         match self {
             Self::Generation(measures) => &measures.sample_total_ms,
+            Self::Sweep(measures) => &measures.sample_ms,
         }
     }
 
@@ -96,6 +102,7 @@ impl Measures {
     pub fn peak_bytes(&self) -> Option<u64> {
         match self {
             Self::Generation(measures) => measures.peak_bytes,
+            Self::Sweep(measures) => measures.peak_bytes,
         }
     }
 
@@ -103,6 +110,7 @@ impl Measures {
     pub fn output_digest(&self) -> Option<&str> {
         match self {
             Self::Generation(measures) => Some(&measures.token_digest),
+            Self::Sweep(_) => None,
         }
     }
 }
@@ -177,6 +185,30 @@ pub struct Routing {
     pub idle_share: f64,
     /// For each layer that is a mixture, the tokens that each expert got.
     pub tokens_per_expert: Vec<Vec<u64>>,
+}
+
+/// Measures of one combination of the architecture sweep: training steps or forecasts.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Sweep {
+    /// Steps measured, warm-up left out.
+    pub steps: usize,
+    pub samples: usize,
+    /// Mean time of the steps of each sample, in the order they were made.
+    pub sample_ms: Vec<f64>,
+    /// Percentiles over every step.
+    pub step_p50_ms: f64,
+    pub step_p95_ms: f64,
+    pub step_p99_ms: f64,
+    /// Windows of the series a second, at the median step.
+    pub windows_per_s: f64,
+    /// Most memory in use at once during a step, weights and optimizer included.
+    pub peak_bytes: Option<u64>,
+    /// Model FLOP utilisation at the median step: operations of its matrix products, three times those of a forward pass
+    /// when it trains, as a share of [`Limits::matrix_flops_per_s`].
+    pub mfu: Option<f64>,
+    /// Mean squared error before the first measured step and before the last; `null` where nothing is trained.
+    pub first_loss: Option<f64>,
+    pub last_loss: Option<f64>,
 }
 
 /// What the machine allows, measured in the process that made the record.

@@ -28,7 +28,7 @@ impl Row {
     pub fn generation(&self) -> Option<&record::Generation> {
         match &self.record.measures {
             Some(Measures::Generation(measures)) => Some(measures),
-            None => None,
+            _ => None,
         }
     }
 }

@@ -1,6 +1,7 @@
 //! What people see, made from records and Criterion's baselines: tables, plots, a page, comparisons. `joined` brings a
 //! run's records and Criterion's estimates together, `write` makes a folder of them. Nothing here measures.
 
+pub mod columns;
 pub mod compare;
 mod html;
 pub mod joined;

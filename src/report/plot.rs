@@ -11,7 +11,10 @@ use plotters::{
 };
 
 use super::joined::Row;
-use crate::{record::Routing, scenario::MOE_TOP_K};
+use crate::{
+    record::{Measures, Routing},
+    scenario::{MOE_TOP_K, SWEEP_INFER, SWEEP_TRAIN},
+};
 
 const SIZE: (u32, u32) = (900, 420);
 const GREY: RGBColor = RGBColor(128, 128, 128);
@@ -56,6 +59,14 @@ pub fn plots(rows: &[Row]) -> Result<Vec<Plot>> {
             title: "Load of experts, the busiest first, mean over the layers; the least even mixtures",
             svg: expert_load(&routed)?,
         });
+    }
+    for (scenario, file, title) in [
+        (SWEEP_TRAIN, "growth_train.svg", "Training step over the length of the series"),
+        (SWEEP_INFER, "growth_infer.svg", "Forecast over the length of the series"),
+    ] {
+        if let Some(svg) = growth(rows, scenario)? {
+            plots.push(Plot { file, title, svg });
+        }
     }
     Ok(plots)
 }
@@ -115,42 +126,78 @@ fn sorted_load(routing: &Routing) -> Vec<f64> {
     load.iter().map(|sum| sum / routing.tokens_per_expert.len() as f64).collect()
 }
 
-/// Lines over the experts, a colour a subject.
-fn expert_load(rows: &[&Row]) -> Result<String> {
-    let series: Vec<(&str, Vec<f64>)> =
-        rows.iter().filter_map(|row| Some((row.record.subject.model.as_str(), sorted_load(routing(row)?)))).collect();
-    let longest = series.iter().map(|(_, load)| load.len()).max().unwrap_or(1);
-    let top = series.iter().flat_map(|(_, load)| load.iter().copied()).fold(1.0, f64::max) * 1.15;
+/// A line of a plot.
+struct Line {
+    name: String,
+    points: Vec<(f64, f64)>,
+}
+
+/// Lines, a colour each. Both axes begin at 0 but for what `from` says of the first.
+fn lines(lines: &[Line], from: f64, x_unit: &str, y_unit: &str) -> Result<String> {
+    let points = || lines.iter().flat_map(|line| line.points.iter());
+    let end = points().map(|(x, _)| *x).fold(from + 1.0, f64::max);
+    let top = points().map(|(_, y)| *y).fold(1e-9, f64::max) * 1.3;
     draw(|area| {
         let mut chart = ChartBuilder::on(area)
             .margin(10)
             .x_label_area_size(45)
             .y_label_area_size(70)
-            .build_cartesian_2d(1.0..longest as f64, 0.0..top)?;
+            .build_cartesian_2d(from..end, 0.0..top)?;
         chart
             .configure_mesh()
-            .x_desc("expert, the busiest first")
-            .y_desc("tokens over the mean")
+            .x_desc(x_unit)
+            .y_desc(y_unit)
             .x_label_formatter(&|x| format!("{x:.0}"))
             .axis_style(GREY)
             .light_line_style(TRANSPARENT)
             .bold_line_style(GREY.mix(0.25))
             .label_style(("sans-serif", 14, &GREY))
             .draw()?;
-        for (number, (name, load)) in series.iter().enumerate() {
+        for (number, line) in lines.iter().enumerate() {
             let colour = COLOURS[number % COLOURS.len()];
-            let points = load.iter().enumerate().map(|(place, load)| ((place + 1) as f64, *load));
             chart
-                .draw_series(LineSeries::new(points, colour.stroke_width(2)))?
-                .label(*name)
+                .draw_series(LineSeries::new(line.points.iter().copied(), colour.stroke_width(2)))?
+                .label(&line.name)
                 .legend(move |(x, y)| PathElement::new(vec![(x, y), (x + 12, y)], colour.stroke_width(3)));
         }
         chart
             .configure_series_labels()
-            .position(SeriesLabelPosition::UpperRight)
+            .position(SeriesLabelPosition::UpperLeft)
             .label_font(("sans-serif", 14, &GREY))
             .draw()
     })
+}
+
+/// Load over the experts, a line a mixture.
+fn expert_load(rows: &[&Row]) -> Result<String> {
+    let line = |row: &&Row| {
+        let load = sorted_load(routing(row)?);
+        let points = load.into_iter().enumerate().map(|(place, load)| ((place + 1) as f64, load)).collect();
+        Some(Line { name: row.record.subject.model.clone(), points })
+    };
+    let all: Vec<Line> = rows.iter().filter_map(line).collect();
+    lines(&all, 1.0, "expert, the busiest first", "tokens over the mean")
+}
+
+/// Time of a step over the length of the series, a line for each backbone that was measured with more than one length.
+fn growth(rows: &[Row], scenario: &str) -> Result<Option<String>> {
+    let mut all: Vec<Line> = Vec::new();
+    for row in rows.iter().filter(|row| row.record.scenario == scenario) {
+        let subject = &row.record.subject;
+        let (Some(Measures::Sweep(measures)), Some(&window)) = (&row.record.measures, subject.sizes.get("window"))
+        else {
+            continue;
+        };
+        let name = subject.model.replace(&format!("-w{window}"), "");
+        let point = (window as f64, measures.step_p50_ms);
+        match all.iter_mut().find(|line| line.name == name) {
+            Some(line) => line.points.push(point),
+            None => all.push(Line { name, points: vec![point] }),
+        }
+    }
+    all.retain(|line| line.points.len() > 1);
+    all.iter_mut().for_each(|line| line.points.sort_unstable_by(|a, b| a.0.total_cmp(&b.0)));
+    (!all.is_empty()).then(|| lines(&all, 0.0, "steps of the series that are seen", "ms a step, median")).transpose()
 }
 
 /// What a bar shows: its height, and an interval if there is one.

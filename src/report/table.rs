@@ -5,7 +5,7 @@ use std::fmt::Write;
 
 use crate::{
     record::{Generation, Measures, Record, Status},
-    scenario::{MOE_TOP_K, dense_name},
+    scenario::{MOE_TOP_K, SWEEP_INFER, SWEEP_TRAIN, dense_name},
 };
 
 /// A table and what must be read with it.
@@ -40,7 +40,7 @@ struct Family {
     note: Option<&'static str>,
 }
 
-const FAMILIES: [Family; 3] = [
+const FAMILIES: [Family; 4] = [
     Family {
         title: "Mixtures of experts: prefill",
         takes: |record| record.scenario == MOE_TOP_K[0].key,
@@ -84,6 +84,28 @@ const FAMILIES: [Family; 3] = [
         note: Some(TWINS),
     },
     Family {
+        title: "Architecture sweep",
+        takes: |record| [SWEEP_TRAIN, SWEEP_INFER].contains(&record.scenario.as_str()),
+        head: &[
+            "scenario",
+            "architecture",
+            "model",
+            "variant",
+            "samples/s",
+            "step P50 ms",
+            "P95 ms",
+            "P99 ms",
+            "MFU",
+            "parameters M",
+            "peak MB",
+            "loss from",
+            "to",
+        ],
+        words: 4,
+        cells: |record, _| sweep_cells(record),
+        note: Some("A sample is one window of the series."),
+    },
+    Family {
         title: "Generation",
         takes: |record| matches!(record.measures, Some(Measures::Generation(_))),
         head: &[
@@ -111,10 +133,10 @@ const TWINS: &str = "The active twin is a dense decoder as wide as the experts t
 
 /// The tables of what was measured.
 pub fn tables<'a>(records: impl Iterator<Item = &'a Record>) -> Vec<Table> {
-    let measured: Vec<&Record> = records.filter(|record| record.status == Status::Measured).collect();
+    let records: Vec<&Record> = records.collect();
     let place = |record: &Record| FAMILIES.iter().position(|family| (family.takes)(record));
     let table = |(number, family): (usize, &Family)| {
-        let own: Vec<&Record> = measured.iter().copied().filter(|record| place(record) == Some(number)).collect();
+        let own: Vec<&Record> = records.iter().copied().filter(|record| place(record) == Some(number)).collect();
         table(family, &own)
     };
     let mut tables: Vec<Table> = FAMILIES.iter().enumerate().filter_map(table).collect();
@@ -127,8 +149,10 @@ fn table(family: &Family, records: &[&Record]) -> Option<Table> {
     let mut rows = vec![family.head.iter().map(|cell| (*cell).to_owned()).collect::<Vec<_>>()];
     let mut marks: Vec<String> = Vec::new();
     let model = family.head.iter().position(|cell| *cell == "model").unwrap_or_default();
-    for record in records {
-        let Some(mut cells) = (family.cells)(record, records) else { continue };
+    let (measured, failed): (Vec<&Record>, Vec<&Record>) =
+        records.iter().partition(|record| record.status == Status::Measured);
+    for record in &measured {
+        let Some(mut cells) = (family.cells)(record, &measured) else { continue };
         let doubts = record.conditions.iter().flat_map(|conditions| &conditions.doubts);
         for note in record.deviates.iter().map(|why| format!("deviates: {why}")).chain(doubts.cloned()) {
             let number = marks.iter().position(|known| *known == note).unwrap_or_else(|| {
@@ -139,7 +163,7 @@ fn table(family: &Family, records: &[&Record]) -> Option<Table> {
         }
         rows.push(cells);
     }
-    if rows.len() == 1 {
+    if records.is_empty() {
         return None;
     }
     let mut notes: Vec<String> = Vec::new();
@@ -148,6 +172,8 @@ fn table(family: &Family, records: &[&Record]) -> Option<Table> {
     }
     notes.extend(family.note.map(str::to_owned));
     notes.extend(marks.iter().enumerate().map(|(number, mark)| format!("[{}] {mark}", number + 1)));
+    let reason = |record: &&Record| format!("{}: failed: {}", record.id, record.reason.as_deref().unwrap_or_default());
+    notes.extend(failed.iter().map(reason));
     Some(Table { title: family.title, rows, words: family.words, notes })
 }
 
@@ -160,6 +186,27 @@ fn generation(record: &Record) -> Option<&Generation> {
         Some(Measures::Generation(measures)) => Some(measures),
         _ => None,
     }
+}
+
+fn sweep_cells(record: &Record) -> Option<Vec<String>> {
+    let Some(Measures::Sweep(measures)) = &record.measures else { return None };
+    let loss = |loss: Option<f64>| loss.map_or(String::new(), |loss| format!("{loss:.3}"));
+    let (architecture, sizes) = record.subject.model.split_once('-')?;
+    Some(vec![
+        record.scenario.clone(),
+        architecture.to_owned(),
+        sizes.to_owned(),
+        variant(record),
+        number(Some(measures.windows_per_s)),
+        number(Some(measures.step_p50_ms)),
+        number(Some(measures.step_p95_ms)),
+        number(Some(measures.step_p99_ms)),
+        percent(measures.mfu),
+        number(record.subject.parameters.map(|count| count as f64 / 1e6)),
+        number(measures.peak_bytes.map(|bytes| bytes as f64 / 1e6)),
+        loss(measures.first_loss),
+        loss(measures.last_loss),
+    ])
 }
 
 fn generation_cells(record: &Record) -> Option<Vec<String>> {

@@ -11,12 +11,13 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 
 use super::{
+    columns::RESULTS,
     html,
     joined::{Joined, Row},
     plot::plots,
     table,
 };
-use crate::record::{Conditions, Limits, Machine, Setting, Software, temporary_that_stays, write_whole};
+use crate::record::{Conditions, Limits, Machine, Setting, Software, columns, temporary_that_stays, write_whole};
 
 /// File of the dated rows, one for each report of a machine.
 pub const LOG: &str = "GENERATION_LOG.md";
@@ -42,7 +43,8 @@ pub fn write(joined: &Joined, root: &Path, criterion_home: &Path, now: DateTime<
 
     write_whole(&filling.path().join("README.md"), readme(&title, joined, first).as_bytes())?;
     write_whole(&filling.path().join("results.jsonl"), &jsonl(&joined.rows)?)?;
-    write_whole(&filling.path().join("results.csv"), &csv(&joined.rows)?)?;
+    write_whole(&filling.path().join("results.csv"), &columns::csv(RESULTS, &joined.rows)?)?;
+    write_whole(&filling.path().join("results.parquet"), &columns::parquet(RESULTS, &joined.rows)?)?;
     write_whole(&filling.path().join("environment.yaml"), environment(first)?.as_bytes())?;
     for plot in &plots {
         write_whole(&filling.path().join(plot.file), plot.svg.as_bytes())?;
@@ -121,118 +123,6 @@ fn jsonl(rows: &[Row]) -> Result<Vec<u8>> {
         text.push(b'\n');
     }
     Ok(text)
-}
-
-/// One benchmark as a line of a table for other tools. Units are in the names; what is missing is empty.
-#[derive(Default, Serialize)]
-struct Flat<'a> {
-    run: &'a str,
-    at: &'a str,
-    id: &'a str,
-    scenario: &'a str,
-    model: &'a str,
-    engine: &'a str,
-    dtype: &'a str,
-    device: &'a str,
-    source: &'a str,
-    synthetic_weights: bool,
-    parameters: Option<u64>,
-    weight_bytes: Option<u64>,
-    reason: Option<&'a str>,
-    deviates: Option<&'a str>,
-    criterion_median_ns: Option<f64>,
-    criterion_median_low_ns: Option<f64>,
-    criterion_median_high_ns: Option<f64>,
-    prompt_tokens: Option<usize>,
-    new_tokens: Option<usize>,
-    samples: Option<usize>,
-    total_ms: Option<f64>,
-    ttft_ms: Option<f64>,
-    itl_p50_ms: Option<f64>,
-    itl_p95_ms: Option<f64>,
-    itl_p99_ms: Option<f64>,
-    tpot_ms: Option<f64>,
-    prefill_tokens_per_s: Option<f64>,
-    decode_tokens_per_s: Option<f64>,
-    tokens_per_s: Option<f64>,
-    sampling_share: Option<f64>,
-    cache_used_bytes: Option<u64>,
-    cache_allocated_bytes: Option<u64>,
-    peak_bytes: Option<u64>,
-    mbu: Option<f64>,
-    mfu: Option<f64>,
-    joules_per_token: Option<f64>,
-    token_digest: Option<&'a str>,
-    read_bytes_per_s: Option<f64>,
-    matrix_flops_per_s: Option<f64>,
-    other_cpu_share: Option<f64>,
-    machine: &'a str,
-    candle: &'a str,
-    commit: Option<&'a str>,
-}
-
-impl<'a> Flat<'a> {
-    fn of(row: &'a Row) -> Self {
-        let record = &row.record;
-        let common = Self {
-            run: &record.run,
-            at: &record.at,
-            id: &record.id,
-            scenario: &record.scenario,
-            model: &record.subject.model,
-            engine: &record.subject.engine,
-            dtype: &record.subject.dtype,
-            device: &record.subject.device,
-            source: &record.subject.source,
-            synthetic_weights: record.subject.synthetic_weights,
-            parameters: record.subject.parameters,
-            weight_bytes: record.subject.weight_bytes,
-            reason: record.reason.as_deref(),
-            deviates: record.deviates.as_deref(),
-            criterion_median_ns: row.criterion.map(|estimate| estimate.median_ns),
-            criterion_median_low_ns: row.criterion.map(|estimate| estimate.low_ns),
-            criterion_median_high_ns: row.criterion.map(|estimate| estimate.high_ns),
-            read_bytes_per_s: record.limits.as_ref().map(|limits| limits.read_bytes_per_s),
-            matrix_flops_per_s: record.limits.as_ref().map(|limits| limits.matrix_flops_per_s),
-            other_cpu_share: record.conditions.as_ref().and_then(|conditions| conditions.other_cpu_share),
-            machine: &record.machine.name,
-            candle: &record.software.candle,
-            commit: record.software.commit.as_deref(),
-            ..Self::default()
-        };
-        let Some(measures) = row.generation() else { return common };
-        Self {
-            prompt_tokens: Some(measures.prompt_tokens),
-            new_tokens: Some(measures.new_tokens),
-            samples: Some(measures.samples),
-            total_ms: Some(measures.total_ms),
-            ttft_ms: Some(measures.ttft_ms),
-            itl_p50_ms: measures.itl_p50_ms,
-            itl_p95_ms: measures.itl_p95_ms,
-            itl_p99_ms: measures.itl_p99_ms,
-            tpot_ms: measures.tpot_ms,
-            prefill_tokens_per_s: Some(measures.prefill_tokens_per_s),
-            decode_tokens_per_s: measures.decode_tokens_per_s,
-            tokens_per_s: Some(measures.tokens_per_s),
-            sampling_share: Some(measures.sampling_share),
-            cache_used_bytes: Some(measures.cache_used_bytes),
-            cache_allocated_bytes: Some(measures.cache_allocated_bytes),
-            peak_bytes: measures.peak_bytes,
-            mbu: measures.mbu,
-            mfu: measures.mfu,
-            joules_per_token: measures.joules_per_token,
-            token_digest: Some(&measures.token_digest),
-            ..common
-        }
-    }
-}
-
-fn csv(rows: &[Row]) -> Result<Vec<u8>> {
-    let mut writer = csv::Writer::from_writer(Vec::new());
-    for row in rows {
-        writer.serialize(Flat::of(row))?;
-    }
-    writer.into_inner().context("the table could not be written")
 }
 
 fn environment(first: &Row) -> Result<String> {

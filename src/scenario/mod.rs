@@ -3,9 +3,11 @@
 
 mod generation;
 mod moe;
+mod sweep;
 
 pub use generation::{GENERATION, Generation, MOE_TOP_K, Sampling};
 pub use moe::{EXPERT_GRID, ExpertGrid, FeedForward, dense_name};
+pub use sweep::{SWEEP_INFER, SWEEP_TRAIN};
 
 use serde::{Deserialize, Serialize};
 

@@ -1,13 +1,10 @@
-//! Weights that are trained: variables with seeded initial values, made as a model asks for them, and a way to count them
-//! without making any.
+//! Weights that are trained: variables with seeded initial values, made as a model asks for them, and a way to see
+//! their shapes without making any.
 
 use std::{
     collections::BTreeMap,
     f32::consts::TAU,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex},
 };
 
 use anyhow::Result;
@@ -37,9 +34,26 @@ impl Variables {
         VarBuilder::from_backend(Box::new(self.clone()), dtype, device.clone())
     }
 
+    /// The same values as plain tensors, from which nothing is learnt.
+    pub fn frozen(&self, dtype: DType, device: &Device) -> VarBuilder<'static> {
+        VarBuilder::from_backend(Box::new(Frozen(self.clone())), dtype, device.clone())
+    }
+
     /// Every variable that was made, in the order of their names.
     pub fn all(&self) -> Vec<Var> {
         self.by_name.lock().map(|by_name| by_name.values().cloned().collect()).unwrap_or_default()
+    }
+
+    fn tensor(
+        &self,
+        shape: Shape,
+        name: &str,
+        init: Init,
+        dtype: DType,
+        device: &Device,
+    ) -> candle_core::Result<Tensor> {
+        let values = self.values(name, shape.elem_count(), init)?;
+        Tensor::from_vec(values, shape, device)?.to_dtype(dtype)
     }
 
     fn values(&self, name: &str, count: usize, init: Init) -> candle_core::Result<Vec<f32>> {
@@ -65,8 +79,7 @@ impl SimpleBackend for Variables {
         if let Some(variable) = by_name.get(name) {
             return Ok(variable.as_tensor().clone());
         }
-        let values = self.values(name, shape.elem_count(), init)?;
-        let variable = Var::from_tensor(&Tensor::from_vec(values, shape, device)?.to_dtype(dtype)?)?;
+        let variable = Var::from_tensor(&self.tensor(shape, name, init, dtype, device)?)?;
         Ok(by_name.entry(name.to_owned()).or_insert(variable).as_tensor().clone())
     }
 
@@ -79,21 +92,40 @@ impl SimpleBackend for Variables {
     }
 }
 
-/// Numbers that a model has, by building it from tensors that take no memory.
+struct Frozen(Variables);
+
+impl SimpleBackend for Frozen {
+    fn get(&self, shape: Shape, name: &str, init: Init, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
+        self.0.tensor(shape, name, init, dtype, device)
+    }
+
+    fn get_unchecked(&self, name: &str, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
+        self.0.get_unchecked(name, dtype, device)
+    }
+
+    fn contains_tensor(&self, _: &str) -> bool {
+        true
+    }
+}
+
+/// Names and shapes of a model's weights, by building it from tensors that take no memory.
 ///
 /// # Errors
 /// When the model can't be built.
-pub fn parameters<T>(build: impl FnOnce(VarBuilder<'static>) -> Result<T>) -> Result<u64> {
-    let count = Arc::new(AtomicU64::new(0));
-    build(VarBuilder::from_backend(Box::new(Counter(count.clone())), DType::F32, Device::Cpu))?;
-    Ok(count.load(Ordering::Relaxed))
+pub fn shapes<T>(build: impl FnOnce(VarBuilder<'static>) -> Result<T>) -> Result<BTreeMap<String, Shape>> {
+    let seen = Seen::default();
+    build(VarBuilder::from_backend(Box::new(seen.clone()), DType::F32, Device::Cpu))?;
+    Ok(seen.0.lock().map(|shapes| shapes.clone()).unwrap_or_default())
 }
 
-struct Counter(Arc<AtomicU64>);
+#[derive(Clone, Default)]
+struct Seen(Arc<Mutex<BTreeMap<String, Shape>>>);
 
-impl SimpleBackend for Counter {
-    fn get(&self, shape: Shape, _: &str, _: Init, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
-        self.0.fetch_add(shape.elem_count() as u64, Ordering::Relaxed);
+impl SimpleBackend for Seen {
+    fn get(&self, shape: Shape, name: &str, _: Init, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
+        if let Ok(mut shapes) = self.0.lock() {
+            shapes.insert(name.to_owned(), shape.clone());
+        }
         // One number, seen everywhere.
         Tensor::zeros(vec![1; shape.rank()], dtype, device)?.broadcast_as(shape)
     }
@@ -133,13 +165,15 @@ mod tests {
     }
 
     #[test]
-    fn counting_is_as_making() {
+    fn shapes_are_those_that_are_made() {
         let variables = Variables::new(0);
         let build = |weights: VarBuilder<'static>| {
             weights.get_with_hints((3, 4), "w", Init::Const(0.0))?;
             Ok(weights.get_with_hints(5, "b", Init::Const(0.0))?)
         };
-        assert_eq!(parameters(build).expect("a count"), 17);
+        let shapes = shapes(build).expect("shapes");
+        assert_eq!(shapes["w"].dims(), [3, 4]);
+        assert_eq!(shapes.values().map(Shape::elem_count).sum::<usize>(), 17);
         build(variables.builder(DType::F32, &Device::Cpu)).expect("built");
         build(variables.builder(DType::F32, &Device::Cpu)).expect("the same again");
         assert_eq!(variables.all().iter().map(|variable| variable.elem_count()).sum::<usize>(), 17);

@@ -1,7 +1,10 @@
 //! Subjects before and after they are loaded. A candidate has its name in ids without being loaded; the pool loads it
 //! when its first benchmark runs, once, and gives its memory back after the last.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Result, bail};
 use candle_core::{DType, Device};
@@ -99,6 +102,7 @@ fn about(model: &str, engine: &str, settings: &Settings, source: &str, synthetic
         synthetic_weights,
         parameters: None,
         weight_bytes: None,
+        sizes: BTreeMap::new(),
     }
 }
 

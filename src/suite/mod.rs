@@ -8,6 +8,7 @@
 mod candidate;
 mod generation;
 mod session;
+mod sweep;
 
 pub use candidate::Candidate;
 pub use generation::Work;
@@ -100,6 +101,12 @@ impl Suite {
         })
     }
 
+    /// Says why something could not be measured that has no record.
+    fn fail(&mut self, error: &anyhow::Error) {
+        eprintln!("error: {error:#}");
+        self.failures += 1;
+    }
+
     /// Keeps a record, and says so when its benchmark failed.
     fn keep(&mut self, mut record: Record) {
         if let Some(reason) = &record.reason {
@@ -108,8 +115,7 @@ impl Suite {
         }
         if self.measures {
             if let Err(error) = self.session.append(&mut record) {
-                eprintln!("error: {error:#}");
-                self.failures += 1;
+                self.fail(&error);
             }
             self.records.push(record);
         }
@@ -144,6 +150,18 @@ fn long_iterations<M: Measurement>(measurement: M) -> Criterion<M> {
         .sample_size(10)
         .warm_up_time(Duration::from_millis(1))
         .measurement_time(Duration::from_millis(1))
+        .nresamples(10_000)
+        .noise_threshold(NOISE_THRESHOLD)
+        .plotting_backend(PlottingBackend::Plotters)
+        .configure_from_args()
+}
+
+/// Criterion for steps of a training: a second of them in ten samples, after a short warm-up.
+fn steps() -> Criterion {
+    Criterion::default()
+        .sample_size(sweep::SAMPLES)
+        .warm_up_time(Duration::from_millis(200))
+        .measurement_time(Duration::from_secs(1))
         .nresamples(10_000)
         .noise_threshold(NOISE_THRESHOLD)
         .plotting_backend(PlottingBackend::Plotters)

@@ -1,6 +1,9 @@
 //! What all records of a process have in common: its settings, the machine, the software and the run they belong to.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use anyhow::Result;
 use chrono::{SecondsFormat, Utc};
@@ -96,6 +99,15 @@ impl Session {
             software: self.software.clone(),
             settings: self.settings.sources.clone(),
         }
+    }
+
+    /// Opens a run: that of this name, or a new one. Returns its file of records.
+    ///
+    /// # Errors
+    /// When the folder of records can't be written to.
+    pub fn join(&mut self, run: Option<&str>) -> Result<PathBuf> {
+        let sink = self.sink.insert(Sink::open(&self.settings.out, run)?);
+        Ok(sink.path().to_owned())
     }
 
     /// Keeps a record in the run that this process belongs to, which is opened with the first.

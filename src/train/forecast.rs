@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 use candle_core::{DType, Device, Tensor};
-use candle_nn::{AdamW, Optimizer, ParamsAdamW, loss::mse};
+use candle_nn::{AdamW, Optimizer, ParamsAdamW, VarBuilder, loss::mse};
 
 use crate::subject::{
     temporal::{
@@ -25,13 +25,48 @@ pub struct Task {
     pub seed: u64,
 }
 
+impl Task {
+    fn model(&self, weights: VarBuilder) -> Result<Forecaster> {
+        Forecaster::new(self.architecture, &self.sizes, self.window.horizon, self.window.outputs, weights)
+    }
+}
+
+/// Windows of the task's series, and what follows each.
+pub struct Batches {
+    series: Series,
+    window: Window,
+    dtype: DType,
+    device: Device,
+    number: usize,
+}
+
+impl Batches {
+    /// # Errors
+    /// When the window holds nothing, or more than the series has.
+    pub fn new(task: &Task, dtype: DType, device: &Device) -> Result<Self> {
+        let (Window { time, horizon, outputs, batch }, features) = (task.window, task.sizes.features);
+        ensure!(batch > 0, "batch is 0: at least one window is needed");
+        ensure!(time > 0, "window is 0: at least one step must be seen");
+        ensure!(horizon > 0, "horizon is 0: at least one step must be forecast");
+        ensure!(outputs <= features, "outputs={outputs} are more than the {features} features of the series");
+        let series = Series::new(SERIES_STEPS + time + horizon, features, task.seed);
+        Ok(Self { series, window: task.window, dtype, device: device.clone(), number: 0 })
+    }
+
+    /// The next batch: windows (batch, time, features) and what follows them (batch, horizon, outputs).
+    ///
+    /// # Errors
+    /// When the device has no room for it.
+    pub fn cut(&mut self) -> Result<(Tensor, Tensor)> {
+        self.number += 1;
+        self.series.batch(self.number - 1, &self.window, self.dtype, &self.device)
+    }
+}
+
 /// A backbone in training.
 pub struct Training {
-    task: Task,
     model: Forecaster,
     optimizer: AdamW,
-    series: Series,
-    dtype: DType,
     device: Device,
     steps: usize,
 }
@@ -39,57 +74,47 @@ pub struct Training {
 impl Training {
     /// # Errors
     /// When the sizes don't go together, or there is no room.
-    pub fn new(task: Task, dtype: DType, device: &Device) -> Result<Self> {
-        let Window { time, horizon, outputs, batch } = task.window;
-        ensure!(batch > 0, "batch is 0: at least one window is needed");
-        ensure!(time > 0, "window is 0: at least one step must be seen");
-        ensure!(
-            outputs <= task.sizes.features,
-            "outputs={outputs} are more than the {} features of the series",
-            task.sizes.features
-        );
+    pub fn new(task: &Task, dtype: DType, device: &Device) -> Result<Self> {
         let variables = Variables::new(task.seed);
-        let weights = variables.builder(dtype, device);
-        let model = Forecaster::new(task.architecture, &task.sizes, horizon, outputs, weights)?;
+        let model = task.model(variables.builder(dtype, device))?;
         let parameters = ParamsAdamW { lr: task.learning_rate, ..ParamsAdamW::default() };
-        Ok(Self {
-            optimizer: AdamW::new(variables.all(), parameters)?,
-            series: Series::new(SERIES_STEPS + time + horizon, task.sizes.features, task.seed),
-            model,
-            task,
-            dtype,
-            device: device.clone(),
-            steps: 0,
-        })
+        Ok(Self { model, optimizer: AdamW::new(variables.all(), parameters)?, device: device.clone(), steps: 0 })
     }
 
-    /// The next batch: windows (batch, time, features) and what follows them (batch, horizon, outputs).
-    ///
-    /// # Errors
-    /// When the device has no room for it.
-    pub fn batch(&mut self) -> Result<(Tensor, Tensor)> {
-        self.steps += 1;
-        self.series.batch(self.steps - 1, &self.task.window, self.dtype, &self.device)
-    }
-
-    /// One step on a batch; returns the loss before it, which ends when the device has done the work.
+    /// One step on a batch; returns the loss before it, when the device has done the work.
     ///
     /// # Errors
     /// When the loss is not finite, or the device fails.
-    pub fn train_step(&mut self, (series, after): &(Tensor, Tensor)) -> Result<f64> {
+    pub fn step(&mut self, (series, after): &(Tensor, Tensor)) -> Result<f64> {
         let loss = mse(&self.model.forward(series)?, after)?;
         self.optimizer.backward_step(&loss)?;
         let loss = f64::from(loss.to_dtype(DType::F32)?.to_scalar::<f32>()?);
         self.device.synchronize()?;
-        ensure!(loss.is_finite(), "the loss became {loss} after {} steps: it diverged", self.steps);
+        self.steps += 1;
+        ensure!(loss.is_finite(), "the loss became {loss} at step {}: it diverged", self.steps);
         Ok(loss)
     }
+}
 
-    /// One forecast, (batch, horizon, outputs); ends when the device has done the work.
+/// A backbone that forecasts. It keeps nothing that a gradient would need.
+pub struct Forecasting {
+    model: Forecaster,
+    device: Device,
+}
+
+impl Forecasting {
+    /// # Errors
+    /// When the sizes don't go together, or there is no room.
+    pub fn new(task: &Task, dtype: DType, device: &Device) -> Result<Self> {
+        let model = task.model(Variables::new(task.seed).frozen(dtype, device))?;
+        Ok(Self { model, device: device.clone() })
+    }
+
+    /// A forecast (batch, horizon, outputs) of windows (batch, time, features), when the device has done the work.
     ///
     /// # Errors
     /// When the device fails.
-    pub fn infer_step(&self, (series, _): &(Tensor, Tensor)) -> Result<Tensor> {
+    pub fn step(&self, series: &Tensor) -> Result<Tensor> {
         let forecast = self.model.forward(series)?;
         self.device.synchronize()?;
         Ok(forecast)
@@ -114,13 +139,10 @@ mod tests {
     fn every_backbone_learns_the_series_and_the_same_from_the_same_seed() {
         for architecture in Architecture::ALL {
             let losses = || -> Vec<f64> {
-                let mut training = Training::new(task(architecture), DType::F32, &Device::Cpu).expect("a training");
-                (0..60)
-                    .map(|_| {
-                        let batch = training.batch().expect("a batch");
-                        training.train_step(&batch).expect("a step")
-                    })
-                    .collect()
+                let task = task(architecture);
+                let mut batches = Batches::new(&task, DType::F32, &Device::Cpu).expect("batches");
+                let mut training = Training::new(&task, DType::F32, &Device::Cpu).expect("a training");
+                (0..60).map(|_| training.step(&batches.cut().expect("a batch")).expect("a step")).collect()
             };
             let first = losses();
             let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
@@ -132,13 +154,24 @@ mod tests {
     }
 
     #[test]
+    fn a_forecast_is_that_of_the_model_in_training_and_keeps_no_graph() {
+        let task = task(Architecture::OmniMixture);
+        let (series, _) = Batches::new(&task, DType::F32, &Device::Cpu).and_then(|mut b| b.cut()).expect("a batch");
+        let training = Training::new(&task, DType::F32, &Device::Cpu).expect("a training");
+        let forecast =
+            Forecasting::new(&task, DType::F32, &Device::Cpu).and_then(|f| f.step(&series)).expect("a forecast");
+        let trained = training.model.forward(&series).expect("a forecast");
+        let values = |tensor: &Tensor| tensor.flatten_all().and_then(|t| t.to_vec1::<f32>()).expect("numbers");
+        assert_eq!(values(&forecast), values(&trained));
+        assert!(trained.track_op() && !forecast.track_op());
+    }
+
+    #[test]
     fn a_diverging_step_is_an_error() {
         let task = Task { learning_rate: 1e30, ..task(Architecture::StateSpace) };
-        let mut training = Training::new(task, DType::F32, &Device::Cpu).expect("a training");
-        let error = (0..10).find_map(|_| {
-            let batch = training.batch().expect("a batch");
-            training.train_step(&batch).err()
-        });
+        let mut batches = Batches::new(&task, DType::F32, &Device::Cpu).expect("batches");
+        let mut training = Training::new(&task, DType::F32, &Device::Cpu).expect("a training");
+        let error = (0..10).find_map(|_| training.step(&batches.cut().expect("a batch")).err());
         assert!(error.expect("an error").to_string().contains("diverged"));
     }
 
@@ -152,7 +185,7 @@ mod tests {
         ] {
             let mut task = task(Architecture::StateSpace);
             edit(&mut task.window);
-            let error = Training::new(task, DType::F32, &Device::Cpu).err().expect("an error").to_string();
+            let error = Batches::new(&task, DType::F32, &Device::Cpu).err().expect("an error").to_string();
             assert!(error.contains(part), "{error}");
         }
     }

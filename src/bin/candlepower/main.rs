@@ -6,6 +6,7 @@ mod doctor;
 mod list;
 mod report;
 mod run;
+mod sweep;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -34,6 +35,8 @@ enum What {
     Doctor(doctor::Doctor),
     /// Set the settings from flags and run `cargo bench`
     Bench(bench::Bench),
+    /// Train and run backbones for series over a grid of architectures and sizes
+    Sweep(Box<sweep::Sweep>),
     /// Write a run as tables, data, plots and a page
     Report(report::Report),
     /// Compare two runs, files of records, or baselines of Criterion's
@@ -110,5 +113,6 @@ fn main() -> ExitCode {
         What::Bench(bench) => bench.run(),
         What::Compare(compare) => compare.run(),
         What::Report(report) => report.run(),
+        What::Sweep(sweep) => sweep.run(),
     })
 }

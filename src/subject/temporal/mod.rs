@@ -14,11 +14,13 @@ mod golden;
 use std::{fmt, str::FromStr};
 
 use anyhow::{Result, bail, ensure};
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use candle_nn::{Linear, Module, VarBuilder};
 use serde::{Deserialize, Serialize};
 
 use layers::{LayerNorm, linear};
+
+use super::trainable;
 
 /// A network from a window of a series to a representation of each of its steps.
 pub trait SequenceBackbone {
@@ -209,6 +211,41 @@ impl Forecaster {
         })
     }
 
+    /// What it takes to run it on a window.
+    ///
+    /// # Errors
+    /// When the sizes do not go together.
+    pub fn cost(architecture: Architecture, sizes: &Sizes, window: &series::Window) -> Result<Cost> {
+        let shapes =
+            trainable::shapes(|weights| Self::new(architecture, sizes, window.horizon, window.outputs, weights))?;
+        let steps = (window.batch * window.time) as u64;
+        let coarse = (window.batch * window.time.div_ceil(sizes.coarse)) as u64;
+        let products = |name: &str| {
+            if name.starts_with("head.") {
+                window.batch as u64
+            } else if name.contains(".coarse.") || name.contains("cross.key") || name.contains("cross.value") {
+                coarse
+            } else {
+                steps
+            }
+        };
+        let is_matrix = |name: &str| name.ends_with("weight");
+        let weights: u64 = shapes
+            .iter()
+            .filter(|(name, _)| is_matrix(name))
+            .map(|(name, shape)| 2 * products(name) * shape.elem_count() as u64)
+            .sum();
+        // Scores and weighted values, each query with each key.
+        let crossings = if architecture == Architecture::OmniMixture { sizes.depth / sizes.cross_every } else { 0 };
+        let seen = sizes.depth as u64 * window.time as u64 + crossings as u64 * coarse / window.batch as u64;
+        let scores = if architecture.attends() { steps * seen } else { 0 };
+        Ok(Cost {
+            parameters: shapes.values().map(|shape| shape.elem_count() as u64).sum(),
+            forward_flops: weights + 4 * scores * sizes.dim as u64,
+            scores: scores * sizes.heads as u64,
+        })
+    }
+
     /// From (batch, time, features) to (batch, horizon, outputs).
     ///
     /// # Errors
@@ -223,9 +260,51 @@ impl Forecaster {
     }
 }
 
+/// What a backbone and its head take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cost {
+    pub parameters: u64,
+    /// Floating-point operations of a forward pass in products with weights and of attention; rebuilding the coarse stream
+    /// and what is done element by element are left out.
+    pub forward_flops: u64,
+    /// Scores of attention in all layers.
+    scores: u64,
+}
+
+impl Cost {
+    /// Memory that is needed at least: weights, and when it trains their gradients, the optimizer's two moments, and the
+    /// scores of every layer before and after softmax.
+    pub fn least_bytes(&self, trains: bool, dtype: DType) -> u64 {
+        let numbers = if trains { 4 * self.parameters + 2 * self.scores } else { self.parameters };
+        numbers * dtype.size_in_bytes() as u64
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn cost_is_as_worked_out_by_hand() {
+        let state = Architecture::StateSpace;
+        let sizes = Sizes { dim: 4, depth: 1, state: 3, mixer_kernel: 5, ..state.sizes(2) };
+        let window = series::Window { batch: 2, time: 10, horizon: 5, outputs: 2 };
+        let cost = Forecaster::cost(state, &sizes, &window).expect("a cost");
+        let embedding = 2 * 4;
+        // Norms, W_i, the convolution, W_o, feed-forward.
+        let block = 4 + 4 * 6 + 3 * 5 + 3 * 4 + 4 + 2 * 4 * 16;
+        let biases = 4 + (4 + 6 + 3 + 4 + 4 + 16 + 4) + 4 + (4 + 4 + 10);
+        let (norm, head) = (4, 4 + 4 * 4 + 4 * 10);
+        assert_eq!(cost.parameters, embedding + block + biases + norm + head);
+        assert_eq!(cost.forward_flops, 2 * (20 * (embedding + block + norm) + 2 * head));
+        let hybrid = Architecture::HybridTransformer;
+        let sizes = Sizes { dim: 8, depth: 3, ..hybrid.sizes(2) };
+        let (short, long) = (window, series::Window { time: 20, ..window });
+        let flops = |window| Forecaster::cost(hybrid, &sizes, window).expect("a cost").forward_flops;
+        // 3 layers, 2 series: 4 · 8 operations for each pair of steps, twice as many steps make four times the pairs.
+        let pairs = |time: u64| 3 * 2 * 4 * 8 * time * time;
+        assert_eq!(flops(&long) - pairs(20), 2 * (flops(&short) - pairs(10)) - 2 * 2 * (8 + 8 * 8 + 8 * 10));
+    }
 
     #[test]
     fn names_are_read_and_near_misses_named() {

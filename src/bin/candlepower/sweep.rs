@@ -1,0 +1,173 @@
+//! `candlepower sweep`: backbones for series over a grid of architectures and sizes.
+
+use std::{collections::BTreeSet, path::PathBuf, process::ExitCode};
+
+use anyhow::{Result, ensure};
+use candlepower::{
+    record::{self, Measures, Record, columns, write_whole},
+    report::{columns::SWEEP, table},
+    scenario::{SWEEP_INFER, SWEEP_TRAIN},
+    settings::Settings,
+    suite::{Seen, Session},
+    sweep::{Config, Phase, Source, Work, subject},
+};
+use clap::Args;
+
+#[derive(Args)]
+pub struct Sweep {
+    /// smoke, baseline-cpu, hybrid-gpu, omni-gpu or growth [default: smoke]
+    #[arg(long, conflicts_with = "config")]
+    preset: Option<String>,
+    /// YAML file with the keys that are flags here
+    #[arg(long)]
+    config: Option<PathBuf>,
+    /// hybrid_transformer, omni_mixture, state_space; several with commas between them, as in all lists
+    #[arg(long)]
+    architectures: Option<String>,
+    #[arg(long)]
+    model_dims: Option<String>,
+    #[arg(long)]
+    depths: Option<String>,
+    /// Steps that are forecast
+    #[arg(long)]
+    horizons: Option<String>,
+    /// Steps of the series that are seen
+    #[arg(long)]
+    windows: Option<String>,
+    /// Windows a step
+    #[arg(long)]
+    batch: Option<String>,
+    /// Features of the series
+    #[arg(long)]
+    features: Option<String>,
+    /// Features that are forecast
+    #[arg(long)]
+    outputs: Option<String>,
+    /// Heads of attention, instead of the architecture's own
+    #[arg(long)]
+    heads: Option<String>,
+    /// cpu, cuda:N or metal
+    #[arg(long)]
+    accelerator: Option<String>,
+    /// f32 or bf16
+    #[arg(long)]
+    dtype: Option<String>,
+    /// Steps before those that count
+    #[arg(long)]
+    warmup_steps: Option<String>,
+    /// Steps that count
+    #[arg(long)]
+    steps: Option<String>,
+    #[arg(long)]
+    learning_rate: Option<String>,
+    #[arg(long)]
+    seed: Option<String>,
+    /// Go on with a run that was stopped, or give a new one this name
+    #[arg(long)]
+    run: Option<String>,
+    /// Processor threads
+    #[arg(long)]
+    threads: Option<String>,
+    /// Folder that records go into
+    #[arg(long)]
+    out: Option<String>,
+}
+
+impl Sweep {
+    pub fn run(self) -> Result<ExitCode> {
+        let config = self.config()?;
+        let combinations = config.combinations()?;
+        let mut settings = vec![
+            ("device", config.accelerator.to_string()),
+            ("dtype", config.dtype.as_str().to_owned()),
+            ("seed", config.seed.to_string()),
+        ];
+        settings.extend(self.threads.map(|threads| ("threads", threads)));
+        settings.extend(self.out.map(|out| ("out", out)));
+        let mut session = Session::new(Settings::load(&settings)?)?;
+        let path = session.join(self.run.as_deref())?;
+        let folder = path.parent().map(PathBuf::from).unwrap_or_default();
+        let done: BTreeSet<String> = match path.is_file() {
+            true => record::read(&path)?.records.into_iter().map(|record| record.id).collect(),
+            false => BTreeSet::new(),
+        };
+        let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        eprintln!("Run {name}; if it is stopped, --run {name} goes on with it.");
+
+        let total = 2 * combinations.len();
+        let phases = [(SWEEP_TRAIN, Phase::Train), (SWEEP_INFER, Phase::Infer)];
+        let all = combinations.iter().flat_map(|combination| phases.map(|phase| (combination, phase)));
+        for (number, (combination, (scenario, phase))) in all.enumerate() {
+            let id = format!("{scenario}/{}/{}", combination.name, config.variant());
+            if done.contains(&id) {
+                eprintln!("{}/{total} {id}: done before", number + 1);
+                continue;
+            }
+            let seen = Work::new(combination, phase, &config).and_then(|mut work| {
+                for _ in 0..config.warmup_steps + config.steps {
+                    work.step()?;
+                }
+                Ok(work.end(&vec![1; config.steps]))
+            });
+            let mut record =
+                session.record(id, scenario, subject(combination, &config), seen.unwrap_or_else(Seen::failed));
+            session.append(&mut record)?;
+            eprintln!("{}/{total} {}: {}", number + 1, record.id, outcome(&record));
+        }
+
+        let read = record::read(&path)?;
+        let records: Vec<Record> = read.records.into_iter().filter(is_sweep).collect();
+        let file = folder.join("sweep.parquet");
+        write_whole(&file, &columns::parquet(SWEEP, &records)?)?;
+        for table in table::tables(records.iter()) {
+            println!("{}", table.markdown());
+        }
+        println!("Parquet: {}", file.display());
+        ensure!(read.problems.is_empty(), "{}", read.problems.join("; "));
+        let failed = records.iter().filter(|record| record.reason.is_some()).count();
+        if failed > 0 {
+            eprintln!("error: {failed} of {} combinations failed; the table says why", records.len());
+            return Ok(ExitCode::FAILURE);
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn config(&self) -> Result<Config> {
+        let flags = [
+            ("architectures", &self.architectures),
+            ("model-dims", &self.model_dims),
+            ("depths", &self.depths),
+            ("horizons", &self.horizons),
+            ("windows", &self.windows),
+            ("batch", &self.batch),
+            ("features", &self.features),
+            ("outputs", &self.outputs),
+            ("heads", &self.heads),
+            ("accelerator", &self.accelerator),
+            ("dtype", &self.dtype),
+            ("warmup-steps", &self.warmup_steps),
+            ("steps", &self.steps),
+            ("learning-rate", &self.learning_rate),
+            ("seed", &self.seed),
+        ];
+        let flags: Vec<_> = flags.into_iter().filter_map(|(key, value)| Some((key, value.clone()?))).collect();
+        let base = match &self.config {
+            Some(file) => Config::default().apply(Source::File(file))?,
+            None => Config::default().apply(Source::Preset(self.preset.as_deref().unwrap_or("smoke")))?,
+        };
+        base.apply(Source::Flags(&flags))
+    }
+}
+
+fn is_sweep(record: &Record) -> bool {
+    [SWEEP_TRAIN, SWEEP_INFER].contains(&record.scenario.as_str())
+}
+
+fn outcome(record: &Record) -> String {
+    match (&record.measures, &record.reason) {
+        (Some(Measures::Sweep(measures)), _) => {
+            format!("{:.1} ms/step, {:.0} samples/s", measures.step_p50_ms, measures.windows_per_s)
+        }
+        (_, reason) => format!("failed: {}", reason.as_deref().unwrap_or_default()),
+    }
+}

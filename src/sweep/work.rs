@@ -1,0 +1,204 @@
+//! The steps of one combination, and what was seen of them.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, ensure};
+use candle_core::DType;
+
+use super::{Combination, Config};
+use crate::{
+    measure::{self, conditions::Watch, memory},
+    record::{Limits, Measures, Subject, Sweep},
+    subject::{
+        DeviceChoice,
+        temporal::{Cost, Forecaster},
+    },
+    suite::{Measured, Seen},
+    train::forecast::{Batches, Forecasting, Task, Training},
+};
+
+/// What a step is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Forward, backward, update.
+    Train,
+    /// Forward.
+    Infer,
+}
+
+enum Steps {
+    Train(Box<Training>),
+    Infer(Box<Forecasting>),
+}
+
+/// One combination in one phase, with the times of its steps.
+pub struct Work {
+    phase: Phase,
+    steps_of: Steps,
+    batches: Batches,
+    windows: usize,
+    cost: Cost,
+    device: DeviceChoice,
+    bytes_beside: u64,
+    limits: Limits,
+    watch: Watch,
+    steps: Vec<Duration>,
+    losses: Vec<f64>,
+    peak_bytes: Option<u64>,
+}
+
+impl Work {
+    /// Builds the backbone and takes one step, which is not measured.
+    ///
+    /// # Errors
+    /// When the sizes don't go together, memory is missing, or the step fails.
+    pub fn new(combination: &Combination, phase: Phase, config: &Config) -> Result<Self> {
+        let (task, device) = (&combination.task, config.accelerator.open()?);
+        let limits = measure::limits(&device)?;
+        let cost = cost(task)?;
+        if device.is_cpu() {
+            let needed_bytes = cost.least_bytes(phase == Phase::Train, config.dtype);
+            let available_bytes = memory::available_bytes().unwrap_or(u64::MAX);
+            ensure!(
+                needed_bytes <= available_bytes,
+                "it does not fit: at least {:.1} GB are needed, {:.1} GB of memory are available",
+                needed_bytes as f64 / 1e9,
+                available_bytes as f64 / 1e9
+            );
+        }
+        let bytes_beside = memory::current_bytes();
+        let batches = Batches::new(task, config.dtype, &device)?;
+        let steps_of = match phase {
+            Phase::Train => Steps::Train(Box::new(Training::new(task, config.dtype, &device)?)),
+            Phase::Infer => Steps::Infer(Box::new(Forecasting::new(task, config.dtype, &device)?)),
+        };
+        let mut work = Self {
+            phase,
+            steps_of,
+            batches,
+            windows: task.window.batch,
+            cost,
+            device: config.accelerator,
+            bytes_beside,
+            limits,
+            watch: Watch::start(),
+            steps: Vec::new(),
+            losses: Vec::new(),
+            peak_bytes: None,
+        };
+        work.step()?;
+        work.steps.clear();
+        work.losses.clear();
+        Ok(work)
+    }
+
+    /// One step; returns its time. Cutting the batch out of the series is not timed.
+    ///
+    /// # Errors
+    /// When training diverged, a forecast is not finite, or the device fails.
+    pub fn step(&mut self) -> Result<Duration> {
+        memory::reset_peak();
+        let batch = self.batches.cut()?;
+        let started = Instant::now();
+        let time = match &mut self.steps_of {
+            Steps::Train(training) => {
+                let loss = training.step(&batch)?;
+                self.losses.push(loss);
+                started.elapsed()
+            }
+            Steps::Infer(forecasting) => {
+                let forecast = forecasting.step(&batch.0)?;
+                let time = started.elapsed();
+                let values = forecast.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+                ensure!(values.iter().all(|value| value.is_finite()), "a forecast holds values that are not finite");
+                time
+            }
+        };
+        let peak_bytes = memory::peak_bytes().map(|peak| peak.saturating_sub(self.bytes_beside));
+        self.peak_bytes = self.peak_bytes.max(peak_bytes);
+        self.steps.push(time);
+        Ok(time)
+    }
+
+    /// What was seen. `samples` says how many steps each sample has, of the last steps; those before warmed up.
+    pub fn end(mut self, samples: &[usize]) -> Seen {
+        let counted: usize = samples.iter().sum();
+        self.steps.drain(..self.steps.len().saturating_sub(counted));
+        self.losses.drain(..self.losses.len().saturating_sub(counted));
+        let measured = self.measures(samples);
+        Seen { measured, deviates: None, limits: Some(self.limits), conditions: Some(self.watch.end()) }
+    }
+
+    fn measures(&self, samples: &[usize]) -> Result<Measured> {
+        ensure!(!self.steps.is_empty(), "no step was measured");
+        let mut rest = self.steps.as_slice();
+        let mut sample_ms = Vec::new();
+        for &count in samples {
+            let (sample, after) = rest.split_at(count.min(rest.len()));
+            sample_ms.push(ms(sample.iter().sum()) / sample.len() as f64);
+            rest = after;
+        }
+        let mut sorted: Vec<f64> = self.steps.iter().map(|step| ms(*step)).collect();
+        sorted.sort_unstable_by(f64::total_cmp);
+        let percentile = |share: f64| {
+            let place = share * (sorted.len() - 1) as f64;
+            let (below, above) = (sorted[place.floor() as usize], sorted[place.ceil() as usize]);
+            below + (above - below) * place.fract()
+        };
+        let step_p50_ms = percentile(0.5);
+        let passes = if self.phase == Phase::Train { 3 } else { 1 };
+        let mut unmeasured = BTreeMap::new();
+        let mut peak_bytes = self.peak_bytes;
+        if peak_bytes.is_none() {
+            unmeasured.insert("peak_bytes".into(), "the program does not count its allocations".into());
+        } else if self.device != DeviceChoice::Cpu {
+            peak_bytes = None;
+            unmeasured.insert("peak_bytes".into(), "the memory of this device is not counted".into());
+        }
+        if self.losses.is_empty() {
+            let reason = "nothing is trained";
+            unmeasured.extend(["first_loss", "last_loss"].map(|field| (field.into(), reason.into())));
+        }
+        let measures = Sweep {
+            steps: self.steps.len(),
+            samples: samples.len(),
+            sample_ms,
+            step_p50_ms,
+            step_p95_ms: percentile(0.95),
+            step_p99_ms: percentile(0.99),
+            windows_per_s: 1e3 * self.windows as f64 / step_p50_ms,
+            peak_bytes,
+            mfu: Some((passes * self.cost.forward_flops) as f64 / (step_p50_ms / 1e3) / self.limits.matrix_flops_per_s),
+            first_loss: self.losses.first().copied(),
+            last_loss: self.losses.last().copied(),
+        };
+        Ok(Measured { measures: Measures::Sweep(measures), unmeasured })
+    }
+}
+
+/// Who is measured, for records.
+pub fn subject(combination: &Combination, config: &Config) -> Subject {
+    let parameters = cost(&combination.task).ok().map(|cost| cost.parameters);
+    Subject {
+        model: combination.name.clone(),
+        engine: "tuned".into(),
+        dtype: config.dtype.as_str().into(),
+        device: config.accelerator.to_string(),
+        source: format!("synthetic:{}", combination.name),
+        synthetic_weights: true,
+        parameters,
+        weight_bytes: parameters.map(|count| count * config.dtype.size_in_bytes() as u64),
+        sizes: combination.sizes(),
+    }
+}
+
+fn cost(task: &Task) -> Result<Cost> {
+    Forecaster::cost(task.architecture, &task.sizes, &task.window)
+}
+
+fn ms(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}
