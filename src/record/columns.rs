@@ -4,8 +4,9 @@
 use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow};
+use chrono::{DateTime, SecondsFormat, Utc};
 use parquet::{
-    basic::{Compression, LogicalType, Repetition, Type as Physical},
+    basic::{Compression, LogicalType, Repetition, TimeUnit, Type as Physical},
     data_type::{BoolType, ByteArray, ByteArrayType, DoubleType, Int64Type},
     file::{
         properties::WriterProperties,
@@ -27,6 +28,8 @@ pub enum Get<R> {
     Whole(fn(&R) -> Option<i64>),
     Real(fn(&R) -> Option<f64>),
     Flag(fn(&R) -> Option<bool>),
+    /// To the millisecond.
+    Time(fn(&R) -> Option<DateTime<Utc>>),
 }
 
 /// The table as CSV, with a line of names; what is missing is empty.
@@ -42,6 +45,7 @@ pub fn csv<R>(columns: &[Column<R>], rows: &[R]) -> Result<Vec<u8>> {
             Get::Whole(get) => get(row).map(|value| value.to_string()),
             Get::Real(get) => get(row).map(|value| value.to_string()),
             Get::Flag(get) => get(row).map(|value| value.to_string()),
+            Get::Time(get) => get(row).map(|value| value.to_rfc3339_opts(SecondsFormat::Millis, true)),
         };
         writer.write_record(columns.iter().map(|column| cell(column).unwrap_or_default()))?;
     }
@@ -49,7 +53,7 @@ pub fn csv<R>(columns: &[Column<R>], rows: &[R]) -> Result<Vec<u8>> {
 }
 
 /// The table as a Parquet file of one row group, compressed with Snappy. Text is a UTF-8 string, whole numbers are INT64,
-/// others DOUBLE, flags BOOLEAN; every column is optional.
+/// others DOUBLE, flags BOOLEAN, times TIMESTAMP in milliseconds of UTC; every column is optional.
 ///
 /// # Errors
 /// When the file can't be made.
@@ -64,6 +68,7 @@ fn write<R>(columns: &[Column<R>], rows: &[R]) -> parquet::errors::Result<Vec<u8
             Get::Whole(_) => (Physical::INT64, None),
             Get::Real(_) => (Physical::DOUBLE, None),
             Get::Flag(_) => (Physical::BOOLEAN, None),
+            Get::Time(_) => (Physical::INT64, Some(LogicalType::timestamp(true, TimeUnit::MILLIS))),
         };
         let builder = Type::primitive_type_builder(column.name, physical).with_repetition(Repetition::OPTIONAL);
         builder.with_logical_type(logical).build().map(Arc::new)
@@ -83,6 +88,7 @@ fn write<R>(columns: &[Column<R>], rows: &[R]) -> parquet::errors::Result<Vec<u8
             Get::Whole(get) => put::<Int64Type, _>(&mut writer, rows, get)?,
             Get::Real(get) => put::<DoubleType, _>(&mut writer, rows, get)?,
             Get::Flag(get) => put::<BoolType, _>(&mut writer, rows, get)?,
+            Get::Time(get) => put::<Int64Type, _>(&mut writer, rows, |row| Some(get(row)?.timestamp_millis()))?,
         }
         writer.close()?;
     }

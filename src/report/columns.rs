@@ -1,6 +1,8 @@
 //! What data files hold, column by column: of a report's benchmarks, and of a sweep's combinations. CSV and Parquet are
 //! made of the same lists.
 
+use chrono::{DateTime, Utc};
+
 use super::joined::Row;
 use crate::record::{
     Generation, Measures, Record, Status, Sweep,
@@ -53,6 +55,10 @@ fn sweep(record: &Record) -> Option<&Sweep> {
     }
 }
 
+fn at(record: &Record) -> Option<DateTime<Utc>> {
+    DateTime::parse_from_rfc3339(&record.at).ok().map(|at| at.to_utc())
+}
+
 fn size(record: &Record, name: &str) -> Option<i64> {
     record.subject.sizes.get(name).map(|size| *size as i64)
 }
@@ -72,7 +78,7 @@ fn routing(measures: &Generation, get: impl Fn(&crate::record::Routing) -> f64) 
 #[rustfmt::skip]
 pub const RESULTS: &[Column<Row>] = &[
     of_record!(Text, "run", |record| Some(record.run.clone())),
-    of_record!(Text, "at", |record| Some(record.at.clone())),
+    of_record!(Time, "at", |record| at(record)),
     of_record!(Text, "id", |record| Some(record.id.clone())),
     of_record!(Text, "scenario", |record| Some(record.scenario.clone())),
     of_record!(Text, "model", |record| Some(record.subject.model.clone())),
@@ -131,7 +137,7 @@ pub const RESULTS: &[Column<Row>] = &[
 #[rustfmt::skip]
 pub const SWEEP: &[Column<Record>] = &[
     Column { name: "run", get: Get::Text(|record| Some(record.run.clone())) },
-    Column { name: "at", get: Get::Text(|record| Some(record.at.clone())) },
+    Column { name: "at", get: Get::Time(at) },
     Column { name: "id", get: Get::Text(|record| Some(record.id.clone())) },
     Column { name: "scenario", get: Get::Text(|record| Some(record.scenario.clone())) },
     Column { name: "architecture", get: Get::Text(|record| Some(record.subject.model.split('-').next()?.to_owned())) },

@@ -57,6 +57,7 @@ pub fn join(records: &Path, criterion_home: &Path) -> Result<Joined> {
         }
     }
     let mut rows = Vec::new();
+    let mut without = Vec::new();
     for (index, record) in read.records.into_iter().enumerate() {
         if last.get(&record.id) != Some(&index) {
             continue;
@@ -74,10 +75,15 @@ pub fn join(records: &Path, criterion_home: &Path) -> Result<Joined> {
                 Some(_) => {
                     problems.push(format!("{}: Criterion's last run is another one; no interval", row.record.id))
                 }
-                None => problems.push(format!("{}: Criterion has no estimate of it; no interval", row.record.id)),
+                None => without.push(row.record.id.clone()),
             }
         }
         rows.push(row);
+    }
+    if without.len() == rows.len() {
+        problems.push("Criterion has no estimates of this run: there are no intervals".into());
+    } else if !without.is_empty() {
+        problems.push(format!("Criterion has no estimate, and there is no interval, of {}", without.join(", ")));
     }
     Ok(Joined { rows, problems })
 }

@@ -132,8 +132,8 @@ struct Line {
     points: Vec<(f64, f64)>,
 }
 
-/// Lines, a colour each. Both axes begin at 0 but for what `from` says of the first.
-fn lines(lines: &[Line], from: f64, x_unit: &str, y_unit: &str) -> Result<String> {
+/// Lines, a colour each, with a legend where there is room. Both axes begin at 0 but for what `from` says of the first.
+fn lines(lines: &[Line], legend: SeriesLabelPosition, from: f64, x_unit: &str, y_unit: &str) -> Result<String> {
     let points = || lines.iter().flat_map(|line| line.points.iter());
     let end = points().map(|(x, _)| *x).fold(from + 1.0, f64::max);
     let top = points().map(|(_, y)| *y).fold(1e-9, f64::max) * 1.3;
@@ -148,6 +148,7 @@ fn lines(lines: &[Line], from: f64, x_unit: &str, y_unit: &str) -> Result<String
             .x_desc(x_unit)
             .y_desc(y_unit)
             .x_label_formatter(&|x| format!("{x:.0}"))
+            .y_label_formatter(&|y| if top < 10.0 { format!("{y:.1}") } else { format!("{y:.0}") })
             .axis_style(GREY)
             .light_line_style(TRANSPARENT)
             .bold_line_style(GREY.mix(0.25))
@@ -155,16 +156,13 @@ fn lines(lines: &[Line], from: f64, x_unit: &str, y_unit: &str) -> Result<String
             .draw()?;
         for (number, line) in lines.iter().enumerate() {
             let colour = COLOURS[number % COLOURS.len()];
+            chart.draw_series(line.points.iter().map(|point| Circle::new(*point, 3, colour.filled())))?;
             chart
                 .draw_series(LineSeries::new(line.points.iter().copied(), colour.stroke_width(2)))?
                 .label(&line.name)
                 .legend(move |(x, y)| PathElement::new(vec![(x, y), (x + 12, y)], colour.stroke_width(3)));
         }
-        chart
-            .configure_series_labels()
-            .position(SeriesLabelPosition::UpperLeft)
-            .label_font(("sans-serif", 14, &GREY))
-            .draw()
+        chart.configure_series_labels().position(legend.clone()).label_font(("sans-serif", 14, &GREY)).draw()
     })
 }
 
@@ -176,7 +174,7 @@ fn expert_load(rows: &[&Row]) -> Result<String> {
         Some(Line { name: row.record.subject.model.clone(), points })
     };
     let all: Vec<Line> = rows.iter().filter_map(line).collect();
-    lines(&all, 1.0, "expert, the busiest first", "tokens over the mean")
+    lines(&all, SeriesLabelPosition::UpperRight, 1.0, "expert, the busiest first", "tokens over the mean")
 }
 
 /// Time of a step over the length of the series, a line for each backbone that was measured with more than one length.
@@ -197,7 +195,9 @@ fn growth(rows: &[Row], scenario: &str) -> Result<Option<String>> {
     }
     all.retain(|line| line.points.len() > 1);
     all.iter_mut().for_each(|line| line.points.sort_unstable_by(|a, b| a.0.total_cmp(&b.0)));
-    (!all.is_empty()).then(|| lines(&all, 0.0, "steps of the series that are seen", "ms a step, median")).transpose()
+    let draw =
+        || lines(&all, SeriesLabelPosition::UpperLeft, 0.0, "steps of the series that are seen", "ms a step, median");
+    (!all.is_empty()).then(draw).transpose()
 }
 
 /// What a bar shows: its height, and an interval if there is one.

@@ -72,10 +72,11 @@ pub(super) fn fixtures(kind: &str) -> Vec<Fixture> {
     folders(kind).iter().map(|folder| Fixture::read(folder)).collect()
 }
 
-/// The folders of golden files of one kind.
+/// The folders of golden files of one kind: below `CANDLEPOWER_FIXTURES`, or our own where it has none of the kind.
 pub(super) fn folders(kind: &str) -> Vec<PathBuf> {
-    let root = std::env::var_os("CANDLEPOWER_FIXTURES")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures"), PathBuf::from);
+    let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures");
+    let given = std::env::var_os("CANDLEPOWER_FIXTURES").map(PathBuf::from);
+    let root = given.filter(|root| root.join(kind).is_dir()).unwrap_or(own);
     let mut folders: Vec<_> = fs::read_dir(root.join(kind))
         .expect("a folder of fixtures")
         .map(|entry| entry.expect("an entry").path())

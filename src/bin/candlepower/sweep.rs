@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, path::PathBuf, process::ExitCode};
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use candlepower::{
     record::{self, Measures, Record, columns, write_whole},
     report::{columns::SWEEP, table},
@@ -123,7 +123,9 @@ impl Sweep {
             println!("{}", table.markdown());
         }
         println!("Parquet: {}", file.display());
-        ensure!(read.problems.is_empty(), "{}", read.problems.join("; "));
+        for problem in read.problems {
+            eprintln!("note: {problem}");
+        }
         let failed = records.iter().filter(|record| record.reason.is_some()).count();
         if failed > 0 {
             eprintln!("error: {failed} of {} combinations failed; the table says why", records.len());
