@@ -242,7 +242,9 @@ impl Forecaster {
         Ok(Cost {
             parameters: shapes.values().map(|shape| shape.elem_count() as u64).sum(),
             forward_flops: weights + 4 * scores * sizes.dim as u64,
-            scores: scores * sizes.heads as u64,
+            layers: sizes.depth as u64,
+            scores: steps * if architecture.attends() { (window.time * sizes.heads) as u64 } else { 0 },
+            widest: steps * (sizes.expansion * sizes.dim) as u64,
         })
     }
 
@@ -267,15 +269,22 @@ pub struct Cost {
     /// Floating-point operations of a forward pass in products with weights and of attention; rebuilding the coarse stream
     /// and what is done element by element are left out.
     pub forward_flops: u64,
-    /// Scores of attention in all layers.
+    layers: u64,
+    /// Scores of attention in a layer.
     scores: u64,
+    /// Numbers between the two matrices of a feed-forward.
+    widest: u64,
 }
 
 impl Cost {
-    /// Memory that is needed at least: weights, and when it trains their gradients, the optimizer's two moments, and the
-    /// scores of every layer before and after softmax.
+    /// Memory that is needed at least: weights, a layer's scores before and after softmax, and what its feed-forward is
+    /// widest at; when it trains, gradients and the optimizer's two moments too, and every layer's scores and widths.
     pub fn least_bytes(&self, trains: bool, dtype: DType) -> u64 {
-        let numbers = if trains { 4 * self.parameters + 2 * self.scores } else { self.parameters };
+        let layer = (2 * self.scores).max(self.widest);
+        let numbers = match trains {
+            true => 4 * self.parameters + self.layers * (2 * self.scores + self.widest),
+            false => self.parameters + layer,
+        };
         numbers * dtype.size_in_bytes() as u64
     }
 }
