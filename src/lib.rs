@@ -45,6 +45,16 @@
 //! `scripts/resolution.sh` shows what this machine can tell apart; the README has its outcome. Each record says how much
 //! processor time other processes and other guests of the hypervisor took, and the table marks those that were disturbed.
 //!
+//! **Mixtures of experts.** A step reads the weights of the experts that its token is sent to, so MBU counts those and the
+//! rest of the decoder; MFU counts the products with them. `moe_top_k` sends tokens to experts by a seeded draw whose
+//! imbalance is set, because the routers of seeded weights choose by accident; they are computed all the same. The ratio
+//! to a twin compares medians of the same run.
+//!
+//! **Steps of the sweep.** A training step is forward, backward and AdamW's update on a new batch; cutting the batch out of
+//! the series is not timed. A forecast keeps nothing that a gradient would need. Under Criterion a sample is the mean of as
+//! many steps as fit a tenth of a second or one; percentiles are over every step. MFU counts products with weights and of
+//! attention, three times over when it trains.
+//!
 //! # Known biases
 //!
 //! * The embedded models fit in memory that a larger cache may hold in part, and their vocabulary of 16384 makes the head
