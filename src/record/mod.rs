@@ -106,6 +106,32 @@ impl Measures {
         }
     }
 
+    /// What stands for it in dashboards and histories, the headline first.
+    pub fn metrics(&self) -> Vec<Metric> {
+        let memory = |bytes: Option<u64>| ("peak_memory", "bytes", Better::Lower, bytes.map(|bytes| bytes as f64));
+        let all = match self {
+            Self::Generation(m) => vec![
+                ("tokens_per_s", "tok/s", Better::Higher, Some(m.tokens_per_s)),
+                ("decode_tokens_per_s", "tok/s", Better::Higher, m.decode_tokens_per_s),
+                ("prefill_tokens_per_s", "tok/s", Better::Higher, Some(m.prefill_tokens_per_s)),
+                ("ttft", "ms", Better::Lower, Some(m.ttft_ms)),
+                ("itl_p50", "ms", Better::Lower, m.itl_p50_ms),
+                ("itl_p95", "ms", Better::Lower, m.itl_p95_ms),
+                memory(m.peak_bytes),
+                ("joules_per_token", "J", Better::Lower, m.joules_per_token),
+            ],
+            Self::Sweep(m) => vec![
+                ("samples_per_s", "samples/s", Better::Higher, Some(m.windows_per_s)),
+                ("step_p50", "ms", Better::Lower, Some(m.step_p50_ms)),
+                ("step_p95", "ms", Better::Lower, Some(m.step_p95_ms)),
+                memory(m.peak_bytes),
+            ],
+        };
+        all.into_iter()
+            .filter_map(|(name, unit, better, value)| Some(Metric { name, unit, better, value: value? }))
+            .collect()
+    }
+
     /// What tells whether two runs did the same work.
     pub fn output_digest(&self) -> Option<&str> {
         match self {
@@ -113,6 +139,23 @@ impl Measures {
             Self::Sweep(_) => None,
         }
     }
+}
+
+/// One figure of a benchmark, with what is needed to show it without knowing what it is.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Metric {
+    /// Without the unit.
+    pub name: &'static str,
+    pub unit: &'static str,
+    pub better: Better,
+    pub value: f64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Better {
+    Higher,
+    Lower,
 }
 
 /// Measures of a generation scenario. Each time is a median over the samples; percentiles are over every step of

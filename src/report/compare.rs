@@ -138,6 +138,9 @@ pub struct Row {
     /// Corrected for the number of benchmarks.
     pub p: f64,
     pub verdict: Verdict,
+    /// The smallest slow-down, as a share, that samples as spread as these would have shown; `null` when not even twice the
+    /// time would.
+    pub found_from: Option<f64>,
     /// Peak memory of `b` over that of `a`.
     pub memory_ratio: Option<f64>,
     /// Whether both made the same tokens.
@@ -184,6 +187,7 @@ pub fn compare(a: &Side, b: &Side, strictness: Strictness) -> Result<Comparison>
                     true => Verdict::Faster,
                     false => Verdict::Same,
                 },
+                found_from: found_from(&old.total_ms, &new.total_ms, strictness, both.len()),
                 memory_ratio: old.peak_bytes.zip(new.peak_bytes).map(|(old, new)| new as f64 / old as f64),
                 same_work: old.token_digest.as_ref().zip(new.token_digest.as_ref()).map(|(old, new)| old == new),
             }
@@ -203,6 +207,27 @@ pub fn compare(a: &Side, b: &Side, strictness: Strictness) -> Result<Comparison>
         remarks: remarks(a, b, &rows),
         rows,
     })
+}
+
+/// The smallest slow-down that the test would find in samples with the spread of these.
+fn found_from(a: &[f64], b: &[f64], Strictness { noise, level }: Strictness, tests: usize) -> Option<f64> {
+    /// Slow-downs are tried in steps of this share.
+    const STEP: f64 = 0.001;
+    let equal = median(a) / median(b);
+    let is_found = |step: usize| {
+        let slower: Vec<f64> = b.iter().map(|ms| ms * equal * (1.0 + step as f64 * STEP)).collect();
+        p_value(a, &slower, noise) * (tests as f64) < level
+    };
+    // The test is monotone in the slow-down, so halving finds where it turns.
+    let (mut missed, mut found) = (0, (1.0 / STEP) as usize);
+    if !is_found(found) {
+        return None;
+    }
+    while found - missed > 1 {
+        let middle = (found + missed) / 2;
+        if is_found(middle) { found = middle } else { missed = middle }
+    }
+    Some(found as f64 * STEP)
 }
 
 fn remarks(a: &Side, b: &Side, rows: &[Row]) -> Vec<String> {
@@ -235,9 +260,15 @@ impl Comparison {
         self.rows.iter().filter(|row| row.verdict == Verdict::Slower && row.ratio > 1.0 + share).collect()
     }
 
+    /// Benchmarks whose peak memory rose by at least `share`.
+    pub fn memory_regressions(&self, share: f64) -> Vec<&Row> {
+        let rose = |row: &&Row| row.memory_ratio.is_some_and(|ratio| ratio > 1.0 && ratio >= 1.0 + share);
+        self.rows.iter().filter(rose).collect()
+    }
+
     /// As aligned lines, which are Markdown too.
     pub fn text(&self) -> String {
-        let head = ["benchmark", &self.a, &self.b, "change", "interval", "p", "verdict"];
+        let head = ["benchmark", &self.a, &self.b, "change", "interval", "p", "verdict", "found from", "peak memory"];
         let mut rows = vec![head.map(str::to_owned).to_vec()];
         for row in &self.rows {
             rows.push(vec![
@@ -252,6 +283,8 @@ impl Comparison {
                     Verdict::Faster => "faster".into(),
                     Verdict::Same => "no change".into(),
                 },
+                row.found_from.map_or("n/a".into(), |share| change(1.0 + share)),
+                row.memory_ratio.map_or("n/a".into(), change),
             ]);
         }
         let mut text = markdown(&rows, 1);
@@ -259,7 +292,7 @@ impl Comparison {
         let Strictness { noise, level } = self.strictness;
         let _ = writeln!(
             text,
-            "\nGeometric means: {}.\nChange of the median time; p is corrected for {} benchmarks; up to {:.0} % counts as noise, and one comparison in {:.0} of two runs of the same may find a change.",
+            "\nGeometric means: {}.\nChange of the median time; p is corrected for {} benchmarks; up to {:.0} % counts as noise, and one comparison in {:.0} of two runs of the same may find a change. A slow-down is found from what the last column but one says.",
             groups.join(", "),
             self.rows.len(),
             noise * 100.0,
@@ -352,6 +385,36 @@ mod tests {
         assert!(comparison.github().contains("1 slower, 1 faster, 1 unchanged"));
         let json: serde_json::Value = serde_json::from_str(&comparison.json().expect("JSON")).expect("JSON");
         assert_eq!(json["rows"][1]["verdict"], "slower");
+    }
+
+    #[test]
+    fn what_would_have_been_found_is_said_and_true() {
+        let spread = |ms: f64, share: f64| (0..10).map(|i| ms * (1.0 + share * f64::from(i - 5))).collect::<Vec<_>>();
+        let strictness = Strictness { noise: 0.03, level: 0.05 };
+        let mut before = 0.0;
+        for share in [0.0001, 0.004, 0.02] {
+            let (a, b) = (spread(100.0, share), spread(130.0, share));
+            let from = found_from(&a, &b, strictness, 20).expect("something is found");
+            assert!(from > before, "the more spread, the less is found: {from} after {before}");
+            let slowed = |share: f64| b.iter().map(|ms| ms / 1.3 * (1.0 + share)).collect::<Vec<_>>();
+            assert!(p_value(&a, &slowed(from), 0.03) * 20.0 < 0.05);
+            assert!(p_value(&a, &slowed(from - 0.002), 0.03) * 20.0 >= 0.05);
+            before = from;
+        }
+        assert!(before > 0.03 && before < 0.2, "{before}");
+        assert_eq!(found_from(&[1.0], &[1.0], strictness, 1), None, "of one sample each nothing can be found");
+    }
+
+    #[test]
+    fn a_rise_of_one_percent_in_memory_is_found_and_equality_is_none() {
+        let of = |name, bytes| side(name, &[record("a/m/v", 10.0, |_, measures| measures.peak_bytes = Some(bytes))]);
+        let strictness = Strictness { noise: 0.03, level: 0.05 };
+        let compared = |bytes| compare(&of("a", 1_000_000), &of("b", bytes), strictness).expect("compared");
+        assert_eq!(compared(1_010_000).memory_regressions(0.01).len(), 1);
+        assert!(compared(1_010_000).text().contains("peak memory +1.0 %"));
+        assert!(compared(1_009_000).memory_regressions(0.01).is_empty());
+        assert!(compared(1_000_000).memory_regressions(0.0).is_empty());
+        assert!(compared(900_000).memory_regressions(0.0).is_empty());
     }
 
     #[test]

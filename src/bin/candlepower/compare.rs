@@ -21,6 +21,9 @@ pub struct Compare {
     /// Exit with 1 when a benchmark is significantly slower by more than this, such as 5%
     #[arg(long, value_parser = percent)]
     fail_above: Option<f64>,
+    /// Exit with 1 when the peak memory of a benchmark rose by this or more, such as 1%
+    #[arg(long, value_parser = percent)]
+    fail_memory_above: Option<f64>,
     /// Difference that is granted to two runs of the same
     #[arg(long, value_parser = percent, default_value = "3%")]
     noise: f64,
@@ -55,12 +58,16 @@ impl Compare {
             Format::Json => println!("{}", comparison.json()?),
             Format::Github => print!("{}", comparison.github()),
         }
-        let Some(share) = self.fail_above else { return Ok(ExitCode::SUCCESS) };
-        let regressions = comparison.regressions(share);
-        for row in &regressions {
+        let slower = self.fail_above.map_or(Vec::new(), |share| comparison.regressions(share));
+        for row in &slower {
             eprintln!("regression: {} is {:.1} % slower", row.id, (row.ratio - 1.0) * 100.0);
         }
-        Ok(if regressions.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        let larger = self.fail_memory_above.map_or(Vec::new(), |share| comparison.memory_regressions(share));
+        for row in &larger {
+            let rise = row.memory_ratio.map_or(0.0, |ratio| (ratio - 1.0) * 100.0);
+            eprintln!("regression: {} takes {rise:.1} % more memory at its peak", row.id);
+        }
+        Ok(if slower.is_empty() && larger.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 }
 
