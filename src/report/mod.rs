@@ -3,6 +3,7 @@
 
 pub mod columns;
 pub mod compare;
+pub mod export;
 mod html;
 pub mod joined;
 mod plot;

@@ -3,6 +3,7 @@
 mod bench;
 mod compare;
 mod doctor;
+mod export;
 mod list;
 mod report;
 mod run;
@@ -39,6 +40,8 @@ enum What {
     Sweep(Box<sweep::Sweep>),
     /// Write a run as tables, data, plots and a page
     Report(report::Report),
+    /// Write a run for another tool: github-action-benchmark, Bencher, OpenMetrics, a registry of metrics
+    Export(export::Export),
     /// Compare two runs, files of records, or baselines of Criterion's
     Compare(compare::Compare),
 }
@@ -112,6 +115,7 @@ fn main() -> ExitCode {
         What::Doctor(doctor) => doctor.run(),
         What::Bench(bench) => bench.run(),
         What::Compare(compare) => compare.run(),
+        What::Export(export) => export.run(),
         What::Report(report) => report.run(),
         What::Sweep(sweep) => sweep.run(),
     })

@@ -25,7 +25,7 @@ pub struct Report {
 impl Report {
     pub fn run(self) -> Result<ExitCode> {
         let settings = Settings::load(&[])?;
-        let records = self.records(&settings.out)?;
+        let records = records(self.run.as_deref(), &settings.out)?;
         let criterion_home = criterion_home();
         let joined = report::joined::join(&records, &criterion_home)?;
         let folder = report::write(&joined, &self.to, &criterion_home, Utc::now())?;
@@ -35,15 +35,16 @@ impl Report {
         println!("{}", folder.display());
         Ok(ExitCode::SUCCESS)
     }
+}
 
-    fn records(&self, out: &Path) -> Result<PathBuf> {
-        let Some(run) = &self.run else { return last_run(out) };
-        let path = Path::new(run);
-        [path.to_owned(), path.join(RECORDS), out.join(run).join(RECORDS)]
-            .into_iter()
-            .find(|file| file.is_file())
-            .with_context(|| format!("{run} is no file of records and no run below {}", out.display()))
-    }
+/// The file of records that is meant: a file, a folder with one, a run's name, or the last run.
+pub fn records(run: Option<&str>, out: &Path) -> Result<PathBuf> {
+    let Some(run) = run else { return last_run(out) };
+    let path = Path::new(run);
+    [path.to_owned(), path.join(RECORDS), path.join("results.jsonl"), out.join(run).join(RECORDS)]
+        .into_iter()
+        .find(|file| file.is_file())
+        .with_context(|| format!("{run} is no file of records and no run below {}", out.display()))
 }
 
 /// The records that were written to last.

@@ -1,0 +1,261 @@
+//! A run in the forms that other tools read. Every figure of every benchmark that has one appears; what a benchmark's
+//! figures are, [`Measures::metrics`] says.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write,
+};
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+use crate::record::{Better, Measures, Metric, Record};
+
+/// What can be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    /// JSON for github-action-benchmark's tool `customBiggerIsBetter`
+    GithubBigger,
+    /// JSON for github-action-benchmark's tool `customSmallerIsBetter`
+    GithubSmaller,
+    /// Bencher Metric Format, for `bencher run --adapter json`
+    Bencher,
+    /// OpenMetrics text, for Prometheus and Grafana
+    Openmetrics,
+    /// YAML entries for a registry of metrics
+    Registry,
+}
+
+/// The text of a file in that format.
+///
+/// # Errors
+/// When it can't be written.
+pub fn export(records: &[&Record], format: Format) -> Result<String> {
+    let rows: Vec<Measured> = records
+        .iter()
+        .filter_map(|record| {
+            let measures = record.measures.as_ref()?;
+            Some(Measured { record, metrics: measures.metrics(), measures })
+        })
+        .collect();
+    match format {
+        Format::GithubBigger => github(&rows, Better::Higher),
+        Format::GithubSmaller => github(&rows, Better::Lower),
+        Format::Bencher => bencher(&rows),
+        Format::Openmetrics => Ok(openmetrics(&rows)),
+        Format::Registry => registry(&rows),
+    }
+}
+
+struct Measured<'a> {
+    record: &'a Record,
+    metrics: Vec<Metric>,
+    measures: &'a Measures,
+}
+
+impl Measured<'_> {
+    /// The benchmark's id; of a made-up one, with a word before it that keeps it apart.
+    fn id(&self) -> String {
+        if self.record.sandbox { format!("sandbox/{}", self.record.id) } else { self.record.id.clone() }
+    }
+}
+
+fn github(rows: &[Measured], better: Better) -> Result<String> {
+    let entries: Vec<Value> = rows
+        .iter()
+        .flat_map(|row| row.metrics.iter().filter(|metric| metric.better == better).map(move |metric| (row, metric)))
+        .map(|(row, metric)| {
+            let commit = row.record.software.commit.as_deref().unwrap_or("unknown");
+            json!({
+                "name": format!("{} {}", row.id(), metric.name),
+                "unit": metric.unit,
+                "value": metric.value,
+                "extra": format!("{}, candle {}, commit {commit}", row.record.machine.name, row.record.software.candle),
+            })
+        })
+        .collect();
+    serde_json::to_string_pretty(&entries).context("the entries could not be written")
+}
+
+fn bencher(rows: &[Measured]) -> Result<String> {
+    let mut benchmarks = Map::new();
+    for row in rows {
+        let mut measures = Map::new();
+        // Bencher's own name for time, in nanoseconds.
+        let sample_ms = row.measures.sample_ms();
+        if !sample_ms.is_empty() {
+            let extreme = |pick: fn(f64, f64) -> f64| sample_ms.iter().copied().reduce(pick).map(|ms| ms * 1e6);
+            measures.insert(
+                "latency".into(),
+                json!({
+                    "value": super::statistics::median(sample_ms) * 1e6,
+                    "lower_value": extreme(f64::min),
+                    "upper_value": extreme(f64::max),
+                }),
+            );
+        }
+        for metric in &row.metrics {
+            measures.insert(metric.name.replace('_', "-"), json!({ "value": metric.value }));
+        }
+        benchmarks.insert(row.id(), measures.into());
+    }
+    serde_json::to_string_pretty(&benchmarks).context("the benchmarks could not be written")
+}
+
+/// OpenMetrics asks for base units, and that a name ends in its unit.
+fn base_unit(metric: &Metric) -> (String, &'static str, f64) {
+    match metric.unit {
+        "ms" => (format!("{}_seconds", metric.name), "seconds", metric.value / 1e3),
+        "bytes" => (format!("{}_bytes", metric.name), "bytes", metric.value),
+        "J" => (format!("{}_joules", metric.name), "joules", metric.value),
+        _ => (metric.name.to_owned(), "", metric.value),
+    }
+}
+
+fn openmetrics(rows: &[Measured]) -> String {
+    let mut families: BTreeMap<String, (&str, Vec<String>)> = BTreeMap::new();
+    for row in rows {
+        let record = row.record;
+        let labels = [
+            ("id", record.id.as_str()),
+            ("scenario", &record.scenario),
+            ("model", &record.subject.model),
+            ("engine", &record.subject.engine),
+            ("dtype", &record.subject.dtype),
+            ("device", &record.subject.device),
+            ("machine", &record.machine.name),
+            ("run", &record.run),
+            ("commit", record.software.commit.as_deref().unwrap_or("unknown")),
+            ("sandbox", if record.sandbox { "true" } else { "false" }),
+        ];
+        let escaped = |text: &str| text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+        let labels: Vec<String> = labels.iter().map(|(name, value)| format!("{name}=\"{}\"", escaped(value))).collect();
+        for metric in &row.metrics {
+            let (name, unit, value) = base_unit(metric);
+            let line = format!("candlepower_{name}{{{}}} {value}", labels.join(","));
+            families.entry(name).or_insert((unit, Vec::new())).1.push(line);
+        }
+    }
+    let mut text = String::new();
+    for (name, (unit, lines)) in families {
+        let _ = writeln!(text, "# TYPE candlepower_{name} gauge");
+        if !unit.is_empty() {
+            let _ = writeln!(text, "# UNIT candlepower_{name} {unit}");
+        }
+        for line in lines {
+            let _ = writeln!(text, "{line}");
+        }
+    }
+    text.push_str("# EOF\n");
+    text
+}
+
+fn registry(rows: &[Measured]) -> Result<String> {
+    #[derive(Serialize)]
+    struct Entry {
+        id: String,
+        name: String,
+        compare: &'static str,
+        unit: &'static str,
+        source: &'static str,
+        tags: BTreeSet<String>,
+    }
+    let entry = |row: &Measured, metric: &Metric| Entry {
+        id: format!("{}/{}", row.id(), metric.name),
+        name: format!("{} of {}, {}", metric.name.replace('_', " "), row.record.subject.model, row.record.scenario),
+        compare: match metric.better {
+            Better::Higher => "higher_is_better",
+            Better::Lower => "lower_is_better",
+        },
+        unit: metric.unit,
+        source: if row.record.sandbox { "candlepower sandbox" } else { "candlepower" },
+        tags: [&row.record.scenario, &row.record.subject.engine, &row.record.subject.dtype, &row.record.subject.device]
+            .into_iter()
+            .cloned()
+            .collect(),
+    };
+    let entries: Vec<Entry> =
+        rows.iter().flat_map(|row| row.metrics.iter().map(move |metric| entry(row, metric))).collect();
+    serde_saphyr::to_string(&entries).context("the entries could not be written")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(edit: impl Fn(&mut Record)) -> Record {
+        let mut record = serde_json::from_str(include_str!("../record/sample.json")).expect("the sample");
+        edit(&mut record);
+        record
+    }
+
+    fn exported(record: &Record, format: Format) -> String {
+        export(&[record], format).expect("an export")
+    }
+
+    #[test]
+    fn github_gets_what_is_better_when_bigger_apart_from_what_is_not() {
+        let record = record(|_| {});
+        let names = |format| -> Vec<String> {
+            let entries: Vec<Value> = serde_json::from_str(&exported(&record, format)).expect("JSON");
+            entries.iter().map(|entry| entry["name"].as_str().expect("a name").to_owned()).collect()
+        };
+        let (bigger, smaller) = (names(Format::GithubBigger), names(Format::GithubSmaller));
+        assert!(bigger.contains(&"short/llama-mini/stock-f32-cpu tokens_per_s".into()), "{bigger:?}");
+        assert!(smaller.contains(&"short/llama-mini/stock-f32-cpu ttft".into()), "{smaller:?}");
+        assert!(bigger.iter().all(|name| !smaller.contains(name)));
+    }
+
+    #[test]
+    fn bencher_gets_latency_in_nanoseconds() {
+        let record = record(|_| {});
+        let json: Value = serde_json::from_str(&exported(&record, Format::Bencher)).expect("JSON");
+        let latency = &json["short/llama-mini/stock-f32-cpu"]["latency"];
+        let value = |key: &str| latency[key].as_f64().expect(key);
+        let sample_ms = record.measures.as_ref().expect("measures").sample_ms();
+        assert!((value("value") / 1e6 - crate::report::statistics::median(sample_ms)).abs() < 1e-6);
+        assert!(value("lower_value") <= value("value") && value("value") <= value("upper_value"));
+        assert!(json["short/llama-mini/stock-f32-cpu"]["itl-p50"]["value"].is_f64());
+    }
+
+    #[test]
+    fn openmetrics_has_base_units_escaped_labels_and_an_end() {
+        let record = record(|record| record.subject.model = "a\"b\\c".into());
+        let text = exported(&record, Format::Openmetrics);
+        assert!(text.ends_with("# EOF\n"));
+        assert!(text.contains("# UNIT candlepower_ttft_seconds seconds\n"), "{text}");
+        assert!(text.contains("model=\"a\\\"b\\\\c\""), "{text}");
+        let ttft = text.lines().find(|line| line.starts_with("candlepower_ttft_seconds{")).expect("a sample");
+        let seconds: f64 = ttft.rsplit(' ').next().and_then(|value| value.parse().ok()).expect("a number");
+        assert!((seconds - 0.0363).abs() < 1e-4);
+    }
+
+    #[test]
+    fn what_is_made_up_says_so_everywhere() {
+        let record = record(|record| record.sandbox = true);
+        for format in [Format::GithubBigger, Format::GithubSmaller, Format::Bencher, Format::Registry] {
+            assert!(exported(&record, format).contains("sandbox/short/llama-mini"), "{format:?}");
+        }
+        let text = exported(&record, Format::Openmetrics);
+        assert!(text.lines().filter(|line| line.contains('{')).all(|line| line.contains("sandbox=\"true\"")));
+    }
+
+    #[test]
+    fn the_registry_says_which_way_is_better() {
+        let record = record(|_| {});
+        let entries: Vec<BTreeMap<String, Value>> =
+            serde_saphyr::from_str(&exported(&record, Format::Registry)).expect("YAML");
+        let find = |id: &str| entries.iter().find(|entry| entry["id"] == id).expect(id);
+        assert_eq!(find("short/llama-mini/stock-f32-cpu/ttft")["compare"], "lower_is_better");
+        assert_eq!(find("short/llama-mini/stock-f32-cpu/tokens_per_s")["compare"], "higher_is_better");
+        assert_eq!(find("short/llama-mini/stock-f32-cpu/ttft")["source"], "candlepower");
+    }
+
+    #[test]
+    fn a_benchmark_that_failed_has_no_figures() {
+        let record = record(|record| record.measures = None);
+        assert_eq!(exported(&record, Format::GithubBigger), "[]");
+        assert_eq!(exported(&record, Format::Openmetrics), "# EOF\n");
+    }
+}
