@@ -77,6 +77,12 @@ pub fn summarise(
         },
         generated_tokens,
         token_digest: digest(&first.tokens),
+        work: Some(record::Work {
+            prefill_bytes: footprint.step_weight_bytes + model.cache_bytes(prompt_tokens).used,
+            prefill_flops: model.prefill_flops(prompt_tokens),
+            step_bytes: decode_bytes.checked_div(steps as u64).unwrap_or_default(),
+            step_flops: footprint.flops_per_token,
+        }),
         routing: routing(model),
         itl_by_position_ms: (0..steps).map(|step| over_samples(&|timeline| ms(timeline.steps[step]))).collect(),
     })
@@ -199,6 +205,9 @@ mod tests {
         close(measures.mfu.expect("limits"), 4.0 * 300.0 / 0.020 / 1e6);
         assert_eq!((measures.cache_used_bytes, measures.cache_allocated_bytes), (60, 4096));
         assert_eq!(measures.itl_by_position_ms, [3.0, 5.0]);
+        let work = measures.work.expect("the work");
+        assert_eq!((work.step_bytes, work.step_flops, work.prefill_flops), (1055, 300, 1200));
+        assert_eq!(work.prefill_bytes, 1000 + 40);
         assert_eq!((measures.samples, measures.peak_bytes), (3, Some(9999)));
     }
 

@@ -111,7 +111,8 @@ impl Measures {
         let memory = |bytes: Option<u64>| ("peak_memory", "bytes", Better::Lower, bytes.map(|bytes| bytes as f64));
         let all = match self {
             Self::Generation(m) => vec![
-                ("tokens_per_s", "tok/s", Better::Higher, Some(m.tokens_per_s)),
+                // Of one token it says nothing that the prefill does not.
+                ("tokens_per_s", "tok/s", Better::Higher, (m.new_tokens > 1).then_some(m.tokens_per_s)),
                 ("decode_tokens_per_s", "tok/s", Better::Higher, m.decode_tokens_per_s),
                 ("prefill_tokens_per_s", "tok/s", Better::Higher, Some(m.prefill_tokens_per_s)),
                 ("ttft", "ms", Better::Lower, Some(m.ttft_ms)),
@@ -207,9 +208,22 @@ pub struct Generation {
     pub token_digest: String,
     /// Median inter-token latency at each position.
     pub itl_by_position_ms: Vec<f64>,
+    /// What the two phases must read and compute; `null` in records that were made before it was kept.
+    #[serde(default)]
+    pub work: Option<Work>,
     /// How experts were used; `null` where there are none.
     #[serde(default)]
     pub routing: Option<Routing>,
+}
+
+/// What a generation must read and compute, from which MBU and MFU come: weights once a pass, the cache that is in use.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Work {
+    pub prefill_bytes: u64,
+    pub prefill_flops: u64,
+    /// Of one step: the mean over the steps.
+    pub step_bytes: u64,
+    pub step_flops: u64,
 }
 
 /// How a mixture of experts was used by one generation, prompt and steps together. The same in every sample.

@@ -11,4 +11,4 @@ mod statistics;
 pub mod table;
 mod write;
 
-pub use write::{LOG, write};
+pub use write::{LOG, write, zip};

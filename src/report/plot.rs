@@ -1,7 +1,8 @@
 //! Plots, as SVG text. Grey axes and transparent ground read on light and dark pages alike; the colours are Okabe and
 //! Ito's, which colour-blind people can tell apart.
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context, Result, anyhow};
+use epaint_default_fonts::UBUNTU_LIGHT;
 use plotters::{
     prelude::*,
     style::{
@@ -9,6 +10,8 @@ use plotters::{
         text_anchor::{HPos, Pos, VPos},
     },
 };
+
+use resvg::{tiny_skia, usvg};
 
 use super::joined::Row;
 use crate::{
@@ -33,6 +36,26 @@ pub struct Plot {
     pub file: &'static str,
     pub title: &'static str,
     pub svg: String,
+}
+
+impl Plot {
+    /// The plot as a PNG picture of twice the size, on white. Its font comes with the program: none is asked of the system.
+    ///
+    /// # Errors
+    /// When the plot can't be read or drawn.
+    pub fn png(&self) -> Result<Vec<u8>> {
+        const SCALE: f32 = 2.0;
+        let mut options = usvg::Options::default();
+        options.fontdb_mut().load_font_data(UBUNTU_LIGHT.to_vec());
+        let family = options.fontdb.faces().next().and_then(|face| Some(face.families.first()?.0.clone()));
+        options.fontdb_mut().set_sans_serif_family(family.unwrap_or_default());
+        let tree = usvg::Tree::from_str(&self.svg, &options)?;
+        let size = tree.size().to_int_size().scale_by(SCALE).context("a plot has no size")?;
+        let mut picture = tiny_skia::Pixmap::new(size.width(), size.height()).context("a plot has no size")?;
+        picture.fill(tiny_skia::Color::WHITE);
+        resvg::render(&tree, tiny_skia::Transform::from_scale(SCALE, SCALE), &mut picture.as_mut());
+        Ok(picture.encode_png()?)
+    }
 }
 
 /// Every plot that the rows have figures for.
@@ -93,6 +116,13 @@ fn of_generation(measured: &[&Row]) -> Result<Vec<Plot>> {
         title: "Prefill: share of the measured matrix rate (MFU)",
         svg: by_scenario(measured, "% of matrix rate", &|row| Some((row.generation()?.mfu? * 100.0, None)))?,
     });
+    if let Some(svg) = roofline(measured)? {
+        plots.push(Plot {
+            file: "roofline.svg",
+            title: "Roofline: rate over operations for each byte that must be read; circles decode, triangles prefill",
+            svg,
+        });
+    }
     if let Some(longest) = measured.iter().filter_map(|row| Some(row.generation()?.itl_by_position_ms.len())).max() {
         let of_longest: Vec<&Row> = measured
             .iter()
@@ -108,6 +138,87 @@ fn of_generation(measured: &[&Row]) -> Result<Vec<Plot>> {
         }
     }
     Ok(plots)
+}
+
+/// What each benchmark reaches below what bandwidth and matrix rate allow (Williams, Waterman and Patterson, 2009).
+fn roofline(rows: &[&Row]) -> Result<Option<String>> {
+    struct Point {
+        subject: String,
+        is_decode: bool,
+        flops_per_byte: f64,
+        gflops: f64,
+    }
+    let Some(limits) = rows.iter().find_map(|row| row.record.limits.as_ref()) else { return Ok(None) };
+    let mut points = Vec::new();
+    for row in rows {
+        let Some((measures, work)) = row.generation().and_then(|measures| Some((measures, measures.work?))) else {
+            continue;
+        };
+        let mut add = |is_decode, flops: u64, bytes: u64, ms: f64| {
+            let (flops_per_byte, gflops) = (flops as f64 / bytes as f64, flops as f64 / ms / 1e6);
+            points.push(Point { subject: subject(row), is_decode, flops_per_byte, gflops });
+        };
+        add(false, work.prefill_flops, work.prefill_bytes, measures.ttft_ms);
+        if let Some(ms) = measures.tpot_ms {
+            add(true, work.step_flops, work.step_bytes, ms);
+        }
+    }
+    if points.is_empty() {
+        return Ok(None);
+    }
+    let (gb_per_s, peak) = (limits.read_bytes_per_s / 1e9, limits.matrix_flops_per_s / 1e9);
+    let intensities = || points.iter().map(|point| point.flops_per_byte);
+    let left = intensities().fold(0.5, f64::min) / 2.0;
+    let right = intensities().fold(peak / gb_per_s, f64::max) * 4.0;
+    let low = points.iter().map(|point| point.gflops).fold(left * gb_per_s, f64::min) / 2.0;
+    let subjects = distinct(points.iter().map(|point| point.subject.clone()));
+    let svg = draw(|area| {
+        let mut chart = ChartBuilder::on(area)
+            .margin(10)
+            .x_label_area_size(45)
+            .y_label_area_size(70)
+            .build_cartesian_2d((left..right).log_scale(), (low..peak * 3.0).log_scale())?;
+        chart
+            .configure_mesh()
+            .x_desc("floating-point operations a byte")
+            .y_desc("GFLOP/s")
+            .x_label_formatter(&|x| short(*x))
+            .y_label_formatter(&|y| short(*y))
+            .axis_style(GREY)
+            .light_line_style(TRANSPARENT)
+            .bold_line_style(GREY.mix(0.25))
+            .label_style(("sans-serif", 14, &GREY))
+            .draw()?;
+        let ridge = peak / gb_per_s;
+        let roof = [(left, left * gb_per_s), (ridge, peak), (right, peak)];
+        chart
+            .draw_series(LineSeries::new(roof, GREY.stroke_width(2)))?
+            .label(format!("{gb_per_s:.0} GB/s, then {peak:.0} GFLOP/s"))
+            .legend(|(x, y)| PathElement::new(vec![(x, y), (x + 12, y)], GREY.stroke_width(3)));
+        for (number, name) in subjects.iter().enumerate() {
+            let colour = COLOURS[number % COLOURS.len()];
+            let own = |is_decode| {
+                let own = points.iter().filter(move |point| point.subject == *name && point.is_decode == is_decode);
+                own.map(|point| (point.flops_per_byte, point.gflops))
+            };
+            chart
+                .draw_series(own(true).map(|at| Circle::new(at, 5, colour.filled())))?
+                .label(name)
+                .legend(move |(x, y)| Circle::new((x + 6, y), 5, colour.filled()));
+            chart.draw_series(own(false).map(|at| TriangleMarker::new(at, 7, colour.filled())))?;
+        }
+        chart
+            .configure_series_labels()
+            .position(SeriesLabelPosition::LowerRight)
+            .label_font(("sans-serif", 14, &GREY))
+            .draw()
+    })?;
+    Ok(Some(svg))
+}
+
+/// A number of an axis, without zeros that say nothing.
+fn short(value: f64) -> String {
+    if value >= 1.0 { format!("{value:.0}") } else { format!("{value:.2}") }
 }
 
 fn routing(row: &Row) -> Option<&Routing> {

@@ -3,12 +3,14 @@
 use std::{
     fmt::Write,
     fs,
+    io::{Cursor, Write as _},
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result};
 use chrono::{DateTime, Utc};
 use serde::Serialize;
+use zip::{ZipWriter, write::SimpleFileOptions};
 
 use super::{
     columns::RESULTS,
@@ -47,7 +49,9 @@ pub fn write(joined: &Joined, root: &Path, criterion_home: &Path, now: DateTime<
     write_whole(&filling.path().join("results.parquet"), &columns::parquet(RESULTS, &joined.rows)?)?;
     write_whole(&filling.path().join("environment.yaml"), environment(first)?.as_bytes())?;
     for plot in &plots {
-        write_whole(&filling.path().join(plot.file), plot.svg.as_bytes())?;
+        let file = filling.path().join(plot.file);
+        write_whole(&file, plot.svg.as_bytes())?;
+        write_whole(&file.with_extension("png"), &plot.png()?)?;
     }
     let link = link_to_criterion(root, criterion_home);
     let page = html::page(&title, joined, &plots, link.as_deref());
@@ -56,6 +60,25 @@ pub fn write(joined: &Joined, root: &Path, criterion_home: &Path, now: DateTime<
     fs::rename(filling.keep(), &folder).with_context(|| format!("{} could not be made", folder.display()))?;
     log(&root.join(machine).join(LOG), joined, &stamp, now)?;
     Ok(folder)
+}
+
+/// Packs a report's folder into `<folder>.zip`, which unpacks to a folder of its name. Returns the file.
+///
+/// # Errors
+/// When the folder can't be read or the file can't be written.
+pub fn zip(folder: &Path) -> Result<PathBuf> {
+    let name = folder.file_name().context("a report's folder has a name")?.to_string_lossy().into_owned();
+    let mut archive = ZipWriter::new(Cursor::new(Vec::new()));
+    let mut files: Vec<PathBuf> = fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
+    files.sort();
+    for file in files {
+        let inside = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        archive.start_file(format!("{name}/{inside}"), SimpleFileOptions::default())?;
+        archive.write_all(&fs::read(&file).with_context(|| format!("{} could not be read", file.display()))?)?;
+    }
+    let file = folder.with_extension("zip");
+    write_whole(&file, archive.finish()?.get_ref())?;
+    Ok(file)
 }
 
 /// Criterion's own report as seen from a report's folder. Only a relative way there: a report that is kept must not

@@ -20,6 +20,9 @@ pub struct Report {
     /// Folder that reports go into, below the machine's name
     #[arg(long, default_value = "target-reports")]
     to: PathBuf,
+    /// Pack the folder into a file beside it, too
+    #[arg(long)]
+    zip: bool,
 }
 
 impl Report {
@@ -33,6 +36,9 @@ impl Report {
             eprintln!("note: {problem}");
         }
         println!("{}", folder.display());
+        if self.zip {
+            println!("{}", report::zip(&folder)?.display());
+        }
         Ok(ExitCode::SUCCESS)
     }
 }
