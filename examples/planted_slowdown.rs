@@ -1,5 +1,6 @@
-//! A model that is slower by a known share, to see what change is found: `PLANTED_SLOWDOWN=0.10 cargo run --release
-//! --example planted_slowdown -- --bench '^short/'`. scripts/resolution.sh runs it many times.
+//! A model that is slower by a known share, or takes more memory by a share of its weights, to see what change is found:
+//! `PLANTED_SLOWDOWN=0.10 PLANTED_MEMORY=0.01 cargo run --release --example planted_slowdown -- --bench '^short/'`.
+//! scripts/resolution.sh and scripts/compare_pairs.sh run it many times.
 
 use std::{process::ExitCode, time::Instant};
 
@@ -19,6 +20,14 @@ static ALLOCATOR: CountingAllocator = CountingAllocator;
 struct Slowed {
     model: Box<dyn CausalLm>,
     by: f64,
+    /// Memory that nothing is done with.
+    _ballast: Vec<u8>,
+}
+
+/// A share from the environment.
+fn planted(variable: &str) -> Result<f64> {
+    let share = std::env::var(variable).unwrap_or_else(|_| "0".into());
+    share.parse().with_context(|| format!("{variable}={share}: not a number"))
 }
 
 impl CausalLm for Slowed {
@@ -50,10 +59,10 @@ fn main() -> ExitCode {
         let settings = suite.settings().clone();
         let (engine, device, seed) = (settings.engine, settings.device, settings.seed);
         let candidate = Candidate::own("planted", suite.settings(), move |dtype, _| {
-            let by = std::env::var("PLANTED_SLOWDOWN").unwrap_or_else(|_| "0".into());
-            let by: f64 = by.parse().with_context(|| format!("PLANTED_SLOWDOWN={by}: not a number"))?;
             let spec = settings.models.first().context("a model is needed")?;
-            Ok(Slowed { model: subject::load(spec, engine, dtype, device, seed)?.model, by })
+            let model = subject::load(spec, engine, dtype, device, seed)?.model;
+            let ballast_bytes = model.footprint().weight_bytes as f64 * planted("PLANTED_MEMORY")?;
+            Ok(Slowed { model, by: planted("PLANTED_SLOWDOWN")?, _ballast: vec![1; ballast_bytes as usize] })
         });
         suite.generation(&GENERATION, vec![candidate]);
     })

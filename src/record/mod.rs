@@ -10,7 +10,7 @@ mod read;
 mod sink;
 
 pub use baseline::{Estimate, Samples, baseline, baselines, estimates};
-pub use read::{Read, read};
+pub use read::{Read, latest, read};
 pub use sink::{RECORDS, Sink, check_writable, temporary_that_stays, write_whole};
 
 use std::collections::BTreeMap;

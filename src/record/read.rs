@@ -1,12 +1,15 @@
 //! Reading records back. What can be read is used; what can't is named by its line, and nothing is dropped in silence.
 
 use std::{
-    fs::File,
-    io::{BufRead, BufReader},
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet},
+    fs::{self, File},
+    io::{self, BufRead, BufReader, Read as _, Seek, SeekFrom},
     path::Path,
 };
 
 use anyhow::{Context, Result};
+use rayon::prelude::*;
 use serde::Deserialize;
 
 use super::{Record, SCHEMA};
@@ -44,6 +47,122 @@ pub fn read(path: &Path) -> Result<Read> {
         }
     }
     Ok(read)
+}
+
+/// Reads the last record of each benchmark, made-up ones apart, in the order in which they stand in the file: a benchmark
+/// that was measured again counts as it was the last time, and a problem says how often that was. Takes memory for the
+/// benchmarks, not for the file: lines are looked through by all threads, and only the last of each benchmark is kept.
+///
+/// # Errors
+/// As [`read`].
+pub fn latest(path: &Path) -> Result<Read> {
+    let bytes = fs::metadata(path).with_context(|| format!("{} could not be read", path.display()))?.len();
+    let parts = (bytes / PART_BYTES + 1).min(4 * rayon::current_num_threads() as u64);
+    let looked: Vec<Part> = (0..parts)
+        .into_par_iter()
+        .map(|part| look_through(path, part * bytes / parts, (part + 1) * bytes / parts))
+        .collect::<io::Result<_>>()
+        .with_context(|| format!("{} could not be read", path.display()))?;
+
+    let mut found = Read::default();
+    let mut last: BTreeMap<Key, (u64, u64)> = BTreeMap::new();
+    let mut times: BTreeMap<Key, u64> = BTreeMap::new();
+    let mut lines_before = 0;
+    for part in looked {
+        let named =
+            |(line, problem): (u64, String)| format!("{} line {}: {problem}", path.display(), lines_before + line);
+        found.problems.extend(part.problems.into_iter().map(named));
+        for (key, (count, at)) in part.last {
+            *times.entry(key.clone()).or_default() += count;
+            last.insert(key, at);
+        }
+        lines_before += part.lines;
+    }
+    for ((id, _), times) in times.iter().filter(|(_, times)| **times > 1) {
+        found.problems.push(format!("{id}: measured {times} times; the last counts"));
+    }
+    let mut places: Vec<(u64, u64)> = last.into_values().collect();
+    places.sort_unstable();
+    let mut file = File::open(path)?;
+    for (start, length) in places {
+        let mut line = vec![0; length as usize];
+        file.seek(SeekFrom::Start(start))?;
+        file.read_exact(&mut line)?;
+        match record(line.trim_ascii()) {
+            Ok(record) => found.records.push(record),
+            // It has an id and is no record all the same: an earlier one counts, so every line must be read.
+            Err(_) => return slowly(path),
+        }
+    }
+    Ok(found)
+}
+
+/// What [`latest`] gives, from every record.
+fn slowly(path: &Path) -> Result<Read> {
+    let mut read = read(path)?;
+    let mut seen = BTreeSet::new();
+    read.records.reverse();
+    read.records.retain(|record| seen.insert((record.id.clone(), record.sandbox)));
+    read.records.reverse();
+    Ok(read)
+}
+
+/// Bytes below which a file is not worth a further thread.
+const PART_BYTES: u64 = 1 << 20;
+
+/// Id, and whether it is made up.
+type Key = (String, bool);
+
+/// What the lines of a part of a file hold.
+#[derive(Default)]
+struct Part {
+    lines: u64,
+    /// How many of a benchmark, and where the last is: start and length in bytes.
+    last: BTreeMap<Key, (u64, (u64, u64))>,
+    /// Line within the part, and what is wrong with it.
+    problems: Vec<(u64, String)>,
+}
+
+/// Looks at the lines that start in `from..to`.
+fn look_through(path: &Path, from: u64, to: u64) -> io::Result<Part> {
+    /// What is read of a line; the rest is only seen to be JSON.
+    #[derive(Deserialize)]
+    struct Head<'a> {
+        schema: u32,
+        #[serde(borrow)]
+        id: Cow<'a, str>,
+        #[serde(default)]
+        sandbox: bool,
+    }
+    let mut part = Part::default();
+    let mut file = BufReader::with_capacity(1 << 20, File::open(path)?);
+    let mut line = Vec::new();
+    let mut start = from;
+    if from > 0 {
+        // A line that starts in the part before is that one's, up to its end.
+        file.seek(SeekFrom::Start(from - 1))?;
+        start = from - 1 + file.read_until(b'\n', &mut line)? as u64;
+    }
+    while start < to {
+        line.clear();
+        let length = file.read_until(b'\n', &mut line)? as u64;
+        if length == 0 {
+            break;
+        }
+        part.lines += 1;
+        let text = line.trim_ascii();
+        match serde_json::from_slice::<Head>(text) {
+            _ if text.is_empty() => {}
+            Ok(head) if head.schema == SCHEMA => {
+                let (count, at) = part.last.entry((head.id.into_owned(), head.sandbox)).or_default();
+                (*count, *at) = (*count + 1, (start, length));
+            }
+            // Said in full by the reader of whole records.
+            _ => part.problems.extend(record(text).err().map(|problem| (part.lines, problem))),
+        }
+        start += length;
+    }
+    Ok(part)
 }
 
 fn record(line: &[u8]) -> Result<Record, String> {
@@ -89,6 +208,41 @@ mod tests {
             assert!(problem.contains(part), "{problem}");
         }
         assert_eq!(read.problems.len(), 5, "{:?}", read.problems);
+    }
+
+    /// The same whether a file is read in one part or in many, and as reading every record and taking the last.
+    #[test]
+    fn the_last_of_each_benchmark_is_found_and_repetitions_are_counted() {
+        let sample: Record = serde_json::from_str(include_str!("sample.json")).expect("the sample");
+        let line = |id: &str, total: u64, sandbox| {
+            let record = Record { id: id.into(), run: total.to_string(), sandbox, ..sample.clone() };
+            serde_json::to_string(&record).expect("a line")
+        };
+        let mut lines =
+            vec![line("a", 1, false), "torn {".into(), line("b", 2, false), String::new(), line("a", 3, true)];
+        lines.extend((10..3000).map(|number| line(["a", "b", "c"][number % 3], number as u64, false)));
+        lines.push("{\"schema\": 99}".into());
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        fs::write(file.path(), lines.join("\n")).expect("written");
+        assert!(fs::metadata(file.path()).expect("a size").len() > 2 * PART_BYTES, "it is read in parts");
+
+        let found = latest(file.path()).expect("read");
+        let seen: Vec<_> = found.records.iter().map(|record| (record.id.as_str(), record.run.as_str())).collect();
+        assert_eq!(seen, [("a", "3"), ("a", "2997"), ("b", "2998"), ("c", "2999")]);
+        assert_eq!(slowly(file.path()).expect("read").records, found.records);
+        let problem = |part: &str| found.problems.iter().any(|problem| problem.contains(part));
+        assert!(problem("line 2: no record") && problem("line 2996: schema 99"), "{:?}", found.problems);
+        assert!(problem("a: measured 997 times"), "{:?}", found.problems);
+    }
+
+    #[test]
+    fn a_line_with_an_id_that_is_no_record_does_not_hide_an_earlier_one() {
+        let good = include_str!("sample.json").replace('\n', "");
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        fs::write(file.path(), format!("{good}\n{{\"schema\": 1, \"id\": \"short/llama-mini/stock-f32-cpu\"}}\n"))
+            .expect("written");
+        let found = latest(file.path()).expect("read");
+        assert_eq!((found.records.len(), found.problems.len()), (1, 1), "{:?}", found.problems);
     }
 
     #[test]

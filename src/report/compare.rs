@@ -56,7 +56,7 @@ impl Side {
             out.join(name).join(record::RECORDS),
         ];
         if let Some(file) = candidates.iter().find(|file| file.is_file()) {
-            let read = record::read(file)?;
+            let read = record::latest(file)?;
             let mut side = Self::from_records(name, &read.records);
             side.problems.extend(read.problems);
             return Ok(side);

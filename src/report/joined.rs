@@ -13,6 +13,8 @@ pub struct Joined {
     pub rows: Vec<Row>,
     /// What is missing, unreadable or left out, a line each.
     pub problems: Vec<String>,
+    /// Whether every record is made up. Among measurements, made-up records are left out.
+    pub is_sandbox: bool,
 }
 
 /// One benchmark.
@@ -38,7 +40,7 @@ impl Row {
 /// # Errors
 /// When the file can't be read or holds no record.
 pub fn join(records: &Path, criterion_home: &Path) -> Result<Joined> {
-    let read = record::read(records)?;
+    let read = record::latest(records)?;
     let mut problems = read.problems;
     if read.records.is_empty() {
         bail!("{} holds no record that can be read{}", records.display(), listed(&problems));
@@ -48,18 +50,15 @@ pub fn join(records: &Path, criterion_home: &Path) -> Result<Joined> {
     } else {
         (BTreeMap::new(), BTreeMap::new())
     };
-    let mut last: BTreeMap<String, usize> = BTreeMap::new();
-    for (index, record) in read.records.iter().enumerate() {
-        if record.sandbox {
-            problems.push(format!("{}: a sandbox record is no measurement and is left out", record.id));
-        } else if last.insert(record.id.clone(), index).is_some() {
-            problems.push(format!("{}: measured more than once; the last counts", record.id));
-        }
+    let is_sandbox = read.records.iter().all(|record| record.sandbox);
+    if is_sandbox {
+        problems.push("every figure is made up: this is a sandbox, not a measurement".into());
     }
     let mut rows = Vec::new();
     let mut without = Vec::new();
-    for (index, record) in read.records.into_iter().enumerate() {
-        if last.get(&record.id) != Some(&index) {
+    for record in read.records {
+        if record.sandbox && !is_sandbox {
+            problems.push(format!("{}: a sandbox record is no measurement and is left out", record.id));
             continue;
         }
         if record.status == Status::Failed {
@@ -80,12 +79,13 @@ pub fn join(records: &Path, criterion_home: &Path) -> Result<Joined> {
         }
         rows.push(row);
     }
-    if without.len() == rows.len() {
+    let timed = |row: &&Row| row.record.measures.as_ref().is_some_and(|measures| !measures.sample_ms().is_empty());
+    if !without.is_empty() && without.len() == rows.iter().filter(timed).count() {
         problems.push("Criterion has no estimates of this run: there are no intervals".into());
     } else if !without.is_empty() {
         problems.push(format!("Criterion has no estimate, and there is no interval, of {}", without.join(", ")));
     }
-    Ok(Joined { rows, problems })
+    Ok(Joined { rows, problems, is_sandbox })
 }
 
 /// Criterion keeps nanoseconds, records milliseconds.

@@ -4,6 +4,7 @@
 pub mod columns;
 pub mod compare;
 pub mod export;
+pub mod history;
 mod html;
 pub mod joined;
 mod plot;

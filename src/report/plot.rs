@@ -237,6 +237,48 @@ fn sorted_load(routing: &Routing) -> Vec<f64> {
     load.iter().map(|sum| sum / routing.tokens_per_expert.len() as f64).collect()
 }
 
+/// Values one after the other, with the names below and a line where they moved.
+///
+/// # Errors
+/// When it can't be drawn.
+pub fn history(values: &[f64], names: &[&str], moved: &[usize], unit: &str) -> Result<String> {
+    let top = values.iter().copied().fold(1e-9, f64::max) * 1.2;
+    let end = values.len() as f64 - 0.5;
+    draw(|area| {
+        let mut chart = ChartBuilder::on(area)
+            .margin(10)
+            .x_label_area_size(45)
+            .y_label_area_size(70)
+            .build_cartesian_2d(-0.5..end, 0.0..top)?;
+        let name = |x: &f64| {
+            let place = x.round();
+            let is_there = (x - place).abs() < 1e-6 && place >= 0.0;
+            names.get(place as usize).filter(|_| is_there).map_or(String::new(), |name| (*name).to_owned())
+        };
+        chart
+            .configure_mesh()
+            .disable_x_mesh()
+            .x_labels(values.len().min(12))
+            .x_desc("commit")
+            .y_desc(unit)
+            .x_label_formatter(&name)
+            .y_label_formatter(&|y| if top < 10.0 { format!("{y:.1}") } else { format!("{y:.0}") })
+            .axis_style(GREY)
+            .light_line_style(TRANSPARENT)
+            .bold_line_style(GREY.mix(0.25))
+            .label_style(("sans-serif", 14, &GREY))
+            .draw()?;
+        for &place in moved {
+            let x = place as f64 - 0.5;
+            chart.draw_series([PathElement::new(vec![(x, 0.0), (x, top)], COLOURS[4].stroke_width(2))])?;
+        }
+        let points = || values.iter().enumerate().map(|(place, value)| (place as f64, *value));
+        chart.draw_series(LineSeries::new(points(), COLOURS[0].stroke_width(2)))?;
+        chart.draw_series(points().map(|point| Circle::new(point, 4, COLOURS[0].filled())))?;
+        Ok(())
+    })
+}
+
 /// A line of a plot.
 struct Line {
     name: String,

@@ -40,7 +40,8 @@ pub fn write(joined: &Joined, root: &Path, criterion_home: &Path, now: DateTime<
     fs::create_dir_all(root.join(machine)).with_context(|| format!("{} could not be made", root.display()))?;
     // Filled under another name, so that a report that is there is whole.
     let filling = temporary_that_stays(0o777).tempdir_in(root.join(machine)).context("a folder could not be made")?;
-    let title = format!("candlepower on {machine}, {}", now.format("%Y-%m-%d %H:%M UTC"));
+    let what = if joined.is_sandbox { "Made-up figures, a sandbox of candlepower" } else { "candlepower" };
+    let title = format!("{what} on {machine}, {}", now.format("%Y-%m-%d %H:%M UTC"));
     let plots = plots(&joined.rows)?;
 
     write_whole(&filling.path().join("README.md"), readme(&title, joined, first).as_bytes())?;

@@ -7,6 +7,7 @@
 
 mod candidate;
 mod generation;
+pub mod sandbox;
 mod session;
 mod sweep;
 

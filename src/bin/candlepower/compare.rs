@@ -72,7 +72,7 @@ impl Compare {
 }
 
 /// A share: `5%` or `0.05`.
-fn percent(text: &str) -> Result<f64, String> {
+pub fn percent(text: &str) -> Result<f64, String> {
     let share = match text.strip_suffix('%') {
         Some(number) => number.trim().parse::<f64>().map(|number| number / 100.0),
         None => text.parse::<f64>(),

@@ -1,10 +1,10 @@
 //! `candlepower export`: a run for other tools.
 
-use std::{collections::BTreeSet, path::PathBuf, process::ExitCode};
+use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Result;
 use candlepower::{
-    record::{self, Record, write_whole},
+    record::{self, write_whole},
     report::export::{Format, export},
     settings::Settings,
 };
@@ -26,24 +26,15 @@ pub struct Export {
 impl Export {
     pub fn run(self) -> Result<ExitCode> {
         let settings = Settings::load(&[])?;
-        let read = record::read(&records(self.run.as_deref(), &settings.out)?)?;
+        let read = record::latest(&records(self.run.as_deref(), &settings.out)?)?;
         for problem in &read.problems {
             eprintln!("note: {problem}");
         }
-        let text = export(&last_of_each(&read.records), self.format)?;
+        let text = export(&read.records.iter().collect::<Vec<_>>(), self.format)?;
         match &self.to {
             Some(file) => write_whole(file, text.as_bytes())?,
             None => print!("{text}{}", if text.ends_with('\n') { "" } else { "\n" }),
         }
         Ok(ExitCode::SUCCESS)
     }
-}
-
-/// A benchmark that was measured again counts as it was the last time; figures that were made up don't replace others.
-fn last_of_each(records: &[Record]) -> Vec<&Record> {
-    let mut seen = BTreeSet::new();
-    let mut last: Vec<&Record> =
-        records.iter().rev().filter(|record| seen.insert((record.id.as_str(), record.sandbox))).collect();
-    last.reverse();
-    last
 }

@@ -4,9 +4,11 @@ mod bench;
 mod compare;
 mod doctor;
 mod export;
+mod history;
 mod list;
 mod report;
 mod run;
+mod sandbox;
 mod sweep;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -42,6 +44,10 @@ enum What {
     Report(report::Report),
     /// Write a run for another tool: github-action-benchmark, Bencher, OpenMetrics, a registry of metrics
     Export(export::Export),
+    /// Show a benchmark over the reports that are kept, and where it moved
+    History(history::History),
+    /// Make up records of every kind, marked, to build dashboards with
+    Sandbox(sandbox::Sandbox),
     /// Compare two runs, files of records, or baselines of Criterion's
     Compare(compare::Compare),
 }
@@ -116,6 +122,8 @@ fn main() -> ExitCode {
         What::Bench(bench) => bench.run(),
         What::Compare(compare) => compare.run(),
         What::Export(export) => export.run(),
+        What::History(history) => history.run(),
+        What::Sandbox(sandbox) => sandbox.run(),
         What::Report(report) => report.run(),
         What::Sweep(sweep) => sweep.run(),
     })

@@ -1,0 +1,51 @@
+//! `candlepower sandbox`: records to build dashboards with.
+
+use std::{fs, io::Write, process::ExitCode};
+
+use anyhow::{Context, Result, ensure};
+use candlepower::{
+    record::{RECORDS, temporary_that_stays},
+    settings::Settings,
+    suite::sandbox::records,
+};
+use chrono::Utc;
+use clap::Args;
+
+#[derive(Args)]
+pub struct Sandbox {
+    /// Name of the run
+    #[arg(long, default_value = "sandbox")]
+    run: String,
+    #[arg(long, default_value_t = 42)]
+    seed: u64,
+    /// How many records of each benchmark
+    #[arg(long, default_value_t = 1)]
+    times: usize,
+}
+
+impl Sandbox {
+    pub fn run(self) -> Result<ExitCode> {
+        let settings = Settings::load(&[])?;
+        let folder = settings.out.join(&self.run);
+        let path = folder.join(RECORDS);
+        ensure!(!path.exists(), "{} is there already: name another run with --run", path.display());
+        let write = || -> Result<usize> {
+            fs::create_dir_all(&folder)?;
+            let mut file = temporary_that_stays(0o666).tempfile_in(&folder)?;
+            let mut writer = std::io::BufWriter::new(file.as_file_mut());
+            let mut count = 0;
+            for record in records(&self.run, self.seed, self.times, Utc::now())? {
+                serde_json::to_writer(&mut writer, &record)?;
+                writer.write_all(b"\n")?;
+                count += 1;
+            }
+            writer.flush()?;
+            drop(writer);
+            file.persist(&path)?;
+            Ok(count)
+        };
+        let count = write().with_context(|| format!("{} could not be written", path.display()))?;
+        println!("{count} made-up records: {}", path.display());
+        Ok(ExitCode::SUCCESS)
+    }
+}

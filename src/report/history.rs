@@ -1,0 +1,265 @@
+//! A benchmark over the reports that are kept: what it was at each, and where it moved.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail};
+use serde::Serialize;
+
+use super::{
+    plot::{self, Plot},
+    statistics::median,
+    table::{markdown, number},
+};
+use crate::record::{self, Better, Record};
+
+/// One benchmark on one machine.
+#[derive(Debug, Serialize)]
+pub struct History {
+    pub id: String,
+    pub machine: String,
+    pub metric: String,
+    pub unit: &'static str,
+    pub better: Better,
+    /// In the order in which they were measured.
+    pub points: Vec<Point>,
+    pub moves: Vec<Move>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct Point {
+    pub at: String,
+    /// `unknown` where the record does not say.
+    pub commit: String,
+    pub value: f64,
+}
+
+/// Where the values before and after are not of one level.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Move {
+    /// First point of the new level.
+    pub point: usize,
+    pub commit: String,
+    /// Medians of the levels.
+    pub before: f64,
+    pub after: f64,
+}
+
+/// The histories of the benchmarks whose ids contain `part`, from every `results.jsonl` below `folder`, with what could not
+/// be read. `metric` is one of [`record::Measures::metrics`]; the first of each benchmark where none is named.
+///
+/// # Errors
+/// When there is no report, or no benchmark that fits.
+pub fn histories(folder: &Path, part: &str, metric: Option<&str>, noise: f64) -> Result<(Vec<History>, Vec<String>)> {
+    let files = results(folder)?;
+    let mut problems = Vec::new();
+    let mut histories: BTreeMap<(String, String), History> = BTreeMap::new();
+    let mut known: Vec<&str> = Vec::new();
+    for file in &files {
+        let read = record::latest(file)?;
+        problems.extend(read.problems);
+        for record in read.records.iter().filter(|record| !record.sandbox && record.id.contains(part)) {
+            let metrics = record.measures.as_ref().map(record::Measures::metrics).unwrap_or_default();
+            known.extend(metrics.iter().map(|metric| metric.name));
+            let wanted = |found: &&record::Metric| metric.is_none_or(|metric| metric == found.name);
+            let Some(found) = metrics.iter().find(wanted) else { continue };
+            let history =
+                histories.entry((record.id.clone(), record.machine.name.clone())).or_insert_with(|| History {
+                    id: record.id.clone(),
+                    machine: record.machine.name.clone(),
+                    metric: found.name.to_owned(),
+                    unit: found.unit,
+                    better: found.better,
+                    points: Vec::new(),
+                    moves: Vec::new(),
+                });
+            history.points.push(point(record, found.value));
+        }
+    }
+    if histories.is_empty() {
+        known.sort_unstable();
+        known.dedup();
+        match (metric, known.is_empty()) {
+            (Some(metric), false) => bail!("no benchmark has a figure '{metric}': there are {}", known.join(", ")),
+            _ => {
+                bail!("no benchmark whose id contains '{part}' was measured in the reports below {}", folder.display())
+            }
+        }
+    }
+    let mut histories: Vec<History> = histories.into_values().collect();
+    for history in &mut histories {
+        history.points.sort_by(|a, b| a.at.cmp(&b.at));
+        history.moves = moves(&history.points, noise);
+    }
+    Ok((histories, problems))
+}
+
+fn point(record: &Record, value: f64) -> Point {
+    let commit = record.software.commit.clone().unwrap_or_else(|| "unknown".into());
+    Point { at: record.at.clone(), commit, value }
+}
+
+/// Results of the reports below a folder: `<machine>/<utc>/results.jsonl`.
+fn results(folder: &Path) -> Result<Vec<PathBuf>> {
+    let inside = |folder: &Path| -> Vec<PathBuf> {
+        fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
+    };
+    let mut files: Vec<PathBuf> = inside(folder)
+        .iter()
+        .flat_map(|machine| inside(machine))
+        .map(|report| report.join("results.jsonl"))
+        .filter(|file| file.is_file())
+        .collect();
+    files.sort();
+    (!files.is_empty()).then_some(files).with_context(|| format!("there is no report below {}", folder.display()))
+}
+
+/// Optimal partitioning (Jackson and others, 2005) of the logarithms into levels. A level costs its sum of squares around
+/// its mean; a further one costs `3 σ² ln n` (about what Zhang and Siegmund, 2007, derive), with `σ` from the median step
+/// between neighbours, and not below a third of the noise that is granted. Moves within the noise are none.
+fn moves(points: &[Point], noise: f64) -> Vec<Move> {
+    let logarithms: Vec<f64> = points.iter().map(|point| point.value.max(f64::MIN_POSITIVE).ln()).collect();
+    let starts = levels(&logarithms, noise);
+    let level = |from: usize, to: usize| median(&points[from..to].iter().map(|point| point.value).collect::<Vec<_>>());
+    let mut moves: Vec<Move> = Vec::new();
+    for (index, &start) in starts.iter().enumerate().skip(1) {
+        let (from, to) = (starts[index - 1], starts.get(index + 1).copied().unwrap_or(points.len()));
+        let (before, after) = (level(from, start), level(start, to));
+        if (after / before).ln().abs() > noise.ln_1p() {
+            moves.push(Move { point: start, commit: points[start].commit.clone(), before, after });
+        }
+    }
+    moves
+}
+
+/// First places of the levels, of which the first is 0.
+fn levels(values: &[f64], noise: f64) -> Vec<usize> {
+    let count = values.len();
+    if count < 2 {
+        return vec![0];
+    }
+    let steps: Vec<f64> = values.windows(2).map(|pair| (pair[1] - pair[0]).abs()).collect();
+    // Of a normal distribution, the median of |a - b| is 0.6745 · √2 standard deviations.
+    let deviation = (median(&steps) / (0.6745 * 2f64.sqrt())).max(noise / 3.0);
+    let penalty = 3.0 * deviation * deviation * (count as f64).ln();
+    let mut sums = vec![(0.0, 0.0)];
+    for value in values {
+        let (sum, squares) = sums[sums.len() - 1];
+        sums.push((sum + value, squares + value * value));
+    }
+    let cost = |from: usize, to: usize| {
+        let (sum, squares) = (sums[to].0 - sums[from].0, sums[to].1 - sums[from].1);
+        squares - sum * sum / (to - from) as f64
+    };
+    // Of the first `to` values: the least cost, and where the last level starts.
+    let mut best: Vec<(f64, usize)> = vec![(-penalty, 0)];
+    for to in 1..=count {
+        let over = |from: usize| (best[from].0 + cost(from, to) + penalty, from);
+        let least = (0..to).map(over).min_by(|a, b| a.0.total_cmp(&b.0));
+        best.extend(least);
+    }
+    let mut starts = Vec::new();
+    let mut to = count;
+    while to > 0 {
+        to = best[to].1;
+        starts.push(to);
+    }
+    starts.reverse();
+    starts
+}
+
+impl History {
+    /// A table, and a line for each move.
+    pub fn text(&self) -> String {
+        let mut rows =
+            vec![["measured", "commit", &format!("{} {}", self.metric, self.unit), ""].map(str::to_owned).to_vec()];
+        for (place, point) in self.points.iter().enumerate() {
+            let moved = self.moves.iter().find(|moved| moved.point == place);
+            rows.push(vec![
+                point.at.clone(),
+                point.commit.get(..12).unwrap_or(&point.commit).to_owned(),
+                number(Some(point.value)),
+                moved.map_or(String::new(), |moved| self.said(moved)),
+            ]);
+        }
+        format!("{} on {}\n\n{}", self.id, self.machine, markdown(&rows, 2))
+    }
+
+    fn said(&self, moved: &Move) -> String {
+        let change = (moved.after / moved.before - 1.0) * 100.0;
+        let is_better = (change > 0.0) == (self.better == Better::Higher);
+        format!("{} by {change:+.1} %", if is_better { "better" } else { "worse" })
+    }
+
+    /// The values over the reports, with a line where they moved.
+    ///
+    /// # Errors
+    /// When it can't be drawn.
+    pub fn plot(&self) -> Result<Plot> {
+        let values: Vec<f64> = self.points.iter().map(|point| point.value).collect();
+        let commits: Vec<&str> =
+            self.points.iter().map(|point| point.commit.get(..7).unwrap_or(&point.commit)).collect();
+        let moved: Vec<usize> = self.moves.iter().map(|moved| moved.point).collect();
+        let svg = plot::history(&values, &commits, &moved, &format!("{}, {}", self.metric, self.unit))?;
+        Ok(Plot { file: "history.svg", title: "", svg })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand_chacha::{
+        ChaCha8Rng,
+        rand_core::{Rng, SeedableRng},
+    };
+
+    use super::*;
+
+    /// Values around levels, in a spread of about one percent.
+    fn points(levels: &[(f64, usize)], seed: u64) -> Vec<Point> {
+        let mut random = ChaCha8Rng::seed_from_u64(seed);
+        let mut noise = || {
+            let draw = (0..12).map(|_| f64::from(random.next_u32()) / f64::from(u32::MAX)).sum::<f64>() - 6.0;
+            1.0 + 0.01 * draw
+        };
+        let values = levels.iter().flat_map(|(level, count)| std::iter::repeat_n(*level, *count));
+        values
+            .enumerate()
+            .map(|(number, level)| Point {
+                at: format!("{number:03}"),
+                commit: format!("c{number}"),
+                value: level * noise(),
+            })
+            .collect()
+    }
+
+    #[test]
+    fn noise_alone_hardly_ever_moves() {
+        let found = (0..200).filter(|&seed| !moves(&points(&[(100.0, 30)], seed), 0.03).is_empty()).count();
+        assert!(found <= 4, "{found} of 200");
+    }
+
+    #[test]
+    fn planted_moves_are_found_where_they_are() {
+        for seed in 0..50 {
+            let found = moves(&points(&[(100.0, 12), (93.0, 10), (110.0, 8)], seed), 0.03);
+            let places: Vec<usize> = found.iter().map(|moved| moved.point).collect();
+            assert_eq!(places, [12, 22], "seed {seed}");
+            assert_eq!(found[0].commit, "c12");
+            assert!((found[1].after / found[1].before - 110.0 / 93.0).abs() < 0.03);
+        }
+    }
+
+    #[test]
+    fn few_and_equal_points_do_not_move() {
+        assert!(moves(&[], 0.03).is_empty());
+        assert!(moves(&points(&[(5.0, 1)], 0), 0.03).is_empty());
+        let equal: Vec<Point> =
+            (0..10).map(|n| Point { at: n.to_string(), commit: String::new(), value: 7.0 }).collect();
+        assert!(moves(&equal, 0.0).is_empty());
+        let doubled = points(&[(100.0, 3), (200.0, 1)], 0);
+        assert_eq!(moves(&doubled, 0.03).len(), 1, "a jump shows at once");
+    }
+}
