@@ -157,3 +157,31 @@ fn parent_process() -> Option<u32> {
 fn parent_process() -> Option<u32> {
     None
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each has a handle of its own, as two processes have.
+    #[test]
+    fn writers_at_once_lose_nothing() {
+        let out = tempfile::tempdir().expect("a folder");
+        let sample: Record = serde_json::from_str(include_str!("sample.json")).expect("the sample");
+        std::thread::scope(|scope| {
+            for writer in 0..4 {
+                let (out, sample) = (out.path(), &sample);
+                scope.spawn(move || {
+                    let sink = Sink::open(out, Some("shared")).expect("a sink");
+                    for number in 0..250 {
+                        let record = Record { id: format!("{writer}/{number}"), ..sample.clone() };
+                        sink.append(&record).expect("appended");
+                    }
+                });
+            }
+        });
+        let read = crate::record::read(&out.path().join("shared").join(RECORDS)).expect("read");
+        assert_eq!(read.problems, Vec::<String>::new());
+        let ids: std::collections::BTreeSet<_> = read.records.iter().map(|record| record.id.as_str()).collect();
+        assert_eq!((read.records.len(), ids.len()), (1000, 1000));
+    }
+}

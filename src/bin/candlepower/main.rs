@@ -6,6 +6,7 @@ mod doctor;
 mod export;
 mod history;
 mod list;
+mod nightly;
 mod report;
 mod run;
 mod sandbox;
@@ -46,6 +47,8 @@ enum What {
     Export(export::Export),
     /// Show a benchmark over the reports that are kept, and where it moved
     History(history::History),
+    /// Run a list of benchmarks, compare with the last good run, and fail on a regression
+    Nightly(nightly::Nightly),
     /// Make up records of every kind, marked, to build dashboards with
     Sandbox(sandbox::Sandbox),
     /// Compare two runs, files of records, or baselines of Criterion's
@@ -124,6 +127,7 @@ fn main() -> ExitCode {
         What::Export(export) => export.run(),
         What::History(history) => history.run(),
         What::Sandbox(sandbox) => sandbox.run(),
+        What::Nightly(nightly) => nightly.run(),
         What::Report(report) => report.run(),
         What::Sweep(sweep) => sweep.run(),
     })
