@@ -10,11 +10,12 @@ mod read;
 mod sink;
 
 pub use baseline::{Estimate, Samples, baseline, baselines, estimates};
-pub use read::{Read, latest, read};
+pub use read::{Read, latest, parse, read};
 pub use sink::{RECORDS, Sink, check_writable, temporary_that_stays, write_whole};
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::scenario::Sampling;
@@ -23,7 +24,7 @@ use crate::scenario::Sampling;
 pub const SCHEMA: u32 = 1;
 
 /// What one benchmark of one run left behind.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Record {
     pub schema: u32,
     /// The run that it belongs to; also the folder's name.
@@ -55,7 +56,7 @@ pub struct Record {
     pub settings: BTreeMap<String, Setting>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
     Measured,
@@ -63,7 +64,7 @@ pub enum Status {
 }
 
 /// Who was measured.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Subject {
     /// Short name, second part of the id.
     pub model: String,
@@ -81,7 +82,7 @@ pub struct Subject {
 }
 
 /// What was measured, by the kind of scenario.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 #[expect(clippy::large_enum_variant, reason = "most are generations, and there are few at a time")]
 pub enum Measures {
@@ -143,7 +144,7 @@ impl Measures {
 }
 
 /// One figure of a benchmark, with what is needed to show it without knowing what it is.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct Metric {
     /// Without the unit.
     pub name: &'static str,
@@ -152,7 +153,7 @@ pub struct Metric {
     pub value: f64,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Better {
     Higher,
@@ -161,7 +162,7 @@ pub enum Better {
 
 /// Measures of a generation scenario. Each time is a median over the samples; percentiles are over every step of
 /// every sample.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Generation {
     pub prompt_tokens: usize,
     pub new_tokens: usize,
@@ -217,7 +218,7 @@ pub struct Generation {
 }
 
 /// What a generation must read and compute, from which MBU and MFU come: weights once a pass, the cache that is in use.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Work {
     pub prefill_bytes: u64,
     pub prefill_flops: u64,
@@ -227,7 +228,7 @@ pub struct Work {
 }
 
 /// How a mixture of experts was used by one generation, prompt and steps together. The same in every sample.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Routing {
     pub num_experts: usize,
     /// Experts that each token goes to.
@@ -245,7 +246,7 @@ pub struct Routing {
 }
 
 /// Measures of one combination of the architecture sweep: training steps or forecasts.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Sweep {
     /// Steps measured, warm-up left out.
     pub steps: usize,
@@ -269,7 +270,7 @@ pub struct Sweep {
 }
 
 /// What the machine allows, measured in the process that made the record.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Limits {
     /// Bandwidth of reading memory much larger than any cache, with every thread.
     pub read_bytes_per_s: f64,
@@ -280,7 +281,7 @@ pub struct Limits {
 
 /// How quiet the machine was while the benchmark ran. Shares are `null` where the system does not say, or after less than
 /// half a second.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Conditions {
     /// Share of the machine's processor time that went to other processes.
     pub other_cpu_share: Option<f64>,
@@ -290,7 +291,7 @@ pub struct Conditions {
     pub doubts: Vec<String>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Machine {
     /// A name for folders and tables: what computes, and how many cores there are.
     pub name: String,
@@ -310,7 +311,7 @@ pub struct Machine {
     pub gpu: Option<Gpu>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Gpu {
     pub name: String,
     pub driver: Option<String>,
@@ -318,7 +319,7 @@ pub struct Gpu {
     pub memory_bytes: Option<u64>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Software {
     pub candlepower: String,
     /// Version of candle-core, with ` (path)` when Cargo was pointed at a checkout.
@@ -332,7 +333,7 @@ pub struct Software {
     pub features: Vec<String>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Setting {
     pub value: String,
     /// `default`, `environment`, `command line`, or the file's name.

@@ -36,7 +36,7 @@ pub fn read(path: &Path) -> Result<Read> {
         match lines.read_until(b'\n', &mut line) {
             Ok(0) => break,
             Ok(_) if line.trim_ascii().is_empty() => {}
-            Ok(_) => match record(line.trim_ascii()) {
+            Ok(_) => match parse(line.trim_ascii()) {
                 Ok(record) => read.records.push(record),
                 Err(problem) => read.problems.push(format!("{} line {number}: {problem}", path.display())),
             },
@@ -88,7 +88,7 @@ pub fn latest(path: &Path) -> Result<Read> {
         let mut line = vec![0; length as usize];
         file.seek(SeekFrom::Start(start))?;
         file.read_exact(&mut line)?;
-        match record(line.trim_ascii()) {
+        match parse(line.trim_ascii()) {
             Ok(record) => found.records.push(record),
             // It has an id and is no record all the same: an earlier one counts, so every line must be read.
             Err(_) => return slowly(path),
@@ -158,14 +158,18 @@ fn look_through(path: &Path, from: u64, to: u64) -> io::Result<Part> {
                 (*count, *at) = (*count + 1, (start, length));
             }
             // Said in full by the reader of whole records.
-            _ => part.problems.extend(record(text).err().map(|problem| (part.lines, problem))),
+            _ => part.problems.extend(parse(text).err().map(|problem| (part.lines, problem))),
         }
         start += length;
     }
     Ok(part)
 }
 
-fn record(line: &[u8]) -> Result<Record, String> {
+/// The record in a line.
+///
+/// # Errors
+/// What is wrong with the line, without its number.
+pub fn parse(line: &[u8]) -> Result<Record, String> {
     /// What every version has.
     #[derive(Deserialize)]
     struct Versioned {

@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::{
@@ -16,7 +17,7 @@ use super::{
 use crate::record::{self, Record, Status};
 
 /// What is compared, and how strictly.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize, JsonSchema)]
 pub struct Strictness {
     /// Differences up to this share are granted to two runs of the same.
     pub noise: f64,
@@ -113,7 +114,7 @@ impl Side {
 }
 
 /// What came out.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct Comparison {
     pub a: String,
     pub b: String,
@@ -125,7 +126,7 @@ pub struct Comparison {
     pub remarks: Vec<String>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct Row {
     pub id: String,
     pub a_ms: f64,
@@ -147,7 +148,7 @@ pub struct Row {
     pub same_work: Option<bool>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
     Slower,

@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::{
@@ -17,7 +18,7 @@ use super::{
 use crate::record::{self, Better, Record};
 
 /// One benchmark on one machine.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct History {
     pub id: String,
     pub machine: String,
@@ -29,7 +30,7 @@ pub struct History {
     pub moves: Vec<Move>,
 }
 
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Point {
     pub at: String,
     /// `unknown` where the record does not say.
@@ -38,7 +39,7 @@ pub struct Point {
 }
 
 /// Where the values before and after are not of one level.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct Move {
     /// First point of the new level.
     pub point: usize,

@@ -10,6 +10,7 @@ pub mod joined;
 mod plot;
 mod statistics;
 pub mod table;
+pub mod watch;
 mod write;
 
 pub use write::{LOG, write, zip};

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use anyhow::{Result, ensure};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Tier;
@@ -22,7 +23,7 @@ pub struct Generation {
 }
 
 /// How the next token is chosen. Transforms apply in the order of the fields, each over what the one before left.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Sampling {
     /// CTRL's penalty: positive logits divided by it, negative ones multiplied; `None` leaves them alone.
     pub repetition_penalty: Option<f32>,

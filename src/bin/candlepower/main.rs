@@ -11,6 +11,7 @@ mod report;
 mod run;
 mod sandbox;
 mod sweep;
+mod watch;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -47,6 +48,8 @@ enum What {
     Export(export::Export),
     /// Show a benchmark over the reports that are kept, and where it moved
     History(history::History),
+    /// Look at a run while it goes
+    Watch(watch::Watch),
     /// Run a list of benchmarks, compare with the last good run, and fail on a regression
     Nightly(nightly::Nightly),
     /// Make up records of every kind, marked, to build dashboards with
@@ -128,6 +131,7 @@ fn main() -> ExitCode {
         What::History(history) => history.run(),
         What::Sandbox(sandbox) => sandbox.run(),
         What::Nightly(nightly) => nightly.run(),
+        What::Watch(watch) => watch.run(),
         What::Report(report) => report.run(),
         What::Sweep(sweep) => sweep.run(),
     })

@@ -1,0 +1,70 @@
+//! `candlepower watch`: a run as it goes.
+
+use std::{
+    io::{IsTerminal, stdout},
+    process::ExitCode,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use candlepower::{
+    report::watch::{Filter, Watched},
+    settings::Settings,
+};
+use clap::Args;
+use ratatui::{
+    DefaultTerminal,
+    crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers},
+};
+
+use crate::report::records;
+
+#[derive(Args)]
+pub struct Watch {
+    /// A run's name, its folder, or a file of records; the last run where none is given
+    run: Option<String>,
+}
+
+/// How long a key is waited for before the file is looked at again.
+const INTERVAL: Duration = Duration::from_millis(250);
+
+impl Watch {
+    pub fn run(self) -> Result<ExitCode> {
+        ensure!(stdout().is_terminal(), "watch needs a terminal; `candlepower report` writes a run as files");
+        let settings = Settings::load(&[])?;
+        let path = records(self.run.as_deref(), &settings.out)?;
+        let mut watched = Watched::new(&path);
+        watched.refresh().with_context(|| format!("{} could not be read", path.display()))?;
+        let mut terminal = ratatui::try_init().context("the terminal could not be taken over")?;
+        let ended = follow(&mut terminal, &mut watched);
+        ratatui::try_restore().context("the terminal could not be given back")?;
+        ended?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+fn follow(terminal: &mut DefaultTerminal, watched: &mut Watched) -> Result<()> {
+    loop {
+        watched.refresh().context("the records could not be read")?;
+        terminal.draw(|frame| watched.draw(frame))?;
+        if !event::poll(INTERVAL)? {
+            continue;
+        }
+        let Event::Key(key) = event::read()? else { continue };
+        if key.kind != KeyEventKind::Press {
+            continue;
+        }
+        match key.code {
+            KeyCode::Char('q') | KeyCode::Esc => return Ok(()),
+            KeyCode::Char('c') if key.modifiers.contains(KeyModifiers::CONTROL) => return Ok(()),
+            KeyCode::Down => watched.scroll += 1,
+            KeyCode::Up => watched.scroll = watched.scroll.saturating_sub(1),
+            KeyCode::Char(pressed) => {
+                if let Some((_, filter, _)) = Filter::ALL.iter().find(|(key, ..)| *key == pressed) {
+                    watched.turn(*filter);
+                }
+            }
+            _ => {}
+        }
+    }
+}

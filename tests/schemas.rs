@@ -1,0 +1,28 @@
+//! The JSON schemas in `src/report/schemas` are those of what is written. `UPDATE_SCHEMAS=1 cargo test --test schemas` writes
+//! them anew.
+
+use std::{fs, path::Path};
+
+use candlepower::{
+    record::Record,
+    report::{compare::Comparison, history::History},
+};
+use schemars::{Schema, schema_for};
+
+#[test]
+fn the_schemas_are_those_of_the_types() {
+    let schemas: [(&str, Schema); 3] = [
+        ("record.json", schema_for!(Record)),
+        ("comparison.json", schema_for!(Comparison)),
+        ("history.json", schema_for!(Vec<History>)),
+    ];
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/report/schemas");
+    for (file, schema) in schemas {
+        let text = serde_json::to_string_pretty(&schema).expect("a schema") + "\n";
+        let path = folder.join(file);
+        if std::env::var_os("UPDATE_SCHEMAS").is_some() {
+            fs::write(&path, &text).expect("written");
+        }
+        assert_eq!(fs::read_to_string(&path).unwrap_or_default(), text, "{file} is out of date");
+    }
+}
