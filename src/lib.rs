@@ -13,6 +13,9 @@
 //!   record::Sink                    one line a benchmark in target/candlepower/<run>/records.jsonl
 //!   report::table                   what is printed at the end
 //! ```
+//! `cargo bench --bench moe` takes the same way with decoders of [`subject::moe`]; [`sweep`] and [`train`] do so for the
+//! backbones of [`subject::temporal`], a step an iteration.
+//!
 //! A model of one's own implements [`subject::CausalLm`] and runs in every generation scenario: see
 //! `examples/bring_your_own_model.rs`.
 //!

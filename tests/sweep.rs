@@ -86,6 +86,24 @@ fn a_combination_that_fails_is_a_row_that_says_why() {
 }
 
 #[test]
+fn two_processes_that_write_to_one_run_lose_nothing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    fs::write(folder.path().join("tiny.yaml"), TINY).expect("written");
+    std::thread::scope(|scope| {
+        let both = ["state_space", "hybrid_transformer"].map(|architecture| {
+            let arguments =
+                ["--config", "tiny.yaml", "--run", "shared", "--depths", "1,2,3", "--architectures", architecture];
+            let folder = folder.path();
+            scope.spawn(move || sweep(folder, &arguments).status.success())
+        });
+        assert!(both.into_iter().all(|process| process.join().expect("a process")));
+    });
+    let read = candlepower::record::read(&folder.path().join("target/candlepower/shared/records.jsonl")).expect("read");
+    assert_eq!(read.problems, Vec::<String>::new());
+    assert_eq!(read.records.len(), 12);
+}
+
+#[test]
 fn a_run_that_was_stopped_goes_on_where_it_was() {
     let folder = tempfile::tempdir().expect("a folder");
     fs::write(folder.path().join("tiny.yaml"), TINY).expect("written");

@@ -1,5 +1,7 @@
-//! What people see, made from records and Criterion's baselines: tables, plots, a page, comparisons. `joined` brings a
-//! run's records and Criterion's estimates together, `write` makes a folder of them. Nothing here measures.
+//! What people and other tools see, made from records and Criterion's baselines. `joined` brings a run's records and
+//! Criterion's estimates together, `write` makes a folder of them: `table`, `plot`, `html`, and the data files that
+//! `columns` lists. `compare` sets two runs side by side, `history` many reports, `watch` shows a run as it goes, `export`
+//! writes what other tools read. `schemas` holds the JSON schemas of what is written. Nothing here measures.
 
 pub mod columns;
 pub mod compare;

@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeMap,
     fs::File,
-    io::{self, Read, Seek, SeekFrom},
+    io::{self, BufRead, BufReader, Seek, SeekFrom},
     path::{Path, PathBuf},
 };
 
@@ -60,6 +60,9 @@ struct Benchmark {
     course: Vec<f64>,
 }
 
+/// Records of a benchmark whose headlines are kept.
+const COURSE: usize = 100;
+
 /// A run that is looked at.
 pub struct Watched {
     path: PathBuf,
@@ -97,16 +100,16 @@ impl Watched {
             *self = Self { chosen: self.chosen.clone(), ..Self::new(&self.path) };
         }
         file.seek(SeekFrom::Start(self.read_bytes))?;
-        let mut added = Vec::new();
-        file.read_to_end(&mut added)?;
-        let whole = added.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
-        self.read_bytes += whole as u64;
-        for line in added[..whole].split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii).filter(|line| !line.is_empty())
-        {
-            match parse(line) {
+        let mut lines = BufReader::new(file);
+        let mut line = Vec::new();
+        while lines.read_until(b'\n', &mut line)? > 0 && line.ends_with(b"\n") {
+            self.read_bytes += line.len() as u64;
+            match parse(line.trim_ascii()) {
+                _ if line.trim_ascii().is_empty() => {}
                 Ok(record) => self.add(record),
                 Err(_) => self.unreadable += 1,
             }
+            line.clear();
         }
         Ok(())
     }
@@ -117,6 +120,9 @@ impl Watched {
         let id = record.id.clone();
         match self.benchmarks.get_mut(&id) {
             Some(benchmark) => {
+                if benchmark.course.len() == COURSE {
+                    benchmark.course.remove(0);
+                }
                 benchmark.course.extend(headline);
                 benchmark.last = record;
             }
@@ -131,11 +137,13 @@ impl Watched {
     /// Goes on to the next value that there is of a filter, and after the last to all.
     pub fn turn(&mut self, filter: Filter) {
         let mut values: Vec<String> = self.benchmarks.values().map(|benchmark| filter.of(&benchmark.last)).collect();
-        values.sort_unstable();
+        // Numbers by what they are, so that 2 comes before 16.
+        let order = |value: &String| (value.parse::<u64>().unwrap_or(u64::MAX), value.clone());
+        values.sort_unstable_by_key(order);
         values.dedup();
         let next = match self.chosen.get(&filter) {
             None => values.into_iter().next(),
-            Some(chosen) => values.into_iter().find(|value| value > chosen),
+            Some(chosen) => values.into_iter().find(|value| order(value) > order(chosen)),
         };
         match next {
             Some(value) => self.chosen.insert(filter, value),
@@ -179,19 +187,19 @@ impl Watched {
     }
 
     fn table(&self, frame: &mut Frame, area: Rect) {
-        const HEAD: [&str; 7] = ["benchmark", "headline", "TTFT ms", "ITL ms", "peak MB", "J/token", "course"];
+        const HEAD: [&str; 7] = ["benchmark", "headline", "TTFT ms", "ITL ms", "peak MB", "watts", "course"];
         let shown = self.shown();
         let first = self.scroll.min(shown.len().saturating_sub(1));
         let is_wide = area.width >= 120;
         let course_width = if is_wide { 40 } else { 8 };
         let id_width = area.width.saturating_sub(14 + 4 * 7 + course_width + 6 + 2);
         let rows = shown.iter().skip(first).map(|benchmark| {
-            let [headline, ttft, itl, peak, joules] = cells(&benchmark.last);
+            let [headline, ttft, itl, peak, watts] = cells(&benchmark.last);
             let Record { id, scenario, subject, .. } = &benchmark.last;
             let short = format!("{scenario}/{}", subject.model);
             let id = shortened(if is_wide { id } else { &short }, id_width as usize);
             let course = sparkline(&benchmark.course(), course_width as usize);
-            Row::new([id, headline, ttft, itl, peak, joules, course].map(Cell::from))
+            Row::new([id, headline, ttft, itl, peak, watts, course].map(Cell::from))
         });
         let widths = [id_width, 14, 7, 7, 7, 7, course_width].map(Constraint::Length);
         let head = Row::new(HEAD).style(Style::new().add_modifier(Modifier::BOLD));
@@ -222,7 +230,10 @@ fn cells(record: &Record) -> [String; 5] {
     let headline =
         metrics.first().map_or(String::new(), |metric| format!("{} {}", number(Some(metric.value)), metric.unit));
     let step = if of("itl_p50", 1.0).is_empty() { of("step_p50", 1.0) } else { of("itl_p50", 1.0) };
-    [headline, of("ttft", 1.0), step, of("peak_memory", 1e-6), of("joules_per_token", 1.0)]
+    let value = |name: &str| metrics.iter().find(|metric| metric.name == name).map(|metric| metric.value);
+    let watts = value("joules_per_token").zip(value("tokens_per_s")).map(|(joules, rate)| joules * rate);
+    let watts = watts.map_or(String::new(), |watts| number(Some(watts)));
+    [headline, of("ttft", 1.0), step, of("peak_memory", 1e-6), watts]
 }
 
 /// A text of at most so many characters, the middle left out.
@@ -333,6 +344,16 @@ mod tests {
         assert_eq!(shown(&watched), ["f32"]);
         watched.turn(Filter::Precision);
         assert_eq!(shown(&watched).len(), 2);
+
+        let sized = [16, 2]
+            .map(|batch| line(&batch.to_string(), |record| drop(record.subject.sizes.insert("batch".into(), batch))));
+        fs::write(&path, sized.concat()).expect("written");
+        let mut watched = Watched::new(&path);
+        watched.refresh().expect("read");
+        watched.turn(Filter::Batch);
+        assert_eq!(shown(&watched), ["2"], "numbers are turned through by what they are");
+        watched.turn(Filter::Batch);
+        assert_eq!(shown(&watched), ["16"]);
     }
 
     #[test]
