@@ -345,8 +345,11 @@ mod tests {
         watched.turn(Filter::Precision);
         assert_eq!(shown(&watched).len(), 2);
 
-        let sized = [16, 2]
-            .map(|batch| line(&batch.to_string(), |record| drop(record.subject.sizes.insert("batch".into(), batch))));
+        let sized = [16, 2].map(|batch| {
+            line(&batch.to_string(), |record| {
+                record.subject.sizes.insert("batch".into(), batch);
+            })
+        });
         fs::write(&path, sized.concat()).expect("written");
         let mut watched = Watched::new(&path);
         watched.refresh().expect("read");
