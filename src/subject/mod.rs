@@ -1,7 +1,8 @@
 //! Who is measured: the trait that a model implements, and the ways to get one. `spec` says which model is meant,
 //! `config` reads its `config.json`, `hub` and `checkpoint` find its files, `synthetic` makes weights where there are
 //! none, `stock` wraps candle-transformers' models, `moe` is our own decoder, whose layers may be mixtures of experts,
-//! `temporal` holds networks for series, `trainable` makes the weights of what is trained. Nothing here reads a clock.
+//! `psann` holds language models that are trained, `temporal` networks for series, `trainable` makes their weights, `ops`
+//! are operations with gradients that both use. Nothing here reads a clock.
 
 mod causal_lm;
 pub mod checkpoint;
@@ -10,6 +11,8 @@ pub mod config;
 mod golden;
 pub mod hub;
 pub mod moe;
+pub mod ops;
+pub mod psann;
 mod spec;
 pub mod stock;
 pub mod synthetic;

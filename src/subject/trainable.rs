@@ -2,12 +2,12 @@
 //! their shapes without making any.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     f32::consts::TAU,
     sync::{Arc, Mutex},
 };
 
-use anyhow::Result;
+use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Device, Error, Shape, Tensor, Var};
 use candle_nn::{Init, VarBuilder, var_builder::SimpleBackend};
 use rand_chacha::{
@@ -42,6 +42,33 @@ impl Variables {
     /// Every variable that was made, in the order of their names.
     pub fn all(&self) -> Vec<Var> {
         self.by_name.lock().map(|by_name| by_name.values().cloned().collect()).unwrap_or_default()
+    }
+
+    /// Names and variables, in the order of [`Self::all`].
+    pub fn named(&self) -> BTreeMap<String, Var> {
+        self.by_name.lock().map(|by_name| by_name.clone()).unwrap_or_default()
+    }
+
+    /// Gives every variable the value of the tensor of its name.
+    ///
+    /// # Errors
+    /// When one is missing, has another shape, or nobody asks for it.
+    pub fn assign(&self, tensors: &HashMap<String, Tensor>) -> Result<()> {
+        let variables = self.named();
+        if let Some(unknown) = tensors.keys().find(|name| !variables.contains_key(*name)) {
+            bail!("tensor {unknown} is not one of this model's");
+        }
+        for (name, variable) in variables {
+            let tensor = tensors.get(&name).with_context(|| format!("tensor {name} is missing"))?;
+            ensure!(
+                tensor.shape() == variable.shape(),
+                "tensor {name} has shape {:?}, the model needs {:?}",
+                tensor.dims(),
+                variable.dims()
+            );
+            variable.set(&tensor.to_dtype(variable.dtype())?.to_device(variable.device())?)?;
+        }
+        Ok(())
     }
 
     fn tensor(

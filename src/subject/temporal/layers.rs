@@ -4,7 +4,7 @@ use anyhow::Result;
 use candle_core::Tensor;
 use candle_nn::{Init, Linear, Module, VarBuilder};
 
-use super::ops::{self, Padding};
+use crate::subject::ops::{self, Padding};
 
 /// What PyTorch adds to variances.
 const EPS: f64 = 1e-5;

@@ -1,10 +1,9 @@
 //! Backbones for multivariate series, which the architecture sweep trains and runs: each of the three is one file, behind
-//! one trait, with the same head. `layers` holds the parts that they share, `ops` what Candle lacks, `series` the data.
+//! one trait, with the same head. `layers` holds the parts that they share, `series` the data.
 
 mod hybrid_transformer;
 mod layers;
 mod omni_mixture;
-mod ops;
 pub mod series;
 mod state_space;
 
@@ -20,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use layers::{LayerNorm, linear};
 
-use super::trainable;
+use super::{ops, trainable};
 
 /// A network from a window of a series to a representation of each of its steps.
 pub trait SequenceBackbone {

@@ -1,0 +1,86 @@
+//! exp, sin and cos without branches, so that the compiler makes vectors of loops over them, which it can't of calls into
+//! the system's mathematics library. Good to three units in the last place of f32.
+
+/// Adding it to a small number rounds that to a whole one, which then stands in the low bits.
+const ROUNDER: f32 = 12_582_912.0;
+
+/// A loop that [`vectorised`] runs. Its `run` must be marked `#[inline(always)]`: what is not inlined, as closures and functions
+/// may be, is compiled for the narrowest vectors.
+pub trait Kernel {
+    type Output;
+
+    fn run(self) -> Self::Output;
+}
+
+/// Runs a loop compiled for the widest vectors that this processor has.
+#[inline(always)]
+pub fn vectorised<K: Kernel>(kernel: K) -> K::Output {
+    struct Call<K>(K);
+    impl<K: Kernel> pulp::NullaryFnOnce for Call<K> {
+        type Output = K::Output;
+        #[inline(always)]
+        fn call(self) -> K::Output {
+            self.0.run()
+        }
+    }
+    pulp::Arch::new().dispatch(Call(kernel))
+}
+
+/// e to the power of `x`, of which what is below -87 counts as that and what is above 88 too. NaN stays NaN.
+///
+/// Halves the logarithm's range as Cephes does: x = n·ln 2 + r, and a polynomial in r.
+#[inline(always)]
+pub fn exp(x: f32) -> f32 {
+    let x = x.clamp(-87.0, 88.0);
+    let shifted = x * std::f32::consts::LOG2_E + ROUNDER;
+    let whole = shifted - ROUNDER;
+    let rest = x - whole * 0.693_359_4 + whole * 2.121_944_4e-4;
+    let series =
+        0.166_666_65 + rest * (0.041_665_795 + rest * (0.008_333_452 + rest * (0.001_398_2 + rest * 1.987_569_1e-4)));
+    let series = 1.0 + rest + rest * rest * (0.5 + rest * series);
+    let power = (shifted.to_bits().wrapping_sub(ROUNDER.to_bits()).wrapping_add(127)) << 23;
+    series * f32::from_bits(power)
+}
+
+/// Numbers beyond it have lost too many digits for [`sin_cos`].
+pub const WIDEST_ANGLE: f32 = 8192.0;
+
+/// Sine and cosine of an angle of at most [`WIDEST_ANGLE`] either way. NaN stays NaN.
+///
+/// As Cephes does: the angle less whole quarters of a turn, in three parts, and two polynomials.
+#[inline(always)]
+pub fn sin_cos(x: f32) -> (f32, f32) {
+    let shifted = x * std::f32::consts::FRAC_2_PI + ROUNDER;
+    let quarters = shifted - ROUNDER;
+    let r = x - quarters * 1.570_312_5 - quarters * 4.837_513e-4 - quarters * 7.549_79e-8;
+    let square = r * r;
+    let sine = r + r * square * (-0.166_666_55 + square * (0.008_332_161 + square * -1.951_529_6e-4));
+    let cosine =
+        1.0 - 0.5 * square + square * square * (0.041_666_646 + square * (-0.001_388_731_6 + square * 2.443_315_7e-5));
+    let turn = shifted.to_bits();
+    let (odd, half) = (turn & 1, (turn & 2) << 30);
+    let (sin, cos) = if odd == 0 { (sine, cosine) } else { (cosine, sine) };
+    (f32::from_bits(sin.to_bits() ^ half), f32::from_bits(cos.to_bits() ^ half ^ (odd << 31)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_the_system_computes_them() {
+        for step in 0..400_000 {
+            let x = -87.0 + step as f32 * (175.0 / 400_000.0);
+            let (found, expected) = (f64::from(exp(x)), f64::from(x).exp());
+            assert!((found / expected - 1.0).abs() < 4e-7, "exp({x}) = {found}");
+            let x = -8192.0 + step as f32 * (16384.0 / 400_000.0);
+            let ((sin, cos), (e_sin, e_cos)) = (sin_cos(x), f64::from(x).sin_cos());
+            assert!((f64::from(sin) - e_sin).abs() < 2e-6 && (f64::from(cos) - e_cos).abs() < 2e-6, "{x}: {sin} {cos}");
+            let x = x / 1000.0;
+            let ((sin, cos), (e_sin, e_cos)) = (sin_cos(x), f64::from(x).sin_cos());
+            assert!((f64::from(sin) - e_sin).abs() < 2e-7 && (f64::from(cos) - e_cos).abs() < 2e-7, "{x}: {sin} {cos}");
+        }
+        assert_eq!((exp(0.0), sin_cos(0.0)), (1.0, (0.0, 1.0)));
+        assert!(exp(f32::NAN).is_nan() && sin_cos(f32::NAN).0.is_nan() && exp(f32::NEG_INFINITY) < 1e-37);
+    }
+}

@@ -1,0 +1,108 @@
+//! Operations that models in training share and that Candle has no gradient for (norms, softmax over the last dimension), or
+//! that cost it many passes over memory (attention, activations with their gradients, depthwise convolutions): in f32 on a
+//! processor one kernel each way, elsewhere a composition of Candle's own. Tests compare the two, and gradients with
+//! finite differences. What has weights of its own is not here but in the models.
+
+mod activation;
+mod attention;
+mod convolution;
+mod elementary;
+mod norm;
+mod product;
+mod residual;
+mod softmax;
+#[cfg(test)]
+mod tests;
+
+pub use activation::{Decay, gate, gelu, sine};
+pub use attention::{Attention, Positions};
+pub use convolution::{Padding, depthwise};
+pub use elementary::{Kernel, exp, vectorised};
+pub use norm::{layer_norm, rms_norm};
+pub use product::{Matrix, MatrixMut, product};
+pub use residual::{add_bias, add_scaled};
+pub use softmax::softmax;
+
+use std::cell::RefCell;
+
+use candle_core::{CpuStorage, DType, InplaceOp1, Layout, Storage, Tensor, bail};
+
+type Candle<T> = candle_core::Result<T>;
+
+/// Elements that a thread takes at a time.
+const CHUNK: usize = 16 * 1024;
+
+/// Whether the kernels take it.
+pub fn is_plain(tensor: &Tensor) -> bool {
+    tensor.device().is_cpu() && tensor.dtype() == DType::F32
+}
+
+fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Candle<&'a [f32]> {
+    let (Some((start, end)), CpuStorage::F32(values)) = (layout.contiguous_offsets(), storage) else {
+        bail!("contiguous f32 on a processor is needed")
+    };
+    Ok(&values[start..end])
+}
+
+/// Calls `with` with the numbers of some tensors, f32 on a processor.
+///
+/// # Errors
+/// When they are something else.
+pub fn with_slices<const N: usize, T>(tensors: [&Tensor; N], with: impl FnOnce([&[f32]; N]) -> T) -> Candle<T> {
+    let tensors = tensors.map(Tensor::contiguous);
+    let mut whole = Vec::with_capacity(N);
+    for tensor in tensors {
+        whole.push(tensor?);
+    }
+    let storages: Vec<_> = whole.iter().map(|tensor| tensor.storage_and_layout()).collect();
+    let mut slices = [&[][..]; N];
+    for (place, (storage, layout)) in slices.iter_mut().zip(&storages) {
+        let Storage::Cpu(storage) = &**storage else { bail!("contiguous f32 on a processor is needed") };
+        *place = slice(storage, layout)?;
+    }
+    Ok(with(slices))
+}
+
+/// Changes the numbers of a contiguous tensor, f32 on a processor, in place.
+///
+/// # Errors
+/// When it is something else.
+pub fn change(tensor: &Tensor, with: impl FnMut(&mut [f32])) -> Candle<()> {
+    struct Change<F>(RefCell<F>);
+    impl<F: FnMut(&mut [f32])> InplaceOp1 for Change<F> {
+        fn name(&self) -> &'static str {
+            "change"
+        }
+        fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Candle<()> {
+            let (Some((start, end)), CpuStorage::F32(values)) = (layout.contiguous_offsets(), storage) else {
+                bail!("contiguous f32 on a processor is needed")
+            };
+            (self.0.borrow_mut())(&mut values[start..end]);
+            Ok(())
+        }
+    }
+    tensor.inplace_op1(&Change(RefCell::new(with)))
+}
+
+/// A tensor of the shape of another.
+fn tensor(values: Vec<f32>, like: &Tensor) -> Candle<Tensor> {
+    Tensor::from_vec(values, like.shape(), like.device())
+}
+
+fn added(mut sum: Vec<f32>, more: &[f32]) -> Vec<f32> {
+    sum.iter_mut().zip(more).for_each(|(sum, more)| *sum += more);
+    sum
+}
+
+/// Σ aᵢ·bᵢ, in lanes that the compiler can make vectors of.
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let mut lanes = [0f32; 16];
+    let (a_whole, a_rest) = a.as_chunks::<16>();
+    let (b_whole, b_rest) = b.as_chunks::<16>();
+    for (a, b) in a_whole.iter().zip(b_whole) {
+        for ((lane, a), b) in lanes.iter_mut().zip(a).zip(b) {
+            *lane += a * b;
+        }
+    }
+    lanes.iter().sum::<f32>() + a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum::<f32>()
+}
