@@ -8,7 +8,10 @@ pub mod gpu;
 mod limits;
 pub mod machine;
 pub mod memory;
+pub mod peak_bytes;
+pub mod steps;
 mod token_time;
 
 pub use limits::limits;
+pub use peak_bytes::PeakBytes;
 pub use token_time::TokenTime;

@@ -84,10 +84,10 @@ pub struct Subject {
 /// What was measured, by the kind of scenario.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "snake_case")]
-#[expect(clippy::large_enum_variant, reason = "most are generations, and there are few at a time")]
 pub enum Measures {
     Generation(Generation),
     Sweep(Sweep),
+    Training(Training),
 }
 
 impl Measures {
@@ -96,6 +96,7 @@ impl Measures {
         match self {
             Self::Generation(measures) => &measures.sample_total_ms,
             Self::Sweep(measures) => &measures.sample_ms,
+            Self::Training(measures) => &measures.sample_ms,
         }
     }
 
@@ -104,6 +105,7 @@ impl Measures {
         match self {
             Self::Generation(measures) => measures.peak_bytes,
             Self::Sweep(measures) => measures.peak_bytes,
+            Self::Training(measures) => measures.peak_bytes,
         }
     }
 
@@ -128,6 +130,14 @@ impl Measures {
                 ("step_p95", "ms", Better::Lower, Some(m.step_p95_ms)),
                 memory(m.peak_bytes),
             ],
+            // Of a benchmark of memory the times are by the way.
+            Self::Training(m) if m.sample_ms.is_empty() => vec![memory(m.peak_bytes)],
+            Self::Training(m) => vec![
+                ("tokens_per_s", "tok/s", Better::Higher, Some(m.tokens_per_s)),
+                ("step_p50", "ms", Better::Lower, Some(m.step_p50_ms)),
+                ("step_p95", "ms", Better::Lower, Some(m.step_p95_ms)),
+                memory(m.peak_bytes),
+            ],
         };
         all.into_iter()
             .filter_map(|(name, unit, better, value)| Some(Metric { name, unit, better, value: value? }))
@@ -138,7 +148,7 @@ impl Measures {
     pub fn output_digest(&self) -> Option<&str> {
         match self {
             Self::Generation(measures) => Some(&measures.token_digest),
-            Self::Sweep(_) => None,
+            Self::Sweep(_) | Self::Training(_) => None,
         }
     }
 }
@@ -267,6 +277,57 @@ pub struct Sweep {
     /// Mean squared error before the first measured step and before the last; `null` where nothing is trained.
     pub first_loss: Option<f64>,
     pub last_loss: Option<f64>,
+}
+
+/// Measures of steps of a language model: training, or forward to the loss.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Training {
+    /// `train` or `forward`.
+    pub phase: String,
+    /// Tokens that a step predicts.
+    pub batch_tokens: usize,
+    pub tokens_per_row: usize,
+    /// Parts that a batch was computed in, since it did not fit at once; 1 where it did.
+    pub micro_batches: usize,
+    /// Whether only what goes into each layer was kept, and the layer computed again on the way back.
+    pub checkpointing: bool,
+    /// Steps measured, warm-up left out.
+    pub steps: usize,
+    pub samples: usize,
+    /// Mean time of the steps of each sample, in the order they were made; empty where memory was measured.
+    pub sample_ms: Vec<f64>,
+    /// Peak memory of each sample, as Criterion was given it; empty where time was measured.
+    pub sample_peak_bytes: Vec<u64>,
+    /// Percentiles over every step.
+    pub step_p50_ms: f64,
+    pub step_p95_ms: f64,
+    pub step_p99_ms: f64,
+    /// At the median step.
+    pub tokens_per_s: f64,
+    /// Most memory in use at once during a step: weights, gradients, moments and activations.
+    pub peak_bytes: Option<u64>,
+    /// Memory in use between steps.
+    pub allocated_bytes: Option<u64>,
+    /// Memory that the device's pool held, in use or not.
+    pub reserved_bytes: Option<u64>,
+    /// Model FLOP utilisation at the median step: operations of its matrix products, three times those of a forward pass
+    /// when it trains, whatever is computed again, as a share of [`Limits::matrix_flops_per_s`].
+    pub mfu: Option<f64>,
+    /// Whether the training goes well; `null` where nothing is trained.
+    pub stability: Option<Stability>,
+}
+
+/// What a training left behind at each step that was measured, in their order.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Stability {
+    /// Mean cross-entropy before the update, in nats.
+    pub losses: Vec<f64>,
+    /// Norm of all gradients before clipping.
+    pub gradient_norms: Vec<f64>,
+    /// Norm of what was added to the weights over the norm of the weights.
+    pub update_ratios: Vec<f64>,
+    /// The first step whose loss or gradient was not finite, counted from 1.
+    pub first_non_finite_step: Option<usize>,
 }
 
 /// What the machine allows, measured in the process that made the record.

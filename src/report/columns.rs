@@ -5,7 +5,7 @@ use chrono::{DateTime, Utc};
 
 use super::joined::Row;
 use crate::record::{
-    Generation, Measures, Record, Status, Sweep,
+    Generation, Measures, Record, Status, Sweep, Training,
     columns::{Column, Get},
 };
 
@@ -55,6 +55,13 @@ fn sweep(record: &Record) -> Option<&Sweep> {
     }
 }
 
+fn training(record: &Record) -> Option<&Training> {
+    match &record.measures {
+        Some(Measures::Training(measures)) => Some(measures),
+        _ => None,
+    }
+}
+
 fn at(record: &Record) -> Option<DateTime<Utc>> {
     DateTime::parse_from_rfc3339(&record.at).ok().map(|at| at.to_utc())
 }
@@ -68,6 +75,10 @@ fn status(record: &Record) -> Option<String> {
         Status::Measured => "measured".into(),
         Status::Failed => "failed".into(),
     })
+}
+
+fn step(record: &Record, of_sweep: fn(&Sweep) -> f64, of_training: fn(&Training) -> f64) -> Option<f64> {
+    sweep(record).map(of_sweep).or_else(|| training(record).map(of_training))
 }
 
 fn routing(measures: &Generation, get: impl Fn(&crate::record::Routing) -> f64) -> Option<f64> {
@@ -115,16 +126,26 @@ pub const RESULTS: &[Column<Row>] = &[
     of_record!(Real, "mfu", |record| match record.measures.as_ref()? {
         Measures::Generation(m) => m.mfu,
         Measures::Sweep(m) => m.mfu,
+        Measures::Training(m) => m.mfu,
     }),
     of_generation!(Real, "joules_per_token", |m| m.joules_per_token),
     of_generation!(Text, "token_digest", |m| Some(m.token_digest.clone())),
     of_generation!(Real, "load_balance_factor", |m| routing(m, |routing| routing.load_balance_factor)),
     of_generation!(Real, "routing_entropy_bits", |m| routing(m, |routing| routing.entropy_bits)),
     of_generation!(Real, "idle_expert_share", |m| routing(m, |routing| routing.idle_share)),
-    of_record!(Real, "step_p50_ms", |record| sweep(record).map(|m| m.step_p50_ms)),
-    of_record!(Real, "step_p95_ms", |record| sweep(record).map(|m| m.step_p95_ms)),
-    of_record!(Real, "step_p99_ms", |record| sweep(record).map(|m| m.step_p99_ms)),
+    of_record!(Real, "step_p50_ms", |record| step(record, |m| m.step_p50_ms, |m| m.step_p50_ms)),
+    of_record!(Real, "step_p95_ms", |record| step(record, |m| m.step_p95_ms, |m| m.step_p95_ms)),
+    of_record!(Real, "step_p99_ms", |record| step(record, |m| m.step_p99_ms, |m| m.step_p99_ms)),
     of_record!(Real, "windows_per_s", |record| sweep(record).map(|m| m.windows_per_s)),
+    of_record!(Text, "phase", |record| training(record).map(|m| m.phase.clone())),
+    of_record!(Whole, "batch_tokens", |record| training(record).map(|m| m.batch_tokens as i64)),
+    of_record!(Real, "train_tokens_per_s", |record| training(record).map(|m| m.tokens_per_s)),
+    of_record!(Whole, "micro_batches", |record| training(record).map(|m| m.micro_batches as i64)),
+    of_record!(Flag, "checkpointing", |record| training(record).map(|m| m.checkpointing)),
+    of_record!(Whole, "allocated_bytes", |record| training(record)?.allocated_bytes.map(|bytes| bytes as i64)),
+    of_record!(Whole, "reserved_bytes", |record| training(record)?.reserved_bytes.map(|bytes| bytes as i64)),
+    of_record!(Real, "first_loss", |record| training(record)?.stability.as_ref()?.losses.first().copied()),
+    of_record!(Real, "last_loss", |record| training(record)?.stability.as_ref()?.losses.last().copied()),
     of_record!(Real, "read_bytes_per_s", |record| Some(record.limits.as_ref()?.read_bytes_per_s)),
     of_record!(Real, "matrix_flops_per_s", |record| Some(record.limits.as_ref()?.matrix_flops_per_s)),
     of_record!(Real, "other_cpu_share", |record| record.conditions.as_ref()?.other_cpu_share),
@@ -167,3 +188,18 @@ pub const SWEEP: &[Column<Record>] = &[
     Column { name: "candle", get: Get::Text(|record| Some(record.software.candle.clone())) },
     Column { name: "commit", get: Get::Text(|record| record.software.commit.clone()) },
 ];
+
+/// Throughput of language models in training, `throughput.csv`: the columns of psannlm's benchmark, and the phase.
+#[rustfmt::skip]
+pub const THROUGHPUT: &[Column<Record>] = &[
+    Column { name: "timestamp", get: Get::Text(|record| Some(record.at.clone())) },
+    Column { name: "base", get: Get::Text(base) },
+    Column { name: "batch_tokens", get: Get::Whole(|record| training(record).map(|m| m.batch_tokens as i64)) },
+    Column { name: "tokens_per_s", get: Get::Real(|record| training(record).map(|m| m.tokens_per_s)) },
+    Column { name: "phase", get: Get::Text(|record| training(record).map(|m| m.phase.clone())) },
+];
+
+/// The base of a language model in training.
+pub fn base(record: &Record) -> Option<String> {
+    record.subject.model.split('-').next().map(str::to_owned)
+}

@@ -12,6 +12,7 @@ pub mod joined;
 mod plot;
 mod statistics;
 pub mod table;
+mod training;
 pub mod watch;
 mod write;
 

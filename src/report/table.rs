@@ -4,8 +4,8 @@
 use std::fmt::Write;
 
 use crate::{
-    record::{Generation, Measures, Record, Status},
-    scenario::{MOE_TOP_K, SWEEP_INFER, SWEEP_TRAIN, dense_name},
+    record::{Generation, Measures, Record, Status, Training},
+    scenario::{CHECKPOINT_MEMORY, MOE_TOP_K, PSANN_THROUGHPUT, SWEEP_INFER, SWEEP_TRAIN, TRAINING_SWEEP, dense_name},
 };
 
 /// A table and what must be read with it.
@@ -40,7 +40,7 @@ struct Family {
     note: Option<&'static str>,
 }
 
-const FAMILIES: [Family; 4] = [
+const FAMILIES: [Family; 6] = [
     Family {
         title: "Mixtures of experts: prefill",
         takes: |record| record.scenario == MOE_TOP_K[0].key,
@@ -104,6 +104,54 @@ const FAMILIES: [Family; 4] = [
         words: 4,
         cells: |record, _| sweep_cells(record),
         note: Some("A sample is one window of the series."),
+    },
+    Family {
+        title: "Gradient checkpointing",
+        takes: |record| CHECKPOINT_MEMORY.iter().any(|group| group.key == record.scenario),
+        head: &[
+            "scenario",
+            "model",
+            "variant",
+            "peak MB",
+            "between steps MB",
+            "activations MB",
+            "activations / plain",
+            "step P50 ms",
+            "time / plain",
+            "tok/s",
+        ],
+        words: 3,
+        cells: checkpoint_cells,
+        note: Some(
+            "Activations are what a step takes beyond what is in use between steps. The ratios are to the same model \
+             without checkpointing.",
+        ),
+    },
+    Family {
+        title: "Language models in training",
+        takes: |record| {
+            let groups = PSANN_THROUGHPUT.iter().chain(&TRAINING_SWEEP);
+            groups.into_iter().any(|group| group.key == record.scenario)
+        },
+        head: &[
+            "scenario",
+            "model",
+            "variant",
+            "batch tokens",
+            "tok/s",
+            "step P50 ms",
+            "P95 ms",
+            "MFU",
+            "parameters M",
+            "allocated MB",
+            "peak MB",
+            "parts",
+            "loss from",
+            "to",
+        ],
+        words: 3,
+        cells: |record, _| training_cells(record),
+        note: Some("Tokens are random: the loss shows that a step trains, not that a model learns."),
     },
     Family {
         title: "Generation",
@@ -206,6 +254,66 @@ fn sweep_cells(record: &Record) -> Option<Vec<String>> {
         number(measures.peak_bytes.map(|bytes| bytes as f64 / 1e6)),
         loss(measures.first_loss),
         loss(measures.last_loss),
+    ])
+}
+
+fn training(record: &Record) -> Option<&Training> {
+    match &record.measures {
+        Some(Measures::Training(measures)) => Some(measures),
+        _ => None,
+    }
+}
+
+fn megabytes(bytes: Option<u64>) -> String {
+    number(bytes.map(|bytes| bytes as f64 / 1e6))
+}
+
+fn training_cells(record: &Record) -> Option<Vec<String>> {
+    let measures = training(record)?;
+    let losses = measures.stability.as_ref().map(|stability| stability.losses.as_slice()).unwrap_or_default();
+    let loss = |loss: Option<&f64>| loss.map_or(String::new(), |loss| format!("{loss:.3}"));
+    Some(vec![
+        record.scenario.clone(),
+        record.subject.model.clone(),
+        variant(record),
+        measures.batch_tokens.to_string(),
+        number(Some(measures.tokens_per_s)),
+        number(Some(measures.step_p50_ms)),
+        number(Some(measures.step_p95_ms)),
+        percent(measures.mfu),
+        number(record.subject.parameters.map(|count| count as f64 / 1e6)),
+        megabytes(measures.allocated_bytes),
+        megabytes(measures.peak_bytes),
+        measures.micro_batches.to_string(),
+        loss(losses.first()),
+        loss(losses.last()),
+    ])
+}
+
+fn checkpoint_cells(record: &Record, all: &[&Record]) -> Option<Vec<String>> {
+    let measures = training(record)?;
+    let activations = |measures: &Training| Some((measures.peak_bytes? - measures.allocated_bytes?) as f64);
+    let plain = record.subject.model.strip_suffix("-checkpointed").and_then(|name| {
+        let is_twin = |other: &&&Record| {
+            other.subject.model == name && other.scenario == record.scenario && variant(other) == variant(record)
+        };
+        training(all.iter().find(is_twin)?)
+    });
+    let ratio = |of: &dyn Fn(&Training) -> Option<f64>| match plain {
+        Some(plain) => number(of(measures).zip(of(plain)).map(|(kept, plain)| kept / plain)),
+        None => String::new(),
+    };
+    Some(vec![
+        record.scenario.clone(),
+        record.subject.model.clone(),
+        variant(record),
+        megabytes(measures.peak_bytes),
+        megabytes(measures.allocated_bytes),
+        number(activations(measures).map(|bytes| bytes / 1e6)),
+        ratio(&activations),
+        number(Some(measures.step_p50_ms)),
+        ratio(&|measures| Some(measures.step_p50_ms)),
+        number(Some(measures.tokens_per_s)),
     ])
 }
 

@@ -17,9 +17,11 @@ use super::{
     html,
     joined::{Joined, Row},
     plot::plots,
-    table,
+    table, training,
 };
-use crate::record::{Conditions, Limits, Machine, Setting, Software, columns, temporary_that_stays, write_whole};
+use crate::record::{
+    Conditions, Limits, Machine, Record, Setting, Software, columns, temporary_that_stays, write_whole,
+};
 
 /// File of the dated rows, one for each report of a machine.
 pub const LOG: &str = "GENERATION_LOG.md";
@@ -48,6 +50,10 @@ pub fn write(joined: &Joined, root: &Path, criterion_home: &Path, now: DateTime<
     write_whole(&filling.path().join("results.jsonl"), &jsonl(&joined.rows)?)?;
     write_whole(&filling.path().join("results.csv"), &columns::csv(RESULTS, &joined.rows)?)?;
     write_whole(&filling.path().join("results.parquet"), &columns::parquet(RESULTS, &joined.rows)?)?;
+    let records: Vec<&Record> = joined.rows.iter().map(|row| &row.record).collect();
+    for (name, content) in training::files(&records)? {
+        write_whole(&filling.path().join(name), &content)?;
+    }
     write_whole(&filling.path().join("environment.yaml"), environment(first)?.as_bytes())?;
     for plot in &plots {
         let file = filling.path().join(plot.file);

@@ -4,15 +4,23 @@
 mod generation;
 mod moe;
 mod sweep;
+mod training;
 
 pub use generation::{GENERATION, Generation, MOE_TOP_K, Sampling};
 pub use moe::{EXPERT_GRID, ExpertGrid, FeedForward, dense_name};
 pub use sweep::{SWEEP_INFER, SWEEP_TRAIN};
+pub use training::{
+    Batch, CHECKPOINT_MEMORY, Measured, PSANN_THROUGHPUT, Phase, Shape, TRAINING_SWEEP, Trained, Training,
+};
 
 use serde::{Deserialize, Serialize};
 
 /// Every generation scenario, by the bench target that runs it.
 pub const GENERATIONS: [(&str, &[Generation]); 2] = [("generation", &GENERATION), ("moe", &MOE_TOP_K)];
+
+/// Every group of trainings, by the bench target that runs it.
+pub const TRAININGS: [(&str, &[Training]); 3] =
+    [("training", &PSANN_THROUGHPUT), ("training", &TRAINING_SWEEP), ("memory", &CHECKPOINT_MEMORY)];
 
 /// How much of a table runs. A scenario carries the smallest tier that includes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, clap::ValueEnum)]

@@ -10,6 +10,7 @@ mod generation;
 pub mod sandbox;
 mod session;
 mod sweep;
+mod training;
 
 pub use candidate::Candidate;
 pub use generation::Work;
@@ -160,7 +161,7 @@ fn long_iterations<M: Measurement>(measurement: M) -> Criterion<M> {
 /// Criterion for steps of a training: a second of them in ten samples, after a short warm-up.
 fn steps() -> Criterion {
     Criterion::default()
-        .sample_size(sweep::SAMPLES)
+        .sample_size(SAMPLES)
         .warm_up_time(Duration::from_millis(200))
         .measurement_time(Duration::from_secs(1))
         .nresamples(10_000)
@@ -168,6 +169,9 @@ fn steps() -> Criterion {
         .plotting_backend(PlottingBackend::Plotters)
         .configure_from_args()
 }
+
+/// Samples that [`steps`] asks Criterion for.
+const SAMPLES: usize = 10;
 
 /// Changes below this share are called noise. The methodology says how it was found.
 const NOISE_THRESHOLD: f64 = 0.03;

@@ -13,9 +13,13 @@ use rand_chacha::{
 use crate::{
     measure::machine,
     record::{
-        Conditions, Generation, Limits, Machine, Measures, Record, Routing, SCHEMA, Status, Subject, Sweep, Work,
+        Conditions, Generation, Limits, Machine, Measures, Record, Routing, SCHEMA, Stability, Status, Subject, Sweep,
+        Training, Work,
     },
-    scenario::{self, EXPERT_GRID, FeedForward, GENERATION, MOE_TOP_K, SWEEP_INFER, SWEEP_TRAIN},
+    scenario::{
+        self, EXPERT_GRID, FeedForward, GENERATION, MOE_TOP_K, Phase, SWEEP_INFER, SWEEP_TRAIN, TRAININGS, Tier,
+        Trained,
+    },
     subject::MINI,
     sweep::{self, Config, Source},
 };
@@ -44,6 +48,12 @@ pub fn records(run: &str, seed: u64, times: usize, now: DateTime<Utc>) -> Result
         let subject = sweep::subject(&combination, &config);
         kinds.extend([SWEEP_TRAIN, SWEEP_INFER].map(|scenario| Kind::Sweep(scenario, Box::new(subject.clone()))));
     }
+    for (_, groups) in &TRAININGS {
+        let entries = |group: &'static scenario::Training| {
+            group.entries(Tier::Quick).into_iter().map(move |entry| (group, entry))
+        };
+        kinds.extend(groups.iter().flat_map(entries).map(|(group, entry)| Kind::Training(group, entry)));
+    }
     kinds.push(Kind::Failed);
     let template = template(run, now);
     let all = (0..times).flat_map(move |_| kinds.clone()).enumerate();
@@ -58,6 +68,7 @@ pub fn records(run: &str, seed: u64, times: usize, now: DateTime<Utc>) -> Result
 enum Kind {
     Generation(&'static scenario::Generation, String, Option<FeedForward>),
     Sweep(&'static str, Box<Subject>),
+    Training(&'static scenario::Training, Trained),
     Failed,
 }
 
@@ -85,6 +96,12 @@ impl Kind {
             Self::Sweep(scenario, subject) => {
                 let measures = combination(*scenario == SWEEP_TRAIN, draw);
                 (*scenario, (**subject).clone(), Some(Measures::Sweep(measures)))
+            }
+            Self::Training(group, entry) => {
+                let sizes = [("d_model", entry.shape.d_model), ("n_layers", entry.shape.n_layers)];
+                let sizes = sizes.into_iter().map(|(name, size)| (name.to_owned(), size as u64)).collect();
+                let of = Subject { sizes, ..subject(&entry.name(), "tuned") };
+                (group.key, of, Some(Measures::Training(training(group, entry, draw))))
             }
             Self::Failed => ("medium", subject("sandbox-model", "stock"), None),
         };
@@ -209,6 +226,39 @@ fn combination(trains: bool, draw: &mut Draw) -> Sweep {
         mfu: Some(draw.between(0.05, 0.2)),
         first_loss: trains.then_some(0.4),
         last_loss: trains.then_some(0.1),
+    }
+}
+
+fn training(group: &scenario::Training, entry: &Trained, draw: &mut Draw) -> Training {
+    let (in_time, trains) = (group.measured == scenario::Measured::Time, group.phase == Phase::Train);
+    let cost = if entry.checkpointing { 1.3 } else { 1.0 } * if trains { 3.0 } else { 1.0 };
+    let step_ms = cost * draw.between(0.12, 0.18) * entry.batch_tokens() as f64;
+    let peak_bytes = 300e6 + entry.batch_tokens() as f64 * if entry.checkpointing { 2e4 } else { 1e5 };
+    let sample_peak_bytes = if in_time { Vec::new() } else { vec![peak_bytes as u64; 10] };
+    Training {
+        phase: group.phase.name().into(),
+        batch_tokens: entry.batch_tokens(),
+        tokens_per_row: entry.batch.tokens_per_row,
+        micro_batches: 1,
+        checkpointing: entry.checkpointing,
+        steps: 10,
+        samples: 10,
+        sample_ms: if in_time { draw.around(step_ms, 10) } else { Vec::new() },
+        sample_peak_bytes,
+        step_p50_ms: step_ms,
+        step_p95_ms: step_ms * 1.02,
+        step_p99_ms: step_ms * 1.03,
+        tokens_per_s: 1e3 * entry.batch_tokens() as f64 / step_ms,
+        peak_bytes: Some(peak_bytes as u64),
+        allocated_bytes: Some(250_000_000),
+        reserved_bytes: None,
+        mfu: Some(draw.between(0.4, 0.6)),
+        stability: trains.then(|| Stability {
+            losses: (0..10).map(|step| 10.4 - 0.01 * f64::from(step)).collect(),
+            gradient_norms: draw.around(1.0, 10),
+            update_ratios: draw.around(1e-3, 10),
+            first_non_finite_step: None,
+        }),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use criterion::{BenchmarkGroup, BenchmarkId, SamplingMode, Throughput, measurement::WallTime};
 
-use super::{Suite, abort, argument, session::Seen, steps};
+use super::{SAMPLES, Suite, abort, argument, session::Seen, steps};
 use crate::{
     scenario::{SWEEP_INFER, SWEEP_TRAIN},
     sweep::{Combination, Config, Phase, Source, Work, subject},
@@ -63,6 +63,3 @@ impl Suite {
         self.keep(record);
     }
 }
-
-/// Samples that `steps` asks Criterion for.
-pub(super) const SAMPLES: usize = 10;

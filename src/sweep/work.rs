@@ -5,12 +5,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use candle_core::DType;
 
 use super::{Combination, Config};
 use crate::{
-    measure::{self, conditions::Watch, memory},
+    measure::{self, conditions::Watch, memory, steps},
     record::{Limits, Measures, Subject, Sweep},
     subject::{
         DeviceChoice,
@@ -133,22 +133,8 @@ impl Work {
     }
 
     fn measures(&self, samples: &[usize]) -> Result<Measured> {
-        ensure!(!self.steps.is_empty(), "no step was measured");
-        let mut rest = self.steps.as_slice();
-        let mut sample_ms = Vec::new();
-        for &count in samples {
-            let (sample, after) = rest.split_at(count.min(rest.len()));
-            sample_ms.push(ms(sample.iter().sum()) / sample.len() as f64);
-            rest = after;
-        }
-        let mut sorted: Vec<f64> = self.steps.iter().map(|step| ms(*step)).collect();
-        sorted.sort_unstable_by(f64::total_cmp);
-        let percentile = |share: f64| {
-            let place = share * (sorted.len() - 1) as f64;
-            let (below, above) = (sorted[place.floor() as usize], sorted[place.ceil() as usize]);
-            below + (above - below) * place.fract()
-        };
-        let step_p50_ms = percentile(0.5);
+        let steps = steps::summarise(&self.steps, samples).context("no step was measured")?;
+        let step_p50_ms = steps.p50_ms;
         let passes = if self.phase == Phase::Train { 3 } else { 1 };
         let mut unmeasured = BTreeMap::new();
         let mut peak_bytes = self.peak_bytes;
@@ -165,10 +151,10 @@ impl Work {
         let measures = Sweep {
             steps: self.steps.len(),
             samples: samples.len(),
-            sample_ms,
+            sample_ms: steps.sample_ms,
             step_p50_ms,
-            step_p95_ms: percentile(0.95),
-            step_p99_ms: percentile(0.99),
+            step_p95_ms: steps.p95_ms,
+            step_p99_ms: steps.p99_ms,
             windows_per_s: 1e3 * self.windows as f64 / step_p50_ms,
             peak_bytes,
             mfu: Some((passes * self.cost.forward_flops) as f64 / (step_p50_ms / 1e3) / self.limits.matrix_flops_per_s),
@@ -197,8 +183,4 @@ pub fn subject(combination: &Combination, config: &Config) -> Subject {
 
 fn cost(task: &Task) -> Result<Cost> {
     Forecaster::cost(task.architecture, &task.sizes, &task.window)
-}
-
-fn ms(duration: Duration) -> f64 {
-    duration.as_secs_f64() * 1e3
 }

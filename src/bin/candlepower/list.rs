@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use candlepower::{
     report::table::markdown,
-    scenario::GENERATIONS,
+    scenario::{GENERATIONS, TRAININGS, Tier},
     settings::KEYS,
     subject::{MINI, SYNTHETIC, shape},
 };
@@ -42,6 +42,15 @@ impl List {
             ]));
         }
         println!("{}", markdown(&rows, 5));
+
+        let mut rows = vec![row(&["training", "bench target", "purpose", "quick", "standard", "full"])];
+        for (target, group) in TRAININGS.iter().flat_map(|(target, table)| table.iter().map(move |row| (*target, row)))
+        {
+            let entries = |tier| group.entries(tier).len().to_string();
+            let [quick, standard, full] = [Tier::Quick, Tier::Standard, Tier::Full].map(entries);
+            rows.push(row(&[group.key, target, group.purpose, &quick, &standard, &full]));
+        }
+        println!("{}", markdown(&rows, 3));
 
         let mut rows = vec![row(&["model", "weights", "parameters"])];
         for (name, spec) in MINI

@@ -224,55 +224,68 @@ impl Problem {
     }
 
     /// Gradients of query, key and value.
-    fn backward(&self, query: &[f32], key: &[f32], value: &[f32], out: &[f32], grad: &[f32]) -> [Vec<f32>; 3] {
+    fn backward(&self, way: &Way) -> [Vec<f32>; 3] {
         let part = self.time * self.size;
-        let mut of = [(); 3].map(|()| vec![0f32; query.len()]);
+        let mut of = [(); 3].map(|()| vec![0f32; way.query.len()]);
         let [of_query, of_key, of_value] = &mut of;
         let tasks = of_query.par_chunks_mut(part).zip(of_key.par_chunks_mut(part)).zip(of_value.par_chunks_mut(part));
-        let task = |(task, ((of_query, of_key), of_value)): (usize, ((&mut [f32], &mut [f32]), &mut [f32]))| {
-            let (query, key) = (self.turned(query, task), self.turned(key, task));
-            let scale = 1.0 / (self.size as f32).sqrt();
-            let mut shares = vec![0f32; BLOCK.min(self.time) * self.time];
-            let mut of_scores = shares.clone();
-            for (start, end) in self.blocks() {
-                let (rows, size) = (end - start, self.size);
-                self.shares(task, (start, end), &query, &key, &mut shares);
-                let begin = self.start(task) + start * self.width;
-                let grads = Matrix::new(&grad[begin..], rows, size, self.width);
-                let values = self.part(value, task).first(end);
-                let given = Matrix::new(&shares, rows, end, end);
-                product(
-                    MatrixMut::new(&mut of_value[..end * size], end, size, size),
-                    1.0,
-                    1.0,
-                    given.transposed(),
-                    grads,
-                    1,
-                );
-                product(MatrixMut::new(&mut of_scores, rows, end, end), 0.0, 1.0, grads, values.transposed(), 1);
-                let each = of_scores.chunks_mut(end).zip(shares.chunks(end)).take(rows).enumerate();
-                for (place, (of_scores, shares)) in each {
-                    let from = begin + place * self.width;
-                    // The mean of the gradients under the shares is that of the output with its gradient.
-                    let mean = dot(&out[from..from + size], &grad[from..from + size]);
-                    for (of_score, share) in of_scores.iter_mut().zip(shares) {
-                        *of_score = share * (*of_score - mean);
-                    }
-                }
-                let of_scores = Matrix::new(&of_scores, rows, end, end);
-                let queries = Matrix::new(&query[start * size..], rows, size, size);
-                let keys = Matrix::new(&key, end, size, size);
-                let of_queries = MatrixMut::new(&mut of_query[start * size..end * size], rows, size, size);
-                product(of_queries, 0.0, scale, of_scores, keys, 1);
-                let of_keys = MatrixMut::new(&mut of_key[..end * size], end, size, size);
-                product(of_keys, 1.0, scale, of_scores.transposed(), queries, 1);
-            }
+        tasks.enumerate().for_each(|(task, ((of_query, of_key), of_value))| {
+            self.backward_task(task, way, [&mut *of_query, &mut *of_key, of_value]);
             self.turn_back(of_query);
             self.turn_back(of_key);
-        };
-        tasks.enumerate().for_each(task);
+        });
         of.map(|parts| self.together(&parts))
     }
+
+    /// Those of one head of one sequence, still turned.
+    fn backward_task(&self, task: usize, way: &Way, [of_query, of_key, of_value]: [&mut [f32]; 3]) {
+        let (query, key) = (self.turned(way.query, task), self.turned(way.key, task));
+        let scale = 1.0 / (self.size as f32).sqrt();
+        let mut shares = vec![0f32; BLOCK.min(self.time) * self.time];
+        let mut of_scores = shares.clone();
+        for (start, end) in self.blocks() {
+            let (rows, size) = (end - start, self.size);
+            self.shares(task, (start, end), &query, &key, &mut shares);
+            let begin = self.start(task) + start * self.width;
+            let grads = Matrix::new(&way.grad[begin..], rows, size, self.width);
+            let values = self.part(way.value, task).first(end);
+            let given = Matrix::new(&shares, rows, end, end);
+            product(
+                MatrixMut::new(&mut of_value[..end * size], end, size, size),
+                1.0,
+                1.0,
+                given.transposed(),
+                grads,
+                1,
+            );
+            product(MatrixMut::new(&mut of_scores, rows, end, end), 0.0, 1.0, grads, values.transposed(), 1);
+            let each = of_scores.chunks_mut(end).zip(shares.chunks(end)).take(rows).enumerate();
+            for (place, (of_scores, shares)) in each {
+                let from = begin + place * self.width;
+                // The mean of the gradients under the shares is that of the output with its gradient.
+                let mean = dot(&way.out[from..from + size], &way.grad[from..from + size]);
+                for (of_score, share) in of_scores.iter_mut().zip(shares) {
+                    *of_score = share * (*of_score - mean);
+                }
+            }
+            let of_scores = Matrix::new(&of_scores, rows, end, end);
+            let queries = Matrix::new(&query[start * size..], rows, size, size);
+            let keys = Matrix::new(&key, end, size, size);
+            let of_queries = MatrixMut::new(&mut of_query[start * size..end * size], rows, size, size);
+            product(of_queries, 0.0, scale, of_scores, keys, 1);
+            let of_keys = MatrixMut::new(&mut of_key[..end * size], end, size, size);
+            product(of_keys, 1.0, scale, of_scores.transposed(), queries, 1);
+        }
+    }
+}
+
+/// What went in and came out, each (batch, time, width), and the gradient of what came out.
+struct Way<'a> {
+    query: &'a [f32],
+    key: &'a [f32],
+    value: &'a [f32],
+    out: &'a [f32],
+    grad: &'a [f32],
 }
 
 /// Softmax of the scores of queries from `start` on with the keys up to their own, in rows of `end`.
@@ -350,7 +363,7 @@ impl CustomOp3 for Attention {
         let problem = Problem::new(*self, query.dims3()?)?;
         let all = [query, key, value, out, grad];
         let [of_query, of_key, of_value] =
-            with_slices(all, |[query, key, value, out, grad]| problem.backward(query, key, value, out, grad))?;
+            with_slices(all, |[query, key, value, out, grad]| problem.backward(&Way { query, key, value, out, grad }))?;
         let gradient = |numbers: Vec<f32>| tensor(numbers, query).map(Some);
         Ok((gradient(of_query)?, gradient(of_key)?, gradient(of_value)?))
     }

@@ -148,7 +148,10 @@ impl Decoder {
         let pairs = time as u64 * (time as u64 + 1) / 2;
         let attention = 4 * pairs * (config.d_model * config.n_layers) as u64;
         let parameters = shapes.values().map(|shape| shape.elem_count() as u64).sum();
-        Ok(Cost { parameters, forward_flops: 2 * (products * time) as u64 + attention })
+        let layer = (14 * config.d_model + 4 * config.d_mlp) as u64;
+        let (layers, vocab_size) = (config.n_layers as u64, config.vocab_size as u64);
+        let forward_flops = 2 * (products * time) as u64 + attention;
+        Ok(Cost { parameters, forward_flops, width: config.d_model as u64, layer, layers, vocab_size })
     }
 }
 
@@ -159,6 +162,26 @@ pub struct Cost {
     /// Floating-point operations of a forward pass over one sequence, in products with weights and of attention. Training
     /// takes three times that.
     pub forward_flops: u64,
+    width: u64,
+    /// Numbers that a layer makes of a token.
+    layer: u64,
+    layers: u64,
+    vocab_size: u64,
+}
+
+impl Cost {
+    /// Memory that so many tokens at a time take at least, in f32: weights, what layers make and the logits of a chunk; when
+    /// it trains, gradients, two moments and the head's gradient in the making too.
+    pub fn least_bytes(&self, tokens: usize, trains: bool, checkpointing: bool) -> u64 {
+        let tokens = tokens as u64;
+        let logits = tokens.min(512) * self.vocab_size;
+        let numbers = match (trains, checkpointing) {
+            (false, _) => self.parameters + tokens * (self.layer + self.width),
+            (true, false) => 4 * self.parameters + tokens * self.layers * self.layer,
+            (true, true) => 4 * self.parameters + tokens * (self.layers * self.width + 2 * self.layer),
+        };
+        4 * (numbers + logits + if trains { self.vocab_size * self.width } else { 0 })
+    }
 }
 
 /// Vaswani et al. 2017: sines in the even places, cosines in the odd ones.

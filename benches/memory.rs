@@ -1,0 +1,14 @@
+//! What gradient checkpointing saves in memory, and costs in time.
+
+use std::process::ExitCode;
+
+use candlepower::{measure::memory::CountingAllocator, scenario::CHECKPOINT_MEMORY, suite};
+
+#[global_allocator]
+static ALLOCATOR: CountingAllocator = CountingAllocator;
+
+fn main() -> ExitCode {
+    suite::main(|suite| {
+        suite.training(&CHECKPOINT_MEMORY);
+    })
+}

@@ -1,0 +1,98 @@
+//! What psannlm's own benchmarks write, of the records of a run: the throughput of each base, and memory with and without
+//! gradient checkpointing.
+
+use anyhow::Result;
+use serde::Serialize;
+
+use super::{columns, table};
+use crate::{
+    record::{self, Measures, Record},
+    scenario::{CHECKPOINT_MEMORY, PSANN_THROUGHPUT},
+};
+
+/// Files of a report: name and content. None where nothing of the kind was measured.
+///
+/// # Errors
+/// When they can't be put together.
+pub fn files(records: &[&Record]) -> Result<Vec<(&'static str, Vec<u8>)>> {
+    let mut files = Vec::new();
+    let throughput: Vec<Record> = of(records, PSANN_THROUGHPUT.map(|group| group.key)).into_iter().cloned().collect();
+    if !throughput.is_empty() {
+        files.push(("throughput.csv", record::columns::csv(columns::THROUGHPUT, &throughput)?));
+        files.push(("throughput.md", best(&throughput).into_bytes()));
+    }
+    let memory: Vec<Memory> =
+        of(records, CHECKPOINT_MEMORY.map(|group| group.key)).into_iter().filter_map(memory).collect();
+    if !memory.is_empty() {
+        let mut text = serde_json::to_vec_pretty(&memory)?;
+        text.push(b'\n');
+        files.push(("memory.json", text));
+    }
+    Ok(files)
+}
+
+/// Those that were measured in some groups.
+fn of<'a>(records: &[&'a Record], groups: [&str; 2]) -> Vec<&'a Record> {
+    records
+        .iter()
+        .copied()
+        .filter(|record| groups.contains(&record.scenario.as_str()) && record.measures.is_some())
+        .collect()
+}
+
+fn training(record: &Record) -> Option<&record::Training> {
+    match &record.measures {
+        Some(Measures::Training(measures)) => Some(measures),
+        _ => None,
+    }
+}
+
+/// The fastest batch of each base in each phase, as Markdown.
+fn best(records: &[Record]) -> String {
+    let mut rows = vec![["base", "phase", "variant", "batch_tokens", "tokens_per_s"].map(str::to_owned).to_vec()];
+    let mut best: Vec<(String, String, String, usize, f64)> = Vec::new();
+    for record in records {
+        let (Some(measures), Some(base)) = (training(record), columns::base(record)) else { continue };
+        let variant = record.id.rsplit('/').next().unwrap_or_default().to_owned();
+        let found = (base, measures.phase.clone(), variant, measures.batch_tokens, measures.tokens_per_s);
+        match best.iter_mut().find(|known| (&known.0, &known.1, &known.2) == (&found.0, &found.1, &found.2)) {
+            Some(known) if known.4 < found.4 => *known = found,
+            Some(_) => {}
+            None => best.push(found),
+        }
+    }
+    let row = |(base, phase, variant, tokens, rate): (String, String, String, usize, f64)| {
+        vec![base, phase, variant, tokens.to_string(), format!("{rate:.0}")]
+    };
+    rows.extend(best.into_iter().map(row));
+    table::markdown(&rows, 3)
+}
+
+/// An entry of `memory.json`, with the names of psannlm's benchmark.
+#[derive(Serialize)]
+struct Memory {
+    base: String,
+    d_model: u64,
+    n_layers: u64,
+    grad_checkpoint: bool,
+    amp: String,
+    max_memory_mb: Option<f64>,
+    /// Of the median step.
+    elapsed_s: f64,
+    batch_tokens: usize,
+}
+
+/// The group that measures bytes has both figures; that which measures time would only say them again.
+fn memory(record: &Record) -> Option<Memory> {
+    let measures = training(record).filter(|measures| !measures.sample_peak_bytes.is_empty())?;
+    Some(Memory {
+        base: columns::base(record)?,
+        d_model: *record.subject.sizes.get("d_model")?,
+        n_layers: *record.subject.sizes.get("n_layers")?,
+        grad_checkpoint: measures.checkpointing,
+        amp: record.subject.dtype.clone(),
+        max_memory_mb: measures.peak_bytes.map(|bytes| bytes as f64 / 1e6),
+        elapsed_s: measures.step_p50_ms / 1e3,
+        batch_tokens: measures.batch_tokens,
+    })
+}

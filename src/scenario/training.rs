@@ -1,0 +1,223 @@
+//! What is measured of language models in training: grids of sizes, batches and precisions, a Criterion group each.
+
+use super::Tier;
+
+/// What an iteration is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Forward, to the loss.
+    Forward,
+    /// Forward, backward, update.
+    Train,
+}
+
+impl Phase {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Forward => "forward",
+            Self::Train => "train",
+        }
+    }
+}
+
+/// What Criterion is given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Measured {
+    Time,
+    /// Most memory in use at once in an iteration.
+    PeakBytes,
+}
+
+/// A language model that is trained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    pub base: &'static str,
+    pub d_model: usize,
+    pub n_layers: usize,
+    pub n_heads: usize,
+    pub d_mlp: usize,
+    pub vocab_size: usize,
+}
+
+/// What a step takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Batch {
+    pub rows: usize,
+    pub tokens_per_row: usize,
+    /// The smallest tier that runs it.
+    pub tier: Tier,
+}
+
+/// A group: every shape on every batch, in every precision, with each kind of checkpointing.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Training {
+    pub key: &'static str,
+    pub phase: Phase,
+    pub measured: Measured,
+    /// Shapes, and the smallest tier that runs each.
+    pub shapes: &'static [(Shape, Tier)],
+    pub batches: &'static [Batch],
+    /// Precisions, and the smallest tier that runs each; none leaves it to the settings.
+    pub dtypes: &'static [(&'static str, Tier)],
+    pub checkpointing: &'static [bool],
+    pub purpose: &'static str,
+}
+
+/// One entry of a group.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Trained {
+    pub shape: Shape,
+    pub batch: Batch,
+    pub dtype: Option<&'static str>,
+    pub checkpointing: bool,
+}
+
+impl Trained {
+    /// Second part of the benchmark's id.
+    pub fn name(&self) -> String {
+        let Self { shape: Shape { base, d_model, n_layers, .. }, batch: Batch { rows, tokens_per_row, .. }, .. } = self;
+        let kept = if self.checkpointing { "-checkpointed" } else { "" };
+        format!("{base}-d{d_model}-l{n_layers}-s{tokens_per_row}-b{rows}{kept}")
+    }
+
+    pub fn batch_tokens(&self) -> usize {
+        self.batch.rows * self.batch.tokens_per_row
+    }
+}
+
+impl Training {
+    /// The entries that a tier includes.
+    pub fn entries(&self, tier: Tier) -> Vec<Trained> {
+        let dtypes: Vec<Option<&'static str>> = match self.dtypes {
+            [] => vec![None],
+            some => some.iter().filter(|(_, of)| *of <= tier).map(|(dtype, _)| Some(*dtype)).collect(),
+        };
+        let mut all = Vec::new();
+        for (shape, _) in self.shapes.iter().filter(|(_, of)| *of <= tier) {
+            for batch in self.batches.iter().filter(|batch| batch.tier <= tier) {
+                for &dtype in &dtypes {
+                    let entry = |&checkpointing| Trained { shape: *shape, batch: *batch, dtype, checkpointing };
+                    all.extend(self.checkpointing.iter().map(entry));
+                }
+            }
+        }
+        all
+    }
+}
+
+/// The model of the throughput grid, with its defaults at the source (`d_mlp` as its corpus benchmark gives it).
+const fn grid(base: &'static str) -> (Shape, Tier) {
+    (Shape { base, d_model: 256, n_layers: 4, n_heads: 4, d_mlp: 1024, vocab_size: 32_000 }, Tier::Quick)
+}
+
+const BASES: &[(Shape, Tier)] = &[grid("respsann"), grid("sgrpsann"), grid("waveresnet"), grid("transformer")];
+
+const fn batch(rows: usize, tokens_per_row: usize, tier: Tier) -> Batch {
+    Batch { rows, tokens_per_row, tier }
+}
+
+/// Sequences of 512 as at the source. The last three are its grid: 65536, 131072 and 262144 tokens.
+const BATCHES: &[Batch] = &[
+    batch(2, 512, Tier::Quick),
+    batch(4, 512, Tier::Quick),
+    batch(16, 512, Tier::Standard),
+    batch(128, 512, Tier::Full),
+    batch(256, 512, Tier::Full),
+    batch(512, 512, Tier::Full),
+];
+
+/// The memory benchmark's model at the source, and one that a processor trains in half a second.
+const DEEP: &[(Shape, Tier)] = &[
+    (Shape { base: "waveresnet", d_model: 256, n_layers: 8, n_heads: 4, d_mlp: 1024, vocab_size: 4096 }, Tier::Quick),
+    (Shape { base: "waveresnet", d_model: 512, n_layers: 8, n_heads: 8, d_mlp: 2048, vocab_size: 4096 }, Tier::Full),
+];
+const DEEP_BATCHES: &[Batch] = &[batch(4, 256, Tier::Quick), batch(8, 512, Tier::Full)];
+
+const SMALL: &[(Shape, Tier)] =
+    &[(Shape { base: "respsann", d_model: 128, n_layers: 2, n_heads: 4, d_mlp: 512, vocab_size: 4096 }, Tier::Quick)];
+const SWEPT: &[Batch] = &[
+    batch(8, 128, Tier::Quick),
+    batch(8, 512, Tier::Quick),
+    batch(8, 2048, Tier::Full),
+    batch(32, 128, Tier::Quick),
+    batch(32, 512, Tier::Standard),
+    batch(32, 2048, Tier::Full),
+];
+const PRECISIONS: &[(&str, Tier)] = &[("f32", Tier::Quick), ("bf16", Tier::Standard)];
+
+const fn throughput(key: &'static str, phase: Phase, purpose: &'static str) -> Training {
+    Training {
+        key,
+        phase,
+        measured: Measured::Time,
+        shapes: BASES,
+        batches: BATCHES,
+        dtypes: &[],
+        checkpointing: &[false],
+        purpose,
+    }
+}
+
+const fn memory(key: &'static str, measured: Measured, purpose: &'static str) -> Training {
+    Training {
+        key,
+        phase: Phase::Train,
+        measured,
+        shapes: DEEP,
+        batches: DEEP_BATCHES,
+        dtypes: &[],
+        checkpointing: &[false, true],
+        purpose,
+    }
+}
+
+const fn sweep(key: &'static str, phase: Phase, purpose: &'static str) -> Training {
+    Training {
+        key,
+        phase,
+        measured: Measured::Time,
+        shapes: SMALL,
+        batches: SWEPT,
+        dtypes: PRECISIONS,
+        checkpointing: &[false],
+        purpose,
+    }
+}
+
+/// Tokens a second of the PSANN bases.
+pub const PSANN_THROUGHPUT: [Training; 2] = [
+    throughput("psann_throughput_forward", Phase::Forward, "PSANN bases, forward to the loss"),
+    throughput("psann_throughput_train", Phase::Train, "PSANN bases, training steps"),
+];
+
+/// What gradient checkpointing saves, and what it costs. Bytes and time are groups of their own.
+pub const CHECKPOINT_MEMORY: [Training; 2] = [
+    memory("checkpoint_memory_bytes", Measured::PeakBytes, "peak memory with and without gradient checkpointing"),
+    memory("checkpoint_memory_time", Measured::Time, "time with and without gradient checkpointing"),
+];
+
+/// Steps over precision, sequence length and batch.
+pub const TRAINING_SWEEP: [Training; 2] = [
+    sweep("training_sweep_train", Phase::Train, "training steps over precision, length and batch"),
+    sweep("training_sweep_forward", Phase::Forward, "inference steps over precision, length and batch"),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entries_have_names_of_their_own_and_tiers_grow() {
+        for group in PSANN_THROUGHPUT.iter().chain(&CHECKPOINT_MEMORY).chain(&TRAINING_SWEEP) {
+            let counts = [Tier::Quick, Tier::Standard, Tier::Full].map(|tier| group.entries(tier).len());
+            assert!(counts[0] > 0 && counts[0] <= counts[1] && counts[1] < counts[2], "{}: {counts:?}", group.key);
+            let names: std::collections::BTreeSet<_> =
+                group.entries(Tier::Full).iter().map(|entry| format!("{}{:?}", entry.name(), entry.dtype)).collect();
+            assert_eq!(names.len(), counts[2], "{}", group.key);
+        }
+        let full = PSANN_THROUGHPUT[0].entries(Tier::Full);
+        for tokens in [65_536, 131_072, 262_144] {
+            assert_eq!(full.iter().filter(|entry| entry.batch_tokens() == tokens).count(), 4);
+        }
+    }
+}

@@ -1,0 +1,355 @@
+//! The groups of language models in training: a group a phase, an entry a model and a batch, one step an iteration, in time
+//! or in bytes.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use candle_core::DType;
+use criterion::{
+    Bencher, BenchmarkGroup, BenchmarkId, Criterion, PlottingBackend, SamplingMode, Throughput,
+    measurement::Measurement,
+};
+use rand_chacha::{
+    ChaCha8Rng,
+    rand_core::{Rng, SeedableRng},
+};
+
+use super::{
+    NOISE_THRESHOLD, SAMPLES, Suite, abort, argument,
+    session::{Measured, Seen},
+};
+use crate::{
+    measure::{self, PeakBytes, TokenTime, conditions::Watch, memory, peak_bytes, steps},
+    record::{self, Limits, Measures, Stability},
+    scenario::{self, Phase, Tier, Trained},
+    settings::Settings,
+    subject::{
+        DeviceChoice,
+        psann::{Config, Cost, Decoder},
+    },
+    train::{
+        gradients::Sequences,
+        language::{Language, Plan},
+        optimizer::Options,
+    },
+};
+
+impl Suite {
+    /// Runs every entry of the groups that the tier includes.
+    pub fn training(&mut self, groups: &[scenario::Training]) {
+        let mut time = long_steps(TokenTime, NOISE_THRESHOLD);
+        let mut bytes = long_steps(PeakBytes, peak_bytes::NOISE_THRESHOLD);
+        for group in groups {
+            match group.measured {
+                scenario::Measured::Time => self.group(&mut time, group, |bencher, work, samples| {
+                    bencher.iter_custom(|iterations| {
+                        samples.push(iterations as usize);
+                        (0..iterations).map(|_| work.step().unwrap_or_else(|error| abort(error)).0).sum()
+                    });
+                }),
+                scenario::Measured::PeakBytes => self.group(&mut bytes, group, |bencher, work, samples| {
+                    bencher.iter_custom(|iterations| {
+                        samples.push(iterations as usize);
+                        (0..iterations).map(|_| work.step().unwrap_or_else(|error| abort(error)).1).sum()
+                    });
+                }),
+            }
+        }
+        let timed = |group: &scenario::Training| group.measured == scenario::Measured::Time;
+        if groups.iter().any(timed) {
+            time.final_summary();
+        }
+        if !groups.iter().all(timed) {
+            bytes.final_summary();
+        }
+    }
+
+    fn group<M: Measurement>(
+        &mut self,
+        criterion: &mut Criterion<M>,
+        scenario: &scenario::Training,
+        bench: impl Fn(&mut Bencher<'_, M>, &mut Work, &mut Vec<usize>),
+    ) {
+        let default = if self.settings().device == DeviceChoice::Cpu { Tier::Quick } else { Tier::Full };
+        let tier = self.settings().tier.unwrap_or(default);
+        let mut group = criterion.benchmark_group(scenario.key);
+        group.sampling_mode(SamplingMode::Flat);
+        for entry in scenario.entries(tier) {
+            group.throughput(Throughput::Elements(entry.batch_tokens() as u64));
+            self.entry(&mut group, scenario, &entry, &bench);
+        }
+        group.finish();
+    }
+
+    fn entry<M: Measurement>(
+        &mut self,
+        group: &mut BenchmarkGroup<'_, M>,
+        scenario: &scenario::Training,
+        entry: &Trained,
+        bench: impl Fn(&mut Bencher<'_, M>, &mut Work, &mut Vec<usize>),
+    ) {
+        let settings = self.settings();
+        let (seed, device) = (settings.seed, settings.device);
+        let about = match subject(entry, settings) {
+            Ok(about) => about,
+            Err(error) => return self.fail(&error),
+        };
+        let (name, variant) = (entry.name(), format!("tuned-{}-{device}", about.dtype));
+        let mut work: Option<Work> = None;
+        let mut samples: Vec<usize> = Vec::new();
+        let ended = Self::isolated(|| {
+            group.bench_function(BenchmarkId::new(&name, &variant), |bencher| {
+                let dtype = about.dtype.as_str();
+                let prepare =
+                    || Work::new(entry, scenario.phase, dtype, seed, device).unwrap_or_else(|error| abort(error));
+                bench(bencher, work.get_or_insert_with(prepare), &mut samples);
+            });
+        });
+        let seen = match (ended, work) {
+            (Ok(()), None) => return, // left out by the filter, or only listed
+            (Ok(()), Some(work)) => {
+                // Criterion warms up in samples of its own, which come first.
+                let size = argument("--sample-size").and_then(|size| size.parse().ok()).unwrap_or(SAMPLES);
+                work.end(&samples[samples.len().saturating_sub(size)..], scenario.measured)
+            }
+            (Err(error), _) => Seen::failed(error),
+        };
+        let record = self.session.record(format!("{}/{name}/{variant}", scenario.key), scenario.key, about, seen);
+        self.keep(record);
+    }
+}
+
+/// Criterion for steps of half a second and more: one warm-up, then one step a sample, or more of a short one.
+fn long_steps<M: Measurement>(measurement: M, noise_threshold: f64) -> Criterion<M> {
+    Criterion::default()
+        .with_measurement(measurement)
+        .sample_size(SAMPLES)
+        .warm_up_time(Duration::from_millis(1))
+        .measurement_time(Duration::from_millis(500))
+        .nresamples(10_000)
+        .noise_threshold(noise_threshold)
+        .plotting_backend(PlottingBackend::Plotters)
+        .configure_from_args()
+}
+
+fn config(entry: &Trained) -> Result<Config> {
+    let scenario::Shape { base, d_model, n_layers, n_heads, d_mlp, vocab_size } = entry.shape;
+    Ok(Config { base: base.parse()?, d_model, n_layers, n_heads, d_mlp, vocab_size, ..Config::default() })
+}
+
+fn subject(entry: &Trained, settings: &Settings) -> Result<record::Subject> {
+    let config = config(entry)?;
+    let parameters = Decoder::cost(&config, entry.batch.tokens_per_row)?.parameters;
+    let sizes = [
+        ("batch", entry.batch.rows),
+        ("batch_tokens", entry.batch_tokens()),
+        ("d_mlp", config.d_mlp),
+        ("d_model", config.d_model),
+        ("n_heads", config.n_heads),
+        ("n_layers", config.n_layers),
+        ("tokens_per_row", entry.batch.tokens_per_row),
+        ("vocab_size", config.vocab_size),
+    ];
+    Ok(record::Subject {
+        model: entry.name(),
+        engine: "tuned".into(),
+        dtype: entry.dtype.unwrap_or(settings.dtype.as_str()).into(),
+        device: settings.device.to_string(),
+        source: format!("synthetic:{}", config.base),
+        synthetic_weights: true,
+        parameters: Some(parameters),
+        // The weights that are trained are f32 whatever is computed in.
+        weight_bytes: Some(4 * parameters),
+        sizes: sizes.into_iter().map(|(name, size)| (name.to_owned(), size as u64)).collect(),
+    })
+}
+
+/// Steps of one model on one batch size, and what was seen beside them.
+struct Work {
+    language: Language,
+    entry: Trained,
+    phase: Phase,
+    vocab_size: u32,
+    random: ChaCha8Rng,
+    device: DeviceChoice,
+    cost: Cost,
+    bytes_beside: u64,
+    allocated_bytes: u64,
+    limits: Limits,
+    watch: Watch,
+    times: Vec<Duration>,
+    peaks: Vec<u64>,
+    stability: Stability,
+    micro_batches: usize,
+}
+
+impl Work {
+    /// Builds the model and takes one step, which is not measured.
+    fn new(entry: &Trained, phase: Phase, dtype: &str, seed: u64, device: DeviceChoice) -> Result<Self> {
+        let (config, opened) = (config(entry)?, device.open()?);
+        let dtype = match dtype {
+            "f32" => DType::F32,
+            "bf16" => DType::BF16,
+            other => bail!("language models are trained in f32 or bf16, not in {other}: set CANDLEPOWER_DTYPE"),
+        };
+        let limits = measure::limits(&opened)?;
+        let cost = Decoder::cost(&config, entry.batch.tokens_per_row)?;
+        let micro_rows = rows_that_fit(entry, phase, &cost, device)?;
+        if micro_rows < entry.batch.rows {
+            eprintln!("{}: {} sequences do not fit at once, {micro_rows} at a time do", entry.name(), entry.batch.rows);
+        }
+        let bytes_beside = memory::current_bytes();
+        let plan = Plan { dtype, checkpointing: entry.checkpointing, micro_rows };
+        let mut work = Self {
+            language: Language::new(&config, Options::default(), plan, seed, &opened)?,
+            entry: *entry,
+            phase,
+            vocab_size: config.vocab_size as u32,
+            random: ChaCha8Rng::seed_from_u64(seed),
+            device,
+            cost,
+            bytes_beside,
+            allocated_bytes: 0,
+            limits,
+            watch: Watch::start(),
+            times: Vec::new(),
+            peaks: Vec::new(),
+            stability: Stability::default(),
+            micro_batches: entry.batch.rows.div_ceil(micro_rows),
+        };
+        work.step()?;
+        (work.times, work.peaks, work.stability) = (Vec::new(), Vec::new(), Stability::default());
+        work.allocated_bytes = memory::current_bytes().saturating_sub(bytes_beside);
+        Ok(work)
+    }
+
+    /// One step on random tokens; returns its time and the most memory that was in use. Drawing the tokens is not timed.
+    fn step(&mut self) -> Result<(Duration, u64)> {
+        let scenario::Batch { rows, tokens_per_row, .. } = self.entry.batch;
+        let ids = (0..rows * (tokens_per_row + 1)).map(|_| self.random.next_u32() % self.vocab_size).collect();
+        let batch = Sequences::new(ids, tokens_per_row + 1)?;
+        memory::reset_peak();
+        let started = Instant::now();
+        let time = match self.phase {
+            Phase::Train => {
+                let step = self.language.step(&batch)?;
+                let time = started.elapsed();
+                let number = self.language.steps();
+                ensure!(
+                    step.is_finite(),
+                    "it diverged: at step {} the loss was {} and the gradient's norm {}",
+                    number + 1,
+                    step.loss,
+                    step.gradient_norm
+                );
+                self.stability.losses.push(step.loss);
+                self.stability.gradient_norms.push(step.gradient_norm);
+                self.stability.update_ratios.push(step.update_ratio);
+                time
+            }
+            Phase::Forward => {
+                let pass = self.language.evaluate(&batch)?;
+                let time = started.elapsed();
+                ensure!(pass.loss_sum.is_finite(), "the loss is {}", pass.loss_sum);
+                time
+            }
+        };
+        let peak = memory::peak_bytes().unwrap_or_default().saturating_sub(self.bytes_beside);
+        self.times.push(time);
+        self.peaks.push(peak);
+        Ok((time, peak))
+    }
+
+    /// What was seen. `samples` says how many steps each sample has, of the last steps; those before warmed up.
+    fn end(mut self, samples: &[usize], measured: scenario::Measured) -> Seen {
+        let first = self.times.len().saturating_sub(samples.iter().sum());
+        self.times.drain(..first);
+        self.peaks.drain(..first);
+        for signal in
+            [&mut self.stability.losses, &mut self.stability.gradient_norms, &mut self.stability.update_ratios]
+        {
+            signal.drain(..first.min(signal.len()));
+        }
+        let measured = self.measures(samples, measured);
+        Seen { measured, deviates: None, limits: Some(self.limits), conditions: Some(self.watch.end()) }
+    }
+
+    fn measures(&self, samples: &[usize], measured: scenario::Measured) -> Result<Measured> {
+        let steps = steps::summarise(&self.times, samples).context("no step was measured")?;
+        let scenario::Batch { rows, tokens_per_row, .. } = self.entry.batch;
+        let passes = if self.phase == Phase::Train { 3 } else { 1 };
+        let flops = (passes * self.cost.forward_flops * rows as u64) as f64;
+        let counted = memory::peak_bytes().is_some() && self.device == DeviceChoice::Cpu;
+        let mut unmeasured = BTreeMap::new();
+        let mut note = |field: &str, reason: &str| unmeasured.insert(field.to_owned(), reason.to_owned());
+        if !counted {
+            let reason = match self.device {
+                DeviceChoice::Cpu => "the program does not count its allocations",
+                _ => "the memory of this device is not counted",
+            };
+            ensure!(measured == scenario::Measured::Time, "peak_bytes: {reason}");
+            note("peak_bytes", reason);
+            note("allocated_bytes", reason);
+        }
+        note(
+            "reserved_bytes",
+            if counted { "a processor has no pool of memory" } else { "the device's pool is not asked" },
+        );
+        if self.phase == Phase::Forward {
+            note("stability", "nothing is trained");
+        }
+        let in_time = measured == scenario::Measured::Time;
+        let mut rest = self.peaks.as_slice();
+        let of_sample = |&count: &usize| {
+            let (sample, after) = rest.split_at(count.min(rest.len()));
+            rest = after;
+            sample.iter().sum::<u64>() / sample.len().max(1) as u64
+        };
+        let sample_peak_bytes = if in_time { Vec::new() } else { samples.iter().map(of_sample).collect() };
+        let measures = record::Training {
+            phase: self.phase.name().into(),
+            batch_tokens: self.entry.batch_tokens(),
+            tokens_per_row,
+            micro_batches: self.micro_batches,
+            checkpointing: self.entry.checkpointing,
+            steps: self.times.len(),
+            samples: samples.len(),
+            sample_ms: if in_time { steps.sample_ms } else { Vec::new() },
+            sample_peak_bytes,
+            step_p50_ms: steps.p50_ms,
+            step_p95_ms: steps.p95_ms,
+            step_p99_ms: steps.p99_ms,
+            tokens_per_s: 1e3 * self.entry.batch_tokens() as f64 / steps.p50_ms,
+            peak_bytes: self.peaks.iter().max().copied().filter(|_| counted),
+            allocated_bytes: Some(self.allocated_bytes).filter(|_| counted),
+            reserved_bytes: None,
+            mfu: Some(flops / (steps.p50_ms / 1e3) / self.limits.matrix_flops_per_s),
+            stability: (self.phase == Phase::Train).then(|| self.stability.clone()),
+        };
+        Ok(Measured { measures: Measures::Training(measures), unmeasured })
+    }
+}
+
+/// How many sequences of a batch can be computed at a time in the memory that is left.
+fn rows_that_fit(entry: &Trained, phase: Phase, cost: &Cost, device: DeviceChoice) -> Result<usize> {
+    let rows = entry.batch.rows;
+    let Some(available_bytes) = memory::available_bytes().filter(|_| device == DeviceChoice::Cpu) else {
+        return Ok(rows);
+    };
+    let needed =
+        |rows: usize| cost.least_bytes(entry.batch.tokens_per_row * rows, phase == Phase::Train, entry.checkpointing);
+    // A little is left for what is not counted.
+    let fits = |rows: &usize| needed(*rows) * 10 <= available_bytes * 9;
+    let halves = std::iter::successors(Some(rows), |rows| (*rows > 1).then(|| rows.div_ceil(2)));
+    halves.into_iter().find(fits).with_context(|| {
+        let gb = |bytes: u64| bytes as f64 / 1e9;
+        format!(
+            "it does not fit: {:.1} GB are needed for one sequence, {:.1} GB of memory are available",
+            gb(needed(1)),
+            gb(available_bytes)
+        )
+    })
+}
