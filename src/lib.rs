@@ -74,6 +74,8 @@
 //!   as it is reported.
 
 pub mod generate;
+mod keys;
+pub mod learn;
 pub mod measure;
 pub mod record;
 pub mod report;

@@ -16,4 +16,5 @@ mod training;
 pub mod watch;
 mod write;
 
+pub use plot::loss_curve;
 pub use write::{LOG, write, zip};

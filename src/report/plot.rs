@@ -319,6 +319,20 @@ fn lines(lines: &[Line], legend: SeriesLabelPosition, from: f64, x_unit: &str, y
     })
 }
 
+/// Loss of a training over its steps: of each batch, and of the part that is kept for validation.
+///
+/// # Errors
+/// When it can't be drawn.
+pub fn loss_curve(training: Vec<(f64, f64)>, validation: Vec<(f64, f64)>) -> Result<Plot> {
+    let all =
+        [Line { name: "training".into(), points: training }, Line { name: "validation".into(), points: validation }];
+    Ok(Plot {
+        file: "loss_curve.svg",
+        title: "Loss over steps",
+        svg: lines(&all, SeriesLabelPosition::UpperRight, 0.0, "step", "loss, nats a token")?,
+    })
+}
+
 /// Load over the experts, a line a mixture.
 fn expert_load(rows: &[&Row]) -> Result<String> {
     let line = |row: &&Row| {

@@ -2,11 +2,12 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use candle_core::DType;
 use serde_json::Value;
 
 use crate::{
+    keys::{list, text, whole, words, yaml},
     nearest,
     scenario::{SWEEP_INFER, SWEEP_TRAIN},
     settings::Settings,
@@ -265,43 +266,6 @@ impl Config {
     pub fn variant(&self) -> String {
         format!("tuned-{}-{}", self.dtype.as_str(), self.accelerator)
     }
-}
-
-fn yaml(text: &str) -> Result<Vec<(String, Value)>> {
-    let values: serde_json::Map<String, Value> = serde_saphyr::from_str(text).map_err(|error| {
-        anyhow!("it can't be read as YAML: {}", error.to_string().lines().next().unwrap_or_default())
-    })?;
-    Ok(values.into_iter().collect())
-}
-
-/// The words of a flag: numbers where they are, a list where there are commas.
-fn words(text: &str) -> Value {
-    let word = |text: &str| -> Value {
-        let text = text.trim();
-        let whole = text.parse::<u64>().map(Value::from);
-        whole.or_else(|_| text.parse::<f64>().map(Value::from)).unwrap_or_else(|_| text.into())
-    };
-    match text.contains(',') {
-        true => text.split(',').map(word).collect(),
-        false => word(text),
-    }
-}
-
-/// A list, or one item for a list of it.
-fn list<T>(value: &Value, item: impl Fn(&Value) -> Result<T>) -> Result<Vec<T>> {
-    match value {
-        Value::Array(items) => items.iter().map(item).collect(),
-        one => Ok(vec![item(one)?]),
-    }
-}
-
-fn text(value: &Value) -> Result<&str> {
-    value.as_str().with_context(|| format!("{value} is no word"))
-}
-
-fn whole(value: &Value) -> Result<usize> {
-    let number = value.as_u64().and_then(|number| usize::try_from(number).ok());
-    number.with_context(|| format!("{value} is no whole number"))
 }
 
 #[cfg(test)]

@@ -36,7 +36,7 @@ impl Workspace {
     /// When nothing was added to it.
     pub fn of_head(&mut self) -> Result<Tensor> {
         let of_head = self.of_head.as_ref().filter(|_| self.parts > 0).context("no loss was computed")?;
-        if is_plain(of_head) {
+        if !self.turned.is_empty() {
             let (vocab_size, width) = of_head.dims2()?;
             change(of_head, |of_head| turn(&self.turned, of_head, vocab_size, width))?;
         }

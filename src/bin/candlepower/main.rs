@@ -11,6 +11,7 @@ mod report;
 mod run;
 mod sandbox;
 mod sweep;
+mod train;
 mod watch;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -42,6 +43,10 @@ enum What {
     Bench(bench::Bench),
     /// Train and run backbones for series over a grid of architectures and sizes
     Sweep(Box<sweep::Sweep>),
+    /// Train a language model on a text: losses, a curve, perplexity against a bigram model
+    Train(train::Train),
+    /// Train several bases on the same text and rank them
+    Shootout(train::Shootout),
     /// Write a run as tables, data, plots and a page
     Report(report::Report),
     /// Write a run for another tool: github-action-benchmark, Bencher, OpenMetrics, a registry of metrics
@@ -134,5 +139,7 @@ fn main() -> ExitCode {
         What::Watch(watch) => watch.run(),
         What::Report(report) => report.run(),
         What::Sweep(sweep) => sweep.run(),
+        What::Train(train) => train.run(),
+        What::Shootout(shootout) => shootout.run(),
     })
 }

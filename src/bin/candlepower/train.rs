@@ -1,0 +1,130 @@
+//! `candlepower train` and `candlepower shootout`: language models that learn from a text.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use anyhow::{Context, Result};
+use candlepower::{
+    learn::{self, Config, Progress, Source, Text},
+    suite::set_threads,
+};
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+
+#[derive(Args)]
+pub struct Flags {
+    /// YAML file with the keys that --set takes
+    #[arg(long)]
+    config: Option<PathBuf>,
+    /// KEY=VALUE, which wins over the file; can be given more than once
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Processor threads
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    threads: Option<u16>,
+}
+
+impl Flags {
+    fn read(&self, default: Config) -> Result<(Config, Text)> {
+        set_threads(self.threads.map(usize::from));
+        let config = match &self.config {
+            Some(file) => default.apply(Source::File(file))?,
+            None => default,
+        };
+        let config = config.apply(Source::CommandLine(&self.set))?;
+        config.check()?;
+        config.device.open()?;
+        let Config { vocab_size, sequence_length, validation_share, .. } = config;
+        let seed = config.seeds.first().copied().unwrap_or_default();
+        let text = Text::read(&config.corpus, vocab_size, sequence_length, validation_share, seed)
+            .with_context(|| "set corpus=FILE")?;
+        Ok((config, text))
+    }
+}
+
+#[derive(Args)]
+pub struct Train {
+    #[command(flatten)]
+    flags: Flags,
+    /// Folder of the training; if it was stopped, the same command goes on with it
+    #[arg(long, default_value = "target/candlepower/train")]
+    out: PathBuf,
+}
+
+impl Train {
+    pub fn run(self) -> Result<ExitCode> {
+        let (config, text) = self.flags.read(Config::default())?;
+        let bar = bar();
+        let ended = learn::run(&config, &text, &self.out, |step| show(&bar, "", step));
+        bar.finish_and_clear();
+        let outcome = ended?;
+        let folder = self.out.display();
+        if let Some(step) = outcome.first_non_finite_step {
+            eprintln!(
+                "error: the training diverged: the loss or a gradient was not finite at step {step}; lower learning_rate or clip_norm ({folder}/loss.csv has the steps before)"
+            );
+            return Ok(ExitCode::FAILURE);
+        }
+        let number = |value: Option<f64>| value.map_or("n/a".into(), |value| format!("{value:.3}"));
+        println!("{} steps, {:.2} epochs, {} parameters", outcome.steps, outcome.epochs, outcome.parameters);
+        println!("training loss {}, validation loss {}", number(outcome.train_loss), number(outcome.val_loss));
+        println!(
+            "validation perplexity {}; a bigram model of the same tokens has {:.3}",
+            number(outcome.perplexity),
+            outcome.bigram_perplexity
+        );
+        if !outcome.causal {
+            println!("This model sees later tokens: its loss is not that of a language model.");
+        }
+        println!("Files: {folder}");
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+#[derive(Args)]
+pub struct Shootout {
+    #[command(flatten)]
+    flags: Flags,
+    /// Folder of the shoot-out; if it was stopped, the same command goes on with it
+    #[arg(long, default_value = "target/candlepower/shootout")]
+    out: PathBuf,
+}
+
+impl Shootout {
+    pub fn run(self) -> Result<ExitCode> {
+        let (config, text) = self.flags.read(Config::shootout())?;
+        let bar = bar();
+        let ended = learn::shootout(&config, &text, &self.out, |name, step| show(&bar, name, step));
+        bar.finish_and_clear();
+        let shootout = ended?;
+        println!("{}", shootout.leaderboard());
+        println!("Files: {}", self.out.display());
+        let failed = shootout.entries.iter().filter(|entry| entry.reason.is_some()).count();
+        if failed > 0 {
+            eprintln!("error: {failed} of {} trainings failed; the leaderboard says why", shootout.entries.len());
+            return Ok(ExitCode::FAILURE);
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+fn bar() -> ProgressBar {
+    let style = ProgressStyle::with_template("{prefix} {wide_bar} {pos}/{len} {msg} {eta}");
+    let bar = ProgressBar::new(0);
+    match style {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
+    }
+}
+
+fn show(bar: &ProgressBar, name: &str, step: &Progress) {
+    bar.set_length(step.steps as u64);
+    bar.set_position(step.step as u64);
+    bar.set_prefix(name.to_owned());
+    bar.set_message(format!("loss {:.3}, {:.0} tok/s", step.loss, step.tokens_per_s));
+    if let Some(loss) = step.val_loss {
+        let name = if name.is_empty() { String::new() } else { format!("{name}: ") };
+        let line = format!("{name}step {}: validation loss {loss:.4}, perplexity {:.2}", step.step, loss.exp());
+        // A bar that is hidden, as in a file, swallows lines.
+        if bar.is_hidden() { eprintln!("{line}") } else { bar.println(line) }
+    }
+}
