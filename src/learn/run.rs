@@ -206,6 +206,13 @@ fn begin(folder: &Path, used: &str) -> Result<()> {
             write_whole(&file, used.as_bytes())?;
         }
     }
+    // What a killed process was writing.
+    for entry in std::fs::read_dir(folder).with_context(|| format!("{} can't be read", folder.display()))? {
+        let path = entry?.path();
+        if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(".tmp")) {
+            std::fs::remove_file(&path).with_context(|| format!("{} could not be removed", path.display()))?;
+        }
+    }
     Ok(())
 }
 

@@ -11,6 +11,12 @@ use super::memory;
 /// A change below this share is called noise. Peak memory moves by as much as one small buffer more or less.
 pub const NOISE_THRESHOLD: f64 = 0.005;
 
+/// The bytes of a sample as Criterion is to be given them: a few more than were counted, other ones for each sample. Criterion
+/// 0.8.2 panics when it plots the comparison of samples that are all alike. Records keep what was counted.
+pub fn apart(bytes: u64, sample: usize) -> u64 {
+    bytes + sample as u64 % 16
+}
+
 /// Peak memory of the program, counted by its allocator; 0 in a program that does not count.
 pub struct PeakBytes;
 

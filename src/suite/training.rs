@@ -53,7 +53,8 @@ impl Suite {
                 scenario::Measured::PeakBytes => self.group(&mut bytes, group, |bencher, work, samples| {
                     bencher.iter_custom(|iterations| {
                         samples.push(iterations as usize);
-                        (0..iterations).map(|_| work.step().unwrap_or_else(|error| abort(error)).1).sum()
+                        let peak = |_| work.step().unwrap_or_else(|error| abort(error)).1;
+                        (0..iterations).map(peak).map(|bytes| peak_bytes::apart(bytes, samples.len())).sum()
                     });
                 }),
             }

@@ -1,0 +1,173 @@
+//! `candlepower train` and `candlepower shootout` as a person uses them: bad input, a training that is killed, one that
+//! diverges, and what they leave behind.
+
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+
+const TINY: &str = "d_model: 16\nn_layers: 1\nn_heads: 2\nd_mlp: 24\nvocab_size: 300\nsequence_length: 16\nbatch_tokens: 64\n\
+                    steps: 40\nvalidate_every: 10\nsave_every: 3\nwarmup_steps: 4\nlearning_rate: 0.01\n\
+                    validation_share: 0.1\ncorpus: corpus.txt\n";
+
+fn command(folder: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_candlepower"));
+    for (key, _) in std::env::vars().filter(|(key, _)| key.starts_with("CANDLEPOWER_")) {
+        command.env_remove(key);
+    }
+    command.env_remove("CARGO_TARGET_DIR").env("RUST_BACKTRACE", "1").env_remove("CARGO");
+    command.current_dir(folder).args(arguments);
+    command
+}
+
+fn run(folder: &Path, arguments: &[&str]) -> Output {
+    command(folder, arguments).output().expect("the command starts")
+}
+
+fn folder() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().expect("a folder");
+    let text: String = (0..300).map(|number| format!("The whale of number {number} swims by the ship.\n")).collect();
+    fs::write(folder.path().join("corpus.txt"), text).expect("written");
+    fs::write(folder.path().join("tiny.yaml"), TINY).expect("written");
+    folder
+}
+
+fn json(file: &Path) -> Value {
+    serde_json::from_slice(&fs::read(file).expect("a file")).expect("JSON")
+}
+
+#[test]
+fn bad_input_is_refused_in_one_line() {
+    let folder = folder();
+    let path = folder.path();
+    fs::write(path.join("typo.yaml"), "learning_rat: 0.1\n").expect("written");
+    fs::write(path.join("empty.txt"), "").expect("written");
+    fs::write(path.join("binary.txt"), b"good\xff\xfe").expect("written");
+    fs::write(path.join("short.txt"), "short\n".repeat(3)).expect("written");
+    for (arguments, part) in [
+        (&["--config", "typo.yaml"][..], "typo.yaml: learning_rat: there is no such key: did you mean learning_rate?"),
+        (&["--config", "absent.yaml"], "absent.yaml can't be read"),
+        (&["--set", "base=respsan"], "did you mean respsann?"),
+        (&["--set", "n_heads=3"], "n_heads=3 do not divide d_model=16"),
+        (&["--set", "n_heads=16"], "RoPE needs d_model / n_heads to be even"),
+        (&["--set", "batch_tokens=8"], "less than one sequence"),
+        (&["--set", "corpus=nowhere.txt"], "corpus nowhere.txt can't be read"),
+        (&["--set", "corpus=empty.txt"], "corpus empty.txt is empty"),
+        (&["--set", "corpus=binary.txt"], "corpus binary.txt is not UTF-8: byte 4 is wrong"),
+        (&["--set", "corpus=short.txt"], "a sequence needs 17"),
+        (&["--set", "device=cuda:0"], "device cuda0 is not compiled in"),
+    ] {
+        let given = if arguments[0] == "--config" {
+            arguments.to_vec()
+        } else {
+            [&["--config", "tiny.yaml"], arguments].concat()
+        };
+        for subcommand in ["train", "shootout"] {
+            let output = run(path, &[&[subcommand], given.as_slice()].concat());
+            let error = String::from_utf8_lossy(&output.stderr);
+            assert!(!output.status.success(), "{given:?}");
+            assert!(error.starts_with("error: ") && error.lines().count() == 1 && error.contains(part), "{error}");
+            assert!(!path.join("target").exists(), "{given:?} left something behind");
+        }
+    }
+}
+
+#[test]
+fn a_killed_training_goes_on_to_the_same_end() {
+    let folder = folder();
+    let path = folder.path();
+    let train = |out: &'static str| vec!["train", "--config", "tiny.yaml", "--set", "steps=400", "--out", out];
+    let unbroken = run(path, &train("unbroken"));
+    assert!(unbroken.status.success(), "{}", String::from_utf8_lossy(&unbroken.stderr));
+    let said = String::from_utf8_lossy(&unbroken.stdout);
+    assert!(said.contains("a bigram model of the same tokens has"), "{said}");
+
+    let mut killed = 0;
+    for _ in 0..20 {
+        let mut child =
+            command(path, &train("killed")).stderr(Stdio::null()).stdout(Stdio::null()).spawn().expect("it starts");
+        let before = fs::read(path.join("killed/loss.csv")).unwrap_or_default();
+        let started = Instant::now();
+        // Until it has got on since the last time.
+        while fs::read(path.join("killed/loss.csv")).unwrap_or_default() == before
+            && started.elapsed() < Duration::from_secs(60)
+            && child.try_wait().expect("a child").is_none()
+        {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        if child.try_wait().expect("a child").is_some() {
+            break;
+        }
+        child.kill().expect("killed");
+        child.wait().expect("it ended");
+        killed += 1;
+        for entry in fs::read_dir(path.join("killed")).expect("files") {
+            let file = entry.expect("a file").path();
+            let name = file.file_name().expect("a name").to_string_lossy().into_owned();
+            match file.extension().and_then(|extension| extension.to_str()) {
+                Some("json") => drop(json(&file)),
+                Some("safetensors") => {
+                    candle_core::safetensors::load(&file, &candle_core::Device::Cpu).expect("no torn file");
+                }
+                _ if name == "loss.csv" => {
+                    assert!(fs::read_to_string(&file).expect("text").ends_with('\n'), "a torn table");
+                }
+                _ => {}
+            }
+        }
+    }
+    assert!(killed >= 2, "it was killed {killed} times");
+    let ended = run(path, &train("killed"));
+    assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
+    let (a, b) = (json(&path.join("unbroken/metrics.json")), json(&path.join("killed/metrics.json")));
+    for key in ["status", "steps", "train_loss", "val_loss", "perplexity", "val_top1_acc", "bigram_perplexity"] {
+        assert_eq!(a[key], b[key], "{key}");
+    }
+    let losses = |name: &str| fs::read_to_string(path.join(name).join("loss.csv")).expect("losses");
+    assert_eq!(losses("unbroken"), losses("killed"));
+    let leftover = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().starts_with(".tmp");
+    let read = |name| fs::read_dir(path.join(name)).expect("files").map(|entry| entry.expect("a file"));
+    assert_eq!(read("unbroken").chain(read("killed")).filter(leftover).count(), 0);
+}
+
+#[test]
+fn a_learning_rate_that_diverges_is_said_and_recorded() {
+    let folder = folder();
+    let given = ["train", "--config", "tiny.yaml", "--out", "out"];
+    let wild = ["--set", "learning_rate=1e30", "--set", "clip_norm=1e30", "--set", "warmup_steps=0"];
+    let output = run(folder.path(), &[&given[..], &wild].concat());
+    assert_eq!(output.status.code(), Some(1));
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(error.lines().last().is_some_and(|line| line.starts_with("error: the training diverged")), "{error}");
+    let metrics = json(&folder.path().join("out/metrics.json"));
+    assert_eq!((&metrics["status"], &metrics["val_loss"]), (&Value::from("diverged"), &Value::Null));
+    assert!(metrics["first_non_finite_step"].as_u64().is_some_and(|step| step > 1));
+}
+
+#[test]
+fn a_shootout_ranks_bases_and_marks_those_that_see_later_tokens() {
+    let folder = folder();
+    let given =
+        ["shootout", "--config", "tiny.yaml", "--set", "bases=sgrpsann,respsann,transformer", "--set", "seeds=1,2"];
+    let output = run(folder.path(), &[&given[..], &["--set", "steps=12", "--out", "out"]].concat());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let out = folder.path().join("out");
+    let board = fs::read_to_string(out.join("leaderboard.md")).expect("a leaderboard");
+    assert!(String::from_utf8_lossy(&output.stdout).contains(board.trim()));
+    let row = |base: &str| board.lines().find(|line| line.contains(base)).expect(base).to_owned();
+    assert!(row("sgrpsann").contains("[sees later tokens]") && row("sgrpsann").starts_with("| - "), "{board}");
+    assert!(row("respsann").starts_with("| 1") || row("transformer").starts_with("| 1"), "{board}");
+    let summary = json(&out.join("summary.json"));
+    assert_eq!(summary.as_array().map(Vec::len), Some(6));
+    for entry in summary.as_array().expect("entries") {
+        let name = format!("runs/{}_seed{}/metrics.json", entry["base"].as_str().expect("a base"), entry["seed"]);
+        let metrics = json(&out.join(name));
+        assert_eq!(metrics["val_loss"], entry["val_loss"]);
+        assert_eq!(entry["causal"], Value::from(entry["base"] != "sgrpsann"));
+    }
+    assert_eq!(fs::read_to_string(out.join("summary.csv")).expect("a table").lines().count(), 7);
+}
