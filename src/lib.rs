@@ -14,7 +14,8 @@
 //!   report::table                   what is printed at the end
 //! ```
 //! `cargo bench --bench moe` takes the same way with decoders of [`subject::moe`]; [`sweep`] and [`train`] do so for the
-//! backbones of [`subject::temporal`], a step an iteration.
+//! backbones of [`subject::temporal`] and the language models of [`subject::psann`], a step an iteration. [`learn`] trains
+//! those on a text.
 //!
 //! A model of one's own implements [`subject::CausalLm`] and runs in every generation scenario: see
 //! `examples/bring_your_own_model.rs`.
@@ -57,6 +58,13 @@
 //! the series is not timed. A forecast keeps nothing that a gradient would need. Under Criterion a sample is the mean of as
 //! many steps as fit a tenth of a second or one; percentiles are over every step. MFU counts products with weights and of
 //! attention, three times over when it trains.
+//!
+//! **Steps of language models.** A training step is forward, backward, clipping and AdamW's update on new random tokens;
+//! `forward` ends with the loss. Logits are made a chunk of rows at a time, and what a step needs again is kept from one to
+//! the next. MFU counts products with weights and of attention, three times over when it trains and not again where
+//! checkpointing computes them again. Peak memory is a group of its own, whose samples are bytes; Criterion is given a few
+//! bytes more in each sample, other ones each time, since it fails to plot samples that are all alike. Records keep what was
+//! counted. Weights, gradients and moments are f32; in bf16 the model computes in that.
 //!
 //! # Known biases
 //!

@@ -54,13 +54,13 @@ impl Default for Config {
             bases: vec![Base::Waveresnet],
             seeds: vec![1337],
             model: psann::Config { d_model: 256, n_layers: 4, n_heads: 4, d_mlp: 1024, ..psann::Config::default() },
-            vocab_size: 2048,
+            vocab_size: 1024,
             corpus: PathBuf::from("fixtures/corpus/moby-dick.txt"),
             validation_share: 0.02,
-            sequence_length: 256,
-            batch_tokens: 2048,
+            sequence_length: 128,
+            batch_tokens: 1024,
             micro_batch_tokens: 65_536,
-            epochs: 4,
+            epochs: 3,
             steps: None,
             optimizer: Options { learning_rate: 1e-3, warmup_steps: 100, ..Options::default() },
             dtype: DType::F32,
@@ -335,7 +335,7 @@ mod tests {
         assert!(error("validation_share=1").contains("no number between 0 and 1"));
         assert!(error("steps").contains("'steps' is not KEY=VALUE"));
         assert!(error("n_heads=3").contains("n_heads=3 do not divide d_model=256"));
-        assert!(error("batch_tokens=100").contains("less than one sequence of sequence_length=256"));
+        assert!(error("batch_tokens=100").contains("less than one sequence of sequence_length=128"));
         assert!(error("epochs=0").contains("epochs: at least one"));
         assert!(error("dtype=f8").contains("f32 or bf16"));
         assert!(error("device=gpu").contains("gpu"));

@@ -9,7 +9,7 @@ use candle_core::{DType, Tensor, TensorId, Var};
 
 use super::loss;
 use crate::subject::{
-    ops::{change, is_plain, with_slices},
+    ops::{Matrix, MatrixMut, change, is_plain, product, with_slices},
     psann::Decoder,
 };
 
@@ -64,7 +64,7 @@ impl Sequences {
     }
 
     /// Ids that should come out.
-    fn targets(&self) -> Vec<u32> {
+    pub(super) fn targets(&self) -> Vec<u32> {
         self.ids.chunks(self.length).flat_map(|row| &row[1..]).copied().collect()
     }
 
@@ -84,14 +84,30 @@ fn hidden(model: &Decoder, sequences: &Sequences) -> Result<Tensor> {
     rows_of(&model.finish(&x)?)
 }
 
-/// Logits (rows, time, vocabulary) of all tokens at once, f32, without a way back.
+/// Logits (rows, time, vocabulary) of all tokens at once, f32, without a way back. They stay as they are until the next call.
 ///
 /// # Errors
 /// When a token is not in the vocabulary, or the device fails.
-pub fn logits(model: &Decoder, sequences: &Sequences) -> Result<Tensor> {
+pub fn logits(model: &Decoder, sequences: &Sequences, workspace: &mut Workspace) -> Result<Tensor> {
     let hidden = hidden(model, sequences)?;
-    let head = model.head().detach().to_dtype(hidden.dtype())?;
-    let logits = hidden.matmul(&head.t()?)?.to_dtype(DType::F32)?;
+    let head = model.head().detach();
+    let ((rows, width), vocab_size) = (hidden.dims2()?, head.dim(0)?);
+    let logits = match is_plain(&hidden) && is_plain(&head) {
+        true => {
+            let known = workspace.logits.take().filter(|logits| logits.dims() == [rows, vocab_size]);
+            let logits = known.map_or_else(|| Tensor::zeros((rows, vocab_size), DType::F32, head.device()), Ok)?;
+            with_slices([&hidden, &head], |[hidden, head]| {
+                change(&logits, |logits| {
+                    let out = MatrixMut::new(logits, rows, vocab_size, vocab_size);
+                    let (states, weights) =
+                        (Matrix::new(hidden, rows, width, width), Matrix::new(head, vocab_size, width, width));
+                    product(out, 0.0, 1.0, states, weights.transposed(), candle_core::utils::get_num_threads());
+                })
+            })??;
+            workspace.logits.insert(logits).clone()
+        }
+        false => hidden.matmul(&head.to_dtype(hidden.dtype())?.t()?)?.to_dtype(DType::F32)?,
+    };
     Ok(logits.reshape((sequences.rows(), sequences.length - 1, ()))?)
 }
 
@@ -99,6 +115,8 @@ pub fn logits(model: &Decoder, sequences: &Sequences) -> Result<Tensor> {
 #[derive(Default)]
 pub struct Workspace {
     loss: loss::Workspace,
+    /// (rows, vocabulary)
+    logits: Option<Tensor>,
     /// (vocabulary, width): the gradient of the table of embeddings.
     of_table: Option<Tensor>,
     /// Rows of it that are not 0.

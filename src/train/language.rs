@@ -119,12 +119,13 @@ impl Language {
         Ok(sum)
     }
 
-    /// Logits (rows, time, vocabulary) of all tokens at once, f32, without a way back.
+    /// Logits (rows, time, vocabulary) of all tokens at once, f32, without a way back. They stay as they are until the next
+    /// call.
     ///
     /// # Errors
     /// As [`Self::step`].
-    pub fn logits(&self, batch: &Sequences) -> Result<Tensor> {
-        let logits = gradients::logits(&self.model, batch)?;
+    pub fn logits(&mut self, batch: &Sequences) -> Result<Tensor> {
+        let logits = gradients::logits(&self.model, batch, &mut self.workspace)?;
         self.device.synchronize()?;
         Ok(logits)
     }
@@ -259,6 +260,21 @@ mod tests {
         let steps: Vec<Step> = (0..20).map(|number| language.step(&batch(4, number)).expect("a step")).collect();
         assert!(steps[0].is_finite());
         assert!(steps.iter().any(|step| !step.is_finite() || step.loss > 1e3), "{steps:?}");
+    }
+
+    #[test]
+    fn logits_are_the_models_and_make_the_loss() {
+        let mut language = language(Base::Respsann, PLAN);
+        for number in 0..2 {
+            let batch = batch(3, number);
+            let logits = language.logits(&batch).expect("logits");
+            assert_eq!(logits.dims(), [3, 12, 50]);
+            let targets = Tensor::new(batch.targets(), &Device::Cpu).expect("ids");
+            let loss = logits.flatten(0, 1).and_then(|logits| candle_nn::loss::cross_entropy(&logits, &targets));
+            let loss = f64::from(loss.and_then(|loss| loss.to_scalar::<f32>()).expect("a loss"));
+            let found = language.evaluate(&batch).expect("a loss").loss_sum / 36.0;
+            assert!((loss - found).abs() < 1e-5, "{loss} for {found}");
+        }
     }
 
     #[test]
