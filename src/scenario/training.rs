@@ -118,8 +118,8 @@ const fn batch(rows: usize, tokens_per_row: usize, tier: Tier) -> Batch {
 
 /// Sequences of 512 as at the source. The last three are its grid: 65536, 131072 and 262144 tokens.
 const BATCHES: &[Batch] = &[
+    batch(1, 512, Tier::Quick),
     batch(2, 512, Tier::Quick),
-    batch(4, 512, Tier::Quick),
     batch(16, 512, Tier::Standard),
     batch(128, 512, Tier::Full),
     batch(256, 512, Tier::Full),
