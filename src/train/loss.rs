@@ -227,9 +227,10 @@ fn composed(
 #[cfg(test)]
 mod tests {
     use candle_core::{Device, Var};
-    use candle_nn::loss::cross_entropy as of_logits;
+    use candle_nn::{Init, loss::cross_entropy as of_logits};
 
     use super::*;
+    use crate::subject::trainable::Variables;
 
     fn numbers(tensor: &Tensor) -> Vec<f64> {
         tensor.flatten_all().and_then(|t| t.to_dtype(DType::F64)?.to_vec1()).expect("numbers")
@@ -239,9 +240,12 @@ mod tests {
     #[test]
     fn chunks_are_as_the_whole() {
         let (rows, width, vocab_size) = (2 * CHUNK + 37, 12, 101);
-        let random = |shape: (usize, usize)| Tensor::randn(0f32, 1.5, shape, &Device::Cpu).expect("numbers");
-        let hidden = Var::from_tensor(&random((rows, width))).expect("a variable");
-        let head = Var::from_tensor(&random((vocab_size, width))).expect("a variable");
+        let weights = Variables::new(3).builder(DType::F32, &Device::Cpu);
+        let random = |shape: (usize, usize), name: &str| {
+            let numbers = weights.get_with_hints(shape, name, Init::Randn { mean: 0.0, stdev: 1.5 }).expect("numbers");
+            Var::from_tensor(&numbers).expect("a variable")
+        };
+        let (hidden, head) = (random((rows, width), "hidden"), random((vocab_size, width), "head"));
         let targets: Vec<u32> = (0..rows as u32).map(|row| row * 31 % vocab_size as u32).collect();
         let ids = Tensor::new(targets.as_slice(), &Device::Cpu).expect("ids");
         let logits = hidden.matmul(&head.t().expect("turned")).expect("logits");

@@ -1,12 +1,21 @@
 //! Kernels against compositions, and gradients against finite differences.
 
+use std::cell::Cell;
+
 use anyhow::Result;
 use candle_core::{D, DType, Device, Tensor, Var};
 
-use super::*;
+use candle_nn::Init;
 
+use super::*;
+use crate::subject::trainable::Variables;
+
+/// Normal numbers, the same in every run: other ones for each tensor of a test.
 fn random(shape: &[usize]) -> Var {
-    let numbers = Tensor::randn(0f32, 1f32, shape, &Device::Cpu).expect("numbers");
+    thread_local!(static DRAWN: Cell<u64> = const { Cell::new(0) });
+    let seed = DRAWN.with(|drawn| drawn.replace(drawn.get() + 1));
+    let weights = Variables::new(seed).frozen(DType::F32, &Device::Cpu);
+    let numbers = weights.get_with_hints(shape, "numbers", Init::Randn { mean: 0.0, stdev: 1.0 }).expect("numbers");
     Var::from_tensor(&numbers).expect("a variable")
 }
 
@@ -122,7 +131,7 @@ fn gradients_are_finite_differences() {
         let inputs: Vec<Tensor> = vars.iter().map(|var| var.as_tensor().clone()).collect();
         let grads = loss(&inputs).backward().expect("gradients");
         for (which, var) in vars.iter().enumerate() {
-            let direction = Tensor::randn(0f32, 1f32, var.shape(), &Device::Cpu).expect("a direction");
+            let direction = random(var.dims()).as_tensor().clone();
             let moved = |by: f64| {
                 let mut inputs = inputs.clone();
                 inputs[which] = (&inputs[which] + (&direction * by).expect("a step")).expect("moved");
