@@ -8,22 +8,11 @@ use std::{
     time::Duration,
 };
 
-use candlepower::measure::{
-    PeakBytes,
-    peak_bytes::{NOISE_THRESHOLD, apart},
-};
-use criterion::{Criterion, PlottingBackend, SamplingMode};
+use candlepower::{measure::peak_bytes::apart, suite};
+use criterion::SamplingMode;
 
 fn target(bytes: u64) {
-    let mut criterion = Criterion::default()
-        .with_measurement(PeakBytes)
-        .sample_size(10)
-        .warm_up_time(Duration::from_millis(1))
-        .measurement_time(Duration::from_millis(1))
-        .nresamples(10_000)
-        .noise_threshold(NOISE_THRESHOLD)
-        .plotting_backend(PlottingBackend::Plotters)
-        .configure_from_args();
+    let mut criterion = suite::bytes();
     let mut group = criterion.benchmark_group("bytes");
     group.sampling_mode(SamplingMode::Flat);
     let mut samples = 0;

@@ -19,7 +19,10 @@ use crate::{
     record::write_whole,
     report,
     subject::one_line,
-    train::language::{Language, Plan},
+    train::{
+        language::{Language, Plan},
+        optimizer::Options,
+    },
 };
 
 const STATE: &str = "state.safetensors";
@@ -104,7 +107,7 @@ pub fn run(config: &Config, text: &Text, folder: &Path, mut progress: impl FnMut
         checkpointing: config.checkpointing,
         micro_rows: config.micro_batch_tokens / config.sequence_length,
     };
-    let options = crate::train::optimizer::Options { decay_steps: Some(steps), ..config.optimizer };
+    let options = Options { decay_steps: Some(steps), ..config.optimizer };
     let bytes_beside = memory::current_bytes();
     let mut language = Language::new(&model, options, plan, *seed, &config.device.open()?)?;
     if let Some(path) = &config.weights {
@@ -239,7 +242,7 @@ fn save(folder: &Path, used: &str, language: &Language, points: &[Point]) -> Res
     write_whole(&folder.join(STATE), &bytes)
 }
 
-/// Takes over the state that was kept; returns the steps that led there, none where there is no state or it can't be used.
+/// Takes over the state that was kept, if there is one; returns the steps that led there.
 fn resume(folder: &Path, used: &str, language: &mut Language) -> Result<Vec<Point>> {
     let file = folder.join(STATE);
     let Ok(bytes) = std::fs::read(&file) else { return Ok(Vec::new()) };

@@ -100,6 +100,16 @@ impl Measures {
         }
     }
 
+    /// What Criterion was given, one value a sample, and in what.
+    pub fn samples(&self) -> (Unit, Vec<f64>) {
+        match self {
+            Self::Training(measures) if measures.sample_ms.is_empty() => {
+                (Unit::Bytes, measures.sample_peak_bytes.iter().map(|bytes| *bytes as f64).collect())
+            }
+            timed => (Unit::Ms, timed.sample_ms().to_vec()),
+        }
+    }
+
     /// Most memory in use at once.
     pub fn peak_bytes(&self) -> Option<u64> {
         match self {
@@ -151,6 +161,14 @@ impl Measures {
             Self::Sweep(_) | Self::Training(_) => None,
         }
     }
+}
+
+/// What a benchmark measures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Unit {
+    Ms,
+    Bytes,
 }
 
 /// One figure of a benchmark, with what is needed to show it without knowing what it is.
@@ -317,7 +335,8 @@ pub struct Training {
     pub stability: Option<Stability>,
 }
 
-/// What a training left behind at each step that was measured, in their order.
+/// What a training left behind at each step that was measured, in their order. One that diverged is a record that failed,
+/// whose reason names the step.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Stability {
     /// Mean cross-entropy before the update, in nats.
@@ -326,8 +345,6 @@ pub struct Stability {
     pub gradient_norms: Vec<f64>,
     /// Norm of what was added to the weights over the norm of the weights.
     pub update_ratios: Vec<f64>,
-    /// The first step whose loss or gradient was not finite, counted from 1.
-    pub first_non_finite_step: Option<usize>,
 }
 
 /// What the machine allows, measured in the process that made the record.

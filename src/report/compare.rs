@@ -14,7 +14,10 @@ use super::{
     statistics::{holm, median, p_value, ratio},
     table::markdown,
 };
-use crate::record::{self, Record, Status};
+use crate::{
+    record::{self, Record, Status, Unit},
+    scenario,
+};
 
 /// What is compared, and how strictly.
 #[derive(Clone, Copy, Debug, Serialize, JsonSchema)]
@@ -38,7 +41,8 @@ pub struct Side {
 
 #[derive(Debug)]
 struct Benchmark {
-    total_ms: Vec<f64>,
+    unit: Unit,
+    samples: Vec<f64>,
     peak_bytes: Option<u64>,
     token_digest: Option<String>,
 }
@@ -71,8 +75,19 @@ impl Side {
                 if there.is_empty() { "none" } else { &there }
             );
         }
-        let benchmark = |total_ms| Benchmark { total_ms, peak_bytes: None, token_digest: None };
-        let benchmarks = samples.into_iter().map(|(id, total_ms)| (id, benchmark(total_ms))).collect();
+        let benchmark = |(id, ms): (String, Vec<f64>)| {
+            let benchmark = match scenario::is_in_bytes(id.split('/').next().unwrap_or_default()) {
+                // Criterion's files do not say so and count everything as nanoseconds.
+                true => {
+                    let samples: Vec<f64> = ms.iter().map(|ms| ms * 1e6).collect();
+                    let peak_bytes = Some(median(&samples) as u64);
+                    Benchmark { unit: Unit::Bytes, samples, peak_bytes, token_digest: None }
+                }
+                false => Benchmark { unit: Unit::Ms, samples: ms, peak_bytes: None, token_digest: None },
+            };
+            (id, benchmark)
+        };
+        let benchmarks = samples.into_iter().map(benchmark).collect();
         Ok(Self { name: name.to_owned(), benchmarks, ..Self::default() })
     }
 
@@ -82,11 +97,13 @@ impl Side {
         for record in records.iter().filter(|record| !record.sandbox) {
             match (&record.measures, record.status) {
                 (Some(measures), Status::Measured) => {
+                    let (unit, samples) = measures.samples();
                     // A benchmark that a run made again counts as it was the last time.
                     side.benchmarks.insert(
                         record.id.clone(),
                         Benchmark {
-                            total_ms: measures.sample_ms().to_vec(),
+                            unit,
+                            samples,
                             peak_bytes: measures.peak_bytes(),
                             token_digest: measures.output_digest().map(str::to_owned),
                         },
@@ -129,9 +146,11 @@ pub struct Comparison {
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct Row {
     pub id: String,
-    pub a_ms: f64,
-    pub b_ms: f64,
-    /// Time of `b` over that of `a`: more than 1 is slower.
+    pub unit: Unit,
+    /// Medians.
+    pub a: f64,
+    pub b: f64,
+    /// That of `b` over that of `a`: more than 1 is slower, or takes more memory.
     pub ratio: f64,
     /// Interval of the ratio, at the level of the comparison.
     pub low: f64,
@@ -153,6 +172,9 @@ pub struct Row {
 pub enum Verdict {
     Slower,
     Faster,
+    /// Takes more memory, or less: of what is measured in bytes.
+    More,
+    Less,
     Same,
 }
 
@@ -164,31 +186,44 @@ const MEMORY_NOISE: f64 = 0.005;
 /// # Errors
 /// When there is none.
 pub fn compare(a: &Side, b: &Side, strictness: Strictness) -> Result<Comparison> {
-    let Strictness { noise, level } = strictness;
-    let both: Vec<_> = a.benchmarks.iter().filter_map(|(id, old)| Some((id, old, b.benchmarks.get(id)?))).collect();
+    let level = strictness.level;
+    let both: Vec<_> = a
+        .benchmarks
+        .iter()
+        .filter_map(|(id, old)| Some((id, old, b.benchmarks.get(id)?)))
+        .filter(|(_, old, new)| old.unit == new.unit && !old.samples.is_empty() && !new.samples.is_empty())
+        .collect();
     if both.is_empty() {
         bail!("{} and {} have no benchmark in common", a.name, b.name);
     }
-    let p_values: Vec<_> = both.iter().map(|(_, old, new)| p_value(&old.total_ms, &new.total_ms, noise)).collect();
+    let granted = |unit| match unit {
+        Unit::Ms => strictness,
+        Unit::Bytes => Strictness { noise: MEMORY_NOISE, ..strictness },
+    };
+    let p_values: Vec<_> =
+        both.iter().map(|(_, old, new)| p_value(&old.samples, &new.samples, granted(old.unit).noise)).collect();
     let rows: Vec<Row> = both
         .iter()
         .zip(holm(&p_values))
         .map(|((id, old, new), p)| {
-            let (ratio, low, high) = ratio(&old.total_ms, &new.total_ms, level);
+            let (ratio, low, high) = ratio(&old.samples, &new.samples, level);
             Row {
                 id: (*id).clone(),
-                a_ms: median(&old.total_ms),
-                b_ms: median(&new.total_ms),
+                unit: old.unit,
+                a: median(&old.samples),
+                b: median(&new.samples),
                 ratio,
                 low,
                 high,
                 p,
-                verdict: match p < level {
-                    true if ratio > 1.0 => Verdict::Slower,
-                    true => Verdict::Faster,
-                    false => Verdict::Same,
+                verdict: match (old.unit, p < level) {
+                    (_, false) => Verdict::Same,
+                    (Unit::Ms, true) if ratio > 1.0 => Verdict::Slower,
+                    (Unit::Ms, true) => Verdict::Faster,
+                    (Unit::Bytes, true) if ratio > 1.0 => Verdict::More,
+                    (Unit::Bytes, true) => Verdict::Less,
                 },
-                found_from: found_from(&old.total_ms, &new.total_ms, strictness, both.len()),
+                found_from: found_from(&old.samples, &new.samples, granted(old.unit), both.len()),
                 memory_ratio: old.peak_bytes.zip(new.peak_bytes).map(|(old, new)| new as f64 / old as f64),
                 same_work: old.token_digest.as_ref().zip(new.token_digest.as_ref()).map(|(old, new)| old == new),
             }
@@ -274,14 +309,16 @@ impl Comparison {
         for row in &self.rows {
             rows.push(vec![
                 row.id.clone(),
-                time(row.a_ms),
-                time(row.b_ms),
+                quantity(row.unit, row.a),
+                quantity(row.unit, row.b),
                 change(row.ratio),
                 format!("{} to {}", change(row.low), change(row.high)),
                 if row.p < 0.001 { "<0.001".into() } else { format!("{:.3}", row.p) },
                 match row.verdict {
                     Verdict::Slower => "slower".into(),
                     Verdict::Faster => "faster".into(),
+                    Verdict::More => "more memory".into(),
+                    Verdict::Less => "less memory".into(),
                     Verdict::Same => "no change".into(),
                 },
                 row.found_from.map_or("n/a".into(), |share| change(1.0 + share)),
@@ -293,10 +330,11 @@ impl Comparison {
         let Strictness { noise, level } = self.strictness;
         let _ = writeln!(
             text,
-            "\nGeometric means: {}.\nChange of the median time; p is corrected for {} benchmarks; up to {:.0} % counts as noise, and one comparison in {:.0} of two runs of the same may find a change. A slow-down is found from what the last column but one says.",
+            "\nGeometric means: {}.\nChange of the median time, or peak memory where that is measured; p is corrected for {} benchmarks; up to {:.0} % of time and {:.1} % of memory counts as noise, and one comparison in {:.0} of two runs of the same may find a change. A slow-down is found from what the last column but one says.",
             groups.join(", "),
             self.rows.len(),
             noise * 100.0,
+            MEMORY_NOISE * 100.0,
             1.0 / level
         );
         for remark in &self.remarks {
@@ -309,12 +347,21 @@ impl Comparison {
     pub fn github(&self) -> String {
         let count = |verdict| self.rows.iter().filter(|row| row.verdict == verdict).count();
         let (slower, faster) = (count(Verdict::Slower), count(Verdict::Faster));
-        let mut text = format!(
-            "### candlepower: {slower} slower, {faster} faster, {} unchanged\n\n",
-            self.rows.len() - slower - faster
-        );
+        let (more, less) = (count(Verdict::More), count(Verdict::Less));
+        let mut text = format!("### candlepower: {slower} slower, {faster} faster, {} unchanged", count(Verdict::Same));
+        if more + less > 0 {
+            let _ = write!(text, "; memory: {more} more, {less} less");
+        }
+        text.push_str("\n\n");
         for row in self.rows.iter().filter(|row| row.verdict != Verdict::Same) {
-            let _ = writeln!(text, "- `{}` {} ({} → {} ms)", row.id, change(row.ratio), time(row.a_ms), time(row.b_ms));
+            let _ = writeln!(
+                text,
+                "- `{}` {} ({} → {})",
+                row.id,
+                change(row.ratio),
+                quantity(row.unit, row.a),
+                quantity(row.unit, row.b)
+            );
         }
         let _ = write!(text, "\n<details><summary>All benchmarks</summary>\n\n{}\n</details>\n", self.text());
         text
@@ -331,8 +378,12 @@ fn change(ratio: f64) -> String {
     format!("{:+.1} %", (ratio - 1.0) * 100.0)
 }
 
-fn time(ms: f64) -> String {
-    if ms >= 100.0 { format!("{ms:.0} ms") } else { format!("{ms:.2} ms") }
+fn quantity(unit: Unit, value: f64) -> String {
+    match unit {
+        Unit::Bytes => format!("{:.1} MB", value / 1e6),
+        Unit::Ms if value >= 100.0 => format!("{value:.0} ms"),
+        Unit::Ms => format!("{value:.2} ms"),
+    }
 }
 
 #[cfg(test)]
@@ -442,6 +493,48 @@ mod tests {
         let comparison = compare(&before, &side("after", &[record("a/b/c", 1.0, constant)]), STRICTNESS).expect("one");
         assert_eq!((comparison.rows[0].verdict, comparison.rows[0].ratio), (Verdict::Same, 1.0));
         assert!(comparison.remarks.is_empty());
+    }
+
+    /// Of a benchmark that measures memory, the same in every sample.
+    fn of_memory(bytes: u64) -> Record {
+        let records = crate::suite::sandbox::records("run", 1, 1, chrono::Utc::now()).expect("records");
+        let is_wanted = |record: &Record| scenario::is_in_bytes(&record.scenario);
+        let mut record = records.into_iter().find(is_wanted).expect("one in bytes");
+        record.sandbox = false;
+        let Some(Measures::Training(measures)) = &mut record.measures else { panic!("a training") };
+        measures.sample_peak_bytes = vec![bytes; 10];
+        measures.peak_bytes = Some(bytes);
+        record
+    }
+
+    #[test]
+    fn memory_that_is_measured_is_compared_in_bytes() {
+        let compared = |bytes| {
+            let (before, after) = (side("before", &[of_memory(400_000_000)]), side("after", &[of_memory(bytes)]));
+            compare(&before, &after, STRICTNESS).expect("one in common")
+        };
+        assert_eq!(compared(400_000_000).rows[0].verdict, Verdict::Same);
+        assert_eq!(compared(396_000_000).rows[0].verdict, Verdict::Less);
+        let more = compared(404_000_000);
+        assert_eq!((more.rows[0].unit, more.rows[0].verdict), (Unit::Bytes, Verdict::More));
+        assert!(more.regressions(0.0).is_empty() && more.memory_regressions(0.01).len() == 1);
+        assert!(more.text().contains("400.0 MB") && more.text().contains("more memory"), "{}", more.text());
+        assert!(more.github().contains("memory: 1 more, 0 less"), "{}", more.github());
+    }
+
+    #[test]
+    fn a_baseline_of_criterions_has_bytes_where_bytes_were_measured() {
+        let home = tempfile::tempdir().expect("a folder");
+        let folder = home.path().join("bytes").join("main");
+        std::fs::create_dir_all(&folder).expect("a folder");
+        let id = format!("{}/waveresnet/tuned-f32-cpu", scenario::CHECKPOINT_MEMORY[0].key);
+        let about = serde_json::json!({ "full_id": id });
+        std::fs::write(folder.join("benchmark.json"), about.to_string()).expect("written");
+        let sample = serde_json::json!({ "iters": [1.0, 1.0], "times": [4e8, 4e8] });
+        std::fs::write(folder.join("sample.json"), sample.to_string()).expect("written");
+        let side = Side::find("main", home.path(), home.path()).expect("a baseline");
+        let benchmark = &side.benchmarks[&id];
+        assert_eq!((benchmark.unit, benchmark.peak_bytes), (Unit::Bytes, Some(400_000_000)));
     }
 
     #[test]

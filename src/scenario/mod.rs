@@ -22,6 +22,12 @@ pub const GENERATIONS: [(&str, &[Generation]); 2] = [("generation", &GENERATION)
 pub const TRAININGS: [(&str, &[Training]); 3] =
     [("training", &PSANN_THROUGHPUT), ("training", &TRAINING_SWEEP), ("memory", &CHECKPOINT_MEMORY)];
 
+/// Whether a group's samples are bytes instead of time.
+pub fn is_in_bytes(key: &str) -> bool {
+    let groups = || TRAININGS.iter().flat_map(|(_, groups)| groups.iter());
+    groups().any(|group| group.key == key && group.measured == Measured::PeakBytes)
+}
+
 /// How much of a table runs. A scenario carries the smallest tier that includes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]

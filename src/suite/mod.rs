@@ -24,9 +24,13 @@ use std::{
 };
 
 use anyhow::{Result, anyhow, ensure};
-use criterion::{Criterion, PlottingBackend, measurement::Measurement};
+use criterion::{
+    Criterion, PlottingBackend,
+    measurement::{Measurement, WallTime},
+};
 
 use crate::{
+    measure::{PeakBytes, peak_bytes},
     record::{Record, check_writable},
     report,
     settings::Settings,
@@ -144,33 +148,45 @@ impl Suite {
     }
 }
 
-/// Criterion for work of a second and more: one untimed iteration, then ten of one iteration each. `--sample-size` and
-/// its like override it, which settings made on a group would not allow.
+/// Criterion for work of a second and more: one untimed iteration, then ten samples of one. `--sample-size` and its like
+/// override it, which settings made on a group would not allow.
 fn long_iterations<M: Measurement>(measurement: M) -> Criterion<M> {
-    Criterion::default()
-        .with_measurement(measurement)
-        .sample_size(10)
-        .warm_up_time(Duration::from_millis(1))
-        .measurement_time(Duration::from_millis(1))
-        .nresamples(10_000)
-        .noise_threshold(NOISE_THRESHOLD)
-        .plotting_backend(PlottingBackend::Plotters)
-        .configure_from_args()
+    criterion(measurement, NOISE_THRESHOLD, Duration::from_millis(1), Duration::from_millis(1))
 }
 
 /// Criterion for steps of a training: a second of them in ten samples, after a short warm-up.
 fn steps() -> Criterion {
+    criterion(WallTime, NOISE_THRESHOLD, Duration::from_millis(200), Duration::from_secs(1))
+}
+
+/// Criterion for steps of half a second and more: one warm-up, then one step a sample, or more of a short one.
+fn long_steps<M: Measurement>(measurement: M, noise_threshold: f64) -> Criterion<M> {
+    criterion(measurement, noise_threshold, Duration::from_millis(1), Duration::from_millis(500))
+}
+
+/// Criterion for steps whose memory is measured, with a noise threshold that lets a percent through.
+pub fn bytes() -> Criterion<PeakBytes> {
+    long_steps(PeakBytes, peak_bytes::NOISE_THRESHOLD)
+}
+
+fn criterion<M: Measurement>(
+    measurement: M,
+    noise_threshold: f64,
+    warm_up: Duration,
+    measuring: Duration,
+) -> Criterion<M> {
     Criterion::default()
+        .with_measurement(measurement)
         .sample_size(SAMPLES)
-        .warm_up_time(Duration::from_millis(200))
-        .measurement_time(Duration::from_secs(1))
+        .warm_up_time(warm_up)
+        .measurement_time(measuring)
         .nresamples(10_000)
-        .noise_threshold(NOISE_THRESHOLD)
+        .noise_threshold(noise_threshold)
         .plotting_backend(PlottingBackend::Plotters)
         .configure_from_args()
 }
 
-/// Samples that [`steps`] asks Criterion for.
+/// Samples that Criterion is asked for.
 const SAMPLES: usize = 10;
 
 /// Changes below this share are called noise. The methodology says how it was found.

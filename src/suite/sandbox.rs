@@ -257,7 +257,6 @@ fn training(group: &scenario::Training, entry: &Trained, draw: &mut Draw) -> Tra
             losses: (0..10).map(|step| 10.4 - 0.01 * f64::from(step)).collect(),
             gradient_norms: draw.around(1.0, 10),
             update_ratios: draw.around(1e-3, 10),
-            first_non_finite_step: None,
         }),
     }
 }

@@ -8,21 +8,18 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::DType;
-use criterion::{
-    Bencher, BenchmarkGroup, BenchmarkId, Criterion, PlottingBackend, SamplingMode, Throughput,
-    measurement::Measurement,
-};
+use criterion::{Bencher, BenchmarkGroup, BenchmarkId, Criterion, SamplingMode, Throughput, measurement::Measurement};
 use rand_chacha::{
     ChaCha8Rng,
     rand_core::{Rng, SeedableRng},
 };
 
 use super::{
-    NOISE_THRESHOLD, SAMPLES, Suite, abort, argument,
+    NOISE_THRESHOLD, SAMPLES, Suite, abort, argument, bytes, long_steps,
     session::{Measured, Seen},
 };
 use crate::{
-    measure::{self, PeakBytes, TokenTime, conditions::Watch, memory, peak_bytes, steps},
+    measure::{self, TokenTime, conditions::Watch, memory, peak_bytes, steps},
     record::{self, Limits, Measures, Stability},
     scenario::{self, Phase, Tier, Trained},
     settings::Settings,
@@ -41,7 +38,7 @@ impl Suite {
     /// Runs every entry of the groups that the tier includes.
     pub fn training(&mut self, groups: &[scenario::Training]) {
         let mut time = long_steps(TokenTime, NOISE_THRESHOLD);
-        let mut bytes = long_steps(PeakBytes, peak_bytes::NOISE_THRESHOLD);
+        let mut bytes = bytes();
         for group in groups {
             match group.measured {
                 scenario::Measured::Time => self.group(&mut time, group, |bencher, work, samples| {
@@ -121,19 +118,6 @@ impl Suite {
         let record = self.session.record(format!("{}/{name}/{variant}", scenario.key), scenario.key, about, seen);
         self.keep(record);
     }
-}
-
-/// Criterion for steps of half a second and more: one warm-up, then one step a sample, or more of a short one.
-fn long_steps<M: Measurement>(measurement: M, noise_threshold: f64) -> Criterion<M> {
-    Criterion::default()
-        .with_measurement(measurement)
-        .sample_size(SAMPLES)
-        .warm_up_time(Duration::from_millis(1))
-        .measurement_time(Duration::from_millis(500))
-        .nresamples(10_000)
-        .noise_threshold(noise_threshold)
-        .plotting_backend(PlottingBackend::Plotters)
-        .configure_from_args()
 }
 
 fn config(entry: &Trained) -> Result<Config> {

@@ -105,8 +105,8 @@ impl Attention {
 /// The angle of each pair at each step.
 fn angles(time: usize, size: usize) -> impl Iterator<Item = f32> {
     let half = size / 2;
-    let rate = move |pair: usize| 1.0 / ROPE_BASE.powf(pair as f32 / half as f32);
-    (0..time).flat_map(move |step| (0..half).map(move |pair| step as f32 * rate(pair)))
+    let rates: Vec<f32> = (0..half).map(|pair| 1.0 / ROPE_BASE.powf(pair as f32 / half as f32)).collect();
+    (0..time * half).map(move |place| (place / half) as f32 * rates[place % half])
 }
 
 /// (batch, heads, time, size), turned by their place.

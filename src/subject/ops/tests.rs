@@ -95,6 +95,7 @@ fn operations_of_language_models_are_as_the_compositions() {
             }
         });
         compare(&[&[rows, width], &[width]], |x| add_bias(&x[0], &x[1]));
+        // The scale's gradient is one number, the sum of as many products, which nearly cancel.
         compare_within(2e-5, &[&[rows, width], &[rows, width], &[1]], |x| add_scaled(&x[0], &x[1], &x[2]));
         for decay in [Decay::Abs, Decay::Relu, Decay::None] {
             // The composition computes in f32 too, whose rounding adds up over many rows.
