@@ -84,6 +84,7 @@ pub struct Subject {
 /// What was measured, by the kind of scenario.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "snake_case")]
+#[expect(clippy::large_enum_variant, reason = "most are generations, and there are few at a time")]
 pub enum Measures {
     Generation(Generation),
     Sweep(Sweep),
