@@ -87,6 +87,17 @@ pub(super) fn folders(kind: &str) -> Vec<PathBuf> {
     folders
 }
 
+/// The numbers of a tensor, whatever its shape and precision.
+pub(super) fn numbers(tensor: &Tensor) -> Vec<f32> {
+    tensor.to_dtype(DType::F32).and_then(|t| t.flatten_all()?.to_vec1()).expect("numbers")
+}
+
+/// Largest difference of two tensors of one shape; infinite when either is not finite.
+pub(super) fn apart(a: &Tensor, b: &Tensor) -> f32 {
+    assert_eq!(a.dims(), b.dims());
+    difference(&numbers(a), &numbers(b))
+}
+
 /// Largest difference of two rows of logits; infinite when either is not finite.
 pub(super) fn difference(found: &[f32], expected: &[f32]) -> f32 {
     assert_eq!(found.len(), expected.len());

@@ -7,7 +7,7 @@ use crate::subject::{
     CausalLm, Engine,
     checkpoint::read_json,
     config::{ExpertLayout, ModelConfig},
-    golden::{Fixture, TOLERANCE, difference, fixtures, incrementally},
+    golden::{Fixture, TOLERANCE, difference, fixtures, incrementally, numbers},
     open,
 };
 
@@ -16,10 +16,6 @@ fn decoder(fixture: &Fixture) -> Decoder {
     fixture.checkpoint.check(&fixture.config.tensors(layout)).expect(&fixture.name);
     let weights = fixture.checkpoint.weights(DType::F32, &Device::Cpu).expect("weights");
     Decoder::new(fixture.config.clone(), weights, layout).expect(&fixture.name)
-}
-
-fn numbers(tensor: &Tensor) -> Vec<f32> {
-    tensor.flatten_all().and_then(|t| t.to_vec1()).expect("numbers")
 }
 
 #[test]

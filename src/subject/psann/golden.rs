@@ -6,7 +6,10 @@ use std::{collections::HashMap, fs, path::Path};
 use candle_core::{DType, Device, Tensor};
 
 use super::{Base, Config};
-use crate::subject::ops::Decay;
+use crate::subject::{
+    golden::{apart, numbers},
+    ops::Decay,
+};
 use crate::train::{
     gradients::{Gradients, Sequences, Workspace},
     language::{Language, Plan},
@@ -18,6 +21,10 @@ const LOSS_TOLERANCE: f64 = 1e-5;
 /// Of a gradient's elements, as a share of its largest.
 const GRADIENT_TOLERANCE: f32 = 1e-3;
 const LATER_LOSS_TOLERANCE: f64 = 1e-3;
+
+/// Of logits in bf16, as a share of the norm of the reference's: what PyTorch's own bf16 is away from it on these fixtures, up
+/// to 0.042 where it computes in bf16 and 0.053 where the weights are bf16 too.
+const BF16_TOLERANCE: f32 = 0.05;
 
 struct Fixture {
     name: String,
@@ -46,22 +53,13 @@ fn fixtures() -> Vec<Fixture> {
     crate::subject::golden::folders("psann").iter().map(|folder| read(folder)).collect()
 }
 
-fn numbers(tensor: &Tensor) -> Vec<f32> {
-    tensor.to_dtype(DType::F32).and_then(|t| t.flatten_all()?.to_vec1()).expect("numbers")
-}
-
-fn difference(a: &Tensor, b: &Tensor) -> f32 {
-    assert_eq!(a.dims(), b.dims());
-    numbers(a).iter().zip(numbers(b)).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
-}
-
 #[test]
 fn logits_losses_gradients_and_steps_are_as_psannlms() {
     let mut seen = Vec::new();
     for Fixture { name, config, mut language, batch, golden } in fixtures() {
         let ids = golden["ids"].to_dtype(DType::U32).expect("ids");
         let inputs = ids.narrow(1, 0, ids.dim(1).expect("time") - 1).and_then(|ids| ids.contiguous()).expect("inputs");
-        let far = difference(&language.model().forward(&inputs).expect("logits"), &golden["logits"]);
+        let far = apart(&language.model().forward(&inputs).expect("logits"), &golden["logits"]);
         assert!(far <= LOGIT_TOLERANCE, "{name}: logits {far} from the reference");
 
         let named = language.named();
@@ -81,7 +79,7 @@ fn logits_losses_gradients_and_steps_are_as_psannlms() {
                     assert!(most == 0.0 && numbers(grad).iter().all(|x| *x == 0.0), "{name}: {tensor} does nothing");
                     continue;
                 }
-                let far = difference(grad, expected) / most;
+                let far = apart(grad, expected) / most;
                 assert!(far <= GRADIENT_TOLERANCE, "{name}: gradient of {tensor} is off by {far} of its largest");
             }
         }
@@ -111,7 +109,7 @@ fn the_compositions_give_the_same() {
         let inputs = ids.narrow(1, 0, ids.dim(1).expect("time") - 1).and_then(|ids| ids.contiguous()).expect("inputs");
         let weights: HashMap<String, Tensor> =
             language.named().into_iter().map(|(name, variable)| (name, variable.as_tensor().clone())).collect();
-        for (dtype, tolerance) in [(DType::F64, 1e-5), (DType::BF16, 0.05)] {
+        for (dtype, tolerance) in [(DType::F64, 1e-5), (DType::BF16, BF16_TOLERANCE)] {
             let weights = candle_nn::VarBuilder::from_tensors(weights.clone(), DType::F32, &Device::Cpu);
             let logits = super::Decoder::new(&config, dtype, weights).and_then(|model| model.forward(&inputs));
             let size = |x: &Tensor| numbers(x).iter().map(|x| x * x).sum::<f32>().sqrt();

@@ -8,6 +8,7 @@ use candle_nn::{VarBuilder, VarMap, loss::mse};
 use serde::Deserialize;
 
 use super::{Architecture, Forecaster, Sizes};
+use crate::subject::golden::{apart, numbers};
 
 const OUTPUT_TOLERANCE: f32 = 1e-4;
 /// Of a gradient's elements, as a share of its largest.
@@ -35,15 +36,6 @@ fn read(folder: &Path) -> (Config, HashMap<String, Tensor>, HashMap<String, Tens
     (config.expect("config.json"), tensors("model.safetensors"), tensors("golden.safetensors"))
 }
 
-fn numbers(tensor: &Tensor) -> Vec<f32> {
-    tensor.to_dtype(DType::F32).and_then(|t| t.flatten_all()?.to_vec1()).expect("numbers")
-}
-
-fn difference(a: &Tensor, b: &Tensor) -> f32 {
-    assert_eq!(a.dims(), b.dims());
-    numbers(a).iter().zip(numbers(b)).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
-}
-
 #[test]
 fn outputs_and_gradients_are_as_the_reference() {
     let mut architectures = Vec::new();
@@ -60,7 +52,7 @@ fn outputs_and_gradients_are_as_the_reference() {
         assert_eq!(used, weights.len(), "{what}: the model has tensors that the reference has not");
 
         let output = model.forward(&golden["series"]).expect(&what);
-        let far = difference(&output, &golden["output"]);
+        let far = apart(&output, &golden["output"]);
         assert!(far <= OUTPUT_TOLERANCE, "{what}: output {far} from the reference");
         let loss = mse(&output, &golden["target"]).expect("a loss");
         assert!((numbers(&loss)[0] - numbers(&golden["loss"])[0]).abs() < 1e-5, "{what}: loss");
@@ -75,7 +67,7 @@ fn outputs_and_gradients_are_as_the_reference() {
                 assert!(most(found) < ROUNDING && most(expected) < ROUNDING, "{what}: gradient of {name}");
                 continue;
             }
-            let far = difference(found, expected) / most(expected);
+            let far = apart(found, expected) / most(expected);
             assert!(far <= GRADIENT_TOLERANCE, "{what}: gradient of {name} is off by {far} of its largest");
         }
         architectures.push(config.architecture);
@@ -94,7 +86,7 @@ fn the_compositions_give_the_same() {
             let weights = VarBuilder::from_tensors(weights.clone(), dtype, &Device::Cpu);
             let series = golden["series"].to_dtype(dtype).expect("series");
             let output = config.model(weights).forward(&series).expect("an output");
-            let far = difference(&output, &golden["output"]);
+            let far = apart(&output, &golden["output"]);
             assert!(far <= tolerance, "{}, {dtype:?}: {far} from the reference", folder.display());
         }
     }
