@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use candlepower::{
-    measure::memory::CountingAllocator,
+    measure::CountingAllocator,
     scenario::GENERATION,
     suite::{self, Candidate},
 };

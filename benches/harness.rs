@@ -10,7 +10,7 @@ use anyhow::Result;
 use candle_core::Tensor;
 use candlepower::{
     generate::Request,
-    measure::memory::{self, CountingAllocator},
+    measure::{CountingAllocator, memory},
     scenario::Sampling,
     settings::Settings,
     subject::{self, CausalLm, Engine, ModelSpec},
@@ -54,7 +54,8 @@ fn main() -> ExitCode {
                 let mut subject = subject::load(&spec, Engine::Stock, settings.dtype, device, settings.seed)?;
                 let prompt: Vec<u32> = (0..64).collect();
                 let request = Request { new_tokens: NEW_TOKENS, sampling: Sampling::GREEDY, seed: 0, stop: Vec::new() };
-                let mut work = Work::new(&subject, memory::current_bytes(), prompt.clone(), request, device)?;
+                let mut work =
+                    Work::new(&subject, memory::current_bytes(&device.open()?), prompt.clone(), request, device)?;
                 bencher.iter_custom(|iterations| {
                     let mut total = Duration::ZERO;
                     for _ in 0..iterations {

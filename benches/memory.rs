@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use candlepower::{measure::memory::CountingAllocator, scenario::CHECKPOINT_MEMORY, suite};
+use candlepower::{measure::CountingAllocator, scenario::CHECKPOINT_MEMORY, suite};
 
 #[global_allocator]
 static ALLOCATOR: CountingAllocator = CountingAllocator;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use candlepower::{
-    measure::memory::CountingAllocator,
+    measure::CountingAllocator,
     scenario::MOE_TOP_K,
     suite::{self, Candidate},
 };

@@ -3,7 +3,7 @@
 
 use std::process::ExitCode;
 
-use candlepower::{measure::memory::CountingAllocator, suite};
+use candlepower::{measure::CountingAllocator, suite};
 
 #[global_allocator]
 static ALLOCATOR: CountingAllocator = CountingAllocator;

@@ -4,7 +4,7 @@
 use std::process::ExitCode;
 
 use candlepower::{
-    measure::memory::CountingAllocator,
+    measure::CountingAllocator,
     scenario::{PSANN_THROUGHPUT, TRAINING_SWEEP},
     suite,
 };

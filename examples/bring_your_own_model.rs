@@ -4,7 +4,7 @@
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
 use candlepower::{
-    measure::memory::CountingAllocator,
+    measure::CountingAllocator,
     scenario::GENERATION,
     subject::{CausalLm, Footprint},
     suite::{self, Candidate},

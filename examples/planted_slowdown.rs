@@ -7,7 +7,7 @@ use std::{process::ExitCode, time::Instant};
 use anyhow::{Context, Result};
 use candle_core::Tensor;
 use candlepower::{
-    measure::memory::CountingAllocator,
+    measure::CountingAllocator,
     scenario::GENERATION,
     subject::{self, CausalLm, Footprint},
     suite::{self, Candidate},

@@ -2,7 +2,10 @@
 
 use std::{hint::black_box, sync::Mutex};
 
-use candlepower::measure::memory::{CountingAllocator, current_bytes, peak_bytes, reset_peak};
+use candlepower::measure::{
+    CountingAllocator,
+    allocator::{current_bytes, peak_bytes, reset_peak},
+};
 
 #[global_allocator]
 static ALLOCATOR: CountingAllocator = CountingAllocator;

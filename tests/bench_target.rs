@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Result, bail};
 use candle_core::{Device, Tensor};
 use candlepower::{
-    measure::memory::CountingAllocator,
+    measure::CountingAllocator,
     record::{Measures, Record, Status},
     scenario::{Generation, Sampling, Tier},
     subject::{CausalLm, Footprint},

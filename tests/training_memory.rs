@@ -5,7 +5,10 @@ use std::sync::Mutex;
 
 use candle_core::{DType, Device};
 use candlepower::{
-    measure::memory::{CountingAllocator, current_bytes, peak_bytes, reset_peak},
+    measure::{
+        CountingAllocator,
+        allocator::{current_bytes, peak_bytes, reset_peak},
+    },
     subject::psann::{Base, Config},
     train::{
         gradients::Sequences,

@@ -108,8 +108,9 @@ pub fn run(config: &Config, text: &Text, folder: &Path, mut progress: impl FnMut
         micro_rows: config.micro_batch_tokens / config.sequence_length,
     };
     let options = Options { decay_steps: Some(steps), ..config.optimizer };
-    let bytes_beside = memory::current_bytes();
-    let mut language = Language::new(&model, options, plan, *seed, &config.device.open()?)?;
+    let device = config.device.open()?;
+    let bytes_beside = memory::current_bytes(&device);
+    let mut language = Language::new(&model, options, plan, *seed, &device)?;
     if let Some(path) = &config.weights {
         let weights = candle_core::safetensors::load(path, &candle_core::Device::Cpu)
             .map_err(|error| anyhow::anyhow!("{} can't be read: {}", path.display(), one_line(&error)))?;
@@ -119,7 +120,7 @@ pub fn run(config: &Config, text: &Text, folder: &Path, mut progress: impl FnMut
     let causal = language.model().leak(config.sequence_length.min(64))? == 0.0;
     let validation = text.validation()?;
     let (mut spent, mut predicted) = (Duration::ZERO, 0);
-    memory::reset_peak();
+    memory::reset_peak(&device);
     let mut first_non_finite_step = None;
     while points.len() < steps {
         let number = points.len();
@@ -176,7 +177,7 @@ pub fn run(config: &Config, text: &Text, folder: &Path, mut progress: impl FnMut
         parameters: language.named().values().map(|variable| variable.elem_count()).sum(),
         vocab_size: text.vocab_size,
         train_tokens_per_s: (predicted > 0).then(|| predicted as f64 / spent.as_secs_f64()),
-        peak_bytes: memory::peak_bytes().map(|peak| peak.saturating_sub(bytes_beside)),
+        peak_bytes: memory::peak_bytes(&device).ok().map(|peak| peak.saturating_sub(bytes_beside)),
         corpus_path: config.corpus.display().to_string(),
     };
     write_losses(folder, &points)?;

@@ -82,7 +82,7 @@ impl Text {
     /// The batch of a step, counted over all epochs. Every epoch has an order of its own, drawn by the seed.
     ///
     /// # Errors
-    /// Never: sequences of a text are all alike.
+    /// When there is no sequence, which reading the text rules out.
     pub fn batch(&self, step: usize, rows: usize, seed: u64) -> Result<Sequences> {
         let (epoch, place) = (step / self.steps(rows), step % self.steps(rows));
         let mut random = ChaCha8Rng::seed_from_u64(seed);
@@ -98,7 +98,7 @@ impl Text {
     /// All that is kept for validation.
     ///
     /// # Errors
-    /// Never: sequences of a text are all alike.
+    /// When there is no sequence, which reading the text rules out.
     pub fn validation(&self) -> Result<Sequences> {
         of(self.validation.iter())
     }

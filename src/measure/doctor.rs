@@ -3,6 +3,7 @@
 use std::{env, fmt::Write, fs, path::Path, thread, time::Duration};
 
 use anyhow::Result;
+use candle_core::Device;
 use serde::Serialize;
 
 use super::{
@@ -60,7 +61,7 @@ pub fn examine(settings: &Settings) -> Vec<Finding> {
         finding("features", Fine, if features().is_empty() { "none".into() } else { features().join(", ") }),
         simd_finding(),
     ];
-    findings.extend(room(settings, machine.memory_bytes, memory::available_bytes()));
+    findings.extend(room(settings, machine.memory_bytes, memory::available_bytes(&Device::Cpu)));
     findings.extend(caches(settings, machine::last_level_cache_bytes()));
     findings.push(device(settings));
     findings.push(quiet());
@@ -268,9 +269,24 @@ fn gpu(device: DeviceChoice) -> Vec<Finding> {
                 .into_iter()
                 .collect();
             findings.push(counted(&counters));
+            findings.extend(device.open().ok().map(|device| pool(&device)));
             findings
         }
         Err(error) => vec![finding("gpu", Note, format!("{error:#}"))],
+    }
+}
+
+fn pool(device: &Device) -> Finding {
+    match (memory::available_bytes(device), memory::reserved_bytes(device)) {
+        (Some(available), Ok(reserved)) => {
+            let text =
+                format!("{} of its memory available, {} held for tensors", gigabytes(available), gigabytes(reserved));
+            finding("gpu", Fine, text)
+        }
+        (_, reserved) => {
+            let reason = reserved.err().map_or("the driver does not say".into(), |error| format!("{error:#}"));
+            finding("gpu", Note, format!("its memory is not counted: {reason}"))
+        }
     }
 }
 

@@ -77,7 +77,7 @@ pub fn limits(device: &Device) -> Result<Limits> {
 fn buffer_bytes() -> usize {
     let bytes = BUFFER_BYTES.max(CACHES * machine::last_level_cache_bytes().unwrap_or(0) as usize);
     // On a machine that has little left, a buffer that the caches may hold in part is better than none.
-    let available = memory::available_bytes().map_or(usize::MAX, |available| available as usize);
+    let available = memory::available_bytes(&Device::Cpu).map_or(usize::MAX, |available| available as usize);
     bytes.min(available / 4).max(PART_BYTES)
 }
 

@@ -1,97 +1,86 @@
-//! Memory: what this process has allocated, and what the machine has left.
+//! The memory of a device, in use and left: on a processor what the program's allocator counts, on a CUDA device what the
+//! pool does that Candle's tensors come from. Metal's is not counted.
 
-use std::{
-    alloc::{GlobalAlloc, Layout, System},
-    sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
-};
-
+use anyhow::{Context, Result, bail};
+use candle_core::Device;
 use sysinfo::{MemoryRefreshKind, ProcessRefreshKind, ProcessesToUpdate, RefreshKind};
 
-static INSTALLED: AtomicBool = AtomicBool::new(false);
-static CURRENT: AtomicUsize = AtomicUsize::new(0);
-static PEAK: AtomicUsize = AtomicUsize::new(0);
+use super::allocator;
+#[cfg(feature = "cuda")]
+use super::pool::Pool;
 
-/// The system's allocator, counting. A program opts in:
-///
-/// ```
-/// #[global_allocator]
-/// static ALLOCATOR: candlepower::measure::memory::CountingAllocator = candlepower::measure::memory::CountingAllocator;
-/// # fn main() { assert!(candlepower::measure::memory::peak_bytes().is_some()) }
-/// ```
-///
-/// Zeroed and grown memory is asked of the system as such: a large zeroed cache stays untouched pages until it is used,
-/// with the counter as without. Memory-mapped files are not counted.
-pub struct CountingAllocator;
-
-// SAFETY: every method hands its arguments on to `System` and returns what that returns; counting touches no memory
-// but three atomics, and neither allocates nor panics.
-unsafe impl GlobalAlloc for CountingAllocator {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: the caller keeps `GlobalAlloc::alloc`'s contract.
-        let memory = unsafe { System.alloc(layout) };
-        grown(memory, layout.size());
-        memory
+/// Bytes in use; 0 where they are not counted.
+pub fn current_bytes(device: &Device) -> u64 {
+    match device {
+        Device::Cpu => allocator::current_bytes(),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => Pool::of(device).and_then(|pool| pool.used_bytes()).unwrap_or_default(),
+        _ => 0,
     }
-
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: the caller keeps `GlobalAlloc::alloc_zeroed`'s contract.
-        let memory = unsafe { System.alloc_zeroed(layout) };
-        grown(memory, layout.size());
-        memory
-    }
-
-    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
-        CURRENT.fetch_sub(layout.size(), Relaxed);
-        // SAFETY: the caller keeps `GlobalAlloc::dealloc`'s contract, and `memory` came from `System`.
-        unsafe { System.dealloc(memory, layout) };
-    }
-
-    unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        // SAFETY: the caller keeps `GlobalAlloc::realloc`'s contract, and `memory` came from `System`.
-        let moved = unsafe { System.realloc(memory, layout, size) };
-        // Only the difference, so that a buffer that grows is at no moment missing from the count.
-        match size.checked_sub(layout.size()) {
-            Some(more) => grown(moved, more),
-            None if !moved.is_null() => {
-                CURRENT.fetch_sub(layout.size() - size, Relaxed);
-            }
-            None => {}
-        }
-        moved
-    }
-}
-
-fn grown(memory: *mut u8, bytes: usize) {
-    if !memory.is_null() {
-        INSTALLED.store(true, Relaxed);
-        let current = CURRENT.fetch_add(bytes, Relaxed) + bytes;
-        // Most allocations set no new peak; reading first keeps them from contending for the line.
-        if current > PEAK.load(Relaxed) {
-            PEAK.fetch_max(current, Relaxed);
-        }
-    }
-}
-
-/// Bytes in use. 0 in a program without the [`CountingAllocator`].
-pub fn current_bytes() -> u64 {
-    CURRENT.load(Relaxed) as u64
 }
 
 /// Starts looking for the peak again, from what is in use now.
-pub fn reset_peak() {
-    PEAK.store(CURRENT.load(Relaxed), Relaxed);
+pub fn reset_peak(device: &Device) {
+    match device {
+        Device::Cpu => allocator::reset_peak(),
+        // A pool that can't be reset can't be read either, and is told of there.
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => drop(Pool::of(device).and_then(|pool| pool.reset_peak())),
+        _ => {}
+    }
 }
 
-/// Most bytes in use at once since [`reset_peak`]; `None` in a program without the [`CountingAllocator`].
-pub fn peak_bytes() -> Option<u64> {
-    INSTALLED.load(Relaxed).then(|| PEAK.load(Relaxed) as u64)
+/// Most bytes in use at once since [`reset_peak`].
+///
+/// # Errors
+/// When they are not counted, and why.
+pub fn peak_bytes(device: &Device) -> Result<u64> {
+    match device {
+        Device::Cpu => allocator::peak_bytes().context("the program does not count its allocations"),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => Pool::of(device)?.peak_bytes(),
+        _ => bail!("the memory of this device is not counted"),
+    }
 }
 
-/// Memory that a new allocation could have: what the machine has left, or what is left of the limit of the process's
-/// control group, as in a container, if that is less. Files that the kernel keeps in memory count as free, since it
-/// gives them up: a checkpoint that was just downloaded takes nothing from the model it is read into. `None` where the
-/// system does not say.
-pub fn available_bytes() -> Option<u64> {
+/// Bytes that the device's pool holds, in use or not.
+///
+/// # Errors
+/// When there is no pool, or it is not counted, and why.
+pub fn reserved_bytes(device: &Device) -> Result<u64> {
+    match device {
+        Device::Cpu => bail!("a processor has no pool of memory"),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => Pool::of(device)?.reserved_bytes(),
+        _ => bail!("the memory of this device is not counted"),
+    }
+}
+
+/// Gives back what the device's pool holds and nothing uses.
+pub fn release(device: &Device) {
+    #[cfg(feature = "cuda")]
+    if let Device::Cuda(device) = device {
+        // What is not given back is there for the next tensors.
+        drop(Pool::of(device).and_then(|pool| pool.release()));
+    }
+    #[cfg(not(feature = "cuda"))]
+    let _ = device;
+}
+
+/// Memory that a new allocation could have; `None` where nothing says so.
+pub fn available_bytes(device: &Device) -> Option<u64> {
+    match device {
+        Device::Cpu => system_available_bytes(),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => Pool::of(device).and_then(|pool| pool.available_bytes()).ok(),
+        _ => None,
+    }
+}
+
+/// What the machine has left, or what is left of the limit of the process's control group, as in a container, if that is
+/// less. Files that the kernel keeps in memory count as free, since it gives them up: a checkpoint that was just downloaded
+/// takes nothing from the model it is read into.
+fn system_available_bytes() -> Option<u64> {
     let what = RefreshKind::nothing().with_memory(MemoryRefreshKind::nothing().with_ram());
     let mut system = sysinfo::System::new_with_specifics(what).ok()?;
     let pid = sysinfo::get_current_pid().ok()?;
@@ -108,16 +97,17 @@ mod tests {
     // Counting itself is tested where the allocator is installed, in tests/allocator.rs.
 
     #[test]
-    fn a_program_that_does_not_count_says_so() {
-        drop(vec![0u8; 1 << 20]);
-        assert_eq!(peak_bytes(), None);
-    }
-
-    #[test]
     fn what_is_available_is_part_of_the_machine() {
-        let available = available_bytes().expect("this system says");
+        let available = available_bytes(&Device::Cpu).expect("this system says");
         let what = RefreshKind::nothing().with_memory(MemoryRefreshKind::nothing().with_ram());
         let total = sysinfo::System::new_with_specifics(what).expect("a system").total_memory();
         assert!(available > 0 && available <= total, "{available} of {total}");
+    }
+
+    #[test]
+    fn what_is_not_counted_says_why() {
+        let reason = |found: Result<u64>| found.expect_err("not counted").to_string();
+        assert_eq!(reason(peak_bytes(&Device::Cpu)), "the program does not count its allocations");
+        assert_eq!(reason(reserved_bytes(&Device::Cpu)), "a processor has no pool of memory");
     }
 }

@@ -1,6 +1,7 @@
 //! How it is measured: clocks, memory and power counters, what the machine allows and what it is, and how quiet it was.
 //! Nothing here knows scenarios or how a model works.
 
+pub mod allocator;
 pub mod clocks;
 pub mod conditions;
 pub mod doctor;
@@ -9,9 +10,12 @@ mod limits;
 pub mod machine;
 pub mod memory;
 pub mod peak_bytes;
+#[cfg(feature = "cuda")]
+mod pool;
 pub mod steps;
 mod token_time;
 
+pub use allocator::CountingAllocator;
 pub use limits::limits;
 pub use peak_bytes::PeakBytes;
 pub use token_time::TokenTime;

@@ -6,7 +6,7 @@ use criterion::{
     measurement::{Measurement, ValueFormatter},
 };
 
-use super::memory;
+use super::allocator;
 
 /// A change below this share is called noise. Peak memory moves by as much as one small buffer more or less.
 pub const NOISE_THRESHOLD: f64 = 0.005;
@@ -25,10 +25,10 @@ impl Measurement for PeakBytes {
     type Value = u64;
 
     fn start(&self) {
-        memory::reset_peak();
+        allocator::reset_peak();
     }
     fn end(&self, (): ()) -> u64 {
-        memory::peak_bytes().unwrap_or_default()
+        allocator::peak_bytes().unwrap_or_default()
     }
     fn add(&self, a: &u64, b: &u64) -> u64 {
         a + b

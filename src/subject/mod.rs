@@ -1,5 +1,5 @@
 //! Who is measured: the trait that a model implements, and the ways to get one. `spec` says which model is meant,
-//! `config` reads its `config.json`, `hub` and `checkpoint` find its files, `synthetic` makes weights where there are
+//! `device` says where it runs, `config` reads its `config.json`, `hub` and `checkpoint` find its files, `synthetic` makes weights where there are
 //! none, `stock` wraps candle-transformers' models, `moe` is our own decoder, whose layers may be mixtures of experts,
 //! `psann` holds language models that are trained, `temporal` networks for series, `trainable` makes their weights, `ops`
 //! are operations with gradients that both use. Nothing here reads a clock.
@@ -7,6 +7,7 @@
 mod causal_lm;
 pub mod checkpoint;
 pub mod config;
+mod device;
 #[cfg(test)]
 mod golden;
 pub mod hub;
@@ -20,9 +21,11 @@ pub mod temporal;
 pub mod trainable;
 
 pub use causal_lm::{CacheBytes, CausalLm, Footprint};
+pub use device::DeviceChoice;
+pub(crate) use device::one_line;
 pub use spec::{MINI, ModelSpec, SYNTHETIC};
 
-use std::{fmt, str::FromStr};
+use std::fmt;
 
 use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device};
@@ -156,15 +159,12 @@ fn admit(config: &ModelConfig, engine: Engine, dtype: DType, device: &Device) ->
     if let Some(reason) = refusal {
         bail!("engine {engine} refuses this model: {reason}");
     }
-    // A device's own memory is asked for by allocating; Candle reports when there is none left.
-    if device.is_cpu() {
-        let weight_bytes = config.parameters() * dtype.size_in_bytes() as u64;
-        let needed_bytes = weight_bytes + extra_bytes;
-        if let Some(available_bytes) = crate::measure::memory::available_bytes()
-            && needed_bytes > available_bytes
-        {
-            return Err(DoesNotFit { needed_bytes, weight_bytes, available_bytes }.into());
-        }
+    let weight_bytes = config.parameters() * dtype.size_in_bytes() as u64;
+    let needed_bytes = weight_bytes + extra_bytes;
+    if let Some(available_bytes) = crate::measure::memory::available_bytes(device)
+        && needed_bytes > available_bytes
+    {
+        return Err(DoesNotFit { needed_bytes, weight_bytes, available_bytes }.into());
     }
     Ok(())
 }
@@ -196,75 +196,4 @@ impl fmt::Display for Engine {
             Self::Tuned => "tuned",
         })
     }
-}
-
-/// A device to run on, before it is opened.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum DeviceChoice {
-    Cpu,
-    Cuda(usize),
-    Metal,
-}
-
-impl DeviceChoice {
-    /// Opens the device.
-    ///
-    /// # Errors
-    /// When it was not compiled in, or is not there.
-    pub fn open(self) -> Result<Device> {
-        match self {
-            Self::Cpu => Ok(Device::Cpu),
-            Self::Cuda(_) if !candle_core::utils::cuda_is_available() => {
-                bail!("device {self} is not compiled in: build with --features cuda")
-            }
-            Self::Metal if !candle_core::utils::metal_is_available() => {
-                bail!("device {self} is not compiled in: build with --features metal")
-            }
-            Self::Cuda(ordinal) => Device::new_cuda(ordinal)
-                .map_err(|e| anyhow::anyhow!("device {self} could not be opened: {}", one_line(&e))),
-            Self::Metal => {
-                Device::new_metal(0).map_err(|e| anyhow::anyhow!("device {self} could not be opened: {}", one_line(&e)))
-            }
-        }
-    }
-
-    /// The precision that models run in on this device unless told otherwise: bf16 where the hardware has it, f32 on
-    /// a processor.
-    pub fn default_dtype(self) -> DType {
-        match self {
-            Self::Cpu => DType::F32,
-            Self::Cuda(_) | Self::Metal => DType::BF16,
-        }
-    }
-}
-
-impl fmt::Display for DeviceChoice {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Cpu => f.write_str("cpu"),
-            Self::Cuda(ordinal) => write!(f, "cuda{ordinal}"),
-            Self::Metal => f.write_str("metal"),
-        }
-    }
-}
-
-impl FromStr for DeviceChoice {
-    type Err = anyhow::Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        match text {
-            "cpu" => Ok(Self::Cpu),
-            "metal" => Ok(Self::Metal),
-            "cuda" => Ok(Self::Cuda(0)),
-            _ => match text.strip_prefix("cuda").map(|n| n.trim_start_matches(':').parse()) {
-                Some(Ok(ordinal)) => Ok(Self::Cuda(ordinal)),
-                _ => bail!("unknown device '{text}': the devices are cpu, cuda:N and metal"),
-            },
-        }
-    }
-}
-
-/// Candle appends a backtrace to its messages when `RUST_BACKTRACE` is set; people get the first line.
-pub(crate) fn one_line(error: &dyn fmt::Display) -> String {
-    error.to_string().lines().next().unwrap_or_default().trim().to_owned()
 }

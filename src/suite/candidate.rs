@@ -109,6 +109,7 @@ fn about(model: &str, engine: &str, settings: &Settings, source: &str, synthetic
 /// Candidates and the subjects that are loaded of them.
 pub(super) struct Pool {
     places: Vec<Place>,
+    device: Device,
 }
 
 struct Place {
@@ -121,8 +122,9 @@ struct Place {
 }
 
 impl Pool {
-    pub fn new(candidates: Vec<Candidate>) -> Self {
+    pub fn new(candidates: Vec<Candidate>, device: Device) -> Self {
         Self {
+            device,
             places: candidates
                 .into_iter()
                 .map(|candidate| Place { candidate, subject: None, bytes: 0, unloadable: None })
@@ -157,15 +159,16 @@ impl Pool {
 
     fn load(&mut self, place: usize) -> Result<Subject> {
         let started = Instant::now();
-        let mut before = memory::current_bytes();
+        let mut before = memory::current_bytes(&self.device);
         let mut loaded = (self.places[place].candidate.load)();
         if loaded.as_ref().is_err_and(|error| error.is::<DoesNotFit>()) {
             self.places.iter_mut().for_each(|place| place.subject = None);
-            before = memory::current_bytes();
+            memory::release(&self.device);
+            before = memory::current_bytes(&self.device);
             loaded = (self.places[place].candidate.load)();
         }
         let subject = loaded?;
-        self.places[place].bytes = memory::current_bytes().saturating_sub(before);
+        self.places[place].bytes = memory::current_bytes(&self.device).saturating_sub(before);
         self.places[place].candidate.learn(&subject);
         let about = &self.places[place].candidate.about;
         if started.elapsed() > Duration::from_secs(1) {
@@ -176,7 +179,7 @@ impl Pool {
 
     /// Memory in use that is not the subject's: that of other subjects, above all.
     pub fn bytes_beside(&self, place: usize) -> u64 {
-        memory::current_bytes().saturating_sub(self.places[place].bytes)
+        memory::current_bytes(&self.device).saturating_sub(self.places[place].bytes)
     }
 
     /// Gives the subject's memory back.

@@ -23,7 +23,7 @@ impl Suite {
     /// Runs the scenarios on every candidate whose tier includes them.
     pub fn generation(&mut self, scenarios: &[Generation], candidates: Vec<Candidate>) {
         let mut criterion = long_iterations(TokenTime);
-        let mut pool = Pool::new(candidates);
+        let mut pool = Pool::new(candidates, self.session.device().clone());
         for (index, scenario) in scenarios.iter().enumerate() {
             let places = pool.in_tier(scenario.tier);
             if places.is_empty() {
@@ -100,7 +100,8 @@ pub struct Work {
     limits: Limits,
     watch: Watch,
     timelines: Vec<Timeline>,
-    peak_bytes: Option<u64>,
+    /// Of the largest generation; or why it is not counted.
+    peak_bytes: Result<u64>,
     joules: Vec<f64>,
     energy_unknown: Option<String>,
 }
@@ -140,7 +141,7 @@ impl Work {
             limits: measure::limits(subject.model.device())?,
             watch: Watch::start(),
             timelines: Vec::new(),
-            peak_bytes: None,
+            peak_bytes: Err(anyhow!("nothing was generated")),
             joules: Vec::new(),
             energy_unknown: None,
         })
@@ -151,15 +152,15 @@ impl Work {
     /// # Errors
     /// As [`generate::run`].
     pub fn generate(&mut self, subject: &mut Subject) -> Result<Duration> {
-        memory::reset_peak();
+        memory::reset_peak(subject.model.device());
         let before = self.energy_joules();
         let timeline = generate::run(subject.model.as_mut(), &self.prompt, &self.request)?;
         match (before, self.energy_joules()) {
             (Ok(before), Ok(after)) => self.joules.push(after - before),
             (Err(error), _) | (_, Err(error)) => self.energy_unknown = Some(format!("{error:#}")),
         }
-        let peak_bytes = memory::peak_bytes().map(|peak| peak.saturating_sub(self.bytes_beside));
-        self.peak_bytes = self.peak_bytes.max(peak_bytes);
+        let peak_bytes = memory::peak_bytes(subject.model.device()).map(|peak| peak.saturating_sub(self.bytes_beside));
+        self.peak_bytes = peak_bytes.map(|peak| self.peak_bytes.as_ref().map_or(peak, |before| peak.max(*before)));
         let total = timeline.total();
         self.timelines.push(timeline);
         Ok(total)
@@ -188,7 +189,8 @@ impl Work {
 
     fn measures(&self, subject: &Subject) -> Result<Measured> {
         let (model, limits) = (subject.model.as_ref(), Some(&self.limits));
-        let mut measures = generate::summarise(model, &self.request, &self.timelines, self.peak_bytes, limits)?;
+        let mut measures =
+            generate::summarise(model, &self.request, &self.timelines, self.peak_bytes.as_ref().ok().copied(), limits)?;
         let mut unmeasured = BTreeMap::new();
         let mut note = |field: &str, reason: &str| unmeasured.insert(field.to_owned(), reason.to_owned());
         if !self.joules.is_empty() {
@@ -197,11 +199,8 @@ impl Work {
         } else if let Some(reason) = &self.energy_unknown {
             note("joules_per_token", reason);
         }
-        if measures.peak_bytes.is_none() {
-            note("peak_bytes", "the program does not count its allocations");
-        } else if !model.device().is_cpu() {
-            measures.peak_bytes = None;
-            note("peak_bytes", "the memory of this device is not counted");
+        if let Err(reason) = &self.peak_bytes {
+            note("peak_bytes", &format!("{reason:#}"));
         }
         if measures.tpot_ms.is_none() {
             for field in ["itl_p50_ms", "itl_p95_ms", "itl_p99_ms", "tpot_ms", "decode_tokens_per_s", "mbu"] {

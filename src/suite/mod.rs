@@ -9,6 +9,7 @@ mod candidate;
 mod generation;
 pub mod sandbox;
 mod session;
+mod stepped;
 mod sweep;
 mod training;
 
@@ -30,7 +31,7 @@ use criterion::{
 };
 
 use crate::{
-    measure::{PeakBytes, peak_bytes},
+    measure::{PeakBytes, memory, peak_bytes},
     record::{Record, check_writable},
     report,
     settings::Settings,
@@ -66,7 +67,7 @@ pub fn in_one_line(program: impl FnOnce() -> Result<ExitCode>) -> ExitCode {
     let ended = panic::catch_unwind(AssertUnwindSafe(program));
     let error = match ended {
         Ok(Ok(code)) => return code,
-        Ok(Err(error)) => format!("{error:#}"),
+        Ok(Err(error)) => one_line(&format!("{error:#}")),
         Err(panicked) => message(panicked.as_ref()),
     };
     eprintln!("error: {error}");
@@ -113,8 +114,9 @@ impl Suite {
         self.failures += 1;
     }
 
-    /// Keeps a record, and says so when its benchmark failed.
+    /// Keeps a record, and says so when its benchmark failed. The next one finds the device's memory as this one did.
     fn keep(&mut self, mut record: Record) {
+        memory::release(self.session.device());
         if let Some(reason) = &record.reason {
             eprintln!("\nerror: {}: {reason}", record.id);
             self.failures += 1;

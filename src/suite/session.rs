@@ -6,6 +6,7 @@ use std::{
 };
 
 use anyhow::Result;
+use candle_core::Device;
 use chrono::{SecondsFormat, Utc};
 
 use crate::{
@@ -18,6 +19,7 @@ use crate::{
 /// What all records of a process have in common.
 pub struct Session {
     settings: Settings,
+    device: Device,
     machine: Machine,
     /// Why [`Machine::gpu`] is empty though a GPU is used.
     gpu_unknown: Option<String>,
@@ -55,13 +57,14 @@ impl Session {
     pub fn new(settings: Settings) -> Result<Self> {
         // First: opening a device may start threads.
         let threads = set_threads(settings.threads);
-        settings.device.open()?;
+        let device = settings.device.open()?;
         let gpu = gpu::of(settings.device);
         let gpu_unknown = gpu.as_ref().err().map(|error| one_line(&format!("{error:#}")));
         Ok(Self {
             machine: machine::machine(threads, gpu.unwrap_or_default()),
             gpu_unknown,
             software: machine::software(),
+            device,
             settings,
             sink: None,
         })
@@ -69,6 +72,10 @@ impl Session {
 
     pub fn settings(&self) -> &Settings {
         &self.settings
+    }
+
+    pub fn device(&self) -> &Device {
+        &self.device
     }
 
     /// The record of a benchmark that has just ended.

@@ -1,8 +1,8 @@
 //! The groups of the architecture sweep: a group a phase, an entry a combination, one step an iteration.
 
-use criterion::{BenchmarkGroup, BenchmarkId, SamplingMode, Throughput, measurement::WallTime};
+use criterion::{Bencher, BenchmarkGroup, SamplingMode, Throughput, measurement::WallTime};
 
-use super::{SAMPLES, Suite, abort, argument, session::Seen, steps};
+use super::{Suite, abort, stepped::Entry, steps};
 use crate::{
     scenario::{SWEEP_INFER, SWEEP_TRAIN},
     sweep::{Combination, Config, Phase, Source, Work, subject},
@@ -37,29 +37,14 @@ impl Suite {
         combination: &Combination,
         config: &Config,
     ) {
-        let mut work: Option<Work> = None;
-        let mut samples: Vec<usize> = Vec::new();
-        let ended = Self::isolated(|| {
-            group.bench_function(BenchmarkId::new(&combination.name, config.variant()), |bencher| {
-                let prepare = || Work::new(combination, phase, config).unwrap_or_else(|error| abort(error));
-                let work = work.get_or_insert_with(prepare);
-                bencher.iter_custom(|iterations| {
-                    samples.push(iterations as usize);
-                    (0..iterations).map(|_| work.step().unwrap_or_else(|error| abort(error))).sum()
-                });
+        let variant = config.variant();
+        let entry = Entry { scenario, name: &combination.name, variant: &variant, about: subject(combination, config) };
+        let bench = |bencher: &mut Bencher<'_, WallTime>, work: &mut Work, samples: &mut Vec<usize>| {
+            bencher.iter_custom(|iterations| {
+                samples.push(iterations as usize);
+                (0..iterations).map(|_| work.step().unwrap_or_else(|error| abort(error))).sum()
             });
-        });
-        let seen = match (ended, work) {
-            (Ok(()), None) => return, // left out by the filter, or only listed
-            (Ok(()), Some(work)) => {
-                // Criterion warms up in samples of its own, which come first.
-                let size = argument("--sample-size").and_then(|size| size.parse().ok()).unwrap_or(SAMPLES);
-                work.end(&samples[samples.len().saturating_sub(size)..])
-            }
-            (Err(error), _) => Seen::failed(error),
         };
-        let id = format!("{scenario}/{}/{}", combination.name, config.variant());
-        let record = self.session.record(id, scenario, subject(combination, config), seen);
-        self.keep(record);
+        self.stepped(group, entry, || Work::new(combination, phase, config), bench, Work::end);
     }
 }

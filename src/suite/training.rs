@@ -7,16 +7,17 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use candle_core::DType;
-use criterion::{Bencher, BenchmarkGroup, BenchmarkId, Criterion, SamplingMode, Throughput, measurement::Measurement};
+use candle_core::{DType, Device};
+use criterion::{Bencher, BenchmarkGroup, Criterion, SamplingMode, Throughput, measurement::Measurement};
 use rand_chacha::{
     ChaCha8Rng,
     rand_core::{Rng, SeedableRng},
 };
 
 use super::{
-    NOISE_THRESHOLD, SAMPLES, Suite, abort, argument, bytes, long_steps,
+    NOISE_THRESHOLD, Suite, abort, bytes, long_steps,
     session::{Measured, Seen},
+    stepped::Entry,
 };
 use crate::{
     measure::{self, TokenTime, conditions::Watch, memory, peak_bytes, steps},
@@ -95,28 +96,11 @@ impl Suite {
             Ok(about) => about,
             Err(error) => return self.fail(&error),
         };
-        let (name, variant) = (entry.name(), format!("tuned-{}-{device}", about.dtype));
-        let mut work: Option<Work> = None;
-        let mut samples: Vec<usize> = Vec::new();
-        let ended = Self::isolated(|| {
-            group.bench_function(BenchmarkId::new(&name, &variant), |bencher| {
-                let dtype = about.dtype.as_str();
-                let prepare =
-                    || Work::new(entry, scenario.phase, dtype, seed, device).unwrap_or_else(|error| abort(error));
-                bench(bencher, work.get_or_insert_with(prepare), &mut samples);
-            });
-        });
-        let seen = match (ended, work) {
-            (Ok(()), None) => return, // left out by the filter, or only listed
-            (Ok(()), Some(work)) => {
-                // Criterion warms up in samples of its own, which come first.
-                let size = argument("--sample-size").and_then(|size| size.parse().ok()).unwrap_or(SAMPLES);
-                work.end(&samples[samples.len().saturating_sub(size)..], scenario.measured)
-            }
-            (Err(error), _) => Seen::failed(error),
-        };
-        let record = self.session.record(format!("{}/{name}/{variant}", scenario.key), scenario.key, about, seen);
-        self.keep(record);
+        let (name, dtype) = (entry.name(), about.dtype.clone());
+        let variant = format!("tuned-{dtype}-{device}");
+        let stepped = Entry { scenario: scenario.key, name: &name, variant: &variant, about };
+        let prepare = || Work::new(entry, scenario.phase, &dtype, seed, device);
+        self.stepped(group, stepped, prepare, bench, |work, samples| work.end(samples, scenario.measured));
     }
 }
 
@@ -159,10 +143,12 @@ struct Work {
     phase: Phase,
     vocab_size: u32,
     random: ChaCha8Rng,
-    device: DeviceChoice,
+    device: Device,
     cost: Cost,
     bytes_beside: u64,
     allocated_bytes: u64,
+    /// Why memory is not counted.
+    uncounted: Option<String>,
     limits: Limits,
     watch: Watch,
     times: Vec<Duration>,
@@ -182,11 +168,11 @@ impl Work {
         };
         let limits = measure::limits(&opened)?;
         let cost = Decoder::cost(&config, entry.batch.tokens_per_row)?;
-        let micro_rows = rows_that_fit(entry, phase, &cost, device)?;
+        let micro_rows = rows_that_fit(entry, phase, &cost, &opened)?;
         if micro_rows < entry.batch.rows {
             eprintln!("{}: {} sequences do not fit at once, {micro_rows} at a time do", entry.name(), entry.batch.rows);
         }
-        let bytes_beside = memory::current_bytes();
+        let bytes_beside = memory::current_bytes(&opened);
         let plan = Plan { dtype, checkpointing: entry.checkpointing, micro_rows };
         let mut work = Self {
             language: Language::new(&config, Options::default(), plan, seed, &opened)?,
@@ -194,10 +180,11 @@ impl Work {
             phase,
             vocab_size: config.vocab_size as u32,
             random: ChaCha8Rng::seed_from_u64(seed),
-            device,
+            device: opened,
             cost,
             bytes_beside,
             allocated_bytes: 0,
+            uncounted: None,
             limits,
             watch: Watch::start(),
             times: Vec::new(),
@@ -207,7 +194,7 @@ impl Work {
         };
         work.step()?;
         (work.times, work.peaks, work.stability) = (Vec::new(), Vec::new(), Stability::default());
-        work.allocated_bytes = memory::current_bytes().saturating_sub(bytes_beside);
+        work.allocated_bytes = memory::current_bytes(&work.device).saturating_sub(bytes_beside);
         Ok(work)
     }
 
@@ -216,7 +203,7 @@ impl Work {
         let scenario::Batch { rows, tokens_per_row, .. } = self.entry.batch;
         let ids = (0..rows * (tokens_per_row + 1)).map(|_| self.random.next_u32() % self.vocab_size).collect();
         let batch = Sequences::new(ids, tokens_per_row + 1)?;
-        memory::reset_peak();
+        memory::reset_peak(&self.device);
         let started = Instant::now();
         let time = match self.phase {
             Phase::Train => {
@@ -242,7 +229,11 @@ impl Work {
                 time
             }
         };
-        let peak = memory::peak_bytes().unwrap_or_default().saturating_sub(self.bytes_beside);
+        let peak = memory::peak_bytes(&self.device).unwrap_or_else(|error| {
+            self.uncounted = Some(format!("{error:#}"));
+            0
+        });
+        let peak = peak.saturating_sub(self.bytes_beside);
         self.times.push(time);
         self.peaks.push(peak);
         Ok((time, peak))
@@ -267,22 +258,18 @@ impl Work {
         let scenario::Batch { rows, tokens_per_row, .. } = self.entry.batch;
         let passes = if self.phase == Phase::Train { 3 } else { 1 };
         let flops = (passes * self.cost.forward_flops * rows as u64) as f64;
-        let counted = memory::peak_bytes().is_some() && self.device == DeviceChoice::Cpu;
         let mut unmeasured = BTreeMap::new();
         let mut note = |field: &str, reason: &str| unmeasured.insert(field.to_owned(), reason.to_owned());
-        if !counted {
-            let reason = match self.device {
-                DeviceChoice::Cpu => "the program does not count its allocations",
-                _ => "the memory of this device is not counted",
-            };
+        let counted = self.uncounted.is_none();
+        if let Some(reason) = &self.uncounted {
             ensure!(measured == scenario::Measured::Time, "peak_bytes: {reason}");
             note("peak_bytes", reason);
             note("allocated_bytes", reason);
         }
-        note(
-            "reserved_bytes",
-            if counted { "a processor has no pool of memory" } else { "the device's pool is not asked" },
-        );
+        let reserved_bytes = memory::reserved_bytes(&self.device);
+        if let Err(error) = &reserved_bytes {
+            note("reserved_bytes", &format!("{error:#}"));
+        }
         if self.phase == Phase::Forward {
             note("stability", "nothing is trained");
         }
@@ -310,7 +297,7 @@ impl Work {
             tokens_per_s: 1e3 * self.entry.batch_tokens() as f64 / steps.p50_ms,
             peak_bytes: self.peaks.iter().max().copied().filter(|_| counted),
             allocated_bytes: Some(self.allocated_bytes).filter(|_| counted),
-            reserved_bytes: None,
+            reserved_bytes: reserved_bytes.ok(),
             mfu: Some(flops / (steps.p50_ms / 1e3) / self.limits.matrix_flops_per_s),
             stability: (self.phase == Phase::Train).then(|| self.stability.clone()),
         };
@@ -319,11 +306,9 @@ impl Work {
 }
 
 /// How many sequences of a batch can be computed at a time in the memory that is left.
-fn rows_that_fit(entry: &Trained, phase: Phase, cost: &Cost, device: DeviceChoice) -> Result<usize> {
+fn rows_that_fit(entry: &Trained, phase: Phase, cost: &Cost, device: &Device) -> Result<usize> {
     let rows = entry.batch.rows;
-    let Some(available_bytes) = memory::available_bytes().filter(|_| device == DeviceChoice::Cpu) else {
-        return Ok(rows);
-    };
+    let Some(available_bytes) = memory::available_bytes(device) else { return Ok(rows) };
     let needed =
         |rows: usize| cost.least_bytes(entry.batch.tokens_per_row * rows, phase == Phase::Train, entry.checkpointing);
     // A little is left for what is not counted.

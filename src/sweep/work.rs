@@ -5,17 +5,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
-use candle_core::DType;
+use anyhow::{Context, Result, anyhow, ensure};
+use candle_core::{DType, Device};
 
 use super::{Combination, Config};
 use crate::{
     measure::{self, conditions::Watch, memory, steps},
     record::{Limits, Measures, Subject, Sweep},
-    subject::{
-        DeviceChoice,
-        temporal::{Cost, Forecaster},
-    },
+    subject::temporal::{Cost, Forecaster},
     suite::{Measured, Seen},
     train::forecast::{Batches, Forecasting, Task, Training},
 };
@@ -41,13 +38,14 @@ pub struct Work {
     batches: Batches,
     windows: usize,
     cost: Cost,
-    device: DeviceChoice,
+    device: Device,
     bytes_beside: u64,
     limits: Limits,
     watch: Watch,
     steps: Vec<Duration>,
     losses: Vec<f64>,
-    peak_bytes: Option<u64>,
+    /// Of the largest step; or why it is not counted.
+    peak_bytes: Result<u64>,
 }
 
 impl Work {
@@ -59,17 +57,15 @@ impl Work {
         let (task, device) = (&combination.task, config.accelerator.open()?);
         let limits = measure::limits(&device)?;
         let cost = cost(task)?;
-        if device.is_cpu() {
-            let needed_bytes = cost.least_bytes(phase == Phase::Train, config.dtype);
-            let available_bytes = memory::available_bytes().unwrap_or(u64::MAX);
-            ensure!(
-                needed_bytes <= available_bytes,
-                "it does not fit: at least {:.1} GB are needed, {:.1} GB of memory are available",
-                needed_bytes as f64 / 1e9,
-                available_bytes as f64 / 1e9
-            );
-        }
-        let bytes_beside = memory::current_bytes();
+        let needed_bytes = cost.least_bytes(phase == Phase::Train, config.dtype);
+        let available_bytes = memory::available_bytes(&device).unwrap_or(u64::MAX);
+        ensure!(
+            needed_bytes <= available_bytes,
+            "it does not fit: at least {:.1} GB are needed, {:.1} GB of memory are available",
+            needed_bytes as f64 / 1e9,
+            available_bytes as f64 / 1e9
+        );
+        let bytes_beside = memory::current_bytes(&device);
         let batches = Batches::new(task, config.dtype, &device)?;
         let steps_of = match phase {
             Phase::Train => Steps::Train(Box::new(Training::new(task, config.dtype, &device)?)),
@@ -81,13 +77,13 @@ impl Work {
             batches,
             windows: task.window.batch,
             cost,
-            device: config.accelerator,
+            device,
             bytes_beside,
             limits,
             watch: Watch::start(),
             steps: Vec::new(),
             losses: Vec::new(),
-            peak_bytes: None,
+            peak_bytes: Err(anyhow!("no step was taken")),
         };
         work.step()?;
         work.steps.clear();
@@ -100,7 +96,7 @@ impl Work {
     /// # Errors
     /// When training diverged, a forecast is not finite, or the device fails.
     pub fn step(&mut self) -> Result<Duration> {
-        memory::reset_peak();
+        memory::reset_peak(&self.device);
         let batch = self.batches.cut()?;
         let started = Instant::now();
         let time = match &mut self.steps_of {
@@ -117,8 +113,8 @@ impl Work {
                 time
             }
         };
-        let peak_bytes = memory::peak_bytes().map(|peak| peak.saturating_sub(self.bytes_beside));
-        self.peak_bytes = self.peak_bytes.max(peak_bytes);
+        let peak_bytes = memory::peak_bytes(&self.device).map(|peak| peak.saturating_sub(self.bytes_beside));
+        self.peak_bytes = peak_bytes.map(|peak| self.peak_bytes.as_ref().map_or(peak, |before| peak.max(*before)));
         self.steps.push(time);
         Ok(time)
     }
@@ -137,12 +133,8 @@ impl Work {
         let step_p50_ms = steps.p50_ms;
         let passes = if self.phase == Phase::Train { 3 } else { 1 };
         let mut unmeasured = BTreeMap::new();
-        let mut peak_bytes = self.peak_bytes;
-        if peak_bytes.is_none() {
-            unmeasured.insert("peak_bytes".into(), "the program does not count its allocations".into());
-        } else if self.device != DeviceChoice::Cpu {
-            peak_bytes = None;
-            unmeasured.insert("peak_bytes".into(), "the memory of this device is not counted".into());
+        if let Err(reason) = &self.peak_bytes {
+            unmeasured.insert("peak_bytes".into(), format!("{reason:#}"));
         }
         if self.losses.is_empty() {
             let reason = "nothing is trained";
@@ -156,7 +148,7 @@ impl Work {
             step_p95_ms: steps.p95_ms,
             step_p99_ms: steps.p99_ms,
             windows_per_s: 1e3 * self.windows as f64 / step_p50_ms,
-            peak_bytes,
+            peak_bytes: self.peak_bytes.as_ref().ok().copied(),
             mfu: Some((passes * self.cost.forward_flops) as f64 / (step_p50_ms / 1e3) / self.limits.matrix_flops_per_s),
             first_loss: self.losses.first().copied(),
             last_loss: self.losses.last().copied(),

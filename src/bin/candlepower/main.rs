@@ -17,7 +17,7 @@ mod watch;
 use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Result;
-use candlepower::{measure::memory::CountingAllocator, settings::Settings};
+use candlepower::{measure::CountingAllocator, settings::Settings};
 use clap::{Args, Parser, Subcommand, error::ErrorKind};
 
 #[global_allocator]

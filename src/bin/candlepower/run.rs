@@ -70,8 +70,8 @@ impl Run {
         let [spec] = settings.models.as_slice() else { bail!("--model={}: name one model", self.model) };
         let session = Session::new(settings.clone())?;
         // Before the model is there: measuring them takes memory too.
-        measure::limits(&settings.device.open()?)?;
-        let bytes_beside = memory::current_bytes();
+        measure::limits(session.device())?;
+        let bytes_beside = memory::current_bytes(session.device());
         let mut loaded = subject::load(spec, settings.engine, settings.dtype, settings.device, settings.seed)?;
         let prompt = self.prompt_ids(&loaded, settings.seed)?;
         let stop = if self.stop_at_eos { loaded.eos_token_ids.clone() } else { Vec::new() };

@@ -1,20 +1,20 @@
 //! Mixtures of experts against transformers' golden files in `fixtures/moe`, whose layout `fixtures/README.md` describes.
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::DType;
 
 use super::{Decoder, routing::Routes};
 use crate::subject::{
     CausalLm, Engine,
     checkpoint::read_json,
     config::{ExpertLayout, ModelConfig},
-    golden::{Fixture, TOLERANCE, difference, fixtures, incrementally, numbers},
+    golden::{Fixture, TOLERANCE, at_device, device, difference, fixtures, incrementally, numbers},
     open,
 };
 
 fn decoder(fixture: &Fixture) -> Decoder {
     let layout = fixture.checkpoint.expert_layout().expect("a header");
     fixture.checkpoint.check(&fixture.config.tensors(layout)).expect(&fixture.name);
-    let weights = fixture.checkpoint.weights(DType::F32, &Device::Cpu).expect("weights");
+    let weights = fixture.checkpoint.weights(DType::F32, &device()).expect("weights");
     Decoder::new(fixture.config.clone(), weights, layout).expect(&fixture.name)
 }
 
@@ -25,7 +25,7 @@ fn logits_are_as_the_reference_at_every_position() {
         for prompt in &fixture.prompts {
             let what = format!("{}, {}", fixture.name, prompt.name);
             let worst = incrementally(&mut model, &fixture, prompt).expect(&what);
-            assert!(worst <= TOLERANCE, "{what}, token by token: {worst} from the reference");
+            assert!(worst <= at_device(TOLERANCE), "{what}, token by token: {worst} from the reference");
 
             let all: Vec<u32> = prompt.ids.iter().chain(&prompt.greedy).copied().collect();
             let expected = &fixture.tensors[&format!("{}.logits", prompt.name)];
@@ -33,7 +33,7 @@ fn logits_are_as_the_reference_at_every_position() {
             let logits = model.logits(&hidden).expect(&what);
             assert_eq!(logits.dims(), expected.dims(), "{what}");
             let far = difference(&numbers(&logits), &numbers(expected));
-            assert!(far <= TOLERANCE, "{what}, in one pass: {far} from the reference");
+            assert!(far <= at_device(TOLERANCE), "{what}, in one pass: {far} from the reference");
 
             // In two parts, the second of several tokens behind others.
             let (first, second) = all[..all.len() - 1].split_at(all.len() / 3);
@@ -44,7 +44,7 @@ fn logits_are_as_the_reference_at_every_position() {
             let logits = model.logits(&hidden).expect(&what);
             let expected = expected.narrow(0, first.len(), second.len()).expect("rows");
             let far = difference(&numbers(&logits), &numbers(&expected));
-            assert!(far <= TOLERANCE, "{what}, in two parts: {far} from the reference");
+            assert!(far <= at_device(TOLERANCE), "{what}, in two parts: {far} from the reference");
         }
     }
 }
@@ -63,18 +63,21 @@ fn the_same_experts_are_chosen_with_the_same_weights() {
             };
             let what = format!("{}, layer {layer}", fixture.name);
             let (input, output) = (tensor("block_input").expect(&what), tensor("block_output").expect(&what));
-            let input = input.reshape(((), fixture.config.hidden_size)).expect("tokens");
+            let input = input
+                .reshape(((), fixture.config.hidden_size))
+                .and_then(|input| input.to_device(&device()))
+                .expect("tokens");
             let routes = mixture.route(&input, 0, None).expect(&what);
             let experts = tensor("experts").and_then(|t| t.to_dtype(DType::U32).ok()).expect(&what);
             let experts: Vec<u32> = experts.flatten_all().and_then(|t| t.to_vec1()).expect("experts");
             assert_eq!(routes.experts, experts, "{what}");
             let far = difference(&routes.weights, &numbers(tensor("weights").expect(&what)));
-            assert!(far < 1e-5, "{what}: weights {far} from the reference");
+            assert!(far < at_device(1e-5), "{what}: weights {far} from the reference");
 
             let sum = input.zeros_like().expect("zeros");
             let found = mixture.dispatch(sum, &input, &routes).expect(&what);
             let far = difference(&numbers(&found), &numbers(output));
-            assert!(far <= TOLERANCE, "{what}: the block is {far} from the reference");
+            assert!(far <= at_device(TOLERANCE), "{what}: the block is {far} from the reference");
             checked += 1;
         }
     }
@@ -122,7 +125,7 @@ fn half_precisions_run_and_stay_near() {
     for fixture in fixtures("moe") {
         let prompt = fixture.prompts.last().expect("a prompt");
         for dtype in [DType::BF16, DType::F16] {
-            let subject = open(fixture.checkpoint.clone(), Engine::Tuned, dtype, &Device::Cpu).expect(&fixture.name);
+            let subject = open(fixture.checkpoint.clone(), Engine::Tuned, dtype, &device()).expect(&fixture.name);
             let mut model = subject.model;
             let logits = numbers(&model.forward(&prompt.ids, 0).expect(&fixture.name));
             let expected = fixture.logits(prompt, prompt.ids.len() - 1);
@@ -142,7 +145,7 @@ fn dense_models_are_as_the_reference_too() {
         let mut model = decoder(fixture);
         for prompt in &fixture.prompts {
             let worst = incrementally(&mut model, fixture, prompt).expect(&fixture.name);
-            assert!(worst <= TOLERANCE, "{}, {}: {worst} from the reference", fixture.name, prompt.name);
+            assert!(worst <= at_device(TOLERANCE), "{}, {}: {worst} from the reference", fixture.name, prompt.name);
             checked += 1;
         }
     }

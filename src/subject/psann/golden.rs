@@ -3,11 +3,11 @@
 
 use std::{collections::HashMap, fs, path::Path};
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 
 use super::{Base, Config};
 use crate::subject::{
-    golden::{apart, numbers},
+    golden::{apart, at_device, device, numbers},
     ops::Decay,
 };
 use crate::train::{
@@ -17,7 +17,7 @@ use crate::train::{
 };
 
 const LOGIT_TOLERANCE: f32 = 1e-4;
-const LOSS_TOLERANCE: f64 = 1e-5;
+const LOSS_TOLERANCE: f32 = 1e-5;
 /// Of a gradient's elements, as a share of its largest.
 const GRADIENT_TOLERANCE: f32 = 1e-3;
 const LATER_LOSS_TOLERANCE: f64 = 1e-3;
@@ -37,11 +37,11 @@ struct Fixture {
 fn fixtures() -> Vec<Fixture> {
     let read = |folder: &Path| {
         let text = |file: &str| fs::read(folder.join(file)).expect(file);
-        let tensors = |file: &str| candle_core::safetensors::load(folder.join(file), &Device::Cpu).expect(file);
+        let tensors = |file: &str| candle_core::safetensors::load(folder.join(file), &device()).expect(file);
         let config: Config = serde_json::from_slice(&text("config.json")).expect("config.json");
         let options: Options = serde_json::from_slice(&text("optimizer.json")).expect("optimizer.json");
         let plan = Plan { dtype: DType::F32, checkpointing: false, micro_rows: usize::MAX / 1_000_000 };
-        let language = Language::new(&config, options, plan, 0, &Device::Cpu).expect("a model");
+        let language = Language::new(&config, options, plan, 0, &device()).expect("a model");
         language.load(&tensors("model.safetensors")).expect("psannlm's names");
         let golden = tensors("golden.safetensors");
         let ids = golden["ids"].to_vec2::<i64>().expect("ids");
@@ -60,7 +60,7 @@ fn logits_losses_gradients_and_steps_are_as_psannlms() {
         let ids = golden["ids"].to_dtype(DType::U32).expect("ids");
         let inputs = ids.narrow(1, 0, ids.dim(1).expect("time") - 1).and_then(|ids| ids.contiguous()).expect("inputs");
         let far = apart(&language.model().forward(&inputs).expect("logits"), &golden["logits"]);
-        assert!(far <= LOGIT_TOLERANCE, "{name}: logits {far} from the reference");
+        assert!(far <= at_device(LOGIT_TOLERANCE), "{name}: logits {far} from the reference");
 
         let named = language.named();
         let variables: Vec<_> = named.values().cloned().collect();
@@ -71,7 +71,7 @@ fn logits_losses_gradients_and_steps_are_as_psannlms() {
             let pass = gradients.add(&batch, weight, checkpointing).expect("a pass");
             let grads = gradients.finish().expect("gradients");
             let far = (pass.loss_sum * weight - f64::from(numbers(&golden["loss"])[0])).abs();
-            assert!(far <= LOSS_TOLERANCE, "{name}: loss {far} from the reference");
+            assert!(far <= f64::from(at_device(LOSS_TOLERANCE)), "{name}: loss {far} from the reference");
             for (tensor, grad) in named.keys().zip(&grads) {
                 let expected = &golden[&format!("grad.{tensor}")];
                 let most = numbers(expected).iter().fold(0f32, |most, x| most.max(x.abs()));
@@ -110,7 +110,7 @@ fn the_compositions_give_the_same() {
         let weights: HashMap<String, Tensor> =
             language.named().into_iter().map(|(name, variable)| (name, variable.as_tensor().clone())).collect();
         for (dtype, tolerance) in [(DType::F64, 1e-5), (DType::BF16, BF16_TOLERANCE)] {
-            let weights = candle_nn::VarBuilder::from_tensors(weights.clone(), DType::F32, &Device::Cpu);
+            let weights = candle_nn::VarBuilder::from_tensors(weights.clone(), DType::F32, &device());
             let logits = super::Decoder::new(&config, dtype, weights).and_then(|model| model.forward(&inputs));
             let size = |x: &Tensor| numbers(x).iter().map(|x| x * x).sum::<f32>().sqrt();
             let far =

@@ -3,12 +3,12 @@
 
 use std::{collections::HashMap, fs, path::Path};
 
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{DType, Tensor, Var};
 use candle_nn::{VarBuilder, VarMap, loss::mse};
 use serde::Deserialize;
 
 use super::{Architecture, Forecaster, Sizes};
-use crate::subject::golden::{apart, numbers};
+use crate::subject::golden::{apart, at_device, device, numbers};
 
 const OUTPUT_TOLERANCE: f32 = 1e-4;
 /// Of a gradient's elements, as a share of its largest.
@@ -31,7 +31,7 @@ impl Config {
 }
 
 fn read(folder: &Path) -> (Config, HashMap<String, Tensor>, HashMap<String, Tensor>) {
-    let tensors = |file: &str| candle_core::safetensors::load(folder.join(file), &Device::Cpu).expect(file);
+    let tensors = |file: &str| candle_core::safetensors::load(folder.join(file), &device()).expect(file);
     let config = serde_json::from_slice(&fs::read(folder.join("config.json")).expect("config.json"));
     (config.expect("config.json"), tensors("model.safetensors"), tensors("golden.safetensors"))
 }
@@ -47,15 +47,15 @@ fn outputs_and_gradients_are_as_the_reference() {
             let variable = Var::from_tensor(weight).expect("a variable");
             variables.data().lock().expect("the map").insert(name.clone(), variable);
         }
-        let model = config.model(VarBuilder::from_varmap(&variables, DType::F32, &Device::Cpu));
+        let model = config.model(VarBuilder::from_varmap(&variables, DType::F32, &device()));
         let used = variables.data().lock().expect("the map").len();
         assert_eq!(used, weights.len(), "{what}: the model has tensors that the reference has not");
 
         let output = model.forward(&golden["series"]).expect(&what);
         let far = apart(&output, &golden["output"]);
-        assert!(far <= OUTPUT_TOLERANCE, "{what}: output {far} from the reference");
+        assert!(far <= at_device(OUTPUT_TOLERANCE), "{what}: output {far} from the reference");
         let loss = mse(&output, &golden["target"]).expect("a loss");
-        assert!((numbers(&loss)[0] - numbers(&golden["loss"])[0]).abs() < 1e-5, "{what}: loss");
+        assert!((numbers(&loss)[0] - numbers(&golden["loss"])[0]).abs() < at_device(1e-5), "{what}: loss");
 
         let grads = loss.backward().expect("gradients");
         for (name, variable) in variables.data().lock().expect("the map").iter() {
@@ -83,7 +83,7 @@ fn the_compositions_give_the_same() {
     for folder in crate::subject::golden::folders("temporal") {
         let (config, weights, golden) = read(&folder);
         for (dtype, tolerance) in [(DType::F64, 1e-4), (DType::BF16, 0.15)] {
-            let weights = VarBuilder::from_tensors(weights.clone(), dtype, &Device::Cpu);
+            let weights = VarBuilder::from_tensors(weights.clone(), dtype, &device());
             let series = golden["series"].to_dtype(dtype).expect("series");
             let output = config.model(weights).forward(&series).expect("an output");
             let far = apart(&output, &golden["output"]);
