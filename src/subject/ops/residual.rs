@@ -1,58 +1,10 @@
-//! Sums along the way of a model: biases, and branches that are added to what went by them.
+//! Branches that are added to what went by them.
 
 use anyhow::Result;
-use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp3, Layout, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::{CHUNK, Candle, added, dot, is_plain, slice, tensor, with_slices};
-
-/// `x + bias`, the bias over the last dimension.
-pub fn add_bias(x: &Tensor, bias: &Tensor) -> Result<Tensor> {
-    if is_plain(x) {
-        return Ok(x.contiguous()?.apply_op2(bias, AddBias)?);
-    }
-    Ok(x.broadcast_add(&bias.to_dtype(x.dtype())?)?)
-}
-
-struct AddBias;
-
-impl CustomOp2 for AddBias {
-    fn name(&self) -> &'static str {
-        "add-bias"
-    }
-
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        x_layout: &Layout,
-        bias: &CpuStorage,
-        bias_layout: &Layout,
-    ) -> Candle<(CpuStorage, Shape)> {
-        let (x, bias) = (slice(x, x_layout)?, slice(bias, bias_layout)?);
-        let mut out = vec![0f32; x.len()];
-        let row = |(out, x): (&mut [f32], &[f32])| {
-            for ((out, x), bias) in out.iter_mut().zip(x).zip(bias) {
-                *out = x + bias;
-            }
-        };
-        out.par_chunks_mut(bias.len()).zip(x.par_chunks(bias.len())).with_min_len(16).for_each(row);
-        Ok((CpuStorage::F32(out), x_layout.shape().clone()))
-    }
-
-    fn bwd(&self, _: &Tensor, bias: &Tensor, _: &Tensor, grad: &Tensor) -> Candle<(Option<Tensor>, Option<Tensor>)> {
-        let width = bias.elem_count();
-        let of_bias = with_slices([grad], |[grad]| {
-            let size = CHUNK.div_ceil(width) * width;
-            let sums = grad.par_chunks(size).map(|grad| {
-                let mut sum = vec![0f32; width];
-                grad.chunks(width).for_each(|row| sum.iter_mut().zip(row).for_each(|(sum, grad)| *sum += grad));
-                sum
-            });
-            sums.reduce(|| vec![0f32; width], |a, b| added(a, &b))
-        })?;
-        Ok((Some(grad.clone()), Some(tensor(of_bias, bias)?)))
-    }
-}
+use super::{CHUNK, Candle, dot, is_plain, slice, tensor, with_slices};
 
 /// `x + scale · branch`, with one number for a scale.
 pub fn add_scaled(x: &Tensor, branch: &Tensor, scale: &Tensor) -> Result<Tensor> {

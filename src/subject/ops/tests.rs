@@ -48,6 +48,7 @@ fn compare_within(tolerance: f64, shapes: &[&[usize]], of: impl Fn(&[Tensor]) ->
     let ((out, grads), (plain_out, plain_grads)) = (run(&fast), run(&plain));
     let near = |a: &[f64], b: &[f64], what: &str| {
         assert_eq!(a.len(), b.len());
+        assert!(a.iter().all(|a| a.is_finite()), "{what} of {shapes:?} is not finite");
         let most = b.iter().fold(1.0, |most: f64, b| most.max(b.abs()));
         let worst = a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
         assert!(worst < tolerance * most, "{what} of {shapes:?}: {worst} off, of {most}");
@@ -94,7 +95,8 @@ fn operations_of_language_models_are_as_the_compositions() {
                 _ => Ok(x[0].broadcast_div(&rms)?.broadcast_mul(&x[1])?),
             }
         });
-        compare(&[&[rows, width], &[width]], |x| add_bias(&x[0], &x[1]));
+        compare_within(2e-5, &[&[2, rows, width], &[5, width]], |x| linear(&x[0], &x[1], None));
+        compare_within(2e-5, &[&[rows, width], &[9, width], &[9]], |x| linear(&x[0], &x[1], Some(&x[2])));
         // The scale's gradient is one number, the sum of as many products, which nearly cancel.
         compare_within(2e-5, &[&[rows, width], &[rows, width], &[1]], |x| add_scaled(&x[0], &x[1], &x[2]));
         for decay in [Decay::Abs, Decay::Relu, Decay::None] {
@@ -147,7 +149,8 @@ fn gradients_are_finite_differences() {
     };
     check(&[&[4, 6]], &|x| softmax(&x[0]));
     check(&[&[5, 6], &[6]], &|x| rms_norm(&x[0], &x[1], 1e-6));
-    check(&[&[5, 6], &[6]], &|x| add_bias(&x[0], &x[1]));
+    check(&[&[2, 5, 6], &[3, 6]], &|x| linear(&x[0], &x[1], None));
+    check(&[&[5, 6], &[3, 6], &[3]], &|x| linear(&x[0], &x[1], Some(&x[2])));
     check(&[&[5, 6], &[5, 6], &[1]], &|x| add_scaled(&x[0], &x[1], &x[2]));
     check(&[&[5, 6], &[3, 6]], &|x| sine(&x[0], &x[1], Decay::Relu));
     let attention = Attention { heads: 2, positions: Positions::Rope };

@@ -97,15 +97,7 @@ impl Linear {
 
     /// From (batch, time, inputs) to (batch, time, outputs).
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let (batch, time, inputs) = x.dims3()?;
-        let weight = self.weight.to_dtype(x.dtype())?;
-        // As one matrix: a batch of them would be multiplied one by one.
-        let out = x.reshape((batch * time, inputs))?.matmul(&weight.t()?)?;
-        let out = out.reshape((batch, time, ()))?;
-        match &self.bias {
-            Some(bias) => ops::add_bias(&out, bias),
-            None => Ok(out),
-        }
+        ops::linear(x, &self.weight, self.bias.as_ref())
     }
 }
 
