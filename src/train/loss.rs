@@ -11,6 +11,9 @@ use crate::subject::ops::{Kernel, Matrix, MatrixMut, change, exp, is_plain, prod
 /// Rows whose logits exist at a time. A smaller chunk adds to the head's gradient more often.
 const CHUNK: usize = 512;
 
+/// The same on a device, which takes more rows to fill and has the memory.
+const DEVICE_CHUNK: usize = 4096;
+
 /// Memory that is kept from one loss to the next, and the head's gradient, which adds up over the parts of a batch: asking
 /// the system for so much takes longer than filling it.
 #[derive(Default)]
@@ -196,17 +199,18 @@ fn composed(
 ) -> Result<HeadLoss> {
     let (rows, dtype) = (hidden.dim(0)?, hidden.dtype());
     let narrow = head.to_dtype(dtype)?;
-    let (mut sum, mut correct, mut of_hidden) = (0.0, 0, Vec::new());
-    for start in (0..rows).step_by(CHUNK) {
-        let count = CHUNK.min(rows - start);
+    let size = if hidden.device().is_cpu() { CHUNK } else { DEVICE_CHUNK };
+    // Sums and hits of the chunks, which are fetched at the end, since each fetch waits for the device.
+    let (mut seen, mut of_hidden) = (Vec::new(), Vec::new());
+    for start in (0..rows).step_by(size) {
+        let count = size.min(rows - start);
         let states = hidden.narrow(0, start, count)?;
         let targets = Tensor::new(&targets[start..start + count], hidden.device())?.unsqueeze(1)?;
         let logits = states.matmul(&narrow.t()?)?.to_dtype(DType::F32)?;
         let most = logits.max_keepdim(1)?;
         let of_target = logits.gather(&targets, 1)?;
         let losses = (logits.broadcast_sub(&most)?.exp()?.sum_keepdim(1)?.log()? + &most - &of_target)?;
-        sum += f64::from(losses.sum_all()?.to_scalar::<f32>()?);
-        correct += of_target.eq(&most)?.to_dtype(DType::F32)?.sum_all()?.to_scalar::<f32>()? as usize;
+        seen.extend([losses.sum_all()?, of_target.eq(&most)?.to_dtype(DType::F32)?.sum_all()?]);
         if let Some(weight) = weight {
             let shares = softmax(&logits, D::Minus1)?;
             let ones = Tensor::ones(targets.shape(), DType::F32, targets.device())?;
@@ -221,6 +225,9 @@ fn composed(
         }
     }
     let of_hidden = weight.map(|_| Tensor::cat(&of_hidden, 0)).transpose()?;
+    let seen = Tensor::stack(&seen, 0)?.to_vec1::<f32>()?;
+    let sum = seen.iter().step_by(2).map(|sum| f64::from(*sum)).sum();
+    let correct = seen.iter().skip(1).step_by(2).map(|hits| *hits as usize).sum();
     Ok(HeadLoss { sum, correct, of_hidden })
 }
 

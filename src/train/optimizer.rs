@@ -109,36 +109,60 @@ impl AdamW {
     /// When the device fails. A gradient that is not finite is no error: it shows in the norm, and nothing is updated.
     pub fn step(&mut self, gradients: &[Tensor]) -> Result<Update> {
         ensure!(gradients.len() == self.variables.len(), "a gradient is missing");
-        let mut squares = 0.0;
+        let mut squares = Squares::default();
         for gradient in gradients {
-            squares += squared(gradient)?;
+            squares.add(gradient)?;
         }
-        let gradient_norm = squares.sqrt();
+        let gradient_norm = squares.sum()?.sqrt();
         if !gradient_norm.is_finite() {
             return Ok(Update { gradient_norm, update_ratio: f64::NAN });
         }
         // As PyTorch clips: a little below the norm that was asked for.
         let clip = (self.options.clip_norm / (gradient_norm + 1e-6)).min(1.0);
-        let (mut changes, mut weights) = (0.0, 0.0);
+        let (mut changes, mut weights) = (Squares::default(), Squares::default());
         let scales = Scales::new(&self.options, self.steps, clip);
         for ((variable, moments), gradient) in self.variables.iter().zip(&mut self.moments).zip(gradients) {
-            let (change, weight) = match is_plain(variable) && is_plain(gradient) {
-                true => scales.in_place(variable, moments, gradient)?,
-                false => scales.composed(variable, moments, gradient)?,
-            };
-            changes += change;
-            weights += weight;
+            if is_plain(variable) && is_plain(gradient) {
+                let (change, weight) = scales.in_place(variable, moments, gradient)?;
+                changes.known += change;
+                weights.known += weight;
+            } else {
+                scales.composed(variable, moments, gradient, &mut changes, &mut weights)?;
+            }
         }
         self.steps += 1;
-        Ok(Update { gradient_norm, update_ratio: (changes / weights).sqrt() })
+        Ok(Update { gradient_norm, update_ratio: (changes.sum()? / weights.sum()?).sqrt() })
     }
 }
 
-/// The sum of a tensor's squares.
-fn squared(x: &Tensor) -> Result<f64> {
-    if !is_plain(x) {
-        return Ok(f64::from(x.to_dtype(DType::F32)?.sqr()?.sum_all()?.to_scalar::<f32>()?));
+/// The sum of the squares of some tensors. What a device adds up is fetched at the end, since each fetch waits for it.
+#[derive(Default)]
+struct Squares {
+    known: f64,
+    /// Scalars, f32.
+    on_device: Vec<Tensor>,
+}
+
+impl Squares {
+    fn add(&mut self, x: &Tensor) -> Result<()> {
+        match is_plain(x) {
+            true => self.known += squared(x)?,
+            false => self.on_device.push(x.to_dtype(DType::F32)?.sqr()?.sum_all()?),
+        }
+        Ok(())
     }
+
+    fn sum(self) -> Result<f64> {
+        if self.on_device.is_empty() {
+            return Ok(self.known);
+        }
+        let fetched = Tensor::stack(&self.on_device, 0)?.to_vec1::<f32>()?;
+        Ok(self.known + fetched.into_iter().map(f64::from).sum::<f64>())
+    }
+}
+
+/// The sum of a tensor's squares, f32 on a processor.
+fn squared(x: &Tensor) -> Result<f64> {
     let of_chunk = |chunk: &[f32]| {
         let mut lanes = [0f32; 16];
         let (whole, rest) = chunk.as_chunks::<16>();
@@ -203,7 +227,14 @@ impl Scales {
         failed.map_or(Ok(sums), |error| Err(error.into()))
     }
 
-    fn composed(&self, variable: &Var, moments: &mut Tensor, gradient: &Tensor) -> Result<(f64, f64)> {
+    fn composed(
+        &self,
+        variable: &Var,
+        moments: &mut Tensor,
+        gradient: &Tensor,
+        changes: &mut Squares,
+        squares: &mut Squares,
+    ) -> Result<()> {
         let (gradient, weights) =
             (gradient.flatten_all()?.to_dtype(DType::F32)?, variable.flatten_all()?.to_dtype(DType::F32)?);
         let number = f64::from;
@@ -214,9 +245,9 @@ impl Scales {
         let change = ((&mean * number(-self.unbias1 * self.rate))? / root)?;
         let change = (change - (&weights * number(self.decay))?)?;
         *moments = Tensor::stack(&[mean, square], 0)?;
-        let sums = (squared(&change)?, squared(&weights)?);
-        variable.set(&(weights + change)?.reshape(variable.shape())?.to_dtype(variable.dtype())?)?;
-        Ok(sums)
+        changes.add(&change)?;
+        squares.add(&weights)?;
+        Ok(variable.set(&(weights + change)?.reshape(variable.shape())?.to_dtype(variable.dtype())?)?)
     }
 }
 
