@@ -1,0 +1,64 @@
+#!/bin/sh
+# Installs what it takes to compile with `--features cuda` where CUDA is not installed: NVIDIA's compiler and libraries, from
+# their wheels for Python, into a folder. Neither root nor a GPU is needed. Needs Linux, python3 with pip, and a C compiler.
+#
+#   eval "$(scripts/cuda-toolchain.sh cuda)"
+#   cargo bench --features cuda --no-run
+#
+# What it prints sets the environment; the rest goes to the error stream. A folder that is complete is not installed again.
+# CUDA_COMPUTE_CAP is the generation of GPU to compile for: what the GPU here is, or else 90 (H100 and H200).
+set -eu
+into=${1:?"the folder to install into is needed: scripts/cuda-toolchain.sh FOLDER"}
+
+fail() {
+    echo "error: $1" >&2
+    exit 1
+}
+
+# One release, 13.0 update 2: mixed ones may not go together. Its libraries run with drivers from 580 on.
+wheels="nvidia-cuda-nvcc==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-runtime==13.0.96
+    nvidia-cuda-cccl==13.0.85 nvidia-cublas==13.1.0.3 nvidia-curand==10.4.0.35 nvidia-cuda-nvrtc==13.0.88"
+
+install() {
+    [ "$(uname -s)" = Linux ] || fail "the compiler's wheels are for Linux, not $(uname -s); install CUDA itself"
+    python3 -m pip --version >/dev/null 2>&1 || fail "python3 with pip is needed: install it (Debian: python3-pip)"
+    compiler=${CC:-cc}
+    command -v "$compiler" >/dev/null || fail "a C compiler is needed ('$compiler' was not found; CC names another)"
+    work=$(mktemp -d "$into.XXXXXX")
+    trap 'rm -rf "$work"' EXIT
+    # shellcheck disable=SC2086
+    python3 -m pip install --quiet --disable-pip-version-check --root-user-action ignore --no-deps \
+        --target "$work/wheels" $wheels >&2 || fail "the wheels could not be installed into $work"
+    mv "$work/wheels/nvidia/cu13" "$work/toolchain"
+    cd "$work/toolchain"
+    chmod +x bin/* nvvm/bin/*
+    ln -s lib lib64
+    # Linkers look for names without a version.
+    for library in lib/*.so.*; do
+        name=${library#lib/}
+        [ -e "lib/${name%%.so.*}.so" ] || ln -s "$name" "lib/${name%%.so.*}.so"
+    done
+    # The driver's own library comes with the driver. To link against, every function of its header, and to start without a
+    # GPU: each says that it is a stand-in (CUDA_ERROR_STUB_LIBRARY, 34). Programs ask for libcuda.so.1, so where there is a
+    # driver they get the real one.
+    mkdir lib/stubs
+    grep -ohE '\bcu[A-Z][A-Za-z0-9_]*' include/cuda.h include/cudaProfiler*.h | sort -u |
+        sed 's/.*/int &(void) { return 34; }/' >lib/stubs/libcuda.c
+    "$compiler" -shared -fPIC -w -fno-builtin -Wl,-soname,libcuda.so.1 -o lib/stubs/libcuda.so.1 lib/stubs/libcuda.c >&2 ||
+        fail "the stand-in for libcuda did not compile"
+    ln -s libcuda.so.1 lib/stubs/libcuda.so
+    bin/nvcc --version >&2 || fail "the compiler does not start"
+    cd - >/dev/null
+    [ ! -e "$into" ] || rmdir "$into" 2>/dev/null || fail "$into is not empty, and not from here: name another folder"
+    mv "$work/toolchain" "$into"
+}
+
+[ -e "$into/lib/stubs/libcuda.so" ] || install
+home=$(cd "$into" && pwd)
+found=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -n 1 | tr -d .) || found=
+cat <<END
+export CUDA_HOME='$home'
+export PATH="\$CUDA_HOME/bin:\$PATH"
+export LD_LIBRARY_PATH="\$CUDA_HOME/lib\${LD_LIBRARY_PATH:+:\$LD_LIBRARY_PATH}"
+export CUDA_COMPUTE_CAP=${CUDA_COMPUTE_CAP:-${found:-90}}
+END
