@@ -26,6 +26,10 @@ pub(super) const TOLERANCE: f32 = 1e-4;
 /// The same of a device that is no processor, which adds in another order.
 const DEVICE_TOLERANCE: f32 = 1e-3;
 
+/// How far logits may be in bf16, as a share of the norm of the reference's: PyTorch's own bf16 is up to 0.016 away from them on
+/// these fixtures, after a prompt's last token. f16 has three more bits.
+const BF16_TOLERANCE: f32 = 0.02;
+
 /// Beyond this it is computed differently, not rounded differently.
 const DIFFERENT: f32 = 1e-3;
 
@@ -224,7 +228,7 @@ fn both_forms_of_the_configuration_say_the_same() {
 fn half_precisions_run() {
     for fixture in fixtures("generation").iter().filter(|fixture| refusal(&fixture.config).is_none()) {
         let prompt = &fixture.prompts[0];
-        for dtype in [DType::BF16, DType::F16] {
+        for (dtype, tolerance) in [(DType::BF16, BF16_TOLERANCE), (DType::F16, BF16_TOLERANCE / 4.0)] {
             let mut model =
                 open(fixture.checkpoint.clone(), Engine::Stock, dtype, &device()).expect(&fixture.name).model;
             let logits = forward(model.as_mut(), &prompt.ids, 0).expect("logits");
@@ -234,7 +238,7 @@ fn half_precisions_run() {
             let norm: f32 = expected.iter().map(|logit| logit.powi(2)).sum();
             let relative = (error / norm).sqrt();
             let is_announced = model.deviates(prompt.ids.len(), 1).is_some();
-            assert!(is_announced || relative < 0.05, "{} in {dtype:?}: {relative} off", fixture.name);
+            assert!(is_announced || relative < tolerance, "{} in {dtype:?}: {relative} off", fixture.name);
         }
     }
 }
