@@ -69,9 +69,9 @@ impl Block {
         let x = match (&self.alpha, &self.spectral) {
             (None, _) => (x + fed)?,
             (Some(alpha), None) => ops::add_scaled(&x, &fed, alpha)?,
+            // The branch takes what was scaled; being linear, it may as well be scaled after it.
             (Some(alpha), Some(spectral)) => {
-                let fed = fed.broadcast_mul(&alpha.to_dtype(fed.dtype())?)?;
-                ((x + &fed)? + spectral.forward(&fed)?)?
+                ops::add_scaled(&ops::add_scaled(&x, &fed, alpha)?, &spectral.forward(&fed)?, alpha)?
             }
         };
         match &self.wave {
