@@ -1,10 +1,6 @@
 //! Did it change? Two runs or baselines side by side, a benchmark a row.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt::Write,
-    path::Path,
-};
+use std::{collections::BTreeMap, fmt::Write, path::Path};
 
 use anyhow::{Context, Result, bail};
 use schemars::JsonSchema;
@@ -275,8 +271,15 @@ fn remarks(a: &Side, b: &Side, rows: &[Row]) -> Vec<String> {
         }
     }
     for (here, there) in [(a, b), (b, a)] {
-        let ids: BTreeSet<_> = here.benchmarks.keys().filter(|id| !there.benchmarks.contains_key(*id)).collect();
-        remarks.extend(ids.into_iter().map(|id| format!("{id} is in {} only", here.name)));
+        // By group: a run of everything beside one of a single group would have a hundred lines.
+        let mut groups: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for id in here.benchmarks.keys().filter(|id| !there.benchmarks.contains_key(*id)) {
+            groups.entry(id.split('/').next().unwrap_or_default()).or_default().push(id);
+        }
+        remarks.extend(groups.into_iter().map(|(group, ids)| match ids.as_slice() {
+            [id] => format!("{id} is in {} only", here.name),
+            ids => format!("{} benchmarks of {group} are in {} only", ids.len(), here.name),
+        }));
         remarks.extend(here.problems.iter().map(|problem| format!("{}: {problem}", here.name)));
     }
     for row in rows {
@@ -471,7 +474,8 @@ mod tests {
 
     #[test]
     fn what_is_different_beside_the_times_is_named() {
-        let before = side("before", &[record("a/b/c", 1.0, |_, _| ()), record("only/b/c", 1.0, |_, _| ())]);
+        let alone = ["only/b/c", "many/b/c", "many/b/d"].map(|id| record(id, 1.0, |_, _| ()));
+        let before = side("before", &[[record("a/b/c", 1.0, |_, _| ())].as_slice(), &alone].concat());
         let after = side(
             "after",
             &[record("a/b/c", 1.0, |record, measures| {
@@ -481,7 +485,13 @@ mod tests {
             })],
         );
         let remarks = compare(&before, &after, STRICTNESS).expect("one in common").remarks.join("\n");
-        for part in ["another processor", "only/b/c is in before only", "other tokens", "peak memory +1.0 %"] {
+        for part in [
+            "another processor",
+            "only/b/c is in before only",
+            "2 benchmarks of many are in before only",
+            "other tokens",
+            "peak memory +1.0 %",
+        ] {
             assert!(remarks.contains(part), "{part} is missing from\n{remarks}");
         }
     }

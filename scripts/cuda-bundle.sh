@@ -1,0 +1,22 @@
+#!/bin/sh
+# Packs the benchmarks for a machine that has a GPU but no Rust, such as a node of a cluster: the programs, stripped, in one
+# archive. Build where the toolchain is, run where the GPU is; there it takes a driver and CUDA's libraries.
+#
+#   scripts/cuda-bundle.sh candlepower.tar.xz
+#   tar -xf candlepower.tar.xz && cd candlepower && CANDLEPOWER_DEVICE=cuda:0 ./generation --bench && ./candlepower report
+set -eu
+out=${1:?"the archive to write is needed: scripts/cuda-bundle.sh candlepower.tar.xz"}
+work=$(mktemp -d "$out.XXXXXX")
+trap 'rm -rf "$work"' EXIT
+mkdir "$work/candlepower"
+# One line of JSON for each thing that was built; what can be run has the path of a program.
+cargo bench --quiet --features cuda --no-run --message-format json >"$work/built"
+cargo build --quiet --release --features cuda --bin candlepower --message-format json >>"$work/built"
+sed -n 's/.*"kind":\["\(bench\|bin\)"\].*"name":"\([a-z_]*\)".*"executable":"\([^"]*\)".*/\2 \3/p' "$work/built" |
+    while read -r name program; do
+        strip -o "$work/candlepower/$name" "$program"
+        echo "$name" >&2
+    done
+tar -C "$work" -cJf "$work/packed" candlepower
+mv "$work/packed" "$out"
+echo "$out: $(wc -c <"$out") bytes" >&2
