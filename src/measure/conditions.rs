@@ -5,7 +5,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::record::Conditions;
+use super::gpu;
+use crate::{
+    record::{Conditions, GpuLoad},
+    subject::DeviceChoice,
+};
 
 /// Shares of the machine's processor time above which a figure is doubtful. Others at 5 % of two cores take a tenth of
 /// one, which is what a small regression looks like; a hypervisor that takes anything that shows takes it unevenly.
@@ -20,6 +24,7 @@ const ENOUGH: Duration = Duration::from_millis(500);
 pub struct Watch {
     at: Instant,
     started: Option<Ticks>,
+    gpu: Option<gpu::Watch>,
 }
 
 /// Processor time so far, in the kernel's clock ticks, over all cores.
@@ -32,19 +37,37 @@ struct Ticks {
 }
 
 impl Watch {
-    pub fn start() -> Self {
-        Self { at: Instant::now(), started: ticks() }
+    /// Of a benchmark on this device.
+    pub fn start(device: DeviceChoice) -> Self {
+        let gpu = match device {
+            DeviceChoice::Cuda(ordinal) => gpu::Watch::start(ordinal),
+            DeviceChoice::Cpu | DeviceChoice::Metal => None,
+        };
+        Self { at: Instant::now(), started: ticks(), gpu }
     }
 
     pub fn end(self) -> Conditions {
-        match (self.started, ticks()) {
+        let mut conditions = match (self.started, ticks()) {
             (Some(started), Some(ended)) => judge(self.at.elapsed(), started, ended),
             _ => UNKNOWN,
-        }
+        };
+        conditions.gpu = self.gpu.and_then(gpu::Watch::end);
+        conditions.doubts.extend(conditions.gpu.iter().flat_map(held_back));
+        conditions
     }
 }
 
-const UNKNOWN: Conditions = Conditions { other_cpu_share: None, stolen_cpu_share: None, doubts: Vec::new() };
+/// A GPU whose clocks were held back in a share of the looks above this is doubted.
+const HELD_BACK: f64 = 0.1;
+
+fn held_back(load: &GpuLoad) -> Vec<String> {
+    let often = load.throttle_reasons.iter().filter(|(_, share)| **share > HELD_BACK);
+    often
+        .map(|(reason, share)| format!("{reason} held the GPU's clocks back {:.0} % of the time", share * 100.0))
+        .collect()
+}
+
+const UNKNOWN: Conditions = Conditions { other_cpu_share: None, stolen_cpu_share: None, gpu: None, doubts: Vec::new() };
 
 fn judge(elapsed: Duration, started: Ticks, ended: Ticks) -> Conditions {
     if elapsed < ENOUGH {
@@ -62,7 +85,7 @@ fn judge(elapsed: Duration, started: Ticks, ended: Ticks) -> Conditions {
     if stolen > STOLEN {
         doubts.push(format!("the hypervisor gave {:.0} % of the processor time to others", stolen * 100.0));
     }
-    Conditions { other_cpu_share: Some(others), stolen_cpu_share: Some(stolen), doubts }
+    Conditions { other_cpu_share: Some(others), stolen_cpu_share: Some(stolen), gpu: None, doubts }
 }
 
 /// From Linux' /proc; elsewhere unknown.
@@ -109,6 +132,17 @@ mod tests {
     }
 
     #[test]
+    fn a_gpu_that_is_held_back_is_doubted() {
+        let load = GpuLoad {
+            sm_mhz: Some(1200),
+            power_watts: None,
+            temperature_celsius: None,
+            throttle_reasons: [("sw_power_cap".into(), 0.45), ("hw_slowdown".into(), 0.05)].into(),
+        };
+        assert_eq!(held_back(&load), ["sw_power_cap held the GPU's clocks back 45 % of the time"]);
+    }
+
+    #[test]
     fn a_moment_is_not_judged() {
         let started = Ticks { total: 0, busy: 0, stolen: 0, own: 0 };
         let ended = Ticks { total: 4, busy: 4, stolen: 0, own: 2 };
@@ -118,7 +152,7 @@ mod tests {
     #[test]
     #[cfg(target_os = "linux")]
     fn this_process_is_seen_to_work() {
-        let watch = Watch::start();
+        let watch = Watch::start(DeviceChoice::Cpu);
         let started = std::time::Instant::now();
         while started.elapsed().as_millis() < 100 {
             std::hint::spin_loop();

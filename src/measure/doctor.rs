@@ -310,7 +310,7 @@ fn counted(counters: &gpu::Counters) -> Finding {
 }
 
 fn quiet() -> Finding {
-    let watch = Watch::start();
+    let watch = Watch::start(DeviceChoice::Cpu);
     thread::sleep(Duration::from_secs(1));
     let conditions = watch.end();
     if conditions.doubts.is_empty() {

@@ -1,7 +1,13 @@
 //! What NVML, the library that comes with NVIDIA's driver, knows of a GPU. Where it is missing, the reason is returned
 //! and nothing is measured in its place.
 
-use std::{collections::BTreeMap, env, sync::OnceLock};
+use std::{
+    collections::BTreeMap,
+    env,
+    sync::{OnceLock, mpsc},
+    thread::{self, JoinHandle},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, anyhow};
 use nvml_wrapper::{
@@ -11,7 +17,10 @@ use nvml_wrapper::{
 };
 use serde::Serialize;
 
-use crate::{record::Gpu, subject::DeviceChoice};
+use crate::{
+    record::{Gpu, GpuLoad},
+    subject::DeviceChoice,
+};
 
 /// Started once: it loads a library.
 static NVML: OnceLock<Result<Nvml, String>> = OnceLock::new();
@@ -133,9 +142,81 @@ impl Counters {
     }
 }
 
+/// Looks at a GPU's counters from its start to its end, in a thread of its own: what holds the clocks back under load is gone
+/// when the load is.
+pub struct Watch {
+    stop: mpsc::Sender<()>,
+    thread: JoinHandle<Vec<Counters>>,
+}
+
+impl Watch {
+    const INTERVAL: Duration = Duration::from_millis(250);
+
+    /// `None` where there is nothing to look at.
+    pub fn start(ordinal: usize) -> Option<Self> {
+        Counters::sample(ordinal).ok()?;
+        let (stop, stopped) = mpsc::channel();
+        let look = move || {
+            let mut looks = Vec::new();
+            while stopped.recv_timeout(Self::INTERVAL) == Err(mpsc::RecvTimeoutError::Timeout) {
+                looks.extend(Counters::sample(ordinal));
+            }
+            looks
+        };
+        let thread = thread::Builder::new().name("gpu-watch".into()).spawn(look).ok()?;
+        Some(Self { stop, thread })
+    }
+
+    /// `None` if it was too short to look.
+    pub fn end(self) -> Option<GpuLoad> {
+        drop(self.stop);
+        load(&self.thread.join().ok()?)
+    }
+}
+
+fn load(looks: &[Counters]) -> Option<GpuLoad> {
+    if looks.is_empty() {
+        return None;
+    }
+    let mut clocks: Vec<u32> = looks.iter().filter_map(|look| look.sm_mhz).collect();
+    clocks.sort_unstable();
+    let watts: Vec<f64> = looks.iter().filter_map(|look| look.power_watts).collect();
+    let mut throttle_reasons: BTreeMap<String, f64> = BTreeMap::new();
+    for reason in looks.iter().filter_map(|look| look.throttle_reasons.as_ref()).flatten() {
+        *throttle_reasons.entry(reason.clone()).or_default() += 1.0 / looks.len() as f64;
+    }
+    Some(GpuLoad {
+        sm_mhz: clocks.get(clocks.len() / 2).copied(),
+        power_watts: (!watts.is_empty()).then(|| watts.iter().sum::<f64>() / watts.len() as f64),
+        temperature_celsius: looks.iter().filter_map(|look| look.temperature_celsius).max(),
+        throttle_reasons,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_load_is_what_was_seen_of_it() {
+        let look = |sm_mhz, power_watts, reasons: &[&str]| Counters {
+            sm_mhz,
+            power_watts,
+            temperature_celsius: sm_mhz.map(|mhz| mhz / 30),
+            throttle_reasons: Some(reasons.iter().map(|reason| (*reason).to_owned()).collect()),
+            ..Counters::default()
+        };
+        let looks = [
+            look(Some(1980), Some(500.0), &[]),
+            look(Some(1500), Some(700.0), &["sw_power_cap"]),
+            look(Some(1800), None, &["sw_power_cap", "hw_slowdown"]),
+            look(None, None, &[]),
+        ];
+        let load = load(&looks).expect("a load");
+        assert_eq!((load.sm_mhz, load.power_watts, load.temperature_celsius), (Some(1800), Some(600.0), Some(66)));
+        assert_eq!(load.throttle_reasons, [("hw_slowdown".into(), 0.25), ("sw_power_cap".into(), 0.5)].into());
+        assert_eq!(super::load(&[]), None);
+    }
 
     #[test]
     fn the_devices_that_cuda_shows_are_found() {

@@ -366,8 +366,24 @@ pub struct Conditions {
     pub other_cpu_share: Option<f64>,
     /// Share of the machine's processor time that a hypervisor gave to other guests.
     pub stolen_cpu_share: Option<f64>,
+    /// The GPU that was used, if that is one of NVIDIA's.
+    #[serde(default)]
+    pub gpu: Option<GpuLoad>,
     /// In words, what makes the figures doubtful.
     pub doubts: Vec<String>,
+}
+
+/// What a GPU did while the benchmark ran, looked at four times a second. What it does not count is `null`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct GpuLoad {
+    /// Median clock of its multiprocessors.
+    pub sm_mhz: Option<u32>,
+    /// Mean.
+    pub power_watts: Option<f64>,
+    /// Highest.
+    pub temperature_celsius: Option<u32>,
+    /// What held the clocks back, by NVML's names in lower case → in what share of the looks.
+    pub throttle_reasons: BTreeMap<String, f64>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]

@@ -149,6 +149,8 @@ pub const RESULTS: &[Column<Row>] = &[
     of_record!(Real, "read_bytes_per_s", |record| Some(record.limits.as_ref()?.read_bytes_per_s)),
     of_record!(Real, "matrix_flops_per_s", |record| Some(record.limits.as_ref()?.matrix_flops_per_s)),
     of_record!(Real, "other_cpu_share", |record| record.conditions.as_ref()?.other_cpu_share),
+    of_record!(Whole, "gpu_sm_mhz", |record| record.conditions.as_ref()?.gpu.as_ref()?.sm_mhz.map(i64::from)),
+    of_record!(Real, "gpu_power_watts", |record| record.conditions.as_ref()?.gpu.as_ref()?.power_watts),
     of_record!(Text, "machine", |record| Some(record.machine.name.clone())),
     of_record!(Text, "candle", |record| Some(record.software.candle.clone())),
     of_record!(Text, "commit", |record| record.software.commit.clone()),

@@ -96,21 +96,23 @@ const DRIVER_ERRORS: [(&str, &str); 9] = [
     ("CUBLAS_STATUS_NOT_INITIALIZED",         "cuBLAS does not start: the driver may be too old for it, or the device's memory exhausted"),
 ];
 
-/// Candle appends a backtrace to its messages when `RUST_BACKTRACE` is set; people get the first line, and for an error of a
-/// driver what it means and what to do.
+/// Candle appends a backtrace to its messages when `RUST_BACKTRACE` is set; people get the first line, [`explained`].
 pub(crate) fn one_line(error: &dyn fmt::Display) -> String {
-    let text = error.to_string();
-    let line = text.lines().next().unwrap_or_default().trim();
+    explained(error.to_string().lines().next().unwrap_or_default().trim())
+}
+
+/// With what an error of a driver means and what to do about it, if there is one in the text.
+pub(crate) fn explained(text: &str) -> String {
     // As in `DriverError(CUDA_ERROR_OUT_OF_MEMORY, "out of memory")` and `CublasError(CUBLAS_STATUS_NOT_INITIALIZED)`.
     for (name, advice) in DRIVER_ERRORS {
-        let Some(open) = [',', ')'].iter().find_map(|after| line.find(&format!("Error({name}{after}"))) else {
+        let Some(open) = [',', ')'].iter().find_map(|after| text.find(&format!("Error({name}{after}"))) else {
             continue;
         };
-        let start = line[..open].rfind(' ').map_or(0, |space| space + 1);
-        let end = line[open..].find("\")").map(|at| open + at + 2).or_else(|| Some(open + line[open..].find(')')? + 1));
-        return format!("{}{advice} ({name}){}", &line[..start], &line[end.unwrap_or(line.len())..]);
+        let start = text[..open].rfind(' ').map_or(0, |space| space + 1);
+        let end = text[open..].find("\")").map(|at| open + at + 2).or_else(|| Some(open + text[open..].find(')')? + 1));
+        return format!("{}{advice} ({name}){}", &text[..start], &text[end.unwrap_or(text.len())..]);
     }
-    line.to_owned()
+    text.to_owned()
 }
 
 #[cfg(test)]

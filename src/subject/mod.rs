@@ -22,7 +22,7 @@ pub mod trainable;
 
 pub use causal_lm::{CacheBytes, CausalLm, Footprint};
 pub use device::DeviceChoice;
-pub(crate) use device::one_line;
+pub(crate) use device::{explained, one_line};
 pub use spec::{MINI, ModelSpec, SYNTHETIC};
 
 use std::fmt;

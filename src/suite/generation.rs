@@ -139,7 +139,7 @@ impl Work {
             device,
             bytes_beside,
             limits: measure::limits(subject.model.device())?,
-            watch: Watch::start(),
+            watch: Watch::start(device),
             timelines: Vec::new(),
             peak_bytes: Err(anyhow!("nothing was generated")),
             joules: Vec::new(),

@@ -35,7 +35,7 @@ use crate::{
     record::{Record, check_writable},
     report,
     settings::Settings,
-    subject::one_line,
+    subject::{explained, one_line},
 };
 
 /// Runs the body of a bench target: settings are read, `body` runs the benchmarks, and what failed is said again at the
@@ -67,7 +67,7 @@ pub fn in_one_line(program: impl FnOnce() -> Result<ExitCode>) -> ExitCode {
     let ended = panic::catch_unwind(AssertUnwindSafe(program));
     let error = match ended {
         Ok(Ok(code)) => return code,
-        Ok(Err(error)) => one_line(&format!("{error:#}")),
+        Ok(Err(error)) => explained(&format!("{error:#}")),
         Err(panicked) => message(panicked.as_ref()),
     };
     eprintln!("error: {error}");

@@ -133,7 +133,12 @@ fn template(run: &str, now: DateTime<Utc>) -> Record {
         measures: None,
         unmeasured: BTreeMap::from([("joules_per_token".into(), "made up: there is no counter".into())]),
         limits: Some(Limits { read_bytes_per_s: 50e9, matrix_flops_per_s: 250e9, matrix_dtype: "f32".into() }),
-        conditions: Some(Conditions { other_cpu_share: Some(0.0), stolen_cpu_share: None, doubts: Vec::new() }),
+        conditions: Some(Conditions {
+            other_cpu_share: Some(0.0),
+            stolen_cpu_share: None,
+            gpu: None,
+            doubts: Vec::new(),
+        }),
         machine: Machine { name: MACHINE.into(), cpu: MACHINE.into(), ..machine::machine(1, None) },
         software: machine::software(),
         settings: BTreeMap::new(),

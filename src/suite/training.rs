@@ -186,7 +186,7 @@ impl Work {
             allocated_bytes: 0,
             uncounted: None,
             limits,
-            watch: Watch::start(),
+            watch: Watch::start(device),
             times: Vec::new(),
             peaks: Vec::new(),
             stability: Stability::default(),

@@ -80,7 +80,7 @@ impl Work {
             device,
             bytes_beside,
             limits,
-            watch: Watch::start(),
+            watch: Watch::start(config.accelerator),
             steps: Vec::new(),
             losses: Vec::new(),
             peak_bytes: Err(anyhow!("no step was taken")),
