@@ -2,7 +2,7 @@
 # Installs what it takes to compile with `--features cuda` where CUDA is not installed: NVIDIA's compiler and libraries, from
 # their wheels for Python, into a folder. Neither root nor a GPU is needed. Needs Linux, python3 with pip, and a C compiler.
 #
-#   eval "$(scripts/cuda-toolchain.sh cuda)"
+#   eval "$(scripts/cuda-toolchain.sh target/cuda)"
 #   cargo bench --features cuda --no-run
 #
 # What it prints sets the environment; the rest goes to the error stream. A folder that is complete is not installed again.
@@ -21,13 +21,15 @@ wheels="nvidia-cuda-nvcc==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-nvvm==13.0.88 
 
 install() {
     [ "$(uname -s)" = Linux ] || fail "the compiler's wheels are for Linux, not $(uname -s); install CUDA itself"
+    [ -z "$(ls -A "$into" 2>/dev/null)" ] || fail "$into is not empty, and not from here: name another folder"
     python3 -m pip --version >/dev/null 2>&1 || fail "python3 with pip is needed: install it (Debian: python3-pip)"
     compiler=${CC:-cc}
     command -v "$compiler" >/dev/null || fail "a C compiler is needed ('$compiler' was not found; CC names another)"
+    mkdir -p "$(dirname "$into")"
     work=$(mktemp -d "$into.XXXXXX")
     trap 'rm -rf "$work"' EXIT
     # shellcheck disable=SC2086
-    python3 -m pip install --quiet --disable-pip-version-check --root-user-action ignore --no-deps \
+    PIP_ROOT_USER_ACTION=ignore python3 -m pip install --quiet --disable-pip-version-check --no-deps \
         --target "$work/wheels" $wheels >&2 || fail "the wheels could not be installed into $work"
     mv "$work/wheels/nvidia/cu13" "$work/toolchain"
     cd "$work/toolchain"
@@ -49,7 +51,7 @@ install() {
     ln -s libcuda.so.1 lib/stubs/libcuda.so
     bin/nvcc --version >&2 || fail "the compiler does not start"
     cd - >/dev/null
-    [ ! -e "$into" ] || rmdir "$into" 2>/dev/null || fail "$into is not empty, and not from here: name another folder"
+    [ ! -e "$into" ] || rmdir "$into"
     mv "$work/toolchain" "$into"
 }
 
