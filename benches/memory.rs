@@ -8,6 +8,7 @@ use candlepower::{measure::CountingAllocator, scenario::CHECKPOINT_MEMORY, suite
 static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 fn main() -> ExitCode {
+    suite::let_waiting_threads_sleep();
     suite::main(|suite| {
         suite.training(&CHECKPOINT_MEMORY);
     })

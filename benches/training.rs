@@ -13,6 +13,7 @@ use candlepower::{
 static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 fn main() -> ExitCode {
+    suite::let_waiting_threads_sleep();
     suite::main(|suite| {
         suite.training(&PSANN_THROUGHPUT);
         suite.training(&TRAINING_SWEEP);

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device};
 use candlepower::{
     subject::psann::{Base, Config},
+    suite::let_waiting_threads_sleep,
     train::{
         gradients::Sequences,
         language::{Language, Plan},
@@ -19,6 +20,7 @@ const ROWS: usize = 4;
 const TIME: usize = 256;
 
 fn main() -> Result<()> {
+    let_waiting_threads_sleep();
     let mut models: HashMap<Base, Language> = HashMap::new();
     let ids = (0..ROWS * (TIME + 1)).map(|place| (place * 7919 % 32_000) as u32).collect();
     let batch = Sequences::new(ids, TIME + 1)?;

@@ -15,7 +15,7 @@ mod training;
 
 pub use candidate::Candidate;
 pub use generation::Work;
-pub use session::{Measured, Seen, Session, set_threads};
+pub use session::{Measured, Seen, Session, let_waiting_threads_sleep, set_threads};
 
 use std::{
     any::Any,

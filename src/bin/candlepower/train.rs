@@ -5,7 +5,7 @@ use std::{path::PathBuf, process::ExitCode};
 use anyhow::{Context, Result};
 use candlepower::{
     learn::{self, Config, Progress, Source, Text},
-    suite::set_threads,
+    suite::{let_waiting_threads_sleep, set_threads},
 };
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -25,6 +25,7 @@ pub struct Flags {
 
 impl Flags {
     fn read(&self, default: Config) -> Result<(Config, Text)> {
+        let_waiting_threads_sleep();
         set_threads(self.threads.map(usize::from));
         let config = match &self.config {
             Some(file) => default.apply(Source::File(file))?,
