@@ -168,7 +168,7 @@ impl Work {
         };
         let limits = measure::limits(&opened)?;
         let cost = Decoder::cost(&config, entry.batch.tokens_per_row)?;
-        let micro_rows = rows_that_fit(entry, phase, &cost, &opened)?;
+        let micro_rows = rows_that_fit(entry, phase, &cost, dtype, &opened)?;
         if micro_rows < entry.batch.rows {
             eprintln!("{}: {} sequences do not fit at once, {micro_rows} at a time do", entry.name(), entry.batch.rows);
         }
@@ -306,11 +306,14 @@ impl Work {
 }
 
 /// How many sequences of a batch can be computed at a time in the memory that is left.
-fn rows_that_fit(entry: &Trained, phase: Phase, cost: &Cost, device: &Device) -> Result<usize> {
+fn rows_that_fit(entry: &Trained, phase: Phase, cost: &Cost, dtype: DType, device: &Device) -> Result<usize> {
     let rows = entry.batch.rows;
     let Some(available_bytes) = memory::available_bytes(device) else { return Ok(rows) };
-    let needed =
-        |rows: usize| cost.least_bytes(entry.batch.tokens_per_row * rows, phase == Phase::Train, entry.checkpointing);
+    let keeps_scores = !(device.is_cpu() && dtype == DType::F32);
+    let needed = |rows: usize| {
+        let tokens = entry.batch.tokens_per_row * rows;
+        cost.least_bytes(tokens, phase == Phase::Train, entry.checkpointing, keeps_scores)
+    };
     // A little is left for what is not counted.
     let fits = |rows: &usize| needed(*rows) * 10 <= available_bytes * 9;
     let halves = std::iter::successors(Some(rows), |rows| (*rows > 1).then(|| rows.div_ceil(2)));

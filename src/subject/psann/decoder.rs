@@ -149,9 +149,10 @@ impl Decoder {
         let attention = 4 * pairs * (config.d_model * config.n_layers) as u64;
         let parameters = shapes.values().map(|shape| shape.elem_count() as u64).sum();
         let layer = (14 * config.d_model + 4 * config.d_mlp) as u64;
+        let scores = (config.n_heads * time) as u64;
         let (layers, vocab_size) = (config.n_layers as u64, config.vocab_size as u64);
         let forward_flops = 2 * (products * time) as u64 + attention;
-        Ok(Cost { parameters, forward_flops, width: config.d_model as u64, layer, layers, vocab_size })
+        Ok(Cost { parameters, forward_flops, width: config.d_model as u64, layer, scores, layers, vocab_size })
     }
 }
 
@@ -165,20 +166,24 @@ pub struct Cost {
     width: u64,
     /// Numbers that a layer makes of a token.
     layer: u64,
+    /// Scores of a token in a layer's attention.
+    scores: u64,
     layers: u64,
     vocab_size: u64,
 }
 
 impl Cost {
     /// Memory that so many tokens at a time take at least, in f32: weights, what layers make and the logits of a chunk; when
-    /// it trains, gradients, two moments and the head's gradient in the making too.
-    pub fn least_bytes(&self, tokens: usize, trains: bool, checkpointing: bool) -> u64 {
+    /// it trains, gradients, two moments and the head's gradient in the making too. `keeps_scores` where attention is a
+    /// composition, which makes scores, adds their bias and makes shares of them.
+    pub fn least_bytes(&self, tokens: usize, trains: bool, checkpointing: bool, keeps_scores: bool) -> u64 {
         let tokens = tokens as u64;
+        let layer = self.layer + if keeps_scores { 3 * self.scores } else { 0 };
         let logits = tokens.min(512) * self.vocab_size;
         let numbers = match (trains, checkpointing) {
-            (false, _) => self.parameters + tokens * (self.layer + self.width),
-            (true, false) => 4 * self.parameters + tokens * self.layers * self.layer,
-            (true, true) => 4 * self.parameters + tokens * (self.layers * self.width + 2 * self.layer),
+            (false, _) => self.parameters + tokens * (layer + self.width),
+            (true, false) => 4 * self.parameters + tokens * self.layers * layer,
+            (true, true) => 4 * self.parameters + tokens * (self.layers * self.width + 2 * layer),
         };
         4 * (numbers + logits + if trains { self.vocab_size * self.width } else { 0 })
     }
@@ -233,6 +238,9 @@ mod tests {
         let vectors = 2 * (2 * 16 + 24 + 16 + 3 * 24 + 1) + 16;
         assert_eq!(cost.parameters, (matrices + 40 * 16 + vectors) as u64);
         assert_eq!(cost.forward_flops, (2 * 10 * matrices + 4 * 55 * 16 * 2) as u64);
+        // Of 2 heads, 10 tokens see 10 each, in 2 layers.
+        let scores = cost.least_bytes(10, true, false, true) - cost.least_bytes(10, true, false, false);
+        assert_eq!(scores, 4 * 3 * 2 * 10 * 10 * 2);
     }
 
     #[test]
