@@ -178,10 +178,15 @@ fn values_that_mean_nothing_are_refused() {
 }
 
 #[test]
-#[cfg(not(feature = "cuda"))]
-fn a_device_that_was_not_compiled_in_says_how_it_would_be() {
-    let output = candlepower(Path::new("."), &["run", "--device", "cuda:0"], &[]);
-    assert_refused(&output, "device cuda0 is not compiled in: build with --features cuda");
+fn a_device_that_is_not_there_says_why() {
+    let output = candlepower(Path::new("."), &["run", "--device", "cuda:99"], &[]);
+    assert_refused(
+        &output,
+        match cfg!(feature = "cuda") {
+            true => "device cuda99 could not be opened",
+            false => "device cuda99 is not compiled in: build with --features cuda",
+        },
+    );
 }
 
 #[test]

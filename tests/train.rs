@@ -59,7 +59,7 @@ fn bad_input_is_refused_in_one_line() {
         (&["--set", "corpus=empty.txt"], "corpus empty.txt is empty"),
         (&["--set", "corpus=binary.txt"], "corpus binary.txt is not UTF-8: byte 4 is wrong"),
         (&["--set", "corpus=short.txt"], "a sequence needs 17"),
-        (&["--set", "device=cuda:0"], "device cuda0 is not compiled in"),
+        (&["--set", "device=cuda:99"], "device cuda99 "),
     ] {
         let given = if arguments[0] == "--config" {
             arguments.to_vec()
