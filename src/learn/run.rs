@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 
 use super::{Config, Text};
 use crate::{
-    measure::memory,
+    measure::memory::{self, Peak},
     record::write_whole,
     report,
     subject::one_line,
@@ -109,7 +109,7 @@ pub fn run(config: &Config, text: &Text, folder: &Path, mut progress: impl FnMut
     };
     let options = Options { decay_steps: Some(steps), ..config.optimizer };
     let device = config.device.open()?;
-    let bytes_beside = memory::current_bytes(&device);
+    let mut peak = Peak::new(&device, memory::current_bytes(&device));
     let mut language = Language::new(&model, options, plan, *seed, &device)?;
     if let Some(path) = &config.weights {
         let weights = candle_core::safetensors::load(path, &candle_core::Device::Cpu)
@@ -120,7 +120,7 @@ pub fn run(config: &Config, text: &Text, folder: &Path, mut progress: impl FnMut
     let causal = language.model().leak(config.sequence_length.min(64))? == 0.0;
     let validation = text.validation()?;
     let (mut spent, mut predicted) = (Duration::ZERO, 0);
-    memory::reset_peak(&device);
+    peak.begin();
     let mut first_non_finite_step = None;
     while points.len() < steps {
         let number = points.len();
@@ -157,6 +157,7 @@ pub fn run(config: &Config, text: &Text, folder: &Path, mut progress: impl FnMut
             write_losses(folder, &points)?;
         }
     }
+    peak.end();
     let last =
         |of: fn(&Point) -> Option<f64>| points.iter().rev().find_map(of).filter(|_| first_non_finite_step.is_none());
     let recent = &points[points.len().saturating_sub(config.validate_every)..];
@@ -177,7 +178,7 @@ pub fn run(config: &Config, text: &Text, folder: &Path, mut progress: impl FnMut
         parameters: language.named().values().map(|variable| variable.elem_count()).sum(),
         vocab_size: text.vocab_size,
         train_tokens_per_s: (predicted > 0).then(|| predicted as f64 / spent.as_secs_f64()),
-        peak_bytes: memory::peak_bytes(&device).ok().map(|peak| peak.saturating_sub(bytes_beside)),
+        peak_bytes: peak.most().ok(),
         corpus_path: config.corpus.display().to_string(),
     };
     write_losses(folder, &points)?;

@@ -43,6 +43,44 @@ pub fn peak_bytes(device: &Device) -> Result<u64> {
     }
 }
 
+/// The most memory that a piece of work has in use at once, over the times that it is run.
+pub struct Peak {
+    device: Device,
+    bytes_beside: u64,
+    most: Result<u64, String>,
+}
+
+impl Peak {
+    /// `bytes_beside` is memory in use that is not the work's.
+    pub fn new(device: &Device, bytes_beside: u64) -> Self {
+        Self { device: device.clone(), bytes_beside, most: Err("nothing was run".into()) }
+    }
+
+    /// The work begins.
+    pub fn begin(&self) {
+        reset_peak(&self.device);
+    }
+
+    /// The work is done; returns its peak since it began, 0 where memory is not counted.
+    pub fn end(&mut self) -> u64 {
+        let peak = peak_bytes(&self.device).map(|peak| peak.saturating_sub(self.bytes_beside));
+        let (peak, most) = match peak {
+            Ok(peak) => (peak, Ok(self.most.as_ref().map_or(peak, |most| peak.max(*most)))),
+            Err(error) => (0, Err(format!("{error:#}"))),
+        };
+        self.most = most;
+        peak
+    }
+
+    /// Of all times.
+    ///
+    /// # Errors
+    /// Why it is not known.
+    pub fn most(&self) -> Result<u64, &str> {
+        self.most.as_ref().copied().map_err(String::as_str)
+    }
+}
+
 /// Bytes that the device's pool holds, in use or not.
 ///
 /// # Errors
@@ -109,5 +147,9 @@ mod tests {
         let reason = |found: Result<u64>| found.expect_err("not counted").to_string();
         assert_eq!(reason(peak_bytes(&Device::Cpu)), "the program does not count its allocations");
         assert_eq!(reason(reserved_bytes(&Device::Cpu)), "a processor has no pool of memory");
+        let mut peak = Peak::new(&Device::Cpu, 0);
+        assert_eq!(peak.most(), Err("nothing was run"));
+        peak.begin();
+        assert_eq!((peak.end(), peak.most()), (0, Err("the program does not count its allocations")));
     }
 }

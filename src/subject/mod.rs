@@ -1,8 +1,8 @@
 //! Who is measured: the trait that a model implements, and the ways to get one. `spec` says which model is meant,
-//! `device` says where it runs, `config` reads its `config.json`, `hub` and `checkpoint` find its files, `synthetic` makes weights where there are
-//! none, `stock` wraps candle-transformers' models, `moe` is our own decoder, whose layers may be mixtures of experts,
-//! `psann` holds language models that are trained, `temporal` networks for series, `trainable` makes their weights, `ops`
-//! are operations with gradients that both use. Nothing here reads a clock.
+//! `device` where it runs, `config` reads its `config.json`, `hub` and `checkpoint` find its files, `synthetic` makes
+//! weights where there are none, `stock` wraps candle-transformers' models, `moe` is our own decoder, whose layers may be
+//! mixtures of experts, `psann` holds language models that are trained, `temporal` networks for series, `trainable` makes
+//! their weights, `ops` are operations with gradients that both use. Nothing here reads a clock.
 
 mod causal_lm;
 pub mod checkpoint;

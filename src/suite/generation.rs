@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     generate::{self, Request, Timeline},
-    measure::{self, TokenTime, conditions::Watch, gpu, memory},
+    measure::{self, TokenTime, conditions::Watch, gpu, memory::Peak},
     record::{Limits, Measures},
     scenario::Generation,
     subject::{DeviceChoice, Subject},
@@ -95,13 +95,11 @@ pub struct Work {
     prompt: Vec<u32>,
     request: Request,
     device: DeviceChoice,
-    bytes_beside: u64,
     deviates: Option<String>,
     limits: Limits,
     watch: Watch,
     timelines: Vec<Timeline>,
-    /// Of the largest generation; or why it is not counted.
-    peak_bytes: Result<u64>,
+    peak: Peak,
     joules: Vec<f64>,
     energy_unknown: Option<String>,
 }
@@ -137,11 +135,10 @@ impl Work {
             prompt,
             request,
             device,
-            bytes_beside,
             limits: measure::limits(subject.model.device())?,
             watch: Watch::start(device),
             timelines: Vec::new(),
-            peak_bytes: Err(anyhow!("nothing was generated")),
+            peak: Peak::new(subject.model.device(), bytes_beside),
             joules: Vec::new(),
             energy_unknown: None,
         })
@@ -152,15 +149,14 @@ impl Work {
     /// # Errors
     /// As [`generate::run`].
     pub fn generate(&mut self, subject: &mut Subject) -> Result<Duration> {
-        memory::reset_peak(subject.model.device());
+        self.peak.begin();
         let before = self.energy_joules();
         let timeline = generate::run(subject.model.as_mut(), &self.prompt, &self.request)?;
         match (before, self.energy_joules()) {
             (Ok(before), Ok(after)) => self.joules.push(after - before),
             (Err(error), _) | (_, Err(error)) => self.energy_unknown = Some(format!("{error:#}")),
         }
-        let peak_bytes = memory::peak_bytes(subject.model.device()).map(|peak| peak.saturating_sub(self.bytes_beside));
-        self.peak_bytes = peak_bytes.map(|peak| self.peak_bytes.as_ref().map_or(peak, |before| peak.max(*before)));
+        self.peak.end();
         let total = timeline.total();
         self.timelines.push(timeline);
         Ok(total)
@@ -189,8 +185,7 @@ impl Work {
 
     fn measures(&self, subject: &Subject) -> Result<Measured> {
         let (model, limits) = (subject.model.as_ref(), Some(&self.limits));
-        let mut measures =
-            generate::summarise(model, &self.request, &self.timelines, self.peak_bytes.as_ref().ok().copied(), limits)?;
+        let mut measures = generate::summarise(model, &self.request, &self.timelines, self.peak.most().ok(), limits)?;
         let mut unmeasured = BTreeMap::new();
         let mut note = |field: &str, reason: &str| unmeasured.insert(field.to_owned(), reason.to_owned());
         if !self.joules.is_empty() {
@@ -199,8 +194,8 @@ impl Work {
         } else if let Some(reason) = &self.energy_unknown {
             note("joules_per_token", reason);
         }
-        if let Err(reason) = &self.peak_bytes {
-            note("peak_bytes", &format!("{reason:#}"));
+        if let Err(reason) = self.peak.most() {
+            note("peak_bytes", reason);
         }
         if measures.tpot_ms.is_none() {
             for field in ["itl_p50_ms", "itl_p95_ms", "itl_p99_ms", "tpot_ms", "decode_tokens_per_s", "mbu"] {

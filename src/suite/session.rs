@@ -149,7 +149,7 @@ pub fn set_threads(threads: Option<usize>) -> usize {
 
 /// Candle's own threads for element-wise work wait for more of it by spinning, 25000 times unless they are told otherwise, in
 /// the way of those that multiply matrices. A training step of ours asks them for little, many times over: without the
-/// spinning it took 8 % less time on two cores (median of six turns). To be called first thing in `main`, like
+/// spinning it took 7 % less time on two cores (medians of six turns). To be called first thing in `main`, like
 /// [`set_threads`]; what the environment says wins.
 pub fn let_waiting_threads_sleep() {
     const SPINS: &str = "CANDLE_BARRIER_POOL_SPIN_LIMIT";

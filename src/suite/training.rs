@@ -20,7 +20,12 @@ use super::{
     stepped::Entry,
 };
 use crate::{
-    measure::{self, TokenTime, conditions::Watch, memory, peak_bytes, steps},
+    measure::{
+        self, TokenTime,
+        conditions::Watch,
+        memory::{self, Peak},
+        peak_bytes, steps,
+    },
     record::{self, Limits, Measures, Stability},
     scenario::{self, Phase, Tier, Trained},
     settings::Settings,
@@ -145,10 +150,8 @@ struct Work {
     random: ChaCha8Rng,
     device: Device,
     cost: Cost,
-    bytes_beside: u64,
     allocated_bytes: u64,
-    /// Why memory is not counted.
-    uncounted: Option<String>,
+    peak: Peak,
     limits: Limits,
     watch: Watch,
     times: Vec<Duration>,
@@ -173,6 +176,7 @@ impl Work {
             eprintln!("{}: {} sequences do not fit at once, {micro_rows} at a time do", entry.name(), entry.batch.rows);
         }
         let bytes_beside = memory::current_bytes(&opened);
+        let peak = Peak::new(&opened, bytes_beside);
         let plan = Plan { dtype, checkpointing: entry.checkpointing, micro_rows };
         let mut work = Self {
             language: Language::new(&config, Options::default(), plan, seed, &opened)?,
@@ -182,9 +186,8 @@ impl Work {
             random: ChaCha8Rng::seed_from_u64(seed),
             device: opened,
             cost,
-            bytes_beside,
             allocated_bytes: 0,
-            uncounted: None,
+            peak,
             limits,
             watch: Watch::start(device),
             times: Vec::new(),
@@ -203,7 +206,7 @@ impl Work {
         let scenario::Batch { rows, tokens_per_row, .. } = self.entry.batch;
         let ids = (0..rows * (tokens_per_row + 1)).map(|_| self.random.next_u32() % self.vocab_size).collect();
         let batch = Sequences::new(ids, tokens_per_row + 1)?;
-        memory::reset_peak(&self.device);
+        self.peak.begin();
         let started = Instant::now();
         let time = match self.phase {
             Phase::Train => {
@@ -229,11 +232,7 @@ impl Work {
                 time
             }
         };
-        let peak = memory::peak_bytes(&self.device).unwrap_or_else(|error| {
-            self.uncounted = Some(format!("{error:#}"));
-            0
-        });
-        let peak = peak.saturating_sub(self.bytes_beside);
+        let peak = self.peak.end();
         self.times.push(time);
         self.peaks.push(peak);
         Ok((time, peak))
@@ -260,8 +259,8 @@ impl Work {
         let flops = (passes * self.cost.forward_flops * rows as u64) as f64;
         let mut unmeasured = BTreeMap::new();
         let mut note = |field: &str, reason: &str| unmeasured.insert(field.to_owned(), reason.to_owned());
-        let counted = self.uncounted.is_none();
-        if let Some(reason) = &self.uncounted {
+        let uncounted = self.peak.most().err();
+        if let Some(reason) = uncounted {
             ensure!(measured == scenario::Measured::Time, "peak_bytes: {reason}");
             note("peak_bytes", reason);
             note("allocated_bytes", reason);
@@ -295,8 +294,8 @@ impl Work {
             step_p95_ms: steps.p95_ms,
             step_p99_ms: steps.p99_ms,
             tokens_per_s: 1e3 * self.entry.batch_tokens() as f64 / steps.p50_ms,
-            peak_bytes: self.peaks.iter().max().copied().filter(|_| counted),
-            allocated_bytes: Some(self.allocated_bytes).filter(|_| counted),
+            peak_bytes: self.peaks.iter().max().copied().filter(|_| uncounted.is_none()),
+            allocated_bytes: Some(self.allocated_bytes).filter(|_| uncounted.is_none()),
             reserved_bytes: reserved_bytes.ok(),
             mfu: Some(flops / (steps.p50_ms / 1e3) / self.limits.matrix_flops_per_s),
             stability: (self.phase == Phase::Train).then(|| self.stability.clone()),

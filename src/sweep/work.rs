@@ -5,12 +5,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, anyhow, ensure};
-use candle_core::{DType, Device};
+use anyhow::{Context, Result, ensure};
+use candle_core::DType;
 
 use super::{Combination, Config};
 use crate::{
-    measure::{self, conditions::Watch, memory, steps},
+    measure::{
+        self,
+        conditions::Watch,
+        memory::{self, Peak},
+        steps,
+    },
     record::{Limits, Measures, Subject, Sweep},
     subject::temporal::{Cost, Forecaster},
     suite::{Measured, Seen},
@@ -38,14 +43,11 @@ pub struct Work {
     batches: Batches,
     windows: usize,
     cost: Cost,
-    device: Device,
-    bytes_beside: u64,
     limits: Limits,
     watch: Watch,
     steps: Vec<Duration>,
     losses: Vec<f64>,
-    /// Of the largest step; or why it is not counted.
-    peak_bytes: Result<u64>,
+    peak: Peak,
 }
 
 impl Work {
@@ -65,7 +67,7 @@ impl Work {
             needed_bytes as f64 / 1e9,
             available_bytes as f64 / 1e9
         );
-        let bytes_beside = memory::current_bytes(&device);
+        let peak = Peak::new(&device, memory::current_bytes(&device));
         let batches = Batches::new(task, config.dtype, &device)?;
         let steps_of = match phase {
             Phase::Train => Steps::Train(Box::new(Training::new(task, config.dtype, &device)?)),
@@ -77,13 +79,11 @@ impl Work {
             batches,
             windows: task.window.batch,
             cost,
-            device,
-            bytes_beside,
             limits,
             watch: Watch::start(config.accelerator),
             steps: Vec::new(),
             losses: Vec::new(),
-            peak_bytes: Err(anyhow!("no step was taken")),
+            peak,
         };
         work.step()?;
         work.steps.clear();
@@ -96,7 +96,7 @@ impl Work {
     /// # Errors
     /// When training diverged, a forecast is not finite, or the device fails.
     pub fn step(&mut self) -> Result<Duration> {
-        memory::reset_peak(&self.device);
+        self.peak.begin();
         let batch = self.batches.cut()?;
         let started = Instant::now();
         let time = match &mut self.steps_of {
@@ -113,8 +113,7 @@ impl Work {
                 time
             }
         };
-        let peak_bytes = memory::peak_bytes(&self.device).map(|peak| peak.saturating_sub(self.bytes_beside));
-        self.peak_bytes = peak_bytes.map(|peak| self.peak_bytes.as_ref().map_or(peak, |before| peak.max(*before)));
+        self.peak.end();
         self.steps.push(time);
         Ok(time)
     }
@@ -133,8 +132,8 @@ impl Work {
         let step_p50_ms = steps.p50_ms;
         let passes = if self.phase == Phase::Train { 3 } else { 1 };
         let mut unmeasured = BTreeMap::new();
-        if let Err(reason) = &self.peak_bytes {
-            unmeasured.insert("peak_bytes".into(), format!("{reason:#}"));
+        if let Err(reason) = self.peak.most() {
+            unmeasured.insert("peak_bytes".into(), reason.into());
         }
         if self.losses.is_empty() {
             let reason = "nothing is trained";
@@ -148,7 +147,7 @@ impl Work {
             step_p95_ms: steps.p95_ms,
             step_p99_ms: steps.p99_ms,
             windows_per_s: 1e3 * self.windows as f64 / step_p50_ms,
-            peak_bytes: self.peak_bytes.as_ref().ok().copied(),
+            peak_bytes: self.peak.most().ok(),
             mfu: Some((passes * self.cost.forward_flops) as f64 / (step_p50_ms / 1e3) / self.limits.matrix_flops_per_s),
             first_loss: self.losses.first().copied(),
             last_loss: self.losses.last().copied(),

@@ -1,5 +1,5 @@
 //! Operations that models in training share and that Candle has no gradient for (norms, softmax over the last dimension), or
-//! that cost it many passes over memory (attention, activations with their gradients, depthwise convolutions): in f32 on a
+//! that cost it many passes over memory (linear layers, attention, activations with their gradients, depthwise convolutions): in f32 on a
 //! processor one kernel each way, elsewhere a composition of Candle's own. Tests compare the two, and gradients with
 //! finite differences. What has weights of its own is not here but in the models.
 

@@ -95,8 +95,8 @@ fn operations_of_language_models_are_as_the_compositions() {
                 _ => Ok(x[0].broadcast_div(&rms)?.broadcast_mul(&x[1])?),
             }
         });
-        compare_within(2e-5, &[&[2, rows, width], &[5, width]], |x| linear(&x[0], &x[1], None));
-        compare_within(2e-5, &[&[rows, width], &[9, width], &[9]], |x| linear(&x[0], &x[1], Some(&x[2])));
+        compare_within(5e-6, &[&[2, rows, width], &[5, width]], |x| linear(&x[0], &x[1], None));
+        compare_within(5e-6, &[&[rows, width], &[9, width], &[9]], |x| linear(&x[0], &x[1], Some(&x[2])));
         // The scale's gradient is one number, the sum of as many products, which nearly cancel.
         compare_within(2e-5, &[&[rows, width], &[rows, width], &[1]], |x| add_scaled(&x[0], &x[1], &x[2]));
         for decay in [Decay::Abs, Decay::Relu, Decay::None] {
