@@ -4,7 +4,7 @@
     python3 -m venv .venv && .venv/bin/pip install -r scripts/requirements-fixtures.txt
     .venv/bin/python scripts/make_fixtures.py
 
-The layout is described in fixtures/README.md. The same versions make the same files.
+The layout is described in fixtures/README.md. The same versions make the same files, on the same kind of processor.
 """
 
 import argparse

@@ -4,7 +4,7 @@
     python3 -m venv .venv && .venv/bin/pip install -r scripts/requirements-fixtures.txt
     .venv/bin/python scripts/make_temporal_fixtures.py
 
-The layout is described in fixtures/README.md. The same versions make the same files. Attention, norms, convolutions,
+The layout is described in fixtures/README.md. The same versions make the same files, on the same kind of processor. Attention, norms, convolutions,
 pooling and GELU are PyTorch's own modules, so that what is compared is not written twice in the same way.
 """
 
