@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     settings::Settings,
-    subject::{DeviceChoice, ModelSpec, shape},
+    subject::{DeviceChoice, ModelSpec, one_line, shape},
 };
 
 /// One thing that was looked at.
@@ -252,28 +252,25 @@ fn clocks(before: &Clocks, loaded: &Clocks, on_battery: Option<bool>) -> Vec<Fin
 fn gpu(device: DeviceChoice) -> Vec<Finding> {
     let DeviceChoice::Cuda(ordinal) = device else { return Vec::new() };
     let looked = || -> Result<_> { Ok((gpu::of(device)?, gpu::Counters::sample(ordinal)?)) };
-    match looked() {
+    let mut findings = match looked() {
         Ok((found, counters)) => {
             let unknown = || "unknown".to_owned();
-            let mut findings: Vec<_> = found
-                .map(|gpu| {
-                    let text = format!(
-                        "{}, compute capability {}, driver {}, {} of memory",
-                        gpu.name,
-                        gpu.compute_capability.unwrap_or_else(unknown),
-                        gpu.driver.unwrap_or_else(unknown),
-                        gpu.memory_bytes.map_or_else(unknown, gigabytes)
-                    );
-                    finding("gpu", Fine, text)
-                })
-                .into_iter()
-                .collect();
-            findings.push(counted(&counters));
-            findings.extend(device.open().ok().map(|device| pool(&device)));
-            findings
+            let described = found.map(|gpu| {
+                let text = format!(
+                    "{}, compute capability {}, driver {}, {} of memory",
+                    gpu.name,
+                    gpu.compute_capability.unwrap_or_else(unknown),
+                    gpu.driver.unwrap_or_else(unknown),
+                    gpu.memory_bytes.map_or_else(unknown, gigabytes)
+                );
+                finding("gpu", Fine, text)
+            });
+            described.into_iter().chain([counted(&counters)]).collect()
         }
         Err(error) => vec![finding("gpu", Note, format!("{error:#}"))],
-    }
+    };
+    findings.extend(device.open().ok().map(|device| pool(&device)));
+    findings
 }
 
 fn pool(device: &Device) -> Finding {
@@ -336,7 +333,7 @@ fn memory_and_matrix(settings: &Settings) -> Finding {
                 limits.matrix_dtype
             ),
         ),
-        Err(error) => finding("limits", Warning, format!("not measured: {error:#}")),
+        Err(error) => finding("limits", Warning, format!("not measured: {}", one_line(&format!("{error:#}")))),
     }
 }
 

@@ -30,12 +30,15 @@ fn with_device<T>(ordinal: usize, look: impl FnOnce(&Nvml, &Device) -> Result<T>
     let nvml = nvml.as_ref().map_err(|error| anyhow!("NVML is not to be had: {error}"))?;
     let visible = env::var("CUDA_VISIBLE_DEVICES").ok();
     let device = match which(ordinal, visible.as_deref())? {
-        Which::Index(index) => nvml.device_by_index(index)?,
+        Which::Index(index) => {
+            nvml.device_by_index(index).with_context(|| format!("NVML does not know device {index}"))?
+        }
         Which::Uuid(start) => {
             let uuids = (0..nvml.device_count()?).filter_map(|index| nvml.device_by_index(index).ok()?.uuid().ok());
             let uuid = uuids.into_iter().find(|uuid| uuid.starts_with(start));
             // What is no GPU may be a slice of one, which NVML finds by its whole name only.
-            nvml.device_by_uuid(uuid.as_deref().unwrap_or(start))?
+            let named = nvml.device_by_uuid(uuid.as_deref().unwrap_or(start));
+            named.with_context(|| format!("NVML does not know device {start}"))?
         }
     };
     look(nvml, &device)
@@ -181,15 +184,16 @@ fn load(looks: &[Counters]) -> Option<GpuLoad> {
     let mut clocks: Vec<u32> = looks.iter().filter_map(|look| look.sm_mhz).collect();
     clocks.sort_unstable();
     let watts: Vec<f64> = looks.iter().filter_map(|look| look.power_watts).collect();
-    let mut throttle_reasons: BTreeMap<String, f64> = BTreeMap::new();
+    let mut times: BTreeMap<&String, usize> = BTreeMap::new();
     for reason in looks.iter().filter_map(|look| look.throttle_reasons.as_ref()).flatten() {
-        *throttle_reasons.entry(reason.clone()).or_default() += 1.0 / looks.len() as f64;
+        *times.entry(reason).or_default() += 1;
     }
+    let share = |(reason, times): (&String, usize)| (reason.clone(), times as f64 / looks.len() as f64);
     Some(GpuLoad {
         sm_mhz: clocks.get(clocks.len() / 2).copied(),
         power_watts: (!watts.is_empty()).then(|| watts.iter().sum::<f64>() / watts.len() as f64),
         temperature_celsius: looks.iter().filter_map(|look| look.temperature_celsius).max(),
-        throttle_reasons,
+        throttle_reasons: times.into_iter().map(share).collect(),
     })
 }
 

@@ -84,7 +84,7 @@ impl FromStr for DeviceChoice {
 
 /// What the driver of a GPU calls an error, and what to do about it.
 #[rustfmt::skip]
-const DRIVER_ERRORS: [(&str, &str); 9] = [
+const DRIVER_ERRORS: [(&str, &str); 13] = [
     ("CUDA_ERROR_OUT_OF_MEMORY",              "the device's memory is exhausted: take a smaller model or batch, or a 16-bit dtype"),
     ("CUDA_ERROR_NO_DEVICE",                  "no GPU is to be seen: look at nvidia-smi and CUDA_VISIBLE_DEVICES"),
     ("CUDA_ERROR_INVALID_DEVICE",             "there is no GPU of this number: look at nvidia-smi and CUDA_VISIBLE_DEVICES"),
@@ -92,17 +92,23 @@ const DRIVER_ERRORS: [(&str, &str); 9] = [
     ("CUDA_ERROR_NO_BINARY_FOR_GPU",          "the kernels were not compiled for this GPU: set CUDA_COMPUTE_CAP and build again"),
     ("CUDA_ERROR_INVALID_PTX",                "the kernels were not compiled for this GPU: set CUDA_COMPUTE_CAP and build again"),
     ("CUDA_ERROR_UNSUPPORTED_PTX_VERSION",    "the driver is older than the CUDA that compiled the kernels: update it, or build with an older CUDA"),
+    ("CUDA_ERROR_SYSTEM_NOT_READY",           "the system is not ready for GPUs: where they are linked by NVSwitch, nvidia-fabricmanager has to run"),
     ("CUDA_ERROR_SYSTEM_DRIVER_MISMATCH",     "the driver and its library are of different versions: restart the machine"),
+    ("CUDA_ERROR_ILLEGAL_ADDRESS",            "a kernel read or wrote outside its memory, and the device is lost to this process: run what is left anew"),
+    ("CUDA_ERROR_ASSERT",                     "a kernel refused its input, and the device is lost to this process: run what is left anew"),
+    ("CUDA_ERROR_LAUNCH_FAILED",              "a kernel failed, and the device is lost to this process: run what is left anew"),
     ("CUBLAS_STATUS_NOT_INITIALIZED",         "cuBLAS does not start: the driver may be too old for it, or the device's memory exhausted"),
 ];
 
-/// Candle appends a backtrace to its messages when `RUST_BACKTRACE` is set; people get the first line, [`explained`].
+/// The first line of an error, [`explained`].
 pub(crate) fn one_line(error: &dyn fmt::Display) -> String {
     explained(error.to_string().lines().next().unwrap_or_default().trim())
 }
 
-/// With what an error of a driver means and what to do about it, if there is one in the text.
+/// Without the backtrace that Candle appends where `RUST_BACKTRACE` is set, and with what an error of a driver means and what
+/// to do about it, if there is one in the text.
 pub(crate) fn explained(text: &str) -> String {
+    let text = text.split_once("\n   0: ").map_or(text, |(before, _)| before);
     // As in `DriverError(CUDA_ERROR_OUT_OF_MEMORY, "out of memory")` and `CublasError(CUBLAS_STATUS_NOT_INITIALIZED)`.
     for (name, advice) in DRIVER_ERRORS {
         let Some(open) = [',', ')'].iter().find_map(|after| text.find(&format!("Error({name}{after}"))) else {
@@ -130,11 +136,12 @@ mod tests {
                 "CublasError(CUBLAS_STATUS_NOT_INITIALIZED)",
                 "cuBLAS does not start: the driver may be too old for it, or the device's memory exhausted (CUBLAS_STATUS_NOT_INITIALIZED)",
             ),
-            ("DriverError(CUDA_ERROR_ASSERT, \"assert\")", "DriverError(CUDA_ERROR_ASSERT, \"assert\")"),
+            ("DriverError(CUDA_ERROR_UNKNOWN, \"unknown\")", "DriverError(CUDA_ERROR_UNKNOWN, \"unknown\")"),
         ] {
             assert_eq!(one_line(&error), told);
             assert_eq!(one_line(&told), told);
         }
+        assert_eq!(explained("two things:\n  one\n  other\n   0: frame\n   1: frame"), "two things:\n  one\n  other");
     }
 
     #[test]

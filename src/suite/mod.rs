@@ -53,7 +53,7 @@ pub fn main(body: impl FnOnce(&mut Suite)) -> ExitCode {
         if measures() {
             check_writable(&session.settings().out)?;
         }
-        let mut suite = Suite { session, measures: measures(), records: Vec::new(), failures: 0 };
+        let mut suite = Suite { session, measures: measures(), records: Vec::new(), ran: 0, failed: Vec::new() };
         body(&mut suite);
         Ok(suite.close())
     })
@@ -79,7 +79,9 @@ pub struct Suite {
     session: Session,
     measures: bool,
     records: Vec<Record>,
-    failures: usize,
+    ran: usize,
+    /// What failed, and why.
+    failed: Vec<String>,
 }
 
 /// Whether Criterion's command line asks for durations that are kept: not a list, a smoke test or a profile.
@@ -110,20 +112,25 @@ impl Suite {
 
     /// Says why something could not be measured that has no record.
     fn fail(&mut self, error: &anyhow::Error) {
-        eprintln!("error: {error:#}");
-        self.failures += 1;
+        self.ran += 1;
+        self.failed(explained(&format!("{error:#}")));
+    }
+
+    fn failed(&mut self, text: String) {
+        eprintln!("\nerror: {text}");
+        self.failed.push(text);
     }
 
     /// Keeps a record, and says so when its benchmark failed. The next one finds the device's memory as this one did.
     fn keep(&mut self, mut record: Record) {
         memory::release(self.session.device());
+        self.ran += 1;
         if let Some(reason) = &record.reason {
-            eprintln!("\nerror: {}: {reason}", record.id);
-            self.failures += 1;
+            self.failed(format!("{}: {reason}", record.id));
         }
         if self.measures {
             if let Err(error) = self.session.append(&mut record) {
-                self.fail(&error);
+                self.failed(format!("{}: {error:#}", record.id));
             }
             self.records.push(record);
         }
@@ -138,13 +145,12 @@ impl Suite {
                 println!("Records: {}", path.display());
             }
         }
-        if self.failures == 0 {
+        if self.failed.is_empty() {
             return ExitCode::SUCCESS;
         }
-        let failed: Vec<_> = self.records.iter().filter(|record| record.reason.is_some()).collect();
-        eprintln!("error: {} of {} benchmarks failed", failed.len(), self.records.len());
-        for record in failed {
-            eprintln!("  {}: {}", record.id, record.reason.as_deref().unwrap_or_default());
+        eprintln!("error: {} of {} benchmarks failed", self.failed.len(), self.ran);
+        for failed in self.failed {
+            eprintln!("  {failed}");
         }
         ExitCode::FAILURE
     }
