@@ -1,0 +1,46 @@
+#!/bin/sh
+# Makes a simulated CUDA device in a folder, to run a build with `--features cuda` where there is no GPU: a driver, cuBLAS, cuRAND
+# and NVML that stand before the real ones. Kernels are the very ones that nvcc made, translated to C one by one when they are
+# first asked for (python3 and a C compiler; 0.2 s each) and kept there. Results are a device's; speeds are nobody's.
+#
+#   eval "$(scripts/cuda-simulated.sh target/simulated)"
+#   CANDLEPOWER_DEVICE=cuda:0 cargo test --release --features cuda golden
+#
+# It needs CUDA's headers, by CUDA_HOME. What can be set, memory and failures, stands in tests/cuda/driver.c and nvml.c.
+set -eu
+into=${1:?"the folder to make it in is needed: scripts/cuda-simulated.sh FOLDER"}
+sources=$(cd "$(dirname "$0")/../tests/cuda" && pwd)
+cuda=${CUDA_HOME:-/usr/local/cuda}
+
+fail() {
+    echo "error: $1" >&2
+    exit 1
+}
+[ -e "$cuda/include/cuda.h" ] || fail "no CUDA at $cuda: set CUDA_HOME (scripts/cuda-toolchain.sh installs one)"
+command -v python3 >/dev/null || fail "python3 is needed to translate kernels"
+
+mkdir -p "$into"
+into=$(cd "$into" && pwd)
+work=$(mktemp -d "$into/new.XXXXXX")
+trap 'rm -rf "$work"' EXIT
+
+# The real ones name a version with each function, and programs complain of a library that does not.
+library() {
+    name=$1
+    versions=$2
+    shift 2
+    echo "${versions:-simulated} { global: *; };" >"$work/versions"
+    "${CC:-cc}" -shared -fPIC -Wl,-soname,"$name" -Wl,--version-script,"$work/versions" -I"$cuda/include" -o "$work/$name" "$@" \
+        >&2 || fail "$name could not be compiled"
+    mv "$work/$name" "$into/$name"
+}
+# What Candle does not call is there all the same, and says that it is not supported (801).
+grep -ohE '\bcu[A-Z][A-Za-z0-9_]*' "$cuda/include/cuda.h" | sort -u |
+    sed 's/.*/__attribute__((weak)) int &(void) { return 801; }/' >"$work/others.c"
+"${CC:-cc}" -c -fPIC -w -fno-builtin -o "$work/others.o" "$work/others.c" >&2 || fail "libcuda.so.1 could not be compiled"
+library libcuda.so.1 "" -O2 -DSOURCES="\"$sources\"" "$sources/driver.c" "$work/others.o" -ldl -lpthread
+library libcublas.so.13 libcublas.so.13 -O3 -march=native -fassociative-math -fno-signed-zeros -fno-trapping-math -DCUBLAS \
+    "$sources/libraries.c" "$into/libcuda.so.1" -lm
+library libcurand.so.10 libcurand.so.10 -O2 -DCURAND "$sources/libraries.c" -lm
+library libnvidia-ml.so.1 "" -O2 "$sources/nvml.c"
+echo "export LD_LIBRARY_PATH='$into:$cuda/lib64'\${LD_LIBRARY_PATH:+:\$LD_LIBRARY_PATH}"
