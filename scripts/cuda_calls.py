@@ -5,8 +5,8 @@
     cargo build --release --features cuda
     python3 scripts/cuda_calls.py synthetic:llama-3.2-1b synthetic:qwen3-1.7b synthetic:gemma3-1b
 
-The counts are those of the program and of Candle, whatever the device: the simulated one that they are taken on computes nothing
-here. A model is run twice, the second time with 32 tokens more, and what is more is shared out. `--kernels` names the kernels.
+The counts are those of the program and of Candle, whatever the device: the simulated one, on which they are taken, computes nothing
+here unless asked. A model is run twice, the second time with 32 tokens more, and what is more is shared out. `--kernels` names the kernels.
 """
 
 import argparse
@@ -20,10 +20,10 @@ TOKENS = (2, 34)
 KINDS = ["kernels", "products", "copies to the device", "copies from the device", "allocations"]
 
 
-def calls(program, model, engine, tokens):
+def calls(program, model, engine, tokens, idle):
     with tempfile.TemporaryDirectory() as folder:
         counted = Path(folder, "calls")
-        environment = os.environ | {"SIMULATED_CUDA_IDLE": "1", "SIMULATED_CUDA_CALLS": str(counted)}
+        environment = os.environ | {"SIMULATED_CUDA_CALLS": str(counted)} | ({"SIMULATED_CUDA_IDLE": "1"} if idle else {})
         command = [program, "run", "--device", "cuda:0", "--model", model, "--engine", engine, "--prompt-tokens", "16",
                    "--max-new-tokens", str(tokens), "--warmup", "0", "--trials", "1"]
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -39,12 +39,13 @@ def main():
     parser.add_argument("models", nargs="+", help="as CANDLEPOWER_MODELS names them")
     parser.add_argument("--engine", default="stock", help="stock or tuned")
     parser.add_argument("--program", default="target/release/candlepower")
+    parser.add_argument("--compute", action="store_true", help="run the kernels too: mixtures of experts look at what they give")
     parser.add_argument("--kernels", action="store_true", help="how often each kernel is launched")
     arguments = parser.parse_args()
     print("|".join(["", " model ", *(f" {kind} " for kind in KINDS), ""]))
     print("|" + "---|" + "---:|" * len(KINDS))
     for model in arguments.models:
-        few, many = (calls(arguments.program, model, arguments.engine, tokens) for tokens in TOKENS)
+        few, many = (calls(arguments.program, model, arguments.engine, tokens, not arguments.compute) for tokens in TOKENS)
         each = {name: (many[name] - few[name]) / (TOKENS[1] - TOKENS[0]) for name in many}
         kernels = {name.split()[1]: times for name, times in each.items() if name.startswith("kernel ")}
         shares = [sum(kernels.values()), *(each.get(name, 0) for name in ["product", "copy to the device",

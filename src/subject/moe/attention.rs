@@ -56,7 +56,8 @@ pub fn causal_mask(position: usize, tokens: usize, dtype: DType, device: &Device
     Ok(Tensor::from_vec(mask, (tokens, all), device)?.to_dtype(dtype)?)
 }
 
-/// Keys and values of (1, capacity, heads, head_dim).
+/// Keys and values of (1, capacity, heads, head_dim) for the kernels of a processor in f32, of (heads, capacity, head_dim)
+/// elsewhere, where products read them as they lie.
 #[derive(Clone, Debug)]
 struct Cache {
     keys: Tensor,
@@ -101,7 +102,7 @@ impl Attention {
     }
 
     /// Attention of `x` (tokens, hidden) over itself and the `position` tokens before it. `mask` is that of
-    /// [`causal_mask`], which a processor in f32 does without.
+    /// [`causal_mask`], which a processor in f32 and a token alone do without.
     pub fn forward(&mut self, x: &Tensor, position: usize, angles: &Angles, mask: Option<&Tensor>) -> Result<Tensor> {
         let tokens = x.dim(0)?;
         let split = |x: Tensor, heads: usize| x.reshape((1, tokens, heads, self.head_dim));
@@ -114,25 +115,28 @@ impl Attention {
         }
         let q = rope_thd(&q, &angles.cos, &angles.sin)?;
         let k = rope_thd(&k, &angles.cos, &angles.sin)?;
+        let has_kernel = x.device().is_cpu() && x.dtype() == DType::F32;
+        let (k, v) = if has_kernel { (k, v) } else { (by_head(&k)?, by_head(&v)?) };
         let (k, v) = self.append(&k, &v, position)?;
         let scale = (self.head_dim as f32).sqrt().recip();
-        let heads = match mask {
-            Some(mask) => self.plain(&q, &k, &v, f64::from(scale), mask)?,
+        let heads = match (has_kernel, tokens) {
+            (false, _) => self.plain(&q, &k, &v, f64::from(scale), mask)?,
             // (1, heads, 1, head_dim)
-            None if tokens == 1 => {
-                flash_attn::<f32>(&q, &k, &v, scale, AttnMask::causal_with_offset(position), None, None)?
-            }
-            None => self.blocked(&q, &k, &v, scale, position)?,
+            (true, 1) => flash_attn::<f32>(&q, &k, &v, scale, AttnMask::causal_with_offset(position), None, None)?,
+            (true, _) => self.blocked(&q, &k, &v, scale, position)?,
         };
         Ok(self.o_proj.forward(&heads.reshape((tokens, self.heads * self.head_dim))?)?)
     }
 
-    /// Puts keys and values (1, tokens, kv_heads, head_dim) behind the `position` tokens of the cache, and returns all.
+    /// Puts keys and values, of which tokens are the second dimension, behind the `position` tokens of the cache, and returns
+    /// all.
     fn append(&mut self, k: &Tensor, v: &Tensor, position: usize) -> Result<(Tensor, Tensor)> {
         let tokens = position + k.dim(1)?;
         let fits = self.cache.as_ref().map(|cache| cache.keys.dim(1)).transpose()? >= Some(tokens);
         let grown = |old: Option<&Tensor>| -> Result<Tensor> {
-            let new = Tensor::zeros((1, capacity(tokens), self.kv_heads, self.head_dim), k.dtype(), k.device())?;
+            let mut shape = k.dims().to_vec();
+            shape[1] = capacity(tokens);
+            let new = Tensor::zeros(shape, k.dtype(), k.device())?;
             if let Some(old) = old.filter(|_| position > 0) {
                 new.slice_set(&old.narrow(1, 0, position)?.contiguous()?, 1, 0)?;
             }
@@ -171,20 +175,25 @@ impl Attention {
         Ok(Tensor::cat(&blocks, 0)?)
     }
 
-    /// By matrix products, for every device and precision. Returns (tokens, heads, head_dim).
-    fn plain(&self, q: &Tensor, k: &Tensor, v: &Tensor, scale: f64, mask: &Tensor) -> Result<Tensor> {
-        let (tokens, all) = mask.dims2()?;
+    /// By matrix products, for every device and precision, of keys and values (kv_heads, all, head_dim). Returns (tokens,
+    /// heads, head_dim).
+    fn plain(&self, q: &Tensor, k: &Tensor, v: &Tensor, scale: f64, mask: Option<&Tensor>) -> Result<Tensor> {
+        let (tokens, all) = (q.dim(1)?, k.dim(1)?);
         let group = self.heads / self.kv_heads;
         // The query heads that share a key-value head lie side by side, so that one product serves them.
-        let q = q.squeeze(0)?.transpose(0, 1)?.contiguous()?;
-        let q = q.reshape((self.kv_heads, group * tokens, self.head_dim))?;
-        let by_head = |x: &Tensor| x.squeeze(0)?.transpose(0, 1)?.contiguous();
-        let scores = (q.matmul(&by_head(k)?.transpose(D::Minus2, D::Minus1)?)? * scale)?;
-        let scores = scores.reshape((self.heads, tokens, all))?.broadcast_add(mask)?.to_dtype(DType::F32)?;
+        let q = by_head(q)?.reshape((self.kv_heads, group * tokens, self.head_dim))?;
+        let scores = (q.matmul(&k.transpose(D::Minus2, D::Minus1)?)? * scale)?;
+        let scores = scores.reshape((self.heads, tokens, all))?;
+        let scores = mask.map_or(Ok(scores.clone()), |mask| scores.broadcast_add(mask))?.to_dtype(DType::F32)?;
         let shares = softmax_last_dim(&scores)?.to_dtype(v.dtype())?;
-        let out = shares.reshape((self.kv_heads, group * tokens, all))?.matmul(&by_head(v)?)?;
+        let out = shares.reshape((self.kv_heads, group * tokens, all))?.matmul(v)?;
         Ok(out.reshape((self.heads, tokens, self.head_dim))?.transpose(0, 1)?.contiguous()?)
     }
+}
+
+/// (1, tokens, heads, head_dim) to (heads, tokens, head_dim), contiguous.
+fn by_head(x: &Tensor) -> candle_core::Result<Tensor> {
+    x.squeeze(0)?.transpose(0, 1)?.contiguous()
 }
 
 /// Softmax over the last dimension of scores times `scale`, in place, of which query `i` sees `first_sees + i`; the rest
@@ -241,7 +250,8 @@ mod tests {
             let v = random(position + tokens, config.num_key_value_heads);
             let mask = causal_mask(position, tokens, DType::F32, &Device::Cpu).expect("a mask");
             let numbers = |x: Tensor| x.flatten_all().and_then(|x| x.to_vec1::<f32>()).expect("numbers");
-            let plain = numbers(attention.plain(&q, &k, &v, 0.125, &mask).expect("plain"));
+            let (keys, values) = (by_head(&k).expect("keys"), by_head(&v).expect("values"));
+            let plain = numbers(attention.plain(&q, &keys, &values, 0.125, Some(&mask)).expect("plain"));
             let blocked = numbers(attention.blocked(&q, &k, &v, 0.125, position).expect("blocked"));
             let flash = flash_attn::<f32>(&q, &k, &v, 0.125, AttnMask::causal_with_offset(position), None, None);
             let flash = numbers(flash.and_then(|x| x.transpose(1, 2)?.contiguous()).expect("flash"));

@@ -3,7 +3,7 @@
 //! and no weights are copied.
 
 use anyhow::Result;
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 use candle_nn::VarBuilder;
 use rayon::prelude::*;
 
@@ -84,6 +84,9 @@ impl Mixture {
     }
 
     pub(super) fn dispatch(&self, mut sum: Tensor, x: &Tensor, routes: &Routes) -> Result<Tensor> {
+        if !x.device().is_cpu() {
+            return self.dispatch_on_device(sum, x, routes);
+        }
         if x.dim(0)? == 1 {
             for (expert, weight) in routes.experts.iter().zip(&routes.weights) {
                 sum = self.experts[*expert as usize].add_to(sum, x, &[0], &[*weight])?;
@@ -95,14 +98,33 @@ impl Mixture {
         let columns = |(expert, (tokens, _)): &(&Gated, &(Vec<u32>, Vec<f32>))| {
             expert.transposed(&x.index_select(&Tensor::new(tokens.as_slice(), x.device())?, 0)?)
         };
-        // On a processor an expert a thread: the products of one are too small to be shared without waiting.
-        let columns: candle_core::Result<Vec<Tensor>> = match x.device() {
-            Device::Cpu => busy.par_iter().map(columns).collect(),
-            _ => busy.iter().map(columns).collect(),
-        };
+        // An expert a thread: the products of one are too small to be shared without waiting.
+        let columns: candle_core::Result<Vec<Tensor>> = busy.par_iter().map(columns).collect();
         for (columns, (_, (tokens, weights))) in columns?.iter().zip(&busy) {
             sum = add_transposed(sum, columns, tokens, weights)?;
         }
         Ok(sum)
+    }
+
+    /// With as few launches and copies to the device as it takes, which is what a step waits for there.
+    fn dispatch_on_device(&self, mut sum: Tensor, x: &Tensor, routes: &Routes) -> Result<Tensor> {
+        if x.dim(0)? == 1 {
+            for (expert, weight) in routes.experts.iter().zip(&routes.weights) {
+                sum = (sum + (self.experts[*expert as usize].forward(x)? * f64::from(*weight))?)?;
+            }
+            return Ok(sum);
+        }
+        let groups = routes.by_expert(self.experts.len());
+        let tokens: Vec<u32> = groups.iter().flat_map(|(tokens, _)| tokens).copied().collect();
+        let weights: Vec<f32> = groups.iter().flat_map(|(_, weights)| weights).copied().collect();
+        let (tokens, places) = (Tensor::new(tokens, x.device())?, weights.len());
+        let weights = Tensor::from_vec(weights, (places, 1), x.device())?.to_dtype(x.dtype())?;
+        let sorted = x.index_select(&tokens, 0)?;
+        let (mut rows, mut first) = (Vec::new(), 0);
+        for (expert, (tokens, _)) in self.experts.iter().zip(&groups).filter(|(_, (tokens, _))| !tokens.is_empty()) {
+            rows.push(expert.forward(&sorted.narrow(0, first, tokens.len())?)?);
+            first += tokens.len();
+        }
+        Ok(sum.index_add(&tokens, &Tensor::cat(&rows, 0)?.broadcast_mul(&weights)?, 0)?)
     }
 }
