@@ -240,7 +240,7 @@ fn digest(used: &str) -> String {
 fn save(folder: &Path, used: &str, language: &Language, points: &[Point]) -> Result<()> {
     let about =
         HashMap::from([("points".to_owned(), serde_json::to_string(points)?), ("config".to_owned(), digest(used))]);
-    let bytes = safetensors::serialize(&language.state(), Some(about)).context("the state could not be written")?;
+    let bytes = safetensors::serialize(&language.state()?, Some(about)).context("the state could not be written")?;
     write_whole(&folder.join(STATE), &bytes)
 }
 

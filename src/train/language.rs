@@ -131,12 +131,14 @@ impl Language {
     }
 
     /// Everything that the next steps depend on: weights by their names, moments as `<name>.moments`.
-    pub fn state(&self) -> HashMap<String, Tensor> {
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn state(&self) -> Result<HashMap<String, Tensor>> {
         let weights = self.variables.named();
-        let moments =
-            weights.keys().map(|name| format!("{name}.moments")).zip(self.optimizer.moments().iter().cloned());
-        let moments: Vec<_> = moments.collect();
-        weights.into_iter().map(|(name, variable)| (name, variable.as_tensor().clone())).chain(moments).collect()
+        let moments: Vec<_> =
+            weights.keys().map(|name| format!("{name}.moments")).zip(self.optimizer.moments()?).collect();
+        Ok(weights.into_iter().map(|(name, variable)| (name, variable.as_tensor().clone())).chain(moments).collect())
     }
 
     /// Takes over what [`Self::state`] gave after so many steps.
@@ -147,7 +149,7 @@ impl Language {
         let names = self.variables.named();
         let moments: Option<Vec<Tensor>> = names.keys().map(|name| state.remove(&format!("{name}.moments"))).collect();
         let Some(moments) = moments else { anyhow::bail!("the optimizer's moments are missing") };
-        self.optimizer.resume(moments, steps)?;
+        self.optimizer.resume(&moments, steps)?;
         self.variables.assign(&state)
     }
 
@@ -235,8 +237,9 @@ mod tests {
         for number in 0..5 {
             unbroken.step(&batch(4, number)).expect("a step");
         }
+        let state = unbroken.state().expect("a state");
         let state: HashMap<String, Tensor> =
-            unbroken.state().into_iter().map(|(name, tensor)| (name, tensor.copy().expect("a copy"))).collect();
+            state.into_iter().map(|(name, tensor)| (name, tensor.copy().expect("a copy"))).collect();
         let mut resumed = language(Base::Sgrpsann, PLAN);
         resumed.resume(state.clone(), 5).expect("resumed");
         for number in 5..10 {

@@ -1,5 +1,8 @@
 //! AdamW (Loshchilov and Hutter 2019) with warm-up and clipping by the norm of all gradients. On a processor in f32 one pass
-//! over weights, gradients and moments, in place; Candle's own makes some ten passes and as many copies.
+//! over weights, gradients and moments, in place; Candle's own makes some ten passes and as many copies. Elsewhere it is
+//! composed of Candle's operations, on small variables together: some twenty launches each would be half of a step's.
+
+use std::ops::Range;
 
 use anyhow::{Result, ensure};
 use candle_core::{DType, Tensor, Var};
@@ -10,6 +13,9 @@ use crate::subject::ops::{Kernel, change, is_plain, vectorised, with_slices};
 
 /// Numbers that a thread takes at a time.
 const CHUNK: usize = 64 * 1024;
+
+/// Numbers that are stepped together at most, unless one variable has more. Their copies are memory that a step takes.
+const BUCKET: usize = 4 << 20;
 
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Options {
@@ -59,9 +65,15 @@ impl Options {
 pub struct AdamW {
     pub options: Options,
     variables: Vec<Var>,
-    /// (2, numbers) of each variable: means of its gradients, and of their squares. f32.
-    moments: Vec<Tensor>,
+    buckets: Vec<Bucket>,
     steps: usize,
+}
+
+/// Variables that are stepped together.
+struct Bucket {
+    variables: Range<usize>,
+    /// (2, numbers): means of their gradients, and of the squares. f32.
+    moments: Tensor,
 }
 
 /// What a step did.
@@ -77,29 +89,59 @@ impl AdamW {
     /// # Errors
     /// When there is no room for the moments.
     pub fn new(variables: Vec<Var>, options: Options) -> Result<Self> {
-        let zeros = |variable: &Var| Tensor::zeros((2, variable.elem_count()), DType::F32, variable.device());
-        let moments = variables.iter().map(zeros).collect::<candle_core::Result<_>>()?;
-        Ok(Self { options, variables, moments, steps: 0 })
+        let mut parts: Vec<(Range<usize>, usize)> = Vec::new();
+        for (number, variable) in variables.iter().enumerate() {
+            let count = variable.elem_count();
+            let alone = is_plain(variable) || number == 0 || is_plain(&variables[number - 1]);
+            match parts.last_mut().filter(|(_, before)| !alone && before + count <= BUCKET) {
+                Some((part, before)) => (part.end, *before) = (number + 1, *before + count),
+                None => parts.push((number..number + 1, count)),
+            }
+        }
+        let bucket = |(part, count): (Range<usize>, usize)| {
+            let moments = Tensor::zeros((2, count), DType::F32, variables[part.start].device())?;
+            Ok(Bucket { variables: part, moments })
+        };
+        let buckets = parts.into_iter().map(bucket).collect::<Result<_>>()?;
+        Ok(Self { options, variables, buckets, steps: 0 })
     }
 
     pub fn steps(&self) -> usize {
         self.steps
     }
 
-    /// In the order of the variables, for keeping.
-    pub fn moments(&self) -> &[Tensor] {
-        &self.moments
+    /// (2, numbers) of each variable, in their order, for keeping.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn moments(&self) -> Result<Vec<Tensor>> {
+        let mut moments = Vec::new();
+        for bucket in &self.buckets {
+            let mut first = 0;
+            for variable in &self.variables[bucket.variables.clone()] {
+                let count = variable.elem_count();
+                moments.push(bucket.moments.narrow(1, first, count)?.contiguous()?);
+                first += count;
+            }
+        }
+        Ok(moments)
     }
 
     /// Takes over what [`Self::moments`] gave after so many steps.
     ///
     /// # Errors
     /// When they are those of other variables.
-    pub fn resume(&mut self, moments: Vec<Tensor>, steps: usize) -> Result<()> {
-        let same = moments.len() == self.moments.len()
-            && moments.iter().zip(&self.moments).all(|(new, old)| new.shape() == old.shape());
+    pub fn resume(&mut self, moments: &[Tensor], steps: usize) -> Result<()> {
+        let same = moments.len() == self.variables.len()
+            && moments
+                .iter()
+                .zip(&self.variables)
+                .all(|(moments, variable)| moments.dims() == [2, variable.elem_count()]);
         ensure!(same, "the optimizer's moments are those of another model");
-        (self.moments, self.steps) = (moments, steps);
+        for bucket in &mut self.buckets {
+            bucket.moments = Tensor::cat(&moments[bucket.variables.clone()], 1)?;
+        }
+        self.steps = steps;
         Ok(())
     }
 
@@ -110,8 +152,8 @@ impl AdamW {
     pub fn step(&mut self, gradients: &[Tensor]) -> Result<Update> {
         ensure!(gradients.len() == self.variables.len(), "a gradient is missing");
         let mut squares = Squares::default();
-        for gradient in gradients {
-            squares.add(gradient)?;
+        for bucket in &self.buckets {
+            squares.add(&flat(&gradients[bucket.variables.clone()])?)?;
         }
         let gradient_norm = squares.sum()?.sqrt();
         if !gradient_norm.is_finite() {
@@ -121,18 +163,31 @@ impl AdamW {
         let clip = (self.options.clip_norm / (gradient_norm + 1e-6)).min(1.0);
         let (mut changes, mut weights) = (Squares::default(), Squares::default());
         let scales = Scales::new(&self.options, self.steps, clip);
-        for ((variable, moments), gradient) in self.variables.iter().zip(&mut self.moments).zip(gradients) {
-            if is_plain(variable) && is_plain(gradient) {
-                let (change, weight) = scales.in_place(variable, moments, gradient)?;
-                changes.known += change;
-                weights.known += weight;
-            } else {
-                scales.composed(variable, moments, gradient, &mut changes, &mut weights)?;
+        for Bucket { variables, moments } in &mut self.buckets {
+            match (&self.variables[variables.clone()], &gradients[variables.clone()]) {
+                ([variable], [gradient]) if is_plain(variable) && is_plain(gradient) => {
+                    let (change, weight) = scales.in_place(variable, moments, gradient)?;
+                    changes.known += change;
+                    weights.known += weight;
+                }
+                (variables, gradients) => {
+                    scales.composed(variables, moments, gradients, &mut changes, &mut weights)?;
+                }
             }
         }
         self.steps += 1;
         Ok(Update { gradient_norm, update_ratio: (changes.sum()? / weights.sum()?).sqrt() })
     }
+}
+
+/// All numbers of some tensors, one after another, in f32.
+fn flat<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> Result<Tensor> {
+    let part = |tensor: &Tensor| tensor.flatten_all()?.to_dtype(DType::F32);
+    let parts = tensors.into_iter().map(part).collect::<candle_core::Result<Vec<_>>>()?;
+    Ok(match parts.as_slice() {
+        [one] => one.clone(),
+        parts => Tensor::cat(parts, 0)?,
+    })
 }
 
 /// The sum of the squares of some tensors. What a device adds up is fetched at the end, since each fetch waits for it.
@@ -229,14 +284,13 @@ impl Scales {
 
     fn composed(
         &self,
-        variable: &Var,
+        variables: &[Var],
         moments: &mut Tensor,
-        gradient: &Tensor,
+        gradients: &[Tensor],
         changes: &mut Squares,
         squares: &mut Squares,
     ) -> Result<()> {
-        let (gradient, weights) =
-            (gradient.flatten_all()?.to_dtype(DType::F32)?, variable.flatten_all()?.to_dtype(DType::F32)?);
+        let (gradient, weights) = (flat(gradients)?, flat(variables.iter().map(Var::as_tensor))?);
         let number = f64::from;
         let gradient = (gradient * number(self.clip))?;
         let mean = ((moments.get(0)? * number(self.beta1))? + (&gradient * (1.0 - number(self.beta1)))?)?;
@@ -247,7 +301,13 @@ impl Scales {
         *moments = Tensor::stack(&[mean, square], 0)?;
         changes.add(&change)?;
         squares.add(&weights)?;
-        Ok(variable.set(&(weights + change)?.reshape(variable.shape())?.to_dtype(variable.dtype())?)?)
+        let (weights, mut first) = ((weights + change)?, 0);
+        for variable in variables {
+            let count = variable.elem_count();
+            variable.set(&weights.narrow(0, first, count)?.reshape(variable.shape())?.to_dtype(variable.dtype())?)?;
+            first += count;
+        }
+        Ok(())
     }
 }
 
@@ -336,6 +396,39 @@ mod tests {
     }
 
     #[test]
+    fn small_variables_are_stepped_together_as_each_alone() {
+        let sizes = [3, 5, BUCKET - 9, 2, 7];
+        let make = || {
+            let variable = |size: &usize| {
+                let numbers =
+                    Tensor::arange(0f32, *size as f32, &Device::Cpu).and_then(|x| x.sin()?.to_dtype(DType::F64));
+                Var::from_tensor(&numbers.expect("numbers")).expect("a variable")
+            };
+            sizes.iter().map(variable).collect::<Vec<_>>()
+        };
+        let options = Options { warmup_steps: 0, clip_norm: 1e9, ..Options::default() };
+        let (together, alone) = (make(), make());
+        let mut both = AdamW::new(together.clone(), options).expect("an optimizer");
+        assert_eq!(both.buckets.iter().map(|bucket| bucket.variables.clone()).collect::<Vec<_>>(), [0..3, 3..5]);
+        let gradients: Vec<_> = alone.iter().map(|x| x.as_tensor().cos().expect("a gradient")).collect();
+        for _ in 0..2 {
+            both.step(&gradients).expect("a step");
+            // What is kept of one goes on in another.
+            let moments = both.moments().expect("moments");
+            let steps = both.steps();
+            both = AdamW::new(together.clone(), options).expect("an optimizer");
+            both.resume(&moments, steps).expect("resumed");
+        }
+        for ((variable, gradient), together) in alone.into_iter().zip(gradients).zip(together) {
+            let mut optimizer = AdamW::new(vec![variable.clone()], options).expect("an optimizer");
+            for _ in 0..2 {
+                optimizer.step(std::slice::from_ref(&gradient)).expect("a step");
+            }
+            assert_eq!(numbers(&variable), numbers(&together));
+        }
+    }
+
+    #[test]
     fn the_rate_warms_up_and_falls() {
         let options = Options { learning_rate: 1.0, warmup_steps: 4, decay_steps: Some(12), ..Options::default() };
         let rates: Vec<f64> = (0..14).map(|step| options.rate(step)).collect();
@@ -354,7 +447,7 @@ mod tests {
         let mut optimizer = AdamW::new(vec![variable.clone()], options).expect("an optimizer");
         let gradient = Tensor::new(&[30f32, 40.0, 0.0, 0.0], &Device::Cpu).expect("a gradient");
         assert_eq!(optimizer.step(std::slice::from_ref(&gradient)).expect("a step").gradient_norm, 50.0);
-        let moments = numbers(&optimizer.moments()[0]);
+        let moments = numbers(&optimizer.moments().expect("moments")[0]);
         assert!((moments[0] - 0.06).abs() < 1e-6 && (moments[1] - 0.08).abs() < 1e-6, "{moments:?}");
         let weights = numbers(&variable);
         let update = optimizer.step(&[(gradient * f64::NAN).expect("a gradient")]).expect("a step");
