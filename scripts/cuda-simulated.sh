@@ -1,7 +1,7 @@
 #!/bin/sh
 # Makes a simulated CUDA device in a folder, to run a build with `--features cuda` where there is no GPU: a driver, cuBLAS, cuRAND
 # and NVML that stand before the real ones. Kernels are the very ones that nvcc made, translated to C one by one when they are
-# first asked for (python3 and a C compiler; 0.2 s each) and kept there. Results are a device's; speeds are nobody's.
+# first asked for (python3, and gcc 12 or clang 15 for 16-bit floats; 0.2 s each) and kept there. Results are a device's; speeds are nobody's.
 #
 #   eval "$(scripts/cuda-simulated.sh target/simulated)"
 #   CANDLEPOWER_DEVICE=cuda:0 cargo test --release --features cuda golden

@@ -144,6 +144,7 @@ const FAMILIES: [Family; 6] = [
             "MFU",
             "parameters M",
             "allocated MB",
+            "held MB",
             "peak MB",
             "parts",
             "loss from",
@@ -169,12 +170,16 @@ const FAMILIES: [Family; 6] = [
             "MFU",
             "cache MB",
             "peak MB",
+            "J/token",
         ],
         words: 3,
         cells: |record, _| generation_cells(record),
         note: None,
     },
 ];
+
+/// What a GPU counts. Columns in which nobody has anything are left out.
+const COUNTED_BY_GPUS: [&str; 2] = ["J/token", "held MB"];
 
 const TWINS: &str = "The active twin is a dense decoder as wide as the experts that a token is sent to, the total twin one as \
     wide as all of them; dense-N is as wide as N experts. MBU counts the weights of the chosen experts only.";
@@ -213,6 +218,13 @@ fn table(family: &Family, records: &[&Record]) -> Option<Table> {
     }
     if records.is_empty() {
         return None;
+    }
+    for name in COUNTED_BY_GPUS {
+        if let Some(column) = rows[0].iter().position(|head| head == name)
+            && rows[1..].iter().all(|cells| cells[column] == number(None))
+        {
+            rows.iter_mut().for_each(|cells| drop(cells.remove(column)));
+        }
     }
     let mut notes: Vec<String> = Vec::new();
     if records.iter().any(|record| record.subject.synthetic_weights) {
@@ -283,6 +295,7 @@ fn training_cells(record: &Record) -> Option<Vec<String>> {
         percent(measures.mfu),
         number(record.subject.parameters.map(|count| count as f64 / 1e6)),
         megabytes(measures.allocated_bytes),
+        megabytes(measures.reserved_bytes),
         megabytes(measures.peak_bytes),
         measures.micro_batches.to_string(),
         loss(losses.first()),
@@ -331,7 +344,8 @@ fn generation_cells(record: &Record) -> Option<Vec<String>> {
         percent(measures.mbu),
         percent(measures.mfu),
         number(Some(measures.cache_used_bytes as f64 / 1e6)),
-        number(measures.peak_bytes.map(|bytes| bytes as f64 / 1e6)),
+        megabytes(measures.peak_bytes),
+        number(measures.joules_per_token),
     ])
 }
 
@@ -399,4 +413,26 @@ pub(super) fn number(value: Option<f64>) -> String {
 
 fn percent(share: Option<f64>) -> String {
     share.map_or("n/a".into(), |share| format!("{:.0} %", share * 100.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::suite::sandbox;
+
+    #[test]
+    fn what_only_gpus_count_is_a_column_where_something_was_counted() {
+        let records = sandbox::records("run", 1, 1, chrono::Utc::now()).expect("records");
+        let mut records: Vec<Record> = records.collect();
+        let generations = |records: &[Record]| tables(records.iter()).remove(0).markdown();
+        assert!(!generations(&records).contains("J/token"));
+        let Some(Measures::Generation(measures)) = &mut records[0].measures else { unreachable!("the first is one") };
+        measures.joules_per_token = Some(0.345);
+        let text = generations(&records);
+        let rows: Vec<&str> = text.lines().filter(|line| line.starts_with("| ")).collect();
+        assert!(
+            rows[0].ends_with(" J/token |") && rows[1].ends_with(" 0.34 |") && rows[2].ends_with(" n/a |"),
+            "{text}"
+        );
+    }
 }
