@@ -35,22 +35,23 @@ pub fn run(model: &mut dyn CausalLm, prompt: &[u32], request: &Request) -> Resul
     let mut sequence = Vec::with_capacity(prompt.len() + request.new_tokens);
     sequence.extend_from_slice(prompt);
     let mut steps = Vec::with_capacity(request.new_tokens - 1);
-    let mut sampling = Duration::ZERO;
+    let mut spent = Spent::default();
     let mut finish_reason = FinishReason::Length;
     model.reset()?;
     model.device().synchronize()?;
 
     let started = Instant::now();
-    let mut next = step(model, prompt, 0, &mut sampler, &sequence, &mut sampling)?;
+    let mut next = step(model, prompt, 0, &mut sampler, &sequence, &mut spent)?;
     let mut last = Instant::now();
     let ttft = last - started;
+    spent.waiting = Duration::ZERO;
     for _ in 1..request.new_tokens {
         if request.stop.contains(&next) {
             break;
         }
         sequence.push(next);
         let position = sequence.len() - 1;
-        next = step(model, &[next], position, &mut sampler, &sequence, &mut sampling)?;
+        next = step(model, &[next], position, &mut sampler, &sequence, &mut spent)?;
         let now = Instant::now();
         steps.push(now - last);
         last = now;
@@ -60,7 +61,8 @@ pub fn run(model: &mut dyn CausalLm, prompt: &[u32], request: &Request) -> Resul
     }
     sequence.push(next);
     let tokens = sequence.split_off(prompt.len());
-    Ok(Timeline { prompt_tokens: prompt.len(), ttft, steps, sampling, tokens, finish_reason })
+    let Spent { sampling, waiting } = spent;
+    Ok(Timeline { prompt_tokens: prompt.len(), ttft, steps, sampling, waiting, tokens, finish_reason })
 }
 
 /// Checks that a generation has a prompt, makes something, and is not longer than the model can go. Asking before a
@@ -79,14 +81,21 @@ pub fn check_lengths(model: &dyn CausalLm, prompt_tokens: usize, new_tokens: usi
     Ok(())
 }
 
-/// One forward pass and the choice after it; `sampling` grows by the time of the latter.
+/// Parts of the time.
+#[derive(Default)]
+struct Spent {
+    sampling: Duration,
+    waiting: Duration,
+}
+
+/// One forward pass and the choice after it.
 fn step(
     model: &mut dyn CausalLm,
     tokens: &[u32],
     position: usize,
     sampler: &mut Sampler,
     sequence: &[u32],
-    sampling: &mut Duration,
+    spent: &mut Spent,
 ) -> Result<u32> {
     let vocab_size = model.vocab_size();
     let logits = model.forward(tokens, position)?;
@@ -96,11 +105,13 @@ fn step(
         logits.dtype().as_str(),
         logits.dims()
     );
+    let given = Instant::now();
     model.device().synchronize()?;
     let started = Instant::now();
+    spent.waiting += started - given;
     let next = with_logits(&logits, |logits| sampler.sample(logits, sequence))
         .with_context(|| format!("at position {}", sequence.len()))?;
-    *sampling += started.elapsed();
+    spent.sampling += started.elapsed();
     Ok(next)
 }
 

@@ -62,6 +62,10 @@ pub fn summarise(
         decode_tokens_per_s: (steps > 0).then(|| 1e3 * steps as f64 / decode_ms),
         tokens_per_s: 1e3 * generated_tokens as f64 / total_ms,
         sampling_share: over_samples(&|timeline| timeline.sampling.as_secs_f64() / timeline.total().as_secs_f64()),
+        waiting_share: (steps > 0 && !model.device().is_cpu()).then(|| {
+            let share = |timeline: &Timeline| timeline.waiting.div_duration_f64(timeline.steps.iter().sum());
+            over_samples(&share)
+        }),
         cache_used_bytes: cache.used,
         cache_allocated_bytes: cache.allocated,
         peak_bytes,
@@ -169,6 +173,7 @@ mod tests {
             ttft: Duration::from_millis(ttft_ms),
             steps: steps_ms.iter().map(|step| Duration::from_millis(*step)).collect(),
             sampling: Duration::from_millis(1),
+            waiting: Duration::ZERO,
             tokens: tokens.to_vec(),
             finish_reason: FinishReason::Length,
         }
@@ -200,6 +205,7 @@ mod tests {
         close(measures.decode_tokens_per_s.expect("steps"), 250.0);
         close(measures.tokens_per_s, 3.0 / 0.028);
         close(measures.sampling_share, 1.0 / 28.0);
+        assert_eq!(measures.waiting_share, None, "a processor has nobody to wait for");
         // Two steps read 1000 bytes of weights each, and the cache of 5 and 6 tokens, in 8 ms.
         close(measures.mbu.expect("limits"), (2000.0 + 50.0 + 60.0) / 0.008 / 1e6);
         close(measures.mfu.expect("limits"), 4.0 * 300.0 / 0.020 / 1e6);

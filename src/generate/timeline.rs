@@ -14,6 +14,8 @@ pub struct Timeline {
     pub steps: Vec<Duration>,
     /// The part of the whole that went into choosing tokens, logits to id.
     pub sampling: Duration,
+    /// The part of the steps in which the device had all its work and was waited for. Of a processor, next to nothing.
+    pub waiting: Duration,
     /// The generated ids.
     pub tokens: Vec<u32>,
     pub finish_reason: FinishReason,

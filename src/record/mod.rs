@@ -219,6 +219,10 @@ pub struct Generation {
     pub tokens_per_s: f64,
     /// Share of the whole time that went into choosing tokens.
     pub sampling_share: f64,
+    /// Share of the decode steps' time in which the device had been given all its work and was waited for: where it is small,
+    /// giving the work bounds decode and not the device. `null` on a processor.
+    #[serde(default)]
+    pub waiting_share: Option<f64>,
     /// Key-value cache that the last step read, and that was allocated for it.
     pub cache_used_bytes: u64,
     pub cache_allocated_bytes: u64,

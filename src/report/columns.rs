@@ -119,6 +119,7 @@ pub const RESULTS: &[Column<Row>] = &[
     of_generation!(Real, "decode_tokens_per_s", |m| m.decode_tokens_per_s),
     of_generation!(Real, "tokens_per_s", |m| Some(m.tokens_per_s)),
     of_generation!(Real, "sampling_share", |m| Some(m.sampling_share)),
+    of_generation!(Real, "waiting_share", |m| m.waiting_share),
     of_generation!(Whole, "cache_used_bytes", |m| Some(m.cache_used_bytes as i64)),
     of_generation!(Whole, "cache_allocated_bytes", |m| Some(m.cache_allocated_bytes as i64)),
     of_record!(Whole, "peak_bytes", |record| record.measures.as_ref()?.peak_bytes().map(|bytes| bytes as i64)),

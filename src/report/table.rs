@@ -167,6 +167,7 @@ const FAMILIES: [Family; 6] = [
             "ITL P95 ms",
             "TTFT ms",
             "MBU",
+            "waits",
             "MFU",
             "cache MB",
             "peak MB",
@@ -178,8 +179,8 @@ const FAMILIES: [Family; 6] = [
     },
 ];
 
-/// What a GPU counts. Columns in which nobody has anything are left out.
-const COUNTED_BY_GPUS: [&str; 2] = ["J/token", "held MB"];
+/// What there is on a GPU only. Columns in which nobody has anything are left out.
+const OF_GPUS: [&str; 3] = ["waits", "J/token", "held MB"];
 
 const TWINS: &str = "The active twin is a dense decoder as wide as the experts that a token is sent to, the total twin one as \
     wide as all of them; dense-N is as wide as N experts. MBU counts the weights of the chosen experts only.";
@@ -219,7 +220,7 @@ fn table(family: &Family, records: &[&Record]) -> Option<Table> {
     if records.is_empty() {
         return None;
     }
-    for name in COUNTED_BY_GPUS {
+    for name in OF_GPUS {
         if let Some(column) = rows[0].iter().position(|head| head == name)
             && rows[1..].iter().all(|cells| cells[column] == number(None))
         {
@@ -342,6 +343,7 @@ fn generation_cells(record: &Record) -> Option<Vec<String>> {
         number(measures.itl_p95_ms),
         number(Some(measures.ttft_ms)),
         percent(measures.mbu),
+        percent(measures.waiting_share),
         percent(measures.mfu),
         number(Some(measures.cache_used_bytes as f64 / 1e6)),
         megabytes(measures.peak_bytes),

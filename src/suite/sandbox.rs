@@ -197,6 +197,7 @@ fn generation(scenario: &scenario::Generation, feed_forward: Option<FeedForward>
         decode_tokens_per_s: decodes(1e3 / tpot_ms),
         tokens_per_s: 1e3 * scenario.new_tokens as f64 / total_ms,
         sampling_share: 0.001,
+        waiting_share: None,
         cache_used_bytes: 6144 * scenario.total_tokens() as u64,
         cache_allocated_bytes: 6144 * scenario.total_tokens() as u64,
         peak_bytes: Some(130_000_000 + draw.between(0.0, 1e6) as u64),

@@ -4,6 +4,7 @@
 //
 // SIMULATED_CUDA_BYTES        memory of the device (16 GiB unless set)
 // SIMULATED_CUDA_FULL_AT      the number, counted from 1, of an allocation for which there is no memory
+// SIMULATED_CUDA_WAIT_MS      how long it takes until a stream is done, each time that it is waited for
 // SIMULATED_CUDA_IDLE         kernels and products are not run, which leaves what the program itself does
 // SIMULATED_CUDA_CALLS        a file: at the end, what was asked of the device and how often is written there
 // SIMULATED_CUDA_INIT_ERROR   what cuInit answers, such as 100: there is no device
@@ -122,7 +123,10 @@ CUresult cuStreamDestroy(CUstream stream) {
     free(stream);
     return CUDA_SUCCESS;
 }
-CUresult cuStreamSynchronize(CUstream stream) { return failure; }
+CUresult cuStreamSynchronize(CUstream stream) {
+    usleep(1000 * (useconds_t)setting("SIMULATED_CUDA_WAIT_MS", 0));
+    return failure;
+}
 CUresult cuCtxSynchronize(void) { return failure; }
 CUresult cuStreamWaitEvent(CUstream stream, CUevent event, unsigned flags) { return CUDA_SUCCESS; }
 CUresult cuStreamIsCapturing(CUstream stream, CUstreamCaptureStatus *status) {

@@ -101,6 +101,17 @@ fn a_generation_is_the_processors_and_is_counted() {
 }
 
 #[test]
+fn what_the_device_is_waited_for_is_told_from_what_it_is_given() {
+    let share = |environment: &[(&str, &str)]| {
+        let record = generated(&["--max-new-tokens", "8"], environment);
+        record["measures"]["waiting_share"].as_f64().expect("a share")
+    };
+    // Each step waits once for 100 ms, and takes one or two to give.
+    let (slow, quick) = (share(&[("SIMULATED_CUDA_WAIT_MS", "100")]), share(&[]));
+    assert!(slow > 0.5 && slow < 1.0 && quick < 0.1, "{slow} and {quick}");
+}
+
+#[test]
 fn what_is_not_counted_is_null_with_a_reason() {
     let record = generated(&["--max-new-tokens", "8"], &[("SIMULATED_NVML_LACKS", "energy")]);
     assert!(record["measures"]["joules_per_token"].is_null());
