@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     fs,
     path::Path,
-    process::{Command, Output},
+    process::{Command, Output, Stdio},
 };
 
 use candle_core::{DType, Device, Tensor};
@@ -76,6 +76,16 @@ fn generated_ids_are_the_references() {
         assert_eq!(record["measures"]["prompt_tokens"], ids.len());
         assert_eq!(record["machine"]["threads"].as_u64(), Some(candle_core::utils::get_num_threads() as u64));
     }
+}
+
+#[test]
+fn a_reader_that_has_had_enough_is_no_error() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_candlepower"));
+    command.arg("list").env("RUST_BACKTRACE", "1").stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("the command starts");
+    drop(child.stdout.take());
+    let output = child.wait_with_output().expect("the command ends");
+    assert!(output.status.success() && output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 #[test]

@@ -21,7 +21,7 @@ SPECIAL = {f"%{name}.{axis}": f"{where}[{i}]"
            for i, axis in enumerate("xyz")}
 
 C_TYPES = {"f32": "float", "f64": "double", "pred": "uint32_t"}
-COMPARE = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "lo": "<", "ls": "<=", "hi": ">", "hs": ">="}
+COMPARE = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 ARITHMETIC = {"add": "+", "sub": "-", "and": "&", "or": "|", "xor": "^"}
 FLOATS = ("f16", "bf16", "f32", "f64")
 
@@ -48,20 +48,16 @@ def c_type(ptx_type):
 
 
 class Function:
-    def __init__(self, name, signature, body, module):
-        self.name, self.module, self.body = name, module, body
+    """A kernel, or a function that one calls: then `returned` is the name of what it gives back."""
+
+    def __init__(self, name, signature, body, module, returned=None):
+        self.name, self.module, self.body, self.returned = name, module, body, returned
         self.parameters = re.findall(r"(\w+_param_\d+)", signature)
-        returned = re.match(r"\s*\(.*?(\w+)(?:\[\d+\])?\)", signature)
-        self.returned = returned.group(1) if returned and not self.parameters_first(signature) else None
         self.waits = bool(re.search(r"\b(bar\.sync|shfl\.sync)", body))
         self.resumes = 0
         self.shared, self.shared_bytes = {}, 0
         self.registers, self.arrays = [], []
         self.scopes = []
-
-    @staticmethod
-    def parameters_first(signature):
-        return "_param_0" in signature.split(")")[0]
 
     # Operands.
 
@@ -117,14 +113,12 @@ class Function:
         if space == "param":
             if name in self.parameters:
                 place = self.parameters.index(name)
-                base = f"(char *)args[{place}]" if self.is_function else f"(char *)t->block->params[{place}]"
+                base = f"(char *)args[{place}]" if self.returned else f"(char *)t->block->params[{place}]"
             else:
                 base = "(char *)returned" if name == self.returned else f"(char *){name}"
             return f"({base} + {offset})"
         where = self.raw(name, "u32" if space == "shared" else "u64")
         return f"(t->block->shared + {where} + ({offset}))" if space == "shared" else f"(char *)({where} + ({offset}))"
-
-    is_function = False
 
     # Statements.
 
@@ -213,7 +207,7 @@ class Function:
         return f"goto {operands[0]};"
 
     def do_ret(self, _, __):
-        return "return;" if self.is_function else "return DONE;"
+        return "return;" if self.returned else "return DONE;"
 
     def do_call(self, _, operands):
         if "__assertfail" in operands[0]:
@@ -240,7 +234,8 @@ class Function:
             raise SystemExit(f"error: {self.name}: unknown atomic operation '{'.'.join(modifiers)}'")
         ptx_type, pointer = modifiers[-1], self.pointer("global", operands[1])
         # Threads run one after another here.
-        old, place = self.set(operands[0], f"b{bits(ptx_type)}", f"*(uint{bits(ptx_type)}_t *){pointer}"), f"*({c_type(ptx_type)} *){pointer}"
+        size, kind = bits(ptx_type), c_type(ptx_type)
+        old, place = self.set(operands[0], f"b{size}", f"*(uint{size}_t *){pointer}"), f"*({kind} *){pointer}"
         total = f"{self.value(operands[0], ptx_type)} + {self.value(operands[2], ptx_type)}"
         total = {"f16": f"half_of({total})", "bf16": f"bfloat_of({total})"}.get(ptx_type, total)
         return f"{old} {place} = {total};"
@@ -257,8 +252,9 @@ class Function:
             parts = to.strip("{}").split(",")
             size = bits(ptx_type) // len(parts)
             whole = self.raw(of, ptx_type)
-            return f"{{ uint64_t whole = {whole}; " + " ".join(
-                f"{self.register(part.strip())}.u{size} = whole >> {i * size};" for i, part in enumerate(parts) if part.strip() != "_") + " }"
+            set_part = "{}.u{} = whole >> {};".format
+            taken = [set_part(self.register(part.strip()), size, i * size) for i, part in enumerate(parts)]
+            return f"{{ uint64_t whole = {whole}; {' '.join(taken)} }}"
         return f"{self.register(to)}.{field(ptx_type)} = {self.raw(of, ptx_type)};"
 
     def do_cvta(self, _, operands):
@@ -274,26 +270,20 @@ class Function:
         if of in FLOATS and to not in FLOATS:
             limits = f"{'INT' if to[0] == 's' else 'UINT'}{bits(to)}_MAX"
             least = f"(double)INT{bits(to)}_MIN" if to[0] == "s" else "0.0"
-            value = f"({{ double v = {value}; isnan(v) ? 0 : v <= {least} ? ({c_type(to)}){least} : v >= (double){limits} ? {limits} : ({c_type(to)})v; }})"
+            kind = c_type(to)
+            value = (f"({{ double v = {value}; isnan(v) ? 0 : v <= {least} ? ({kind}){least} : "
+                     f"v >= (double){limits} ? {limits} : ({kind})v; }})")
         if "sat" in modifiers:
             value = f"({{ double v = {value}; v > 0 ? (v < 1 ? v : 1) : 0; }})"
         return self.set(operands[0], to, value if to in FLOATS else f"({c_type(to)}){value}")
 
     def do_setp(self, modifiers, operands):
-        compare, ptx_type = modifiers[0], modifiers[-1]
-        to = operands[0].split("|")
-        result = self.comparison(compare, ptx_type, operands[1], operands[2])
-        combine = next(({"and": "&&", "or": "||", "xor": "^"}[m] for m in modifiers[1:-1] if m in ("and", "or", "xor")), None)
-        both = ""
-        if len(to) > 1:
-            both = self.set(to[1], "pred", f"!{result}" if not combine else f"!{result} {combine} {self.raw(operands[3], 'pred')}")
-        return self.set(to[0], "pred", f"{result} {combine} {self.raw(operands[3], 'pred')}" if combine else result) + both
+        compare, ptx_type = modifiers
+        return self.set(operands[0], "pred", self.comparison(compare, ptx_type, *operands[1:]))
 
     def comparison(self, compare, ptx_type, left, right):
         a, b = self.value(left, ptx_type), self.value(right, ptx_type)
         if ptx_type in FLOATS:
-            if compare in ("num", "nan"):
-                return f"({'!' if compare == 'num' else ''}isunordered({a}, {b}))"
             # Ordered ones are false where there is a NaN, unordered ones true.
             if compare == "ne":
                 return f"(!isunordered({a}, {b}) && {a} != {b})"
@@ -319,8 +309,6 @@ class Function:
         if ptx_type in ("f16", "bf16"):
             a = f"(double){a}"
         expression = f"{a} {ARITHMETIC.get(name, '*')} {b}"
-        if "cc" in modifiers or name.endswith("c") and name != "xor":
-            raise SystemExit(f"error: {self.name}: carry in '{name}'")
         if "rz" in modifiers:
             expression = self.toward("0", ptx_type, f"(double){a} {ARITHMETIC.get(name, '*')} (double){b}")
         return self.set(operands[0], ptx_type, expression)
@@ -504,24 +492,16 @@ class Function:
         lines = self.translate()
         declared = [f"reg {', '.join(self.registers)};"] if self.registers else []
         declared += [f"char {name}[{size}] __attribute__((aligned(16)));" for name, size in self.arrays]
-        head = [f"static void {self.name}(struct thread *t, void *returned, void **args) {{"] if self.is_function else \
-            ["int run(struct thread *t) {"]
-        head.append("uint32_t carry = 0;")
-        state = []
+        carry = "uint32_t carry = 0;"
+        if self.returned:
+            head = f"static void {self.name}(struct thread *t, void *returned, void **args) {{"
+            return [head, carry, *declared, *lines, "}"]
+        head = ["int run(struct thread *t) {", carry]
+        shared = f"const int shared_bytes = {self.shared_bytes};"
         if self.waits:
             state = ["struct state {", *declared, "};", "const int state_bytes = sizeof(struct state);"]
-            head.append("struct state *s = t->registers;")
-        else:
-            head += declared
-            if not self.is_function:
-                state = ["const int state_bytes = 0;"]
-        if not self.is_function:
-            state.append(f"const int shared_bytes = {self.shared_bytes};")
-        return state + head + lines + (["}"] if self.is_function else ["return DONE;", "}"])
-
-
-class Called(Function):
-    is_function = True
+            return [*state, shared, *head, "struct state *s = t->registers;", *lines, "return DONE;", "}"]
+        return ["const int state_bytes = 0;", shared, *head, *declared, *lines, "return DONE;", "}"]
 
 
 class Module:
@@ -552,9 +532,8 @@ class Module:
 
     def function(self, name):
         match = re.search(rf"\.func\s+(\([^)]*\))\s*{re.escape(name)}\s*(\([^)]*\))\s*\{{", self.text)
-        function = Called(name, match[2], self.body(match.end() - 1), self)
-        function.returned = re.search(r"(\w+)(?:\[\d+\])?\)", match[1])[1]
-        return function
+        returned = re.search(r"(\w+)(?:\[\d+\])?\)", match[1])[1]
+        return Function(name, match[2], self.body(match.end() - 1), self, returned)
 
     def c(self, name):
         kernel = self.kernel(name)

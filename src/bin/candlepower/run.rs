@@ -67,6 +67,8 @@ impl Run {
         };
         sampling.validate()?;
         ensure!(self.trials > 0, "--trials=0: at least one is needed");
+        let times =
+            self.warmup.checked_add(self.trials).context("--warmup and --trials are more than can be counted")?;
         let [spec] = settings.models.as_slice() else { bail!("--model={}: name one model", self.model) };
         let session = Session::new(settings.clone())?;
         // Before the model is there: measuring them takes memory too.
@@ -78,7 +80,7 @@ impl Run {
         let request = Request { new_tokens: self.max_new_tokens, sampling, seed: settings.seed, stop };
 
         let mut work = Work::new(&loaded, bytes_beside, prompt, request, settings.device)?;
-        for _ in 0..self.warmup + self.trials {
+        for _ in 0..times {
             work.generate(&mut loaded)?;
         }
         let tokens = work.timelines().last().map(|timeline| timeline.tokens.clone()).unwrap_or_default();
