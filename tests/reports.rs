@@ -70,7 +70,16 @@ fn a_sandbox_makes_every_kind_of_file_and_nobody_takes_it_for_a_measurement() {
     assert!(page.contains("Made-up figures"));
     // What a page might ask somebody for; the SVG's own namespace is no address that is followed.
     assert!(!page.replace("http://www.w3.org/2000/svg", "").contains("http"), "the page asks nobody for anything");
-    for plot in ["tokens_per_s", "mbu", "mfu", "roofline", "step_latency", "expert_load"] {
+    for plot in [
+        "tokens_per_s",
+        "mbu",
+        "mfu",
+        "roofline",
+        "step_latency",
+        "expert_load",
+        "throughput_forward",
+        "throughput_train",
+    ] {
         let png = fs::read(report.join(plot).with_extension("png")).expect(plot);
         assert!(png.starts_with(b"\x89PNG") && png.len() > 5000, "{plot}: {} bytes", png.len());
         assert!(report.join(plot).with_extension("svg").is_file(), "{plot}");

@@ -16,7 +16,7 @@ use resvg::{tiny_skia, usvg};
 use super::joined::Row;
 use crate::{
     record::{Measures, Routing},
-    scenario::{MOE_TOP_K, SWEEP_INFER, SWEEP_TRAIN},
+    scenario::{MOE_TOP_K, PSANN_THROUGHPUT, SWEEP_INFER, SWEEP_TRAIN},
 };
 
 const SIZE: (u32, u32) = (900, 420);
@@ -83,13 +83,8 @@ pub fn plots(rows: &[Row]) -> Result<Vec<Plot>> {
             svg: expert_load(&routed)?,
         });
     }
-    for (scenario, file, title) in [
-        (SWEEP_TRAIN, "growth_train.svg", "Training step over the length of the series"),
-        (SWEEP_INFER, "growth_infer.svg", "Forecast over the length of the series"),
-    ] {
-        if let Some(svg) = growth(rows, scenario)? {
-            plots.push(Plot { file, title, svg });
-        }
+    for of in &GROWTHS {
+        plots.extend(growth(rows, of)?);
     }
     Ok(plots)
 }
@@ -344,17 +339,68 @@ fn expert_load(rows: &[&Row]) -> Result<String> {
     lines(&all, SeriesLabelPosition::UpperRight, 1.0, "expert, the busiest first", "tokens over the mean")
 }
 
-/// Time of a step over the length of the series, a line for each backbone that was measured with more than one length.
-fn growth(rows: &[Row], scenario: &str) -> Result<Option<String>> {
+/// How something grows with a size of its subjects: a line for those that differ in nothing else.
+struct Growth {
+    scenario: &'static str,
+    file: &'static str,
+    title: &'static str,
+    axes: [&'static str; 2],
+    /// A point of the line of this name.
+    point: fn(&Row) -> Option<(String, (f64, f64))>,
+}
+
+const GROWTHS: [Growth; 4] = [
+    Growth {
+        scenario: SWEEP_TRAIN,
+        file: "growth_train.svg",
+        title: "Training step over the length of the series",
+        axes: STEP_OVER_WINDOW,
+        point: step_over_window,
+    },
+    Growth {
+        scenario: SWEEP_INFER,
+        file: "growth_infer.svg",
+        title: "Forecast over the length of the series",
+        axes: STEP_OVER_WINDOW,
+        point: step_over_window,
+    },
+    Growth {
+        scenario: PSANN_THROUGHPUT[0].key,
+        file: "throughput_forward.svg",
+        title: "Language models forward to the loss, over the batch",
+        axes: RATE_OVER_BATCH,
+        point: rate_over_batch,
+    },
+    Growth {
+        scenario: PSANN_THROUGHPUT[1].key,
+        file: "throughput_train.svg",
+        title: "Language models in training, over the batch",
+        axes: RATE_OVER_BATCH,
+        point: rate_over_batch,
+    },
+];
+
+const STEP_OVER_WINDOW: [&str; 2] = ["steps of the series that are seen", "ms a step, median"];
+const RATE_OVER_BATCH: [&str; 2] = ["tokens a step", "tok/s"];
+
+fn step_over_window(row: &Row) -> Option<(String, (f64, f64))> {
+    let (Some(Measures::Sweep(measures)), subject) = (&row.record.measures, &row.record.subject) else { return None };
+    let window = *subject.sizes.get("window")?;
+    Some((subject.model.replace(&format!("-w{window}"), ""), (window as f64, measures.step_p50_ms)))
+}
+
+fn rate_over_batch(row: &Row) -> Option<(String, (f64, f64))> {
+    let (Some(Measures::Training(measures)), subject) = (&row.record.measures, &row.record.subject) else {
+        return None;
+    };
+    let model = subject.model.rsplit_once("-b").map_or(subject.model.as_str(), |(model, _)| model);
+    Some((format!("{model} {}", subject.dtype), (measures.batch_tokens as f64, measures.tokens_per_s)))
+}
+
+fn growth(rows: &[Row], growth: &Growth) -> Result<Option<Plot>> {
     let mut all: Vec<Line> = Vec::new();
-    for row in rows.iter().filter(|row| row.record.scenario == scenario) {
-        let subject = &row.record.subject;
-        let (Some(Measures::Sweep(measures)), Some(&window)) = (&row.record.measures, subject.sizes.get("window"))
-        else {
-            continue;
-        };
-        let name = subject.model.replace(&format!("-w{window}"), "");
-        let point = (window as f64, measures.step_p50_ms);
+    for row in rows.iter().filter(|row| row.record.scenario == growth.scenario) {
+        let Some((name, point)) = (growth.point)(row) else { continue };
         match all.iter_mut().find(|line| line.name == name) {
             Some(line) => line.points.push(point),
             None => all.push(Line { name, points: vec![point] }),
@@ -362,9 +408,10 @@ fn growth(rows: &[Row], scenario: &str) -> Result<Option<String>> {
     }
     all.retain(|line| line.points.len() > 1);
     all.iter_mut().for_each(|line| line.points.sort_unstable_by(|a, b| a.0.total_cmp(&b.0)));
-    let draw =
-        || lines(&all, SeriesLabelPosition::UpperLeft, 0.0, "steps of the series that are seen", "ms a step, median");
-    (!all.is_empty()).then(draw).transpose()
+    let [x_unit, y_unit] = growth.axes;
+    let draw = || lines(&all, SeriesLabelPosition::UpperLeft, 0.0, x_unit, y_unit);
+    let plot = |svg| Plot { file: growth.file, title: growth.title, svg };
+    Ok((!all.is_empty()).then(draw).transpose()?.map(plot))
 }
 
 /// What a bar shows: its height, and an interval if there is one.
