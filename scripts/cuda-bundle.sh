@@ -4,6 +4,10 @@
 #
 #   scripts/cuda-bundle.sh candlepower.tar.xz
 #   tar -xf candlepower.tar.xz && cd candlepower && CANDLEPOWER_DEVICE=cuda:0 ./generation --bench && ./candlepower report
+#
+# With them goes what the golden tests need, to be run first:
+#
+#   CANDLEPOWER_FIXTURES=fixtures CANDLEPOWER_DEVICE=cuda:0 ./golden golden
 set -eu
 out=${1:?"the archive to write is needed: scripts/cuda-bundle.sh candlepower.tar.xz"}
 work=$(mktemp -d "$out.XXXXXX")
@@ -11,11 +15,14 @@ trap 'rm -rf "$work"' EXIT
 mkdir "$work/candlepower"
 # One line of JSON for each thing that was built; what can be run has the path of a program.
 cargo bench --quiet --features cuda --no-run --message-format json >"$work/built"
-sed -n 's/.*"kind":\["\(bench\|bin\)"\].*"name":"\([a-z_]*\)".*"executable":"\([^"]*\)".*/\2 \3/p' "$work/built" |
-    while read -r name program; do
-        strip -o "$work/candlepower/$name" "$program"
-        echo "$name" >&2
-    done
+sed -n 's/.*"kind":\["\(bench\|bin\)"\].*"name":"\([a-z_]*\)".*"executable":"\([^"]*\)".*/\2 \3/p' "$work/built" >"$work/programs"
+cargo test --quiet --release --features cuda --lib --no-run --message-format json >"$work/built"
+sed -n 's/.*"kind":\["lib"\].*"executable":"\([^"]*\)".*/golden \1/p' "$work/built" >>"$work/programs"
+while read -r name program; do
+    strip -o "$work/candlepower/$name" "$program"
+    echo "$name" >&2
+done <"$work/programs"
+cp -r "$(dirname "$0")/../fixtures" "$work/candlepower/fixtures"
 # The programs are much alike, which a large window finds.
 XZ_OPT="-3 --lzma2=preset=3,dict=512MiB" tar -C "$work" -cJf "$work/packed" candlepower
 mv "$work/packed" "$out"

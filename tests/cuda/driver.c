@@ -124,7 +124,8 @@ CUresult cuStreamDestroy(CUstream stream) {
     return CUDA_SUCCESS;
 }
 CUresult cuStreamSynchronize(CUstream stream) {
-    usleep(1000 * (useconds_t)setting("SIMULATED_CUDA_WAIT_MS", 0));
+    useconds_t wait = 1000 * (useconds_t)setting("SIMULATED_CUDA_WAIT_MS", 0);
+    if (wait) usleep(wait);
     return failure;
 }
 CUresult cuCtxSynchronize(void) { return failure; }
