@@ -2,7 +2,7 @@
 
 use candle_core::DType;
 
-use super::{Decoder, routing::Routes};
+use super::{Decoder, mixture::Mixture, routing::Routes};
 use crate::subject::{
     CausalLm, Engine,
     checkpoint::read_json,
@@ -74,10 +74,18 @@ fn the_same_experts_are_chosen_with_the_same_weights() {
             let far = difference(&routes.weights, &numbers(tensor("weights").expect(&what)));
             assert!(far < at_device(1e-5), "{what}: weights {far} from the reference");
 
-            let sum = input.zeros_like().expect("zeros");
-            let found = mixture.dispatch(sum, &input, &routes).expect(&what);
-            let far = difference(&numbers(&found), &numbers(output));
-            assert!(far <= at_device(TOLERANCE), "{what}: the block is {far} from the reference");
+            // All tokens at once, and one alone.
+            let top_k = routes.top_k;
+            let (experts, weights) = (routes.experts[..top_k].to_vec(), routes.weights[..top_k].to_vec());
+            let one = input.narrow(0, 0, 1).expect("a token");
+            for (input, routes) in [(&input, &routes), (&one, &Routes { top_k, experts, weights })] {
+                for dispatch in [Mixture::dispatch, Mixture::dispatch_on_device] {
+                    let sum = input.zeros_like().expect("zeros");
+                    let found = numbers(&dispatch(mixture, sum, input, routes).expect(&what));
+                    let far = difference(&found, &numbers(output)[..found.len()]);
+                    assert!(far <= at_device(TOLERANCE), "{what}: the block is {far} from the reference");
+                }
+            }
             checked += 1;
         }
     }

@@ -106,8 +106,8 @@ impl Mixture {
         Ok(sum)
     }
 
-    /// With as few launches and copies to the device as it takes, which is what a step waits for there.
-    fn dispatch_on_device(&self, mut sum: Tensor, x: &Tensor, routes: &Routes) -> Result<Tensor> {
+    /// The same with as few launches and copies to the device as it takes, which is what a step waits for there.
+    pub(super) fn dispatch_on_device(&self, mut sum: Tensor, x: &Tensor, routes: &Routes) -> Result<Tensor> {
         if x.dim(0)? == 1 {
             for (expert, weight) in routes.experts.iter().zip(&routes.weights) {
                 sum = (sum + (self.experts[*expert as usize].forward(x)? * f64::from(*weight))?)?;
