@@ -34,13 +34,22 @@ library() {
         >&2 || fail "$name could not be compiled"
     mv "$work/$name" "$into/$name"
 }
+# By the names of the release that is there: libcublas.so.13, libcurand.so.10.
+called() {
+    for found in "$cuda/lib64/lib$1.so".[0-9][0-9]; do
+        [ -e "$found" ] || fail "no lib$1 in $cuda/lib64"
+        basename "$found"
+    done
+}
+cublas=$(called cublas)
+curand=$(called curand)
 # What Candle does not call is there all the same, and says that it is not supported (801).
 grep -ohE '\bcu[A-Z][A-Za-z0-9_]*' "$cuda/include/cuda.h" | sort -u |
     sed 's/.*/__attribute__((weak)) int &(void) { return 801; }/' >"$work/others.c"
 "${CC:-cc}" -c -fPIC -w -fno-builtin -o "$work/others.o" "$work/others.c" >&2 || fail "libcuda.so.1 could not be compiled"
 library libcuda.so.1 "" -O2 -DSOURCES="\"$sources\"" "$sources/driver.c" "$work/others.o" -ldl -lpthread
-library libcublas.so.13 libcublas.so.13 -O3 -march=native -fassociative-math -fno-signed-zeros -fno-trapping-math -DCUBLAS \
+library "$cublas" "$cublas" -O3 -march=native -fassociative-math -fno-signed-zeros -fno-trapping-math -DCUBLAS \
     "$sources/libraries.c" "$into/libcuda.so.1" -lm
-library libcurand.so.10 libcurand.so.10 -O2 -DCURAND "$sources/libraries.c" -lm
+library "$curand" "$curand" -O2 -DCURAND "$sources/libraries.c" -lm
 library libnvidia-ml.so.1 "" -O2 "$sources/nvml.c"
 echo "export LD_LIBRARY_PATH='$into:$cuda/lib64'\${LD_LIBRARY_PATH:+:\$LD_LIBRARY_PATH}"

@@ -1,4 +1,4 @@
-// The parts of cuBLAS and cuRAND that Candle calls, on the simulated device: built as libcublas.so.13 and libcurand.so.10.
+// The parts of cuBLAS and cuRAND that Candle calls, on the simulated device: a library each, by CUBLAS and CURAND.
 #include "kernel.h"
 
 #include <cublas_v2.h>
