@@ -345,9 +345,11 @@ struct Growth {
     file: &'static str,
     title: &'static str,
     axes: [&'static str; 2],
-    /// A point of the line of this name.
-    point: fn(&Row) -> Option<(String, (f64, f64))>,
+    point: fn(&Row) -> Option<Named>,
 }
+
+/// A point, and the name of its line.
+type Named = (String, (f64, f64));
 
 const GROWTHS: [Growth; 4] = [
     Growth {
@@ -383,13 +385,13 @@ const GROWTHS: [Growth; 4] = [
 const STEP_OVER_WINDOW: [&str; 2] = ["steps of the series that are seen", "ms a step, median"];
 const RATE_OVER_BATCH: [&str; 2] = ["tokens a step", "tok/s"];
 
-fn step_over_window(row: &Row) -> Option<(String, (f64, f64))> {
+fn step_over_window(row: &Row) -> Option<Named> {
     let (Some(Measures::Sweep(measures)), subject) = (&row.record.measures, &row.record.subject) else { return None };
     let window = *subject.sizes.get("window")?;
     Some((subject.model.replace(&format!("-w{window}"), ""), (window as f64, measures.step_p50_ms)))
 }
 
-fn rate_over_batch(row: &Row) -> Option<(String, (f64, f64))> {
+fn rate_over_batch(row: &Row) -> Option<Named> {
     let (Some(Measures::Training(measures)), subject) = (&row.record.measures, &row.record.subject) else {
         return None;
     };
