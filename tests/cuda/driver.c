@@ -47,14 +47,6 @@ static struct call *call_of(const char *name) {
     return calls = call;
 }
 
-// Where it is written, each name is looked up once.
-#define COUNTED(name)                            \
-    do {                                         \
-        static struct call *here;                \
-        if (!here) here = call_of(name);         \
-        here->times++;                           \
-    } while (0)
-
 __attribute__((destructor)) static void write_calls(void) {
     const char *path = getenv("SIMULATED_CUDA_CALLS");
     FILE *file = path ? fopen(path, "w") : NULL;
@@ -66,20 +58,15 @@ __attribute__((destructor)) static void write_calls(void) {
 // cuBLAS asks, who has no lock of its own.
 int simulated_product(void) {
     LOCKED;
-    COUNTED("product");
+    call_of("product")->times++;
     return getenv("SIMULATED_CUDA_IDLE") == NULL;
 }
 
 // The device and its context.
 
-static int the_context, the_pool;
+static int the_context, the_pool, a_stream, an_event;
 
 CUresult cuInit(unsigned flags) { return (CUresult)setting("SIMULATED_CUDA_INIT_ERROR", CUDA_SUCCESS); }
-
-CUresult cuDeviceGetCount(int *count) {
-    *count = 1;
-    return CUDA_SUCCESS;
-}
 
 CUresult cuDeviceGet(CUdevice *device, int ordinal) {
     *device = ordinal;
@@ -116,32 +103,25 @@ CUresult cuCtxDestroy(CUcontext context) { return CUDA_SUCCESS; }
 static CUresult failure = CUDA_SUCCESS;  // of a kernel: the context is lost
 
 CUresult cuStreamCreate(CUstream *stream, unsigned flags) {
-    *stream = (CUstream)malloc(1);
+    *stream = (CUstream)&a_stream;
     return CUDA_SUCCESS;
 }
-CUresult cuStreamDestroy(CUstream stream) {
-    free(stream);
-    return CUDA_SUCCESS;
-}
+CUresult cuStreamDestroy(CUstream stream) { return CUDA_SUCCESS; }
 CUresult cuStreamSynchronize(CUstream stream) {
     useconds_t wait = 1000 * (useconds_t)setting("SIMULATED_CUDA_WAIT_MS", 0);
     if (wait) usleep(wait);
     return failure;
 }
-CUresult cuCtxSynchronize(void) { return failure; }
 CUresult cuStreamWaitEvent(CUstream stream, CUevent event, unsigned flags) { return CUDA_SUCCESS; }
 CUresult cuStreamIsCapturing(CUstream stream, CUstreamCaptureStatus *status) {
     *status = CU_STREAM_CAPTURE_STATUS_NONE;
     return CUDA_SUCCESS;
 }
 CUresult cuEventCreate(CUevent *event, unsigned flags) {
-    *event = (CUevent)malloc(1);
+    *event = (CUevent)&an_event;
     return CUDA_SUCCESS;
 }
-CUresult cuEventDestroy(CUevent event) {
-    free(event);
-    return CUDA_SUCCESS;
-}
+CUresult cuEventDestroy(CUevent event) { return CUDA_SUCCESS; }
 CUresult cuEventRecord(CUevent event, CUstream stream) { return failure; }
 
 // Memory. What is handed out has its size in front of it. The pool holds what it once took until it is trimmed.
@@ -180,7 +160,7 @@ static void release_large(void) {
 static CUresult take(CUdeviceptr *memory, size_t asked, int from_pool) {
     LOCKED;
     // The large ones are those of whoever measures the device's limits, as often as time allows.
-    if (asked <= 64 << 20) COUNTED("allocation");
+    if (asked <= 64 << 20) call_of("allocation")->times++;
     if (asked == 0) return CUDA_ERROR_INVALID_VALUE;
     uint64_t bytes = rounded_up(asked, UNIT);
     uint64_t pool = held_by_pool, beside = beside_pool + (from_pool ? 0 : bytes);
@@ -257,28 +237,24 @@ CUresult cuMemPoolTrimTo(CUmemoryPool pool, size_t bytes) {
     return CUDA_SUCCESS;
 }
 
-static CUresult copy(struct call **call, const char *name, void *to, const void *from, size_t bytes) {
+static CUresult copy(const char *name, void *to, const void *from, size_t bytes) {
     LOCKED;
-    if (!*call) *call = call_of(name);
-    (*call)->times++;
+    call_of(name)->times++;
     if (failure == CUDA_SUCCESS) memcpy(to, from, bytes);
     return failure;
 }
 CUresult cuMemcpyHtoDAsync(CUdeviceptr to, const void *from, size_t bytes, CUstream stream) {
-    static struct call *call;
-    return copy(&call, "copy to the device", (void *)to, from, bytes);
+    return copy("copy to the device", (void *)to, from, bytes);
 }
 CUresult cuMemcpyDtoHAsync(void *to, CUdeviceptr from, size_t bytes, CUstream stream) {
-    static struct call *call;
-    return copy(&call, "copy from the device", to, (void *)from, bytes);
+    return copy("copy from the device", to, (void *)from, bytes);
 }
 CUresult cuMemcpyDtoDAsync(CUdeviceptr to, CUdeviceptr from, size_t bytes, CUstream stream) {
-    static struct call *call;
-    return copy(&call, "copy on the device", (void *)to, (void *)from, bytes);
+    return copy("copy on the device", (void *)to, (void *)from, bytes);
 }
 CUresult cuMemsetD8Async(CUdeviceptr to, unsigned char value, size_t bytes, CUstream stream) {
     LOCKED;
-    COUNTED("fill of bytes");
+    call_of("fill of bytes")->times++;
     if (failure == CUDA_SUCCESS) memset((void *)to, value, bytes);
     return failure;
 }
