@@ -48,8 +48,8 @@ grep -ohE '\bcu[A-Z][A-Za-z0-9_]*' "$cuda/include/cuda.h" | sort -u |
     sed 's/.*/__attribute__((weak)) int &(void) { return 801; }/' >"$work/others.c"
 "${CC:-cc}" -c -fPIC -w -fno-builtin -o "$work/others.o" "$work/others.c" >&2 || fail "libcuda.so.1 could not be compiled"
 library libcuda.so.1 "" -O2 -DSOURCES="\"$sources\"" "$sources/driver.c" "$work/others.o" -ldl -lpthread
-library "$cublas" "$cublas" -O3 -march=native -fassociative-math -fno-signed-zeros -fno-trapping-math -DCUBLAS \
-    "$sources/libraries.c" "$into/libcuda.so.1" -lm
-library "$curand" "$curand" -O2 -DCURAND "$sources/libraries.c" -lm
+library "$cublas" "$cublas" -O3 -march=native -fassociative-math -fno-signed-zeros -fno-trapping-math \
+    "$sources/cublas.c" "$into/libcuda.so.1" -lm
+library "$curand" "$curand" -O2 "$sources/curand.c" -lm
 library libnvidia-ml.so.1 "" -O2 "$sources/nvml.c"
 echo "export LD_LIBRARY_PATH='$into:$cuda/lib64'\${LD_LIBRARY_PATH:+:\$LD_LIBRARY_PATH}"

@@ -1,6 +1,6 @@
 //! AdamW (Loshchilov and Hutter 2019) with warm-up and clipping by the norm of all gradients. On a processor in f32 one pass
 //! over weights, gradients and moments, in place; Candle's own makes some ten passes and as many copies. Elsewhere it is
-//! composed of Candle's operations, on small variables together: some twenty launches each would be half of a step's.
+//! composed of Candle's operations, on small variables together: some twenty launches each were two fifths of a small model's step.
 
 use std::ops::Range;
 

@@ -24,6 +24,11 @@ C_TYPES = {"f32": "float", "f64": "double", "pred": "uint32_t"}
 COMPARE = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 ARITHMETIC = {"add": "+", "sub": "-", "and": "&", "or": "|", "xor": "^"}
 FLOATS = ("f16", "bf16", "f32", "f64")
+UNARY = {"neg": "-{}", "rcp": "1 / {}", "sqrt": "sqrt({})", "rsqrt": "1 / sqrt({})", "ex2": "exp2({})", "lg2": "log2({})"}
+# Instructions that one method translates by their names; others have a method each, do_<name>.
+BY_NAME = {"sum": ["add", "sub"], "carried": ["addc", "subc", "madc"], "logical": ["and", "or", "xor"], "divided": ["div", "rem"],
+           "shifted": ["shl", "shr"], "extreme": ["min", "max"], "unary": UNARY}
+METHODS = {name: method for method, names in BY_NAME.items() for name in names}
 
 
 def bits(ptx_type):
@@ -152,6 +157,8 @@ class Function:
         # Brackets and braces hold operands together.
         operands = [part.strip() for part in re.findall(r"(?:\{[^}]*\}|\[[^\]]*\]|\([^)]*\)|[^,])+", operands)]
         name, *modifiers = code.split(".")
+        if method := METHODS.get(name):
+            return getattr(self, method)(name, modifiers, operands)
         translate = getattr(self, f"do_{name}", None)
         if translate is None:
             raise SystemExit(f"error: {self.name}: unknown instruction '{text}'")
@@ -341,35 +348,14 @@ class Function:
         out = "carry = (total >> 32) & 1;" if "cc" in modifiers else ""
         return f"{{ uint64_t total = {total}; {self.set(operands[0], 'u32', '(uint32_t)total')} {out} }}"
 
-    def do_add(self, modifiers, operands):
-        return (self.carried if "cc" in modifiers else self.binary)("add", modifiers, operands)
-
-    def do_sub(self, modifiers, operands):
-        return (self.carried if "cc" in modifiers else self.binary)("sub", modifiers, operands)
-
-    def do_addc(self, modifiers, operands):
-        return self.carried("addc", modifiers, operands)
-
-    def do_subc(self, modifiers, operands):
-        return self.carried("subc", modifiers, operands)
-
-    def do_madc(self, modifiers, operands):
-        return self.carried("madc", modifiers, operands)
+    def sum(self, name, modifiers, operands):
+        return (self.carried if "cc" in modifiers else self.binary)(name, modifiers, operands)
 
     def logical(self, name, modifiers, operands):
         if modifiers[-1] == "pred":
             a, b = (f"!!{self.raw(operand, 'pred')}" for operand in operands[1:])
             return self.set(operands[0], "pred", f"{a} {ARITHMETIC[name]} {b}")
         return self.binary(name, modifiers, operands)
-
-    def do_and(self, modifiers, operands):
-        return self.logical("and", modifiers, operands)
-
-    def do_or(self, modifiers, operands):
-        return self.logical("or", modifiers, operands)
-
-    def do_xor(self, modifiers, operands):
-        return self.logical("xor", modifiers, operands)
 
     def do_not(self, modifiers, operands):
         sign = "!" if modifiers[-1] == "pred" else "~"
@@ -406,55 +392,27 @@ class Function:
             return self.set(operands[0], ptx_type, self.toward("-INFINITY", ptx_type, f"(double){a} * {b} + {c}"))
         return self.set(operands[0], ptx_type, f"{'fmaf' if ptx_type == 'f32' else 'fma'}({a}, {b}, {c})")
 
-    def do_div(self, modifiers, operands):
-        return self.divided("/", modifiers, operands)
-
-    def do_rem(self, modifiers, operands):
-        return self.divided("%", modifiers, operands)
-
-    def divided(self, sign, modifiers, operands):
-        ptx_type = modifiers[-1]
+    def divided(self, name, modifiers, operands):
+        ptx_type, sign = modifiers[-1], {"div": "/", "rem": "%"}[name]
         a, b = (self.value(operand, ptx_type) for operand in operands[1:])
         if ptx_type in FLOATS:
             return self.set(operands[0], ptx_type, f"{a} / {b}")
         return self.set(operands[0], ptx_type, f"{b} ? {a} {sign} {b} : -1")
 
-    def do_shl(self, modifiers, operands):
-        return self.shifted("<<", modifiers, operands)
-
-    def do_shr(self, modifiers, operands):
-        return self.shifted(">>", modifiers, operands)
-
-    def shifted(self, sign, modifiers, operands):
-        ptx_type = modifiers[-1]
+    def shifted(self, name, modifiers, operands):
+        ptx_type, sign = modifiers[-1], {"shl": "<<", "shr": ">>"}[name]
         a, amount, size = self.raw(operands[1], ptx_type), self.raw(operands[2], "u32"), bits(ptx_type)
         beyond = f"{a} >> {size - 1}" if sign == ">>" and ptx_type[0] == "s" else "0"
         return self.set(operands[0], ptx_type, f"{amount} < {size} ? {a} {sign} {amount} : {beyond}")
 
-    def unary(self, modifiers, operands, expression):
+    def unary(self, name, modifiers, operands):
         ptx_type = modifiers[-1]
-        return self.set(operands[0], ptx_type, expression.format(self.value(operands[1], ptx_type)))
-
-    def do_neg(self, modifiers, operands):
-        return self.unary(modifiers, operands, "-{}")
+        return self.set(operands[0], ptx_type, UNARY[name].format(self.value(operands[1], ptx_type)))
 
     def do_abs(self, modifiers, operands):
-        return self.unary(modifiers, operands, "fabs({})" if modifiers[-1] in FLOATS else "llabs({})")
-
-    def do_rcp(self, modifiers, operands):
-        return self.unary(modifiers, operands, "1 / {}")
-
-    def do_sqrt(self, modifiers, operands):
-        return self.unary(modifiers, operands, "sqrtf({})" if modifiers[-1] == "f32" else "sqrt({})")
-
-    def do_rsqrt(self, modifiers, operands):
-        return self.unary(modifiers, operands, "1 / sqrt({})")
-
-    def do_ex2(self, modifiers, operands):
-        return self.unary(modifiers, operands, "exp2({})")
-
-    def do_lg2(self, modifiers, operands):
-        return self.unary(modifiers, operands, "log2({})")
+        ptx_type = modifiers[-1]
+        absolute = "fabs" if ptx_type in FLOATS else "llabs"
+        return self.set(operands[0], ptx_type, f"{absolute}({self.value(operands[1], ptx_type)})")
 
     def do_clz(self, modifiers, operands):
         value, size = self.raw(operands[1], modifiers[-1]), bits(modifiers[-1])
@@ -479,12 +437,6 @@ class Function:
             unless = f"isnan({a}) ? {a} : isnan({b}) ? {b}" if "NaN" in modifiers else f"isnan({a}) ? {b} : isnan({b}) ? {a}"
             chosen = f"{unless} : {chosen}"
         return self.set(operands[0], ptx_type, chosen)
-
-    def do_min(self, modifiers, operands):
-        return self.extreme("min", modifiers, operands)
-
-    def do_max(self, modifiers, operands):
-        return self.extreme("max", modifiers, operands)
 
     # The whole.
 

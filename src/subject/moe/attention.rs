@@ -12,7 +12,10 @@ use candle_nn::{
 };
 use rayon::prelude::*;
 
-use crate::subject::config::{Family, ModelConfig};
+use crate::subject::{
+    config::{Family, ModelConfig},
+    ops::is_plain,
+};
 
 /// Queries that are multiplied with the keys at a time, in f32 on a processor: few enough that the keys after them, which
 /// they don't see, are mostly left out, and enough for a product that is worth its while.
@@ -115,7 +118,7 @@ impl Attention {
         }
         let q = rope_thd(&q, &angles.cos, &angles.sin)?;
         let k = rope_thd(&k, &angles.cos, &angles.sin)?;
-        let has_kernel = x.device().is_cpu() && x.dtype() == DType::F32;
+        let has_kernel = is_plain(x);
         let (k, v) = if has_kernel { (k, v) } else { (by_head(&k)?, by_head(&v)?) };
         let (k, v) = self.append(&k, &v, position)?;
         let scale = (self.head_dim as f32).sqrt().recip();

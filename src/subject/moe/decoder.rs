@@ -13,6 +13,7 @@ use super::{
 use crate::subject::{
     causal_lm::{CacheBytes, CausalLm, Footprint},
     config::{ExpertLayout, Family, ModelConfig, RopeScaling},
+    ops::is_plain,
 };
 
 pub struct Decoder {
@@ -117,20 +118,20 @@ impl Decoder {
         ensure!(position + count <= longest, "{} tokens: the model takes up to {longest}", position + count);
         let mut h = self.embedding.index_select(&Tensor::new(tokens, &self.device)?, 0)?;
         let angles = Angles::new(&self.config, position, count, self.dtype, &self.device)?;
-        let has_kernel = self.device.is_cpu() && self.dtype == DType::F32;
         // A token alone sees all that came before it.
-        let mask =
-            if has_kernel || count == 1 { None } else { Some(causal_mask(position, count, self.dtype, &self.device)?) };
+        let mask = if is_plain(&h) || count == 1 {
+            None
+        } else {
+            Some(causal_mask(position, count, self.dtype, &self.device)?)
+        };
         let eps = self.config.rms_norm_eps as f32;
-        let every: Vec<u32> = (0..count as u32).collect();
         for layer in &mut self.layers {
             let x = rms_norm(&h, &layer.input_norm, eps)?;
             // A sum of its own, which the feed-forward may add to in place.
             h = (h + layer.attention.forward(&x, position, &angles, mask.as_ref())?)?;
             let x = rms_norm(&h, &layer.post_attention_norm, eps)?;
             h = match &layer.feed_forward {
-                FeedForward::Dense(dense) if self.device.is_cpu() => dense.add_to(h, &x, &every, &vec![1.0; count])?,
-                FeedForward::Dense(dense) => (h + dense.forward(&x)?)?,
+                FeedForward::Dense(dense) => dense.add_all_to(h, &x)?,
                 FeedForward::Mixture(mixture) => {
                     mixture.add_to(h, &x, position, self.planted.as_ref(), &mut self.load)?
                 }

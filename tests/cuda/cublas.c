@@ -1,13 +1,11 @@
-// The parts of cuBLAS and cuRAND that Candle calls, on the simulated device: a library each, by CUBLAS and CURAND.
+// The part of cuBLAS that Candle calls, on the simulated device.
 #include "kernel.h"
 
 #include <cublas_v2.h>
-#include <curand.h>
 #include <stdlib.h>
 
 static int the_handle;
 
-#ifdef CUBLAS
 // Of the driver: counts a product, and says whether to compute it.
 int simulated_product(void);
 
@@ -96,51 +94,3 @@ cublasStatus_t cublasDgemmStridedBatched(cublasHandle_t handle, cublasOperation_
     return product(transa, transb, m, n, k, *alpha, a, CUDA_R_64F, lda, stride_a, b, CUDA_R_64F, ldb, stride_b, *beta, c, CUDA_R_64F,
                    ldc, stride_c, batches);
 }
-#endif
-
-#ifdef CURAND
-static uint64_t state;
-
-curandStatus_t curandCreateGenerator(curandGenerator_t *generator, curandRngType_t type) {
-    *generator = (curandGenerator_t)&the_handle;
-    return CURAND_STATUS_SUCCESS;
-}
-curandStatus_t curandDestroyGenerator(curandGenerator_t generator) { return CURAND_STATUS_SUCCESS; }
-curandStatus_t curandSetStream(curandGenerator_t generator, cudaStream_t stream) { return CURAND_STATUS_SUCCESS; }
-curandStatus_t curandSetPseudoRandomGeneratorSeed(curandGenerator_t generator, unsigned long long seed) {
-    state = seed;
-    return CURAND_STATUS_SUCCESS;
-}
-
-// In (0, 1], by SplitMix64.
-static double uniform(void) {
-    uint64_t z = state += 0x9e3779b97f4a7c15;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111eb;
-    return (double)(((z ^ (z >> 31)) >> 11) + 1) / (double)(1ull << 53);
-}
-
-static double normal(double mean, double deviation) {
-    return mean + deviation * sqrt(-2 * log(uniform())) * cos(2 * M_PI * uniform());
-}
-
-curandStatus_t curandGenerateUniform(curandGenerator_t generator, float *out, size_t count) {
-    while (count--) *out++ = (float)uniform();
-    return CURAND_STATUS_SUCCESS;
-}
-curandStatus_t curandGenerateUniformDouble(curandGenerator_t generator, double *out, size_t count) {
-    while (count--) *out++ = uniform();
-    return CURAND_STATUS_SUCCESS;
-}
-// As the library does, normal numbers come in pairs only.
-curandStatus_t curandGenerateNormal(curandGenerator_t generator, float *out, size_t count, float mean, float deviation) {
-    if (count % 2) return CURAND_STATUS_LENGTH_NOT_MULTIPLE;
-    while (count--) *out++ = (float)normal(mean, deviation);
-    return CURAND_STATUS_SUCCESS;
-}
-curandStatus_t curandGenerateNormalDouble(curandGenerator_t generator, double *out, size_t count, double mean, double deviation) {
-    if (count % 2) return CURAND_STATUS_LENGTH_NOT_MULTIPLE;
-    while (count--) *out++ = normal(mean, deviation);
-    return CURAND_STATUS_SUCCESS;
-}
-#endif
