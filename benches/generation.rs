@@ -4,15 +4,15 @@ use std::process::ExitCode;
 
 use candlepower::{
     measure::CountingAllocator,
+    runner::{self, Candidate},
     scenario::GENERATION,
-    suite::{self, Candidate},
 };
 
 #[global_allocator]
 static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 fn main() -> ExitCode {
-    suite::main(|suite| {
+    runner::main(|suite| {
         let candidates = Candidate::from_settings(suite.settings());
         suite.generation(&GENERATION, candidates);
     })

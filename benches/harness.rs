@@ -2,7 +2,9 @@
 //! what drifts reaches both.
 
 use std::{
+    cell::RefCell,
     process::ExitCode,
+    rc::Rc,
     time::{Duration, Instant},
 };
 
@@ -11,10 +13,11 @@ use candle_core::Tensor;
 use candlepower::{
     generate::Request,
     measure::{CountingAllocator, memory},
+    model::{self, CausalLm, Engine, ModelSpec},
+    runner,
     scenario::Sampling,
     settings::Settings,
-    subject::{self, CausalLm, Engine, ModelSpec},
-    suite::{self, Work},
+    workload::{GenerationWorkload, Workload},
 };
 use criterion::{Criterion, SamplingMode};
 
@@ -37,7 +40,7 @@ fn bare_loop(model: &mut dyn CausalLm, prompt: &[u32]) -> Result<Duration> {
 }
 
 fn main() -> ExitCode {
-    suite::in_one_line(|| {
+    runner::in_one_line(|| {
         let settings = Settings::load(&[])?;
         let device = settings.device;
         let spec = ModelSpec::Mini("llama-mini");
@@ -51,21 +54,24 @@ fn main() -> ExitCode {
         let mut pairs: Vec<(f64, f64)> = Vec::new();
         group.bench_function("llama-mini", |bencher| {
             let mut bench = || -> Result<()> {
-                let mut subject = subject::load(&spec, Engine::Stock, settings.dtype, device, settings.seed)?;
+                let subject = model::load(&spec, Engine::Stock, settings.dtype, device, settings.seed)?;
+                let subject = Rc::new(RefCell::new(subject));
                 let prompt: Vec<u32> = (0..64).collect();
                 let request = Request { new_tokens: NEW_TOKENS, sampling: Sampling::GREEDY, seed: 0, stop: Vec::new() };
-                let mut work =
-                    Work::new(&subject, memory::current_bytes(&device.open()?), prompt.clone(), request, device)?;
+                let bytes_beside = memory::current_bytes(&device.open()?);
+                let mut workload =
+                    GenerationWorkload::new(subject.clone(), bytes_beside, prompt.clone(), request, device)?;
+                let bare = || bare_loop(subject.borrow_mut().model.as_mut(), &prompt);
                 bencher.iter_custom(|iterations| {
                     let mut total = Duration::ZERO;
                     for _ in 0..iterations {
                         let bare_first = pairs.len().is_multiple_of(2);
-                        let before = bare_first.then(|| bare_loop(subject.model.as_mut(), &prompt));
-                        let suite = work.generate(&mut subject);
-                        let bare = before.unwrap_or_else(|| bare_loop(subject.model.as_mut(), &prompt));
+                        let before = bare_first.then(bare);
+                        let suite = workload.iterate();
+                        let bare = before.unwrap_or_else(bare);
                         let (Ok(bare), Ok(suite)) = (bare, suite) else { continue };
-                        pairs.push((bare.as_secs_f64(), suite.as_secs_f64()));
-                        total += suite;
+                        pairs.push((bare.as_secs_f64(), suite.time.as_secs_f64()));
+                        total += suite.time;
                     }
                     total
                 });

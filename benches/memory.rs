@@ -2,14 +2,14 @@
 
 use std::process::ExitCode;
 
-use candlepower::{measure::CountingAllocator, scenario::CHECKPOINT_MEMORY, suite};
+use candlepower::{measure::CountingAllocator, runner, scenario::CHECKPOINT_MEMORY};
 
 #[global_allocator]
 static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 fn main() -> ExitCode {
-    suite::let_waiting_threads_sleep();
-    suite::main(|suite| {
+    runner::let_waiting_threads_sleep();
+    runner::main(|suite| {
         suite.training(&CHECKPOINT_MEMORY);
     })
 }

@@ -4,15 +4,15 @@ use std::process::ExitCode;
 
 use candlepower::{
     measure::CountingAllocator,
+    runner::{self, Candidate},
     scenario::MOE_TOP_K,
-    suite::{self, Candidate},
 };
 
 #[global_allocator]
 static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 fn main() -> ExitCode {
-    suite::main(|suite| {
+    runner::main(|suite| {
         let candidates = Candidate::expert_grid(suite.settings());
         suite.generation(&MOE_TOP_K, candidates);
     })

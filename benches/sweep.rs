@@ -3,11 +3,11 @@
 
 use std::process::ExitCode;
 
-use candlepower::{measure::CountingAllocator, suite};
+use candlepower::{measure::CountingAllocator, runner};
 
 #[global_allocator]
 static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 fn main() -> ExitCode {
-    suite::main(|suite| suite.sweep("smoke"))
+    runner::main(|suite| suite.sweep("smoke"))
 }

@@ -5,16 +5,16 @@ use std::process::ExitCode;
 
 use candlepower::{
     measure::CountingAllocator,
+    runner,
     scenario::{PSANN_THROUGHPUT, TRAINING_SWEEP},
-    suite,
 };
 
 #[global_allocator]
 static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 fn main() -> ExitCode {
-    suite::let_waiting_threads_sleep();
-    suite::main(|suite| {
+    runner::let_waiting_threads_sleep();
+    runner::main(|suite| {
         suite.training(&PSANN_THROUGHPUT);
         suite.training(&TRAINING_SWEEP);
     })

@@ -5,9 +5,9 @@ use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
 use candlepower::{
     measure::CountingAllocator,
+    model::{CausalLm, Footprint},
+    runner::{self, Candidate},
     scenario::GENERATION,
-    subject::{CausalLm, Footprint},
-    suite::{self, Candidate},
 };
 
 #[global_allocator]
@@ -52,5 +52,5 @@ fn load(dtype: DType, device: &Device) -> Result<BagOfWords> {
 }
 
 fn main() -> std::process::ExitCode {
-    suite::main(|suite| suite.generation(&GENERATION, vec![Candidate::own("bag-of-words", suite.settings(), load)]))
+    runner::main(|suite| suite.generation(&GENERATION, vec![Candidate::own("bag-of-words", suite.settings(), load)]))
 }

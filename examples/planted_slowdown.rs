@@ -8,9 +8,9 @@ use anyhow::{Context, Result};
 use candle_core::Tensor;
 use candlepower::{
     measure::CountingAllocator,
+    model::{self, CausalLm, Footprint},
+    runner::{self, Candidate},
     scenario::GENERATION,
-    subject::{self, CausalLm, Footprint},
-    suite::{self, Candidate},
 };
 
 #[global_allocator]
@@ -55,12 +55,12 @@ impl CausalLm for Slowed {
 }
 
 fn main() -> ExitCode {
-    suite::main(|suite| {
+    runner::main(|suite| {
         let settings = suite.settings().clone();
         let (engine, device, seed) = (settings.engine, settings.device, settings.seed);
         let candidate = Candidate::own("planted", suite.settings(), move |dtype, _| {
             let spec = settings.models.first().context("a model is needed")?;
-            let model = subject::load(spec, engine, dtype, device, seed)?.model;
+            let model = model::load(spec, engine, dtype, device, seed)?.model;
             let ballast_bytes = model.footprint().weight_bytes as f64 * planted("PLANTED_MEMORY")?;
             Ok(Slowed { model, by: planted("PLANTED_SLOWDOWN")?, _ballast: vec![1; ballast_bytes as usize] })
         });

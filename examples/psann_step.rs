@@ -7,9 +7,9 @@ use std::{collections::HashMap, io::BufRead, time::Instant};
 use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device};
 use candlepower::{
-    subject::psann::{Base, Config},
-    suite::let_waiting_threads_sleep,
-    train::{
+    model::psann::{Base, PsannConfig},
+    runner::let_waiting_threads_sleep,
+    train::step::{
         gradients::Sequences,
         language::{Language, Plan},
         optimizer::Options,
@@ -28,7 +28,7 @@ fn main() -> Result<()> {
         let line = line?;
         let (base, phase) = line.split_once(' ').with_context(|| format!("'{line}' is no base and phase"))?;
         let base: Base = base.parse()?;
-        let config = Config { base, d_model: 256, n_layers: 4, n_heads: 4, d_mlp: 1024, ..Config::default() };
+        let config = PsannConfig { base, d_model: 256, n_layers: 4, n_heads: 4, d_mlp: 1024, ..PsannConfig::default() };
         let plan = Plan { dtype: DType::F32, checkpointing: false, micro_rows: ROWS };
         let model = match models.remove(&base) {
             Some(model) => model,

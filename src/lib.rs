@@ -81,25 +81,18 @@
 //! * Candle widens 16-bit operands of every matrix product on a processor to f32: engine `stock` in bf16 there is as slow
 //!   as it is reported.
 
+pub mod device;
+pub mod doctor;
+pub mod error;
 pub mod generate;
+pub mod kernels;
 mod keys;
-pub mod learn;
 pub mod measure;
+pub mod model;
 pub mod record;
 pub mod report;
+pub mod runner;
 pub mod scenario;
 pub mod settings;
-pub mod subject;
-pub mod suite;
-pub mod sweep;
 pub mod train;
-
-/// The name that was probably meant, if one is close.
-pub(crate) fn nearest<'a>(given: &str, names: &[&'a str]) -> Option<&'a str> {
-    names
-        .iter()
-        .map(|name| (strsim::damerau_levenshtein(given, name), *name))
-        .filter(|(distance, name)| *distance <= 1 + name.len() / 4)
-        .min()
-        .map(|(_, name)| name)
-}
+pub mod workload;

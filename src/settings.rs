@@ -12,10 +12,11 @@ use anyhow::{Context, Result, bail};
 use candle_core::DType;
 
 use crate::{
-    nearest,
+    device::DeviceChoice,
+    error::nearest,
+    model::{Engine, MINI, ModelSpec},
     record::Setting,
     scenario::Tier,
-    subject::{DeviceChoice, Engine, MINI, ModelSpec},
 };
 
 /// The settings file, looked for in the folder that the program is started in.

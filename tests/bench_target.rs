@@ -11,10 +11,10 @@ use anyhow::{Result, bail};
 use candle_core::{Device, Tensor};
 use candlepower::{
     measure::CountingAllocator,
+    model::{CausalLm, Footprint},
     record::{Measures, Record, Status},
+    runner::{self, Candidate},
     scenario::{Generation, Sampling, Tier},
-    subject::{CausalLm, Footprint},
-    suite::{self, Candidate},
 };
 use tempfile::TempDir;
 
@@ -72,7 +72,7 @@ fn bench_target() -> ExitCode {
         purpose: "to be looked at",
     };
     let scenarios = [scenario("tiny", 3, Tier::Quick), scenario("small", 5, Tier::Full)];
-    suite::main(|suite| {
+    runner::main(|suite| {
         let own = |name: &'static str| {
             Candidate::own(name, suite.settings(), move |_, _| {
                 fs::write(format!("loaded-{name}"), "")?;
@@ -97,7 +97,7 @@ impl World {
     fn run(&self, arguments: &[&str], environment: &[(&str, &str)]) -> Output {
         let mut command = Command::new(std::env::current_exe().expect("this program"));
         // Cargo's variables would make it join a run.
-        command.env_remove("CARGO").env("RUST_BACKTRACE", "1").env(BENCH_TARGET, "1");
+        command.env_remove("CARGO").env_remove("RUST_BACKTRACE").env(BENCH_TARGET, "1");
         command.env("CANDLEPOWER_OUT", "out").env("CRITERION_HOME", self.path("criterion"));
         command.envs(environment.iter().copied()).args(arguments).current_dir(self.0.path());
         command.output().expect("it starts")
@@ -131,7 +131,7 @@ fn failures_are_isolated() {
     let output = world.run(&["--bench"], &[]);
     let errors = stderr(&output);
     assert_eq!(output.status.code(), Some(1), "{errors}");
-    assert!(!errors.contains("panicked") && !errors.contains("backtrace"), "{errors}");
+    assert!(!errors.contains("panicked") && !errors.contains("stack backtrace"), "{errors}");
     let records = world.records();
     assert_eq!(records.len(), 2 * MODELS.len());
     for record in &records {
@@ -162,6 +162,45 @@ fn failures_are_isolated() {
     }
     assert!(world.path("criterion/report/index.html").is_file(), "the report is written");
     assert!(world.path("criterion/tiny/last/own-f32-cpu/new/estimates.json").is_file());
+}
+
+/// A panic in a user's model is one line by default, and everything the default hook prints when asked for.
+fn a_panic_says_where_it_happened() {
+    let world = World::new();
+    let output = world.run(&["--bench", "^tiny/panics"], &[]);
+    let errors = stderr(&output);
+    assert!(errors.contains("this model panics (a panic at tests/bench_target.rs:"), "{errors}");
+    assert!(!errors.contains("stack backtrace"), "{errors}");
+    let output = world.run(&["--bench", "^tiny/panics"], &[("RUST_BACKTRACE", "1")]);
+    let errors = stderr(&output);
+    assert!(errors.contains("panicked at tests/bench_target.rs") && errors.contains("stack backtrace"), "{errors}");
+}
+
+/// A record holds the samples that Criterion measured, however long it warms up and measures.
+fn records_hold_criterions_samples() {
+    let world = World::new();
+    for options in
+        [&[] as &[&str], &["--warm-up-time", "0.1"], &["--measurement-time", "0.5"], &["--sample-size", "12"]]
+    {
+        let output = world.run(&[&["--bench", "^tiny/first"], options].concat(), &[]);
+        assert!(output.status.success(), "{}", stderr(&output));
+        let record = world.records().pop().expect("a record");
+        let Some(Measures::Generation(measures)) = &record.measures else { panic!("{record:?}") };
+        let sample =
+            fs::read(world.path("criterion/tiny/first/own-f32-cpu/new/sample.json")).expect("Criterion's file");
+        let sample: serde_json::Value = serde_json::from_slice(&sample).expect("JSON");
+        let numbers = |key: &str| {
+            let values = sample[key].as_array().expect("a list");
+            values.iter().map(|value| value.as_f64().expect("a number")).collect::<Vec<_>>()
+        };
+        let expected: Vec<f64> = numbers("times").iter().zip(numbers("iters")).map(|(ns, n)| ns / n / 1e6).collect();
+        assert_eq!(measures.samples, expected.len(), "{options:?}");
+        for (found, expected) in measures.sample_total_ms.iter().zip(&expected) {
+            assert!((found - expected).abs() < 1e-5, "{options:?}: {found}, not {expected}");
+        }
+        // A run without `CARGO` opens a folder named by the second.
+        std::thread::sleep(std::time::Duration::from_millis(1100));
+    }
 }
 
 /// Neither a list nor a filter that matches nothing loads a model or leaves a file.
@@ -251,8 +290,10 @@ fn main() -> ExitCode {
     if std::env::var_os(BENCH_TARGET).is_some() {
         return bench_target();
     }
-    let tests: [(&str, fn()); 7] = [
+    let tests: [(&str, fn()); 9] = [
         ("failures_are_isolated", failures_are_isolated),
+        ("a_panic_says_where_it_happened", a_panic_says_where_it_happened),
+        ("records_hold_criterions_samples", records_hold_criterions_samples),
         ("a_list_loads_nothing", a_list_loads_nothing),
         ("a_filter_and_a_tier_choose", a_filter_and_a_tier_choose),
         ("a_smoke_test_runs_but_keeps_nothing", a_smoke_test_runs_but_keeps_nothing),

@@ -8,11 +8,11 @@ use std::{
     time::Duration,
 };
 
-use candlepower::{measure::peak_bytes::apart, suite};
+use candlepower::{measure::peak_bytes::apart, runner};
 use criterion::SamplingMode;
 
 fn target(bytes: u64) {
-    let mut criterion = suite::bytes();
+    let mut criterion = runner::bytes();
     let mut group = criterion.benchmark_group("bytes");
     group.sampling_mode(SamplingMode::Flat);
     let mut samples = 0;

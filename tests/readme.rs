@@ -1,9 +1,9 @@
 //! The README says what the program does: its tables are compared with the program's.
 
 use candlepower::{
+    model::{MINI, SYNTHETIC},
     scenario::GENERATION,
     settings::KEYS,
-    subject::{MINI, SYNTHETIC},
 };
 
 const README: &str = include_str!("../README.md");

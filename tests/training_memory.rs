@@ -9,8 +9,8 @@ use candlepower::{
         CountingAllocator,
         allocator::{current_bytes, peak_bytes, reset_peak},
     },
-    subject::psann::{Base, Config},
-    train::{
+    model::psann::{Base, PsannConfig},
+    train::step::{
         gradients::Sequences,
         language::{Language, Plan},
         optimizer::Options,
@@ -26,7 +26,7 @@ static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 const TIME: usize = 64;
 
 /// Most memory that a step takes beyond what is in use between steps, when there was one before.
-fn activation_bytes(config: &Config, rows: usize, checkpointing: bool) -> u64 {
+fn activation_bytes(config: &PsannConfig, rows: usize, checkpointing: bool) -> u64 {
     let plan = Plan { dtype: DType::F32, checkpointing, micro_rows: rows };
     let mut language = Language::new(config, Options::default(), plan, 1, &Device::Cpu).expect("a training");
     let ids = (0..rows * (TIME + 1)).map(|place| (place * 31 % config.vocab_size) as u32).collect();
@@ -38,15 +38,15 @@ fn activation_bytes(config: &Config, rows: usize, checkpointing: bool) -> u64 {
     peak_bytes().expect("it is counted") - between
 }
 
-fn config() -> Config {
-    Config {
+fn config() -> PsannConfig {
+    PsannConfig {
         base: Base::Waveresnet,
         vocab_size: 64,
         d_model: 64,
         n_layers: 8,
         n_heads: 4,
         d_mlp: 256,
-        ..Config::default()
+        ..PsannConfig::default()
     }
 }
 
@@ -60,9 +60,10 @@ fn checkpointing_saves_most_of_what_layers_keep() {
 #[test]
 fn the_loss_does_not_keep_all_logits() {
     let _guard = ONE_AT_A_TIME.lock().expect("no test failed before");
-    let small = Config { n_layers: 1, d_model: 16, n_heads: 1, d_mlp: 16, ..config() };
+    let small = PsannConfig { n_layers: 1, d_model: 16, n_heads: 1, d_mlp: 16, ..config() };
     // 4096 and 8192 rows: eight and sixteen chunks of the loss.
-    let peak = |vocab_size: usize, rows: usize| activation_bytes(&Config { vocab_size, ..small.clone() }, rows, false);
+    let peak =
+        |vocab_size: usize, rows: usize| activation_bytes(&PsannConfig { vocab_size, ..small.clone() }, rows, false);
     let logits = |vocab_size: u64, rows: u64| 4 * vocab_size * rows * TIME as u64;
     let (few, many) = (peak(500, 64), peak(4000, 64));
     let grown = many.saturating_sub(few);

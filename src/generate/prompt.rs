@@ -7,7 +7,7 @@ use rand_chacha::{
 };
 use tokenizers::{Encoding, Tokenizer};
 
-use crate::subject::one_line;
+use crate::error::one_line;
 
 /// The text that prompts are cut from, repeated where a longer one is asked for.
 const TEXT: &str = include_str!("prompt.txt");

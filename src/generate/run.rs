@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use candle_core::{CpuStorage, DType, Storage, Tensor};
 
 use super::{FinishReason, Sampler, Timeline};
-use crate::{scenario::Sampling, subject::CausalLm};
+use crate::{model::CausalLm, scenario::Sampling};
 
 /// What to generate after a prompt.
 #[derive(Clone, Debug)]
@@ -130,7 +130,7 @@ mod tests {
     use candle_core::Device;
 
     use super::*;
-    use crate::subject::Footprint;
+    use crate::model::Footprint;
 
     /// Counts: the next token is the last plus one. Checks that it is fed as the trait promises.
     struct Counter {

@@ -1,18 +1,17 @@
 //! What timelines mean together.
 
-use std::time::Duration;
-
 use anyhow::{Context, Result, ensure};
 use sha2::{Digest, Sha256};
 
 use super::{FinishReason, Request, Timeline};
 use crate::{
+    measure::statistics::{median, ms, percentile, sample_means},
+    model::CausalLm,
     record::{self, Limits},
-    subject::CausalLm,
 };
 
-/// The measures of generations that did the same work on the same model. `peak_bytes` is the most memory that any of
-/// them used; without `limits` there is no MBU and no MFU.
+/// The measures of generations that did the same work on the same model. `samples` holds how many of them each sample
+/// has, `peak_bytes` is the most memory that any of them used; without `limits` there is no MBU and no MFU.
 ///
 /// # Errors
 /// When there is none, or their tokens differ: then the model keeps something from one generation to the next, and
@@ -21,6 +20,7 @@ pub fn summarise(
     model: &dyn CausalLm,
     request: &Request,
     timelines: &[Timeline],
+    samples: &[usize],
     peak_bytes: Option<u64>,
     limits: Option<&Limits>,
 ) -> Result<record::Generation> {
@@ -50,9 +50,12 @@ pub fn summarise(
         new_tokens: request.new_tokens,
         sampling: request.sampling,
         seed: request.seed,
-        samples: timelines.len(),
+        samples: samples.len(),
         total_ms,
-        sample_total_ms: timelines.iter().map(|timeline| ms(timeline.total())).collect(),
+        sample_total_ms: sample_means(
+            &timelines.iter().map(|timeline| ms(timeline.total())).collect::<Vec<_>>(),
+            samples,
+        ),
         ttft_ms,
         itl_p50_ms: itl_ms(0.50),
         itl_p95_ms: itl_ms(0.95),
@@ -112,30 +115,16 @@ pub fn digest(tokens: &[u32]) -> String {
     Sha256::digest(bytes)[..8].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn ms(duration: Duration) -> f64 {
-    duration.as_secs_f64() * 1e3
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_unstable_by(f64::total_cmp);
-    percentile(&values, 0.5)
-}
-
-/// Of sorted values, with linear interpolation between neighbours: Hyndman and Fan's type 7, numpy's default.
-fn percentile(sorted: &[f64], share: f64) -> f64 {
-    let place = share * (sorted.len() - 1) as f64;
-    let (below, above) = (sorted[place.floor() as usize], sorted[place.ceil() as usize]);
-    below + (above - below) * place.fract()
-}
-
 #[cfg(test)]
 mod tests {
     use candle_core::Tensor;
 
+    use std::time::Duration;
+
     use super::*;
     use crate::{
+        model::{CacheBytes, Footprint},
         scenario::Sampling,
-        subject::{CacheBytes, Footprint},
     };
 
     struct Weighed;
@@ -192,8 +181,8 @@ mod tests {
         let timelines =
             [timeline(10, &[2, 4], &[7, 8, 9]), timeline(20, &[3, 5], &[7, 8, 9]), timeline(40, &[6, 20], &[7, 8, 9])];
         let limits = Limits { read_bytes_per_s: 1e6, matrix_flops_per_s: 1e6, matrix_dtype: "f32".into() };
-        let measures =
-            summarise(&Weighed, &request(3), &timelines, Some(9999), Some(&limits)).expect("the same tokens");
+        let measures = summarise(&Weighed, &request(3), &timelines, &[1, 1, 1], Some(9999), Some(&limits))
+            .expect("the same tokens");
         // Totals are 16, 28 and 66 ms; decode times 6, 8 and 26; steps sorted 2, 3, 4, 5, 6, 20.
         close(measures.total_ms, 28.0);
         assert_eq!(measures.sample_total_ms, [16.0, 28.0, 66.0]);
@@ -219,7 +208,7 @@ mod tests {
 
     #[test]
     fn one_token_has_no_latency_between_tokens() {
-        let measures = summarise(&Weighed, &request(1), &[timeline(10, &[], &[7])], None, None).expect("one");
+        let measures = summarise(&Weighed, &request(1), &[timeline(10, &[], &[7])], &[1], None, None).expect("one");
         assert_eq!((measures.itl_p50_ms, measures.tpot_ms, measures.decode_tokens_per_s), (None, None, None));
         assert_eq!((measures.mbu, measures.mfu), (None, None));
         close(measures.tokens_per_s, 100.0);
@@ -228,7 +217,8 @@ mod tests {
     #[test]
     fn generations_that_differ_are_not_summed_up() {
         let timelines = [timeline(10, &[2], &[7, 8]), timeline(10, &[2], &[7, 9])];
-        let error = summarise(&Weighed, &request(2), &timelines, None, None).expect_err("they differ").to_string();
+        let error =
+            summarise(&Weighed, &request(2), &timelines, &[1, 1], None, None).expect_err("they differ").to_string();
         assert!(error.contains("keeps state"), "{error}");
     }
 

@@ -7,8 +7,8 @@ use std::{
 
 use super::gpu;
 use crate::{
+    device::DeviceChoice,
     record::{Conditions, GpuLoad},
-    subject::DeviceChoice,
 };
 
 /// Shares of the machine's processor time above which a figure is doubtful. Others at 5 % of two cores take a tenth of

@@ -18,8 +18,8 @@ use nvml_wrapper::{
 use serde::Serialize;
 
 use crate::{
+    device::DeviceChoice,
     record::{Gpu, GpuLoad},
-    subject::DeviceChoice,
 };
 
 /// Started once: it loads a library.

@@ -4,7 +4,6 @@
 pub mod allocator;
 pub mod clocks;
 pub mod conditions;
-pub mod doctor;
 pub mod gpu;
 mod limits;
 pub mod machine;
@@ -12,7 +11,7 @@ pub mod memory;
 pub mod peak_bytes;
 #[cfg(feature = "cuda")]
 mod pool;
-pub mod steps;
+pub mod statistics;
 mod token_time;
 
 pub use allocator::CountingAllocator;

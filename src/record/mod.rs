@@ -6,10 +6,12 @@
 
 mod baseline;
 pub mod columns;
+mod id;
 mod read;
 mod sink;
 
 pub use baseline::{Estimate, Samples, baseline, baselines, estimates};
+pub use id::{BenchmarkId, Variant};
 pub use read::{Read, latest, parse, read};
 pub use sink::{RECORDS, Sink, check_writable, temporary_that_stays, write_whole};
 

@@ -159,7 +159,7 @@ pub const RESULTS: &[Column<Row>] = &[
 
 /// The combinations of a sweep, `sweep.parquet`.
 #[rustfmt::skip]
-pub const SWEEP: &[Column<Record>] = &[
+pub const SWEEP_COLUMNS: &[Column<Record>] = &[
     Column { name: "run", get: Get::Text(|record| Some(record.run.clone())) },
     Column { name: "at", get: Get::Time(at) },
     Column { name: "id", get: Get::Text(|record| Some(record.id.clone())) },

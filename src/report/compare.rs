@@ -507,7 +507,7 @@ mod tests {
 
     /// Of a benchmark that measures memory, the same in every sample.
     fn of_memory(bytes: u64) -> Record {
-        let records = crate::suite::sandbox::records("run", 1, 1, chrono::Utc::now()).expect("records");
+        let records = crate::runner::sandbox::records("run", 1, 1, chrono::Utc::now()).expect("records");
         let is_wanted = |record: &Record| scenario::is_in_bytes(&record.scenario);
         let mut record = records.into_iter().find(is_wanted).expect("one in bytes");
         record.sandbox = false;

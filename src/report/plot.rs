@@ -16,7 +16,7 @@ use resvg::{tiny_skia, usvg};
 use super::joined::Row;
 use crate::{
     record::{Measures, Routing},
-    scenario::{MOE_TOP_K, PSANN_THROUGHPUT, SWEEP_INFER, SWEEP_TRAIN},
+    scenario::{MOE_TOP_K, PSANN_THROUGHPUT, SWEEP},
 };
 
 const SIZE: (u32, u32) = (900, 420);
@@ -353,14 +353,14 @@ type Named = (String, (f64, f64));
 
 const GROWTHS: [Growth; 4] = [
     Growth {
-        scenario: SWEEP_TRAIN,
+        scenario: SWEEP.train,
         file: "growth_train.svg",
         title: "Training step over the length of the series",
         axes: STEP_OVER_WINDOW,
         point: step_over_window,
     },
     Growth {
-        scenario: SWEEP_INFER,
+        scenario: SWEEP.forward,
         file: "growth_infer.svg",
         title: "Forecast over the length of the series",
         axes: STEP_OVER_WINDOW,

@@ -5,7 +5,7 @@ use std::fmt::Write;
 
 use crate::{
     record::{Generation, Measures, Record, Status, Training},
-    scenario::{CHECKPOINT_MEMORY, MOE_TOP_K, PSANN_THROUGHPUT, SWEEP_INFER, SWEEP_TRAIN, TRAINING_SWEEP, dense_name},
+    scenario::{CHECKPOINT_MEMORY, MOE_TOP_K, PSANN_THROUGHPUT, SWEEP, TRAINING_SWEEP, dense_name},
 };
 
 /// A table and what must be read with it.
@@ -85,7 +85,7 @@ const FAMILIES: [Family; 6] = [
     },
     Family {
         title: "Architecture sweep",
-        takes: |record| [SWEEP_TRAIN, SWEEP_INFER].contains(&record.scenario.as_str()),
+        takes: |record| SWEEP.contains(&record.scenario),
         head: &[
             "scenario",
             "architecture",
@@ -420,7 +420,7 @@ fn percent(share: Option<f64>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::suite::sandbox;
+    use crate::runner::sandbox;
 
     #[test]
     fn what_only_gpus_count_is_a_column_where_something_was_counted() {

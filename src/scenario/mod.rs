@@ -8,9 +8,9 @@ mod training;
 
 pub use generation::{GENERATION, Generation, MOE_TOP_K, Sampling};
 pub use moe::{EXPERT_GRID, ExpertGrid, FeedForward, dense_name};
-pub use sweep::{SWEEP_INFER, SWEEP_TRAIN};
+pub use sweep::{SWEEP, SweepScenario};
 pub use training::{
-    Batch, CHECKPOINT_MEMORY, Measured, PSANN_THROUGHPUT, Phase, Shape, TRAINING_SWEEP, Trained, Training,
+    Batch, CHECKPOINT_MEMORY, PSANN_THROUGHPUT, Phase, Quantity, Shape, TRAINING_SWEEP, Trained, TrainingScenario,
 };
 
 use serde::{Deserialize, Serialize};
@@ -19,13 +19,13 @@ use serde::{Deserialize, Serialize};
 pub const GENERATIONS: [(&str, &[Generation]); 2] = [("generation", &GENERATION), ("moe", &MOE_TOP_K)];
 
 /// Every group of trainings, by the bench target that runs it.
-pub const TRAININGS: [(&str, &[Training]); 3] =
+pub const TRAININGS: [(&str, &[TrainingScenario]); 3] =
     [("training", &PSANN_THROUGHPUT), ("training", &TRAINING_SWEEP), ("memory", &CHECKPOINT_MEMORY)];
 
 /// Whether a group's samples are bytes instead of time.
 pub fn is_in_bytes(key: &str) -> bool {
     let groups = || TRAININGS.iter().flat_map(|(_, groups)| groups.iter());
-    groups().any(|group| group.key == key && group.measured == Measured::PeakBytes)
+    groups().any(|group| group.key == key && group.quantity == Quantity::PeakBytes)
 }
 
 /// How much of a table runs. A scenario carries the smallest tier that includes it.

@@ -22,7 +22,7 @@ impl Phase {
 
 /// What Criterion is given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Measured {
+pub enum Quantity {
     Time,
     /// Most memory in use at once in an iteration.
     PeakBytes,
@@ -50,10 +50,10 @@ pub struct Batch {
 
 /// A group: every shape on every batch, in every precision, with each kind of checkpointing.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Training {
+pub struct TrainingScenario {
     pub key: &'static str,
     pub phase: Phase,
-    pub measured: Measured,
+    pub quantity: Quantity,
     /// Shapes, and the smallest tier that runs each.
     pub shapes: &'static [(Shape, Tier)],
     pub batches: &'static [Batch],
@@ -85,7 +85,7 @@ impl Trained {
     }
 }
 
-impl Training {
+impl TrainingScenario {
     /// The entries that a tier includes.
     pub fn entries(&self, tier: Tier) -> Vec<Trained> {
         let dtypes: Vec<Option<&'static str>> = match self.dtypes {
@@ -145,11 +145,11 @@ const SWEPT: &[Batch] = &[
 ];
 const PRECISIONS: &[(&str, Tier)] = &[("f32", Tier::Quick), ("bf16", Tier::Standard)];
 
-const fn throughput(key: &'static str, phase: Phase, purpose: &'static str) -> Training {
-    Training {
+const fn throughput(key: &'static str, phase: Phase, purpose: &'static str) -> TrainingScenario {
+    TrainingScenario {
         key,
         phase,
-        measured: Measured::Time,
+        quantity: Quantity::Time,
         shapes: BASES,
         batches: BATCHES,
         dtypes: &[],
@@ -158,11 +158,11 @@ const fn throughput(key: &'static str, phase: Phase, purpose: &'static str) -> T
     }
 }
 
-const fn memory(key: &'static str, measured: Measured, purpose: &'static str) -> Training {
-    Training {
+const fn memory(key: &'static str, quantity: Quantity, purpose: &'static str) -> TrainingScenario {
+    TrainingScenario {
         key,
         phase: Phase::Train,
-        measured,
+        quantity,
         shapes: DEEP,
         batches: DEEP_BATCHES,
         dtypes: &[],
@@ -171,11 +171,11 @@ const fn memory(key: &'static str, measured: Measured, purpose: &'static str) ->
     }
 }
 
-const fn sweep(key: &'static str, phase: Phase, purpose: &'static str) -> Training {
-    Training {
+const fn sweep(key: &'static str, phase: Phase, purpose: &'static str) -> TrainingScenario {
+    TrainingScenario {
         key,
         phase,
-        measured: Measured::Time,
+        quantity: Quantity::Time,
         shapes: SMALL,
         batches: SWEPT,
         dtypes: PRECISIONS,
@@ -185,19 +185,19 @@ const fn sweep(key: &'static str, phase: Phase, purpose: &'static str) -> Traini
 }
 
 /// Tokens a second of the PSANN bases.
-pub const PSANN_THROUGHPUT: [Training; 2] = [
+pub const PSANN_THROUGHPUT: [TrainingScenario; 2] = [
     throughput("psann_throughput_forward", Phase::Forward, "PSANN bases, forward to the loss"),
     throughput("psann_throughput_train", Phase::Train, "PSANN bases, training steps"),
 ];
 
 /// What gradient checkpointing saves, and what it costs. Bytes and time are groups of their own.
-pub const CHECKPOINT_MEMORY: [Training; 2] = [
-    memory("checkpoint_memory_bytes", Measured::PeakBytes, "peak memory with and without gradient checkpointing"),
-    memory("checkpoint_memory_time", Measured::Time, "time with and without gradient checkpointing"),
+pub const CHECKPOINT_MEMORY: [TrainingScenario; 2] = [
+    memory("checkpoint_memory_bytes", Quantity::PeakBytes, "peak memory with and without gradient checkpointing"),
+    memory("checkpoint_memory_time", Quantity::Time, "time with and without gradient checkpointing"),
 ];
 
 /// Steps over precision, sequence length and batch.
-pub const TRAINING_SWEEP: [Training; 2] = [
+pub const TRAINING_SWEEP: [TrainingScenario; 2] = [
     sweep("training_sweep_train", Phase::Train, "training steps over precision, length and batch"),
     sweep("training_sweep_forward", Phase::Forward, "inference steps over precision, length and batch"),
 ];

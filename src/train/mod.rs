@@ -1,10 +1,5 @@
-//! Steps of training and of inference, without a clock: losses, gradients, optimizers. `language` trains language models:
-//! `gradients` goes forward and back, with or without checkpointing, `loss` is what it starts from, `optimizer` what it ends
-//! in. `forecast` trains a backbone for series. Who is trained is in `subject`; how long it takes is measured in `suite` and
-//! `sweep`.
+//! Training. `step` holds one optimisation step of each kind, without a clock. `run` trains a language model on a text
+//! corpus, from configuration to checkpoints and result files.
 
-pub mod forecast;
-pub mod gradients;
-pub mod language;
-pub mod loss;
-pub mod optimizer;
+pub mod run;
+pub mod step;

@@ -5,7 +5,7 @@ mod server;
 use std::{fs, path::Path, process::Command, time::Duration};
 
 use candle_core::{DType, Device};
-use candlepower::subject::{Engine, checkpoint::Checkpoint, hub::Hub, open};
+use candlepower::model::{Engine, checkpoint::Checkpoint, hub::Hub, open};
 use server::{COMMIT, Fault, REPO, Server, TOKEN, Wrong};
 use tempfile::TempDir;
 

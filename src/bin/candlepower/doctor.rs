@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::Result;
-use candlepower::{measure::doctor, suite::set_threads};
+use candlepower::{doctor, runner::set_threads};
 use clap::Args;
 
 use crate::SettingFlags;

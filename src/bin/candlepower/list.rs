@@ -4,10 +4,10 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use candlepower::{
+    model::{MINI, SYNTHETIC, shape},
     report::table::markdown,
     scenario::{GENERATIONS, TRAININGS, Tier},
     settings::KEYS,
-    subject::{MINI, SYNTHETIC, shape},
 };
 use clap::Args;
 

@@ -126,7 +126,7 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    candlepower::suite::in_one_line(|| match command.what {
+    candlepower::runner::in_one_line(|| match command.what {
         What::Run(run) => run.run(),
         What::List(list) => list.run(),
         What::Doctor(doctor) => doctor.run(),

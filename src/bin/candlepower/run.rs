@@ -1,15 +1,16 @@
 //! `candlepower run`: one model, one prompt, a few trials.
 
-use std::process::ExitCode;
+use std::{cell::RefCell, process::ExitCode, rc::Rc};
 
 use anyhow::{Context, Result, bail, ensure};
 use candlepower::{
     generate::{self, Request},
     measure::{self, memory},
+    model,
     report::table,
+    runner::{self, Candidate, Session},
     scenario::Sampling,
-    subject,
-    suite::{Candidate, Session, Work},
+    workload::GenerationWorkload,
 };
 use clap::Args;
 
@@ -67,29 +68,26 @@ impl Run {
         };
         sampling.validate()?;
         ensure!(self.trials > 0, "--trials=0: at least one is needed");
-        let times =
-            self.warmup.checked_add(self.trials).context("--warmup and --trials are more than can be counted")?;
+        ensure!(
+            self.warmup.checked_add(self.trials).is_some(),
+            "--warmup and --trials: their sum is too large to count"
+        );
         let [spec] = settings.models.as_slice() else { bail!("--model={}: name one model", self.model) };
         let session = Session::new(settings.clone())?;
         // Before the model is there: measuring them takes memory too.
         measure::limits(session.device())?;
         let bytes_beside = memory::current_bytes(session.device());
-        let mut loaded = subject::load(spec, settings.engine, settings.dtype, settings.device, settings.seed)?;
+        let loaded = model::load(spec, settings.engine, settings.dtype, settings.device, settings.seed)?;
         let prompt = self.prompt_ids(&loaded, settings.seed)?;
         let stop = if self.stop_at_eos { loaded.eos_token_ids.clone() } else { Vec::new() };
         let request = Request { new_tokens: self.max_new_tokens, sampling, seed: settings.seed, stop };
-
-        let mut work = Work::new(&loaded, bytes_beside, prompt, request, settings.device)?;
-        for _ in 0..times {
-            work.generate(&mut loaded)?;
-        }
-        let tokens = work.timelines().last().map(|timeline| timeline.tokens.clone()).unwrap_or_default();
-        let mut seen = work.end(&loaded, self.warmup);
-        seen.measured = Ok(seen.measured?);
         let mut candidate = Candidate::from_settings(&settings).remove(0);
         candidate.learn(&loaded);
-        let id = format!("run/{}/{}", candidate.about.model, candidate.variant());
-        let record = session.record(id, "run", candidate.about, seen);
+
+        let loaded = Rc::new(RefCell::new(loaded));
+        let workload = GenerationWorkload::new(loaded.clone(), bytes_beside, prompt, request, settings.device)?;
+        let (outcome, tokens) = runner::generate(workload, self.warmup, self.trials)?;
+        let record = session.record("run", candidate.about, outcome);
         if self.json {
             let mut json = serde_json::to_value(&record)?;
             json["tokens"] = tokens.into();
@@ -99,14 +97,14 @@ impl Run {
         for table in table::tables([&record].into_iter()) {
             print!("{}", table.markdown());
         }
-        if let Some(tokenizer) = &loaded.tokenizer {
+        if let Some(tokenizer) = &loaded.borrow().tokenizer {
             let text = tokenizer.decode(&tokens, true);
             println!("\n{}", text.map_err(|error| anyhow::anyhow!("the tokens can't be decoded: {error}"))?);
         }
         Ok(ExitCode::SUCCESS)
     }
 
-    fn prompt_ids(&self, loaded: &subject::Subject, seed: u64) -> Result<Vec<u32>> {
+    fn prompt_ids(&self, loaded: &model::Subject, seed: u64) -> Result<Vec<u32>> {
         if let Some(ids) = &self.prompt_ids {
             return Ok(ids.clone());
         }

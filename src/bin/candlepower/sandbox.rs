@@ -5,8 +5,8 @@ use std::{fs, io::Write, process::ExitCode};
 use anyhow::{Context, Result, ensure};
 use candlepower::{
     record::{RECORDS, temporary_that_stays},
+    runner::sandbox::records,
     settings::Settings,
-    suite::sandbox::records,
 };
 use chrono::Utc;
 use clap::Args;

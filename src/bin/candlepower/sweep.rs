@@ -1,15 +1,15 @@
 //! `candlepower sweep`: backbones for series over a grid of architectures and sizes.
 
-use std::{collections::BTreeSet, path::PathBuf, process::ExitCode};
+use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Result;
 use candlepower::{
     record::{self, Measures, Record, columns, write_whole},
-    report::{columns::SWEEP, table},
-    scenario::{SWEEP_INFER, SWEEP_TRAIN},
+    report::{columns::SWEEP_COLUMNS, table},
+    runner::{self, Progress, Session},
+    scenario::SWEEP,
     settings::Settings,
-    suite::{Seen, Session},
-    sweep::{Config, Phase, Source, Work, subject},
+    workload::series::{SeriesGrid, Source},
 };
 use clap::Args;
 
@@ -75,50 +75,26 @@ pub struct Sweep {
 
 impl Sweep {
     pub fn run(self) -> Result<ExitCode> {
-        let config = self.config()?;
-        let combinations = config.combinations()?;
+        let grid = self.grid()?;
         let mut settings = vec![
-            ("device", config.accelerator.to_string()),
-            ("dtype", config.dtype.as_str().to_owned()),
-            ("seed", config.seed.to_string()),
+            ("device", grid.accelerator.to_string()),
+            ("dtype", grid.dtype.as_str().to_owned()),
+            ("seed", grid.seed.to_string()),
         ];
         settings.extend(self.threads.map(|threads| ("threads", threads)));
         settings.extend(self.out.map(|out| ("out", out)));
         let mut session = Session::new(Settings::load(&settings)?)?;
+        grid.combinations()?;
         let path = session.join(self.run.as_deref())?;
         let folder = path.parent().map(PathBuf::from).unwrap_or_default();
-        let done: BTreeSet<String> = match path.is_file() {
-            true => record::read(&path)?.records.into_iter().map(|record| record.id).collect(),
-            false => BTreeSet::new(),
-        };
         let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        eprintln!("Run {name}; if it is stopped, --run {name} goes on with it.");
-
-        let total = 2 * combinations.len();
-        let phases = [(SWEEP_TRAIN, Phase::Train), (SWEEP_INFER, Phase::Infer)];
-        let all = combinations.iter().flat_map(|combination| phases.map(|phase| (combination, phase)));
-        for (number, (combination, (scenario, phase))) in all.enumerate() {
-            let id = format!("{scenario}/{}/{}", combination.name, config.variant());
-            if done.contains(&id) {
-                eprintln!("{}/{total} {id}: done before", number + 1);
-                continue;
-            }
-            let seen = Work::new(combination, phase, &config).and_then(|mut work| {
-                for _ in 0..config.warmup_steps + config.steps {
-                    work.step()?;
-                }
-                Ok(work.end(&vec![1; config.steps]))
-            });
-            let mut record =
-                session.record(id, scenario, subject(combination, &config), seen.unwrap_or_else(Seen::failed));
-            session.append(&mut record)?;
-            eprintln!("{}/{total} {}: {}", number + 1, record.id, outcome(&record));
-        }
+        eprintln!("Run {name}. If it is interrupted, --run {name} resumes it.");
+        runner::sweep(&mut session, Some(&name), &grid, show)?;
 
         let read = record::read(&path)?;
-        let records: Vec<Record> = read.records.into_iter().filter(is_sweep).collect();
+        let records: Vec<Record> = read.records.into_iter().filter(|record| SWEEP.contains(&record.scenario)).collect();
         let file = folder.join("sweep.parquet");
-        write_whole(&file, &columns::parquet(SWEEP, &records)?)?;
+        write_whole(&file, &columns::parquet(SWEEP_COLUMNS, &records)?)?;
         for table in table::tables(records.iter()) {
             println!("{}", table.markdown());
         }
@@ -134,7 +110,7 @@ impl Sweep {
         Ok(ExitCode::SUCCESS)
     }
 
-    fn config(&self) -> Result<Config> {
+    fn grid(&self) -> Result<SeriesGrid> {
         let flags = [
             ("architectures", &self.architectures),
             ("model-dims", &self.model_dims),
@@ -154,15 +130,16 @@ impl Sweep {
         ];
         let flags: Vec<_> = flags.into_iter().filter_map(|(key, value)| Some((key, value.clone()?))).collect();
         let base = match &self.config {
-            Some(file) => Config::default().apply(Source::File(file))?,
-            None => Config::default().apply(Source::Preset(self.preset.as_deref().unwrap_or("smoke")))?,
+            Some(file) => SeriesGrid::default().apply(Source::File(file))?,
+            None => SeriesGrid::default().apply(Source::Preset(self.preset.as_deref().unwrap_or("smoke")))?,
         };
         base.apply(Source::Flags(&flags))
     }
 }
 
-fn is_sweep(record: &Record) -> bool {
-    [SWEEP_TRAIN, SWEEP_INFER].contains(&record.scenario.as_str())
+/// Prints one line for a benchmark that ended.
+fn show(Progress { number, total, id, record }: Progress) {
+    eprintln!("{number}/{total} {id}: {}", record.map_or("done before".to_owned(), outcome));
 }
 
 fn outcome(record: &Record) -> String {

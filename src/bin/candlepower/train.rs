@@ -4,8 +4,8 @@ use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, Result};
 use candlepower::{
-    learn::{self, Config, Progress, Source, Text},
-    suite::{let_waiting_threads_sleep, set_threads},
+    runner::{let_waiting_threads_sleep, set_threads},
+    train::run::{self, Progress, Source, Text, TrainConfig},
 };
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -24,7 +24,7 @@ pub struct Flags {
 }
 
 impl Flags {
-    fn read(&self, default: Config) -> Result<(Config, Text)> {
+    fn read(&self, default: TrainConfig) -> Result<(TrainConfig, Text)> {
         let_waiting_threads_sleep();
         set_threads(self.threads.map(usize::from));
         let config = match &self.config {
@@ -34,7 +34,7 @@ impl Flags {
         let config = config.apply(Source::CommandLine(&self.set))?;
         config.check()?;
         config.device.open()?;
-        let Config { vocab_size, sequence_length, validation_share, .. } = config;
+        let TrainConfig { vocab_size, sequence_length, validation_share, .. } = config;
         let seed = config.seeds.first().copied().unwrap_or_default();
         let text = Text::read(&config.corpus, vocab_size, sequence_length, validation_share, seed)
             .with_context(|| "set corpus=FILE")?;
@@ -53,9 +53,9 @@ pub struct Train {
 
 impl Train {
     pub fn run(self) -> Result<ExitCode> {
-        let (config, text) = self.flags.read(Config::default())?;
+        let (config, text) = self.flags.read(TrainConfig::default())?;
         let bar = bar();
-        let ended = learn::run(&config, &text, &self.out, |step| show(&bar, "", step));
+        let ended = run::run(&config, &text, &self.out, |step| show(&bar, "", step));
         bar.finish_and_clear();
         let outcome = ended?;
         let folder = self.out.display();
@@ -92,9 +92,9 @@ pub struct Shootout {
 
 impl Shootout {
     pub fn run(self) -> Result<ExitCode> {
-        let (config, text) = self.flags.read(Config::shootout())?;
+        let (config, text) = self.flags.read(TrainConfig::shootout())?;
         let bar = bar();
-        let ended = learn::shootout(&config, &text, &self.out, |name, step| show(&bar, name, step));
+        let ended = run::shootout(&config, &text, &self.out, |name, step| show(&bar, name, step));
         bar.finish_and_clear();
         let shootout = ended?;
         println!("{}", shootout.leaderboard());

@@ -1,0 +1,97 @@
+//! The device that models run on: how a user names it, and how it is opened.
+
+use std::{collections::HashMap, fmt, str::FromStr, sync::Mutex};
+
+use anyhow::{Result, anyhow, bail};
+use candle_core::{DType, Device};
+
+use crate::error::one_line;
+
+/// A device to run on, before it is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DeviceChoice {
+    Cpu,
+    Cuda(usize),
+    Metal,
+}
+
+impl DeviceChoice {
+    /// Opens the device, once in a process: to Candle a device that is opened again is another one, with kernels of its own
+    /// to load.
+    ///
+    /// # Errors
+    /// When it was not compiled in, or is not there.
+    pub fn open(self) -> Result<Device> {
+        static OPEN: Mutex<Option<HashMap<DeviceChoice, Device>>> = Mutex::new(None);
+        let mut open = OPEN.lock().map_err(|_| anyhow!("device {self} could not be opened before"))?;
+        let open = open.get_or_insert_default();
+        if let Some(device) = open.get(&self) {
+            return Ok(device.clone());
+        }
+        let device = self.open_anew()?;
+        open.insert(self, device.clone());
+        Ok(device)
+    }
+
+    fn open_anew(self) -> Result<Device> {
+        let failed = |error| anyhow!("device {self} could not be opened: {}", one_line(&error));
+        match self {
+            Self::Cpu => Ok(Device::Cpu),
+            Self::Cuda(_) if !candle_core::utils::cuda_is_available() => {
+                bail!("device {self} is not compiled in: build with --features cuda")
+            }
+            Self::Metal if !candle_core::utils::metal_is_available() => {
+                bail!("device {self} is not compiled in: build with --features metal")
+            }
+            Self::Cuda(ordinal) => Device::new_cuda(ordinal).map_err(failed),
+            Self::Metal => Device::new_metal(0).map_err(failed),
+        }
+    }
+
+    /// The precision that models run in on this device unless told otherwise: bf16 where the hardware has it, f32 on
+    /// a processor.
+    pub fn default_dtype(self) -> DType {
+        match self {
+            Self::Cpu => DType::F32,
+            Self::Cuda(_) | Self::Metal => DType::BF16,
+        }
+    }
+}
+
+impl fmt::Display for DeviceChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(ordinal) => write!(f, "cuda{ordinal}"),
+            Self::Metal => f.write_str("metal"),
+        }
+    }
+}
+
+impl FromStr for DeviceChoice {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "cpu" => Ok(Self::Cpu),
+            "metal" => Ok(Self::Metal),
+            "cuda" => Ok(Self::Cuda(0)),
+            _ => match text.strip_prefix("cuda").map(|n| n.trim_start_matches(':').parse()) {
+                Some(Ok(ordinal)) => Ok(Self::Cuda(ordinal)),
+                _ => bail!("unknown device '{text}': the devices are cpu, cuda:N and metal"),
+            },
+        }
+    }
+}
+
+#[cfg(all(test, feature = "cuda"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[ignore = "needs a GPU"]
+    fn a_device_is_opened_once() {
+        let open = || DeviceChoice::Cuda(0).open().expect("a GPU");
+        assert!(open().same_device(&open()));
+    }
+}

@@ -1,0 +1,468 @@
+//! What would make results untrustworthy, and what the machine could do that this build does not ask of it.
+
+use std::{env, fmt::Write, fs, path::Path, thread, time::Duration};
+
+use anyhow::Result;
+use candle_core::Device;
+use serde::Serialize;
+
+use crate::{
+    device::DeviceChoice,
+    error::one_line,
+    measure::{
+        clocks::{Clocks, on_battery},
+        conditions::Watch,
+        gpu, limits,
+        machine::{self, features, simd},
+        memory,
+    },
+    model::{ModelSpec, shape},
+    settings::Settings,
+};
+
+/// One thing that was looked at.
+#[derive(Clone, Debug, Serialize)]
+pub struct Finding {
+    pub topic: &'static str,
+    pub level: Level,
+    /// What is so, and for a warning what to do about it.
+    pub text: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    Ok,
+    Note,
+    Warning,
+}
+
+use Level::{Note, Ok as Fine, Warning};
+
+/// Looks at the machine, the build and what the settings ask for. Takes two to three seconds.
+pub fn examine(settings: &Settings) -> Vec<Finding> {
+    let threads = settings.threads.unwrap_or_else(candle_core::utils::get_num_threads);
+    let machine = machine::machine(threads, None);
+    let software = machine::software();
+    let mut findings = vec![
+        finding(
+            "machine",
+            Fine,
+            format!("{}, {} cores, {threads} threads, {}", machine.cpu, machine.logical_cores, machine.os),
+        ),
+        finding(
+            "software",
+            Fine,
+            format!("candle {}, criterion {}, {}", software.candle, software.criterion, software.rustc),
+        ),
+        if cfg!(debug_assertions) {
+            finding("build", Warning, "a debug build: its figures mean nothing; build with --release".into())
+        } else {
+            finding("build", Fine, format!("profile {}", software.profile))
+        },
+        finding("features", Fine, if features().is_empty() { "none".into() } else { features().join(", ") }),
+        simd_finding(),
+    ];
+    findings.extend(room(settings, machine.memory_bytes, memory::available_bytes(&Device::Cpu)));
+    findings.extend(caches(settings, machine::last_level_cache_bytes()));
+    findings.push(device(settings));
+    findings.push(quiet());
+    // Measuring the limits loads the machine, so clocks and heat are looked at just after it.
+    let before = Clocks::read();
+    findings.push(memory_and_matrix(settings));
+    findings.extend(clocks(&before, &Clocks::read(), on_battery()));
+    findings.extend(gpu(settings.device));
+    findings.extend(tokens(settings, has_token()));
+    findings.push(output(&settings.out));
+    findings
+}
+
+/// The findings as aligned lines.
+pub fn render(findings: &[Finding]) -> String {
+    let mut text = String::new();
+    for Finding { topic, level, text: what } in findings {
+        let mark = match level {
+            Fine => "ok",
+            Note => "note",
+            Warning => "WARNING",
+        };
+        let _ = writeln!(text, "{mark:<8}{topic:<10}{what}");
+    }
+    text
+}
+
+fn finding(topic: &'static str, level: Level, text: String) -> Finding {
+    Finding { topic, level, text }
+}
+
+/// Where instructions are chosen, as of candle 0.11.1 and gemm 0.19.0. When the program runs: matrix products, which
+/// take FMA, NEON or plain code, and AVX-512 only with gemm's feature `x86-v4`, which Candle leaves off
+/// (`init_gemm_fn` in gemm-common/src/gemm.rs); Candle's dot products and sums, AVX2 or NEON
+/// (candle-core/src/cpu/features.rs); its quantised products. When it is compiled: everything else, which is loops that
+/// are vectorised for the target they are given, and the loads of f16 dot products (candle-core/src/cpu/avx.rs).
+fn simd_finding() -> Finding {
+    let simd = simd();
+    let names = |of: &dyn Fn(&machine::Simd) -> bool| {
+        let names: Vec<_> = simd.iter().filter(|simd| of(simd)).map(|simd| simd.name).collect();
+        if names.is_empty() { "none".to_owned() } else { names.join(" ") }
+    };
+    let compiled = names(&|simd| simd.compiled);
+    let left_out = names(&|simd| simd.available && !simd.compiled);
+    let library = features().into_iter().find(|feature| ["mkl", "accelerate"].contains(feature));
+    let products = match library {
+        Some(library) => format!("Matrix products are {library}'s"),
+        None if simd.iter().any(|simd| simd.name == "avx512f" && simd.available) => match cfg!(feature = "avx512") {
+            true => "Matrix products choose when they run, AVX-512 too, which Candle as published leaves off".into(),
+            false => "Matrix products choose when they run, AVX2 with FMA at best, as Candle is published: \
+                    --features avx512 lets them use what is here"
+                .into(),
+        },
+        None => "Matrix products choose when they run".into(),
+    };
+    if left_out == "none" {
+        return finding("simd", Fine, format!("compiled in: {compiled}. {products}"));
+    }
+    finding(
+        "simd",
+        Note,
+        format!(
+            "compiled in: {compiled}; the processor also has {left_out}. {products}. Activations, RoPE, softmax, norms and conversions between precisions are compiled for the target: RUSTFLAGS='-C target-cpu=native' lets them use what is here"
+        ),
+    )
+}
+
+fn gigabytes(bytes: u64) -> String {
+    format!("{:.1} GB", bytes as f64 / 1e9)
+}
+
+/// The models whose shape is known without fetching anything, and what their weights take.
+fn known_weights(settings: &Settings) -> Vec<(&ModelSpec, u64)> {
+    let weight_bytes = |spec: &ModelSpec| match spec {
+        ModelSpec::Mini(name) | ModelSpec::Synthetic(name) => {
+            Some(shape(name).ok()?.parameters() * settings.dtype.size_in_bytes() as u64)
+        }
+        ModelSpec::Hub { .. } | ModelSpec::Path(_) => None,
+    };
+    settings.models.iter().filter_map(|spec| Some((spec, weight_bytes(spec)?))).collect()
+}
+
+fn room(settings: &Settings, total: Option<u64>, available: Option<u64>) -> Vec<Finding> {
+    let (Some(total), Some(available)) = (total, available) else {
+        return vec![finding("memory", Note, "the system does not say how much there is".into())];
+    };
+    let what = format!("{} of {} available", gigabytes(available), gigabytes(total));
+    // The kernel starts to give up what programs still use well before nothing is left.
+    let mut findings = vec![if available < total / 10 {
+        finding("memory", Warning, format!("{what}: what is short of memory is slow; end what else holds it"))
+    } else {
+        finding("memory", Fine, what)
+    }];
+    let too_large = known_weights(settings).into_iter().filter(|(_, bytes)| *bytes > available);
+    if settings.device == DeviceChoice::Cpu {
+        findings.extend(too_large.map(|(spec, bytes)| {
+            let text = format!(
+                "the weights of {spec} alone take {}: choose a smaller model or a 16-bit dtype",
+                gigabytes(bytes)
+            );
+            finding("memory", Warning, text)
+        }));
+    }
+    findings
+}
+
+/// A model that the caches hold a good part of is not bound by memory, and its share of the bandwidth says little.
+fn caches(settings: &Settings, cache_bytes: Option<u64>) -> Vec<Finding> {
+    let Some(cache_bytes) = cache_bytes else { return Vec::new() };
+    let held: Vec<_> = known_weights(settings)
+        .into_iter()
+        .filter(|(_, bytes)| settings.device == DeviceChoice::Cpu && *bytes < 2 * cache_bytes)
+        .map(|(spec, bytes)| format!("{spec} ({:.0} MB)", bytes as f64 / 1e6))
+        .collect();
+    let what = format!("{:.1} MB in the last level", cache_bytes as f64 / 1e6);
+    vec![if held.is_empty() {
+        finding("caches", Fine, what)
+    } else {
+        finding(
+            "caches",
+            Note,
+            format!(
+                "{what}, which may hold half or more of {}: their MBU says little; a real shape is bound by memory",
+                held.join(", ")
+            ),
+        )
+    }]
+}
+
+fn device(settings: &Settings) -> Finding {
+    match settings.device.open() {
+        Ok(_) => finding("device", Fine, settings.device.to_string()),
+        Err(error) => finding("device", Warning, format!("{error:#}")),
+    }
+}
+
+/// Of all cores under load, the slowest should be at this share of the highest clock at least. The highest is that of one
+/// core alone, which all of them together do not reach; less than half of it is something else.
+const SLOWED: f64 = 0.5;
+
+fn clocks(before: &Clocks, loaded: &Clocks, on_battery: Option<bool>) -> Vec<Finding> {
+    let governors = loaded.governors.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+    let mut findings = vec![match governors.as_str() {
+        "" => finding("clocks", Note, "the system does not say how the clock is governed".into()),
+        "performance" => finding("clocks", Fine, "governor performance".into()),
+        _ => finding(
+            "clocks",
+            Warning,
+            format!("governor {governors} changes the clock with the load: cpupower frequency-set -g performance"),
+        ),
+    }];
+    if let (Some(allowed), Some(possible)) = (loaded.allowed_mhz, loaded.possible_mhz)
+        && allowed < possible
+    {
+        let text = format!("limited to {allowed} of {possible} MHz: cpupower frequency-set --max {possible}MHz");
+        findings.push(finding("clocks", Warning, text));
+    }
+    if let (Some(now), Some(allowed)) = (loaded.now_mhz, loaded.allowed_mhz) {
+        let slowed = (now as f64) < SLOWED * allowed as f64;
+        let text = format!("{now} of {allowed} MHz just after load");
+        findings.push(if slowed {
+            finding("clocks", Warning, format!("{text}: see to cooling and power"))
+        } else {
+            finding("clocks", Fine, text)
+        });
+    }
+    match (before.throttled, loaded.throttled) {
+        (Some(before), Some(loaded)) if loaded > before => findings.push(finding(
+            "heat",
+            Warning,
+            "the processor was throttled within a second of load: see to its cooling".into(),
+        )),
+        (_, Some(count @ 1..)) => {
+            findings.push(finding(
+                "heat",
+                Note,
+                format!("cores were throttled {count} times since the start, not now"),
+            ));
+        }
+        _ => {}
+    }
+    if on_battery == Some(true) {
+        findings.push(finding("power", Warning, "on battery, which slows most machines: plug it in".into()));
+    }
+    findings
+}
+
+fn gpu(device: DeviceChoice) -> Vec<Finding> {
+    let DeviceChoice::Cuda(ordinal) = device else { return Vec::new() };
+    let looked = || -> Result<_> { Ok((gpu::of(device)?, gpu::Counters::sample(ordinal)?)) };
+    let mut findings = match looked() {
+        Ok((found, counters)) => {
+            let unknown = || "unknown".to_owned();
+            let described = found.map(|gpu| {
+                let text = format!(
+                    "{}, compute capability {}, driver {}, {} of memory",
+                    gpu.name,
+                    gpu.compute_capability.unwrap_or_else(unknown),
+                    gpu.driver.unwrap_or_else(unknown),
+                    gpu.memory_bytes.map_or_else(unknown, gigabytes)
+                );
+                finding("gpu", Fine, text)
+            });
+            described.into_iter().chain([counted(&counters)]).collect()
+        }
+        Err(error) => vec![finding("gpu", Note, format!("{error:#}"))],
+    };
+    findings.extend(device.open().ok().map(|device| pool(&device)));
+    findings
+}
+
+fn pool(device: &Device) -> Finding {
+    match (memory::available_bytes(device), memory::reserved_bytes(device)) {
+        (Some(available), Ok(reserved)) => {
+            let text =
+                format!("{} of its memory available, {} held for tensors", gigabytes(available), gigabytes(reserved));
+            finding("gpu", Fine, text)
+        }
+        (_, reserved) => {
+            let reason = reserved.err().map_or("the driver does not say".into(), |error| format!("{error:#}"));
+            finding("gpu", Note, format!("its memory is not counted: {reason}"))
+        }
+    }
+}
+
+fn counted(counters: &gpu::Counters) -> Finding {
+    let number = |value: Option<f64>| value.map_or("?".to_owned(), |value| format!("{value:.0}"));
+    let mut text = format!(
+        "{} of {} MHz, {} of {} W, {} °C",
+        number(counters.sm_mhz.map(f64::from)),
+        number(counters.sm_max_mhz.map(f64::from)),
+        number(counters.power_watts),
+        number(counters.power_limit_watts),
+        number(counters.temperature_celsius.map(f64::from)),
+    );
+    for (field, reason) in &counters.unmeasured {
+        let _ = write!(text, "; no {field}: {reason}");
+    }
+    match counters.throttle_reasons.as_deref() {
+        None | Some([]) => finding("gpu", Fine, text),
+        Some(reasons) => finding("gpu", Warning, format!("{text}; clocks held back by {}", reasons.join(", "))),
+    }
+}
+
+fn quiet() -> Finding {
+    let watch = Watch::start(DeviceChoice::Cpu);
+    thread::sleep(Duration::from_secs(1));
+    let conditions = watch.end();
+    if conditions.doubts.is_empty() {
+        let text = match conditions.other_cpu_share {
+            Some(others) => format!("other processes take {:.0} % of the processor time", others * 100.0),
+            None => "this system does not say how busy it is".into(),
+        };
+        return finding("quiet", Fine, text);
+    }
+    finding("quiet", Warning, format!("{}: stop what else runs", conditions.doubts.join("; ")))
+}
+
+fn memory_and_matrix(settings: &Settings) -> Finding {
+    let measured = || -> Result<_> { limits(&settings.device.open()?) };
+    match measured() {
+        Ok(limits) => finding(
+            "limits",
+            Fine,
+            format!(
+                "memory is read at {:.1} GB/s, matrices are multiplied at {:.0} GFLOP/s in {}",
+                limits.read_bytes_per_s / 1e9,
+                limits.matrix_flops_per_s / 1e9,
+                limits.matrix_dtype
+            ),
+        ),
+        Err(error) => finding("limits", Warning, format!("not measured: {}", one_line(&format!("{error:#}")))),
+    }
+}
+
+/// How the repositories start whose licence has to be accepted first.
+const GATED: [&str; 2] = ["meta-llama/", "google/gemma"];
+
+/// Whether a download would have a token to show: hf-hub's rules and order.
+fn has_token() -> bool {
+    let set = |name: &str| env::var(name).ok().filter(|value| !value.trim().is_empty());
+    let holds_one = |file: &Path| fs::read_to_string(file).is_ok_and(|token| !token.trim().is_empty());
+    set("HF_HUB_DISABLE_IMPLICIT_TOKEN").is_none()
+        && (set("HF_TOKEN").is_some()
+            || set("HF_TOKEN_PATH").is_some_and(|path| holds_one(Path::new(&path)))
+            || holds_one(&hf_hub::hf_home().join("token")))
+}
+
+fn tokens(settings: &Settings, has_token: bool) -> Vec<Finding> {
+    let gated = |spec: &&ModelSpec| match spec {
+        ModelSpec::Hub { repo, .. } => GATED.iter().any(|start| repo.starts_with(start)),
+        _ => false,
+    };
+    let missing = |spec: &ModelSpec| {
+        finding("token", Warning, format!("{spec} is gated: accept its licence on the Hub and set HF_TOKEN"))
+    };
+    settings.models.iter().filter(gated).filter(|_| !has_token).map(missing).collect()
+}
+
+/// Looks only: the folder is made by the first record.
+fn output(out: &Path) -> Finding {
+    // What a relative path hangs from is the folder that the program was started in.
+    let existing = out.ancestors().find(|folder| folder.exists()).unwrap_or(Path::new("."));
+    match tempfile::tempfile_in(existing) {
+        Ok(_) => finding("output", Fine, format!("records go to {}", out.display())),
+        Err(error) => {
+            finding("output", Warning, format!("{} can't be written to ({error}): set CANDLEPOWER_OUT", out.display()))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(models: &[&str]) -> Settings {
+        Settings { models: models.iter().map(|model| model.parse().expect("a model")).collect(), ..Settings::default() }
+    }
+
+    fn levels(findings: &[Finding]) -> Vec<(&'static str, Level)> {
+        findings.iter().map(|finding| (finding.topic, finding.level)).collect()
+    }
+
+    #[test]
+    fn a_gated_model_wants_a_token() {
+        let gated = settings(&["llama-mini", "meta-llama/some-model", "Qwen/Qwen3-1.7B", "google/gemma-x", "google/t"]);
+        assert_eq!(tokens(&gated, false).len(), 2);
+        assert!(tokens(&gated, true).is_empty());
+    }
+
+    #[test]
+    fn an_output_folder_below_a_file_is_found_out() {
+        let folder = tempfile::tempdir().expect("a folder");
+        assert_eq!(output(&folder.path().join("a/b")).level, Fine);
+        fs::write(folder.path().join("file"), "").expect("written");
+        let below = output(&folder.path().join("file/b"));
+        assert_eq!(below.level, Warning);
+        assert!(below.text.contains("CANDLEPOWER_OUT"), "{}", below.text);
+    }
+
+    #[test]
+    fn a_model_that_memory_has_no_room_for_is_named() {
+        let models = settings(&["llama-mini", "synthetic:llama-3.2-1b"]);
+        let gb = |gb: u64| Some(gb * 1_000_000_000);
+        assert_eq!(levels(&room(&models, gb(16), gb(8))), [("memory", Fine)]);
+        let tight = room(&models, gb(16), gb(2));
+        assert_eq!(levels(&tight), [("memory", Fine), ("memory", Warning)]);
+        assert!(tight[1].text.contains("synthetic:llama-3.2-1b"), "{}", tight[1].text);
+        assert_eq!(levels(&room(&settings(&["llama-mini"]), gb(16), gb(1))), [("memory", Warning)]);
+        assert_eq!(levels(&room(&models, gb(16), None)), [("memory", Note)]);
+    }
+
+    #[test]
+    fn a_model_that_caches_hold_is_named() {
+        let models = settings(&["llama-mini", "synthetic:llama-3.2-1b"]);
+        assert_eq!(levels(&caches(&models, Some(32 << 20))), [("caches", Fine)]);
+        let held = caches(&models, Some(256 << 20));
+        assert_eq!(levels(&held), [("caches", Note)]);
+        assert!(held[0].text.contains("llama-mini") && !held[0].text.contains("3.2"), "{}", held[0].text);
+        assert!(caches(&models, None).is_empty());
+    }
+
+    #[test]
+    fn clocks_that_are_not_what_they_could_be_are_found_out() {
+        let steady = Clocks {
+            governors: ["performance".to_owned()].into(),
+            now_mhz: Some(3000),
+            allowed_mhz: Some(4000),
+            possible_mhz: Some(4000),
+            throttled: Some(0),
+        };
+        assert_eq!(levels(&clocks(&steady, &steady, None)), [("clocks", Fine), ("clocks", Fine)]);
+        let hot = Clocks {
+            governors: ["powersave".to_owned()].into(),
+            now_mhz: Some(1000),
+            allowed_mhz: Some(3000),
+            possible_mhz: Some(4000),
+            throttled: Some(2),
+        };
+        let found = levels(&clocks(&steady, &hot, Some(true)));
+        assert_eq!(found, ["clocks", "clocks", "clocks", "heat", "power"].map(|topic| (topic, Warning)));
+        assert_eq!(levels(&clocks(&hot, &hot, None))[3], ("heat", Note));
+        assert_eq!(levels(&clocks(&Clocks::default(), &Clocks::default(), None)), [("clocks", Note)]);
+    }
+
+    #[test]
+    fn a_gpu_that_is_held_back_is_found_out() {
+        let mut counters = gpu::Counters { power_watts: Some(650.0), ..gpu::Counters::default() };
+        counters.unmeasured.insert("energy_joules", "not supported".into());
+        let free = counted(&counters);
+        assert_eq!(free.level, Fine);
+        assert!(
+            free.text.contains("650 of ? W") && free.text.contains("no energy_joules: not supported"),
+            "{}",
+            free.text
+        );
+        counters.throttle_reasons = Some(vec!["sw_power_cap".into()]);
+        let held = counted(&counters);
+        assert_eq!(held.level, Warning);
+        assert!(held.text.contains("sw_power_cap"), "{}", held.text);
+    }
+}

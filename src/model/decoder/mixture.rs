@@ -1,0 +1,130 @@
+//! A mixture of experts: the router says where each token goes, tokens are sorted by expert, each expert that has some
+//! computes them in one product a matrix, and the results are added up. The weights of the other experts are not touched,
+//! and no weights are copied.
+
+use anyhow::Result;
+use candle_core::{DType, Tensor};
+use candle_nn::VarBuilder;
+use rayon::prelude::*;
+
+use super::{
+    feed_forward::{Gated, add_transposed},
+    routing::{ExpertLoad, Planted, Routes},
+};
+use crate::model::config::{ExpertLayout, Experts, Family};
+
+#[derive(Clone, Debug)]
+pub struct Mixture {
+    /// (experts, hidden)
+    router: Tensor,
+    experts: Vec<Gated>,
+    top_k: usize,
+    normalise: bool,
+    /// Which of the layers that are mixtures this is.
+    number: usize,
+}
+
+impl Mixture {
+    /// `weights` are those of the decoder's layer.
+    pub fn load(
+        config: &Experts,
+        family: Family,
+        hidden: usize,
+        number: usize,
+        weights: &VarBuilder,
+        layout: ExpertLayout,
+    ) -> Result<Self> {
+        let (count, inner) = (config.num_experts, config.intermediate_size);
+        let (router, experts) = match layout {
+            ExpertLayout::Stacked => {
+                let weights = weights.pp("mlp");
+                let gate_up = weights.get((count, 2 * inner, hidden), "experts.gate_up_proj")?;
+                let down = weights.get((count, hidden, inner), "experts.down_proj")?;
+                let experts = (0..count).map(|expert| Ok(Gated::new(gate_up.get(expert)?, down.get(expert)?)));
+                (weights.get((count, hidden), "gate.weight")?, experts.collect::<Result<_>>()?)
+            }
+            ExpertLayout::Single => {
+                let names = family.expert_names();
+                let weights = weights.pp(names.block);
+                let expert = |expert: usize| {
+                    let weights = weights.pp("experts").pp(expert);
+                    let gate = weights.get((inner, hidden), &format!("{}.weight", names.gate))?;
+                    let up = weights.get((inner, hidden), &format!("{}.weight", names.up))?;
+                    let down = weights.get((hidden, inner), &format!("{}.weight", names.down))?;
+                    Ok(Gated::new(Tensor::cat(&[gate, up], 0)?, down))
+                };
+                (weights.get((count, hidden), "gate.weight")?, (0..count).map(expert).collect::<Result<_>>()?)
+            }
+        };
+        Ok(Self { router, experts, top_k: config.num_experts_per_tok, normalise: config.norm_topk_prob, number })
+    }
+
+    /// Where the tokens `x` (tokens, hidden), from `position` on, go.
+    pub fn route(&self, x: &Tensor, position: usize, planted: Option<&Planted>) -> Result<Routes> {
+        let logits = x.matmul(&self.router.t()?)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
+        let logits = match planted {
+            None => logits,
+            Some(planted) => planted.logits(self.number, position, x.dim(0)?),
+        };
+        Ok(Routes::choose(&logits, self.experts.len(), self.top_k, self.normalise))
+    }
+
+    /// Adds the mixture of `x` to `sum`, both (tokens, hidden), and counts the tokens of each expert.
+    pub fn add_to(
+        &self,
+        sum: Tensor,
+        x: &Tensor,
+        position: usize,
+        planted: Option<&Planted>,
+        load: &mut ExpertLoad,
+    ) -> Result<Tensor> {
+        let routes = self.route(x, position, planted)?;
+        load.count(self.number, &routes);
+        self.dispatch(sum, x, &routes)
+    }
+
+    pub(super) fn dispatch(&self, mut sum: Tensor, x: &Tensor, routes: &Routes) -> Result<Tensor> {
+        if !x.device().is_cpu() {
+            return self.dispatch_on_device(sum, x, routes);
+        }
+        if x.dim(0)? == 1 {
+            for (expert, weight) in routes.experts.iter().zip(&routes.weights) {
+                sum = self.experts[*expert as usize].add_to(sum, x, &[0], &[*weight])?;
+            }
+            return Ok(sum);
+        }
+        let groups = routes.by_expert(self.experts.len());
+        let busy: Vec<_> = self.experts.iter().zip(&groups).filter(|(_, (tokens, _))| !tokens.is_empty()).collect();
+        let columns = |(expert, (tokens, _)): &(&Gated, &(Vec<u32>, Vec<f32>))| {
+            expert.transposed(&x.index_select(&Tensor::new(tokens.as_slice(), x.device())?, 0)?)
+        };
+        // An expert a thread: the products of one are too small to be shared without waiting.
+        let columns: candle_core::Result<Vec<Tensor>> = busy.par_iter().map(columns).collect();
+        for (columns, (_, (tokens, weights))) in columns?.iter().zip(&busy) {
+            sum = add_transposed(sum, columns, tokens, weights)?;
+        }
+        Ok(sum)
+    }
+
+    /// The same with as few launches and copies to the device as it takes, which is what a step waits for there.
+    pub(super) fn dispatch_on_device(&self, mut sum: Tensor, x: &Tensor, routes: &Routes) -> Result<Tensor> {
+        if x.dim(0)? == 1 {
+            for (expert, weight) in routes.experts.iter().zip(&routes.weights) {
+                sum = (sum + (self.experts[*expert as usize].forward(x)? * f64::from(*weight))?)?;
+            }
+            return Ok(sum);
+        }
+        let groups = routes.by_expert(self.experts.len());
+        let tokens: Vec<u32> = groups.iter().flat_map(|(tokens, _)| tokens).copied().collect();
+        let weights: Vec<f32> = groups.iter().flat_map(|(_, weights)| weights).copied().collect();
+        let (tokens, places) = (Tensor::new(tokens, x.device())?, weights.len());
+        let weights = Tensor::from_vec(weights, (places, 1), x.device())?.to_dtype(x.dtype())?;
+        let sorted = x.index_select(&tokens, 0)?;
+        let (mut rows, mut first) = (Vec::new(), 0);
+        for (expert, (tokens, _)) in self.experts.iter().zip(&groups).filter(|(_, (tokens, _))| !tokens.is_empty()) {
+            rows.push(expert.forward(&sorted.narrow(0, first, tokens.len())?)?);
+            first += tokens.len();
+        }
+        Ok(sum.index_add(&tokens, &Tensor::cat(&rows, 0)?.broadcast_mul(&weights)?, 0)?)
+    }
+}

@@ -1,0 +1,215 @@
+//! Which base, how large, and what of it is on.
+
+use std::{fmt, str::FromStr};
+
+use anyhow::{Result, bail, ensure};
+use serde::{Deserialize, Serialize};
+
+use crate::{error::nearest, kernels::Decay};
+
+/// A language model of psannlm's registry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Base {
+    /// Attention, and a feed-forward whose activation is a fading sine.
+    Respsann,
+    /// Respsann with a spectral branch. It sees later tokens.
+    Sgrpsann,
+    /// Respsann, with a temporal block if it is asked for; then it sees later tokens.
+    Waveresnet,
+    /// LayerNorm and GELU in the place of RMSNorm and the sine.
+    Transformer,
+}
+
+impl Base {
+    pub const ALL: [Self; 4] = [Self::Respsann, Self::Sgrpsann, Self::Waveresnet, Self::Transformer];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Respsann => "respsann",
+            Self::Sgrpsann => "sgrpsann",
+            Self::Waveresnet => "waveresnet",
+            Self::Transformer => "transformer",
+        }
+    }
+}
+
+impl fmt::Display for Base {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Base {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        if let Some(found) = Self::ALL.into_iter().find(|base| base.name() == text) {
+            return Ok(found);
+        }
+        let names = Self::ALL.map(Self::name);
+        match nearest(text, &names) {
+            Some(near) => bail!("unknown base '{text}': did you mean {near}?"),
+            None => bail!("unknown base '{text}': the bases are {}", names.join(", ")),
+        }
+    }
+}
+
+/// How a model knows where a token stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Encoding {
+    Rope,
+    Alibi,
+    /// Sines and cosines of the place, added to the embedding.
+    Sinusoidal,
+}
+
+impl FromStr for Encoding {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        Ok(match text {
+            "rope" => Self::Rope,
+            "alibi" => Self::Alibi,
+            "sinusoidal" => Self::Sinusoidal,
+            _ => match nearest(text, &["rope", "alibi", "sinusoidal"]) {
+                Some(near) => bail!("unknown encoding '{text}': did you mean {near}?"),
+                None => bail!("unknown encoding '{text}': rope, alibi or sinusoidal"),
+            },
+        })
+    }
+}
+
+/// Initial values of the activation `A·exp(−d·g(z))·sin(f·z)`, and what it fades with.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Sine {
+    pub amp_init: f64,
+    pub freq_init: f64,
+    pub damp_init: f64,
+    pub decay_mode: Decay,
+}
+
+impl Default for Sine {
+    fn default() -> Self {
+        Self { amp_init: 1.0, freq_init: 1.0, damp_init: 0.01, decay_mode: Decay::Abs }
+    }
+}
+
+/// A model, in psannlm's words and with its defaults.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PsannConfig {
+    pub base: Base,
+    pub vocab_size: usize,
+    pub d_model: usize,
+    pub n_layers: usize,
+    pub n_heads: usize,
+    /// Inner width of the feed-forward.
+    pub d_mlp: usize,
+    pub positional_encoding: Encoding,
+    pub sine: Sine,
+    /// Steps that the spectral branch of `sgrpsann` sees.
+    pub k_fft: usize,
+    pub gate_init: f64,
+    pub gate_strength: f64,
+    /// Whether `waveresnet` has its temporal block.
+    pub wave_interleave: bool,
+    pub wave_kernel_size: usize,
+    /// The convolution of layer n is dilated by this to the power of n.
+    pub wave_dilation_growth: usize,
+}
+
+impl Default for PsannConfig {
+    fn default() -> Self {
+        Self {
+            base: Base::Respsann,
+            vocab_size: 32_000,
+            d_model: 512,
+            n_layers: 8,
+            n_heads: 8,
+            d_mlp: 2048,
+            positional_encoding: Encoding::Rope,
+            sine: Sine::default(),
+            k_fft: 64,
+            gate_init: 0.0,
+            gate_strength: 1.0,
+            wave_interleave: false,
+            wave_kernel_size: 3,
+            wave_dilation_growth: 1,
+        }
+    }
+}
+
+impl PsannConfig {
+    /// # Errors
+    /// One line that names what does not go together.
+    pub fn check(&self) -> Result<()> {
+        let base = self.base;
+        for (name, size) in [
+            ("vocab_size", self.vocab_size),
+            ("d_model", self.d_model),
+            ("n_layers", self.n_layers),
+            ("n_heads", self.n_heads),
+            ("d_mlp", self.d_mlp),
+            ("k_fft", self.k_fft),
+            ("wave_kernel_size", self.wave_kernel_size),
+            ("wave_dilation_growth", self.wave_dilation_growth),
+        ] {
+            ensure!(size > 0, "{base}: {name} is 0");
+        }
+        let (width, heads) = (self.d_model, self.n_heads);
+        ensure!(width.is_multiple_of(heads), "{base}: n_heads={heads} do not divide d_model={width}");
+        ensure!(
+            self.positional_encoding != Encoding::Rope || (width / heads).is_multiple_of(2),
+            "{base}: heads of {} numbers can't turn in pairs: RoPE needs d_model / n_heads to be even",
+            width / heads
+        );
+        ensure!(
+            self.wave_kernel_size % 2 == 1,
+            "{base}: wave_kernel_size={}: a convolution of the same length needs an odd one",
+            self.wave_kernel_size
+        );
+        for (name, value) in
+            [("amp_init", self.sine.amp_init), ("freq_init", self.sine.freq_init), ("damp_init", self.sine.damp_init)]
+        {
+            ensure!(value > 0.0 && value.is_finite(), "{base}: sine {name}={value}: it must be more than 0");
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_does_not_go_together_is_named() {
+        let error = |edit: fn(&mut PsannConfig)| {
+            let mut config = PsannConfig::default();
+            edit(&mut config);
+            config.check().expect_err("an error").to_string()
+        };
+        PsannConfig::default().check().expect("the defaults");
+        assert!(error(|c| c.n_heads = 7).contains("n_heads=7 do not divide d_model=512"));
+        assert!(error(|c| (c.d_model, c.n_heads) = (12, 4)).contains("heads of 3 numbers can't turn in pairs"));
+        assert!(error(|c| c.n_layers = 0).contains("n_layers is 0"));
+        assert!(error(|c| c.wave_kernel_size = 4).contains("needs an odd one"));
+        assert!(error(|c| c.sine.freq_init = 0.0).contains("freq_init=0"));
+        let config =
+            PsannConfig { positional_encoding: Encoding::Alibi, d_model: 12, n_heads: 4, ..PsannConfig::default() };
+        config.check().expect("ALiBi turns nothing");
+    }
+
+    #[test]
+    fn names_are_read_and_near_misses_named() {
+        for base in Base::ALL {
+            assert_eq!(base.name().parse::<Base>().expect("a name"), base);
+        }
+        let message = |text: &str| text.parse::<Base>().expect_err(text).to_string();
+        assert!(message("resppsann").contains("did you mean respsann?"));
+        assert!(message("mamba").contains("respsann, sgrpsann, waveresnet, transformer"));
+        assert!("rotary".parse::<Encoding>().expect_err("rotary").to_string().contains("rope, alibi or sinusoidal"));
+    }
+}

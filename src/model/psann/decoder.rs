@@ -1,0 +1,269 @@
+//! From tokens to logits.
+
+use anyhow::{Context, Result, ensure};
+use candle_core::{DType, Tensor};
+use candle_nn::{Init, VarBuilder};
+
+use super::{Encoding, PsannConfig, block::Block, block::Norm};
+use crate::model::trainable;
+
+/// A decoder in parts, so that a training can keep what is between them and compute a part again.
+pub struct Decoder {
+    config: PsannConfig,
+    dtype: DType,
+    embedding: Tensor,
+    blocks: Vec<Block>,
+    norm: Norm,
+    head: Tensor,
+}
+
+impl Decoder {
+    /// Builds the model from weights, or from their initial values if `weights` makes variables. It computes in `dtype`,
+    /// whatever the precision of the weights.
+    ///
+    /// # Errors
+    /// When the sizes do not go together, or a tensor is missing.
+    pub fn new(config: &PsannConfig, dtype: DType, weights: VarBuilder) -> Result<Self> {
+        config.check()?;
+        let (vocab_size, width) = (config.vocab_size, config.d_model);
+        let bound = (6.0 / (vocab_size + width) as f64).sqrt();
+        let block = |number| Block::new(config, number, weights.pp("blocks").pp(number));
+        Ok(Self {
+            config: config.clone(),
+            dtype,
+            embedding: weights.get_with_hints(
+                (vocab_size, width),
+                "embed.weight",
+                Init::Randn { mean: 0.0, stdev: 0.02 },
+            )?,
+            blocks: (0..config.n_layers).map(block).collect::<Result<_>>()?,
+            norm: Norm::new(config.base, width, weights.pp("ln_f"))?,
+            head: weights.get_with_hints(
+                (vocab_size, width),
+                "lm_head.weight",
+                Init::Uniform { lo: -bound, up: bound },
+            )?,
+        })
+    }
+
+    pub fn config(&self) -> &PsannConfig {
+        &self.config
+    }
+
+    /// (vocabulary, width)
+    pub fn embedding(&self) -> &Tensor {
+        &self.embedding
+    }
+
+    /// (vocabulary, width)
+    pub fn head(&self) -> &Tensor {
+        &self.head
+    }
+
+    pub fn layers(&self) -> usize {
+        self.blocks.len()
+    }
+
+    /// From token ids (batch, time), u32, to (batch, time, width).
+    ///
+    /// # Errors
+    /// When an id is not in the vocabulary.
+    pub fn embed(&self, ids: &Tensor) -> Result<Tensor> {
+        let (batch, time) = ids.dims2()?;
+        let width = self.config.d_model;
+        let rows = self.embedding.index_select(&ids.flatten_all()?, 0).context("a token is not in the vocabulary")?;
+        let x = rows.reshape((batch, time, width))?.to_dtype(self.dtype)?;
+        if self.config.positional_encoding != Encoding::Sinusoidal {
+            return Ok(x);
+        }
+        let places = Tensor::from_vec(sinusoids(time, width), (time, width), x.device())?;
+        Ok(x.broadcast_add(&places.to_dtype(self.dtype)?)?)
+    }
+
+    /// One layer: from (batch, time, width) to the same.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn layer(&self, number: usize, x: &Tensor) -> Result<Tensor> {
+        self.blocks[number].forward(x)
+    }
+
+    /// What the head takes: (batch, time, width), normed.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn finish(&self, x: &Tensor) -> Result<Tensor> {
+        self.norm.forward(x)
+    }
+
+    /// From token ids (batch, time) to logits (batch, time, vocabulary), f32.
+    ///
+    /// # Errors
+    /// When an id is not in the vocabulary, or the device fails.
+    pub fn forward(&self, ids: &Tensor) -> Result<Tensor> {
+        let mut x = self.embed(ids)?;
+        for block in &self.blocks {
+            x = block.forward(&x)?;
+        }
+        let (batch, time, width) = x.dims3()?;
+        let hidden = self.finish(&x)?.reshape((batch * time, width))?;
+        let logits = hidden.matmul(&self.head.to_dtype(self.dtype)?.t()?)?;
+        Ok(logits.to_dtype(DType::F32)?.reshape((batch, time, self.config.vocab_size))?)
+    }
+
+    /// How far logits move when a later token changes: 0 in a causal model. It is found out by running it, on ids made of
+    /// the places.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn leak(&self, time: usize) -> Result<f32> {
+        ensure!(time > 1 && self.config.vocab_size > 1, "one token has no later one");
+        let vocab_size = self.config.vocab_size as u32;
+        let ids = |last: u32| -> Vec<u32> {
+            (0..time as u32).map(|step| if step + 1 == time as u32 { last } else { step * 7 % vocab_size }).collect()
+        };
+        let logits = |ids: Vec<u32>| -> Result<Tensor> {
+            let ids = Tensor::from_vec(ids, (1, time), self.embedding.device())?;
+            Ok(self.forward(&ids)?.narrow(1, 0, time - 1)?)
+        };
+        let moved = (logits(ids(0))? - logits(ids(vocab_size - 1))?)?.abs()?.flatten_all()?.max(0)?;
+        Ok(moved.to_scalar()?)
+    }
+
+    /// What it takes to run a model on one sequence.
+    ///
+    /// # Errors
+    /// When the sizes do not go together.
+    pub fn cost(config: &PsannConfig, time: usize) -> Result<Cost> {
+        let shapes = trainable::shapes(|weights| Self::new(config, DType::F32, weights))?;
+        let is_product = |name: &str| {
+            name.ends_with("weight") && name.contains("proj") || name.contains(".mlp.") || name == "lm_head.weight"
+        };
+        let products: usize = shapes
+            .iter()
+            .filter(|(name, shape)| is_product(name) && shape.rank() == 2)
+            .map(|(_, shape)| shape.elem_count())
+            .sum();
+        // Each token attends to itself and those before it.
+        let pairs = time as u64 * (time as u64 + 1) / 2;
+        let attention = 4 * pairs * (config.d_model * config.n_layers) as u64;
+        let parameters = shapes.values().map(|shape| shape.elem_count() as u64).sum();
+        let layer = (14 * config.d_model + 4 * config.d_mlp) as u64;
+        let scores = (config.n_heads * time) as u64;
+        let (layers, vocab_size) = (config.n_layers as u64, config.vocab_size as u64);
+        let forward_flops = 2 * (products * time) as u64 + attention;
+        Ok(Cost { parameters, forward_flops, width: config.d_model as u64, layer, scores, layers, vocab_size })
+    }
+}
+
+/// What a model takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cost {
+    pub parameters: u64,
+    /// Floating-point operations of a forward pass over one sequence, in products with weights and of attention. Training
+    /// takes three times that.
+    pub forward_flops: u64,
+    width: u64,
+    /// Numbers that a layer makes of a token.
+    layer: u64,
+    /// Scores of a token in a layer's attention.
+    scores: u64,
+    layers: u64,
+    vocab_size: u64,
+}
+
+impl Cost {
+    /// Memory that so many tokens at a time take at least, in f32: weights, what layers make and the logits of a chunk; when
+    /// it trains, gradients, two moments and the head's gradient in the making too. `keeps_scores` where attention is a
+    /// composition, which makes scores, adds their bias and makes shares of them.
+    pub fn least_bytes(&self, tokens: usize, trains: bool, checkpointing: bool, keeps_scores: bool) -> u64 {
+        let tokens = tokens as u64;
+        let layer = self.layer + if keeps_scores { 3 * self.scores } else { 0 };
+        let logits = tokens.min(512) * self.vocab_size;
+        let numbers = match (trains, checkpointing) {
+            (false, _) => self.parameters + tokens * (layer + self.width),
+            (true, false) => 4 * self.parameters + tokens * self.layers * layer,
+            (true, true) => 4 * self.parameters + tokens * (self.layers * self.width + 2 * layer),
+        };
+        4 * (numbers + logits + if trains { self.vocab_size * self.width } else { 0 })
+    }
+}
+
+/// Vaswani et al. 2017: sines in the even places, cosines in the odd ones.
+fn sinusoids(time: usize, width: usize) -> Vec<f32> {
+    let rate = |place: usize| (-(10_000f32.ln()) * (place / 2 * 2) as f32 / width as f32).exp();
+    let at = move |step: usize| {
+        (0..width).map(move |place| {
+            let angle = step as f32 * rate(place);
+            if place % 2 == 0 { angle.sin() } else { angle.cos() }
+        })
+    };
+    (0..time).flat_map(at).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+    use crate::model::{psann::Base, trainable::Variables};
+
+    fn small(base: Base) -> PsannConfig {
+        PsannConfig {
+            base,
+            vocab_size: 40,
+            d_model: 16,
+            n_layers: 2,
+            n_heads: 2,
+            d_mlp: 24,
+            k_fft: 8,
+            ..PsannConfig::default()
+        }
+    }
+
+    #[test]
+    fn later_tokens_are_seen_by_those_that_say_so() {
+        for encoding in [Encoding::Rope, Encoding::Alibi, Encoding::Sinusoidal] {
+            for (config, causal) in [
+                (small(Base::Respsann), true),
+                (small(Base::Transformer), true),
+                (small(Base::Waveresnet), true),
+                (PsannConfig { wave_interleave: true, ..small(Base::Waveresnet) }, false),
+                (small(Base::Sgrpsann), false),
+            ] {
+                let config = PsannConfig { positional_encoding: encoding, ..config };
+                let weights = Variables::new(1).frozen(DType::F32, &Device::Cpu);
+                let leak = Decoder::new(&config, DType::F32, weights).and_then(|model| model.leak(20)).expect("a leak");
+                assert_eq!(leak == 0.0, causal, "{}: logits move by {leak}", config.base);
+            }
+        }
+    }
+
+    #[test]
+    fn cost_is_as_worked_out_by_hand() {
+        let config = small(Base::Respsann);
+        let cost = Decoder::cost(&config, 10).expect("a cost");
+        let matrices = 2 * (4 * 16 * 16 + 2 * 16 * 24) + 40 * 16;
+        let vectors = 2 * (2 * 16 + 24 + 16 + 3 * 24 + 1) + 16;
+        assert_eq!(cost.parameters, (matrices + 40 * 16 + vectors) as u64);
+        assert_eq!(cost.forward_flops, (2 * 10 * matrices + 4 * 55 * 16 * 2) as u64);
+        // Of 2 heads, 10 tokens see 10 each, in 2 layers.
+        let scores = cost.least_bytes(10, true, false, true) - cost.least_bytes(10, true, false, false);
+        assert_eq!(scores, 4 * 3 * 2 * 10 * 10 * 2);
+    }
+
+    #[test]
+    fn sixteen_bits_are_near_the_same() {
+        for base in Base::ALL {
+            let ids = Tensor::new(&[[1u32, 5, 39, 0, 7, 7, 2, 11, 30]], &Device::Cpu).expect("ids");
+            let logits = |dtype| {
+                let weights = Variables::new(1).frozen(DType::F32, &Device::Cpu);
+                Decoder::new(&small(base), dtype, weights).and_then(|model| model.forward(&ids)).expect("logits")
+            };
+            let far = (logits(DType::F32) - logits(DType::BF16))
+                .and_then(|x| x.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>());
+            let far = far.expect("a number");
+            assert!(far > 0.0 && far < 0.1, "{base}: {far}");
+        }
+    }
+}

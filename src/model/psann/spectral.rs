@@ -1,0 +1,76 @@
+//! The branch that `sgrpsann` adds: the last steps' spectrum over time, each frequency of each channel gated. Each of these
+//! steps is made of all of them, later ones included, so a model with it is not causal.
+
+use std::f64::consts::TAU;
+
+use anyhow::Result;
+use candle_core::{DType, Device, Tensor};
+use candle_nn::{Init, VarBuilder, ops::sigmoid};
+
+use super::PsannConfig;
+
+pub struct Spectral {
+    /// (channels, frequencies); its sigmoid is the gate.
+    mask: Tensor,
+    /// (channels, 1, 1): what each channel is multiplied by.
+    mix: Tensor,
+    steps: usize,
+    strength: f64,
+    /// (steps, 2 · frequencies): from steps to the real and the imaginary parts of their spectrum, and (2 · frequencies,
+    /// steps) back. `rfft` and `irfft` of so few steps are two small matrix products.
+    to_spectrum: Tensor,
+    from_spectrum: Tensor,
+}
+
+impl Spectral {
+    pub fn new(config: &PsannConfig, weights: VarBuilder) -> Result<Self> {
+        let (channels, steps) = (config.d_model, config.k_fft);
+        let frequencies = steps / 2 + 1;
+        let (to_spectrum, from_spectrum) = transforms(steps, weights.device())?;
+        Ok(Self {
+            mask: weights.get_with_hints((channels, frequencies), "mask", Init::Const(config.gate_init))?,
+            mix: weights.get_with_hints((channels, 1, 1), "mix.weight", Init::Const(1.0))?,
+            steps,
+            strength: config.gate_strength,
+            to_spectrum,
+            from_spectrum,
+        })
+    }
+
+    /// From (batch, time, channels) to the same, which is 0 but for the last steps.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let (batch, time, channels) = x.dims3()?;
+        let seen = time.min(self.steps);
+        let window = x.narrow(1, time - seen, seen)?.to_dtype(DType::F32)?;
+        let window = window.pad_with_zeros(1, self.steps - seen, 0)?.transpose(1, 2)?.contiguous()?;
+        let spectrum = window.reshape((batch * channels, self.steps))?.matmul(&self.to_spectrum)?;
+        let gate = sigmoid(&self.mask.to_dtype(DType::F32)?)?;
+        let gate = Tensor::cat(&[&gate, &gate], 1)?.broadcast_mul(&self.mix.to_dtype(DType::F32)?.squeeze(2)?)?;
+        let gated = spectrum.reshape((batch, channels, ()))?.broadcast_mul(&gate)?;
+        let steps = gated.reshape((batch * channels, ()))?.matmul(&self.from_spectrum)?;
+        let steps = (steps.reshape((batch, channels, self.steps))?.transpose(1, 2)? * self.strength)?;
+        let steps = steps.narrow(1, self.steps - seen, seen)?;
+        Ok(steps.pad_with_zeros(1, time - seen, 0)?.to_dtype(x.dtype())?)
+    }
+}
+
+/// The discrete Fourier transform of real numbers, and its inverse, as matrices.
+fn transforms(steps: usize, device: &Device) -> Result<(Tensor, Tensor)> {
+    let frequencies = steps / 2 + 1;
+    let (mut to, mut from) = (vec![0f32; steps * 2 * frequencies], vec![0f32; 2 * frequencies * steps]);
+    for step in 0..steps {
+        for frequency in 0..frequencies {
+            let angle = TAU * ((step * frequency) % steps) as f64 / steps as f64;
+            // Of the frequencies between the ends there is a second, mirrored one.
+            let share = if frequency == 0 || 2 * frequency == steps { 1.0 } else { 2.0 } / steps as f64;
+            to[step * 2 * frequencies + frequency] = angle.cos() as f32;
+            to[step * 2 * frequencies + frequencies + frequency] = -angle.sin() as f32;
+            from[frequency * steps + step] = (share * angle.cos()) as f32;
+            from[(frequencies + frequency) * steps + step] = (-share * angle.sin()) as f32;
+        }
+    }
+    Ok((
+        Tensor::from_vec(to, (steps, 2 * frequencies), device)?,
+        Tensor::from_vec(from, (2 * frequencies, steps), device)?,
+    ))
+}

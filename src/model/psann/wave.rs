@@ -1,0 +1,45 @@
+//! The temporal block that `waveresnet` can have after its feed-forward: RMSNorm, a dilated depthwise convolution over time,
+//! the sine, a linear layer, added to what went in. The convolution reaches both ways, so a model with it is not causal.
+
+use anyhow::Result;
+use candle_core::Tensor;
+use candle_nn::{Init, VarBuilder};
+
+use super::{
+    Base, PsannConfig,
+    block::{Activation, Linear, Norm},
+};
+use crate::kernels::{self, Padding};
+
+pub struct Wave {
+    norm: Norm,
+    /// (channels, 1, taps)
+    taps: Tensor,
+    no_bias: Tensor,
+    dilation: usize,
+    activation: Activation,
+    out: Linear,
+}
+
+impl Wave {
+    pub fn new(config: &PsannConfig, number: usize, weights: VarBuilder) -> Result<Self> {
+        let (width, taps) = (config.d_model, config.wave_kernel_size);
+        let bound = 1.0 / (taps as f64).sqrt();
+        let growth = config.wave_dilation_growth.saturating_pow(u32::try_from(number)?);
+        Ok(Self {
+            norm: Norm::new(Base::Waveresnet, width, weights.pp("norm"))?,
+            taps: weights.get_with_hints((width, 1, taps), "dw.weight", Init::Uniform { lo: -bound, up: bound })?,
+            no_bias: Tensor::zeros(width, weights.dtype(), weights.device())?,
+            dilation: growth,
+            activation: Activation::sine(width, &config.sine, weights.pp("act"))?,
+            out: Linear::new(width, width, true, weights.pp("proj"))?,
+        })
+    }
+
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let normed = self.norm.forward(x)?;
+        let (taps, no_bias) = (self.taps.to_dtype(x.dtype())?, self.no_bias.to_dtype(x.dtype())?);
+        let mixed = kernels::depthwise(&normed, &taps, &no_bias, self.dilation, Padding::Same)?;
+        Ok((x + self.out.forward(&self.activation.forward(&mixed)?)?)?)
+    }
+}

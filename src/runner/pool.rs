@@ -1,0 +1,184 @@
+//! Subjects before and after they are loaded. A candidate has its name in ids without being loaded; the pool loads it
+//! when its first benchmark runs, once, and gives its memory back after the last.
+
+use std::{
+    cell::RefCell,
+    collections::BTreeMap,
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, bail};
+use candle_core::{DType, Device};
+
+use crate::{
+    measure::memory,
+    model::{self, CausalLm, DoesNotFit, Engine, ModelSpec, Subject},
+    record,
+    scenario::{EXPERT_GRID, Tier},
+    settings::Settings,
+    workload::SharedSubject,
+};
+
+/// A subject that can be loaded.
+pub struct Candidate {
+    pub about: record::Subject,
+    /// How many of the scenarios it runs.
+    pub tier: Tier,
+    load: Box<dyn Fn() -> Result<Subject>>,
+}
+
+impl Candidate {
+    /// The models that the settings name.
+    pub fn from_settings(settings: &Settings) -> Vec<Self> {
+        let Settings { engine, dtype, device, seed, .. } = *settings;
+        let candidate = |spec: &ModelSpec| {
+            let spec = spec.clone();
+            Self {
+                about: about(&spec.slug(), &engine.to_string(), settings, &spec.to_string(), spec.is_synthetic()),
+                tier: settings.tier_for(&spec),
+                load: Box::new(move || model::load(&spec, engine, dtype, device, seed)),
+            }
+        };
+        settings.models.iter().map(candidate).collect()
+    }
+
+    /// The mixtures of experts that `moe_top_k` compares, and their dense twins.
+    pub fn expert_grid(settings: &Settings) -> Vec<Self> {
+        let Settings { dtype, device, seed, skew, .. } = *settings;
+        let tier = settings.tier.unwrap_or(Tier::Full);
+        let mut candidates: Vec<Self> = Vec::new();
+        for row in EXPERT_GRID.iter().filter(|row| row.tier <= tier) {
+            let name = row.feed_forward.name(skew);
+            if candidates.iter().any(|candidate| candidate.about.model == name) {
+                continue;
+            }
+            let source = format!("synthetic:{name}");
+            candidates.push(Self {
+                about: about(&name, &Engine::Tuned.to_string(), settings, &source, true),
+                tier,
+                load: Box::new(move || model::expert_grid(row.feed_forward, skew, dtype, &device.open()?, seed)),
+            });
+        }
+        candidates
+    }
+
+    /// A model of one's own, called `model` in ids. It runs every scenario unless the settings name a tier.
+    pub fn own<M: CausalLm + 'static>(
+        model: &str,
+        settings: &Settings,
+        load: impl Fn(DType, &Device) -> Result<M> + 'static,
+    ) -> Self {
+        let source = format!("own:{model}");
+        let (dtype, device) = (settings.dtype, settings.device);
+        Self {
+            about: about(model, "own", settings, &source, false),
+            tier: settings.tier.unwrap_or(Tier::Full),
+            load: Box::new(move || {
+                let model = Box::new(load(dtype, &device.open()?)?);
+                Ok(Subject { model, source: source.clone(), tokenizer: None, eos_token_ids: Vec::new() })
+            }),
+        }
+    }
+
+    /// Takes over what only the loaded subject knows.
+    pub fn learn(&mut self, subject: &Subject) {
+        let footprint = subject.model.footprint();
+        self.about.source = subject.source.clone();
+        self.about.parameters = Some(footprint.parameters);
+        self.about.weight_bytes = Some(footprint.weight_bytes);
+    }
+}
+
+fn about(model: &str, engine: &str, settings: &Settings, source: &str, synthetic_weights: bool) -> record::Subject {
+    record::Subject {
+        model: model.into(),
+        engine: engine.into(),
+        dtype: settings.dtype.as_str().into(),
+        device: settings.device.to_string(),
+        source: source.into(),
+        synthetic_weights,
+        parameters: None,
+        weight_bytes: None,
+        sizes: BTreeMap::new(),
+    }
+}
+
+/// Candidates and the subjects that are loaded of them.
+pub struct Pool {
+    places: Vec<Place>,
+    device: Device,
+}
+
+struct Place {
+    candidate: Candidate,
+    subject: Option<SharedSubject>,
+    /// Memory that loading it took.
+    bytes: u64,
+    /// Why it can't be loaded. It is not tried again: a download that failed would be asked for by every scenario.
+    unloadable: Option<String>,
+}
+
+impl Pool {
+    pub fn new(candidates: Vec<Candidate>, device: Device) -> Self {
+        Self {
+            device,
+            places: candidates
+                .into_iter()
+                .map(|candidate| Place { candidate, subject: None, bytes: 0, unloadable: None })
+                .collect(),
+        }
+    }
+
+    /// Places of the candidates that a scenario of this tier includes.
+    pub fn in_tier(&self, tier: Tier) -> Vec<usize> {
+        (0..self.places.len()).filter(|&place| self.places[place].candidate.tier >= tier).collect()
+    }
+
+    pub fn candidate(&self, place: usize) -> &Candidate {
+        &self.places[place].candidate
+    }
+
+    /// The subject, loaded unless it is. When it does not fit in memory, the other subjects are unloaded first.
+    pub fn subject(&mut self, place: usize) -> Result<SharedSubject> {
+        if let Some(subject) = &self.places[place].subject {
+            return Ok(subject.clone());
+        }
+        if let Some(reason) = &self.places[place].unloadable {
+            bail!("{reason}");
+        }
+        let loaded = self.load(place);
+        self.places[place].unloadable = loaded.as_ref().err().map(|error| format!("{error:#}"));
+        Ok(self.places[place].subject.insert(Rc::new(RefCell::new(loaded?))).clone())
+    }
+
+    fn load(&mut self, place: usize) -> Result<Subject> {
+        let started = Instant::now();
+        let mut before = memory::current_bytes(&self.device);
+        let mut loaded = (self.places[place].candidate.load)();
+        if loaded.as_ref().is_err_and(|error| error.is::<DoesNotFit>()) {
+            self.places.iter_mut().for_each(|place| place.subject = None);
+            memory::release(&self.device);
+            before = memory::current_bytes(&self.device);
+            loaded = (self.places[place].candidate.load)();
+        }
+        let subject = loaded?;
+        self.places[place].bytes = memory::current_bytes(&self.device).saturating_sub(before);
+        self.places[place].candidate.learn(&subject);
+        let about = &self.places[place].candidate.about;
+        if started.elapsed() > Duration::from_secs(1) {
+            eprintln!("{}: loaded in {:.1} s", about.model, started.elapsed().as_secs_f64());
+        }
+        Ok(subject)
+    }
+
+    /// Memory in use that is not the subject's: that of other subjects, above all.
+    pub fn bytes_beside(&self, place: usize) -> u64 {
+        memory::current_bytes(&self.device).saturating_sub(self.places[place].bytes)
+    }
+
+    /// Gives the subject's memory back.
+    pub fn release(&mut self, place: usize) {
+        self.places[place].subject = None;
+    }
+}

@@ -1,0 +1,290 @@
+//! Records that nobody measured: of every kind, marked, with figures from a seed, so that dashboards and readers can be
+//! built where there is nothing to measure with.
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+use chrono::{DateTime, SecondsFormat, Utc};
+use rand_chacha::{
+    ChaCha8Rng,
+    rand_core::{Rng, SeedableRng},
+};
+
+use crate::{
+    measure::machine,
+    model::MINI,
+    record::{
+        BenchmarkId, Conditions, Generation, Limits, Machine, Measures, Record, Routing, SCHEMA, Stability, Status,
+        Subject, Sweep, Training, Work,
+    },
+    scenario::{
+        self, EXPERT_GRID, FeedForward, GENERATION, MOE_TOP_K, Phase, Quantity, SWEEP, TRAININGS, Tier, Trained,
+        TrainingScenario,
+    },
+    workload::series::{SeriesGrid, Source, series_subject},
+};
+
+/// What stands for the machine.
+const MACHINE: &str = "sandbox";
+
+/// A record of each benchmark of a default run, and one of a benchmark that failed, `times` over.
+///
+/// # Errors
+/// When the sweep's preset can't be read.
+pub fn records(run: &str, seed: u64, times: usize, now: DateTime<Utc>) -> Result<impl Iterator<Item = Record>> {
+    let config = SeriesGrid::default().apply(Source::Preset("smoke"))?;
+    let mut kinds: Vec<Kind> = Vec::new();
+    kinds.extend(
+        GENERATION.iter().flat_map(|scenario| MINI.map(|model| Kind::Generation(scenario, model.into(), None))),
+    );
+    for scenario in &MOE_TOP_K {
+        kinds.extend(
+            EXPERT_GRID
+                .iter()
+                .map(|row| Kind::Generation(scenario, row.feed_forward.name(0.0), Some(row.feed_forward))),
+        );
+    }
+    for combination in config.combinations()? {
+        let subject = series_subject(&combination, &config);
+        kinds.extend([SWEEP.train, SWEEP.forward].map(|scenario| Kind::Sweep(scenario, Box::new(subject.clone()))));
+    }
+    for (_, groups) in &TRAININGS {
+        let entries =
+            |group: &'static TrainingScenario| group.entries(Tier::Quick).into_iter().map(move |entry| (group, entry));
+        kinds.extend(groups.iter().flat_map(entries).map(|(group, entry)| Kind::Training(group, entry)));
+    }
+    kinds.push(Kind::Failed);
+    let template = template(run, now);
+    let all = (0..times).flat_map(move |_| kinds.clone()).enumerate();
+    Ok(all.map(move |(number, kind)| {
+        let mut random = ChaCha8Rng::seed_from_u64(seed);
+        random.set_stream(number as u64);
+        kind.record(&template, &mut Draw(random))
+    }))
+}
+
+#[derive(Clone)]
+enum Kind {
+    Generation(&'static scenario::Generation, String, Option<FeedForward>),
+    Sweep(&'static str, Box<Subject>),
+    Training(&'static TrainingScenario, Trained),
+    Failed,
+}
+
+struct Draw(ChaCha8Rng);
+
+impl Draw {
+    fn between(&mut self, low: f64, high: f64) -> f64 {
+        low + (high - low) * f64::from(self.0.next_u32()) / f64::from(u32::MAX)
+    }
+
+    /// `count` values around one, in a spread of two percent.
+    fn around(&mut self, value: f64, count: usize) -> Vec<f64> {
+        (0..count).map(|_| value * self.between(0.98, 1.02)).collect()
+    }
+}
+
+impl Kind {
+    fn record(&self, template: &Record, draw: &mut Draw) -> Record {
+        let (scenario, subject, measures) = match self {
+            Self::Generation(scenario, model, feed_forward) => {
+                let engine = if feed_forward.is_some() { "tuned" } else { "stock" };
+                let measures = generation(scenario, *feed_forward, draw);
+                (scenario.key, subject(model, engine), Some(Measures::Generation(measures)))
+            }
+            Self::Sweep(scenario, subject) => {
+                let measures = combination(*scenario == SWEEP.train, draw);
+                (*scenario, (**subject).clone(), Some(Measures::Sweep(measures)))
+            }
+            Self::Training(group, entry) => {
+                let sizes = [("d_model", entry.shape.d_model), ("n_layers", entry.shape.n_layers)];
+                let sizes = sizes.into_iter().map(|(name, size)| (name.to_owned(), size as u64)).collect();
+                let of = Subject { sizes, ..subject(&entry.name(), "tuned") };
+                (group.key, of, Some(Measures::Training(training(group, entry, draw))))
+            }
+            Self::Failed => ("medium", subject("sandbox-model", "stock"), None),
+        };
+        Record {
+            id: BenchmarkId::new(scenario, &subject).to_string(),
+            scenario: scenario.to_owned(),
+            subject,
+            status: if measures.is_some() { Status::Measured } else { Status::Failed },
+            reason: measures.is_none().then(|| "made up: a benchmark that failed".into()),
+            measures,
+            ..template.clone()
+        }
+    }
+}
+
+/// What all have in common.
+fn template(run: &str, now: DateTime<Utc>) -> Record {
+    Record {
+        schema: SCHEMA,
+        run: run.to_owned(),
+        sandbox: true,
+        at: now.to_rfc3339_opts(SecondsFormat::Millis, true),
+        id: String::new(),
+        scenario: String::new(),
+        subject: subject(MACHINE, "stock"),
+        status: Status::Failed,
+        reason: None,
+        deviates: None,
+        measures: None,
+        unmeasured: BTreeMap::from([("joules_per_token".into(), "made up: there is no counter".into())]),
+        limits: Some(Limits { read_bytes_per_s: 50e9, matrix_flops_per_s: 250e9, matrix_dtype: "f32".into() }),
+        conditions: Some(Conditions {
+            other_cpu_share: Some(0.0),
+            stolen_cpu_share: None,
+            gpu: None,
+            doubts: Vec::new(),
+        }),
+        machine: Machine { name: MACHINE.into(), cpu: MACHINE.into(), ..machine::machine(1, None) },
+        software: machine::software(),
+        settings: BTreeMap::new(),
+    }
+}
+
+fn subject(model: &str, engine: &str) -> Subject {
+    Subject {
+        model: model.into(),
+        engine: engine.into(),
+        dtype: "f32".into(),
+        device: "cpu".into(),
+        source: MACHINE.into(),
+        synthetic_weights: true,
+        parameters: Some(30_000_000),
+        weight_bytes: Some(120_000_000),
+        sizes: BTreeMap::new(),
+    }
+}
+
+fn generation(scenario: &scenario::Generation, feed_forward: Option<FeedForward>, draw: &mut Draw) -> Generation {
+    let steps = scenario.new_tokens - 1;
+    let (ttft_ms, tpot_ms) = (draw.between(0.3, 0.5) * scenario.prompt_tokens as f64, draw.between(4.0, 7.0));
+    let total_ms = ttft_ms + tpot_ms * steps as f64;
+    let decodes = |value: f64| (steps > 0).then_some(value);
+    let routing = match feed_forward {
+        Some(FeedForward::Mixture { num_experts, top_k, skew }) => {
+            let tokens = (scenario.prompt_tokens + steps) * top_k;
+            let even = vec![(tokens / num_experts) as u64; num_experts];
+            Some(Routing {
+                num_experts,
+                top_k,
+                planted_skew: Some(skew.unwrap_or_default()),
+                load_balance_factor: 1.0,
+                entropy_bits: (num_experts as f64).log2(),
+                idle_share: 0.0,
+                tokens_per_expert: vec![even; 4],
+            })
+        }
+        _ => None,
+    };
+    Generation {
+        prompt_tokens: scenario.prompt_tokens,
+        new_tokens: scenario.new_tokens,
+        sampling: scenario.sampling,
+        seed: 42,
+        samples: 10,
+        total_ms,
+        sample_total_ms: draw.around(total_ms, 10),
+        ttft_ms,
+        itl_p50_ms: decodes(tpot_ms),
+        itl_p95_ms: decodes(tpot_ms * 1.1),
+        itl_p99_ms: decodes(tpot_ms * 1.3),
+        tpot_ms: decodes(tpot_ms),
+        prefill_tokens_per_s: 1e3 * scenario.prompt_tokens as f64 / ttft_ms,
+        decode_tokens_per_s: decodes(1e3 / tpot_ms),
+        tokens_per_s: 1e3 * scenario.new_tokens as f64 / total_ms,
+        sampling_share: 0.001,
+        waiting_share: None,
+        cache_used_bytes: 6144 * scenario.total_tokens() as u64,
+        cache_allocated_bytes: 6144 * scenario.total_tokens() as u64,
+        peak_bytes: Some(130_000_000 + draw.between(0.0, 1e6) as u64),
+        mbu: decodes(0.12 / tpot_ms / 0.05),
+        mfu: Some(0.06 * scenario.prompt_tokens as f64 / ttft_ms / 0.25),
+        joules_per_token: None,
+        finish_reason: "length".into(),
+        generated_tokens: scenario.new_tokens,
+        token_digest: "0000000000000000".into(),
+        itl_by_position_ms: draw.around(tpot_ms, steps),
+        work: Some(Work {
+            prefill_bytes: 120_000_000,
+            prefill_flops: 60_000_000 * scenario.prompt_tokens as u64,
+            step_bytes: 120_000_000,
+            step_flops: 60_000_000,
+        }),
+        routing,
+    }
+}
+
+fn combination(trains: bool, draw: &mut Draw) -> Sweep {
+    let step_ms = draw.between(5.0, 100.0);
+    Sweep {
+        steps: 100,
+        samples: 10,
+        sample_ms: draw.around(step_ms, 10),
+        step_p50_ms: step_ms,
+        step_p95_ms: step_ms * 1.1,
+        step_p99_ms: step_ms * 1.2,
+        windows_per_s: 8e3 / step_ms,
+        peak_bytes: Some(draw.between(1e7, 1e8) as u64),
+        mfu: Some(draw.between(0.05, 0.2)),
+        first_loss: trains.then_some(0.4),
+        last_loss: trains.then_some(0.1),
+    }
+}
+
+fn training(group: &TrainingScenario, entry: &Trained, draw: &mut Draw) -> Training {
+    let (in_time, trains) = (group.quantity == Quantity::Time, group.phase == Phase::Train);
+    let cost = if entry.checkpointing { 1.3 } else { 1.0 } * if trains { 3.0 } else { 1.0 };
+    let step_ms = cost * draw.between(0.12, 0.18) * entry.batch_tokens() as f64;
+    let peak_bytes = 300e6 + entry.batch_tokens() as f64 * if entry.checkpointing { 2e4 } else { 1e5 };
+    let sample_peak_bytes = if in_time { Vec::new() } else { vec![peak_bytes as u64; 10] };
+    Training {
+        phase: group.phase.name().into(),
+        batch_tokens: entry.batch_tokens(),
+        tokens_per_row: entry.batch.tokens_per_row,
+        micro_batches: 1,
+        checkpointing: entry.checkpointing,
+        steps: 10,
+        samples: 10,
+        sample_ms: if in_time { draw.around(step_ms, 10) } else { Vec::new() },
+        sample_peak_bytes,
+        step_p50_ms: step_ms,
+        step_p95_ms: step_ms * 1.02,
+        step_p99_ms: step_ms * 1.03,
+        tokens_per_s: 1e3 * entry.batch_tokens() as f64 / step_ms,
+        peak_bytes: Some(peak_bytes as u64),
+        allocated_bytes: Some(250_000_000),
+        reserved_bytes: None,
+        mfu: Some(draw.between(0.4, 0.6)),
+        stability: trains.then(|| Stability {
+            losses: (0..10).map(|step| 10.4 - 0.01 * f64::from(step)).collect(),
+            gradient_norms: draw.around(1.0, 10),
+            update_ratios: draw.around(1e-3, 10),
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_scenario_is_there_marked_and_the_same_from_a_seed() {
+        let made = |seed| records("made-up", seed, 1, Utc::now()).expect("records").collect::<Vec<_>>();
+        let records = made(1);
+        assert!(records.iter().all(|record| record.sandbox && record.machine.name == MACHINE));
+        let has = |key: &str| records.iter().any(|record| record.scenario == key && record.measures.is_some());
+        for scenario in scenario::GENERATIONS.iter().flat_map(|(_, table)| table.iter()) {
+            assert!(has(scenario.key), "{}", scenario.key);
+        }
+        assert!(has(SWEEP.train) && has(SWEEP.forward));
+        assert_eq!(records.iter().filter(|record| record.status == Status::Failed).count(), 1);
+        let ids: std::collections::BTreeSet<_> = records.iter().map(|record| &record.id).collect();
+        assert_eq!(ids.len(), records.len());
+        let measures = |seed| made(seed).into_iter().map(|record| record.measures).collect::<Vec<_>>();
+        assert_eq!(measures(1), measures(1));
+        assert_ne!(measures(1), measures(2));
+    }
+}

@@ -1,0 +1,241 @@
+//! A corpus: paragraphs, byte-pair tokens, packed sequences, a part that is kept for validation, and what a bigram model
+//! makes of that part.
+
+use std::{collections::HashMap, path::Path};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use rand_chacha::{
+    ChaCha8Rng,
+    rand_core::{Rng, SeedableRng},
+};
+use tokenizers::{
+    AddedToken, NormalizerWrapper, PostProcessorWrapper, Tokenizer, TokenizerBuilder,
+    models::bpe::{BPE, BpeTrainerBuilder},
+    pre_tokenizers::byte_level::ByteLevel,
+};
+
+use crate::train::step::gradients::Sequences;
+
+/// Comes after every paragraph.
+const END: &str = "<|endoftext|>";
+
+/// Tokens of a text, in two parts.
+pub struct Text {
+    pub tokenizer: Tokenizer,
+    pub vocab_size: usize,
+    /// Packed sequences, each one longer than what the model sees.
+    training: Vec<Vec<u32>>,
+    validation: Vec<Vec<u32>>,
+}
+
+impl Text {
+    /// Reads a corpus, one paragraph a line, and trains a tokenizer of at most `vocab_size` on its training part. Every
+    /// paragraph is drawn, by the seed, for training or, with a chance of `validation_share`, for validation. Sequences are
+    /// of `length` tokens and the one after.
+    ///
+    /// # Errors
+    /// One line that says what is wrong with the file.
+    pub fn read(corpus: &Path, vocab_size: usize, length: usize, validation_share: f64, seed: u64) -> Result<Self> {
+        let name = corpus.display();
+        let bytes = std::fs::read(corpus).with_context(|| format!("corpus {name} can't be read"))?;
+        let text = String::from_utf8(bytes).map_err(|error| {
+            anyhow!("corpus {name} is not UTF-8: byte {} is wrong", error.utf8_error().valid_up_to())
+        })?;
+        let paragraphs: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+        ensure!(!paragraphs.is_empty(), "corpus {name} is empty: one paragraph a line is needed");
+        let mut random = ChaCha8Rng::seed_from_u64(seed);
+        let mut is_kept = || f64::from(random.next_u32()) < validation_share * f64::from(u32::MAX);
+        let (validation, training): (Vec<&str>, Vec<&str>) = paragraphs.into_iter().partition(|_| is_kept());
+        let tokenizer = tokenizer(&training, vocab_size)?;
+        let end = tokenizer.token_to_id(END).context("the tokenizer has no end of text")?;
+        let packed = |part: &[&str], what: &str| -> Result<Vec<Vec<u32>>> {
+            let encoded = tokenizer.encode_batch(part.to_vec(), false).map_err(|error| anyhow!("{name}: {error}"))?;
+            let mut ids: Vec<u32> = Vec::new();
+            for paragraph in encoded {
+                ids.extend(paragraph.get_ids());
+                ids.push(end);
+            }
+            if ids.len() <= length {
+                bail!(
+                    "corpus {name} is too short: its {what} part has {} tokens, a sequence needs {}; take a longer text, shorter sequences or another validation_share",
+                    ids.len(),
+                    length + 1
+                );
+            }
+            // Each sequence begins with the last token of the one before, so that every token but the first is predicted.
+            Ok((0..(ids.len() - 1) / length).map(|row| ids[row * length..=(row + 1) * length].to_vec()).collect())
+        };
+        let (training, validation) = (packed(&training, "training")?, packed(&validation, "validation")?);
+        Ok(Self { vocab_size: tokenizer.get_vocab_size(true), tokenizer, training, validation })
+    }
+
+    /// Steps of an epoch.
+    pub fn steps(&self, rows: usize) -> usize {
+        self.training.len().div_ceil(rows)
+    }
+
+    /// Tokens that an epoch predicts.
+    pub fn tokens(&self) -> usize {
+        self.training.iter().map(|row| row.len() - 1).sum()
+    }
+
+    /// The batch of a step, counted over all epochs. Every epoch has an order of its own, drawn by the seed.
+    ///
+    /// # Errors
+    /// When there is no sequence, which reading the text rules out.
+    pub fn batch(&self, step: usize, rows: usize, seed: u64) -> Result<Sequences> {
+        let (epoch, place) = (step / self.steps(rows), step % self.steps(rows));
+        let mut random = ChaCha8Rng::seed_from_u64(seed);
+        random.set_stream(epoch as u64 + 1);
+        let mut order: Vec<usize> = (0..self.training.len()).collect();
+        for last in (1..order.len()).rev() {
+            order.swap(last, (random.next_u64() % (last as u64 + 1)) as usize);
+        }
+        let chosen = order.chunks(rows).nth(place).unwrap_or_default();
+        of(chosen.iter().map(|row| &self.training[*row]))
+    }
+
+    /// All that is kept for validation.
+    ///
+    /// # Errors
+    /// When there is no sequence, which reading the text rules out.
+    pub fn validation(&self) -> Result<Sequences> {
+        of(self.validation.iter())
+    }
+
+    /// Perplexity of the validation part under a bigram model of the training part: absolute discounting, with continuation
+    /// counts for what follows a token seldom or never (Kneser and Ney 1995).
+    pub fn bigram_perplexity(&self) -> f64 {
+        const DISCOUNT: f64 = 0.75;
+        let mut pairs: HashMap<(u32, u32), u64> = HashMap::new();
+        for row in &self.training {
+            for pair in row.windows(2) {
+                *pairs.entry((pair[0], pair[1])).or_default() += 1;
+            }
+        }
+        let (mut totals, mut kinds, mut continues) = (HashMap::new(), HashMap::new(), HashMap::new());
+        for (&(first, second), &count) in &pairs {
+            *totals.entry(first).or_insert(0u64) += count;
+            *kinds.entry(first).or_insert(0u64) += 1;
+            *continues.entry(second).or_insert(0u64) += 1;
+        }
+        let (all, vocab_size) = (pairs.len() as f64, self.vocab_size as f64);
+        let continuation =
+            |token: u32| (continues.get(&token).map_or(0.0, |count| *count as f64) + 1.0) / (all + vocab_size);
+        let chance = |first: u32, second: u32| match totals.get(&first) {
+            None => continuation(second),
+            Some(total) => {
+                let seen = pairs.get(&(first, second)).map_or(0.0, |count| *count as f64);
+                let left = DISCOUNT * kinds.get(&first).map_or(0.0, |kinds| *kinds as f64);
+                ((seen - DISCOUNT).max(0.0) + left * continuation(second)) / *total as f64
+            }
+        };
+        let all = || self.validation.iter().flat_map(|row| row.windows(2));
+        let loss: f64 = all().map(|pair| -chance(pair[0], pair[1]).ln()).sum();
+        (loss / all().count() as f64).exp()
+    }
+}
+
+fn of<'a>(rows: impl Iterator<Item = &'a Vec<u32>>) -> Result<Sequences> {
+    let rows: Vec<&Vec<u32>> = rows.collect();
+    let length = rows.first().map_or(0, |row| row.len());
+    Sequences::new(rows.into_iter().flatten().copied().collect(), length)
+}
+
+/// A byte-level byte-pair tokenizer of a text.
+fn tokenizer(paragraphs: &[&str], vocab_size: usize) -> Result<Tokenizer> {
+    let alphabet = ByteLevel::alphabet();
+    let least = alphabet.len() + 1;
+    ensure!(vocab_size >= least, "vocab_size={vocab_size}: the bytes and the end of text are {least} tokens already");
+    let build = || -> tokenizers::Result<Tokenizer> {
+        let bytes = ByteLevel::new(false, true, true);
+        let mut trainer = BpeTrainerBuilder::new()
+            .vocab_size(vocab_size)
+            .min_frequency(2)
+            .show_progress(false)
+            .special_tokens(vec![AddedToken::from(END, true)])
+            .initial_alphabet(alphabet.into_iter().collect())
+            .build();
+        let mut made = TokenizerBuilder::new()
+            .with_model(BPE::default())
+            .with_normalizer(None::<NormalizerWrapper>)
+            .with_pre_tokenizer(Some(bytes))
+            .with_post_processor(None::<PostProcessorWrapper>)
+            .with_decoder(Some(bytes))
+            .build()?;
+        made.train(&mut trainer, paragraphs.iter())?;
+        // What is trained and what is read have different types; the file's form is common to both.
+        let text = made.to_string(false)?;
+        text.parse()
+    };
+    build().map_err(|error| anyhow!("the tokenizer could not be trained: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn corpus(text: &[u8]) -> (tempfile::TempDir, std::path::PathBuf) {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("corpus.txt");
+        std::fs::write(&file, text).expect("written");
+        (folder, file)
+    }
+
+    fn paragraphs() -> String {
+        (0..200)
+            .map(|number| format!("The {number}. whale swims, and the ship follows the whale — so it goes.\n"))
+            .collect()
+    }
+
+    #[test]
+    fn every_token_is_in_one_batch_of_an_epoch_and_decodes_to_the_text() {
+        let (_folder, file) = corpus(paragraphs().as_bytes());
+        let text = Text::read(&file, 300, 16, 0.1, 7).expect("a text");
+        assert_eq!(text.vocab_size, 300);
+        let epoch = |epoch: usize, seed| -> Vec<Sequences> {
+            let steps = text.steps(4);
+            (epoch * steps..(epoch + 1) * steps).map(|step| text.batch(step, 4, seed).expect("a batch")).collect()
+        };
+        let tokens = |batches: &[Sequences]| batches.iter().map(Sequences::tokens).sum::<usize>();
+        assert_eq!(tokens(&epoch(0, 1)), text.tokens());
+        assert_eq!(tokens(&epoch(1, 1)), text.tokens());
+        assert_eq!(epoch(0, 1), epoch(0, 1));
+        assert!(epoch(0, 1) != epoch(1, 1) && epoch(0, 1) != epoch(0, 2));
+        let decoded = text.tokenizer.decode(&text.training[0], true).expect("decoded");
+        assert!(paragraphs().replace('\n', "").contains(decoded.trim()), "{decoded}");
+        assert!(text.training[0][16] == text.training[1][0]);
+    }
+
+    #[test]
+    fn the_same_seed_splits_and_merges_alike() {
+        let (_folder, file) = corpus(paragraphs().as_bytes());
+        let read = |seed| Text::read(&file, 320, 16, 0.1, seed).expect("a text");
+        assert_eq!((read(7).training, read(7).validation), (read(7).training, read(7).validation));
+        assert_ne!(read(7).validation, read(8).validation);
+    }
+
+    #[test]
+    fn a_bigram_model_is_as_good_as_its_text_is_regular() {
+        let (_folder, file) = corpus("a b\n".repeat(400).as_bytes());
+        let text = Text::read(&file, 257, 4, 0.2, 7).expect("a text");
+        let perplexity = text.bigram_perplexity();
+        assert!(perplexity > 1.0 && perplexity < 1.1, "{perplexity}");
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_corpus_is_said() {
+        let error = |text: &[u8]| {
+            let (_folder, file) = corpus(text);
+            format!("{:#}", Text::read(&file, 300, 16, 0.1, 7).err().expect("an error"))
+        };
+        assert!(error(b"").contains("is empty") && error(b"\n \n").contains("is empty"));
+        assert!(error(b"good\xff\xfe").contains("is not UTF-8: byte 4 is wrong"));
+        assert!(error(b"too short").contains("tokens, a sequence needs 17"));
+        let missing = Text::read(Path::new("nowhere.txt"), 300, 16, 0.1, 7).err().expect("an error");
+        assert!(format!("{missing:#}").contains("corpus nowhere.txt can't be read"));
+        let (_folder, file) = corpus(paragraphs().as_bytes());
+        let small = Text::read(&file, 200, 16, 0.1, 7).err().expect("an error").to_string();
+        assert!(small.contains("257 tokens already"), "{small}");
+    }
+}

@@ -1,0 +1,12 @@
+//! Trainings of language models on a text. `corpus` tokenises the text, `config` holds the configuration, `training`
+//! trains one model and can be interrupted and resumed, `shootout` trains several and ranks them.
+
+mod config;
+mod corpus;
+mod shootout;
+mod training;
+
+pub use config::{Source, TrainConfig};
+pub use corpus::Text;
+pub use shootout::{Entry, Shootout, shootout};
+pub use training::{Outcome, Progress, run};

@@ -1,0 +1,232 @@
+//! Several bases with several seeds on the same tokens, and a leaderboard of them.
+
+use std::path::Path;
+
+use anyhow::Result;
+use serde::Serialize;
+
+use super::{Outcome, Progress, Text, TrainConfig, run};
+use crate::{record::write_whole, report::table::markdown};
+
+/// What came of a shoot-out.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Shootout {
+    /// In the order they were trained.
+    pub entries: Vec<Entry>,
+}
+
+/// One training, in `summary.json` and `summary.csv`.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Entry {
+    pub base: String,
+    pub seed: u64,
+    pub status: String,
+    pub reason: Option<String>,
+    pub val_loss: Option<f64>,
+    pub val_ppl: Option<f64>,
+    pub val_top1_acc: Option<f64>,
+    pub train_tokens_per_s: Option<f64>,
+    pub peak_memory_mb: Option<f64>,
+    pub parameters: Option<usize>,
+    pub bigram_ppl: Option<f64>,
+    /// Whether its loss is that of a language model.
+    pub causal: Option<bool>,
+}
+
+impl Entry {
+    fn new(base: String, seed: u64, outcome: Result<Outcome>) -> Self {
+        let reason = outcome.as_ref().err().map(|error| crate::error::one_line(&format!("{error:#}")));
+        let outcome = outcome.ok();
+        let of = |get: fn(&Outcome) -> Option<f64>| outcome.as_ref().and_then(get);
+        Self {
+            base,
+            seed,
+            status: outcome.as_ref().map_or("failed".into(), |outcome| outcome.status.clone()),
+            reason: reason.or_else(|| {
+                let step = outcome.as_ref()?.first_non_finite_step?;
+                Some(format!("the loss or a gradient was not finite at step {step}"))
+            }),
+            val_loss: of(|outcome| outcome.val_loss),
+            val_ppl: of(|outcome| outcome.perplexity),
+            val_top1_acc: of(|outcome| outcome.val_top1_acc),
+            train_tokens_per_s: of(|outcome| outcome.train_tokens_per_s),
+            peak_memory_mb: of(|outcome| outcome.peak_bytes.map(|bytes| bytes as f64 / 1e6)),
+            parameters: outcome.as_ref().map(|outcome| outcome.parameters),
+            bigram_ppl: of(|outcome| Some(outcome.bigram_perplexity)),
+            causal: outcome.as_ref().map(|outcome| outcome.causal),
+        }
+    }
+}
+
+/// Trains every base with every seed, each in `runs/<base>_seed<seed>`, and writes `summary.json`, `summary.csv` and
+/// `leaderboard.md`. One that fails or diverges is an entry that says why, and the others go on. Those that came to their end
+/// before are not trained again.
+///
+/// # Errors
+/// When a file can't be written.
+pub fn shootout(
+    config: &TrainConfig,
+    text: &Text,
+    folder: &Path,
+    mut progress: impl FnMut(&str, &Progress),
+) -> Result<Shootout> {
+    let mut entries = Vec::new();
+    for base in &config.bases {
+        for seed in &config.seeds {
+            let name = format!("{base}_seed{seed}");
+            let outcome =
+                run(&config.only(*base, *seed), text, &folder.join("runs").join(&name), |step| progress(&name, step));
+            entries.push(Entry::new(base.to_string(), *seed, outcome));
+        }
+    }
+    let shootout = Shootout { entries };
+    let mut text = serde_json::to_vec_pretty(&shootout.entries)?;
+    text.push(b'\n');
+    write_whole(&folder.join("summary.json"), &text)?;
+    let mut table = csv::Writer::from_writer(Vec::new());
+    for entry in &shootout.entries {
+        table.serialize(entry)?;
+    }
+    write_whole(&folder.join("summary.csv"), &table.into_inner()?)?;
+    write_whole(&folder.join("leaderboard.md"), shootout.leaderboard().as_bytes())?;
+    Ok(shootout)
+}
+
+impl Shootout {
+    /// Means over the seeds, the least validation loss first; what sees later tokens comes after what does not, and what
+    /// failed last.
+    pub fn leaderboard(&self) -> String {
+        let mut bases: Vec<&str> = Vec::new();
+        for entry in &self.entries {
+            if !bases.contains(&entry.base.as_str()) {
+                bases.push(&entry.base);
+            }
+        }
+        let mut lines: Vec<Line> = bases.into_iter().map(|base| self.line(base)).collect();
+        lines.sort_by(|a, b| {
+            let key = |line: &Line| (line.loss.is_none(), !line.causal);
+            key(a).cmp(&key(b)).then(a.loss.unwrap_or(f64::MAX).total_cmp(&b.loss.unwrap_or(f64::MAX)))
+        });
+        let head = [
+            "place",
+            "base",
+            "val_loss",
+            "val_ppl",
+            "val_top1_acc",
+            "train_tokens_per_s",
+            "peak MB",
+            "parameters M",
+            "seeds",
+        ];
+        let mut rows = vec![head.map(str::to_owned).to_vec()];
+        let number =
+            |value: Option<f64>, digits: usize| value.map_or("n/a".to_owned(), |value| format!("{value:.digits$}"));
+        let mut place = 0;
+        for line in &lines {
+            let counts = line.causal && line.loss.is_some();
+            place += usize::from(counts);
+            rows.push(vec![
+                if counts { place.to_string() } else { "-".into() },
+                format!("{}{}", line.base, if line.causal { "" } else { " [sees later tokens]" }),
+                number(line.loss, 4),
+                number(line.perplexity, 1),
+                number(line.accuracy, 4),
+                number(line.rate, 0),
+                number(line.peak_mb, 0),
+                number(line.parameters.map(|count| count as f64 / 1e6), 2),
+                line.seeds.clone(),
+            ]);
+        }
+        let mut text = format!("# Leaderboard\n\n{}", markdown(&rows, 2));
+        if let Some(bigram) = self.entries.iter().find_map(|entry| entry.bigram_ppl) {
+            text += &format!("\nA bigram model of the same tokens has a perplexity of {bigram:.1}.\n");
+        }
+        if lines.iter().any(|line| !line.causal) {
+            text += "\n[sees later tokens]: a logit moved when a later token was changed. Such a base is told part of what it \
+                is to predict: its loss is not that of a language model, cannot be compared with the others', and has no place.\n";
+        }
+        for entry in self.entries.iter().filter(|entry| entry.reason.is_some()) {
+            let reason = entry.reason.as_deref().unwrap_or_default();
+            text += &format!("\n{}, seed {}: {}: {reason}\n", entry.base, entry.seed, entry.status);
+        }
+        text
+    }
+
+    fn line(&self, base: &str) -> Line {
+        let of: Vec<&Entry> = self.entries.iter().filter(|entry| entry.base == base).collect();
+        let finished: Vec<&Entry> = of.iter().copied().filter(|entry| entry.val_loss.is_some()).collect();
+        let mean = |get: fn(&Entry) -> Option<f64>| {
+            let values: Vec<f64> = finished.iter().filter_map(|entry| get(entry)).collect();
+            (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
+        };
+        Line {
+            base: base.to_owned(),
+            causal: of.iter().all(|entry| entry.causal != Some(false)),
+            loss: mean(|entry| entry.val_loss),
+            perplexity: mean(|entry| entry.val_loss).map(f64::exp),
+            accuracy: mean(|entry| entry.val_top1_acc),
+            rate: mean(|entry| entry.train_tokens_per_s),
+            peak_mb: mean(|entry| entry.peak_memory_mb),
+            parameters: of.iter().find_map(|entry| entry.parameters),
+            seeds: format!("{} of {}", finished.len(), of.len()),
+        }
+    }
+}
+
+struct Line {
+    base: String,
+    causal: bool,
+    loss: Option<f64>,
+    /// Of the mean loss.
+    perplexity: Option<f64>,
+    accuracy: Option<f64>,
+    rate: Option<f64>,
+    peak_mb: Option<f64>,
+    parameters: Option<usize>,
+    seeds: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bases_that_see_later_tokens_have_no_place_and_failures_come_last() {
+        let entry = |base: &str, seed, val_loss: Option<f64>, causal| Entry {
+            base: base.into(),
+            seed,
+            status: if val_loss.is_some() { "finished" } else { "diverged" }.into(),
+            reason: val_loss.is_none().then(|| "not finite at step 3".into()),
+            val_loss,
+            val_ppl: val_loss.map(f64::exp),
+            val_top1_acc: val_loss.map(|_| 0.25),
+            train_tokens_per_s: Some(1000.0),
+            peak_memory_mb: None,
+            parameters: Some(1_000_000),
+            bigram_ppl: Some(200.0),
+            causal,
+        };
+        let shootout = Shootout {
+            entries: vec![
+                entry("sgrpsann", 1, Some(1.0), Some(false)),
+                entry("waveresnet", 1, None, Some(true)),
+                entry("respsann", 1, Some(4.0), Some(true)),
+                entry("respsann", 2, Some(5.0), Some(true)),
+                entry("transformer", 1, Some(4.2), Some(true)),
+            ],
+        };
+        let board = shootout.leaderboard();
+        let lines: Vec<&str> = board.lines().filter(|line| line.starts_with("| ")).skip(1).collect();
+        assert!(
+            lines[0].starts_with("| 1") && lines[0].contains("transformer") && lines[0].contains("4.2000"),
+            "{board}"
+        );
+        assert!(lines[1].starts_with("| 2") && lines[1].contains("respsann") && lines[1].contains("4.5000"), "{board}");
+        assert!(lines[2].starts_with("| -") && lines[2].contains("sgrpsann [sees later tokens]"), "{board}");
+        assert!(
+            lines[3].starts_with("| -") && lines[3].contains("waveresnet") && lines[3].contains("0 of 1"),
+            "{board}"
+        );
+        assert!(board.contains("waveresnet, seed 1: diverged: not finite at step 3"), "{board}");
+    }
+}

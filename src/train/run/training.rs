@@ -1,0 +1,402 @@
+//! One training on a text, and the files that it leaves behind: the state, from which it goes on when it was stopped, losses
+//! as a table and a plot, and figures at the end.
+
+use std::{
+    collections::HashMap,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use candle_core::Tensor;
+use safetensors::SafeTensors;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::{Text, TrainConfig};
+use crate::{
+    error::one_line,
+    measure::memory::{self, Peak},
+    record::write_whole,
+    report,
+    train::step::{
+        language::{Language, Plan},
+        optimizer::Options,
+    },
+};
+
+const STATE: &str = "state.safetensors";
+const METRICS: &str = "metrics.json";
+
+/// How a training ended, `metrics.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Outcome {
+    pub base: String,
+    pub seed: u64,
+    /// `finished` or `diverged`.
+    pub status: String,
+    /// The first step whose loss or gradient was not finite, counted from 1.
+    pub first_non_finite_step: Option<usize>,
+    /// Mean over the last steps, as many as are between two validations.
+    pub train_loss: Option<f64>,
+    pub val_loss: Option<f64>,
+    /// Of the validation part.
+    pub perplexity: Option<f64>,
+    pub val_top1_acc: Option<f64>,
+    /// Of the validation part under a bigram model of the same tokens.
+    pub bigram_perplexity: f64,
+    /// Whether no logit moves when a later token changes. Where one does, the loss is not that of a language model.
+    pub causal: bool,
+    pub steps: usize,
+    pub epochs: f64,
+    pub parameters: usize,
+    pub vocab_size: usize,
+    /// Of the steps alone, in the process that ended it.
+    pub train_tokens_per_s: Option<f64>,
+    pub peak_bytes: Option<u64>,
+    pub corpus_path: String,
+}
+
+/// What is seen while it goes.
+pub struct Progress {
+    pub step: usize,
+    pub steps: usize,
+    pub loss: f64,
+    pub val_loss: Option<f64>,
+    pub tokens_per_s: f64,
+}
+
+/// A step in `loss.csv`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+struct Point {
+    step: usize,
+    tokens: usize,
+    train_loss: f64,
+    gradient_norm: f64,
+    update_ratio: f64,
+    learning_rate: f64,
+    /// After the step.
+    val_loss: Option<f64>,
+    val_top1_acc: Option<f64>,
+}
+
+/// Trains the one base and seed of a configuration on a text that was read for it, and leaves the files in a folder. Where the
+/// folder holds the state of the same training, it goes on from there; where it holds its end, that is returned.
+///
+/// # Errors
+/// When the folder holds another training, a file can't be written, or the device fails. A training that diverges is no error.
+pub fn run(config: &TrainConfig, text: &Text, folder: &Path, mut progress: impl FnMut(&Progress)) -> Result<Outcome> {
+    let ([base], [seed]) = (config.bases.as_slice(), config.seeds.as_slice()) else {
+        bail!("one base and one seed are trained at a time");
+    };
+    let used = config.to_yaml()?;
+    begin(folder, &used)?;
+    if let Some(outcome) = ended(folder)? {
+        return Ok(outcome);
+    }
+    write_whole(
+        &folder.join("tokenizer.json"),
+        text.tokenizer.to_string(false).map_err(anyhow::Error::msg)?.as_bytes(),
+    )?;
+
+    let rows = config.rows();
+    let steps = config.steps.unwrap_or(config.epochs * text.steps(rows));
+    let model = config.model(*base, text.vocab_size);
+    let plan = Plan {
+        dtype: config.dtype,
+        checkpointing: config.checkpointing,
+        micro_rows: config.micro_batch_tokens / config.sequence_length,
+    };
+    let options = Options { decay_steps: Some(steps), ..config.optimizer };
+    let device = config.device.open()?;
+    let mut peak = Peak::new(&device, memory::current_bytes(&device));
+    let mut language = Language::new(&model, options, plan, *seed, &device)?;
+    if let Some(path) = &config.weights {
+        let weights = candle_core::safetensors::load(path, &candle_core::Device::Cpu)
+            .map_err(|error| anyhow::anyhow!("{} can't be read: {}", path.display(), one_line(&error)))?;
+        language.load(&weights).with_context(|| path.display().to_string())?;
+    }
+    let mut points = resume(folder, &used, &mut language)?;
+    let causal = language.model().leak(config.sequence_length.min(64))? == 0.0;
+    let validation = text.validation()?;
+    let (mut spent, mut predicted) = (Duration::ZERO, 0);
+    peak.begin();
+    let mut first_non_finite_step = None;
+    while points.len() < steps {
+        let number = points.len();
+        let batch = text.batch(number, rows, *seed)?;
+        let started = Instant::now();
+        let step = language.step(&batch)?;
+        spent += started.elapsed();
+        predicted += batch.tokens();
+        if !step.is_finite() {
+            first_non_finite_step = Some(number + 1);
+            break;
+        }
+        let is_last = number + 1 == steps;
+        let mut point = Point {
+            step: number + 1,
+            tokens: points.last().map_or(0, |point: &Point| point.tokens) + batch.tokens(),
+            train_loss: step.loss,
+            gradient_norm: step.gradient_norm,
+            update_ratio: step.update_ratio,
+            learning_rate: options.rate(number),
+            val_loss: None,
+            val_top1_acc: None,
+        };
+        if is_last || (number + 1).is_multiple_of(config.validate_every) {
+            let pass = language.evaluate(&validation)?;
+            let tokens = validation.tokens() as f64;
+            (point.val_loss, point.val_top1_acc) = (Some(pass.loss_sum / tokens), Some(pass.correct as f64 / tokens));
+        }
+        points.push(point);
+        let tokens_per_s = predicted as f64 / spent.as_secs_f64();
+        progress(&Progress { step: number + 1, steps, loss: step.loss, val_loss: point.val_loss, tokens_per_s });
+        if !is_last && (number + 1).is_multiple_of(config.save_every) {
+            save(folder, &used, &language, &points)?;
+            write_losses(folder, &points)?;
+        }
+    }
+    peak.end();
+    let last =
+        |of: fn(&Point) -> Option<f64>| points.iter().rev().find_map(of).filter(|_| first_non_finite_step.is_none());
+    let recent = &points[points.len().saturating_sub(config.validate_every)..];
+    let mean = recent.iter().map(|point| point.train_loss).sum::<f64>() / recent.len() as f64;
+    let outcome = Outcome {
+        base: base.to_string(),
+        seed: *seed,
+        status: if first_non_finite_step.is_some() { "diverged" } else { "finished" }.into(),
+        first_non_finite_step,
+        train_loss: Some(mean).filter(|mean| mean.is_finite() && first_non_finite_step.is_none()),
+        val_loss: last(|point| point.val_loss),
+        perplexity: last(|point| point.val_loss).map(f64::exp).filter(|perplexity| perplexity.is_finite()),
+        val_top1_acc: last(|point| point.val_top1_acc),
+        bigram_perplexity: text.bigram_perplexity(),
+        causal,
+        steps: points.len(),
+        epochs: points.len() as f64 / text.steps(rows) as f64,
+        parameters: language.named().values().map(|variable| variable.elem_count()).sum(),
+        vocab_size: text.vocab_size,
+        train_tokens_per_s: (predicted > 0).then(|| predicted as f64 / spent.as_secs_f64()),
+        peak_bytes: peak.most().ok(),
+        corpus_path: config.corpus.display().to_string(),
+    };
+    write_losses(folder, &points)?;
+    let weights: HashMap<String, Tensor> =
+        language.named().into_iter().map(|(name, variable)| (name, variable.as_tensor().clone())).collect();
+    let weights = safetensors::serialize(&weights, None).context("the weights could not be written")?;
+    write_whole(&folder.join("model.safetensors"), &weights)?;
+    // Last, since it says that all the others are there.
+    let mut text = serde_json::to_vec_pretty(&outcome)?;
+    text.push(b'\n');
+    write_whole(&folder.join(METRICS), &text)?;
+    let state = folder.join(STATE);
+    if state.exists() {
+        std::fs::remove_file(&state).with_context(|| format!("{} could not be removed", state.display()))?;
+    }
+    Ok(outcome)
+}
+
+/// Makes the folder and says in it what is trained there.
+fn begin(folder: &Path, used: &str) -> Result<()> {
+    let file = folder.join("config_used.yaml");
+    match std::fs::read_to_string(&file) {
+        Ok(before) => ensure!(
+            before == used,
+            "{} holds a training with another configuration: name another folder with --out, or remove it",
+            folder.display()
+        ),
+        Err(_) => {
+            std::fs::create_dir_all(folder).with_context(|| format!("{} could not be made", folder.display()))?;
+            write_whole(&file, used.as_bytes())?;
+        }
+    }
+    // What a killed process was writing.
+    for entry in std::fs::read_dir(folder).with_context(|| format!("{} can't be read", folder.display()))? {
+        let path = entry?.path();
+        if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(".tmp")) {
+            std::fs::remove_file(&path).with_context(|| format!("{} could not be removed", path.display()))?;
+        }
+    }
+    Ok(())
+}
+
+/// The end of the training, if it came to one.
+fn ended(folder: &Path) -> Result<Option<Outcome>> {
+    let file = folder.join(METRICS);
+    match std::fs::read(&file) {
+        Ok(text) => {
+            Ok(Some(serde_json::from_slice(&text).with_context(|| format!("{} can't be read", file.display()))?))
+        }
+        Err(_) => Ok(None),
+    }
+}
+
+fn digest(used: &str) -> String {
+    Sha256::digest(used).iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Keeps everything that the next steps depend on in one file, so that it is never of two minds.
+fn save(folder: &Path, used: &str, language: &Language, points: &[Point]) -> Result<()> {
+    let about =
+        HashMap::from([("points".to_owned(), serde_json::to_string(points)?), ("config".to_owned(), digest(used))]);
+    let bytes = safetensors::serialize(&language.state()?, Some(about)).context("the state could not be written")?;
+    write_whole(&folder.join(STATE), &bytes)
+}
+
+/// Takes over the state that was kept, if there is one; returns the steps that led there.
+fn resume(folder: &Path, used: &str, language: &mut Language) -> Result<Vec<Point>> {
+    let file = folder.join(STATE);
+    let Ok(bytes) = std::fs::read(&file) else { return Ok(Vec::new()) };
+    let read = || -> Result<(HashMap<String, Tensor>, Vec<Point>)> {
+        let (_, metadata) = SafeTensors::read_metadata(&bytes)?;
+        let about = metadata.metadata().as_ref().context("it says nothing of itself")?;
+        ensure!(about.get("config") == Some(&digest(used)), "it is of another configuration");
+        let points = serde_json::from_str(about.get("points").context("its steps are missing")?)?;
+        Ok((candle_core::safetensors::load_buffer(&bytes, language.model().embedding().device())?, points))
+    };
+    let (state, points) =
+        read().with_context(|| format!("{} can't be gone on from; remove the folder to start over", file.display()))?;
+    language.resume(state, points.len()).with_context(|| file.display().to_string())?;
+    Ok(points)
+}
+
+/// `loss.csv`, and the curve as `loss_curve.svg` and `.png`.
+fn write_losses(folder: &Path, points: &[Point]) -> Result<()> {
+    let mut table = csv::Writer::from_writer(Vec::new());
+    for point in points {
+        table.serialize(point)?;
+    }
+    write_whole(&folder.join("loss.csv"), &table.into_inner()?)?;
+    let training: Vec<(f64, f64)> = points.iter().map(|point| (point.step as f64, point.train_loss)).collect();
+    let validation: Vec<(f64, f64)> =
+        points.iter().filter_map(|point| Some((point.step as f64, point.val_loss?))).collect();
+    let plot = report::loss_curve(training, validation)?;
+    write_whole(&folder.join("loss_curve.svg"), plot.svg.as_bytes())?;
+    write_whole(&folder.join("loss_curve.png"), &plot.png()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::train::run::Source;
+
+    fn config(corpus: &Path, more: &[&str]) -> TrainConfig {
+        let mut given = vec![
+            format!("corpus={}", corpus.display()),
+            "d_model=16".into(),
+            "n_layers=1".into(),
+            "n_heads=2".into(),
+            "d_mlp=24".into(),
+            "vocab_size=280".into(),
+            "sequence_length=16".into(),
+            "batch_tokens=64".into(),
+            "steps=12".into(),
+            "validate_every=5".into(),
+            "save_every=4".into(),
+            "warmup_steps=2".into(),
+            "learning_rate=0.01".into(),
+            "validation_share=0.1".into(),
+        ];
+        given.extend(more.iter().map(|more| (*more).to_owned()));
+        TrainConfig::default().apply(Source::CommandLine(&given)).expect("a configuration")
+    }
+
+    fn corpus(folder: &Path) -> std::path::PathBuf {
+        let file = folder.join("corpus.txt");
+        let text: String = (0..120).map(|number| format!("A whale of number {number} swims by.\n")).collect();
+        std::fs::write(&file, text).expect("written");
+        file
+    }
+
+    fn read(config: &TrainConfig) -> Text {
+        Text::read(&config.corpus, config.vocab_size, config.sequence_length, config.validation_share, 7)
+            .expect("a text")
+    }
+
+    /// Stopped after any step, also while a file is written, it goes on from the last state that was kept.
+    #[test]
+    fn a_stopped_training_ends_as_an_unbroken_one() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let config = config(&corpus(folder.path()), &[]);
+        let text = read(&config);
+        let unbroken = run(&config, &text, &folder.path().join("unbroken"), |_| ()).expect("an outcome");
+        assert_eq!((unbroken.status.as_str(), unbroken.steps), ("finished", 12));
+        let losses = |name: &str| std::fs::read_to_string(folder.path().join(name).join("loss.csv")).expect("losses");
+        for stop in [1, 4, 6, 11] {
+            let name = format!("stopped-{stop}");
+            let out = folder.path().join(&name);
+            let stopped = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                run(&config, &text, &out, |progress| assert!(progress.step < stop, "stopped"))
+            }));
+            assert!(stopped.is_err() && !out.join(METRICS).exists());
+            let ended = run(&config, &text, &out, |_| ()).expect("an outcome");
+            let comparable =
+                |outcome: &Outcome| Outcome { train_tokens_per_s: None, peak_bytes: None, ..outcome.clone() };
+            assert_eq!(comparable(&ended), comparable(&unbroken), "stopped at {stop}");
+            assert_eq!(losses(&name), losses("unbroken"));
+            assert!(!out.join(STATE).exists());
+        }
+        let again = run(&config, &text, &folder.path().join("unbroken"), |_| panic!("it is done")).expect("an outcome");
+        assert_eq!(again, unbroken);
+        let files: std::collections::BTreeSet<String> = std::fs::read_dir(folder.path().join("unbroken"))
+            .expect("files")
+            .map(|file| file.expect("a file").file_name().to_string_lossy().into_owned())
+            .collect();
+        let expected = [
+            "config_used.yaml",
+            "loss.csv",
+            "loss_curve.png",
+            "loss_curve.svg",
+            "metrics.json",
+            "model.safetensors",
+            "tokenizer.json",
+        ];
+        assert_eq!(files.iter().map(String::as_str).collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn weights_that_were_trained_can_be_begun_with() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = corpus(folder.path());
+        let first = config(&file, &[]);
+        let text = read(&first);
+        run(&first, &text, &folder.path().join("first"), |_| ()).expect("an outcome");
+        let weights = format!("weights={}", folder.path().join("first/model.safetensors").display());
+        let mut losses = Vec::new();
+        run(&config(&file, &[&weights]), &text, &folder.path().join("second"), |step| losses.push(step.loss))
+            .expect("an outcome");
+        run(&first, &text, &folder.path().join("third"), |step| losses.push(step.loss)).expect("an outcome");
+        assert!(losses[0] < 0.9 * losses[12], "{losses:?}");
+        let other = config(&file, &[&weights, "d_mlp=32"]);
+        let error = run(&other, &text, &folder.path().join("fourth"), |_| ()).expect_err("another shape");
+        assert!(format!("{error:#}").contains("blocks.0.mlp.act._A has shape [24], the model needs [32]"), "{error:#}");
+    }
+
+    #[test]
+    fn other_configurations_and_torn_states_are_refused() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = corpus(folder.path());
+        let config_of = |more: &[&str]| config(&file, more);
+        let text = read(&config_of(&[]));
+        let out = folder.path().join("out");
+        let stop =
+            std::panic::AssertUnwindSafe(|| run(&config_of(&[]), &text, &out, |progress| assert!(progress.step < 6)));
+        assert!(std::panic::catch_unwind(stop).is_err());
+        let error = run(&config_of(&["learning_rate=0.1"]), &text, &out, |_| ()).expect_err("another").to_string();
+        assert!(error.contains("another configuration"), "{error}");
+        let state = std::fs::read(out.join(STATE)).expect("a state");
+        std::fs::write(out.join(STATE), &state[..state.len() / 2]).expect("torn");
+        let error = format!("{:#}", run(&config_of(&[]), &text, &out, |_| ()).expect_err("torn"));
+        assert!(error.contains("can't be gone on from; remove the folder"), "{error}");
+    }
+
+    #[test]
+    fn a_diverged_training_says_so_and_has_no_loss() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let config = config(&corpus(folder.path()), &["learning_rate=1e30", "warmup_steps=0", "clip_norm=1e30"]);
+        let outcome = run(&config, &read(&config), &folder.path().join("out"), |_| ()).expect("an outcome");
+        assert_eq!((outcome.status.as_str(), outcome.val_loss, outcome.perplexity), ("diverged", None, None));
+        assert!(outcome.first_non_finite_step.is_some_and(|step| step > 1));
+    }
+}

@@ -1,0 +1,264 @@
+//! Gradients of a language model, with or without checkpointing: either everything that the layers made is kept for the way
+//! back, or only what went into each layer, which is then computed again (Chen et al. 2016). Candle's backward pass goes
+//! from a scalar to all variables; the parts here begin at gradients that the part after gave.
+
+use std::collections::HashMap;
+
+use anyhow::{Context, Result, ensure};
+use candle_core::{DType, Tensor, TensorId, Var};
+
+use super::loss;
+use crate::{
+    kernels::{Matrix, MatrixMut, change, is_plain, product, with_slices},
+    model::psann::Decoder,
+};
+
+/// What one pass over some sequences found.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Pass {
+    /// Sum of the cross-entropy over the tokens, in nats.
+    pub loss_sum: f64,
+    /// Tokens that were the likeliest.
+    pub correct: usize,
+}
+
+/// Token ids of sequences that are one longer than what the model sees, row by row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sequences {
+    ids: Vec<u32>,
+    length: usize,
+}
+
+impl Sequences {
+    /// `length` counts the last token, which is only a target.
+    ///
+    /// # Errors
+    /// When the ids are no whole number of sequences, or these have no target.
+    pub fn new(ids: Vec<u32>, length: usize) -> Result<Self> {
+        ensure!(length > 1, "a sequence of {length} tokens has nothing to predict");
+        ensure!(
+            !ids.is_empty() && ids.len().is_multiple_of(length),
+            "{} tokens are no sequences of {length}",
+            ids.len()
+        );
+        Ok(Self { ids, length })
+    }
+
+    pub fn rows(&self) -> usize {
+        self.ids.len() / self.length
+    }
+
+    /// Tokens that are predicted.
+    pub fn tokens(&self) -> usize {
+        self.rows() * (self.length - 1)
+    }
+
+    /// Parts of at most so many rows.
+    pub fn split(&self, rows: usize) -> impl Iterator<Item = Self> {
+        self.ids.chunks(rows * self.length).map(|ids| Self { ids: ids.to_vec(), length: self.length })
+    }
+
+    /// Ids that go in.
+    fn inputs(&self) -> Vec<u32> {
+        self.ids.chunks(self.length).flat_map(|row| &row[..self.length - 1]).copied().collect()
+    }
+
+    /// Ids that should come out.
+    pub(super) fn targets(&self) -> Vec<u32> {
+        self.ids.chunks(self.length).flat_map(|row| &row[1..]).copied().collect()
+    }
+
+    fn input(&self, model: &Decoder) -> Result<Tensor> {
+        let shape = (self.rows(), self.length - 1);
+        Ok(Tensor::from_vec(self.inputs(), shape, model.embedding().device())?)
+    }
+}
+
+/// What the head takes (rows, width), without a way back.
+fn hidden(model: &Decoder, sequences: &Sequences) -> Result<Tensor> {
+    let mut x = model.embed(&sequences.input(model)?)?.detach();
+    for layer in 0..model.layers() {
+        // Without this the layers before would be kept for a way back that there is not.
+        x = model.layer(layer, &x)?.detach();
+    }
+    rows_of(&model.finish(&x)?)
+}
+
+/// Logits (rows, time, vocabulary) of all tokens at once, f32, without a way back. They stay as they are until the next call.
+///
+/// # Errors
+/// When a token is not in the vocabulary, or the device fails.
+pub fn logits(model: &Decoder, sequences: &Sequences, workspace: &mut Workspace) -> Result<Tensor> {
+    let hidden = hidden(model, sequences)?;
+    let head = model.head().detach();
+    let ((rows, width), vocab_size) = (hidden.dims2()?, head.dim(0)?);
+    let logits = match is_plain(&hidden) && is_plain(&head) {
+        true => {
+            let known = workspace.logits.take().filter(|logits| logits.dims() == [rows, vocab_size]);
+            let logits = known.map_or_else(|| Tensor::zeros((rows, vocab_size), DType::F32, head.device()), Ok)?;
+            with_slices([&hidden, &head], |[hidden, head]| {
+                change(&logits, |logits| {
+                    let out = MatrixMut::new(logits, rows, vocab_size, vocab_size);
+                    let (states, weights) =
+                        (Matrix::new(hidden, rows, width, width), Matrix::new(head, vocab_size, width, width));
+                    product(out, 0.0, 1.0, states, weights.transposed(), candle_core::utils::get_num_threads());
+                })
+            })??;
+            workspace.logits.insert(logits).clone()
+        }
+        false => hidden.matmul(&head.to_dtype(hidden.dtype())?.t()?)?.to_dtype(DType::F32)?,
+    };
+    Ok(logits.reshape((sequences.rows(), sequences.length - 1, ()))?)
+}
+
+/// Memory that is kept from one batch to the next.
+#[derive(Default)]
+pub struct Workspace {
+    loss: loss::Workspace,
+    /// (rows, vocabulary)
+    logits: Option<Tensor>,
+    /// (vocabulary, width): the gradient of the table of embeddings.
+    of_table: Option<Tensor>,
+    /// Rows of it that are not 0.
+    touched: Vec<u32>,
+}
+
+/// The loss alone.
+///
+/// # Errors
+/// When a token is not in the vocabulary, or the device fails.
+pub fn evaluate(model: &Decoder, sequences: &Sequences, workspace: &mut Workspace) -> Result<Pass> {
+    let hidden = hidden(model, sequences)?;
+    let found = loss::cross_entropy(&hidden, model.head(), &sequences.targets(), None, &mut workspace.loss)?;
+    Ok(Pass { loss_sum: found.sum, correct: found.correct })
+}
+
+/// Gradients of a batch, which can be computed in parts.
+pub struct Gradients<'a> {
+    model: &'a Decoder,
+    variables: &'a [Var],
+    workspace: &'a mut Workspace,
+    /// Those of the variables, as far as they are known; those of the two large tables are in the workspace.
+    sums: HashMap<TensorId, Option<Tensor>>,
+}
+
+impl<'a> Gradients<'a> {
+    /// # Errors
+    /// When the device fails.
+    pub fn new(model: &'a Decoder, variables: &'a [Var], workspace: &'a mut Workspace) -> Result<Self> {
+        workspace.loss.clear();
+        let table = model.embedding();
+        match workspace.of_table.as_ref().filter(|of_table| is_plain(of_table) && of_table.shape() == table.shape()) {
+            Some(of_table) => {
+                let (width, touched) = (table.dim(1)?, &workspace.touched);
+                change(of_table, |numbers| {
+                    touched.iter().for_each(|row| numbers[*row as usize * width..][..width].fill(0.0));
+                })?;
+            }
+            None => workspace.of_table = Some(table.zeros_like()?.detach()),
+        }
+        workspace.touched.clear();
+        let large = [model.head().id(), table.id()];
+        let small = variables.iter().map(|variable| variable.id()).filter(|id| !large.contains(id));
+        Ok(Self { model, variables, sums: small.map(|id| (id, None)).collect(), workspace })
+    }
+
+    /// Adds the gradients of `weight` times the loss of some sequences.
+    ///
+    /// # Errors
+    /// When a token is not in the vocabulary, or the device fails.
+    pub fn add(&mut self, sequences: &Sequences, weight: f64, checkpointing: bool) -> Result<Pass> {
+        let model = self.model;
+        let ids = sequences.input(model)?;
+        // A variable of its own, so that the way back ends here: of the table of embeddings only the rows that were looked up
+        // have gradients, and Candle would make one of the whole table twice.
+        let embedded = Var::from_tensor(&model.embed(&ids)?.detach())?;
+        // What goes into each layer after the first, and into what follows the last.
+        let mut kept: Vec<Var> = Vec::new();
+        let mut x = embedded.as_tensor().clone();
+        for layer in 0..model.layers() {
+            x = model.layer(layer, &x)?;
+            if checkpointing {
+                let input = Var::from_tensor(&x.detach())?;
+                x = input.as_tensor().clone();
+                kept.push(input);
+            }
+        }
+        let hidden = model.finish(&x)?;
+        drop(x);
+        let targets = sequences.targets();
+        let found =
+            loss::cross_entropy(&rows_of(&hidden)?, model.head(), &targets, Some(weight), &mut self.workspace.loss)?;
+        let of_hidden = found.of_hidden.context("no gradient was made")?.reshape(hidden.shape())?;
+        let last = kept.pop().unwrap_or_else(|| embedded.clone());
+        let mut of_x = self.pull(hidden, &of_hidden, last)?;
+        if checkpointing {
+            for layer in (0..model.layers()).rev() {
+                let input = kept.pop().unwrap_or_else(|| embedded.clone());
+                let output = model.layer(layer, input.as_tensor())?;
+                of_x = self.pull(output, &of_x, input)?;
+            }
+        }
+        self.add_rows(&ids, &of_x)?;
+        Ok(Pass { loss_sum: found.sum, correct: found.correct })
+    }
+
+    /// In the order of the variables. They stay as they are until the next batch.
+    ///
+    /// # Errors
+    /// When a variable has no part in the loss.
+    pub fn finish(mut self) -> Result<Vec<Tensor>> {
+        self.sums.insert(self.model.head().id(), Some(self.workspace.loss.of_head()?));
+        self.sums.insert(self.model.embedding().id(), self.workspace.of_table.clone());
+        let mut of =
+            |variable: &Var| self.sums.remove(&variable.id()).flatten().context("a weight has no part in the loss");
+        self.variables.iter().map(&mut of).collect()
+    }
+
+    /// Goes back from `output`, whose gradient is given, to `input`, whose gradient is returned; those of the variables are
+    /// added up.
+    fn pull(&mut self, output: Tensor, gradient: &Tensor, input: Var) -> Result<Tensor> {
+        // A scalar whose gradient for the output is the given one.
+        let scalar = (output.to_dtype(DType::F32)? * gradient.to_dtype(DType::F32)?.detach())?.sum_all()?;
+        let mut found = scalar.backward()?;
+        let of_input = found.remove(input.as_tensor()).context("a layer's output does not depend on its input")?;
+        for (id, sum) in &mut self.sums {
+            let Some(gradient) = found.get_id(*id) else { continue };
+            *sum = Some(match sum.take() {
+                Some(sum) => (sum + gradient)?,
+                None => gradient.clone(),
+            });
+        }
+        Ok(of_input)
+    }
+
+    /// Adds the gradients of embeddings to the rows that they were looked up in.
+    fn add_rows(&mut self, ids: &Tensor, of_rows: &Tensor) -> Result<()> {
+        let (ids, of_table) = (ids.flatten_all()?, self.workspace.of_table.take().context("no batch was begun")?);
+        let width = of_table.dim(1)?;
+        let of_rows = of_rows.reshape(((), width))?.to_dtype(of_table.dtype())?;
+        self.workspace.of_table = Some(match is_plain(&of_table) {
+            true => {
+                let ids = ids.to_vec1::<u32>()?;
+                with_slices([&of_rows], |[of_rows]| {
+                    change(&of_table, |numbers| {
+                        for (id, of_row) in ids.iter().zip(of_rows.chunks(width)) {
+                            let row = &mut numbers[*id as usize * width..][..width];
+                            row.iter_mut().zip(of_row).for_each(|(sum, more)| *sum += more);
+                        }
+                    })
+                })??;
+                self.workspace.touched.extend(ids);
+                of_table
+            }
+            false => of_table.index_add(&ids, &of_rows, 0)?.detach(),
+        });
+        Ok(())
+    }
+}
+
+/// (batch, time, width) as (rows, width), without the way back.
+fn rows_of(x: &Tensor) -> Result<Tensor> {
+    let (batch, time, width) = x.dims3()?;
+    Ok(x.detach().reshape((batch * time, width))?)
+}

@@ -1,0 +1,310 @@
+//! The cross-entropy of next tokens, over chunks of rows, so that the logits of a large batch never exist at once. Its
+//! gradients come with it: they need the same logits.
+
+use anyhow::{Context, Result, ensure};
+use candle_core::{D, DType, Tensor};
+use candle_nn::ops::softmax;
+use rayon::prelude::*;
+
+use crate::kernels::{Kernel, Matrix, MatrixMut, change, exp, is_plain, product, vectorised, with_slices};
+
+/// Rows whose logits exist at a time. A smaller chunk adds to the head's gradient more often.
+const CHUNK: usize = 512;
+
+/// The same on a device, which takes more rows to fill and has the memory.
+const DEVICE_CHUNK: usize = 4096;
+
+/// Memory that is kept from one loss to the next, and the head's gradient, which adds up over the parts of a batch: asking
+/// the system for so much takes longer than filling it.
+#[derive(Default)]
+pub struct Workspace {
+    /// (rows of a chunk, vocabulary)
+    logits: Vec<f32>,
+    /// (width, vocabulary): the head's gradient, turned, as it is the fastest to add to.
+    turned: Vec<f32>,
+    /// (vocabulary, width)
+    of_head: Option<Tensor>,
+    parts: usize,
+}
+
+impl Workspace {
+    /// Begins a new batch.
+    pub fn clear(&mut self) {
+        self.parts = 0;
+    }
+
+    /// Gradient of the head (vocabulary, width) over the parts since [`Self::clear`], until the next one.
+    ///
+    /// # Errors
+    /// When nothing was added to it.
+    pub fn of_head(&mut self) -> Result<Tensor> {
+        let of_head = self.of_head.as_ref().filter(|_| self.parts > 0).context("no loss was computed")?;
+        if !self.turned.is_empty() {
+            let (vocab_size, width) = of_head.dims2()?;
+            change(of_head, |of_head| turn(&self.turned, of_head, vocab_size, width))?;
+        }
+        Ok(of_head.clone())
+    }
+}
+
+/// From (width, rows) to (rows, width), a square at a time.
+fn turn(from: &[f32], to: &mut [f32], rows: usize, width: usize) {
+    const SIDE: usize = 32;
+    let strip = |(strip, to): (usize, &mut [f32])| {
+        for left in (0..width).step_by(SIDE) {
+            for (row, to) in to.chunks_mut(width).enumerate() {
+                let part = left..(left + SIDE).min(width);
+                for (column, to) in part.clone().zip(&mut to[part]) {
+                    *to = from[column * rows + strip * SIDE + row];
+                }
+            }
+        }
+    };
+    to.par_chunks_mut(SIDE * width).enumerate().with_min_len(8).for_each(strip);
+}
+
+/// What a head makes of hidden states.
+pub struct HeadLoss {
+    /// Sum over the rows, in nats.
+    pub sum: f64,
+    /// Rows whose largest logit is that of the target.
+    pub correct: usize,
+    /// Gradient of `weight · sum` for the hidden states (rows, width); `None` where it was not asked for. That of the head
+    /// is in the workspace.
+    pub of_hidden: Option<Tensor>,
+}
+
+/// Cross-entropy of `hidden` (rows, width) through `head` (vocabulary, width) against the ids of the `targets`. With a
+/// `weight`, which is one over the rows of the whole batch for a mean, gradients are made too.
+///
+/// # Errors
+/// When there are not as many targets as rows, one is not in the vocabulary, or the device fails.
+pub fn cross_entropy(
+    hidden: &Tensor,
+    head: &Tensor,
+    targets: &[u32],
+    weight: Option<f64>,
+    workspace: &mut Workspace,
+) -> Result<HeadLoss> {
+    let (rows, vocab_size) = (hidden.dim(0)?, head.dim(0)?);
+    ensure!(rows == targets.len(), "{rows} rows have {} targets", targets.len());
+    if let Some(outside) = targets.iter().find(|target| **target as usize >= vocab_size) {
+        anyhow::bail!("token {outside} is not in the vocabulary of {vocab_size}");
+    }
+    let (hidden, head) = (hidden.detach(), head.detach());
+    match is_plain(&hidden) && is_plain(&head) {
+        true => by_kernel(&hidden, &head, targets, weight, workspace),
+        false => composed(&hidden, &head, targets, weight, workspace),
+    }
+}
+
+fn by_kernel(
+    hidden: &Tensor,
+    head: &Tensor,
+    targets: &[u32],
+    weight: Option<f64>,
+    workspace: &mut Workspace,
+) -> Result<HeadLoss> {
+    let threads = candle_core::utils::get_num_threads();
+    let ((rows, width), vocab_size) = (hidden.dims2()?, head.dim(0)?);
+    let (mut sum, mut correct) = (0.0, 0);
+    let mut of_hidden = vec![0f32; if weight.is_some() { rows * width } else { 0 }];
+    let Workspace { logits, turned, of_head, parts } = workspace;
+    logits.resize(CHUNK.min(rows).max(logits.len() / vocab_size) * vocab_size, 0.0);
+    if weight.is_some() {
+        turned.resize(width * vocab_size, 0.0);
+        if of_head.as_ref().is_none_or(|of_head| of_head.shape() != head.shape()) {
+            *of_head = Some(head.zeros_like()?.detach());
+        }
+    }
+    with_slices([hidden, head], |[hidden, head]| {
+        let weights = Matrix::new(head, vocab_size, width, width);
+        for (number, targets) in targets.chunks(CHUNK).enumerate() {
+            let (start, count) = (number * CHUNK * width, targets.len());
+            let states = Matrix::new(&hidden[start..], count, width, width);
+            let logits = &mut logits[..count * vocab_size];
+            let out = MatrixMut::new(logits, count, vocab_size, vocab_size);
+            product(out, 0.0, 1.0, states, weights.transposed(), threads);
+            let seen = logits.par_chunks_mut(vocab_size).zip(targets).map(|(logits, target)| {
+                vectorised(Soften { logits, target: *target as usize, weight: weight.map(|weight| weight as f32) })
+            });
+            let (losses, hits): (Vec<f64>, Vec<usize>) = seen.unzip();
+            sum += losses.iter().sum::<f64>();
+            correct += hits.iter().sum::<usize>();
+            if weight.is_some() {
+                let slopes = Matrix::new(logits, count, vocab_size, vocab_size);
+                let of_hidden = MatrixMut::new(&mut of_hidden[start..start + count * width], count, width, width);
+                product(of_hidden, 0.0, 1.0, slopes, weights, threads);
+                let keep = if *parts == 0 && number == 0 { 0.0 } else { 1.0 };
+                let turned = MatrixMut::new(turned, width, vocab_size, vocab_size);
+                product(turned, keep, 1.0, states.transposed(), slopes, threads);
+            }
+        }
+    })?;
+    *parts += usize::from(weight.is_some());
+    let of_hidden = weight.map(|_| Tensor::from_vec(of_hidden, (rows, width), hidden.device())).transpose()?;
+    Ok(HeadLoss { sum, correct, of_hidden })
+}
+
+/// The loss of a row and whether its largest logit is the target's. With a weight, the logits become their gradients.
+struct Soften<'a> {
+    logits: &'a mut [f32],
+    target: usize,
+    weight: Option<f32>,
+}
+
+impl Kernel for Soften<'_> {
+    type Output = (f64, usize);
+
+    #[inline(always)]
+    fn run(self) -> Self::Output {
+        let Self { logits, target, weight } = self;
+        let mut tops = [f32::NEG_INFINITY; 16];
+        let (whole, rest) = logits.as_chunks::<16>();
+        for logits in whole {
+            for (top, logit) in tops.iter_mut().zip(logits) {
+                *top = if *logit > *top { *logit } else { *top };
+            }
+        }
+        let most = tops.iter().chain(rest).fold(f32::NEG_INFINITY, |most, logit| most.max(*logit));
+        let of_target = logits[target];
+        let mut lanes = [0f32; 16];
+        let (whole, rest) = logits.as_chunks_mut::<16>();
+        for logits in whole {
+            for (lane, logit) in lanes.iter_mut().zip(logits) {
+                *logit = exp(*logit - most);
+                *lane += *logit;
+            }
+        }
+        let mut sum: f32 = lanes.iter().sum();
+        for logit in rest {
+            *logit = exp(*logit - most);
+            sum += *logit;
+        }
+        if let Some(weight) = weight {
+            let scale = weight / sum;
+            logits.iter_mut().for_each(|share| *share *= scale);
+            logits[target] -= weight;
+        }
+        (f64::from(sum.ln()) + f64::from(most) - f64::from(of_target), usize::from(of_target == most))
+    }
+}
+
+fn composed(
+    hidden: &Tensor,
+    head: &Tensor,
+    targets: &[u32],
+    weight: Option<f64>,
+    workspace: &mut Workspace,
+) -> Result<HeadLoss> {
+    let (rows, dtype) = (hidden.dim(0)?, hidden.dtype());
+    let narrow = head.to_dtype(dtype)?;
+    let size = if hidden.device().is_cpu() { CHUNK } else { DEVICE_CHUNK };
+    // Sums and hits of the chunks, which are fetched at the end, since each fetch waits for the device.
+    let (mut seen, mut of_hidden) = (Vec::new(), Vec::new());
+    for start in (0..rows).step_by(size) {
+        let count = size.min(rows - start);
+        let states = hidden.narrow(0, start, count)?;
+        let targets = Tensor::new(&targets[start..start + count], hidden.device())?.unsqueeze(1)?;
+        let logits = states.matmul(&narrow.t()?)?.to_dtype(DType::F32)?;
+        let most = logits.max_keepdim(1)?;
+        let of_target = logits.gather(&targets, 1)?;
+        let losses = (logits.broadcast_sub(&most)?.exp()?.sum_keepdim(1)?.log()? + &most - &of_target)?;
+        seen.extend([losses.sum_all()?, of_target.eq(&most)?.to_dtype(DType::F32)?.sum_all()?]);
+        if let Some(weight) = weight {
+            let shares = softmax(&logits, D::Minus1)?;
+            let ones = Tensor::ones(targets.shape(), DType::F32, targets.device())?;
+            let slopes = (shares.scatter_add(&targets, &ones.neg()?, 1)? * weight)?.to_dtype(dtype)?;
+            of_hidden.push(slopes.matmul(&narrow)?);
+            let more = slopes.t()?.contiguous()?.matmul(&states)?.to_dtype(head.dtype())?;
+            workspace.of_head = Some(match workspace.of_head.take().filter(|_| workspace.parts > 0) {
+                Some(sum) => (sum + more)?,
+                None => more,
+            });
+            workspace.parts += 1;
+        }
+    }
+    let of_hidden = weight.map(|_| Tensor::cat(&of_hidden, 0)).transpose()?;
+    let seen = Tensor::stack(&seen, 0)?.to_vec1::<f32>()?;
+    let sum = seen.iter().step_by(2).map(|sum| f64::from(*sum)).sum();
+    let correct = seen.iter().skip(1).step_by(2).map(|hits| *hits as usize).sum();
+    Ok(HeadLoss { sum, correct, of_hidden })
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{Device, Var};
+    use candle_nn::{Init, loss::cross_entropy as of_logits};
+
+    use super::*;
+    use crate::model::trainable::Variables;
+
+    fn numbers(tensor: &Tensor) -> Vec<f64> {
+        tensor.flatten_all().and_then(|t| t.to_dtype(DType::F64)?.to_vec1()).expect("numbers")
+    }
+
+    /// Candle's own loss of all logits at once is the reference, for both ways, with more rows than a chunk.
+    #[test]
+    fn chunks_are_as_the_whole() {
+        let (rows, width, vocab_size) = (2 * CHUNK + 37, 12, 101);
+        let weights = Variables::new(3).builder(DType::F32, &Device::Cpu);
+        let random = |shape: (usize, usize), name: &str| {
+            let numbers = weights.get_with_hints(shape, name, Init::Randn { mean: 0.0, stdev: 1.5 }).expect("numbers");
+            Var::from_tensor(&numbers).expect("a variable")
+        };
+        let (hidden, head) = (random((rows, width), "hidden"), random((vocab_size, width), "head"));
+        let targets: Vec<u32> = (0..rows as u32).map(|row| row * 31 % vocab_size as u32).collect();
+        let ids = Tensor::new(targets.as_slice(), &Device::Cpu).expect("ids");
+        let logits = hidden.matmul(&head.t().expect("turned")).expect("logits");
+        let expected = of_logits(&logits, &ids).expect("a loss");
+        let grads = expected.backward().expect("gradients");
+        let hits = logits.argmax(1).and_then(|top| top.to_vec1::<u32>()).expect("ids");
+        let hits = hits.iter().zip(&targets).filter(|(top, target)| top == target).count();
+        let weight = Some(1.0 / rows as f64);
+        let mut workspaces = [Workspace::default(), Workspace::default()];
+        let [by_kernel, by_composition] = &mut workspaces;
+        let mut compute = || {
+            // What a batch before left behind must not be in the way.
+            by_kernel.clear();
+            by_composition.clear();
+            [
+                cross_entropy(&hidden, &head, &targets, weight, by_kernel).expect("a loss"),
+                composed(&hidden, &head, &targets, weight, by_composition).expect("a loss"),
+            ]
+        };
+        compute();
+        let found = compute();
+        for (found, workspace) in found.into_iter().zip(&mut workspaces) {
+            assert!((found.sum / rows as f64 - numbers(&expected)[0]).abs() < 1e-5);
+            assert_eq!(found.correct, hits);
+            let (of_hidden, of_head) = (found.of_hidden.expect("a gradient"), workspace.of_head().expect("a gradient"));
+            for (found, variable) in [(of_hidden, &hidden), (of_head, &head)] {
+                let expected = numbers(grads.get(variable).expect("a gradient"));
+                for (a, b) in numbers(&found).iter().zip(&expected) {
+                    assert!((a - b).abs() < 1e-7, "{a} for {b}");
+                }
+            }
+        }
+        let mut unused = Workspace::default();
+        let without = cross_entropy(&hidden, &head, &targets, None, &mut unused).expect("a loss");
+        assert!((without.sum / rows as f64 - numbers(&expected)[0]).abs() < 1e-5 && without.of_hidden.is_none());
+        assert!(unused.of_head().is_err());
+    }
+
+    #[test]
+    fn a_target_outside_the_vocabulary_is_refused() {
+        let zeros = |rows| Tensor::zeros((rows, 2), DType::F32, &Device::Cpu).expect("zeros");
+        let error = cross_entropy(&zeros(2), &zeros(5), &[1, 5], None, &mut Workspace::default())
+            .err()
+            .expect("an error")
+            .to_string();
+        assert!(error.contains("token 5 is not in the vocabulary of 5"), "{error}");
+    }
+
+    #[test]
+    fn a_loss_that_is_no_number_says_so() {
+        let hidden = Tensor::new(&[[f32::NAN, 1.0]], &Device::Cpu).expect("a tensor");
+        let head = Tensor::ones((40, 2), DType::F32, &Device::Cpu).expect("a tensor");
+        assert!(!cross_entropy(&hidden, &head, &[3], None, &mut Workspace::default()).expect("a loss").sum.is_finite());
+    }
+}

@@ -1,0 +1,127 @@
+//! One generation an iteration.
+
+use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
+
+use anyhow::{Result, anyhow};
+
+use super::{Iteration, Measured, Outcome, Workload, drop_warm_up};
+use crate::{
+    device::DeviceChoice,
+    generate::{self, Request, Timeline},
+    measure::{self, conditions::Watch, gpu, memory::Peak},
+    model::Subject,
+    record::{Limits, Measures},
+};
+
+/// A loaded model that a pool and a workload share. It is used by one thread.
+pub type SharedSubject = Rc<RefCell<Subject>>;
+
+/// Generations with one prompt.
+pub struct GenerationWorkload {
+    subject: SharedSubject,
+    prompt: Vec<u32>,
+    request: Request,
+    device: DeviceChoice,
+    deviates: Option<String>,
+    limits: Limits,
+    watch: Watch,
+    timelines: Vec<Timeline>,
+    peak: Peak,
+    joules: Vec<f64>,
+    energy_unknown: Option<String>,
+}
+
+impl GenerationWorkload {
+    /// Prepares generations. `bytes_beside` is memory in use that is not the subject's.
+    ///
+    /// # Errors
+    /// When the generation is too long for the model, or the limits of the device cannot be measured.
+    pub fn new(
+        subject: SharedSubject,
+        bytes_beside: u64,
+        prompt: Vec<u32>,
+        request: Request,
+        device: DeviceChoice,
+    ) -> Result<Self> {
+        let loaded = subject.borrow();
+        let model = loaded.model.as_ref();
+        generate::check_lengths(model, prompt.len(), request.new_tokens)?;
+        let deviates = model.deviates(prompt.len(), request.new_tokens);
+        let limits = measure::limits(model.device())?;
+        let peak = Peak::new(model.device(), bytes_beside);
+        drop(loaded);
+        Ok(Self {
+            subject,
+            prompt,
+            request,
+            device,
+            deviates,
+            limits,
+            watch: Watch::start(device),
+            timelines: Vec::new(),
+            peak,
+            joules: Vec::new(),
+            energy_unknown: None,
+        })
+    }
+
+    /// The token ids of the last generation.
+    pub fn tokens(&self) -> &[u32] {
+        self.timelines.last().map_or(&[], |timeline| &timeline.tokens)
+    }
+
+    fn energy_joules(&self) -> Result<f64> {
+        match self.device {
+            DeviceChoice::Cuda(ordinal) => gpu::energy_joules(ordinal),
+            DeviceChoice::Cpu | DeviceChoice::Metal => Err(anyhow!("no energy counter is read on {}", self.device)),
+        }
+    }
+
+    fn measures(&self, samples: &[usize]) -> Result<Measured> {
+        let subject = self.subject.borrow();
+        let (model, limits) = (subject.model.as_ref(), Some(&self.limits));
+        let peak_bytes = self.peak.most().ok();
+        let mut measures = generate::summarise(model, &self.request, &self.timelines, samples, peak_bytes, limits)?;
+        let mut unmeasured = BTreeMap::new();
+        let mut note = |field: &str, reason: &str| unmeasured.insert(field.to_owned(), reason.to_owned());
+        if !self.joules.is_empty() {
+            let joules = self.joules.iter().sum::<f64>() / self.joules.len() as f64;
+            measures.joules_per_token = Some(joules / measures.generated_tokens as f64);
+        } else if let Some(reason) = &self.energy_unknown {
+            note("joules_per_token", reason);
+        }
+        if let Err(reason) = self.peak.most() {
+            note("peak_bytes", reason);
+        }
+        if measures.tpot_ms.is_none() {
+            for field in ["itl_p50_ms", "itl_p95_ms", "itl_p99_ms", "tpot_ms", "decode_tokens_per_s", "mbu"] {
+                note(field, "only one token was generated");
+            }
+        }
+        Ok(Measured { measures: Measures::Generation(measures), unmeasured })
+    }
+}
+
+impl Workload for GenerationWorkload {
+    /// One generation, timed from the prompt to the last token.
+    fn iterate(&mut self) -> Result<Iteration> {
+        self.peak.begin();
+        let before = self.energy_joules();
+        let timeline = generate::run(self.subject.borrow_mut().model.as_mut(), &self.prompt, &self.request)?;
+        match (before, self.energy_joules()) {
+            (Ok(before), Ok(after)) => self.joules.push(after - before),
+            (Err(error), _) | (_, Err(error)) => self.energy_unknown = Some(format!("{error:#}")),
+        }
+        let peak_bytes = self.peak.end();
+        let time = timeline.total();
+        self.timelines.push(timeline);
+        Ok(Iteration { time, peak_bytes })
+    }
+
+    fn finish(mut self: Box<Self>, samples: &[usize]) -> Outcome {
+        drop_warm_up(&mut self.timelines, samples);
+        drop_warm_up(&mut self.joules, samples);
+        let measured = self.measures(samples);
+        Outcome { measured, deviates: self.deviates, limits: Some(self.limits), conditions: Some(self.watch.end()) }
+    }
+}

@@ -1,0 +1,265 @@
+//! One step of a language model an iteration: a training step, or a forward pass to the loss.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use candle_core::{DType, Device};
+use rand_chacha::{
+    ChaCha8Rng,
+    rand_core::{Rng, SeedableRng},
+};
+
+use super::{Iteration, Measured, Outcome, Workload, drop_warm_up};
+use crate::{
+    device::DeviceChoice,
+    measure::{
+        self,
+        conditions::Watch,
+        memory::{self, Peak},
+        statistics,
+    },
+    model::psann::{Cost, Decoder, PsannConfig},
+    record::{self, Limits, Measures, Stability},
+    scenario::{self, Phase, Quantity, Trained},
+    settings::Settings,
+    train::step::{
+        gradients::Sequences,
+        language::{Language, Plan},
+        optimizer::Options,
+    },
+};
+
+fn config(entry: &Trained) -> Result<PsannConfig> {
+    let scenario::Shape { base, d_model, n_layers, n_heads, d_mlp, vocab_size } = entry.shape;
+    Ok(PsannConfig { base: base.parse()?, d_model, n_layers, n_heads, d_mlp, vocab_size, ..PsannConfig::default() })
+}
+
+/// The subject of an entry, for records.
+///
+/// # Errors
+/// When the sizes do not go together.
+pub fn language_subject(entry: &Trained, settings: &Settings) -> Result<record::Subject> {
+    let config = config(entry)?;
+    let parameters = Decoder::cost(&config, entry.batch.tokens_per_row)?.parameters;
+    let sizes = [
+        ("batch", entry.batch.rows),
+        ("batch_tokens", entry.batch_tokens()),
+        ("d_mlp", config.d_mlp),
+        ("d_model", config.d_model),
+        ("n_heads", config.n_heads),
+        ("n_layers", config.n_layers),
+        ("tokens_per_row", entry.batch.tokens_per_row),
+        ("vocab_size", config.vocab_size),
+    ];
+    Ok(record::Subject {
+        model: entry.name(),
+        engine: "tuned".into(),
+        dtype: entry.dtype.unwrap_or(settings.dtype.as_str()).into(),
+        device: settings.device.to_string(),
+        source: format!("synthetic:{}", config.base),
+        synthetic_weights: true,
+        parameters: Some(parameters),
+        // The weights that are trained are f32 whatever is computed in.
+        weight_bytes: Some(4 * parameters),
+        sizes: sizes.into_iter().map(|(name, size)| (name.to_owned(), size as u64)).collect(),
+    })
+}
+
+/// Steps of one model on one batch size.
+pub struct LanguageWorkload {
+    language: Language,
+    entry: Trained,
+    phase: Phase,
+    quantity: Quantity,
+    vocab_size: u32,
+    random: ChaCha8Rng,
+    device: Device,
+    cost: Cost,
+    allocated_bytes: u64,
+    peak: Peak,
+    limits: Limits,
+    watch: Watch,
+    times: Vec<Duration>,
+    peaks: Vec<u64>,
+    stability: Stability,
+    micro_batches: usize,
+}
+
+impl LanguageWorkload {
+    /// Builds the model and takes one step, which is not measured.
+    ///
+    /// # Errors
+    /// When the sizes do not go together, memory is missing, or the step fails.
+    pub fn new(
+        entry: &Trained,
+        phase: Phase,
+        quantity: Quantity,
+        dtype: &str,
+        seed: u64,
+        device: DeviceChoice,
+    ) -> Result<Self> {
+        let (config, opened) = (config(entry)?, device.open()?);
+        let dtype = match dtype {
+            "f32" => DType::F32,
+            "bf16" => DType::BF16,
+            other => bail!("language models are trained in f32 or bf16, not in {other}: set CANDLEPOWER_DTYPE"),
+        };
+        let limits = measure::limits(&opened)?;
+        let cost = Decoder::cost(&config, entry.batch.tokens_per_row)?;
+        let micro_rows = rows_that_fit(entry, phase, &cost, dtype, &opened)?;
+        if micro_rows < entry.batch.rows {
+            eprintln!("{}: {} sequences do not fit at once, {micro_rows} at a time do", entry.name(), entry.batch.rows);
+        }
+        let bytes_beside = memory::current_bytes(&opened);
+        let peak = Peak::new(&opened, bytes_beside);
+        let plan = Plan { dtype, checkpointing: entry.checkpointing, micro_rows };
+        let mut work = Self {
+            language: Language::new(&config, Options::default(), plan, seed, &opened)?,
+            entry: *entry,
+            phase,
+            quantity,
+            vocab_size: config.vocab_size as u32,
+            random: ChaCha8Rng::seed_from_u64(seed),
+            device: opened,
+            cost,
+            allocated_bytes: 0,
+            peak,
+            limits,
+            watch: Watch::start(device),
+            times: Vec::new(),
+            peaks: Vec::new(),
+            stability: Stability::default(),
+            micro_batches: entry.batch.rows.div_ceil(micro_rows),
+        };
+        work.iterate()?;
+        (work.times, work.peaks, work.stability) = (Vec::new(), Vec::new(), Stability::default());
+        work.allocated_bytes = memory::current_bytes(&work.device).saturating_sub(bytes_beside);
+        Ok(work)
+    }
+
+    fn measures(&self, samples: &[usize]) -> Result<Measured> {
+        let steps = statistics::summarise(&self.times, samples).context("no step was measured")?;
+        let scenario::Batch { rows, tokens_per_row, .. } = self.entry.batch;
+        let passes = if self.phase == Phase::Train { 3 } else { 1 };
+        let flops = (passes * self.cost.forward_flops * rows as u64) as f64;
+        let mut unmeasured = BTreeMap::new();
+        let mut note = |field: &str, reason: &str| unmeasured.insert(field.to_owned(), reason.to_owned());
+        let uncounted = self.peak.most().err();
+        if let Some(reason) = uncounted {
+            ensure!(self.quantity == Quantity::Time, "peak_bytes: {reason}");
+            note("peak_bytes", reason);
+            note("allocated_bytes", reason);
+        }
+        let reserved_bytes = memory::reserved_bytes(&self.device);
+        if let Err(error) = &reserved_bytes {
+            note("reserved_bytes", &format!("{error:#}"));
+        }
+        if self.phase == Phase::Forward {
+            note("stability", "nothing is trained");
+        }
+        let in_time = self.quantity == Quantity::Time;
+        let mut rest = self.peaks.as_slice();
+        let of_sample = |&count: &usize| {
+            let (sample, after) = rest.split_at(count.min(rest.len()));
+            rest = after;
+            sample.iter().sum::<u64>() / sample.len().max(1) as u64
+        };
+        let sample_peak_bytes = if in_time { Vec::new() } else { samples.iter().map(of_sample).collect() };
+        let measures = record::Training {
+            phase: self.phase.name().into(),
+            batch_tokens: self.entry.batch_tokens(),
+            tokens_per_row,
+            micro_batches: self.micro_batches,
+            checkpointing: self.entry.checkpointing,
+            steps: self.times.len(),
+            samples: samples.len(),
+            sample_ms: if in_time { steps.sample_ms } else { Vec::new() },
+            sample_peak_bytes,
+            step_p50_ms: steps.p50_ms,
+            step_p95_ms: steps.p95_ms,
+            step_p99_ms: steps.p99_ms,
+            tokens_per_s: 1e3 * self.entry.batch_tokens() as f64 / steps.p50_ms,
+            peak_bytes: self.peaks.iter().max().copied().filter(|_| uncounted.is_none()),
+            allocated_bytes: Some(self.allocated_bytes).filter(|_| uncounted.is_none()),
+            reserved_bytes: reserved_bytes.ok(),
+            mfu: Some(flops / (steps.p50_ms / 1e3) / self.limits.matrix_flops_per_s),
+            stability: (self.phase == Phase::Train).then(|| self.stability.clone()),
+        };
+        Ok(Measured { measures: Measures::Training(measures), unmeasured })
+    }
+}
+
+impl Workload for LanguageWorkload {
+    /// One step on random tokens. Drawing the tokens is not timed.
+    fn iterate(&mut self) -> Result<Iteration> {
+        let scenario::Batch { rows, tokens_per_row, .. } = self.entry.batch;
+        let ids = (0..rows * (tokens_per_row + 1)).map(|_| self.random.next_u32() % self.vocab_size).collect();
+        let batch = Sequences::new(ids, tokens_per_row + 1)?;
+        self.peak.begin();
+        let started = Instant::now();
+        let time = match self.phase {
+            Phase::Train => {
+                let step = self.language.step(&batch)?;
+                let time = started.elapsed();
+                let number = self.language.steps();
+                ensure!(
+                    step.is_finite(),
+                    "it diverged: at step {} the loss was {} and the gradient's norm {}",
+                    number + 1,
+                    step.loss,
+                    step.gradient_norm
+                );
+                self.stability.losses.push(step.loss);
+                self.stability.gradient_norms.push(step.gradient_norm);
+                self.stability.update_ratios.push(step.update_ratio);
+                time
+            }
+            Phase::Forward => {
+                let pass = self.language.evaluate(&batch)?;
+                let time = started.elapsed();
+                ensure!(pass.loss_sum.is_finite(), "the loss is {}", pass.loss_sum);
+                time
+            }
+        };
+        let peak_bytes = self.peak.end();
+        self.times.push(time);
+        self.peaks.push(peak_bytes);
+        Ok(Iteration { time, peak_bytes })
+    }
+
+    fn finish(mut self: Box<Self>, samples: &[usize]) -> Outcome {
+        drop_warm_up(&mut self.times, samples);
+        drop_warm_up(&mut self.peaks, samples);
+        let Stability { losses, gradient_norms, update_ratios } = &mut self.stability;
+        for signal in [losses, gradient_norms, update_ratios] {
+            drop_warm_up(signal, samples);
+        }
+        let measured = self.measures(samples);
+        Outcome { measured, deviates: None, limits: Some(self.limits), conditions: Some(self.watch.end()) }
+    }
+}
+
+/// How many sequences of a batch can be computed at a time in the memory that is left.
+fn rows_that_fit(entry: &Trained, phase: Phase, cost: &Cost, dtype: DType, device: &Device) -> Result<usize> {
+    let rows = entry.batch.rows;
+    let Some(available_bytes) = memory::available_bytes(device) else { return Ok(rows) };
+    let keeps_scores = !(device.is_cpu() && dtype == DType::F32);
+    let needed = |rows: usize| {
+        let tokens = entry.batch.tokens_per_row * rows;
+        cost.least_bytes(tokens, phase == Phase::Train, entry.checkpointing, keeps_scores)
+    };
+    // A little is left for what is not counted.
+    let fits = |rows: &usize| needed(*rows) * 10 <= available_bytes * 9;
+    let halves = std::iter::successors(Some(rows), |rows| (*rows > 1).then(|| rows.div_ceil(2)));
+    halves.into_iter().find(fits).with_context(|| {
+        let gb = |bytes: u64| bytes as f64 / 1e9;
+        format!(
+            "it does not fit: {:.1} GB are needed for one sequence, {:.1} GB of memory are available",
+            gb(needed(1)),
+            gb(available_bytes)
+        )
+    })
+}

@@ -1,0 +1,69 @@
+//! One iteration of each kind of benchmark: a generation, a step of a language model, a step of a network for series.
+//!
+//! A [`Workload`] runs iterations and turns those that count into measures. It does not decide how often it runs: the
+//! runners do. Each file implements one kind.
+
+mod generation;
+mod language;
+pub mod series;
+
+pub use generation::{GenerationWorkload, SharedSubject};
+pub use language::{LanguageWorkload, language_subject};
+
+use std::{collections::BTreeMap, time::Duration};
+
+use anyhow::Result;
+
+use crate::record::{Conditions, Limits, Measures};
+
+/// Work that a runner repeats.
+pub trait Workload {
+    /// Runs one iteration.
+    ///
+    /// # Errors
+    /// When the model or the device fails, or the output is wrong.
+    fn iterate(&mut self) -> Result<Iteration>;
+
+    /// Ends the work and summarises the last iterations. `samples` holds the number of iterations of each sample, in
+    /// order; iterations before those were warm-up and are left out.
+    fn finish(self: Box<Self>, samples: &[usize]) -> Outcome;
+}
+
+/// The result of one iteration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Iteration {
+    pub time: Duration,
+    /// Most memory in use at once; 0 where it is not counted.
+    pub peak_bytes: u64,
+}
+
+/// The result of a benchmark.
+#[derive(Debug)]
+pub struct Outcome {
+    pub measured: Result<Measured>,
+    /// Why the output is known to differ from the reference implementation's.
+    pub deviates: Option<String>,
+    pub limits: Option<Limits>,
+    pub conditions: Option<Conditions>,
+}
+
+impl Outcome {
+    /// The result of a benchmark that was not measured.
+    pub fn failed(error: anyhow::Error) -> Self {
+        Self { measured: Err(error), deviates: None, limits: None, conditions: None }
+    }
+}
+
+/// Measures, and why some of their fields are empty.
+#[derive(Debug)]
+pub struct Measured {
+    pub measures: Measures,
+    /// Field → why it is empty.
+    pub unmeasured: BTreeMap<String, String>,
+}
+
+/// Removes all but the last `samples.iter().sum()` items: those of the warm-up.
+fn drop_warm_up<T>(items: &mut Vec<T>, samples: &[usize]) {
+    let measured: usize = samples.iter().sum();
+    items.drain(..items.len().saturating_sub(measured));
+}

@@ -1,0 +1,173 @@
+//! One step of a network for series an iteration: a training step, or a forecast. `grid` holds the combinations of the
+//! architecture sweep.
+
+mod grid;
+
+pub use grid::{Combination, PRESETS, SeriesGrid, Source};
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use candle_core::DType;
+
+use super::{Iteration, Measured, Outcome, Workload, drop_warm_up};
+use crate::{
+    measure::{
+        self,
+        conditions::Watch,
+        memory::{self, Peak},
+        statistics,
+    },
+    model::series::{Cost, Forecaster},
+    record::{Limits, Measures, Subject, Sweep},
+    scenario::Phase,
+    train::step::forecast::{Batches, Forecasting, SeriesTraining, Task},
+};
+
+enum Steps {
+    Train(Box<SeriesTraining>),
+    Forward(Box<Forecasting>),
+}
+
+/// Steps of one combination in one phase.
+pub struct SeriesWorkload {
+    phase: Phase,
+    steps_of: Steps,
+    batches: Batches,
+    windows: usize,
+    cost: Cost,
+    limits: Limits,
+    watch: Watch,
+    steps: Vec<Duration>,
+    losses: Vec<f64>,
+    peak: Peak,
+}
+
+impl SeriesWorkload {
+    /// Builds the backbone and takes one step, which is not measured.
+    ///
+    /// # Errors
+    /// When the sizes don't go together, memory is missing, or the step fails.
+    pub fn new(combination: &Combination, phase: Phase, grid: &SeriesGrid) -> Result<Self> {
+        let (task, device) = (&combination.task, grid.accelerator.open()?);
+        let limits = measure::limits(&device)?;
+        let cost = cost(task)?;
+        let needed_bytes = cost.least_bytes(phase == Phase::Train, grid.dtype);
+        let available_bytes = memory::available_bytes(&device).unwrap_or(u64::MAX);
+        ensure!(
+            needed_bytes <= available_bytes,
+            "it does not fit: at least {:.1} GB are needed, {:.1} GB of memory are available",
+            needed_bytes as f64 / 1e9,
+            available_bytes as f64 / 1e9
+        );
+        let peak = Peak::new(&device, memory::current_bytes(&device));
+        let batches = Batches::new(task, grid.dtype, &device)?;
+        let steps_of = match phase {
+            Phase::Train => Steps::Train(Box::new(SeriesTraining::new(task, grid.dtype, &device)?)),
+            Phase::Forward => Steps::Forward(Box::new(Forecasting::new(task, grid.dtype, &device)?)),
+        };
+        let mut work = Self {
+            phase,
+            steps_of,
+            batches,
+            windows: task.window.batch,
+            cost,
+            limits,
+            watch: Watch::start(grid.accelerator),
+            steps: Vec::new(),
+            losses: Vec::new(),
+            peak,
+        };
+        work.iterate()?;
+        work.steps.clear();
+        work.losses.clear();
+        Ok(work)
+    }
+
+    fn measures(&self, samples: &[usize]) -> Result<Measured> {
+        let steps = statistics::summarise(&self.steps, samples).context("no step was measured")?;
+        let step_p50_ms = steps.p50_ms;
+        let passes = if self.phase == Phase::Train { 3 } else { 1 };
+        let mut unmeasured = BTreeMap::new();
+        if let Err(reason) = self.peak.most() {
+            unmeasured.insert("peak_bytes".into(), reason.into());
+        }
+        if self.losses.is_empty() {
+            let reason = "nothing is trained";
+            unmeasured.extend(["first_loss", "last_loss"].map(|field| (field.into(), reason.into())));
+        }
+        let measures = Sweep {
+            steps: self.steps.len(),
+            samples: samples.len(),
+            sample_ms: steps.sample_ms,
+            step_p50_ms,
+            step_p95_ms: steps.p95_ms,
+            step_p99_ms: steps.p99_ms,
+            windows_per_s: 1e3 * self.windows as f64 / step_p50_ms,
+            peak_bytes: self.peak.most().ok(),
+            mfu: Some((passes * self.cost.forward_flops) as f64 / (step_p50_ms / 1e3) / self.limits.matrix_flops_per_s),
+            first_loss: self.losses.first().copied(),
+            last_loss: self.losses.last().copied(),
+        };
+        Ok(Measured { measures: Measures::Sweep(measures), unmeasured })
+    }
+}
+
+impl Workload for SeriesWorkload {
+    /// One step. Cutting the batch out of the series is not timed.
+    ///
+    /// # Errors
+    /// When training diverged, a forecast is not finite, or the device fails.
+    fn iterate(&mut self) -> Result<Iteration> {
+        self.peak.begin();
+        let batch = self.batches.cut()?;
+        let started = Instant::now();
+        let time = match &mut self.steps_of {
+            Steps::Train(training) => {
+                let loss = training.step(&batch)?;
+                self.losses.push(loss);
+                started.elapsed()
+            }
+            Steps::Forward(forecasting) => {
+                let forecast = forecasting.step(&batch.0)?;
+                let time = started.elapsed();
+                let values = forecast.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+                ensure!(values.iter().all(|value| value.is_finite()), "a forecast holds values that are not finite");
+                time
+            }
+        };
+        let peak_bytes = self.peak.end();
+        self.steps.push(time);
+        Ok(Iteration { time, peak_bytes })
+    }
+
+    fn finish(mut self: Box<Self>, samples: &[usize]) -> Outcome {
+        drop_warm_up(&mut self.steps, samples);
+        drop_warm_up(&mut self.losses, samples);
+        let measured = self.measures(samples);
+        Outcome { measured, deviates: None, limits: Some(self.limits), conditions: Some(self.watch.end()) }
+    }
+}
+
+/// The subject of a combination, for records.
+pub fn series_subject(combination: &Combination, grid: &SeriesGrid) -> Subject {
+    let parameters = cost(&combination.task).ok().map(|cost| cost.parameters);
+    Subject {
+        model: combination.name.clone(),
+        engine: "tuned".into(),
+        dtype: grid.dtype.as_str().into(),
+        device: grid.accelerator.to_string(),
+        source: format!("synthetic:{}", combination.name),
+        synthetic_weights: true,
+        parameters,
+        weight_bytes: parameters.map(|count| count * grid.dtype.size_in_bytes() as u64),
+        sizes: combination.sizes(),
+    }
+}
+
+fn cost(task: &Task) -> Result<Cost> {
+    Forecaster::cost(task.architecture, &task.sizes, &task.window)
+}

@@ -1,0 +1,102 @@
+//! The layout of `src`: imports between its folders point one way.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// The folders and files directly below `src`, lowest first. Each may import those of the lines above it, and nothing of its
+/// own line but itself.
+const LEVELS: [&[&str]; 8] = [
+    &["error", "keys"],
+    &["scenario", "device", "kernels"],
+    &["record"],
+    &["measure", "report"],
+    &["model"],
+    &["generate", "train", "settings"],
+    &["workload"],
+    &["runner", "doctor"],
+];
+
+/// Every Rust file below a folder.
+fn sources(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            found.extend(sources(&path));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+    found
+}
+
+/// The text without comments and without the module of unit tests, which may use anything.
+fn code(text: &str) -> String {
+    let tests = ["#[cfg(test)]\nmod tests {", "#[cfg(all(test"].iter().filter_map(|start| text.find(start)).min();
+    let code = &text[..tests.unwrap_or(text.len())];
+    code.lines().map(|line| line.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n")
+}
+
+/// First segments of the paths that start with `crate::`, in `use crate::{…}` too.
+fn imports(code: &str) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    let word = |text: &str| text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
+    for (at, _) in code.match_indices("crate::") {
+        let rest = &code[at + "crate::".len()..];
+        let Some(group) = rest.strip_prefix('{') else {
+            found.insert(word(rest));
+            continue;
+        };
+        let mut depth = 0;
+        let mut starts = true;
+        for (place, c) in group.char_indices() {
+            match c {
+                '{' => depth += 1,
+                '}' if depth == 0 => break,
+                '}' => depth -= 1,
+                ',' if depth == 0 => starts = true,
+                c if starts && !c.is_whitespace() => {
+                    found.insert(word(&group[place..]));
+                    starts = false;
+                }
+                _ => {}
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn lower_modules_do_not_import_higher_ones() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let level = |room: &str| LEVELS.iter().position(|rooms| rooms.contains(&room));
+    let mut wrong = Vec::new();
+    for path in sources(&src) {
+        let inside = path.strip_prefix(&src).expect("below src");
+        let room = inside.iter().next().expect("a name").to_string_lossy().trim_end_matches(".rs").to_owned();
+        // `lib.rs` re-exports, the command is above everything, and golden tests are tests in a file of their own.
+        let is_test = inside.file_stem().is_some_and(|name| name == "golden" || name == "tests");
+        if ["lib", "bin", "guide"].contains(&room.as_str()) || is_test {
+            continue;
+        }
+        let own = level(&room).unwrap_or_else(|| panic!("src/{room} has no level: add it to LEVELS"));
+        for imported in imports(&code(&fs::read_to_string(&path).expect("a source"))) {
+            // Items of the crate's root, such as macros, have no level.
+            if level(&imported).is_some_and(|other| imported != room && other >= own) {
+                wrong.push(format!("src/{} imports {imported}, which is not below {room}", inside.display()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn imports_are_found() {
+    let text = "use crate::{\n    record::{self, Limits},\n    error::nearest, model,\n};\nfn f() { crate::doctor::examine() }";
+    let found: Vec<String> = imports(text).into_iter().collect();
+    assert_eq!(found, ["doctor", "error", "model", "record"]);
+    assert!(imports(&code("// crate::runner\n#[cfg(test)]\nmod tests {\n use crate::runner;\n}")).is_empty());
+}
