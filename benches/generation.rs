@@ -1,4 +1,4 @@
-//! How fast models generate: seven scenarios, each model that the settings name.
+//! Generation: every scenario for each model of the settings.
 
 use std::process::ExitCode;
 
@@ -14,6 +14,6 @@ static ALLOCATOR: CountingAllocator = CountingAllocator;
 fn main() -> ExitCode {
     runner::main(|suite| {
         let candidates = Candidate::from_settings(suite.settings());
-        suite.generation(&GENERATION, candidates);
+        suite.generation(GENERATION, candidates);
     })
 }

@@ -1,5 +1,5 @@
-//! What the harness costs: the same generation by the suite and by a bare loop over the same model, in turns, so that
-//! what drifts reaches both.
+//! Overhead of the harness: the suite and a bare loop run the same generation on the same model in turns, so that drift
+//! affects both.
 
 use std::{
     cell::RefCell,
@@ -26,7 +26,7 @@ static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 const NEW_TOKENS: usize = 32;
 
-/// As little as generating greedily can be.
+/// Greedy generation with nothing but the model and argmax.
 fn bare_loop(model: &mut dyn CausalLm, prompt: &[u32]) -> Result<Duration> {
     model.reset()?;
     let started = Instant::now();
@@ -85,8 +85,7 @@ fn main() -> ExitCode {
         if pairs.len() > 1 {
             let mut ratios: Vec<_> = pairs.iter().map(|(bare, suite)| suite / bare).collect();
             ratios.sort_unstable_by(f64::total_cmp);
-            // Of n values in order, the median lies between those half a root of n from the middle, twice, in 95 of 100
-            // cases.
+            // Distribution-free 95 % interval of the median: the order statistics at n/2 ± √n.
             let (middle, half_width) = (ratios.len() / 2, (ratios.len() as f64).sqrt().ceil() as usize);
             println!(
                 "suite / bare loop: median {:.4} of {} pairs, 95 % interval {:.4} to {:.4}",

@@ -1,4 +1,4 @@
-//! What a mixture of experts costs beside dense decoders of as many active parameters, and of as many in all.
+//! Mixtures of experts and their dense twins of equal active and equal total parameters.
 
 use std::process::ExitCode;
 
@@ -14,6 +14,6 @@ static ALLOCATOR: CountingAllocator = CountingAllocator;
 fn main() -> ExitCode {
     runner::main(|suite| {
         let candidates = Candidate::expert_grid(suite.settings());
-        suite.generation(&MOE_TOP_K, candidates);
+        suite.generation(MOE_TOP_K, candidates);
     })
 }

@@ -1,4 +1,4 @@
-//! What choosing a token costs, on the vocabularies of the real models.
+//! The cost of sampling a token, for the vocabularies of published models.
 
 use std::{hint::black_box, time::Duration};
 

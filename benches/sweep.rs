@@ -1,5 +1,5 @@
-//! Backbones for series: a training step and a forecast over architectures and sizes, in the small grid that is called
-//! `smoke`. `candlepower sweep` runs other grids.
+//! Backbones for series: training steps and forecasts over architectures and sizes, for the small grid `smoke`.
+//! `candlepower sweep` runs other grids.
 
 use std::process::ExitCode;
 

@@ -1,5 +1,5 @@
-//! How fast language models train: PSANN bases and the plain transformer over batches, and one of them over precision, length
-//! and batch.
+//! Training of language models: PSANN bases and the plain transformer over batch sizes, and one of them over precision,
+//! sequence length and batch size.
 
 use std::process::ExitCode;
 
@@ -15,7 +15,7 @@ static ALLOCATOR: CountingAllocator = CountingAllocator;
 fn main() -> ExitCode {
     runner::let_waiting_threads_sleep();
     runner::main(|suite| {
-        suite.training(&PSANN_THROUGHPUT);
-        suite.training(&TRAINING_SWEEP);
+        suite.training(PSANN_THROUGHPUT);
+        suite.training(TRAINING_SWEEP);
     })
 }

@@ -1,5 +1,5 @@
-//! A model of one's own in every generation scenario: `cargo run --release --example bring_your_own_model -- --bench`.
-//! In a crate of one's own the same file is a bench target with `harness = false`, and `cargo bench` runs it.
+//! Your own model in every generation scenario: `cargo run --release --example bring_your_own_model -- --bench`.
+//! In your crate, the same file is a bench target with `harness = false`, and `cargo bench` runs it.
 
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
@@ -16,7 +16,7 @@ static ALLOCATOR: CountingAllocator = CountingAllocator;
 const VOCAB_SIZE: usize = 8192;
 const HIDDEN_SIZE: usize = 512;
 
-/// Predicts the next token from the sum of the embeddings so far.
+/// Predicts the next token from the sum of the embeddings of all tokens so far.
 struct BagOfWords {
     embedding: Tensor,
     sum: Tensor,
@@ -33,16 +33,18 @@ impl CausalLm for BagOfWords {
         Ok(())
     }
     fn footprint(&self) -> Footprint {
-        Footprint::dense(VOCAB_SIZE * HIDDEN_SIZE, self.embedding.dtype(), 0)
-    }
-    fn prefill_flops(&self, _tokens: usize) -> u64 {
-        self.footprint().flops_per_token // only the last position is multiplied
+        // The embedding is also the head, and there is no cache that grows.
+        let parameters = VOCAB_SIZE * HIDDEN_SIZE;
+        Footprint::dense(parameters, parameters, self.embedding.dtype(), 0)
     }
     fn vocab_size(&self) -> usize {
         VOCAB_SIZE
     }
     fn max_position_embeddings(&self) -> usize {
         1 << 20
+    }
+    fn device(&self) -> &Device {
+        self.embedding.device()
     }
 }
 
@@ -52,5 +54,5 @@ fn load(dtype: DType, device: &Device) -> Result<BagOfWords> {
 }
 
 fn main() -> std::process::ExitCode {
-    runner::main(|suite| suite.generation(&GENERATION, vec![Candidate::own("bag-of-words", suite.settings(), load)]))
+    runner::main(|suite| suite.generation(GENERATION, vec![Candidate::own("bag-of-words", suite.settings(), load)]))
 }

@@ -1,11 +1,11 @@
-//! A model that is slower by a known share, or takes more memory by a share of its weights, to see what change is found:
+//! A model with a known slowdown, or with additional memory as a share of its weights, to test which changes are detected:
 //! `PLANTED_SLOWDOWN=0.10 PLANTED_MEMORY=0.01 cargo run --release --example planted_slowdown -- --bench '^short/'`.
-//! scripts/resolution.sh and scripts/compare_pairs.sh run it many times.
+//! scripts/resolution.sh and scripts/compare_pairs.sh run it repeatedly.
 
 use std::{process::ExitCode, time::Instant};
 
 use anyhow::{Context, Result};
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use candlepower::{
     measure::CountingAllocator,
     model::{self, CausalLm, Footprint},
@@ -16,15 +16,15 @@ use candlepower::{
 #[global_allocator]
 static ALLOCATOR: CountingAllocator = CountingAllocator;
 
-/// Takes longer than the model inside it, by a share of the model's own time.
+/// A model that waits after each forward pass for a share of the pass's time.
 struct Slowed {
     model: Box<dyn CausalLm>,
     by: f64,
-    /// Memory that nothing is done with.
+    /// Memory that is only held.
     _ballast: Vec<u8>,
 }
 
-/// A share from the environment.
+/// Reads a share from the environment; 0 if it is not set.
 fn planted(variable: &str) -> Result<f64> {
     let share = std::env::var(variable).unwrap_or_else(|_| "0".into());
     share.parse().with_context(|| format!("{variable}={share}: not a number"))
@@ -52,6 +52,9 @@ impl CausalLm for Slowed {
     fn max_position_embeddings(&self) -> usize {
         self.model.max_position_embeddings()
     }
+    fn device(&self) -> &Device {
+        self.model.device()
+    }
 }
 
 fn main() -> ExitCode {
@@ -64,6 +67,6 @@ fn main() -> ExitCode {
             let ballast_bytes = model.footprint().weight_bytes as f64 * planted("PLANTED_MEMORY")?;
             Ok(Slowed { model, by: planted("PLANTED_SLOWDOWN")?, _ballast: vec![1; ballast_bytes as usize] })
         });
-        suite.generation(&GENERATION, vec![candidate]);
+        suite.generation(GENERATION, vec![candidate]);
     })
 }

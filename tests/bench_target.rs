@@ -50,13 +50,16 @@ impl CausalLm for Model {
         Ok(())
     }
     fn footprint(&self) -> Footprint {
-        Footprint::dense(1000, candle_core::DType::F32, 10)
+        Footprint::dense(1000, 100, candle_core::DType::F32, 10)
     }
     fn vocab_size(&self) -> usize {
         VOCAB_SIZE
     }
     fn max_position_embeddings(&self) -> usize {
         1000
+    }
+    fn device(&self) -> &Device {
+        &Device::Cpu
     }
 }
 

@@ -164,6 +164,7 @@ mod tests {
                 step_weight_bytes: 0,
                 cache_bytes_per_token: 0,
                 flops_per_token: 0,
+                head_flops: 0,
             }
         }
         fn vocab_size(&self) -> usize {
@@ -171,6 +172,9 @@ mod tests {
         }
         fn max_position_embeddings(&self) -> usize {
             40
+        }
+        fn device(&self) -> &Device {
+            &Device::Cpu
         }
     }
 

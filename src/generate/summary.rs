@@ -117,7 +117,7 @@ pub fn digest(tokens: &[u32]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::Tensor;
+    use candle_core::{Device, Tensor};
 
     use std::time::Duration;
 
@@ -143,6 +143,7 @@ mod tests {
                 step_weight_bytes: 1000,
                 cache_bytes_per_token: 10,
                 flops_per_token: 300,
+                head_flops: 0,
             }
         }
         fn vocab_size(&self) -> usize {
@@ -150,6 +151,9 @@ mod tests {
         }
         fn max_position_embeddings(&self) -> usize {
             100
+        }
+        fn device(&self) -> &Device {
+            &Device::Cpu
         }
         fn cache_bytes(&self, tokens: usize) -> CacheBytes {
             CacheBytes { used: 10 * tokens as u64, allocated: 4096 }

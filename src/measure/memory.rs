@@ -1,6 +1,8 @@
 //! The memory of a device, in use and left: on a processor what the program's allocator counts, on a CUDA device what the
 //! pool does that Candle's tensors come from. Metal's is not counted.
 
+use std::fmt;
+
 use anyhow::{Context, Result, bail};
 use candle_core::Device;
 use sysinfo::{MemoryRefreshKind, ProcessRefreshKind, ProcessesToUpdate, RefreshKind};
@@ -105,6 +107,43 @@ pub fn release(device: &Device) {
     let _ = device;
 }
 
+/// Work that needs more memory than is available.
+#[derive(Debug)]
+pub struct DoesNotFit {
+    work: String,
+    needed_bytes: u64,
+    available_bytes: u64,
+}
+
+impl fmt::Display for DoesNotFit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let gb = |bytes: u64| bytes as f64 / 1e9;
+        write!(
+            f,
+            "it does not fit: {:.1} GB of memory are needed for {}, {:.1} GB are available; choose a smaller model, a \
+             smaller batch or a 16-bit dtype",
+            gb(self.needed_bytes),
+            self.work,
+            gb(self.available_bytes)
+        )
+    }
+}
+
+impl std::error::Error for DoesNotFit {}
+
+/// Checks that `work` fits in the available memory of a device. A device that does not report its memory passes.
+///
+/// # Errors
+/// If fewer than `needed_bytes` are available.
+pub fn ensure_fits(work: &str, needed_bytes: u64, device: &Device) -> Result<(), DoesNotFit> {
+    match available_bytes(device) {
+        Some(available_bytes) if needed_bytes > available_bytes => {
+            Err(DoesNotFit { work: work.into(), needed_bytes, available_bytes })
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Memory that a new allocation could have; `None` where nothing says so.
 pub fn available_bytes(device: &Device) -> Option<u64> {
     match device {
@@ -140,6 +179,15 @@ mod tests {
         let what = RefreshKind::nothing().with_memory(MemoryRefreshKind::nothing().with_ram());
         let total = sysinfo::System::new_with_specifics(what).expect("a system").total_memory();
         assert!(available > 0 && available <= total, "{available} of {total}");
+    }
+
+    #[test]
+    fn work_that_does_not_fit_is_refused_with_both_sizes() {
+        assert!(ensure_fits("nothing", 0, &Device::Cpu).is_ok());
+        let error = ensure_fits("a large model", u64::MAX, &Device::Cpu).expect_err("no machine has this much");
+        assert!(
+            error.to_string().starts_with("it does not fit: 18446744073.7 GB of memory are needed for a large model, ")
+        );
     }
 
     #[test]

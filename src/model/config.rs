@@ -1,24 +1,16 @@
-//! `config.json`: the description of a model that lies beside its weights, in the form that the Hub's files have today
-//! and in the one that transformers 5 writes (`rope_parameters`, `layer_types`, `dtype`). Keys that are left out have
-//! transformers' defaults.
+//! `config.json`, the description of a model that accompanies its weights. Both the form of the Hub's files and the form
+//! that transformers 5 writes (`rope_parameters`, `layer_types`, `dtype`) are read. Missing keys have the defaults of
+//! transformers, which the table of families holds.
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde_json::Value;
 
-/// Model families that can be measured.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Family {
-    Llama,
-    Qwen3,
-    Gemma3,
-    Qwen3Moe,
-    Mixtral,
-}
+use super::family::{ExpertNames, FAMILIES, Family, SlidingLayers};
 
-/// A decoder's configuration, the same for all families. Names are transformers'.
+/// The configuration of a decoder of any family. Field names are those of transformers.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelConfig {
-    pub family: Family,
+    pub family: &'static Family,
     pub hidden_size: usize,
     pub intermediate_size: usize,
     pub vocab_size: usize,
@@ -29,11 +21,14 @@ pub struct ModelConfig {
     pub max_position_embeddings: usize,
     pub rms_norm_eps: f64,
     pub tie_word_embeddings: bool,
-    pub attention_bias: bool,
+    /// Whether the projections of queries, keys and values have biases.
+    pub qkv_bias: bool,
+    /// Whether the output projection of attention has a bias.
+    pub o_bias: bool,
     pub mlp_bias: bool,
     pub hidden_act: String,
     pub rope: Rope,
-    /// RoPE of the sliding layers, where it differs.
+    /// RoPE of the sliding layers, where it differs from that of the others.
     pub local_rope: Option<Rope>,
     pub sliding_window: Option<usize>,
     /// For each layer, whether it sees only the sliding window.
@@ -42,7 +37,7 @@ pub struct ModelConfig {
     pub query_pre_attn_scalar: f64,
     pub attn_logit_softcapping: Option<f64>,
     pub final_logit_softcapping: Option<f64>,
-    /// The mixture that stands in for the feed-forward of some layers or all.
+    /// The mixture that replaces the feed-forward of some or all layers.
     pub experts: Option<Experts>,
     pub eos_token_ids: Vec<u32>,
 }
@@ -51,7 +46,7 @@ pub struct ModelConfig {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Experts {
     pub num_experts: usize,
-    /// Experts that each token goes to.
+    /// Number of experts that compute each token.
     pub num_experts_per_tok: usize,
     /// Inner width of one expert.
     pub intermediate_size: usize,
@@ -64,13 +59,13 @@ pub struct Experts {
 /// How the weights of experts are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExpertLayout {
-    /// Matrix by matrix, as the Hub's files have them and as transformers saves them.
+    /// One tensor per matrix and expert, as in the Hub's files.
     Single,
-    /// All experts of a layer in one tensor, gate and up projection joined, as transformers 5 holds them in memory.
+    /// One tensor for all experts of a layer, with gate and up projections joined, as transformers 5 holds them in memory.
     Stacked,
 }
 
-/// Name of the joined gate and up projections below a layer, by which [`ExpertLayout::Stacked`] is known.
+/// Name of the joined gate and up projections below a layer. Its presence identifies [`ExpertLayout::Stacked`].
 pub const STACKED_GATE_UP: &str = "mlp.experts.gate_up_proj";
 
 /// Rotary position embedding.
@@ -83,54 +78,40 @@ pub struct Rope {
 #[derive(Clone, Debug, PartialEq)]
 pub enum RopeScaling {
     None,
-    /// Llama 3's: low frequencies divided by `factor`, high ones kept, those between interpolated.
+    /// Llama 3's: divides low frequencies by `factor`, keeps high ones, and interpolates between.
     Llama3 {
         factor: f64,
         low_freq_factor: f64,
         high_freq_factor: f64,
         original_max_position_embeddings: usize,
     },
-    /// Any other, by its name.
+    /// Another type, by its name.
     Other(String),
 }
-
-/// `architectures` and `model_type` of what is supported.
-const SUPPORTED: [(&str, &str, Family); 5] = [
-    ("LlamaForCausalLM", "llama", Family::Llama),
-    ("Qwen3ForCausalLM", "qwen3", Family::Qwen3),
-    ("Gemma3ForCausalLM", "gemma3_text", Family::Gemma3),
-    ("Qwen3MoeForCausalLM", "qwen3_moe", Family::Qwen3Moe),
-    ("MixtralForCausalLM", "mixtral", Family::Mixtral),
-];
 
 impl ModelConfig {
     /// Reads a parsed `config.json`.
     ///
     /// # Errors
-    /// An architecture that is not supported, a key that is missing or of the wrong type, sizes that contradict.
+    /// If the architecture is not supported, a key is missing or has the wrong type, or sizes contradict each other.
     pub fn from_json(json: &Value) -> Result<Self> {
         let family = family(json)?;
         let json = Keys(json);
         if json.flag("use_bidirectional_attention")? == Some(true) {
-            bail!("config.json: use_bidirectional_attention makes no language model that generates");
+            bail!("config.json: use_bidirectional_attention is set; such a model cannot generate text");
         }
         let (hidden_size, num_attention_heads) = (json.count("hidden_size")?, json.count("num_attention_heads")?);
         let num_hidden_layers = json.count("num_hidden_layers")?;
-        let split_head_dim = hidden_size / num_attention_heads;
-        let silu = Defaults { head_dim: split_head_dim, positions: 2048, tied: false, act: "silu", eps: 1e-6 };
-        let defaults = match family {
-            Family::Llama => silu,
-            Family::Qwen3 => Defaults { head_dim: 128, positions: 32_768, ..silu },
-            Family::Gemma3 => {
-                Defaults { head_dim: 256, positions: 131_072, tied: true, act: "gelu_pytorch_tanh", ..silu }
-            }
-            Family::Qwen3Moe => Defaults { positions: 32_768, ..silu },
-            Family::Mixtral => Defaults { positions: 131_072, eps: 1e-5, ..silu },
-        };
-        let head_dim = json.count_or("head_dim", defaults.head_dim)?;
-        let act_key = if family == Family::Gemma3 { "hidden_activation" } else { "hidden_act" };
+        let head_dim = json.count_or("head_dim", family.head_dim.unwrap_or(hidden_size / num_attention_heads))?;
         let sliding_layers = sliding_layers(family, &json, num_hidden_layers)?;
+        let sliding_window = match family.sliding_window {
+            Some(default) => Some(json.count_or("sliding_window", default)?),
+            None if sliding_layers.contains(&true) => Some(json.count("sliding_window")?),
+            None => None,
+        };
         let (rope, local_rope) = ropes(family, &json)?;
+        let (act_key, default_act) = family.hidden_act;
+        let attention_bias = json.flag("attention_bias")?;
         let config = Self {
             family,
             hidden_size,
@@ -140,23 +121,20 @@ impl ModelConfig {
             num_attention_heads,
             num_key_value_heads: json.count_or("num_key_value_heads", num_attention_heads)?,
             head_dim,
-            max_position_embeddings: json.count_or("max_position_embeddings", defaults.positions)?,
-            rms_norm_eps: json.number("rms_norm_eps")?.unwrap_or(defaults.eps),
-            tie_word_embeddings: json.flag("tie_word_embeddings")?.unwrap_or(defaults.tied),
-            attention_bias: json.flag("attention_bias")?.unwrap_or(false),
+            max_position_embeddings: json.count_or("max_position_embeddings", family.max_position_embeddings)?,
+            rms_norm_eps: json.number("rms_norm_eps")?.unwrap_or(family.rms_norm_eps),
+            tie_word_embeddings: json.flag("tie_word_embeddings")?.unwrap_or(family.tie_word_embeddings),
+            qkv_bias: attention_bias.unwrap_or(family.qkv_bias),
+            o_bias: attention_bias.unwrap_or(false),
             mlp_bias: json.flag("mlp_bias")?.unwrap_or(false),
-            hidden_act: json.text(act_key)?.unwrap_or(defaults.act).to_owned(),
+            hidden_act: json.text(act_key)?.unwrap_or(default_act).to_owned(),
             rope,
             local_rope,
-            sliding_window: match family {
-                Family::Gemma3 => Some(json.count_or("sliding_window", 4096)?),
-                _ if sliding_layers.contains(&true) => Some(json.count("sliding_window")?),
-                _ => None,
-            },
+            sliding_window,
             sliding_layers,
-            query_pre_attn_scalar: match family {
-                Family::Gemma3 => json.number("query_pre_attn_scalar")?.unwrap_or(256.0),
-                _ => head_dim as f64,
+            query_pre_attn_scalar: match family.query_pre_attn_scalar {
+                Some(default) => json.number("query_pre_attn_scalar")?.unwrap_or(default),
+                None => head_dim as f64,
             },
             attn_logit_softcapping: json.number("attn_logit_softcapping")?,
             final_logit_softcapping: json.number("final_logit_softcapping")?,
@@ -171,13 +149,13 @@ impl ModelConfig {
         let Self { num_attention_heads: heads, num_key_value_heads: kv_heads, .. } = *self;
         ensure!(
             heads % kv_heads == 0,
-            "config.json: num_attention_heads={heads} is no multiple of num_key_value_heads={kv_heads}"
+            "config.json: num_attention_heads={heads} is not a multiple of num_key_value_heads={kv_heads}"
         );
         ensure!(self.head_dim.is_multiple_of(2), "config.json: head_dim={} is odd; RoPE needs pairs", self.head_dim);
         if let Some(experts) = &self.experts {
             ensure!(
                 experts.num_experts_per_tok <= experts.num_experts,
-                "config.json: num_experts_per_tok={} is more than the {} experts there are",
+                "config.json: num_experts_per_tok={} exceeds the number of experts, {}",
                 experts.num_experts_per_tok,
                 experts.num_experts
             );
@@ -185,39 +163,26 @@ impl ModelConfig {
         Ok(())
     }
 
-    /// The mixture of a layer, or `None` where it is dense.
+    /// The mixture of a layer, or `None` if the layer is dense.
     pub fn experts_of(&self, layer: usize) -> Option<&Experts> {
         self.experts.as_ref().filter(|experts| experts.layers[layer])
     }
 
-    /// Every weight of the model as transformers names it, with its shape.
+    /// Name and shape of every weight, as transformers names them.
     pub fn tensors(&self, layout: ExpertLayout) -> Vec<(String, Vec<usize>)> {
         let Self { hidden_size: hidden, intermediate_size: inter, vocab_size: vocab, head_dim, .. } = *self;
         let (q, kv) = (self.num_attention_heads * head_dim, self.num_key_value_heads * head_dim);
         let mut tensors =
             vec![("model.embed_tokens.weight".into(), vec![vocab, hidden]), ("model.norm.weight".into(), vec![hidden])];
-        let norms: &[(&str, usize)] = match self.family {
-            Family::Llama | Family::Mixtral => &[("input_layernorm", hidden), ("post_attention_layernorm", hidden)],
-            Family::Qwen3 | Family::Qwen3Moe => &[
-                ("input_layernorm", hidden),
-                ("post_attention_layernorm", hidden),
-                ("self_attn.q_norm", head_dim),
-                ("self_attn.k_norm", head_dim),
-            ],
-            Family::Gemma3 => &[
-                ("input_layernorm", hidden),
-                ("post_attention_layernorm", hidden),
-                ("pre_feedforward_layernorm", hidden),
-                ("post_feedforward_layernorm", hidden),
-                ("self_attn.q_norm", head_dim),
-                ("self_attn.k_norm", head_dim),
-            ],
-        };
+        let qk_norms = ["self_attn.q_norm", "self_attn.k_norm"].map(|name| (name, head_dim));
+        let norms: Vec<(&str, usize)> = (self.family.layer_norms.names().map(|name| (name, hidden)))
+            .chain(qk_norms.into_iter().filter(|_| self.family.has_qk_norm))
+            .collect();
         let attention = [
-            ("self_attn.q_proj", q, hidden, self.attention_bias),
-            ("self_attn.k_proj", kv, hidden, self.attention_bias),
-            ("self_attn.v_proj", kv, hidden, self.attention_bias),
-            ("self_attn.o_proj", hidden, q, self.attention_bias),
+            ("self_attn.q_proj", q, hidden, self.qkv_bias),
+            ("self_attn.k_proj", kv, hidden, self.qkv_bias),
+            ("self_attn.v_proj", kv, hidden, self.qkv_bias),
+            ("self_attn.o_proj", hidden, q, self.o_bias),
         ];
         let dense = [
             ("mlp.gate_proj", inter, hidden, self.mlp_bias),
@@ -225,7 +190,7 @@ impl ModelConfig {
             ("mlp.down_proj", hidden, inter, self.mlp_bias),
         ];
         for layer in 0..self.num_hidden_layers {
-            for (name, size) in norms {
+            for (name, size) in &norms {
                 tensors.push((format!("model.layers.{layer}.{name}.weight"), vec![*size]));
             }
             let experts = self.experts_of(layer);
@@ -235,8 +200,8 @@ impl ModelConfig {
                     tensors.push((format!("model.layers.{layer}.{name}.bias"), vec![*rows]));
                 }
             }
-            if let Some(experts) = experts {
-                let mixture = self.mixture_tensors(experts, layout);
+            if let (Some(experts), Some(family)) = (experts, &self.family.experts) {
+                let mixture = self.mixture_tensors(experts, &family.names, layout);
                 tensors
                     .extend(mixture.into_iter().map(|(name, shape)| (format!("model.layers.{layer}.{name}"), shape)));
             }
@@ -247,7 +212,12 @@ impl ModelConfig {
         tensors
     }
 
-    fn mixture_tensors(&self, experts: &Experts, layout: ExpertLayout) -> Vec<(String, Vec<usize>)> {
+    fn mixture_tensors(
+        &self,
+        experts: &Experts,
+        names: &ExpertNames,
+        layout: ExpertLayout,
+    ) -> Vec<(String, Vec<usize>)> {
         let (hidden, count, inter) = (self.hidden_size, experts.num_experts, experts.intermediate_size);
         if layout == ExpertLayout::Stacked {
             return vec![
@@ -256,7 +226,6 @@ impl ModelConfig {
                 ("mlp.experts.down_proj".into(), vec![count, hidden, inter]),
             ];
         }
-        let names = self.family.expert_names();
         let mut tensors = vec![(format!("{}.gate.weight", names.block), vec![count, hidden])];
         for expert in 0..count {
             for (name, shape) in
@@ -267,60 +236,33 @@ impl ModelConfig {
         }
         tensors
     }
-
-    /// Number of weights; a tied head counts once.
-    pub fn parameters(&self) -> u64 {
-        self.tensors(ExpertLayout::Stacked).iter().map(|(_, shape)| shape.iter().product::<usize>() as u64).sum()
-    }
 }
 
-/// What a mixture's parts are called in files that store experts one by one.
-pub struct ExpertNames {
-    pub block: &'static str,
-    pub gate: &'static str,
-    pub up: &'static str,
-    pub down: &'static str,
-}
-
-impl Family {
-    pub fn expert_names(self) -> ExpertNames {
-        match self {
-            Self::Mixtral => ExpertNames { block: "block_sparse_moe", gate: "w1", up: "w3", down: "w2" },
-            _ => ExpertNames { block: "mlp", gate: "gate_proj", up: "up_proj", down: "down_proj" },
-        }
-    }
-}
-
-struct Defaults {
-    head_dim: usize,
-    positions: usize,
-    tied: bool,
-    act: &'static str,
-    eps: f64,
-}
-
-fn family(json: &Value) -> Result<Family> {
+fn family(json: &Value) -> Result<&'static Family> {
     let architecture = json["architectures"][0].as_str();
     let model_type = json["model_type"].as_str();
-    if let Some((.., family)) = SUPPORTED
-        .iter()
-        .find(|(name, kind, _)| architecture == Some(name) || (architecture.is_none() && model_type == Some(kind)))
-    {
-        return Ok(*family);
+    let is_named = |row: &&Family| match architecture {
+        Some(architecture) => architecture == row.architecture,
+        None => model_type == Some(row.model_type),
+    };
+    if let Some(family) = FAMILIES.iter().find(is_named) {
+        return Ok(family);
     }
-    let names = SUPPORTED.map(|(name, ..)| name).join(", ");
+    let names: Vec<_> = FAMILIES.iter().map(|row| row.architecture).collect();
+    let names = names.join(", ");
     match architecture.or(model_type) {
         Some(found) if json.get("text_config").is_some() => {
-            bail!("config.json: {found} takes more than text and is not supported; use a text-only model of {names}")
+            bail!("config.json: {found} takes more than text and is not supported; use a text-only model: {names}")
         }
         Some(found) => bail!("config.json: architecture {found} is not supported; the supported ones are {names}"),
-        None => bail!("config.json: neither architectures nor model_type says what the model is"),
+        None => bail!("config.json: architectures and model_type are both missing"),
     }
 }
 
-fn sliding_layers(family: Family, json: &Keys, layers: usize) -> Result<Vec<bool>> {
+/// For each layer, whether it is sliding.
+fn sliding_layers(family: &Family, json: &Keys, layers: usize) -> Result<Vec<bool>> {
     if let Some(types) = json.get("layer_types") {
-        let types = types.as_array().context("config.json: layer_types is no list")?;
+        let types = types.as_array().context("config.json: layer_types is not a list")?;
         ensure!(types.len() == layers, "config.json: layer_types has {} entries for {layers} layers", types.len());
         return types
             .iter()
@@ -331,64 +273,60 @@ fn sliding_layers(family: Family, json: &Keys, layers: usize) -> Result<Vec<bool
             })
             .collect();
     }
-    Ok(match family {
-        Family::Llama => vec![false; layers],
-        Family::Mixtral => vec![json.get("sliding_window").is_some(); layers],
-        Family::Qwen3 | Family::Qwen3Moe => {
-            let sliding = json.flag("use_sliding_window")?.unwrap_or(false);
-            let full = json.integer("max_window_layers")?.unwrap_or(28);
-            (0..layers).map(|layer| sliding && layer >= full).collect()
+    Ok(match family.sliding_layers {
+        SlidingLayers::None => vec![false; layers],
+        SlidingLayers::AllWithWindow => vec![json.get("sliding_window").is_some(); layers],
+        SlidingLayers::From { max_window_layers } => {
+            let is_used = json.flag("use_sliding_window")?.unwrap_or(false);
+            let first = json.integer("max_window_layers")?.unwrap_or(max_window_layers);
+            (0..layers).map(|layer| is_used && layer >= first).collect()
         }
-        Family::Gemma3 => {
-            let pattern = json.count_or("sliding_window_pattern", 6)?;
+        SlidingLayers::AllButEvery { sliding_window_pattern } => {
+            let pattern = json.count_or("sliding_window_pattern", sliding_window_pattern)?;
             (0..layers).map(|layer| (layer + 1) % pattern != 0).collect()
         }
     })
 }
 
-/// The mixture of the families that have one. transformers 5 writes `num_local_experts` for both.
-fn experts(family: Family, json: &Keys, layers: usize) -> Result<Option<Experts>> {
-    let count = |default| match json.get("num_experts") {
-        Some(_) => json.count("num_experts"),
-        None => json.count_or("num_local_experts", default),
-    };
-    Ok(match family {
-        Family::Llama | Family::Qwen3 | Family::Gemma3 => None,
-        Family::Mixtral => Some(Experts {
-            num_experts: count(8)?,
-            num_experts_per_tok: json.count_or("num_experts_per_tok", 2)?,
-            intermediate_size: json.count("intermediate_size")?,
-            norm_topk_prob: true,
-            layers: vec![true; layers],
-        }),
-        Family::Qwen3Moe => {
+/// The mixture of experts, in families that have one.
+fn experts(family: &Family, json: &Keys, layers: usize) -> Result<Option<Experts>> {
+    let Some(row) = &family.experts else { return Ok(None) };
+    let (width_key, default_width) = row.intermediate_size;
+    let is_mixture = match row.has_dense_layers {
+        false => vec![true; layers],
+        true => {
             let step = json.count_or("decoder_sparse_step", 1)?;
             let dense = match json.get("mlp_only_layers") {
                 None => &[][..],
-                Some(list) => list.as_array().context("config.json: mlp_only_layers is no list")?,
+                Some(list) => list.as_array().context("config.json: mlp_only_layers is not a list")?,
             };
             let is_dense = |layer: usize| dense.iter().any(|dense| dense.as_u64() == Some(layer as u64));
-            Some(Experts {
-                num_experts: count(128)?,
-                num_experts_per_tok: json.count_or("num_experts_per_tok", 8)?,
-                intermediate_size: json.count_or("moe_intermediate_size", 768)?,
-                norm_topk_prob: json.flag("norm_topk_prob")?.unwrap_or(false),
-                layers: (0..layers).map(|layer| (layer + 1) % step == 0 && !is_dense(layer)).collect(),
-            })
+            (0..layers).map(|layer| (layer + 1) % step == 0 && !is_dense(layer)).collect()
         }
-    })
+    };
+    Ok(Some(Experts {
+        num_experts: match json.get("num_experts") {
+            Some(_) => json.count("num_experts")?,
+            None => json.count_or("num_local_experts", row.num_experts)?,
+        },
+        num_experts_per_tok: json.count_or("num_experts_per_tok", row.num_experts_per_tok)?,
+        intermediate_size: match default_width {
+            Some(default) => json.count_or(width_key, default)?,
+            None => json.count(width_key)?,
+        },
+        norm_topk_prob: match row.norm_topk_prob {
+            Some(default) => json.flag("norm_topk_prob")?.unwrap_or(default),
+            None => true,
+        },
+        layers: is_mixture,
+    }))
 }
 
-/// RoPE of the full layers, and of the sliding ones where a family tells them apart.
-fn ropes(family: Family, json: &Keys) -> Result<(Rope, Option<Rope>)> {
-    let (theta, local_theta) = match family {
-        Family::Llama | Family::Qwen3 | Family::Qwen3Moe => (10_000.0, None),
-        Family::Mixtral => (1e6, None),
-        Family::Gemma3 => (1e6, Some(1e4)),
-    };
-    let theta = json.number("rope_theta")?.unwrap_or(theta);
+/// RoPE of the full layers, and of the sliding layers if the family gives them their own.
+fn ropes(family: &Family, json: &Keys) -> Result<(Rope, Option<Rope>)> {
+    let theta = json.number("rope_theta")?.unwrap_or(family.rope_theta);
     let parameters = json.get("rope_parameters").map(Keys);
-    let Some(local_theta) = local_theta else {
+    let Some(local_theta) = family.local_rope_theta else {
         return Ok((rope(parameters.or(json.get("rope_scaling").map(Keys)), theta)?, None));
     };
     let local_theta = json.number("rope_local_base_freq")?.unwrap_or(local_theta);
@@ -425,7 +363,7 @@ fn eos_token_ids(json: &Keys) -> Result<Vec<u32>> {
         value
             .as_u64()
             .and_then(|id| u32::try_from(id).ok())
-            .with_context(|| format!("config.json: eos_token_id holds {value}, which is no token id"))
+            .with_context(|| format!("config.json: eos_token_id holds {value}, which is not a token id"))
     };
     match json.get("eos_token_id") {
         None => Ok(Vec::new()),
@@ -434,7 +372,7 @@ fn eos_token_ids(json: &Keys) -> Result<Vec<u32>> {
     }
 }
 
-/// Typed access to the keys of a JSON object. A key that is `null` counts as left out.
+/// Typed access to the keys of a JSON object. A key whose value is `null` counts as missing.
 struct Keys<'a>(&'a Value);
 
 impl<'a> Keys<'a> {
@@ -474,7 +412,7 @@ impl<'a> Keys<'a> {
     }
 
     fn text(&self, key: &str) -> Result<Option<&'a str>> {
-        self.typed(key, "a text", Value::as_str)
+        self.typed(key, "a string", Value::as_str)
     }
 }
 
@@ -548,15 +486,15 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named() {
+    fn errors_name_the_wrong_key() {
         for (more, part) in [
             (json!({"architectures": ["BertModel"]}), "BertModel is not supported"),
             (json!({"architectures": ["Gemma3ForConditionalGeneration"], "text_config": {}}), "takes more than text"),
-            (json!({"architectures": null, "model_type": null}), "says what the model is"),
+            (json!({"architectures": null, "model_type": null}), "both missing"),
             (json!({"hidden_size": null}), "hidden_size is missing"),
             (json!({"hidden_size": "big"}), "hidden_size is \"big\", not a whole number"),
             (json!({"num_attention_heads": 0}), "num_attention_heads is 0"),
-            (json!({"num_key_value_heads": 5}), "no multiple"),
+            (json!({"num_key_value_heads": 5}), "not a multiple"),
             (json!({"head_dim": 63}), "odd"),
             (json!({"layer_types": ["full_attention"]}), "1 entries for 2 layers"),
             (json!({"rope_scaling": {"rope_type": "llama3"}}), "needs factor"),

@@ -1,16 +1,18 @@
-//! Which model is meant: the specification that a person types, and the short name that it has in ids.
+//! The specification of a model as a user types it, and its short name in benchmark ids.
 
 use std::{fmt, path::PathBuf, str::FromStr};
 
 use anyhow::{Result, bail};
 use sha2::{Digest, Sha256};
 
-/// A model to load, as a person names it.
+use super::shapes::{MINI, SYNTHETIC};
+
+/// The specification of a model to load.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum ModelSpec {
-    /// An embedded model: small, with the layer structure of its family and seeded weights.
+    /// An embedded small model with the layers of its family and seeded weights.
     Mini(&'static str),
-    /// The shape of a real model, with seeded weights.
+    /// A model with the sizes of a published one and seeded weights.
     Synthetic(&'static str),
     /// A repository on the Hugging Face Hub, at a branch, tag or commit.
     Hub { repo: String, revision: String },
@@ -18,19 +20,13 @@ pub enum ModelSpec {
     Path(PathBuf),
 }
 
-/// The embedded models.
-pub const MINI: [&str; 3] = ["llama-mini", "qwen3-mini", "gemma3-mini"];
-
-/// The real shapes that have seeded weights.
-pub const SYNTHETIC: [&str; 3] = ["llama-3.2-1b", "qwen3-1.7b", "gemma3-1b"];
-
-/// Longest readable part of a short name. Criterion cuts the parts of an id at 64 characters when it makes folders of
-/// them, so names must differ well before that.
+/// Length of the readable part of a short name. Criterion truncates the parts of an id to 64 characters in folder names, so
+/// names must differ well before that.
 const NAME_CHARS: usize = 31;
 
 impl ModelSpec {
-    /// The name in ids: at most 40 characters of `a-z 0-9 . - _`, different for different specifications. Hub and
-    /// local models end in eight hexadecimal digits of a hash of the whole specification.
+    /// The name in ids: at most 40 characters of `a-z 0-9 . - _`, different for different specifications. Names of Hub and
+    /// local models end with eight hexadecimal digits of a hash of the whole specification.
     pub fn slug(&self) -> String {
         match self {
             Self::Mini(name) => (*name).into(),
@@ -54,7 +50,7 @@ impl ModelSpec {
         format!("{readable}-{:02x}{:02x}{:02x}{:02x}", hash[0], hash[1], hash[2], hash[3])
     }
 
-    /// Whether the weights are made up.
+    /// Whether the weights are seeded rather than trained.
     pub fn is_synthetic(&self) -> bool {
         matches!(self, Self::Mini(_) | Self::Synthetic(_))
     }
@@ -161,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_is_refused_with_what_would_do() {
+    fn errors_name_valid_specifications() {
         for (text, hint) in [
             ("lama-mini", "llama-mini"),
             ("synthetic:gpt-5", "qwen3-1.7b"),

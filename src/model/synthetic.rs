@@ -1,8 +1,7 @@
-//! Seeded weights: the tensors of a model of which only the shape is known, made on request, the same on every machine
-//! and for any number of threads.
+//! Seeded weights for a configuration. They are the same on every machine and for any number of threads.
 //!
-//! Each tensor has a key of its own, the hash of the seed and its name, and element `i` comes from word `i` of the
-//! ChaCha8 stream of that key, so that any part can be made without the parts before it.
+//! The key of a tensor is the hash of the seed and the tensor's name. Element `i` comes from word `i` of the ChaCha8 stream of
+//! that key, so threads generate parts of a tensor independently.
 
 use candle_core::{CpuStorage, DType, Device, Error, Result, Shape, Storage, Tensor, op::BackpropOp};
 use candle_nn::{Init, VarBuilder, var_builder::SimpleBackend};
@@ -14,28 +13,25 @@ use rand_chacha::{
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
-use super::config::{Family, ModelConfig};
+use super::config::ModelConfig;
 
-/// Standard deviation of the matrices: what the families themselves start training from.
+/// Standard deviation of the matrices: the value from which the published families were trained.
 const STANDARD_DEVIATION: f32 = 0.02;
 
-/// Elements made at a time: a multiple of ChaCha's block of 16 words, small enough to stay in a core's cache.
+/// Elements per task: a multiple of ChaCha's block of 16 words, small enough for a core's cache.
 const CHUNK: usize = 16 * 1024;
 
-/// Weights for a configuration, in `dtype`, made when the model asks for them. A tensor goes straight to where it stays,
-/// so that the whole takes no more memory than the weights.
+/// Weights for a configuration in `dtype`. Each tensor is generated in its final place when the model requests it, so loading
+/// needs no more memory than the weights.
 pub fn weights(config: &ModelConfig, seed: u64, dtype: DType, device: &Device) -> VarBuilder<'static> {
-    let norm = match config.family {
-        // Gemma stores the difference from one.
-        Family::Gemma3 => 0.0,
-        _ => 1.0,
-    };
+    // Every norm multiplies by 1.
+    let norm = (1.0 - config.family.norm_offset) as f32;
     VarBuilder::from_backend(Box::new(Synthetic { seed, norm }), dtype, device.clone())
 }
 
 struct Synthetic {
     seed: u64,
-    /// Value of every norm's weights.
+    /// Value of the weights of every norm.
     norm: f32,
 }
 
@@ -83,7 +79,7 @@ fn uniform<T: Copy + Default + Send + Sync>(
             words.fill_bytes(bytes);
             for (value, word) in values.iter_mut().zip(bytes.chunks_exact(4)) {
                 let word = u32::from_le_bytes([word[0], word[1], word[2], word[3]]);
-                // The top 24 bits are exact in an f32, so the result is the same wherever it is computed.
+                // An f32 holds 24 bits exactly, so every machine computes the same value.
                 let unit = (word >> 8) as f32 * (1.0 / (1 << 23) as f32) - 1.0;
                 *value = convert(unit * half_width);
             }
@@ -105,9 +101,9 @@ mod tests {
         assert_eq!(made(1), made(3));
     }
 
-    /// Seeded models are compared over years and machines: their weights must never change.
+    /// Records of seeded models are compared across versions and machines, so their weights must never change.
     #[test]
-    fn the_same_for_ever() {
+    fn pinned_values_do_not_change() {
         let bits = |name, seed| uniform(seed, name, 4, f32::to_bits);
         assert_eq!(bits("model.embed_tokens.weight", 42), PINNED);
         assert_ne!(bits("lm_head.weight", 42), PINNED);
@@ -116,7 +112,7 @@ mod tests {
     const PINNED: [u32; 4] = [0xbbcc_1ca6, 0xbaaf_2f17, 0xbca1_b764, 0xbc7f_f579];
 
     #[test]
-    fn spread_as_a_fresh_model() {
+    fn mean_and_standard_deviation_are_as_stated() {
         let values = uniform(1, "w", 1 << 20, f64::from);
         let mean = values.iter().sum::<f64>() / values.len() as f64;
         let variance = values.iter().map(|x| x * x).sum::<f64>() / values.len() as f64;
@@ -125,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn half_precisions_are_the_same_numbers_rounded() {
+    fn sixteen_bit_weights_are_rounded_f32_weights() {
         let exact = uniform(7, "w", 1000, |x| x);
         assert_eq!(uniform(7, "w", 1000, bf16::from_f32), exact.iter().map(|&x| bf16::from_f32(x)).collect::<Vec<_>>());
     }

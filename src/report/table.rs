@@ -130,7 +130,7 @@ const FAMILIES: [Family; 6] = [
     Family {
         title: "Language models in training",
         takes: |record| {
-            let groups = PSANN_THROUGHPUT.iter().chain(&TRAINING_SWEEP);
+            let groups = PSANN_THROUGHPUT.iter().chain(TRAINING_SWEEP);
             groups.into_iter().any(|group| group.key == record.scenario)
         },
         head: &[

@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::{columns, table};
 use crate::{
     record::{self, Measures, Record},
-    scenario::{CHECKPOINT_MEMORY, PSANN_THROUGHPUT},
+    scenario::{CHECKPOINT_MEMORY, PSANN_THROUGHPUT, TrainingScenario},
 };
 
 /// Files of a report: name and content. None where nothing of the kind was measured.
@@ -16,13 +16,12 @@ use crate::{
 /// When they can't be put together.
 pub fn files(records: &[&Record]) -> Result<Vec<(&'static str, Vec<u8>)>> {
     let mut files = Vec::new();
-    let throughput: Vec<Record> = of(records, PSANN_THROUGHPUT.map(|group| group.key)).into_iter().cloned().collect();
+    let throughput: Vec<Record> = of(records, PSANN_THROUGHPUT).into_iter().cloned().collect();
     if !throughput.is_empty() {
         files.push(("throughput.csv", record::columns::csv(columns::THROUGHPUT, &throughput)?));
         files.push(("throughput.md", best(&throughput).into_bytes()));
     }
-    let memory: Vec<Memory> =
-        of(records, CHECKPOINT_MEMORY.map(|group| group.key)).into_iter().filter_map(memory).collect();
+    let memory: Vec<Memory> = of(records, CHECKPOINT_MEMORY).into_iter().filter_map(memory).collect();
     if !memory.is_empty() {
         let mut text = serde_json::to_vec_pretty(&memory)?;
         text.push(b'\n');
@@ -32,11 +31,11 @@ pub fn files(records: &[&Record]) -> Result<Vec<(&'static str, Vec<u8>)>> {
 }
 
 /// Those that were measured in some groups.
-fn of<'a>(records: &[&'a Record], groups: [&str; 2]) -> Vec<&'a Record> {
+fn of<'a>(records: &[&'a Record], groups: &[TrainingScenario]) -> Vec<&'a Record> {
     records
         .iter()
         .copied()
-        .filter(|record| groups.contains(&record.scenario.as_str()) && record.measures.is_some())
+        .filter(|record| groups.iter().any(|group| group.key == record.scenario) && record.measures.is_some())
         .collect()
 }
 

@@ -1,5 +1,5 @@
-//! Subjects before and after they are loaded. A candidate has its name in ids without being loaded; the pool loads it
-//! when its first benchmark runs, once, and gives its memory back after the last.
+//! Subjects before and after loading. A candidate knows its name in ids without being loaded. The pool loads a candidate once,
+//! for its first benchmark, and unloads it after its last.
 
 use std::{
     cell::RefCell,
@@ -12,8 +12,8 @@ use anyhow::{Result, bail};
 use candle_core::{DType, Device};
 
 use crate::{
-    measure::memory,
-    model::{self, CausalLm, DoesNotFit, Engine, ModelSpec, Subject},
+    measure::memory::{self, DoesNotFit},
+    model::{self, CausalLm, Engine, ModelSpec, Subject},
     record,
     scenario::{EXPERT_GRID, Tier},
     settings::Settings,
@@ -23,13 +23,13 @@ use crate::{
 /// A subject that can be loaded.
 pub struct Candidate {
     pub about: record::Subject,
-    /// How many of the scenarios it runs.
+    /// The largest tier of scenarios that it runs.
     pub tier: Tier,
     load: Box<dyn Fn() -> Result<Subject>>,
 }
 
 impl Candidate {
-    /// The models that the settings name.
+    /// The models of the settings.
     pub fn from_settings(settings: &Settings) -> Vec<Self> {
         let Settings { engine, dtype, device, seed, .. } = *settings;
         let candidate = |spec: &ModelSpec| {
@@ -63,7 +63,7 @@ impl Candidate {
         candidates
     }
 
-    /// A model of one's own, called `model` in ids. It runs every scenario unless the settings name a tier.
+    /// A user's model, called `model` in ids. It runs every scenario unless the settings name a tier.
     pub fn own<M: CausalLm + 'static>(
         model: &str,
         settings: &Settings,
@@ -81,7 +81,7 @@ impl Candidate {
         }
     }
 
-    /// Takes over what only the loaded subject knows.
+    /// Completes the description with properties of the loaded subject.
     pub fn learn(&mut self, subject: &Subject) {
         let footprint = subject.model.footprint();
         self.about.source = subject.source.clone();
@@ -104,7 +104,7 @@ fn about(model: &str, engine: &str, settings: &Settings, source: &str, synthetic
     }
 }
 
-/// Candidates and the subjects that are loaded of them.
+/// Candidates, and the subjects that were loaded from them.
 pub struct Pool {
     places: Vec<Place>,
     device: Device,
@@ -113,9 +113,9 @@ pub struct Pool {
 struct Place {
     candidate: Candidate,
     subject: Option<SharedSubject>,
-    /// Memory that loading it took.
+    /// Memory that loading the subject took.
     bytes: u64,
-    /// Why it can't be loaded. It is not tried again: a download that failed would be asked for by every scenario.
+    /// Why loading failed. It is not repeated, because every scenario would retry a failed download.
     unloadable: Option<String>,
 }
 
@@ -130,7 +130,7 @@ impl Pool {
         }
     }
 
-    /// Places of the candidates that a scenario of this tier includes.
+    /// Indices of the candidates that run a scenario of this tier.
     pub fn in_tier(&self, tier: Tier) -> Vec<usize> {
         (0..self.places.len()).filter(|&place| self.places[place].candidate.tier >= tier).collect()
     }
@@ -139,7 +139,10 @@ impl Pool {
         &self.places[place].candidate
     }
 
-    /// The subject, loaded unless it is. When it does not fit in memory, the other subjects are unloaded first.
+    /// The subject, loaded if necessary. If it does not fit in memory, the other subjects are unloaded first.
+    ///
+    /// # Errors
+    /// If loading fails now or failed before.
     pub fn subject(&mut self, place: usize) -> Result<SharedSubject> {
         if let Some(subject) = &self.places[place].subject {
             return Ok(subject.clone());
@@ -172,12 +175,12 @@ impl Pool {
         Ok(subject)
     }
 
-    /// Memory in use that is not the subject's: that of other subjects, above all.
+    /// Memory in use that does not belong to the subject, mostly that of other subjects.
     pub fn bytes_beside(&self, place: usize) -> u64 {
         memory::current_bytes(&self.device).saturating_sub(self.places[place].bytes)
     }
 
-    /// Gives the subject's memory back.
+    /// Unloads the subject.
     pub fn release(&mut self, place: usize) {
         self.places[place].subject = None;
     }

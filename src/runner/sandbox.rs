@@ -37,7 +37,7 @@ pub fn records(run: &str, seed: u64, times: usize, now: DateTime<Utc>) -> Result
     kinds.extend(
         GENERATION.iter().flat_map(|scenario| MINI.map(|model| Kind::Generation(scenario, model.into(), None))),
     );
-    for scenario in &MOE_TOP_K {
+    for scenario in MOE_TOP_K {
         kinds.extend(
             EXPERT_GRID
                 .iter()
@@ -48,7 +48,7 @@ pub fn records(run: &str, seed: u64, times: usize, now: DateTime<Utc>) -> Result
         let subject = series_subject(&combination, &config);
         kinds.extend([SWEEP.train, SWEEP.forward].map(|scenario| Kind::Sweep(scenario, Box::new(subject.clone()))));
     }
-    for (_, groups) in &TRAININGS {
+    for (_, groups) in TRAININGS {
         let entries =
             |group: &'static TrainingScenario| group.entries(Tier::Quick).into_iter().map(move |entry| (group, entry));
         kinds.extend(groups.iter().flat_map(entries).map(|(group, entry)| Kind::Training(group, entry)));

@@ -1,4 +1,4 @@
-//! The generation scenarios: prompt length, generated length, and how the next token is chosen.
+//! The generation scenarios: prompt length, generated length, and sampling.
 
 use std::fmt;
 
@@ -11,23 +11,23 @@ use super::Tier;
 /// One generation scenario.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Generation {
-    /// First part of the benchmark's id.
+    /// First part of the benchmark id.
     pub key: &'static str,
     pub prompt_tokens: usize,
     pub new_tokens: usize,
     pub sampling: Sampling,
     /// The smallest tier that runs it.
     pub tier: Tier,
-    /// What it isolates, in a few words.
+    /// A short description for `candlepower list`.
     pub purpose: &'static str,
 }
 
-/// How the next token is chosen. Transforms apply in the order of the fields, each over what the one before left.
+/// How the next token is chosen. Transforms apply in the order of the fields, each to the result of the one before.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Sampling {
-    /// CTRL's penalty: positive logits divided by it, negative ones multiplied; `None` leaves them alone.
+    /// The penalty of CTRL (Keskar et al. 2019): positive logits of earlier tokens are divided by it, negative ones multiplied.
     pub repetition_penalty: Option<f32>,
-    /// 0 means argmax: the transforms after it have nothing left to do.
+    /// Logits are divided by it. 0 means argmax, which makes the transforms after it irrelevant.
     pub temperature: f32,
     pub top_k: Option<usize>,
     pub top_p: Option<f32>,
@@ -39,16 +39,16 @@ impl Sampling {
     const NUCLEUS: Self = Self { repetition_penalty: None, temperature: 0.8, top_k: Some(50), top_p: Some(0.9) };
 
     /// # Errors
-    /// One line that names the parameter that is out of its range.
+    /// If a parameter is out of range.
     pub fn validate(&self) -> Result<()> {
         let Self { repetition_penalty, temperature, top_k, top_p } = *self;
-        ensure!(temperature >= 0.0 && temperature.is_finite(), "temperature={temperature}: it must be 0 or more");
+        ensure!(temperature >= 0.0 && temperature.is_finite(), "temperature={temperature}: it must be at least 0");
         if let Some(penalty) = repetition_penalty {
-            ensure!(penalty > 0.0 && penalty.is_finite(), "repetition-penalty={penalty}: it must be more than 0");
+            ensure!(penalty > 0.0 && penalty.is_finite(), "repetition-penalty={penalty}: it must be greater than 0");
         }
         ensure!(top_k != Some(0), "top-k=0: it must be at least 1");
         if let Some(p) = top_p {
-            ensure!(p > 0.0 && p <= 1.0, "top-p={p}: it must be more than 0 and at most 1");
+            ensure!(p > 0.0 && p <= 1.0, "top-p={p}: it must be greater than 0 and at most 1");
         }
         Ok(())
     }
@@ -87,9 +87,9 @@ const fn row(
     Generation { key, prompt_tokens, new_tokens, sampling, tier, purpose }
 }
 
-/// The seven generation scenarios.
+/// The scenarios that every model runs.
 #[rustfmt::skip]
-pub const GENERATION: [Generation; 7] = [
+pub const GENERATION: &[Generation] = &[
     row("short",     64,   64,  Sampling::GREEDY,          Tier::Quick,    "a quick question: baseline latency"),
     row("medium",    256,  256, Sampling::GREEDY,          Tier::Quick,    "a standard chat turn: the headline"),
     row("prefill",   1024, 64,  Sampling::GREEDY,          Tier::Standard, "isolates prefill"),
@@ -99,21 +99,21 @@ pub const GENERATION: [Generation; 7] = [
     row("full-pipe", 256,  256, Sampling::EVERY_TRANSFORM, Tier::Full,     "every logit transform"),
 ];
 
-/// Prefill and decode of mixtures of experts and their dense twins, apart: all the time of the first goes into the prompt,
-/// all of the second into steps of one token.
+/// The scenarios of mixtures of experts and their dense twins. The first spends all its time on the prompt, the second on
+/// decode steps.
 #[rustfmt::skip]
-pub const MOE_TOP_K: [Generation; 2] = [
+pub const MOE_TOP_K: &[Generation] = &[
     row("moe_top_k_prefill", 512, 1,  Sampling::GREEDY, Tier::Quick, "a prompt through experts, against dense twins"),
     row("moe_top_k_decode",  1,   64, Sampling::GREEDY, Tier::Quick, "steps that read the chosen experts only"),
 ];
 
 impl Generation {
-    /// Tokens that it is about: those of the prompt where no step follows it.
+    /// Tokens of its throughput: generated tokens, or prompt tokens if no decode step follows the prompt.
     pub fn counted_tokens(&self) -> usize {
         if self.new_tokens == 1 { self.prompt_tokens } else { self.new_tokens }
     }
 
-    /// Tokens in the sequence when it ends.
+    /// Tokens in the sequence at its end.
     pub fn total_tokens(&self) -> usize {
         self.prompt_tokens + self.new_tokens
     }

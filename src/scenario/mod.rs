@@ -1,5 +1,5 @@
-//! What is measured: pure data, in tables. A scenario says how much work there is and of what kind; it holds no
-//! tensor, no clock and no model. Adding a scenario is adding a row here.
+//! Tables of what is measured. A scenario states the kind and the amount of work; it holds no tensors, clocks or models. To
+//! add a scenario, add its row to a table here and to the table of the README.
 
 mod generation;
 mod moe;
@@ -15,26 +15,32 @@ pub use training::{
 
 use serde::{Deserialize, Serialize};
 
-/// Every generation scenario, by the bench target that runs it.
-pub const GENERATIONS: [(&str, &[Generation]); 2] = [("generation", &GENERATION), ("moe", &MOE_TOP_K)];
+/// Every table of generation scenarios, with the bench target that runs it.
+pub const GENERATIONS: &[(&str, &[Generation])] = &[("generation", GENERATION), ("moe", MOE_TOP_K)];
 
-/// Every group of trainings, by the bench target that runs it.
-pub const TRAININGS: [(&str, &[TrainingScenario]); 3] =
-    [("training", &PSANN_THROUGHPUT), ("training", &TRAINING_SWEEP), ("memory", &CHECKPOINT_MEMORY)];
+/// Every table of trainings, with the bench target that runs it.
+pub const TRAININGS: &[(&str, &[TrainingScenario])] =
+    &[("training", PSANN_THROUGHPUT), ("training", TRAINING_SWEEP), ("memory", CHECKPOINT_MEMORY)];
 
-/// Whether a group's samples are bytes instead of time.
-pub fn is_in_bytes(key: &str) -> bool {
-    let groups = || TRAININGS.iter().flat_map(|(_, groups)| groups.iter());
-    groups().any(|group| group.key == key && group.quantity == Quantity::PeakBytes)
+/// Length in tokens of the longest sequence of any generation scenario. A model must fit in memory with a cache of this
+/// length.
+pub fn longest_generation() -> usize {
+    GENERATIONS.iter().flat_map(|(_, table)| *table).map(Generation::total_tokens).max().unwrap_or(0)
 }
 
-/// How much of a table runs. A scenario carries the smallest tier that includes it.
+/// Whether the samples of a group are bytes rather than times.
+pub fn is_in_bytes(key: &str) -> bool {
+    let mut groups = TRAININGS.iter().flat_map(|(_, table)| *table);
+    groups.any(|group| group.key == key && group.quantity == Quantity::PeakBytes)
+}
+
+/// The part of a table that runs. A row names the smallest tier that includes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Tier {
     /// The two scenarios that answer "how fast is it?".
     Quick,
-    /// Prefill, decode and sampling apart.
+    /// Also prefill, decode and sampling separately.
     Standard,
     /// Everything.
     Full,

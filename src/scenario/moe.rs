@@ -1,9 +1,9 @@
-//! The mixtures of experts that `moe_top_k` compares, and their dense twins: a decoder that is the same in all of them but
-//! for its feed-forward.
+//! The mixtures of experts that `moe_top_k` compares, and their dense twins: decoders that differ only in their
+//! feed-forward.
 
 use super::Tier;
 
-/// What one decoder of the comparison has for a feed-forward.
+/// One decoder of the comparison.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ExpertGrid {
     pub feed_forward: FeedForward,
@@ -11,18 +11,19 @@ pub struct ExpertGrid {
     pub tier: Tier,
 }
 
+/// The feed-forward of a decoder.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum FeedForward {
-    /// Each token goes to `top_k` of `num_experts`. `skew` says how unevenly, 0 being even and 1 Zipf's law; `None` is
-    /// what the settings say.
+    /// `top_k` of `num_experts` compute each token. `skew` sets how unevenly experts are chosen: 0 is even, 1 is Zipf's law,
+    /// `None` takes the value of the settings.
     Mixture { num_experts: usize, top_k: usize, skew: Option<f64> },
-    /// As wide as `experts` experts together: the twin of equal active parameters of every mixture with that top-k, and of
-    /// equal total of every mixture with so many.
+    /// A dense feed-forward as wide as `experts` experts together. It has as many parameters as the active experts of a
+    /// mixture with this top-k, and as all experts of a mixture with this number of experts.
     Dense { experts: usize },
 }
 
 impl FeedForward {
-    /// Second part of the benchmark's id.
+    /// Second part of the benchmark id.
     pub fn name(self, default_skew: f64) -> String {
         match self {
             Self::Dense { experts } => dense_name(experts),
@@ -34,7 +35,7 @@ impl FeedForward {
     }
 }
 
-/// Name of the dense decoder that is as wide as so many experts.
+/// Name of the dense decoder that is as wide as `experts` experts.
 pub fn dense_name(experts: usize) -> String {
     format!("dense-{experts}")
 }
@@ -51,8 +52,8 @@ const fn dense(experts: usize, tier: Tier) -> ExpertGrid {
     ExpertGrid { feed_forward: FeedForward::Dense { experts }, tier }
 }
 
-/// Experts × top-k, what imbalance costs, and the dense twins.
-pub const EXPERT_GRID: [ExpertGrid; 20] = [
+/// The grid of experts and top-k, two imbalanced mixtures, and the dense twins.
+pub const EXPERT_GRID: &[ExpertGrid] = &[
     moe(4, 1, Tier::Full),
     moe(4, 2, Tier::Standard),
     moe(4, 4, Tier::Full),

@@ -1,8 +1,8 @@
-//! The groups of the architecture sweep. The combinations come from configurations: `workload::series` reads them.
+//! The groups of the architecture sweep. `workload::series` reads its combinations from configurations.
 
 use super::Phase;
 
-/// The groups of the sweep, one for each phase.
+/// The benchmark groups of a sweep, one for each phase.
 pub struct SweepScenario {
     /// A training step.
     pub train: &'static str,
@@ -23,7 +23,7 @@ impl SweepScenario {
         }
     }
 
-    /// Whether a scenario is one of the sweep's.
+    /// Whether `scenario` is a group of the sweep.
     pub fn contains(&self, scenario: &str) -> bool {
         [self.train, self.forward].contains(&scenario)
     }

@@ -1,13 +1,13 @@
-//! What is measured of language models in training: grids of sizes, batches and precisions, a Criterion group each.
+//! Trainings of language models: grids of sizes, batches and precisions. Each grid is a Criterion group.
 
 use super::Tier;
 
-/// What an iteration is.
+/// The work of one iteration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// Forward, to the loss.
+    /// Forward pass to the loss.
     Forward,
-    /// Forward, backward, update.
+    /// Forward pass, backward pass and update.
     Train,
 }
 
@@ -20,11 +20,11 @@ impl Phase {
     }
 }
 
-/// What Criterion is given.
+/// The quantity that Criterion samples.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Quantity {
     Time,
-    /// Most memory in use at once in an iteration.
+    /// Peak memory of an iteration in bytes.
     PeakBytes,
 }
 
@@ -39,7 +39,7 @@ pub struct Shape {
     pub vocab_size: usize,
 }
 
-/// What a step takes.
+/// The batch of one step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Batch {
     pub rows: usize,
@@ -48,7 +48,7 @@ pub struct Batch {
     pub tier: Tier,
 }
 
-/// A group: every shape on every batch, in every precision, with each kind of checkpointing.
+/// A group: each shape with each batch, precision and checkpointing mode.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TrainingScenario {
     pub key: &'static str,
@@ -57,7 +57,7 @@ pub struct TrainingScenario {
     /// Shapes, and the smallest tier that runs each.
     pub shapes: &'static [(Shape, Tier)],
     pub batches: &'static [Batch],
-    /// Precisions, and the smallest tier that runs each; none leaves it to the settings.
+    /// Precisions, and the smallest tier that runs each. If empty, the settings choose the precision.
     pub dtypes: &'static [(&'static str, Tier)],
     pub checkpointing: &'static [bool],
     pub purpose: &'static str,
@@ -73,7 +73,7 @@ pub struct Trained {
 }
 
 impl Trained {
-    /// Second part of the benchmark's id.
+    /// Second part of the benchmark id.
     pub fn name(&self) -> String {
         let Self { shape: Shape { base, d_model, n_layers, .. }, batch: Batch { rows, tokens_per_row, .. }, .. } = self;
         let kept = if self.checkpointing { "-checkpointed" } else { "" };
@@ -86,7 +86,7 @@ impl Trained {
 }
 
 impl TrainingScenario {
-    /// The entries that a tier includes.
+    /// The entries that `tier` includes.
     pub fn entries(&self, tier: Tier) -> Vec<Trained> {
         let dtypes: Vec<Option<&'static str>> = match self.dtypes {
             [] => vec![None],
@@ -105,7 +105,7 @@ impl TrainingScenario {
     }
 }
 
-/// The model of the throughput grid, with its defaults at the source (`d_mlp` as its corpus benchmark gives it).
+/// The model of the throughput grid, with the default sizes of psannlm (`d_mlp` as in its corpus benchmark).
 const fn grid(base: &'static str) -> (Shape, Tier) {
     (Shape { base, d_model: 256, n_layers: 4, n_heads: 4, d_mlp: 1024, vocab_size: 32_000 }, Tier::Quick)
 }
@@ -116,7 +116,7 @@ const fn batch(rows: usize, tokens_per_row: usize, tier: Tier) -> Batch {
     Batch { rows, tokens_per_row, tier }
 }
 
-/// Sequences of 512 as at the source. The last three are its grid: 65536, 131072 and 262144 tokens.
+/// Sequences of 512 as in psannlm. The last three rows are its grid: 65536, 131072 and 262144 tokens.
 const BATCHES: &[Batch] = &[
     batch(1, 512, Tier::Quick),
     batch(2, 512, Tier::Quick),
@@ -126,7 +126,7 @@ const BATCHES: &[Batch] = &[
     batch(512, 512, Tier::Full),
 ];
 
-/// The memory benchmark's model at the source, and one that a processor trains in half a second.
+/// A model that a CPU trains in half a second per step, and the model of psannlm's memory benchmark.
 const DEEP: &[(Shape, Tier)] = &[
     (Shape { base: "waveresnet", d_model: 256, n_layers: 8, n_heads: 4, d_mlp: 1024, vocab_size: 4096 }, Tier::Quick),
     (Shape { base: "waveresnet", d_model: 512, n_layers: 8, n_heads: 8, d_mlp: 2048, vocab_size: 4096 }, Tier::Full),
@@ -184,20 +184,20 @@ const fn sweep(key: &'static str, phase: Phase, purpose: &'static str) -> Traini
     }
 }
 
-/// Tokens a second of the PSANN bases.
-pub const PSANN_THROUGHPUT: [TrainingScenario; 2] = [
+/// Throughput of the PSANN bases.
+pub const PSANN_THROUGHPUT: &[TrainingScenario] = &[
     throughput("psann_throughput_forward", Phase::Forward, "PSANN bases, forward to the loss"),
     throughput("psann_throughput_train", Phase::Train, "PSANN bases, training steps"),
 ];
 
-/// What gradient checkpointing saves, and what it costs. Bytes and time are groups of their own.
-pub const CHECKPOINT_MEMORY: [TrainingScenario; 2] = [
+/// Peak memory and time with and without gradient checkpointing, in separate groups.
+pub const CHECKPOINT_MEMORY: &[TrainingScenario] = &[
     memory("checkpoint_memory_bytes", Quantity::PeakBytes, "peak memory with and without gradient checkpointing"),
     memory("checkpoint_memory_time", Quantity::Time, "time with and without gradient checkpointing"),
 ];
 
-/// Steps over precision, sequence length and batch.
-pub const TRAINING_SWEEP: [TrainingScenario; 2] = [
+/// Steps over precision, sequence length and batch size.
+pub const TRAINING_SWEEP: &[TrainingScenario] = &[
     sweep("training_sweep_train", Phase::Train, "training steps over precision, length and batch"),
     sweep("training_sweep_forward", Phase::Forward, "inference steps over precision, length and batch"),
 ];
@@ -207,8 +207,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn entries_have_names_of_their_own_and_tiers_grow() {
-        for group in PSANN_THROUGHPUT.iter().chain(&CHECKPOINT_MEMORY).chain(&TRAINING_SWEEP) {
+    fn entries_have_distinct_names_and_tiers_grow() {
+        for group in PSANN_THROUGHPUT.iter().chain(CHECKPOINT_MEMORY).chain(TRAINING_SWEEP) {
             let counts = [Tier::Quick, Tier::Standard, Tier::Full].map(|tier| group.entries(tier).len());
             assert!(counts[0] > 0 && counts[0] <= counts[1] && counts[1] < counts[2], "{}: {counts:?}", group.key);
             let names: std::collections::BTreeSet<_> =

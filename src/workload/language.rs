@@ -242,24 +242,19 @@ impl Workload for LanguageWorkload {
     }
 }
 
-/// How many sequences of a batch can be computed at a time in the memory that is left.
+/// The largest number of sequences of a batch, by halving, whose computation fits in the available memory.
 fn rows_that_fit(entry: &Trained, phase: Phase, cost: &Cost, dtype: DType, device: &Device) -> Result<usize> {
     let rows = entry.batch.rows;
-    let Some(available_bytes) = memory::available_bytes(device) else { return Ok(rows) };
     let keeps_scores = !(device.is_cpu() && dtype == DType::F32);
-    let needed = |rows: usize| {
+    let check = |rows: usize| {
         let tokens = entry.batch.tokens_per_row * rows;
-        cost.least_bytes(tokens, phase == Phase::Train, entry.checkpointing, keeps_scores)
+        let least_bytes = cost.least_bytes(tokens, phase == Phase::Train, entry.checkpointing, keeps_scores);
+        // One ninth more, for memory that `least_bytes` does not count.
+        memory::ensure_fits("one sequence", least_bytes + least_bytes / 9, device)
     };
-    // A little is left for what is not counted.
-    let fits = |rows: &usize| needed(*rows) * 10 <= available_bytes * 9;
-    let halves = std::iter::successors(Some(rows), |rows| (*rows > 1).then(|| rows.div_ceil(2)));
-    halves.into_iter().find(fits).with_context(|| {
-        let gb = |bytes: u64| bytes as f64 / 1e9;
-        format!(
-            "it does not fit: {:.1} GB are needed for one sequence, {:.1} GB of memory are available",
-            gb(needed(1)),
-            gb(available_bytes)
-        )
-    })
+    let mut halves = std::iter::successors(Some(rows), |rows| (*rows > 1).then(|| rows.div_ceil(2)));
+    match halves.find(|rows| check(*rows).is_ok()) {
+        Some(rows) => Ok(rows),
+        None => Ok(check(1).map(|()| 1)?),
+    }
 }

@@ -1,5 +1,5 @@
-//! Causal attention with grouped key-value heads, rotary positions, optional norms of queries and keys, and a cache that
-//! grows by doubling and is kept over a reset.
+//! Causal attention with grouped key-value heads, rotary position embeddings and optional norms of queries and keys. The cache
+//! grows by doubling and survives a reset.
 
 use anyhow::Result;
 use candle_core::{CpuStorage, D, DType, Device, InplaceOp1, Layout, Tensor, bail};
@@ -12,19 +12,16 @@ use candle_nn::{
 };
 use rayon::prelude::*;
 
-use crate::{
-    kernels::is_plain,
-    model::config::{Family, ModelConfig},
-};
+use crate::{kernels::is_plain, model::config::ModelConfig};
 
-/// Queries that are multiplied with the keys at a time, in f32 on a processor: few enough that the keys after them, which
-/// they don't see, are mostly left out, and enough for a product that is worth its while.
+/// Queries per product with the keys, in f32 on a CPU. Few queries skip most of the keys after them, which they do not see;
+/// many make an efficient product.
 const QUERIES: usize = 128;
 
-/// Tokens that a cache has room for at first.
+/// Initial capacity of a cache in tokens.
 const FIRST_CAPACITY: usize = 256;
 
-/// Tokens that a cache has room for when it holds `tokens`.
+/// Capacity of a cache that holds `tokens`, in tokens.
 pub fn capacity(tokens: usize) -> usize {
     tokens.next_power_of_two().max(FIRST_CAPACITY)
 }
@@ -36,7 +33,7 @@ pub struct Angles {
 }
 
 impl Angles {
-    /// Angles are computed in f32 as transformers does it: `position · theta^(-2i / head_dim)`.
+    /// Computes the angles in f32 as transformers does: `position · theta^(-2i / head_dim)`.
     pub fn new(config: &ModelConfig, position: usize, tokens: usize, dtype: DType, device: &Device) -> Result<Self> {
         let half = config.head_dim / 2;
         let theta = config.rope.theta as f32;
@@ -51,7 +48,7 @@ impl Angles {
     }
 }
 
-/// A mask for `tokens` after `position`: minus infinity where a token would see a later one.
+/// Additive mask for `tokens` that start at `position`, (tokens, position + tokens): minus infinity at later positions.
 pub fn causal_mask(position: usize, tokens: usize, dtype: DType, device: &Device) -> Result<Tensor> {
     let all = position + tokens;
     let row = |token: usize| (0..all).map(move |other| if other > position + token { f32::NEG_INFINITY } else { 0.0 });
@@ -59,8 +56,8 @@ pub fn causal_mask(position: usize, tokens: usize, dtype: DType, device: &Device
     Ok(Tensor::from_vec(mask, (tokens, all), device)?.to_dtype(dtype)?)
 }
 
-/// Keys and values of (1, capacity, heads, head_dim) for the kernels of a processor in f32, of (heads, capacity, head_dim)
-/// elsewhere, where products read them as they lie.
+/// Keys and values, of shape (1, capacity, heads, head_dim) for the CPU kernels in f32, and (heads, capacity, head_dim)
+/// elsewhere, where products read them without a copy.
 #[derive(Clone, Debug)]
 struct Cache {
     keys: Tensor,
@@ -83,19 +80,18 @@ pub struct Attention {
 
 impl Attention {
     pub fn load(config: &ModelConfig, weights: VarBuilder) -> Result<Self> {
-        let ModelConfig { hidden_size: hidden, head_dim, attention_bias: bias, .. } = *config;
+        let ModelConfig { hidden_size: hidden, head_dim, qkv_bias, o_bias, .. } = *config;
         let (heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
         let (q, kv) = (heads * head_dim, kv_heads * head_dim);
-        let has_norms = matches!(config.family, Family::Qwen3 | Family::Qwen3Moe);
         let norm = |name: &str| weights.get(head_dim, &format!("{name}.weight"));
-        let qk_norms = has_norms
+        let qk_norms = (config.family.has_qk_norm)
             .then(|| Ok::<_, candle_core::Error>((norm("q_norm")?, norm("k_norm")?, config.rms_norm_eps as f32)))
             .transpose()?;
         Ok(Self {
-            q_proj: linear_b(hidden, q, bias, weights.pp("q_proj"))?,
-            k_proj: linear_b(hidden, kv, bias, weights.pp("k_proj"))?,
-            v_proj: linear_b(hidden, kv, bias, weights.pp("v_proj"))?,
-            o_proj: linear_b(q, hidden, bias, weights.pp("o_proj"))?,
+            q_proj: linear_b(hidden, q, qkv_bias, weights.pp("q_proj"))?,
+            k_proj: linear_b(hidden, kv, qkv_bias, weights.pp("k_proj"))?,
+            v_proj: linear_b(hidden, kv, qkv_bias, weights.pp("v_proj"))?,
+            o_proj: linear_b(q, hidden, o_bias, weights.pp("o_proj"))?,
             qk_norms,
             heads,
             kv_heads,
@@ -105,7 +101,7 @@ impl Attention {
     }
 
     /// Attention of `x` (tokens, hidden) over itself and the `position` tokens before it. `mask` is that of
-    /// [`causal_mask`], which a processor in f32 and a token alone do without.
+    /// [`causal_mask`]; a CPU in f32 and a single token need none.
     pub fn forward(&mut self, x: &Tensor, position: usize, angles: &Angles, mask: Option<&Tensor>) -> Result<Tensor> {
         let tokens = x.dim(0)?;
         let split = |x: Tensor, heads: usize| x.reshape((1, tokens, heads, self.head_dim));
@@ -131,8 +127,7 @@ impl Attention {
         Ok(self.o_proj.forward(&heads.reshape((tokens, self.heads * self.head_dim))?)?)
     }
 
-    /// Puts keys and values, of which tokens are the second dimension, behind the `position` tokens of the cache, and returns
-    /// all.
+    /// Writes keys and values, whose second dimension is tokens, to the cache at `position`, and returns all up to their end.
     fn append(&mut self, k: &Tensor, v: &Tensor, position: usize) -> Result<(Tensor, Tensor)> {
         let tokens = position + k.dim(1)?;
         let fits = self.cache.as_ref().map(|cache| cache.keys.dim(1)).transpose()? >= Some(tokens);
@@ -158,7 +153,7 @@ impl Attention {
         Ok((cache.keys.narrow(1, 0, tokens)?, cache.values.narrow(1, 0, tokens)?))
     }
 
-    /// By matrix products over some queries at a time, in f32 on a processor. Returns (tokens, heads, head_dim).
+    /// Attention by matrix products over [`QUERIES`] queries at a time, in f32 on a CPU. Returns (tokens, heads, head_dim).
     fn blocked(&self, q: &Tensor, k: &Tensor, v: &Tensor, scale: f32, position: usize) -> Result<Tensor> {
         let tokens = q.dim(1)?;
         let group = self.heads / self.kv_heads;
@@ -168,7 +163,7 @@ impl Attention {
         for first in (0..tokens).step_by(QUERIES) {
             let count = QUERIES.min(tokens - first);
             let seen = position + first + count;
-            // The query heads that share a key-value head lie side by side, so that one product serves them.
+            // Query heads that share a key-value head are adjacent, so one product computes them.
             let q = q.narrow(1, first, count)?.contiguous()?.reshape((self.kv_heads, group * count, self.head_dim))?;
             let scores = q.matmul(&k.narrow(1, 0, seen)?.transpose(1, 2)?)?;
             scores.inplace_op1(&CausalSoftmax { queries: count, first_sees: seen - count + 1, scale })?;
@@ -178,12 +173,12 @@ impl Attention {
         Ok(Tensor::cat(&blocks, 0)?)
     }
 
-    /// By matrix products, for every device and precision, of keys and values (kv_heads, all, head_dim). Returns (tokens,
-    /// heads, head_dim).
+    /// Attention by matrix products on any device and in any dtype, for keys and values (kv_heads, all, head_dim). Returns
+    /// (tokens, heads, head_dim).
     fn plain(&self, q: &Tensor, k: &Tensor, v: &Tensor, scale: f64, mask: Option<&Tensor>) -> Result<Tensor> {
         let (tokens, all) = (q.dim(1)?, k.dim(1)?);
         let group = self.heads / self.kv_heads;
-        // The query heads that share a key-value head lie side by side, so that one product serves them.
+        // Query heads that share a key-value head are adjacent, so one product computes them.
         let q = by_head(q)?.reshape((self.kv_heads, group * tokens, self.head_dim))?;
         let scores = (q.matmul(&k.transpose(D::Minus2, D::Minus1)?)? * scale)?;
         let scores = scores.reshape((self.heads, tokens, all))?;
@@ -199,8 +194,8 @@ fn by_head(x: &Tensor) -> candle_core::Result<Tensor> {
     x.squeeze(0)?.transpose(0, 1)?.contiguous()
 }
 
-/// Softmax over the last dimension of scores times `scale`, in place, of which query `i` sees `first_sees + i`; the rest
-/// becomes 0. Rows are queries, over and over for each head.
+/// Softmax in place over the last dimension of scores times `scale`. Query `i` sees the first `first_sees + i` scores; the
+/// others become 0. Rows are the queries of one head after another.
 struct CausalSoftmax {
     queries: usize,
     first_sees: usize,
@@ -238,9 +233,9 @@ mod tests {
     use super::*;
     use candle_nn::VarMap;
 
-    /// The three ways to attend agree, over lengths that fill no block evenly and behind other tokens.
+    /// The three implementations agree for partial blocks and at positions above 0.
     #[test]
-    fn all_ways_attend_alike() {
+    fn implementations_agree() {
         let config = crate::model::decoder::shape::mixture(4, 1).expect("a shape");
         let weights = VarBuilder::from_varmap(&VarMap::new(), DType::F32, &Device::Cpu);
         let attention = Attention::load(&config, weights).expect("attention");
@@ -260,7 +255,7 @@ mod tests {
             let flash = numbers(flash.and_then(|x| x.transpose(1, 2)?.contiguous()).expect("flash"));
             for other in [blocked, flash] {
                 let worst = plain.iter().zip(&other).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-                assert!(worst < 1e-5, "{tokens} tokens behind {position}: {worst}");
+                assert!(worst < 1e-5, "{tokens} tokens at {position}: {worst}");
             }
         }
     }

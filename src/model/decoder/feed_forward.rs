@@ -1,9 +1,8 @@
-//! One gated feed-forward, `down · (silu(gate · x) ⊙ (up · x))`: a dense layer's, or one expert's.
+//! One gated feed-forward, `down · (silu(gate · x) ⊙ (up · x))`, of a dense layer or of one expert.
 //!
-//! Weights stand to the left of the products and tokens to the right, so results are transposed. Candle packs the left
-//! operand of a product into blocks of its own and reads the right one as it lies; with the weights on the right, as usual,
-//! it is the weights that are copied, which costs a third of the speed when an expert has 32 tokens. What is transposed is
-//! put right as it is added to the tokens.
+//! Weights are the left operands of the products and tokens the right ones, so results are transposed. Candle packs the left
+//! operand of a product into blocks and reads the right one in place. Measured with 32 tokens per expert, the usual order
+//! loses a third of the speed to copies of the weights. Results are transposed back as they are added to the tokens.
 
 use candle_core::{CpuStorage, CustomOp1, InplaceOp2, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
@@ -28,7 +27,7 @@ impl Gated {
         self.down.matmul(&gated(&gate_up)?)
     }
 
-    /// The feed-forward of `rows` (n, hidden), as they lie: (n, hidden). A device's products copy neither side.
+    /// The feed-forward of `rows` (n, hidden): (n, hidden). For devices other than CPUs, whose products copy neither operand.
     pub fn forward(&self, rows: &Tensor) -> Result<Tensor> {
         let gate_up = rows.matmul(&self.gate_up.t()?)?;
         let inner = gate_up.dim(1)? / 2;
@@ -51,7 +50,7 @@ impl Gated {
     }
 }
 
-/// `silu` of the upper half of the rows, times the lower half.
+/// `silu` of the first half of the rows, times the second half.
 fn gated(gate_up: &Tensor) -> Result<Tensor> {
     if is_plain(gate_up) {
         return gate_up.apply_op1_no_bwd(&SiluTimes);
@@ -61,7 +60,7 @@ fn gated(gate_up: &Tensor) -> Result<Tensor> {
 }
 
 /// Adds column `i` of `columns` (hidden, n), times `weights[i]`, to row `tokens[i]` of `sum` (tokens, hidden). `tokens`
-/// rises. On a processor `sum` itself is changed, so nobody else may hold it.
+/// increases. On a CPU `sum` is changed in place, so no other tensor may share its storage.
 pub fn add_transposed(sum: Tensor, columns: &Tensor, tokens: &[u32], weights: &[f32]) -> Result<Tensor> {
     if is_plain(&sum) && sum.is_contiguous() {
         sum.inplace_op2(columns, &AddTransposed { tokens, weights })?;
@@ -107,8 +106,8 @@ struct AddTransposed<'a> {
     weights: &'a [f32],
 }
 
-/// Rows of the sum that a thread takes at a time, and elements of each that it works on before the next row: a block's
-/// columns stay in the first cache.
+/// Rows of the sum per task, and elements of each row that a task adds before it continues with the next row, so that the
+/// columns of a block stay in the L1 cache.
 const ROWS: usize = 64;
 const BLOCK: usize = 32;
 
@@ -158,9 +157,9 @@ mod tests {
         (a - b).and_then(|d| d.abs()?.max_all()?.to_scalar()).expect("a difference")
     }
 
-    /// The kernels against Candle's operations, on shapes that fill no block evenly.
+    /// The kernels equal Candle's operations, for partial blocks too.
     #[test]
-    fn kernels_are_as_the_plain_operations() {
+    fn kernels_equal_the_plain_operations() {
         for (tokens, hidden, count) in [(1, 1, 1), (7, 33, 3), (130, 70, 129), (200, 64, 200), (3, 5, 0)] {
             let picked: Vec<u32> = (0..count as u32).map(|i| i * tokens as u32 / count as u32).collect();
             let weights: Vec<f32> = (0..count).map(|i| 0.5 + i as f32 / 100.0).collect();
@@ -185,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn other_precisions_take_the_plain_way() {
+    fn other_dtypes_use_plain_operations() {
         let gated = Gated::new(random((12, 8)), random((8, 6)));
         let half = Gated::new(
             gated.gate_up.to_dtype(DType::BF16).expect("bf16"),

@@ -14,29 +14,32 @@ use crate::{
     kernels::is_plain,
     model::{
         causal_lm::{CacheBytes, CausalLm, Footprint},
-        config::{ExpertLayout, Family, ModelConfig, RopeScaling},
+        config::{ExpertLayout, ModelConfig, RopeScaling},
     },
 };
 
+/// Architectures that the engine runs. It has their layers only: a new family is refused until it is listed here.
+const FAMILIES: &[&str] = &["LlamaForCausalLM", "Qwen3ForCausalLM", "Qwen3MoeForCausalLM", "MixtralForCausalLM"];
+
+/// A decoder with its cache.
 pub struct Decoder {
     config: ModelConfig,
     dtype: DType,
     device: Device,
-    footprint: Footprint,
     /// (vocabulary, hidden)
     embedding: Tensor,
     layers: Vec<Layer>,
     norm: Tensor,
-    /// (vocabulary, hidden); the embedding, if it is tied.
+    /// (vocabulary, hidden). If the head is tied, this is the embedding.
     head: Tensor,
     load: ExpertLoad,
     planted: Option<Planted>,
 }
 
 struct Layer {
-    input_norm: Tensor,
+    attention_norm: Tensor,
     attention: Attention,
-    post_attention_norm: Tensor,
+    feed_forward_norm: Tensor,
     feed_forward: FeedForward,
 }
 
@@ -49,7 +52,7 @@ impl Decoder {
     /// Builds the model from its weights, which must have been checked.
     ///
     /// # Errors
-    /// When the engine does not run this configuration, or a tensor is missing.
+    /// If the engine does not run this configuration, or a tensor is missing.
     pub fn new(config: ModelConfig, weights: VarBuilder, layout: ExpertLayout) -> Result<Self> {
         if let Some(reason) = refusal(&config) {
             anyhow::bail!("engine tuned refuses this model: {reason}");
@@ -64,10 +67,12 @@ impl Decoder {
         let mut mixtures = 0;
         let mut layer = |number: usize| -> Result<Layer> {
             let weights = model.pp("layers").pp(number);
-            let feed_forward = match config.experts_of(number) {
-                Some(experts) => {
+            let norm = |name: &str| weights.pp(name).get(hidden, "weight");
+            let mixture = config.experts_of(number).zip(config.family.experts.as_ref());
+            let feed_forward = match mixture {
+                Some((experts, family)) => {
                     mixtures += 1;
-                    FeedForward::Mixture(Mixture::load(experts, config.family, hidden, mixtures - 1, &weights, layout)?)
+                    FeedForward::Mixture(Mixture::load(experts, &family.names, hidden, mixtures - 1, &weights, layout)?)
                 }
                 None => {
                     let gate = weights.get((inner, hidden), "mlp.gate_proj.weight")?;
@@ -77,9 +82,9 @@ impl Decoder {
                 }
             };
             Ok(Layer {
-                input_norm: weights.get(hidden, "input_layernorm.weight")?,
+                attention_norm: norm(config.family.layer_norms.before_attention)?,
                 attention: Attention::load(&config, weights.pp("self_attn"))?,
-                post_attention_norm: weights.get(hidden, "post_attention_layernorm.weight")?,
+                feed_forward_norm: norm(config.family.layer_norms.before_feed_forward)?,
                 feed_forward,
             })
         };
@@ -89,7 +94,6 @@ impl Decoder {
             load: config.experts.as_ref().map_or_else(ExpertLoad::default, |experts| {
                 ExpertLoad::new(mixtures, experts.num_experts, experts.num_experts_per_tok)
             }),
-            footprint: footprint(&config, dtype),
             norm: model.get(hidden, "norm.weight")?,
             config,
             dtype,
@@ -101,26 +105,26 @@ impl Decoder {
         })
     }
 
-    /// Sends tokens to experts by a seeded draw instead of by what the routers say: see [`Planted`].
+    /// Routes tokens by a seeded draw instead of by the routers: see [`Planted`].
     ///
     /// # Errors
-    /// When no layer is a mixture.
+    /// If no layer is a mixture.
     pub fn plant(&mut self, skew: f64, seed: u64) -> Result<()> {
         let layers = &self.load.layers;
-        let first = layers.first().context("routes can't be planted: no layer is a mixture of experts")?;
+        let first = layers.first().context("cannot plant routes: no layer is a mixture of experts")?;
         self.planted = Some(Planted::new(skew, seed, layers.len(), first.len()));
         Ok(())
     }
 
-    /// What the last layer puts out for `tokens` behind `position` others, (tokens, hidden).
+    /// Output of the last layer for `tokens` at `position` and after: (tokens, hidden).
     pub(super) fn hidden(&mut self, tokens: &[u32], position: usize) -> Result<Tensor> {
         let count = tokens.len();
         let longest = self.config.max_position_embeddings;
-        ensure!(count > 0, "a forward pass needs a token");
-        ensure!(position + count <= longest, "{} tokens: the model takes up to {longest}", position + count);
+        ensure!(count > 0, "a forward pass needs at least one token");
+        ensure!(position + count <= longest, "{} tokens exceed max_position_embeddings={longest}", position + count);
         let mut h = self.embedding.index_select(&Tensor::new(tokens, &self.device)?, 0)?;
         let angles = Angles::new(&self.config, position, count, self.dtype, &self.device)?;
-        // A token alone sees all that came before it.
+        // A single token attends to all tokens before it.
         let mask = if is_plain(&h) || count == 1 {
             None
         } else {
@@ -128,10 +132,10 @@ impl Decoder {
         };
         let eps = self.config.rms_norm_eps as f32;
         for layer in &mut self.layers {
-            let x = rms_norm(&h, &layer.input_norm, eps)?;
-            // A sum of its own, which the feed-forward may add to in place.
+            let x = rms_norm(&h, &layer.attention_norm, eps)?;
+            // A new tensor, to which the feed-forward may add in place.
             h = (h + layer.attention.forward(&x, position, &angles, mask.as_ref())?)?;
-            let x = rms_norm(&h, &layer.post_attention_norm, eps)?;
+            let x = rms_norm(&h, &layer.feed_forward_norm, eps)?;
             h = match &layer.feed_forward {
                 FeedForward::Dense(dense) => dense.add_all_to(h, &x)?,
                 FeedForward::Mixture(mixture) => {
@@ -165,13 +169,13 @@ impl CausalLm for Decoder {
     }
 
     fn reset(&mut self) -> Result<()> {
-        // Positions before those of a forward pass are all that is read of the caches, so they need no clearing.
+        // A forward pass reads the caches only at positions that were written since the reset, so they are not cleared.
         self.load.clear();
         Ok(())
     }
 
     fn footprint(&self) -> Footprint {
-        self.footprint
+        self.config.footprint(self.dtype)
     }
 
     fn vocab_size(&self) -> usize {
@@ -191,13 +195,7 @@ impl CausalLm for Decoder {
     }
 
     fn prefill_flops(&self, tokens: usize) -> u64 {
-        let head = (self.config.vocab_size * self.config.hidden_size) as u64;
-        let body = self.footprint.flops_per_token - 2 * head;
-        // Scores and weighted values: two products of head_dim for each query head and each position that it sees.
-        let width = self.config.num_attention_heads * self.config.head_dim * self.config.num_hidden_layers;
-        let attention = 4 * (width * tokens * (tokens + 1) / 2) as u64;
-        // The head is applied to the last position only.
-        body * tokens as u64 + 2 * head + attention
+        self.config.prefill_flops(tokens)
     }
 
     fn planted_skew(&self) -> Option<f64> {
@@ -211,8 +209,9 @@ impl CausalLm for Decoder {
 
 /// Why the engine does not run this configuration.
 pub fn refusal(config: &ModelConfig) -> Option<String> {
-    if config.family == Family::Gemma3 {
-        return Some("it has Llama's and Qwen3's structure, not Gemma3's".into());
+    let architecture = config.family.architecture;
+    if !FAMILIES.contains(&architecture) {
+        return Some(format!("it does not run {architecture}"));
     }
     if config.sliding_layers.contains(&true) {
         return Some("it has no sliding layers".into());
@@ -230,39 +229,38 @@ pub fn refusal(config: &ModelConfig) -> Option<String> {
     }
 }
 
-/// Bytes of the caches with `tokens` in the sequence.
+/// Bytes of the caches of all layers with `tokens` in the sequence.
 pub fn cache_bytes(config: &ModelConfig, dtype: DType, tokens: usize) -> CacheBytes {
-    let row =
-        (2 * config.num_key_value_heads * config.head_dim * config.num_hidden_layers * dtype.size_in_bytes()) as u64;
+    let row = config.cache_row_bytes(dtype) * config.num_hidden_layers as u64;
     CacheBytes { used: row * tokens as u64, allocated: row * capacity(tokens) as u64 }
 }
 
-/// A step reads and multiplies the weights of the chosen experts only.
-fn footprint(config: &ModelConfig, dtype: DType) -> Footprint {
-    let size = dtype.size_in_bytes() as u64;
-    let parameters = config.parameters();
-    let (hidden, vocabulary) = (config.hidden_size as u64, config.vocab_size as u64);
-    let idle: u64 = (0..config.num_hidden_layers)
-        .filter_map(|layer| config.experts_of(layer))
-        .map(|experts| {
-            let idle = (experts.num_experts - experts.num_experts_per_tok) as u64;
-            idle * 3 * hidden * experts.intermediate_size as u64
-        })
-        .sum();
-    // A tied embedding is the head, which every step reads whole; another is only looked up.
-    let looked_up = if config.tie_word_embeddings { 0 } else { vocabulary * hidden };
-    let read = parameters - idle - looked_up;
-    let vectors: u64 = config
-        .tensors(ExpertLayout::Stacked)
-        .iter()
-        .filter(|(_, shape)| shape.len() == 1)
-        .map(|(_, shape)| shape[0] as u64)
-        .sum();
-    Footprint {
-        parameters,
-        weight_bytes: parameters * size,
-        step_weight_bytes: read * size,
-        cache_bytes_per_token: cache_bytes(config, dtype, 1).used,
-        flops_per_token: 2 * (read - vectors),
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{
+        family::{FAMILIES as ROWS, Family, LLAMA},
+        shape, synthetic,
+    };
+
+    /// The structure of listed families is the one that this file computes.
+    #[test]
+    fn listed_families_have_the_layers_of_this_decoder() {
+        for name in FAMILIES {
+            let row = ROWS.iter().find(|row| row.architecture == *name).expect(name);
+            assert_eq!((row.layer_norms.after_attention, row.layer_norms.after_feed_forward), (None, None), "{name}");
+            assert_eq!((row.norm_offset, row.scales_embedding), (0.0, false), "{name}");
+            assert_eq!((row.local_rope_theta, row.query_pre_attn_scalar), (None, None), "{name}");
+        }
+    }
+
+    /// A family that is in the table but not in the list of the engine does not run with the layers of Llama.
+    #[test]
+    fn families_that_are_not_listed_are_refused() {
+        static NEW: Family = Family { architecture: "NewForCausalLM", ..LLAMA };
+        let config = ModelConfig { family: &NEW, ..shape("llama-mini").expect("a shape") };
+        assert_eq!(refusal(&config).as_deref(), Some("it does not run NewForCausalLM"));
+        let weights = synthetic::weights(&config, 1, DType::F32, &Device::Cpu);
+        assert!(Decoder::new(config, weights, ExpertLayout::Single).is_err());
     }
 }

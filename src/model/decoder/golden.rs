@@ -1,4 +1,4 @@
-//! Mixtures of experts against transformers' golden files in `fixtures/moe`, whose layout `fixtures/README.md` describes.
+//! Compares mixtures of experts with golden files of transformers in `fixtures/moe`. `fixtures/README.md` describes the layout.
 
 use candle_core::DType;
 
@@ -19,7 +19,7 @@ fn decoder(fixture: &Fixture) -> Decoder {
 }
 
 #[test]
-fn logits_are_as_the_reference_at_every_position() {
+fn logits_equal_the_reference_at_every_position() {
     for fixture in fixtures("moe") {
         let mut model = decoder(&fixture);
         for prompt in &fixture.prompts {
@@ -35,7 +35,7 @@ fn logits_are_as_the_reference_at_every_position() {
             let far = difference(&numbers(&logits), &numbers(expected));
             assert!(far <= at_device(TOLERANCE), "{what}, in one pass: {far} from the reference");
 
-            // In two parts, the second of several tokens behind others.
+            // In two chunks, at every position of the second.
             let (first, second) = all[..all.len() - 1].split_at(all.len() / 3);
             if !first.is_empty() {
                 model.hidden(first, 0).expect(&what);
@@ -74,7 +74,7 @@ fn the_same_experts_are_chosen_with_the_same_weights() {
             let far = difference(&routes.weights, &numbers(tensor("weights").expect(&what)));
             assert!(far < at_device(1e-5), "{what}: weights {far} from the reference");
 
-            // All tokens at once, and one alone.
+            // All tokens at once, and a single token.
             let top_k = routes.top_k;
             let (experts, weights) = (routes.experts[..top_k].to_vec(), routes.weights[..top_k].to_vec());
             let one = input.narrow(0, 0, 1).expect("a token");
@@ -92,9 +92,9 @@ fn the_same_experts_are_chosen_with_the_same_weights() {
     assert!(checked > 0, "no mixture was checked");
 }
 
-/// Over a whole model: what the decoder counts are the reference's choices in every layer.
+/// In every layer of the model, the decoder counts the choices of the reference.
 #[test]
-fn the_load_of_each_expert_is_the_references() {
+fn the_load_of_each_expert_equals_the_reference() {
     for fixture in fixtures("moe") {
         let mut model = decoder(&fixture);
         for prompt in &fixture.prompts {
@@ -117,7 +117,7 @@ fn the_load_of_each_expert_is_the_references() {
 }
 
 #[test]
-fn both_forms_of_the_configuration_say_the_same() {
+fn both_forms_of_the_configuration_are_equal() {
     for fixture in fixtures("moe") {
         let hub = fixture.checkpoint.weights[0].with_file_name("config.hub.json");
         if hub.is_file() {
@@ -127,9 +127,9 @@ fn both_forms_of_the_configuration_say_the_same() {
     }
 }
 
-/// Every device but a processor, and every precision but f32, takes other operations.
+/// Devices other than CPUs, and dtypes other than f32, use other operations.
 #[test]
-fn half_precisions_run_and_stay_near() {
+fn sixteen_bit_dtypes_stay_close() {
     for fixture in fixtures("moe") {
         let prompt = fixture.prompts.last().expect("a prompt");
         for dtype in [DType::BF16, DType::F16] {
@@ -139,15 +139,15 @@ fn half_precisions_run_and_stay_near() {
             let expected = fixture.logits(prompt, prompt.ids.len() - 1);
             let error: f32 = logits.iter().zip(&expected).map(|(a, b)| (a - b).powi(2)).sum();
             let relative = (error / expected.iter().map(|logit| logit.powi(2)).sum::<f32>()).sqrt();
-            // A rounded router may send a token elsewhere, so this only says that nothing is wrong at large.
+            // A rounded router may choose another expert, so this finds only large errors.
             assert!(relative < 0.3, "{} in {dtype:?}: {relative} off", fixture.name);
         }
     }
 }
 
-/// The dense side of the decoder, on the checkpoints that the published models are compared with.
+/// Dense layers, on the checkpoints of the published models.
 #[test]
-fn dense_models_are_as_the_reference_too() {
+fn dense_models_equal_the_reference() {
     let mut checked = 0;
     for fixture in fixtures("generation").iter().filter(|fixture| super::refusal(&fixture.config).is_none()) {
         let mut model = decoder(fixture);

@@ -1,6 +1,6 @@
-//! A mixture of experts: the router says where each token goes, tokens are sorted by expert, each expert that has some
-//! computes them in one product a matrix, and the results are added up. The weights of the other experts are not touched,
-//! and no weights are copied.
+//! A mixture of experts. The router chooses the experts of each token, tokens are sorted by expert, each expert computes its
+//! tokens with one product per matrix, and the results are summed. The weights of experts without tokens are not read, and no
+//! weights are copied.
 
 use anyhow::Result;
 use candle_core::{DType, Tensor};
@@ -11,7 +11,10 @@ use super::{
     feed_forward::{Gated, add_transposed},
     routing::{ExpertLoad, Planted, Routes},
 };
-use crate::model::config::{ExpertLayout, Experts, Family};
+use crate::model::{
+    config::{ExpertLayout, Experts},
+    family::ExpertNames,
+};
 
 #[derive(Clone, Debug)]
 pub struct Mixture {
@@ -20,15 +23,15 @@ pub struct Mixture {
     experts: Vec<Gated>,
     top_k: usize,
     normalise: bool,
-    /// Which of the layers that are mixtures this is.
+    /// Index among the layers that are mixtures.
     number: usize,
 }
 
 impl Mixture {
-    /// `weights` are those of the decoder's layer.
+    /// Loads the mixture. `weights` are those of the decoder's layer.
     pub fn load(
         config: &Experts,
-        family: Family,
+        names: &ExpertNames,
         hidden: usize,
         number: usize,
         weights: &VarBuilder,
@@ -44,7 +47,6 @@ impl Mixture {
                 (weights.get((count, hidden), "gate.weight")?, experts.collect::<Result<_>>()?)
             }
             ExpertLayout::Single => {
-                let names = family.expert_names();
                 let weights = weights.pp(names.block);
                 let expert = |expert: usize| {
                     let weights = weights.pp("experts").pp(expert);
@@ -59,7 +61,7 @@ impl Mixture {
         Ok(Self { router, experts, top_k: config.num_experts_per_tok, normalise: config.norm_topk_prob, number })
     }
 
-    /// Where the tokens `x` (tokens, hidden), from `position` on, go.
+    /// Routes of the tokens `x` (tokens, hidden), of which the first is at `position`.
     pub fn route(&self, x: &Tensor, position: usize, planted: Option<&Planted>) -> Result<Routes> {
         let logits = x.matmul(&self.router.t()?)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
         let logits = match planted {
@@ -98,7 +100,7 @@ impl Mixture {
         let columns = |(expert, (tokens, _)): &(&Gated, &(Vec<u32>, Vec<f32>))| {
             expert.transposed(&x.index_select(&Tensor::new(tokens.as_slice(), x.device())?, 0)?)
         };
-        // An expert a thread: the products of one are too small to be shared without waiting.
+        // One expert per thread: the products of one expert are too small to split between threads.
         let columns: candle_core::Result<Vec<Tensor>> = busy.par_iter().map(columns).collect();
         for (columns, (_, (tokens, weights))) in columns?.iter().zip(&busy) {
             sum = add_transposed(sum, columns, tokens, weights)?;
@@ -106,7 +108,7 @@ impl Mixture {
         Ok(sum)
     }
 
-    /// The same with as few launches and copies to the device as it takes, which is what a step waits for there.
+    /// As [`Self::dispatch`] with as few launches and copies to the device as possible, because a step waits for those.
     pub(super) fn dispatch_on_device(&self, mut sum: Tensor, x: &Tensor, routes: &Routes) -> Result<Tensor> {
         if x.dim(0)? == 1 {
             for (expert, weight) in routes.experts.iter().zip(&routes.weights) {

@@ -1,8 +1,9 @@
-//! Our own decoder, engine `tuned`: attention and head as Llama, Qwen3, Qwen3-MoE and Mixtral have them, and for each
-//! layer a feed-forward that is dense or a mixture of experts. A mixture and its dense twin therefore differ in nothing
-//! else. `forward` is the model, `attention` its cache and positions, `feed_forward` one gated feed-forward (dense, or one
-//! expert), `mixture` sends tokens to experts and brings them back, `routing` says which experts those are and how evenly
-//! they are used, `shape` makes the configurations that are compared.
+//! Engine `tuned`: our own decoder for Llama, Qwen3, Qwen3-MoE and Mixtral. The feed-forward of each layer is dense or a
+//! mixture of experts, and nothing else differs between a mixture and its dense twin.
+//!
+//! `forward` is the model. `attention` holds the cache and the positions, `feed_forward` one gated feed-forward (dense, or one
+//! expert), `mixture` dispatches tokens to experts, `routing` chooses the experts and counts their use, and `shape` makes the
+//! configurations that `moe_top_k` compares.
 
 mod attention;
 mod feed_forward;

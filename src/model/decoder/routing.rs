@@ -1,24 +1,23 @@
-//! Which experts a token goes to, and how evenly they are used.
+//! The choice of experts for each token, and how evenly experts are used.
 
 use rand_chacha::{
     ChaCha8Rng,
     rand_core::{Rng, SeedableRng},
 };
 
-/// Where the tokens of a forward pass go in one layer: `top_k` experts each, the likeliest first.
+/// The experts of each token of a forward pass in one layer: `top_k` each, the most likely first.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Routes {
     pub top_k: usize,
-    /// Token after token, so `tokens × top_k` of each.
+    /// `top_k` entries for each token in turn.
     pub experts: Vec<u32>,
     pub weights: Vec<f32>,
 }
 
 impl Routes {
-    /// Softmax over all experts, the `top_k` likeliest of them, and their probabilities as weights, scaled to a sum of one
-    /// if `normalise`. Of experts that are equally likely, the first is taken.
-    ///
-    /// `logits` holds `num_experts` numbers for each token.
+    /// Chooses the `top_k` most likely experts of each token by a softmax over all experts; of equally likely experts, the
+    /// first. Weights are their probabilities, scaled to a sum of 1 if `normalise`. `logits` holds `num_experts` numbers for
+    /// each token.
     pub fn choose(logits: &[f32], num_experts: usize, top_k: usize, normalise: bool) -> Self {
         let tokens = logits.len() / num_experts;
         let mut routes =
@@ -43,7 +42,7 @@ impl Routes {
         routes
     }
 
-    /// The same, sorted by expert: of each expert its tokens in order, and their weights.
+    /// For each expert, its tokens in order and their weights.
     pub fn by_expert(&self, num_experts: usize) -> Vec<(Vec<u32>, Vec<f32>)> {
         let mut groups = vec![(Vec::new(), Vec::new()); num_experts];
         for (place, (expert, weight)) in self.experts.iter().zip(&self.weights).enumerate() {
@@ -55,20 +54,20 @@ impl Routes {
     }
 }
 
-/// Router logits from a seed instead of from the token, so that imbalance can be set and its cost seen.
+/// Router logits that are drawn from a seed, so that the cost of a set imbalance can be measured.
 ///
-/// Each token draws its experts without replacement, with probabilities that fall as `rank^-skew`: 0 is even, 1 is Zipf's
-/// law. The ranks are dealt to the experts anew in each layer. What the router computes is computed all the same, and then
-/// not used.
+/// Each token draws its experts without replacement, with probabilities proportional to `rank^-skew`: 0 is even, 1 is Zipf's
+/// law. Each layer assigns the ranks to the experts in a different order. The router's own product is still computed, and its
+/// result is ignored.
 #[derive(Clone, Debug)]
 pub struct Planted {
     pub skew: f64,
-    /// For each layer [`POSITIONS`] rows of `num_experts` logits.
+    /// For each layer, [`POSITIONS`] rows of `num_experts` logits.
     layers: Vec<Vec<f32>>,
     num_experts: usize,
 }
 
-/// Positions after which planted routes repeat.
+/// Period of planted routes in positions.
 const POSITIONS: usize = 2048;
 
 impl Planted {
@@ -81,14 +80,14 @@ impl Planted {
             for left in (1..num_experts).rev() {
                 ranks.swap(left, (unit() * (left + 1) as f64) as usize);
             }
-            // The largest of log-probabilities with Gumbel noise are a draw without replacement.
+            // The top k of log-probabilities plus Gumbel noise are a draw without replacement.
             let logit = |place: usize| -skew * (ranks[place % num_experts] as f64).ln() - (-unit().ln()).ln();
             (0..POSITIONS * num_experts).map(logit).map(|logit| logit as f32).collect()
         };
         Self { skew, layers: (0..layers).map(layer).collect(), num_experts }
     }
 
-    /// Logits of a layer for `tokens` positions from `position` on.
+    /// Logits of a layer for `tokens` positions that start at `position`.
     pub fn logits(&self, layer: usize, position: usize, tokens: usize) -> Vec<f32> {
         let rows = &self.layers[layer];
         let row = |position: usize| {
@@ -123,19 +122,18 @@ impl ExpertLoad {
         self.layers.iter_mut().for_each(|layer| layer.fill(0));
     }
 
-    /// Load-balance factor: tokens of the busiest expert over the mean, 1 when all have as many, `num_experts` when one has
-    /// them all. The mean over the layers; `None` before the first token.
+    /// Load-balance factor: tokens of the busiest expert over the mean of all experts, from 1 (even) to `num_experts` (one
+    /// expert has all tokens). The mean over layers; `None` before the first token.
     pub fn balance_factor(&self) -> Option<f64> {
         self.mean(|shares| shares.iter().copied().fold(0.0, f64::max) * shares.len() as f64)
     }
 
-    /// Entropy of the distribution of tokens over experts, in bits: at most the binary logarithm of their number. The mean
-    /// over the layers.
+    /// Entropy in bits of the distribution of tokens over experts, at most log2 of their number. The mean over layers.
     pub fn entropy_bits(&self) -> Option<f64> {
         self.mean(|shares| shares.iter().filter(|share| **share > 0.0).map(|share| -share * share.log2()).sum())
     }
 
-    /// Share of the experts that got no token. The mean over the layers.
+    /// Share of experts without a token. The mean over layers.
     pub fn idle_share(&self) -> Option<f64> {
         self.mean(|shares| shares.iter().filter(|share| **share == 0.0).count() as f64 / shares.len() as f64)
     }
@@ -159,7 +157,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_likeliest_experts_are_chosen_with_their_probabilities() {
+    fn the_most_likely_experts_are_chosen_with_their_probabilities() {
         let logits = [0.0, 2f32.ln(), 0.0, 4f32.ln(), 3f32.ln(), 0.0, 0.0, 0.0];
         let raw = Routes::choose(&logits, 4, 2, false);
         assert_eq!(raw.experts, [3, 1, 0, 1]);
@@ -181,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn diagnostics_tell_even_from_lopsided() {
+    fn diagnostics_distinguish_even_from_uneven() {
         let even = ExpertLoad { top_k: 1, layers: vec![vec![5; 4], vec![7; 4]] };
         assert_eq!((even.balance_factor(), even.entropy_bits(), even.idle_share()), (Some(1.0), Some(2.0), Some(0.0)));
         let one = ExpertLoad { top_k: 1, layers: vec![vec![0, 12, 0, 0]] };
@@ -190,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn planted_routes_are_as_skewed_as_was_asked() {
+    fn planted_routes_have_the_requested_skew() {
         let factor = |skew| {
             let planted = Planted::new(skew, 42, 3, 16);
             let mut load = ExpertLoad::new(3, 16, 2);
@@ -214,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn planted_routes_go_on_where_they_were() {
+    fn planted_routes_depend_on_the_position() {
         let planted = Planted::new(1.0, 7, 2, 8);
         let all = planted.logits(1, 0, 10);
         assert_eq!(planted.logits(1, 6, 4), all[6 * 8..]);

@@ -1,17 +1,17 @@
-//! The configurations that are compared: one small decoder, whose feed-forward is a mixture or dense.
+//! The configurations that `moe_top_k` compares: one small decoder with a dense feed-forward or a mixture.
 
 use anyhow::Result;
 use serde_json::json;
 
 use crate::{model::config::ModelConfig, scenario::FeedForward};
 
-/// Inner width of one expert, and of a dense feed-forward for each expert that it stands for.
+/// Inner width of one expert. A dense twin has this width for each expert that it replaces.
 const EXPERT_WIDTH: usize = 512;
 
 /// The decoder with this feed-forward.
 ///
 /// # Errors
-/// When there is no expert, or a token goes to none or to more than there are.
+/// If there are no experts, or a token has none or more than there are.
 pub fn config(feed_forward: FeedForward) -> Result<ModelConfig> {
     match feed_forward {
         FeedForward::Mixture { num_experts, top_k, .. } => mixture(num_experts, top_k),
@@ -19,19 +19,19 @@ pub fn config(feed_forward: FeedForward) -> Result<ModelConfig> {
     }
 }
 
-/// A decoder of four layers, each a mixture of `num_experts` that sends a token to `top_k` of them.
+/// A decoder of four layers, each a mixture of `num_experts` of which `top_k` compute a token.
 ///
 /// # Errors
-/// When there is no expert, or `top_k` is none or more than there are.
+/// If there are no experts, or `top_k` is 0 or more than there are.
 pub(super) fn mixture(num_experts: usize, top_k: usize) -> Result<ModelConfig> {
     configuration("Qwen3MoeForCausalLM", num_experts, top_k, EXPERT_WIDTH)
 }
 
-/// The same decoder with a dense feed-forward as wide as `experts` experts together: the twin of equal active
-/// parameters with as many experts as a token is sent to, that of equal total with as many as there are.
+/// The same decoder with a dense feed-forward as wide as `experts` experts together. With `top_k` experts it is the twin of
+/// equal active parameters; with all experts it is the twin of equal total parameters.
 ///
 /// # Errors
-/// When `experts` is 0.
+/// If `experts` is 0.
 fn dense_twin(experts: usize) -> Result<ModelConfig> {
     configuration("Qwen3ForCausalLM", 1, 1, experts * EXPERT_WIDTH)
 }
@@ -76,7 +76,9 @@ mod tests {
 
     #[test]
     fn impossible_mixtures_are_refused() {
-        for (experts, top_k, part) in [(4, 5, "more than the 4 experts"), (0, 1, "num_experts is 0"), (4, 0, "is 0")] {
+        for (experts, top_k, part) in
+            [(4, 5, "exceeds the number of experts, 4"), (0, 1, "num_experts is 0"), (4, 0, "is 0")]
+        {
             let error = mixture(experts, top_k).expect_err(part).to_string();
             assert!(error.contains(part), "{error}");
         }

@@ -1,12 +1,17 @@
-//! One layer: attention and a feed-forward, each after a norm and added to what went in, and what a base adds to that. Linear
-//! layers multiply in the precision of what comes in, whatever that of their weights; norms and sines compute in f32.
+//! One layer: attention and a feed-forward, each with a norm before it and a residual connection, and the branches of the
+//! bases.
 
 use anyhow::Result;
 use candle_core::Tensor;
 use candle_nn::{Init, VarBuilder};
 
-use super::{Base, Encoding, PsannConfig, Sine, spectral::Spectral, wave::Wave};
-use crate::kernels::{self, Attention, Decay, Positions};
+use super::{
+    Base, Encoding, PsannConfig,
+    layers::{Activation, Linear, Norm},
+    spectral::Spectral,
+    wave::Wave,
+};
+use crate::kernels::{self, Attention, Positions};
 
 pub struct Block {
     attention_norm: Norm,
@@ -19,7 +24,7 @@ pub struct Block {
     up: Linear,
     activation: Activation,
     down: Linear,
-    /// What the feed-forward is scaled by.
+    /// Factor of the feed-forward.
     alpha: Option<Tensor>,
     spectral: Option<Spectral>,
     wave: Option<Wave>,
@@ -58,7 +63,14 @@ impl Block {
         })
     }
 
-    /// From (batch, time, width) to the same.
+    /// Number of weights that multiply each token.
+    pub fn multiplied_weights(&self) -> usize {
+        let Self { query, key, value, out, up, down, wave, .. } = self;
+        let linear: usize = [query, key, value, out, up, down].into_iter().map(Linear::weights).sum();
+        linear + wave.as_ref().map_or(0, Wave::multiplied_weights)
+    }
+
+    /// From (batch, time, width) to the same shape.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let normed = self.attention_norm.forward(x)?;
         let (query, key) = (self.query.forward(&normed)?, self.key.forward(&normed)?);
@@ -69,7 +81,7 @@ impl Block {
         let x = match (&self.alpha, &self.spectral) {
             (None, _) => (x + fed)?,
             (Some(alpha), None) => kernels::add_scaled(&x, &fed, alpha)?,
-            // The branch takes what was scaled; being linear, it may as well be scaled after it.
+            // The branch takes the scaled output. It is linear, so scaling after it is equivalent.
             (Some(alpha), Some(spectral)) => {
                 kernels::add_scaled(&kernels::add_scaled(&x, &fed, alpha)?, &spectral.forward(&fed)?, alpha)?
             }
@@ -77,80 +89,6 @@ impl Block {
         match &self.wave {
             Some(wave) => wave.forward(&x),
             None => Ok(x),
-        }
-    }
-}
-
-/// A linear layer, started as Xavier and Glorot do.
-pub struct Linear {
-    weight: Tensor,
-    bias: Option<Tensor>,
-}
-
-impl Linear {
-    pub fn new(from: usize, to: usize, has_bias: bool, weights: VarBuilder) -> Result<Self> {
-        let bound = (6.0 / (from + to) as f64).sqrt();
-        let weight = weights.get_with_hints((to, from), "weight", Init::Uniform { lo: -bound, up: bound })?;
-        let bias = has_bias.then(|| weights.get_with_hints(to, "bias", Init::Const(0.0))).transpose()?;
-        Ok(Self { weight, bias })
-    }
-
-    /// From (batch, time, inputs) to (batch, time, outputs).
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        kernels::linear(x, &self.weight, self.bias.as_ref())
-    }
-}
-
-/// RMSNorm, or the plain transformer's LayerNorm.
-pub enum Norm {
-    Rms(Tensor),
-    Layer(Tensor, Tensor),
-}
-
-impl Norm {
-    pub fn new(base: Base, width: usize, weights: VarBuilder) -> Result<Self> {
-        Ok(match base {
-            Base::Transformer => Self::Layer(
-                weights.get_with_hints(width, "weight", Init::Const(1.0))?,
-                weights.get_with_hints(width, "bias", Init::Const(0.0))?,
-            ),
-            _ => Self::Rms(weights.get_with_hints(width, "scale", Init::Const(1.0))?),
-        })
-    }
-
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        match self {
-            Self::Rms(scale) => kernels::rms_norm(x, scale, 1e-6),
-            Self::Layer(weight, bias) => kernels::layer_norm(x, weight, bias, 1e-5),
-        }
-    }
-}
-
-/// What is done to each number between two linear layers.
-pub enum Activation {
-    Gelu,
-    Sine { amplitude: Tensor, frequency: Tensor, damping: Tensor, decay: Decay },
-}
-
-impl Activation {
-    pub fn sine(width: usize, sine: &Sine, weights: VarBuilder) -> Result<Self> {
-        // What softplus makes the initial value of.
-        let raw = |value: f64| Init::Const(value + (-(-value).exp_m1()).ln());
-        Ok(Self::Sine {
-            amplitude: weights.get_with_hints(width, "_A", raw(sine.amp_init))?,
-            frequency: weights.get_with_hints(width, "_f", raw(sine.freq_init))?,
-            damping: weights.get_with_hints(width, "_d", raw(sine.damp_init))?,
-            decay: sine.decay_mode,
-        })
-    }
-
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        match self {
-            Self::Gelu => kernels::gelu(x),
-            Self::Sine { amplitude, frequency, damping, decay } => {
-                let raw = Tensor::stack(&[amplitude, frequency, damping], 0)?;
-                kernels::sine(x, &raw, *decay)
-            }
         }
     }
 }

@@ -1,13 +1,13 @@
-//! From tokens to logits.
+//! The decoder: from tokens to logits.
 
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Tensor};
 use candle_nn::{Init, VarBuilder};
 
-use super::{Encoding, PsannConfig, block::Block, block::Norm};
+use super::{Encoding, PsannConfig, block::Block, layers::Norm};
 use crate::model::trainable;
 
-/// A decoder in parts, so that a training can keep what is between them and compute a part again.
+/// A decoder whose parts can be run separately, so that checkpointing can keep the values between them and recompute a part.
 pub struct Decoder {
     config: PsannConfig,
     dtype: DType,
@@ -18,11 +18,11 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    /// Builds the model from weights, or from their initial values if `weights` makes variables. It computes in `dtype`,
-    /// whatever the precision of the weights.
+    /// Builds the model from weights, or from initial values if `weights` makes variables. It computes in `dtype`, whatever the
+    /// dtype of the weights.
     ///
     /// # Errors
-    /// When the sizes do not go together, or a tensor is missing.
+    /// If the sizes contradict each other, or a tensor is missing.
     pub fn new(config: &PsannConfig, dtype: DType, weights: VarBuilder) -> Result<Self> {
         config.check()?;
         let (vocab_size, width) = (config.vocab_size, config.d_model);
@@ -67,7 +67,7 @@ impl Decoder {
     /// From token ids (batch, time), u32, to (batch, time, width).
     ///
     /// # Errors
-    /// When an id is not in the vocabulary.
+    /// If an id is not in the vocabulary.
     pub fn embed(&self, ids: &Tensor) -> Result<Tensor> {
         let (batch, time) = ids.dims2()?;
         let width = self.config.d_model;
@@ -80,18 +80,18 @@ impl Decoder {
         Ok(x.broadcast_add(&places.to_dtype(self.dtype)?)?)
     }
 
-    /// One layer: from (batch, time, width) to the same.
+    /// One layer: from (batch, time, width) to the same shape.
     ///
     /// # Errors
-    /// When the device fails.
+    /// If the device fails.
     pub fn layer(&self, number: usize, x: &Tensor) -> Result<Tensor> {
         self.blocks[number].forward(x)
     }
 
-    /// What the head takes: (batch, time, width), normed.
+    /// The final norm, whose output the head takes: (batch, time, width).
     ///
     /// # Errors
-    /// When the device fails.
+    /// If the device fails.
     pub fn finish(&self, x: &Tensor) -> Result<Tensor> {
         self.norm.forward(x)
     }
@@ -99,7 +99,7 @@ impl Decoder {
     /// From token ids (batch, time) to logits (batch, time, vocabulary), f32.
     ///
     /// # Errors
-    /// When an id is not in the vocabulary, or the device fails.
+    /// If an id is not in the vocabulary, or the device fails.
     pub fn forward(&self, ids: &Tensor) -> Result<Tensor> {
         let mut x = self.embed(ids)?;
         for block in &self.blocks {
@@ -111,13 +111,13 @@ impl Decoder {
         Ok(logits.to_dtype(DType::F32)?.reshape((batch, time, self.config.vocab_size))?)
     }
 
-    /// How far logits move when a later token changes: 0 in a causal model. It is found out by running it, on ids made of
-    /// the places.
+    /// The largest change of a logit when a later token changes: 0 in a causal model. Found by running the model twice on ids
+    /// that depend on the position.
     ///
     /// # Errors
-    /// When the device fails.
+    /// If the device fails.
     pub fn leak(&self, time: usize) -> Result<f32> {
-        ensure!(time > 1 && self.config.vocab_size > 1, "one token has no later one");
+        ensure!(time > 1 && self.config.vocab_size > 1, "a single token has no later token");
         let vocab_size = self.config.vocab_size as u32;
         let ids = |last: u32| -> Vec<u32> {
             (0..time as u32).map(|step| if step + 1 == time as u32 { last } else { step * 7 % vocab_size }).collect()
@@ -130,52 +130,54 @@ impl Decoder {
         Ok(moved.to_scalar()?)
     }
 
-    /// What it takes to run a model on one sequence.
+    /// Number of weights that multiply each token.
+    fn multiplied_weights(&self) -> usize {
+        self.blocks.iter().map(Block::multiplied_weights).sum::<usize>() + self.head.elem_count()
+    }
+
+    /// The cost of a model on one sequence of `time` tokens.
     ///
     /// # Errors
-    /// When the sizes do not go together.
+    /// If the sizes contradict each other.
     pub fn cost(config: &PsannConfig, time: usize) -> Result<Cost> {
-        let shapes = trainable::shapes(|weights| Self::new(config, DType::F32, weights))?;
-        let is_product = |name: &str| {
-            name.ends_with("weight") && name.contains("proj") || name.contains(".mlp.") || name == "lm_head.weight"
-        };
-        let products: usize = shapes
-            .iter()
-            .filter(|(name, shape)| is_product(name) && shape.rank() == 2)
-            .map(|(_, shape)| shape.elem_count())
-            .sum();
-        // Each token attends to itself and those before it.
+        let mut multiplied = 0;
+        let shapes = trainable::shapes(|weights| {
+            let model = Self::new(config, DType::F32, weights)?;
+            multiplied = model.multiplied_weights();
+            Ok(model)
+        })?;
+        // Each token attends to itself and to those before it.
         let pairs = time as u64 * (time as u64 + 1) / 2;
         let attention = 4 * pairs * (config.d_model * config.n_layers) as u64;
         let parameters = shapes.values().map(|shape| shape.elem_count() as u64).sum();
         let layer = (14 * config.d_model + 4 * config.d_mlp) as u64;
         let scores = (config.n_heads * time) as u64;
         let (layers, vocab_size) = (config.n_layers as u64, config.vocab_size as u64);
-        let forward_flops = 2 * (products * time) as u64 + attention;
+        let forward_flops = 2 * (multiplied * time) as u64 + attention;
         Ok(Cost { parameters, forward_flops, width: config.d_model as u64, layer, scores, layers, vocab_size })
     }
 }
 
-/// What a model takes.
+/// The cost of a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cost {
     pub parameters: u64,
-    /// Floating-point operations of a forward pass over one sequence, in products with weights and of attention. Training
-    /// takes three times that.
+    /// Floating-point operations of a forward pass over one sequence: products with weights, and attention. A training step
+    /// has three times as many.
     pub forward_flops: u64,
     width: u64,
-    /// Numbers that a layer makes of a token.
+    /// Activations of a layer for one token.
     layer: u64,
-    /// Scores of a token in a layer's attention.
+    /// Attention scores of a layer for one token.
     scores: u64,
     layers: u64,
     vocab_size: u64,
 }
 
 impl Cost {
-    /// Memory that so many tokens at a time take at least, in f32: weights, what layers make and the logits of a chunk; when
-    /// it trains, gradients, two moments and the head's gradient in the making too. `keeps_scores` where attention is a
-    /// composition, which makes scores, adds their bias and makes shares of them.
+    /// A lower bound of the memory for `tokens` at a time, in f32: weights, activations and the logits of one chunk; for
+    /// training also gradients, two moments and a temporary gradient of the head. `keeps_scores` is true where attention is
+    /// composed of several operations, which keep scores, biased scores and shares.
     pub fn least_bytes(&self, tokens: usize, trains: bool, checkpointing: bool, keeps_scores: bool) -> u64 {
         let tokens = tokens as u64;
         let layer = self.layer + if keeps_scores { 3 * self.scores } else { 0 };
@@ -222,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn later_tokens_are_seen_by_those_that_say_so() {
+    fn only_documented_bases_see_later_tokens() {
         for encoding in [Encoding::Rope, Encoding::Alibi, Encoding::Sinusoidal] {
             for (config, causal) in [
                 (small(Base::Respsann), true),
@@ -240,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn cost_is_as_worked_out_by_hand() {
+    fn cost_equals_a_manual_calculation() {
         let config = small(Base::Respsann);
         let cost = Decoder::cost(&config, 10).expect("a cost");
         let matrices = 2 * (4 * 16 * 16 + 2 * 16 * 24) + 40 * 16;
@@ -253,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn sixteen_bits_are_near_the_same() {
+    fn bf16_is_close_to_f32() {
         for base in Base::ALL {
             let ids = Tensor::new(&[[1u32, 5, 39, 0, 7, 7, 2, 11, 30]], &Device::Cpu).expect("ids");
             let logits = |dtype| {

@@ -1,14 +1,17 @@
-//! PSANN language models and the plain transformer that they are compared with: one decoder, whose activation and extra
-//! branches are chosen by [`PsannConfig`], with the tensors' names of psannlm 2.0.1. `decoder` goes from tokens to logits,
-//! `block` is one layer, `spectral` and `wave` are the branches that two of the bases add.
+//! PSANN language models, and the plain transformer that they are compared with. One decoder serves all; [`PsannConfig`] selects
+//! its activation and branches. Tensor names are those of psannlm 2.0.1.
 //!
-//! Two of the bases can see later tokens, so that their loss is not that of a language model: `sgrpsann` always, since its
-//! spectral branch mixes the last steps with one another, and `waveresnet` where its temporal block is on, whose convolution
-//! reaches both ways. [`Decoder::leak`] finds out.
+//! `decoder` computes logits from tokens, `block` is one layer of it, `layers` holds the parts of a layer, and `spectral` and
+//! `wave` are the branches of two bases.
+//!
+//! Two bases can see later tokens, so their loss is not that of a language model. `sgrpsann` always does, because its spectral
+//! branch mixes the last steps with each other. `waveresnet` does with its temporal block, whose convolution is not causal.
+//! [`Decoder::leak`] tests this.
 
 mod block;
 mod config;
 mod decoder;
+mod layers;
 mod spectral;
 mod wave;
 

@@ -1,5 +1,5 @@
-//! The branch that `sgrpsann` adds: the last steps' spectrum over time, each frequency of each channel gated. Each of these
-//! steps is made of all of them, later ones included, so a model with it is not causal.
+//! The spectral branch of `sgrpsann`: the spectrum of the last steps over time, with a gate for each frequency of each channel.
+//! Each of these steps depends on all of them, later ones included, so a model with it is not causal.
 
 use std::f64::consts::TAU;
 
@@ -12,12 +12,12 @@ use super::PsannConfig;
 pub struct Spectral {
     /// (channels, frequencies); its sigmoid is the gate.
     mask: Tensor,
-    /// (channels, 1, 1): what each channel is multiplied by.
+    /// (channels, 1, 1): the factor of each channel.
     mix: Tensor,
     steps: usize,
     strength: f64,
-    /// (steps, 2 · frequencies): from steps to the real and the imaginary parts of their spectrum, and (2 · frequencies,
-    /// steps) back. `rfft` and `irfft` of so few steps are two small matrix products.
+    /// (steps, 2 · frequencies): from steps to the real and imaginary parts of their spectrum. `from_spectrum` of shape
+    /// (2 · frequencies, steps) inverts it. For so few steps, `rfft` and `irfft` are two small matrix products.
     to_spectrum: Tensor,
     from_spectrum: Tensor,
 }
@@ -37,7 +37,7 @@ impl Spectral {
         })
     }
 
-    /// From (batch, time, channels) to the same, which is 0 but for the last steps.
+    /// From (batch, time, channels) to the same shape; all but the last steps are 0.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let (batch, time, channels) = x.dims3()?;
         let seen = time.min(self.steps);
@@ -54,14 +54,14 @@ impl Spectral {
     }
 }
 
-/// The discrete Fourier transform of real numbers, and its inverse, as matrices.
+/// The discrete Fourier transform of real numbers and its inverse, as matrices.
 fn transforms(steps: usize, device: &Device) -> Result<(Tensor, Tensor)> {
     let frequencies = steps / 2 + 1;
     let (mut to, mut from) = (vec![0f32; steps * 2 * frequencies], vec![0f32; 2 * frequencies * steps]);
     for step in 0..steps {
         for frequency in 0..frequencies {
             let angle = TAU * ((step * frequency) % steps) as f64 / steps as f64;
-            // Of the frequencies between the ends there is a second, mirrored one.
+            // Each frequency except the first and the last has a mirrored one.
             let share = if frequency == 0 || 2 * frequency == steps { 1.0 } else { 2.0 } / steps as f64;
             to[step * 2 * frequencies + frequency] = angle.cos() as f32;
             to[step * 2 * frequencies + frequencies + frequency] = -angle.sin() as f32;

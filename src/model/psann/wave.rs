@@ -1,5 +1,5 @@
-//! The temporal block that `waveresnet` can have after its feed-forward: RMSNorm, a dilated depthwise convolution over time,
-//! the sine, a linear layer, added to what went in. The convolution reaches both ways, so a model with it is not causal.
+//! The optional temporal block of `waveresnet`, after the feed-forward: RMSNorm, a dilated depthwise convolution over time, the
+//! sine and a linear layer, with a residual connection. The convolution sees later steps, so a model with it is not causal.
 
 use anyhow::Result;
 use candle_core::Tensor;
@@ -7,7 +7,7 @@ use candle_nn::{Init, VarBuilder};
 
 use super::{
     Base, PsannConfig,
-    block::{Activation, Linear, Norm},
+    layers::{Activation, Linear, Norm},
 };
 use crate::kernels::{self, Padding};
 
@@ -36,6 +36,12 @@ impl Wave {
         })
     }
 
+    /// Number of weights of the linear layer. The convolution is not a matrix product.
+    pub fn multiplied_weights(&self) -> usize {
+        self.out.weights()
+    }
+
+    /// From (batch, time, channels) to the same shape.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let normed = self.norm.forward(x)?;
         let (taps, no_bias) = (self.taps.to_dtype(x.dtype())?, self.no_bias.to_dtype(x.dtype())?);

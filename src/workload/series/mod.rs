@@ -56,13 +56,7 @@ impl SeriesWorkload {
         let limits = measure::limits(&device)?;
         let cost = cost(task)?;
         let needed_bytes = cost.least_bytes(phase == Phase::Train, grid.dtype);
-        let available_bytes = memory::available_bytes(&device).unwrap_or(u64::MAX);
-        ensure!(
-            needed_bytes <= available_bytes,
-            "it does not fit: at least {:.1} GB are needed, {:.1} GB of memory are available",
-            needed_bytes as f64 / 1e9,
-            available_bytes as f64 / 1e9
-        );
+        memory::ensure_fits("one batch", needed_bytes, &device)?;
         let peak = Peak::new(&device, memory::current_bytes(&device));
         let batches = Batches::new(task, grid.dtype, &device)?;
         let steps_of = match phase {

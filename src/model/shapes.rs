@@ -1,0 +1,85 @@
+//! The table of models with seeded weights. Each row has a `config.json` in `shapes/`.
+
+use anyhow::{Context, Result};
+
+use super::config::ModelConfig;
+
+/// A model with seeded weights.
+struct Shape {
+    name: &'static str,
+    kind: Kind,
+    /// The text of its `config.json`.
+    config: &'static str,
+}
+
+#[derive(Clone, Copy)]
+enum Kind {
+    /// Embedded and small, with sizes of our own.
+    Mini,
+    /// The sizes of a published model.
+    Published,
+}
+
+const fn row(name: &'static str, kind: Kind, config: &'static str) -> Shape {
+    Shape { name, kind, config }
+}
+
+#[rustfmt::skip]
+const SHAPES: &[Shape] = &[
+    row("llama-mini",   Kind::Mini,      include_str!("shapes/llama-mini.json")),
+    row("qwen3-mini",   Kind::Mini,      include_str!("shapes/qwen3-mini.json")),
+    row("gemma3-mini",  Kind::Mini,      include_str!("shapes/gemma3-mini.json")),
+    row("llama-3.2-1b", Kind::Published, include_str!("shapes/llama-3.2-1b.json")),
+    row("qwen3-1.7b",   Kind::Published, include_str!("shapes/qwen3-1.7b.json")),
+    row("gemma3-1b",    Kind::Published, include_str!("shapes/gemma3-1b.json")),
+];
+
+/// Names of the embedded models.
+pub const MINI: [&str; count(Kind::Mini)] = names(Kind::Mini);
+
+/// Names of the published sizes that have seeded weights.
+pub const SYNTHETIC: [&str; count(Kind::Published)] = names(Kind::Published);
+
+const fn count(kind: Kind) -> usize {
+    let (mut row, mut count) = (0, 0);
+    while row < SHAPES.len() {
+        count += (SHAPES[row].kind as u8 == kind as u8) as usize;
+        row += 1;
+    }
+    count
+}
+
+const fn names<const COUNT: usize>(kind: Kind) -> [&'static str; COUNT] {
+    let mut names = [""; COUNT];
+    let (mut row, mut place) = (0, 0);
+    while row < SHAPES.len() {
+        if SHAPES[row].kind as u8 == kind as u8 {
+            names[place] = SHAPES[row].name;
+            place += 1;
+        }
+        row += 1;
+    }
+    names
+}
+
+/// The configuration of a model with seeded weights.
+///
+/// # Errors
+/// If no row has this name.
+pub fn shape(name: &str) -> Result<ModelConfig> {
+    let row = SHAPES.iter().find(|row| row.name == name).with_context(|| format!("unknown shape '{name}'"))?;
+    ModelConfig::from_json(&serde_json::from_str(row.config)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_row_has_a_kind_and_a_readable_configuration() {
+        assert_eq!(MINI.len() + SYNTHETIC.len(), SHAPES.len());
+        for name in MINI.iter().chain(&SYNTHETIC) {
+            shape(name).expect(name);
+        }
+    }
+}
