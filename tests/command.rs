@@ -161,7 +161,7 @@ fn values_that_mean_nothing_are_refused() {
     for (arguments, part) in [
         (&["run", "--model", "nonsense"] as &[&str], "unknown model 'nonsense'"),
         (&["run", "--model", "synthetic:gpt"], "unknown shape 'gpt'"),
-        (&["run", "--model", "path:no/such/folder"], "no/such/folder is no folder"),
+        (&["run", "--model", "path:no/such/folder"], "no/such/folder is not a folder"),
         (&["run", "--dtype", "f8"], "unknown dtype 'f8'"),
         (&["run", "--device", "tpu"], "unknown device 'tpu'"),
         (&["run", "--engine", "fast"], "--engine='fast'"),
@@ -268,7 +268,7 @@ fn configurations_that_can_not_run_are_refused() {
     }
     let folder = checkpoint();
     fs::write(folder.path().join("config.json"), "{").expect("written");
-    assert_refused(&run(&folder, &[]), "config.json is no JSON");
+    assert_refused(&run(&folder, &[]), "config.json is not JSON");
     fs::remove_file(folder.path().join("config.json")).expect("removed");
     assert_refused(&run(&folder, &[]), "config.json could not be read");
     let folder = checkpoint();

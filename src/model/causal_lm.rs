@@ -159,7 +159,7 @@ pub struct CacheBytes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Engine, ModelConfig, stock::Stock, synthetic};
+    use crate::model::{shape, stock::Stock, synthetic};
 
     /// A model that implements only the required methods.
     struct Own(Stock);
@@ -188,10 +188,10 @@ mod tests {
     /// The default differs from the built-in count by attention only.
     #[test]
     fn default_prefill_flops_count_the_head_once() {
-        let config: ModelConfig = crate::model::shape("llama-mini").expect("a shape");
+        let config = shape("llama-mini").expect("a shape");
         let width = config.num_attention_heads * config.head_dim * config.num_hidden_layers;
         let weights = synthetic::weights(&config, 1, DType::F32, &Device::Cpu);
-        let own = Own(Stock::new(config, weights).expect(&Engine::Stock.to_string()));
+        let own = Own(Stock::new(config, weights).expect("a model"));
         for tokens in [1, 64, 1024] {
             let attention = 4 * (width * tokens * (tokens + 1) / 2) as u64;
             assert_eq!(own.prefill_flops(tokens) + attention, own.0.prefill_flops(tokens), "{tokens} tokens");

@@ -1,6 +1,5 @@
-//! A checkpoint in the Hub's layout, in a folder: `config.json`, `model.safetensors` or an index with its shards, and
-//! `tokenizer.json` where there is one. Everything that can be wrong with the files is found here, before a model is
-//! built from them.
+//! A checkpoint folder in the layout of the Hub: `config.json`, `model.safetensors` or an index with its shards, and optionally
+//! `tokenizer.json`. Wrong files are reported here, before a model is built from them.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -22,7 +21,7 @@ pub const TOKENIZER: &str = "tokenizer.json";
 pub const WEIGHTS: &str = "model.safetensors";
 pub const INDEX: &str = "model.safetensors.index.json";
 
-/// How many tensors an error names before it only counts.
+/// Number of tensors that an error names; it only counts the others.
 const NAMED: usize = 3;
 
 /// The files of a checkpoint.
@@ -33,7 +32,7 @@ pub struct Checkpoint {
     /// One or more safetensors files.
     pub weights: Vec<PathBuf>,
     pub tokenizer: Option<PathBuf>,
-    /// Where it came from, as records name it.
+    /// Origin of the files, for records.
     pub source: String,
 }
 
@@ -41,9 +40,9 @@ impl Checkpoint {
     /// Finds the files of a checkpoint in a folder.
     ///
     /// # Errors
-    /// When the folder, the configuration or a file of weights is missing or can't be read.
+    /// If the folder, the configuration or a weight file is missing or cannot be read.
     pub fn open(folder: &Path, source: String) -> Result<Self> {
-        ensure!(folder.is_dir(), "{} is no folder", folder.display());
+        ensure!(folder.is_dir(), "{} is not a folder", folder.display());
         let config = read_json(&folder.join(CONFIG))?;
         let single = folder.join(WEIGHTS);
         let weights = if single.is_file() {
@@ -52,7 +51,7 @@ impl Checkpoint {
             let shards = shards(&read_json(&folder.join(INDEX))?)?;
             shards.into_iter().map(|shard| folder.join(shard)).collect()
         } else {
-            bail!("{}: neither {WEIGHTS} nor {INDEX} is there; weights must be safetensors", folder.display())
+            bail!("{}: {WEIGHTS} and {INDEX} are both missing; weights must be safetensors", folder.display())
         };
         if let Some(missing) = weights.iter().find(|file| !file.is_file()) {
             bail!("{} is missing, though {INDEX} names it", missing.display());
@@ -61,10 +60,10 @@ impl Checkpoint {
         Ok(Self { config, weights, tokenizer, source })
     }
 
-    /// Checks that the tensors a model needs are there with their shapes, from the files' headers.
+    /// Checks names and shapes of the tensors that a model needs, from the headers of the files.
     ///
     /// # Errors
-    /// One line that names the first of the missing or misshapen tensors, or of those that the model would leave out.
+    /// If tensors are missing, have the wrong shape, or have no place in the model.
     pub fn check(&self, needed: &[(String, Vec<usize>)]) -> Result<()> {
         let found = self.shapes()?;
         let missing: Vec<_> =
@@ -77,7 +76,7 @@ impl Checkpoint {
             .collect();
         ensure!(misshapen.is_empty(), "{}: {}", self.source, listed(&misshapen));
         let needed: BTreeSet<_> = needed.iter().map(|(name, _)| name).collect();
-        // A tied head is often saved as well, and old files hold buffers of RoPE's frequencies; both are computed.
+        // Files may also hold a tied head, and old files hold buffers of RoPE frequencies; both are computed.
         let left_out: Vec<_> = found
             .into_keys()
             .filter(|name| !needed.contains(name) && name != "lm_head.weight" && !name.ends_with("rotary_emb.inv_freq"))
@@ -86,10 +85,10 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// How experts are stored, if there are any.
+    /// How the weights of experts are stored. [`ExpertLayout::Single`] if there are no experts.
     ///
     /// # Errors
-    /// When a file's header can't be read.
+    /// If the header of a file cannot be read.
     pub fn expert_layout(&self) -> Result<ExpertLayout> {
         let is_stacked = self.shapes()?.keys().any(|name| name.ends_with(STACKED_GATE_UP));
         Ok(if is_stacked { ExpertLayout::Stacked } else { ExpertLayout::Single })
@@ -116,46 +115,45 @@ impl Checkpoint {
         Ok(shapes)
     }
 
-    /// The weights, memory-mapped, converted to `dtype` as a model asks for them.
+    /// The memory-mapped weights. Each tensor is converted to `dtype` when the model requests it.
     ///
     /// # Errors
-    /// When a file can't be mapped.
+    /// If a file cannot be mapped.
     pub fn weights(&self, dtype: DType, device: &Device) -> Result<VarBuilder<'static>> {
         Ok(VarBuilder::from_backend(Box::new(map(&self.weights)?), dtype, device.clone()))
     }
 
-    /// The tokenizer, if there is one.
+    /// The tokenizer, if the folder has one.
     ///
     /// # Errors
-    /// When it can't be read, or its vocabulary is larger than the model's. Tokens that were added to the vocabulary may
-    /// lie beyond: gemma-3-1b's tokenizer has one for images, which the text model has no embedding for and no text
-    /// makes.
+    /// If it cannot be read, or its vocabulary is larger than the model's. Added tokens may have larger ids: the tokenizer of
+    /// gemma-3-1b has one for images, for which the text model has no embedding and which text never produces.
     pub fn tokenizer(&self, vocab_size: usize) -> Result<Option<Tokenizer>> {
         let Some(file) = &self.tokenizer else { return Ok(None) };
         let mut tokenizer = Tokenizer::from_file(file)
-            .map_err(|error| anyhow::anyhow!("{}: no tokenizer: {}", file.display(), one_line(&error)))?;
-        // Some files keep the length that a training cut or filled its texts to. It says nothing about prompts.
+            .map_err(|error| anyhow::anyhow!("{}: not a tokenizer: {}", file.display(), one_line(&error)))?;
+        // Some files keep the truncation and padding of training, which do not apply to prompts.
         tokenizer.with_padding(None);
         tokenizer
             .with_truncation(None)
-            .map_err(|error| anyhow::anyhow!("{}: no tokenizer: {}", file.display(), one_line(&error)))?;
+            .map_err(|error| anyhow::anyhow!("{}: not a tokenizer: {}", file.display(), one_line(&error)))?;
         let largest = tokenizer.get_vocab(false).into_values().max().unwrap_or(0) as usize;
         ensure!(
             largest < vocab_size,
-            "{}: it makes token ids up to {largest}, the model has {vocab_size}: they do not belong together",
+            "{}: it produces token ids up to {largest}, the model has {vocab_size}: they do not belong together",
             file.display()
         );
         Ok(Some(tokenizer))
     }
 }
 
-/// The files that an index names, each once.
+/// The distinct files that an index names.
 pub fn shards(index: &Value) -> Result<Vec<String>> {
     let map = index["weight_map"].as_object().with_context(|| format!("{INDEX} has no weight_map"))?;
     let mut files = BTreeSet::new();
     for file in map.values() {
         let name = file.as_str().unwrap_or_default();
-        // An index comes from elsewhere: it must not lead out of its folder.
+        // An index is untrusted: it must not name files outside its folder.
         let is_plain = name.ends_with(".safetensors") && Path::new(name).file_name().is_some_and(|own| own == name);
         ensure!(is_plain, "{INDEX} names {file}, which is no safetensors file beside it");
         files.insert(name.to_owned());
@@ -166,18 +164,17 @@ pub fn shards(index: &Value) -> Result<Vec<String>> {
 
 pub fn read_json(file: &Path) -> Result<Value> {
     let text = fs::read(file).with_context(|| format!("{} could not be read", file.display()))?;
-    serde_json::from_slice(&text).with_context(|| format!("{} is no JSON", file.display()))
+    serde_json::from_slice(&text).with_context(|| format!("{} is not JSON", file.display()))
 }
 
-/// Maps files and reads their headers, which finds truncated and corrupt ones.
+/// Maps files and reads their headers, which detects truncated and corrupt files.
 pub fn map(files: &[impl AsRef<Path>]) -> Result<MmapedSafetensors> {
     for file in files {
         let file = file.as_ref();
         fs::File::open(file).with_context(|| format!("{} could not be read", file.display()))?;
     }
-    // SAFETY: sound as long as nobody changes or shortens the files while they are mapped, which no program can rule
-    // out for another. A checkpoint that a benchmark reads is not written to meanwhile: the Hub's cache renames finished
-    // files into place and never edits them.
+    // SAFETY: sound as long as no program changes or truncates the files while they are mapped, which cannot be enforced. The
+    // Hub's cache renames finished files into place and never edits them.
     unsafe { MmapedSafetensors::multi(files) }.map_err(|error| {
         let names: Vec<_> = files.iter().map(|file| file.as_ref().display().to_string()).collect();
         anyhow::anyhow!("{} is truncated or corrupt: {}; fetch it again", listed(&names), one_line(&error))
@@ -296,16 +293,16 @@ mod tests {
         let error = checkpoint.tokenizer(2).expect_err("too many").to_string();
         assert!(error.contains("up to 2, the model has 2"), "{error}");
         fs::write(folder.path().join(TOKENIZER), "{}").expect("written");
-        assert!(checkpoint.tokenizer(3).expect_err("none").to_string().contains("no tokenizer"));
+        assert!(checkpoint.tokenizer(3).expect_err("none").to_string().contains("not a tokenizer"));
     }
 
     #[test]
     fn what_is_not_there_is_said() {
         let folder = folder();
-        assert!(open(Path::new("no/such/folder")).expect_err("no folder").to_string().contains("is no folder"));
+        assert!(open(Path::new("no/such/folder")).expect_err("no folder").to_string().contains("is not a folder"));
         fs::write(folder.path().join(CONFIG), "{\n oops").expect("written");
         let error = format!("{:#}", open(folder.path()).expect_err("no JSON"));
-        assert!(error.contains("config.json is no JSON") && error.contains("line 2"), "{error}");
+        assert!(error.contains("config.json is not JSON") && error.contains("line 2"), "{error}");
         fs::remove_file(folder.path().join(CONFIG)).expect("removed");
         assert!(format!("{:#}", open(folder.path()).expect_err("no config")).contains("config.json could not be read"));
     }

@@ -1,5 +1,5 @@
-//! Weights that are trained: variables with seeded initial values, made as a model asks for them, and a way to see
-//! their shapes without making any.
+//! Weights that are trained: variables with seeded initial values that are created when a model requests them. Also lists the
+//! shapes of a model's weights without creating them.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -28,35 +28,35 @@ impl Variables {
         Self { seed, by_name: Arc::default() }
     }
 
-    /// Makes a variable for every tensor that is asked for, and hands out the same one for the same name. Each has initial
-    /// values of its own, which depend on the seed and the name only.
+    /// A builder that creates a variable for each requested name, and returns the same variable for the same name. Initial
+    /// values depend only on the seed and the name.
     pub fn builder(&self, dtype: DType, device: &Device) -> VarBuilder<'static> {
         VarBuilder::from_backend(Box::new(self.clone()), dtype, device.clone())
     }
 
-    /// The same values as plain tensors, from which nothing is learnt.
+    /// A builder of plain tensors with the same initial values, for models that are not trained.
     pub fn frozen(&self, dtype: DType, device: &Device) -> VarBuilder<'static> {
         VarBuilder::from_backend(Box::new(Frozen(self.clone())), dtype, device.clone())
     }
 
-    /// Every variable that was made, in the order of their names.
+    /// Every variable, ordered by name.
     pub fn all(&self) -> Vec<Var> {
         self.by_name.lock().map(|by_name| by_name.values().cloned().collect()).unwrap_or_default()
     }
 
-    /// Names and variables, in the order of [`Self::all`].
+    /// Every variable with its name, ordered by name.
     pub fn named(&self) -> BTreeMap<String, Var> {
         self.by_name.lock().map(|by_name| by_name.clone()).unwrap_or_default()
     }
 
-    /// Gives every variable the value of the tensor of its name.
+    /// Sets every variable to the tensor with its name.
     ///
     /// # Errors
-    /// When one is missing, has another shape, or nobody asks for it.
+    /// If a tensor is missing, has the wrong shape, or is not in the model.
     pub fn assign(&self, tensors: &HashMap<String, Tensor>) -> Result<()> {
         let variables = self.named();
         if let Some(unknown) = tensors.keys().find(|name| !variables.contains_key(*name)) {
-            bail!("tensor {unknown} is not one of this model's");
+            bail!("tensor {unknown} is not in this model");
         }
         for (name, variable) in variables {
             let tensor = tensors.get(&name).with_context(|| format!("tensor {name} is missing"))?;
@@ -91,11 +91,11 @@ impl Variables {
         Ok(match init {
             Init::Const(value) => vec![value as f32; count],
             Init::Uniform { lo, up } => (0..count).map(|_| lo as f32 + unit() * (up - lo) as f32).collect(),
-            // Box and Muller's transform.
+            // The Box-Muller transform.
             Init::Randn { mean, stdev } => (0..count)
                 .map(|_| mean as f32 + stdev as f32 * (-2.0 * unit().ln()).sqrt() * (TAU * unit()).cos())
                 .collect(),
-            Init::Kaiming { .. } => return Err(Error::Msg(format!("{name}: no such initial values are made"))),
+            Init::Kaiming { .. } => return Err(Error::Msg(format!("{name}: these initial values are not supported"))),
         })
     }
 }
@@ -135,10 +135,10 @@ impl SimpleBackend for Frozen {
     }
 }
 
-/// Names and shapes of a model's weights, by building it from tensors that take no memory.
+/// Names and shapes of a model's weights, found by building it from tensors that take no memory.
 ///
 /// # Errors
-/// When the model can't be built.
+/// If the model cannot be built.
 pub fn shapes<T>(build: impl FnOnce(VarBuilder<'static>) -> Result<T>) -> Result<BTreeMap<String, Shape>> {
     let seen = Seen::default();
     build(VarBuilder::from_backend(Box::new(seen.clone()), DType::F32, Device::Cpu))?;
@@ -153,7 +153,7 @@ impl SimpleBackend for Seen {
         if let Ok(mut shapes) = self.0.lock() {
             shapes.insert(name.to_owned(), shape.clone());
         }
-        // One number, seen everywhere.
+        // One element, broadcast to the shape.
         Tensor::zeros(vec![1; shape.rank()], dtype, device)?.broadcast_as(shape)
     }
 
@@ -171,7 +171,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn seeded_by_name_and_as_spread_as_was_asked() {
+    fn values_depend_on_seed_and_name_and_have_the_requested_moments() {
         let normal = Init::Randn { mean: 1.0, stdev: 0.5 };
         let values = |seed, name, init| Variables::new(seed).values(name, 40_000, init).expect("values");
         let drawn = values(1, "a", normal);
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn shapes_are_those_that_are_made() {
+    fn shapes_equal_those_of_the_variables() {
         let variables = Variables::new(0);
         let build = |weights: VarBuilder<'static>| {
             weights.get_with_hints((3, 4), "w", Init::Const(0.0))?;

@@ -1,4 +1,4 @@
-//! Which base, how large, and what of it is on.
+//! The configuration of a PSANN model: base, sizes and optional parts.
 
 use std::{fmt, str::FromStr};
 
@@ -11,13 +11,13 @@ use crate::{error::nearest, kernels::Decay};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Base {
-    /// Attention, and a feed-forward whose activation is a fading sine.
+    /// Attention, and a feed-forward whose activation is a damped sine.
     Respsann,
-    /// Respsann with a spectral branch. It sees later tokens.
+    /// Respsann with a spectral branch, which sees later tokens.
     Sgrpsann,
-    /// Respsann, with a temporal block if it is asked for; then it sees later tokens.
+    /// Respsann with an optional temporal block, which sees later tokens.
     Waveresnet,
-    /// LayerNorm and GELU in the place of RMSNorm and the sine.
+    /// LayerNorm and GELU instead of RMSNorm and the sine.
     Transformer,
 }
 
@@ -55,13 +55,13 @@ impl FromStr for Base {
     }
 }
 
-/// How a model knows where a token stands.
+/// The positional encoding of tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Encoding {
     Rope,
     Alibi,
-    /// Sines and cosines of the place, added to the embedding.
+    /// Sines and cosines of the position, added to the embedding.
     Sinusoidal,
 }
 
@@ -81,7 +81,7 @@ impl FromStr for Encoding {
     }
 }
 
-/// Initial values of the activation `A·exp(−d·g(z))·sin(f·z)`, and what it fades with.
+/// Initial values of the activation `A·exp(−d·g(z))·sin(f·z)`, and its decay function `g`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Sine {
@@ -97,7 +97,7 @@ impl Default for Sine {
     }
 }
 
-/// A model, in psannlm's words and with its defaults.
+/// A model. Names and defaults are those of psannlm.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PsannConfig {
@@ -110,14 +110,14 @@ pub struct PsannConfig {
     pub d_mlp: usize,
     pub positional_encoding: Encoding,
     pub sine: Sine,
-    /// Steps that the spectral branch of `sgrpsann` sees.
+    /// Number of steps that the spectral branch of `sgrpsann` sees.
     pub k_fft: usize,
     pub gate_init: f64,
     pub gate_strength: f64,
     /// Whether `waveresnet` has its temporal block.
     pub wave_interleave: bool,
     pub wave_kernel_size: usize,
-    /// The convolution of layer n is dilated by this to the power of n.
+    /// The dilation of the convolution of layer n is this value to the power of n.
     pub wave_dilation_growth: usize,
 }
 
@@ -144,7 +144,7 @@ impl Default for PsannConfig {
 
 impl PsannConfig {
     /// # Errors
-    /// One line that names what does not go together.
+    /// If sizes are 0 or contradict each other.
     pub fn check(&self) -> Result<()> {
         let base = self.base;
         for (name, size) in [
@@ -174,7 +174,7 @@ impl PsannConfig {
         for (name, value) in
             [("amp_init", self.sine.amp_init), ("freq_init", self.sine.freq_init), ("damp_init", self.sine.damp_init)]
         {
-            ensure!(value > 0.0 && value.is_finite(), "{base}: sine {name}={value}: it must be more than 0");
+            ensure!(value > 0.0 && value.is_finite(), "{base}: sine {name}={value}: it must be greater than 0");
         }
         Ok(())
     }

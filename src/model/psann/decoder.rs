@@ -50,12 +50,12 @@ impl Decoder {
         &self.config
     }
 
-    /// (vocabulary, width)
+    /// The embedding, (vocabulary, width).
     pub fn embedding(&self) -> &Tensor {
         &self.embedding
     }
 
-    /// (vocabulary, width)
+    /// The head, (vocabulary, width).
     pub fn head(&self) -> &Tensor {
         &self.head
     }
