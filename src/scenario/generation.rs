@@ -23,7 +23,7 @@ pub struct Generation {
 }
 
 /// How the next token is chosen. Transforms apply in the order of the fields, each over what the one before left.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Sampling {
     /// CTRL's penalty: positive logits divided by it, negative ones multiplied; `None` leaves them alone.
     pub repetition_penalty: Option<f32>,
