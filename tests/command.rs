@@ -337,7 +337,10 @@ fn a_comparison_fails_on_a_regression_and_only_then() {
     let json = compare(&["before", "target/candlepower/slower/records.jsonl", "--format", "json"]).stdout;
     let json: Value = serde_json::from_slice(&json).expect("JSON");
     assert_eq!(json["rows"][0]["verdict"], "slower");
-    assert_refused(&compare(&["before", "never"]), "never is no file of records, no run below target/candlepower");
+    assert_refused(
+        &compare(&["before", "never"]),
+        "there is no file of records, no run below target/candlepower and no Criterion baseline named never",
+    );
     assert_refused(&compare(&["before", "same", "--fail-above", "much"]), "a share is needed");
 }
 

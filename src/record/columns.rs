@@ -1,5 +1,4 @@
-//! Rows as columns with names and types, written as CSV and as Parquet. One list says what a file holds; both are made of
-//! it.
+//! A table of data as typed columns, written as CSV and as Parquet from one list of columns.
 
 use std::sync::Arc;
 
@@ -15,60 +14,148 @@ use parquet::{
     schema::types::Type,
 };
 
-/// A column of a table whose rows are `R`.
+use super::{Better, MeasureUnit};
+
+/// A column of a table whose rows are `R`. Every column may be empty in a row.
 pub struct Column<R> {
-    /// With its unit, where it has one.
+    /// Name in the header. It ends in the unit of the column, if the column has one.
     pub name: &'static str,
+    /// One or two sentences for the documentation.
+    pub explanation: String,
+    /// `None` where a unit means nothing, for example for a name.
+    pub unit: Option<MeasureUnit>,
+    pub better: Option<Better>,
+    pub data_type: DataType,
     pub get: Get<R>,
 }
 
-/// Type of a column, and how a row has it. Text is UTF-8; every column may be empty in a row.
-pub enum Get<R> {
-    Text(fn(&R) -> Option<String>),
-    Whole(fn(&R) -> Option<i64>),
-    Real(fn(&R) -> Option<f64>),
-    Flag(fn(&R) -> Option<bool>),
-    /// To the millisecond.
-    Time(fn(&R) -> Option<DateTime<Utc>>),
+/// Value of a column in a row; `None` leaves the cell empty.
+pub type Get<R> = Box<dyn Fn(&R) -> Option<Value>>;
+
+impl<R> Column<R> {
+    /// A column without a unit, typed by what `get` returns.
+    pub fn new<C: Cell>(name: &'static str, explanation: &str, get: impl Fn(&R) -> C + 'static) -> Self {
+        Self {
+            name,
+            explanation: explanation.to_owned(),
+            unit: None,
+            better: None,
+            data_type: C::DATA_TYPE,
+            get: Box::new(move |row| get(row).value()),
+        }
+    }
 }
 
-/// The table as CSV, with a line of names; what is missing is empty.
+/// Type of a column.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DataType {
+    /// UTF-8.
+    Text,
+    /// A 64-bit integer.
+    Whole,
+    /// A 64-bit floating-point number.
+    Real,
+    Flag,
+    /// A time in UTC, to the millisecond.
+    Time,
+}
+
+/// Value of a column in a row.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Value {
+    Text(String),
+    Whole(i64),
+    Real(f64),
+    Flag(bool),
+    Time(DateTime<Utc>),
+}
+
+impl Value {
+    /// The value as a number, if it is one.
+    pub fn number(&self) -> Option<f64> {
+        match self {
+            Self::Whole(value) => Some(*value as f64),
+            Self::Real(value) => Some(*value),
+            Self::Text(_) | Self::Flag(_) | Self::Time(_) => None,
+        }
+    }
+}
+
+/// A Rust type that a column can hold.
+pub trait Cell {
+    const DATA_TYPE: DataType;
+
+    /// `None` leaves the cell empty.
+    fn value(&self) -> Option<Value>;
+}
+
+macro_rules! cell {
+    ($type:ty, $kind:ident, |$value:ident| $convert:expr) => {
+        impl Cell for $type {
+            const DATA_TYPE: DataType = DataType::$kind;
+
+            fn value(&self) -> Option<Value> {
+                let $value = self;
+                $convert.map(Value::$kind)
+            }
+        }
+    };
+}
+
+cell!(String, Text, |text| Some(text.clone()));
+cell!(usize, Whole, |count| i64::try_from(*count).ok());
+cell!(u64, Whole, |count| i64::try_from(*count).ok());
+cell!(u32, Whole, |count| Some(i64::from(*count)));
+cell!(i64, Whole, |count| Some(*count));
+cell!(f64, Real, |value| Some(*value));
+cell!(bool, Flag, |flag| Some(*flag));
+cell!(DateTime<Utc>, Time, |time| Some(*time));
+
+impl<C: Cell> Cell for Option<C> {
+    const DATA_TYPE: DataType = C::DATA_TYPE;
+
+    fn value(&self) -> Option<Value> {
+        self.as_ref()?.value()
+    }
+}
+
+/// The table as CSV with a header line. A missing value is an empty cell.
 ///
 /// # Errors
-/// When the text can't be made.
+/// When a row cannot be encoded.
 pub fn csv<R>(columns: &[Column<R>], rows: &[R]) -> Result<Vec<u8>> {
     let mut writer = csv::Writer::from_writer(Vec::new());
     writer.write_record(columns.iter().map(|column| column.name))?;
     for row in rows {
-        let cell = |column: &Column<R>| match column.get {
-            Get::Text(get) => get(row),
-            Get::Whole(get) => get(row).map(|value| value.to_string()),
-            Get::Real(get) => get(row).map(|value| value.to_string()),
-            Get::Flag(get) => get(row).map(|value| value.to_string()),
-            Get::Time(get) => get(row).map(|value| value.to_rfc3339_opts(SecondsFormat::Millis, true)),
+        let text = |value| match value {
+            Value::Text(text) => text,
+            Value::Whole(value) => value.to_string(),
+            Value::Real(value) => value.to_string(),
+            Value::Flag(value) => value.to_string(),
+            Value::Time(value) => value.to_rfc3339_opts(SecondsFormat::Millis, true),
         };
-        writer.write_record(columns.iter().map(|column| cell(column).unwrap_or_default()))?;
+        writer.write_record(columns.iter().map(|column| (column.get)(row).map_or(String::new(), text)))?;
     }
-    writer.into_inner().context("the table could not be written")
+    writer.into_inner().context("the CSV table could not be written")
 }
 
-/// The table as a Parquet file of one row group, compressed with Snappy. Text is a UTF-8 string, whole numbers are INT64,
-/// others DOUBLE, flags BOOLEAN, times TIMESTAMP in milliseconds of UTC; every column is optional.
+/// The table as a Parquet file of one row group, compressed with Snappy. The types are UTF-8 string, INT64, DOUBLE,
+/// BOOLEAN, and TIMESTAMP in milliseconds of UTC. Every column is optional.
 ///
 /// # Errors
-/// When the file can't be made.
+/// When the file cannot be encoded.
 pub fn parquet<R>(columns: &[Column<R>], rows: &[R]) -> Result<Vec<u8>> {
-    write(columns, rows).map_err(|error| anyhow!("the Parquet file could not be made: {error}"))
+    write(columns, rows).map_err(|error| anyhow!("the Parquet file could not be written: {error}"))
 }
 
 fn write<R>(columns: &[Column<R>], rows: &[R]) -> parquet::errors::Result<Vec<u8>> {
     let field = |column: &Column<R>| {
-        let (physical, logical) = match column.get {
-            Get::Text(_) => (Physical::BYTE_ARRAY, Some(LogicalType::String)),
-            Get::Whole(_) => (Physical::INT64, None),
-            Get::Real(_) => (Physical::DOUBLE, None),
-            Get::Flag(_) => (Physical::BOOLEAN, None),
-            Get::Time(_) => (Physical::INT64, Some(LogicalType::timestamp(true, TimeUnit::MILLIS))),
+        let (physical, logical) = match column.data_type {
+            DataType::Text => (Physical::BYTE_ARRAY, Some(LogicalType::String)),
+            DataType::Whole => (Physical::INT64, None),
+            DataType::Real => (Physical::DOUBLE, None),
+            DataType::Flag => (Physical::BOOLEAN, None),
+            DataType::Time => (Physical::INT64, Some(LogicalType::timestamp(true, TimeUnit::MILLIS))),
         };
         let builder = Type::primitive_type_builder(column.name, physical).with_repetition(Repetition::OPTIONAL);
         builder.with_logical_type(logical).build().map(Arc::new)
@@ -81,15 +168,26 @@ fn write<R>(columns: &[Column<R>], rows: &[R]) -> parquet::errors::Result<Vec<u8
     let mut group = file.next_row_group()?;
     for column in columns {
         let Some(mut writer) = group.next_column()? else { break };
-        match column.get {
-            Get::Text(get) => {
-                put::<ByteArrayType, _>(&mut writer, rows, |row| get(row).map(|text| ByteArray::from(text.as_str())))?
-            }
-            Get::Whole(get) => put::<Int64Type, _>(&mut writer, rows, get)?,
-            Get::Real(get) => put::<DoubleType, _>(&mut writer, rows, get)?,
-            Get::Flag(get) => put::<BoolType, _>(&mut writer, rows, get)?,
-            Get::Time(get) => put::<Int64Type, _>(&mut writer, rows, |row| Some(get(row)?.timestamp_millis()))?,
+        let values = rows.iter().map(|row| (column.get)(row));
+        /// The values of one type; a column holds no other.
+        macro_rules! put {
+            ($type:ty, $kind:ident, |$value:ident| $convert:expr) => {
+                put::<$type>(
+                    &mut writer,
+                    values.map(|value| match value {
+                        Some(Value::$kind($value)) => Some($convert),
+                        _ => None,
+                    }),
+                )
+            };
         }
+        match column.data_type {
+            DataType::Text => put!(ByteArrayType, Text, |text| ByteArray::from(text.as_str())),
+            DataType::Whole => put!(Int64Type, Whole, |value| value),
+            DataType::Real => put!(DoubleType, Real, |value| value),
+            DataType::Flag => put!(BoolType, Flag, |value| value),
+            DataType::Time => put!(Int64Type, Time, |time| time.timestamp_millis()),
+        }?;
         writer.close()?;
     }
     group.close()?;
@@ -97,16 +195,15 @@ fn write<R>(columns: &[Column<R>], rows: &[R]) -> parquet::errors::Result<Vec<u8
     Ok(bytes)
 }
 
-/// Parquet keeps the values that there are, and for each row whether there is one.
-fn put<T: parquet::data_type::DataType, R>(
+/// Writes a column: the values that are present, and a definition level for each row.
+fn put<T: parquet::data_type::DataType>(
     writer: &mut SerializedColumnWriter<'_>,
-    rows: &[R],
-    get: impl Fn(&R) -> Option<T::T>,
+    values: impl Iterator<Item = Option<T::T>>,
 ) -> parquet::errors::Result<()> {
-    let values: Vec<Option<T::T>> = rows.iter().map(get).collect();
-    let is_there: Vec<i16> = values.iter().map(|value| value.is_some().into()).collect();
+    let values: Vec<Option<T::T>> = values.collect();
+    let is_present: Vec<i16> = values.iter().map(|value| value.is_some().into()).collect();
     let values: Vec<T::T> = values.into_iter().flatten().collect();
-    writer.typed::<T>().write_batch(&values, Some(&is_there), None)?;
+    writer.typed::<T>().write_batch(&values, Some(&is_present), None)?;
     Ok(())
 }
 
@@ -121,12 +218,15 @@ mod tests {
 
     type Row = (Option<&'static str>, Option<i64>, Option<f64>, Option<bool>);
 
-    const COLUMNS: [Column<Row>; 4] = [
-        Column { name: "name", get: Get::Text(|row| row.0.map(str::to_owned)) },
-        Column { name: "size_bytes", get: Get::Whole(|row| row.1) },
-        Column { name: "time_ms", get: Get::Real(|row| row.2) },
-        Column { name: "is_new", get: Get::Flag(|row| row.3) },
-    ];
+    fn columns() -> [Column<Row>; 4] {
+        [
+            Column::new("name", "", |row: &Row| row.0.map(str::to_owned)),
+            Column::new("size_bytes", "", |row: &Row| row.1),
+            Column::new("time_ms", "", |row: &Row| row.2),
+            Column::new("is_new", "", |row: &Row| row.3),
+        ]
+    }
+
     const ROWS: [Row; 3] = [
         (Some("größe, \"a\""), Some(i64::MAX), Some(0.1), Some(true)),
         (None, None, None, None),
@@ -134,8 +234,8 @@ mod tests {
     ];
 
     #[test]
-    fn parquet_has_the_types_and_the_gaps() {
-        let bytes = parquet(&COLUMNS, &ROWS).expect("a file");
+    fn parquet_has_types_and_missing_values() {
+        let bytes = parquet(&columns(), &ROWS).expect("a file");
         let reader = SerializedFileReader::new(bytes::Bytes::from(bytes)).expect("a Parquet file");
         let rows: Vec<Vec<Field>> = reader
             .get_row_iter(None)
@@ -149,8 +249,8 @@ mod tests {
     }
 
     #[test]
-    fn csv_has_a_line_of_names() {
-        let text = String::from_utf8(csv(&COLUMNS, &ROWS).expect("a table")).expect("UTF-8");
+    fn csv_has_a_header() {
+        let text = String::from_utf8(csv(&columns(), &ROWS).expect("a table")).expect("UTF-8");
         let lines: Vec<_> = text.lines().collect();
         assert_eq!(lines[0], "name,size_bytes,time_ms,is_new");
         assert_eq!(lines[1], "\"größe, \"\"a\"\"\",9223372036854775807,0.1,true");

@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr};
 
 use anyhow::{Result, ensure};
 
-use super::Subject;
+use super::{Record, Subject};
 
 /// The id of a benchmark. Criterion, records and reports use its text form.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -29,12 +29,41 @@ impl BenchmarkId {
     pub fn new(scenario: &str, subject: &Subject) -> Self {
         Self { scenario: scenario.to_owned(), model: subject.model.clone(), variant: subject.variant() }
     }
+
+    /// The id without its variant, for narrow displays.
+    pub fn without_variant(&self) -> String {
+        format!("{}/{}", self.scenario, self.model)
+    }
+}
+
+impl Record {
+    /// The id for other tools. The id of a sandbox record has a prefix, so that nobody mistakes it for a measurement.
+    pub fn exported_id(&self) -> String {
+        if self.sandbox { format!("sandbox/{}", self.id) } else { self.id.clone() }
+    }
+
+    /// The id of one metric of the benchmark, for other tools.
+    pub fn exported_metric_id(&self, metric: &str) -> String {
+        format!("{}/{metric}", self.exported_id())
+    }
+}
+
+/// The Criterion group of an id: the text before the first slash. For one of our ids it is the scenario. Ids of any form
+/// have a group, so that other crates' benchmarks in Criterion's folders can be compared too.
+pub fn group(id: &str) -> &str {
+    id.split('/').next().unwrap_or(id)
 }
 
 impl Subject {
     /// The last part of the subject's benchmark ids.
     pub fn variant(&self) -> Variant {
         Variant { engine: self.engine.clone(), dtype: self.dtype.clone(), device: self.device.clone() }
+    }
+
+    /// Architecture and sizes of a model whose name has the form `<architecture>-<sizes>`. The sizes are empty if the name
+    /// has none.
+    pub fn architecture_and_sizes(&self) -> (&str, &str) {
+        self.model.split_once('-').unwrap_or((&self.model, ""))
     }
 }
 
@@ -96,6 +125,12 @@ mod tests {
         }
         let id: BenchmarkId = "medium/llama-mini/llama-cpp-q4k-cpu".parse().expect("an id");
         assert_eq!((id.variant.engine.as_str(), id.variant.dtype.as_str()), ("llama-cpp", "q4k"));
+    }
+
+    #[test]
+    fn an_id_of_another_form_has_a_group() {
+        assert_eq!(group("medium/llama-mini/stock-f32-cpu"), "medium");
+        assert_eq!((group("fib 20"), group("sort/std/1000/x")), ("fib 20", "sort"));
     }
 
     #[test]

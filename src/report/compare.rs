@@ -1,4 +1,4 @@
-//! Did it change? Two runs or baselines side by side, a benchmark a row.
+//! Comparison of two runs or Criterion baselines, with a row for each benchmark.
 
 use std::{collections::BTreeMap, fmt::Write, path::Path};
 
@@ -11,43 +11,43 @@ use super::{
     table::markdown,
 };
 use crate::{
-    record::{self, Record, Status, Unit},
+    record::{self, Record, SampleUnit, Status},
     scenario,
 };
 
-/// What is compared, and how strictly.
+/// Thresholds of a comparison.
 #[derive(Clone, Copy, Debug, Serialize, JsonSchema)]
 pub struct Strictness {
-    /// Differences up to this share are granted to two runs of the same.
+    /// Share up to which a difference counts as noise between runs of the same code.
     pub noise: f64,
-    /// How often a comparison of two runs of the same may find any difference at all.
+    /// Probability with which a comparison of two runs of the same code may find any change.
     pub level: f64,
 }
 
-/// One of the two.
+/// One of the two runs of a comparison.
 #[derive(Debug, Default)]
 pub struct Side {
     pub name: String,
     benchmarks: BTreeMap<String, Benchmark>,
-    /// Benchmarks that failed, and lines that could not be read.
+    /// Failed benchmarks and unreadable lines.
     pub problems: Vec<String>,
-    /// What the machine and the software were, where records say so.
+    /// Properties of the machine and the software, if the run has records.
     setting: BTreeMap<&'static str, String>,
 }
 
 #[derive(Debug)]
 struct Benchmark {
-    unit: Unit,
+    unit: SampleUnit,
     samples: Vec<f64>,
     peak_bytes: Option<u64>,
     token_digest: Option<String>,
 }
 
 impl Side {
-    /// Finds what `name` means: a file of records, a folder with one, a run below `out`, or a baseline of Criterion's.
+    /// Finds a run by name: a file of records, a folder with such a file, a run below `out`, or a Criterion baseline.
     ///
     /// # Errors
-    /// When it is none of them; the error lists what there is.
+    /// When there is no such run; the error lists the baselines.
     pub fn find(name: &str, out: &Path, criterion_home: &Path) -> Result<Self> {
         let path = Path::new(name);
         let candidates = [
@@ -66,20 +66,20 @@ impl Side {
         if samples.is_empty() {
             let there = record::baselines(criterion_home).join(", ");
             bail!(
-                "{name} is no file of records, no run below {} and no baseline of Criterion's (there are: {})",
+                "there is no file of records, no run below {} and no Criterion baseline named {name} (baselines: {})",
                 out.display(),
                 if there.is_empty() { "none" } else { &there }
             );
         }
         let benchmark = |(id, ms): (String, Vec<f64>)| {
-            let benchmark = match scenario::is_in_bytes(id.split('/').next().unwrap_or_default()) {
-                // Criterion's files do not say so and count everything as nanoseconds.
+            let benchmark = match scenario::is_in_bytes(record::group(&id)) {
+                // Criterion's files have no unit and count everything as nanoseconds.
                 true => {
                     let samples: Vec<f64> = ms.iter().map(|ms| ms * 1e6).collect();
                     let peak_bytes = Some(median(&samples) as u64);
-                    Benchmark { unit: Unit::Bytes, samples, peak_bytes, token_digest: None }
+                    Benchmark { unit: SampleUnit::Bytes, samples, peak_bytes, token_digest: None }
                 }
-                false => Benchmark { unit: Unit::Ms, samples: ms, peak_bytes: None, token_digest: None },
+                false => Benchmark { unit: SampleUnit::Ms, samples: ms, peak_bytes: None, token_digest: None },
             };
             (id, benchmark)
         };
@@ -87,14 +87,14 @@ impl Side {
         Ok(Self { name: name.to_owned(), benchmarks, ..Self::default() })
     }
 
-    /// Of records that were read. Sandbox records are no measurements and are left out.
+    /// The side made of `records`. Sandbox records are left out, because they are not measurements.
     pub fn from_records(name: &str, records: &[Record]) -> Self {
         let mut side = Self { name: name.to_owned(), ..Self::default() };
         for record in records.iter().filter(|record| !record.sandbox) {
             match (&record.measures, record.status) {
                 (Some(measures), Status::Measured) => {
                     let (unit, samples) = measures.samples();
-                    // A benchmark that a run made again counts as it was the last time.
+                    // If a run repeated a benchmark, the last record counts.
                     side.benchmarks.insert(
                         record.id.clone(),
                         Benchmark {
@@ -110,7 +110,7 @@ impl Side {
                 }
             }
             side.setting = BTreeMap::from([
-                ("processor", record.machine.cpu.clone()),
+                ("CPU", record.machine.cpu.clone()),
                 ("GPU", record.machine.gpu.as_ref().map_or("none".into(), |gpu| gpu.name.clone())),
                 ("threads", record.machine.threads.to_string()),
                 ("kernel", record.machine.kernel.clone().unwrap_or_default()),
@@ -126,40 +126,43 @@ impl Side {
     }
 }
 
-/// What came out.
+/// Result of a comparison.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct Comparison {
     pub a: String,
     pub b: String,
     pub strictness: Strictness,
     pub rows: Vec<Row>,
-    /// Group → geometric mean of its ratios.
+    /// Geometric mean of the ratios of each group.
     pub groups: BTreeMap<String, f64>,
-    /// What is different beside the benchmarks, what is missing on one side, what could not be read.
+    /// Other differences, benchmarks that only one side has, and unreadable lines.
     pub remarks: Vec<String>,
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct Row {
     pub id: String,
-    pub unit: Unit,
-    /// Medians.
+    pub unit: SampleUnit,
+    /// Median of `a`.
     pub a: f64,
+    /// Median of `b`.
     pub b: f64,
-    /// That of `b` over that of `a`: more than 1 is slower, or takes more memory.
+    /// Median of `b` divided by that of `a`. Above 1, `b` is slower or uses more memory.
     pub ratio: f64,
-    /// Interval of the ratio, at the level of the comparison.
+    /// Lower end of the confidence interval of the ratio, at the level of the comparison.
     pub low: f64,
+    /// Upper end of the interval.
     pub high: f64,
-    /// Corrected for the number of benchmarks.
+    /// Probability of such a difference by chance, corrected for the number of benchmarks.
     pub p: f64,
     pub verdict: Verdict,
-    /// The smallest slow-down, as a share, that samples as spread as these would have shown; `null` when not even twice the
-    /// time would.
-    pub found_from: Option<f64>,
-    /// Peak memory of `b` over that of `a`.
+    /// Minimum detectable change: the smallest slowdown, as a share, that the test detects in samples with this spread.
+    /// `null` if it would not detect twice the time.
+    #[serde(rename = "found_from")]
+    pub minimum_detectable_change: Option<f64>,
+    /// Peak memory of `b` divided by that of `a`.
     pub memory_ratio: Option<f64>,
-    /// Whether both made the same tokens.
+    /// Whether both generated the same tokens.
     pub same_work: Option<bool>,
 }
 
@@ -168,19 +171,20 @@ pub struct Row {
 pub enum Verdict {
     Slower,
     Faster,
-    /// Takes more memory, or less: of what is measured in bytes.
+    /// More memory; only for a benchmark of memory.
     More,
+    /// Less memory.
     Less,
     Same,
 }
 
-/// Peak memory hardly varies between runs of the same: a rise of half a percent is one.
+/// Share up to which a difference in memory counts as noise. Peak memory hardly varies between runs of the same code.
 const MEMORY_NOISE: f64 = 0.005;
 
-/// Compares every benchmark that both have.
+/// Compares every benchmark that both sides have.
 ///
 /// # Errors
-/// When there is none.
+/// When they have none in common.
 pub fn compare(a: &Side, b: &Side, strictness: Strictness) -> Result<Comparison> {
     let level = strictness.level;
     let both: Vec<_> = a
@@ -193,8 +197,8 @@ pub fn compare(a: &Side, b: &Side, strictness: Strictness) -> Result<Comparison>
         bail!("{} and {} have no benchmark in common", a.name, b.name);
     }
     let granted = |unit| match unit {
-        Unit::Ms => strictness,
-        Unit::Bytes => Strictness { noise: MEMORY_NOISE, ..strictness },
+        SampleUnit::Ms => strictness,
+        SampleUnit::Bytes => Strictness { noise: MEMORY_NOISE, ..strictness },
     };
     let p_values: Vec<_> =
         both.iter().map(|(_, old, new)| p_value(&old.samples, &new.samples, granted(old.unit).noise)).collect();
@@ -214,12 +218,17 @@ pub fn compare(a: &Side, b: &Side, strictness: Strictness) -> Result<Comparison>
                 p,
                 verdict: match (old.unit, p < level) {
                     (_, false) => Verdict::Same,
-                    (Unit::Ms, true) if ratio > 1.0 => Verdict::Slower,
-                    (Unit::Ms, true) => Verdict::Faster,
-                    (Unit::Bytes, true) if ratio > 1.0 => Verdict::More,
-                    (Unit::Bytes, true) => Verdict::Less,
+                    (SampleUnit::Ms, true) if ratio > 1.0 => Verdict::Slower,
+                    (SampleUnit::Ms, true) => Verdict::Faster,
+                    (SampleUnit::Bytes, true) if ratio > 1.0 => Verdict::More,
+                    (SampleUnit::Bytes, true) => Verdict::Less,
                 },
-                found_from: found_from(&old.samples, &new.samples, granted(old.unit), both.len()),
+                minimum_detectable_change: minimum_detectable_change(
+                    &old.samples,
+                    &new.samples,
+                    granted(old.unit),
+                    both.len(),
+                ),
                 memory_ratio: old.peak_bytes.zip(new.peak_bytes).map(|(old, new)| new as f64 / old as f64),
                 same_work: old.token_digest.as_ref().zip(new.token_digest.as_ref()).map(|(old, new)| old == new),
             }
@@ -227,8 +236,7 @@ pub fn compare(a: &Side, b: &Side, strictness: Strictness) -> Result<Comparison>
         .collect();
     let mut logarithms: BTreeMap<String, Vec<f64>> = BTreeMap::new();
     for row in &rows {
-        let group = row.id.split('/').next().unwrap_or_default();
-        logarithms.entry(group.to_owned()).or_default().push(row.ratio.ln());
+        logarithms.entry(record::group(&row.id).to_owned()).or_default().push(row.ratio.ln());
     }
     let mean = |logarithms: Vec<f64>| (logarithms.iter().sum::<f64>() / logarithms.len() as f64).exp();
     Ok(Comparison {
@@ -241,16 +249,21 @@ pub fn compare(a: &Side, b: &Side, strictness: Strictness) -> Result<Comparison>
     })
 }
 
-/// The smallest slow-down that the test would find in samples with the spread of these.
-fn found_from(a: &[f64], b: &[f64], Strictness { noise, level }: Strictness, tests: usize) -> Option<f64> {
-    /// Slow-downs are tried in steps of this share.
+/// The smallest slowdown, as a share, that the test detects in samples with the spread of these.
+fn minimum_detectable_change(
+    a: &[f64],
+    b: &[f64],
+    Strictness { noise, level }: Strictness,
+    tests: usize,
+) -> Option<f64> {
+    /// Resolution of the search.
     const STEP: f64 = 0.001;
     let equal = median(a) / median(b);
     let is_found = |step: usize| {
         let slower: Vec<f64> = b.iter().map(|ms| ms * equal * (1.0 + step as f64 * STEP)).collect();
         p_value(a, &slower, noise) * (tests as f64) < level
     };
-    // The test is monotone in the slow-down, so halving finds where it turns.
+    // The test is monotone in the slowdown, so bisection finds the threshold.
     let (mut missed, mut found) = (0, (1.0 / STEP) as usize);
     if !is_found(found) {
         return None;
@@ -271,20 +284,20 @@ fn remarks(a: &Side, b: &Side, rows: &[Row]) -> Vec<String> {
         }
     }
     for (here, there) in [(a, b), (b, a)] {
-        // By group: a run of everything beside one of a single group would have a hundred lines.
+        // Remarks are by group, because a full run compared with one group would otherwise fill a hundred lines.
         let mut groups: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
         for id in here.benchmarks.keys().filter(|id| !there.benchmarks.contains_key(*id)) {
-            groups.entry(id.split('/').next().unwrap_or_default()).or_default().push(id);
+            groups.entry(record::group(id)).or_default().push(id);
         }
         remarks.extend(groups.into_iter().map(|(group, ids)| match ids.as_slice() {
-            [id] => format!("{id} is in {} only", here.name),
-            ids => format!("{} benchmarks of {group} are in {} only", ids.len(), here.name),
+            [id] => format!("{id} is only in {}", here.name),
+            ids => format!("{} benchmarks of {group} are only in {}", ids.len(), here.name),
         }));
         remarks.extend(here.problems.iter().map(|problem| format!("{}: {problem}", here.name)));
     }
     for row in rows {
         if row.same_work == Some(false) {
-            remarks.push(format!("{}: other tokens than before, so not the same work", row.id));
+            remarks.push(format!("{}: generated other tokens, so the two did not do the same work", row.id));
         }
         if let Some(ratio) = row.memory_ratio.filter(|ratio| (ratio - 1.0).abs() > MEMORY_NOISE) {
             remarks.push(format!("{}: peak memory {:+.1} %", row.id, (ratio - 1.0) * 100.0));
@@ -294,7 +307,7 @@ fn remarks(a: &Side, b: &Side, rows: &[Row]) -> Vec<String> {
 }
 
 impl Comparison {
-    /// Benchmarks that are significantly slower by more than `share`.
+    /// Benchmarks that are significantly slower, by more than `share`.
     pub fn regressions(&self, share: f64) -> Vec<&Row> {
         self.rows.iter().filter(|row| row.verdict == Verdict::Slower && row.ratio > 1.0 + share).collect()
     }
@@ -305,9 +318,19 @@ impl Comparison {
         self.rows.iter().filter(rose).collect()
     }
 
-    /// As aligned lines, which are Markdown too.
+    /// The comparison as an aligned Markdown table and remarks.
     pub fn text(&self) -> String {
-        let head = ["benchmark", &self.a, &self.b, "change", "interval", "p", "verdict", "found from", "peak memory"];
+        let head = [
+            "benchmark",
+            &self.a,
+            &self.b,
+            "change",
+            "interval",
+            "p",
+            "verdict",
+            "minimum detectable change",
+            "peak memory",
+        ];
         let mut rows = vec![head.map(str::to_owned).to_vec()];
         for row in &self.rows {
             rows.push(vec![
@@ -324,7 +347,7 @@ impl Comparison {
                     Verdict::Less => "less memory".into(),
                     Verdict::Same => "no change".into(),
                 },
-                row.found_from.map_or("n/a".into(), |share| change(1.0 + share)),
+                row.minimum_detectable_change.map_or("n/a".into(), |share| change(1.0 + share)),
                 row.memory_ratio.map_or("n/a".into(), change),
             ]);
         }
@@ -333,7 +356,7 @@ impl Comparison {
         let Strictness { noise, level } = self.strictness;
         let _ = writeln!(
             text,
-            "\nGeometric means: {}.\nChange of the median time, or peak memory where that is measured; p is corrected for {} benchmarks; up to {:.0} % of time and {:.1} % of memory counts as noise, and one comparison in {:.0} of two runs of the same may find a change. A slow-down is found from what the last column but one says.",
+            "\nGeometric means: {}.\nThe change is that of the median time, or of peak memory in benchmarks of memory; p is corrected for {} benchmarks; up to {:.0} % of time and {:.1} % of memory counts as noise, and one comparison in {:.0} of two runs of the same code may find a change. The minimum detectable change is the smallest slowdown that the test detects in samples with this spread.",
             groups.join(", "),
             self.rows.len(),
             noise * 100.0,
@@ -346,7 +369,7 @@ impl Comparison {
         text
     }
 
-    /// For a comment on a pull request: what changed in the open, the whole table folded away.
+    /// A comment for a pull request: the changes, and the whole table folded away.
     pub fn github(&self) -> String {
         let count = |verdict| self.rows.iter().filter(|row| row.verdict == verdict).count();
         let (slower, faster) = (count(Verdict::Slower), count(Verdict::Faster));
@@ -370,8 +393,10 @@ impl Comparison {
         text
     }
 
+    /// The comparison as JSON.
+    ///
     /// # Errors
-    /// Never for what a comparison holds.
+    /// When it cannot be encoded.
     pub fn json(&self) -> Result<String> {
         serde_json::to_string(self).context("the comparison could not be written")
     }
@@ -381,11 +406,11 @@ fn change(ratio: f64) -> String {
     format!("{:+.1} %", (ratio - 1.0) * 100.0)
 }
 
-fn quantity(unit: Unit, value: f64) -> String {
+fn quantity(unit: SampleUnit, value: f64) -> String {
     match unit {
-        Unit::Bytes => format!("{:.1} MB", value / 1e6),
-        Unit::Ms if value >= 100.0 => format!("{value:.0} ms"),
-        Unit::Ms => format!("{value:.2} ms"),
+        SampleUnit::Bytes => format!("{:.1} MB", value / 1e6),
+        SampleUnit::Ms if value >= 100.0 => format!("{value:.0} ms"),
+        SampleUnit::Ms => format!("{value:.2} ms"),
     }
 }
 
@@ -411,7 +436,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slow_down_beyond_the_noise_is_found_and_nothing_else() {
+    fn only_changes_beyond_the_noise_are_found() {
         let before = side(
             "before",
             &[
@@ -443,25 +468,25 @@ mod tests {
     }
 
     #[test]
-    fn what_would_have_been_found_is_said_and_true() {
+    fn the_minimum_detectable_change_is_detected_and_less_is_not() {
         let spread = |ms: f64, share: f64| (0..10).map(|i| ms * (1.0 + share * f64::from(i - 5))).collect::<Vec<_>>();
         let strictness = Strictness { noise: 0.03, level: 0.05 };
         let mut before = 0.0;
         for share in [0.0001, 0.004, 0.02] {
             let (a, b) = (spread(100.0, share), spread(130.0, share));
-            let from = found_from(&a, &b, strictness, 20).expect("something is found");
-            assert!(from > before, "the more spread, the less is found: {from} after {before}");
+            let from = minimum_detectable_change(&a, &b, strictness, 20).expect("a threshold");
+            assert!(from > before, "a wider spread raises the threshold: {from} after {before}");
             let slowed = |share: f64| b.iter().map(|ms| ms / 1.3 * (1.0 + share)).collect::<Vec<_>>();
             assert!(p_value(&a, &slowed(from), 0.03) * 20.0 < 0.05);
             assert!(p_value(&a, &slowed(from - 0.002), 0.03) * 20.0 >= 0.05);
             before = from;
         }
         assert!(before > 0.03 && before < 0.2, "{before}");
-        assert_eq!(found_from(&[1.0], &[1.0], strictness, 1), None, "of one sample each nothing can be found");
+        assert_eq!(minimum_detectable_change(&[1.0], &[1.0], strictness, 1), None, "one sample each detects nothing");
     }
 
     #[test]
-    fn a_rise_of_one_percent_in_memory_is_found_and_equality_is_none() {
+    fn a_rise_of_one_percent_in_memory_is_a_regression() {
         let of = |name, bytes| side(name, &[record("a/m/v", 10.0, |_, measures| measures.peak_bytes = Some(bytes))]);
         let strictness = Strictness { noise: 0.03, level: 0.05 };
         let compared = |bytes| compare(&of("a", 1_000_000), &of("b", bytes), strictness).expect("compared");
@@ -473,7 +498,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_different_beside_the_times_is_named() {
+    fn other_differences_are_remarks() {
         let alone = ["only/b/c", "many/b/c", "many/b/d"].map(|id| record(id, 1.0, |_, _| ()));
         let before = side("before", &[[record("a/b/c", 1.0, |_, _| ())].as_slice(), &alone].concat());
         let after = side(
@@ -487,8 +512,8 @@ mod tests {
         let remarks = compare(&before, &after, STRICTNESS).expect("one in common").remarks.join("\n");
         for part in [
             "another processor",
-            "only/b/c is in before only",
-            "2 benchmarks of many are in before only",
+            "only/b/c is only in before",
+            "2 benchmarks of many are only in before",
             "other tokens",
             "peak memory +1.0 %",
         ] {
@@ -497,7 +522,7 @@ mod tests {
     }
 
     #[test]
-    fn equal_constants_are_the_same() {
+    fn equal_constants_are_no_change() {
         let constant = |_: &mut Record, measures: &mut record::Generation| measures.sample_total_ms = vec![5.0; 10];
         let before = side("before", &[record("a/b/c", 1.0, constant)]);
         let comparison = compare(&before, &side("after", &[record("a/b/c", 1.0, constant)]), STRICTNESS).expect("one");
@@ -505,7 +530,7 @@ mod tests {
         assert!(comparison.remarks.is_empty());
     }
 
-    /// Of a benchmark that measures memory, the same in every sample.
+    /// A record of a benchmark of memory, with the same value in every sample.
     fn of_memory(bytes: u64) -> Record {
         let records = crate::runner::sandbox::records("run", 1, 1, chrono::Utc::now()).expect("records");
         let is_wanted = |record: &Record| scenario::is_in_bytes(&record.scenario);
@@ -518,7 +543,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_that_is_measured_is_compared_in_bytes() {
+    fn benchmarks_of_memory_are_compared_in_bytes() {
         let compared = |bytes| {
             let (before, after) = (side("before", &[of_memory(400_000_000)]), side("after", &[of_memory(bytes)]));
             compare(&before, &after, STRICTNESS).expect("one in common")
@@ -526,14 +551,14 @@ mod tests {
         assert_eq!(compared(400_000_000).rows[0].verdict, Verdict::Same);
         assert_eq!(compared(396_000_000).rows[0].verdict, Verdict::Less);
         let more = compared(404_000_000);
-        assert_eq!((more.rows[0].unit, more.rows[0].verdict), (Unit::Bytes, Verdict::More));
+        assert_eq!((more.rows[0].unit, more.rows[0].verdict), (SampleUnit::Bytes, Verdict::More));
         assert!(more.regressions(0.0).is_empty() && more.memory_regressions(0.01).len() == 1);
         assert!(more.text().contains("400.0 MB") && more.text().contains("more memory"), "{}", more.text());
         assert!(more.github().contains("memory: 1 more, 0 less"), "{}", more.github());
     }
 
     #[test]
-    fn a_baseline_of_criterions_has_bytes_where_bytes_were_measured() {
+    fn a_criterion_baseline_of_a_memory_benchmark_is_in_bytes() {
         let home = tempfile::tempdir().expect("a folder");
         let folder = home.path().join("bytes").join("main");
         std::fs::create_dir_all(&folder).expect("a folder");
@@ -544,11 +569,11 @@ mod tests {
         std::fs::write(folder.join("sample.json"), sample.to_string()).expect("written");
         let side = Side::find("main", home.path(), home.path()).expect("a baseline");
         let benchmark = &side.benchmarks[&id];
-        assert_eq!((benchmark.unit, benchmark.peak_bytes), (Unit::Bytes, Some(400_000_000)));
+        assert_eq!((benchmark.unit, benchmark.peak_bytes), (SampleUnit::Bytes, Some(400_000_000)));
     }
 
     #[test]
-    fn sandbox_records_are_no_measurements() {
+    fn sandbox_records_are_left_out() {
         let made_up = record("a/b/c", 1.0, |record, _| record.sandbox = true);
         let before = side("before", std::slice::from_ref(&made_up));
         assert!(compare(&before, &before, STRICTNESS).is_err());

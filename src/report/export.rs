@@ -1,5 +1,4 @@
-//! A run in the forms that other tools read. Every figure of every benchmark that has one appears; what a benchmark's
-//! figures are, [`Measures::metrics`] says.
+//! Exports of a run for other tools. Each export has every metric of every benchmark; [`Measures::metrics`] lists them.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,7 +11,7 @@ use serde_json::{Map, Value, json};
 
 use crate::record::{Better, Measures, Metric, Record};
 
-/// What can be written.
+/// Format of an export.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Format {
     /// JSON for github-action-benchmark's tool `customBiggerIsBetter`
@@ -27,16 +26,16 @@ pub enum Format {
     Registry,
 }
 
-/// The text of a file in that format.
+/// The records in a format.
 ///
 /// # Errors
-/// When it can't be written.
+/// When the text cannot be encoded.
 pub fn export(records: &[&Record], format: Format) -> Result<String> {
-    let rows: Vec<Measured> = records
+    let rows: Vec<Exported> = records
         .iter()
         .filter_map(|record| {
             let measures = record.measures.as_ref()?;
-            Some(Measured { record, metrics: measures.metrics(), measures })
+            Some(Exported { record, metrics: measures.metrics(), measures })
         })
         .collect();
     match format {
@@ -48,41 +47,34 @@ pub fn export(records: &[&Record], format: Format) -> Result<String> {
     }
 }
 
-struct Measured<'a> {
+struct Exported<'a> {
     record: &'a Record,
     metrics: Vec<Metric>,
     measures: &'a Measures,
 }
 
-impl Measured<'_> {
-    /// The benchmark's id; of a made-up one, with a word before it that keeps it apart.
-    fn id(&self) -> String {
-        if self.record.sandbox { format!("sandbox/{}", self.record.id) } else { self.record.id.clone() }
-    }
-}
-
-fn github(rows: &[Measured], better: Better) -> Result<String> {
+fn github(rows: &[Exported], better: Better) -> Result<String> {
     let entries: Vec<Value> = rows
         .iter()
         .flat_map(|row| row.metrics.iter().filter(|metric| metric.better == better).map(move |metric| (row, metric)))
         .map(|(row, metric)| {
             let commit = row.record.software.commit.as_deref().unwrap_or("unknown");
             json!({
-                "name": format!("{} {}", row.id(), metric.name),
-                "unit": metric.unit,
+                "name": format!("{} {}", row.record.exported_id(), metric.name),
+                "unit": metric.unit.name(),
                 "value": metric.value,
                 "extra": format!("{}, candle {}, commit {commit}", row.record.machine.name, row.record.software.candle),
             })
         })
         .collect();
-    serde_json::to_string_pretty(&entries).context("the entries could not be written")
+    serde_json::to_string_pretty(&entries).context("the export could not be written")
 }
 
-fn bencher(rows: &[Measured]) -> Result<String> {
+fn bencher(rows: &[Exported]) -> Result<String> {
     let mut benchmarks = Map::new();
     for row in rows {
         let mut measures = Map::new();
-        // Bencher's own name for time, in nanoseconds.
+        // `latency` is Bencher's built-in measure, in nanoseconds.
         let sample_ms = row.measures.sample_ms();
         if !sample_ms.is_empty() {
             let extreme = |pick: fn(f64, f64) -> f64| sample_ms.iter().copied().reduce(pick).map(|ms| ms * 1e6);
@@ -98,22 +90,19 @@ fn bencher(rows: &[Measured]) -> Result<String> {
         for metric in &row.metrics {
             measures.insert(metric.name.replace('_', "-"), json!({ "value": metric.value }));
         }
-        benchmarks.insert(row.id(), measures.into());
+        benchmarks.insert(row.record.exported_id(), measures.into());
     }
-    serde_json::to_string_pretty(&benchmarks).context("the benchmarks could not be written")
+    serde_json::to_string_pretty(&benchmarks).context("the export could not be written")
 }
 
-/// OpenMetrics asks for base units, and that a name ends in its unit.
+/// Name, unit and value of a metric in OpenMetrics, which requires base units and names that end in the unit.
 fn base_unit(metric: &Metric) -> (String, &'static str, f64) {
-    match metric.unit {
-        "ms" => (format!("{}_seconds", metric.name), "seconds", metric.value / 1e3),
-        "bytes" => (format!("{}_bytes", metric.name), "bytes", metric.value),
-        "J" => (format!("{}_joules", metric.name), "joules", metric.value),
-        _ => (metric.name.to_owned(), "", metric.value),
-    }
+    let (unit, factor) = metric.unit.base();
+    let name = if unit.is_empty() { metric.name.to_owned() } else { format!("{}_{unit}", metric.name) };
+    (name, unit, metric.value * factor)
 }
 
-fn openmetrics(rows: &[Measured]) -> String {
+fn openmetrics(rows: &[Exported]) -> String {
     let mut families: BTreeMap<String, (&str, Vec<String>)> = BTreeMap::new();
     for row in rows {
         let record = row.record;
@@ -151,7 +140,7 @@ fn openmetrics(rows: &[Measured]) -> String {
     text
 }
 
-fn registry(rows: &[Measured]) -> Result<String> {
+fn registry(rows: &[Exported]) -> Result<String> {
     #[derive(Serialize)]
     struct Entry {
         id: String,
@@ -161,14 +150,14 @@ fn registry(rows: &[Measured]) -> Result<String> {
         source: &'static str,
         tags: BTreeSet<String>,
     }
-    let entry = |row: &Measured, metric: &Metric| Entry {
-        id: format!("{}/{}", row.id(), metric.name),
+    let entry = |row: &Exported, metric: &Metric| Entry {
+        id: row.record.exported_metric_id(metric.name),
         name: format!("{} of {}, {}", metric.name.replace('_', " "), row.record.subject.model, row.record.scenario),
         compare: match metric.better {
             Better::Higher => "higher_is_better",
             Better::Lower => "lower_is_better",
         },
-        unit: metric.unit,
+        unit: metric.unit.name(),
         source: if row.record.sandbox { "candlepower sandbox" } else { "candlepower" },
         tags: [&row.record.scenario, &row.record.subject.engine, &row.record.subject.dtype, &row.record.subject.device]
             .into_iter()
@@ -177,7 +166,7 @@ fn registry(rows: &[Measured]) -> Result<String> {
     };
     let entries: Vec<Entry> =
         rows.iter().flat_map(|row| row.metrics.iter().map(move |metric| entry(row, metric))).collect();
-    serde_saphyr::to_string(&entries).context("the entries could not be written")
+    serde_saphyr::to_string(&entries).context("the export could not be written")
 }
 
 #[cfg(test)]
@@ -195,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn github_gets_what_is_better_when_bigger_apart_from_what_is_not() {
+    fn github_separates_the_directions() {
         let record = record(|_| {});
         let names = |format| -> Vec<String> {
             let entries: Vec<Value> = serde_json::from_str(&exported(&record, format)).expect("JSON");
@@ -232,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_made_up_says_so_everywhere() {
+    fn sandbox_records_are_marked_in_every_format() {
         let record = record(|record| record.sandbox = true);
         for format in [Format::GithubBigger, Format::GithubSmaller, Format::Bencher, Format::Registry] {
             assert!(exported(&record, format).contains("sandbox/short/llama-mini"), "{format:?}");
@@ -242,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn the_registry_says_which_way_is_better() {
+    fn the_registry_states_the_direction() {
         let record = record(|_| {});
         let entries: Vec<BTreeMap<String, Value>> =
             serde_saphyr::from_str(&exported(&record, Format::Registry)).expect("YAML");
@@ -253,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn a_benchmark_that_failed_has_no_figures() {
+    fn a_failed_benchmark_has_no_metrics() {
         let record = record(|record| record.measures = None);
         assert_eq!(exported(&record, Format::GithubBigger), "[]");
         assert_eq!(exported(&record, Format::Openmetrics), "# EOF\n");

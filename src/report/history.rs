@@ -72,7 +72,7 @@ pub fn histories(folder: &Path, part: &str, metric: Option<&str>, noise: f64) ->
                     id: record.id.clone(),
                     machine: record.machine.name.clone(),
                     metric: found.name.to_owned(),
-                    unit: found.unit,
+                    unit: found.unit.name(),
                     better: found.better,
                     points: Vec::new(),
                     moves: Vec::new(),

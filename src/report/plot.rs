@@ -540,8 +540,7 @@ fn draw(paint: impl for<'a> FnOnce(&Area<'a>) -> Drawn<'a>) -> Result<String> {
 }
 
 fn subject(row: &Row) -> String {
-    let variant = row.record.id.rsplit('/').next().unwrap_or_default();
-    format!("{} {variant}", row.record.subject.model)
+    format!("{} {}", row.record.subject.model, row.record.subject.variant())
 }
 
 /// The values in the order they first come up.

@@ -1,25 +1,29 @@
-//! Tables, one for each family of scenarios that was measured. Markdown is aligned so that it reads well in a terminal
-//! too.
+//! The tables of a report, one for each family of scenarios. The columns of measures come from the
+//! [table of measures](crate::record::measures); this file adds names and quotients. Markdown is aligned, so that it also
+//! reads well in a terminal.
 
 use std::fmt::Write;
 
 use crate::{
-    record::{Generation, Measures, Record, Status, Training},
+    record::{
+        Generation, MeasureUnit, Measures, Record, Status, Training,
+        measures::{Missing, TableColumn, TableKey, table_columns},
+    },
     scenario::{CHECKPOINT_MEMORY, MOE_TOP_K, PSANN_THROUGHPUT, SWEEP, TRAINING_SWEEP, dense_name},
 };
 
-/// A table and what must be read with it.
+/// A table and its notes.
 pub struct Table {
     pub title: &'static str,
-    /// The head first. All rows are as long.
+    /// The header is the first row. All rows have the same length.
     pub rows: Vec<Vec<String>>,
-    /// Columns that hold words, which come before those that hold numbers.
+    /// Number of text columns, which precede the columns of numbers.
     pub words: usize,
     pub notes: Vec<String>,
 }
 
 impl Table {
-    /// Without the title.
+    /// The table and its notes, without the title.
     pub fn markdown(&self) -> String {
         let mut text = markdown(&self.rows, self.words);
         for note in &self.notes {
@@ -29,163 +33,152 @@ impl Table {
     }
 }
 
-/// How a family of scenarios is shown: the first whose table takes a record has it.
+/// The table of a family of scenarios. A record belongs to the first family that takes it.
 struct Family {
+    key: TableKey,
     title: &'static str,
     takes: fn(&Record) -> bool,
-    head: &'static [&'static str],
-    words: usize,
-    /// Cells of a record, given all that the table takes.
-    cells: fn(&Record, &[&Record]) -> Option<Vec<String>>,
+    names: &'static [NameColumn],
+    /// Columns of numbers that are not measures.
+    extra: &'static [ExtraColumn],
     note: Option<&'static str>,
 }
 
+/// A column that names the benchmark.
+struct NameColumn {
+    header: &'static str,
+    text: fn(&Record) -> String,
+}
+
+/// A column of numbers that is computed from more than the record's measures.
+struct ExtraColumn {
+    /// Orders the column among those of measures.
+    place: u8,
+    header: &'static str,
+    /// Text for a record, given all measured records of the table.
+    text: fn(&Record, &[&Record]) -> String,
+}
+
+const SCENARIO: NameColumn = NameColumn { header: "scenario", text: |record| record.scenario.clone() };
+const MODEL: NameColumn = NameColumn { header: MODEL_HEADER, text: |record| record.subject.model.clone() };
+const VARIANT: NameColumn = NameColumn { header: "variant", text: variant };
+/// Header of the column that carries the marks of the notes.
+const MODEL_HEADER: &str = "model";
+
+const PARAMETERS: ExtraColumn = ExtraColumn {
+    place: 90,
+    header: "parameters M",
+    text: |record, _| number(record.subject.parameters.map(|count| count as f64 / 1e6)),
+};
+
 const FAMILIES: [Family; 6] = [
     Family {
+        key: TableKey::MixturePrefill,
         title: "Mixtures of experts: prefill",
         takes: |record| record.scenario == MOE_TOP_K[0].key,
-        head: &[
-            "model",
-            "variant",
-            "prefill tok/s",
-            "time / active twin",
-            "time / total twin",
-            "MFU",
-            "load factor",
-            "entropy bits",
-            "idle experts",
-            "parameters M",
-            "peak MB",
+        names: &[MODEL, VARIANT],
+        extra: &[
+            ExtraColumn {
+                place: 20,
+                header: ACTIVE_TWIN,
+                text: |record, all| twin_ratio(record, all, Twin::Active, prefill_rate),
+            },
+            ExtraColumn {
+                place: 30,
+                header: TOTAL_TWIN,
+                text: |record, all| twin_ratio(record, all, Twin::Total, prefill_rate),
+            },
+            PARAMETERS,
         ],
-        words: 2,
-        cells: |record, all| {
-            moe_cells(record, all, |measures| Some(measures.prefill_tokens_per_s), |measures| measures.mfu)
-        },
         note: Some(TWINS),
     },
     Family {
+        key: TableKey::MixtureDecode,
         title: "Mixtures of experts: decode",
         takes: |record| record.scenario == MOE_TOP_K[1].key,
-        head: &[
-            "model",
-            "variant",
-            "decode tok/s",
-            "time / active twin",
-            "time / total twin",
-            "MBU",
-            "load factor",
-            "entropy bits",
-            "idle experts",
-            "parameters M",
-            "peak MB",
+        names: &[MODEL, VARIANT],
+        extra: &[
+            ExtraColumn {
+                place: 20,
+                header: ACTIVE_TWIN,
+                text: |record, all| twin_ratio(record, all, Twin::Active, decode_rate),
+            },
+            ExtraColumn {
+                place: 30,
+                header: TOTAL_TWIN,
+                text: |record, all| twin_ratio(record, all, Twin::Total, decode_rate),
+            },
+            PARAMETERS,
         ],
-        words: 2,
-        cells: |record, all| moe_cells(record, all, |measures| measures.decode_tokens_per_s, |measures| measures.mbu),
         note: Some(TWINS),
     },
     Family {
+        key: TableKey::Sweep,
         title: "Architecture sweep",
         takes: |record| SWEEP.contains(&record.scenario),
-        head: &[
-            "scenario",
-            "architecture",
-            "model",
-            "variant",
-            "samples/s",
-            "step P50 ms",
-            "P95 ms",
-            "P99 ms",
-            "MFU",
-            "parameters M",
-            "peak MB",
-            "loss from",
-            "to",
+        names: &[
+            SCENARIO,
+            NameColumn { header: "architecture", text: |record| record.subject.architecture_and_sizes().0.to_owned() },
+            NameColumn { header: MODEL_HEADER, text: |record| record.subject.architecture_and_sizes().1.to_owned() },
+            VARIANT,
         ],
-        words: 4,
-        cells: |record, _| sweep_cells(record),
+        extra: &[PARAMETERS],
         note: Some("A sample is one window of the series."),
     },
     Family {
+        key: TableKey::Checkpointing,
         title: "Gradient checkpointing",
         takes: |record| CHECKPOINT_MEMORY.iter().any(|group| group.key == record.scenario),
-        head: &[
-            "scenario",
-            "model",
-            "variant",
-            "peak MB",
-            "between steps MB",
-            "activations MB",
-            "activations / plain",
-            "step P50 ms",
-            "time / plain",
-            "tok/s",
+        names: &[SCENARIO, MODEL, VARIANT],
+        extra: &[
+            ExtraColumn {
+                place: 30,
+                header: "activations MB",
+                text: |record, _| number(training(record).and_then(activation_bytes).map(|bytes| bytes / 1e6)),
+            },
+            ExtraColumn {
+                place: 40,
+                header: "activations / plain",
+                text: |record, all| plain_ratio(record, all, activation_bytes),
+            },
+            ExtraColumn {
+                place: 70,
+                header: "time / plain",
+                text: |record, all| plain_ratio(record, all, |measures| Some(measures.step_p50_ms)),
+            },
         ],
-        words: 3,
-        cells: checkpoint_cells,
         note: Some(
-            "Activations are what a step takes beyond what is in use between steps. The ratios are to the same model \
-             without checkpointing.",
+            "Activations are the peak memory of a step minus the memory in use between steps. The ratios are relative to \
+             the same model without checkpointing.",
         ),
     },
     Family {
+        key: TableKey::Training,
         title: "Language models in training",
         takes: |record| {
             let groups = PSANN_THROUGHPUT.iter().chain(TRAINING_SWEEP);
             groups.into_iter().any(|group| group.key == record.scenario)
         },
-        head: &[
-            "scenario",
-            "model",
-            "variant",
-            "batch tokens",
-            "tok/s",
-            "step P50 ms",
-            "P95 ms",
-            "MFU",
-            "parameters M",
-            "allocated MB",
-            "held MB",
-            "peak MB",
-            "parts",
-            "loss from",
-            "to",
-        ],
-        words: 3,
-        cells: |record, _| training_cells(record),
-        note: Some("Tokens are random: the loss shows that a step trains, not that a model learns."),
+        names: &[SCENARIO, MODEL, VARIANT],
+        extra: &[ExtraColumn { place: 80, ..PARAMETERS }],
+        note: Some("Tokens are random. The loss shows that a step trains, but the model learns nothing useful."),
     },
     Family {
+        key: TableKey::Generation,
         title: "Generation",
         takes: |record| matches!(record.measures, Some(Measures::Generation(_))),
-        head: &[
-            "scenario",
-            "model",
-            "variant",
-            "tok/s",
-            "decode tok/s",
-            "ITL P50 ms",
-            "ITL P95 ms",
-            "TTFT ms",
-            "MBU",
-            "waits",
-            "MFU",
-            "cache MB",
-            "peak MB",
-            "J/token",
-        ],
-        words: 3,
-        cells: |record, _| generation_cells(record),
+        names: &[SCENARIO, MODEL, VARIANT],
+        extra: &[],
         note: None,
     },
 ];
 
-/// What there is on a GPU only. Columns in which nobody has anything are left out.
-const OF_GPUS: [&str; 3] = ["waits", "J/token", "held MB"];
+const ACTIVE_TWIN: &str = "time / active twin";
+const TOTAL_TWIN: &str = "time / total twin";
+const TWINS: &str = "The active twin is a dense decoder as wide as the experts that a token is sent to. The total twin is as \
+    wide as all experts. dense-N is as wide as N experts. MBU counts only the weights of the chosen experts.";
 
-const TWINS: &str = "The active twin is a dense decoder as wide as the experts that a token is sent to, the total twin one as \
-    wide as all of them; dense-N is as wide as N experts. MBU counts the weights of the chosen experts only.";
-
-/// The tables of what was measured.
+/// The tables of the given records.
 pub fn tables<'a>(records: impl Iterator<Item = &'a Record>) -> Vec<Table> {
     let records: Vec<&Record> = records.collect();
     let place = |record: &Record| FAMILIES.iter().position(|family| (family.takes)(record));
@@ -194,39 +187,40 @@ pub fn tables<'a>(records: impl Iterator<Item = &'a Record>) -> Vec<Table> {
         table(family, &own)
     };
     let mut tables: Vec<Table> = FAMILIES.iter().enumerate().filter_map(table).collect();
-    // What everybody has comes first.
+    // Most reports have generations, so they come first.
     tables.sort_by_key(|table| table.title != "Generation");
     tables
 }
 
 fn table(family: &Family, records: &[&Record]) -> Option<Table> {
-    let mut rows = vec![family.head.iter().map(|cell| (*cell).to_owned()).collect::<Vec<_>>()];
-    let mut marks: Vec<String> = Vec::new();
-    let model = family.head.iter().position(|cell| *cell == "model").unwrap_or_default();
+    if records.is_empty() {
+        return None;
+    }
     let (measured, failed): (Vec<&Record>, Vec<&Record>) =
         records.iter().partition(|record| record.status == Status::Measured);
+
+    let mut marks: Vec<String> = Vec::new();
+    let mut rows = vec![family.names.iter().map(|column| column.header.to_owned()).collect::<Vec<_>>()];
     for record in &measured {
-        let Some(mut cells) = (family.cells)(record, &measured) else { continue };
         let doubts = record.conditions.iter().flat_map(|conditions| &conditions.doubts);
+        let mut marked = String::new();
         for note in record.deviates.iter().map(|why| format!("deviates: {why}")).chain(doubts.cloned()) {
             let number = marks.iter().position(|known| *known == note).unwrap_or_else(|| {
                 marks.push(note);
                 marks.len() - 1
             });
-            let _ = write!(cells[model], " [{}]", number + 1);
+            let _ = write!(marked, " [{}]", number + 1);
         }
-        rows.push(cells);
+        let name =
+            |column: &NameColumn| (column.text)(record) + if column.header == MODEL_HEADER { &marked } else { "" };
+        rows.push(family.names.iter().map(name).collect());
     }
-    if records.is_empty() {
-        return None;
-    }
-    for name in OF_GPUS {
-        if let Some(column) = rows[0].iter().position(|head| head == name)
-            && rows[1..].iter().all(|cells| cells[column] == number(None))
-        {
-            rows.iter_mut().for_each(|cells| drop(cells.remove(column)));
+    for (header, cells) in number_columns(family, &measured) {
+        for (row, cell) in rows.iter_mut().zip([header.to_owned()].into_iter().chain(cells)) {
+            row.push(cell);
         }
     }
+
     let mut notes: Vec<String> = Vec::new();
     if records.iter().any(|record| record.subject.synthetic_weights) {
         notes.push("Weights are synthetic: seeded, not trained.".into());
@@ -235,11 +229,56 @@ fn table(family: &Family, records: &[&Record]) -> Option<Table> {
     notes.extend(marks.iter().enumerate().map(|(number, mark)| format!("[{}] {mark}", number + 1)));
     let reason = |record: &&Record| format!("{}: failed: {}", record.id, record.reason.as_deref().unwrap_or_default());
     notes.extend(failed.iter().map(reason));
-    Some(Table { title: family.title, rows, words: family.words, notes })
+    Some(Table { title: family.title, rows, words: family.names.len(), notes })
+}
+
+/// Header and cells of each column of numbers, in the order of their places.
+fn number_columns(family: &Family, records: &[&Record]) -> Vec<(&'static str, Vec<String>)> {
+    let measures = table_columns(family.key).into_iter().filter_map(|column| {
+        let values: Vec<_> =
+            records.iter().map(|record| record.measures.as_ref().and_then(|all| column.value(all))).collect();
+        let is_shown = column.missing != Missing::NoColumn || values.iter().any(Option::is_some);
+        let cells = values.into_iter().map(|value| cell(&column, value)).collect();
+        is_shown.then_some((column.place, column.header, cells))
+    });
+    let extra = family.extra.iter().map(|column| {
+        let cells = records.iter().map(|record| (column.text)(record, records)).collect();
+        (column.place, column.header, cells)
+    });
+    let mut columns: Vec<(u8, &str, Vec<String>)> = measures.chain(extra).collect();
+    columns.sort_by_key(|(place, ..)| *place);
+    columns.into_iter().map(|(_, header, cells)| (header, cells)).collect()
+}
+
+/// The text of a value, or of a missing one.
+fn cell(column: &TableColumn, value: Option<(f64, MeasureUnit)>) -> String {
+    match (value, column.missing) {
+        (Some((value, unit)), _) => quantity(value, unit),
+        (None, Missing::NotAvailable | Missing::NoColumn) => number(None),
+        (None, Missing::Blank) => String::new(),
+    }
+}
+
+/// A value without its unit, which the header names. Bytes are in MB, and shares in percent.
+pub(super) fn quantity(value: f64, unit: MeasureUnit) -> String {
+    match unit {
+        MeasureUnit::Count | MeasureUnit::Tokens => format!("{value:.0}"),
+        MeasureUnit::Bytes => number(Some(value / 1e6)),
+        MeasureUnit::Share => format!("{:.0} %", value * 100.0),
+        MeasureUnit::Loss => format!("{value:.3}"),
+        MeasureUnit::None
+        | MeasureUnit::Ms
+        | MeasureUnit::TokensPerS
+        | MeasureUnit::WindowsPerS
+        | MeasureUnit::Ratio
+        | MeasureUnit::Bits
+        | MeasureUnit::Joules
+        | MeasureUnit::Watts => number(Some(value)),
+    }
 }
 
 fn variant(record: &Record) -> String {
-    record.id.rsplit('/').next().unwrap_or_default().to_owned()
+    record.subject.variant().to_string()
 }
 
 fn generation(record: &Record) -> Option<&Generation> {
@@ -249,27 +288,6 @@ fn generation(record: &Record) -> Option<&Generation> {
     }
 }
 
-fn sweep_cells(record: &Record) -> Option<Vec<String>> {
-    let Some(Measures::Sweep(measures)) = &record.measures else { return None };
-    let loss = |loss: Option<f64>| loss.map_or(String::new(), |loss| format!("{loss:.3}"));
-    let (architecture, sizes) = record.subject.model.split_once('-')?;
-    Some(vec![
-        record.scenario.clone(),
-        architecture.to_owned(),
-        sizes.to_owned(),
-        variant(record),
-        number(Some(measures.windows_per_s)),
-        number(Some(measures.step_p50_ms)),
-        number(Some(measures.step_p95_ms)),
-        number(Some(measures.step_p99_ms)),
-        percent(measures.mfu),
-        number(record.subject.parameters.map(|count| count as f64 / 1e6)),
-        number(measures.peak_bytes.map(|bytes| bytes as f64 / 1e6)),
-        loss(measures.first_loss),
-        loss(measures.last_loss),
-    ])
-}
-
 fn training(record: &Record) -> Option<&Training> {
     match &record.measures {
         Some(Measures::Training(measures)) => Some(measures),
@@ -277,110 +295,52 @@ fn training(record: &Record) -> Option<&Training> {
     }
 }
 
-fn megabytes(bytes: Option<u64>) -> String {
-    number(bytes.map(|bytes| bytes as f64 / 1e6))
+fn activation_bytes(measures: &Training) -> Option<f64> {
+    Some((measures.peak_bytes? - measures.allocated_bytes?) as f64)
 }
 
-fn training_cells(record: &Record) -> Option<Vec<String>> {
-    let measures = training(record)?;
-    let losses = measures.stability.as_ref().map(|stability| stability.losses.as_slice()).unwrap_or_default();
-    let loss = |loss: Option<&f64>| loss.map_or(String::new(), |loss| format!("{loss:.3}"));
-    Some(vec![
-        record.scenario.clone(),
-        record.subject.model.clone(),
-        variant(record),
-        measures.batch_tokens.to_string(),
-        number(Some(measures.tokens_per_s)),
-        number(Some(measures.step_p50_ms)),
-        number(Some(measures.step_p95_ms)),
-        percent(measures.mfu),
-        number(record.subject.parameters.map(|count| count as f64 / 1e6)),
-        megabytes(measures.allocated_bytes),
-        megabytes(measures.reserved_bytes),
-        megabytes(measures.peak_bytes),
-        measures.micro_batches.to_string(),
-        loss(losses.first()),
-        loss(losses.last()),
-    ])
+/// Quotient of a model with gradient checkpointing and the same model without. Empty for a model without.
+fn plain_ratio(record: &Record, all: &[&Record], of: fn(&Training) -> Option<f64>) -> String {
+    let Some(name) = record.subject.model.strip_suffix("-checkpointed") else { return String::new() };
+    let is_plain = |other: &&&Record| {
+        other.subject.model == name && other.scenario == record.scenario && variant(other) == variant(record)
+    };
+    let Some(plain) = all.iter().find(is_plain).and_then(|plain| training(plain)) else { return String::new() };
+    number(training(record).and_then(|kept| Some(of(kept)? / of(plain)?)))
 }
 
-fn checkpoint_cells(record: &Record, all: &[&Record]) -> Option<Vec<String>> {
-    let measures = training(record)?;
-    let activations = |measures: &Training| Some((measures.peak_bytes? - measures.allocated_bytes?) as f64);
-    let plain = record.subject.model.strip_suffix("-checkpointed").and_then(|name| {
-        let is_twin = |other: &&&Record| {
-            other.subject.model == name && other.scenario == record.scenario && variant(other) == variant(record)
-        };
-        training(all.iter().find(is_twin)?)
+/// The dense twin of a mixture: as wide as the experts of a token, or as all experts.
+#[derive(Clone, Copy)]
+enum Twin {
+    Active,
+    Total,
+}
+
+fn prefill_rate(measures: &Generation) -> Option<f64> {
+    Some(measures.prefill_tokens_per_s)
+}
+
+fn decode_rate(measures: &Generation) -> Option<f64> {
+    measures.decode_tokens_per_s
+}
+
+/// Time of a mixture divided by that of its twin. Empty for a dense model.
+fn twin_ratio(record: &Record, all: &[&Record], twin: Twin, rate: fn(&Generation) -> Option<f64>) -> String {
+    let Some((measures, routing)) =
+        generation(record).and_then(|measures| Some((measures, measures.routing.as_ref()?)))
+    else {
+        return String::new();
+    };
+    let name = dense_name(match twin {
+        Twin::Active => routing.top_k,
+        Twin::Total => routing.num_experts,
     });
-    let ratio = |of: &dyn Fn(&Training) -> Option<f64>| match plain {
-        Some(plain) => number(of(measures).zip(of(plain)).map(|(kept, plain)| kept / plain)),
-        None => String::new(),
-    };
-    Some(vec![
-        record.scenario.clone(),
-        record.subject.model.clone(),
-        variant(record),
-        megabytes(measures.peak_bytes),
-        megabytes(measures.allocated_bytes),
-        number(activations(measures).map(|bytes| bytes / 1e6)),
-        ratio(&activations),
-        number(Some(measures.step_p50_ms)),
-        ratio(&|measures| Some(measures.step_p50_ms)),
-        number(Some(measures.tokens_per_s)),
-    ])
+    let twin = all.iter().find(|other| other.subject.model == name && variant(other) == variant(record));
+    number(twin.and_then(|twin| Some(rate(generation(twin)?)? / rate(measures)?)))
 }
 
-fn generation_cells(record: &Record) -> Option<Vec<String>> {
-    let measures = generation(record)?;
-    Some(vec![
-        record.scenario.clone(),
-        record.subject.model.clone(),
-        variant(record),
-        number(Some(measures.tokens_per_s)),
-        number(measures.decode_tokens_per_s),
-        number(measures.itl_p50_ms),
-        number(measures.itl_p95_ms),
-        number(Some(measures.ttft_ms)),
-        percent(measures.mbu),
-        percent(measures.waiting_share),
-        percent(measures.mfu),
-        number(Some(measures.cache_used_bytes as f64 / 1e6)),
-        megabytes(measures.peak_bytes),
-        number(measures.joules_per_token),
-    ])
-}
-
-fn moe_cells(
-    record: &Record,
-    all: &[&Record],
-    rate: fn(&Generation) -> Option<f64>,
-    limit: fn(&Generation) -> Option<f64>,
-) -> Option<Vec<String>> {
-    let measures = generation(record)?;
-    let routing = measures.routing.as_ref();
-    let times_twin = |experts: Option<usize>| -> Option<f64> {
-        let name = dense_name(experts?);
-        let twin = all.iter().find(|other| other.subject.model == name && variant(other) == variant(record))?;
-        Some(rate(generation(twin)?)? / rate(measures)?)
-    };
-    let cell = |value: Option<f64>| if routing.is_some() { number(value) } else { String::new() };
-    Some(vec![
-        record.subject.model.clone(),
-        variant(record),
-        number(rate(measures)),
-        cell(times_twin(routing.map(|routing| routing.top_k))),
-        cell(times_twin(routing.map(|routing| routing.num_experts))),
-        percent(limit(measures)),
-        cell(routing.map(|routing| routing.load_balance_factor)),
-        cell(routing.map(|routing| routing.entropy_bits)),
-        if routing.is_some() { percent(routing.map(|routing| routing.idle_share)) } else { String::new() },
-        number(record.subject.parameters.map(|count| count as f64 / 1e6)),
-        number(measures.peak_bytes.map(|bytes| bytes as f64 / 1e6)),
-    ])
-}
-
-/// A table whose first row is its head; the first `left` columns are set to the left, the others to the right.
+/// An aligned Markdown table. The first row is the header. The first `left` columns are left-aligned, the others
+/// right-aligned.
 pub fn markdown(rows: &[Vec<String>], left: usize) -> String {
     let columns = rows.first().map_or(0, Vec::len);
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0).max(3);
@@ -403,7 +363,7 @@ pub fn markdown(rows: &[Vec<String>], left: usize) -> String {
     text
 }
 
-/// Three digits, which is what the figures are worth.
+/// Three significant digits, or `n/a`.
 pub(super) fn number(value: Option<f64>) -> String {
     match value {
         None => "n/a".into(),
@@ -413,22 +373,20 @@ pub(super) fn number(value: Option<f64>) -> String {
     }
 }
 
-fn percent(share: Option<f64>) -> String {
-    share.map_or("n/a".into(), |share| format!("{:.0} %", share * 100.0))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::runner::sandbox;
 
     #[test]
-    fn what_only_gpus_count_is_a_column_where_something_was_counted() {
+    fn a_column_of_gpus_appears_only_if_a_record_has_a_value() {
         let records = sandbox::records("run", 1, 1, chrono::Utc::now()).expect("records");
         let mut records: Vec<Record> = records.collect();
         let generations = |records: &[Record]| tables(records.iter()).remove(0).markdown();
         assert!(!generations(&records).contains("J/token"));
-        let Some(Measures::Generation(measures)) = &mut records[0].measures else { unreachable!("the first is one") };
+        let Some(Measures::Generation(measures)) = &mut records[0].measures else {
+            unreachable!("the first record is a generation")
+        };
         measures.joules_per_token = Some(0.345);
         let text = generations(&records);
         let rows: Vec<&str> = text.lines().filter(|line| line.starts_with("| ")).collect();

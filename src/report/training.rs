@@ -1,5 +1,5 @@
-//! What psannlm's own benchmarks write, of the records of a run: the throughput of each base, and memory with and without
-//! gradient checkpointing.
+//! Files in the form of psannlm's own benchmarks: the throughput of each base, and memory with and without gradient
+//! checkpointing.
 
 use anyhow::Result;
 use serde::Serialize;
@@ -10,15 +10,15 @@ use crate::{
     scenario::{CHECKPOINT_MEMORY, PSANN_THROUGHPUT, TrainingScenario},
 };
 
-/// Files of a report: name and content. None where nothing of the kind was measured.
+/// Name and content of each file. Empty if the records contain no such benchmark.
 ///
 /// # Errors
-/// When they can't be put together.
+/// When a file cannot be encoded.
 pub fn files(records: &[&Record]) -> Result<Vec<(&'static str, Vec<u8>)>> {
     let mut files = Vec::new();
     let throughput: Vec<Record> = of(records, PSANN_THROUGHPUT).into_iter().cloned().collect();
     if !throughput.is_empty() {
-        files.push(("throughput.csv", record::columns::csv(columns::THROUGHPUT, &throughput)?));
+        files.push(("throughput.csv", record::columns::csv(&columns::throughput(), &throughput)?));
         files.push(("throughput.md", best(&throughput).into_bytes()));
     }
     let memory: Vec<Memory> = of(records, CHECKPOINT_MEMORY).into_iter().filter_map(memory).collect();
@@ -30,7 +30,7 @@ pub fn files(records: &[&Record]) -> Result<Vec<(&'static str, Vec<u8>)>> {
     Ok(files)
 }
 
-/// Those that were measured in some groups.
+/// The measured records of the groups.
 fn of<'a>(records: &[&'a Record], groups: &[TrainingScenario]) -> Vec<&'a Record> {
     records
         .iter()
@@ -46,13 +46,19 @@ fn training(record: &Record) -> Option<&record::Training> {
     }
 }
 
+/// The base of a language model.
+fn base(record: &Record) -> String {
+    record.subject.architecture_and_sizes().0.to_owned()
+}
+
 /// The fastest batch of each base in each phase, as Markdown.
 fn best(records: &[Record]) -> String {
     let mut rows = vec![["base", "phase", "variant", "batch_tokens", "tokens_per_s"].map(str::to_owned).to_vec()];
     let mut best: Vec<(String, String, String, usize, f64)> = Vec::new();
     for record in records {
-        let (Some(measures), Some(base)) = (training(record), columns::base(record)) else { continue };
-        let variant = record.id.rsplit('/').next().unwrap_or_default().to_owned();
+        let Some(measures) = training(record) else { continue };
+        let base = base(record);
+        let variant = record.subject.variant().to_string();
         let found = (base, measures.phase.clone(), variant, measures.batch_tokens, measures.tokens_per_s);
         match best.iter_mut().find(|known| (&known.0, &known.1, &known.2) == (&found.0, &found.1, &found.2)) {
             Some(known) if known.4 < found.4 => *known = found,
@@ -76,16 +82,16 @@ struct Memory {
     grad_checkpoint: bool,
     amp: String,
     max_memory_mb: Option<f64>,
-    /// Of the median step.
+    /// Time of the median step.
     elapsed_s: f64,
     batch_tokens: usize,
 }
 
-/// The group that measures bytes has both figures; that which measures time would only say them again.
+/// The entry of a record of the group that measures bytes. The group that measures time has the same figures.
 fn memory(record: &Record) -> Option<Memory> {
     let measures = training(record).filter(|measures| !measures.sample_peak_bytes.is_empty())?;
     Some(Memory {
-        base: columns::base(record)?,
+        base: base(record),
         d_model: *record.subject.sizes.get("d_model")?,
         n_layers: *record.subject.sizes.get("n_layers")?,
         grad_checkpoint: measures.checkpointing,

@@ -1,5 +1,5 @@
-//! The live view: the records of a run as they come, a line a benchmark. What is shown and how it is drawn; the terminal and
-//! its keys are the command's.
+//! The live view of a run: a line for each benchmark, updated as records arrive. This file draws the view; the command owns
+//! the terminal and its keys.
 
 use std::{
     collections::BTreeMap,
@@ -16,10 +16,14 @@ use ratatui::{
     widgets::{Block, Cell, Paragraph, Row, Table},
 };
 
-use super::table::number;
-use crate::record::{Measures, Record, parse};
+use super::table::{number, quantity};
+use crate::record::{
+    BenchmarkId, Measures, Record,
+    measures::{TableColumn, TableKey, table_columns},
+    parse,
+};
 
-/// What the keys choose among: a value that records have, or all of them.
+/// A property of records by which the keys filter the view.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Filter {
     Batch,
@@ -53,23 +57,22 @@ impl Filter {
     }
 }
 
-/// What is known of one benchmark.
+/// One benchmark of the run.
 struct Benchmark {
     last: Record,
-    /// The headline of each record, and of the samples of the last.
-    course: Vec<f64>,
+    /// Headline of each record, at most [`KEPT_HEADLINES`].
+    headlines: Vec<f64>,
 }
 
-/// Records of a benchmark whose headlines are kept.
-const COURSE: usize = 100;
+const KEPT_HEADLINES: usize = 100;
 
-/// A run that is looked at.
+/// A run that is watched.
 pub struct Watched {
     path: PathBuf,
-    /// Bytes that have been read, up to the end of a line.
+    /// Bytes read so far, up to the end of a line.
     read_bytes: u64,
     benchmarks: BTreeMap<String, Benchmark>,
-    /// Ids in the order in which they came up.
+    /// Ids in the order of their first records.
     order: Vec<String>,
     chosen: BTreeMap<Filter, String>,
     unreadable: usize,
@@ -89,14 +92,14 @@ impl Watched {
         }
     }
 
-    /// Takes in the lines that were added since the last time. A line that is still being written is left for the next.
+    /// Reads the lines that were added since the last call. An incomplete line is left for the next call.
     ///
     /// # Errors
-    /// When the file can't be read.
+    /// When the file cannot be read.
     pub fn refresh(&mut self) -> io::Result<()> {
         let mut file = File::open(&self.path)?;
         if file.metadata()?.len() < self.read_bytes {
-            // Another file in the place of the one that was there.
+            // Another file took the place of the first.
             *self = Self { chosen: self.chosen.clone(), ..Self::new(&self.path) };
         }
         file.seek(SeekFrom::Start(self.read_bytes))?;
@@ -120,24 +123,24 @@ impl Watched {
         let id = record.id.clone();
         match self.benchmarks.get_mut(&id) {
             Some(benchmark) => {
-                if benchmark.course.len() == COURSE {
-                    benchmark.course.remove(0);
+                if benchmark.headlines.len() == KEPT_HEADLINES {
+                    benchmark.headlines.remove(0);
                 }
-                benchmark.course.extend(headline);
+                benchmark.headlines.extend(headline);
                 benchmark.last = record;
             }
             None => {
                 self.order.push(id.clone());
-                let course = headline.into_iter().collect();
-                self.benchmarks.insert(id, Benchmark { last: record, course });
+                let headlines = headline.into_iter().collect();
+                self.benchmarks.insert(id, Benchmark { last: record, headlines });
             }
         }
     }
 
-    /// Goes on to the next value that there is of a filter, and after the last to all.
+    /// Selects the next value of a filter. After the last value, the filter is off.
     pub fn turn(&mut self, filter: Filter) {
         let mut values: Vec<String> = self.benchmarks.values().map(|benchmark| filter.of(&benchmark.last)).collect();
-        // Numbers by what they are, so that 2 comes before 16.
+        // Numbers are ordered by value, so that 2 comes before 16.
         let order = |value: &String| (value.parse::<u64>().unwrap_or(u64::MAX), value.clone());
         values.sort_unstable_by_key(order);
         values.dedup();
@@ -158,7 +161,7 @@ impl Watched {
         self.order.iter().filter_map(|id| self.benchmarks.get(id)).filter(fits).collect()
     }
 
-    /// Draws the view on all of a terminal.
+    /// Draws the view on the whole terminal.
     pub fn draw(&self, frame: &mut Frame) {
         let [head, body, foot] =
             Layout::vertical([Constraint::Length(2), Constraint::Min(3), Constraint::Length(1)]).areas(frame.area());
@@ -173,7 +176,7 @@ impl Watched {
         let run = self.path.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy().into_owned();
         let mut first = format!("{run}: {} benchmarks, {failed} failed", self.benchmarks.len());
         if self.unreadable > 0 {
-            first.push_str(&format!(", {} lines can't be read", self.unreadable));
+            first.push_str(&format!(", {} unreadable lines", self.unreadable));
         }
         if self.benchmarks.values().any(|benchmark| benchmark.last.sandbox) {
             first.push_str("; with MADE-UP figures");
@@ -182,61 +185,67 @@ impl Watched {
             .iter()
             .filter_map(|(_, filter, name)| Some(format!("{name} {}", self.chosen.get(filter)?)))
             .collect();
-        let second = if chosen.is_empty() { "all are shown".into() } else { format!("only {}", chosen.join(", ")) };
+        let second = if chosen.is_empty() { "all benchmarks".into() } else { format!("only {}", chosen.join(", ")) };
         vec![Line::styled(first, Style::new().add_modifier(Modifier::BOLD)), Line::raw(second)]
     }
 
     fn table(&self, frame: &mut Frame, area: Rect) {
-        const HEAD: [&str; 7] = ["benchmark", "headline", "TTFT ms", "ITL ms", "peak MB", "watts", "course"];
+        const HEADLINE_WIDTH: u16 = 14;
+        const MEASURE_WIDTH: u16 = 7;
+        let columns = table_columns(TableKey::Live);
         let shown = self.shown();
         let first = self.scroll.min(shown.len().saturating_sub(1));
         let is_wide = area.width >= 120;
-        let course_width = if is_wide { 40 } else { 8 };
-        let id_width = area.width.saturating_sub(14 + 4 * 7 + course_width + 6 + 2);
+        let samples_width = if is_wide { 40 } else { 8 };
+        let column_count = columns.len() as u16;
+        // Two characters are the border, and one separates each of the columns.
+        let others = HEADLINE_WIDTH + column_count * MEASURE_WIDTH + samples_width + (column_count + 2) + 2;
+        let id_width = area.width.saturating_sub(others);
         let rows = shown.iter().skip(first).map(|benchmark| {
-            let [headline, ttft, itl, peak, watts] = cells(&benchmark.last);
             let Record { id, scenario, subject, .. } = &benchmark.last;
-            let short = format!("{scenario}/{}", subject.model);
+            let short = BenchmarkId::new(scenario, subject).without_variant();
             let id = shortened(if is_wide { id } else { &short }, id_width as usize);
-            let course = sparkline(&benchmark.course(), course_width as usize);
-            Row::new([id, headline, ttft, itl, peak, watts, course].map(Cell::from))
+            let measures = columns.iter().map(|column| measure(column, &benchmark.last));
+            let samples = sparkline(&benchmark.samples(), samples_width as usize);
+            Row::new([id, headline(&benchmark.last)].into_iter().chain(measures).chain([samples]).map(Cell::from))
         });
-        let widths = [id_width, 14, 7, 7, 7, 7, course_width].map(Constraint::Length);
-        let head = Row::new(HEAD).style(Style::new().add_modifier(Modifier::BOLD));
+        let widths = [id_width, HEADLINE_WIDTH]
+            .into_iter()
+            .chain(columns.iter().map(|_| MEASURE_WIDTH))
+            .chain([samples_width])
+            .map(Constraint::Length);
+        let headers = ["benchmark", "headline"].into_iter().chain(columns.iter().map(|column| column.header));
+        let head = Row::new(headers.chain(["samples"])).style(Style::new().add_modifier(Modifier::BOLD));
         let title = format!("{} of {}", shown.len(), self.order.len());
         frame.render_widget(Table::new(rows, widths).header(head).block(Block::bordered().title(title)), area);
     }
 }
 
 impl Benchmark {
-    /// What the sparkline shows: the headline over the records, or over the samples while there is one record.
-    fn course(&self) -> Vec<f64> {
-        match (&self.last.measures, self.course.len()) {
+    /// The values of the sparkline: the headlines of the records, or the rates of the samples if there is one record.
+    fn samples(&self) -> Vec<f64> {
+        match (&self.last.measures, self.headlines.len()) {
             (Some(measures), 0 | 1) => measures.sample_ms().iter().map(|ms| 1.0 / ms).collect(),
-            _ => self.course.clone(),
+            _ => self.headlines.clone(),
         }
     }
 }
 
-fn cells(record: &Record) -> [String; 5] {
-    let Some(measures) = &record.measures else {
-        return ["failed".into(), String::new(), String::new(), String::new(), String::new()];
-    };
-    let metrics = measures.metrics();
-    let of = |name: &str, scale: f64| {
-        let found = metrics.iter().find(|metric| metric.name == name);
-        found.map_or(String::new(), |metric| number(Some(metric.value * scale)))
-    };
-    let headline =
-        metrics.first().map_or(String::new(), |metric| format!("{} {}", number(Some(metric.value)), metric.unit));
-    let step = if of("itl_p50", 1.0).is_empty() { of("step_p50", 1.0) } else { of("itl_p50", 1.0) };
-    let value = |name: &str| metrics.iter().find(|metric| metric.name == name).map(|metric| metric.value);
-    let watts = value("joules_per_token").zip(value("tokens_per_s")).map(|(joules, rate)| joules * rate);
-    let watts = watts.map_or(String::new(), |watts| number(Some(watts)));
-    [headline, of("ttft", 1.0), step, of("peak_memory", 1e-6), watts]
+fn headline(record: &Record) -> String {
+    match record.measures.as_ref().map(Measures::metrics) {
+        None => "failed".into(),
+        Some(metrics) => metrics
+            .first()
+            .map_or(String::new(), |metric| format!("{} {}", number(Some(metric.value)), metric.unit.name())),
+    }
 }
 
-/// A text of at most so many characters, the middle left out.
+fn measure(column: &TableColumn, record: &Record) -> String {
+    let value = record.measures.as_ref().and_then(|measures| column.value(measures));
+    value.map_or(String::new(), |(value, unit)| quantity(value, unit))
+}
+
+/// The text with its middle replaced by `…`, if it has more than `width` characters.
 fn shortened(text: &str, width: usize) -> String {
     let count = text.chars().count();
     if count <= width || width < 5 {
@@ -247,7 +256,7 @@ fn shortened(text: &str, width: usize) -> String {
     chars[..front].iter().chain(&['…']).chain(&chars[count - back..]).collect()
 }
 
-/// The last values as bars of eight heights, from the least to the most of them.
+/// The last `width` values as bars of eight heights, from the smallest to the largest.
 fn sparkline(values: &[f64], width: usize) -> String {
     const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
     let last = &values[values.len().saturating_sub(width)..];
@@ -300,7 +309,7 @@ mod tests {
         file.write_all(b"nonsense\n").expect("written");
         watched.refresh().expect("read");
         let screen = screen(&watched, 80, 24);
-        assert!(screen.contains("2 benchmarks, 1 failed, 1 lines can't be read"), "{screen}");
+        assert!(screen.contains("2 benchmarks, 1 failed, 1 unreadable lines"), "{screen}");
 
         fs::write(&path, line("short/c/stock-f32-cpu", |_| {})).expect("written");
         watched.refresh().expect("read");
@@ -318,7 +327,7 @@ mod tests {
         let mut watched = Watched::new(&path);
         watched.refresh().expect("read");
         let small = screen(&watched, 80, 24);
-        for part in ["60 of 60", "headline", "TTFT ms", "ITL ms", "peak MB", "course", "tok/s", "q quit"] {
+        for part in ["60 of 60", "headline", "TTFT ms", "ITL ms", "peak MB", "watts", "samples", "tok/s", "q quit"] {
             assert!(small.contains(part), "{part} is missing from\n{small}");
         }
         let large = screen(&watched, 200, 50);

@@ -1,4 +1,4 @@
-//! The folder of a report: tables, data, plots and a page, written whole or not at all.
+//! The folder of a report: tables, data files, plots and an HTML page. A report is written completely or not at all.
 
 use std::{
     fmt::Write,
@@ -13,7 +13,7 @@ use serde::Serialize;
 use zip::{ZipWriter, write::SimpleFileOptions};
 
 use super::{
-    columns::RESULTS,
+    columns::results,
     html,
     joined::{Joined, Row},
     plot::plots,
@@ -23,33 +23,34 @@ use crate::record::{
     Conditions, Limits, Machine, Record, Setting, Software, columns, temporary_that_stays, write_whole,
 };
 
-/// File of the dated rows, one for each report of a machine.
+/// File that gets a dated row for each report of a machine.
 pub const LOG: &str = "GENERATION_LOG.md";
 
 const LOG_HEAD: &str = "# Generation log\n\nThe `medium` scenario of each report, newest last.\n\n\
 | date | model | variant | tok/s | decode tok/s | TTFT ms | candle | commit | report |\n\
 |---|---|---|---:|---:|---:|---|---|---|\n";
 
-/// Writes `<root>/<machine>/<utc>/` and a row of the machine's log. `criterion_home` is linked to where it is there.
-/// Returns the folder.
+/// Writes `<root>/<machine>/<utc>/` and a row of the machine's log, and returns the folder. The report links to Criterion's
+/// report in `criterion_home`, if that exists.
 ///
 /// # Errors
-/// When the folder can't be written to.
+/// When the folder cannot be written to.
 pub fn write(joined: &Joined, root: &Path, criterion_home: &Path, now: DateTime<Utc>) -> Result<PathBuf> {
     let first = joined.rows.first().context("a report needs at least one benchmark")?;
     let (machine, stamp) = (&first.record.machine.name, now.format("%Y%m%dT%H%M%SZ").to_string());
     let folder = root.join(machine).join(&stamp);
-    fs::create_dir_all(root.join(machine)).with_context(|| format!("{} could not be made", root.display()))?;
-    // Filled under another name, so that a report that is there is whole.
-    let filling = temporary_that_stays(0o777).tempdir_in(root.join(machine)).context("a folder could not be made")?;
+    fs::create_dir_all(root.join(machine)).with_context(|| format!("{} could not be created", root.display()))?;
+    // The folder gets its name only when it is complete.
+    let filling =
+        temporary_that_stays(0o777).tempdir_in(root.join(machine)).context("a folder could not be created")?;
     let what = if joined.is_sandbox { "Made-up figures, a sandbox of candlepower" } else { "candlepower" };
     let title = format!("{what} on {machine}, {}", now.format("%Y-%m-%d %H:%M UTC"));
     let plots = plots(&joined.rows)?;
 
     write_whole(&filling.path().join("README.md"), readme(&title, joined, first).as_bytes())?;
     write_whole(&filling.path().join("results.jsonl"), &jsonl(&joined.rows)?)?;
-    write_whole(&filling.path().join("results.csv"), &columns::csv(RESULTS, &joined.rows)?)?;
-    write_whole(&filling.path().join("results.parquet"), &columns::parquet(RESULTS, &joined.rows)?)?;
+    write_whole(&filling.path().join("results.csv"), &columns::csv(&results(), &joined.rows)?)?;
+    write_whole(&filling.path().join("results.parquet"), &columns::parquet(&results(), &joined.rows)?)?;
     let records: Vec<&Record> = joined.rows.iter().map(|row| &row.record).collect();
     for (name, content) in training::files(&records)? {
         write_whole(&filling.path().join(name), &content)?;
@@ -64,15 +65,15 @@ pub fn write(joined: &Joined, root: &Path, criterion_home: &Path, now: DateTime<
     let page = html::page(&title, joined, &plots, link.as_deref());
     write_whole(&filling.path().join("index.html"), page.as_bytes())?;
 
-    fs::rename(filling.keep(), &folder).with_context(|| format!("{} could not be made", folder.display()))?;
+    fs::rename(filling.keep(), &folder).with_context(|| format!("{} could not be created", folder.display()))?;
     log(&root.join(machine).join(LOG), joined, &stamp, now)?;
     Ok(folder)
 }
 
-/// Packs a report's folder into `<folder>.zip`, which unpacks to a folder of its name. Returns the file.
+/// Packs a report's folder into `<folder>.zip` and returns the file. The archive contains one folder of that name.
 ///
 /// # Errors
-/// When the folder can't be read or the file can't be written.
+/// When the folder cannot be read or the file cannot be written.
 pub fn zip(folder: &Path) -> Result<PathBuf> {
     let name = folder.file_name().context("a report's folder has a name")?.to_string_lossy().into_owned();
     let mut archive = ZipWriter::new(Cursor::new(Vec::new()));
@@ -88,8 +89,8 @@ pub fn zip(folder: &Path) -> Result<PathBuf> {
     Ok(file)
 }
 
-/// Criterion's own report as seen from a report's folder. Only a relative way there: a report that is kept must not
-/// carry the paths of the machine that made it.
+/// Link from a report's folder to Criterion's own report. It is always relative, because a kept report must not contain
+/// paths of the machine that wrote it.
 fn link_to_criterion(root: &Path, criterion_home: &Path) -> Option<String> {
     let index = criterion_home.join("report").join("index.html");
     let is_near = index.is_file() && index.is_relative() && root.is_relative();
@@ -186,7 +187,7 @@ fn log(file: &Path, joined: &Joined, stamp: &str, now: DateTime<Utc>) -> Result<
             now.format("%Y-%m-%d"),
             record.subject.model,
             if record.subject.synthetic_weights { " (synthetic)" } else { "" },
-            record.id.rsplit('/').next().unwrap_or_default(),
+            record.subject.variant(),
             table::number(Some(measures.tokens_per_s)),
             table::number(measures.decode_tokens_per_s),
             table::number(Some(measures.ttft_ms)),

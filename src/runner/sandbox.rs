@@ -196,13 +196,11 @@ fn generation(scenario: &scenario::Generation, feed_forward: Option<FeedForward>
         decode_tokens_per_s: decodes(1e3 / tpot_ms),
         tokens_per_s: 1e3 * scenario.new_tokens as f64 / total_ms,
         sampling_share: 0.001,
-        waiting_share: None,
         cache_used_bytes: 6144 * scenario.total_tokens() as u64,
         cache_allocated_bytes: 6144 * scenario.total_tokens() as u64,
         peak_bytes: Some(130_000_000 + draw.between(0.0, 1e6) as u64),
         mbu: decodes(0.12 / tpot_ms / 0.05),
         mfu: Some(0.06 * scenario.prompt_tokens as f64 / ttft_ms / 0.25),
-        joules_per_token: None,
         finish_reason: "length".into(),
         generated_tokens: scenario.new_tokens,
         token_digest: "0000000000000000".into(),
@@ -214,11 +212,17 @@ fn generation(scenario: &scenario::Generation, feed_forward: Option<FeedForward>
             step_flops: 60_000_000,
         }),
         routing,
+        // No other measure is made up.
+        ..Generation::default()
     }
 }
 
 fn combination(trains: bool, draw: &mut Draw) -> Sweep {
     let step_ms = draw.between(5.0, 100.0);
+    let losses = match trains {
+        true => Sweep { first_loss: Some(0.4), last_loss: Some(0.1), ..Sweep::default() },
+        false => Sweep::default(),
+    };
     Sweep {
         steps: 100,
         samples: 10,
@@ -229,8 +233,7 @@ fn combination(trains: bool, draw: &mut Draw) -> Sweep {
         windows_per_s: 8e3 / step_ms,
         peak_bytes: Some(draw.between(1e7, 1e8) as u64),
         mfu: Some(draw.between(0.05, 0.2)),
-        first_loss: trains.then_some(0.4),
-        last_loss: trains.then_some(0.1),
+        ..losses
     }
 }
 
@@ -256,13 +259,13 @@ fn training(group: &TrainingScenario, entry: &Trained, draw: &mut Draw) -> Train
         tokens_per_s: 1e3 * entry.batch_tokens() as f64 / step_ms,
         peak_bytes: Some(peak_bytes as u64),
         allocated_bytes: Some(250_000_000),
-        reserved_bytes: None,
         mfu: Some(draw.between(0.4, 0.6)),
         stability: trains.then(|| Stability {
             losses: (0..10).map(|step| 10.4 - 0.01 * f64::from(step)).collect(),
             gradient_norms: draw.around(1.0, 10),
             update_ratios: draw.around(1e-3, 10),
         }),
+        ..Training::default()
     }
 }
 

@@ -23,7 +23,7 @@ pub struct Generation {
 }
 
 /// How the next token is chosen. Transforms apply in the order of the fields, each to the result of the one before.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Sampling {
     /// The penalty of CTRL (Keskar et al. 2019): positive logits of earlier tokens are divided by it, negative ones multiplied.
     pub repetition_penalty: Option<f32>,

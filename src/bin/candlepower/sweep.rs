@@ -5,7 +5,7 @@ use std::{path::PathBuf, process::ExitCode};
 use anyhow::Result;
 use candlepower::{
     record::{self, Measures, Record, columns, write_whole},
-    report::{columns::SWEEP_COLUMNS, table},
+    report::{columns as report_columns, table},
     runner::{self, Progress, Session},
     scenario::SWEEP,
     settings::Settings,
@@ -94,7 +94,7 @@ impl Sweep {
         let read = record::read(&path)?;
         let records: Vec<Record> = read.records.into_iter().filter(|record| SWEEP.contains(&record.scenario)).collect();
         let file = folder.join("sweep.parquet");
-        write_whole(&file, &columns::parquet(SWEEP_COLUMNS, &records)?)?;
+        write_whole(&file, &columns::parquet(&report_columns::sweep(), &records)?)?;
         for table in table::tables(records.iter()) {
             println!("{}", table.markdown());
         }

@@ -1,0 +1,554 @@
+//! The table of measures. Each row is a field of a record, with its explanation, its unit, and every output that shows it.
+//!
+//! To add a measure, add a row here and fill the field where it is measured. Its type must be an `Option`, so that records
+//! from before it can still be read. The row generates the field of the record and of its JSON schema, the column of
+//! `results.csv` and `results.parquet`, the column of each table that it names, its entry in every export, and its line of
+//! the guide.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize, Serializer};
+
+use super::{
+    Better, Measures, Routing, Stability, Work,
+    columns::{Cell, DataType, Value},
+};
+use crate::scenario::Sampling;
+
+const HIGHER: Option<Better> = Some(Better::Higher);
+const LOWER: Option<Better> = Some(Better::Lower);
+
+/// Defines the measures of one kind of benchmark: a struct for records, and a table with a row for each field that has one.
+/// A field without a row is in the record only. Rows below `derived` are computed from the fields and are not in the record.
+macro_rules! measures {
+    (
+        $(#[$attribute:meta])*
+        $kind:ident {
+            $( $(#[doc = $doc:literal])* $(#[serde($serde:ident)])? $field:ident: $type:ty $(=> $row:expr)? ),* $(,)?
+        }
+        derived {
+            $( $(#[doc = $derived_doc:literal])* $derived:ident: $derived_type:ty = $get:expr => $derived_row:expr ),* $(,)?
+        }
+    ) => {
+        $(#[$attribute])*
+        #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+        pub struct $kind {
+            $( $(#[doc = $doc])* $(#[serde($serde)])? pub $field: $type, )*
+        }
+
+        impl $kind {
+            /// The rows of this kind of benchmark. A field without a row is `None`.
+            const MEASURES: &'static [Option<Measure>] = &[
+                $( measure!($kind, $field: $type, [$($doc),*], |measures: &$kind| measures.$field.value() $(, $row)?), )*
+                $( measure!($kind, $derived: $derived_type, [$($derived_doc),*], |measures: &$kind| {
+                    let get: fn(&$kind) -> $derived_type = $get;
+                    get(measures).value()
+                }, $derived_row), )*
+            ];
+        }
+    };
+}
+
+/// One entry of the table: `None` without a row. A row whose field or accessor is missing does not compile.
+macro_rules! measure {
+    ($kind:ident, $name:ident: $type:ty, [$($doc:literal),*], $get:expr) => {
+        None
+    };
+    ($kind:ident, $name:ident: $type:ty, [$($doc:literal),*], $get:expr, $row:expr) => {
+        Some(Measure {
+            name: stringify!($name),
+            explanation: concat!($($doc),*),
+            data_type: <$type as Cell>::DATA_TYPE,
+            value: |measures| match measures {
+                Measures::$kind(measures) => ($get)(measures),
+                _ => None,
+            },
+            row: $row,
+        })
+    };
+}
+
+/// A measure of one kind of benchmark.
+#[derive(Clone, Copy, Debug)]
+pub struct Measure {
+    /// Name of the field in the record.
+    pub name: &'static str,
+    /// The field's documentation, with a leading space.
+    explanation: &'static str,
+    pub data_type: DataType,
+    /// `None` for a benchmark of another kind, and where there is no value.
+    pub value: fn(&Measures) -> Option<Value>,
+    pub row: Row,
+}
+
+/// Where a measure is shown, and how.
+#[derive(Clone, Copy, Debug)]
+pub struct Row {
+    pub unit: MeasureUnit,
+    /// `None` where neither direction is better.
+    pub better: Option<Better>,
+    /// Column in `results.csv` and `results.parquet`.
+    pub results: Name,
+    /// Column in `sweep.parquet`.
+    pub sweep: Option<&'static str>,
+    /// Place among the exported metrics and name there, without the unit. The lowest place is the headline.
+    pub export: Option<(u8, &'static str)>,
+    /// Tables, the place of the column in each, and its header with the unit. Places only order columns: leave gaps.
+    pub tables: &'static [(TableKey, u8, &'static str)],
+    pub missing: Missing,
+}
+
+impl Row {
+    /// A column of the result files that no table shows.
+    const DATA: Self = Self {
+        unit: MeasureUnit::None,
+        better: None,
+        results: Name::OfField,
+        sweep: None,
+        export: None,
+        tables: &[],
+        missing: Missing::NotAvailable,
+    };
+}
+
+/// Name of a measure in an output.
+#[derive(Clone, Copy, Debug)]
+pub enum Name {
+    /// The output leaves the measure out.
+    LeftOut,
+    OfField,
+    Other(&'static str),
+}
+
+/// A table for people. `Live` is the view of `candlepower watch`; the others are the tables of a report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TableKey {
+    Generation,
+    MixturePrefill,
+    MixtureDecode,
+    Sweep,
+    Checkpointing,
+    Training,
+    Live,
+}
+
+/// How a table shows a missing value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Missing {
+    /// `n/a`: the value could not be measured.
+    NotAvailable,
+    /// An empty cell: the measure does not apply to the benchmark.
+    Blank,
+    /// `n/a`, and no column in a table where every value is missing.
+    NoColumn,
+}
+
+/// Unit of a measure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MeasureUnit {
+    /// Text or a flag.
+    None,
+    Count,
+    Tokens,
+    Ms,
+    TokensPerS,
+    WindowsPerS,
+    Bytes,
+    /// From 0 to 1. Tables print it in percent.
+    Share,
+    /// A quotient of two like quantities.
+    Ratio,
+    Bits,
+    /// A value of the loss function.
+    Loss,
+    Joules,
+    Watts,
+}
+
+impl MeasureUnit {
+    /// Short name, empty where values have no unit.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::None | Self::Count | Self::Ratio | Self::Loss => "",
+            Self::Tokens => "tokens",
+            Self::Ms => "ms",
+            Self::TokensPerS => "tok/s",
+            Self::WindowsPerS => "samples/s",
+            Self::Bytes => "bytes",
+            Self::Share => "share",
+            Self::Bits => "bits",
+            Self::Joules => "J",
+            Self::Watts => "W",
+        }
+    }
+
+    /// Name of the base unit as OpenMetrics spells it, and the factor to it. The name is empty where there is none.
+    pub const fn base(self) -> (&'static str, f64) {
+        match self {
+            Self::Ms => ("seconds", 1e-3),
+            Self::Bytes => ("bytes", 1.0),
+            Self::Joules => ("joules", 1.0),
+            Self::Watts => ("watts", 1.0),
+            Self::None
+            | Self::Count
+            | Self::Tokens
+            | Self::TokensPerS
+            | Self::WindowsPerS
+            | Self::Share
+            | Self::Ratio
+            | Self::Bits
+            | Self::Loss => ("", 1.0),
+        }
+    }
+}
+
+impl Serialize for MeasureUnit {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
+    }
+}
+
+impl Measure {
+    /// One or two sentences of plain English.
+    pub fn explanation(&self) -> &'static str {
+        self.explanation.trim_start()
+    }
+
+    /// Column in `results.csv` and `results.parquet`.
+    pub fn results_column(&self) -> Option<&'static str> {
+        match self.row.results {
+            Name::LeftOut => None,
+            Name::OfField => Some(self.name),
+            Name::Other(name) => Some(name),
+        }
+    }
+}
+
+/// The rows of every kind of benchmark.
+pub fn all() -> impl Iterator<Item = &'static Measure> {
+    [Generation::MEASURES, Sweep::MEASURES, Training::MEASURES].into_iter().flatten().flatten()
+}
+
+/// A column of a table for people.
+pub struct TableColumn {
+    pub place: u8,
+    pub header: &'static str,
+    pub missing: Missing,
+    /// Rows of the table of measures that have this header; kinds of benchmarks may share it.
+    measures: Vec<&'static Measure>,
+}
+
+impl TableColumn {
+    /// The value, and the unit that it is in.
+    pub fn value(&self, measures: &Measures) -> Option<(f64, MeasureUnit)> {
+        self.measures.iter().find_map(|measure| Some(((measure.value)(measures)?.number()?, measure.row.unit)))
+    }
+}
+
+/// The columns that rows put into a table, in their order.
+pub fn table_columns(table: TableKey) -> Vec<TableColumn> {
+    let mut columns: Vec<TableColumn> = Vec::new();
+    for measure in all() {
+        for &(_, place, header) in measure.row.tables.iter().filter(|(key, ..)| *key == table) {
+            match columns.iter_mut().find(|column| column.header == header) {
+                Some(column) => column.measures.push(measure),
+                None => {
+                    columns.push(TableColumn { place, header, missing: measure.row.missing, measures: vec![measure] })
+                }
+            }
+        }
+    }
+    columns.sort_by_key(|column| column.place);
+    columns
+}
+
+measures! {
+    /// Measures of a generation scenario. Each time is a median over the samples. Percentiles are over every step of every
+    /// sample.
+    Generation {
+        /// Tokens of the prompt.
+        prompt_tokens: usize => Row { unit: MeasureUnit::Tokens, ..Row::DATA },
+        /// Tokens that the scenario asks for.
+        new_tokens: usize => Row { unit: MeasureUnit::Tokens, ..Row::DATA },
+        /// How tokens are chosen.
+        sampling: Sampling,
+        /// Seed of the prompt and of sampling.
+        seed: u64,
+        /// Samples that were measured, warm-up excluded.
+        samples: usize => Row { unit: MeasureUnit::Count, ..Row::DATA },
+        /// Time of a generation, from the prompt to the last token.
+        total_ms: f64 => Row { unit: MeasureUnit::Ms, better: LOWER, ..Row::DATA },
+        /// Mean time of the generations of each sample, in the order of measurement.
+        sample_total_ms: Vec<f64>,
+        /// Time to first token (TTFT): from the prompt to the first generated token, sampling included.
+        ttft_ms: f64 => Row {
+            unit: MeasureUnit::Ms, better: LOWER, export: Some((40, "ttft")),
+            tables: &[(TableKey::Generation, 50, "TTFT ms"), (TableKey::Live, 10, "TTFT ms")], ..Row::DATA
+        },
+        /// Median inter-token latency (ITL): the time between successive tokens. Empty when one token was generated.
+        itl_p50_ms: Option<f64> => Row {
+            unit: MeasureUnit::Ms, better: LOWER, export: Some((50, "itl_p50")),
+            tables: &[(TableKey::Generation, 30, "ITL P50 ms"), (TableKey::Live, 20, "ITL ms")], ..Row::DATA
+        },
+        /// 95th percentile of the inter-token latency.
+        itl_p95_ms: Option<f64> => Row {
+            unit: MeasureUnit::Ms, better: LOWER, export: Some((60, "itl_p95")),
+            tables: &[(TableKey::Generation, 40, "ITL P95 ms")], ..Row::DATA
+        },
+        /// 99th percentile of the inter-token latency.
+        itl_p99_ms: Option<f64> => Row { unit: MeasureUnit::Ms, better: LOWER, ..Row::DATA },
+        /// Time per output token (TPOT): the mean inter-token latency.
+        tpot_ms: Option<f64> => Row { unit: MeasureUnit::Ms, better: LOWER, ..Row::DATA },
+        /// Prompt tokens divided by the time to first token.
+        prefill_tokens_per_s: f64 => Row {
+            unit: MeasureUnit::TokensPerS, better: HIGHER, export: Some((30, "prefill_tokens_per_s")),
+            tables: &[(TableKey::MixturePrefill, 10, "prefill tok/s")], ..Row::DATA
+        },
+        /// Tokens after the first divided by the time of their steps.
+        decode_tokens_per_s: Option<f64> => Row {
+            unit: MeasureUnit::TokensPerS, better: HIGHER, export: Some((20, "decode_tokens_per_s")),
+            tables: &[(TableKey::Generation, 20, "decode tok/s"), (TableKey::MixtureDecode, 10, "decode tok/s")],
+            ..Row::DATA
+        },
+        /// Generated tokens divided by the time of the whole generation. This is the headline of a generation.
+        tokens_per_s: f64 => Row {
+            unit: MeasureUnit::TokensPerS, better: HIGHER, tables: &[(TableKey::Generation, 10, "tok/s")], ..Row::DATA
+        },
+        /// Share of the total time spent choosing tokens.
+        sampling_share: f64 => Row { unit: MeasureUnit::Share, better: LOWER, ..Row::DATA },
+        /// Share of decode time spent waiting for the GPU after all work was submitted. Near 0 %: launch-bound. Near 100 %:
+        /// GPU-bound. Empty on a CPU.
+        #[serde(default)]
+        waiting_share: Option<f64> => Row {
+            unit: MeasureUnit::Share, tables: &[(TableKey::Generation, 70, "GPU wait")], missing: Missing::NoColumn,
+            ..Row::DATA
+        },
+        /// Bytes of the key-value cache that the last step read.
+        cache_used_bytes: u64 => Row {
+            unit: MeasureUnit::Bytes, better: LOWER, tables: &[(TableKey::Generation, 90, "cache MB")], ..Row::DATA
+        },
+        /// Bytes allocated for the key-value cache at the last step.
+        cache_allocated_bytes: u64 => Row { unit: MeasureUnit::Bytes, better: LOWER, ..Row::DATA },
+        /// Peak memory while a benchmark runs, weights included. For training, gradients, optimizer state and activations
+        /// are also included.
+        peak_bytes: Option<u64> => Row {
+            unit: MeasureUnit::Bytes, better: LOWER, export: Some((70, "peak_memory")),
+            tables: &[
+                (TableKey::Generation, 100, "peak MB"), (TableKey::MixturePrefill, 100, "peak MB"),
+                (TableKey::MixtureDecode, 100, "peak MB"), (TableKey::Live, 30, "peak MB"),
+            ],
+            ..Row::DATA
+        },
+        /// Model bandwidth utilization (MBU) of decode: bytes that the steps must read, divided by their time, as a share of
+        /// `read_bytes_per_s`.
+        mbu: Option<f64> => Row {
+            unit: MeasureUnit::Share, better: HIGHER,
+            tables: &[(TableKey::Generation, 60, "MBU"), (TableKey::MixtureDecode, 40, "MBU")], ..Row::DATA
+        },
+        /// Model FLOP utilization (MFU): required operations divided by time, as a share of `matrix_flops_per_s`. Generations
+        /// count the prefill over the time to first token. Training counts three forward passes over the median step.
+        mfu: Option<f64> => Row {
+            unit: MeasureUnit::Share, better: HIGHER,
+            tables: &[(TableKey::Generation, 80, "MFU"), (TableKey::MixturePrefill, 40, "MFU")], ..Row::DATA
+        },
+        /// Energy that the device used, divided by the number of generated tokens.
+        joules_per_token: Option<f64> => Row {
+            unit: MeasureUnit::Joules, better: LOWER, export: Some((80, "joules_per_token")),
+            tables: &[(TableKey::Generation, 110, "J/token")], missing: Missing::NoColumn, ..Row::DATA
+        },
+        /// `length` or `end_of_sequence`.
+        finish_reason: String,
+        /// Tokens that were generated.
+        generated_tokens: usize,
+        /// First 16 hexadecimal digits of the SHA-256 of the generated ids as little-endian u32. Equal digests mean equal
+        /// output.
+        token_digest: String => Row::DATA,
+        /// Median inter-token latency at each position.
+        itl_by_position_ms: Vec<f64>,
+        /// Bytes and operations that the two phases require. `null` in records from before this field.
+        #[serde(default)]
+        work: Option<Work>,
+        /// Use of the experts. `null` for a dense model.
+        #[serde(default)]
+        routing: Option<Routing>,
+    }
+    derived {
+        /// Tokens of the busiest expert divided by the mean over the experts, averaged over the layers. 1 is even.
+        load_balance_factor: Option<f64> = |m| Some(m.routing.as_ref()?.load_balance_factor) => Row {
+            unit: MeasureUnit::Ratio, better: LOWER, missing: Missing::Blank,
+            tables: &[(TableKey::MixturePrefill, 50, "load factor"), (TableKey::MixtureDecode, 50, "load factor")],
+            ..Row::DATA
+        },
+        /// Entropy of the distribution of tokens over experts, averaged over the layers. The maximum is the binary logarithm
+        /// of the number of experts.
+        routing_entropy_bits: Option<f64> = |m| Some(m.routing.as_ref()?.entropy_bits) => Row {
+            unit: MeasureUnit::Bits, better: HIGHER, missing: Missing::Blank,
+            tables: &[(TableKey::MixturePrefill, 60, "entropy bits"), (TableKey::MixtureDecode, 60, "entropy bits")],
+            ..Row::DATA
+        },
+        /// Share of the experts that received no token, averaged over the layers.
+        idle_expert_share: Option<f64> = |m| Some(m.routing.as_ref()?.idle_share) => Row {
+            unit: MeasureUnit::Share, better: LOWER, missing: Missing::Blank,
+            tables: &[(TableKey::MixturePrefill, 70, "idle experts"), (TableKey::MixtureDecode, 70, "idle experts")],
+            ..Row::DATA
+        },
+        /// The exported headline. Empty for a scenario of one token, whose rate the prefill already states.
+        headline_tokens_per_s: Option<f64> = |m| (m.new_tokens > 1).then_some(m.tokens_per_s) => Row {
+            unit: MeasureUnit::TokensPerS, better: HIGHER, results: Name::LeftOut, export: Some((10, "tokens_per_s")),
+            ..Row::DATA
+        },
+        /// Mean power of the device.
+        watts: Option<f64> = |m| Some(m.joules_per_token? * m.tokens_per_s) => Row {
+            unit: MeasureUnit::Watts, results: Name::LeftOut, tables: &[(TableKey::Live, 40, "watts")], ..Row::DATA
+        },
+    }
+}
+
+measures! {
+    /// Measures of one combination of the architecture sweep: training steps or forecasts.
+    Sweep {
+        /// Steps that were measured, warm-up excluded.
+        steps: usize => Row { unit: MeasureUnit::Count, results: Name::LeftOut, sweep: Some("steps"), ..Row::DATA },
+        /// Samples that were measured, warm-up excluded.
+        samples: usize => Row { unit: MeasureUnit::Count, ..Row::DATA },
+        /// Mean time of the steps of each sample, in the order of measurement.
+        sample_ms: Vec<f64>,
+        /// Windows of the series divided by the time of the median step.
+        windows_per_s: f64 => Row {
+            unit: MeasureUnit::WindowsPerS, better: HIGHER, results: Name::LeftOut, sweep: Some("samples_per_s"),
+            export: Some((10, "samples_per_s")), tables: &[(TableKey::Sweep, 10, "samples/s")], ..Row::DATA
+        },
+        /// Median time of a step.
+        step_p50_ms: f64 => Row {
+            unit: MeasureUnit::Ms, better: LOWER, sweep: Some("step_p50_ms"), export: Some((20, "step_p50")),
+            tables: &[(TableKey::Sweep, 20, "step P50 ms"), (TableKey::Live, 20, "ITL ms")], ..Row::DATA
+        },
+        /// 95th percentile of the time of a step.
+        step_p95_ms: f64 => Row {
+            unit: MeasureUnit::Ms, better: LOWER, sweep: Some("step_p95_ms"), export: Some((30, "step_p95")),
+            tables: &[(TableKey::Sweep, 30, "P95 ms")], ..Row::DATA
+        },
+        /// 99th percentile of the time of a step.
+        step_p99_ms: f64 => Row {
+            unit: MeasureUnit::Ms, better: LOWER, sweep: Some("step_p99_ms"),
+            tables: &[(TableKey::Sweep, 40, "P99 ms")], ..Row::DATA
+        },
+        /// Peak memory while a benchmark runs, weights included. For training, gradients, optimizer state and activations
+        /// are also included.
+        peak_bytes: Option<u64> => Row {
+            unit: MeasureUnit::Bytes, better: LOWER, sweep: Some("peak_bytes"), export: Some((40, "peak_memory")),
+            tables: &[(TableKey::Sweep, 100, "peak MB"), (TableKey::Live, 30, "peak MB")], ..Row::DATA
+        },
+        /// Model FLOP utilization (MFU) at the median step: operations of the matrix products divided by time, as a share of
+        /// `matrix_flops_per_s`. A training step counts as three forward passes.
+        mfu: Option<f64> => Row {
+            unit: MeasureUnit::Share, better: HIGHER, sweep: Some("mfu"), tables: &[(TableKey::Sweep, 50, "MFU")],
+            ..Row::DATA
+        },
+        /// Mean squared error before the first measured step. `null` where nothing is trained.
+        first_loss: Option<f64> => Row {
+            unit: MeasureUnit::Loss, results: Name::LeftOut, sweep: Some("first_loss"), missing: Missing::Blank,
+            tables: &[(TableKey::Sweep, 110, "first loss")], ..Row::DATA
+        },
+        /// Mean squared error before the last measured step. `null` where nothing is trained.
+        last_loss: Option<f64> => Row {
+            unit: MeasureUnit::Loss, results: Name::LeftOut, sweep: Some("last_loss"), missing: Missing::Blank,
+            tables: &[(TableKey::Sweep, 120, "last loss")], ..Row::DATA
+        },
+    }
+    derived {
+        /// Windows of the series divided by the time of the median step.
+        windows_per_s: f64 = |m| m.windows_per_s => Row {
+            unit: MeasureUnit::WindowsPerS, better: HIGHER, ..Row::DATA
+        },
+    }
+}
+
+measures! {
+    /// Measures of steps of a language model: training, or forward to the loss.
+    Training {
+        /// `train` or `forward`.
+        phase: String => Row::DATA,
+        /// Tokens that a step predicts.
+        batch_tokens: usize => Row {
+            unit: MeasureUnit::Tokens, tables: &[(TableKey::Training, 10, "batch tokens")], ..Row::DATA
+        },
+        /// Tokens of a batch divided by the time of the median step.
+        tokens_per_s: f64 => Row {
+            unit: MeasureUnit::TokensPerS, better: HIGHER, results: Name::Other("train_tokens_per_s"),
+            export: Some((10, "tokens_per_s")),
+            tables: &[(TableKey::Training, 20, "tok/s"), (TableKey::Checkpointing, 80, "tok/s")], ..Row::DATA
+        },
+        /// Tokens of each row of a batch.
+        tokens_per_row: usize,
+        /// Micro-batches that a batch was split into. 1 when the batch fitted at once.
+        micro_batches: usize => Row {
+            unit: MeasureUnit::Count, tables: &[(TableKey::Training, 120, "micro-batches")], ..Row::DATA
+        },
+        /// Whether gradient checkpointing was on: a layer keeps only its input and is computed again in the backward pass.
+        checkpointing: bool => Row::DATA,
+        /// Steps that were measured, warm-up excluded.
+        steps: usize,
+        /// Samples that were measured, warm-up excluded.
+        samples: usize => Row { unit: MeasureUnit::Count, ..Row::DATA },
+        /// Mean time of the steps of each sample, in the order of measurement. Empty for a benchmark of memory.
+        sample_ms: Vec<f64>,
+        /// Peak memory of each sample, as Criterion received it. Empty for a benchmark of time.
+        sample_peak_bytes: Vec<u64>,
+        /// Median time of a step.
+        step_p50_ms: f64 => Row {
+            unit: MeasureUnit::Ms, better: LOWER, export: Some((20, "step_p50")),
+            tables: &[
+                (TableKey::Training, 30, "step P50 ms"), (TableKey::Checkpointing, 60, "step P50 ms"),
+                (TableKey::Live, 20, "ITL ms"),
+            ],
+            ..Row::DATA
+        },
+        /// 95th percentile of the time of a step.
+        step_p95_ms: f64 => Row {
+            unit: MeasureUnit::Ms, better: LOWER, export: Some((30, "step_p95")),
+            tables: &[(TableKey::Training, 40, "P95 ms")], ..Row::DATA
+        },
+        /// 99th percentile of the time of a step.
+        step_p99_ms: f64 => Row { unit: MeasureUnit::Ms, better: LOWER, ..Row::DATA },
+        /// Peak memory while a benchmark runs, weights included. For training, gradients, optimizer state and activations
+        /// are also included.
+        peak_bytes: Option<u64> => Row {
+            unit: MeasureUnit::Bytes, better: LOWER, export: Some((40, "peak_memory")),
+            tables: &[
+                (TableKey::Training, 110, "peak MB"), (TableKey::Checkpointing, 10, "peak MB"),
+                (TableKey::Live, 30, "peak MB"),
+            ],
+            ..Row::DATA
+        },
+        /// Memory in use between steps.
+        allocated_bytes: Option<u64> => Row {
+            unit: MeasureUnit::Bytes, better: LOWER,
+            tables: &[(TableKey::Training, 90, "allocated MB"), (TableKey::Checkpointing, 20, "between steps MB")],
+            ..Row::DATA
+        },
+        /// Memory that the device's pool reserved, in use or not.
+        reserved_bytes: Option<u64> => Row {
+            unit: MeasureUnit::Bytes, better: LOWER, tables: &[(TableKey::Training, 100, "reserved MB")],
+            missing: Missing::NoColumn, ..Row::DATA
+        },
+        /// Model FLOP utilization (MFU) at the median step: operations of the matrix products divided by time, as a share of
+        /// `matrix_flops_per_s`. A training step counts as three forward passes, whether or not checkpointing repeats one.
+        mfu: Option<f64> => Row {
+            unit: MeasureUnit::Share, better: HIGHER, tables: &[(TableKey::Training, 50, "MFU")], ..Row::DATA
+        },
+        /// Loss, gradients and updates of each step. `null` where nothing is trained.
+        stability: Option<Stability>,
+    }
+    derived {
+        /// Loss before the first measured update: the mean cross-entropy in nats.
+        first_loss: Option<f64> = |m| m.stability.as_ref()?.losses.first().copied() => Row {
+            unit: MeasureUnit::Loss, missing: Missing::Blank, tables: &[(TableKey::Training, 130, "first loss")],
+            ..Row::DATA
+        },
+        /// Loss before the last measured update: the mean cross-entropy in nats.
+        last_loss: Option<f64> = |m| m.stability.as_ref()?.losses.last().copied() => Row {
+            unit: MeasureUnit::Loss, missing: Missing::Blank, tables: &[(TableKey::Training, 140, "last loss")],
+            ..Row::DATA
+        },
+    }
+}
