@@ -13,6 +13,8 @@ pub use training::{
     Batch, CHECKPOINT_MEMORY, PSANN_THROUGHPUT, Phase, Quantity, Shape, TRAINING_SWEEP, Trained, TrainingScenario,
 };
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 /// Every generation scenario, by the bench target that runs it.
@@ -29,7 +31,7 @@ pub fn is_in_bytes(key: &str) -> bool {
 }
 
 /// How much of a table runs. A scenario carries the smallest tier that includes it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Tier {
     /// The two scenarios that answer "how fast is it?".
@@ -38,4 +40,14 @@ pub enum Tier {
     Standard,
     /// Everything.
     Full,
+}
+
+impl fmt::Display for Tier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Quick => "quick",
+            Self::Standard => "standard",
+            Self::Full => "full",
+        })
+    }
 }
