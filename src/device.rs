@@ -5,7 +5,12 @@ use std::{collections::HashMap, fmt, str::FromStr, sync::Mutex};
 use anyhow::{Result, anyhow, bail};
 use candle_core::{DType, Device};
 
-use crate::error::one_line;
+use serde::{Deserialize, Deserializer, Serializer, de::Error as _};
+
+use crate::{
+    config::{serde_as_text, unknown},
+    error::one_line,
+};
 
 /// A device to run on, before it is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -16,11 +21,11 @@ pub enum DeviceChoice {
 }
 
 impl DeviceChoice {
-    /// Opens the device, once in a process: to Candle a device that is opened again is another one, with kernels of its own
-    /// to load.
+    /// Opens the device once per process. Candle treats a device that is opened twice as two devices, each of which loads
+    /// its own kernels.
     ///
     /// # Errors
-    /// When it was not compiled in, or is not there.
+    /// When support for the device was not compiled in, or the device is absent.
     pub fn open(self) -> Result<Device> {
         static OPEN: Mutex<Option<HashMap<DeviceChoice, Device>>> = Mutex::new(None);
         let mut open = OPEN.lock().map_err(|_| anyhow!("device {self} could not be opened before"))?;
@@ -48,8 +53,7 @@ impl DeviceChoice {
         }
     }
 
-    /// The precision that models run in on this device unless told otherwise: bf16 where the hardware has it, f32 on
-    /// a processor.
+    /// The default dtype of models on this device: f32 on the CPU, bf16 on GPUs.
     pub fn default_dtype(self) -> DType {
         match self {
             Self::Cpu => DType::F32,
@@ -81,6 +85,48 @@ impl FromStr for DeviceChoice {
                 _ => bail!("unknown device '{text}': the devices are cpu, cuda:N and metal"),
             },
         }
+    }
+}
+
+serde_as_text!(DeviceChoice);
+
+/// Dtypes that models can generate in.
+pub const MODEL_DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
+
+/// Dtypes that models can be trained in.
+pub const TRAINING_DTYPES: [DType; 2] = [DType::F32, DType::BF16];
+
+/// Parses a dtype that must be one of `allowed`.
+///
+/// # Errors
+/// When `text` names none of them.
+pub fn parse_dtype(text: &str, allowed: &[DType]) -> Result<DType> {
+    let names: Vec<_> = allowed.iter().map(|dtype| dtype.as_str()).collect();
+    let found = allowed.iter().copied().find(|dtype| dtype.as_str() == text);
+    found.ok_or_else(|| anyhow!("{}", unknown("dtype", text, &names)))
+}
+
+/// Writes and reads one of [`MODEL_DTYPES`] with serde.
+pub mod model_dtype {
+    use super::*;
+
+    pub fn serialize<S: Serializer>(dtype: &DType, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(dtype.as_str())
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<DType, D::Error> {
+        parse_dtype(&String::deserialize(deserializer)?, &MODEL_DTYPES).map_err(D::Error::custom)
+    }
+}
+
+/// Writes and reads one of [`TRAINING_DTYPES`] with serde.
+pub mod training_dtype {
+    use super::*;
+
+    pub use super::model_dtype::serialize;
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<DType, D::Error> {
+        parse_dtype(&String::deserialize(deserializer)?, &TRAINING_DTYPES).map_err(D::Error::custom)
     }
 }
 

@@ -81,12 +81,12 @@
 //! * Candle widens 16-bit operands of every matrix product on a processor to f32: engine `stock` in bf16 there is as slow
 //!   as it is reported.
 
+pub mod config;
 pub mod device;
 pub mod doctor;
 pub mod error;
 pub mod generate;
 pub mod kernels;
-mod keys;
 pub mod measure;
 pub mod model;
 pub mod record;

@@ -1,9 +1,10 @@
 //! The README says what the program does: its tables are compared with the program's.
 
 use candlepower::{
+    config::Config,
     model::{MINI, SYNTHETIC},
     scenario::GENERATION,
-    settings::KEYS,
+    settings::Settings,
 };
 
 const README: &str = include_str!("../README.md");
@@ -18,7 +19,7 @@ fn every_scenario_is_in_its_table() {
 
 #[test]
 fn every_setting_and_model_is_described() {
-    for key in KEYS {
+    for key in Settings::KEYS {
         let cell = format!("| `CANDLEPOWER_{}` | `{}` |", key.name.to_uppercase(), key.name);
         assert!(README.contains(&cell), "{cell}");
     }

@@ -43,9 +43,9 @@ fn bad_input_is_refused_in_one_line() {
         (&["--preset", "smoek"][..], "did you mean smoke?"),
         (&["--architectures", "state-space"], "did you mean state_space?"),
         (&["--horizons", "0"], "0 steps can't be forecast"),
-        (&["--depths", "two"], "no whole number"),
-        (&["--config", "typo.yaml"], "typo.yaml: model_dim: there is no such key: did you mean model_dims?"),
-        (&["--config", "absent.yaml"], "absent.yaml can't be read"),
+        (&["--depths", "two"], "expected a whole number"),
+        (&["--config", "typo.yaml"], "unknown setting model_dim in typo.yaml: did you mean model_dims?"),
+        (&["--config", "absent.yaml"], "absent.yaml cannot be read"),
         (&["--config", "cuda.yaml"], "device cuda99 "),
     ] {
         let output = sweep(folder.path(), arguments);

@@ -49,8 +49,8 @@ fn bad_input_is_refused_in_one_line() {
     fs::write(path.join("binary.txt"), b"good\xff\xfe").expect("written");
     fs::write(path.join("short.txt"), "short\n".repeat(3)).expect("written");
     for (arguments, part) in [
-        (&["--config", "typo.yaml"][..], "typo.yaml: learning_rat: there is no such key: did you mean learning_rate?"),
-        (&["--config", "absent.yaml"], "absent.yaml can't be read"),
+        (&["--config", "typo.yaml"][..], "unknown setting learning_rat in typo.yaml: did you mean learning_rate?"),
+        (&["--config", "absent.yaml"], "absent.yaml cannot be read"),
         (&["--set", "base=respsan"], "did you mean respsann?"),
         (&["--set", "n_heads=3"], "n_heads=3 do not divide d_model=16"),
         (&["--set", "n_heads=16"], "RoPE needs d_model / n_heads to be even"),
@@ -59,6 +59,7 @@ fn bad_input_is_refused_in_one_line() {
         (&["--set", "corpus=empty.txt"], "corpus empty.txt is empty"),
         (&["--set", "corpus=binary.txt"], "corpus binary.txt is not UTF-8: byte 4 is wrong"),
         (&["--set", "corpus=short.txt"], "a sequence needs 17"),
+        (&["--learning-rate", "0"], "--learning-rate='0': expected a number above 0"),
         (&["--set", "device=cuda:99"], "device cuda99 "),
     ] {
         let given = if arguments[0] == "--config" {

@@ -101,6 +101,8 @@ impl FromStr for ModelSpec {
     }
 }
 
+crate::config::serde_as_text!(ModelSpec);
+
 fn hub(text: &str) -> Result<ModelSpec> {
     let (repo, revision) = text.split_once('@').unwrap_or((text, "main"));
     let is_part = |part: &str| {

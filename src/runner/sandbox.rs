@@ -21,7 +21,7 @@ use crate::{
         self, EXPERT_GRID, FeedForward, GENERATION, MOE_TOP_K, Phase, Quantity, SWEEP, TRAININGS, Tier, Trained,
         TrainingScenario,
     },
-    workload::series::{SeriesGrid, Source, series_subject},
+    workload::series::{SeriesGrid, series_subject},
 };
 
 /// What stands for the machine.
@@ -32,7 +32,7 @@ const MACHINE: &str = "sandbox";
 /// # Errors
 /// When the sweep's preset can't be read.
 pub fn records(run: &str, seed: u64, times: usize, now: DateTime<Utc>) -> Result<impl Iterator<Item = Record>> {
-    let config = SeriesGrid::default().apply(Source::Preset("smoke"))?;
+    let config = SeriesGrid::preset("smoke")?;
     let mut kinds: Vec<Kind> = Vec::new();
     kinds.extend(
         GENERATION.iter().flat_map(|scenario| MINI.map(|model| Kind::Generation(scenario, model.into(), None))),

@@ -104,7 +104,7 @@ impl Session {
     pub fn append(&mut self, record: &mut Record) -> Result<()> {
         let sink = match self.sink.take() {
             Some(sink) => sink,
-            None => Sink::open(&self.settings.out, std::env::var("CANDLEPOWER_RUN").ok().as_deref())?,
+            None => Sink::open(&self.settings.out, self.settings.run.as_deref())?,
         };
         let sink = self.sink.insert(sink);
         record.run = sink.run().to_owned();

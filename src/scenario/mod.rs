@@ -13,6 +13,8 @@ pub use training::{
     Batch, CHECKPOINT_MEMORY, PSANN_THROUGHPUT, Phase, Quantity, Shape, TRAINING_SWEEP, Trained, TrainingScenario,
 };
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 /// Every table of generation scenarios, with the bench target that runs it.
@@ -35,7 +37,7 @@ pub fn is_in_bytes(key: &str) -> bool {
 }
 
 /// The part of a table that runs. A row names the smallest tier that includes it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Tier {
     /// The two scenarios that answer "how fast is it?".
@@ -44,4 +46,14 @@ pub enum Tier {
     Standard,
     /// Everything.
     Full,
+}
+
+impl fmt::Display for Tier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Quick => "quick",
+            Self::Standard => "standard",
+            Self::Full => "full",
+        })
+    }
 }

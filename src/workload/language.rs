@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device};
 use rand_chacha::{
     ChaCha8Rng,
@@ -14,7 +14,7 @@ use rand_chacha::{
 
 use super::{Iteration, Measured, Outcome, Workload, drop_warm_up};
 use crate::{
-    device::DeviceChoice,
+    device::{DeviceChoice, TRAINING_DTYPES, parse_dtype},
     measure::{
         self,
         conditions::Watch,
@@ -102,11 +102,8 @@ impl LanguageWorkload {
         device: DeviceChoice,
     ) -> Result<Self> {
         let (config, opened) = (config(entry)?, device.open()?);
-        let dtype = match dtype {
-            "f32" => DType::F32,
-            "bf16" => DType::BF16,
-            other => bail!("language models are trained in f32 or bf16, not in {other}: set CANDLEPOWER_DTYPE"),
-        };
+        let dtype = parse_dtype(dtype, &TRAINING_DTYPES)
+            .with_context(|| format!("language models cannot be trained in {dtype}: set CANDLEPOWER_DTYPE"))?;
         let limits = measure::limits(&opened)?;
         let cost = Decoder::cost(&config, entry.batch.tokens_per_row)?;
         let micro_rows = rows_that_fit(entry, phase, &cost, dtype, &opened)?;

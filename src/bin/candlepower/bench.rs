@@ -1,30 +1,24 @@
-//! `candlepower bench`: flags for those who would rather not set variables.
+//! `candlepower bench`: runs `cargo bench` with the settings from flags.
 
 use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result, ensure};
-use candlepower::scenario::GENERATIONS;
+use candlepower::{
+    scenario::GENERATIONS,
+    settings::{PREFIX, Settings},
+};
 use clap::Args;
 
-use crate::SettingFlags;
+use crate::flags::Flags;
 
 #[derive(Args)]
 pub struct Bench {
-    /// Models to measure, separated by commas
-    #[arg(long)]
-    models: Option<String>,
-    /// quick, standard or full
-    #[arg(long)]
-    tier: Option<String>,
-    /// Folder that records go into
-    #[arg(long)]
-    out: Option<String>,
     #[command(flatten)]
-    settings: SettingFlags,
+    settings: Flags<Settings>,
     /// Cargo features, such as cuda
     #[arg(long)]
     features: Option<String>,
-    /// Only the benchmarks whose id this regular expression matches, such as '^medium/'
+    /// Regular expression; benchmarks whose id does not match are skipped, such as '^medium/'
     filter: Option<String>,
     /// Criterion's own options, such as --save-baseline main
     #[arg(last = true)]
@@ -33,34 +27,33 @@ pub struct Bench {
 
 impl Bench {
     pub fn run(self) -> Result<ExitCode> {
-        let more = [("models", &self.models), ("tier", &self.tier), ("out", &self.out)];
-        // Read here too, so that a wrong value is said before anything is compiled.
-        self.settings.settings(&more)?;
+        // `cargo bench` reads the settings again. Reading them here reports bad values before anything is compiled.
+        Settings::load(self.settings.given())?;
         if let Some(filter) = &self.filter {
-            let listed = self.cargo(&more).arg("--list").stderr(Stdio::inherit()).output().context(NO_CARGO)?;
-            ensure!(listed.status.success(), "the benchmarks could not be listed: see above");
+            let listed = self.cargo().arg("--list").stderr(Stdio::inherit()).output().context(NO_CARGO)?;
+            ensure!(listed.status.success(), "cargo could not list the benchmarks: see the messages above");
             let keys = GENERATIONS.iter().flat_map(|(_, table)| table.iter().map(|scenario| scenario.key));
             let scenarios = keys.collect::<Vec<_>>().join(", ");
             ensure!(
                 String::from_utf8_lossy(&listed.stdout).contains(": benchmark"),
-                "no benchmark matches '{filter}': the scenarios are {scenarios}; without a filter all run"
+                "no benchmark matches '{filter}': the scenarios are {scenarios}; without a filter, all run"
             );
         }
-        let status = self.cargo(&more).args(&self.criterion).status().context(NO_CARGO)?;
+        let status = self.cargo().args(&self.criterion).status().context(NO_CARGO)?;
         Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 
     /// `cargo bench` with the settings and the filter.
-    fn cargo(&self, more: &[(&str, &Option<String>)]) -> Command {
+    fn cargo(&self) -> Command {
         let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        // Without it the first target with a benchmark that fails would be the last.
+        // Without `--no-fail-fast`, a failed benchmark stops the targets after its own.
         cargo.args(["bench", "--benches", "--no-fail-fast"]);
         if let Some(features) = &self.features {
             cargo.args(["--features", features]);
         }
         cargo.arg("--").args(&self.filter);
-        for (key, value) in self.settings.given(more) {
-            cargo.env(format!("CANDLEPOWER_{}", key.to_uppercase()), value);
+        for (key, value) in self.settings.given() {
+            cargo.env(format!("{PREFIX}{}", key.to_uppercase()), value);
         }
         cargo
     }

@@ -5,11 +5,9 @@ use std::process::ExitCode;
 use anyhow::{Result, ensure};
 use candlepower::{
     report::compare::{Side, Strictness, compare},
-    settings::Settings,
+    settings::{Settings, criterion_home},
 };
 use clap::{Args, ValueEnum};
-
-use crate::criterion_home;
 
 /// Compare two runs, files of records, or baselines of Criterion's.
 #[derive(Args)]

@@ -3,18 +3,15 @@
 use std::process::ExitCode;
 
 use anyhow::Result;
-use candlepower::{doctor, runner::set_threads};
+use candlepower::{doctor, runner::set_threads, settings::Settings};
 use clap::Args;
 
-use crate::SettingFlags;
+use crate::flags::Flags;
 
 #[derive(Args)]
 pub struct Doctor {
-    /// Models that are to be measured, to see what they need
-    #[arg(long)]
-    models: Option<String>,
     #[command(flatten)]
-    settings: SettingFlags,
+    settings: Flags<Settings>,
     /// Print the findings as JSON
     #[arg(long)]
     json: bool,
@@ -22,7 +19,7 @@ pub struct Doctor {
 
 impl Doctor {
     pub fn run(self) -> Result<ExitCode> {
-        let settings = self.settings.settings(&[("models", &self.models)])?;
+        let settings = Settings::load(self.settings.given())?;
         // Before the pool of threads starts, so that bandwidth and matrix rate are those of a benchmark.
         set_threads(settings.threads);
         let findings = doctor::examine(&settings);

@@ -1,27 +1,28 @@
-//! `candlepower list`: what there is, and what is set.
+//! `candlepower list`: the scenarios, the models, and the settings.
 
 use std::process::ExitCode;
 
 use anyhow::Result;
 use candlepower::{
+    config::Config,
     model::{MINI, SYNTHETIC, shape},
     report::table::markdown,
     scenario::{GENERATIONS, TRAININGS, Tier},
-    settings::KEYS,
+    settings::Settings,
 };
 use clap::Args;
 
-use crate::SettingFlags;
+use crate::flags::Flags;
 
 #[derive(Args)]
 pub struct List {
     #[command(flatten)]
-    settings: SettingFlags,
+    settings: Flags<Settings>,
 }
 
 impl List {
     pub fn run(self) -> Result<ExitCode> {
-        let settings = self.settings.settings(&[])?;
+        let settings = Settings::load(self.settings.given())?;
         let row = |cells: &[&str]| cells.iter().map(|cell| (*cell).to_owned()).collect::<Vec<_>>();
 
         let mut rows =
@@ -29,13 +30,12 @@ impl List {
         for (target, scenario) in
             GENERATIONS.iter().flat_map(|(target, table)| table.iter().map(move |row| (*target, row)))
         {
-            let tier = format!("{:?}", scenario.tier).to_lowercase();
             let (prompt, new) = (scenario.prompt_tokens.to_string(), scenario.new_tokens.to_string());
             rows.push(row(&[
                 scenario.key,
                 target,
                 &scenario.sampling.to_string(),
-                &tier,
+                &scenario.tier.to_string(),
                 scenario.purpose,
                 &prompt,
                 &new,
@@ -65,8 +65,8 @@ impl List {
         rows.push(row(&["path:<folder>", "config.json and safetensors in a folder", ""]));
         println!("{}", markdown(&rows, 2));
 
-        let mut rows = vec![row(&["setting", "value", "from", "what it is"])];
-        for key in KEYS {
+        let mut rows = vec![row(&["setting", "value", "from", "description"])];
+        for key in Settings::KEYS {
             if let Some(setting) = settings.sources.get(key.name) {
                 rows.push(row(&[key.name, &setting.value, &setting.from, key.about]));
             }

@@ -4,6 +4,7 @@ mod bench;
 mod compare;
 mod doctor;
 mod export;
+mod flags;
 mod history;
 mod list;
 mod nightly;
@@ -14,11 +15,10 @@ mod sweep;
 mod train;
 mod watch;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::process::ExitCode;
 
-use anyhow::Result;
-use candlepower::{measure::CountingAllocator, settings::Settings};
-use clap::{Args, Parser, Subcommand, error::ErrorKind};
+use candlepower::measure::CountingAllocator;
+use clap::{Parser, Subcommand, error::ErrorKind};
 
 #[global_allocator]
 static ALLOCATOR: CountingAllocator = CountingAllocator;
@@ -61,50 +61,6 @@ enum What {
     Sandbox(sandbox::Sandbox),
     /// Compare two runs, files of records, or baselines of Criterion's
     Compare(compare::Compare),
-}
-
-/// Settings as flags. They win over the environment and candlepower.toml.
-#[derive(Args, Clone, Default)]
-struct SettingFlags {
-    /// cpu, cuda:N or metal
-    #[arg(long)]
-    device: Option<String>,
-    /// f32, f16 or bf16
-    #[arg(long)]
-    dtype: Option<String>,
-    /// Implementation that runs the models: stock or tuned
-    #[arg(long)]
-    engine: Option<String>,
-    /// Seed of weights, prompts and sampling
-    #[arg(long, allow_hyphen_values = true)]
-    seed: Option<String>,
-    /// Processor threads
-    #[arg(long)]
-    threads: Option<String>,
-}
-
-impl SettingFlags {
-    /// Keys and values that were given, with those of `more`.
-    fn given<'a>(&self, more: &[(&'a str, &Option<String>)]) -> Vec<(&'a str, String)> {
-        let own = [
-            ("device", &self.device),
-            ("dtype", &self.dtype),
-            ("engine", &self.engine),
-            ("seed", &self.seed),
-            ("threads", &self.threads),
-        ];
-        own.into_iter().chain(more.iter().copied()).filter_map(|(key, value)| Some((key, value.clone()?))).collect()
-    }
-
-    fn settings(&self, more: &[(&str, &Option<String>)]) -> Result<Settings> {
-        Settings::load(&self.given(more))
-    }
-}
-
-/// Where Criterion keeps its baselines and reports.
-fn criterion_home() -> PathBuf {
-    let target = || std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), PathBuf::from);
-    std::env::var_os("CRITERION_HOME").map_or_else(|| target().join("criterion"), PathBuf::from)
 }
 
 fn main() -> ExitCode {

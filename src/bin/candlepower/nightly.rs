@@ -10,9 +10,10 @@ use std::{
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use candlepower::{
+    config::Config as _,
     record::{self, Metric, RECORDS, Record, write_whole},
     report::compare::{Comparison, Side, Strictness, compare},
-    settings::KEYS,
+    settings::{PREFIX, Settings},
 };
 use chrono::{SecondsFormat, Utc};
 use clap::Args;
@@ -189,10 +190,11 @@ impl Nightly {
         }
         for benchmarks in &config.benchmarks {
             for key in benchmarks.settings.keys() {
-                let names = KEYS.map(|key| key.name).join(", ");
+                let names: Vec<_> = Settings::KEYS.iter().map(|key| key.name).collect();
                 ensure!(
-                    KEYS.iter().any(|known| known.name == key),
-                    "{name}: unknown setting '{key}': there are {names}"
+                    names.contains(&key.as_str()),
+                    "{name}: unknown setting '{key}': the settings are {}",
+                    names.join(", ")
                 );
                 // Where records go is the nightly's own business.
                 ensure!(key != "out", "{name}: out can't be set: the folder is `folder`");
@@ -232,7 +234,7 @@ impl Benchmarks {
         cargo.env("CRITERION_HOME", here.join(folder).join("criterion"));
         for (key, value) in &self.settings {
             let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-            cargo.env(format!("CANDLEPOWER_{}", key.to_uppercase()), value);
+            cargo.env(format!("{PREFIX}{}", key.to_uppercase()), value);
         }
         // A group of its own, so that what cargo starts can be stopped with it.
         #[cfg(unix)]

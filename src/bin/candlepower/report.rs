@@ -7,11 +7,13 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use candlepower::{record::RECORDS, report, settings::Settings};
+use candlepower::{
+    record::RECORDS,
+    report,
+    settings::{Settings, criterion_home},
+};
 use chrono::Utc;
 use clap::Args;
-
-use crate::criterion_home;
 
 #[derive(Args)]
 pub struct Report {

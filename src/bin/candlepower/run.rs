@@ -10,11 +10,21 @@ use candlepower::{
     report::table,
     runner::{self, Candidate, Session},
     scenario::Sampling,
+    settings::Settings,
     workload::GenerationWorkload,
 };
 use clap::Args;
 
-use crate::SettingFlags;
+use crate::flags::{Flags, Select};
+
+/// The settings of one generation with one model.
+pub struct OneModel;
+
+impl Select for OneModel {
+    fn takes(key: &str) -> bool {
+        !["models", "tier", "skew", "out"].contains(&key)
+    }
+}
 
 #[derive(Args)]
 pub struct Run {
@@ -22,7 +32,7 @@ pub struct Run {
     #[arg(long, default_value = "llama-mini")]
     model: String,
     #[command(flatten)]
-    settings: SettingFlags,
+    settings: Flags<Settings, OneModel>,
     /// Prompt as text; the model must have a tokenizer
     #[arg(long, conflicts_with_all = ["prompt_ids", "prompt_tokens"])]
     prompt: Option<String>,
@@ -59,7 +69,7 @@ pub struct Run {
 
 impl Run {
     pub fn run(self) -> Result<ExitCode> {
-        let settings = self.settings.settings(&[("models", &Some(self.model.clone()))])?;
+        let settings = Settings::load(&[self.settings.given(), &[("models", self.model.clone())]].concat())?;
         let sampling = Sampling {
             repetition_penalty: self.repetition_penalty,
             temperature: self.temperature,

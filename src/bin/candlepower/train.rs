@@ -1,43 +1,48 @@
-//! `candlepower train` and `candlepower shootout`: language models that learn from a text.
+//! `candlepower train` and `candlepower shootout`: train language models on a text.
 
 use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, Result};
 use candlepower::{
+    config::Layers,
     runner::{let_waiting_threads_sleep, set_threads},
-    train::run::{self, Progress, Source, Text, TrainConfig},
+    train::run::{self, Progress, Text, TrainConfig},
 };
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::flags::Flags;
+
 #[derive(Args)]
-pub struct Flags {
-    /// YAML file with the keys that --set takes
+struct Configuration {
+    /// YAML file; its keys are the flags below, with underscores
     #[arg(long)]
     config: Option<PathBuf>,
-    /// KEY=VALUE, which wins over the file; can be given more than once
+    /// Key of the file and its value; overrides the file and can be repeated
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
-    /// Processor threads
+    #[command(flatten)]
+    keys: Flags<TrainConfig>,
+    /// Number of CPU threads
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     threads: Option<u16>,
 }
 
-impl Flags {
-    fn read(&self, default: TrainConfig) -> Result<(TrainConfig, Text)> {
+impl Configuration {
+    fn read(&self, defaults: TrainConfig) -> Result<(TrainConfig, Text)> {
         let_waiting_threads_sleep();
         set_threads(self.threads.map(usize::from));
-        let config = match &self.config {
-            Some(file) => default.apply(Source::File(file))?,
-            None => default,
-        };
-        let config = config.apply(Source::CommandLine(&self.set))?;
+        let mut layers = Layers::new(&defaults);
+        if let Some(file) = &self.config {
+            layers = layers.yaml_file(file);
+        }
+        let config = layers.set(&self.set).flags(self.keys.given()).resolve()?;
         config.check()?;
         config.device.open()?;
         let TrainConfig { vocab_size, sequence_length, validation_share, .. } = config;
         let seed = config.seeds.first().copied().unwrap_or_default();
-        let text = Text::read(&config.corpus, vocab_size, sequence_length, validation_share, seed)
-            .with_context(|| "set corpus=FILE")?;
+        let text =
+            Text::read(&config.corpus, vocab_size, sequence_length, validation_share, seed).context("--corpus")?;
         Ok((config, text))
     }
 }
@@ -45,15 +50,15 @@ impl Flags {
 #[derive(Args)]
 pub struct Train {
     #[command(flatten)]
-    flags: Flags,
-    /// Folder of the training; if it was stopped, the same command goes on with it
+    configuration: Configuration,
+    /// Folder of the training; if training was interrupted, the same command resumes it
     #[arg(long, default_value = "target/candlepower/train")]
     out: PathBuf,
 }
 
 impl Train {
     pub fn run(self) -> Result<ExitCode> {
-        let (config, text) = self.flags.read(TrainConfig::default())?;
+        let (config, text) = self.configuration.read(TrainConfig::default())?;
         let bar = bar();
         let ended = run::run(&config, &text, &self.out, |step| show(&bar, "", step));
         bar.finish_and_clear();
@@ -61,7 +66,7 @@ impl Train {
         let folder = self.out.display();
         if let Some(step) = outcome.first_non_finite_step {
             eprintln!(
-                "error: the training diverged: the loss or a gradient was not finite at step {step}; lower learning_rate or clip_norm ({folder}/loss.csv has the steps before)"
+                "error: the training diverged: the loss or a gradient was not finite at step {step}; lower learning_rate or clip_norm ({folder}/loss.csv has the earlier steps)"
             );
             return Ok(ExitCode::FAILURE);
         }
@@ -74,7 +79,9 @@ impl Train {
             outcome.bigram_perplexity
         );
         if !outcome.causal {
-            println!("This model sees later tokens: its loss is not that of a language model.");
+            println!(
+                "This model is not causal: it sees later tokens, so its loss cannot be compared with that of a language model."
+            );
         }
         println!("Files: {folder}");
         Ok(ExitCode::SUCCESS)
@@ -84,15 +91,15 @@ impl Train {
 #[derive(Args)]
 pub struct Shootout {
     #[command(flatten)]
-    flags: Flags,
-    /// Folder of the shoot-out; if it was stopped, the same command goes on with it
+    configuration: Configuration,
+    /// Folder of the shoot-out; if it was interrupted, the same command resumes it
     #[arg(long, default_value = "target/candlepower/shootout")]
     out: PathBuf,
 }
 
 impl Shootout {
     pub fn run(self) -> Result<ExitCode> {
-        let (config, text) = self.flags.read(TrainConfig::shootout())?;
+        let (config, text) = self.configuration.read(TrainConfig::shootout())?;
         let bar = bar();
         let ended = run::shootout(&config, &text, &self.out, |name, step| show(&bar, name, step));
         bar.finish_and_clear();
@@ -101,7 +108,10 @@ impl Shootout {
         println!("Files: {}", self.out.display());
         let failed = shootout.entries.iter().filter(|entry| entry.reason.is_some()).count();
         if failed > 0 {
-            eprintln!("error: {failed} of {} trainings failed; the leaderboard says why", shootout.entries.len());
+            eprintln!(
+                "error: {failed} of {} trainings failed; see the leaderboard for the reasons",
+                shootout.entries.len()
+            );
             return Ok(ExitCode::FAILURE);
         }
         Ok(ExitCode::SUCCESS)
@@ -125,7 +135,7 @@ fn show(bar: &ProgressBar, name: &str, step: &Progress) {
     if let Some(loss) = step.val_loss {
         let name = if name.is_empty() { String::new() } else { format!("{name}: ") };
         let line = format!("{name}step {}: validation loss {loss:.4}, perplexity {:.2}", step.step, loss.exp());
-        // A bar that is hidden, as in a file, swallows lines.
+        // A hidden bar, as when standard error is a file, discards lines.
         if bar.is_hidden() { eprintln!("{line}") } else { bar.println(line) }
     }
 }

@@ -9,7 +9,7 @@ use crate::{
     scenario::{Phase, Quantity, SWEEP, Tier, TrainingScenario},
     workload::{
         Iteration, LanguageWorkload, language_subject,
-        series::{SeriesGrid, SeriesWorkload, Source, series_subject},
+        series::{SeriesGrid, SeriesWorkload, series_subject},
     },
 };
 
@@ -71,7 +71,7 @@ impl Suite {
     /// Runs every combination of a preset of the sweep, in training and in forecast, on the device, in the dtype and from
     /// the seed of the settings.
     pub fn sweep(&mut self, preset: &str) {
-        let read = SeriesGrid::default().apply(Source::Preset(preset)).map(|grid| grid.with_settings(self.settings()));
+        let read = SeriesGrid::preset(preset).map(|grid| grid.with_settings(self.settings()));
         let (grid, combinations) = match read.and_then(|grid| Ok((grid.clone(), grid.combinations()?))) {
             Ok(read) => read,
             Err(error) => return self.fail(&error),

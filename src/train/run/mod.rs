@@ -6,7 +6,7 @@ mod corpus;
 mod shootout;
 mod training;
 
-pub use config::{Source, TrainConfig};
+pub use config::TrainConfig;
 pub use corpus::Text;
 pub use shootout::{Entry, Shootout, shootout};
 pub use training::{Outcome, Progress, run};

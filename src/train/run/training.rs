@@ -19,10 +19,7 @@ use crate::{
     measure::memory::{self, Peak},
     record::write_whole,
     report,
-    train::step::{
-        language::{Language, Plan},
-        optimizer::Options,
-    },
+    train::step::language::{Language, Plan},
 };
 
 const STATE: &str = "state.safetensors";
@@ -107,7 +104,7 @@ pub fn run(config: &TrainConfig, text: &Text, folder: &Path, mut progress: impl 
         checkpointing: config.checkpointing,
         micro_rows: config.micro_batch_tokens / config.sequence_length,
     };
-    let options = Options { decay_steps: Some(steps), ..config.optimizer };
+    let options = config.optimizer(steps);
     let device = config.device.open()?;
     let mut peak = Peak::new(&device, memory::current_bytes(&device));
     let mut language = Language::new(&model, options, plan, *seed, &device)?;
@@ -279,7 +276,7 @@ fn write_losses(folder: &Path, points: &[Point]) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::train::run::Source;
+    use crate::config::Layers;
 
     fn config(corpus: &Path, more: &[&str]) -> TrainConfig {
         let mut given = vec![
@@ -299,7 +296,7 @@ mod tests {
             "validation_share=0.1".into(),
         ];
         given.extend(more.iter().map(|more| (*more).to_owned()));
-        TrainConfig::default().apply(Source::CommandLine(&given)).expect("a configuration")
+        Layers::new(&TrainConfig::default()).set(&given).resolve().expect("a configuration")
     }
 
     fn corpus(folder: &Path) -> std::path::PathBuf {

@@ -1,21 +1,19 @@
-//! What is swept: lists of architectures and sizes, every combination of which is measured.
+//! The grid of a sweep: lists of architectures and sizes, of which every combination is measured.
 
-use std::{collections::BTreeMap, path::Path};
+use std::collections::BTreeMap;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, anyhow, ensure};
 use candle_core::DType;
-use serde_json::Value;
 
 use crate::{
+    config::{Layers, above_0, config, unknown},
     device::DeviceChoice,
-    error::nearest,
-    keys::{list, text, whole, words, yaml},
     model::series::{Architecture, Sizes, data::Window},
     settings::Settings,
     train::step::forecast::Task,
 };
 
-/// Configurations by name.
+/// Grids by name, in YAML.
 pub const PRESETS: [(&str, &str); 5] = [
     ("smoke", include_str!("presets/smoke.yaml")),
     ("baseline-cpu", include_str!("presets/baseline-cpu.yaml")),
@@ -24,63 +22,72 @@ pub const PRESETS: [(&str, &str); 5] = [
     ("growth", include_str!("presets/growth.yaml")),
 ];
 
-/// A sweep.
-#[derive(Clone, Debug, PartialEq)]
-pub struct SeriesGrid {
-    pub architectures: Vec<Architecture>,
-    pub model_dims: Vec<usize>,
-    pub depths: Vec<usize>,
-    /// Steps that are forecast.
-    pub horizons: Vec<usize>,
-    /// Steps of the series that are seen.
-    pub windows: Vec<usize>,
-    pub batch: usize,
-    pub features: usize,
-    /// Features that are forecast.
-    pub outputs: usize,
-    /// `None` leaves it to the architecture.
-    pub heads: Option<usize>,
-    pub accelerator: DeviceChoice,
-    pub dtype: DType,
-    /// Steps before those that count, and those.
-    pub warmup_steps: usize,
-    pub steps: usize,
-    pub learning_rate: f64,
-    pub seed: u64,
-}
+config! {
+    /// A sweep.
+    #[derive(Clone, Debug, PartialEq)]
+    pub struct SeriesGrid {
+        /// Architectures, separated by commas: hybrid_transformer, omni_mixture, state_space
+        pub architectures: Vec<Architecture> = Architecture::ALL.to_vec(),
 
-impl Default for SeriesGrid {
-    fn default() -> Self {
-        Self {
-            architectures: Architecture::ALL.to_vec(),
-            model_dims: vec![256],
-            depths: vec![6],
-            horizons: vec![5],
-            windows: vec![128],
-            batch: 8,
-            features: 16,
-            outputs: 3,
-            heads: None,
-            accelerator: DeviceChoice::Cpu,
-            dtype: DType::F32,
-            warmup_steps: 2,
-            steps: 20,
-            learning_rate: 1e-3,
-            seed: 42,
-        }
+        /// Widths of the model, separated by commas
+        pub model_dims: Vec<usize> = vec![256],
+
+        /// Numbers of layers, separated by commas
+        pub depths: Vec<usize> = vec![6],
+
+        /// Numbers of steps to forecast, separated by commas
+        pub horizons: Vec<usize> = vec![5],
+
+        /// Numbers of steps of the series that the model sees, separated by commas
+        #[alias = "window"]
+        pub windows: Vec<usize> = vec![128],
+
+        /// Number of windows in a batch
+        pub batch: usize = 8,
+
+        /// Number of features of the series
+        pub features: usize = 16,
+
+        /// Number of features to forecast
+        pub outputs: usize = 3,
+
+        /// Number of attention heads
+        #[default = "the architecture's own"]
+        pub heads: Option<usize> = None,
+
+        /// Device to run on: cpu, cuda:N or metal
+        #[alias = "accelerator"]
+        pub device: DeviceChoice = DeviceChoice::Cpu,
+
+        /// Dtype of the computation: f32 or bf16
+        #[serde(with = "crate::device::training_dtype")]
+        pub dtype: DType = DType::F32,
+
+        /// Number of steps before the measured ones
+        pub warmup_steps: usize = 2,
+
+        /// Number of measured steps
+        pub steps: usize = 20,
+
+        /// Learning rate
+        #[serde(deserialize_with = "above_0")]
+        pub learning_rate: f64 = 1e-3,
+
+        /// Seed of the weights and the series
+        pub seed: u64 = 42,
     }
 }
 
-/// One combination of a sweep.
+/// One combination of a grid.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Combination {
-    /// Second part of its benchmarks' ids: architecture and sizes.
+    /// Architecture and sizes: the second part of its benchmark ids.
     pub name: String,
     pub task: Task,
 }
 
 impl Combination {
-    /// Sizes by name, for records.
+    /// The sizes by name, for records.
     pub fn sizes(&self) -> BTreeMap<String, u64> {
         let Task { sizes, window, architecture, .. } = &self.task;
         let mut named = vec![
@@ -99,109 +106,34 @@ impl Combination {
     }
 }
 
-/// Where keys and values come from, named when one is wrong.
-pub enum Source<'a> {
-    Preset(&'a str),
-    File(&'a Path),
-    /// A key as its flag, and the value: a number, a word, or several with commas between them.
-    Flags(&'a [(&'static str, String)]),
+/// The YAML text of a preset.
+///
+/// # Errors
+/// When there is no preset of this name.
+pub fn preset(name: &str) -> Result<&'static str> {
+    let found = PRESETS.iter().find(|(preset, _)| *preset == name);
+    let (_, text) = found.ok_or_else(|| anyhow!("{}", unknown("preset", name, &PRESETS.map(|(preset, _)| preset))))?;
+    Ok(text)
 }
 
 impl SeriesGrid {
-    /// The keys, as in YAML and, with dashes, as flags.
-    pub const KEYS: [&'static str; 15] = [
-        "architectures",
-        "model_dims",
-        "depths",
-        "horizons",
-        "windows",
-        "batch",
-        "features",
-        "outputs",
-        "heads",
-        "accelerator",
-        "dtype",
-        "warmup_steps",
-        "steps",
-        "learning_rate",
-        "seed",
-    ];
-
-    /// Takes over what a source says; what it leaves out stays.
+    /// The grid of a preset.
     ///
     /// # Errors
-    /// One line that names the source, the key, and what was probably meant.
-    pub fn apply(mut self, source: Source) -> Result<Self> {
-        let (name, values) = match source {
-            Source::Preset(preset) => {
-                let names = PRESETS.map(|(name, _)| name);
-                let found = PRESETS.iter().find(|(name, _)| *name == preset);
-                let (_, text) = found.with_context(|| match nearest(preset, &names) {
-                    Some(near) => format!("unknown preset '{preset}': did you mean {near}?"),
-                    None => format!("unknown preset '{preset}': the presets are {}", names.join(", ")),
-                })?;
-                (preset.to_owned(), yaml(text).with_context(|| preset.to_owned())?)
-            }
-            Source::File(path) => {
-                let name = path.display().to_string();
-                let text = std::fs::read_to_string(path).with_context(|| format!("{name} can't be read"))?;
-                let values = yaml(&text).with_context(|| name.clone())?;
-                (name, values)
-            }
-            Source::Flags(flags) => (
-                String::from("command line"),
-                flags.iter().map(|(key, text)| (key.replace('-', "_"), words(text))).collect(),
-            ),
-        };
-        for (key, value) in values {
-            self.set(&key, &value).with_context(|| format!("{name}: {key}"))?;
-        }
-        Ok(self)
+    /// When there is no preset of this name.
+    pub fn preset(name: &str) -> Result<Self> {
+        Layers::new(&Self::default()).yaml(name, preset(name)?).resolve()
     }
 
-    /// The same where and how precisely, and from which seed, the settings say.
+    /// The same grid with the device, dtype and seed of the settings.
     pub fn with_settings(self, settings: &Settings) -> Self {
-        Self { accelerator: settings.device, dtype: settings.dtype, seed: settings.seed, ..self }
+        Self { device: settings.device, dtype: settings.dtype, seed: settings.seed, ..self }
     }
 
-    fn set(&mut self, key: &str, value: &Value) -> Result<()> {
-        match key {
-            "architectures" => self.architectures = list(value, |item| text(item)?.parse())?,
-            "model_dims" => self.model_dims = list(value, whole)?,
-            "depths" => self.depths = list(value, whole)?,
-            "horizons" => self.horizons = list(value, whole)?,
-            "windows" | "window" => self.windows = list(value, whole)?,
-            "batch" => self.batch = whole(value)?,
-            "features" => self.features = whole(value)?,
-            "outputs" => self.outputs = whole(value)?,
-            "heads" => self.heads = Some(whole(value)?),
-            "accelerator" => self.accelerator = text(value)?.parse()?,
-            "dtype" => {
-                self.dtype = match text(value)? {
-                    "f32" => DType::F32,
-                    "bf16" => DType::BF16,
-                    other => bail!("'{other}' can't be trained in: f32 or bf16"),
-                }
-            }
-            "warmup_steps" => self.warmup_steps = whole(value)?,
-            "steps" => self.steps = whole(value)?,
-            "learning_rate" => {
-                let rate = value.as_f64().filter(|rate| rate.is_finite() && *rate > 0.0);
-                self.learning_rate = rate.with_context(|| format!("{value} is no number above 0"))?;
-            }
-            "seed" => self.seed = value.as_u64().with_context(|| format!("{value} is no whole number"))?,
-            _ => match nearest(key, &Self::KEYS) {
-                Some(near) => bail!("there is no such key: did you mean {near}?"),
-                None => bail!("there is no such key: the keys are {}", Self::KEYS.join(", ")),
-            },
-        }
-        Ok(())
-    }
-
-    /// Every combination, the small ones first.
+    /// Every combination, in the order of the lists: architectures outermost, horizons innermost.
     ///
     /// # Errors
-    /// When nothing would be measured. Sizes that don't go together are found when they are tried.
+    /// When nothing would be measured. A combination of incompatible sizes fails when it runs.
     pub fn combinations(&self) -> Result<Vec<Combination>> {
         for (key, count) in [
             ("architectures", self.architectures.len()),
@@ -259,14 +191,18 @@ impl SeriesGrid {
 mod tests {
     use super::*;
 
-    fn message(result: Result<SeriesGrid>) -> String {
-        format!("{:#}", result.expect_err("an error"))
+    fn flag(key: &str, value: &str) -> Result<SeriesGrid> {
+        Layers::new(&SeriesGrid::default()).flags(&[(key, value.to_owned())]).resolve()
+    }
+
+    fn message<T>(result: Result<T>) -> String {
+        format!("{:#}", result.map(|_| ()).expect_err("an error"))
     }
 
     #[test]
     fn presets_can_be_read_and_make_combinations() {
         for (name, _) in PRESETS {
-            let config = SeriesGrid::default().apply(Source::Preset(name)).expect(name);
+            let config = SeriesGrid::preset(name).expect(name);
             let all = config.combinations().expect(name);
             for combination in &all {
                 combination.task.sizes.check(combination.task.architecture).expect(&combination.name);
@@ -274,13 +210,14 @@ mod tests {
             let names: std::collections::BTreeSet<_> = all.iter().map(|combination| &combination.name).collect();
             assert_eq!(names.len(), all.len(), "{name}");
         }
+        assert!(message(SeriesGrid::preset("smok")).contains("unknown preset 'smok': did you mean smoke?"));
     }
 
     #[test]
-    fn flags_win_over_the_preset() {
-        let flags = [("model-dims", "64,128".to_owned()), ("architectures", "state_space".to_owned())];
-        let config = SeriesGrid::default().apply(Source::Preset("smoke")).and_then(|c| c.apply(Source::Flags(&flags)));
-        let config = config.expect("a configuration");
+    fn flags_override_the_preset() {
+        let flags = [("model_dims", "64,128".to_owned()), ("architectures", "state_space".to_owned())];
+        let layers = Layers::new(&SeriesGrid::default()).yaml("smoke", preset("smoke").expect("a preset"));
+        let config: SeriesGrid = layers.flags(&flags).resolve().expect("a configuration");
         assert_eq!((config.model_dims.as_slice(), config.batch), (&[64, 128][..], 8));
         let names: Vec<_> = config.combinations().expect("some").into_iter().map(|c| c.name).collect();
         assert_eq!(names[0], "state_space-d64-l2-h5-b8-w64");
@@ -288,36 +225,45 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named_with_what_was_meant() {
-        let flag = |key, value: &str| SeriesGrid::default().apply(Source::Flags(&[(key, value.to_owned())]));
-        assert!(message(flag("architectures", "state-space")).contains("did you mean state_space?"));
-        assert!(message(flag("depths", "two")).contains("command line: depths: \"two\" is no whole number"));
-        assert!(message(flag("accelerator", "cuda:x")).contains("cuda:x"));
-        assert!(message(flag("learning-rate", "0")).contains("no number above 0"));
-        assert!(message(flag("dtype", "f8")).contains("f32 or bf16"));
-        let preset = SeriesGrid::default().apply(Source::Preset("smok"));
-        assert!(message(preset).contains("unknown preset 'smok': did you mean smoke?"));
-        let zero = flag("horizons", "0").expect("read").combinations().expect_err("no horizon").to_string();
+    fn accelerator_is_another_name_of_device() {
+        let read = |text| Layers::new(&SeriesGrid::default()).yaml("a.yaml", text).resolve().expect("a grid").device;
+        assert_eq!(read("accelerator: cuda:1"), DeviceChoice::Cuda(1));
+        assert_eq!(read("device: cuda:1"), DeviceChoice::Cuda(1));
+    }
+
+    #[test]
+    fn bad_values_are_reported_with_the_nearest_name() {
+        for (key, value, part) in [
+            ("architectures", "state-space", "did you mean state_space?"),
+            ("depths", "two", "--depths='two': expected a whole number"),
+            ("device", "cuda:x", "cuda:x"),
+            ("learning_rate", "0", "--learning-rate='0': expected a number above 0"),
+            ("dtype", "f8", "unknown dtype 'f8'"),
+        ] {
+            assert!(message(flag(key, value)).contains(part), "{}", message(flag(key, value)));
+        }
+        let zero = message(flag("horizons", "0").expect("read").combinations());
         assert!(zero.contains("0 steps can't be forecast"), "{zero}");
-        let none = flag("steps", "0").expect("read").combinations().expect_err("no step").to_string();
+        let none = message(flag("steps", "0").expect("read").combinations());
         assert!(none.contains("steps: at least one"), "{none}");
     }
 
     #[test]
-    fn a_file_is_named_with_its_key() {
+    fn an_error_in_a_file_names_the_file_and_the_key() {
         let folder = tempfile::tempdir().expect("a folder");
         let file = folder.path().join("sweep.yaml");
+        let read = || Layers::new(&SeriesGrid::default()).yaml_file(&file).resolve();
         for (text, part) in [
-            ("model_dim: [64]", "sweep.yaml: model_dim: there is no such key: did you mean model_dims?"),
-            ("depths: [1.5]", "sweep.yaml: depths: 1.5 is no whole number"),
-            ("depths: [1", "sweep.yaml: it can't be read as YAML"),
-            ("- 1", "sweep.yaml: it can't be read as YAML"),
+            ("model_dim: [64]", "sweep.yaml: did you mean model_dims?"),
+            ("depths: [1.5]", "sweep.yaml='1.5': expected a whole number"),
+            ("depths: [1", "sweep.yaml cannot be read as YAML"),
+            ("- 1", "sweep.yaml cannot be read as YAML"),
         ] {
             std::fs::write(&file, text).expect("written");
-            let error = message(SeriesGrid::default().apply(Source::File(&file)));
+            let error = message(read());
             assert!(error.contains(part) && !error.contains('\n'), "{error}");
         }
         std::fs::remove_file(&file).expect("removed");
-        assert!(message(SeriesGrid::default().apply(Source::File(&file))).contains("can't be read"));
+        assert!(message(read()).contains("cannot be read"));
     }
 }

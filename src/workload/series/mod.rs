@@ -3,7 +3,7 @@
 
 mod grid;
 
-pub use grid::{Combination, PRESETS, SeriesGrid, Source};
+pub use grid::{Combination, PRESETS, SeriesGrid, preset};
 
 use std::{
     collections::BTreeMap,
@@ -52,7 +52,7 @@ impl SeriesWorkload {
     /// # Errors
     /// When the sizes don't go together, memory is missing, or the step fails.
     pub fn new(combination: &Combination, phase: Phase, grid: &SeriesGrid) -> Result<Self> {
-        let (task, device) = (&combination.task, grid.accelerator.open()?);
+        let (task, device) = (&combination.task, grid.device.open()?);
         let limits = measure::limits(&device)?;
         let cost = cost(task)?;
         let needed_bytes = cost.least_bytes(phase == Phase::Train, grid.dtype);
@@ -70,7 +70,7 @@ impl SeriesWorkload {
             windows: task.window.batch,
             cost,
             limits,
-            watch: Watch::start(grid.accelerator),
+            watch: Watch::start(grid.device),
             steps: Vec::new(),
             losses: Vec::new(),
             peak,
@@ -153,7 +153,7 @@ pub fn series_subject(combination: &Combination, grid: &SeriesGrid) -> Subject {
         model: combination.name.clone(),
         engine: "tuned".into(),
         dtype: grid.dtype.as_str().into(),
-        device: grid.accelerator.to_string(),
+        device: grid.device.to_string(),
         source: format!("synthetic:{}", combination.name),
         synthetic_weights: true,
         parameters,

@@ -1,0 +1,66 @@
+//! The keys of a configuration as flags of a command.
+
+use std::marker::PhantomData;
+
+use candlepower::config::{Config, Key};
+use clap::{Arg, ArgMatches, Args, Command, FromArgMatches};
+
+/// Selects the keys that a command takes.
+pub trait Select {
+    fn takes(key: &str) -> bool;
+}
+
+/// All keys.
+pub struct All;
+
+impl Select for All {
+    fn takes(_: &str) -> bool {
+        true
+    }
+}
+
+/// Flags for the keys of the configuration `C` that `S` selects. Their values remain texts: `Layers` parses them, so that
+/// all bad values are reported together.
+pub struct Flags<C, S = All> {
+    given: Vec<(&'static str, String)>,
+    types: PhantomData<(C, S)>,
+}
+
+impl<C: Config, S: Select> Flags<C, S> {
+    /// Keys and texts that were given.
+    pub fn given(&self) -> &[(&'static str, String)] {
+        &self.given
+    }
+
+    fn keys() -> impl Iterator<Item = &'static Key> {
+        C::KEYS.iter().filter(|key| S::takes(key.name))
+    }
+}
+
+impl<C: Config, S: Select> Args for Flags<C, S> {
+    fn augment_args(command: Command) -> Command {
+        let flag = |key: &'static Key| {
+            // clap keeps names for as long as the process runs.
+            let name: &str = key.name.replace('_', "-").leak();
+            Arg::new(key.name).long(name).visible_aliases(key.aliases).help(key.about).allow_negative_numbers(true)
+        };
+        command.args(Self::keys().map(flag))
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl<C: Config, S: Select> FromArgMatches for Flags<C, S> {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let text = |key: &Key| matches.get_one::<String>(key.name).cloned();
+        let given = Self::keys().filter_map(|key| Some((key.name, text(key)?))).collect();
+        Ok(Self { given, types: PhantomData })
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
