@@ -1,5 +1,5 @@
-//! Subjects before and after they are loaded. A candidate has its name in ids without being loaded; the pool loads it
-//! when its first benchmark runs, once, and gives its memory back after the last.
+//! Subjects before and after loading. The name of a candidate is known before the model is loaded. The pool loads a
+//! candidate once, when its first benchmark runs, and frees its memory after the last.
 
 use std::{
     cell::RefCell,
@@ -20,16 +20,16 @@ use crate::{
     workload::SharedSubject,
 };
 
-/// A subject that can be loaded.
+/// A model that can be loaded.
 pub struct Candidate {
     pub about: record::Subject,
-    /// How many of the scenarios it runs.
+    /// The largest tier of scenarios that it runs.
     pub tier: Tier,
     load: Box<dyn Fn() -> Result<Subject>>,
 }
 
 impl Candidate {
-    /// The models that the settings name.
+    /// Returns the models that the settings name.
     pub fn from_settings(settings: &Settings) -> Vec<Self> {
         let Settings { engine, dtype, device, seed, .. } = *settings;
         let candidate = |spec: &ModelSpec| {
@@ -43,7 +43,7 @@ impl Candidate {
         settings.models.iter().map(candidate).collect()
     }
 
-    /// The mixtures of experts that `moe_top_k` compares, and their dense twins.
+    /// Returns the mixtures of experts that `moe_top_k` compares, and their dense twins.
     pub fn expert_grid(settings: &Settings) -> Vec<Self> {
         let Settings { dtype, device, seed, skew, .. } = *settings;
         let tier = settings.tier.unwrap_or(Tier::Full);
@@ -63,7 +63,11 @@ impl Candidate {
         candidates
     }
 
-    /// A model of one's own, called `model` in ids. It runs every scenario unless the settings name a tier.
+    /// Makes a candidate from your own model, named `model` in ids. It runs every scenario unless the settings name a
+    /// tier.
+    ///
+    /// `load` gets the dtype and the device of the settings. The pool calls it when the first benchmark of the model
+    /// runs.
     pub fn own<M: CausalLm + 'static>(
         model: &str,
         settings: &Settings,
@@ -81,7 +85,7 @@ impl Candidate {
         }
     }
 
-    /// Takes over what only the loaded subject knows.
+    /// Fills in the properties that only the loaded subject knows.
     pub fn learn(&mut self, subject: &Subject) {
         let footprint = subject.model.footprint();
         self.about.source = subject.source.clone();
@@ -104,7 +108,7 @@ fn about(model: &str, engine: &str, settings: &Settings, source: &str, synthetic
     }
 }
 
-/// Candidates and the subjects that are loaded of them.
+/// Candidates, and those of them that are loaded.
 pub struct Pool {
     places: Vec<Place>,
     device: Device,
@@ -113,9 +117,9 @@ pub struct Pool {
 struct Place {
     candidate: Candidate,
     subject: Option<SharedSubject>,
-    /// Memory that loading it took.
+    /// Memory that loading the subject took.
     bytes: u64,
-    /// Why it can't be loaded. It is not tried again: a download that failed would be asked for by every scenario.
+    /// Why loading failed. The pool does not retry, because every scenario would repeat a failed download.
     unloadable: Option<String>,
 }
 
@@ -130,7 +134,7 @@ impl Pool {
         }
     }
 
-    /// Places of the candidates that a scenario of this tier includes.
+    /// Returns the places of the candidates that run scenarios of this tier.
     pub fn in_tier(&self, tier: Tier) -> Vec<usize> {
         (0..self.places.len()).filter(|&place| self.places[place].candidate.tier >= tier).collect()
     }
@@ -139,7 +143,8 @@ impl Pool {
         &self.places[place].candidate
     }
 
-    /// The subject, loaded unless it is. When it does not fit in memory, the other subjects are unloaded first.
+    /// Returns the subject and loads it first if needed. If it does not fit in memory, the pool unloads the other
+    /// subjects and retries.
     pub fn subject(&mut self, place: usize) -> Result<SharedSubject> {
         if let Some(subject) = &self.places[place].subject {
             return Ok(subject.clone());
@@ -172,12 +177,12 @@ impl Pool {
         Ok(subject)
     }
 
-    /// Memory in use that is not the subject's: that of other subjects, above all.
+    /// Returns the memory in use that does not belong to the subject, such as that of other subjects.
     pub fn bytes_beside(&self, place: usize) -> u64 {
         memory::current_bytes(&self.device).saturating_sub(self.places[place].bytes)
     }
 
-    /// Gives the subject's memory back.
+    /// Frees the memory of the subject.
     pub fn release(&mut self, place: usize) {
         self.places[place].subject = None;
     }

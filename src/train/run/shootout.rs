@@ -1,4 +1,4 @@
-//! Several bases with several seeds on the same tokens, and a leaderboard of them.
+//! Training of several bases with several seeds on the same tokens, and their leaderboard.
 
 use std::path::Path;
 
@@ -8,10 +8,10 @@ use serde::Serialize;
 use super::{Outcome, Progress, Text, TrainConfig, run};
 use crate::{record::write_whole, report::table::markdown};
 
-/// What came of a shoot-out.
+/// The result of a shoot-out.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Shootout {
-    /// In the order they were trained.
+    /// In the order of training.
     pub entries: Vec<Entry>,
 }
 
@@ -29,7 +29,7 @@ pub struct Entry {
     pub peak_memory_mb: Option<f64>,
     pub parameters: Option<usize>,
     pub bigram_ppl: Option<f64>,
-    /// Whether its loss is that of a language model.
+    /// Whether its loss is that of a causal language model.
     pub causal: Option<bool>,
 }
 
@@ -59,11 +59,11 @@ impl Entry {
 }
 
 /// Trains every base with every seed, each in `runs/<base>_seed<seed>`, and writes `summary.json`, `summary.csv` and
-/// `leaderboard.md`. One that fails or diverges is an entry that says why, and the others go on. Those that came to their end
-/// before are not trained again.
+/// `leaderboard.md`. A training that fails or diverges becomes an entry with the reason, and the others continue.
+/// Finished trainings are not repeated.
 ///
 /// # Errors
-/// When a file can't be written.
+/// Returns an error if a file cannot be written.
 pub fn shootout(
     config: &TrainConfig,
     text: &Text,
@@ -93,8 +93,8 @@ pub fn shootout(
 }
 
 impl Shootout {
-    /// Means over the seeds, the least validation loss first; what sees later tokens comes after what does not, and what
-    /// failed last.
+    /// Means over the seeds, lowest validation loss first. Non-causal bases follow the causal ones, and failed bases
+    /// are last.
     pub fn leaderboard(&self) -> String {
         let mut bases: Vec<&str> = Vec::new();
         for entry in &self.entries {

@@ -1,4 +1,4 @@
-//! SeriesTraining of a backbone for series: mean squared error and AdamW, on windows of a seeded series.
+//! Training of a backbone for series: mean squared error and AdamW, on windows of a seeded series.
 
 use anyhow::{Result, ensure};
 use candle_core::{DType, Device, Tensor};
@@ -12,10 +12,10 @@ use crate::model::{
     trainable::Variables,
 };
 
-/// Steps of the series that windows are cut from, beyond one window.
+/// Steps of the series in addition to one window.
 const SERIES_STEPS: usize = 8192;
 
-/// What is trained, and on what.
+/// The task: the sizes, and the data of the training.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Task {
     pub architecture: Architecture,
@@ -31,7 +31,7 @@ impl Task {
     }
 }
 
-/// Windows of the task's series, and what follows each.
+/// Windows of the task's series, and the values that follow each.
 pub struct Batches {
     series: Series,
     window: Window,
@@ -42,7 +42,7 @@ pub struct Batches {
 
 impl Batches {
     /// # Errors
-    /// When the window holds nothing, or more than the series has.
+    /// Returns an error if the window is empty or longer than the series.
     pub fn new(task: &Task, dtype: DType, device: &Device) -> Result<Self> {
         let (Window { time, horizon, outputs, batch }, features) = (task.window, task.sizes.features);
         ensure!(batch > 0, "batch is 0: at least one window is needed");
@@ -53,10 +53,10 @@ impl Batches {
         Ok(Self { series, window: task.window, dtype, device: device.clone(), number: 0 })
     }
 
-    /// The next batch: windows (batch, time, features) and what follows them (batch, horizon, outputs).
+    /// Returns the next batch: windows (batch, time, features) and the following values (batch, horizon, outputs).
     ///
     /// # Errors
-    /// When the device has no room for it.
+    /// Returns an error if the memory of the device is insufficient.
     pub fn cut(&mut self) -> Result<(Tensor, Tensor)> {
         self.number += 1;
         self.series.batch(self.number - 1, &self.window, self.dtype, &self.device)
@@ -73,7 +73,7 @@ pub struct SeriesTraining {
 
 impl SeriesTraining {
     /// # Errors
-    /// When the sizes don't go together, or there is no room.
+    /// Returns an error if the sizes are inconsistent, or memory is insufficient.
     pub fn new(task: &Task, dtype: DType, device: &Device) -> Result<Self> {
         let variables = Variables::new(task.seed);
         let model = task.model(variables.builder(dtype, device))?;
@@ -81,10 +81,10 @@ impl SeriesTraining {
         Ok(Self { model, optimizer: AdamW::new(variables.all(), parameters)?, device: device.clone(), steps: 0 })
     }
 
-    /// One step on a batch; returns the loss before it, when the device has done the work.
+    /// Runs one step on a batch and waits for the device. Returns the loss before the update.
     ///
     /// # Errors
-    /// When the loss is not finite, or the device fails.
+    /// Returns an error if the loss is not finite, or the device fails.
     pub fn step(&mut self, (series, after): &(Tensor, Tensor)) -> Result<f64> {
         let loss = mse(&self.model.forward(series)?, after)?;
         self.optimizer.backward_step(&loss)?;
@@ -96,7 +96,7 @@ impl SeriesTraining {
     }
 }
 
-/// A backbone that forecasts. It keeps nothing that a gradient would need.
+/// A backbone that forecasts. It stores nothing for gradients.
 pub struct Forecasting {
     model: Forecaster,
     device: Device,
@@ -104,16 +104,16 @@ pub struct Forecasting {
 
 impl Forecasting {
     /// # Errors
-    /// When the sizes don't go together, or there is no room.
+    /// Returns an error if the sizes are inconsistent, or memory is insufficient.
     pub fn new(task: &Task, dtype: DType, device: &Device) -> Result<Self> {
         let model = task.model(Variables::new(task.seed).frozen(dtype, device))?;
         Ok(Self { model, device: device.clone() })
     }
 
-    /// A forecast (batch, horizon, outputs) of windows (batch, time, features), when the device has done the work.
+    /// Returns a forecast (batch, horizon, outputs) of windows (batch, time, features) and waits for the device.
     ///
     /// # Errors
-    /// When the device fails.
+    /// Returns an error if the device fails.
     pub fn step(&self, series: &Tensor) -> Result<Tensor> {
         let forecast = self.model.forward(series)?;
         self.device.synchronize()?;
