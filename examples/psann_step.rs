@@ -1,6 +1,6 @@
-//! Times PSANN language models a step at a time, as it is asked to on standard input, so that another program can take turns
-//! with it: `scripts/psann_ratio.py` does, with psannlm on PyTorch. A line is a base and `forward`, `loss` or `train`; the answer is
-//! milliseconds.
+//! Times single steps of PSANN language models on request, so that another program can alternate with it:
+//! `scripts/psann_ratio.py` compares it with psannlm on PyTorch. Each line of standard input is a base and `forward`,
+//! `loss` or `train`. The answer is the time in milliseconds.
 
 use std::{collections::HashMap, io::BufRead, time::Instant};
 

@@ -16,10 +16,11 @@ pub enum DeviceChoice {
 }
 
 impl DeviceChoice {
-    /// Opens the device, once in a process: to Candle a device that is opened again is another one, with kernels of its own
-    /// to load.
+    /// Opens the device, once per process. Candle treats a device that is opened again as another device and loads
+    /// its kernels again.
     ///
     /// # Errors
+    /// Returns an error if support for the device was not compiled in, or the device is missing.
     /// When it was not compiled in, or is not there.
     pub fn open(self) -> Result<Device> {
         static OPEN: Mutex<Option<HashMap<DeviceChoice, Device>>> = Mutex::new(None);
@@ -48,8 +49,7 @@ impl DeviceChoice {
         }
     }
 
-    /// The precision that models run in on this device unless told otherwise: bf16 where the hardware has it, f32 on
-    /// a processor.
+    /// The default dtype of models on this device: bf16 on accelerators, f32 on a CPU.
     pub fn default_dtype(self) -> DType {
         match self {
             Self::Cpu => DType::F32,

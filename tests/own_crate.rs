@@ -26,15 +26,13 @@ fn target() -> PathBuf {
 #[test]
 fn the_documented_crate_runs_its_own_model() {
     let package = Path::new(env!("CARGO_MANIFEST_DIR"));
-    // The folder is outside of the package and keeps its path, so that a second run compiles nothing.
+    // The folder is outside of the package, and its path is fixed so that a second run compiles nothing.
     let crate_folder = env::temp_dir().join(format!("candlepower-own-crate-{}", checkout()));
     let with_path = block("Cargo.toml").replace("version = \"0.1\"", &format!("path = {package:?}"));
     assert!(with_path.contains("path = "), "the documented Cargo.toml depends on a version of candlepower");
-    for (file, text) in [
-        ("Cargo.toml", with_path.as_str()),
-        ("benches/my_model.rs", block("benches/my_model.rs")),
-        ("src/lib.rs", ""),
-    ] {
+    for (file, text) in
+        [("Cargo.toml", with_path.as_str()), ("benches/my_model.rs", block("benches/my_model.rs")), ("src/lib.rs", "")]
+    {
         let path = crate_folder.join(file);
         fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
         if fs::read_to_string(&path).is_ok_and(|kept| kept == text) {
@@ -42,7 +40,7 @@ fn the_documented_crate_runs_its_own_model() {
         }
         fs::write(path, text).expect("a file");
     }
-    // The versions that this package is tested with. Cargo removes the packages that are not needed.
+    // Uses the locked versions of this package. Cargo removes the packages that the crate does not need.
     fs::copy(package.join("Cargo.lock"), crate_folder.join("Cargo.lock")).expect("Cargo.lock");
     let out = tempfile::tempdir().expect("a folder");
     let output = Command::new(env!("CARGO"))

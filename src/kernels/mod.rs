@@ -42,7 +42,7 @@ pub fn is_plain(tensor: &Tensor) -> bool {
 
 fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Candle<&'a [f32]> {
     let (Some((start, end)), CpuStorage::F32(values)) = (layout.contiguous_offsets(), storage) else {
-        bail!("contiguous f32 on a processor is needed")
+        bail!("contiguous f32 on a CPU is required")
     };
     Ok(&values[start..end])
 }
@@ -60,7 +60,7 @@ pub fn with_slices<const N: usize, T>(tensors: [&Tensor; N], with: impl FnOnce([
     let storages: Vec<_> = whole.iter().map(|tensor| tensor.storage_and_layout()).collect();
     let mut slices = [&[][..]; N];
     for (place, (storage, layout)) in slices.iter_mut().zip(&storages) {
-        let Storage::Cpu(storage) = &**storage else { bail!("contiguous f32 on a processor is needed") };
+        let Storage::Cpu(storage) = &**storage else { bail!("contiguous f32 on a CPU is required") };
         *place = slice(storage, layout)?;
     }
     Ok(with(slices))
@@ -78,7 +78,7 @@ pub fn change(tensor: &Tensor, with: impl FnMut(&mut [f32])) -> Candle<()> {
         }
         fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Candle<()> {
             let (Some((start, end)), CpuStorage::F32(values)) = (layout.contiguous_offsets(), storage) else {
-                bail!("contiguous f32 on a processor is needed")
+                bail!("contiguous f32 on a CPU is required")
             };
             (self.0.borrow_mut())(&mut values[start..end]);
             Ok(())

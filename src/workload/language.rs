@@ -111,7 +111,11 @@ impl LanguageWorkload {
         let cost = Decoder::cost(&config, entry.batch.tokens_per_row)?;
         let micro_rows = rows_that_fit(entry, phase, &cost, dtype, &opened)?;
         if micro_rows < entry.batch.rows {
-            eprintln!("{}: {} sequences do not fit in memory; computing {micro_rows} at a time", entry.name(), entry.batch.rows);
+            eprintln!(
+                "{}: {} sequences do not fit in memory; computing {micro_rows} at a time",
+                entry.name(),
+                entry.batch.rows
+            );
         }
         let bytes_beside = memory::current_bytes(&opened);
         let peak = Peak::new(&opened, bytes_beside);

@@ -1,4 +1,4 @@
-//! `candlepower doctor`: is this machine fit to measure on?
+//! `candlepower doctor`: checks of the machine.
 
 use std::process::ExitCode;
 
@@ -10,7 +10,7 @@ use crate::SettingFlags;
 
 #[derive(Args)]
 pub struct Doctor {
-    /// Models that are to be measured, to see what they need
+    /// Models to check the memory and caches for
     #[arg(long)]
     models: Option<String>,
     #[command(flatten)]
@@ -23,7 +23,7 @@ pub struct Doctor {
 impl Doctor {
     pub fn run(self) -> Result<ExitCode> {
         let settings = self.settings.settings(&[("models", &self.models)])?;
-        // Before the pool of threads starts, so that bandwidth and matrix rate are those of a benchmark.
+        // Set before the thread pool starts, so that the limits are those of a benchmark.
         set_threads(settings.threads);
         let findings = doctor::examine(&settings);
         if self.json {

@@ -39,15 +39,15 @@ impl Text {
         let name = corpus.display();
         let bytes = std::fs::read(corpus).with_context(|| format!("corpus {name} can't be read"))?;
         let text = String::from_utf8(bytes).map_err(|error| {
-            anyhow!("corpus {name} is not UTF-8: byte {} is wrong", error.utf8_error().valid_up_to())
+            anyhow!("corpus {name} is not UTF-8: byte {} is invalid", error.utf8_error().valid_up_to())
         })?;
         let paragraphs: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-        ensure!(!paragraphs.is_empty(), "corpus {name} is empty: one paragraph a line is needed");
+        ensure!(!paragraphs.is_empty(), "corpus {name} is empty: write one paragraph per line");
         let mut random = ChaCha8Rng::seed_from_u64(seed);
         let mut is_kept = || f64::from(random.next_u32()) < validation_share * f64::from(u32::MAX);
         let (validation, training): (Vec<&str>, Vec<&str>) = paragraphs.into_iter().partition(|_| is_kept());
         let tokenizer = tokenizer(&training, vocab_size)?;
-        let end = tokenizer.token_to_id(END).context("the tokenizer has no end of text")?;
+        let end = tokenizer.token_to_id(END).context("the tokenizer has no end-of-text token")?;
         let packed = |part: &[&str], what: &str| -> Result<Vec<Vec<u32>>> {
             let encoded = tokenizer.encode_batch(part.to_vec(), false).map_err(|error| anyhow!("{name}: {error}"))?;
             let mut ids: Vec<u32> = Vec::new();
@@ -57,7 +57,7 @@ impl Text {
             }
             if ids.len() <= length {
                 bail!(
-                    "corpus {name} is too short: its {what} part has {} tokens, a sequence needs {}; take a longer text, shorter sequences or another validation_share",
+                    "corpus {name} is too short: its {what} part has {} tokens, but a sequence needs {}; use a longer text, shorter sequences or another validation_share",
                     ids.len(),
                     length + 1
                 );
@@ -147,7 +147,7 @@ fn of<'a>(rows: impl Iterator<Item = &'a Vec<u32>>) -> Result<Sequences> {
 fn tokenizer(paragraphs: &[&str], vocab_size: usize) -> Result<Tokenizer> {
     let alphabet = ByteLevel::alphabet();
     let least = alphabet.len() + 1;
-    ensure!(vocab_size >= least, "vocab_size={vocab_size}: the bytes and the end of text are {least} tokens already");
+    ensure!(vocab_size >= least, "vocab_size={vocab_size}: the bytes and the end of text alone are {least} tokens");
     let build = || -> tokenizers::Result<Tokenizer> {
         let bytes = ByteLevel::new(false, true, true);
         let mut trainer = BpeTrainerBuilder::new()
@@ -231,12 +231,12 @@ mod tests {
             format!("{:#}", Text::read(&file, 300, 16, 0.1, 7).err().expect("an error"))
         };
         assert!(error(b"").contains("is empty") && error(b"\n \n").contains("is empty"));
-        assert!(error(b"good\xff\xfe").contains("is not UTF-8: byte 4 is wrong"));
-        assert!(error(b"too short").contains("tokens, a sequence needs 17"));
+        assert!(error(b"good\xff\xfe").contains("is not UTF-8: byte 4 is invalid"));
+        assert!(error(b"too short").contains("tokens, but a sequence needs 17"));
         let missing = Text::read(Path::new("nowhere.txt"), 300, 16, 0.1, 7).err().expect("an error");
         assert!(format!("{missing:#}").contains("corpus nowhere.txt can't be read"));
         let (_folder, file) = corpus(paragraphs().as_bytes());
         let small = Text::read(&file, 200, 16, 0.1, 7).err().expect("an error").to_string();
-        assert!(small.contains("257 tokens already"), "{small}");
+        assert!(small.contains("alone are 257 tokens"), "{small}");
     }
 }

@@ -90,7 +90,7 @@ struct Point {
 /// When the folder holds another training, a file can't be written, or the device fails. A training that diverges is no error.
 pub fn run(config: &TrainConfig, text: &Text, folder: &Path, mut progress: impl FnMut(&Progress)) -> Result<Outcome> {
     let ([base], [seed]) = (config.bases.as_slice(), config.seeds.as_slice()) else {
-        bail!("one base and one seed are trained at a time");
+        bail!("a training needs exactly one base and one seed");
     };
     let used = config.to_yaml()?;
     begin(folder, &used)?;
@@ -206,7 +206,7 @@ fn begin(folder: &Path, used: &str) -> Result<()> {
     match std::fs::read_to_string(&file) {
         Ok(before) => ensure!(
             before == used,
-            "{} holds a training with another configuration: name another folder with --out, or remove it",
+            "{} contains a training with another configuration: choose another folder with --out, or remove it",
             folder.display()
         ),
         Err(_) => {
@@ -253,13 +253,13 @@ fn resume(folder: &Path, used: &str, language: &mut Language) -> Result<Vec<Poin
     let Ok(bytes) = std::fs::read(&file) else { return Ok(Vec::new()) };
     let read = || -> Result<(HashMap<String, Tensor>, Vec<Point>)> {
         let (_, metadata) = SafeTensors::read_metadata(&bytes)?;
-        let about = metadata.metadata().as_ref().context("it says nothing of itself")?;
-        ensure!(about.get("config") == Some(&digest(used)), "it is of another configuration");
+        let about = metadata.metadata().as_ref().context("its metadata is missing")?;
+        ensure!(about.get("config") == Some(&digest(used)), "it belongs to another configuration");
         let points = serde_json::from_str(about.get("points").context("its steps are missing")?)?;
         Ok((candle_core::safetensors::load_buffer(&bytes, language.model().embedding().device())?, points))
     };
     let (state, points) =
-        read().with_context(|| format!("{} can't be gone on from; remove the folder to start over", file.display()))?;
+        read().with_context(|| format!("{} cannot be resumed; remove the folder to start over", file.display()))?;
     language.resume(state, points.len()).with_context(|| file.display().to_string())?;
     Ok(points)
 }
@@ -391,7 +391,7 @@ mod tests {
         let state = std::fs::read(out.join(STATE)).expect("a state");
         std::fs::write(out.join(STATE), &state[..state.len() / 2]).expect("torn");
         let error = format!("{:#}", run(&config_of(&[]), &text, &out, |_| ()).expect_err("torn"));
-        assert!(error.contains("can't be gone on from; remove the folder"), "{error}");
+        assert!(error.contains("cannot be resumed; remove the folder"), "{error}");
     }
 
     #[test]

@@ -45,10 +45,10 @@ impl Batches {
     /// Returns an error if the window is empty or longer than the series.
     pub fn new(task: &Task, dtype: DType, device: &Device) -> Result<Self> {
         let (Window { time, horizon, outputs, batch }, features) = (task.window, task.sizes.features);
-        ensure!(batch > 0, "batch is 0: at least one window is needed");
-        ensure!(time > 0, "window is 0: at least one step must be seen");
-        ensure!(horizon > 0, "horizon is 0: at least one step must be forecast");
-        ensure!(outputs <= features, "outputs={outputs} are more than the {features} features of the series");
+        ensure!(batch > 0, "batch is 0: it must be at least one window");
+        ensure!(time > 0, "window is 0: it must be at least one step");
+        ensure!(horizon > 0, "horizon is 0: it must be at least one step");
+        ensure!(outputs <= features, "outputs={outputs} is more than the {features} features of the series");
         let series = Series::new(SERIES_STEPS + time + horizon, features, task.seed);
         Ok(Self { series, window: task.window, dtype, device: device.clone(), number: 0 })
     }
@@ -91,7 +91,7 @@ impl SeriesTraining {
         let loss = f64::from(loss.to_dtype(DType::F32)?.to_scalar::<f32>()?);
         self.device.synchronize()?;
         self.steps += 1;
-        ensure!(loss.is_finite(), "the loss became {loss} at step {}: it diverged", self.steps);
+        ensure!(loss.is_finite(), "training diverged: the loss became {loss} at step {}", self.steps);
         Ok(loss)
     }
 }
@@ -181,7 +181,7 @@ mod tests {
             ((|window: &mut Window| window.horizon = 0) as fn(&mut Window), "horizon is 0"),
             (|window| window.batch = 0, "batch is 0"),
             (|window| window.time = 0, "window is 0"),
-            (|window| window.outputs = 9, "outputs=9 are more than the 4 features"),
+            (|window| window.outputs = 9, "outputs=9 is more than the 4 features"),
         ] {
             let mut task = task(Architecture::StateSpace);
             edit(&mut task.window);

@@ -39,7 +39,7 @@ impl Sequences {
         ensure!(length > 1, "a sequence of {length} tokens has nothing to predict");
         ensure!(
             !ids.is_empty() && ids.len().is_multiple_of(length),
-            "{} tokens are no sequences of {length}",
+            "{} tokens are not a whole number of sequences of {length}",
             ids.len()
         );
         Ok(Self { ids, length })
@@ -190,7 +190,7 @@ impl<'a> Gradients<'a> {
         let targets = sequences.targets();
         let found =
             loss::cross_entropy(&rows_of(&hidden)?, model.head(), &targets, Some(weight), &mut self.workspace.loss)?;
-        let of_hidden = found.of_hidden.context("no gradient was made")?.reshape(hidden.shape())?;
+        let of_hidden = found.of_hidden.context("no gradient was computed")?.reshape(hidden.shape())?;
         let last = kept.pop().unwrap_or_else(|| embedded.clone());
         let mut of_x = self.pull(hidden, &of_hidden, last)?;
         if checkpointing {
@@ -212,7 +212,7 @@ impl<'a> Gradients<'a> {
         self.sums.insert(self.model.head().id(), Some(self.workspace.loss.of_head()?));
         self.sums.insert(self.model.embedding().id(), self.workspace.of_table.clone());
         let mut of =
-            |variable: &Var| self.sums.remove(&variable.id()).flatten().context("a weight has no part in the loss");
+            |variable: &Var| self.sums.remove(&variable.id()).flatten().context("the loss does not depend on a weight");
         self.variables.iter().map(&mut of).collect()
     }
 
@@ -235,7 +235,7 @@ impl<'a> Gradients<'a> {
 
     /// Adds the gradients of embeddings to the rows of the table that they were looked up in.
     fn add_rows(&mut self, ids: &Tensor, of_rows: &Tensor) -> Result<()> {
-        let (ids, of_table) = (ids.flatten_all()?, self.workspace.of_table.take().context("no batch was begun")?);
+        let (ids, of_table) = (ids.flatten_all()?, self.workspace.of_table.take().context("no batch was started")?);
         let width = of_table.dim(1)?;
         let of_rows = of_rows.reshape(((), width))?.to_dtype(of_table.dtype())?;
         self.workspace.of_table = Some(match is_plain(&of_table) {

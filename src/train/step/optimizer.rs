@@ -139,7 +139,7 @@ impl AdamW {
                 .iter()
                 .zip(&self.variables)
                 .all(|(moments, variable)| moments.dims() == [2, variable.elem_count()]);
-        ensure!(same, "the optimizer's moments are those of another model");
+        ensure!(same, "the optimizer's moments belong to another model");
         for bucket in &mut self.buckets {
             bucket.moments = Tensor::cat(&moments[bucket.variables.clone()], 1)?;
         }
