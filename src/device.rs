@@ -10,8 +10,11 @@ use crate::error::one_line;
 /// A device to run on, before it is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DeviceChoice {
+    /// The CPU.
     Cpu,
+    /// An NVIDIA GPU, by CUDA's number.
     Cuda(usize),
+    /// An Apple GPU.
     Metal,
 }
 

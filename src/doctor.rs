@@ -23,17 +23,23 @@ use crate::{
 /// The result of one check.
 #[derive(Clone, Debug, Serialize)]
 pub struct Finding {
+    /// Name of the check.
     pub topic: &'static str,
+    /// Severity.
     pub level: Level,
     /// The state and, for a warning, what to do about it.
     pub text: String,
 }
 
+/// Severity of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Level {
+    /// No problem.
     Ok,
+    /// Worth knowing, but not a problem.
     Note,
+    /// A problem that makes results untrustworthy.
     Warning,
 }
 

@@ -78,17 +78,24 @@
 //!
 //! [`guide::methodology`] describes what is timed, how, and the known biases.
 
+#[warn(missing_docs)]
 pub mod device;
+#[warn(missing_docs)]
 pub mod doctor;
+#[warn(missing_docs)]
 pub mod error;
+#[warn(missing_docs)]
 pub mod generate;
+#[warn(missing_docs)]
 pub mod guide;
-pub mod kernels;
+mod kernels;
 mod keys;
+#[warn(missing_docs)]
 pub mod measure;
 pub mod model;
 pub mod record;
 pub mod report;
+#[warn(missing_docs)]
 pub mod runner;
 pub mod scenario;
 pub mod settings;

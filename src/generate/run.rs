@@ -11,7 +11,9 @@ use crate::{model::CausalLm, scenario::Sampling};
 /// What to generate after a prompt.
 #[derive(Clone, Debug)]
 pub struct Request {
+    /// Number of tokens to generate.
     pub new_tokens: usize,
+    /// How the next token is chosen.
     pub sampling: Sampling,
     /// Seed of the sampling.
     pub seed: u64,

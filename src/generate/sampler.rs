@@ -32,7 +32,9 @@ pub struct Sampler {
 /// A token that can still be drawn, with its score and later its probability.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Candidate {
+    /// Id of the token.
     pub id: u32,
+    /// Score, and after the last transform probability.
     pub probability: f32,
 }
 

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 /// Times and tokens of one generation. The device is idle at the end of every duration.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Timeline {
+    /// Length of the prompt.
     pub prompt_tokens: usize,
     /// Time to first token: from the start of the prompt to the first token, sampling included.
     pub ttft: Duration,
@@ -14,10 +15,11 @@ pub struct Timeline {
     pub steps: Vec<Duration>,
     /// Total time of sampling: from logits to ids.
     pub sampling: Duration,
-    /// Share of the decode time spent waiting for the device after all work was submitted. Near 0 on a CPU.
+    /// Time of the decode steps spent waiting for the device after all work was submitted. Near 0 on a CPU.
     pub waiting: Duration,
     /// The generated ids.
     pub tokens: Vec<u32>,
+    /// Why the generation ended.
     pub finish_reason: FinishReason,
 }
 

@@ -33,7 +33,9 @@ pub enum Positions {
 /// Multi-head causal attention.
 #[derive(Clone, Copy, Debug)]
 pub struct Attention {
+    /// Number of heads.
     pub heads: usize,
+    /// Encoding of positions.
     pub positions: Positions,
 }
 

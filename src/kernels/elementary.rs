@@ -7,8 +7,10 @@ const ROUNDER: f32 = 12_582_912.0;
 /// A loop that [`vectorised`] runs. Mark its `run` with `#[inline(always)]`: the compiler compiles functions and
 /// closures that are not inlined for the narrowest vectors.
 pub trait Kernel {
+    /// Result of the loop.
     type Output;
 
+    /// Runs the loop.
     fn run(self) -> Self::Output;
 }
 

@@ -24,6 +24,7 @@ impl<'a> Matrix<'a> {
         Self { rows, ..self }
     }
 
+    /// The transposed view.
     pub fn transposed(self) -> Self {
         Self {
             values: self.values,

@@ -12,14 +12,16 @@ pub struct Clocks {
     pub governors: BTreeSet<String>,
     /// Current clock of the slowest processor.
     pub now_mhz: Option<u64>,
-    /// The highest clock that the system allows, and the highest that the CPU supports.
+    /// The highest clock that the system allows.
     pub allowed_mhz: Option<u64>,
+    /// The highest clock that the CPU supports.
     pub possible_mhz: Option<u64>,
     /// Number of times a core was throttled by heat since the machine was started.
     pub throttled: Option<u64>,
 }
 
 impl Clocks {
+    /// Reads the state of this machine.
     pub fn read() -> Self {
         Self::from(Path::new("/sys/devices/system/cpu"))
     }

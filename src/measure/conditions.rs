@@ -47,6 +47,7 @@ impl Watch {
         Self { at: Instant::now(), started: ticks(), gpu }
     }
 
+    /// Ends the observation.
     pub fn end(self) -> Conditions {
         let mut conditions = match (self.started, ticks()) {
             (Some(started), Some(ended)) => judge(self.at.elapsed(), started, ended),

@@ -100,11 +100,17 @@ fn watts(milliwatts: u32) -> f64 {
 /// Counters of a GPU at one moment. A counter that the GPU lacks is `None`, with the reason in `unmeasured`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Counters {
+    /// Clock of the streaming multiprocessors.
     pub sm_mhz: Option<u32>,
+    /// Their highest clock.
     pub sm_max_mhz: Option<u32>,
+    /// Clock of the memory.
     pub memory_mhz: Option<u32>,
+    /// Temperature of the GPU.
     pub temperature_celsius: Option<u32>,
+    /// Current power.
     pub power_watts: Option<f64>,
+    /// Enforced power limit.
     pub power_limit_watts: Option<f64>,
     /// Since the driver was loaded.
     pub energy_joules: Option<f64>,

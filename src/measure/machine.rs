@@ -45,8 +45,11 @@ fn name(what: &str, logical_cores: usize) -> String {
 
 /// A SIMD extension, whether the program was compiled for it, and whether the CPU has it.
 pub struct Simd {
+    /// Name of the extension, as in Rust's `target_feature`.
     pub name: &'static str,
+    /// Whether the program was compiled for it.
     pub compiled: bool,
+    /// Whether the CPU has it.
     pub available: bool,
 }
 

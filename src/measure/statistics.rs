@@ -9,7 +9,9 @@ pub struct Steps {
     pub sample_ms: Vec<f64>,
     /// Percentiles over every step.
     pub p50_ms: f64,
+    /// 95th percentile.
     pub p95_ms: f64,
+    /// 99th percentile.
     pub p99_ms: f64,
 }
 

@@ -43,7 +43,9 @@ pub fn generate(mut workload: GenerationWorkload, warm_ups: usize, trials: usize
 pub struct Progress<'a> {
     /// Number of the benchmark, from 1, and the total.
     pub number: usize,
+    /// Total number of benchmarks.
     pub total: usize,
+    /// Id of the benchmark.
     pub id: &'a BenchmarkId,
     /// `None` if the run already has the benchmark.
     pub record: Option<&'a Record>,

@@ -22,6 +22,7 @@ use crate::{
 
 /// A model that can be loaded.
 pub struct Candidate {
+    /// Description for ids and records.
     pub about: record::Subject,
     /// The largest tier of scenarios that it runs.
     pub tier: Tier,

@@ -50,10 +50,12 @@ impl Session {
         })
     }
 
+    /// The settings in force.
     pub fn settings(&self) -> &Settings {
         &self.settings
     }
 
+    /// The open device of the settings.
     pub fn device(&self) -> &Device {
         &self.device
     }

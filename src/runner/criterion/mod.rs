@@ -73,6 +73,7 @@ fn argument(option: &str) -> Option<String> {
 }
 
 impl Suite {
+    /// The settings in force.
     pub fn settings(&self) -> &Settings {
         self.session.settings()
     }

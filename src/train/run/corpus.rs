@@ -21,7 +21,9 @@ const END: &str = "<|endoftext|>";
 
 /// Tokens of a text, in a training and a validation part.
 pub struct Text {
+    /// The tokenizer of the text.
     pub tokenizer: Tokenizer,
+    /// Size of its vocabulary.
     pub vocab_size: usize,
     /// Packed sequences, each one longer than the input of the model.
     training: Vec<Vec<u32>>,

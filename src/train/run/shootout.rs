@@ -18,16 +18,27 @@ pub struct Shootout {
 /// One training, in `summary.json` and `summary.csv`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Entry {
+    /// Base of the model.
     pub base: String,
+    /// Seed of the weights and of the order of the data.
     pub seed: u64,
+    /// `finished`, `diverged` or `failed`.
     pub status: String,
+    /// Why the training failed or diverged.
     pub reason: Option<String>,
+    /// Cross-entropy of the validation part, in nats per token.
     pub val_loss: Option<f64>,
+    /// Perplexity of the validation part.
     pub val_ppl: Option<f64>,
+    /// Share of the validation tokens that have the largest logit.
     pub val_top1_acc: Option<f64>,
+    /// Training throughput.
     pub train_tokens_per_s: Option<f64>,
+    /// Peak memory in MB.
     pub peak_memory_mb: Option<f64>,
+    /// Trainable parameters.
     pub parameters: Option<usize>,
+    /// Perplexity of the validation part under a bigram model of the same tokens.
     pub bigram_ppl: Option<f64>,
     /// Whether its loss is that of a causal language model.
     pub causal: Option<bool>,

@@ -31,7 +31,9 @@ const METRICS: &str = "metrics.json";
 /// The result of a training, `metrics.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Outcome {
+    /// Base of the model.
     pub base: String,
+    /// Seed of the weights and of the order of the data.
     pub seed: u64,
     /// `finished` or `diverged`.
     pub status: String,
@@ -39,31 +41,44 @@ pub struct Outcome {
     pub first_non_finite_step: Option<usize>,
     /// Mean over the last steps, as many as are between two validations.
     pub train_loss: Option<f64>,
+    /// Cross-entropy of the validation part, in nats per token.
     pub val_loss: Option<f64>,
     /// Of the validation part.
     pub perplexity: Option<f64>,
+    /// Share of the validation tokens that have the largest logit.
     pub val_top1_acc: Option<f64>,
     /// Of the validation part under a bigram model of the same tokens.
     pub bigram_perplexity: f64,
     /// Whether no logit changes when a later token changes. Otherwise the loss is not that of a causal language
     /// model.
     pub causal: bool,
+    /// Number of completed steps.
     pub steps: usize,
+    /// Passes over the training part.
     pub epochs: f64,
+    /// Trainable parameters.
     pub parameters: usize,
+    /// Size of the tokenizer's vocabulary.
     pub vocab_size: usize,
     /// Time of the steps alone, in the process that finished the training.
     pub train_tokens_per_s: Option<f64>,
+    /// Peak memory of the process that finished the training.
     pub peak_bytes: Option<u64>,
+    /// Path of the text.
     pub corpus_path: String,
 }
 
 /// Progress of a training.
 pub struct Progress {
+    /// Number of the step, from 1.
     pub step: usize,
+    /// Total number of steps.
     pub steps: usize,
+    /// Loss of the step, in nats per token.
     pub loss: f64,
+    /// Validation loss, if the step was followed by a validation.
     pub val_loss: Option<f64>,
+    /// Training throughput so far.
     pub tokens_per_s: f64,
 }
 

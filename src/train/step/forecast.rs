@@ -18,10 +18,15 @@ const SERIES_STEPS: usize = 8192;
 /// The task: the sizes, and the data of the training.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Task {
+    /// Architecture of the backbone.
     pub architecture: Architecture,
+    /// Sizes of the backbone.
     pub sizes: Sizes,
+    /// Sizes of a batch.
     pub window: Window,
+    /// Learning rate of AdamW.
     pub learning_rate: f64,
+    /// Seed of the weights and of the series.
     pub seed: u64,
 }
 

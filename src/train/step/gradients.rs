@@ -45,6 +45,7 @@ impl Sequences {
         Ok(Self { ids, length })
     }
 
+    /// Number of sequences.
     pub fn rows(&self) -> usize {
         self.ids.len() / self.length
     }

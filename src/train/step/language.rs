@@ -30,9 +30,11 @@ pub struct Plan {
 pub struct Step {
     /// Mean over the tokens, before the update, in nats.
     pub loss: f64,
+    /// Norm of all gradients, before clipping.
     pub gradient_norm: f64,
     /// Norm of the update over the norm of the weights.
     pub update_ratio: f64,
+    /// Number of parts that the batch was computed in.
     pub micro_batches: usize,
 }
 
@@ -43,6 +45,7 @@ impl Step {
     }
 }
 
+/// A language model in training, with its optimizer and buffers.
 pub struct Language {
     model: Decoder,
     variables: Variables,
@@ -74,6 +77,7 @@ impl Language {
         self.variables.named()
     }
 
+    /// The model.
     pub fn model(&self) -> &Decoder {
         &self.model
     }

@@ -19,12 +19,18 @@ const CHUNK: usize = 64 * 1024;
 /// of a step.
 const BUCKET: usize = 4 << 20;
 
+/// Options of AdamW, of its schedule and of clipping.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Options {
+    /// Learning rate after the warm-up.
     pub learning_rate: f64,
+    /// Decay rate of the moving average of the gradients.
     pub beta1: f64,
+    /// Decay rate of the moving average of their squares.
     pub beta2: f64,
+    /// Added to the root of the average of the squares.
     pub eps: f64,
+    /// Decoupled weight decay per step, multiplied by the learning rate.
     pub weight_decay: f64,
     /// Steps of the linear warm-up of the learning rate.
     pub warmup_steps: usize,
@@ -65,6 +71,7 @@ impl Options {
 
 /// Variables with their moments.
 pub struct AdamW {
+    /// The options.
     pub options: Options,
     variables: Vec<Var>,
     buckets: Vec<Bucket>,
@@ -108,6 +115,7 @@ impl AdamW {
         Ok(Self { options, variables, buckets, steps: 0 })
     }
 
+    /// Number of completed steps.
     pub fn steps(&self) -> usize {
         self.steps
     }
