@@ -26,7 +26,7 @@ fn main() -> Result<()> {
     let batch = Sequences::new(ids, TIME + 1)?;
     for line in std::io::stdin().lock().lines() {
         let line = line?;
-        let (base, phase) = line.split_once(' ').with_context(|| format!("'{line}' is no base and phase"))?;
+        let (base, phase) = line.split_once(' ').with_context(|| format!("'{line}' is not a base and a phase"))?;
         let base: Base = base.parse()?;
         let config = PsannConfig { base, d_model: 256, n_layers: 4, n_heads: 4, d_mlp: 1024, ..PsannConfig::default() };
         let plan = Plan { dtype: DType::F32, checkpointing: false, micro_rows: ROWS };

@@ -35,7 +35,7 @@ def records_of(files):
             try:
                 record = json.loads(line)
             except json.JSONDecodeError:
-                sys.exit(f"error: {file}:{number} is no record")
+                sys.exit(f"error: {file}:{number} is not a record")
             measures = record.get("measures") or {}
             if measures.get("kind") == "generation" and shape_of(record).is_file():
                 found[record["id"]] = record

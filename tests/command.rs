@@ -389,7 +389,7 @@ fn a_report_holds_what_was_measured_and_names_what_is_missing() {
     let page = read("index.html");
     assert!(page.contains("llama-mini") && page.contains("<svg"));
     for elsewhere in ["src=\"http", "href=\"http", "url(http", "@import", "file://"] {
-        assert!(!page.contains(elsewhere), "{elsewhere}: a page from disk asks nobody");
+        assert!(!page.contains(elsewhere), "{elsewhere}: the page loads something");
     }
     let log = fs::read_to_string(made.parent().expect("the machine's").join("GENERATION_LOG.md"));
     assert!(log.expect("a log").starts_with("# Generation log"));

@@ -194,7 +194,7 @@ mod tests {
         close(measures.decode_tokens_per_s.expect("steps"), 250.0);
         close(measures.tokens_per_s, 3.0 / 0.028);
         close(measures.sampling_share, 1.0 / 28.0);
-        assert_eq!(measures.waiting_share, None, "a processor has nobody to wait for");
+        assert_eq!(measures.waiting_share, None, "a CPU does not wait for a device");
         // Two steps read 1000 bytes of weights each, and the cache of 5 and 6 tokens, in 8 ms.
         close(measures.mbu.expect("limits"), (2000.0 + 50.0 + 60.0) / 0.008 / 1e6);
         close(measures.mfu.expect("limits"), 4.0 * 300.0 / 0.020 / 1e6);

@@ -135,7 +135,7 @@ fn a_device_that_does_not_start_is_one_line() {
         assert!(one_line(&output).contains(part), "{error}: {}", one_line(&output));
     }
     let output = candlepower(folder.path(), &run, &[("CANDLEPOWER_DEVICE", "cuda:1")]);
-    assert!(one_line(&output).contains("there is no GPU of this number"), "{}", one_line(&output));
+    assert!(one_line(&output).contains("there is no GPU with this number"), "{}", one_line(&output));
     let output = candlepower(folder.path(), &["doctor"], &[("SIMULATED_CUDA_MODULE_ERROR", "222")]);
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let limits = text.lines().find(|line| line.contains(" limits ")).expect("limits");

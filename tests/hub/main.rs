@@ -196,7 +196,7 @@ fn a_cache_that_can_not_be_is_named() {
     let file = world.cache.path().join("file");
     fs::write(&file, "").expect("written");
     let hub = Hub { cache: Some(file.clone()), ..world.hub() };
-    let error = format!("{:#}", hub.fetch(REPO, "main").expect_err("a file is no folder"));
+    let error = format!("{:#}", hub.fetch(REPO, "main").expect_err("a file is not a folder"));
     assert!(error.contains(&file.display().to_string()) && error.contains("HF_HOME"), "{error}");
 }
 
@@ -351,7 +351,7 @@ fn offline_uses_what_is_cached() {
     world.fetch().expect("fetched");
     world.server.requests();
     assert_runs(offline.fetch(REPO, "main").expect("from the cache"));
-    assert!(world.server.requests().is_empty(), "offline asks nobody");
+    assert!(world.server.requests().is_empty(), "requests while offline");
 }
 
 #[test]
@@ -359,7 +359,7 @@ fn a_hub_out_of_reach_is_as_offline() {
     let world = world(SINGLE);
     // Nothing listens on port 9 of loopback.
     let away = Hub { endpoint: Some("http://127.0.0.1:9".into()), ..world.hub() };
-    let error = format!("{:#}", away.fetch(REPO, "main").expect_err("nobody answers"));
+    let error = format!("{:#}", away.fetch(REPO, "main").expect_err("the port is closed"));
     assert!(error.contains("can't be reached") && error.contains("HF_ENDPOINT"), "{error}");
     world.fetch().expect("fetched");
     assert_runs(away.fetch(REPO, "main").expect("from the cache"));

@@ -153,8 +153,8 @@ impl Shootout {
             text += &format!("\nA bigram model of the same tokens has a perplexity of {bigram:.1}.\n");
         }
         if lines.iter().any(|line| !line.causal) {
-            text += "\n[not causal]: a logit moved when a later token was changed. Such a base is told part of what it \
-                is to predict: its loss is not that of a language model, cannot be compared with the others', and has no place.\n";
+            text += "\n[not causal]: a logit changed when a later token was changed. Such a base sees tokens that it has to \
+                predict. Its loss cannot be compared with that of a causal language model, so it is not ranked.\n";
         }
         for entry in self.entries.iter().filter(|entry| entry.reason.is_some()) {
             let reason = entry.reason.as_deref().unwrap_or_default();

@@ -102,7 +102,6 @@ struct Point {
 /// # Errors
 /// Returns an error if the folder contains another training, a file cannot be written, or the device fails. A
 /// training that diverges is not an error.
-/// When the folder holds another training, a file can't be written, or the device fails. A training that diverges is no error.
 pub fn run(config: &TrainConfig, text: &Text, folder: &Path, mut progress: impl FnMut(&Progress)) -> Result<Outcome> {
     let ([base], [seed]) = (config.bases.as_slice(), config.seeds.as_slice()) else {
         bail!("a training needs exactly one base and one seed");
