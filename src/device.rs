@@ -24,7 +24,6 @@ impl DeviceChoice {
     ///
     /// # Errors
     /// Returns an error if support for the device was not compiled in, or the device is missing.
-    /// When it was not compiled in, or is not there.
     pub fn open(self) -> Result<Device> {
         static OPEN: Mutex<Option<HashMap<DeviceChoice, Device>>> = Mutex::new(None);
         let mut open = OPEN.lock().map_err(|_| anyhow!("device {self} could not be opened before"))?;

@@ -21,7 +21,7 @@ pub trait Workload {
     /// Runs one iteration.
     ///
     /// # Errors
-    /// When the model or the device fails, or the output is wrong.
+    /// Returns an error if the model or the device fails, or the output is wrong.
     fn iterate(&mut self) -> Result<Iteration>;
 
     /// Ends the work and summarises the last iterations. `samples` holds the number of iterations of each sample, in
