@@ -1,5 +1,5 @@
-//! Runs your own model in every generation scenario: `cargo run --release --example bring_your_own_model -- --bench`.
-//! In another crate, the same file is a bench target with `harness = false`, and `cargo bench` runs it.
+//! A model of one's own in every generation scenario: `cargo run --release --example bring_your_own_model -- --bench`.
+//! In a crate of one's own the same file is a bench target with `harness = false`, and `cargo bench` runs it.
 
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};

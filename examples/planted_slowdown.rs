@@ -1,6 +1,6 @@
-//! Plants a known change: a model that is slower by a share, or uses more memory by a share of its weights.
-//! `PLANTED_SLOWDOWN=0.10 PLANTED_MEMORY=0.01 cargo run --release --example planted_slowdown -- --bench '^short/'`
-//! runs it. `scripts/resolution.sh` and `scripts/compare_pairs.sh` run it many times.
+//! A model that is slower by a known share, or takes more memory by a share of its weights, to see what change is found:
+//! `PLANTED_SLOWDOWN=0.10 PLANTED_MEMORY=0.01 cargo run --release --example planted_slowdown -- --bench '^short/'`.
+//! scripts/resolution.sh and scripts/compare_pairs.sh run it many times.
 
 use std::{process::ExitCode, time::Instant};
 
@@ -16,15 +16,15 @@ use candlepower::{
 #[global_allocator]
 static ALLOCATOR: CountingAllocator = CountingAllocator;
 
-/// Takes longer than the wrapped model, by a share of the wrapped model's time.
+/// Takes longer than the model inside it, by a share of the model's own time.
 struct Slowed {
     model: Box<dyn CausalLm>,
     by: f64,
-    /// Memory that is allocated and not used.
+    /// Memory that nothing is done with.
     _ballast: Vec<u8>,
 }
 
-/// Reads a share from the environment.
+/// A share from the environment.
 fn planted(variable: &str) -> Result<f64> {
     let share = std::env::var(variable).unwrap_or_else(|_| "0".into());
     share.parse().with_context(|| format!("{variable}={share}: not a number"))

@@ -1,6 +1,6 @@
-//! Times single steps of PSANN language models on request, so that another program can alternate with it:
-//! `scripts/psann_ratio.py` compares it with psannlm on PyTorch. Each line of standard input is a base and `forward`,
-//! `loss` or `train`. The answer is the time in milliseconds.
+//! Times PSANN language models a step at a time, as it is asked to on standard input, so that another program can take turns
+//! with it: `scripts/psann_ratio.py` does, with psannlm on PyTorch. A line is a base and `forward`, `loss` or `train`; the answer is
+//! milliseconds.
 
 use std::{collections::HashMap, io::BufRead, time::Instant};
 
@@ -26,7 +26,7 @@ fn main() -> Result<()> {
     let batch = Sequences::new(ids, TIME + 1)?;
     for line in std::io::stdin().lock().lines() {
         let line = line?;
-        let (base, phase) = line.split_once(' ').with_context(|| format!("'{line}' is not a base and a phase"))?;
+        let (base, phase) = line.split_once(' ').with_context(|| format!("'{line}' is no base and phase"))?;
         let base: Base = base.parse()?;
         let config = PsannConfig { base, d_model: 256, n_layers: 4, n_heads: 4, d_mlp: 1024, ..PsannConfig::default() };
         let plan = Plan { dtype: DType::F32, checkpointing: false, micro_rows: ROWS };
