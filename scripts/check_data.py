@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Reads a report's tables, or a sweep's, with pyarrow, pandas, polars and DuckDB, and sees that they agree.
+"""Reads the tables of a report or a sweep with pyarrow, pandas, polars and DuckDB, and checks that they agree.
 
     python3 -m venv .venv && .venv/bin/pip install -r scripts/requirements-data.txt
     .venv/bin/python scripts/check_data.py target-reports/<machine>/<utc> target/candlepower/<run>/sweep.parquet
 
-Of a report's folder, results.parquet and results.csv must hold the same. Ends with exit code 1 when something differs.
+In the folder of a report, results.parquet and results.csv must be equal. Exits with code 1 if something differs.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import polars
 import pyarrow
 import pyarrow.parquet
 
-# What each reader may call a column of the file's type.
+# The names that each reader may use for a column of the file's type.
 TYPES = {
     pyarrow.string(): ({"str", "string", "object"}, {polars.String}, {"VARCHAR"}),
     pyarrow.int64(): ({"int64", "float64", "Int64"}, {polars.Int64}, {"BIGINT"}),
@@ -50,7 +50,7 @@ def check(file):
     duck_rows = relation.fetchall()
     for number, field in enumerate(table.schema):
         in_pandas, in_polars, in_duckdb = TYPES[field.type]
-        # A column that is empty throughout has no type in pandas.
+        # pandas assigns no type to a column that is entirely empty.
         filled = table[field.name].null_count < table.num_rows
         if filled:
             assert str(by_pandas[field.name].dtype) in in_pandas, (field, by_pandas[field.name].dtype)

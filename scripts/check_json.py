@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Validates what candlepower writes as JSON against the schemas in src/report/schemas, with Python's jsonschema.
+"""Validates candlepower's JSON output against the schemas in src/report/schemas, with Python's jsonschema.
 
     python3 -m venv .venv && .venv/bin/pip install -r scripts/requirements-data.txt
     .venv/bin/python scripts/check_json.py record target/candlepower/<run>/records.jsonl
@@ -20,7 +20,7 @@ SCHEMAS = Path(__file__).resolve().parent.parent / "src" / "report" / "schemas"
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("kind", choices=sorted(path.stem for path in SCHEMAS.glob("*.json")))
-    parser.add_argument("file", help="a file with a JSON document a line, or - for standard input")
+    parser.add_argument("file", help="a file with one JSON document per line, or - for standard input")
     arguments = parser.parse_args()
     schema = json.loads((SCHEMAS / f"{arguments.kind}.json").read_text())
     validator = jsonschema.validators.validator_for(schema)(schema)

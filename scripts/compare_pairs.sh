@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Is `candlepower compare` to be trusted here? Runs the same program over and over and compares each run with the one
-# before, in which no significant change should be found; then plants slow-downs and a rise in memory.
+# Tests `candlepower compare` on this machine. Runs the same program repeatedly and compares each run with the one
+# before, which should show no significant change. Then plants slowdowns and a rise in memory.
 #
-#   scripts/compare_pairs.sh [pairs] [filter]      default: 20 pairs of '^short/'; about 6 s a run
+#   scripts/compare_pairs.sh [pairs] [filter]      default: 20 pairs of '^short/'; about 6 s per run
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -1,11 +1,11 @@
 #!/bin/sh
-# Packs the benchmarks for a machine that has a GPU but no Rust, such as a node of a cluster: the programs, stripped, in one
-# archive. Build where the toolchain is, run where the GPU is; there it takes a driver and CUDA's libraries.
+# Packs the stripped benchmark programs for a machine that has a GPU but no Rust, such as a cluster node. Build on a
+# machine with the toolchain and run on the machine with the GPU, which needs a driver and CUDA's libraries.
 #
 #   scripts/cuda-bundle.sh candlepower.tar.xz
 #   tar -xf candlepower.tar.xz && cd candlepower && CANDLEPOWER_DEVICE=cuda:0 ./generation --bench && ./candlepower report
 #
-# With them goes what the golden tests need, to be run first:
+# The archive includes the golden tests. Run them first:
 #
 #   CANDLEPOWER_FIXTURES=fixtures CANDLEPOWER_DEVICE=cuda:0 ./golden golden
 set -eu
@@ -13,7 +13,7 @@ out=${1:?"the archive to write is needed: scripts/cuda-bundle.sh candlepower.tar
 work=$(mktemp -d "$out.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 mkdir "$work/candlepower"
-# One line of JSON for each thing that was built; what can be run has the path of a program.
+# One line of JSON per build artefact. Executables have the path of a program.
 cargo bench --quiet --features cuda --no-run --message-format json >"$work/built"
 sed -n 's/.*"kind":\["\(bench\|bin\)"\].*"name":"\([a-z_]*\)".*"executable":"\([^"]*\)".*/\2 \3/p' "$work/built" >"$work/programs"
 cargo test --quiet --release --features cuda --lib --no-run --message-format json >"$work/built"
@@ -23,7 +23,7 @@ while read -r name program; do
     echo "$name" >&2
 done <"$work/programs"
 cp -r "$(dirname "$0")/../fixtures" "$work/candlepower/fixtures"
-# The programs are much alike, which a large window finds.
+# The programs are similar. A large window finds the similarities.
 XZ_OPT="-3 --lzma2=preset=3,dict=512MiB" tar -C "$work" -cJf "$work/packed" candlepower
 mv "$work/packed" "$out"
 echo "$out: $(wc -c <"$out") bytes" >&2

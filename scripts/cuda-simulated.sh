@@ -1,12 +1,14 @@
 #!/bin/sh
-# Makes a simulated CUDA device in a folder, to run a build with `--features cuda` where there is no GPU: a driver, cuBLAS, cuRAND
-# and NVML that stand before the real ones. Kernels are the very ones that nvcc made, translated to C one by one when they are
-# first asked for (python3, and gcc 12 or clang 15 for 16-bit floats; 0.2 s each) and kept there. Results are a device's; speeds are nobody's.
+# Makes a simulated CUDA device in a folder, to run a build with `--features cuda` without a GPU. Its driver, cuBLAS,
+# cuRAND and NVML take precedence over the real ones. Kernels are those that nvcc compiled, translated to C on demand
+# (python3, and gcc 12 or clang 15 for 16-bit floats; 0.2 s each) and cached in the folder. Results are those of a
+# device; times mean nothing.
 #
 #   eval "$(scripts/cuda-simulated.sh target/simulated)"
 #   CANDLEPOWER_DEVICE=cuda:0 cargo test --release --features cuda golden
 #
-# It needs CUDA's headers, by CUDA_HOME. What can be set, memory and failures, stands in tests/cuda/driver.c and nvml.c.
+# It needs CUDA's headers, found by CUDA_HOME. tests/cuda/driver.c and nvml.c list the settings for memory and
+# failures.
 set -eu
 into=${1:?"the folder to make it in is needed: scripts/cuda-simulated.sh FOLDER"}
 sources=$(cd "$(dirname "$0")/../tests/cuda" && pwd)
@@ -24,7 +26,7 @@ into=$(cd "$into" && pwd)
 work=$(mktemp -d "$into/new.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 
-# The real ones name a version with each function, and programs complain of a library that does not.
+# The real libraries have a version for each function, and programs reject libraries without.
 library() {
     name=$1
     versions=$2
@@ -34,7 +36,7 @@ library() {
         >&2 || fail "$name could not be compiled"
     mv "$work/$name" "$into/$name"
 }
-# By the names of the release that is there: libcublas.so.13, libcurand.so.10.
+# Named after the installed release: libcublas.so.13, libcurand.so.10.
 called() {
     for found in "$cuda/lib64/lib$1.so".[0-9][0-9]; do
         [ -e "$found" ] || fail "no lib$1 in $cuda/lib64"
@@ -43,7 +45,7 @@ called() {
 }
 cublas=$(called cublas)
 curand=$(called curand)
-# What Candle does not call is there all the same, and says that it is not supported (801).
+# Functions that Candle does not call exist too and return that they are not supported (801).
 grep -ohE '\bcu[A-Z][A-Za-z0-9_]*' "$cuda/include/cuda.h" | sort -u |
     sed 's/.*/__attribute__((weak)) int &(void) { return 801; }/' >"$work/others.c"
 "${CC:-cc}" -c -fPIC -w -fno-builtin -o "$work/others.o" "$work/others.c" >&2 || fail "libcuda.so.1 could not be compiled"

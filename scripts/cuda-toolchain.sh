@@ -1,12 +1,13 @@
 #!/bin/sh
-# Installs what it takes to compile with `--features cuda` where CUDA is not installed: NVIDIA's compiler and libraries, from
-# their wheels for Python, into a folder. Neither root nor a GPU is needed. Needs Linux, python3 with pip, and a C compiler.
+# Installs NVIDIA's compiler and libraries from Python wheels into a folder, to compile with `--features cuda` without
+# an installed CUDA. Needs Linux, python3 with pip, and a C compiler, but neither root nor a GPU.
 #
 #   eval "$(scripts/cuda-toolchain.sh target/cuda)"
 #   cargo bench --features cuda --no-run
 #
-# What it prints sets the environment; the rest goes to the error stream. A folder that is complete is not installed again.
-# CUDA_COMPUTE_CAP is the generation of GPU to compile for: what the GPU here is, or else 90 (H100 and H200).
+# Standard output sets the environment; messages go to standard error. A complete folder is not installed again.
+# CUDA_COMPUTE_CAP is the compute capability to compile for: by default that of the installed GPU, or 90 (H100 and
+# H200).
 set -eu
 into=${1:?"the folder to install into is needed: scripts/cuda-toolchain.sh FOLDER"}
 
@@ -15,7 +16,8 @@ fail() {
     exit 1
 }
 
-# One release, 13.0 update 2: mixed ones may not go together. Its libraries run with drivers from 580 on.
+# All from one release, 13.0 update 2, because others may be incompatible. Its libraries need a driver of version 580
+# or later.
 wheels="nvidia-cuda-nvcc==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-runtime==13.0.96
     nvidia-cuda-cccl==13.0.85 nvidia-cublas==13.1.0.3 nvidia-curand==10.4.0.35 nvidia-cuda-nvrtc==13.0.88"
 
@@ -35,19 +37,19 @@ install() {
     cd "$work/toolchain"
     chmod +x bin/* nvvm/bin/*
     ln -s lib lib64
-    # Linkers look for names without a version.
+    # Linkers search for names without a version.
     for library in lib/*.so.*; do
         name=${library#lib/}
         [ -e "lib/${name%%.so.*}.so" ] || ln -s "$name" "lib/${name%%.so.*}.so"
     done
-    # The driver's own library comes with the driver. To link against, every function of its header, and to start without a
-    # GPU: each says that it is a stand-in (CUDA_ERROR_STUB_LIBRARY, 34). Programs ask for libcuda.so.1, so where there is a
-    # driver they get the real one.
+    # The driver provides its own library. This stub has every function of its header, to link against and to start
+    # without a GPU. Each function returns CUDA_ERROR_STUB_LIBRARY (34). Programs load libcuda.so.1, so with a driver
+    # they use the real library.
     mkdir lib/stubs
     grep -ohE '\bcu[A-Z][A-Za-z0-9_]*' include/cuda.h include/cudaProfiler*.h | sort -u |
         sed 's/.*/int &(void) { return 34; }/' >lib/stubs/libcuda.c
     "$compiler" -shared -fPIC -w -fno-builtin -Wl,-soname,libcuda.so.1 -o lib/stubs/libcuda.so.1 lib/stubs/libcuda.c >&2 ||
-        fail "the stand-in for libcuda did not compile"
+        fail "the stub of libcuda did not compile"
     ln -s libcuda.so.1 lib/stubs/libcuda.so
     bin/nvcc --version >&2 || fail "the compiler does not start"
     cd - >/dev/null

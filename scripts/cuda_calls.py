@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Counts what a decode step asks of a CUDA device: launches of kernels, products, copies and allocations for each token.
+"""Counts the calls of a decode step to a CUDA device: kernel launches, products, copies and allocations per token.
 
     eval "$(scripts/cuda-simulated.sh target/simulated)"
     cargo build --release --features cuda
     python3 scripts/cuda_calls.py synthetic:llama-3.2-1b synthetic:qwen3-1.7b synthetic:gemma3-1b
 
-The counts are those of the program and of Candle, whatever the device: the simulated one, on which they are taken, computes nothing
-here unless asked. A model is run twice, the second time with 32 tokens more, and what is more is shared out. `--kernels` names the kernels.
+The counts depend on the program and on Candle, not on the device. They are taken on the simulated device, which computes nothing
+here by default. A model runs twice, the second time with 32 more tokens, and the difference is divided by 32. `--kernels` lists the kernels.
 """
 
 import argparse
@@ -39,8 +39,8 @@ def main():
     parser.add_argument("models", nargs="+", help="as CANDLEPOWER_MODELS names them")
     parser.add_argument("--engine", default="stock", help="stock or tuned")
     parser.add_argument("--program", default="target/release/candlepower")
-    parser.add_argument("--compute", action="store_true", help="run the kernels too: mixtures of experts look at what they give")
-    parser.add_argument("--kernels", action="store_true", help="how often each kernel is launched")
+    parser.add_argument("--compute", action="store_true", help="run the kernels too; mixtures of experts depend on their results")
+    parser.add_argument("--kernels", action="store_true", help="print the number of launches of each kernel")
     arguments = parser.parse_args()
     print("|".join(["", " model ", *(f" {kind} " for kind in KINDS), ""]))
     print("|" + "---|" + "---:|" * len(KINDS))

@@ -1,11 +1,11 @@
 #!/bin/sh
-# Fetches books of Project Gutenberg, whose texts are in the public domain in the United States, until a file holds about
-# 50 MB, one paragraph a line: the shard that `candlepower train` takes as its `corpus`. Needs curl.
+# Downloads books of Project Gutenberg, whose texts are in the public domain in the United States, until a file
+# contains about 50 MB, one paragraph per line. Use the file as the `corpus` of `candlepower train`. Needs curl.
 #
 #   scripts/fetch_corpus.sh corpus.txt
 #
-# MEGABYTES sets the size, FIRST the number of the first book, MIRROR the server. A book that is missing is left out; the
-# file is written whole or not at all.
+# MEGABYTES sets the size, FIRST the number of the first book, MIRROR the server. A missing book is skipped. The file
+# is written completely or not at all.
 set -eu
 out=${1:?"the file to write is needed: scripts/fetch_corpus.sh corpus.txt"}
 bytes=$((${MEGABYTES:-50} * 1000000))
@@ -18,7 +18,7 @@ while [ "$(wc -c <"$work")" -lt "$bytes" ]; do
     url="$mirror/cache/epub/$number/pg$number.txt"
     if curl --fail --silent --show-error --location --max-time 120 --output "$work.book" "$url"; then
         missing=0
-        # The book is between two lines of asterisks; blank lines part its paragraphs.
+        # The book is between two lines of asterisks; blank lines separate its paragraphs.
         tr -d '\r' <"$work.book" | awk '
             /^\*\*\* ?END OF/ { inside = 0 }
             inside && NF { paragraph = paragraph (paragraph == "" ? "" : " ") $0 }
@@ -34,7 +34,7 @@ while [ "$(wc -c <"$work")" -lt "$bytes" ]; do
         fi
     fi
     number=$((number + 1))
-    # As Project Gutenberg asks of programs.
+    # Project Gutenberg asks programs to wait between downloads.
     sleep "${PAUSE:-2}"
 done
 mv "$work" "$out"

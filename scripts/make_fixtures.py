@@ -4,7 +4,7 @@
     python3 -m venv .venv && .venv/bin/pip install -r scripts/requirements-fixtures.txt
     .venv/bin/python scripts/make_fixtures.py
 
-The layout is described in fixtures/README.md. The same versions make the same files, on the same kind of processor.
+The layout is described in fixtures/README.md. The same versions make the same files on the same kind of CPU.
 """
 
 import argparse
@@ -27,9 +27,9 @@ from transformers.generation.logits_process import (
 
 ROOT = Path(__file__).resolve().parent.parent
 NEW_TOKENS = 32
-# Greedy decoding must not hang on rounding: the two largest logits of every step are at least this far apart.
+# Rounding must not change greedy decoding: the two largest logits of every step differ by at least this.
 CLEAR_CHOICE = 2e-3
-# A model that repeats one token attends to copies of one value: whatever attention gets wrong leaves the same average.
+# A model that repeats one token attends to copies of one value, and errors of attention then have no effect.
 DISTINCT_TOKENS = 12
 
 FAMILIES = {
@@ -76,8 +76,8 @@ def gemma_rope(full, sliding, full_type=DEFAULT, sliding_type=DEFAULT):
     }
 
 
-# Name, family, what differs from BASE and COMMON. Those that begin with `wrong` are what candle-transformers computes
-# differently, so that engine `stock` must refuse them.
+# Name, family, differences from BASE and COMMON. candle-transformers computes those that begin with `wrong`
+# differently, so engine `stock` must refuse them.
 FIXTURES = [
     ("llama-gqa-tied", "llama", dict(num_hidden_layers=3, rope_parameters=llama3(10000.0))),
     ("llama-mha-untied", "llama", dict(num_key_value_heads=4, tie_word_embeddings=False)),
@@ -125,10 +125,10 @@ WITH_SAMPLING = {"llama-gqa-tied", "qwen3-gqa-tied"}
 PROMPT_LENGTHS = [1, 17, 40]
 # Below the window, of its length, just past it and far past it.
 PROMPT_LENGTHS_OF_SHORT_WINDOW = [1, 8, 16, 17, 40]
-# Enough to see that something is computed wrongly.
+# Long enough to show wrong results.
 PROMPT_LENGTHS_OF_WRONG = [17]
 
-# A transform is left out where it is None.
+# None omits a transform.
 SAMPLING = [
     ("penalty", dict(repetition_penalty=1.3)),
     ("temperature", dict(temperature=0.7)),
@@ -161,11 +161,11 @@ def build(family, overrides, seed):
     model = model_class(config).eval()
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            # Norms are spread too, or a norm in the wrong place would not show; the rest far enough that choices are
-            # clear. Gemma3 adds 1 to the weight of a norm.
+            # Norms are spread too, so that a norm in the wrong place shows. Other weights are spread enough that
+            # choices are clear. Gemma3 adds 1 to the weight of a norm.
             one = 0.0 if family == "gemma3" else 1.0
             if name == "model.norm.weight":
-                # Of either sign: else a head that is tied finds the token that was read last, and repeats it.
+                # Of either sign. Otherwise a tied head predicts the last token again.
                 weight.copy_(one - 1.0 + torch.randn_like(weight))
             elif "norm" in name:
                 weight.copy_(one + 0.3 * torch.randn_like(weight))
@@ -211,7 +211,8 @@ def prompts_and_logits(model, lengths, vocab_size, seed):
 def sampling_cases(prompts, tensors):
     cases = []
     prompt = prompts[-1]
-    # Flat enough that top-k leaves something out that counts: of a peaked row, p over all and over what is left agree.
+    # Flat enough that top-k removes relevant probability. For a peaked row, top-p over all tokens and over the rest
+    # agree.
     row = tensors[f"{prompt['name']}.logits"][-1]
     row = row / row.std()
     history = prompt["ids"] + prompt["greedy"][:1] + prompt["ids"][:7]

@@ -4,7 +4,7 @@
     python3 -m venv .venv && .venv/bin/pip install -r scripts/requirements-fixtures.txt
     .venv/bin/python scripts/make_moe_fixtures.py
 
-The layout is described in fixtures/README.md. The same versions make the same files, on the same kind of processor.
+The layout is described in fixtures/README.md. The same versions make the same files on the same kind of CPU.
 """
 
 import argparse
@@ -21,8 +21,8 @@ from make_fixtures import CLEAR_CHOICE, ROOT, write_json
 
 NEW_TOKENS = 12
 PROMPT_LENGTHS = [1, 9, 24]
-# Routing must not hang on rounding either: the last expert that is chosen and the first that is not are at least this
-# far apart in probability, and so are the chosen ones among themselves.
+# Rounding must not change routing either: the probabilities of the chosen experts and of the next one differ by at
+# least this.
 CLEAR_ROUTE = 1e-4
 
 FAMILIES = {
@@ -55,7 +55,7 @@ FIXTURES = [
     ("mixtral-16x4-stacked", "mixtral", dict(num_local_experts=16, num_experts_per_tok=4, intermediate_size=20)),
 ]
 SHARDED = {"qwen3-8x2-sharded"}
-# Experts in one tensor a layer, as transformers 5 holds them in memory, instead of one by one as it saves them.
+# Experts in one tensor per layer, as transformers 5 holds them in memory, instead of one by one as it saves them.
 STACKED = {"qwen3-8x2-stacked", "mixtral-16x4-stacked"}
 
 

@@ -4,7 +4,7 @@
     python3 -m venv .venv && .venv/bin/pip install -r scripts/requirements-psann.txt
     .venv/bin/python scripts/make_psann_fixtures.py
 
-The layout is described in fixtures/README.md. The same versions make the same files, on the same kind of processor.
+The layout is described in fixtures/README.md. The same versions make the same files on the same kind of CPU.
 """
 
 import argparse
@@ -23,11 +23,11 @@ ROOT = Path(__file__).resolve().parent.parent
 SIZES = {"vocab_size": 61, "d_model": 24, "n_layers": 2, "n_heads": 3, "d_mlp": 40, "positional_encoding": "rope"}
 OPTIMIZER = {"learning_rate": 5e-3, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.01, "warmup_steps": 4, "clip_norm": 1.0}
 STEPS = 10
-# How far the losses of the same steps in f64 may be away. Some weights double every rounding at each step, and then another
-# implementation that is right is as far away as one that is wrong; the next seed is taken instead.
+# Maximum difference of the losses of the same steps in f64. Some weights double every rounding error at each step, so
+# that a correct implementation is as far away as a wrong one. Such a seed is replaced by the next.
 CALM = 1e-4
 
-# name, base, what differs from SIZES, batch, time
+# name, base, differences from SIZES, batch, time
 FIXTURES = [
     ("respsann-rope", "respsann", {}, 2, 21),
     ("respsann-alibi", "respsann", {"positional_encoding": "alibi"}, 2, 21),
@@ -81,7 +81,7 @@ def made(base, overrides, batch, time, seed):
     sizes = SIZES | overrides
     model = build(base, sizes)
     with torch.no_grad():
-        # Scales, masks and biases start alike in all their elements, which would hide one in the wrong place.
+        # Scales, masks and biases start with equal elements, which would hide one in the wrong place.
         for parameter in model.parameters():
             spread = 0.6 if parameter.dim() == 1 else 1.5 / parameter[0].numel() ** 0.5
             parameter.add_(spread * torch.randn_like(parameter))

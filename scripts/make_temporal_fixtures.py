@@ -4,8 +4,8 @@
     python3 -m venv .venv && .venv/bin/pip install -r scripts/requirements-fixtures.txt
     .venv/bin/python scripts/make_temporal_fixtures.py
 
-The layout is described in fixtures/README.md. The same versions make the same files, on the same kind of processor. Attention, norms, convolutions,
-pooling and GELU are PyTorch's own modules, so that what is compared is not written twice in the same way.
+The layout is described in fixtures/README.md. The same versions make the same files on the same kind of CPU. Attention, norms, convolutions,
+pooling and GELU are PyTorch's own modules, so that the reference does not repeat the code under test.
 """
 
 import argparse
@@ -231,7 +231,7 @@ def make(out, name, architecture, overrides, batch, time, horizon, outputs, seed
     sizes = SIZES | overrides
     model = Forecaster(architecture, sizes, horizon, outputs)
     with torch.no_grad():
-        # Norms and biases start as ones and zeroes, which would hide one in the wrong place.
+        # Norms and biases start as ones and zeros, which would hide one in the wrong place.
         for parameter in model.parameters():
             if parameter.dim() == 1:
                 parameter.add_(0.3 * torch.randn_like(parameter))

@@ -1,6 +1,7 @@
 #!/bin/sh
-# What a mixture of experts costs beside its dense twins: prefill of 512 tokens and decode of 16 experts top-2, against a
-# dense decoder of equal active parameters and one of equal total, all in one run. Prints the tables of each run.
+# Compares a mixture of experts with its dense twins in one run: prefill of 512 tokens and decode of 16 experts,
+# top-2, beside a dense decoder of equal active parameters and one of equal total parameters. Prints the tables of
+# each run.
 #
 #     scripts/moe_ratios.sh [runs]
 set -eu

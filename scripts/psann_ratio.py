@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""How much faster PSANN language models run here than psannlm on PyTorch, taking turns in one run.
+"""Compares PSANN language models with psannlm on PyTorch, measured in turns in one run.
 
     python3 -m venv .venv && .venv/bin/pip install -r scripts/requirements-psann.txt
     cargo build --release --features avx512 --example psann_step
     .venv/bin/python scripts/psann_ratio.py
 
 The model is 256 wide, 4 layers, 4 heads, 1024 in the feed-forward, a vocabulary of 32000; a step takes 4 sequences of 256
-tokens, f32. `forward` makes all logits at once, `loss` goes on to the loss, `train` is forward, backward, clipping and AdamW.
-Ratios are PyTorch's time over ours: above 1, ours is faster.
+tokens, f32. `forward` computes all logits, `loss` the loss too, `train` is forward, backward, clipping and AdamW.
+Ratios are PyTorch's time over candlepower's: above 1, candlepower is faster.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--ours", default="target/release/examples/psann_step", help="the built example")
     parser.add_argument("--bases", default="respsann,sgrpsann,waveresnet,transformer")
-    parser.add_argument("--runs", type=int, default=9, help="of each, alternating, after two that do not count")
+    parser.add_argument("--runs", type=int, default=9, help="number of alternating runs of each, after two warm-ups")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -74,7 +74,7 @@ def main():
         for phase in ("forward", "loss", "train"):
             pairs = []
             for _ in range(arguments.runs + 2):
-                # Threads that wait for more work spin for a while: those of one side must not be in the other's way.
+                # Waiting threads spin for a while. The threads of one side must not slow down the other.
                 time.sleep(0.3)
                 theirs = reference.run(phase)
                 time.sleep(0.3)

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# What change can this machine tell apart? Saves a baseline, compares the unchanged model with it several times, then
-# the model slowed by known shares, and prints Criterion's estimate and verdict of each.
+# Finds the smallest change that this machine can detect. Saves a baseline, compares the unchanged model with it
+# several times, then the model slowed down by known shares, and prints Criterion's estimate and verdict of each.
 #
-#   scripts/resolution.sh [filter]      default: '^short/'; about 5 s a run
+#   scripts/resolution.sh [filter]      default: '^short/'; about 5 s per run
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

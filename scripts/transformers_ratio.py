@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""The generations of a run again, by PyTorch's transformers in eager mode, on the same device: how much faster Candle is.
+"""Repeats the generations of a run with PyTorch's transformers in eager mode on the same device, and prints ratios.
 
     python3 -m venv .venv && .venv/bin/pip install -r scripts/requirements-fixtures.txt
     cargo bench --bench generation
     .venv/bin/python scripts/transformers_ratio.py target/candlepower/*/records.jsonl
 
-Takes every record of generation whose model is a known shape with seeded weights: the same sizes, precision, device, tokens in
-and tokens out, greedy, with a cache of keys and values, one token at a time as there. Weights are random on either side. Prints
+Uses every generation record whose model is a known shape with seeded weights: the same sizes, dtype, device, prompt length
+and new tokens, greedy, with a key-value cache, one token at a time. Weights are random on both sides. Prints
 a Markdown table of medians; ratios are transformers' time over Candle's: above 1, Candle is faster.
 """
 
@@ -35,7 +35,7 @@ def records_of(files):
             try:
                 record = json.loads(line)
             except json.JSONDecodeError:
-                sys.exit(f"error: {file}:{number} is no record")
+                sys.exit(f"error: {file}:{number} is not a record")
             measures = record.get("measures") or {}
             if measures.get("kind") == "generation" and shape_of(record).is_file():
                 found[record["id"]] = record
@@ -74,8 +74,8 @@ def generate(model, ids, new_tokens):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("records", nargs="+", help="files of records")
-    parser.add_argument("--runs", type=int, default=5, help="of each, after one that does not count")
-    parser.add_argument("--scenarios", help="names with commas between; all of them otherwise")
+    parser.add_argument("--runs", type=int, default=5, help="number of runs of each, after one warm-up")
+    parser.add_argument("--scenarios", help="names, separated by commas (default: all)")
     arguments = parser.parse_args()
     wanted = arguments.scenarios and arguments.scenarios.split(",")
     records = [record for record in records_of(arguments.records) if not wanted or record["scenario"] in wanted]

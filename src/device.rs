@@ -15,17 +15,20 @@ use crate::{
 /// A device to run on, before it is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DeviceChoice {
+    /// The CPU.
     Cpu,
+    /// An NVIDIA GPU, by CUDA's number.
     Cuda(usize),
+    /// An Apple GPU.
     Metal,
 }
 
 impl DeviceChoice {
-    /// Opens the device once per process. Candle treats a device that is opened twice as two devices, each of which loads
-    /// its own kernels.
+    /// Opens the device, once per process. Candle treats a device that is opened again as another device and loads
+    /// its kernels again.
     ///
     /// # Errors
-    /// When support for the device was not compiled in, or the device is absent.
+    /// Returns an error if support for the device was not compiled in, or the device is missing.
     pub fn open(self) -> Result<Device> {
         static OPEN: Mutex<Option<HashMap<DeviceChoice, Device>>> = Mutex::new(None);
         let mut open = OPEN.lock().map_err(|_| anyhow!("device {self} could not be opened before"))?;
@@ -53,7 +56,7 @@ impl DeviceChoice {
         }
     }
 
-    /// The default dtype of models on this device: f32 on the CPU, bf16 on GPUs.
+    /// The default dtype of models on this device: bf16 on accelerators, f32 on a CPU.
     pub fn default_dtype(self) -> DType {
         match self {
             Self::Cpu => DType::F32,

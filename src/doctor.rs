@@ -1,4 +1,4 @@
-//! What would make results untrustworthy, and what the machine could do that this build does not ask of it.
+//! Checks for problems that would make results untrustworthy, and for CPU features that this build does not use.
 
 use std::{env, fmt::Write, fs, path::Path, thread, time::Duration};
 
@@ -20,26 +20,32 @@ use crate::{
     settings::Settings,
 };
 
-/// One thing that was looked at.
+/// The result of one check.
 #[derive(Clone, Debug, Serialize)]
 pub struct Finding {
+    /// Name of the check.
     pub topic: &'static str,
+    /// Severity.
     pub level: Level,
-    /// What is so, and for a warning what to do about it.
+    /// The state and, for a warning, what to do about it.
     pub text: String,
 }
 
+/// Severity of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Level {
+    /// No problem.
     Ok,
+    /// Worth knowing, but not a problem.
     Note,
+    /// A problem that makes results untrustworthy.
     Warning,
 }
 
 use Level::{Note, Ok as Fine, Warning};
 
-/// Looks at the machine, the build and what the settings ask for. Takes two to three seconds.
+/// Checks the machine, the build and the settings. Takes two to three seconds.
 pub fn examine(settings: &Settings) -> Vec<Finding> {
     let threads = settings.threads.unwrap_or_else(candle_core::utils::get_num_threads);
     let machine = machine::machine(threads, None);
@@ -56,7 +62,11 @@ pub fn examine(settings: &Settings) -> Vec<Finding> {
             format!("candle {}, criterion {}, {}", software.candle, software.criterion, software.rustc),
         ),
         if cfg!(debug_assertions) {
-            finding("build", Warning, "a debug build: its figures mean nothing; build with --release".into())
+            finding(
+                "build",
+                Warning,
+                "this is a debug build and its results are meaningless: build with --release".into(),
+            )
         } else {
             finding("build", Fine, format!("profile {}", software.profile))
         },
@@ -67,7 +77,7 @@ pub fn examine(settings: &Settings) -> Vec<Finding> {
     findings.extend(caches(settings, machine::last_level_cache_bytes()));
     findings.push(device(settings));
     findings.push(quiet());
-    // Measuring the limits loads the machine, so clocks and heat are looked at just after it.
+    // Measuring the limits loads the machine, so clocks and heat are checked just after it.
     let before = Clocks::read();
     findings.push(memory_and_matrix(settings));
     findings.extend(clocks(&before, &Clocks::read(), on_battery()));
@@ -77,7 +87,7 @@ pub fn examine(settings: &Settings) -> Vec<Finding> {
     findings
 }
 
-/// The findings as aligned lines.
+/// Formats the findings as aligned lines.
 pub fn render(findings: &[Finding]) -> String {
     let mut text = String::new();
     for Finding { topic, level, text: what } in findings {
@@ -95,11 +105,11 @@ fn finding(topic: &'static str, level: Level, text: String) -> Finding {
     Finding { topic, level, text }
 }
 
-/// Where instructions are chosen, as of candle 0.11.1 and gemm 0.19.0. When the program runs: matrix products, which
-/// take FMA, NEON or plain code, and AVX-512 only with gemm's feature `x86-v4`, which Candle leaves off
-/// (`init_gemm_fn` in gemm-common/src/gemm.rs); Candle's dot products and sums, AVX2 or NEON
-/// (candle-core/src/cpu/features.rs); its quantised products. When it is compiled: everything else, which is loops that
-/// are vectorised for the target they are given, and the loads of f16 dot products (candle-core/src/cpu/avx.rs).
+/// Where instructions are selected, as of candle 0.11.1 and gemm 0.19.0. At run time: matrix products, which use FMA,
+/// NEON or plain code, and AVX-512 only with gemm's feature `x86-v4`, which Candle disables (`init_gemm_fn` in
+/// gemm-common/src/gemm.rs); Candle's dot products and sums, AVX2 or NEON (candle-core/src/cpu/features.rs);
+/// quantised products. At compile time: all other loops, which are vectorised for the compilation target, and the
+/// loads of f16 dot products (candle-core/src/cpu/avx.rs).
 fn simd_finding() -> Finding {
     let simd = simd();
     let names = |of: &dyn Fn(&machine::Simd) -> bool| {
@@ -110,14 +120,14 @@ fn simd_finding() -> Finding {
     let left_out = names(&|simd| simd.available && !simd.compiled);
     let library = features().into_iter().find(|feature| ["mkl", "accelerate"].contains(feature));
     let products = match library {
-        Some(library) => format!("Matrix products are {library}'s"),
+        Some(library) => format!("Matrix products use {library}"),
         None if simd.iter().any(|simd| simd.name == "avx512f" && simd.available) => match cfg!(feature = "avx512") {
-            true => "Matrix products choose when they run, AVX-512 too, which Candle as published leaves off".into(),
-            false => "Matrix products choose when they run, AVX2 with FMA at best, as Candle is published: \
-                    --features avx512 lets them use what is here"
+            true => "Matrix products select instructions at run time, including AVX-512, which Candle as published disables".into(),
+            false => "Matrix products select instructions at run time, AVX2 with FMA at best, because Candle as published disables AVX-512: \
+                    --features avx512 enables it"
                 .into(),
         },
-        None => "Matrix products choose when they run".into(),
+        None => "Matrix products select instructions at run time".into(),
     };
     if left_out == "none" {
         return finding("simd", Fine, format!("compiled in: {compiled}. {products}"));
@@ -126,7 +136,7 @@ fn simd_finding() -> Finding {
         "simd",
         Note,
         format!(
-            "compiled in: {compiled}; the processor also has {left_out}. {products}. Activations, RoPE, softmax, norms and conversions between precisions are compiled for the target: RUSTFLAGS='-C target-cpu=native' lets them use what is here"
+            "compiled in: {compiled}; the CPU also has {left_out}. {products}. Activations, RoPE, softmax, norms and conversions between precisions are compiled for the target: RUSTFLAGS='-C target-cpu=native' compiles them for this CPU"
         ),
     )
 }
@@ -135,7 +145,7 @@ fn gigabytes(bytes: u64) -> String {
     format!("{:.1} GB", bytes as f64 / 1e9)
 }
 
-/// The models whose shape is known without fetching anything, and what their weights take.
+/// The models whose shape is known without a download, and the size of their weights.
 fn known_weights(settings: &Settings) -> Vec<(&ModelSpec, u64)> {
     let weight_bytes = |spec: &ModelSpec| match spec {
         ModelSpec::Mini(name) | ModelSpec::Synthetic(name) => {
@@ -148,12 +158,16 @@ fn known_weights(settings: &Settings) -> Vec<(&ModelSpec, u64)> {
 
 fn room(settings: &Settings, total: Option<u64>, available: Option<u64>) -> Vec<Finding> {
     let (Some(total), Some(available)) = (total, available) else {
-        return vec![finding("memory", Note, "the system does not say how much there is".into())];
+        return vec![finding("memory", Note, "the system does not report its memory".into())];
     };
     let what = format!("{} of {} available", gigabytes(available), gigabytes(total));
-    // The kernel starts to give up what programs still use well before nothing is left.
+    // The kernel evicts memory in use well before nothing is left.
     let mut findings = vec![if available < total / 10 {
-        finding("memory", Warning, format!("{what}: what is short of memory is slow; end what else holds it"))
+        finding(
+            "memory",
+            Warning,
+            format!("{what}: memory shortage slows benchmarks down; stop other programs that use memory"),
+        )
     } else {
         finding("memory", Fine, what)
     }];
@@ -170,7 +184,7 @@ fn room(settings: &Settings, total: Option<u64>, available: Option<u64>) -> Vec<
     findings
 }
 
-/// A model that the caches hold a good part of is not bound by memory, and its share of the bandwidth says little.
+/// Decode of a model that the caches largely hold is not memory-bound, and its MBU says little.
 fn caches(settings: &Settings, cache_bytes: Option<u64>) -> Vec<Finding> {
     let Some(cache_bytes) = cache_bytes else { return Vec::new() };
     let held: Vec<_> = known_weights(settings)
@@ -200,14 +214,14 @@ fn device(settings: &Settings) -> Finding {
     }
 }
 
-/// Of all cores under load, the slowest should be at this share of the highest clock at least. The highest is that of one
-/// core alone, which all of them together do not reach; less than half of it is something else.
+/// Under load on all cores, the slowest should reach this share of the highest clock. The highest clock is that of a
+/// single busy core, which all cores together do not reach. Less than half of it indicates a problem.
 const SLOWED: f64 = 0.5;
 
 fn clocks(before: &Clocks, loaded: &Clocks, on_battery: Option<bool>) -> Vec<Finding> {
     let governors = loaded.governors.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
     let mut findings = vec![match governors.as_str() {
-        "" => finding("clocks", Note, "the system does not say how the clock is governed".into()),
+        "" => finding("clocks", Note, "the system does not report the governor of the clock".into()),
         "performance" => finding("clocks", Fine, "governor performance".into()),
         _ => finding(
             "clocks",
@@ -225,7 +239,7 @@ fn clocks(before: &Clocks, loaded: &Clocks, on_battery: Option<bool>) -> Vec<Fin
         let slowed = (now as f64) < SLOWED * allowed as f64;
         let text = format!("{now} of {allowed} MHz just after load");
         findings.push(if slowed {
-            finding("clocks", Warning, format!("{text}: see to cooling and power"))
+            finding("clocks", Warning, format!("{text}: check cooling and power"))
         } else {
             finding("clocks", Fine, text)
         });
@@ -234,7 +248,7 @@ fn clocks(before: &Clocks, loaded: &Clocks, on_battery: Option<bool>) -> Vec<Fin
         (Some(before), Some(loaded)) if loaded > before => findings.push(finding(
             "heat",
             Warning,
-            "the processor was throttled within a second of load: see to its cooling".into(),
+            "the CPU was throttled within a second of load: check its cooling".into(),
         )),
         (_, Some(count @ 1..)) => {
             findings.push(finding(
@@ -246,7 +260,11 @@ fn clocks(before: &Clocks, loaded: &Clocks, on_battery: Option<bool>) -> Vec<Fin
         _ => {}
     }
     if on_battery == Some(true) {
-        findings.push(finding("power", Warning, "on battery, which slows most machines: plug it in".into()));
+        findings.push(finding(
+            "power",
+            Warning,
+            "on battery, which slows most machines down: connect the power supply".into(),
+        ));
     }
     findings
 }
@@ -283,7 +301,7 @@ fn pool(device: &Device) -> Finding {
             finding("gpu", Fine, text)
         }
         (_, reserved) => {
-            let reason = reserved.err().map_or("the driver does not say".into(), |error| format!("{error:#}"));
+            let reason = reserved.err().map_or("the driver does not report it".into(), |error| format!("{error:#}"));
             finding("gpu", Note, format!("its memory is not counted: {reason}"))
         }
     }
@@ -304,7 +322,7 @@ fn counted(counters: &gpu::Counters) -> Finding {
     }
     match counters.throttle_reasons.as_deref() {
         None | Some([]) => finding("gpu", Fine, text),
-        Some(reasons) => finding("gpu", Warning, format!("{text}; clocks held back by {}", reasons.join(", "))),
+        Some(reasons) => finding("gpu", Warning, format!("{text}; clocks throttled by {}", reasons.join(", "))),
     }
 }
 
@@ -314,12 +332,12 @@ fn quiet() -> Finding {
     let conditions = watch.end();
     if conditions.doubts.is_empty() {
         let text = match conditions.other_cpu_share {
-            Some(others) => format!("other processes take {:.0} % of the processor time", others * 100.0),
-            None => "this system does not say how busy it is".into(),
+            Some(others) => format!("other processes use {:.0} % of the CPU time", others * 100.0),
+            None => "this system does not report its load".into(),
         };
         return finding("quiet", Fine, text);
     }
-    finding("quiet", Warning, format!("{}: stop what else runs", conditions.doubts.join("; ")))
+    finding("quiet", Warning, format!("{}: stop other programs", conditions.doubts.join("; ")))
 }
 
 fn memory_and_matrix(settings: &Settings) -> Finding {
@@ -329,7 +347,7 @@ fn memory_and_matrix(settings: &Settings) -> Finding {
             "limits",
             Fine,
             format!(
-                "memory is read at {:.1} GB/s, matrices are multiplied at {:.0} GFLOP/s in {}",
+                "read bandwidth {:.1} GB/s, matrix products {:.0} GFLOP/s in {}",
                 limits.read_bytes_per_s / 1e9,
                 limits.matrix_flops_per_s / 1e9,
                 limits.matrix_dtype
@@ -339,10 +357,10 @@ fn memory_and_matrix(settings: &Settings) -> Finding {
     }
 }
 
-/// How the repositories start whose licence has to be accepted first.
+/// Prefixes of repositories whose licence must be accepted first.
 const GATED: [&str; 2] = ["meta-llama/", "google/gemma"];
 
-/// Whether a download would have a token to show: hf-hub's rules and order.
+/// Whether a download has a token: the rules and order of hf-hub.
 fn has_token() -> bool {
     let set = |name: &str| env::var(name).ok().filter(|value| !value.trim().is_empty());
     let holds_one = |file: &Path| fs::read_to_string(file).is_ok_and(|token| !token.trim().is_empty());
@@ -363,9 +381,9 @@ fn tokens(settings: &Settings, has_token: bool) -> Vec<Finding> {
     settings.models.iter().filter(gated).filter(|_| !has_token).map(missing).collect()
 }
 
-/// Looks only: the folder is made by the first record.
+/// Does not create the folder; the first record does.
 fn output(out: &Path) -> Finding {
-    // What a relative path hangs from is the folder that the program was started in.
+    // A relative path starts from the current folder.
     let existing = out.ancestors().find(|folder| folder.exists()).unwrap_or(Path::new("."));
     match tempfile::tempfile_in(existing) {
         Ok(_) => finding("output", Fine, format!("records go to {}", out.display())),

@@ -1,35 +1,36 @@
-//! Errors as a person reads them: one line each, with the meaning of driver errors and the nearest valid name.
+//! Error messages in one line each, with the meaning of driver errors and the nearest valid name.
 
 use std::fmt;
 
-/// What the driver of a GPU calls an error, and what to do about it.
+/// Driver errors, their meaning and what to do.
 #[rustfmt::skip]
 const DRIVER_ERRORS: [(&str, &str); 13] = [
-    ("CUDA_ERROR_OUT_OF_MEMORY",              "the device's memory is exhausted: take a smaller model or batch, or a 16-bit dtype"),
-    ("CUDA_ERROR_NO_DEVICE",                  "no GPU is to be seen: look at nvidia-smi and CUDA_VISIBLE_DEVICES"),
-    ("CUDA_ERROR_INVALID_DEVICE",             "there is no GPU of this number: look at nvidia-smi and CUDA_VISIBLE_DEVICES"),
-    ("CUDA_ERROR_STUB_LIBRARY",               "there is no driver, only the stand-in for its library: install NVIDIA's driver"),
+    ("CUDA_ERROR_OUT_OF_MEMORY",              "the device's memory is exhausted: use a smaller model or batch, or a 16-bit dtype"),
+    ("CUDA_ERROR_NO_DEVICE",                  "no GPU is visible: check nvidia-smi and CUDA_VISIBLE_DEVICES"),
+    ("CUDA_ERROR_INVALID_DEVICE",             "there is no GPU with this number: check nvidia-smi and CUDA_VISIBLE_DEVICES"),
+    ("CUDA_ERROR_STUB_LIBRARY",               "the driver is missing and only the stub of its library was found: install NVIDIA's driver"),
     ("CUDA_ERROR_NO_BINARY_FOR_GPU",          "the kernels were not compiled for this GPU: set CUDA_COMPUTE_CAP and build again"),
     ("CUDA_ERROR_INVALID_PTX",                "the kernels were not compiled for this GPU: set CUDA_COMPUTE_CAP and build again"),
     ("CUDA_ERROR_UNSUPPORTED_PTX_VERSION",    "the driver is older than the CUDA that compiled the kernels: update it, or build with an older CUDA"),
-    ("CUDA_ERROR_SYSTEM_NOT_READY",           "the system is not ready for GPUs: where they are linked by NVSwitch, nvidia-fabricmanager has to run"),
+    ("CUDA_ERROR_SYSTEM_NOT_READY",           "the system is not ready for GPUs: if they are linked by NVSwitch, start nvidia-fabricmanager"),
     ("CUDA_ERROR_SYSTEM_DRIVER_MISMATCH",     "the driver and its library are of different versions: restart the machine"),
-    ("CUDA_ERROR_ILLEGAL_ADDRESS",            "a kernel read or wrote outside its memory, and the device is lost to this process: run what is left anew"),
-    ("CUDA_ERROR_ASSERT",                     "a kernel refused its input, and the device is lost to this process: run what is left anew"),
-    ("CUDA_ERROR_LAUNCH_FAILED",              "a kernel failed, and the device is lost to this process: run what is left anew"),
-    ("CUBLAS_STATUS_NOT_INITIALIZED",         "cuBLAS does not start: the driver may be too old for it, or the device's memory exhausted"),
+    ("CUDA_ERROR_ILLEGAL_ADDRESS",            "a kernel read or wrote outside its memory, and this process has lost the device: rerun the remaining benchmarks"),
+    ("CUDA_ERROR_ASSERT",                     "a kernel refused its input, and this process has lost the device: rerun the remaining benchmarks"),
+    ("CUDA_ERROR_LAUNCH_FAILED",              "a kernel failed, and this process has lost the device: rerun the remaining benchmarks"),
+    ("CUBLAS_STATUS_NOT_INITIALIZED",         "cuBLAS does not start: its driver may be too old, or the device's memory exhausted"),
 ];
 
-/// The first line of an error, [`explained`].
+/// Returns the first line of an error, [`explained`].
 pub fn one_line(error: &dyn fmt::Display) -> String {
     explained(error.to_string().lines().next().unwrap_or_default().trim())
 }
 
-/// Without the backtrace that Candle appends where `RUST_BACKTRACE` is set, and with what an error of a driver means and what
-/// to do about it, if there is one in the text.
+/// Removes the backtrace that Candle appends if `RUST_BACKTRACE` is set, and replaces a driver error by its meaning
+/// and what to do.
 pub fn explained(text: &str) -> String {
     let text = text.split_once("\n   0: ").map_or(text, |(before, _)| before);
-    // As in `DriverError(CUDA_ERROR_OUT_OF_MEMORY, "out of memory")` and `CublasError(CUBLAS_STATUS_NOT_INITIALIZED)`.
+    // As in `DriverError(CUDA_ERROR_OUT_OF_MEMORY, "out of memory")` and
+    // `CublasError(CUBLAS_STATUS_NOT_INITIALIZED)`.
     for (name, advice) in DRIVER_ERRORS {
         let Some(open) = [',', ')'].iter().find_map(|after| text.find(&format!("Error({name}{after}"))) else {
             continue;
@@ -41,7 +42,7 @@ pub fn explained(text: &str) -> String {
     text.to_owned()
 }
 
-/// The name that was probably meant, if one is close.
+/// Returns the nearest valid name, if one is close.
 pub fn nearest<'a>(given: &str, names: &[&'a str]) -> Option<&'a str> {
     names
         .iter()
@@ -60,11 +61,11 @@ mod tests {
         for (error, told) in [
             (
                 "layer 3: DriverError(CUDA_ERROR_STUB_LIBRARY, \"<Failure when calling cuGetErrorString()>\") in f\n  0: backtrace",
-                "layer 3: there is no driver, only the stand-in for its library: install NVIDIA's driver (CUDA_ERROR_STUB_LIBRARY) in f",
+                "layer 3: the driver is missing and only the stub of its library was found: install NVIDIA's driver (CUDA_ERROR_STUB_LIBRARY) in f",
             ),
             (
                 "CublasError(CUBLAS_STATUS_NOT_INITIALIZED)",
-                "cuBLAS does not start: the driver may be too old for it, or the device's memory exhausted (CUBLAS_STATUS_NOT_INITIALIZED)",
+                "cuBLAS does not start: its driver may be too old, or the device's memory exhausted (CUBLAS_STATUS_NOT_INITIALIZED)",
             ),
             ("DriverError(CUDA_ERROR_UNKNOWN, \"unknown\")", "DriverError(CUDA_ERROR_UNKNOWN, \"unknown\")"),
         ] {

@@ -1,4 +1,4 @@
-//! The counting allocator, installed.
+//! Tests the counting allocator in a program that installs it.
 
 use std::{hint::black_box, sync::Mutex};
 
@@ -12,14 +12,14 @@ static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 const MIB: u64 = 1 << 20;
 
-/// The counters are the program's: one test at a time looks at them.
+/// The counters belong to the process, so one test at a time uses them.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 fn peak() -> u64 {
     peak_bytes().expect("it is installed")
 }
 
-/// What `work` adds to the peak and leaves in use, in MiB. Half a MiB is granted to the test runner.
+/// Returns the MiB that `work` adds to the peak and leaves in use. The test runner may use half a MiB.
 fn seen<T>(work: impl FnOnce() -> T) -> (u64, u64) {
     let before = current_bytes();
     reset_peak();
@@ -70,7 +70,7 @@ fn every_threads_memory_is_counted() {
 #[test]
 fn threads_that_allocate_at_once_lose_no_byte() {
     let _guard = ONE_AT_A_TIME.lock().expect("no test failed before");
-    // Small and many: an update is lost only when two threads count at the same moment.
+    // Many small allocations: an update is lost only if two threads count at the same moment.
     let churn = || {
         for _ in 0..500_000 {
             drop(black_box(Vec::<u8>::with_capacity(1 << 10)));
@@ -86,7 +86,7 @@ fn threads_that_allocate_at_once_lose_no_byte() {
     assert!(drift < MIB / 2, "{drift} bytes");
 }
 
-/// Candle's caches are large, zeroed and used in part: counting must not make the kernel hand out their pages.
+/// Candle's caches are large, zeroed and used in part. Counting must not make the kernel map their pages.
 #[test]
 #[cfg(target_os = "linux")]
 fn zeroed_memory_stays_untouched() {
@@ -94,7 +94,7 @@ fn zeroed_memory_stays_untouched() {
     let zeroed = black_box(vec![0u8; 1 << 30]);
     let statm = std::fs::read_to_string("/proc/self/statm").expect("Linux has it");
     let resident_pages: u64 = statm.split_whitespace().nth(1).expect("a second field").parse().expect("a number");
-    // Pages have 4 KiB at the least.
+    // A page has at least 4 KiB.
     assert!(resident_pages * 4096 < 512 * MIB, "{resident_pages} pages are resident");
     assert!(zeroed.iter().step_by(64 << 20).all(|byte| *byte == 0));
 }

@@ -1,5 +1,5 @@
-//! A bench target and those who run it. This program is both: started with `BENCH_TARGET` it is the target, with models
-//! that fail in every way there is; started by `cargo test` it runs itself so and looks at what comes out.
+//! Tests bench targets. With `BENCH_TARGET` set, this program is a bench target whose models fail in every possible
+//! way. Under `cargo test`, it runs itself as a target and checks the results.
 
 use std::{
     fs,
@@ -24,7 +24,7 @@ static ALLOCATOR: CountingAllocator = CountingAllocator;
 const BENCH_TARGET: &str = "BENCH_TARGET";
 const VOCAB_SIZE: usize = 100;
 
-/// Counts upwards, until it does what its name says.
+/// Counts upwards, until it fails as its name says.
 struct Model {
     name: &'static str,
     generations: u32,
@@ -32,7 +32,7 @@ struct Model {
 
 impl CausalLm for Model {
     fn forward(&mut self, tokens: &[u32], _: usize) -> Result<Tensor> {
-        // Long enough that Criterion plans no more than one generation a sample.
+        // Long enough that Criterion plans one generation per sample.
         std::thread::sleep(std::time::Duration::from_millis(2));
         let mut logits = [0f32; VOCAB_SIZE];
         let last = tokens[tokens.len() - 1] as usize;
@@ -99,7 +99,7 @@ impl World {
 
     fn run(&self, arguments: &[&str], environment: &[(&str, &str)]) -> Output {
         let mut command = Command::new(std::env::current_exe().expect("this program"));
-        // Cargo's variables would make it join a run.
+        // Cargo's variables would make the target join a run.
         command.env_remove("CARGO").env_remove("RUST_BACKTRACE").env(BENCH_TARGET, "1");
         command.env("CANDLEPOWER_OUT", "out").env("CRITERION_HOME", self.path("criterion"));
         command.envs(environment.iter().copied()).args(arguments).current_dir(self.0.path());
@@ -110,7 +110,7 @@ impl World {
         self.0.path().join(name)
     }
 
-    /// The records of all runs, in order.
+    /// Returns the records of all runs, in order.
     fn records(&self) -> Vec<Record> {
         let Ok(runs) = fs::read_dir(self.path("out")) else { return Vec::new() };
         let mut files: Vec<_> = runs.map(|run| run.expect("a run").path().join("records.jsonl")).collect();
@@ -128,7 +128,7 @@ fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// A benchmark that fails costs the others nothing.
+/// A benchmark that fails does not affect the others.
 fn failures_are_isolated() {
     let world = World::new();
     let output = world.run(&["--bench"], &[]);
@@ -167,7 +167,7 @@ fn failures_are_isolated() {
     assert!(world.path("criterion/tiny/last/own-f32-cpu/new/estimates.json").is_file());
 }
 
-/// A panic in a user's model is one line by default, and everything the default hook prints when asked for.
+/// Reports a panic in a user's model in one line by default, and with everything the default hook prints on request.
 fn a_panic_says_where_it_happened() {
     let world = World::new();
     let output = world.run(&["--bench", "^tiny/panics"], &[]);
@@ -179,7 +179,7 @@ fn a_panic_says_where_it_happened() {
     assert!(errors.contains("panicked at tests/bench_target.rs") && errors.contains("stack backtrace"), "{errors}");
 }
 
-/// A record holds the samples that Criterion measured, however long it warms up and measures.
+/// A record contains the samples that Criterion measured, regardless of the warm-up and measurement times.
 fn records_hold_criterions_samples() {
     let world = World::new();
     for options in
@@ -201,12 +201,12 @@ fn records_hold_criterions_samples() {
         for (found, expected) in measures.sample_total_ms.iter().zip(&expected) {
             assert!((found - expected).abs() < 1e-5, "{options:?}: {found}, not {expected}");
         }
-        // A run without `CARGO` opens a folder named by the second.
+        // Without `CARGO`, the target opens a run whose name is the time in seconds.
         std::thread::sleep(std::time::Duration::from_millis(1100));
     }
 }
 
-/// Neither a list nor a filter that matches nothing loads a model or leaves a file.
+/// A list, and a filter without matches, load no model and write no file.
 fn a_list_loads_nothing() {
     let world = World::new();
     let output = world.run(&["--bench", "--list"], &[]);
@@ -239,7 +239,7 @@ fn a_smoke_test_runs_but_keeps_nothing() {
     assert!(!world.run(&["--bench", "--test", "nan"], &[]).status.success());
 }
 
-/// Criterion's options do what they do elsewhere.
+/// Criterion's options work as usual.
 fn baselines_are_kept_and_compared() {
     let world = World::new();
     assert!(world.run(&["--bench", "first", "--save-baseline", "before"], &[]).status.success());
@@ -252,7 +252,7 @@ fn baselines_are_kept_and_compared() {
     assert!(stderr(&output).contains("Collecting 12 samples"), "{}", stderr(&output));
 }
 
-/// One line and exit code 2 when nothing can start.
+/// Prints one line and exits with code 2 if the target cannot start.
 fn what_can_not_start_says_why() {
     let world = World::new();
     fs::write(world.path("a-file"), "").expect("written");
@@ -265,14 +265,14 @@ fn what_can_not_start_says_why() {
         let output = world.run(arguments, &[environment]);
         let errors = stderr(&output);
         assert_eq!(output.status.code(), Some(2), "{part}: {errors}");
-        // Criterion says which plotting backend it found.
+        // Criterion prints which plotting backend it found.
         let lines: Vec<_> = errors.lines().filter(|line| !line.contains("Gnuplot")).collect();
         assert!(lines.len() == 1 && lines[0].contains(part), "{part} is missing from: {errors}");
     }
     assert!(!world.path("loaded-first").exists());
 }
 
-/// The other targets of one `cargo bench` join its run; what is started by hand gets one of its own.
+/// The targets of one `cargo bench` join its run. A target that is started by hand gets its own run.
 fn targets_of_one_cargo_share_a_run() {
     let world = World::new();
     let as_cargo = [("CARGO", "cargo")];

@@ -1,4 +1,4 @@
-//! The `candlepower` command as a person uses it, above all when something is wrong.
+//! Tests the `candlepower` command, above all its errors.
 
 use std::{
     collections::HashMap,
@@ -19,12 +19,13 @@ fn candlepower(folder: &Path, arguments: &[&str], environment: &[(&str, &str)]) 
         command.env_remove(key);
     }
     command.env_remove("CARGO_TARGET_DIR").env_remove("CRITERION_HOME");
-    // With it set, Candle's messages have backtraces.
+    // With this variable set, Candle's messages have backtraces.
     command.env("RUST_BACKTRACE", "1").envs(environment.iter().copied());
     command.current_dir(folder).args(arguments).output().expect("the command starts")
 }
 
-/// It fails with exactly one line on standard error, which says `part`, and puts out nothing else.
+/// Asserts that the command fails with exactly one line on standard error that contains `part`, and prints nothing
+/// else.
 fn assert_refused(output: &Output, part: &str) {
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success(), "{part}: it should fail");
@@ -33,7 +34,7 @@ fn assert_refused(output: &Output, part: &str) {
     assert!(output.stdout.is_empty(), "{part}: {}", String::from_utf8_lossy(&output.stdout));
 }
 
-/// A copy of a checkpoint that runs, to be spoilt.
+/// Returns a copy of a valid checkpoint, for tests to damage.
 fn checkpoint() -> TempDir {
     let folder = tempfile::tempdir().expect("a folder");
     for file in ["config.json", "model.safetensors", "tokenizer.json"] {
@@ -311,7 +312,7 @@ fn the_doctor_names_what_makes_figures_doubtful() {
     assert_eq!(level("device"), "ok");
 }
 
-/// A run of one benchmark that takes `total_ms`, as records in a folder below `out`.
+/// Writes a run of one benchmark that takes `total_ms` to a folder below `out`.
 fn write_run(out: &Path, run: &str, total_ms: f64) {
     let mut record: Value = serde_json::from_str(include_str!("../src/record/sample.json")).expect("the sample");
     let samples: Vec<f64> = (0..10).map(|sample| total_ms * (1.0 + 0.001 * f64::from(sample))).collect();
@@ -341,10 +342,10 @@ fn a_comparison_fails_on_a_regression_and_only_then() {
         &compare(&["before", "never"]),
         "there is no file of records, no run below target/candlepower and no Criterion baseline named never",
     );
-    assert_refused(&compare(&["before", "same", "--fail-above", "much"]), "a share is needed");
+    assert_refused(&compare(&["before", "same", "--fail-above", "much"]), "expected a share");
 }
 
-/// What Criterion would have kept of a run, with a median of its own.
+/// Writes the files that Criterion would have written for a run with another median.
 fn write_estimates(home: &Path, id: &str, total_ms: f64, median_ns: f64) {
     let folder = home.join(id).join("new");
     fs::create_dir_all(&folder).expect("made");
@@ -391,7 +392,7 @@ fn a_report_holds_what_was_measured_and_names_what_is_missing() {
     let page = read("index.html");
     assert!(page.contains("llama-mini") && page.contains("<svg"));
     for elsewhere in ["src=\"http", "href=\"http", "url(http", "@import", "file://"] {
-        assert!(!page.contains(elsewhere), "{elsewhere}: a page from disk asks nobody");
+        assert!(!page.contains(elsewhere), "{elsewhere}: the page loads something");
     }
     let log = fs::read_to_string(made.parent().expect("the machine's").join("GENERATION_LOG.md"));
     assert!(log.expect("a log").starts_with("# Generation log"));
@@ -399,7 +400,7 @@ fn a_report_holds_what_was_measured_and_names_what_is_missing() {
     write_estimates(&folder.path().join("target/criterion"), id, 101.0, median_ns);
     let later = report(&["mine", "--to", "elsewhere"]);
     assert!(String::from_utf8_lossy(&later.stderr).contains("Criterion's last run is another one"));
-    assert_refused(&report(&["never"]), "never is no file of records");
+    assert_refused(&report(&["never"]), "never is neither a file of records");
     fs::write(&records, "nonsense\n").expect("written");
     assert_refused(&report(&["mine"]), "holds no record that can be read");
 }

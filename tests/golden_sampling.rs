@@ -1,4 +1,4 @@
-//! The sampler against transformers' own logits processors, after each transform.
+//! Compares the sampler with transformers' logits processors after each transform.
 
 use std::{
     fs,
@@ -9,7 +9,7 @@ use candle_core::Device;
 use candlepower::{generate::Sampler, scenario::Sampling};
 use serde::Deserialize;
 
-/// How far a probability may be from the reference's.
+/// Tolerance of a probability.
 const TOLERANCE: f32 = 1e-5;
 
 #[derive(Deserialize)]
@@ -31,7 +31,7 @@ struct Case {
 }
 
 impl Case {
-    /// The transforms up to and including a stage.
+    /// Returns the transforms up to and including a stage.
     fn up_to(&self, stage: &str) -> Sampling {
         let index = self.stages.iter().position(|name| name == stage).expect("a stage of this case");
         let on = |name: &str| self.stages[..=index].iter().any(|stage| stage == name);

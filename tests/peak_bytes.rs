@@ -1,5 +1,5 @@
-//! Memory that Criterion is given: the same in every sample, or a little more in all. This program is both the bench target,
-//! when `BYTES` is set, and who runs it.
+//! Tests bytes as a Criterion measurement: equal samples, and samples that all grow a little. With `BYTES` set, this
+//! program is the bench target; otherwise it runs the target.
 
 use std::{
     fs,
@@ -35,7 +35,7 @@ fn run(home: &Path, bytes: u64) -> String {
     String::from_utf8_lossy(&stdout).into_owned()
 }
 
-/// Every plot that Criterion drew, which holds no number that is none.
+/// Asserts that every plot of Criterion contains only finite numbers.
 fn plots(folder: &Path) -> usize {
     let mut count = 0;
     for entry in fs::read_dir(folder).expect("a folder") {

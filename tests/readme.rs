@@ -1,4 +1,4 @@
-//! The README says what the program does: its tables are compared with the program's.
+//! Compares the tables of the README and of the guide with the program.
 
 use candlepower::{
     config::Config,
@@ -8,6 +8,7 @@ use candlepower::{
 };
 
 const README: &str = include_str!("../README.md");
+const SETTINGS: &str = include_str!("../src/guide/settings.md");
 
 #[test]
 fn every_scenario_is_in_its_table() {
@@ -21,17 +22,22 @@ fn every_scenario_is_in_its_table() {
 fn every_setting_and_model_is_described() {
     for key in Settings::KEYS {
         let cell = format!("| `CANDLEPOWER_{}` | `{}` |", key.name.to_uppercase(), key.name);
-        assert!(README.contains(&cell), "{cell}");
+        assert!(SETTINGS.contains(&cell), "{cell}");
     }
     for model in
         MINI.iter().map(|name| (*name).to_owned()).chain(SYNTHETIC.iter().map(|name| format!("synthetic:{name}")))
     {
-        assert!(README.contains(&format!("`{model}`")), "{model}");
+        assert!(SETTINGS.contains(&format!("`{model}`")), "{model}");
     }
 }
 
 #[test]
 fn the_test_command_is_the_one_that_is_run() {
     let checks = include_str!("../.ci/run");
-    assert!(README.contains("\ncargo test ") && checks.contains("\ncargo test\n"));
+    assert!(README.contains("\ncargo test --release ") && checks.contains("\ncargo test --release\n"));
+}
+
+#[test]
+fn the_readme_stays_short() {
+    assert!(README.lines().count() <= 200, "move details to the guide in src/guide");
 }

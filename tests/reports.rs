@@ -1,4 +1,4 @@
-//! What is made of records: reports, exports, histories, the nightly run. Records are made up or copied; nothing is measured.
+//! Tests reports, exports, histories and the nightly run. Records are synthetic or copied; nothing is measured.
 
 use std::{
     fs,
@@ -26,7 +26,7 @@ fn succeeds(folder: &Path, arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).expect("UTF-8")
 }
 
-/// The only folder in a folder.
+/// Returns the only folder in a folder.
 fn inside(folder: &Path) -> PathBuf {
     let folders: Vec<_> = fs::read_dir(folder)
         .expect("a folder")
@@ -37,7 +37,7 @@ fn inside(folder: &Path) -> PathBuf {
     folders[0].clone()
 }
 
-/// The sample, so many times as slow and with so much memory.
+/// Returns the sample with its times and its memory multiplied.
 fn record(id: &str, slower: f64, peak_bytes: u64) -> String {
     let mut record: Record = serde_json::from_str(SAMPLE).expect("the sample");
     record.id = id.into();
@@ -49,7 +49,7 @@ fn record(id: &str, slower: f64, peak_bytes: u64) -> String {
 }
 
 #[test]
-fn a_sandbox_makes_every_kind_of_file_and_nobody_takes_it_for_a_measurement() {
+fn a_sandbox_makes_every_kind_of_file_and_is_marked_in_each() {
     let folder = tempfile::tempdir().expect("a folder");
     let here = folder.path();
     succeeds(here, &["sandbox"]);
@@ -68,8 +68,8 @@ fn a_sandbox_makes_every_kind_of_file_and_nobody_takes_it_for_a_measurement() {
     }
     let page = fs::read_to_string(report.join("index.html")).expect("index.html");
     assert!(page.contains("Made-up figures"));
-    // What a page might ask somebody for; the SVG's own namespace is no address that is followed.
-    assert!(!page.replace("http://www.w3.org/2000/svg", "").contains("http"), "the page asks nobody for anything");
+    // A page must not load anything. The namespace of SVG is an address, but is not loaded.
+    assert!(!page.replace("http://www.w3.org/2000/svg", "").contains("http"), "the page loads something");
     for plot in [
         "tokens_per_s",
         "mbu",
@@ -137,7 +137,7 @@ fn a_history_says_where_it_moved() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("no benchmark has a figure 'speed': there are"));
 }
 
-/// `cargo` in the place of Cargo: it leaves the records that it finds in a file, or takes its time.
+/// A script in place of Cargo: it writes the records of a file, or waits.
 #[cfg(unix)]
 #[test]
 fn a_nightly_run_fails_on_a_regression_keeps_to_its_budget_and_prunes() {
@@ -153,7 +153,7 @@ fn a_nightly_run_fails_on_a_regression_keeps_to_its_budget_and_prunes() {
     let nightly = |config: &str| {
         fs::write(here.join("nightly.json"), config).expect("written");
         let output = candlepower(here, &["nightly", "nightly.json"], &[("CARGO", cargo.to_str().expect("UTF-8"))]);
-        // Runs are named by the second.
+        // The name of a run is the time in seconds.
         std::thread::sleep(std::time::Duration::from_millis(1100));
         (
             output.status.code(),
@@ -198,11 +198,11 @@ fn a_nightly_file_that_can_not_be_used_is_refused_in_one_line() {
     for (config, part) in [
         ("{", "nightly.json: EOF"),
         (r#"{"benchmark": []}"#, "unknown field `benchmark`"),
-        (r#"{"benchmarks": []}"#, "at least one is needed"),
+        (r#"{"benchmarks": []}"#, "list at least one"),
         (r#"{"benchmarks": [{"bench": "a", "settings": {"model": "b"}}]}"#, "unknown setting 'model'"),
-        (r#"{"benchmarks": [{"bench": "a"}], "budget_minutes": 0}"#, "0 is no time"),
+        (r#"{"benchmarks": [{"bench": "a"}], "budget_minutes": 0}"#, "0 is not a positive number"),
         (r#"{"benchmarks": [{"bench": "a"}], "keep": 0}"#, "at least one run must be kept"),
-        (r#"{"benchmarks": [{"bench": "a"}], "fail_above": "much"}"#, "a share is needed"),
+        (r#"{"benchmarks": [{"bench": "a"}], "fail_above": "much"}"#, "expected a share"),
     ] {
         fs::write(folder.path().join("nightly.json"), config).expect("written");
         let output = candlepower(folder.path(), &["nightly", "nightly.json"], &[]);

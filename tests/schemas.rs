@@ -1,5 +1,5 @@
-//! The JSON schemas in `src/report/schemas` are those of what is written. `UPDATE_SCHEMAS=1 cargo test --test schemas` writes
-//! them anew.
+//! Checks that the JSON schemas in `src/report/schemas` match the types. `UPDATE_SCHEMAS=1 cargo test --release
+//! --test schemas` rewrites them.
 
 use std::{fs, path::Path};
 

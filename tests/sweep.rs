@@ -1,5 +1,4 @@
-//! `candlepower sweep` as a person uses it: bad input, rows that fail, a run that is stopped, and what the Parquet file
-//! holds.
+//! Tests `candlepower sweep`: bad input, rows that fail, an interrupted run, and the contents of the Parquet file.
 
 use std::{
     fs,
@@ -110,7 +109,7 @@ fn a_run_that_was_stopped_goes_on_where_it_was() {
     let arguments = ["--config", "tiny.yaml", "--run", "stopped"];
     assert!(sweep(folder.path(), &arguments).status.success());
     let run = folder.path().join("target/candlepower/stopped");
-    // As a kill in the middle of the third record would leave it.
+    // The file as a kill in the middle of the third record leaves it.
     let records = fs::read_to_string(run.join("records.jsonl")).expect("records");
     let lines: Vec<&str> = records.lines().collect();
     assert_eq!(lines.len(), 4);

@@ -1,5 +1,5 @@
-//! `candlepower train` and `candlepower shootout` as a person uses them: bad input, a training that is killed, one that
-//! diverges, and what they leave behind.
+//! Tests `candlepower train` and `candlepower shootout`: bad input, an interrupted training, a diverging training,
+//! and their files.
 
 use std::{
     fs,
@@ -57,7 +57,7 @@ fn bad_input_is_refused_in_one_line() {
         (&["--set", "batch_tokens=8"], "less than one sequence"),
         (&["--set", "corpus=nowhere.txt"], "corpus nowhere.txt can't be read"),
         (&["--set", "corpus=empty.txt"], "corpus empty.txt is empty"),
-        (&["--set", "corpus=binary.txt"], "corpus binary.txt is not UTF-8: byte 4 is wrong"),
+        (&["--set", "corpus=binary.txt"], "corpus binary.txt is not UTF-8: byte 4 is invalid"),
         (&["--set", "corpus=short.txt"], "a sequence needs 17"),
         (&["--learning-rate", "0"], "--learning-rate='0': expected a number above 0"),
         (&["--set", "device=cuda:99"], "device cuda99 "),
@@ -93,7 +93,7 @@ fn a_killed_training_goes_on_to_the_same_end() {
             command(path, &train("killed")).stderr(Stdio::null()).stdout(Stdio::null()).spawn().expect("it starts");
         let before = fs::read(path.join("killed/loss.csv")).unwrap_or_default();
         let started = Instant::now();
-        // Until it has got on since the last time.
+        // Waits until the training has made progress since the last kill.
         while fs::read(path.join("killed/loss.csv")).unwrap_or_default() == before
             && started.elapsed() < Duration::from_secs(60)
             && child.try_wait().expect("a child").is_none()
@@ -160,7 +160,7 @@ fn a_shootout_ranks_bases_and_marks_those_that_see_later_tokens() {
     let board = fs::read_to_string(out.join("leaderboard.md")).expect("a leaderboard");
     assert!(String::from_utf8_lossy(&output.stdout).contains(board.trim()));
     let row = |base: &str| board.lines().find(|line| line.contains(base)).expect(base).to_owned();
-    assert!(row("sgrpsann").contains("[sees later tokens]") && row("sgrpsann").starts_with("| - "), "{board}");
+    assert!(row("sgrpsann").contains("[not causal]") && row("sgrpsann").starts_with("| - "), "{board}");
     assert!(row("respsann").starts_with("| 1") || row("transformer").starts_with("| 1"), "{board}");
     let summary = json(&out.join("summary.json"));
     assert_eq!(summary.as_array().map(Vec::len), Some(6));

@@ -1,5 +1,5 @@
-//! What a training step needs in memory, counted: gradient checkpointing saves most of what layers keep, and the loss does not
-//! keep the logits of a large batch.
+//! Counts the memory of a training step: gradient checkpointing saves most of the activations, and the loss does not
+//! store the logits of a large batch.
 
 use std::sync::Mutex;
 
@@ -20,12 +20,12 @@ use candlepower::{
 #[global_allocator]
 static ALLOCATOR: CountingAllocator = CountingAllocator;
 
-/// The counters are the program's: one test at a time looks at them.
+/// The counters belong to the process, so one test at a time uses them.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 const TIME: usize = 64;
 
-/// Most memory that a step takes beyond what is in use between steps, when there was one before.
+/// Peak memory of a step beyond the memory in use between steps, after a first step.
 fn activation_bytes(config: &PsannConfig, rows: usize, checkpointing: bool) -> u64 {
     let plan = Plan { dtype: DType::F32, checkpointing, micro_rows: rows };
     let mut language = Language::new(config, Options::default(), plan, 1, &Device::Cpu).expect("a training");

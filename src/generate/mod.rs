@@ -1,5 +1,5 @@
-//! How tokens are made: the prompt, the choice of the next token, and the loop between them, with the timeline that it
-//! leaves behind. What several timelines mean together is worked out in `summary`. Nothing here knows Criterion.
+//! Token generation: the prompt, sampling, the token loop, and the timeline that it returns. `summary` combines
+//! several timelines. This folder does not use Criterion.
 
 mod prompt;
 mod run;

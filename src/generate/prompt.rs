@@ -9,14 +9,14 @@ use tokenizers::{Encoding, Tokenizer};
 
 use crate::error::one_line;
 
-/// The text that prompts are cut from, repeated where a longer one is asked for.
+/// The text of prompts. It is repeated for longer prompts.
 const TEXT: &str = include_str!("prompt.txt");
 
-/// A prompt of exactly `tokens` ids: real text where the model has a tokenizer, with the beginning-of-sequence id in
-/// front if the tokenizer puts one there; seeded ids otherwise.
+/// Makes a prompt of exactly `tokens` ids. With a tokenizer, the prompt is real text, with the beginning-of-sequence
+/// id in front if the tokenizer adds one. Without a tokenizer, the ids are seeded.
 ///
 /// # Errors
-/// When the tokenizer can't encode the text, or makes no more of a longer one.
+/// Returns an error if the tokenizer cannot encode the text, or does not return more ids for a longer text.
 pub fn prompt_ids(tokenizer: Option<&Tokenizer>, vocab_size: usize, tokens: usize, seed: u64) -> Result<Vec<u32>> {
     let Some(tokenizer) = tokenizer else { return Ok(seeded_ids(vocab_size, tokens, seed)) };
     let (mut copies, mut made) = (1, 0);
@@ -36,7 +36,7 @@ pub fn prompt_ids(tokenizer: Option<&Tokenizer>, vocab_size: usize, tokens: usiz
     }
 }
 
-/// The ids of a text that goes on: with the special ones in front that the tokenizer adds, without those at the end.
+/// Encodes a text that continues: with the special ids that the tokenizer adds in front, without those at the end.
 fn opening(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
     let encoding = encoding(tokenizer, text)?;
     let added = encoding.get_special_tokens_mask();
@@ -45,10 +45,10 @@ fn opening(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
     Ok(ids.filter(|(index, (_, added))| *index < front || **added == 0).map(|(_, (id, _))| *id).collect())
 }
 
-/// The ids of a text, with the special ones that the tokenizer adds.
+/// Encodes a text, with the special ids that the tokenizer adds.
 ///
 /// # Errors
-/// When the tokenizer can't encode it.
+/// Returns an error if the tokenizer cannot encode the text.
 pub fn encode(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
     Ok(encoding(tokenizer, text)?.get_ids().to_vec())
 }
@@ -59,7 +59,7 @@ fn encoding(tokenizer: &Tokenizer, text: &str) -> Result<Encoding> {
 
 fn seeded_ids(vocab_size: usize, tokens: usize, seed: u64) -> Vec<u32> {
     let mut random = ChaCha8Rng::seed_from_u64(seed);
-    // The high half of a product scales evenly enough: its bias is below vocab_size / 2^32.
+    // The high half of a product is uniform enough: its bias is below vocab_size / 2^32.
     (0..tokens).map(|_| ((u64::from(random.next_u32()) * vocab_size as u64) >> 32) as u32).collect()
 }
 
@@ -77,7 +77,7 @@ mod tests {
         assert_ne!(ids, prompt_ids(None, 1000, 300, 43).expect("ids"));
     }
 
-    /// A tokenizer of words, with other parts of its file as given.
+    /// A tokenizer of words, with the given other parts of its file.
     fn words(parts: &str) -> Tokenizer {
         let known = ["<unk>", "<bos>", "<eos>", "A", "candle", "is", "a", "small", "machine"];
         let vocab: Vec<_> = known.iter().enumerate().map(|(id, word)| format!(r#""{word}": {id}"#)).collect();
@@ -109,7 +109,7 @@ mod tests {
             assert!(ids.iter().zip([1, 3, 4, 5, 6, 7, 8]).all(|(found, expected)| *found == expected));
             assert!(!ids.contains(&2), "an end of sequence in {tokens} tokens");
         }
-        // Where the text begins again, so do its words.
+        // Where the text repeats, its words repeat too.
         assert_eq!(prompt_ids(Some(&plain), 9, text + 3, 42).expect("ids")[text..], [3, 4, 5]);
         assert_eq!(encode(&both, "a candle").expect("ids"), [1, 6, 4, 2]);
     }

@@ -1,4 +1,4 @@
-//! The token loop, and the clock beside it.
+//! The token loop and its clock.
 
 use std::time::{Duration, Instant};
 
@@ -11,24 +11,25 @@ use crate::{model::CausalLm, scenario::Sampling};
 /// What to generate after a prompt.
 #[derive(Clone, Debug)]
 pub struct Request {
+    /// Number of tokens to generate.
     pub new_tokens: usize,
+    /// How the next token is chosen.
     pub sampling: Sampling,
-    /// Seed of the draws.
+    /// Seed of the sampling.
     pub seed: u64,
-    /// Ids that end the sequence. None, unless asked for: a run that stops early must not be compared with one that
-    /// does not.
+    /// Ids that end the sequence. Empty by default, because runs of different lengths must not be compared.
     pub stop: Vec<u32>,
 }
 
-/// Generates after a prompt. What the model held before is forgotten first, before any clock is read.
+/// Generates tokens after a prompt. Resets the model before it starts the clock.
 ///
 /// # Errors
-/// An empty prompt, one that leaves too little room, a model that fails or whose logits are unusable.
+/// Returns an error if the prompt is empty or too long, if the model fails, or if its logits are not usable.
 pub fn run(model: &mut dyn CausalLm, prompt: &[u32], request: &Request) -> Result<Timeline> {
     check_lengths(model, prompt.len(), request.new_tokens)?;
     let vocab_size = model.vocab_size();
     if let Some(id) = prompt.iter().find(|id| **id as usize >= vocab_size) {
-        anyhow::bail!("the prompt holds token {id}, the model has {vocab_size}");
+        anyhow::bail!("the prompt contains token {id}, but the vocabulary of the model has {vocab_size} tokens");
     }
 
     let mut sampler = Sampler::new(request.sampling, request.seed)?;
@@ -65,15 +66,15 @@ pub fn run(model: &mut dyn CausalLm, prompt: &[u32], request: &Request) -> Resul
     Ok(Timeline { prompt_tokens: prompt.len(), ttft, steps, sampling, waiting, tokens, finish_reason })
 }
 
-/// Checks that a generation has a prompt, makes something, and is not longer than the model can go. Asking before a
-/// prompt is made saves making one of any length that is typed.
+/// Checks that a generation has a prompt and at least one new token, and fits in the model. Callers check before they
+/// make a prompt, so that a mistyped length does not create a huge one.
 ///
 /// # Errors
-/// One line with both lengths.
+/// Returns an error with both lengths in one line.
 pub fn check_lengths(model: &dyn CausalLm, prompt_tokens: usize, new_tokens: usize) -> Result<()> {
     let longest = model.max_position_embeddings();
     ensure!(prompt_tokens > 0, "the prompt is empty: at least one token is needed");
-    ensure!(new_tokens > 0, "no token is asked for: ask for at least one");
+    ensure!(new_tokens > 0, "the number of new tokens is 0: request at least one");
     ensure!(
         prompt_tokens.checked_add(new_tokens).is_some_and(|tokens| tokens <= longest),
         "{prompt_tokens} prompt and {new_tokens} new tokens are more than the model's {longest}"
@@ -81,14 +82,14 @@ pub fn check_lengths(model: &dyn CausalLm, prompt_tokens: usize, new_tokens: usi
     Ok(())
 }
 
-/// Parts of the time.
+/// Durations of the parts of one step.
 #[derive(Default)]
 struct Spent {
     sampling: Duration,
     waiting: Duration,
 }
 
-/// One forward pass and the choice after it.
+/// Runs one forward pass and samples the next token.
 fn step(
     model: &mut dyn CausalLm,
     tokens: &[u32],
@@ -115,7 +116,7 @@ fn step(
     Ok(next)
 }
 
-/// Lends the logits as a slice: in place on a processor, copied from another device.
+/// Passes the logits to `body` as a slice: in place on a CPU, copied from other devices.
 fn with_logits<T>(logits: &Tensor, use_them: impl FnOnce(&[f32]) -> Result<T>) -> Result<T> {
     let (storage, layout) = logits.storage_and_layout();
     if let (Storage::Cpu(CpuStorage::F32(values)), Some((start, end))) = (&*storage, layout.contiguous_offsets()) {
@@ -132,7 +133,7 @@ mod tests {
     use super::*;
     use crate::model::Footprint;
 
-    /// Counts: the next token is the last plus one. Checks that it is fed as the trait promises.
+    /// Counts up: the next token is the last plus one. Checks that the loop calls it as the trait promises.
     struct Counter {
         held: usize,
         vocab_size: usize,

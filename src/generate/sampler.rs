@@ -1,8 +1,8 @@
-//! Choosing the next token. Order and definitions are those of Hugging Face transformers' logits processors: repetition
-//! penalty, temperature, top-k, top-p over what top-k left, renormalised, then a draw.
+//! Sampling of the next token. Order and definitions follow the logits processors of Hugging Face transformers:
+//! repetition penalty, temperature, top-k, top-p over the renormalised top-k, draw.
 //!
-//! What it costs is part of what is measured, so nothing sorts or hashes a whole vocabulary: a pass that the compiler
-//! vectorises finds the largest logit of each chunk, and only the chunks that can hold a candidate are looked at again.
+//! The cost of sampling is part of the measurement, so nothing sorts or hashes a whole vocabulary. A vectorised pass
+//! finds the largest logit of each chunk. Later passes read only the chunks that can contain a candidate.
 
 use anyhow::{Context, Result};
 use rand_chacha::{
@@ -12,13 +12,13 @@ use rand_chacha::{
 
 use crate::scenario::Sampling;
 
-/// Logits whose largest is remembered together.
+/// Number of logits per chunk.
 const CHUNK: usize = 64;
 
-/// How many of the likeliest tokens top-p looks at first, when top-k has not already left few.
+/// Number of likeliest tokens that top-p examines first if top-k is off.
 const FIRST_LOOK: usize = 256;
 
-/// Chooses the tokens of one sequence.
+/// Samples the tokens of one sequence.
 pub struct Sampler {
     sampling: Sampling,
     random: ChaCha8Rng,
@@ -29,25 +29,27 @@ pub struct Sampler {
     seen: Seen,
 }
 
-/// A token that can still be chosen, with its score and later its probability.
+/// A token that can still be drawn, with its score and later its probability.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Candidate {
+    /// Id of the token.
     pub id: u32,
+    /// Score, and after the last transform probability.
     pub probability: f32,
 }
 
-/// The distinct tokens of a sequence that grows.
+/// The distinct tokens of a growing sequence.
 #[derive(Default)]
 struct Seen {
     ids: Vec<u32>,
     bits: Vec<u64>,
-    /// How much of the sequence is in.
+    /// Length of the part of the sequence that is included.
     length: usize,
 }
 
 impl Sampler {
     /// # Errors
-    /// When a parameter is out of its range.
+    /// Returns an error if a parameter is out of range.
     pub fn new(sampling: Sampling, seed: u64) -> Result<Self> {
         sampling.validate()?;
         Ok(Self {
@@ -61,10 +63,10 @@ impl Sampler {
         })
     }
 
-    /// The next token, given the logits and the whole sequence so far, prompt and output.
+    /// Returns the next token for `logits` of shape `(vocab_size)` and the whole sequence so far, prompt and output.
     ///
     /// # Errors
-    /// When a logit is not finite, or a transform takes one out of f32's range.
+    /// Returns an error if a logit is not finite, or if a transform exceeds the range of f32.
     pub fn sample(&mut self, logits: &[f32], sequence: &[u32]) -> Result<u32> {
         if self.sampling.temperature == 0.0 && self.sampling.repetition_penalty.is_none() {
             let largest = largest(logits).with_context(|| unusable(logits))?;
@@ -73,22 +75,23 @@ impl Sampler {
         if let [only] = self.distribution(logits, sequence)? {
             return Ok(only.id);
         }
-        // Uniform in [0, 1) with the 53 bits that an f64 holds.
+        // Uniform in [0, 1) with the 53 bits of an f64.
         let uniform = (self.random.next_u64() >> 11) as f64 / (1u64 << 53) as f64;
-        // Rounding keeps the sum from being exactly one. A draw within it always ends on a token that has a chance.
+        // Rounding can make the sum differ from one. A draw scaled by the sum always ends on a token with a nonzero
+        // probability.
         let sum: f64 = self.candidates.iter().map(|candidate| f64::from(candidate.probability)).sum();
         let mut cumulative = 0.0;
         let drawn = self.candidates.iter().find(|candidate| {
             cumulative += f64::from(candidate.probability);
             cumulative > uniform * sum
         });
-        Ok(drawn.context("no token has a chance to be drawn")?.id)
+        Ok(drawn.context("every token has probability 0")?.id)
     }
 
-    /// What the draw is made from: the tokens that every transform has left, with probabilities that add up to one.
+    /// Returns the tokens that remain after every transform, with probabilities that sum to one.
     ///
     /// # Errors
-    /// As [`sample`](Self::sample).
+    /// See [`sample`](Self::sample).
     pub fn distribution(&mut self, logits: &[f32], sequence: &[u32]) -> Result<&[Candidate]> {
         let Sampling { repetition_penalty, temperature, top_k, top_p } = self.sampling;
         largest(logits).with_context(|| unusable(logits))?;
@@ -147,11 +150,11 @@ impl Sampler {
         Ok(&self.candidates)
     }
 
-    /// Makes candidates of the tokens whose score is at least the k-th largest, ties included, likeliest first.
+    /// Collects the tokens whose score is at least the k-th largest, ties included, likeliest first.
     fn keep_top_k(&mut self, k: usize) {
         self.candidates.clear();
-        // The k chunks with the largest maxima hold k scores that are at least the k-th largest maximum, so no score
-        // below that can be among the first k.
+        // The k chunks with the largest maxima contain k scores that are at least the k-th largest maximum. No lower
+        // score can be among the first k.
         let mut floor = f32::NEG_INFINITY;
         self.chunk_maxima.clear();
         self.chunk_maxima.extend(self.scores.chunks(CHUNK).map(maximum));
@@ -176,8 +179,9 @@ impl Sampler {
         self.candidates.sort_unstable_by(likeliest_first);
     }
 
-    /// Cuts the candidates after the first whose cumulative mass reaches `mass`; `false` if none does. Which of several
-    /// equal ones at the cut stay is open in the reference, whose sort is not stable; here it is those with lower ids.
+    /// Truncates the candidates after the first whose cumulative mass reaches `mass`. Returns `false` if none does.
+    /// The sort of the reference is not stable, so it does not define which of several equal candidates stay; this
+    /// function keeps those with lower ids.
     fn keep_top_p(&mut self, mass: f64, max: f32) -> bool {
         let mut cumulative = 0.0;
         for (index, candidate) in self.candidates.iter().enumerate() {
@@ -207,16 +211,16 @@ impl Seen {
     }
 }
 
-/// By score, and by id where scores are equal, so that the order is always the same.
+/// Orders by score, then by id, so that the order is deterministic.
 fn likeliest_first(a: &Candidate, b: &Candidate) -> std::cmp::Ordering {
     b.probability.total_cmp(&a.probability).then(a.id.cmp(&b.id))
 }
 
-/// The largest logit; `None` if there is none or one of them is not finite.
+/// Returns the largest logit, or `None` if there is none or one is not finite.
 fn largest(logits: &[f32]) -> Option<f32> {
     const LANES: usize = 16;
     let mut max = [f32::NEG_INFINITY; LANES];
-    // A number times zero is zero, but not for infinities and NaN, which no sum loses again.
+    // A finite number times zero is zero. Infinities and NaN give NaN, and a sum keeps it.
     let mut poison = [0f32; LANES];
     let (whole, rest) = logits.as_chunks::<LANES>();
     for lanes in whole {
@@ -229,7 +233,7 @@ fn largest(logits: &[f32]) -> Option<f32> {
     (finite && !logits.is_empty()).then(|| maximum(rest).max(maximum(&max)))
 }
 
-/// Why [`largest`] found none.
+/// Explains why [`largest`] returned `None`.
 fn unusable(logits: &[f32]) -> String {
     let bad = |logit: &&f32| !logit.is_finite();
     let Some((first, logit)) = logits.iter().enumerate().find(|(_, logit)| bad(logit)) else {
@@ -246,7 +250,8 @@ fn out_of_range(sampling: &Sampling) -> String {
     format!("'{sampling}' takes logits out of the range of f32: choose values nearer to 1")
 }
 
-/// The sum of what a softmax divides by its sum. In f64: over a vocabulary, f32 loses more than a token's share.
+/// Returns the sum of the softmax's denominators in f64, because f32 loses more than the share of one token over a
+/// whole vocabulary.
 fn mass(scores: impl Iterator<Item = f32>, max: f32) -> f64 {
     scores.map(|score| f64::from((score - max).exp())).sum()
 }
@@ -255,8 +260,8 @@ fn maximum(values: &[f32]) -> f32 {
     values.iter().fold(f32::NEG_INFINITY, |max, &value| if value > max { value } else { max })
 }
 
-/// The first token whose logit is the largest. Chunks are compared whole: a search that may end at any logit is not
-/// vectorised.
+/// Returns the first token with the largest logit. It compares whole chunks, because the compiler does not vectorise
+/// a search that can end at any logit.
 fn argmax(logits: &[f32], largest: f32) -> u32 {
     let holds = |chunk: &[f32]| chunk.iter().fold(false, |found, logit| found | (*logit == largest));
     let start = CHUNK * logits.chunks(CHUNK).position(holds).unwrap_or(0);
@@ -270,7 +275,7 @@ mod tests {
 
     const PLAIN: Sampling = Sampling { repetition_penalty: None, temperature: 1.0, top_k: None, top_p: None };
 
-    /// The definitions, one after the other, over a sorted vocabulary in f64.
+    /// Applies the definitions one after the other to a sorted vocabulary in f64.
     fn plainly(sampling: Sampling, logits: &[f32], sequence: &[u32]) -> Vec<f64> {
         let mut scores: Vec<f64> = logits.iter().map(|logit| f64::from(*logit)).collect();
         if let Some(penalty) = sampling.repetition_penalty.map(f64::from) {
@@ -363,7 +368,7 @@ mod tests {
         assert_as_plain(Sampling { top_p: Some(0.9), ..PLAIN }, &logits(20_000, 9, 0.01), &[]);
     }
 
-    /// Where each of 262144 tokens has a small share, sums in f32 are off by hundreds of tokens.
+    /// With 262144 tokens of small probability, f32 sums are off by hundreds of tokens.
     #[test]
     fn a_large_vocabulary_loses_no_mass() {
         for spread in [0.01, 1.0, 8.0] {
@@ -375,7 +380,7 @@ mod tests {
                 let candidates = sampler.distribution(&logits, &[]).expect("finite");
                 let sum: f64 = candidates.iter().map(|candidate| f64::from(candidate.probability)).sum();
                 assert!((sum - 1.0).abs() < 1e-6, "{sampling}, spread {spread}: {sum}");
-                // Two scores that f32 can't tell apart may change places at the cut.
+                // Two scores that f32 cannot distinguish may be swapped at the cut.
                 assert!(candidates.len().abs_diff(kept) <= 1, "{sampling}, {spread}: {}, not {kept}", candidates.len());
             }
         }

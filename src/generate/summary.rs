@@ -1,4 +1,4 @@
-//! What timelines mean together.
+//! Summaries of several timelines.
 
 use anyhow::{Context, Result, ensure};
 use sha2::{Digest, Sha256};
@@ -10,12 +10,12 @@ use crate::{
     record::{self, Limits},
 };
 
-/// The measures of generations that did the same work on the same model. `samples` holds how many of them each sample
-/// has, `peak_bytes` is the most memory that any of them used; without `limits` there is no MBU and no MFU.
+/// Summarises generations of the same work on the same model. `samples` holds the number of generations of each
+/// sample, and `peak_bytes` is the peak memory of all of them. Without `limits`, MBU and MFU are empty.
 ///
 /// # Errors
-/// When there is none, or their tokens differ: then the model keeps something from one generation to the next, and
-/// they did not do the same work.
+/// Returns an error if there is no generation, or if their tokens differ. Then the model keeps state from one
+/// generation to the next, and the generations did different work.
 pub fn summarise(
     model: &dyn CausalLm,
     request: &Request,
@@ -41,7 +41,7 @@ pub fn summarise(
     let itl_ms = |share| (steps > 0).then(|| percentile(&every_step_ms, share));
 
     let footprint = model.footprint();
-    // The step at a position reads every weight once, and the cache of what came before and of its own token.
+    // The step at a position reads every weight once, and the cache of all earlier tokens and of its own.
     let decode_bytes: u64 =
         (1..=steps).map(|step| footprint.step_weight_bytes + model.cache_bytes(prompt_tokens + step).used).sum();
     let cache = model.cache_bytes(prompt_tokens + steps);
@@ -95,7 +95,7 @@ pub fn summarise(
     })
 }
 
-/// How the last generation used the model's experts.
+/// Use of the model's experts in the last generation.
 fn routing(model: &dyn CausalLm) -> Option<record::Routing> {
     let load = model.expert_load()?;
     Some(record::Routing {
@@ -187,7 +187,7 @@ mod tests {
         let limits = Limits { read_bytes_per_s: 1e6, matrix_flops_per_s: 1e6, matrix_dtype: "f32".into() };
         let measures = summarise(&Weighed, &request(3), &timelines, &[1, 1, 1], Some(9999), Some(&limits))
             .expect("the same tokens");
-        // Totals are 16, 28 and 66 ms; decode times 6, 8 and 26; steps sorted 2, 3, 4, 5, 6, 20.
+        // The totals are 16, 28 and 66 ms; decode times 6, 8 and 26; sorted steps 2, 3, 4, 5, 6, 20.
         close(measures.total_ms, 28.0);
         assert_eq!(measures.sample_total_ms, [16.0, 28.0, 66.0]);
         close(measures.ttft_ms, 20.0);
@@ -198,7 +198,7 @@ mod tests {
         close(measures.decode_tokens_per_s.expect("steps"), 250.0);
         close(measures.tokens_per_s, 3.0 / 0.028);
         close(measures.sampling_share, 1.0 / 28.0);
-        assert_eq!(measures.waiting_share, None, "a processor has nobody to wait for");
+        assert_eq!(measures.waiting_share, None, "a CPU does not wait for a device");
         // Two steps read 1000 bytes of weights each, and the cache of 5 and 6 tokens, in 8 ms.
         close(measures.mbu.expect("limits"), (2000.0 + 50.0 + 60.0) / 0.008 / 1e6);
         close(measures.mfu.expect("limits"), 4.0 * 300.0 / 0.020 / 1e6);

@@ -1,38 +1,40 @@
-//! What one generation leaves behind.
+//! The result of one generation.
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// Times and tokens of one generation. Every duration ends with the device idle.
+/// Times and tokens of one generation. The device is idle at the end of every duration.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Timeline {
+    /// Length of the prompt.
     pub prompt_tokens: usize,
-    /// Time to first token: prompt in to first token out, choosing it included.
+    /// Time to first token: from the start of the prompt to the first token, sampling included.
     pub ttft: Duration,
-    /// Inter-token latencies: one for each token after the first, choosing it included.
+    /// Inter-token latencies: one for each token after the first, sampling included.
     pub steps: Vec<Duration>,
-    /// The part of the whole that went into choosing tokens, logits to id.
+    /// Total time of sampling: from logits to ids.
     pub sampling: Duration,
-    /// The part of the steps in which the device had all its work and was waited for. Of a processor, next to nothing.
+    /// Time of the decode steps spent waiting for the device after all work was submitted. Near 0 on a CPU.
     pub waiting: Duration,
     /// The generated ids.
     pub tokens: Vec<u32>,
+    /// Why the generation ended.
     pub finish_reason: FinishReason,
 }
 
-/// Why a generation ended.
+/// Reason for the end of a generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FinishReason {
-    /// As many tokens as were asked for.
+    /// The requested number of tokens was generated.
     Length,
-    /// An end-of-sequence token, where those are obeyed.
+    /// An end-of-sequence token was generated, and the request stops at those.
     EndOfSequence,
 }
 
 impl Timeline {
-    /// End-to-end time: prompt in to last token out.
+    /// End-to-end time: from the start of the prompt to the last token.
     pub fn total(&self) -> Duration {
         self.ttft + self.steps.iter().sum::<Duration>()
     }

@@ -1,4 +1,4 @@
-//! What is done to each number by itself.
+//! Element-wise operations.
 
 use anyhow::Result;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, DType, Layout, Shape, Tensor};
@@ -11,7 +11,7 @@ use super::{
     is_plain, slice, tensor, vectorised, with_slices,
 };
 
-/// GELU by the error function, as PyTorch's default is.
+/// GELU with the error function, PyTorch's default.
 pub fn gelu(x: &Tensor) -> Result<Tensor> {
     Ok(if is_plain(x) { x.contiguous()?.apply_op1(Gelu)? } else { x.gelu_erf()? })
 }
@@ -19,8 +19,8 @@ pub fn gelu(x: &Tensor) -> Result<Tensor> {
 struct Gelu;
 
 impl Gelu {
-    /// The normal distribution below `x`, and `exp(-x²/2)`. By Abramowitz and Stegun's 7.1.26, whose error is below
-    /// 1.5e-7.
+    /// The normal distribution function at `x`, and `exp(-x²/2)`. Abramowitz and Stegun, formula 7.1.26, with an
+    /// error below 1.5e-7.
     fn distribution(x: f32) -> (f32, f32) {
         let bell = (-0.5 * x * x).exp();
         let t = 1.0 / (1.0 + 0.327_591_1 * std::f32::consts::FRAC_1_SQRT_2 * x.abs());
@@ -68,24 +68,24 @@ pub fn gate(value: &Tensor, gate: &Tensor) -> Result<Tensor> {
     Ok((value * sigmoid(gate)?)?)
 }
 
-/// What a [`sine`] fades with.
+/// The quantity that damps a [`sine`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Decay {
     /// The distance from 0.
     #[default]
     Abs,
-    /// What is above 0.
+    /// The part above 0.
     Relu,
-    /// Nothing.
+    /// No damping.
     None,
 }
 
 /// Added to frequencies, so that none is 0.
 const LEAST_FREQUENCY: f32 = 1e-6;
 
-/// `A·exp(−d·g(z))·sin(f·z)`, with `A` = softplus of the first row of `raw` (3, width), `f` of the second and a little
-/// more, `d` of the third (SineParam of psann 2.0.1).
+/// `A·exp(−d·g(z))·sin(f·z)`, with `A` = softplus of the first row of `raw` (3, width), `f` of the second plus a
+/// small constant, `d` of the third (SineParam of psann 2.0.1).
 pub fn sine(z: &Tensor, raw: &Tensor, decay: Decay) -> Result<Tensor> {
     if is_plain(z) {
         return Ok(z.contiguous()?.apply_op2(&raw.contiguous()?, Sine(decay))?);
@@ -109,7 +109,7 @@ pub fn sine(z: &Tensor, raw: &Tensor, decay: Decay) -> Result<Tensor> {
 
 struct Sine(Decay);
 
-/// The raw parameters made positive, and the slopes of that.
+/// The positive parameters, and their derivatives with respect to the raw ones.
 struct Waves {
     amplitude: Vec<f32>,
     frequency: Vec<f32>,
@@ -132,7 +132,7 @@ impl Sine {
     fn distance(&self, z: f32) -> f32 {
         match self.0 {
             Decay::Abs => z.abs(),
-            // Unlike `max`, NaN stays NaN.
+            // Unlike `max`, this keeps NaN.
             Decay::Relu => {
                 if z < 0.0 {
                     0.0
@@ -147,7 +147,7 @@ impl Sine {
     #[inline(always)]
     fn slope(&self, z: f32) -> f32 {
         match self.0 {
-            // As PyTorch has it: 0 at 0.
+            // 0 at 0, as in PyTorch.
             Decay::Abs => f32::from(u8::from(z > 0.0)) - f32::from(u8::from(z < 0.0)),
             Decay::Relu => f32::from(u8::from(z > 0.0)),
             Decay::None => 0.0,
@@ -180,7 +180,7 @@ fn sines(angles: &[f32], sin: &mut [f32], cos: &mut [f32]) {
     }
 }
 
-/// Space for the numbers of a row.
+/// Buffers for one row.
 struct Row {
     sin: Vec<f32>,
     cos: Vec<f32>,
@@ -192,7 +192,7 @@ impl Row {
         Self { sin: vec![0.0; width], cos: vec![0.0; width], faded: vec![0.0; width] }
     }
 
-    /// Sines and cosines of a row's angles, and what its waves fade to.
+    /// Sines and cosines of a row's angles, and the damping factors of its waves.
     #[inline(always)]
     fn fill(&mut self, sine: &Sine, waves: &Waves, z: &[f32]) {
         let angles = &mut self.faded;
@@ -242,7 +242,7 @@ impl Kernel for ForwardRows<'_> {
     }
 }
 
-/// Fills the gradient of `z`; returns those of the positive parameters, one after the other.
+/// Fills the gradient of `z`. Returns the gradients of the positive parameters, one after the other.
 struct BackwardRows<'a> {
     sine: &'a Sine,
     waves: &'a Waves,

@@ -1,5 +1,6 @@
-//! Causal attention in one operation, which keeps neither scores nor shares: each head of each sequence is one task, that
-//! works in blocks of queries, and on the way back computes the shares again. No score of a later key is computed.
+//! Causal attention in one operation that stores neither scores nor probabilities. Each head of each sequence is one
+//! task, which works in blocks of queries. The backward pass recomputes the probabilities. Scores of later keys are
+//! not computed.
 
 use anyhow::Result;
 use candle_core::{CpuStorage, CustomOp3, D, DType, Device, Layout, Shape, Tensor};
@@ -12,35 +13,37 @@ use super::{
     is_plain, product, slice, tensor, with_slices,
 };
 
-/// Queries of a block.
+/// Queries per block.
 const BLOCK: usize = 128;
 
-/// The base of RoPE's frequencies.
+/// Base of the RoPE frequencies.
 const ROPE_BASE: f32 = 10_000.0;
 
-/// How attention knows where a token stands.
+/// How attention encodes positions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Positions {
-    /// Queries and keys turn with their place, in pairs (2i, 2i+1) of a head's numbers.
+    /// RoPE: rotates queries and keys by their position, in pairs (2i, 2i+1) of a head's elements.
     Rope,
-    /// Scores fall with the distance, in each head at a rate of its own (Press, Smith and Lewis 2022, ALiBi).
+    /// ALiBi: scores decrease with the distance, at a rate per head (Press, Smith and Lewis 2022).
     Alibi,
-    /// Attention does not know.
+    /// No encoding of positions.
     None,
 }
 
 /// Multi-head causal attention.
 #[derive(Clone, Copy, Debug)]
 pub struct Attention {
+    /// Number of heads.
     pub heads: usize,
+    /// Encoding of positions.
     pub positions: Positions,
 }
 
 impl Attention {
-    /// From queries, keys and values, each (batch, time, width), to (batch, time, width).
+    /// Maps queries, keys and values, each (batch, time, width), to (batch, time, width).
     ///
     /// # Errors
-    /// When the heads do not divide the width, or the device fails.
+    /// Returns an error if the number of heads does not divide the width, or the device fails.
     pub fn forward(self, query: &Tensor, key: &Tensor, value: &Tensor) -> Result<Tensor> {
         if is_plain(query) {
             return Ok(query.contiguous()?.apply_op3(&key.contiguous()?, &value.contiguous()?, self)?);
@@ -64,7 +67,7 @@ impl Attention {
         Ok(shares.matmul(&value)?.transpose(1, 2)?.contiguous()?.reshape((batch, time, width))?)
     }
 
-    /// (heads, time, time): what is added to scores, -∞ for keys after their query.
+    /// (heads, time, time): the bias of the scores, -∞ for keys after their query.
     fn bias(self, time: usize, device: &Device) -> Result<Tensor> {
         let mut bias = Vec::with_capacity(self.heads * time * time);
         for head in 0..self.heads {
@@ -79,8 +82,8 @@ impl Attention {
         Ok(Tensor::from_vec(bias, (1, self.heads, time, time), device)?)
     }
 
-    /// How fast scores of a head fall with the distance: a geometric sequence for a power of two of heads; for others, that
-    /// of the power below, and every other one of the power above.
+    /// Slope of the ALiBi bias of each head: a geometric sequence for a power of two of heads. For other numbers, the
+    /// sequence of the power below, then every other element of that of the power above.
     fn slope(self, head: usize) -> f32 {
         if self.positions != Positions::Alibi {
             return 0.0;
@@ -93,7 +96,7 @@ impl Attention {
         (-power).exp2()
     }
 
-    /// Cosines and sines (time, half of a head) of the turns, nothing where nothing turns.
+    /// Cosines and sines (time, half of a head) of the RoPE angles; empty for other encodings.
     fn turns(self, time: usize, size: usize) -> Vec<(f32, f32)> {
         if self.positions != Positions::Rope {
             return Vec::new();
@@ -102,14 +105,14 @@ impl Attention {
     }
 }
 
-/// The angle of each pair at each step.
+/// The RoPE angle of each pair at each step.
 fn angles(time: usize, size: usize) -> impl Iterator<Item = f32> {
     let half = size / 2;
     let rates: Vec<f32> = (0..half).map(|pair| 1.0 / ROPE_BASE.powf(pair as f32 / half as f32)).collect();
     (0..time * half).map(move |place| (place / half) as f32 * rates[place % half])
 }
 
-/// (batch, heads, time, size), turned by their place.
+/// (batch, heads, time, size), rotated by position.
 fn turned(x: &Tensor) -> Result<Tensor> {
     let (batch, heads, time, size) = x.dims4()?;
     let table = |of: fn(f32) -> f32| -> Result<Tensor> {
@@ -124,7 +127,7 @@ fn turned(x: &Tensor) -> Result<Tensor> {
     Ok(Tensor::cat(&turned, D::Minus1)?.reshape((batch, heads, time, size))?)
 }
 
-/// The sizes of a problem, and what all its tasks share.
+/// Sizes of a problem, and the data that all its tasks share.
 struct Problem {
     attention: Attention,
     time: usize,
@@ -143,18 +146,18 @@ impl Problem {
         Ok(Self { attention, time, width, size, turns: attention.turns(time, size) })
     }
 
-    /// The part (time, size) of a head, as a matrix.
+    /// The part (time, size) of a head, as a matrix view.
     fn part<'a>(&self, x: &'a [f32], task: usize) -> Matrix<'a> {
         Matrix::new(&x[self.start(task)..], self.time, self.size, self.width)
     }
 
-    /// Where the numbers of a task start in (batch, time, width).
+    /// Offset of the elements of a task in (batch, time, width).
     fn start(&self, task: usize) -> usize {
         let (sequence, head) = (task / self.attention.heads, task % self.attention.heads);
         sequence * self.time * self.width + head * self.size
     }
 
-    /// The part of a head by itself, turned by its places.
+    /// A copy of the part of a head, rotated by position.
     fn turned(&self, x: &[f32], task: usize) -> Vec<f32> {
         let start = self.start(task);
         let mut part: Vec<f32> = Vec::with_capacity(self.time * self.size);
@@ -167,7 +170,7 @@ impl Problem {
         part
     }
 
-    /// Turns gradients back.
+    /// Rotates gradients back.
     fn turn_back(&self, part: &mut [f32]) {
         for (pair, (cos, sin)) in part.as_chunks_mut::<2>().0.iter_mut().zip(&self.turns) {
             *pair = [pair[0] * cos + pair[1] * sin, pair[1] * cos - pair[0] * sin];
@@ -180,7 +183,7 @@ impl Problem {
         (0..time).step_by(BLOCK).map(move |start| (start, (start + BLOCK).min(time)))
     }
 
-    /// The shares that a block of queries gives to each key up to its last, in `shares` with rows of `end`.
+    /// Computes the probabilities of a block of queries for each key up to its last, in `shares` with rows of `end`.
     fn shares(&self, task: usize, (start, end): (usize, usize), query: &[f32], key: &[f32], shares: &mut [f32]) {
         let (size, rows) = (self.size, end - start);
         let queries = Matrix::new(&query[start * size..], rows, size, size);
@@ -191,7 +194,7 @@ impl Problem {
         vectorised(Soften { scores: &mut shares[..rows * end], start, end, slope });
     }
 
-    /// Puts the parts of all tasks, one after the other, back into (batch, time, width).
+    /// Copies the parts of all tasks, one after the other, to (batch, time, width).
     fn together(&self, parts: &[f32]) -> Vec<f32> {
         let mut out = vec![0f32; parts.len()];
         let row = |(place, row): (usize, &mut [f32])| {
@@ -223,7 +226,7 @@ impl Problem {
         self.together(&parts)
     }
 
-    /// Gradients of query, key and value.
+    /// Returns the gradients of query, key and value.
     fn backward(&self, way: &Way) -> [Vec<f32>; 3] {
         let part = self.time * self.size;
         let mut of = [(); 3].map(|()| vec![0f32; way.query.len()]);
@@ -237,7 +240,7 @@ impl Problem {
         of.map(|parts| self.together(&parts))
     }
 
-    /// Those of one head of one sequence, still turned.
+    /// Gradients of one head of one sequence, still rotated.
     fn backward_task(&self, task: usize, way: &Way, [of_query, of_key, of_value]: [&mut [f32]; 3]) {
         let (query, key) = (self.turned(way.query, task), self.turned(way.key, task));
         let scale = 1.0 / (self.size as f32).sqrt();
@@ -262,7 +265,8 @@ impl Problem {
             let each = of_scores.chunks_mut(end).zip(shares.chunks(end)).take(rows).enumerate();
             for (place, (of_scores, shares)) in each {
                 let from = begin + place * self.width;
-                // The mean of the gradients under the shares is that of the output with its gradient.
+                // The mean of the gradients under the probabilities equals the product of the output with its
+                // gradient.
                 let mean = dot(&way.out[from..from + size], &way.grad[from..from + size]);
                 for (of_score, share) in of_scores.iter_mut().zip(shares) {
                     *of_score = share * (*of_score - mean);
@@ -279,7 +283,7 @@ impl Problem {
     }
 }
 
-/// What went in and came out, each (batch, time, width), and the gradient of what came out.
+/// Inputs and output, each (batch, time, width), and the gradient of the output.
 struct Way<'a> {
     query: &'a [f32],
     key: &'a [f32],

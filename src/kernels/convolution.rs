@@ -6,17 +6,17 @@ use rayon::prelude::*;
 
 use super::{CHUNK, Candle, added, is_plain, slice, tensor, with_slices};
 
-/// Where the taps of a convolution lie.
+/// Position of the taps of a convolution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Padding {
-    /// As many before as after the step.
+    /// As many taps before the step as after it.
     Same,
-    /// None after the step.
+    /// No tap after the step.
     Causal,
 }
 
-/// Depthwise convolution over time, of the length of its input: `x` (batch, time, channels), `weight` (channels, 1,
-/// taps), `bias` (channels).
+/// Depthwise convolution over time that keeps the length: `x` (batch, time, channels), `weight` (channels, 1, taps),
+/// `bias` (channels).
 pub fn depthwise(x: &Tensor, weight: &Tensor, bias: &Tensor, dilation: usize, padding: Padding) -> Result<Tensor> {
     let (_, time, channels) = x.dims3()?;
     let (of, _, taps) = weight.dims3()?;
@@ -40,17 +40,18 @@ pub fn depthwise(x: &Tensor, weight: &Tensor, bias: &Tensor, dilation: usize, pa
 
 struct Depthwise {
     dilation: usize,
-    /// Steps from the first tap to the step that it is for.
+    /// Steps from the first tap to the step that it contributes to.
     before: usize,
 }
 
 impl Depthwise {
-    /// For each tap, how far from its step it reads.
+    /// For each tap, the offset of the step that it reads.
     fn offsets(&self, taps: usize) -> Vec<isize> {
         (0..taps).map(|tap| (tap * self.dilation) as isize - self.before as isize).collect()
     }
 
-    /// Sums for every step the rows of `x` at `offsets` from it, times the rows of `weights` (taps, channels), upon `start`.
+    /// For every step, adds to `start` the rows of `x` at `offsets` from it, times the rows of `weights` (taps,
+    /// channels).
     fn sum(
         x: &[f32],
         weights: &[f32],
@@ -79,7 +80,7 @@ impl Depthwise {
     }
 }
 
-/// From (channels, taps) to (taps, channels), or with the sizes swapped back.
+/// Transposes (channels, taps) to (taps, channels), or back with the sizes swapped.
 fn transposed(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
     (0..rows * columns).map(|place| values[place % rows * columns + place / rows]).collect()
 }

@@ -1,18 +1,20 @@
-//! exp, sin and cos without branches, so that the compiler makes vectors of loops over them, which it can't of calls into
-//! the system's mathematics library. Good to three units in the last place of f32.
+//! exp, sin and cos without branches, so that the compiler can vectorise loops over them. It cannot vectorise calls
+//! into the system's mathematics library. The error is at most three units in the last place of f32.
 
-/// Adding it to a small number rounds that to a whole one, which then stands in the low bits.
+/// Adding this constant rounds a small number to an integer, which is then in the low bits.
 const ROUNDER: f32 = 12_582_912.0;
 
-/// A loop that [`vectorised`] runs. Its `run` must be marked `#[inline(always)]`: what is not inlined, as closures and functions
-/// may be, is compiled for the narrowest vectors.
+/// A loop that [`vectorised`] runs. Mark its `run` with `#[inline(always)]`: the compiler compiles functions and
+/// closures that are not inlined for the narrowest vectors.
 pub trait Kernel {
+    /// Result of the loop.
     type Output;
 
+    /// Runs the loop.
     fn run(self) -> Self::Output;
 }
 
-/// Runs a loop compiled for the widest vectors that this processor has.
+/// Runs a loop that is compiled for the widest vectors of this CPU.
 #[inline(always)]
 pub fn vectorised<K: Kernel>(kernel: K) -> K::Output {
     struct Call<K>(K);
@@ -26,9 +28,9 @@ pub fn vectorised<K: Kernel>(kernel: K) -> K::Output {
     pulp::Arch::new().dispatch(Call(kernel))
 }
 
-/// e to the power of `x`, of which what is below -87 counts as that and what is above 88 too. NaN stays NaN.
+/// e to the power of `x`, with `x` clamped to -87 to 88. NaN stays NaN.
 ///
-/// Halves the logarithm's range as Cephes does: x = n·ln 2 + r, and a polynomial in r.
+/// The range reduction follows Cephes: x = n·ln 2 + r, and a polynomial in r.
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
     let x = x.clamp(-87.0, 88.0);
@@ -42,12 +44,12 @@ pub fn exp(x: f32) -> f32 {
     series * f32::from_bits(power)
 }
 
-/// Numbers beyond it have lost too many digits for [`sin_cos`].
+/// Angles beyond this have lost too many digits for [`sin_cos`].
 pub const WIDEST_ANGLE: f32 = 8192.0;
 
-/// Sine and cosine of an angle of at most [`WIDEST_ANGLE`] either way. NaN stays NaN.
+/// Sine and cosine of an angle of at most [`WIDEST_ANGLE`] in magnitude. NaN stays NaN.
 ///
-/// As Cephes does: the angle less whole quarters of a turn, in three parts, and two polynomials.
+/// The method follows Cephes: subtract whole quarters of a turn in three parts, then evaluate two polynomials.
 #[inline(always)]
 pub fn sin_cos(x: f32) -> (f32, f32) {
     let shifted = x * std::f32::consts::FRAC_2_PI + ROUNDER;

@@ -1,5 +1,5 @@
-//! Linear layers in one operation: Candle's own would be five (two reshapes, a transposition, a product, a sum), and its way
-//! back fills and adds a tensor for each.
+//! Linear layers in one operation. A composition needs five (two reshapes, a transposition, a product, a sum), and
+//! its backward pass fills and adds a tensor for each.
 
 use anyhow::Result;
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Shape, Tensor};
@@ -7,8 +7,8 @@ use rayon::prelude::*;
 
 use super::{CHUNK, Candle, Matrix, MatrixMut, added, is_plain, product, slice, tensor, with_slices};
 
-/// `x · weightᵀ + bias`, from (…, inputs) to (…, outputs), with a weight (outputs, inputs) and a bias (outputs). It multiplies in
-/// the precision of `x`, whatever that of the weights.
+/// `x · weightᵀ + bias`, from (…, inputs) to (…, outputs), with a weight (outputs, inputs) and a bias (outputs).
+/// Computes in the dtype of `x`, regardless of the dtype of the weight.
 pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     if is_plain(x) && is_plain(weight) {
         let (x, weight) = (x.contiguous()?, weight.contiguous()?);
@@ -17,7 +17,7 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
             None => x.apply_op2(&weight, Linear)?,
         });
     }
-    // As one matrix: a batch of them would be multiplied one by one.
+    // As one matrix, because Candle multiplies the matrices of a batch one by one.
     let mut dims = x.dims().to_vec();
     let inputs = dims.pop().unwrap_or_default();
     let out = x.reshape(((), inputs))?.matmul(&weight.to_dtype(x.dtype())?.t()?)?;
@@ -56,7 +56,7 @@ impl Linear {
         Ok((CpuStorage::F32(out), Shape::from(dims)))
     }
 
-    /// Gradients of the inputs and the weight.
+    /// Returns the gradients of the inputs and the weight.
     fn backward(x: &Tensor, weight: &Tensor, grad: &Tensor) -> Candle<(Tensor, Tensor)> {
         let (outputs, inputs) = weight.dims2()?;
         let (of_x, of_weight) = with_slices([x, weight, grad], |[x, weight, grad]| {
@@ -72,7 +72,7 @@ impl Linear {
         Ok((tensor(of_x, x)?, tensor(of_weight, weight)?))
     }
 
-    /// Gradient of the bias.
+    /// Returns the gradient of the bias.
     fn sums(bias: &Tensor, grad: &Tensor) -> Candle<Tensor> {
         let width = bias.elem_count();
         let of_bias = with_slices([grad], |[grad]| {

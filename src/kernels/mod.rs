@@ -1,7 +1,8 @@
-//! Operations that models in training share and that Candle has no gradient for (norms, softmax over the last dimension), or
-//! that cost it many passes over memory (linear layers, attention, activations with their gradients, depthwise convolutions): in f32 on a
-//! processor one kernel each way, elsewhere a composition of Candle's own. Tests compare the two, and gradients with
-//! finite differences. What has weights of its own is not here but in the models.
+//! Operations for training that Candle has no gradient for (norms, softmax over the last dimension), or that take
+//! Candle many passes over memory (linear layers, attention, activations with their gradients, depthwise
+//! convolutions). In f32 on a CPU, each has one kernel for the forward and one for the backward pass. Elsewhere, each
+//! is a composition of Candle's operations. Tests compare the two, and gradients with finite differences. Layers with
+//! weights are in the models.
 
 mod activation;
 mod attention;
@@ -31,25 +32,25 @@ use candle_core::{CpuStorage, DType, InplaceOp1, Layout, Storage, Tensor, bail};
 
 type Candle<T> = candle_core::Result<T>;
 
-/// Elements that a thread takes at a time.
+/// Elements that a thread processes at a time.
 const CHUNK: usize = 16 * 1024;
 
-/// Whether the kernels take it.
+/// Whether the kernels support the tensor.
 pub fn is_plain(tensor: &Tensor) -> bool {
     tensor.device().is_cpu() && tensor.dtype() == DType::F32
 }
 
 fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Candle<&'a [f32]> {
     let (Some((start, end)), CpuStorage::F32(values)) = (layout.contiguous_offsets(), storage) else {
-        bail!("contiguous f32 on a processor is needed")
+        bail!("contiguous f32 on a CPU is required")
     };
     Ok(&values[start..end])
 }
 
-/// Calls `with` with the numbers of some tensors, f32 on a processor.
+/// Calls `with` with the elements of some tensors, f32 on a CPU.
 ///
 /// # Errors
-/// When they are something else.
+/// Returns an error if a tensor has another dtype or device.
 pub fn with_slices<const N: usize, T>(tensors: [&Tensor; N], with: impl FnOnce([&[f32]; N]) -> T) -> Candle<T> {
     let tensors = tensors.map(Tensor::contiguous);
     let mut whole = Vec::with_capacity(N);
@@ -59,16 +60,16 @@ pub fn with_slices<const N: usize, T>(tensors: [&Tensor; N], with: impl FnOnce([
     let storages: Vec<_> = whole.iter().map(|tensor| tensor.storage_and_layout()).collect();
     let mut slices = [&[][..]; N];
     for (place, (storage, layout)) in slices.iter_mut().zip(&storages) {
-        let Storage::Cpu(storage) = &**storage else { bail!("contiguous f32 on a processor is needed") };
+        let Storage::Cpu(storage) = &**storage else { bail!("contiguous f32 on a CPU is required") };
         *place = slice(storage, layout)?;
     }
     Ok(with(slices))
 }
 
-/// Changes the numbers of a contiguous tensor, f32 on a processor, in place.
+/// Changes the elements of a contiguous tensor in place, f32 on a CPU.
 ///
 /// # Errors
-/// When it is something else.
+/// Returns an error if the tensor has another dtype, device or layout.
 pub fn change(tensor: &Tensor, with: impl FnMut(&mut [f32])) -> Candle<()> {
     struct Change<F>(RefCell<F>);
     impl<F: FnMut(&mut [f32])> InplaceOp1 for Change<F> {
@@ -77,7 +78,7 @@ pub fn change(tensor: &Tensor, with: impl FnMut(&mut [f32])) -> Candle<()> {
         }
         fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Candle<()> {
             let (Some((start, end)), CpuStorage::F32(values)) = (layout.contiguous_offsets(), storage) else {
-                bail!("contiguous f32 on a processor is needed")
+                bail!("contiguous f32 on a CPU is required")
             };
             (self.0.borrow_mut())(&mut values[start..end]);
             Ok(())
@@ -86,7 +87,7 @@ pub fn change(tensor: &Tensor, with: impl FnMut(&mut [f32])) -> Candle<()> {
     tensor.inplace_op1(&Change(RefCell::new(with)))
 }
 
-/// A tensor of the shape of another.
+/// Makes a tensor with the shape of another.
 fn tensor(values: Vec<f32>, like: &Tensor) -> Candle<Tensor> {
     Tensor::from_vec(values, like.shape(), like.device())
 }
@@ -96,7 +97,7 @@ fn added(mut sum: Vec<f32>, more: &[f32]) -> Vec<f32> {
     sum
 }
 
-/// Σ aᵢ·bᵢ, in lanes that the compiler can make vectors of.
+/// Σ aᵢ·bᵢ, in lanes that the compiler can vectorise.
 fn dot(a: &[f32], b: &[f32]) -> f32 {
     let mut lanes = [0f32; 16];
     let (a_whole, a_rest) = a.as_chunks::<16>();

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use super::{CHUNK, Candle, added, dot, is_plain, slice, tensor, with_slices};
 
-/// Layer norm over the last dimension, in f32 whatever the precision.
+/// Layer norm over the last dimension, computed in f32 in every dtype.
 pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
     if is_plain(x) {
         return Ok(x.contiguous()?.apply_op3(weight, bias, LayerNorm { eps: eps as f32 })?);
@@ -102,7 +102,7 @@ impl CustomOp3 for LayerNorm {
     }
 }
 
-/// `x · scale / √(mean(x²) + eps)` over the last dimension, in f32 whatever the precision.
+/// `x · scale / √(mean(x²) + eps)` over the last dimension, computed in f32.
 pub fn rms_norm(x: &Tensor, scale: &Tensor, eps: f64) -> Result<Tensor> {
     if is_plain(x) {
         return Ok(x.contiguous()?.apply_op2(scale, RmsNorm { eps: eps as f32 })?);
@@ -117,7 +117,7 @@ struct RmsNorm {
 }
 
 impl RmsNorm {
-    /// One over the root of the mean square of a row.
+    /// Reciprocal of the root of the mean square of a row.
     fn reciprocal(&self, row: &[f32]) -> f32 {
         (dot(row, row) / row.len() as f32 + self.eps).sqrt().recip()
     }

@@ -1,5 +1,5 @@
-//! Products of matrices in slices, by the same library that Candle uses, which can add to what is there and take parts of
-//! larger matrices: neither can be asked of Candle.
+//! Matrix products on slices, by the library that Candle uses. Unlike Candle's API, it can add to the result and read
+//! parts of larger matrices.
 
 use gemm::Parallelism;
 
@@ -14,7 +14,7 @@ pub struct Matrix<'a> {
 }
 
 impl<'a> Matrix<'a> {
-    /// Rows that start `row_stride` numbers after one another.
+    /// Rows whose starts are `row_stride` elements apart.
     pub fn new(values: &'a [f32], rows: usize, columns: usize, row_stride: usize) -> Self {
         Self { values, rows, columns, row_stride, column_stride: 1 }
     }
@@ -24,6 +24,7 @@ impl<'a> Matrix<'a> {
         Self { rows, ..self }
     }
 
+    /// The transposed view.
     pub fn transposed(self) -> Self {
         Self {
             values: self.values,
@@ -35,7 +36,7 @@ impl<'a> Matrix<'a> {
     }
 }
 
-/// Rows and columns in a slice that can be written to.
+/// Rows and columns in a mutable slice.
 pub struct MatrixMut<'a> {
     values: &'a mut [f32],
     rows: usize,
@@ -44,21 +45,21 @@ pub struct MatrixMut<'a> {
 }
 
 impl<'a> MatrixMut<'a> {
-    /// Rows that start `row_stride` numbers after one another.
+    /// Rows whose starts are `row_stride` elements apart.
     pub fn new(values: &'a mut [f32], rows: usize, columns: usize, row_stride: usize) -> Self {
         Self { values, rows, columns, row_stride }
     }
 }
 
-/// The number of values from the first to the last of a matrix.
+/// Number of elements from the first to the last of a matrix.
 fn span(rows: usize, columns: usize, row_stride: usize, column_stride: usize) -> usize {
     if rows == 0 || columns == 0 { 0 } else { (rows - 1) * row_stride + (columns - 1) * column_stride + 1 }
 }
 
-/// `out = keep · out + scale · lhs · rhs`, with so many threads.
+/// `out = keep · out + scale · lhs · rhs`, with the given number of threads.
 ///
 /// # Panics
-/// When the sizes do not go together, or a matrix is larger than its slice.
+/// Panics if the sizes are inconsistent, or a matrix is larger than its slice.
 pub fn product(out: MatrixMut, keep: f32, scale: f32, lhs: Matrix, rhs: Matrix, threads: usize) {
     assert!(lhs.rows == out.rows && lhs.columns == rhs.rows && rhs.columns == out.columns, "sizes don't go together");
     assert!(out.row_stride >= out.columns, "rows would overlap");
@@ -69,8 +70,9 @@ pub fn product(out: MatrixMut, keep: f32, scale: f32, lhs: Matrix, rhs: Matrix, 
         );
     }
     assert!(span(out.rows, out.columns, out.row_stride, 1) <= out.values.len(), "the result is too large");
-    // SAFETY: every element of the three matrices lies in its slice, as was just checked; the result's rows do not overlap,
-    // and being borrowed mutably it overlaps neither operand. With `keep` 0 what is in the result is not read.
+    // SAFETY: the checks above ensure that every element of the three matrices lies in its slice. The rows of the
+    // result do not overlap. The result is borrowed mutably, so it overlaps neither operand. With `keep` 0, the
+    // result is not read.
     unsafe {
         gemm::gemm(
             out.rows,

@@ -1,4 +1,4 @@
-//! Branches that are added to what went by them.
+//! Residual connections.
 
 use anyhow::Result;
 use candle_core::{CpuStorage, CustomOp3, Layout, Shape, Tensor};
@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use super::{CHUNK, Candle, dot, is_plain, slice, tensor, with_slices};
 
-/// `x + scale · branch`, with one number for a scale.
+/// `x + scale · branch`, with a scalar scale.
 pub fn add_scaled(x: &Tensor, branch: &Tensor, scale: &Tensor) -> Result<Tensor> {
     if is_plain(x) {
         return Ok(x.contiguous()?.apply_op3(&branch.contiguous()?, scale, AddScaled)?);

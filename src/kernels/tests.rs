@@ -1,4 +1,4 @@
-//! Kernels against compositions, and gradients against finite differences.
+//! Compares kernels with compositions of Candle operations, and gradients with finite differences.
 
 use std::cell::Cell;
 
@@ -10,7 +10,7 @@ use candle_nn::Init;
 use super::*;
 use crate::model::trainable::Variables;
 
-/// Normal numbers, the same in every run: other ones for each tensor of a test.
+/// Normal numbers from a fixed seed, different for each tensor of a test.
 fn random(shape: &[usize]) -> Var {
     thread_local!(static DRAWN: Cell<u64> = const { Cell::new(0) });
     let seed = DRAWN.with(|drawn| drawn.replace(drawn.get() + 1));
@@ -24,7 +24,7 @@ fn numbers(tensor: &Tensor) -> Vec<f64> {
     flat.expect("numbers")
 }
 
-/// Output and gradients of the fast way against those of the composition, which runs in f64.
+/// Compares output and gradients of the kernel with those of the composition, which runs in f64.
 fn compare(shapes: &[&[usize]], of: impl Fn(&[Tensor]) -> Result<Tensor>) {
     compare_within(2e-6, shapes, of);
 }
@@ -36,7 +36,7 @@ fn compare_within(tolerance: f64, shapes: &[&[usize]], of: impl Fn(&[Tensor]) ->
     let run = |vars: &[Var]| {
         let inputs: Vec<Tensor> = vars.iter().map(|var| var.as_tensor().clone()).collect();
         let out = of(&inputs).expect("an output");
-        // Each element weighs something else, or gradients that add up to nothing would show nothing.
+        // Each element has another weight. With equal weights, gradients that sum to zero would hide errors.
         let count = out.elem_count() as f64;
         let weights = (Tensor::arange(0f64, count, &Device::Cpu).and_then(|x| (x * 0.37)?.sin())).expect("weights");
         let weights = weights.to_dtype(out.dtype()).and_then(|w| w.reshape(out.shape())).expect("weights");
@@ -97,10 +97,10 @@ fn operations_of_language_models_are_as_the_compositions() {
         });
         compare_within(5e-6, &[&[2, rows, width], &[5, width]], |x| linear(&x[0], &x[1], None));
         compare_within(5e-6, &[&[rows, width], &[9, width], &[9]], |x| linear(&x[0], &x[1], Some(&x[2])));
-        // The scale's gradient is one number, the sum of as many products, which nearly cancel.
+        // The gradient of the scale is one number, the sum of many products that nearly cancel.
         compare_within(2e-5, &[&[rows, width], &[rows, width], &[1]], |x| add_scaled(&x[0], &x[1], &x[2]));
         for decay in [Decay::Abs, Decay::Relu, Decay::None] {
-            // The composition computes in f32 too, whose rounding adds up over many rows.
+            // The composition computes in f32 too, and its rounding errors accumulate over many rows.
             compare_within(1e-5, &[&[rows, width], &[3, width]], |x| sine(&x[0], &x[1], decay));
         }
     }
@@ -113,7 +113,7 @@ fn operations_of_language_models_are_as_the_compositions() {
     }
 }
 
-/// A language model's sine must not lose digits, or hide a number that is not one, where its angle is large.
+/// The sine of a language model must stay precise at large angles and must not hide NaN.
 #[test]
 fn wide_angles_and_missing_numbers_go_through_the_sine() {
     let z = Tensor::new(&[[1e7f32, -3e5], [f32::NAN, 2.0]], &Device::Cpu).expect("numbers");

@@ -1,30 +1,32 @@
-//! The processor's clocks as Linux tells of them: who governs them, how far they may go, and whether heat held them
-//! back. On other systems, and in most virtual machines, nothing of it is known.
+//! Clocks of the CPU as Linux reports them: governor, limits and thermal throttling. Other systems and most virtual
+//! machines report nothing.
 
 use std::{collections::BTreeSet, fs, path::Path};
 
 use super::machine::first_line;
 
-/// What is known at one moment.
+/// The state at one moment.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Clocks {
-    /// Of all processors: mostly one.
+    /// Governors of all processors, usually one.
     pub governors: BTreeSet<String>,
-    /// Of the slowest processor, now.
+    /// Current clock of the slowest processor.
     pub now_mhz: Option<u64>,
-    /// The highest that the system allows, and that the processor could do.
+    /// The highest clock that the system allows.
     pub allowed_mhz: Option<u64>,
+    /// The highest clock that the CPU supports.
     pub possible_mhz: Option<u64>,
-    /// How often heat slowed a core since the machine was started.
+    /// Number of times a core was throttled by heat since the machine was started.
     pub throttled: Option<u64>,
 }
 
 impl Clocks {
+    /// Reads the state of this machine.
     pub fn read() -> Self {
         Self::from(Path::new("/sys/devices/system/cpu"))
     }
 
-    /// From Linux' folder of processors.
+    /// Reads Linux's folder of processors.
     fn from(cpus: &Path) -> Self {
         let entries = fs::read_dir(cpus).into_iter().flatten().flatten();
         let cpus: Vec<_> = entries.map(|cpu| cpu.path()).filter(|cpu| cpu.join("topology").is_dir()).collect();
@@ -42,7 +44,7 @@ impl Clocks {
     }
 }
 
-/// Whether the machine runs on its battery; `None` where it has none or the system does not say.
+/// Whether the machine runs on battery; `None` if it has none or the system does not report it.
 pub fn on_battery() -> Option<bool> {
     draws_on_battery(Path::new("/sys/class/power_supply"))
 }
@@ -51,7 +53,7 @@ fn draws_on_battery(supplies: &Path) -> Option<bool> {
     let supplies = fs::read_dir(supplies).ok()?.flatten();
     let batteries: Vec<_> = supplies
         .map(|supply| supply.path())
-        // A mouse has a battery too.
+        // Peripherals such as a mouse have batteries too.
         .filter(|supply| first_line(supply.join("type")).is_some_and(|kind| kind == "Battery"))
         .filter(|supply| first_line(supply.join("scope")).is_none_or(|scope| scope != "Device"))
         .filter_map(|supply| first_line(supply.join("status")))
@@ -63,7 +65,7 @@ fn draws_on_battery(supplies: &Path) -> Option<bool> {
 mod tests {
     use super::*;
 
-    /// A folder with these files in it.
+    /// Creates a folder with these files.
     fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
         let folder = tempfile::tempdir().expect("a folder");
         for (file, text) in files {

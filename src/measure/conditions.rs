@@ -1,4 +1,5 @@
-//! How quiet the machine was. A benchmark on a busy machine measures its neighbours too, and says so.
+//! Conditions of a benchmark: how busy the machine was. A benchmark on a busy machine also measures other processes,
+//! and its record says so.
 
 use std::{
     fs,
@@ -11,23 +12,23 @@ use crate::{
     record::{Conditions, GpuLoad},
 };
 
-/// Shares of the machine's processor time above which a figure is doubtful. Others at 5 % of two cores take a tenth of
-/// one, which is what a small regression looks like; a hypervisor that takes anything that shows takes it unevenly.
+/// Shares of the machine's CPU time above which a result is doubtful. 5 % of two cores is a tenth of one core, the
+/// size of a small regression. A hypervisor that takes a visible share takes it unevenly.
 const OTHERS: f64 = 0.05;
 const STOLEN: f64 = 0.02;
 
-/// Time below which nothing is said: the kernel counts in ticks of ten milliseconds, one more or less on each core, and
-/// that must not look like [`OTHERS`].
+/// Shorter benchmarks report nothing: the kernel counts in ticks of ten milliseconds, and one tick more or less on
+/// each core must not exceed [`OTHERS`].
 const ENOUGH: Duration = Duration::from_millis(500);
 
-/// Watches from its start to its end.
+/// Observes the machine from its start to its end.
 pub struct Watch {
     at: Instant,
     started: Option<Ticks>,
     gpu: Option<gpu::Watch>,
 }
 
-/// Processor time so far, in the kernel's clock ticks, over all cores.
+/// CPU time so far, in the kernel's clock ticks, over all cores.
 #[derive(Clone, Copy)]
 struct Ticks {
     total: u64,
@@ -37,7 +38,7 @@ struct Ticks {
 }
 
 impl Watch {
-    /// Of a benchmark on this device.
+    /// Starts observing for a benchmark on this device.
     pub fn start(device: DeviceChoice) -> Self {
         let gpu = match device {
             DeviceChoice::Cuda(ordinal) => gpu::Watch::start(ordinal),
@@ -46,6 +47,7 @@ impl Watch {
         Self { at: Instant::now(), started: ticks(), gpu }
     }
 
+    /// Ends the observation.
     pub fn end(self) -> Conditions {
         let mut conditions = match (self.started, ticks()) {
             (Some(started), Some(ended)) => judge(self.at.elapsed(), started, ended),
@@ -57,13 +59,13 @@ impl Watch {
     }
 }
 
-/// A GPU whose clocks were held back in a share of the looks above this is doubted.
+/// A GPU is doubtful if its clocks were throttled in more than this share of the samples.
 const HELD_BACK: f64 = 0.1;
 
 fn held_back(load: &GpuLoad) -> Vec<String> {
     let often = load.throttle_reasons.iter().filter(|(_, share)| **share > HELD_BACK);
     often
-        .map(|(reason, share)| format!("{reason} held the GPU's clocks back {:.0} % of the time", share * 100.0))
+        .map(|(reason, share)| format!("{reason} throttled the GPU's clocks {:.0} % of the time", share * 100.0))
         .collect()
 }
 
@@ -80,15 +82,15 @@ fn judge(elapsed: Duration, started: Ticks, ended: Ticks) -> Conditions {
     let others = (busy - own).max(0.0) / total;
     let mut doubts = Vec::new();
     if others > OTHERS {
-        doubts.push(format!("other processes took {:.0} % of the processor time", others * 100.0));
+        doubts.push(format!("other processes took {:.0} % of the CPU time", others * 100.0));
     }
     if stolen > STOLEN {
-        doubts.push(format!("the hypervisor gave {:.0} % of the processor time to others", stolen * 100.0));
+        doubts.push(format!("the hypervisor gave other guests {:.0} % of the CPU time", stolen * 100.0));
     }
     Conditions { other_cpu_share: Some(others), stolen_cpu_share: Some(stolen), gpu: None, doubts }
 }
 
-/// From Linux' /proc; elsewhere unknown.
+/// Reads Linux's /proc; `None` elsewhere.
 fn ticks() -> Option<Ticks> {
     parse(&fs::read_to_string("/proc/stat").ok()?, &fs::read_to_string("/proc/self/stat").ok()?)
 }
@@ -97,7 +99,7 @@ fn parse(stat: &str, own: &str) -> Option<Ticks> {
     let cpu = stat.lines().next()?.strip_prefix("cpu ")?;
     let fields: Vec<u64> = cpu.split_whitespace().map_while(|field| field.parse().ok()).collect();
     let &[user, nice, system, idle, iowait, irq, softirq, stolen, ..] = fields.as_slice() else { return None };
-    // The name, in parentheses, may hold anything; the state is the first field after it.
+    // The name, in parentheses, can contain any characters. The state is the first field after it.
     let (_, after_name) = own.rsplit_once(')')?;
     let own: Vec<&str> = after_name.split_whitespace().collect();
     let (utime, stime): (u64, u64) = (own.get(11)?.parse().ok()?, own.get(12)?.parse().ok()?);
@@ -139,7 +141,7 @@ mod tests {
             temperature_celsius: None,
             throttle_reasons: [("sw_power_cap".into(), 0.45), ("hw_slowdown".into(), 0.05)].into(),
         };
-        assert_eq!(held_back(&load), ["sw_power_cap held the GPU's clocks back 45 % of the time"]);
+        assert_eq!(held_back(&load), ["sw_power_cap throttled the GPU's clocks 45 % of the time"]);
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! What NVML, the library that comes with NVIDIA's driver, knows of a GPU. Where it is missing, the reason is returned
-//! and nothing is measured in its place.
+//! Counters of NVIDIA GPUs, read by NVML, the library of the driver. If it is missing, the functions return the
+//! reason and measure nothing else instead.
 
 use std::{
     collections::BTreeMap,
@@ -22,12 +22,12 @@ use crate::{
     record::{Gpu, GpuLoad},
 };
 
-/// Started once: it loads a library.
+/// Initialised once, because it loads a library.
 static NVML: OnceLock<Result<Nvml, String>> = OnceLock::new();
 
 fn with_device<T>(ordinal: usize, look: impl FnOnce(&Nvml, &Device) -> Result<T>) -> Result<T> {
     let nvml = NVML.get_or_init(|| Nvml::init().map_err(|error| error.to_string()));
-    let nvml = nvml.as_ref().map_err(|error| anyhow!("NVML is not to be had: {error}"))?;
+    let nvml = nvml.as_ref().map_err(|error| anyhow!("NVML is unavailable: {error}"))?;
     let visible = env::var("CUDA_VISIBLE_DEVICES").ok();
     let device = match which(ordinal, visible.as_deref())? {
         Which::Index(index) => {
@@ -36,7 +36,7 @@ fn with_device<T>(ordinal: usize, look: impl FnOnce(&Nvml, &Device) -> Result<T>
         Which::Uuid(start) => {
             let uuids = (0..nvml.device_count()?).filter_map(|index| nvml.device_by_index(index).ok()?.uuid().ok());
             let uuid = uuids.into_iter().find(|uuid| uuid.starts_with(start));
-            // What is no GPU may be a slice of one, which NVML finds by its whole name only.
+            // An id without the prefix of a GPU may name a MIG device, which NVML finds only by its whole name.
             let named = nvml.device_by_uuid(uuid.as_deref().unwrap_or(start));
             named.with_context(|| format!("NVML does not know device {start}"))?
         }
@@ -44,7 +44,7 @@ fn with_device<T>(ordinal: usize, look: impl FnOnce(&Nvml, &Device) -> Result<T>
     look(nvml, &device)
 }
 
-/// How NVML names a device.
+/// How NVML identifies a device.
 #[derive(Debug, PartialEq)]
 enum Which<'a> {
     Index(u32),
@@ -52,8 +52,9 @@ enum Which<'a> {
     Uuid(&'a str),
 }
 
-/// CUDA counts the devices that it is shown, NVML counts all. Both count along the bus where the GPUs are of one kind;
-/// where they are not, CUDA has the fastest first unless `CUDA_DEVICE_ORDER=PCI_BUS_ID` is set, as it should be there.
+/// Maps CUDA's number of a device to NVML's name. CUDA counts the visible devices, NVML counts all. Both count in the
+/// order of the bus if all GPUs are of one kind. Otherwise CUDA puts the fastest first, unless
+/// `CUDA_DEVICE_ORDER=PCI_BUS_ID` is set, which is recommended there.
 fn which(ordinal: usize, visible: Option<&str>) -> Result<Which<'_>> {
     let Some(visible) = visible else { return Ok(Which::Index(u32::try_from(ordinal)?)) };
     let name = visible.split(',').nth(ordinal).map(str::trim).filter(|name| !name.is_empty());
@@ -61,10 +62,10 @@ fn which(ordinal: usize, visible: Option<&str>) -> Result<Which<'_>> {
     Ok(name.parse().map_or(Which::Uuid(name), Which::Index))
 }
 
-/// What a record says of the GPU that is used, if that is one of NVIDIA's.
+/// Describes the GPU in use for records, if it is an NVIDIA GPU.
 ///
 /// # Errors
-/// When NVML is missing or does not know the device.
+/// Returns an error if NVML is unavailable or does not know the device.
 pub fn of(device: DeviceChoice) -> Result<Option<Gpu>> {
     let DeviceChoice::Cuda(ordinal) = device else { return Ok(None) };
     with_device(ordinal, |nvml, device| {
@@ -80,10 +81,10 @@ pub fn of(device: DeviceChoice) -> Result<Option<Gpu>> {
     })
 }
 
-/// Energy that a GPU has drawn since its driver was loaded, in joules.
+/// Energy that a GPU has used since its driver was loaded, in joules.
 ///
 /// # Errors
-/// When NVML is missing, or the GPU does not count its energy.
+/// Returns an error if NVML is unavailable, or the GPU has no energy counter.
 pub fn energy_joules(ordinal: usize) -> Result<f64> {
     with_device(ordinal, |_, device| Ok(joules(device.total_energy_consumption()?)))
 }
@@ -96,28 +97,34 @@ fn watts(milliwatts: u32) -> f64 {
     f64::from(milliwatts) / 1e3
 }
 
-/// A GPU's counters at one moment. What a GPU does not count is `None`, and `unmeasured` says why.
+/// Counters of a GPU at one moment. A counter that the GPU lacks is `None`, with the reason in `unmeasured`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Counters {
+    /// Clock of the streaming multiprocessors.
     pub sm_mhz: Option<u32>,
+    /// Their highest clock.
     pub sm_max_mhz: Option<u32>,
+    /// Clock of the memory.
     pub memory_mhz: Option<u32>,
+    /// Temperature of the GPU.
     pub temperature_celsius: Option<u32>,
+    /// Current power.
     pub power_watts: Option<f64>,
+    /// Enforced power limit.
     pub power_limit_watts: Option<f64>,
     /// Since the driver was loaded.
     pub energy_joules: Option<f64>,
-    /// NVML's names of what holds the clocks back, in lower case. Having nothing to do is not among them.
+    /// NVML's names of the throttling reasons, in lower case, without idleness.
     pub throttle_reasons: Option<Vec<String>>,
     /// Field → why it is `None`.
     pub unmeasured: BTreeMap<&'static str, String>,
 }
 
 impl Counters {
-    /// Reads them.
+    /// Reads the counters.
     ///
     /// # Errors
-    /// When NVML is missing or does not know the device.
+    /// Returns an error if NVML is unavailable or does not know the device.
     pub fn sample(ordinal: usize) -> Result<Self> {
         with_device(ordinal, |_, device| {
             let mut counters = Self::default();
@@ -145,8 +152,8 @@ impl Counters {
     }
 }
 
-/// Looks at a GPU's counters from its start to its end, in a thread of its own: what holds the clocks back under load is gone
-/// when the load is.
+/// Samples the counters of a GPU from its start to its end, in a separate thread, because throttling ends when the
+/// load ends.
 pub struct Watch {
     stop: mpsc::Sender<()>,
     thread: JoinHandle<Vec<Counters>>,
@@ -155,7 +162,7 @@ pub struct Watch {
 impl Watch {
     const INTERVAL: Duration = Duration::from_millis(250);
 
-    /// `None` where there is nothing to look at.
+    /// `None` if there is no GPU.
     pub fn start(ordinal: usize) -> Option<Self> {
         Counters::sample(ordinal).ok()?;
         let (stop, stopped) = mpsc::channel();
@@ -170,7 +177,7 @@ impl Watch {
         Some(Self { stop, thread })
     }
 
-    /// `None` if it was too short to look.
+    /// Returns `None` if the time was too short for a sample.
     pub fn end(self) -> Option<GpuLoad> {
         drop(self.stop);
         load(&self.thread.join().ok()?)

@@ -1,5 +1,5 @@
-//! What the machine allows: the bandwidth of its memory and the rate of its matrix products, which every decode and
-//! prefill rate is set beside.
+//! Limits of the machine: the bandwidth of its memory and the rate of its matrix products. Decode and prefill rates
+//! are reported as shares of them.
 
 use std::{
     collections::BTreeMap,
@@ -15,42 +15,42 @@ use rayon::prelude::*;
 use super::{machine, memory};
 use crate::record::Limits;
 
-/// The buffer that is read, at the least. Where the caches hold more, it is [`CACHES`] times as large as they are, so
-/// that no pass finds in them what the last left there.
+/// Minimum size of the buffer that is read. If the caches are large, the buffer is [`CACHES`] times as large, so that
+/// no pass finds data of the last pass in them.
 const BUFFER_BYTES: usize = 512 << 20;
 const CACHES: usize = 4;
 
-/// What a thread reads at a time: small, so that one that is held up leaves the rest to the others.
+/// Bytes that a thread reads at a time: few, so that other threads can take over the work of a delayed one.
 const PART_BYTES: usize = 4 << 20;
 
-/// Copies that a device is given at once, so that starting them and waiting for them is no part of their time.
+/// Copies that are submitted to a device at once, so that launch and synchronisation do not count.
 const COPIES: usize = 8;
 
-/// Rows and columns of the square matrices, on a processor and on a device that takes more to fill.
+/// Rows and columns of the square matrices, on a CPU and on other devices, which need more work to be busy.
 const MATRIX_ON_CPU: usize = 1536;
 const MATRIX_ON_DEVICE: usize = 8192;
 
-/// Passes over what is measured, at the least, and the time to fill with more of them: on a busy machine few passes are
-/// undisturbed, and an idle device takes a while to raise its clocks.
+/// Minimum number of passes, and the time that passes must fill. On a busy machine, few passes are undisturbed, and
+/// an idle device takes time to raise its clocks.
 const PASSES: usize = 5;
 const FILL: Duration = Duration::from_millis(300);
 
-/// Measured once for each device in a process.
+/// Measured once per device and process.
 static MEASURED: Mutex<BTreeMap<String, Limits>> = Mutex::new(BTreeMap::new());
 
-/// Measures the limits of a device, or recalls them. Takes about a second.
+/// Measures the limits of a device, or returns the earlier result. Takes about a second.
 ///
-/// On a processor: reading a buffer of half a gigabyte or four times the caches with every thread, and Candle's f32
-/// matrix product of 1536 rows and columns, the best of several passes each. f32 whatever the models run in, since
-/// Candle widens 16-bit products to it. On another device: copying half a gigabyte, where each byte is read and written
-/// and counts twice, and the bf16 product of 8192 rows and columns.
+/// On a CPU, all threads read a buffer of half a gigabyte or four times the caches, and Candle multiplies f32
+/// matrices of 1536 rows and columns. The best of several passes counts. The dtype is f32 for all models, because
+/// Candle widens 16-bit products to f32. On another device, the limits come from copies of half a gigabyte, where
+/// each byte is read and written and counts twice, and from a bf16 product of 8192 rows and columns.
 ///
-/// They are what this machine reaches at these, not what its data sheet says; a figure of over 100 % can happen and
-/// says that a benchmark uses the machine better than the measurement of its limits did. Where a hypervisor shares the
-/// memory among guests, the bandwidth changes with what the others do, and nothing tells of it.
+/// The limits are achieved rates, not those of a data sheet. A share above 100 % is possible: the benchmark then uses
+/// the machine better than the measurement of the limits. If a hypervisor shares memory bandwidth between guests, the
+/// bandwidth varies with their load and nothing reports it.
 ///
 /// # Errors
-/// When the device fails.
+/// Returns an error if the device fails.
 pub fn limits(device: &Device) -> Result<Limits> {
     let name = format!("{:?}", device.location());
     let mut measured = MEASURED.lock().map_err(|_| anyhow!("the limits could not be measured"))?;
@@ -76,13 +76,13 @@ pub fn limits(device: &Device) -> Result<Limits> {
 
 fn buffer_bytes() -> usize {
     let bytes = BUFFER_BYTES.max(CACHES * machine::last_level_cache_bytes().unwrap_or(0) as usize);
-    // On a machine that has little left, a buffer that the caches may hold in part is better than none.
+    // With little free memory, use a smaller buffer that the caches may hold in part.
     let available = memory::available_bytes(&Device::Cpu).map_or(usize::MAX, |available| available as usize);
     bytes.min(available / 4).max(PART_BYTES)
 }
 
 fn read_bytes_per_s(bytes: usize) -> Result<f64> {
-    // Written, so that every page is there and is its own: untouched pages are all the same zeroes.
+    // Written, so that every page is mapped: untouched pages all share the zero page.
     let buffer: Vec<u64> = (0..bytes as u64 / 8).into_par_iter().collect();
     let best = best_of(|| {
         black_box(buffer.par_chunks(PART_BYTES / 8).map(sum).reduce(|| 0, u64::wrapping_add));
@@ -91,11 +91,12 @@ fn read_bytes_per_s(bytes: usize) -> Result<f64> {
     Ok(size_of_val(buffer.as_slice()) as f64 / best.as_secs_f64())
 }
 
-/// With the widest loads that matrix products make, or they would read faster than what they are set beside.
+/// Reads with the widest loads that matrix products use. Otherwise, matrix products would read faster than this
+/// limit.
 fn sum(values: &[u64]) -> u64 {
     #[cfg(target_arch = "x86_64")]
     if std::arch::is_x86_feature_detected!("avx2") {
-        // SAFETY: the processor has AVX2, which is all that the function asks for.
+        // SAFETY: the CPU has AVX2, the only requirement of the function.
         return unsafe { sum_avx2(values) };
     }
     plain_sum(values)
@@ -107,8 +108,8 @@ fn sum_avx2(values: &[u64]) -> u64 {
     plain_sum(values)
 }
 
-/// The compiler makes vectors and several independent sums of it, so that memory is the limit and not the adder. The
-/// same spelt out, with 8 to 32 sums in an array, was ten times slower when compiled for a processor with AVX-512.
+/// The compiler vectorises this into several independent sums, so that memory is the limit and not the adder. An
+/// explicit array of 8 to 32 sums was ten times slower when compiled for a CPU with AVX-512.
 #[inline(always)]
 fn plain_sum(values: &[u64]) -> u64 {
     values.iter().fold(0, |sum, value| sum.wrapping_add(*value))
@@ -126,7 +127,7 @@ fn copied_bytes_per_s(device: &Device) -> Result<f64> {
 }
 
 fn matrix_flops_per_s(device: &Device, dtype: DType, size: usize) -> Result<f64> {
-    // Random, because some processors are faster on zeroes.
+    // Random values, because some CPUs are faster on zeros.
     let random = || Tensor::randn(0f32, 1f32, (size, size), device)?.to_dtype(dtype);
     let (a, b) = (random()?, random()?);
     device.synchronize()?;
@@ -137,7 +138,7 @@ fn matrix_flops_per_s(device: &Device, dtype: DType, size: usize) -> Result<f64>
     Ok(2.0 * (size as f64).powi(3) / best.as_secs_f64())
 }
 
-/// The shortest of some passes, after one that warms up: what disturbs a pass only makes it longer.
+/// Returns the shortest of several passes after a warm-up. Disturbances only make a pass longer.
 fn best_of(mut pass: impl FnMut() -> Result<()>) -> Result<Duration> {
     pass()?;
     let (mut best, mut passes, begun) = (Duration::MAX, 0, Instant::now());

@@ -1,4 +1,4 @@
-//! What it is that measures: the machine and the software.
+//! The machine and the software of a measurement.
 
 use std::{collections::BTreeMap, fs, path::Path, process::Command};
 
@@ -6,7 +6,8 @@ use sysinfo::{CpuRefreshKind, MemoryRefreshKind, RefreshKind, System};
 
 use crate::record::{Gpu, Machine, Software};
 
-/// Looks at the machine. `threads` is how many Candle uses, `gpu` what [`super::gpu::of`] found.
+/// Describes the machine. `threads` is the number of threads that Candle uses, `gpu` is the result of
+/// [`super::gpu::of`].
 pub fn machine(threads: usize, gpu: Option<Gpu>) -> Machine {
     let system = System::new_with_specifics(
         RefreshKind::nothing().with_cpu(CpuRefreshKind::nothing()).with_memory(MemoryRefreshKind::nothing().with_ram()),
@@ -31,8 +32,8 @@ pub fn machine(threads: usize, gpu: Option<Gpu>) -> Machine {
     }
 }
 
-/// A name for folders and tables that gives no host away: what computes, and how many cores there are. Trade marks and
-/// the nominal clock, as in "Intel(R) Xeon(R) CPU @ 2.20GHz", are left out.
+/// A name for folders and tables that does not reveal the host: the processor or GPU, and the number of cores. Trade
+/// marks and the nominal clock, as in "Intel(R) Xeon(R) CPU @ 2.20GHz", are removed.
 fn name(what: &str, logical_cores: usize) -> String {
     let words = what.split('@').next().unwrap_or(what).to_lowercase().replace("(r)", " ").replace("(tm)", " ");
     let words: Vec<_> = words
@@ -42,10 +43,13 @@ fn name(what: &str, logical_cores: usize) -> String {
     format!("{}-{logical_cores}c", words.join("-"))
 }
 
-/// A SIMD extension, and whether the program was compiled for it and the processor has it.
+/// A SIMD extension, whether the program was compiled for it, and whether the CPU has it.
 pub struct Simd {
+    /// Name of the extension, as in Rust's `target_feature`.
     pub name: &'static str,
+    /// Whether the program was compiled for it.
     pub compiled: bool,
+    /// Whether the CPU has it.
     pub available: bool,
 }
 
@@ -59,7 +63,7 @@ macro_rules! extensions {
     };
 }
 
-/// The extensions that Candle or the crates below it make use of.
+/// The extensions that Candle or its dependencies use.
 pub fn simd() -> Vec<Simd> {
     #[cfg(target_arch = "x86_64")]
     return extensions!(
@@ -72,7 +76,7 @@ pub fn simd() -> Vec<Simd> {
     Vec::new()
 }
 
-/// Versions that the build found, and the commit of the folder that the program was started in.
+/// Versions that the build found, and the commit of the current folder.
 pub fn software() -> Software {
     Software {
         candlepower: env!("CARGO_PKG_VERSION").into(),
@@ -85,7 +89,7 @@ pub fn software() -> Software {
     }
 }
 
-/// Cargo features that are on.
+/// Enabled Cargo features.
 pub fn features() -> Vec<&'static str> {
     let all = [
         ("cuda", cfg!(feature = "cuda")),
@@ -109,15 +113,15 @@ fn commit() -> Option<String> {
     Some(format!("{}{}", commit.trim(), if dirty { "-dirty" } else { "" }))
 }
 
-/// What the processor's caches of the last level hold together; `None` where the system does not say.
+/// Total size of the last-level caches of the CPU; `None` if the system does not report it.
 pub fn last_level_cache_bytes() -> Option<u64> {
     last_level_bytes(Path::new("/sys/devices/system/cpu"))
 }
 
-/// The same from Linux' folder of processors, where each lists the caches that it sees and with whom it shares them.
+/// Reads the same from Linux's folder of processors, where each lists its caches and the processors that share them.
 fn last_level_bytes(cpus: &Path) -> Option<u64> {
     let caches = fs::read_dir(cpus).ok()?.flatten().flat_map(|cpu| fs::read_dir(cpu.path().join("cache")));
-    // One entry a cache, however many processors share it: the list of those who do tells caches apart.
+    // One entry per cache: the list of sharing processors identifies it.
     let sizes: BTreeMap<(u32, String), u64> = caches
         .flat_map(|caches| caches.flatten())
         .filter_map(|cache| {
@@ -131,7 +135,7 @@ fn last_level_bytes(cpus: &Path) -> Option<u64> {
     Some(sizes.iter().filter(|((level, _), _)| *level == last).map(|(_, bytes)| bytes).sum())
 }
 
-/// The first line of one of the kernel's small files.
+/// The first line of a small file of the kernel.
 pub(super) fn first_line(path: impl AsRef<Path>) -> Option<String> {
     Some(fs::read_to_string(path).ok()?.lines().next()?.trim().to_owned())
 }
@@ -150,7 +154,7 @@ mod tests {
     #[test]
     fn caches_of_the_last_level_are_counted_once() {
         let cpus = tempfile::tempdir().expect("a folder");
-        // Two processors that share 32 MiB, one with 16 MiB of its own; the second level does not count.
+        // Two processors share 32 MiB, one has its own 16 MiB. The second level does not count.
         for (cpu, shared, size) in [("cpu0", "0-1", "32768K"), ("cpu1", "0-1", "32768K"), ("cpu2", "2", "16384K")] {
             for (index, level, kind, size) in [
                 ("index1", "1", "Instruction", "32K"),

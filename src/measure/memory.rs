@@ -1,5 +1,5 @@
-//! The memory of a device, in use and left: on a processor what the program's allocator counts, on a CUDA device what the
-//! pool does that Candle's tensors come from. Metal's is not counted.
+//! Memory of a device, in use and available. On a CPU, the allocator of the program counts it; on a CUDA device, the
+//! driver's pool that holds Candle's tensors. Metal's memory is not counted.
 
 use std::fmt;
 
@@ -11,7 +11,7 @@ use super::allocator;
 #[cfg(feature = "cuda")]
 use super::pool::Pool;
 
-/// Bytes in use; 0 where they are not counted.
+/// Bytes in use; 0 if they are not counted.
 pub fn current_bytes(device: &Device) -> u64 {
     match device {
         Device::Cpu => allocator::current_bytes(),
@@ -21,21 +21,21 @@ pub fn current_bytes(device: &Device) -> u64 {
     }
 }
 
-/// Starts looking for the peak again, from what is in use now.
+/// Resets the peak to the bytes in use now.
 pub fn reset_peak(device: &Device) {
     match device {
         Device::Cpu => allocator::reset_peak(),
-        // A pool that can't be reset can't be read either, and is told of there.
+        // If the pool cannot be reset, reading it fails too and reports the reason.
         #[cfg(feature = "cuda")]
         Device::Cuda(device) => drop(Pool::of(device).and_then(|pool| pool.reset_peak())),
         _ => {}
     }
 }
 
-/// Most bytes in use at once since [`reset_peak`].
+/// Peak of the bytes in use since [`reset_peak`].
 ///
 /// # Errors
-/// When they are not counted, and why.
+/// Returns the reason if they are not counted.
 pub fn peak_bytes(device: &Device) -> Result<u64> {
     match device {
         Device::Cpu => allocator::peak_bytes().context("the program does not count its allocations"),
@@ -45,7 +45,7 @@ pub fn peak_bytes(device: &Device) -> Result<u64> {
     }
 }
 
-/// The most memory that a piece of work has in use at once, over the times that it is run.
+/// Peak memory of a piece of work over its repetitions.
 pub struct Peak {
     device: Device,
     bytes_beside: u64,
@@ -53,17 +53,17 @@ pub struct Peak {
 }
 
 impl Peak {
-    /// `bytes_beside` is memory in use that is not the work's.
+    /// `bytes_beside` is memory in use that does not belong to the work.
     pub fn new(device: &Device, bytes_beside: u64) -> Self {
         Self { device: device.clone(), bytes_beside, most: Err("nothing was run".into()) }
     }
 
-    /// The work begins.
+    /// Starts one repetition.
     pub fn begin(&self) {
         reset_peak(&self.device);
     }
 
-    /// The work is done; returns its peak since it began, 0 where memory is not counted.
+    /// Ends one repetition. Returns its peak, or 0 if memory is not counted.
     pub fn end(&mut self) -> u64 {
         let peak = peak_bytes(&self.device).map(|peak| peak.saturating_sub(self.bytes_beside));
         let (peak, most) = match peak {
@@ -74,10 +74,10 @@ impl Peak {
         peak
     }
 
-    /// Of all times.
+    /// Returns the peak of all repetitions.
     ///
     /// # Errors
-    /// Why it is not known.
+    /// Returns the reason if it is unknown.
     pub fn most(&self) -> Result<u64, &str> {
         self.most.as_ref().copied().map_err(String::as_str)
     }
@@ -86,21 +86,21 @@ impl Peak {
 /// Bytes that the device's pool holds, in use or not.
 ///
 /// # Errors
-/// When there is no pool, or it is not counted, and why.
+/// Returns the reason if there is no pool, or it is not counted.
 pub fn reserved_bytes(device: &Device) -> Result<u64> {
     match device {
-        Device::Cpu => bail!("a processor has no pool of memory"),
+        Device::Cpu => bail!("a CPU has no memory pool"),
         #[cfg(feature = "cuda")]
         Device::Cuda(device) => Pool::of(device)?.reserved_bytes(),
         _ => bail!("the memory of this device is not counted"),
     }
 }
 
-/// Gives back what the device's pool holds and nothing uses.
+/// Releases memory of the device's pool that is not in use.
 pub fn release(device: &Device) {
     #[cfg(feature = "cuda")]
     if let Device::Cuda(device) = device {
-        // What is not given back is there for the next tensors.
+        // If releasing fails, the pool reuses the memory for the next tensors.
         drop(Pool::of(device).and_then(|pool| pool.release()));
     }
     #[cfg(not(feature = "cuda"))]
@@ -144,7 +144,7 @@ pub fn ensure_fits(work: &str, needed_bytes: u64, device: &Device) -> Result<(),
     }
 }
 
-/// Memory that a new allocation could have; `None` where nothing says so.
+/// Memory available to new allocations; `None` if the system does not report it.
 pub fn available_bytes(device: &Device) -> Option<u64> {
     match device {
         Device::Cpu => system_available_bytes(),
@@ -154,9 +154,9 @@ pub fn available_bytes(device: &Device) -> Option<u64> {
     }
 }
 
-/// What the machine has left, or what is left of the limit of the process's control group, as in a container, if that is
-/// less. Files that the kernel keeps in memory count as free, since it gives them up: a checkpoint that was just downloaded
-/// takes nothing from the model it is read into.
+/// Available memory of the machine, or of the process's control group (as in a container) if that is less. Cached
+/// files count as available, because the kernel evicts them. A checkpoint that was just downloaded therefore does not
+/// reduce the memory for the model.
 fn system_available_bytes() -> Option<u64> {
     let what = RefreshKind::nothing().with_memory(MemoryRefreshKind::nothing().with_ram());
     let mut system = sysinfo::System::new_with_specifics(what).ok()?;
@@ -171,7 +171,7 @@ fn system_available_bytes() -> Option<u64> {
 mod tests {
     use super::*;
 
-    // Counting itself is tested where the allocator is installed, in tests/allocator.rs.
+    // tests/allocator.rs installs the allocator and tests the counts.
 
     #[test]
     fn what_is_available_is_part_of_the_machine() {
@@ -194,7 +194,7 @@ mod tests {
     fn what_is_not_counted_says_why() {
         let reason = |found: Result<u64>| found.expect_err("not counted").to_string();
         assert_eq!(reason(peak_bytes(&Device::Cpu)), "the program does not count its allocations");
-        assert_eq!(reason(reserved_bytes(&Device::Cpu)), "a processor has no pool of memory");
+        assert_eq!(reason(reserved_bytes(&Device::Cpu)), "a CPU has no memory pool");
         let mut peak = Peak::new(&Device::Cpu, 0);
         assert_eq!(peak.most(), Err("nothing was run"));
         peak.begin();

@@ -1,5 +1,5 @@
-//! How it is measured: clocks, memory and power counters, what the machine allows and what it is, and how quiet it was.
-//! Nothing here knows scenarios or how a model works.
+//! Measurement: clocks, memory and power counters, limits and properties of the machine, and conditions. This folder
+//! knows no scenarios and no models.
 
 pub mod allocator;
 pub mod clocks;

@@ -1,5 +1,5 @@
-//! Bytes instead of time: the most memory that was in use at once. It may be the same in every sample, so that what uses it
-//! needs a noise threshold of its own: Criterion's would take a rise of one percent for noise.
+//! Peak memory in bytes as a Criterion measurement. Criterion's default noise threshold would report a rise of one
+//! percent as noise, so byte measures need a smaller one.
 
 use criterion::{
     Throughput,
@@ -8,16 +8,17 @@ use criterion::{
 
 use super::allocator;
 
-/// A change below this share is called noise. Peak memory moves by as much as one small buffer more or less.
+/// A smaller change is noise. Peak memory varies by about one small buffer.
 pub const NOISE_THRESHOLD: f64 = 0.005;
 
-/// The bytes of a sample as Criterion is to be given them: a few more than were counted, other ones for each sample. Criterion
-/// 0.8.2 panics when it plots the comparison of samples that are all alike. Records keep what was counted.
+/// The bytes of a sample as passed to Criterion: a few bytes more than counted, a different number for each sample.
+/// Criterion 0.8.2 panics when it plots a comparison of samples that are all equal. Records contain the counted
+/// bytes.
 pub fn apart(bytes: u64, sample: usize) -> u64 {
     bytes + sample as u64 % 16
 }
 
-/// Peak memory of the program, counted by its allocator; 0 in a program that does not count.
+/// Peak memory of the program, counted by its allocator; 0 in a program without it.
 pub struct PeakBytes;
 
 impl Measurement for PeakBytes {

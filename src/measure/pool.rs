@@ -1,5 +1,5 @@
-//! The pool that memory of a CUDA device comes from, in the order of a stream (`cuMemAllocAsync`): the driver counts what of it
-//! is in use and what is held. cuBLAS's workspaces and the code of kernels are beside it and not counted.
+//! The driver's stream-ordered memory pool of a CUDA device (`cuMemAllocAsync`). The driver counts its bytes in use
+//! and its reserved bytes. The workspaces of cuBLAS and the code of kernels are outside of the pool and not counted.
 
 use std::sync::Arc;
 
@@ -19,17 +19,17 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// That of a device.
+    /// Returns the pool of a device.
     ///
     /// # Errors
-    /// When its driver has none.
+    /// Returns an error if the driver has no pool.
     pub fn of(device: &CudaDevice) -> Result<Self> {
         let stream = device.cuda_stream();
         let context = stream.context();
         ensure!(context.has_async_alloc(), "this driver has no pool of memory for its device");
         context.bind_to_thread().map_err(failed)?;
-        // SAFETY: a device that is open has a handle, which `get` looks up by its number; a device has one current pool,
-        // which lives as long as the driver is loaded.
+        // SAFETY: an open device has a handle, which `get` finds by its number. A device has one current pool, which
+        // lives as long as the driver is loaded.
         let handle = device::get(context.ordinal() as i32).and_then(|device| unsafe { device::get_mem_pool(device) });
         Ok(Self { handle: handle.map_err(failed)?, stream })
     }
@@ -46,35 +46,37 @@ impl Pool {
         self.get(Attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT)
     }
 
-    /// The high-water mark is what is in use now.
+    /// Resets the high-water mark to the bytes in use.
     pub fn reset_peak(&self) -> Result<()> {
         self.stream.synchronize().map_err(failed)?;
         let mut bytes = 0u64;
-        // SAFETY: the pool is the device's own; the driver takes this attribute as a u64, which lives through the call.
+        // SAFETY: the pool belongs to the device. The driver reads this attribute as a u64, which lives through the
+        // call.
         let set = unsafe {
             mem_pool::set_attribute(self.handle, Attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH, (&raw mut bytes).cast())
         };
         set.map_err(failed)
     }
 
-    /// Gives back to the device what nothing uses.
+    /// Releases unused memory to the device.
     pub fn release(&self) -> Result<()> {
         self.stream.synchronize().map_err(failed)?;
-        // SAFETY: the pool is the device's own; what is in use stays.
+        // SAFETY: the pool belongs to the device. Memory in use stays in the pool.
         unsafe { mem_pool::trim_to(self.handle, 0) }.map_err(failed)
     }
 
-    /// What the device has left, and what the pool holds for others to use.
+    /// Free memory of the device, and unused memory of the pool.
     pub fn available_bytes(&self) -> Result<u64> {
         let (free, _) = self.stream.context().mem_get_info().map_err(failed)?;
         Ok(free as u64 + self.reserved_bytes()?.saturating_sub(self.used_bytes()?))
     }
 
-    /// Once the work that was given to the device is done.
+    /// Waits for the work that was submitted to the device, then reads an attribute.
     fn get(&self, attribute: Attribute) -> Result<u64> {
         self.stream.synchronize().map_err(failed)?;
         let mut bytes = 0u64;
-        // SAFETY: the pool is the device's own; the driver writes these attributes as a u64, which lives through the call.
+        // SAFETY: the pool belongs to the device. The driver writes this attribute as a u64, which lives through the
+        // call.
         unsafe { mem_pool::get_attribute(self.handle, attribute, (&raw mut bytes).cast()) }.map_err(failed)?;
         Ok(bytes)
     }

@@ -1,19 +1,21 @@
-//! Summary statistics of repeated steps: the one place that computes percentiles.
+//! Summary statistics of repeated steps. All percentiles are computed here.
 
 use std::time::Duration;
 
-/// Figures over the steps of a benchmark.
+/// Statistics of the steps of a benchmark.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Steps {
     /// Mean time of the steps of each sample.
     pub sample_ms: Vec<f64>,
     /// Percentiles over every step.
     pub p50_ms: f64,
+    /// 95th percentile.
     pub p95_ms: f64,
+    /// 99th percentile.
     pub p99_ms: f64,
 }
 
-/// Summarises steps; `samples` holds the number of steps of each sample. `None` without a step.
+/// Summarises steps; `samples` holds the number of steps of each sample. Returns `None` without a step.
 pub fn summarise(steps: &[Duration], samples: &[usize]) -> Option<Steps> {
     let mut sorted: Vec<f64> = steps.iter().map(|step| ms(*step)).collect();
     let sample_ms = sample_means(&sorted, samples);
@@ -25,7 +27,7 @@ pub fn summarise(steps: &[Duration], samples: &[usize]) -> Option<Steps> {
     Some(Steps { sample_ms, p50_ms: at(0.5), p95_ms: at(0.95), p99_ms: at(0.99) })
 }
 
-/// The mean of each sample, where `samples` holds the number of values of each, in order.
+/// Returns the mean of each sample; `samples` holds the number of values of each, in order.
 pub fn sample_means(values: &[f64], samples: &[usize]) -> Vec<f64> {
     let mut rest = values;
     let mean = |count: &usize| {
@@ -36,19 +38,25 @@ pub fn sample_means(values: &[f64], samples: &[usize]) -> Vec<f64> {
     samples.iter().map(mean).collect()
 }
 
-/// Milliseconds.
+/// Converts to milliseconds.
 pub fn ms(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e3
 }
 
-/// The median of values in any order, which must not be empty.
+/// Returns the median of values in any order.
+///
+/// # Panics
+/// Panics if `values` is empty.
 pub fn median(mut values: Vec<f64>) -> f64 {
     values.sort_unstable_by(f64::total_cmp);
     percentile(&values, 0.5)
 }
 
-/// A percentile of sorted values, which must not be empty, with linear interpolation between neighbours: Hyndman and
-/// Fan's type 7, numpy's default. `share` is from 0 to 1.
+/// Returns a percentile of sorted values, with linear interpolation between neighbours: type 7 of Hyndman and Fan,
+/// numpy's default. `share` is from 0 to 1.
+///
+/// # Panics
+/// Panics if `sorted` is empty.
 pub fn percentile(sorted: &[f64], share: f64) -> f64 {
     let place = share * (sorted.len() - 1) as f64;
     let (below, above) = (sorted[place.floor() as usize], sorted[place.ceil() as usize]);

@@ -1,4 +1,4 @@
-//! Wall time whose throughput is in tokens: Criterion's own says "elem/s".
+//! Wall time with throughput in tokens, because Criterion's own measurement prints "elem/s".
 
 use std::time::{Duration, Instant};
 
@@ -7,7 +7,7 @@ use criterion::{
     measurement::{Measurement, ValueFormatter, WallTime},
 };
 
-/// Wall time, with tokens a second.
+/// Wall time, with tokens per second.
 pub struct TokenTime;
 
 impl Measurement for TokenTime {

@@ -1,4 +1,4 @@
-//! Runs workloads in a loop, without Criterion: warm-ups, then one iteration a sample.
+//! Runs workloads in a loop, without Criterion: warm-ups, then one iteration per sample.
 
 use std::collections::BTreeSet;
 
@@ -14,10 +14,10 @@ use crate::{
     },
 };
 
-/// Runs `warm_ups` iterations that do not count, then `trials` that do, each a sample.
+/// Runs `warm_ups` iterations that are not measured, then `trials` iterations, each a sample.
 ///
 /// # Errors
-/// As [`Workload::iterate`].
+/// See [`Workload::iterate`].
 pub fn repeat(mut workload: Box<dyn Workload>, warm_ups: usize, trials: usize) -> Result<Outcome> {
     for _ in 0..warm_ups + trials {
         workload.iterate()?;
@@ -25,10 +25,10 @@ pub fn repeat(mut workload: Box<dyn Workload>, warm_ups: usize, trials: usize) -
     Ok(workload.finish(&vec![1; trials]))
 }
 
-/// As [`repeat`], for generations. Returns the token ids of the last generation too.
+/// Runs generations as [`repeat`] does. Also returns the token ids of the last generation.
 ///
 /// # Errors
-/// When a generation fails, or the generations differ.
+/// Returns an error if a generation fails or the generations differ.
 pub fn generate(mut workload: GenerationWorkload, warm_ups: usize, trials: usize) -> Result<(Outcome, Vec<u32>)> {
     for _ in 0..warm_ups + trials {
         workload.iterate()?;
@@ -41,19 +41,21 @@ pub fn generate(mut workload: GenerationWorkload, warm_ups: usize, trials: usize
 
 /// Progress of a sweep, after one of its benchmarks.
 pub struct Progress<'a> {
-    /// Number of the benchmark, from 1, and how many there are.
+    /// Number of the benchmark, from 1, and the total.
     pub number: usize,
+    /// Total number of benchmarks.
     pub total: usize,
+    /// Id of the benchmark.
     pub id: &'a BenchmarkId,
-    /// `None` for a benchmark that the run already has.
+    /// `None` if the run already has the benchmark.
     pub record: Option<&'a Record>,
 }
 
-/// Runs every combination of a grid in training and in forecast, and appends a record of each to the session's run.
-/// Benchmarks that the run already has are skipped. One that fails becomes a record that says why.
+/// Runs every combination of a grid in training and in forecasting, and appends a record of each to the session's
+/// run. Skips benchmarks that the run already has. A benchmark that fails becomes a record with the reason.
 ///
 /// # Errors
-/// When the grid has no combination, or records cannot be read or written.
+/// Returns an error if the grid is empty, or records cannot be read or written.
 pub fn sweep(
     session: &mut Session,
     run: Option<&str>,

@@ -1,5 +1,5 @@
-//! Subjects before and after loading. A candidate knows its name in ids without being loaded. The pool loads a candidate once,
-//! for its first benchmark, and unloads it after its last.
+//! Subjects before and after loading. The name of a candidate is known before the model is loaded. The pool loads a
+//! candidate once, when its first benchmark runs, and frees its memory after the last.
 
 use std::{
     cell::RefCell,
@@ -20,8 +20,9 @@ use crate::{
     workload::SharedSubject,
 };
 
-/// A subject that can be loaded.
+/// A model that can be loaded.
 pub struct Candidate {
+    /// Description for ids and records.
     pub about: record::Subject,
     /// The largest tier of scenarios that it runs.
     pub tier: Tier,
@@ -29,7 +30,7 @@ pub struct Candidate {
 }
 
 impl Candidate {
-    /// The models of the settings.
+    /// Returns the models that the settings name.
     pub fn from_settings(settings: &Settings) -> Vec<Self> {
         let Settings { engine, dtype, device, seed, .. } = *settings;
         let candidate = |spec: &ModelSpec| {
@@ -43,7 +44,7 @@ impl Candidate {
         settings.models.iter().map(candidate).collect()
     }
 
-    /// The mixtures of experts that `moe_top_k` compares, and their dense twins.
+    /// Returns the mixtures of experts that `moe_top_k` compares, and their dense twins.
     pub fn expert_grid(settings: &Settings) -> Vec<Self> {
         let Settings { dtype, device, seed, skew, .. } = *settings;
         let tier = settings.tier.unwrap_or(Tier::Full);
@@ -63,7 +64,11 @@ impl Candidate {
         candidates
     }
 
-    /// A user's model, called `model` in ids. It runs every scenario unless the settings name a tier.
+    /// Makes a candidate from your own model, named `model` in ids. It runs every scenario unless the settings name a
+    /// tier.
+    ///
+    /// `load` gets the dtype and the device of the settings. The pool calls it when the first benchmark of the model
+    /// runs.
     pub fn own<M: CausalLm + 'static>(
         model: &str,
         settings: &Settings,
@@ -81,7 +86,7 @@ impl Candidate {
         }
     }
 
-    /// Completes the description with properties of the loaded subject.
+    /// Fills in the properties that only the loaded subject knows.
     pub fn learn(&mut self, subject: &Subject) {
         let footprint = subject.model.footprint();
         self.about.source = subject.source.clone();
@@ -104,7 +109,7 @@ fn about(model: &str, engine: &str, settings: &Settings, source: &str, synthetic
     }
 }
 
-/// Candidates, and the subjects that were loaded from them.
+/// Candidates, and those of them that are loaded.
 pub struct Pool {
     places: Vec<Place>,
     device: Device,
@@ -115,7 +120,7 @@ struct Place {
     subject: Option<SharedSubject>,
     /// Memory that loading the subject took.
     bytes: u64,
-    /// Why loading failed. It is not repeated, because every scenario would retry a failed download.
+    /// Why loading failed. The pool does not retry, because every scenario would repeat a failed download.
     unloadable: Option<String>,
 }
 
@@ -130,7 +135,7 @@ impl Pool {
         }
     }
 
-    /// Indices of the candidates that run a scenario of this tier.
+    /// Returns the places of the candidates that run scenarios of this tier.
     pub fn in_tier(&self, tier: Tier) -> Vec<usize> {
         (0..self.places.len()).filter(|&place| self.places[place].candidate.tier >= tier).collect()
     }
@@ -139,10 +144,8 @@ impl Pool {
         &self.places[place].candidate
     }
 
-    /// The subject, loaded if necessary. If it does not fit in memory, the other subjects are unloaded first.
-    ///
-    /// # Errors
-    /// If loading fails now or failed before.
+    /// Returns the subject and loads it first if needed. If it does not fit in memory, the pool unloads the other
+    /// subjects and retries.
     pub fn subject(&mut self, place: usize) -> Result<SharedSubject> {
         if let Some(subject) = &self.places[place].subject {
             return Ok(subject.clone());
@@ -175,12 +178,12 @@ impl Pool {
         Ok(subject)
     }
 
-    /// Memory in use that does not belong to the subject, mostly that of other subjects.
+    /// Returns the memory in use that does not belong to the subject, such as that of other subjects.
     pub fn bytes_beside(&self, place: usize) -> u64 {
         memory::current_bytes(&self.device).saturating_sub(self.places[place].bytes)
     }
 
-    /// Unloads the subject.
+    /// Frees the memory of the subject.
     pub fn release(&mut self, place: usize) {
         self.places[place].subject = None;
     }

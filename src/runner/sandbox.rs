@@ -1,5 +1,5 @@
-//! Records that nobody measured: of every kind, marked, with figures from a seed, so that dashboards and readers can be
-//! built where there is nothing to measure with.
+//! Synthetic records of every kind, marked as such, with values from a seed. They help to build dashboards and
+//! readers without measuring.
 
 use std::collections::BTreeMap;
 
@@ -24,13 +24,13 @@ use crate::{
     workload::series::{SeriesGrid, series_subject},
 };
 
-/// What stands for the machine.
+/// Stands for the machine in records.
 const MACHINE: &str = "sandbox";
 
-/// A record of each benchmark of a default run, and one of a benchmark that failed, `times` over.
+/// Makes one record of each benchmark of a default run and one of a failed benchmark, `times` times.
 ///
 /// # Errors
-/// When the sweep's preset can't be read.
+/// Returns an error if the preset of the sweep cannot be read.
 pub fn records(run: &str, seed: u64, times: usize, now: DateTime<Utc>) -> Result<impl Iterator<Item = Record>> {
     let config = SeriesGrid::preset("smoke")?;
     let mut kinds: Vec<Kind> = Vec::new();
@@ -78,7 +78,7 @@ impl Draw {
         low + (high - low) * f64::from(self.0.next_u32()) / f64::from(u32::MAX)
     }
 
-    /// `count` values around one, in a spread of two percent.
+    /// Returns `count` values around one, with a spread of two percent.
     fn around(&mut self, value: f64, count: usize) -> Vec<f64> {
         (0..count).map(|_| value * self.between(0.98, 1.02)).collect()
     }
@@ -116,7 +116,7 @@ impl Kind {
     }
 }
 
-/// What all have in common.
+/// The fields that all records share.
 fn template(run: &str, now: DateTime<Utc>) -> Record {
     Record {
         schema: SCHEMA,

@@ -1,4 +1,4 @@
-//! What all records of a process have in common: its settings, the machine, the software and the run they belong to.
+//! The state that all records of a process share: settings, machine, software and run.
 
 use std::{
     collections::BTreeMap,
@@ -17,25 +17,25 @@ use crate::{
     workload::{Measured, Outcome},
 };
 
-/// What all records of a process have in common.
+/// The state that all records of a process share.
 pub struct Session {
     settings: Settings,
     device: Device,
     machine: Machine,
-    /// Why [`Machine::gpu`] is empty though a GPU is used.
+    /// Why [`Machine::gpu`] is empty although a GPU is used.
     gpu_unknown: Option<String>,
     software: Software,
-    /// Opened with the first record, so that a list or a smoke test leaves no folder behind.
+    /// Opened with the first record, so that a list or a smoke test creates no folder.
     sink: Option<Sink>,
 }
 
 impl Session {
-    /// Sets the number of threads and looks at the machine.
+    /// Sets the number of threads and reads the properties of the machine.
     ///
     /// # Errors
-    /// When the device that the settings ask for can't be opened: nothing could be measured.
+    /// Returns an error if the device of the settings cannot be opened.
     pub fn new(settings: Settings) -> Result<Self> {
-        // First: opening a device may start threads.
+        // Threads come first, because opening a device may start some.
         let threads = set_threads(settings.threads);
         let device = settings.device.open()?;
         let gpu = gpu::of(settings.device);
@@ -50,15 +50,17 @@ impl Session {
         })
     }
 
+    /// The settings in force.
     pub fn settings(&self) -> &Settings {
         &self.settings
     }
 
+    /// The open device of the settings.
     pub fn device(&self) -> &Device {
         &self.device
     }
 
-    /// The record of a benchmark that has just ended.
+    /// Makes the record of a benchmark that has just ended.
     pub fn record(&self, scenario: &str, subject: record::Subject, outcome: Outcome) -> Record {
         let (status, reason, measures, mut unmeasured) = match outcome.measured {
             Ok(Measured { measures, unmeasured }) => (Status::Measured, None, Some(measures), unmeasured),
@@ -88,19 +90,19 @@ impl Session {
         }
     }
 
-    /// Opens a run: that of this name, or a new one. Returns its file of records.
+    /// Opens the named run, or a new one. Returns its file of records.
     ///
     /// # Errors
-    /// When the folder of records can't be written to.
+    /// Returns an error if the folder of records is not writable.
     pub fn join(&mut self, run: Option<&str>) -> Result<PathBuf> {
         let sink = self.sink.insert(Sink::open(&self.settings.out, run)?);
         Ok(sink.path().to_owned())
     }
 
-    /// Keeps a record in the run that this process belongs to, which is opened with the first.
+    /// Appends a record to the run of this process. The first record opens the run.
     ///
     /// # Errors
-    /// When the folder of records can't be written to.
+    /// Returns an error if the folder of records is not writable.
     pub fn append(&mut self, record: &mut Record) -> Result<()> {
         let sink = match self.sink.take() {
             Some(sink) => sink,
@@ -111,15 +113,15 @@ impl Session {
         sink.append(record)
     }
 
-    /// The file of records, once there is one.
+    /// The file of records, once it exists.
     pub fn records_path(&self) -> Option<&Path> {
         self.sink.as_ref().map(Sink::path)
     }
 }
 
-/// Candle, Criterion's analysis and the seeded weights share one pool of threads, whose size only this variable sets:
-/// Candle reads it at every matrix product, the pool when it starts. To be called first thing in `main`, while no other
-/// thread runs. Returns the number of threads that Candle uses.
+/// Sets the number of CPU threads and returns the number that Candle uses. Candle, Criterion's analysis and the
+/// seeded weights share one thread pool, whose size only this variable sets. Candle reads it at every matrix product,
+/// the pool when it starts. Call this first in `main`, while no other thread runs.
 pub fn set_threads(threads: Option<usize>) -> usize {
     if let Some(threads) = threads {
         set("RAYON_NUM_THREADS", &threads.to_string());
@@ -127,10 +129,10 @@ pub fn set_threads(threads: Option<usize>) -> usize {
     candle_core::utils::get_num_threads()
 }
 
-/// Candle's own threads for element-wise work wait for more of it by spinning, 25000 times unless they are told otherwise, in
-/// the way of those that multiply matrices. A training step of ours asks them for little, many times over: without the
-/// spinning it took 7 % less time on two cores (medians of six turns). To be called first thing in `main`, like
-/// [`set_threads`]; what the environment says wins.
+/// Makes idle threads sleep instead of spinning. Candle's threads for element-wise work spin 25000 times by default
+/// while they wait for work, and slow down the threads that multiply matrices. A training step gives them little work
+/// many times: without spinning, it took 7 % less time on two cores (medians of six turns). Call this first in
+/// `main`, like [`set_threads`]. The environment overrides it.
 pub fn let_waiting_threads_sleep() {
     const SPINS: &str = "CANDLE_BARRIER_POOL_SPIN_LIMIT";
     if std::env::var_os(SPINS).is_none() {
@@ -138,9 +140,9 @@ pub fn let_waiting_threads_sleep() {
     }
 }
 
-/// First thing in `main`.
+/// Sets a variable. Call this first in `main`.
 fn set(variable: &str, value: &str) {
-    // SAFETY: this is done first thing in `main`, while the process has this one thread, so nobody can be reading the
+    // SAFETY: the callers run first in `main`, while the process has one thread, so no other thread reads the
     // environment.
     unsafe { std::env::set_var(variable, value) };
 }

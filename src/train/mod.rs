@@ -2,4 +2,5 @@
 //! corpus, from configuration to checkpoints and result files.
 
 pub mod run;
+#[warn(missing_docs)]
 pub mod step;

@@ -1,4 +1,4 @@
-//! One generation an iteration.
+//! One generation per iteration.
 
 use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
 
@@ -13,7 +13,7 @@ use crate::{
     record::{Limits, Measures},
 };
 
-/// A loaded model that a pool and a workload share. It is used by one thread.
+/// A loaded model that a pool and a workload share. One thread uses it.
 pub type SharedSubject = Rc<RefCell<Subject>>;
 
 /// Generations with one prompt.
@@ -32,10 +32,10 @@ pub struct GenerationWorkload {
 }
 
 impl GenerationWorkload {
-    /// Prepares generations. `bytes_beside` is memory in use that is not the subject's.
+    /// Prepares generations. `bytes_beside` is the memory in use that does not belong to the subject.
     ///
     /// # Errors
-    /// When the generation is too long for the model, or the limits of the device cannot be measured.
+    /// Returns an error if the generation is too long for the model, or the limits of the device cannot be measured.
     pub fn new(
         subject: SharedSubject,
         bytes_beside: u64,
@@ -65,7 +65,7 @@ impl GenerationWorkload {
         })
     }
 
-    /// The token ids of the last generation.
+    /// Token ids of the last generation.
     pub fn tokens(&self) -> &[u32] {
         self.timelines.last().map_or(&[], |timeline| &timeline.tokens)
     }
@@ -73,7 +73,7 @@ impl GenerationWorkload {
     fn energy_joules(&self) -> Result<f64> {
         match self.device {
             DeviceChoice::Cuda(ordinal) => gpu::energy_joules(ordinal),
-            DeviceChoice::Cpu | DeviceChoice::Metal => Err(anyhow!("no energy counter is read on {}", self.device)),
+            DeviceChoice::Cpu | DeviceChoice::Metal => Err(anyhow!("energy is not measured on {}", self.device)),
         }
     }
 
@@ -103,7 +103,7 @@ impl GenerationWorkload {
 }
 
 impl Workload for GenerationWorkload {
-    /// One generation, timed from the prompt to the last token.
+    /// Runs one generation, timed from the prompt to the last token.
     fn iterate(&mut self) -> Result<Iteration> {
         self.peak.begin();
         let before = self.energy_joules();

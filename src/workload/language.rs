@@ -1,4 +1,4 @@
-//! One step of a language model an iteration: a training step, or a forward pass to the loss.
+//! Steps of language models: one training step or one forward pass with loss per iteration.
 
 use std::{
     collections::BTreeMap,
@@ -37,10 +37,10 @@ fn config(entry: &Trained) -> Result<PsannConfig> {
     Ok(PsannConfig { base: base.parse()?, d_model, n_layers, n_heads, d_mlp, vocab_size, ..PsannConfig::default() })
 }
 
-/// The subject of an entry, for records.
+/// Describes an entry for records.
 ///
 /// # Errors
-/// When the sizes do not go together.
+/// Returns an error if the sizes are inconsistent.
 pub fn language_subject(entry: &Trained, settings: &Settings) -> Result<record::Subject> {
     let config = config(entry)?;
     let parameters = Decoder::cost(&config, entry.batch.tokens_per_row)?.parameters;
@@ -62,7 +62,7 @@ pub fn language_subject(entry: &Trained, settings: &Settings) -> Result<record::
         source: format!("synthetic:{}", config.base),
         synthetic_weights: true,
         parameters: Some(parameters),
-        // The weights that are trained are f32 whatever is computed in.
+        // The trained weights are f32 in every compute precision.
         weight_bytes: Some(4 * parameters),
         sizes: sizes.into_iter().map(|(name, size)| (name.to_owned(), size as u64)).collect(),
     })
@@ -89,10 +89,10 @@ pub struct LanguageWorkload {
 }
 
 impl LanguageWorkload {
-    /// Builds the model and takes one step, which is not measured.
+    /// Builds the model and runs one step that is not measured.
     ///
     /// # Errors
-    /// When the sizes do not go together, memory is missing, or the step fails.
+    /// Returns an error if the sizes are inconsistent, memory is insufficient, or the step fails.
     pub fn new(
         entry: &Trained,
         phase: Phase,
@@ -108,7 +108,11 @@ impl LanguageWorkload {
         let cost = Decoder::cost(&config, entry.batch.tokens_per_row)?;
         let micro_rows = rows_that_fit(entry, phase, &cost, dtype, &opened)?;
         if micro_rows < entry.batch.rows {
-            eprintln!("{}: {} sequences do not fit at once, {micro_rows} at a time do", entry.name(), entry.batch.rows);
+            eprintln!(
+                "{}: {} sequences do not fit in memory; computing {micro_rows} at a time",
+                entry.name(),
+                entry.batch.rows
+            );
         }
         let bytes_beside = memory::current_bytes(&opened);
         let peak = Peak::new(&opened, bytes_beside);
@@ -190,7 +194,7 @@ impl LanguageWorkload {
 }
 
 impl Workload for LanguageWorkload {
-    /// One step on random tokens. Drawing the tokens is not timed.
+    /// Runs one step on random tokens. Drawing the tokens is not timed.
     fn iterate(&mut self) -> Result<Iteration> {
         let scenario::Batch { rows, tokens_per_row, .. } = self.entry.batch;
         let ids = (0..rows * (tokens_per_row + 1)).map(|_| self.random.next_u32() % self.vocab_size).collect();
@@ -239,7 +243,7 @@ impl Workload for LanguageWorkload {
     }
 }
 
-/// The largest number of sequences of a batch, by halving, whose computation fits in the available memory.
+/// Returns how many sequences of a batch fit in the available memory at a time.
 fn rows_that_fit(entry: &Trained, phase: Phase, cost: &Cost, dtype: DType, device: &Device) -> Result<usize> {
     let rows = entry.batch.rows;
     let keeps_scores = !(device.is_cpu() && dtype == DType::F32);

@@ -21,7 +21,7 @@ pub trait Workload {
     /// Runs one iteration.
     ///
     /// # Errors
-    /// When the model or the device fails, or the output is wrong.
+    /// Returns an error if the model or the device fails, or the output is wrong.
     fn iterate(&mut self) -> Result<Iteration>;
 
     /// Ends the work and summarises the last iterations. `samples` holds the number of iterations of each sample, in
@@ -32,6 +32,7 @@ pub trait Workload {
 /// The result of one iteration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Iteration {
+    /// Measured time.
     pub time: Duration,
     /// Most memory in use at once; 0 where it is not counted.
     pub peak_bytes: u64,
@@ -40,10 +41,13 @@ pub struct Iteration {
 /// The result of a benchmark.
 #[derive(Debug)]
 pub struct Outcome {
+    /// The measures, or why the benchmark failed.
     pub measured: Result<Measured>,
     /// Why the output is known to differ from the reference implementation's.
     pub deviates: Option<String>,
+    /// Limits of the machine.
     pub limits: Option<Limits>,
+    /// Conditions of the machine during the benchmark.
     pub conditions: Option<Conditions>,
 }
 
@@ -57,6 +61,7 @@ impl Outcome {
 /// Measures, and why some of their fields are empty.
 #[derive(Debug)]
 pub struct Measured {
+    /// The measures of the record.
     pub measures: Measures,
     /// Field → why it is empty.
     pub unmeasured: BTreeMap<String, String>,

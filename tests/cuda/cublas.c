@@ -1,4 +1,4 @@
-// The part of cuBLAS that Candle calls, on the simulated device.
+// The functions of cuBLAS that Candle calls, on the simulated device.
 #include "kernel.h"
 
 #include <cublas_v2.h>
@@ -6,7 +6,7 @@
 
 static int the_handle;
 
-// Of the driver: counts a product, and says whether to compute it.
+// A function of the driver: counts a product and returns whether to compute it.
 int simulated_product(void);
 
 cublasStatus_t cublasCreate(cublasHandle_t *handle) {
@@ -34,14 +34,15 @@ static void store(void *to, long at, cudaDataType type, double value) {
     }
 }
 
-// A larger product is made of zeros: only who measures the device's rate asks for one, and it would take minutes here.
+// Larger products are filled with zeros: only the measurement of the device's rate requests them, and they would take
+// minutes here.
 static const double LARGEST_FLOP = 1e11;
 
 static int known(cudaDataType type) {
     return type == CUDA_R_64F || type == CUDA_R_32F || type == CUDA_R_16F || type == CUDA_R_16BF;
 }
 
-// C (m x n) = alpha A (m x k) B (k x n) + beta C, columns one after another. Sums in f64: closer than any cuBLAS.
+// C (m x n) = alpha A (m x k) B (k x n) + beta C, column-major. Sums are f64, more precise than cuBLAS.
 static cublasStatus_t product(cublasOperation_t transa, cublasOperation_t transb, int m, int n, int k, double alpha, const void *a,
                               cudaDataType atype, int lda, long stride_a, const void *b, cudaDataType btype, int ldb, long stride_b,
                               double beta, void *c, cudaDataType ctype, int ldc, long stride_c, int batches) {
@@ -79,7 +80,7 @@ cublasStatus_t cublasGemmStridedBatchedEx(cublasHandle_t handle, cublasOperation
                                           const void *b, cudaDataType btype, int ldb, long long stride_b, const void *beta, void *c,
                                           cudaDataType ctype, int ldc, long long stride_c, int batches, cublasComputeType_t compute,
                                           cublasGemmAlgo_t algorithm) {
-    // Factors are of the type that is computed in.
+    // The factors have the compute type.
     cudaDataType factor = compute == CUBLAS_COMPUTE_16F || compute == CUBLAS_COMPUTE_16F_PEDANTIC   ? CUDA_R_16F
                           : compute == CUBLAS_COMPUTE_64F || compute == CUBLAS_COMPUTE_64F_PEDANTIC ? CUDA_R_64F
                                                                                                      : CUDA_R_32F;

@@ -1,4 +1,4 @@
-// The part of cuRAND that Candle calls, on the simulated device.
+// The functions of cuRAND that Candle calls, on the simulated device.
 #include <curand.h>
 #include <math.h>
 #include <stdint.h>
@@ -37,7 +37,7 @@ curandStatus_t curandGenerateUniformDouble(curandGenerator_t generator, double *
     while (count--) *out++ = uniform();
     return CURAND_STATUS_SUCCESS;
 }
-// As the library does, normal numbers come in pairs only.
+// As in the library, normal numbers come in pairs.
 curandStatus_t curandGenerateNormal(curandGenerator_t generator, float *out, size_t count, float mean, float deviation) {
     if (count % 2) return CURAND_STATUS_LENGTH_NOT_MULTIPLE;
     while (count--) *out++ = (float)normal(mean, deviation);

@@ -1,14 +1,15 @@
-// A driver (libcuda.so.1) whose device is this processor: memory is the program's own, a stream is done when it is asked, and
-// kernels are translated from the PTX that the program hands over, compiled and kept beside this library, then run thread by
-// thread. It says how a device behaves, errors included, and nothing about how fast one is.
+// A driver (libcuda.so.1) that simulates a device on the CPU. Its memory is memory of the program, and a stream is
+// done when it is synchronised. Kernels are translated from the PTX that the program loads, compiled, cached beside
+// this library, and run thread by thread. The simulation covers the behaviour of a device, errors included, but not
+// its speed. No real device has been compared with it.
 //
-// SIMULATED_CUDA_BYTES        memory of the device (16 GiB unless set)
-// SIMULATED_CUDA_FULL_AT      the number, counted from 1, of an allocation for which there is no memory
-// SIMULATED_CUDA_WAIT_MS      how long it takes until a stream is done, each time that it is waited for
-// SIMULATED_CUDA_IDLE         kernels and products are not run, which leaves what the program itself does
-// SIMULATED_CUDA_CALLS        a file: at the end, what was asked of the device and how often is written there
-// SIMULATED_CUDA_INIT_ERROR   what cuInit answers, such as 100: there is no device
-// SIMULATED_CUDA_MODULE_ERROR what loading kernels answers, such as 222: the driver is too old for them
+// SIMULATED_CUDA_BYTES: memory of the device (default 16 GiB)
+// SIMULATED_CUDA_FULL_AT: number of the allocation, from 1, that fails for lack of memory
+// SIMULATED_CUDA_WAIT_MS: time that each synchronisation with a stream takes
+// SIMULATED_CUDA_IDLE: skip kernels and products, to measure the program alone
+// SIMULATED_CUDA_CALLS: file that gets the number of calls at the end
+// SIMULATED_CUDA_INIT_ERROR: result of cuInit, such as 100 for no device
+// SIMULATED_CUDA_MODULE_ERROR: result of loading kernels, such as 222 for a driver that is too old
 #define _GNU_SOURCE
 #include "kernel.h"
 
@@ -29,7 +30,7 @@ static long setting(const char *name, long otherwise) {
     return text ? strtol(text, NULL, 10) : otherwise;
 }
 
-// What was asked, for SIMULATED_CUDA_CALLS.
+// Counts of calls, for SIMULATED_CUDA_CALLS.
 
 struct call {
     char name[96];
@@ -55,7 +56,7 @@ __attribute__((destructor)) static void write_calls(void) {
     fclose(file);
 }
 
-// cuBLAS asks, who has no lock of its own.
+// cuBLAS calls this. It has no lock of its own.
 int simulated_product(void) {
     LOCKED;
     call_of("product")->times++;
@@ -98,7 +99,7 @@ CUresult cuCtxGetCurrent(CUcontext *context) {
 }
 CUresult cuCtxDestroy(CUcontext context) { return CUDA_SUCCESS; }
 
-// Work that is given to a stream is done at once.
+// Work that is submitted to a stream runs at once.
 
 static CUresult failure = CUDA_SUCCESS;  // of a kernel: the context is lost
 
@@ -124,7 +125,7 @@ CUresult cuEventCreate(CUevent *event, unsigned flags) {
 CUresult cuEventDestroy(CUevent event) { return CUDA_SUCCESS; }
 CUresult cuEventRecord(CUevent event, CUstream stream) { return failure; }
 
-// Memory. What is handed out has its size in front of it. The pool holds what it once took until it is trimmed.
+// Memory. The size of an allocation precedes it. The pool holds freed memory until it is trimmed.
 
 enum { FRONT = 256, UNIT = 512, LARGE = 1 << 20, CHUNK = 32 << 20 };
 struct front {
@@ -133,7 +134,7 @@ struct front {
     struct front *next;
 };
 static uint64_t used, used_most, held_by_pool, beside_pool, allocations;
-// Large ones that were given back: the system takes its time to make pages.
+// Large allocations that were freed are kept, because the system is slow to map pages.
 static struct front *kept_large;
 
 static uint64_t rounded_up(uint64_t bytes, uint64_t to) { return (bytes + to - 1) / to * to; }
@@ -159,7 +160,7 @@ static void release_large(void) {
 
 static CUresult take(CUdeviceptr *memory, size_t asked, int from_pool) {
     LOCKED;
-    // The large ones are those of whoever measures the device's limits, as often as time allows.
+    // The measurement of the limits allocates large buffers as often as time allows.
     if (asked <= 64 << 20) call_of("allocation")->times++;
     if (asked == 0) return CUDA_ERROR_INVALID_VALUE;
     uint64_t bytes = rounded_up(asked, UNIT);
@@ -171,7 +172,7 @@ static CUresult take(CUdeviceptr *memory, size_t asked, int from_pool) {
     if (!front) return CUDA_ERROR_OUT_OF_MEMORY;
     *front = (struct front){bytes, from_pool, NULL};
     *memory = (CUdeviceptr)front + FRONT;
-    // What a device hands out is not zero.
+    // Memory of a device is not zeroed.
     memset((void *)*memory, 0x7b, bytes < LARGE ? bytes : LARGE);
     held_by_pool = pool;
     beside_pool = beside;
@@ -223,7 +224,7 @@ CUresult cuMemPoolGetAttribute(CUmemoryPool pool, CUmemPool_attribute attribute,
 
 CUresult cuMemPoolSetAttribute(CUmemoryPool pool, CUmemPool_attribute attribute, void *value) {
     LOCKED;
-    // High-water marks can be set to zero only, which makes them what is in use.
+    // High-water marks can only be set to zero, which resets them to the memory in use.
     if (attribute != CU_MEMPOOL_ATTR_USED_MEM_HIGH || *(cuuint64_t *)value != 0) return CUDA_ERROR_INVALID_VALUE;
     used_most = used;
     return CUDA_SUCCESS;
@@ -328,7 +329,8 @@ CUresult cuModuleGetFunction(CUfunction *function, CUmodule module, const char *
     return CUDA_SUCCESS;
 }
 
-// Runs the threads of a block in turn, each until it waits; who waits goes on when all whom it waits for are there.
+// Runs the threads of a block in turn, each until it waits at a barrier. A thread continues when all threads of its
+// barrier have arrived.
 static CUresult run_waiting(struct function *function, struct block *block, struct thread *threads, int count) {
     int *waits = calloc(count, sizeof *waits);  // AT_BARRIER, AT_SHUFFLE, DONE; -1: can run
     uint32_t *taken = calloc(rounded_up(count, 32), sizeof *taken);
@@ -352,7 +354,7 @@ static CUresult run_waiting(struct function *function, struct block *block, stru
             left -= waits[i] == DONE;
         }
         if (!ran) {
-            // Threads wait for such as never come: on a device this hangs.
+            // Threads wait for threads that never arrive. A device would hang.
             result = CUDA_ERROR_LAUNCH_TIMEOUT;
             goto out;
         }
@@ -383,7 +385,7 @@ CUresult cuLaunchKernel(CUfunction asked, unsigned gx, unsigned gy, unsigned gz,
     if (failure != CUDA_SUCCESS) return failure;
     struct function *function = (struct function *)asked;
     uint64_t count = (uint64_t)bx * by * bz;
-    // The limits of all generations since 3.0.
+    // The limits of all compute capabilities since 3.0.
     if (!gx || gx > 0x7fffffff || !gy || gy > 65535 || !gz || gz > 65535 || !count || count > 1024 || bz > 64 ||
         function->shared_bytes + dynamic_bytes > 48 << 10)
         return CUDA_ERROR_INVALID_VALUE;
@@ -408,7 +410,7 @@ CUresult cuLaunchKernel(CUfunction asked, unsigned gx, unsigned gy, unsigned gz,
             }
     free(block.shared);
     free(threads);
-    // What goes wrong in a kernel is told by what comes after.
+    // An error in a kernel is reported by the following call.
     failure = result;
     return CUDA_SUCCESS;
 }

@@ -1,10 +1,10 @@
-// What a translated kernel and the driver that runs it agree on.
+// The interface between translated kernels and the driver.
 #pragma once
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
 
-// A register: PTX says with each instruction how it is read.
+// A register. Each PTX instruction states how it reads it.
 typedef union {
     uint8_t u8;
     int8_t s8;
@@ -33,7 +33,7 @@ struct thread {
     void *registers;        // of kernels that wait; others have theirs on the stack
 };
 
-// Why a kernel returned: it is done, all threads of its block or of its warp must come so far, or it failed an assertion.
+// Why a kernel returned: it finished, it waits for all threads of its block or warp, or an assertion failed.
 enum { DONE, AT_BARRIER, AT_SHUFFLE, FAILED };
 
 typedef int kernel(struct thread *);
@@ -57,7 +57,7 @@ static inline float bfloat_to_float(uint16_t bits) {
 
 static inline uint16_t bfloat_of(double value) {
     if (isnan(value)) return 0x7fff;
-    // To f32 by rounding to odd, so that rounding twice is rounding once.
+    // Rounds to odd in f32, so that rounding twice equals rounding once.
     reg single = {.f32 = (float)value};
     if ((double)single.f32 != value && !isinf(single.f32)) {
         if (fabs((double)single.f32) > fabs(value)) single.u32 -= 1;

@@ -1,5 +1,5 @@
-//! The programs on a CUDA device, and what they say when it fails: on the simulated one, which `scripts/cuda-simulated.sh` makes.
-//! The golden tests, which any device can run, are with the models.
+//! Tests the programs and their errors on the simulated CUDA device that `scripts/cuda-simulated.sh` makes. No real
+//! GPU has run them. The golden tests, which run on any device, are with the models.
 
 #![cfg(feature = "cuda")]
 
@@ -16,7 +16,7 @@ const LLAMA: &str = concat!("path:", env!("CARGO_MANIFEST_DIR"), "/fixtures/gene
 const SWEEP: &str = "architectures: [state_space, hybrid_transformer]\nmodel_dims: [16]\ndepths: [1]\nhorizons: [2]\nwindows: [12]\n\
                      batch: 2\nfeatures: 4\nsteps: 3\nwarmup_steps: 1\ndtype: f32\naccelerator: cuda:0\n";
 
-/// The folder of the simulated device.
+/// Folder of the simulated device.
 static SIMULATED: LazyLock<PathBuf> = LazyLock::new(|| {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("simulated");
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/cuda-simulated.sh");
@@ -34,14 +34,14 @@ fn candlepower(folder: &Path, arguments: &[&str], environment: &[(&str, &str)]) 
     }
     let before = std::env::var("LD_LIBRARY_PATH").unwrap_or_default();
     command.env("LD_LIBRARY_PATH", format!("{}:{before}", SIMULATED.display()));
-    // Those whom cargo starts together share a run.
+    // Programs that one `cargo` starts would share a run.
     command.env_remove("CARGO");
-    // With it set, Candle's messages have backtraces.
+    // With this variable set, Candle's messages have backtraces.
     command.env("RUST_BACKTRACE", "1").env("CANDLEPOWER_DEVICE", "cuda:0").envs(environment.iter().copied());
     command.current_dir(folder).args(arguments).output().expect("the command starts")
 }
 
-/// The record of a short generation.
+/// Returns the record of a short generation.
 fn generated(arguments: &[&str], environment: &[(&str, &str)]) -> Value {
     let folder = tempfile::tempdir().expect("a folder");
     let always = ["run", "--json", "--model", LLAMA, "--prompt-tokens", "16", "--warmup", "1", "--trials", "1"];
@@ -84,10 +84,10 @@ fn a_generation_is_the_processors_and_is_counted() {
 
     let (measures, conditions) = (&on_device["measures"], &on_device["conditions"]);
     assert_eq!(on_device["machine"]["gpu"]["name"], "simulated device");
-    // The weights are f32, and the cache and activations come on top.
+    // The weights are f32. The cache and activations come on top.
     let (weights, peak) = (on_device["subject"]["weight_bytes"].as_u64(), measures["peak_bytes"].as_u64());
     assert!(peak > weights && weights > Some(0), "{peak:?} of {weights:?}");
-    // 350 W are drawn all the time.
+    // The simulated power is always 350 W.
     let joules =
         measures["joules_per_token"].as_f64().expect("joules") * measures["generated_tokens"].as_f64().expect("tokens");
     let seconds = measures["total_ms"].as_f64().expect("ms") / 1e3;
@@ -95,7 +95,7 @@ fn a_generation_is_the_processors_and_is_counted() {
     assert_eq!(conditions["gpu"]["throttle_reasons"]["sw_power_cap"], 1.0);
     let doubts = conditions["doubts"].as_array().expect("doubts");
     assert!(
-        doubts.iter().any(|doubt| doubt == "sw_power_cap held the GPU's clocks back 100 % of the time"),
+        doubts.iter().any(|doubt| doubt == "sw_power_cap throttled the GPU's clocks 100 % of the time"),
         "{doubts:?}"
     );
 }
@@ -106,7 +106,7 @@ fn what_the_device_is_waited_for_is_told_from_what_it_is_given() {
         let record = generated(&["--max-new-tokens", "8"], environment);
         record["measures"]["waiting_share"].as_f64().expect("a share")
     };
-    // Each step waits once for 100 ms, and takes one or two to give.
+    // Each step waits once for 100 ms and takes one or two to submit its work.
     let (slow, quick) = (share(&[("SIMULATED_CUDA_WAIT_MS", "100")]), share(&[]));
     assert!(slow > 0.5 && slow < 1.0 && quick < 0.25, "{slow} and {quick}");
 }
@@ -135,7 +135,7 @@ fn a_device_that_does_not_start_is_one_line() {
         assert!(one_line(&output).contains(part), "{error}: {}", one_line(&output));
     }
     let output = candlepower(folder.path(), &run, &[("CANDLEPOWER_DEVICE", "cuda:1")]);
-    assert!(one_line(&output).contains("there is no GPU of this number"), "{}", one_line(&output));
+    assert!(one_line(&output).contains("there is no GPU with this number"), "{}", one_line(&output));
     let output = candlepower(folder.path(), &["doctor"], &[("SIMULATED_CUDA_MODULE_ERROR", "222")]);
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let limits = text.lines().find(|line| line.contains(" limits ")).expect("limits");
@@ -150,7 +150,7 @@ fn when_memory_is_exhausted_the_others_go_on() {
         |environment: &[(&str, &str)]| candlepower(folder.path(), &["sweep", "--config", "sweep.yaml"], environment);
     let output = sweep(&[]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    // In the first training: measuring the limits takes some hundred.
+    // Exhausts memory in the first training: measuring the limits takes some hundred allocations.
     let output = sweep(&[("SIMULATED_CUDA_FULL_AT", "1500")]);
     let (text, error) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert_eq!(output.status.code(), Some(1), "{text}{error}");

@@ -1,7 +1,7 @@
-// NVML (libnvidia-ml.so.1) of the simulated device: counters that a busy GPU could have.
+// NVML (libnvidia-ml.so.1) of the simulated device, with the counters of a busy GPU.
 //
-// SIMULATED_NVML_LACKS     a counter that the device does not have: clocks, temperature, power, energy or reasons
-// SIMULATED_NVML_REASONS   what holds the clocks back, as NVML's bits: 4 is the power limit
+// SIMULATED_NVML_LACKS     a missing counter: clocks, temperature, power, energy or reasons
+// SIMULATED_NVML_REASONS   throttling reasons as NVML's bits: 4 is the power limit
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>

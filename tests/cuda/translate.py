@@ -25,7 +25,7 @@ COMPARE = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 ARITHMETIC = {"add": "+", "sub": "-", "and": "&", "or": "|", "xor": "^"}
 FLOATS = ("f16", "bf16", "f32", "f64")
 UNARY = {"neg": "-{}", "rcp": "1 / {}", "sqrt": "sqrt({})", "rsqrt": "1 / sqrt({})", "ex2": "exp2({})", "lg2": "log2({})"}
-# Instructions that one method translates by their names; others have a method each, do_<name>.
+# Instructions that one method translates by their names. Every other one has a method do_<name>.
 BY_NAME = {"sum": ["add", "sub"], "carried": ["addc", "subc", "madc"], "logical": ["and", "or", "xor"], "divided": ["div", "rem"],
            "shifted": ["shl", "shr"], "extreme": ["min", "max"], "unary": UNARY}
 METHODS = {name: method for method, names in BY_NAME.items() for name in names}
@@ -154,7 +154,7 @@ class Function:
         if match := re.match(r"@(!?)(%?\w+)\s+(.*)", text):
             return f"if ({match[1]}{self.raw(match[2], 'pred')}) {{ {self.statement(match[3])} }}"
         code, _, operands = text.partition(" ")
-        # Brackets and braces hold operands together.
+        # Brackets and braces group operands.
         operands = [part.strip() for part in re.findall(r"(?:\{[^}]*\}|\[[^\]]*\]|\([^)]*\)|[^,])+", operands)]
         name, *modifiers = code.split(".")
         if method := METHODS.get(name):
@@ -240,7 +240,7 @@ class Function:
         if "add" not in modifiers:
             raise SystemExit(f"error: {self.name}: unknown atomic operation '{'.'.join(modifiers)}'")
         ptx_type, pointer = modifiers[-1], self.pointer("global", operands[1])
-        # Threads run one after another here.
+        # The threads run one after another here.
         size, kind = bits(ptx_type), c_type(ptx_type)
         old, place = self.set(operands[0], f"b{size}", f"*(uint{size}_t *){pointer}"), f"*({kind} *){pointer}"
         total = f"{self.value(operands[0], ptx_type)} + {self.value(operands[2], ptx_type)}"
@@ -291,7 +291,7 @@ class Function:
     def comparison(self, compare, ptx_type, left, right):
         a, b = self.value(left, ptx_type), self.value(right, ptx_type)
         if ptx_type in FLOATS:
-            # Ordered ones are false where there is a NaN, unordered ones true.
+            # Ordered comparisons are false for NaN, unordered ones true.
             if compare == "ne":
                 return f"(!isunordered({a}, {b}) && {a} != {b})"
             if compare.endswith("u"):
@@ -433,12 +433,12 @@ class Function:
         a, b = (self.value(operand, ptx_type) for operand in operands[1:])
         chosen = f"{a} {'<' if name == 'min' else '>'} {b} ? {a} : {b}"
         if ptx_type in FLOATS:
-            # The number, if one is none, or else what is none.
+            # Returns the number if one operand is NaN, otherwise NaN.
             unless = f"isnan({a}) ? {a} : isnan({b}) ? {b}" if "NaN" in modifiers else f"isnan({a}) ? {b} : isnan({b}) ? {a}"
             chosen = f"{unless} : {chosen}"
         return self.set(operands[0], ptx_type, chosen)
 
-    # The whole.
+    # The whole module.
 
     def c(self):
         lines = self.translate()
@@ -458,7 +458,7 @@ class Function:
 
 class Module:
     def __init__(self, text):
-        # C has no $ in names.
+        # C does not allow $ in names.
         text = re.sub(r"//[^\n]*", "", text).replace("$", "_")
         self.text, self.wanted = text, []
         # Variables of the module: tables and texts.
@@ -489,7 +489,7 @@ class Module:
 
     def c(self, name):
         kernel = self.kernel(name)
-        # What the launch adds comes after what the kernel declares; nothing here has both.
+        # Memory of the launch follows the memory that the kernel declares. No kernel here has both.
         kernel.shared = {dynamic: 0 for dynamic in self.dynamic}
         lines = kernel.c()
         functions = []

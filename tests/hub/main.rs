@@ -1,4 +1,4 @@
-//! Checkpoints from a Hub: a server on loopback stands for it, hf-hub is the real one.
+//! Tests checkpoints from a Hub: a server on loopback takes its place, and hf-hub is the real client.
 
 mod server;
 
@@ -26,7 +26,7 @@ impl World {
     fn hub(&self) -> Hub {
         Hub {
             endpoint: Some(self.server.endpoint.clone()),
-            // An empty token keeps one that the machine happens to have out of the tests.
+            // An empty token hides a token of this machine.
             token: Some(String::new()),
             cache: Some(self.cache.path().to_owned()),
             offline: false,
@@ -48,14 +48,14 @@ impl World {
         self.server.fail(Fault { method, path_ends, what, times });
     }
 
-    /// The files that were downloaded since the last call.
+    /// Returns the files that were downloaded since the last call.
     fn downloads(&self) -> usize {
         let is_file =
             |request: &&String| request.starts_with("GET /api/resolve-cache") || request.starts_with("GET /cdn");
         self.server.requests().iter().filter(is_file).count()
     }
 
-    /// Spoils a file of the cache, as a process that dies at the wrong moment or another program may.
+    /// Damages a file of the cache, as an interrupted process or another program may.
     fn spoil(&self, checkpoint: &Checkpoint, content: &[u8]) {
         let blob = fs::canonicalize(&checkpoint.weights[0]).expect("a file");
         assert!(blob.starts_with(fs::canonicalize(self.cache.path()).expect("a folder")), "{}", blob.display());
@@ -63,7 +63,7 @@ impl World {
     }
 }
 
-/// The checkpoint is whole: its model runs.
+/// Asserts that the checkpoint is complete: its model runs.
 fn assert_runs(checkpoint: Checkpoint) {
     let mut model = open(checkpoint, Engine::Stock, DType::F32, &Device::Cpu).expect("a model").model;
     model.forward(&[5, 6, 7], 0).expect("logits");
@@ -79,7 +79,7 @@ fn everything_is_fetched_once() {
     assert_runs(checkpoint);
 
     let again = world.fetch().expect("from the cache");
-    // What the branch is now, and nothing else.
+    // Only the current commit of the branch.
     let requests = world.server.requests();
     assert!(requests.len() == 1 && requests[0].contains("/revision/main"), "{requests:?}");
     assert_runs(again);
@@ -111,7 +111,7 @@ fn a_pinned_commit_that_is_cached_asks_the_hub_for_nothing() {
     assert!(requests.is_empty(), "{requests:?}");
 }
 
-/// The Hub answers 304 for a file that a new commit left as it was; the commit is new all the same.
+/// The Hub answers 304 for a file that a new commit did not change. The commit is new all the same.
 #[test]
 fn a_branch_that_moved_is_followed() {
     let world = world(SINGLE);
@@ -196,7 +196,7 @@ fn a_cache_that_can_not_be_is_named() {
     let file = world.cache.path().join("file");
     fs::write(&file, "").expect("written");
     let hub = Hub { cache: Some(file.clone()), ..world.hub() };
-    let error = format!("{:#}", hub.fetch(REPO, "main").expect_err("a file is no folder"));
+    let error = format!("{:#}", hub.fetch(REPO, "main").expect_err("a file is not a folder"));
     assert!(error.contains(&file.display().to_string()) && error.contains("HF_HOME"), "{error}");
 }
 
@@ -224,14 +224,14 @@ fn lasting_trouble_is_said() {
     }
 }
 
-/// hf-hub stores the body of an error as the file: it must not stay.
+/// hf-hub stores the body of an error as the file. It must not stay.
 #[test]
 fn an_error_page_never_becomes_a_file() {
     let world = world(SINGLE);
     world.fail("GET", "config.json", Wrong::Status(500), 10);
     let error = world.error();
     assert!(error.contains("try again"), "{error}");
-    // As many as are left of the ten are used up by the retries of the next requests.
+    // The retries of the next requests use up the remaining failures of the ten.
     while world.fetch().is_err() {
         assert!(!world.server.requests().is_empty(), "the server is asked again");
     }
@@ -290,7 +290,7 @@ fn a_hub_in_trouble_is_as_offline() {
     }
 }
 
-/// As a person sets it: through the environment of a process.
+/// Uses the environment of a process, as a user does.
 #[test]
 fn the_environment_is_obeyed() {
     let world = world(SINGLE);
@@ -333,7 +333,7 @@ fn the_environment_is_obeyed() {
     let (success, json, error) = run(&[("HF_HUB_OFFLINE", "1")]);
     assert!(success && json.contains(&source) && world.server.requests().is_empty(), "{json}{error}");
 
-    // Port 9 of loopback, where nobody listens.
+    // Nothing listens on port 9 of loopback.
     let (success, json, error) = run(&[("HF_ENDPOINT", "http://127.0.0.1:9")]);
     assert!(success && json.contains(&source), "{json}{error}");
     assert!(error.lines().any(|line| line.starts_with("note: ") && line.contains("from the cache")), "{error}");
@@ -351,15 +351,15 @@ fn offline_uses_what_is_cached() {
     world.fetch().expect("fetched");
     world.server.requests();
     assert_runs(offline.fetch(REPO, "main").expect("from the cache"));
-    assert!(world.server.requests().is_empty(), "offline asks nobody");
+    assert!(world.server.requests().is_empty(), "requests while offline");
 }
 
 #[test]
 fn a_hub_out_of_reach_is_as_offline() {
     let world = world(SINGLE);
-    // Port 9 of loopback, where nobody listens.
+    // Nothing listens on port 9 of loopback.
     let away = Hub { endpoint: Some("http://127.0.0.1:9".into()), ..world.hub() };
-    let error = format!("{:#}", away.fetch(REPO, "main").expect_err("nobody answers"));
+    let error = format!("{:#}", away.fetch(REPO, "main").expect_err("the port is closed"));
     assert!(error.contains("can't be reached") && error.contains("HF_ENDPOINT"), "{error}");
     world.fetch().expect("fetched");
     assert_runs(away.fetch(REPO, "main").expect("from the cache"));

@@ -1,6 +1,6 @@
-//! A server on loopback that speaks as much of the Hub's protocol as hf-hub uses: what a revision is, metadata by `HEAD`
-//! and content by `GET`, small files behind a redirect on the same host, large ones behind one to elsewhere that comes
-//! with their hash and size, and `304` for what the asker has.
+//! A server on loopback with the part of the Hub's protocol that hf-hub uses: the commit of a revision, metadata by
+//! `HEAD` and content by `GET`, small files behind a redirect on the same host, large files behind a redirect to
+//! another host with hash and size, and `304` for files that the client has.
 
 use std::{
     collections::HashMap,
@@ -21,7 +21,7 @@ pub const REPO: &str = "someone/some-model";
 pub const TOKEN: &str = "hf_good";
 const TOKEN_WITHOUT_ACCESS: &str = "hf_other";
 
-/// What goes wrong with requests whose path ends as given, and how often.
+/// A failure of requests whose path ends as given, and how often it occurs.
 pub struct Fault {
     pub method: &'static str,
     pub path_ends: &'static str,
@@ -32,9 +32,9 @@ pub struct Fault {
 #[derive(Clone, Copy)]
 pub enum Wrong {
     Status(u16),
-    /// The connection breaks off in the middle of the body.
+    /// Closes the connection in the middle of the body.
     Cut,
-    /// The whole body, with one byte changed.
+    /// Sends the whole body with one byte changed.
     Corrupt,
 }
 
@@ -81,7 +81,7 @@ impl Server {
         self.state.lock().expect("state").gated = true;
     }
 
-    /// Answers for files, but not for what a revision is, as a simple mirror does.
+    /// Serves files, but not the commit of a revision, like a simple mirror.
     pub fn serve_files_only(&self) {
         self.state.lock().expect("state").files_only = true;
     }
@@ -103,7 +103,7 @@ impl Server {
         self.state.lock().expect("state").faults.push(fault);
     }
 
-    /// The requests since the last call, as `METHOD path`.
+    /// Returns the requests since the last call, as `METHOD path`.
     pub fn requests(&self) -> Vec<String> {
         std::mem::take(&mut self.state.lock().expect("state").requests)
     }
@@ -156,7 +156,7 @@ fn answer(mut stream: TcpStream, state: &Mutex<State>) -> std::io::Result<()> {
     {
         let missing = |what: &str| [("X-Error-Code", what.to_owned())];
         if repo != REPO {
-            // Without a token, the Hub does not tell a private repository from none.
+            // Without a token, the Hub answers the same for a private and a missing repository.
             let status = if token.is_some_and(|token| !token.is_empty()) { 404 } else { 401 };
             return reply(&mut stream, method, status, &missing("RepoNotFound"), b"{}", None);
         }
@@ -167,7 +167,7 @@ fn answer(mut stream: TcpStream, state: &Mutex<State>) -> std::io::Result<()> {
         let info = json!({"id": REPO, "sha": commit, "siblings": files}).to_string();
         return reply(&mut stream, method, 200, &[], info.as_bytes(), None);
     }
-    // What a gated repository consists of is public; its files are not.
+    // The file list of a gated repository is public; its files are not.
     if state.gated {
         match token.as_deref() {
             Some(token) if token == TOKEN.to_lowercase() => {}

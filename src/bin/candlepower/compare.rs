@@ -1,4 +1,4 @@
-//! `candlepower compare`: did it change?
+//! `candlepower compare`: changes between two runs.
 
 use std::process::ExitCode;
 
@@ -9,23 +9,23 @@ use candlepower::{
 };
 use clap::{Args, ValueEnum};
 
-/// Compare two runs, files of records, or baselines of Criterion's.
+/// Compare two runs, files of records, or Criterion baselines
 #[derive(Args)]
 pub struct Compare {
-    /// What was before: a file of records, a folder with one, a run's name, or a baseline
+    /// The earlier side: a file of records, a folder with one, a run's name, or a baseline
     a: String,
-    /// What is now; `new` is Criterion's last run
+    /// The later side; `new` is Criterion's last run
     b: String,
-    /// Exit with 1 when a benchmark is significantly slower by more than this, such as 5%
+    /// Exit with code 1 if a benchmark is significantly slower by more than this, such as 5%
     #[arg(long, value_parser = percent)]
     fail_above: Option<f64>,
-    /// Exit with 1 when the peak memory of a benchmark rose by this or more, such as 1%
+    /// Exit with code 1 if the peak memory of a benchmark rose by this or more, such as 1%
     #[arg(long, value_parser = percent)]
     fail_memory_above: Option<f64>,
-    /// Difference that is granted to two runs of the same
+    /// Ignore differences up to this share
     #[arg(long, value_parser = percent, default_value = "3%")]
     noise: f64,
-    /// How often two runs of the same may be found to differ at all
+    /// Significance level over all benchmarks
     #[arg(long, value_parser = percent, default_value = "5%")]
     level: f64,
     #[arg(long, value_enum, default_value_t = Format::Text)]
@@ -36,7 +36,7 @@ pub struct Compare {
 enum Format {
     /// For a terminal
     Text,
-    /// The same, for a document
+    /// The same text, for a document
     Markdown,
     Json,
     /// For a comment on a pull request
@@ -45,7 +45,7 @@ enum Format {
 
 impl Compare {
     pub fn run(self) -> Result<ExitCode> {
-        ensure!(self.level > 0.0 && self.level < 1.0, "--level: it must be more than 0 % and less than 100 %");
+        ensure!(self.level > 0.0 && self.level < 1.0, "--level must be above 0 % and below 100 %");
         let settings = Settings::load(&[])?;
         let criterion_home = criterion_home();
         let find = |name: &str| Side::find(name, &settings.out, &criterion_home);
@@ -75,5 +75,5 @@ pub fn percent(text: &str) -> Result<f64, String> {
         Some(number) => number.trim().parse::<f64>().map(|number| number / 100.0),
         None => text.parse::<f64>(),
     };
-    share.ok().filter(|share| share.is_finite() && *share >= 0.0).ok_or_else(|| "a share is needed, such as 5%".into())
+    share.ok().filter(|share| share.is_finite() && *share >= 0.0).ok_or_else(|| "expected a share, such as 5%".into())
 }

@@ -1,4 +1,4 @@
-//! `candlepower doctor`: is this machine fit to measure on?
+//! `candlepower doctor`: checks of the machine.
 
 use std::process::ExitCode;
 
@@ -20,7 +20,7 @@ pub struct Doctor {
 impl Doctor {
     pub fn run(self) -> Result<ExitCode> {
         let settings = Settings::load(self.settings.given())?;
-        // Before the pool of threads starts, so that bandwidth and matrix rate are those of a benchmark.
+        // Set before the thread pool starts, so that the limits are those of a benchmark.
         set_threads(settings.threads);
         let findings = doctor::examine(&settings);
         if self.json {

@@ -14,7 +14,7 @@ use crate::report::records;
 
 #[derive(Args)]
 pub struct Export {
-    /// A run's name, its folder, or a file of records; the last run where none is given
+    /// Name of a run, its folder, or a file of records [default: the last run]
     run: Option<String>,
     #[arg(long, value_enum)]
     format: Format,

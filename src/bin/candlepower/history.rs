@@ -1,4 +1,4 @@
-//! `candlepower history`: what a benchmark was in the reports that are kept.
+//! `candlepower history`: a benchmark over the kept reports.
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -10,18 +10,18 @@ use crate::compare::percent;
 
 #[derive(Args)]
 pub struct History {
-    /// A benchmark's id, or a part of it
+    /// Id of a benchmark, or a part of it
     benchmark: String,
-    /// Folder of the reports, a folder a machine
+    /// Folder of the reports, with one folder per machine
     #[arg(long, default_value = "target-reports")]
     from: PathBuf,
-    /// Which figure, such as tokens_per_s, ttft, itl_p50, step_p50 or peak_memory; the headline where none is named
+    /// The measure, such as tokens_per_s, ttft, itl_p50, step_p50 or peak_memory [default: the headline]
     #[arg(long)]
     metric: Option<String>,
-    /// Moves up to this share are none
+    /// Ignore changes up to this share
     #[arg(long, value_parser = percent, default_value = "3%")]
     noise: f64,
-    /// Draw it, as an SVG; the part of the id must name one benchmark
+    /// Write an SVG plot to this file; the part of the id must match one benchmark
     #[arg(long)]
     svg: Option<PathBuf>,
     #[arg(long, value_enum, default_value_t = Format::Text)]
@@ -43,7 +43,7 @@ impl History {
         if let Some(file) = &self.svg {
             let ids: Vec<_> =
                 histories.iter().map(|history| format!("{} on {}", history.id, history.machine)).collect();
-            ensure!(ids.len() == 1, "'{}' names {} benchmarks: {}", self.benchmark, ids.len(), ids.join(", "));
+            ensure!(ids.len() == 1, "'{}' matches {} benchmarks: {}", self.benchmark, ids.len(), ids.join(", "));
             write_whole(file, histories[0].plot()?.svg.as_bytes())?;
         }
         match self.format {

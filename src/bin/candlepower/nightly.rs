@@ -1,4 +1,4 @@
-//! `candlepower nightly`: a list of benchmarks, run by a scheduler, with an exit code.
+//! `candlepower nightly`: runs a list of benchmarks and compares them with the last good run.
 
 use std::{
     fs,
@@ -23,26 +23,26 @@ use crate::compare::percent;
 
 #[derive(Args)]
 pub struct Nightly {
-    /// JSON file: what to run, how long it may take, what counts as a regression
+    /// JSON file: what to run, time budgets, and thresholds of regressions
     config: PathBuf,
 }
 
-/// What is in the file.
+/// Contents of the file.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Config {
     benchmarks: Vec<Benchmarks>,
-    /// For all together.
+    /// For all benchmarks together.
     #[serde(default = "Config::budget_minutes")]
     budget_minutes: f64,
-    /// Where runs, summaries and Criterion's files are kept.
+    /// Folder of runs, summaries and Criterion's files.
     #[serde(default = "Config::folder")]
     folder: PathBuf,
     #[serde(default = "Config::fail_above")]
     fail_above: String,
     #[serde(default = "Config::fail_memory_above")]
     fail_memory_above: String,
-    /// How many runs are kept.
+    /// Number of runs to keep.
     #[serde(default = "Config::keep")]
     keep: usize,
 }
@@ -71,7 +71,7 @@ impl Config {
 struct Benchmarks {
     /// Bench target, such as `generation`.
     bench: String,
-    /// Regular expression over ids; all where there is none.
+    /// Regular expression over ids; `None` selects all.
     filter: Option<String>,
     budget_minutes: Option<f64>,
     /// Settings by their keys, such as `models` and `tier`.
@@ -81,7 +81,7 @@ struct Benchmarks {
     features: Option<String>,
 }
 
-/// What is left of a run, for people and dashboards.
+/// The result of a nightly run.
 #[derive(Serialize)]
 struct Summary<'a> {
     run: &'a str,
@@ -89,9 +89,9 @@ struct Summary<'a> {
     machine: Option<&'a str>,
     commit: Option<&'a str>,
     good: bool,
-    /// The last run before it that was good.
+    /// The last earlier run that was good.
     compared_with: Option<String>,
-    /// One line each: what got slower or larger, failed, or took too long.
+    /// One line for each regression, failure or overrun.
     problems: &'a [String],
     benchmarks: Vec<Figures<'a>>,
 }
@@ -182,11 +182,11 @@ impl Nightly {
         let name = self.config.display();
         let text = fs::read_to_string(&self.config).with_context(|| format!("{name} could not be read"))?;
         let config: Config = serde_json::from_str(&text).with_context(|| format!("{name}"))?;
-        ensure!(!config.benchmarks.is_empty(), "{name}: benchmarks: at least one is needed");
-        ensure!(config.keep > 0, "{name}: keep: at least one run must be kept");
+        ensure!(!config.benchmarks.is_empty(), "{name}: benchmarks: list at least one");
+        ensure!(config.keep > 0, "{name}: keep: it must be at least 1");
         let budgets = config.benchmarks.iter().filter_map(|benchmarks| benchmarks.budget_minutes);
         for budget in budgets.chain([config.budget_minutes]) {
-            ensure!(budget > 0.0 && budget.is_finite(), "{name}: budget_minutes: {budget} is no time");
+            ensure!(budget > 0.0 && budget.is_finite(), "{name}: budget_minutes: {budget} is not a positive number");
         }
         for benchmarks in &config.benchmarks {
             for key in benchmarks.settings.keys() {
@@ -196,8 +196,8 @@ impl Nightly {
                     "{name}: unknown setting '{key}': the settings are {}",
                     names.join(", ")
                 );
-                // Where records go is the nightly's own business.
-                ensure!(key != "out", "{name}: out can't be set: the folder is `folder`");
+                // The folder of the records is the nightly's.
+                ensure!(key != "out", "{name}: out cannot be set: use `folder`");
             }
         }
         Ok(config)
@@ -216,12 +216,12 @@ impl Nightly {
 
 impl Benchmarks {
     /// # Errors
-    /// When `cargo bench` fails or takes too long. What it measured before stays.
+    /// Returns an error if `cargo bench` fails or takes too long. Records written before that are kept.
     fn run(&self, run: &str, folder: &Path, until: Instant) -> Result<()> {
         let name = format!("{} {}", self.bench, self.filter.as_deref().unwrap_or_default());
         let name = name.trim();
         let left = until.saturating_duration_since(Instant::now());
-        ensure!(!left.is_zero(), "{name}: left out: the time for all is spent");
+        ensure!(!left.is_zero(), "{name}: skipped: the budget for all benchmarks is used up");
         let budget = self.budget_minutes.map_or(left, |own| minutes(own).min(left));
         let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         cargo.args(["bench", "--bench", &self.bench]);
@@ -236,7 +236,7 @@ impl Benchmarks {
             let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
             cargo.env(format!("{PREFIX}{}", key.to_uppercase()), value);
         }
-        // A group of its own, so that what cargo starts can be stopped with it.
+        // A separate process group, so that the processes that cargo starts can be stopped too.
         #[cfg(unix)]
         std::os::unix::process::CommandExt::process_group(&mut cargo, 0);
         let mut child = cargo.spawn().context("cargo could not be started: is it installed?")?;
@@ -248,7 +248,7 @@ impl Benchmarks {
             }
             if Instant::now() >= ends {
                 stop(&mut child);
-                bail!("{name}: stopped after {:.1} minutes, its budget", budget.as_secs_f64() / 60.0);
+                bail!("{name}: stopped after its budget of {:.1} minutes", budget.as_secs_f64() / 60.0);
             }
             thread::sleep(Duration::from_millis(200));
         }

@@ -1,4 +1,4 @@
-//! `candlepower report`: a run as tables, data, plots and a page.
+//! `candlepower report`: a run as tables, data files, plots and a page.
 
 use std::{
     fs,
@@ -17,12 +17,12 @@ use clap::Args;
 
 #[derive(Args)]
 pub struct Report {
-    /// A run's name, its folder, or a file of records; the last run where none is given
+    /// Name of a run, its folder, or a file of records [default: the last run]
     run: Option<String>,
-    /// Folder that reports go into, below the machine's name
+    /// Folder of reports; the report goes into a folder named after the machine
     #[arg(long, default_value = "target-reports")]
     to: PathBuf,
-    /// Pack the folder into a file beside it, too
+    /// Also pack the folder into a zip file beside it
     #[arg(long)]
     zip: bool,
 }
@@ -45,21 +45,21 @@ impl Report {
     }
 }
 
-/// The file of records that is meant: a file, a folder with one, a run's name, or the last run.
+/// Finds the file of records: a file, a folder with one, a run's name, or the last run.
 pub fn records(run: Option<&str>, out: &Path) -> Result<PathBuf> {
     let Some(run) = run else { return last_run(out) };
     let path = Path::new(run);
     [path.to_owned(), path.join(RECORDS), path.join("results.jsonl"), out.join(run).join(RECORDS)]
         .into_iter()
         .find(|file| file.is_file())
-        .with_context(|| format!("{run} is no file of records and no run below {}", out.display()))
+        .with_context(|| format!("{run} is neither a file of records nor a run in {}", out.display()))
 }
 
-/// The records that were written to last.
+/// The file of records that was modified last.
 fn last_run(out: &Path) -> Result<PathBuf> {
     let runs = fs::read_dir(out).into_iter().flatten().flatten().map(|run| run.path().join(RECORDS));
     runs.filter_map(|records| Some((fs::metadata(&records).ok()?.modified().ok()?, records)))
         .max()
         .map(|(_, records)| records)
-        .with_context(|| format!("there is no run below {}: cargo bench makes one", out.display()))
+        .with_context(|| format!("there is no run in {}: run cargo bench first", out.display()))
 }

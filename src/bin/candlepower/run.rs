@@ -39,12 +39,12 @@ pub struct Run {
     /// Prompt as token ids, separated by commas
     #[arg(long, value_delimiter = ',', conflicts_with = "prompt_tokens")]
     prompt_ids: Option<Vec<u32>>,
-    /// Prompt of this many tokens: text where the model has a tokenizer, seeded ids otherwise
+    /// Length of a generated prompt: text if the model has a tokenizer, seeded ids otherwise
     #[arg(long, default_value_t = 256)]
     prompt_tokens: usize,
     #[arg(long, default_value_t = 256)]
     max_new_tokens: usize,
-    /// 0 takes the likeliest token
+    /// Sampling temperature; 0 is greedy
     #[arg(long, default_value_t = 0.0)]
     temperature: f32,
     #[arg(long)]
@@ -53,13 +53,13 @@ pub struct Run {
     top_p: Option<f32>,
     #[arg(long)]
     repetition_penalty: Option<f32>,
-    /// End where the model says so, instead of after as many tokens as were asked for
+    /// Stop at the model's end-of-sequence token
     #[arg(long)]
     stop_at_eos: bool,
-    /// Generations before those that count
+    /// Generations before the measured ones
     #[arg(long, default_value_t = 2)]
     warmup: usize,
-    /// Generations that count; times are their medians
+    /// Measured generations; times are their medians
     #[arg(long, default_value_t = 3)]
     trials: usize,
     /// Print the record as one JSON object, with the generated ids as `tokens`
@@ -77,14 +77,14 @@ impl Run {
             top_p: self.top_p,
         };
         sampling.validate()?;
-        ensure!(self.trials > 0, "--trials=0: at least one is needed");
+        ensure!(self.trials > 0, "--trials=0: it must be at least 1");
         ensure!(
             self.warmup.checked_add(self.trials).is_some(),
             "--warmup and --trials: their sum is too large to count"
         );
         let [spec] = settings.models.as_slice() else { bail!("--model={}: name one model", self.model) };
         let session = Session::new(settings.clone())?;
-        // Before the model is there: measuring them takes memory too.
+        // The limits are measured before the model is loaded, because measuring them takes memory too.
         measure::limits(session.device())?;
         let bytes_beside = memory::current_bytes(session.device());
         let loaded = model::load(spec, settings.engine, settings.dtype, settings.device, settings.seed)?;
@@ -109,7 +109,7 @@ impl Run {
         }
         if let Some(tokenizer) = &loaded.borrow().tokenizer {
             let text = tokenizer.decode(&tokens, true);
-            println!("\n{}", text.map_err(|error| anyhow::anyhow!("the tokens can't be decoded: {error}"))?);
+            println!("\n{}", text.map_err(|error| anyhow::anyhow!("the tokens cannot be decoded: {error}"))?);
         }
         Ok(ExitCode::SUCCESS)
     }
@@ -122,7 +122,7 @@ impl Run {
         match &self.prompt {
             Some(text) => {
                 let tokenizer = tokenizer.with_context(|| {
-                    format!("{} has no tokenizer: give --prompt-ids or --prompt-tokens", loaded.source)
+                    format!("{} has no tokenizer: use --prompt-ids or --prompt-tokens", loaded.source)
                 })?;
                 generate::encode(tokenizer, text)
             }

@@ -1,4 +1,4 @@
-//! `candlepower sandbox`: records to build dashboards with.
+//! `candlepower sandbox`: synthetic records for building dashboards.
 
 use std::{fs, io::Write, process::ExitCode};
 
@@ -18,7 +18,7 @@ pub struct Sandbox {
     run: String,
     #[arg(long, default_value_t = 42)]
     seed: u64,
-    /// How many records of each benchmark
+    /// Number of records of each benchmark
     #[arg(long, default_value_t = 1)]
     times: usize,
 }
@@ -28,7 +28,7 @@ impl Sandbox {
         let settings = Settings::load(&[])?;
         let folder = settings.out.join(&self.run);
         let path = folder.join(RECORDS);
-        ensure!(!path.exists(), "{} is there already: name another run with --run", path.display());
+        ensure!(!path.exists(), "{} already exists: choose another run with --run", path.display());
         let write = || -> Result<usize> {
             fs::create_dir_all(&folder)?;
             let mut file = temporary_that_stays(0o666).tempfile_in(&folder)?;
@@ -45,7 +45,7 @@ impl Sandbox {
             Ok(count)
         };
         let count = write().with_context(|| format!("{} could not be written", path.display()))?;
-        println!("{count} made-up records: {}", path.display());
+        println!("{count} synthetic records: {}", path.display());
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -1,4 +1,4 @@
-//! `candlepower watch`: a run as it goes.
+//! `candlepower watch`: a live view of a run.
 
 use std::{
     io::{IsTerminal, stdout},
@@ -21,11 +21,11 @@ use crate::report::records;
 
 #[derive(Args)]
 pub struct Watch {
-    /// A run's name, its folder, or a file of records; the last run where none is given
+    /// Name of a run, its folder, or a file of records [default: the last run]
     run: Option<String>,
 }
 
-/// How long a key is waited for before the file is looked at again.
+/// How long to wait for a key before the file is read again.
 const INTERVAL: Duration = Duration::from_millis(250);
 
 impl Watch {
@@ -35,9 +35,9 @@ impl Watch {
         let path = records(self.run.as_deref(), &settings.out)?;
         let mut watched = Watched::new(&path);
         watched.refresh().with_context(|| format!("{} could not be read", path.display()))?;
-        let mut terminal = ratatui::try_init().context("the terminal could not be taken over")?;
+        let mut terminal = ratatui::try_init().context("the terminal could not be initialised")?;
         let ended = follow(&mut terminal, &mut watched);
-        ratatui::try_restore().context("the terminal could not be given back")?;
+        ratatui::try_restore().context("the terminal could not be restored")?;
         ended?;
         Ok(ExitCode::SUCCESS)
     }

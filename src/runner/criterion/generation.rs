@@ -36,7 +36,7 @@ impl Suite {
                 };
                 let entry = Entry { scenario: scenario.key, subject: about };
                 if let Some(mut ended) = self.entry(&mut group, entry, prepare, |iteration, _| iteration.time) {
-                    // Loading the model filled in what was unknown before.
+                    // Loading the model has filled in its size.
                     ended.subject = pool.candidate(place).about.clone();
                     self.keep(ended);
                 }
@@ -51,7 +51,7 @@ impl Suite {
     }
 }
 
-/// Loads the subject, unless it is loaded, and makes the prompt.
+/// Loads the subject if needed, and makes the prompt.
 fn workload(
     pool: &mut Pool,
     place: usize,
@@ -59,7 +59,7 @@ fn workload(
     seed: u64,
     device: DeviceChoice,
 ) -> Result<GenerationWorkload> {
-    // Measuring the limits takes memory too, so it comes before the subject.
+    // Measuring the limits takes memory, so it comes before the subject.
     measure::limits(&device.open()?)?;
     let subject = pool.subject(place)?;
     let bytes_beside = pool.bytes_beside(place);

@@ -25,11 +25,10 @@ use crate::{
     workload::{Iteration, Outcome, Workload},
 };
 
-/// Runs the body of a bench target: settings are read, `body` runs the benchmarks, and what failed is said again at the
+/// Runs the body of a bench target: reads the settings, runs the benchmarks of `body`, and lists the failures at the
 /// end.
 ///
-/// The exit code is 0 when every benchmark that was asked for was measured, 1 when one failed, and 2 when nothing could
-/// start.
+/// The exit code is 0 if every selected benchmark was measured, 1 if one failed, and 2 if the target could not start.
 pub fn main(body: impl FnOnce(&mut Suite)) -> ExitCode {
     in_one_line(|| {
         let session = Session::new(Settings::load(&[])?)?;
@@ -61,12 +60,12 @@ fn given(flag: &str) -> bool {
     std::env::args().any(|arg| arg.split('=').next() == Some(flag))
 }
 
-/// Whether Criterion's command line asks for durations that are kept: not for a list, a smoke test or a profile.
+/// Whether Criterion's command line asks for measurements, not for a list, a smoke test or a profile.
 fn measures() -> bool {
     given("--bench") && !["--list", "--test", "--profile-time"].into_iter().any(given)
 }
 
-/// The value of an option on Criterion's command line, `--option value` or `--option=value`.
+/// Returns the value of an option on Criterion's command line, `--option value` or `--option=value`.
 fn argument(option: &str) -> Option<String> {
     let mut arguments = std::env::args().skip_while(|argument| argument.split('=').next() != Some(option));
     let found = arguments.next()?;
@@ -74,13 +73,14 @@ fn argument(option: &str) -> Option<String> {
 }
 
 impl Suite {
+    /// The settings in force.
     pub fn settings(&self) -> &Settings {
         self.session.settings()
     }
 
-    /// Runs one benchmark. `prepare` makes the workload before the first iteration; `value` is the measurement of an
-    /// iteration, given the number of its sample. Returns nothing for a benchmark that the filter leaves out, or that is
-    /// only listed.
+    /// Runs one benchmark. `prepare` makes the workload before the first iteration. `value` is the measurement of an
+    /// iteration, given the number of its sample. Returns `None` if the filter excludes the benchmark or it is only
+    /// listed.
     fn entry<M: Measurement<Value: Sum>>(
         &self,
         group: &mut BenchmarkGroup<'_, M>,
@@ -113,7 +113,7 @@ impl Suite {
         Some(Ended { scenario: scenario.to_owned(), subject, outcome })
     }
 
-    /// Says why something could not be measured that has no record.
+    /// Reports a failure that has no record.
     fn fail(&mut self, error: &anyhow::Error) {
         self.ran += 1;
         self.failed(explained(&format!("{error:#}")));
@@ -124,8 +124,8 @@ impl Suite {
         self.failed.push(text);
     }
 
-    /// Keeps the record of a benchmark, and reports a failure. Memory that the device's pool holds is released, so that
-    /// the next benchmark starts as this one did.
+    /// Keeps the record of a benchmark, and reports a failure. Releases unused memory of the device's pool, so that
+    /// every benchmark starts in the same state.
     fn keep(&mut self, ended: Ended) {
         memory::release(self.session.device());
         let mut record = self.session.record(&ended.scenario, ended.subject, ended.outcome);
@@ -161,23 +161,23 @@ impl Suite {
     }
 }
 
-/// Criterion for work of a second and more: one untimed iteration, then ten samples of one. `--sample-size` and its like
-/// override it, which settings made on a group would not allow.
+/// Criterion for iterations of a second or more: one untimed iteration, then ten samples of one. `--sample-size` and
+/// similar options override this, which settings of a group would not allow.
 fn long_iterations<M: Measurement>(measurement: M) -> Criterion<M> {
     criterion(measurement, NOISE_THRESHOLD, Duration::from_millis(1), Duration::from_millis(1))
 }
 
-/// Criterion for steps of a training: a second of them in ten samples, after a short warm-up.
+/// Criterion for training steps: a second of steps in ten samples, after a short warm-up.
 fn steps() -> Criterion {
     criterion(WallTime, NOISE_THRESHOLD, Duration::from_millis(200), Duration::from_secs(1))
 }
 
-/// Criterion for steps of half a second and more: one warm-up, then one step a sample, or more of a short one.
+/// Criterion for steps of half a second or more: one warm-up step, then one step per sample, or more short steps.
 fn long_steps<M: Measurement>(measurement: M, noise_threshold: f64) -> Criterion<M> {
     criterion(measurement, noise_threshold, Duration::from_millis(1), Duration::from_millis(500))
 }
 
-/// Criterion for steps whose memory is measured, with a noise threshold that lets a percent through.
+/// Criterion for samples in bytes, with a noise threshold that reports a change of one percent.
 pub fn bytes() -> Criterion<PeakBytes> {
     long_steps(PeakBytes, peak_bytes::NOISE_THRESHOLD)
 }
@@ -199,10 +199,10 @@ fn criterion<M: Measurement>(
         .configure_from_args()
 }
 
-/// Samples that Criterion is asked for.
+/// The number of samples that Criterion takes.
 const SAMPLES: usize = 10;
 
-/// Changes below this share are called noise. The methodology says how it was found.
+/// Criterion reports a smaller change as noise. The guide's chapter on methodology gives the reason.
 const NOISE_THRESHOLD: f64 = 0.03;
 
 /// A benchmark to run.

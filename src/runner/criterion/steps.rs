@@ -68,8 +68,8 @@ impl Suite {
         group.finish();
     }
 
-    /// Runs every combination of a preset of the sweep, in training and in forecast, on the device, in the dtype and from
-    /// the seed of the settings.
+    /// Runs every combination of a preset of the sweep, in training and in forecasting. Device, dtype and seed come
+    /// from the settings.
     pub fn sweep(&mut self, preset: &str) {
         let read = SeriesGrid::preset(preset).map(|grid| grid.with_settings(self.settings()));
         let (grid, combinations) = match read.and_then(|grid| Ok((grid.clone(), grid.combinations()?))) {

@@ -1,5 +1,5 @@
-//! A corpus: paragraphs, byte-pair tokens, packed sequences, a part that is kept for validation, and what a bigram model
-//! makes of that part.
+//! A corpus: paragraphs, byte-pair tokens, packed sequences, a validation part, and its perplexity under a bigram
+//! model.
 
 use std::{collections::HashMap, path::Path};
 
@@ -16,38 +16,40 @@ use tokenizers::{
 
 use crate::train::step::gradients::Sequences;
 
-/// Comes after every paragraph.
+/// Follows every paragraph.
 const END: &str = "<|endoftext|>";
 
-/// Tokens of a text, in two parts.
+/// Tokens of a text, in a training and a validation part.
 pub struct Text {
+    /// The tokenizer of the text.
     pub tokenizer: Tokenizer,
+    /// Size of its vocabulary.
     pub vocab_size: usize,
-    /// Packed sequences, each one longer than what the model sees.
+    /// Packed sequences, each one longer than the input of the model.
     training: Vec<Vec<u32>>,
     validation: Vec<Vec<u32>>,
 }
 
 impl Text {
-    /// Reads a corpus, one paragraph a line, and trains a tokenizer of at most `vocab_size` on its training part. Every
-    /// paragraph is drawn, by the seed, for training or, with a chance of `validation_share`, for validation. Sequences are
-    /// of `length` tokens and the one after.
+    /// Reads a corpus with one paragraph per line, and trains a tokenizer of at most `vocab_size` on its training
+    /// part. The seed assigns each paragraph to training or, with probability `validation_share`, to validation.
+    /// Sequences have `length` tokens and the following one.
     ///
     /// # Errors
-    /// One line that says what is wrong with the file.
+    /// Returns one line that names the file and the problem.
     pub fn read(corpus: &Path, vocab_size: usize, length: usize, validation_share: f64, seed: u64) -> Result<Self> {
         let name = corpus.display();
         let bytes = std::fs::read(corpus).with_context(|| format!("corpus {name} can't be read"))?;
         let text = String::from_utf8(bytes).map_err(|error| {
-            anyhow!("corpus {name} is not UTF-8: byte {} is wrong", error.utf8_error().valid_up_to())
+            anyhow!("corpus {name} is not UTF-8: byte {} is invalid", error.utf8_error().valid_up_to())
         })?;
         let paragraphs: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-        ensure!(!paragraphs.is_empty(), "corpus {name} is empty: one paragraph a line is needed");
+        ensure!(!paragraphs.is_empty(), "corpus {name} is empty: write one paragraph per line");
         let mut random = ChaCha8Rng::seed_from_u64(seed);
         let mut is_kept = || f64::from(random.next_u32()) < validation_share * f64::from(u32::MAX);
         let (validation, training): (Vec<&str>, Vec<&str>) = paragraphs.into_iter().partition(|_| is_kept());
         let tokenizer = tokenizer(&training, vocab_size)?;
-        let end = tokenizer.token_to_id(END).context("the tokenizer has no end of text")?;
+        let end = tokenizer.token_to_id(END).context("the tokenizer has no end-of-text token")?;
         let packed = |part: &[&str], what: &str| -> Result<Vec<Vec<u32>>> {
             let encoded = tokenizer.encode_batch(part.to_vec(), false).map_err(|error| anyhow!("{name}: {error}"))?;
             let mut ids: Vec<u32> = Vec::new();
@@ -57,32 +59,33 @@ impl Text {
             }
             if ids.len() <= length {
                 bail!(
-                    "corpus {name} is too short: its {what} part has {} tokens, a sequence needs {}; take a longer text, shorter sequences or another validation_share",
+                    "corpus {name} is too short: its {what} part has {} tokens, but a sequence needs {}; use a longer text, shorter sequences or another validation_share",
                     ids.len(),
                     length + 1
                 );
             }
-            // Each sequence begins with the last token of the one before, so that every token but the first is predicted.
+            // Each sequence begins with the last token of the one before, so that every token but the first is
+            // predicted.
             Ok((0..(ids.len() - 1) / length).map(|row| ids[row * length..=(row + 1) * length].to_vec()).collect())
         };
         let (training, validation) = (packed(&training, "training")?, packed(&validation, "validation")?);
         Ok(Self { vocab_size: tokenizer.get_vocab_size(true), tokenizer, training, validation })
     }
 
-    /// Steps of an epoch.
+    /// Steps per epoch.
     pub fn steps(&self, rows: usize) -> usize {
         self.training.len().div_ceil(rows)
     }
 
-    /// Tokens that an epoch predicts.
+    /// Predicted tokens per epoch.
     pub fn tokens(&self) -> usize {
         self.training.iter().map(|row| row.len() - 1).sum()
     }
 
-    /// The batch of a step, counted over all epochs. Every epoch has an order of its own, drawn by the seed.
+    /// Returns the batch of a step, counted over all epochs. The seed gives every epoch its own order.
     ///
     /// # Errors
-    /// When there is no sequence, which reading the text rules out.
+    /// Returns an error if there is no sequence. Reading the text rules this out.
     pub fn batch(&self, step: usize, rows: usize, seed: u64) -> Result<Sequences> {
         let (epoch, place) = (step / self.steps(rows), step % self.steps(rows));
         let mut random = ChaCha8Rng::seed_from_u64(seed);
@@ -95,16 +98,16 @@ impl Text {
         of(chosen.iter().map(|row| &self.training[*row]))
     }
 
-    /// All that is kept for validation.
+    /// Returns the whole validation part.
     ///
     /// # Errors
-    /// When there is no sequence, which reading the text rules out.
+    /// Returns an error if there is no sequence. Reading the text rules this out.
     pub fn validation(&self) -> Result<Sequences> {
         of(self.validation.iter())
     }
 
-    /// Perplexity of the validation part under a bigram model of the training part: absolute discounting, with continuation
-    /// counts for what follows a token seldom or never (Kneser and Ney 1995).
+    /// Perplexity of the validation part under a bigram model of the training part: absolute discounting, with
+    /// continuation counts for rare and unseen followers (Kneser and Ney 1995).
     pub fn bigram_perplexity(&self) -> f64 {
         const DISCOUNT: f64 = 0.75;
         let mut pairs: HashMap<(u32, u32), u64> = HashMap::new();
@@ -142,11 +145,11 @@ fn of<'a>(rows: impl Iterator<Item = &'a Vec<u32>>) -> Result<Sequences> {
     Sequences::new(rows.into_iter().flatten().copied().collect(), length)
 }
 
-/// A byte-level byte-pair tokenizer of a text.
+/// Trains a byte-level byte-pair tokenizer on a text.
 fn tokenizer(paragraphs: &[&str], vocab_size: usize) -> Result<Tokenizer> {
     let alphabet = ByteLevel::alphabet();
     let least = alphabet.len() + 1;
-    ensure!(vocab_size >= least, "vocab_size={vocab_size}: the bytes and the end of text are {least} tokens already");
+    ensure!(vocab_size >= least, "vocab_size={vocab_size}: the bytes and the end of text alone are {least} tokens");
     let build = || -> tokenizers::Result<Tokenizer> {
         let bytes = ByteLevel::new(false, true, true);
         let mut trainer = BpeTrainerBuilder::new()
@@ -164,7 +167,7 @@ fn tokenizer(paragraphs: &[&str], vocab_size: usize) -> Result<Tokenizer> {
             .with_decoder(Some(bytes))
             .build()?;
         made.train(&mut trainer, paragraphs.iter())?;
-        // What is trained and what is read have different types; the file's form is common to both.
+        // The trained tokenizer and the loaded one have different types. Both read the file format.
         let text = made.to_string(false)?;
         text.parse()
     };
@@ -230,12 +233,12 @@ mod tests {
             format!("{:#}", Text::read(&file, 300, 16, 0.1, 7).err().expect("an error"))
         };
         assert!(error(b"").contains("is empty") && error(b"\n \n").contains("is empty"));
-        assert!(error(b"good\xff\xfe").contains("is not UTF-8: byte 4 is wrong"));
-        assert!(error(b"too short").contains("tokens, a sequence needs 17"));
+        assert!(error(b"good\xff\xfe").contains("is not UTF-8: byte 4 is invalid"));
+        assert!(error(b"too short").contains("tokens, but a sequence needs 17"));
         let missing = Text::read(Path::new("nowhere.txt"), 300, 16, 0.1, 7).err().expect("an error");
         assert!(format!("{missing:#}").contains("corpus nowhere.txt can't be read"));
         let (_folder, file) = corpus(paragraphs().as_bytes());
         let small = Text::read(&file, 200, 16, 0.1, 7).err().expect("an error").to_string();
-        assert!(small.contains("257 tokens already"), "{small}");
+        assert!(small.contains("alone are 257 tokens"), "{small}");
     }
 }

@@ -1,4 +1,4 @@
-//! Several bases with several seeds on the same tokens, and a leaderboard of them.
+//! Training of several bases with several seeds on the same tokens, and their leaderboard.
 
 use std::path::Path;
 
@@ -8,28 +8,39 @@ use serde::Serialize;
 use super::{Outcome, Progress, Text, TrainConfig, run};
 use crate::{record::write_whole, report::table::markdown};
 
-/// What came of a shoot-out.
+/// The result of a shoot-out.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Shootout {
-    /// In the order they were trained.
+    /// In the order of training.
     pub entries: Vec<Entry>,
 }
 
 /// One training, in `summary.json` and `summary.csv`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Entry {
+    /// Base of the model.
     pub base: String,
+    /// Seed of the weights and of the order of the data.
     pub seed: u64,
+    /// `finished`, `diverged` or `failed`.
     pub status: String,
+    /// Why the training failed or diverged.
     pub reason: Option<String>,
+    /// Cross-entropy of the validation part, in nats per token.
     pub val_loss: Option<f64>,
+    /// Perplexity of the validation part.
     pub val_ppl: Option<f64>,
+    /// Share of the validation tokens that have the largest logit.
     pub val_top1_acc: Option<f64>,
+    /// Training throughput.
     pub train_tokens_per_s: Option<f64>,
+    /// Peak memory in MB.
     pub peak_memory_mb: Option<f64>,
+    /// Trainable parameters.
     pub parameters: Option<usize>,
+    /// Perplexity of the validation part under a bigram model of the same tokens.
     pub bigram_ppl: Option<f64>,
-    /// Whether its loss is that of a language model.
+    /// Whether its loss is that of a causal language model.
     pub causal: Option<bool>,
 }
 
@@ -59,11 +70,11 @@ impl Entry {
 }
 
 /// Trains every base with every seed, each in `runs/<base>_seed<seed>`, and writes `summary.json`, `summary.csv` and
-/// `leaderboard.md`. One that fails or diverges is an entry that says why, and the others go on. Those that came to their end
-/// before are not trained again.
+/// `leaderboard.md`. A training that fails or diverges becomes an entry with the reason, and the others continue.
+/// Finished trainings are not repeated.
 ///
 /// # Errors
-/// When a file can't be written.
+/// Returns an error if a file cannot be written.
 pub fn shootout(
     config: &TrainConfig,
     text: &Text,
@@ -93,8 +104,8 @@ pub fn shootout(
 }
 
 impl Shootout {
-    /// Means over the seeds, the least validation loss first; what sees later tokens comes after what does not, and what
-    /// failed last.
+    /// Means over the seeds, lowest validation loss first. Non-causal bases follow the causal ones, and failed bases
+    /// are last.
     pub fn leaderboard(&self) -> String {
         let mut bases: Vec<&str> = Vec::new();
         for entry in &self.entries {
@@ -127,7 +138,7 @@ impl Shootout {
             place += usize::from(counts);
             rows.push(vec![
                 if counts { place.to_string() } else { "-".into() },
-                format!("{}{}", line.base, if line.causal { "" } else { " [sees later tokens]" }),
+                format!("{}{}", line.base, if line.causal { "" } else { " [not causal]" }),
                 number(line.loss, 4),
                 number(line.perplexity, 1),
                 number(line.accuracy, 4),
@@ -142,8 +153,8 @@ impl Shootout {
             text += &format!("\nA bigram model of the same tokens has a perplexity of {bigram:.1}.\n");
         }
         if lines.iter().any(|line| !line.causal) {
-            text += "\n[sees later tokens]: a logit moved when a later token was changed. Such a base is told part of what it \
-                is to predict: its loss is not that of a language model, cannot be compared with the others', and has no place.\n";
+            text += "\n[not causal]: a logit changed when a later token was changed. Such a base sees tokens that it has to \
+                predict. Its loss cannot be compared with that of a causal language model, so it is not ranked.\n";
         }
         for entry in self.entries.iter().filter(|entry| entry.reason.is_some()) {
             let reason = entry.reason.as_deref().unwrap_or_default();
@@ -222,7 +233,7 @@ mod tests {
             "{board}"
         );
         assert!(lines[1].starts_with("| 2") && lines[1].contains("respsann") && lines[1].contains("4.5000"), "{board}");
-        assert!(lines[2].starts_with("| -") && lines[2].contains("sgrpsann [sees later tokens]"), "{board}");
+        assert!(lines[2].starts_with("| -") && lines[2].contains("sgrpsann [not causal]"), "{board}");
         assert!(
             lines[3].starts_with("| -") && lines[3].contains("waveresnet") && lines[3].contains("0 of 1"),
             "{board}"

@@ -1,5 +1,5 @@
-//! One training on a text, and the files that it leaves behind: the state, from which it goes on when it was stopped, losses
-//! as a table and a plot, and figures at the end.
+//! One training on a text and its files: the state that it resumes from, losses as a table and a plot, and the final
+//! metrics.
 
 use std::{
     collections::HashMap,
@@ -25,10 +25,12 @@ use crate::{
 const STATE: &str = "state.safetensors";
 const METRICS: &str = "metrics.json";
 
-/// How a training ended, `metrics.json`.
+/// The result of a training, `metrics.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Outcome {
+    /// Base of the model.
     pub base: String,
+    /// Seed of the weights and of the order of the data.
     pub seed: u64,
     /// `finished` or `diverged`.
     pub status: String,
@@ -36,30 +38,44 @@ pub struct Outcome {
     pub first_non_finite_step: Option<usize>,
     /// Mean over the last steps, as many as are between two validations.
     pub train_loss: Option<f64>,
+    /// Cross-entropy of the validation part, in nats per token.
     pub val_loss: Option<f64>,
     /// Of the validation part.
     pub perplexity: Option<f64>,
+    /// Share of the validation tokens that have the largest logit.
     pub val_top1_acc: Option<f64>,
     /// Of the validation part under a bigram model of the same tokens.
     pub bigram_perplexity: f64,
-    /// Whether no logit moves when a later token changes. Where one does, the loss is not that of a language model.
+    /// Whether no logit changes when a later token changes. Otherwise the loss is not that of a causal language
+    /// model.
     pub causal: bool,
+    /// Number of completed steps.
     pub steps: usize,
+    /// Passes over the training part.
     pub epochs: f64,
+    /// Trainable parameters.
     pub parameters: usize,
+    /// Size of the tokenizer's vocabulary.
     pub vocab_size: usize,
-    /// Of the steps alone, in the process that ended it.
+    /// Time of the steps alone, in the process that finished the training.
     pub train_tokens_per_s: Option<f64>,
+    /// Peak memory of the process that finished the training.
     pub peak_bytes: Option<u64>,
+    /// Path of the text.
     pub corpus_path: String,
 }
 
-/// What is seen while it goes.
+/// Progress of a training.
 pub struct Progress {
+    /// Number of the step, from 1.
     pub step: usize,
+    /// Total number of steps.
     pub steps: usize,
+    /// Loss of the step, in nats per token.
     pub loss: f64,
+    /// Validation loss, if the step was followed by a validation.
     pub val_loss: Option<f64>,
+    /// Training throughput so far.
     pub tokens_per_s: f64,
 }
 
@@ -72,19 +88,20 @@ struct Point {
     gradient_norm: f64,
     update_ratio: f64,
     learning_rate: f64,
-    /// After the step.
+    /// Validation loss after the step.
     val_loss: Option<f64>,
     val_top1_acc: Option<f64>,
 }
 
-/// Trains the one base and seed of a configuration on a text that was read for it, and leaves the files in a folder. Where the
-/// folder holds the state of the same training, it goes on from there; where it holds its end, that is returned.
+/// Trains the one base and seed of a configuration on a text, and writes the files to a folder. If the folder
+/// contains the state of the same training, resumes from it. If it contains a finished training, returns its result.
 ///
 /// # Errors
-/// When the folder holds another training, a file can't be written, or the device fails. A training that diverges is no error.
+/// Returns an error if the folder contains another training, a file cannot be written, or the device fails. A
+/// training that diverges is not an error.
 pub fn run(config: &TrainConfig, text: &Text, folder: &Path, mut progress: impl FnMut(&Progress)) -> Result<Outcome> {
     let ([base], [seed]) = (config.bases.as_slice(), config.seeds.as_slice()) else {
-        bail!("one base and one seed are trained at a time");
+        bail!("a training needs exactly one base and one seed");
     };
     let used = config.to_yaml()?;
     begin(folder, &used)?;
@@ -183,7 +200,7 @@ pub fn run(config: &TrainConfig, text: &Text, folder: &Path, mut progress: impl 
         language.named().into_iter().map(|(name, variable)| (name, variable.as_tensor().clone())).collect();
     let weights = safetensors::serialize(&weights, None).context("the weights could not be written")?;
     write_whole(&folder.join("model.safetensors"), &weights)?;
-    // Last, since it says that all the others are there.
+    // Written last, because its presence means that all other files are complete.
     let mut text = serde_json::to_vec_pretty(&outcome)?;
     text.push(b'\n');
     write_whole(&folder.join(METRICS), &text)?;
@@ -194,13 +211,13 @@ pub fn run(config: &TrainConfig, text: &Text, folder: &Path, mut progress: impl 
     Ok(outcome)
 }
 
-/// Makes the folder and says in it what is trained there.
+/// Creates the folder and writes the configuration to it.
 fn begin(folder: &Path, used: &str) -> Result<()> {
     let file = folder.join("config_used.yaml");
     match std::fs::read_to_string(&file) {
         Ok(before) => ensure!(
             before == used,
-            "{} holds a training with another configuration: name another folder with --out, or remove it",
+            "{} contains a training with another configuration: choose another folder with --out, or remove it",
             folder.display()
         ),
         Err(_) => {
@@ -208,7 +225,7 @@ fn begin(folder: &Path, used: &str) -> Result<()> {
             write_whole(&file, used.as_bytes())?;
         }
     }
-    // What a killed process was writing.
+    // A temporary file of an interrupted process.
     for entry in std::fs::read_dir(folder).with_context(|| format!("{} can't be read", folder.display()))? {
         let path = entry?.path();
         if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(".tmp")) {
@@ -218,7 +235,7 @@ fn begin(folder: &Path, used: &str) -> Result<()> {
     Ok(())
 }
 
-/// The end of the training, if it came to one.
+/// Returns the result of the training if it has finished.
 fn ended(folder: &Path) -> Result<Option<Outcome>> {
     let file = folder.join(METRICS);
     match std::fs::read(&file) {
@@ -233,7 +250,7 @@ fn digest(used: &str) -> String {
     Sha256::digest(used).iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Keeps everything that the next steps depend on in one file, so that it is never of two minds.
+/// Saves everything that the next steps depend on in one file, so that the saved state is always consistent.
 fn save(folder: &Path, used: &str, language: &Language, points: &[Point]) -> Result<()> {
     let about =
         HashMap::from([("points".to_owned(), serde_json::to_string(points)?), ("config".to_owned(), digest(used))]);
@@ -241,24 +258,24 @@ fn save(folder: &Path, used: &str, language: &Language, points: &[Point]) -> Res
     write_whole(&folder.join(STATE), &bytes)
 }
 
-/// Takes over the state that was kept, if there is one; returns the steps that led there.
+/// Restores the saved state, if there is one, and returns its number of steps.
 fn resume(folder: &Path, used: &str, language: &mut Language) -> Result<Vec<Point>> {
     let file = folder.join(STATE);
     let Ok(bytes) = std::fs::read(&file) else { return Ok(Vec::new()) };
     let read = || -> Result<(HashMap<String, Tensor>, Vec<Point>)> {
         let (_, metadata) = SafeTensors::read_metadata(&bytes)?;
-        let about = metadata.metadata().as_ref().context("it says nothing of itself")?;
-        ensure!(about.get("config") == Some(&digest(used)), "it is of another configuration");
+        let about = metadata.metadata().as_ref().context("its metadata is missing")?;
+        ensure!(about.get("config") == Some(&digest(used)), "it belongs to another configuration");
         let points = serde_json::from_str(about.get("points").context("its steps are missing")?)?;
         Ok((candle_core::safetensors::load_buffer(&bytes, language.model().embedding().device())?, points))
     };
     let (state, points) =
-        read().with_context(|| format!("{} can't be gone on from; remove the folder to start over", file.display()))?;
+        read().with_context(|| format!("{} cannot be resumed; remove the folder to start over", file.display()))?;
     language.resume(state, points.len()).with_context(|| file.display().to_string())?;
     Ok(points)
 }
 
-/// `loss.csv`, and the curve as `loss_curve.svg` and `.png`.
+/// Writes `loss.csv`, and the curve as `loss_curve.svg` and `loss_curve.png`.
 fn write_losses(folder: &Path, points: &[Point]) -> Result<()> {
     let mut table = csv::Writer::from_writer(Vec::new());
     for point in points {
@@ -311,7 +328,7 @@ mod tests {
             .expect("a text")
     }
 
-    /// Stopped after any step, also while a file is written, it goes on from the last state that was kept.
+    /// Interrupted after any step, even while it writes a file, a training resumes from the last saved state.
     #[test]
     fn a_stopped_training_ends_as_an_unbroken_one() {
         let folder = tempfile::tempdir().expect("a folder");
@@ -385,7 +402,7 @@ mod tests {
         let state = std::fs::read(out.join(STATE)).expect("a state");
         std::fs::write(out.join(STATE), &state[..state.len() / 2]).expect("torn");
         let error = format!("{:#}", run(&config_of(&[]), &text, &out, |_| ()).expect_err("torn"));
-        assert!(error.contains("can't be gone on from; remove the folder"), "{error}");
+        assert!(error.contains("cannot be resumed; remove the folder"), "{error}");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! SeriesTraining of a backbone for series: mean squared error and AdamW, on windows of a seeded series.
+//! Training of a backbone for series: mean squared error and AdamW, on windows of a seeded series.
 
 use anyhow::{Result, ensure};
 use candle_core::{DType, Device, Tensor};
@@ -12,16 +12,21 @@ use crate::model::{
     trainable::Variables,
 };
 
-/// Steps of the series that windows are cut from, beyond one window.
+/// Steps of the series in addition to one window.
 const SERIES_STEPS: usize = 8192;
 
-/// What is trained, and on what.
+/// The task: the sizes, and the data of the training.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Task {
+    /// Architecture of the backbone.
     pub architecture: Architecture,
+    /// Sizes of the backbone.
     pub sizes: Sizes,
+    /// Sizes of a batch.
     pub window: Window,
+    /// Learning rate of AdamW.
     pub learning_rate: f64,
+    /// Seed of the weights and of the series.
     pub seed: u64,
 }
 
@@ -31,7 +36,7 @@ impl Task {
     }
 }
 
-/// Windows of the task's series, and what follows each.
+/// Windows of the task's series, and the values that follow each.
 pub struct Batches {
     series: Series,
     window: Window,
@@ -42,21 +47,21 @@ pub struct Batches {
 
 impl Batches {
     /// # Errors
-    /// When the window holds nothing, or more than the series has.
+    /// Returns an error if the window is empty or longer than the series.
     pub fn new(task: &Task, dtype: DType, device: &Device) -> Result<Self> {
         let (Window { time, horizon, outputs, batch }, features) = (task.window, task.sizes.features);
-        ensure!(batch > 0, "batch is 0: at least one window is needed");
-        ensure!(time > 0, "window is 0: at least one step must be seen");
-        ensure!(horizon > 0, "horizon is 0: at least one step must be forecast");
-        ensure!(outputs <= features, "outputs={outputs} are more than the {features} features of the series");
+        ensure!(batch > 0, "batch is 0: it must be at least one window");
+        ensure!(time > 0, "window is 0: it must be at least one step");
+        ensure!(horizon > 0, "horizon is 0: it must be at least one step");
+        ensure!(outputs <= features, "outputs={outputs} is more than the {features} features of the series");
         let series = Series::new(SERIES_STEPS + time + horizon, features, task.seed);
         Ok(Self { series, window: task.window, dtype, device: device.clone(), number: 0 })
     }
 
-    /// The next batch: windows (batch, time, features) and what follows them (batch, horizon, outputs).
+    /// Returns the next batch: windows (batch, time, features) and the following values (batch, horizon, outputs).
     ///
     /// # Errors
-    /// When the device has no room for it.
+    /// Returns an error if the memory of the device is insufficient.
     pub fn cut(&mut self) -> Result<(Tensor, Tensor)> {
         self.number += 1;
         self.series.batch(self.number - 1, &self.window, self.dtype, &self.device)
@@ -73,7 +78,7 @@ pub struct SeriesTraining {
 
 impl SeriesTraining {
     /// # Errors
-    /// When the sizes don't go together, or there is no room.
+    /// Returns an error if the sizes are inconsistent, or memory is insufficient.
     pub fn new(task: &Task, dtype: DType, device: &Device) -> Result<Self> {
         let variables = Variables::new(task.seed);
         let model = task.model(variables.builder(dtype, device))?;
@@ -81,22 +86,22 @@ impl SeriesTraining {
         Ok(Self { model, optimizer: AdamW::new(variables.all(), parameters)?, device: device.clone(), steps: 0 })
     }
 
-    /// One step on a batch; returns the loss before it, when the device has done the work.
+    /// Runs one step on a batch and waits for the device. Returns the loss before the update.
     ///
     /// # Errors
-    /// When the loss is not finite, or the device fails.
+    /// Returns an error if the loss is not finite, or the device fails.
     pub fn step(&mut self, (series, after): &(Tensor, Tensor)) -> Result<f64> {
         let loss = mse(&self.model.forward(series)?, after)?;
         self.optimizer.backward_step(&loss)?;
         let loss = f64::from(loss.to_dtype(DType::F32)?.to_scalar::<f32>()?);
         self.device.synchronize()?;
         self.steps += 1;
-        ensure!(loss.is_finite(), "the loss became {loss} at step {}: it diverged", self.steps);
+        ensure!(loss.is_finite(), "training diverged: the loss became {loss} at step {}", self.steps);
         Ok(loss)
     }
 }
 
-/// A backbone that forecasts. It keeps nothing that a gradient would need.
+/// A backbone that forecasts. It stores nothing for gradients.
 pub struct Forecasting {
     model: Forecaster,
     device: Device,
@@ -104,16 +109,16 @@ pub struct Forecasting {
 
 impl Forecasting {
     /// # Errors
-    /// When the sizes don't go together, or there is no room.
+    /// Returns an error if the sizes are inconsistent, or memory is insufficient.
     pub fn new(task: &Task, dtype: DType, device: &Device) -> Result<Self> {
         let model = task.model(Variables::new(task.seed).frozen(dtype, device))?;
         Ok(Self { model, device: device.clone() })
     }
 
-    /// A forecast (batch, horizon, outputs) of windows (batch, time, features), when the device has done the work.
+    /// Returns a forecast (batch, horizon, outputs) of windows (batch, time, features) and waits for the device.
     ///
     /// # Errors
-    /// When the device fails.
+    /// Returns an error if the device fails.
     pub fn step(&self, series: &Tensor) -> Result<Tensor> {
         let forecast = self.model.forward(series)?;
         self.device.synchronize()?;
@@ -181,7 +186,7 @@ mod tests {
             ((|window: &mut Window| window.horizon = 0) as fn(&mut Window), "horizon is 0"),
             (|window| window.batch = 0, "batch is 0"),
             (|window| window.time = 0, "window is 0"),
-            (|window| window.outputs = 9, "outputs=9 are more than the 4 features"),
+            (|window| window.outputs = 9, "outputs=9 is more than the 4 features"),
         ] {
             let mut task = task(Architecture::StateSpace);
             edit(&mut task.window);

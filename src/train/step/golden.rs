@@ -1,5 +1,5 @@
-//! The models against psannlm's outputs, gradients and training steps in `fixtures/psann`, whose layout `fixtures/README.md`
-//! describes.
+//! Compares the models with psannlm's outputs, gradients and training steps in `fixtures/psann`. `fixtures/README.md`
+//! describes the layout.
 
 use std::{collections::HashMap, fs, path::Path};
 
@@ -20,12 +20,12 @@ use crate::{
 
 const LOGIT_TOLERANCE: f32 = 1e-4;
 const LOSS_TOLERANCE: f32 = 1e-5;
-/// Of a gradient's elements, as a share of its largest.
+/// Tolerance of a gradient's elements, as a share of its largest.
 const GRADIENT_TOLERANCE: f32 = 1e-3;
 const LATER_LOSS_TOLERANCE: f64 = 1e-3;
 
-/// Of logits in bf16, as a share of the norm of the reference's: what PyTorch's own bf16 is away from it on these fixtures, up
-/// to 0.042 where it computes in bf16 and 0.053 where the weights are bf16 too.
+/// Tolerance of logits in bf16, as a share of the norm of the reference's. PyTorch's own bf16 deviates by up to 0.042
+/// on these fixtures when it computes in bf16, and by up to 0.053 when the weights are bf16 too.
 const BF16_TOLERANCE: f32 = 0.05;
 
 struct Fixture {
@@ -103,7 +103,8 @@ fn logits_losses_gradients_and_steps_are_as_psannlms() {
     }
 }
 
-/// What a GPU runs, and 16-bit precisions everywhere: the compositions instead of the kernels of [`crate::kernels`].
+/// Tests the code that a GPU runs, and 16-bit dtypes everywhere: the compositions instead of the kernels of
+/// [`crate::kernels`].
 #[test]
 fn the_compositions_give_the_same() {
     for Fixture { name, config, language, golden, .. } in fixtures() {

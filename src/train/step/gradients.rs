@@ -1,6 +1,7 @@
-//! Gradients of a language model, with or without checkpointing: either everything that the layers made is kept for the way
-//! back, or only what went into each layer, which is then computed again (Chen et al. 2016). Candle's backward pass goes
-//! from a scalar to all variables; the parts here begin at gradients that the part after gave.
+//! Gradients of a language model, with or without checkpointing. Without it, the backward pass uses the stored
+//! activations of all layers. With it, only the input of each layer is stored, and the backward pass recomputes the
+//! layer (Chen et al. 2016). Candle's backward pass goes from a scalar to all variables; the parts here start from
+//! the gradient of the following part.
 
 use std::collections::HashMap;
 
@@ -13,16 +14,16 @@ use crate::{
     model::psann::Decoder,
 };
 
-/// What one pass over some sequences found.
+/// The result of one pass over some sequences.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Pass {
     /// Sum of the cross-entropy over the tokens, in nats.
     pub loss_sum: f64,
-    /// Tokens that were the likeliest.
+    /// Tokens that had the largest logit.
     pub correct: usize,
 }
 
-/// Token ids of sequences that are one longer than what the model sees, row by row.
+/// Token ids of sequences, row by row. Each is one longer than the input of the model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sequences {
     ids: Vec<u32>,
@@ -30,40 +31,41 @@ pub struct Sequences {
 }
 
 impl Sequences {
-    /// `length` counts the last token, which is only a target.
+    /// `length` includes the last token, which is only a target.
     ///
     /// # Errors
-    /// When the ids are no whole number of sequences, or these have no target.
+    /// Returns an error if the ids are not a whole number of sequences, or a sequence has no target.
     pub fn new(ids: Vec<u32>, length: usize) -> Result<Self> {
         ensure!(length > 1, "a sequence of {length} tokens has nothing to predict");
         ensure!(
             !ids.is_empty() && ids.len().is_multiple_of(length),
-            "{} tokens are no sequences of {length}",
+            "{} tokens are not a whole number of sequences of {length}",
             ids.len()
         );
         Ok(Self { ids, length })
     }
 
+    /// Number of sequences.
     pub fn rows(&self) -> usize {
         self.ids.len() / self.length
     }
 
-    /// Tokens that are predicted.
+    /// Number of predicted tokens.
     pub fn tokens(&self) -> usize {
         self.rows() * (self.length - 1)
     }
 
-    /// Parts of at most so many rows.
+    /// Splits the sequences into parts of at most `rows` rows.
     pub fn split(&self, rows: usize) -> impl Iterator<Item = Self> {
         self.ids.chunks(rows * self.length).map(|ids| Self { ids: ids.to_vec(), length: self.length })
     }
 
-    /// Ids that go in.
+    /// Input ids.
     fn inputs(&self) -> Vec<u32> {
         self.ids.chunks(self.length).flat_map(|row| &row[..self.length - 1]).copied().collect()
     }
 
-    /// Ids that should come out.
+    /// Target ids.
     pub(super) fn targets(&self) -> Vec<u32> {
         self.ids.chunks(self.length).flat_map(|row| &row[1..]).copied().collect()
     }
@@ -74,20 +76,20 @@ impl Sequences {
     }
 }
 
-/// What the head takes (rows, width), without a way back.
+/// Input of the head (rows, width), without gradients.
 fn hidden(model: &Decoder, sequences: &Sequences) -> Result<Tensor> {
     let mut x = model.embed(&sequences.input(model)?)?.detach();
     for layer in 0..model.layers() {
-        // Without this the layers before would be kept for a way back that there is not.
+        // Without `detach`, Candle would keep the earlier layers for a backward pass that never runs.
         x = model.layer(layer, &x)?.detach();
     }
     rows_of(&model.finish(&x)?)
 }
 
-/// Logits (rows, time, vocabulary) of all tokens at once, f32, without a way back. They stay as they are until the next call.
+/// Logits (rows, time, vocabulary) of all tokens, f32, without gradients. They are valid until the next call.
 ///
 /// # Errors
-/// When a token is not in the vocabulary, or the device fails.
+/// Returns an error if a token is not in the vocabulary, or the device fails.
 pub fn logits(model: &Decoder, sequences: &Sequences, workspace: &mut Workspace) -> Result<Tensor> {
     let hidden = hidden(model, sequences)?;
     let head = model.head().detach();
@@ -111,22 +113,22 @@ pub fn logits(model: &Decoder, sequences: &Sequences, workspace: &mut Workspace)
     Ok(logits.reshape((sequences.rows(), sequences.length - 1, ()))?)
 }
 
-/// Memory that is kept from one batch to the next.
+/// Buffers that are reused from one batch to the next.
 #[derive(Default)]
 pub struct Workspace {
     loss: loss::Workspace,
     /// (rows, vocabulary)
     logits: Option<Tensor>,
-    /// (vocabulary, width): the gradient of the table of embeddings.
+    /// (vocabulary, width): the gradient of the embedding table.
     of_table: Option<Tensor>,
-    /// Rows of it that are not 0.
+    /// Its rows that are not 0.
     touched: Vec<u32>,
 }
 
-/// The loss alone.
+/// Computes the loss without gradients.
 ///
 /// # Errors
-/// When a token is not in the vocabulary, or the device fails.
+/// Returns an error if a token is not in the vocabulary, or the device fails.
 pub fn evaluate(model: &Decoder, sequences: &Sequences, workspace: &mut Workspace) -> Result<Pass> {
     let hidden = hidden(model, sequences)?;
     let found = loss::cross_entropy(&hidden, model.head(), &sequences.targets(), None, &mut workspace.loss)?;
@@ -138,13 +140,13 @@ pub struct Gradients<'a> {
     model: &'a Decoder,
     variables: &'a [Var],
     workspace: &'a mut Workspace,
-    /// Those of the variables, as far as they are known; those of the two large tables are in the workspace.
+    /// Gradients of the variables so far. Those of the two large tables are in the workspace.
     sums: HashMap<TensorId, Option<Tensor>>,
 }
 
 impl<'a> Gradients<'a> {
     /// # Errors
-    /// When the device fails.
+    /// Returns an error if the device fails.
     pub fn new(model: &'a Decoder, variables: &'a [Var], workspace: &'a mut Workspace) -> Result<Self> {
         workspace.loss.clear();
         let table = model.embedding();
@@ -166,14 +168,14 @@ impl<'a> Gradients<'a> {
     /// Adds the gradients of `weight` times the loss of some sequences.
     ///
     /// # Errors
-    /// When a token is not in the vocabulary, or the device fails.
+    /// Returns an error if a token is not in the vocabulary, or the device fails.
     pub fn add(&mut self, sequences: &Sequences, weight: f64, checkpointing: bool) -> Result<Pass> {
         let model = self.model;
         let ids = sequences.input(model)?;
-        // A variable of its own, so that the way back ends here: of the table of embeddings only the rows that were looked up
-        // have gradients, and Candle would make one of the whole table twice.
+        // A separate variable, so that the backward pass ends here. Only the rows that were looked up have gradients,
+        // and Candle would allocate the gradient of the whole table twice.
         let embedded = Var::from_tensor(&model.embed(&ids)?.detach())?;
-        // What goes into each layer after the first, and into what follows the last.
+        // The input of each layer after the first, and of the head.
         let mut kept: Vec<Var> = Vec::new();
         let mut x = embedded.as_tensor().clone();
         for layer in 0..model.layers() {
@@ -189,7 +191,7 @@ impl<'a> Gradients<'a> {
         let targets = sequences.targets();
         let found =
             loss::cross_entropy(&rows_of(&hidden)?, model.head(), &targets, Some(weight), &mut self.workspace.loss)?;
-        let of_hidden = found.of_hidden.context("no gradient was made")?.reshape(hidden.shape())?;
+        let of_hidden = found.of_hidden.context("no gradient was computed")?.reshape(hidden.shape())?;
         let last = kept.pop().unwrap_or_else(|| embedded.clone());
         let mut of_x = self.pull(hidden, &of_hidden, last)?;
         if checkpointing {
@@ -203,22 +205,22 @@ impl<'a> Gradients<'a> {
         Ok(Pass { loss_sum: found.sum, correct: found.correct })
     }
 
-    /// In the order of the variables. They stay as they are until the next batch.
+    /// Returns the gradients in the order of the variables. They are valid until the next batch.
     ///
     /// # Errors
-    /// When a variable has no part in the loss.
+    /// Returns an error if the loss does not depend on a variable.
     pub fn finish(mut self) -> Result<Vec<Tensor>> {
         self.sums.insert(self.model.head().id(), Some(self.workspace.loss.of_head()?));
         self.sums.insert(self.model.embedding().id(), self.workspace.of_table.clone());
         let mut of =
-            |variable: &Var| self.sums.remove(&variable.id()).flatten().context("a weight has no part in the loss");
+            |variable: &Var| self.sums.remove(&variable.id()).flatten().context("the loss does not depend on a weight");
         self.variables.iter().map(&mut of).collect()
     }
 
-    /// Goes back from `output`, whose gradient is given, to `input`, whose gradient is returned; those of the variables are
-    /// added up.
+    /// Runs the backward pass from `output`, given its gradient, to `input`. Returns the gradient of `input` and
+    /// accumulates those of the variables.
     fn pull(&mut self, output: Tensor, gradient: &Tensor, input: Var) -> Result<Tensor> {
-        // A scalar whose gradient for the output is the given one.
+        // A scalar whose gradient with respect to the output is the given one.
         let scalar = (output.to_dtype(DType::F32)? * gradient.to_dtype(DType::F32)?.detach())?.sum_all()?;
         let mut found = scalar.backward()?;
         let of_input = found.remove(input.as_tensor()).context("a layer's output does not depend on its input")?;
@@ -232,9 +234,9 @@ impl<'a> Gradients<'a> {
         Ok(of_input)
     }
 
-    /// Adds the gradients of embeddings to the rows that they were looked up in.
+    /// Adds the gradients of embeddings to the rows of the table that they were looked up in.
     fn add_rows(&mut self, ids: &Tensor, of_rows: &Tensor) -> Result<()> {
-        let (ids, of_table) = (ids.flatten_all()?, self.workspace.of_table.take().context("no batch was begun")?);
+        let (ids, of_table) = (ids.flatten_all()?, self.workspace.of_table.take().context("no batch was started")?);
         let width = of_table.dim(1)?;
         let of_rows = of_rows.reshape(((), width))?.to_dtype(of_table.dtype())?;
         self.workspace.of_table = Some(match is_plain(&of_table) {
@@ -257,7 +259,7 @@ impl<'a> Gradients<'a> {
     }
 }
 
-/// (batch, time, width) as (rows, width), without the way back.
+/// (batch, time, width) as (rows, width), without gradients.
 fn rows_of(x: &Tensor) -> Result<Tensor> {
     let (batch, time, width) = x.dims3()?;
     Ok(x.detach().reshape((batch * time, width))?)

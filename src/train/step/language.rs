@@ -1,4 +1,4 @@
-//! A language model in training: steps, evaluation, and the signs of whether it goes well.
+//! A language model in training: steps, evaluation, and stability statistics.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -17,36 +17,39 @@ use crate::model::{
 /// How a step is computed.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Plan {
-    /// What the model computes in; weights, their gradients and moments are f32.
+    /// Compute dtype of the model. Weights, gradients and moments are f32.
     pub dtype: DType,
-    /// Keep only what goes into each layer, and compute the layer again on the way back.
+    /// Whether to store only the input of each layer and recompute the layer in the backward pass.
     pub checkpointing: bool,
-    /// Sequences that are computed at a time; a batch of more is computed in parts whose gradients are added up.
+    /// Sequences that are computed at a time. A larger batch is computed in parts whose gradients are accumulated.
     pub micro_rows: usize,
 }
 
-/// What a step found and did.
+/// Result of a step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Step {
     /// Mean over the tokens, before the update, in nats.
     pub loss: f64,
+    /// Norm of all gradients, before clipping.
     pub gradient_norm: f64,
-    /// Norm of what was added to the weights over that of the weights.
+    /// Norm of the update over the norm of the weights.
     pub update_ratio: f64,
+    /// Number of parts that the batch was computed in.
     pub micro_batches: usize,
 }
 
 impl Step {
-    /// Whether the training still goes.
+    /// Whether the loss and the gradients are finite.
     pub fn is_finite(&self) -> bool {
         self.loss.is_finite() && self.gradient_norm.is_finite()
     }
 }
 
+/// A language model in training, with its optimizer and buffers.
 pub struct Language {
     model: Decoder,
     variables: Variables,
-    /// In the order of their names, as the optimizer has them.
+    /// In the order of their names, as in the optimizer.
     trained: Vec<Var>,
     optimizer: AdamW,
     workspace: Workspace,
@@ -55,10 +58,10 @@ pub struct Language {
 }
 
 impl Language {
-    /// A model with seeded weights.
+    /// Makes a model with seeded weights.
     ///
     /// # Errors
-    /// When the sizes do not go together, or there is no room.
+    /// Returns an error if the sizes are inconsistent, or memory is insufficient.
     pub fn new(config: &PsannConfig, options: Options, plan: Plan, seed: u64, device: &Device) -> Result<Self> {
         ensure!(plan.micro_rows > 0, "a micro-batch needs a sequence");
         let variables = Variables::new(seed);
@@ -69,24 +72,26 @@ impl Language {
         Ok(Self { model, variables, trained, optimizer, workspace, plan, device: device.clone() })
     }
 
-    /// Weights by psannlm's names, in the order that gradients have.
+    /// Weights by psannlm's names, in the order of the gradients.
     pub fn named(&self) -> BTreeMap<String, Var> {
         self.variables.named()
     }
 
+    /// The model.
     pub fn model(&self) -> &Decoder {
         &self.model
     }
 
-    /// Steps that were taken.
+    /// Number of completed steps.
     pub fn steps(&self) -> usize {
         self.optimizer.steps()
     }
 
-    /// One step on a batch, when the device has done the work. When the loss or a gradient is not finite, nothing is updated.
+    /// Runs one step on a batch and waits for the device. If the loss or a gradient is not finite, nothing is
+    /// updated.
     ///
     /// # Errors
-    /// When a token is not in the vocabulary, or the device fails.
+    /// Returns an error if a token is not in the vocabulary, or the device fails.
     pub fn step(&mut self, batch: &Sequences) -> Result<Step> {
         let (weight, plan) = (1.0 / batch.tokens() as f64, self.plan);
         let (mut loss_sum, mut micro_batches) = (0.0, 0);
@@ -105,10 +110,10 @@ impl Language {
         })
     }
 
-    /// The loss alone, in parts as a step's.
+    /// Computes the loss without a step, in the same parts as a step.
     ///
     /// # Errors
-    /// As [`Self::step`].
+    /// See [`Self::step`].
     pub fn evaluate(&mut self, batch: &Sequences) -> Result<Pass> {
         let mut sum = Pass { loss_sum: 0.0, correct: 0 };
         for part in batch.split(self.plan.micro_rows) {
@@ -119,21 +124,20 @@ impl Language {
         Ok(sum)
     }
 
-    /// Logits (rows, time, vocabulary) of all tokens at once, f32, without a way back. They stay as they are until the next
-    /// call.
+    /// Logits (rows, time, vocabulary) of all tokens, f32, without gradients. They are valid until the next call.
     ///
     /// # Errors
-    /// As [`Self::step`].
+    /// See [`Self::step`].
     pub fn logits(&mut self, batch: &Sequences) -> Result<Tensor> {
         let logits = gradients::logits(&self.model, batch, &mut self.workspace)?;
         self.device.synchronize()?;
         Ok(logits)
     }
 
-    /// Everything that the next steps depend on: weights by their names, moments as `<name>.moments`.
+    /// Returns everything that the next steps depend on: weights by their names, moments as `<name>.moments`.
     ///
     /// # Errors
-    /// When the device fails.
+    /// Returns an error if the device fails.
     pub fn state(&self) -> Result<HashMap<String, Tensor>> {
         let weights = self.variables.named();
         let moments: Vec<_> =
@@ -141,10 +145,10 @@ impl Language {
         Ok(weights.into_iter().map(|(name, variable)| (name, variable.as_tensor().clone())).chain(moments).collect())
     }
 
-    /// Takes over what [`Self::state`] gave after so many steps.
+    /// Restores the result of [`Self::state`] after the given number of steps.
     ///
     /// # Errors
-    /// When it is that of another model.
+    /// Returns an error if the state belongs to another model.
     pub fn resume(&mut self, mut state: HashMap<String, Tensor>, steps: usize) -> Result<()> {
         let names = self.variables.named();
         let moments: Option<Vec<Tensor>> = names.keys().map(|name| state.remove(&format!("{name}.moments"))).collect();
@@ -153,10 +157,10 @@ impl Language {
         self.variables.assign(&state)
     }
 
-    /// Weights by psannlm's names.
+    /// Loads weights by psannlm's names.
     ///
     /// # Errors
-    /// When one is missing, has another shape, or is not one of this model's.
+    /// Returns an error if a weight is missing, has another shape, or does not belong to this model.
     pub fn load(&self, weights: &HashMap<String, Tensor>) -> Result<()> {
         self.variables.assign(weights)
     }
@@ -187,7 +191,7 @@ mod tests {
         Language::new(&config(base), options, plan, 5, &Device::Cpu).expect("a training")
     }
 
-    /// Sequences with something to learn: each token follows from the one before.
+    /// Sequences that can be learnt: each token follows from the one before.
     fn batch(rows: usize, number: u32) -> Sequences {
         let ids = (0..rows as u32).flat_map(|row| (0..13).map(move |step| (row * 11 + number * 17 + step * 3) % 50));
         Sequences::new(ids.collect(), 13).expect("sequences")

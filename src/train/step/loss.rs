@@ -1,5 +1,5 @@
-//! The cross-entropy of next tokens, over chunks of rows, so that the logits of a large batch never exist at once. Its
-//! gradients come with it: they need the same logits.
+//! Cross-entropy of next tokens, over chunks of rows, so that the logits of a large batch never exist at once. The
+//! same pass computes the gradients, because they need the same logits.
 
 use anyhow::{Context, Result, ensure};
 use candle_core::{D, DType, Tensor};
@@ -8,19 +8,19 @@ use rayon::prelude::*;
 
 use crate::kernels::{Kernel, Matrix, MatrixMut, change, exp, is_plain, product, vectorised, with_slices};
 
-/// Rows whose logits exist at a time. A smaller chunk adds to the head's gradient more often.
+/// Rows whose logits exist at a time on a CPU. A smaller chunk adds to the head's gradient more often.
 const CHUNK: usize = 512;
 
-/// The same on a device, which takes more rows to fill and has the memory.
+/// The same on other devices, which need more rows to be busy and have the memory.
 const DEVICE_CHUNK: usize = 4096;
 
-/// Memory that is kept from one loss to the next, and the head's gradient, which adds up over the parts of a batch: asking
-/// the system for so much takes longer than filling it.
+/// Buffers that are reused from one loss to the next, and the gradient of the head, which accumulates over the parts
+/// of a batch. Allocating such buffers takes longer than filling them.
 #[derive(Default)]
 pub struct Workspace {
     /// (rows of a chunk, vocabulary)
     logits: Vec<f32>,
-    /// (width, vocabulary): the head's gradient, turned, as it is the fastest to add to.
+    /// (width, vocabulary): the transposed gradient of the head, the fastest layout to add to.
     turned: Vec<f32>,
     /// (vocabulary, width)
     of_head: Option<Tensor>,
@@ -28,15 +28,16 @@ pub struct Workspace {
 }
 
 impl Workspace {
-    /// Begins a new batch.
+    /// Starts a new batch.
     pub fn clear(&mut self) {
         self.parts = 0;
     }
 
-    /// Gradient of the head (vocabulary, width) over the parts since [`Self::clear`], until the next one.
+    /// Returns the gradient of the head (vocabulary, width) over the parts since [`Self::clear`]. It is valid until
+    /// the next call.
     ///
     /// # Errors
-    /// When nothing was added to it.
+    /// Returns an error if nothing was added.
     pub fn of_head(&mut self) -> Result<Tensor> {
         let of_head = self.of_head.as_ref().filter(|_| self.parts > 0).context("no loss was computed")?;
         if !self.turned.is_empty() {
@@ -47,7 +48,7 @@ impl Workspace {
     }
 }
 
-/// From (width, rows) to (rows, width), a square at a time.
+/// Transposes (width, rows) to (rows, width), one square at a time.
 fn turn(from: &[f32], to: &mut [f32], rows: usize, width: usize) {
     const SIDE: usize = 32;
     let strip = |(strip, to): (usize, &mut [f32])| {
@@ -63,22 +64,24 @@ fn turn(from: &[f32], to: &mut [f32], rows: usize, width: usize) {
     to.par_chunks_mut(SIDE * width).enumerate().with_min_len(8).for_each(strip);
 }
 
-/// What a head makes of hidden states.
+/// The loss of hidden states.
 pub struct HeadLoss {
     /// Sum over the rows, in nats.
     pub sum: f64,
     /// Rows whose largest logit is that of the target.
     pub correct: usize,
-    /// Gradient of `weight · sum` for the hidden states (rows, width); `None` where it was not asked for. That of the head
-    /// is in the workspace.
+    /// Gradient of `weight · sum` with respect to the hidden states (rows, width); `None` if it was not requested.
+    /// The gradient of the head is in the workspace.
     pub of_hidden: Option<Tensor>,
 }
 
-/// Cross-entropy of `hidden` (rows, width) through `head` (vocabulary, width) against the ids of the `targets`. With a
-/// `weight`, which is one over the rows of the whole batch for a mean, gradients are made too.
+/// Computes the cross-entropy of `hidden` (rows, width) through `head` (vocabulary, width) with the ids of the
+/// `targets`. With a `weight`, which is one over the rows of the whole batch for a mean, it computes the gradients
+/// too.
 ///
 /// # Errors
-/// When there are not as many targets as rows, one is not in the vocabulary, or the device fails.
+/// Returns an error if the numbers of targets and rows differ, a target is not in the vocabulary, or the device
+/// fails.
 pub fn cross_entropy(
     hidden: &Tensor,
     head: &Tensor,
@@ -146,7 +149,8 @@ fn by_kernel(
     Ok(HeadLoss { sum, correct, of_hidden })
 }
 
-/// The loss of a row and whether its largest logit is the target's. With a weight, the logits become their gradients.
+/// Returns the loss of a row and whether its largest logit is the target's. With a weight, replaces the logits by
+/// their gradients.
 struct Soften<'a> {
     logits: &'a mut [f32],
     target: usize,
@@ -200,7 +204,7 @@ fn composed(
     let (rows, dtype) = (hidden.dim(0)?, hidden.dtype());
     let narrow = head.to_dtype(dtype)?;
     let size = if hidden.device().is_cpu() { CHUNK } else { DEVICE_CHUNK };
-    // Sums and hits of the chunks, which are fetched at the end, since each fetch waits for the device.
+    // Sums and hits of the chunks are read at the end, because each read waits for the device.
     let (mut seen, mut of_hidden) = (Vec::new(), Vec::new());
     for start in (0..rows).step_by(size) {
         let count = size.min(rows - start);
@@ -243,7 +247,7 @@ mod tests {
         tensor.flatten_all().and_then(|t| t.to_dtype(DType::F64)?.to_vec1()).expect("numbers")
     }
 
-    /// Candle's own loss of all logits at once is the reference, for both ways, with more rows than a chunk.
+    /// Compares both implementations with Candle's loss of all logits at once, with more rows than a chunk.
     #[test]
     fn chunks_are_as_the_whole() {
         let (rows, width, vocab_size) = (2 * CHUNK + 37, 12, 101);
@@ -264,7 +268,7 @@ mod tests {
         let mut workspaces = [Workspace::default(), Workspace::default()];
         let [by_kernel, by_composition] = &mut workspaces;
         let mut compute = || {
-            // What a batch before left behind must not be in the way.
+            // State of an earlier batch must not change the result.
             by_kernel.clear();
             by_composition.clear();
             [

@@ -1,6 +1,7 @@
-//! AdamW (Loshchilov and Hutter 2019) with warm-up and clipping by the norm of all gradients. On a processor in f32 one pass
-//! over weights, gradients and moments, in place; Candle's own makes some ten passes and as many copies. Elsewhere it is
-//! composed of Candle's operations, on small variables together: some twenty launches each were two fifths of a small model's step.
+//! AdamW (Loshchilov and Hutter 2019) with warm-up and clipping by the global norm. In f32 on a CPU, one pass updates
+//! weights and moments in place; Candle's own needs about ten passes and as many copies. Elsewhere, it is composed of
+//! Candle's operations and groups small variables, because about twenty launches per variable took two fifths of a
+//! small model's step.
 
 use std::ops::Range;
 
@@ -11,25 +12,32 @@ use serde::{Deserialize, Serialize};
 
 use crate::kernels::{Kernel, change, is_plain, vectorised, with_slices};
 
-/// Numbers that a thread takes at a time.
+/// Elements that a thread processes at a time.
 const CHUNK: usize = 64 * 1024;
 
-/// Numbers that are stepped together at most, unless one variable has more. Their copies are memory that a step takes.
+/// Maximum number of elements that are updated together, unless one variable has more. Their copies add to the memory
+/// of a step.
 const BUCKET: usize = 4 << 20;
 
+/// Options of AdamW, of its schedule and of clipping.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Options {
+    /// Learning rate after the warm-up.
     pub learning_rate: f64,
+    /// Decay rate of the moving average of the gradients.
     pub beta1: f64,
+    /// Decay rate of the moving average of their squares.
     pub beta2: f64,
+    /// Added to the root of the average of the squares.
     pub eps: f64,
+    /// Decoupled weight decay per step, multiplied by the learning rate.
     pub weight_decay: f64,
-    /// Steps over which the learning rate rises to its own, in equal parts.
+    /// Steps of the linear warm-up of the learning rate.
     pub warmup_steps: usize,
-    /// The step at which it has fallen to 0, by a cosine; `None` keeps it.
+    /// The step at which the cosine schedule reaches 0; `None` keeps the rate constant.
     #[serde(default)]
     pub decay_steps: Option<usize>,
-    /// Gradients whose norm is larger are scaled down to it.
+    /// Gradients with a larger norm are scaled down to this norm.
     pub clip_norm: f64,
 }
 
@@ -49,7 +57,7 @@ impl Default for Options {
 }
 
 impl Options {
-    /// The learning rate of a step, counted from 0.
+    /// Returns the learning rate of a step, counted from 0.
     pub fn rate(&self, step: usize) -> f64 {
         let number = step + 1;
         if number <= self.warmup_steps {
@@ -63,31 +71,32 @@ impl Options {
 
 /// Variables with their moments.
 pub struct AdamW {
+    /// The options.
     pub options: Options,
     variables: Vec<Var>,
     buckets: Vec<Bucket>,
     steps: usize,
 }
 
-/// Variables that are stepped together.
+/// Variables that are updated together.
 struct Bucket {
     variables: Range<usize>,
-    /// (2, numbers): means of their gradients, and of the squares. f32.
+    /// (2, elements): moving averages of their gradients and of the squares. f32.
     moments: Tensor,
 }
 
-/// What a step did.
+/// Statistics of a step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Update {
     /// Norm of all gradients, before clipping.
     pub gradient_norm: f64,
-    /// Norm of what was added to the weights over the norm of the weights.
+    /// Norm of the update over the norm of the weights.
     pub update_ratio: f64,
 }
 
 impl AdamW {
     /// # Errors
-    /// When there is no room for the moments.
+    /// Returns an error if memory for the moments is insufficient.
     pub fn new(variables: Vec<Var>, options: Options) -> Result<Self> {
         let mut parts: Vec<(Range<usize>, usize)> = Vec::new();
         for (number, variable) in variables.iter().enumerate() {
@@ -106,14 +115,15 @@ impl AdamW {
         Ok(Self { options, variables, buckets, steps: 0 })
     }
 
+    /// Number of completed steps.
     pub fn steps(&self) -> usize {
         self.steps
     }
 
-    /// (2, numbers) of each variable, in their order, for keeping.
+    /// Returns (2, elements) of each variable, in their order, for saving.
     ///
     /// # Errors
-    /// When the device fails.
+    /// Returns an error if the device fails.
     pub fn moments(&self) -> Result<Vec<Tensor>> {
         let mut moments = Vec::new();
         for bucket in &self.buckets {
@@ -127,17 +137,17 @@ impl AdamW {
         Ok(moments)
     }
 
-    /// Takes over what [`Self::moments`] gave after so many steps.
+    /// Restores the result of [`Self::moments`] after the given number of steps.
     ///
     /// # Errors
-    /// When they are those of other variables.
+    /// Returns an error if the moments belong to other variables.
     pub fn resume(&mut self, moments: &[Tensor], steps: usize) -> Result<()> {
         let same = moments.len() == self.variables.len()
             && moments
                 .iter()
                 .zip(&self.variables)
                 .all(|(moments, variable)| moments.dims() == [2, variable.elem_count()]);
-        ensure!(same, "the optimizer's moments are those of another model");
+        ensure!(same, "the optimizer's moments belong to another model");
         for bucket in &mut self.buckets {
             bucket.moments = Tensor::cat(&moments[bucket.variables.clone()], 1)?;
         }
@@ -145,10 +155,11 @@ impl AdamW {
         Ok(())
     }
 
-    /// One step; `gradients` are in the order of the variables.
+    /// Runs one step; `gradients` are in the order of the variables.
     ///
     /// # Errors
-    /// When the device fails. A gradient that is not finite is no error: it shows in the norm, and nothing is updated.
+    /// Returns an error if the device fails. If a gradient is not finite, the norm is not finite and nothing is
+    /// updated; this is not an error.
     pub fn step(&mut self, gradients: &[Tensor]) -> Result<Update> {
         ensure!(gradients.len() == self.variables.len(), "a gradient is missing");
         let mut squares = Squares::default();
@@ -159,7 +170,7 @@ impl AdamW {
         if !gradient_norm.is_finite() {
             return Ok(Update { gradient_norm, update_ratio: f64::NAN });
         }
-        // As PyTorch clips: a little below the norm that was asked for.
+        // As in PyTorch, the clipped norm is slightly below the requested norm.
         let clip = (self.options.clip_norm / (gradient_norm + 1e-6)).min(1.0);
         let (mut changes, mut weights) = (Squares::default(), Squares::default());
         let scales = Scales::new(&self.options, self.steps, clip);
@@ -180,7 +191,7 @@ impl AdamW {
     }
 }
 
-/// All numbers of some tensors, one after another, in f32.
+/// All elements of some tensors, one after another, in f32.
 fn flat<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> Result<Tensor> {
     let part = |tensor: &Tensor| tensor.flatten_all()?.to_dtype(DType::F32);
     let parts = tensors.into_iter().map(part).collect::<candle_core::Result<Vec<_>>>()?;
@@ -190,7 +201,8 @@ fn flat<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> Result<Tensor> {
     })
 }
 
-/// The sum of the squares of some tensors. What a device adds up is fetched at the end, since each fetch waits for it.
+/// The sum of the squares of some tensors. Sums on a device are read at the end, because each read waits for the
+/// device.
 #[derive(Default)]
 struct Squares {
     known: f64,
@@ -216,7 +228,7 @@ impl Squares {
     }
 }
 
-/// The sum of a tensor's squares, f32 on a processor.
+/// The sum of a tensor's squares, f32 on a CPU.
 fn squared(x: &Tensor) -> Result<f64> {
     let of_chunk = |chunk: &[f32]| {
         let mut lanes = [0f32; 16];
@@ -226,12 +238,13 @@ fn squared(x: &Tensor) -> Result<f64> {
         }
         lanes.iter().map(|lane| f64::from(*lane)).sum::<f64>() + rest.iter().map(|x| f64::from(x * x)).sum::<f64>()
     };
-    // Small chunks, since each is summed in f32; added up in their order, so that the same gradients give the same norm.
+    // Small chunks, because each is summed in f32. They are added in order, so that the same gradients give the same
+    // norm.
     let sums: Vec<f64> = with_slices([x], |[x]| x.par_chunks(4096).with_min_len(16).map(of_chunk).collect())?;
     Ok(sums.iter().sum())
 }
 
-/// What one step multiplies by.
+/// The factors of one step.
 struct Scales {
     rate: f32,
     decay: f32,
@@ -239,7 +252,7 @@ struct Scales {
     beta2: f32,
     eps: f32,
     clip: f32,
-    /// One over the share that the moments have of their steady state.
+    /// Reciprocals of the bias corrections of the moments.
     unbias1: f32,
     unbias2: f32,
 }
@@ -260,7 +273,7 @@ impl Scales {
         }
     }
 
-    /// Squares of what was added and of the weights before.
+    /// Squared norms of the update and of the weights before it.
     fn in_place(&self, variable: &Var, moments: &Tensor, gradient: &Tensor) -> Result<(f64, f64)> {
         let (mut sums, mut failed) = ((0.0, 0.0), None);
         with_slices([gradient], |[gradient]| {
@@ -272,7 +285,7 @@ impl Scales {
                     let chunk = |(((weights, gradient), means), squares): ((_, _), _)| {
                         vectorised(Chunk { scales: self, weights, gradient, means, squares })
                     };
-                    // Added up in their order, so that the same step gives the same sums.
+                    // Added in order, so that the same step gives the same sums.
                     let of_chunks: Vec<(f64, f64)> = chunks.map(chunk).collect();
                     sums = of_chunks.iter().fold(sums, |sum, more| (sum.0 + more.0, sum.1 + more.1));
                 });
@@ -311,7 +324,7 @@ impl Scales {
     }
 }
 
-/// One pass over a part of a variable. Returns the squares of what was added, and of the weights before.
+/// Updates a part of a variable in one pass. Returns the squared norms of the update and of the weights before it.
 struct Chunk<'a> {
     scales: &'a Scales,
     weights: &'a mut [f32],
@@ -357,7 +370,7 @@ mod tests {
         tensor.flatten_all().and_then(|t| t.to_dtype(DType::F64)?.to_vec1()).expect("numbers")
     }
 
-    /// Candle's own AdamW is the reference; both ways are tried, the composition in f64.
+    /// Compares both implementations with Candle's AdamW; the composition runs in f64.
     #[test]
     fn steps_are_as_candles() {
         let start: Vec<f32> = (0..1003).map(|i| (i as f32 * 0.7).sin()).collect();
@@ -413,7 +426,7 @@ mod tests {
         let gradients: Vec<_> = alone.iter().map(|x| x.as_tensor().cos().expect("a gradient")).collect();
         for _ in 0..2 {
             both.step(&gradients).expect("a step");
-            // What is kept of one goes on in another.
+            // The saved state of one optimizer continues in another.
             let moments = both.moments().expect("moments");
             let steps = both.steps();
             both = AdamW::new(together.clone(), options).expect("an optimizer");

@@ -1,5 +1,5 @@
-//! One step of a network for series an iteration: a training step, or a forecast. `grid` holds the combinations of the
-//! architecture sweep.
+//! Steps of networks for series: one training step or one forecast per iteration. `grid` holds the combinations of
+//! the architecture sweep.
 
 mod grid;
 
@@ -47,10 +47,10 @@ pub struct SeriesWorkload {
 }
 
 impl SeriesWorkload {
-    /// Builds the backbone and takes one step, which is not measured.
+    /// Builds the backbone and runs one step that is not measured.
     ///
     /// # Errors
-    /// When the sizes don't go together, memory is missing, or the step fails.
+    /// Returns an error if the sizes are inconsistent, memory is insufficient, or the step fails.
     pub fn new(combination: &Combination, phase: Phase, grid: &SeriesGrid) -> Result<Self> {
         let (task, device) = (&combination.task, grid.device.open()?);
         let limits = measure::limits(&device)?;
@@ -111,10 +111,10 @@ impl SeriesWorkload {
 }
 
 impl Workload for SeriesWorkload {
-    /// One step. Cutting the batch out of the series is not timed.
+    /// Runs one step. Cutting the batch from the series is not timed.
     ///
     /// # Errors
-    /// When training diverged, a forecast is not finite, or the device fails.
+    /// Returns an error if training diverged, a forecast is not finite, or the device fails.
     fn iterate(&mut self) -> Result<Iteration> {
         self.peak.begin();
         let batch = self.batches.cut()?;
@@ -129,7 +129,7 @@ impl Workload for SeriesWorkload {
                 let forecast = forecasting.step(&batch.0)?;
                 let time = started.elapsed();
                 let values = forecast.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
-                ensure!(values.iter().all(|value| value.is_finite()), "a forecast holds values that are not finite");
+                ensure!(values.iter().all(|value| value.is_finite()), "a forecast contains values that are not finite");
                 time
             }
         };
@@ -146,7 +146,7 @@ impl Workload for SeriesWorkload {
     }
 }
 
-/// The subject of a combination, for records.
+/// Describes a combination for records.
 pub fn series_subject(combination: &Combination, grid: &SeriesGrid) -> Subject {
     let parameters = cost(&combination.task).ok().map(|cost| cost.parameters);
     Subject {

@@ -1,0 +1,48 @@
+//! The guide.
+//!
+//! | chapter | content |
+//! |---|---|
+//! | [`settings`] | settings, models, features, exit codes |
+//! | [`scenarios`] | generation scenarios and benchmark ids |
+//! | [`mixtures`] | mixtures of experts and their dense twins |
+//! | [`sweep`] | networks for series over a grid of sizes |
+//! | [`training`] | training benchmarks, `candlepower train` and `shootout` |
+//! | [`gpu`] | accelerators |
+//! | [`experimental`] | features that no real GPU has run |
+//! | [`reports`] | tables, comparisons, histories, exports, data formats |
+//! | [`deviations`] | known differences from the reference implementations |
+//! | [`methodology`] | what is timed, and known biases |
+//! | [`contributing`] | recipes for additions |
+
+#[doc = include_str!("settings.md")]
+pub mod settings {}
+
+#[doc = include_str!("scenarios.md")]
+pub mod scenarios {}
+
+#[doc = include_str!("mixtures.md")]
+pub mod mixtures {}
+
+#[doc = include_str!("sweep.md")]
+pub mod sweep {}
+
+#[doc = include_str!("training.md")]
+pub mod training {}
+
+#[doc = include_str!("gpu.md")]
+pub mod gpu {}
+
+#[doc = include_str!("experimental.md")]
+pub mod experimental {}
+
+#[doc = include_str!("reports.md")]
+pub mod reports {}
+
+#[doc = include_str!("deviations.md")]
+pub mod deviations {}
+
+#[doc = include_str!("methodology.md")]
+pub mod methodology {}
+
+#[doc = include_str!("contributing.md")]
+pub mod contributing {}
