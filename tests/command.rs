@@ -274,7 +274,7 @@ fn configurations_that_can_not_run_are_refused() {
     assert_refused(&run(&folder, &[]), "config.json could not be read");
     let folder = checkpoint();
     fs::write(folder.path().join("tokenizer.json"), "{}").expect("written");
-    assert_refused(&run(&folder, &[]), "tokenizer.json: no tokenizer");
+    assert_refused(&run(&folder, &[]), "tokenizer.json: not a tokenizer");
 }
 
 #[test]
