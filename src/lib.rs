@@ -33,7 +33,9 @@
 //!         Ok(()) // It keeps nothing between calls.
 //!     }
 //!     fn footprint(&self) -> Footprint {
-//!         Footprint::dense(VOCAB_SIZE * HIDDEN_SIZE, self.embedding.dtype(), 0)
+//!         // All parameters are those of the head, because the embedding is also the head.
+//!         let parameters = VOCAB_SIZE * HIDDEN_SIZE;
+//!         Footprint::dense(parameters, parameters, self.embedding.dtype(), 0)
 //!     }
 //!     fn vocab_size(&self) -> usize {
 //!         VOCAB_SIZE
