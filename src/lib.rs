@@ -56,7 +56,7 @@
 //! fn main() -> std::process::ExitCode {
 //!     candlepower::main(|suite| {
 //!         let model = Candidate::own("bigram", suite.settings(), load);
-//!         suite.generation(&GENERATION, vec![model]);
+//!         suite.generation(GENERATION, vec![model]);
 //!     })
 //! }
 //! ```
