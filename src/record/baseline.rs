@@ -1,4 +1,5 @@
-//! Criterion's baselines: the only reader of its files, which it calls internal. Tested on what criterion 0.8.2 writes.
+//! The only reader of Criterion's baselines. Criterion calls the format of these files internal; this reader is tested with
+//! files of criterion 0.8.2.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,10 +10,10 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 
-/// Benchmark id → milliseconds an iteration, one for each sample.
+/// Milliseconds of an iteration in each sample, by benchmark id.
 pub type Samples = BTreeMap<String, Vec<f64>>;
 
-/// What Criterion made of a benchmark's samples: the median iteration and its interval, in nanoseconds.
+/// Criterion's estimate of a benchmark: the median time of an iteration and its confidence interval, in nanoseconds.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Estimate {
     pub median_ns: f64,
@@ -49,10 +50,10 @@ struct SavedInterval {
     upper_bound: f64,
 }
 
-/// The samples that a baseline holds. `new` is Criterion's name for the last run.
+/// The samples of a baseline. Criterion names the last run `new`.
 ///
 /// # Errors
-/// When a file of the baseline is not as Criterion writes it.
+/// When a file of the baseline does not have Criterion's format.
 pub fn baseline(criterion_home: &Path, name: &str) -> Result<Samples> {
     let mut samples = Samples::new();
     each(criterion_home, name, &mut |id, saved| {
@@ -68,7 +69,7 @@ pub fn baseline(criterion_home: &Path, name: &str) -> Result<Samples> {
 /// Criterion's estimates of a baseline, by id.
 ///
 /// # Errors
-/// When a file of the baseline is not as Criterion writes it.
+/// When a file of the baseline does not have Criterion's format.
 pub fn estimates(criterion_home: &Path, name: &str) -> Result<BTreeMap<String, Estimate>> {
     let mut estimates = BTreeMap::new();
     each(criterion_home, name, &mut |id, saved| {
@@ -80,7 +81,7 @@ pub fn estimates(criterion_home: &Path, name: &str) -> Result<BTreeMap<String, E
     Ok(estimates)
 }
 
-/// Looks at each benchmark that has this baseline: its id, and the baseline's folder.
+/// Calls `look` with the id and the folder of each benchmark that has this baseline.
 fn each(criterion_home: &Path, name: &str, look: &mut impl FnMut(String, &Path) -> Result<()>) -> Result<()> {
     visit(criterion_home, &mut |folder| {
         let saved = folder.join(name);
@@ -92,7 +93,7 @@ fn each(criterion_home: &Path, name: &str, look: &mut impl FnMut(String, &Path) 
     })
 }
 
-/// Names of the baselines that are there.
+/// Names of the existing baselines.
 pub fn baselines(criterion_home: &Path) -> Vec<String> {
     let mut names = BTreeSet::new();
     let _ = visit(criterion_home, &mut |folder| {
@@ -126,7 +127,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_criterion_writes_is_read() {
+    fn files_of_criterion_are_read() {
         let home = tempfile::tempdir().expect("a folder");
         for (baseline, ms) in [("new", 3.0), ("main", 2.0)] {
             let folder = home.path().join("short/llama_x/stock-f32-cpu").join(baseline);

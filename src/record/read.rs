@@ -1,4 +1,4 @@
-//! Reading records back. What can be read is used; what can't is named by its line, and nothing is dropped in silence.
+//! Readers of records. They return every readable record, and name every unreadable line.
 
 use std::{
     borrow::Cow,
@@ -14,18 +14,18 @@ use serde::Deserialize;
 
 use super::{Record, SCHEMA};
 
-/// Records of a file, and what is wrong with its other lines.
+/// The records of a file, and the problems of its other lines.
 #[derive(Debug, Default)]
 pub struct Read {
     pub records: Vec<Record>,
-    /// One line each: file, line number, what is wrong.
+    /// One text for each problem: file, line number and cause.
     pub problems: Vec<String>,
 }
 
-/// Reads a file of records, one a line. Empty lines are none.
+/// Reads a file with one record on each line. Empty lines are skipped.
 ///
 /// # Errors
-/// When the file can't be opened. Lines that can't be read are [`Read::problems`].
+/// When the file cannot be opened. Unreadable lines are in [`Read::problems`].
 pub fn read(path: &Path) -> Result<Read> {
     let file = File::open(path).with_context(|| format!("{} could not be read", path.display()))?;
     let mut read = Read::default();
@@ -49,12 +49,12 @@ pub fn read(path: &Path) -> Result<Read> {
     Ok(read)
 }
 
-/// Reads the last record of each benchmark, made-up ones apart, in the order in which they stand in the file: a benchmark
-/// that was measured again counts as it was the last time, and a problem says how often that was. Takes memory for the
-/// benchmarks, not for the file: lines are looked through by all threads, and only the last of each benchmark is kept.
+/// Reads the last record of each benchmark, in the order of the file. Sandbox records count separately. If a benchmark has
+/// several records, a problem states how many. All threads scan the file, and only the last record of each benchmark is
+/// kept, so the memory in use depends on the number of benchmarks and not on the size of the file.
 ///
 /// # Errors
-/// As [`read`].
+/// See [`read`].
 pub fn latest(path: &Path) -> Result<Read> {
     let bytes = fs::metadata(path).with_context(|| format!("{} could not be read", path.display()))?.len();
     let parts = (bytes / PART_BYTES + 1).min(4 * rayon::current_num_threads() as u64);
@@ -90,14 +90,14 @@ pub fn latest(path: &Path) -> Result<Read> {
         file.read_exact(&mut line)?;
         match parse(line.trim_ascii()) {
             Ok(record) => found.records.push(record),
-            // It has an id and is no record all the same: an earlier one counts, so every line must be read.
+            // The line has an id but is not a record, so an earlier record counts, and every line must be read.
             Err(_) => return slowly(path),
         }
     }
     Ok(found)
 }
 
-/// What [`latest`] gives, from every record.
+/// The result of [`latest`], found by reading every record.
 fn slowly(path: &Path) -> Result<Read> {
     let mut read = read(path)?;
     let mut seen = BTreeSet::new();
@@ -107,25 +107,25 @@ fn slowly(path: &Path) -> Result<Read> {
     Ok(read)
 }
 
-/// Bytes below which a file is not worth a further thread.
+/// Bytes for which one more thread pays off.
 const PART_BYTES: u64 = 1 << 20;
 
-/// Id, and whether it is made up.
+/// Id, and whether the record is a sandbox record.
 type Key = (String, bool);
 
-/// What the lines of a part of a file hold.
+/// Index of the lines in a part of a file.
 #[derive(Default)]
 struct Part {
     lines: u64,
-    /// How many of a benchmark, and where the last is: start and length in bytes.
+    /// Number of records of a benchmark, and start and length in bytes of the last.
     last: BTreeMap<Key, (u64, (u64, u64))>,
-    /// Line within the part, and what is wrong with it.
+    /// Line within the part, and its problem.
     problems: Vec<(u64, String)>,
 }
 
-/// Looks at the lines that start in `from..to`.
+/// Indexes the lines that start in `from..to`.
 fn look_through(path: &Path, from: u64, to: u64) -> io::Result<Part> {
-    /// What is read of a line; the rest is only seen to be JSON.
+    /// The fields that the index needs. The rest of a line is only checked to be JSON.
     #[derive(Deserialize)]
     struct Head<'a> {
         schema: u32,
@@ -139,7 +139,7 @@ fn look_through(path: &Path, from: u64, to: u64) -> io::Result<Part> {
     let mut line = Vec::new();
     let mut start = from;
     if from > 0 {
-        // A line that starts in the part before is that one's, up to its end.
+        // A line that starts in the previous part belongs to that part.
         file.seek(SeekFrom::Start(from - 1))?;
         start = from - 1 + file.read_until(b'\n', &mut line)? as u64;
     }
@@ -157,7 +157,7 @@ fn look_through(path: &Path, from: u64, to: u64) -> io::Result<Part> {
                 let (count, at) = part.last.entry((head.id.into_owned(), head.sandbox)).or_default();
                 (*count, *at) = (*count + 1, (start, length));
             }
-            // Said in full by the reader of whole records.
+            // `parse` describes the problem.
             _ => part.problems.extend(parse(text).err().map(|problem| (part.lines, problem))),
         }
         start += length;
@@ -165,12 +165,12 @@ fn look_through(path: &Path, from: u64, to: u64) -> io::Result<Part> {
     Ok(part)
 }
 
-/// The record in a line.
+/// Parses a line as a record.
 ///
 /// # Errors
-/// What is wrong with the line, without its number.
+/// The problem of the line, without its number.
 pub fn parse(line: &[u8]) -> Result<Record, String> {
-    /// What every version has.
+    /// The field that every version of the schema has.
     #[derive(Deserialize)]
     struct Versioned {
         schema: u32,
@@ -192,7 +192,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_can_not_be_read_is_named_by_its_line() {
+    fn unreadable_lines_are_named() {
         let good = include_str!("sample.json").replace('\n', "");
         let torn = &good[..good.len() / 2];
         let newer = good.replacen("\"schema\":1", "\"schema\":99", 1).replacen("\"schema\": 1", "\"schema\": 99", 1);
@@ -214,7 +214,7 @@ mod tests {
         assert_eq!(read.problems.len(), 5, "{:?}", read.problems);
     }
 
-    /// The same whether a file is read in one part or in many, and as reading every record and taking the last.
+    /// The result is the same for one part, for many parts, and for reading every record.
     #[test]
     fn the_last_of_each_benchmark_is_found_and_repetitions_are_counted() {
         let sample: Record = serde_json::from_str(include_str!("sample.json")).expect("the sample");
@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_with_an_id_that_is_no_record_does_not_hide_an_earlier_one() {
+    fn an_invalid_line_with_an_id_does_not_hide_an_earlier_record() {
         let good = include_str!("sample.json").replace('\n', "");
         let file = tempfile::NamedTempFile::new().expect("a file");
         fs::write(file.path(), format!("{good}\n{{\"schema\": 1, \"id\": \"short/llama-mini/stock-f32-cpu\"}}\n"))

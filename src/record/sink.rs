@@ -1,4 +1,4 @@
-//! Where records go: one folder a run, one line a record.
+//! The writer of records: one folder for each run, one line for each record.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -15,7 +15,7 @@ use super::Record;
 /// Name of the records' file in a run's folder.
 pub const RECORDS: &str = "records.jsonl";
 
-/// Who opened a run, so that the other bench targets of the same `cargo bench` can join it.
+/// File that names the process that opened a run, so that the other bench targets of the same `cargo bench` can join it.
 const OPENED_BY: &str = "run.json";
 
 #[derive(Serialize, Deserialize, PartialEq)]
@@ -23,19 +23,20 @@ struct OpenedBy {
     cargo_process: u32,
 }
 
-/// Appends records to a run. Each is written whole, in one call, so that writers at the same time lose nothing and a
-/// process that is killed loses at most the record in flight.
+/// Appends records to a run. Each record is one write, so that concurrent writers do not mix their lines, and a killed
+/// process loses at most one record.
 pub struct Sink {
     run: String,
     path: PathBuf,
 }
 
 impl Sink {
-    /// Opens the run that this process belongs to, below `out`: the one named by `run`; else, started by Cargo, the
-    /// one that an earlier bench target of the same `cargo bench` opened; else a new one, named by the time.
+    /// Opens the run of this process below `out`. If `run` is given, it is that run. Otherwise, if Cargo started the
+    /// process, it is the run that an earlier bench target of the same `cargo bench` opened. Otherwise it is a new run,
+    /// named by the time.
     ///
     /// # Errors
-    /// When the folder can't be made or written to.
+    /// When the folder cannot be created or written to.
     pub fn open(out: &Path, run: Option<&str>) -> Result<Self> {
         let cargo = std::env::var_os("CARGO").and_then(|_| parent_process());
         let run = match (run, cargo) {
@@ -57,21 +58,25 @@ impl Sink {
         Ok(sink)
     }
 
+    /// Name of the run.
     pub fn run(&self) -> &str {
         &self.run
     }
 
+    /// The file of records.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
+    /// Appends a record.
+    ///
     /// # Errors
-    /// When the file can't be written to.
+    /// When the file cannot be written to.
     pub fn append(&self, record: &Record) -> Result<()> {
         let mut line = serde_json::to_vec(record)?;
         line.push(b'\n');
         let written = self.file().and_then(|mut file| {
-            // A writer that was killed in mid-line leaves no newline behind; without this it would swallow ours.
+            // A writer that was killed in the middle of a line left no newline, and this record would join its line.
             if ends_in_mid_line(&self.path)? {
                 line.insert(0, b'\n');
             }
@@ -85,20 +90,20 @@ impl Sink {
     }
 }
 
-/// Makes sure, before anything is measured, that records can be written below `out`.
+/// Checks that records can be written below `out`, before anything is measured.
 ///
 /// # Errors
-/// When they can't.
+/// When they cannot.
 pub fn check_writable(out: &Path) -> Result<()> {
     fs::create_dir_all(out)
         .and_then(|()| tempfile::tempfile_in(out).map(drop))
         .with_context(|| format!("records can't be written to {}: set CANDLEPOWER_OUT", out.display()))
 }
 
-/// Writes a file whole: under a temporary name beside it, then renamed.
+/// Writes a file atomically: it is written under a temporary name in the same folder and then renamed.
 ///
 /// # Errors
-/// When the folder can't be written to.
+/// When the folder cannot be written to.
 pub fn write_whole(path: &Path, content: &[u8]) -> Result<()> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let write = || {
@@ -110,7 +115,8 @@ pub fn write_whole(path: &Path, content: &[u8]) -> Result<()> {
     write().with_context(|| format!("{} was not written", path.display()))
 }
 
-/// Temporary files and folders are their owner's alone, but these stay, for all whom the system's mask lets.
+/// A builder of temporary files and folders that will be kept. They get `mode` less the umask, because the default permits
+/// only the owner.
 pub fn temporary_that_stays(mode: u32) -> tempfile::Builder<'static, 'static> {
     let mut builder = tempfile::Builder::new();
     #[cfg(unix)]
@@ -152,7 +158,7 @@ fn parent_process() -> Option<u32> {
     Some(std::os::unix::process::parent_id())
 }
 
-/// Elsewhere each bench target opens a run of its own.
+/// On other systems each bench target opens its own run.
 #[cfg(not(unix))]
 fn parent_process() -> Option<u32> {
     None
@@ -162,7 +168,7 @@ fn parent_process() -> Option<u32> {
 mod tests {
     use super::*;
 
-    /// Each has a handle of its own, as two processes have.
+    /// Each writer has its own handle, as two processes would.
     #[test]
     fn writers_at_once_lose_nothing() {
         let out = tempfile::tempdir().expect("a folder");

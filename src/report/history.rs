@@ -1,4 +1,4 @@
-//! A benchmark over the reports that are kept: what it was at each, and where it moved.
+//! History of a benchmark over the kept reports, with the commits at which its level changed.
 
 use std::{
     collections::BTreeMap,
@@ -17,7 +17,7 @@ use super::{
 };
 use crate::record::{self, Better, Record};
 
-/// One benchmark on one machine.
+/// The history of one benchmark on one machine.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct History {
     pub id: String,
@@ -25,7 +25,7 @@ pub struct History {
     pub metric: String,
     pub unit: &'static str,
     pub better: Better,
-    /// In the order in which they were measured.
+    /// In order of time.
     pub points: Vec<Point>,
     pub moves: Vec<Move>,
 }
@@ -33,27 +33,29 @@ pub struct History {
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Point {
     pub at: String,
-    /// `unknown` where the record does not say.
+    /// `unknown` if the record has none.
     pub commit: String,
     pub value: f64,
 }
 
-/// Where the values before and after are not of one level.
+/// A change of level.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct Move {
     /// First point of the new level.
     pub point: usize,
     pub commit: String,
-    /// Medians of the levels.
+    /// Median of the old level.
     pub before: f64,
+    /// Median of the new level.
     pub after: f64,
 }
 
-/// The histories of the benchmarks whose ids contain `part`, from every `results.jsonl` below `folder`, with what could not
-/// be read. `metric` is one of [`record::Measures::metrics`]; the first of each benchmark where none is named.
+/// The histories of the benchmarks whose ids contain `part`, from every `results.jsonl` below `folder`, and the problems of
+/// unreadable lines. `metric` is the name of one of [`record::Measures::metrics`]; the default is each benchmark's
+/// headline.
 ///
 /// # Errors
-/// When there is no report, or no benchmark that fits.
+/// When there is no report, or no matching benchmark.
 pub fn histories(folder: &Path, part: &str, metric: Option<&str>, noise: f64) -> Result<(Vec<History>, Vec<String>)> {
     let files = results(folder)?;
     let mut problems = Vec::new();
@@ -118,9 +120,9 @@ fn results(folder: &Path) -> Result<Vec<PathBuf>> {
     (!files.is_empty()).then_some(files).with_context(|| format!("there is no report below {}", folder.display()))
 }
 
-/// Optimal partitioning (Jackson and others, 2005) of the logarithms into levels. A level costs its sum of squares around
-/// its mean; a further one costs `3 σ² ln n` (about what Zhang and Siegmund, 2007, derive), with `σ` from the median step
-/// between neighbours, and not below a third of the noise that is granted. Moves within the noise are none.
+/// Partitions the logarithms into levels by optimal partitioning (Jackson et al., 2005). The cost of a level is the sum of
+/// squares around its mean. The penalty of one more level is `3 σ² ln n`, close to that of Zhang and Siegmund (2007). `σ`
+/// comes from the median difference of neighbours and is at least a third of `noise`. Changes within `noise` are dropped.
 fn moves(points: &[Point], noise: f64) -> Vec<Move> {
     let logarithms: Vec<f64> = points.iter().map(|point| point.value.max(f64::MIN_POSITIVE).ln()).collect();
     let starts = levels(&logarithms, noise);
@@ -136,14 +138,14 @@ fn moves(points: &[Point], noise: f64) -> Vec<Move> {
     moves
 }
 
-/// First places of the levels, of which the first is 0.
+/// Index of the first value of each level. The first index is 0.
 fn levels(values: &[f64], noise: f64) -> Vec<usize> {
     let count = values.len();
     if count < 2 {
         return vec![0];
     }
     let steps: Vec<f64> = values.windows(2).map(|pair| (pair[1] - pair[0]).abs()).collect();
-    // Of a normal distribution, the median of |a - b| is 0.6745 · √2 standard deviations.
+    // For a normal distribution, the median of |a - b| is 0.6745 · √2 standard deviations.
     let deviation = (median(&steps) / (0.6745 * 2f64.sqrt())).max(noise / 3.0);
     let penalty = 3.0 * deviation * deviation * (count as f64).ln();
     let mut sums = vec![(0.0, 0.0)];
@@ -155,7 +157,7 @@ fn levels(values: &[f64], noise: f64) -> Vec<usize> {
         let (sum, squares) = (sums[to].0 - sums[from].0, sums[to].1 - sums[from].1);
         squares - sum * sum / (to - from) as f64
     };
-    // Of the first `to` values: the least cost, and where the last level starts.
+    // For the first `to` values: the lowest cost, and the start of the last level.
     let mut best: Vec<(f64, usize)> = vec![(-penalty, 0)];
     for to in 1..=count {
         let over = |from: usize| (best[from].0 + cost(from, to) + penalty, from);
@@ -173,7 +175,7 @@ fn levels(values: &[f64], noise: f64) -> Vec<usize> {
 }
 
 impl History {
-    /// A table, and a line for each move.
+    /// The points as a table that marks each change of level.
     pub fn text(&self) -> String {
         let mut rows =
             vec![["measured", "commit", &format!("{} {}", self.metric, self.unit), ""].map(str::to_owned).to_vec()];
@@ -195,10 +197,10 @@ impl History {
         format!("{} by {change:+.1} %", if is_better { "better" } else { "worse" })
     }
 
-    /// The values over the reports, with a line where they moved.
+    /// A plot of the points, with a line at each change of level.
     ///
     /// # Errors
-    /// When it can't be drawn.
+    /// When the plot cannot be drawn.
     pub fn plot(&self) -> Result<Plot> {
         let values: Vec<f64> = self.points.iter().map(|point| point.value).collect();
         let commits: Vec<&str> =
@@ -218,7 +220,7 @@ mod tests {
 
     use super::*;
 
-    /// Values around levels, in a spread of about one percent.
+    /// Values around levels, with a standard deviation of about one percent.
     fn points(levels: &[(f64, usize)], seed: u64) -> Vec<Point> {
         let mut random = ChaCha8Rng::seed_from_u64(seed);
         let mut noise = || {

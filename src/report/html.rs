@@ -1,4 +1,4 @@
-//! The page of a report: one file that works from disk and asks nobody for anything.
+//! The HTML page of a report: one file that works from disk and loads nothing else.
 
 use std::fmt::Write;
 
@@ -11,7 +11,7 @@ use super::{
 const STYLE: &str = include_str!("page.css");
 const SCRIPT: &str = include_str!("page.js");
 
-/// The page. `criterion` leads to Criterion's own report, if it is there.
+/// The page. `criterion` is a link to Criterion's own report, if it exists.
 pub fn page(title: &str, joined: &Joined, plots: &[Plot], criterion: Option<&str>) -> String {
     let mut body = String::new();
     let _ = writeln!(body, "<h1>{}</h1>", escaped(title));

@@ -1,4 +1,4 @@
-//! A run's records joined with what Criterion made of the same samples.
+//! Joins the records of a run with Criterion's estimates of the same samples.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -6,27 +6,27 @@ use anyhow::{Result, bail};
 
 use crate::record::{self, Estimate, Measures, Record, Status};
 
-/// A run as a report shows it.
+/// The data of a report.
 #[derive(Debug)]
 pub struct Joined {
-    /// Each benchmark of the run once, in the order they ended.
+    /// Each benchmark of the run once, in the order of completion.
     pub rows: Vec<Row>,
-    /// What is missing, unreadable or left out, a line each.
+    /// One line for everything missing, unreadable or left out.
     pub problems: Vec<String>,
-    /// Whether every record is made up. Among measurements, made-up records are left out.
+    /// Whether every record is a sandbox record. In a run with measurements, sandbox records are left out.
     pub is_sandbox: bool,
 }
 
-/// One benchmark.
+/// A benchmark of the run.
 #[derive(Debug)]
 pub struct Row {
     pub record: Record,
-    /// Criterion's median and interval, if its last run is the one that the record is of.
+    /// Criterion's estimate, if Criterion's last run is the run of the record.
     pub criterion: Option<Estimate>,
 }
 
 impl Row {
-    /// The generation's measures, if it was measured.
+    /// The measures, if the benchmark is a generation that succeeded.
     pub fn generation(&self) -> Option<&record::Generation> {
         match &self.record.measures {
             Some(Measures::Generation(measures)) => Some(measures),
@@ -38,7 +38,7 @@ impl Row {
 /// Reads a file of records and joins it with Criterion's last estimates.
 ///
 /// # Errors
-/// When the file can't be read or holds no record.
+/// When the file cannot be read or contains no record.
 pub fn join(records: &Path, criterion_home: &Path) -> Result<Joined> {
     let read = record::latest(records)?;
     let mut problems = read.problems;
@@ -88,7 +88,7 @@ pub fn join(records: &Path, criterion_home: &Path) -> Result<Joined> {
     Ok(Joined { rows, problems, is_sandbox })
 }
 
-/// Criterion keeps nanoseconds, records milliseconds.
+/// The tolerance covers Criterion's conversion from nanoseconds.
 fn are_equal(criterion_ms: &[f64], record_ms: &[f64]) -> bool {
     criterion_ms.len() == record_ms.len() && criterion_ms.iter().zip(record_ms).all(|(a, b)| (a - b).abs() < 1e-5)
 }

@@ -1,7 +1,12 @@
-//! What people and other tools see, made from records and Criterion's baselines. `joined` brings a run's records and
-//! Criterion's estimates together, `write` makes a folder of them: `table`, `plot`, `html`, and the data files that
-//! `columns` lists. `compare` sets two runs side by side, `history` many reports, `watch` shows a run as it goes, `export`
-//! writes what other tools read. `schemas` holds the JSON schemas of what is written. Nothing here measures.
+//! Output for people and other tools, made from records and Criterion's baselines. Nothing here measures.
+//!
+//! - [`joined`] joins the records of a run with Criterion's estimates.
+//! - `write` writes the folder of a report: tables, plots, an HTML page, and the data files that [`columns`] lists.
+//! - [`compare`] compares two runs, and [`history`] follows a benchmark over many reports.
+//! - [`watch`] draws a run while it is in progress.
+//! - [`export`] writes formats of other tools.
+//!
+//! The folder `schemas` has the JSON schemas of these files.
 
 pub mod columns;
 pub mod compare;

@@ -1,5 +1,5 @@
-//! Plots, as SVG text. Grey axes and transparent ground read on light and dark pages alike; the colours are Okabe and
-//! Ito's, which colour-blind people can tell apart.
+//! Plots as SVG text. Grey axes and a transparent background suit light and dark pages. The colours are those of Okabe and
+//! Ito, which colour-blind people can distinguish.
 
 use anyhow::{Context, Result, anyhow};
 use epaint_default_fonts::UBUNTU_LIGHT;
@@ -31,7 +31,7 @@ const COLOURS: [RGBColor; 7] = [
     RGBColor(240, 228, 66),
 ];
 
-/// A plot and what it shows.
+/// A plot with its file name and title.
 pub struct Plot {
     pub file: &'static str,
     pub title: &'static str,
@@ -39,10 +39,10 @@ pub struct Plot {
 }
 
 impl Plot {
-    /// The plot as a PNG picture of twice the size, on white. Its font comes with the program: none is asked of the system.
+    /// The plot as a PNG image of twice the size, on white. The program contains the font, so that no system font is needed.
     ///
     /// # Errors
-    /// When the plot can't be read or drawn.
+    /// When the plot cannot be parsed or drawn.
     pub fn png(&self) -> Result<Vec<u8>> {
         const SCALE: f32 = 2.0;
         let mut options = usvg::Options::default();
@@ -58,14 +58,14 @@ impl Plot {
     }
 }
 
-/// Every plot that the rows have figures for.
+/// Every plot for which the rows have values.
 ///
 /// # Errors
-/// When a plot can't be drawn.
+/// When a plot cannot be drawn.
 pub fn plots(rows: &[Row]) -> Result<Vec<Plot>> {
     let measured: Vec<&Row> = rows.iter().filter(|row| row.generation().is_some()).collect();
     let mut plots = Vec::new();
-    // Mixtures and their twins are too many to be bars of one plot.
+    // One plot has no room for the bars of all mixtures and their twins.
     let is_mixture = |row: &Row| MOE_TOP_K.iter().any(|scenario| scenario.key == row.record.scenario);
     let generation: Vec<&Row> = measured.iter().copied().filter(|row| !is_mixture(row)).collect();
     if !generation.is_empty() {
@@ -135,7 +135,8 @@ fn of_generation(measured: &[&Row]) -> Result<Vec<Plot>> {
     Ok(plots)
 }
 
-/// What each benchmark reaches below what bandwidth and matrix rate allow (Williams, Waterman and Patterson, 2009).
+/// The roofline model (Williams, Waterman and Patterson, 2009): the rate of each benchmark below its bound by bandwidth and
+/// matrix rate.
 fn roofline(rows: &[&Row]) -> Result<Option<String>> {
     struct Point {
         subject: String,
@@ -211,7 +212,7 @@ fn roofline(rows: &[&Row]) -> Result<Option<String>> {
     Ok(Some(svg))
 }
 
-/// A number of an axis, without zeros that say nothing.
+/// A label of an axis, without trailing zeros.
 fn short(value: f64) -> String {
     if value >= 1.0 { format!("{value:.0}") } else { format!("{value:.2}") }
 }
@@ -220,7 +221,7 @@ fn routing(row: &Row) -> Option<&Routing> {
     row.generation()?.routing.as_ref()
 }
 
-/// Tokens of each expert over the mean, experts sorted by it: 1 everywhere is even.
+/// Tokens of each expert divided by the mean, in descending order. A value of 1 everywhere is even.
 fn sorted_load(routing: &Routing) -> Vec<f64> {
     let mut load = vec![0.0; routing.num_experts];
     for layer in &routing.tokens_per_expert {
@@ -232,10 +233,10 @@ fn sorted_load(routing: &Routing) -> Vec<f64> {
     load.iter().map(|sum| sum / routing.tokens_per_expert.len() as f64).collect()
 }
 
-/// Values one after the other, with the names below and a line where they moved.
+/// A line plot of values with a name below each, and a vertical line at each index of `moved`.
 ///
 /// # Errors
-/// When it can't be drawn.
+/// When the plot cannot be drawn.
 pub fn history(values: &[f64], names: &[&str], moved: &[usize], unit: &str) -> Result<String> {
     let top = values.iter().copied().fold(1e-9, f64::max) * 1.2;
     let end = values.len() as f64 - 0.5;
@@ -280,7 +281,7 @@ struct Line {
     points: Vec<(f64, f64)>,
 }
 
-/// Lines, a colour each, with a legend where there is room. Both axes begin at 0 but for what `from` says of the first.
+/// A plot of lines in different colours, with a legend. The x axis begins at `from`, the y axis at 0.
 fn lines(lines: &[Line], legend: SeriesLabelPosition, from: f64, x_unit: &str, y_unit: &str) -> Result<String> {
     let points = || lines.iter().flat_map(|line| line.points.iter());
     let end = points().map(|(x, _)| *x).fold(from + 1.0, f64::max);
@@ -314,10 +315,10 @@ fn lines(lines: &[Line], legend: SeriesLabelPosition, from: f64, x_unit: &str, y
     })
 }
 
-/// Loss of a training over its steps: of each batch, and of the part that is kept for validation.
+/// Loss over the steps of a training, for the batches and for the validation split.
 ///
 /// # Errors
-/// When it can't be drawn.
+/// When the plot cannot be drawn.
 pub fn loss_curve(training: Vec<(f64, f64)>, validation: Vec<(f64, f64)>) -> Result<Plot> {
     let all =
         [Line { name: "training".into(), points: training }, Line { name: "validation".into(), points: validation }];
@@ -328,7 +329,7 @@ pub fn loss_curve(training: Vec<(f64, f64)>, validation: Vec<(f64, f64)>) -> Res
     })
 }
 
-/// Load over the experts, a line a mixture.
+/// Load over the experts, with a line for each mixture.
 fn expert_load(rows: &[&Row]) -> Result<String> {
     let line = |row: &&Row| {
         let load = sorted_load(routing(row)?);
@@ -339,7 +340,7 @@ fn expert_load(rows: &[&Row]) -> Result<String> {
     lines(&all, SeriesLabelPosition::UpperRight, 1.0, "expert, the busiest first", "tokens over the mean")
 }
 
-/// How something grows with a size of its subjects: a line for those that differ in nothing else.
+/// A plot over a size of the models. Models that differ only in this size share a line.
 struct Growth {
     scenario: &'static str,
     file: &'static str,
@@ -348,7 +349,7 @@ struct Growth {
     point: fn(&Row) -> Option<Named>,
 }
 
-/// A point, and the name of its line.
+/// The name of a line, and a point of it.
 type Named = (String, (f64, f64));
 
 const GROWTHS: [Growth; 4] = [
@@ -416,15 +417,15 @@ fn growth(rows: &[Row], growth: &Growth) -> Result<Option<Plot>> {
     Ok((!all.is_empty()).then(draw).transpose()?.map(plot))
 }
 
-/// What a bar shows: its height, and an interval if there is one.
+/// Height of a bar, and an optional interval.
 type Bar<'a> = &'a dyn Fn(&Row) -> Option<(f64, Option<(f64, f64)>)>;
 
-/// Bars, grouped by scenario, a colour a subject.
+/// Bars grouped by scenario, with a colour for each subject.
 fn by_scenario(rows: &[&Row], unit: &str, bar: Bar) -> Result<String> {
     let scenarios = distinct(rows.iter().map(|row| row.record.scenario.clone()));
     let subjects = distinct(rows.iter().map(|row| subject(row)));
     let most = rows.iter().filter_map(|row| bar(row)).map(|(value, interval)| interval.map_or(value, |(_, high)| high));
-    // With room for the legend above the bars.
+    // The factor leaves room for the legend above the bars.
     let top = most.fold(1e-9, f64::max) * 1.35;
     let width = 0.8 / subjects.len() as f64;
     draw(|area| {
@@ -479,7 +480,7 @@ fn by_scenario(rows: &[&Row], unit: &str, bar: Bar) -> Result<String> {
     })
 }
 
-/// Lines over the position in the sequence, a colour a subject.
+/// Lines over the position in the sequence, with a colour for each subject.
 fn by_position(rows: &[&Row]) -> Result<String> {
     let series: Vec<(String, usize, &[f64])> = rows
         .iter()
@@ -490,7 +491,7 @@ fn by_position(rows: &[&Row]) -> Result<String> {
         })
         .collect();
     let end = series.iter().map(|(_, prompt, itl)| prompt + itl.len()).max().unwrap_or(1);
-    // A single late step must not flatten all others.
+    // The 99th percentile keeps a single slow step from flattening all others.
     let mut every: Vec<f64> = series.iter().flat_map(|(.., itl)| itl.iter().copied()).collect();
     every.sort_unstable_by(f64::total_cmp);
     let top = every.get(every.len().saturating_sub(1) * 99 / 100).copied().unwrap_or(1.0) * 1.3;
@@ -543,7 +544,7 @@ fn subject(row: &Row) -> String {
     format!("{} {}", row.record.subject.model, row.record.subject.variant())
 }
 
-/// The values in the order they first come up.
+/// The distinct values in order of first appearance.
 fn distinct(values: impl Iterator<Item = String>) -> Vec<String> {
     let mut distinct = Vec::new();
     for value in values {

@@ -1,15 +1,15 @@
-//! The statistics of a comparison: ratio of medians, its interval, and how likely chance alone makes such a difference.
+//! Statistics of a comparison: the ratio of medians, its confidence interval, and p-values.
 
 use rand_chacha::{
     ChaCha8Rng,
     rand_core::{Rng, SeedableRng},
 };
 
-/// Resamples of the bootstrap.
+/// Number of bootstrap resamples.
 const RESAMPLES: usize = 10_000;
 
-/// Ratio of the medians of `b` and `a`, with the interval that holds it in `1 - level` of cases by the percentile
-/// bootstrap over both. Always the same for the same samples.
+/// Median of `b` divided by the median of `a`, and the ends of its `1 - level` confidence interval by the percentile bootstrap
+/// over both. The generator has a fixed seed, so equal samples give equal results.
 pub fn ratio(a: &[f64], b: &[f64], level: f64) -> (f64, f64, f64) {
     let point = median(b) / median(a);
     let mut random = ChaCha8Rng::seed_from_u64(0);
@@ -23,10 +23,9 @@ pub fn ratio(a: &[f64], b: &[f64], level: f64) -> (f64, f64, f64) {
     (point, at(level / 2.0), at(1.0 - level / 2.0))
 }
 
-/// Probability that two samples of one distribution are as far apart as `a` and `b`, once a difference of `noise` (0.03
-/// is 3 %) either way is granted: the two-sided Mann-Whitney test of the samples after the larger one is moved towards
-/// the other by that much. Samples of separate runs differ by more than their own spread says, and that is what the
-/// grant is for.
+/// p-value of the difference between `a` and `b` beyond `noise`, where 0.03 means 3 %. It is the two-sided Mann-Whitney test
+/// after `b` is scaled towards `a` by `noise`. Samples of separate runs differ by more than their own spread, and `noise`
+/// allows for that.
 pub fn p_value(a: &[f64], b: &[f64], noise: f64) -> f64 {
     let ratio = median(b) / median(a);
     if (ratio.ln()).abs() <= noise.ln_1p() {
@@ -37,7 +36,7 @@ pub fn p_value(a: &[f64], b: &[f64], noise: f64) -> f64 {
     mann_whitney(a, &moved)
 }
 
-/// Exact two-sided p-value of the Mann-Whitney U test; ties count half, which errs to the side of no difference.
+/// Exact two-sided p-value of the Mann-Whitney U test. Ties count half, which is conservative.
 fn mann_whitney(a: &[f64], b: &[f64]) -> f64 {
     let pairs = a.iter().flat_map(|a| b.iter().map(move |b| (a, b)));
     let u: f64 = pairs
@@ -59,8 +58,8 @@ fn mann_whitney(a: &[f64], b: &[f64]) -> f64 {
     (2.0 * as_far / all).min(1.0)
 }
 
-/// How many orderings of `n` and `m` values have each U, from 0 to `n * m`: the coefficients of the Gaussian binomial
-/// (Mann and Whitney, 1947).
+/// Number of orderings of `n` and `m` values for each U from 0 to `n * m`: the coefficients of the Gaussian binomial (Mann and
+/// Whitney, 1947).
 fn orderings(n: usize, m: usize) -> Vec<f64> {
     // Multiply by (1 - x^(m + i)) and divide by (1 - x^i) for i from 1 to n.
     let mut counts = vec![0.0; n * m + 1];
@@ -76,7 +75,7 @@ fn orderings(n: usize, m: usize) -> Vec<f64> {
     counts
 }
 
-/// Holm's correction for making several tests at once: adjusted p-values, in the given order.
+/// p-values adjusted by Holm's correction for multiple tests, in the given order.
 pub fn holm(p_values: &[f64]) -> Vec<f64> {
     let mut order: Vec<_> = (0..p_values.len()).collect();
     order.sort_unstable_by(|a, b| p_values[*a].total_cmp(&p_values[*b]));
@@ -89,7 +88,7 @@ pub fn holm(p_values: &[f64]) -> Vec<f64> {
     adjusted
 }
 
-/// Of at least one value.
+/// Median of at least one value.
 pub fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_unstable_by(f64::total_cmp);
