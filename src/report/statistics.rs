@@ -1,9 +1,6 @@
 //! The statistics of a comparison: ratio of medians, its interval, and how likely chance alone makes such a difference.
 
-use rand_chacha::{
-    ChaCha8Rng,
-    rand_core::{Rng, SeedableRng},
-};
+use rand::{Rng, SeedableRng, rngs::ChaCha8Rng};
 
 /// Resamples of the bootstrap.
 const RESAMPLES: usize = 10_000;
