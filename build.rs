@@ -1,4 +1,4 @@
-//! Hands on what only the build knows and every record says: the versions in Cargo.lock, the compiler, the profile.
+//! Passes facts of the build to the crate, for its records: the versions in Cargo.lock, the compiler and the profile.
 
 use std::{
     env, fs,
@@ -9,33 +9,34 @@ use std::{
 fn main() {
     let lock = lock_file();
     let text = lock.as_deref().and_then(|lock| fs::read_to_string(lock).ok()).unwrap_or_default();
-    hand_on("CANDLE", &version(&text, "candle-core"));
-    hand_on("CRITERION", &version(&text, "criterion"));
-    hand_on("RUSTC", &rustc());
-    hand_on("PROFILE", &env::var("PROFILE").unwrap_or_else(|_| "unknown".into()));
+    export("CANDLE", &version(&text, "candle-core"));
+    export("CRITERION", &version(&text, "criterion"));
+    export("RUSTC", &rustc());
+    export("PROFILE", &env::var("PROFILE").unwrap_or_else(|_| "unknown".into()));
     println!("cargo:rerun-if-changed=build.rs");
     if let Some(lock) = lock {
         println!("cargo:rerun-if-changed={}", lock.display());
     }
 }
 
-fn hand_on(key: &str, value: &str) {
+fn export(key: &str, value: &str) {
     println!("cargo:rustc-env=BUILT_WITH_{key}={value}");
 }
 
-/// Above the folder that is built into: that is the workspace's, also where this crate is somebody's dependency. With a
-/// target folder elsewhere, the one beside this file, unless that came with the package: then it is not what is built.
+/// The Cargo.lock of the build. The first one above the output folder belongs to the workspace, also where this crate is a
+/// dependency. If the target folder is outside the workspace, the one beside this file is used, unless it came with a
+/// package: Cargo ignores that one when it builds a dependency.
 fn lock_file() -> Option<PathBuf> {
     let out = env::var_os("OUT_DIR").map(PathBuf::from);
     let above = out.iter().flat_map(|out| out.ancestors()).map(Path::to_owned);
     let own = env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
-    // Cargo marks what it unpacked or cloned.
+    // Cargo writes this marker into packages that it unpacked or cloned.
     let own = own.filter(|own| !own.join(".cargo-ok").exists());
     above.chain(own).map(|folder| folder.join("Cargo.lock")).find(|lock| lock.is_file())
 }
 
-/// The version of a package, and where it comes from if that is not a registry: then it is somebody's checkout, and the
-/// version alone does not say what was measured.
+/// The version of a package. The source is added if it is not a registry, because the version of a checkout does not
+/// identify the code.
 fn version(lock: &str, package: &str) -> String {
     let name = format!("name = \"{package}\"");
     let Some(entry) = lock.split("[[package]]").find(|entry| entry.lines().any(|line| line == name)) else {

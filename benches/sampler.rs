@@ -4,10 +4,7 @@ use std::{hint::black_box, time::Duration};
 
 use candlepower::{generate::Sampler, scenario::GENERATION};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use rand_chacha::{
-    ChaCha8Rng,
-    rand_core::{Rng, SeedableRng},
-};
+use rand::{Rng, SeedableRng, rngs::ChaCha8Rng};
 
 const VOCABULARIES: [(&str, usize); 2] = [("llama-3.2-1b", 128_256), ("gemma3-1b", 262_144)];
 

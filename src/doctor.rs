@@ -82,6 +82,7 @@ pub fn examine(settings: &Settings) -> Vec<Finding> {
     findings.push(memory_and_matrix(settings));
     findings.extend(clocks(&before, &Clocks::read(), on_battery()));
     findings.extend(gpu(settings.device));
+    #[cfg(feature = "hub")]
     findings.extend(tokens(settings, has_token()));
     findings.push(output(&settings.out));
     findings
@@ -358,9 +359,11 @@ fn memory_and_matrix(settings: &Settings) -> Finding {
 }
 
 /// Prefixes of repositories whose licence must be accepted first.
+#[cfg(feature = "hub")]
 const GATED: [&str; 2] = ["meta-llama/", "google/gemma"];
 
 /// Whether a download has a token: the rules and order of hf-hub.
+#[cfg(feature = "hub")]
 fn has_token() -> bool {
     let set = |name: &str| env::var(name).ok().filter(|value| !value.trim().is_empty());
     let holds_one = |file: &Path| fs::read_to_string(file).is_ok_and(|token| !token.trim().is_empty());
@@ -370,6 +373,7 @@ fn has_token() -> bool {
             || holds_one(&hf_hub::hf_home().join("token")))
 }
 
+#[cfg(feature = "hub")]
 fn tokens(settings: &Settings, has_token: bool) -> Vec<Finding> {
     let gated = |spec: &&ModelSpec| match spec {
         ModelSpec::Hub { repo, .. } => GATED.iter().any(|start| repo.starts_with(start)),
@@ -405,6 +409,7 @@ mod tests {
         findings.iter().map(|finding| (finding.topic, finding.level)).collect()
     }
 
+    #[cfg(feature = "hub")]
     #[test]
     fn a_gated_model_wants_a_token() {
         let gated = settings(&["llama-mini", "meta-llama/some-model", "Qwen/Qwen3-1.7B", "google/gemma-x", "google/t"]);

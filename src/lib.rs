@@ -85,6 +85,7 @@ pub mod config;
 #[warn(missing_docs)]
 pub mod device;
 #[warn(missing_docs)]
+#[cfg(feature = "cli")]
 pub mod doctor;
 #[warn(missing_docs)]
 pub mod error;

@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    fs,
+    fs, io,
     path::Path,
     process::{Command, Output, Stdio},
 };
@@ -79,14 +79,37 @@ fn generated_ids_are_the_references() {
     }
 }
 
+/// A pipe whose reader is closed, as `head` leaves it.
+fn closed_pipe() -> Stdio {
+    io::pipe().expect("a pipe").1.into()
+}
+
 #[test]
-fn a_reader_that_has_had_enough_is_no_error() {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_candlepower"));
-    command.arg("list").env("RUST_BACKTRACE", "1").stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().expect("the command starts");
-    drop(child.stdout.take());
-    let output = child.wait_with_output().expect("the command ends");
-    assert!(output.status.success() && output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+fn a_closed_standard_output_is_not_an_error() {
+    for arguments in [&["list"][..], &["--help"], &["run", "--help"], &["--version"]] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_candlepower"));
+        command.args(arguments).env("RUST_BACKTRACE", "1").stdout(closed_pipe());
+        let output = command.output().expect("the command starts");
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && error.is_empty(), "{arguments:?}: {error}");
+    }
+}
+
+#[test]
+fn a_closed_standard_error_does_not_change_the_exit_code() {
+    for arguments in [&[][..], &["--no-such-flag"], &["run", "--model", "no-such-model"]] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_candlepower"));
+        let status = command.args(arguments).stderr(closed_pipe()).status().expect("the command starts");
+        assert_eq!(status.code(), Some(2), "{arguments:?}");
+    }
+}
+
+#[test]
+fn a_misspelt_name_gets_the_nearest_one() {
+    let refused = |arguments: &[&str], part: &str| assert_refused(&candlepower(Path::new("."), arguments, &[]), part);
+    refused(&["reprot"], "did you mean report?");
+    refused(&["run", "--modle", "llama-mini"], "did you mean --model?");
+    refused(&["--no-such-flag"], "see --help");
 }
 
 #[test]

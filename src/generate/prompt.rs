@@ -1,10 +1,7 @@
 //! Prompts of an exact length.
 
 use anyhow::{Result, anyhow, ensure};
-use rand_chacha::{
-    ChaCha8Rng,
-    rand_core::{Rng, SeedableRng},
-};
+use rand::{Rng, SeedableRng, rngs::ChaCha8Rng};
 use tokenizers::{Encoding, Tokenizer};
 
 use crate::error::one_line;

@@ -5,10 +5,7 @@
 //! finds the largest logit of each chunk. Later passes read only the chunks that can contain a candidate.
 
 use anyhow::{Context, Result};
-use rand_chacha::{
-    ChaCha8Rng,
-    rand_core::{Rng, SeedableRng},
-};
+use rand::{Rng, SeedableRng, rngs::ChaCha8Rng};
 
 use crate::scenario::Sampling;
 

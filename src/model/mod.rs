@@ -16,6 +16,7 @@ pub mod decoder;
 pub mod family;
 #[cfg(test)]
 pub(crate) mod golden;
+#[cfg(feature = "hub")]
 pub mod hub;
 pub mod psann;
 pub mod series;
@@ -40,7 +41,6 @@ use tokenizers::Tokenizer;
 use checkpoint::Checkpoint;
 use config::{ExpertLayout, ModelConfig};
 use decoder::Decoder;
-use hub::Hub;
 use stock::Stock;
 
 use crate::{
@@ -64,7 +64,12 @@ pub fn load(spec: &ModelSpec, engine: Engine, dtype: DType, device: DeviceChoice
             let model = (engine.row().build)(config, weights, ExpertLayout::Single)?;
             Ok(Subject { model, source: spec.to_string(), tokenizer: None, eos_token_ids })
         }
-        ModelSpec::Hub { repo, revision } => open(Hub::from_env().fetch(repo, revision)?, engine, dtype, &device),
+        #[cfg(feature = "hub")]
+        ModelSpec::Hub { repo, revision } => open(hub::Hub::from_env().fetch(repo, revision)?, engine, dtype, &device),
+        #[cfg(not(feature = "hub"))]
+        ModelSpec::Hub { .. } => {
+            bail!("{spec} can't be downloaded: this program was built without the feature `hub` of candlepower")
+        }
         ModelSpec::Path(folder) => open(Checkpoint::open(folder, spec.to_string())?, engine, dtype, &device),
     }
 }

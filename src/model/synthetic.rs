@@ -6,10 +6,7 @@
 use candle_core::{CpuStorage, DType, Device, Error, Result, Shape, Storage, Tensor, op::BackpropOp};
 use candle_nn::{Init, VarBuilder, var_builder::SimpleBackend};
 use half::{bf16, f16};
-use rand_chacha::{
-    ChaCha8Rng,
-    rand_core::{Rng, SeedableRng},
-};
+use rand::{Rng, SeedableRng, rngs::ChaCha8Rng};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 

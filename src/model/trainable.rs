@@ -10,10 +10,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Device, Error, Shape, Tensor, Var};
 use candle_nn::{Init, VarBuilder, var_builder::SimpleBackend};
-use rand_chacha::{
-    ChaCha8Rng,
-    rand_core::{Rng, SeedableRng},
-};
+use rand::{Rng, SeedableRng, rngs::ChaCha8Rng};
 use sha2::{Digest, Sha256};
 
 /// The variables of a model.

@@ -8,6 +8,8 @@ mod baseline;
 pub mod columns;
 mod id;
 pub mod measures;
+#[cfg(feature = "cli")]
+mod parquet;
 mod read;
 mod sink;
 

@@ -213,10 +213,7 @@ impl History {
 
 #[cfg(test)]
 mod tests {
-    use rand_chacha::{
-        ChaCha8Rng,
-        rand_core::{Rng, SeedableRng},
-    };
+    use rand::{Rng, SeedableRng, rngs::ChaCha8Rng};
 
     use super::*;
 

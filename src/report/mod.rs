@@ -11,15 +11,23 @@
 pub mod columns;
 pub mod compare;
 pub mod export;
+#[cfg(feature = "cli")]
 pub mod history;
+#[cfg(feature = "cli")]
 mod html;
 pub mod joined;
+#[cfg(feature = "cli")]
 mod plot;
 mod statistics;
 pub mod table;
+#[cfg(feature = "cli")]
 mod training;
+#[cfg(feature = "cli")]
 pub mod watch;
+#[cfg(feature = "cli")]
 mod write;
 
+#[cfg(feature = "cli")]
 pub use plot::loss_curve;
+#[cfg(feature = "cli")]
 pub use write::{LOG, write, zip};

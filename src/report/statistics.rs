@@ -1,9 +1,6 @@
 //! Statistics of a comparison: the ratio of medians, its confidence interval, and p-values.
 
-use rand_chacha::{
-    ChaCha8Rng,
-    rand_core::{Rng, SeedableRng},
-};
+use rand::{Rng, SeedableRng, rngs::ChaCha8Rng};
 
 /// Number of bootstrap resamples.
 const RESAMPLES: usize = 10_000;

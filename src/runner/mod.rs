@@ -17,6 +17,7 @@ pub use session::{Session, let_waiting_threads_sleep, set_threads};
 
 use std::{
     any::Any,
+    io::{self, Write},
     panic::{self, AssertUnwindSafe},
     process::ExitCode,
 };
@@ -38,7 +39,8 @@ pub fn in_one_line(program: impl FnOnce() -> Result<ExitCode>) -> ExitCode {
     if error.starts_with("failed printing to stdout: Broken pipe") {
         return ExitCode::SUCCESS;
     }
-    eprintln!("error: {error}");
+    // Standard error may be closed, which `eprintln!` answers with a panic.
+    let _ = writeln!(io::stderr(), "error: {error}");
     ExitCode::from(2)
 }
 

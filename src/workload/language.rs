@@ -7,10 +7,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device};
-use rand_chacha::{
-    ChaCha8Rng,
-    rand_core::{Rng, SeedableRng},
-};
+use rand::{Rng, SeedableRng, rngs::ChaCha8Rng};
 
 use super::{Iteration, Measured, Outcome, Workload, drop_warm_up};
 use crate::{

@@ -17,8 +17,12 @@ mod watch;
 
 use std::process::ExitCode;
 
+use anyhow::{Result, bail};
 use candlepower::measure::CountingAllocator;
-use clap::{Parser, Subcommand, error::ErrorKind};
+use clap::{
+    Parser, Subcommand,
+    error::{ContextKind, ContextValue, ErrorKind},
+};
 
 #[global_allocator]
 static ALLOCATOR: CountingAllocator = CountingAllocator;
@@ -63,39 +67,66 @@ enum What {
     Compare(compare::Compare),
 }
 
-fn main() -> ExitCode {
-    let command = match Command::try_parse() {
-        Ok(command) => command,
-        Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
+/// Handles arguments that name no command to run. `--help` and `--version` succeed; anything else fails.
+fn usage(error: &clap::Error) -> Result<ExitCode> {
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
             print!("{error}");
-            return ExitCode::SUCCESS;
+            Ok(ExitCode::SUCCESS)
         }
-        Err(error) if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             eprint!("{error}");
-            return ExitCode::from(2);
+            Ok(ExitCode::from(2))
         }
-        Err(error) => {
+        _ => {
             let text = error.to_string();
-            // What it is about follows on lines of its own when arguments are missing.
-            let mut lines = text.lines().take_while(|line| !line.is_empty()).map(str::trim);
-            eprintln!("{}; see --help", lines.by_ref().collect::<Vec<_>>().join(" "));
-            return ExitCode::from(2);
+            // The names of missing arguments follow the message on lines of their own.
+            let message = text.lines().take_while(|line| !line.is_empty()).map(str::trim).collect::<Vec<_>>().join(" ");
+            let message = message.strip_prefix("error: ").unwrap_or(&message);
+            match suggestion(error) {
+                Some(near) => bail!("{message}: did you mean {near}? See --help"),
+                None => bail!("{message}; see --help"),
+            }
         }
-    };
-    candlepower::runner::in_one_line(|| match command.what {
-        What::Run(run) => run.run(),
-        What::List(list) => list.run(),
-        What::Doctor(doctor) => doctor.run(),
-        What::Bench(bench) => bench.run(),
-        What::Compare(compare) => compare.run(),
-        What::Export(export) => export.run(),
-        What::History(history) => history.run(),
-        What::Sandbox(sandbox) => sandbox.run(),
-        What::Nightly(nightly) => nightly.run(),
-        What::Watch(watch) => watch.run(),
-        What::Report(report) => report.run(),
-        What::Sweep(sweep) => sweep.run(),
-        What::Train(train) => train.run(),
-        What::Shootout(shootout) => shootout.run(),
+    }
+}
+
+/// The name that clap found to be similar to a misspelt one.
+fn suggestion(error: &clap::Error) -> Option<&str> {
+    error.context().find_map(|(kind, value)| match (kind, value) {
+        (
+            ContextKind::SuggestedSubcommand | ContextKind::SuggestedArg | ContextKind::SuggestedValue,
+            ContextValue::String(name),
+        ) => Some(name.as_str()),
+        (
+            ContextKind::SuggestedSubcommand | ContextKind::SuggestedArg | ContextKind::SuggestedValue,
+            ContextValue::Strings(names),
+        ) => names.first().map(String::as_str),
+        _ => None,
+    })
+}
+
+fn main() -> ExitCode {
+    candlepower::runner::in_one_line(|| {
+        let command = match Command::try_parse() {
+            Ok(command) => command,
+            Err(error) => return usage(&error),
+        };
+        match command.what {
+            What::Run(run) => run.run(),
+            What::List(list) => list.run(),
+            What::Doctor(doctor) => doctor.run(),
+            What::Bench(bench) => bench.run(),
+            What::Compare(compare) => compare.run(),
+            What::Export(export) => export.run(),
+            What::History(history) => history.run(),
+            What::Sandbox(sandbox) => sandbox.run(),
+            What::Nightly(nightly) => nightly.run(),
+            What::Watch(watch) => watch.run(),
+            What::Report(report) => report.run(),
+            What::Sweep(sweep) => sweep.run(),
+            What::Train(train) => train.run(),
+            What::Shootout(shootout) => shootout.run(),
+        }
     })
 }

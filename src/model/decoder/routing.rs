@@ -1,9 +1,6 @@
 //! The choice of experts for each token, and how evenly experts are used.
 
-use rand_chacha::{
-    ChaCha8Rng,
-    rand_core::{Rng, SeedableRng},
-};
+use rand::{Rng, SeedableRng, rngs::ChaCha8Rng};
 
 /// The experts of each token of a forward pass in one layer: `top_k` each, the most likely first.
 #[derive(Clone, Debug, Default, PartialEq)]

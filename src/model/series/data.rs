@@ -5,10 +5,7 @@ use std::f64::consts::TAU;
 
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
-use rand_chacha::{
-    ChaCha8Rng,
-    rand_core::{Rng, SeedableRng},
-};
+use rand::{Rng, SeedableRng, rngs::ChaCha8Rng};
 
 /// Waves of a feature.
 const WAVES: usize = 3;

@@ -4,10 +4,7 @@
 use std::{collections::HashMap, path::Path};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use rand_chacha::{
-    ChaCha8Rng,
-    rand_core::{Rng, SeedableRng},
-};
+use rand::{Rng, SeedableRng, rngs::ChaCha8Rng};
 use tokenizers::{
     AddedToken, NormalizerWrapper, PostProcessorWrapper, Tokenizer, TokenizerBuilder,
     models::bpe::{BPE, BpeTrainerBuilder},
