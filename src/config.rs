@@ -21,6 +21,7 @@ use crate::error::nearest;
 /// A key of a configuration.
 #[derive(Clone, Copy, Debug)]
 pub struct Key {
+    /// The name in files. Flags write it with dashes.
     pub name: &'static str,
     /// The field's documentation.
     pub about: &'static str,
@@ -32,6 +33,7 @@ pub struct Key {
 
 /// A configuration that [`Layers`] can read. `config!` implements it.
 pub trait Config: Serialize + DeserializeOwned + Default {
+    /// Every key, in the order of the fields.
     const KEYS: &'static [Key];
 }
 
@@ -67,7 +69,8 @@ macro_rules! config {
         }
 
         impl $crate::config::Config for $name {
-            const KEYS: &'static [$crate::config::Key] = &[$($crate::config::Key {
+            /// Every key, in the order of the fields.
+    const KEYS: &'static [$crate::config::Key] = &[$($crate::config::Key {
                 name: stringify!($key),
                 about: concat!($($about),+).trim_ascii(),
                 aliases: &[$($alias),*],
@@ -111,6 +114,7 @@ pub struct Layers<C> {
 }
 
 impl<C: Config> Layers<C> {
+    /// Starts with the defaults as the lowest layer.
     pub fn new(defaults: &C) -> Self {
         let mut problems = Vec::new();
         let defaults = Value::serialize(defaults).map(Value::into_dict).unwrap_or_else(|error| {

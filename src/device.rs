@@ -113,10 +113,18 @@ pub fn parse_dtype(text: &str, allowed: &[DType]) -> Result<DType> {
 pub mod model_dtype {
     use super::*;
 
+    /// Writes the name of the dtype.
+    ///
+    /// # Errors
+    /// As the serializer.
     pub fn serialize<S: Serializer>(dtype: &DType, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(dtype.as_str())
     }
 
+    /// Reads the name of a dtype.
+    ///
+    /// # Errors
+    /// If the dtype is unknown or not one of the list.
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<DType, D::Error> {
         parse_dtype(&String::deserialize(deserializer)?, &MODEL_DTYPES).map_err(D::Error::custom)
     }
@@ -128,6 +136,10 @@ pub mod training_dtype {
 
     pub use super::model_dtype::serialize;
 
+    /// Reads the name of a dtype.
+    ///
+    /// # Errors
+    /// If the dtype is unknown or not one of the list.
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<DType, D::Error> {
         parse_dtype(&String::deserialize(deserializer)?, &TRAINING_DTYPES).map_err(D::Error::custom)
     }

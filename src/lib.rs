@@ -80,26 +80,18 @@
 //!
 //! [`guide::methodology`] describes what is timed, how, and the known biases.
 
-#[warn(missing_docs)]
 pub mod config;
-#[warn(missing_docs)]
 pub mod device;
-#[warn(missing_docs)]
 #[cfg(feature = "cli")]
 pub mod doctor;
-#[warn(missing_docs)]
 pub mod error;
-#[warn(missing_docs)]
 pub mod generate;
-#[warn(missing_docs)]
 pub mod guide;
 mod kernels;
-#[warn(missing_docs)]
 pub mod measure;
 pub mod model;
 pub mod record;
 pub mod report;
-#[warn(missing_docs)]
 pub mod runner;
 pub mod scenario;
 pub mod settings;

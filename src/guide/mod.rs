@@ -12,6 +12,7 @@
 //! | [`reports`] | tables, comparisons, histories, exports, data formats |
 //! | [`deviations`] | known differences from the reference implementations |
 //! | [`methodology`] | what is timed, and known biases |
+//! | [`keys`] | the keys of trainings and of the sweep |
 //! | [`contributing`] | recipes for additions |
 
 #[doc = include_str!("settings.md")]
@@ -46,3 +47,6 @@ pub mod methodology {}
 
 #[doc = include_str!("contributing.md")]
 pub mod contributing {}
+
+#[doc = include_str!("keys.md")]
+pub mod keys {}
