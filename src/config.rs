@@ -69,8 +69,7 @@ macro_rules! config {
         }
 
         impl $crate::config::Config for $name {
-            /// Every key, in the order of the fields.
-    const KEYS: &'static [$crate::config::Key] = &[$($crate::config::Key {
+            const KEYS: &'static [$crate::config::Key] = &[$($crate::config::Key {
                 name: stringify!($key),
                 about: concat!($($about),+).trim_ascii(),
                 aliases: &[$($alias),*],
@@ -203,8 +202,7 @@ impl<C: Config> Layers<C> {
                 });
                 continue;
             };
-            let is_list = matches!(self.defaults.get(key.name), Some(Value::Array(..)));
-            match to_texts(&value, is_list) {
+            match typed(&value, self.defaults.get(key.name)) {
                 Ok(value) => drop(values.insert(key.name.to_owned(), value)),
                 Err(reason) => self.problems.push(format!("{}: {reason}", place.of(&given))),
             }
@@ -231,7 +229,7 @@ impl<C: Config> Layers<C> {
     /// Lists every unknown key and every bad value with its source, one per line.
     pub fn resolve(mut self) -> Result<C> {
         loop {
-            match self.figment.extract_lossy::<C>() {
+            match self.figment.extract::<C>() {
                 Ok(config) if self.problems.is_empty() => return Ok(config),
                 Ok(_) => break,
                 Err(error) => {
@@ -302,25 +300,41 @@ impl Provider for Layer {
     }
 }
 
-/// A value as text, or as a list of texts for a list. Every source thus accepts the same spellings of a value.
-fn to_texts(value: &Json, is_list: bool) -> Result<Value, &'static str> {
-    let scalar = |value: &Json| match value {
-        Json::String(text) => Ok(text.trim().to_owned()),
-        Json::Number(number) => Ok(number.to_string()),
-        Json::Bool(word) => Ok(word.to_string()),
-        Json::Null => Err("it has no value"),
-        Json::Array(_) => Err("it is a list, but one value is expected"),
-        Json::Object(_) => Err("it is a table, but a value is expected"),
-    };
-    match (value, is_list) {
-        (_, false) => scalar(value).map(Value::from),
-        (Json::String(text), true) => {
-            let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
-            Ok(items.map(str::to_owned).collect::<Vec<_>>().into())
-        }
-        (Json::Array(items), true) => Ok(items.iter().map(scalar).collect::<Result<Vec<_>, _>>()?.into()),
-        (one, true) => Ok(vec![scalar(one)?].into()),
+/// A value with the type of the key's default, so that every source accepts the same spellings of a value. A text that
+/// cannot be converted remains a text, which the key's type then refuses.
+fn typed(value: &Json, default: Option<&Value>) -> Result<Value, &'static str> {
+    if let Some(Value::Array(_, defaults)) = default {
+        let item = |value: &Json| typed(value, defaults.first());
+        return Ok(match value {
+            Json::String(text) => {
+                let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
+                items.map(|text| item(&text.into())).collect::<Result<Vec<_>, _>>()?.into()
+            }
+            Json::Array(items) => items.iter().map(item).collect::<Result<Vec<_>, _>>()?.into(),
+            one => vec![item(one)?].into(),
+        });
     }
+    let text = match value {
+        Json::String(text) => text.trim().to_owned(),
+        Json::Number(number) => number.to_string(),
+        Json::Bool(word) => word.to_string(),
+        Json::Null => return Err("it has no value"),
+        Json::Array(_) => return Err("it is a list, but one value is expected"),
+        Json::Object(_) => return Err("it is a table, but a value is expected"),
+    };
+    Ok(match default {
+        // An optional key without a default may be a number.
+        Some(Value::Num(..) | Value::Empty(..)) => number_of(&text),
+        Some(Value::Bool(..)) => text.parse::<bool>().ok().map(Value::from),
+        _ => None,
+    }
+    .unwrap_or_else(|| text.into()))
+}
+
+fn number_of(text: &str) -> Option<Value> {
+    let whole = text.parse::<u64>().ok().map(Value::from);
+    let whole = whole.or_else(|| text.parse::<i64>().ok().map(Value::from));
+    whole.or_else(|| text.parse::<f64>().ok().map(Value::from))
 }
 
 /// A value as a person writes it.
@@ -413,10 +427,14 @@ mod tests {
             pub widths: Vec<usize> = vec![8],
             /// Share of steps
             #[default = "half"]
-            #[serde(deserialize_with = "share")]
+            #[serde(deserialize_with = "above_0")]
             pub part: f64 = 0.5,
             /// Longest time
             pub limit: Option<u64> = None,
+            /// Whether to print
+            pub verbose: bool = false,
+            /// Folder of results
+            pub out: std::path::PathBuf = "out".into(),
         }
     }
 
@@ -426,7 +444,7 @@ mod tests {
 
     #[test]
     fn a_field_defines_the_key_and_later_layers_override_earlier_ones() {
-        let [steps, widths, part, limit] = Example::KEYS else { panic!("four keys") };
+        let [steps, widths, part, limit, ..] = Example::KEYS else { panic!("four keys or more") };
         assert_eq!((steps.name, steps.about), ("steps", "Number of steps in all"));
         assert_eq!((widths.aliases, part.default, limit.default), (&["width"][..], Some("half"), None));
 
@@ -434,10 +452,22 @@ mod tests {
             .yaml("a.yaml", "steps: 1\nwidth: 4\nlimit: 7")
             .environment("X_", [("STEPS".to_owned(), "2".to_owned()), ("WIDTHS".to_owned(), "16, 32".to_owned())])
             .flags(&[("steps", "9".into())]);
-        let from: Vec<_> = all.sources().map(|(key, value, from)| format!("{} {value} {from}", key.name)).collect();
+        let from: Vec<_> =
+            all.sources().take(4).map(|(key, value, from)| format!("{} {value} {from}", key.name)).collect();
         assert_eq!(from, ["steps 9 command line", "widths 16,32 environment", "part half default", "limit 7 a.yaml"]);
-        let expected = Example { steps: 9, widths: vec![16, 32], part: 0.5, limit: Some(7) };
+        let expected = Example { steps: 9, widths: vec![16, 32], limit: Some(7), ..Example::default() };
         assert_eq!(all.resolve().expect("good values"), expected);
+    }
+
+    #[test]
+    fn a_text_and_a_typed_value_mean_the_same() {
+        let texts =
+            ["part=1e-3", "widths=8", "verbose=true", "out=12", "limit=18446744073709551615"].map(str::to_owned);
+        let from_texts = layers().set(&texts).resolve().expect("good values");
+        let typed = "part: 1.0e-3\nwidths: [8]\nverbose: true\nout: 12\nlimit: 18446744073709551615";
+        assert_eq!(from_texts, layers().yaml("a.yaml", typed).resolve().expect("good values"));
+        assert_eq!((from_texts.part, from_texts.verbose, from_texts.limit), (0.001, true, Some(u64::MAX)));
+        assert_eq!(layers().flags(&[("part", "0.1".into())]).resolve().expect("a number").part, 0.1);
     }
 
     #[test]
@@ -445,7 +475,7 @@ mod tests {
         let all = layers()
             .yaml("a.yaml", "step: 1\nwidths: [1, two]\nsteps: [1]")
             .environment("X_", [("LIMIT".to_owned(), "-1".to_owned()), ("WIDHTS".to_owned(), "1".to_owned())])
-            .flags(&[("part", "1".into())])
+            .flags(&[("part", "0".into())])
             .set(&["steps".into(), "stesp=1".into()])
             .toml("b.toml", "x = 1\ny = [")
             .yaml_file(Path::new("absent.yaml"));
@@ -456,7 +486,7 @@ mod tests {
             "widths in a.yaml='1,two': expected a whole number",
             "unknown setting X_WIDHTS: did you mean X_WIDTHS?",
             "X_LIMIT='-1': expected a whole number from 0 to 2^64 - 1",
-            "--part='1': expected a number between 0 and 1",
+            "--part='0': expected a number above 0",
             "--set 'steps': write KEY=VALUE",
             "unknown setting --set stesp: did you mean --set steps?",
             "b.toml line 2: ",

@@ -245,7 +245,7 @@ mod tests {
             ("CANDLEPOWER_THREADS", "0"),
             ("CANDLEPOWER_MODEL", "llama-mini"),
         ];
-        let file = "dtype = 'f8'\ntier = 'everything'\nout = ''\nengine = 'tund'\nspeed = 'fast'";
+        let file = "dtype = 'f8'\ntier = 'everything'\nout = ''\nengine = 'tund'\ncolour = 'red'";
         let environment = environment.iter().map(|(key, value)| (key.to_string(), value.to_string()));
         let message = Settings::resolve(&[("seed", "-1".into())], environment, Some(file), Path::new("target"));
         let message = message.expect_err("bad values").to_string();
@@ -257,10 +257,10 @@ mod tests {
             "did you mean CANDLEPOWER_MODELS?",
             "dtype in candlepower.toml='f8': unknown dtype 'f8'",
             "--seed='-1': expected a whole number",
-            "tier in candlepower.toml='everything': unknown name 'everything': expected one of quick, standard, full",
+            "tier in candlepower.toml='everything': unknown tier 'everything': expected one of quick, standard, full",
             "out in candlepower.toml",
             "engine in candlepower.toml='tund': unknown name 'tund': did you mean tuned?",
-            "unknown setting speed in candlepower.toml: the settings are models, device,",
+            "unknown setting colour in candlepower.toml: the settings are models, device,",
         ] {
             assert!(message.contains(part), "{part} is missing from:\n{message}");
         }

@@ -13,9 +13,9 @@ pub use training::{
     Batch, CHECKPOINT_MEMORY, PSANN_THROUGHPUT, Phase, Quantity, Shape, TRAINING_SWEEP, Trained, TrainingScenario,
 };
 
-use std::fmt;
+use std::{fmt, str::FromStr};
 
-use serde::{Deserialize, Serialize};
+use crate::config::{serde_as_text, unknown};
 
 /// Every table of generation scenarios, with the bench target that runs it.
 pub const GENERATIONS: &[(&str, &[Generation])] = &[("generation", GENERATION), ("moe", MOE_TOP_K)];
@@ -37,8 +37,7 @@ pub fn is_in_bytes(key: &str) -> bool {
 }
 
 /// The part of a table that runs. A row names the smallest tier that includes it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Tier {
     /// The two scenarios that answer "how fast is it?".
     Quick,
@@ -48,12 +47,32 @@ pub enum Tier {
     Full,
 }
 
-impl fmt::Display for Tier {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl Tier {
+    const ALL: [Self; 3] = [Self::Quick, Self::Standard, Self::Full];
+
+    /// The name in settings.
+    pub fn name(self) -> &'static str {
+        match self {
             Self::Quick => "quick",
             Self::Standard => "standard",
             Self::Full => "full",
-        })
+        }
     }
 }
+
+impl fmt::Display for Tier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Tier {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> anyhow::Result<Self> {
+        let found = Self::ALL.into_iter().find(|tier| tier.name() == text);
+        found.ok_or_else(|| anyhow::anyhow!("{}", unknown("tier", text, &Self::ALL.map(Self::name))))
+    }
+}
+
+serde_as_text!(Tier);
