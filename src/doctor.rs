@@ -1,6 +1,6 @@
 //! Checks for problems that would make results untrustworthy, and for CPU features that this build does not use.
 
-use std::{env, fmt::Write, fs, path::Path, thread, time::Duration};
+use std::{fmt::Write, path::Path, thread, time::Duration};
 
 use anyhow::Result;
 use candle_core::Device;
@@ -83,7 +83,7 @@ pub fn examine(settings: &Settings) -> Vec<Finding> {
     findings.extend(clocks(&before, &Clocks::read(), on_battery()));
     findings.extend(gpu(settings.device));
     #[cfg(feature = "hub")]
-    findings.extend(tokens(settings, has_token()));
+    findings.extend(tokens(settings, crate::model::hub::token().is_some()));
     findings.push(output(&settings.out));
     findings
 }
@@ -361,17 +361,6 @@ fn memory_and_matrix(settings: &Settings) -> Finding {
 /// Prefixes of repositories whose licence must be accepted first.
 #[cfg(feature = "hub")]
 const GATED: [&str; 2] = ["meta-llama/", "google/gemma"];
-
-/// Whether a download has a token: the rules and order of hf-hub.
-#[cfg(feature = "hub")]
-fn has_token() -> bool {
-    let set = |name: &str| env::var(name).ok().filter(|value| !value.trim().is_empty());
-    let holds_one = |file: &Path| fs::read_to_string(file).is_ok_and(|token| !token.trim().is_empty());
-    set("HF_HUB_DISABLE_IMPLICIT_TOKEN").is_none()
-        && (set("HF_TOKEN").is_some()
-            || set("HF_TOKEN_PATH").is_some_and(|path| holds_one(Path::new(&path)))
-            || holds_one(&hf_hub::hf_home().join("token")))
-}
 
 #[cfg(feature = "hub")]
 fn tokens(settings: &Settings, has_token: bool) -> Vec<Finding> {
