@@ -410,7 +410,7 @@ mod tests {
     fn an_output_folder_below_a_file_is_found_out() {
         let folder = tempfile::tempdir().expect("a folder");
         assert_eq!(output(&folder.path().join("a/b")).level, Fine);
-        fs::write(folder.path().join("file"), "").expect("written");
+        std::fs::write(folder.path().join("file"), "").expect("written");
         let below = output(&folder.path().join("file/b"));
         assert_eq!(below.level, Warning);
         assert!(below.text.contains("CANDLEPOWER_OUT"), "{}", below.text);
