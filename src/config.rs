@@ -16,7 +16,10 @@ use figment::{
 use serde::{Deserialize, Deserializer, Serialize, de::DeserializeOwned, de::Error as _};
 use serde_json::Value as Json;
 
-use crate::error::nearest;
+use crate::{
+    error::nearest,
+    files::{SETTINGS_MAX_BYTES, read_text_limited},
+};
 
 /// A key of a configuration.
 #[derive(Clone, Copy, Debug)]
@@ -163,7 +166,7 @@ impl<C: Config> Layers<C> {
     /// Adds a YAML file.
     pub fn yaml_file(mut self, path: &Path) -> Self {
         let name = path.display().to_string();
-        match std::fs::read_to_string(path) {
+        match read_text_limited(path, SETTINGS_MAX_BYTES) {
             Ok(text) => self.yaml(&name, &text),
             Err(error) => {
                 self.problems.push(format!("{name} cannot be read: {error}"));

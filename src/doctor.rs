@@ -1,6 +1,6 @@
 //! Checks for problems that would make results untrustworthy, and for CPU features that this build does not use.
 
-use std::{env, fmt::Write, fs, path::Path, thread, time::Duration};
+use std::{fmt::Write, path::Path, thread, time::Duration};
 
 use anyhow::Result;
 use candle_core::Device;
@@ -83,7 +83,7 @@ pub fn examine(settings: &Settings) -> Vec<Finding> {
     findings.extend(clocks(&before, &Clocks::read(), on_battery()));
     findings.extend(gpu(settings.device));
     #[cfg(feature = "hub")]
-    findings.extend(tokens(settings, has_token()));
+    findings.extend(tokens(settings, crate::model::hub::token().is_some()));
     findings.push(output(&settings.out));
     findings
 }
@@ -362,17 +362,6 @@ fn memory_and_matrix(settings: &Settings) -> Finding {
 #[cfg(feature = "hub")]
 const GATED: [&str; 2] = ["meta-llama/", "google/gemma"];
 
-/// Whether a download has a token: the rules and order of hf-hub.
-#[cfg(feature = "hub")]
-fn has_token() -> bool {
-    let set = |name: &str| env::var(name).ok().filter(|value| !value.trim().is_empty());
-    let holds_one = |file: &Path| fs::read_to_string(file).is_ok_and(|token| !token.trim().is_empty());
-    set("HF_HUB_DISABLE_IMPLICIT_TOKEN").is_none()
-        && (set("HF_TOKEN").is_some()
-            || set("HF_TOKEN_PATH").is_some_and(|path| holds_one(Path::new(&path)))
-            || holds_one(&hf_hub::hf_home().join("token")))
-}
-
 #[cfg(feature = "hub")]
 fn tokens(settings: &Settings, has_token: bool) -> Vec<Finding> {
     let gated = |spec: &&ModelSpec| match spec {
@@ -421,7 +410,7 @@ mod tests {
     fn an_output_folder_below_a_file_is_found_out() {
         let folder = tempfile::tempdir().expect("a folder");
         assert_eq!(output(&folder.path().join("a/b")).level, Fine);
-        fs::write(folder.path().join("file"), "").expect("written");
+        std::fs::write(folder.path().join("file"), "").expect("written");
         let below = output(&folder.path().join("file/b"));
         assert_eq!(below.level, Warning);
         assert!(below.text.contains("CANDLEPOWER_OUT"), "{}", below.text);

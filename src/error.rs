@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::text;
+
 /// Driver errors, their meaning and what to do.
 #[rustfmt::skip]
 const DRIVER_ERRORS: [(&str, &str); 13] = [
@@ -20,9 +22,9 @@ const DRIVER_ERRORS: [(&str, &str); 13] = [
     ("CUBLAS_STATUS_NOT_INITIALIZED",         "cuBLAS does not start: its driver may be too old, or the device's memory exhausted"),
 ];
 
-/// Returns the first line of an error, [`explained`].
+/// Returns the first line of an error, [`explained`], without control characters.
 pub fn one_line(error: &dyn fmt::Display) -> String {
-    explained(error.to_string().lines().next().unwrap_or_default().trim())
+    text::line(&explained(error.to_string().lines().next().unwrap_or_default().trim()))
 }
 
 /// Removes the backtrace that Candle appends if `RUST_BACKTRACE` is set, and replaces a driver error by its meaning

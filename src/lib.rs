@@ -85,16 +85,19 @@ pub mod device;
 #[cfg(feature = "cli")]
 pub mod doctor;
 pub mod error;
+pub mod files;
 pub mod generate;
 pub mod guide;
 mod kernels;
 pub mod measure;
 pub mod model;
+pub mod names;
 pub mod record;
 pub mod report;
 pub mod runner;
 pub mod scenario;
 pub mod settings;
+pub mod text;
 pub mod train;
 pub mod workload;
 

@@ -5,7 +5,7 @@ use std::{
     collections::BTreeMap,
     env,
     ffi::OsString,
-    fs, io,
+    io,
     path::{Path, PathBuf},
 };
 
@@ -16,6 +16,7 @@ use serde::{Deserialize, Deserializer, de::Error as _};
 use crate::{
     config::{Layers, config, from_0_to_10},
     device::DeviceChoice,
+    files::{SETTINGS_MAX_BYTES, read_text_limited},
     model::{Engine, MINI, ModelSpec},
     record::Setting,
     scenario::Tier,
@@ -89,7 +90,7 @@ impl Settings {
     /// # Errors
     /// Lists every unknown key and every bad value with its source, one per line.
     pub fn load(flags: &[(&str, String)]) -> Result<Self> {
-        let file = match fs::read_to_string(FILE) {
+        let file = match read_text_limited(Path::new(FILE), SETTINGS_MAX_BYTES) {
             Ok(text) => Some(text),
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(error).context(format!("{FILE} cannot be read")),

@@ -8,9 +8,10 @@ use std::{
 
 /// The folders and files directly below `src`, lowest first. Each may import those of the lines above it, and nothing of its
 /// own line but itself.
-const LEVELS: [&[&str]; 9] = [
+const LEVELS: [&[&str]; 10] = [
+    &["text", "files"],
     &["error"],
-    &["config"],
+    &["config", "names"],
     &["scenario", "device", "kernels"],
     &["record"],
     &["measure", "report"],

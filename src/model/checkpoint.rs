@@ -14,12 +14,18 @@ use serde_json::Value;
 use tokenizers::Tokenizer;
 
 use super::config::{ExpertLayout, STACKED_GATE_UP};
-use crate::error::one_line;
+use crate::{error::one_line, files::read_limited};
 
 pub const CONFIG: &str = "config.json";
 pub const TOKENIZER: &str = "tokenizer.json";
 pub const WEIGHTS: &str = "model.safetensors";
 pub const INDEX: &str = "model.safetensors.index.json";
+
+/// Largest `config.json` or index. Indices of models with thousands of experts have a few MB.
+pub const JSON_MAX_BYTES: u64 = 64 << 20;
+
+/// Largest `tokenizer.json`. Those of vocabularies of 262,144 tokens have 33 MB.
+pub const TOKENIZER_MAX_BYTES: u64 = 512 << 20;
 
 /// Number of tensors that an error names; it only counts the others.
 const NAMED: usize = 3;
@@ -56,7 +62,7 @@ impl Checkpoint {
         if let Some(missing) = weights.iter().find(|file| !file.is_file()) {
             bail!("{} is missing, though {INDEX} names it", missing.display());
         }
-        let tokenizer = Some(folder.join(TOKENIZER)).filter(|file| file.is_file());
+        let tokenizer = Some(folder.join(TOKENIZER)).filter(|file| file.exists());
         Ok(Self { config, weights, tokenizer, source })
     }
 
@@ -130,7 +136,9 @@ impl Checkpoint {
     /// gemma-3-1b has one for images, for which the text model has no embedding and which text never produces.
     pub fn tokenizer(&self, vocab_size: usize) -> Result<Option<Tokenizer>> {
         let Some(file) = &self.tokenizer else { return Ok(None) };
-        let mut tokenizer = Tokenizer::from_file(file)
+        let content =
+            read_limited(file, TOKENIZER_MAX_BYTES).with_context(|| format!("{} could not be read", file.display()))?;
+        let mut tokenizer = Tokenizer::from_bytes(content)
             .map_err(|error| anyhow::anyhow!("{}: not a tokenizer: {}", file.display(), one_line(&error)))?;
         // Some files keep the truncation and padding of training, which do not apply to prompts.
         tokenizer.with_padding(None);
@@ -163,7 +171,7 @@ pub fn shards(index: &Value) -> Result<Vec<String>> {
 }
 
 pub fn read_json(file: &Path) -> Result<Value> {
-    let text = fs::read(file).with_context(|| format!("{} could not be read", file.display()))?;
+    let text = read_limited(file, JSON_MAX_BYTES).with_context(|| format!("{} could not be read", file.display()))?;
     serde_json::from_slice(&text).with_context(|| format!("{} is not JSON", file.display()))
 }
 

@@ -5,7 +5,10 @@
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde_json::Value;
 
-use super::family::{ExpertNames, FAMILIES, Family, SlidingLayers};
+use super::{
+    family::{ExpertNames, FAMILIES, Family, SlidingLayers},
+    limits,
+};
 
 /// The configuration of a decoder of any family. Field names are those of transformers.
 #[derive(Clone, Debug, PartialEq)]
@@ -95,6 +98,7 @@ impl ModelConfig {
     /// # Errors
     /// If the architecture is not supported, a key is missing or has the wrong type, or sizes contradict each other.
     pub fn from_json(json: &Value) -> Result<Self> {
+        limits::check(json)?;
         let family = family(json)?;
         let json = Keys(json);
         if json.flag("use_bidirectional_attention")? == Some(true) {

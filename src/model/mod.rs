@@ -18,6 +18,7 @@ pub mod family;
 pub(crate) mod golden;
 #[cfg(feature = "hub")]
 pub mod hub;
+mod limits;
 pub mod psann;
 pub mod series;
 mod shapes;

@@ -119,7 +119,7 @@ pub fn csv<R>(columns: &[Column<R>], rows: &[R]) -> Result<Vec<u8>> {
     writer.write_record(columns.iter().map(|column| column.name))?;
     for row in rows {
         let text = |value| match value {
-            Value::Text(text) => text,
+            Value::Text(text) => crate::text::csv(&text),
             Value::Whole(value) => value.to_string(),
             Value::Real(value) => value.to_string(),
             Value::Flag(value) => value.to_string(),

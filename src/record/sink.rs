@@ -6,11 +6,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use super::Record;
+use crate::names::PathName;
 
 /// Name of the records' file in a run's folder.
 pub const RECORDS: &str = "records.jsonl";
@@ -44,10 +45,9 @@ impl Sink {
             (None, Some(cargo)) => opened_by(out, cargo).unwrap_or_else(|| new_run(Utc::now())),
             (None, None) => new_run(Utc::now()),
         };
-        let is_plain = Path::new(&run).file_name().is_some_and(|name| name == run.as_str());
-        ensure!(is_plain, "CANDLEPOWER_RUN='{run}': it must be the name of a folder");
+        let run: PathName = run.parse().context("the run")?;
         let folder = out.join(&run);
-        let sink = Self { path: folder.join(RECORDS), run };
+        let sink = Self { path: folder.join(RECORDS), run: run.to_string() };
         fs::create_dir_all(&folder)
             .and_then(|()| sink.file().map(drop))
             .with_context(|| format!("records can't be written to {}: set CANDLEPOWER_OUT", folder.display()))?;

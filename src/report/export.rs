@@ -9,7 +9,10 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use crate::record::{Better, Measures, Metric, Record};
+use crate::{
+    record::{Better, Measures, Metric, Record},
+    text,
+};
 
 /// Format of an export.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -118,8 +121,8 @@ fn openmetrics(rows: &[Exported]) -> String {
             ("commit", record.software.commit.as_deref().unwrap_or("unknown")),
             ("sandbox", if record.sandbox { "true" } else { "false" }),
         ];
-        let escaped = |text: &str| text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
-        let labels: Vec<String> = labels.iter().map(|(name, value)| format!("{name}=\"{}\"", escaped(value))).collect();
+        let labels: Vec<String> =
+            labels.iter().map(|(name, value)| format!("{name}=\"{}\"", text::openmetrics(value))).collect();
         for metric in &row.metrics {
             let (name, unit, value) = base_unit(metric);
             let line = format!("candlepower_{name}{{{}}} {value}", labels.join(","));

@@ -7,6 +7,7 @@ use super::{
     plot::Plot,
     table::{self, Table},
 };
+use crate::text::xml as escaped;
 
 const STYLE: &str = include_str!("page.css");
 const SCRIPT: &str = include_str!("page.js");
@@ -75,8 +76,4 @@ fn element(table: &Table) -> String {
     }
     text.push_str("</tbody></table></div>\n");
     text
-}
-
-fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }

@@ -17,6 +17,7 @@ use super::joined::Row;
 use crate::{
     record::{Measures, Routing},
     scenario::{MOE_TOP_K, PSANN_THROUGHPUT, SWEEP},
+    text,
 };
 
 const SIZE: (u32, u32) = (900, 420);
@@ -537,7 +538,8 @@ fn draw(paint: impl for<'a> FnOnce(&Area<'a>) -> Drawn<'a>) -> Result<String> {
         paint(&area).map_err(|error| anyhow!("a plot could not be drawn: {error}"))?;
         area.present().map_err(|error| anyhow!("a plot could not be drawn: {error}"))?;
     }
-    Ok(svg)
+    // The library escapes markup, but lets characters pass that XML does not allow.
+    Ok(text::xml_characters(&svg))
 }
 
 fn subject(row: &Row) -> String {

@@ -10,6 +10,7 @@ use crate::{
         measures::{Missing, TableColumn, TableKey, table_columns},
     },
     scenario::{CHECKPOINT_MEMORY, MOE_TOP_K, PSANN_THROUGHPUT, SWEEP, TRAINING_SWEEP, dense_name},
+    text,
 };
 
 /// A table and its notes.
@@ -342,6 +343,7 @@ fn twin_ratio(record: &Record, all: &[&Record], twin: Twin, rate: fn(&Generation
 /// An aligned Markdown table. The first row is the header. The first `left` columns are left-aligned, the others
 /// right-aligned.
 pub fn markdown(rows: &[Vec<String>], left: usize) -> String {
+    let rows: Vec<Vec<String>> = rows.iter().map(|row| row.iter().map(|cell| text::markdown(cell)).collect()).collect();
     let columns = rows.first().map_or(0, Vec::len);
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0).max(3);
     let widths: Vec<_> = (0..columns).map(width).collect();

@@ -19,8 +19,10 @@ use super::{
     plot::plots,
     table, training,
 };
-use crate::record::{
-    Conditions, Limits, Machine, Record, Setting, Software, columns, temporary_that_stays, write_whole,
+use crate::{
+    names::PathName,
+    record::{Conditions, Limits, Machine, Record, Setting, Software, columns, temporary_that_stays, write_whole},
+    text,
 };
 
 /// File that gets a dated row for each report of a machine.
@@ -37,12 +39,13 @@ const LOG_HEAD: &str = "# Generation log\n\nThe `medium` scenario of each report
 /// When the folder cannot be written to.
 pub fn write(joined: &Joined, root: &Path, criterion_home: &Path, now: DateTime<Utc>) -> Result<PathBuf> {
     let first = joined.rows.first().context("a report needs at least one benchmark")?;
-    let (machine, stamp) = (&first.record.machine.name, now.format("%Y%m%dT%H%M%SZ").to_string());
-    let folder = root.join(machine).join(&stamp);
-    fs::create_dir_all(root.join(machine)).with_context(|| format!("{} could not be created", root.display()))?;
+    let machine: PathName = first.record.machine.name.parse().context("the machine's name")?;
+    let stamp = now.format("%Y%m%dT%H%M%SZ").to_string();
+    let folder = root.join(&machine).join(&stamp);
+    fs::create_dir_all(root.join(&machine)).with_context(|| format!("{} could not be created", root.display()))?;
     // The folder gets its name only when it is complete.
     let filling =
-        temporary_that_stays(0o777).tempdir_in(root.join(machine)).context("a folder could not be created")?;
+        temporary_that_stays(0o777).tempdir_in(root.join(&machine)).context("a folder could not be created")?;
     let what = if joined.is_sandbox { "Made-up figures, a sandbox of candlepower" } else { "candlepower" };
     let title = format!("{what} on {machine}, {}", now.format("%Y-%m-%d %H:%M UTC"));
     let plots = plots(&joined.rows)?;
@@ -66,7 +69,7 @@ pub fn write(joined: &Joined, root: &Path, criterion_home: &Path, now: DateTime<
     write_whole(&filling.path().join("index.html"), page.as_bytes())?;
 
     fs::rename(filling.keep(), &folder).with_context(|| format!("{} could not be created", folder.display()))?;
-    log(&root.join(machine).join(LOG), joined, &stamp, now)?;
+    log(&root.join(&machine).join(LOG), joined, &stamp, now)?;
     Ok(folder)
 }
 
@@ -99,17 +102,17 @@ fn link_to_criterion(root: &Path, criterion_home: &Path) -> Option<String> {
 
 fn readme(title: &str, joined: &Joined, first: &Row) -> String {
     let (machine, software) = (&first.record.machine, &first.record.software);
-    let mut text = format!("# {title}\n\n");
+    let mut text = format!("# {}\n\n", text::markdown(title));
     let _ = writeln!(
         text,
         "{}, {} threads, {}; candle {}, {}, commit {}, run `{}`.\n",
-        machine.gpu.as_ref().map_or(&machine.cpu, |gpu| &gpu.name),
+        text::markdown(machine.gpu.as_ref().map_or(&machine.cpu, |gpu| &gpu.name)),
         machine.threads,
-        machine.os,
-        software.candle,
-        software.rustc,
-        software.commit.as_deref().unwrap_or("unknown"),
-        first.record.run
+        text::markdown(&machine.os),
+        text::markdown(&software.candle),
+        text::markdown(&software.rustc),
+        text::markdown(software.commit.as_deref().unwrap_or("unknown")),
+        text::markdown(&first.record.run)
     );
     if let Some(limits) = &first.record.limits {
         let _ = writeln!(
@@ -141,7 +144,7 @@ fn readme(title: &str, joined: &Joined, first: &Row) -> String {
     if !joined.problems.is_empty() {
         text.push_str("\n## Missing, unreadable or left out\n\n");
         for problem in &joined.problems {
-            let _ = writeln!(text, "- {problem}");
+            let _ = writeln!(text, "- {}", text::markdown(problem));
         }
     }
     text
@@ -185,14 +188,14 @@ fn log(file: &Path, joined: &Joined, stamp: &str, now: DateTime<Utc>) -> Result<
             text,
             "| {} | {}{} | {} | {} | {} | {} | {} | `{}` | [report]({stamp}/README.md) |",
             now.format("%Y-%m-%d"),
-            record.subject.model,
+            text::markdown(&record.subject.model),
             if record.subject.synthetic_weights { " (synthetic)" } else { "" },
-            record.subject.variant(),
+            text::markdown(&record.subject.variant().to_string()),
             table::number(Some(measures.tokens_per_s)),
             table::number(measures.decode_tokens_per_s),
             table::number(Some(measures.ttft_ms)),
-            record.software.candle,
-            commit.get(..8).unwrap_or(commit),
+            text::markdown(&record.software.candle),
+            text::markdown(commit.get(..8).unwrap_or(commit)),
         );
     }
     write_whole(file, text.as_bytes())

@@ -24,7 +24,10 @@ use std::{
 
 use anyhow::{Result, anyhow};
 
-use crate::error::{explained, one_line};
+use crate::{
+    error::{explained, one_line},
+    text,
+};
 
 /// Runs a program and reports an error or a panic in one line, with exit code 2.
 ///
@@ -40,7 +43,7 @@ pub fn in_one_line(program: impl FnOnce() -> Result<ExitCode>) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     // Standard error may be closed, which `eprintln!` answers with a panic.
-    let _ = writeln!(io::stderr(), "error: {error}");
+    let _ = writeln!(io::stderr(), "error: {}", text::lines(&error));
     ExitCode::from(2)
 }
 

@@ -5,13 +5,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use candle_core::Device;
 use chrono::{SecondsFormat, Utc};
 
 use crate::{
     error::one_line,
     measure::{gpu, machine},
+    names::PathName,
     record::{self, BenchmarkId, Machine, Record, SCHEMA, Sink, Software, Status},
     settings::Settings,
     workload::{Measured, Outcome},
@@ -33,8 +34,10 @@ impl Session {
     /// Sets the number of threads and reads the properties of the machine.
     ///
     /// # Errors
-    /// Returns an error if the device of the settings cannot be opened.
+    /// Returns an error if the run of the settings cannot be the name of a folder, or if their device cannot be opened.
     pub fn new(settings: Settings) -> Result<Self> {
+        // The first record would find this out only after its measurement.
+        settings.run.as_deref().map(str::parse::<PathName>).transpose().context("CANDLEPOWER_RUN")?;
         // Threads come first, because opening a device may start some.
         let threads = set_threads(settings.threads);
         let device = settings.device.open()?;

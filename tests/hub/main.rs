@@ -1,4 +1,4 @@
-//! Tests checkpoints from a Hub: a server on loopback takes its place, and hf-hub is the real client.
+//! Tests checkpoints from a Hub: a server on loopback takes its place.
 
 mod server;
 
@@ -31,6 +31,7 @@ impl World {
             cache: Some(self.cache.path().to_owned()),
             offline: false,
             retry_delay: Some(Duration::from_millis(1)),
+            patience: None,
         }
     }
 
@@ -44,8 +45,8 @@ impl World {
         error
     }
 
-    fn fail(&self, method: &'static str, path_ends: &'static str, what: Wrong, times: usize) {
-        self.server.fail(Fault { method, path_ends, what, times });
+    fn fail(&self, path_ends: &'static str, what: Wrong, times: usize) {
+        self.server.fail(Fault { path_ends, what, times });
     }
 
     /// Returns the files that were downloaded since the last call.
@@ -111,7 +112,7 @@ fn a_pinned_commit_that_is_cached_asks_the_hub_for_nothing() {
     assert!(requests.is_empty(), "{requests:?}");
 }
 
-/// The Hub answers 304 for a file that a new commit did not change. The commit is new all the same.
+/// Files that the new commit did not change come from the cache. The commit is new all the same.
 #[test]
 fn a_branch_that_moved_is_followed() {
     let world = world(SINGLE);
@@ -204,8 +205,7 @@ fn a_cache_that_can_not_be_is_named() {
 fn passing_trouble_is_tried_again() {
     for status in [429, 500, 503] {
         let world = world(SINGLE);
-        world.fail("HEAD", "config.json", Wrong::Status(status), 2);
-        world.fail("GET", "config.json", Wrong::Status(status), 2);
+        world.fail("config.json", Wrong::Status(status), 2);
         assert_runs(world.fetch().expect("the third time"));
     }
 }
@@ -213,9 +213,9 @@ fn passing_trouble_is_tried_again() {
 #[test]
 fn lasting_trouble_is_said() {
     for (status, part) in [(429, "too many requests (429)"), (500, "failed with 500")] {
-        for (method, path) in [("GET", "/revision/main"), ("HEAD", "config.json")] {
+        for path in ["/revision/main", "config.json"] {
             let world = world(SINGLE);
-            world.fail(method, path, Wrong::Status(status), usize::MAX);
+            world.fail(path, Wrong::Status(status), usize::MAX);
             let error = world.error();
             assert!(error.contains(part) && error.contains("asked 6 times"), "{error}");
             let requests = world.server.requests();
@@ -224,11 +224,10 @@ fn lasting_trouble_is_said() {
     }
 }
 
-/// hf-hub stores the body of an error as the file. It must not stay.
 #[test]
 fn an_error_page_never_becomes_a_file() {
     let world = world(SINGLE);
-    world.fail("GET", "config.json", Wrong::Status(500), 10);
+    world.fail("config.json", Wrong::Status(500), 10);
     let error = world.error();
     assert!(error.contains("try again"), "{error}");
     // The retries of the next requests use up the remaining failures of the ten.
@@ -244,7 +243,7 @@ fn what_breaks_off_or_is_damaged_is_never_used() {
         let world = world(SINGLE);
         let content = fs::read(Path::new(SINGLE).join("model.safetensors")).expect("a file");
         let cdn: &'static str = Box::leak(server::sha256(&content).into_boxed_str());
-        world.fail("GET", cdn, what, 1);
+        world.fail(cdn, what, 1);
         let error = world.error();
         assert!(error.contains("try again") && error.contains("model.safetensors"), "{error}");
         let offline = Hub { offline: true, ..world.hub() };
@@ -273,7 +272,7 @@ fn offline_says_what_is_missing_of_a_part() {
     let world = world(SINGLE);
     let content = fs::read(Path::new(SINGLE).join("model.safetensors")).expect("a file");
     let cdn: &'static str = Box::leak(server::sha256(&content).into_boxed_str());
-    world.fail("GET", cdn, Wrong::Cut, 1);
+    world.fail(cdn, Wrong::Cut, 1);
     world.error();
     let offline = Hub { offline: true, ..world.hub() };
     let error = format!("{:#}", offline.fetch(REPO, COMMIT).expect_err("no weights"));
@@ -285,7 +284,7 @@ fn a_hub_in_trouble_is_as_offline() {
     for status in [429, 503] {
         let world = world(SINGLE);
         world.fetch().expect("fetched");
-        world.fail("GET", "/revision/main", Wrong::Status(status), usize::MAX);
+        world.fail("/revision/main", Wrong::Status(status), usize::MAX);
         assert_runs(world.fetch().expect("from the cache"));
     }
 }

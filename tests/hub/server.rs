@@ -1,6 +1,5 @@
-//! A server on loopback with the part of the Hub's protocol that hf-hub uses: the commit of a revision, metadata by
-//! `HEAD` and content by `GET`, small files behind a redirect on the same host, large files behind a redirect to
-//! another host with hash and size, and `304` for files that the client has.
+//! A server on loopback with the part of the Hub's protocol that is used: the commit of a revision, small files behind a
+//! redirect on the same host, and large files behind a redirect that comes with their hash and size.
 
 use std::{
     collections::HashMap,
@@ -23,7 +22,6 @@ const TOKEN_WITHOUT_ACCESS: &str = "hf_other";
 
 /// A failure of requests whose path ends as given, and how often it occurs.
 pub struct Fault {
-    pub method: &'static str,
     pub path_ends: &'static str,
     pub what: Wrong,
     pub times: usize,
@@ -113,7 +111,7 @@ fn answer(mut stream: TcpStream, state: &Mutex<State>) -> std::io::Result<()> {
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;
     let mut lines = BufReader::new(stream.try_clone()?).lines();
     let request = lines.next().transpose()?.unwrap_or_default();
-    let (mut token, mut known_etag) = (None, None);
+    let mut token = None;
     for line in lines {
         let line = line?;
         if line.is_empty() {
@@ -122,30 +120,23 @@ fn answer(mut stream: TcpStream, state: &Mutex<State>) -> std::io::Result<()> {
         if let Some(given) = line.to_lowercase().strip_prefix("authorization: bearer ") {
             token = Some(given.to_owned());
         }
-        if let Some(given) = line.to_lowercase().strip_prefix("if-none-match: ") {
-            known_etag = Some(given.to_owned());
-        }
     }
     let mut words = request.split(' ');
     let (method, url) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
     let path = url.split('?').next().unwrap_or_default();
     let mut state = state.lock().expect("state");
     state.requests.push(format!("{method} {path}"));
-    let fault = state
-        .faults
-        .iter_mut()
-        .find(|fault| fault.times > 0 && fault.method == method && path.ends_with(fault.path_ends))
-        .map(|fault| {
-            fault.times -= 1;
-            fault.what
-        });
+    let fault = state.faults.iter_mut().find(|fault| fault.times > 0 && path.ends_with(fault.path_ends)).map(|fault| {
+        fault.times -= 1;
+        fault.what
+    });
     if let Some(Wrong::Status(status)) = fault {
-        return reply(&mut stream, method, status, &[], format!("error {status}").as_bytes(), None);
+        return reply(&mut stream, status, &[], format!("error {status}").as_bytes(), None);
     }
-    let not_found = |stream: &mut TcpStream| reply(stream, method, 404, &[], b"{\"error\": \"not found\"}", None);
+    let not_found = |stream: &mut TcpStream| reply(stream, 404, &[], b"{\"error\": \"not found\"}", None);
     if let Some(hash) = path.strip_prefix("/cdn/") {
         return match state.files.values().find(|content| sha256(content) == hash) {
-            Some(content) => reply(&mut stream, method, 200, &[("ETag", format!("\"{hash}\""))], content, fault),
+            Some(content) => reply(&mut stream, 200, &[("ETag", format!("\"{hash}\""))], content, fault),
             None => not_found(&mut stream),
         };
     }
@@ -158,23 +149,23 @@ fn answer(mut stream: TcpStream, state: &Mutex<State>) -> std::io::Result<()> {
         if repo != REPO {
             // Without a token, the Hub answers the same for a private and a missing repository.
             let status = if token.is_some_and(|token| !token.is_empty()) { 404 } else { 401 };
-            return reply(&mut stream, method, status, &missing("RepoNotFound"), b"{}", None);
+            return reply(&mut stream, status, &missing("RepoNotFound"), b"{}", None);
         }
         if !is_known(revision) {
-            return reply(&mut stream, method, 404, &missing("RevisionNotFound"), b"{}", None);
+            return reply(&mut stream, 404, &missing("RevisionNotFound"), b"{}", None);
         }
         let files: Vec<_> = state.files.keys().map(|name| json!({"rfilename": name})).collect();
         let info = json!({"id": REPO, "sha": commit, "siblings": files}).to_string();
-        return reply(&mut stream, method, 200, &[], info.as_bytes(), None);
+        return reply(&mut stream, 200, &[], info.as_bytes(), None);
     }
     // The file list of a gated repository is public; its files are not.
     if state.gated {
         match token.as_deref() {
             Some(token) if token == TOKEN.to_lowercase() => {}
             Some(token) if token == TOKEN_WITHOUT_ACCESS => {
-                return reply(&mut stream, method, 403, &[("X-Error-Code", "GatedRepo".into())], b"{}", None);
+                return reply(&mut stream, 403, &[("X-Error-Code", "GatedRepo".into())], b"{}", None);
             }
-            _ => return reply(&mut stream, method, 401, &[("X-Error-Code", "GatedRepo".into())], b"{}", None),
+            _ => return reply(&mut stream, 401, &[("X-Error-Code", "GatedRepo".into())], b"{}", None),
         }
     }
     let cached = path.strip_prefix(&format!("/api/resolve-cache/models/{REPO}/"));
@@ -187,7 +178,7 @@ fn answer(mut stream: TcpStream, state: &Mutex<State>) -> std::io::Result<()> {
     let Some(file) = file else { return not_found(&mut stream) };
     let of_commit = ("X-Repo-Commit", commit.clone());
     let Some(content) = state.files.get(file) else {
-        return reply(&mut stream, method, 404, &[of_commit, ("X-Error-Code", "EntryNotFound".into())], b"", None);
+        return reply(&mut stream, 404, &[of_commit, ("X-Error-Code", "EntryNotFound".into())], b"", None);
     };
     let hash = sha256(content);
     if file.ends_with(".safetensors") {
@@ -197,23 +188,19 @@ fn answer(mut stream: TcpStream, state: &Mutex<State>) -> std::io::Result<()> {
             ("X-Linked-Size", content.len().to_string()),
             ("Location", format!("http://{}/cdn/{hash}", stream.local_addr()?)),
         ];
-        return reply(&mut stream, method, 302, &linked, b"", None);
+        return reply(&mut stream, 302, &linked, b"", None);
     }
     if cached.is_none() {
         let location = format!("/api/resolve-cache/models/{REPO}/{commit}/{file}");
-        return reply(&mut stream, method, 307, &[of_commit, ("Location", location)], b"moved", fault);
+        return reply(&mut stream, 307, &[of_commit, ("Location", location)], b"moved", fault);
     }
     // Git's hash of a small file has 40 digits.
     let etag = format!("\"{}\"", &hash[..40]);
-    if known_etag.is_some_and(|known| known == etag) {
-        return reply(&mut stream, method, 304, &[of_commit, ("ETag", etag)], b"", None);
-    }
-    reply(&mut stream, method, 200, &[of_commit, ("ETag", etag)], content, fault)
+    reply(&mut stream, 200, &[of_commit, ("ETag", etag)], content, fault)
 }
 
 fn reply(
     stream: &mut TcpStream,
-    method: &str,
     status: u16,
     headers: &[(&str, String)],
     body: &[u8],
@@ -224,9 +211,6 @@ fn reply(
         head.push_str(&format!("{name}: {value}\r\n"));
     }
     stream.write_all(format!("{head}\r\n").as_bytes())?;
-    if method == "HEAD" {
-        return Ok(());
-    }
     match fault {
         Some(Wrong::Cut) => stream.write_all(&body[..body.len() / 2]),
         Some(Wrong::Corrupt) => {

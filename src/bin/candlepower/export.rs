@@ -28,7 +28,7 @@ impl Export {
         let settings = Settings::load(&[])?;
         let read = record::latest(&records(self.run.as_deref(), &settings.out)?)?;
         for problem in &read.problems {
-            eprintln!("note: {problem}");
+            crate::note(problem);
         }
         let text = export(&read.records.iter().collect::<Vec<_>>(), self.format)?;
         match &self.to {

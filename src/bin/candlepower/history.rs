@@ -38,7 +38,7 @@ impl History {
     pub fn run(self) -> Result<ExitCode> {
         let (histories, problems) = histories(&self.from, &self.benchmark, self.metric.as_deref(), self.noise)?;
         for problem in problems {
-            eprintln!("note: {problem}");
+            crate::note(&problem);
         }
         if let Some(file) = &self.svg {
             let ids: Vec<_> =

@@ -18,7 +18,7 @@ mod watch;
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
-use candlepower::measure::CountingAllocator;
+use candlepower::{measure::CountingAllocator, text};
 use clap::{
     Parser, Subcommand,
     error::{ContextKind, ContextValue, ErrorKind},
@@ -104,6 +104,11 @@ fn suggestion(error: &clap::Error) -> Option<&str> {
         ) => names.first().map(String::as_str),
         _ => None,
     })
+}
+
+/// Prints a problem that does not stop the command. It may quote a file.
+fn note(problem: &str) {
+    eprintln!("note: {}", text::line(problem));
 }
 
 fn main() -> ExitCode {

@@ -11,6 +11,7 @@ use std::{
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use candlepower::{
     config::Config as _,
+    files::{SETTINGS_MAX_BYTES, read_text_limited},
     record::{self, Metric, RECORDS, Record, write_whole},
     report::compare::{Comparison, Side, Strictness, compare},
     settings::{PREFIX, Settings},
@@ -180,7 +181,8 @@ impl Nightly {
 
     fn config(&self) -> Result<Config> {
         let name = self.config.display();
-        let text = fs::read_to_string(&self.config).with_context(|| format!("{name} could not be read"))?;
+        let text =
+            read_text_limited(&self.config, SETTINGS_MAX_BYTES).with_context(|| format!("{name} could not be read"))?;
         let config: Config = serde_json::from_str(&text).with_context(|| format!("{name}"))?;
         ensure!(!config.benchmarks.is_empty(), "{name}: benchmarks: list at least one");
         ensure!(config.keep > 0, "{name}: keep: it must be at least 1");

@@ -35,7 +35,7 @@ impl Report {
         let joined = report::joined::join(&records, &criterion_home)?;
         let folder = report::write(&joined, &self.to, &criterion_home, Utc::now())?;
         for problem in &joined.problems {
-            eprintln!("note: {problem}");
+            crate::note(problem);
         }
         println!("{}", folder.display());
         if self.zip {

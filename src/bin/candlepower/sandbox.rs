@@ -4,6 +4,7 @@ use std::{fs, io::Write, process::ExitCode};
 
 use anyhow::{Context, Result, ensure};
 use candlepower::{
+    names::PathName,
     record::{RECORDS, temporary_that_stays},
     runner::sandbox::records,
     settings::Settings,
@@ -15,7 +16,7 @@ use clap::Args;
 pub struct Sandbox {
     /// Name of the run
     #[arg(long, default_value = "sandbox")]
-    run: String,
+    run: PathName,
     #[arg(long, default_value_t = 42)]
     seed: u64,
     /// Number of records of each benchmark
@@ -34,7 +35,7 @@ impl Sandbox {
             let mut file = temporary_that_stays(0o666).tempfile_in(&folder)?;
             let mut writer = std::io::BufWriter::new(file.as_file_mut());
             let mut count = 0;
-            for record in records(&self.run, self.seed, self.times, Utc::now())? {
+            for record in records(self.run.as_str(), self.seed, self.times, Utc::now())? {
                 serde_json::to_writer(&mut writer, &record)?;
                 writer.write_all(b"\n")?;
                 count += 1;

@@ -5,6 +5,7 @@ use std::{path::PathBuf, process::ExitCode};
 use anyhow::Result;
 use candlepower::{
     config::Layers,
+    names::PathName,
     record::{self, Measures, Record, columns, write_whole},
     report::{columns as report_columns, table},
     runner::{self, Progress, Session},
@@ -39,7 +40,7 @@ pub struct Sweep {
     settings: Flags<Settings, BesideGrid>,
     /// Name of a new run, or of an interrupted run to resume
     #[arg(long)]
-    run: Option<String>,
+    run: Option<PathName>,
 }
 
 impl Sweep {
@@ -52,7 +53,7 @@ impl Sweep {
         ];
         let mut session = Session::new(Settings::load(&[self.settings.given(), &of_grid].concat())?)?;
         grid.combinations()?;
-        let path = session.join(self.run.as_deref())?;
+        let path = session.join(self.run.as_ref().map(PathName::as_str))?;
         let folder = path.parent().map(PathBuf::from).unwrap_or_default();
         let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
         eprintln!("Run {name}. If it is interrupted, --run {name} resumes it.");
@@ -67,7 +68,7 @@ impl Sweep {
         }
         println!("Parquet: {}", file.display());
         for problem in read.problems {
-            eprintln!("note: {problem}");
+            crate::note(&problem);
         }
         let failed = records.iter().filter(|record| record.reason.is_some()).count();
         if failed > 0 {

@@ -1,0 +1,64 @@
+//! Reading files that someone else may have made.
+
+use std::{
+    fs::{self, File},
+    io::{self, ErrorKind, Read},
+    path::Path,
+};
+
+/// Largest settings file or list of benchmarks: a person writes those.
+pub const SETTINGS_MAX_BYTES: u64 = 1 << 20;
+
+/// Reads a regular file of at most `max_bytes`. A FIFO, a device or a folder is refused before it is opened, because
+/// opening a FIFO waits for a writer and a device may never end.
+///
+/// # Errors
+/// When the file is missing, is not a regular file, is larger, or can't be read.
+pub fn read_limited(path: &Path, max_bytes: u64) -> io::Result<Vec<u8>> {
+    let metadata = fs::metadata(path)?;
+    if !metadata.is_file() {
+        return Err(io::Error::new(ErrorKind::InvalidInput, "it is not a regular file"));
+    }
+    let mut content = Vec::new();
+    if metadata.len() <= max_bytes {
+        // One byte more shows that a file grew meanwhile, or did not tell its size.
+        File::open(path)?.take(max_bytes + 1).read_to_end(&mut content)?;
+    }
+    if metadata.len().max(content.len() as u64) > max_bytes {
+        return Err(io::Error::new(ErrorKind::FileTooLarge, format!("it is larger than {max_bytes} bytes")));
+    }
+    Ok(content)
+}
+
+/// The same for text.
+///
+/// # Errors
+/// As [`read_limited`], and when the file is not UTF-8.
+pub fn read_text_limited(path: &Path, max_bytes: u64) -> io::Result<String> {
+    let content = read_limited(path, max_bytes)?;
+    String::from_utf8(content).map_err(|_| io::Error::new(ErrorKind::InvalidData, "it is not UTF-8"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_regular_files_up_to_the_limit_are_read() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("file");
+        fs::write(&file, [0xff; 10]).expect("written");
+        assert_eq!(read_limited(&file, 10).expect("read").len(), 10);
+        for (path, max_bytes, part) in [
+            (file.as_path(), 9, "larger than 9 bytes"),
+            (folder.path(), 10, "not a regular file"),
+            (Path::new("/dev/zero"), 10, "not a regular file"),
+        ] {
+            let error = read_limited(path, max_bytes).expect_err(part).to_string();
+            assert!(error.contains(part), "{error}");
+        }
+        assert!(read_text_limited(&file, 10).expect_err("bytes").to_string().contains("UTF-8"));
+        let missing = read_limited(&folder.path().join("none"), 1).expect_err("none");
+        assert_eq!(missing.kind(), ErrorKind::NotFound);
+    }
+}

@@ -1,0 +1,144 @@
+//! The Hub's cache, in the layout that its clients share:
+//!
+//! ```text
+//! models--<owner>--<name>/
+//!   blobs/<etag>                 contents, by git's hash or SHA-256
+//!   snapshots/<commit>/<file>    links to blobs
+//!   refs/<branch or tag>         the commit that it meant last
+//! .locks/models--<owner>--<name>/<etag>.lock
+//! ```
+//!
+//! Every part of a path that a user or a server gives is a [`PathName`].
+
+use std::{
+    fs::{self, File, TryLockError},
+    io::{self, Write},
+    path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::Result;
+use tempfile::NamedTempFile;
+
+use crate::{files::read_text_limited, names::PathName, record::temporary_that_stays};
+
+/// How often a lock that another process holds is tried.
+const LOCK_POLL: Duration = Duration::from_millis(50);
+
+/// Whether it is a commit's hash: 40 hexadecimal digits.
+pub fn is_commit(revision: &str) -> bool {
+    revision.len() == 40 && revision.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+/// The cache of one repository.
+pub struct Cache {
+    root: PathBuf,
+    folder: PathName,
+}
+
+impl Cache {
+    /// # Errors
+    /// When the owner or the name can't be part of a path.
+    pub fn new(root: PathBuf, owner: &str, name: &str) -> Result<Self> {
+        Ok(Self { root, folder: format!("models--{owner}--{name}").parse()? })
+    }
+
+    /// The folder of all repositories.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    fn repository(&self) -> PathBuf {
+        self.root.join(&self.folder)
+    }
+
+    pub fn blob(&self, etag: &PathName) -> PathBuf {
+        self.repository().join("blobs").join(etag)
+    }
+
+    fn snapshot(&self, commit: &PathName, file: &PathName) -> PathBuf {
+        self.repository().join("snapshots").join(commit).join(file)
+    }
+
+    fn reference(&self, revision: &[PathName]) -> PathBuf {
+        revision.iter().fold(self.repository().join("refs"), |folder, part| folder.join(part))
+    }
+
+    /// A file of a commit, if it is there.
+    pub fn find(&self, commit: &PathName, file: &PathName) -> Option<PathBuf> {
+        Some(self.snapshot(commit, file)).filter(|path| path.exists())
+    }
+
+    /// The commit that a branch or tag meant when it was last fetched.
+    pub fn commit(&self, revision: &[PathName]) -> Option<PathName> {
+        let text = read_text_limited(&self.reference(revision), 1 << 10).ok()?;
+        Some(text.trim()).filter(|commit| is_commit(commit))?.parse().ok()
+    }
+
+    /// Keeps what a revision means, for when the Hub can't be asked.
+    ///
+    /// # Errors
+    /// When the cache can't be written to.
+    pub fn remember(&self, revision: &[PathName], commit: &PathName) -> io::Result<()> {
+        let file = self.reference(revision);
+        let folder = file.parent().unwrap_or(&self.root);
+        fs::create_dir_all(folder)?;
+        let mut new = temporary_that_stays(0o666).tempfile_in(folder)?;
+        new.write_all(commit.as_str().as_bytes())?;
+        new.persist(&file)?;
+        Ok(())
+    }
+
+    /// A file beside the blobs, which becomes one when it is persisted under its name.
+    ///
+    /// # Errors
+    /// When the cache can't be written to.
+    pub fn new_blob(&self) -> io::Result<NamedTempFile> {
+        let folder = self.repository().join("blobs");
+        fs::create_dir_all(&folder)?;
+        temporary_that_stays(0o666).tempfile_in(folder)
+    }
+
+    /// Makes a blob the file of a commit. Returns the file's path.
+    ///
+    /// # Errors
+    /// When the cache can't be written to.
+    pub fn link(&self, commit: &PathName, file: &PathName, etag: &PathName) -> io::Result<PathBuf> {
+        let path = self.snapshot(commit, file);
+        fs::create_dir_all(self.repository().join("snapshots").join(commit))?;
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        #[cfg(unix)]
+        let made = std::os::unix::fs::symlink(Path::new("../../blobs").join(etag), &path);
+        // Elsewhere links need rights that users do not have.
+        #[cfg(not(unix))]
+        let made = fs::copy(self.blob(etag), &path).map(drop);
+        match made {
+            // Another process made it meanwhile.
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+            _ => Ok(path),
+        }
+    }
+
+    /// Waits until no other process fetches this blob. Returns `None` when that takes longer than `patience`.
+    ///
+    /// # Errors
+    /// When the cache can't be written to.
+    pub fn lock(&self, etag: &PathName, patience: Duration) -> io::Result<Option<File>> {
+        let folder = self.root.join(".locks").join(&self.folder);
+        fs::create_dir_all(&folder)?;
+        let file = File::create(folder.join(format!("{etag}.lock")))?;
+        let start = Instant::now();
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Ok(Some(file)),
+                Err(TryLockError::Error(error)) => return Err(error),
+                Err(TryLockError::WouldBlock) if start.elapsed() >= patience => return Ok(None),
+                Err(TryLockError::WouldBlock) => thread::sleep(LOCK_POLL),
+            }
+        }
+    }
+}

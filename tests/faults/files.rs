@@ -1,0 +1,143 @@
+//! Files and names that a user may be handed: not regular, huge, or leading out of their folder.
+
+use std::{
+    fs::{self, File},
+    path::Path,
+    process::{Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// Longest run of a command that only has to refuse its input.
+const LONGEST: Duration = Duration::from_secs(30);
+
+/// Runs the command in a folder and expects it to fail. Returns what it wrote to standard error.
+fn refused(folder: &Path, args: &[&str], variables: &[(&str, &str)]) -> String {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_candlepower"));
+    for (key, _) in std::env::vars_os() {
+        if key.to_string_lossy().starts_with("CANDLEPOWER_") {
+            command.env_remove(key);
+        }
+    }
+    command.args(args).envs(variables.iter().copied()).current_dir(folder);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("the command starts");
+    let start = Instant::now();
+    while child.try_wait().expect("a state").is_none() {
+        if start.elapsed() > LONGEST {
+            child.kill().expect("killed");
+            panic!("{args:?} did not end");
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    let output = child.wait_with_output().expect("output");
+    let error = String::from_utf8(output.stderr).expect("UTF-8");
+    assert!(!output.status.success() && output.status.code().is_some(), "{args:?}: {error}");
+    assert!(error.lines().count() == 1 && !error.contains("panic"), "{args:?}: {error}");
+    assert!(!error.trim_end().contains(char::is_control), "{args:?}: {error:?}");
+    error
+}
+
+/// A way to put something at a path that is not a file to read.
+type Put = fn(&Path);
+
+fn fifo(path: &Path) {
+    assert!(Command::new("mkfifo").arg(path).status().expect("mkfifo").success());
+}
+
+fn endless(path: &Path) {
+    std::os::unix::fs::symlink("/dev/zero", path).expect("a link");
+}
+
+fn folder(path: &Path) {
+    fs::create_dir(path).expect("a folder");
+}
+
+/// Larger than any limit, without taking room on the disk.
+fn huge(path: &Path) {
+    File::create(path).and_then(|file| file.set_len(1 << 40)).expect("a sparse file");
+}
+
+fn checkpoint() -> TempDir {
+    let folder = tempfile::tempdir().expect("a folder");
+    for file in ["config.json", "tokenizer.json", "model.safetensors"] {
+        fs::copy(format!("fixtures/generation/llama-gqa-tied/{file}"), folder.path().join(file)).expect("copied");
+    }
+    folder
+}
+
+#[test]
+#[cfg(unix)]
+fn what_is_not_a_file_of_a_size_is_not_read() {
+    let model = ["run", "--model", "path:.", "--prompt-tokens", "4"];
+    let puts: [(Put, &str); 4] = [
+        (fifo, "not a regular file"),
+        (endless, "not a regular file"),
+        (folder, "not a regular file"),
+        (huge, "larger than"),
+    ];
+    for (put, part) in puts {
+        for (file, args) in [
+            ("config.json", &model[..]),
+            ("tokenizer.json", &model),
+            ("candlepower.toml", &["list"]),
+            ("sweep.yaml", &["sweep", "--config", "sweep.yaml"]),
+            ("train.yaml", &["train", "--config", "train.yaml"]),
+            ("nightly.json", &["nightly", "nightly.json"]),
+        ] {
+            let at = checkpoint();
+            let path = at.path().join(file);
+            let _ = fs::remove_file(&path);
+            put(&path);
+            let error = refused(at.path(), args, &[]);
+            assert!(error.contains(part) && error.contains(file), "{file}: {error}");
+        }
+    }
+}
+
+/// Before anything is measured, and without a folder outside.
+#[test]
+fn a_run_is_named_by_a_name() {
+    for name in ["../x", "/tmp/x", "..", "", "a/b", "a\u{1b}[31mb"] {
+        let place = tempfile::tempdir().expect("a folder");
+        let inside = place.path().join("inside");
+        fs::create_dir(&inside).expect("a folder");
+        for (args, variables) in [
+            (vec!["sandbox", "--run", name], vec![]),
+            (vec!["sweep", "--preset", "smoke", "--run", name], vec![]),
+            (vec!["run", "--prompt-tokens", "4"], vec![("CANDLEPOWER_RUN", name)]),
+        ] {
+            let error = refused(&inside, &args, &variables);
+            // An empty value is refused by the parser of arguments, in its own words.
+            assert!(error.contains("can't be the name of a file or folder") || name.is_empty(), "{error}");
+        }
+        let beside: Vec<_> = fs::read_dir(place.path()).expect("a folder").flatten().collect();
+        assert_eq!(beside.len(), 1, "{beside:?}");
+    }
+}
+
+#[test]
+fn sizes_that_no_model_has_are_refused_at_once() {
+    for (key, value) in [
+        ("num_hidden_layers", json!(1_000_000_000_000_u64)),
+        ("num_hidden_layers", json!(1_u64 << 62)),
+        ("vocab_size", json!(u64::MAX)),
+        ("hidden_size", json!(1_u64 << 62)),
+        ("intermediate_size", json!(100_000_000_000_u64)),
+        ("num_attention_heads", json!(1_u64 << 62)),
+        ("num_key_value_heads", json!(1_u64 << 62)),
+        ("head_dim", json!(1_u64 << 62)),
+        ("max_position_embeddings", json!(1_u64 << 62)),
+    ] {
+        let at = checkpoint();
+        let file = at.path().join("config.json");
+        let mut config: Value = serde_json::from_slice(&fs::read(&file).expect("read")).expect("JSON");
+        config[key] = value;
+        fs::write(&file, config.to_string()).expect("written");
+        let error = refused(at.path(), &["run", "--model", "path:."], &[]);
+        assert!(error.contains(key), "{error}");
+    }
+}

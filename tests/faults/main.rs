@@ -1,0 +1,6 @@
+//! Faults and hostile input, each with the one line that a person gets. Everything ends within seconds; nothing outside
+//! the folders that a command was given is written or removed.
+
+mod files;
+mod hub;
+mod stage;
