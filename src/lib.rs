@@ -80,6 +80,8 @@
 //!
 //! [`guide::methodology`] describes what is timed, how, and the known biases.
 
+#![warn(missing_docs)]
+
 pub mod config;
 pub mod device;
 #[cfg(feature = "cli")]

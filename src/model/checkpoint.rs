@@ -16,16 +16,16 @@ use tokenizers::Tokenizer;
 use super::config::{ExpertLayout, STACKED_GATE_UP};
 use crate::{error::one_line, files::read_limited};
 
-pub const CONFIG: &str = "config.json";
-pub const TOKENIZER: &str = "tokenizer.json";
-pub const WEIGHTS: &str = "model.safetensors";
-pub const INDEX: &str = "model.safetensors.index.json";
+pub(crate) const CONFIG: &str = "config.json";
+pub(crate) const TOKENIZER: &str = "tokenizer.json";
+pub(crate) const WEIGHTS: &str = "model.safetensors";
+pub(crate) const INDEX: &str = "model.safetensors.index.json";
 
 /// Largest `config.json` or index. Indices of models with thousands of experts have a few MB.
-pub const JSON_MAX_BYTES: u64 = 64 << 20;
+pub(crate) const JSON_MAX_BYTES: u64 = 64 << 20;
 
 /// Largest `tokenizer.json`. Those of vocabularies of 262,144 tokens have 33 MB.
-pub const TOKENIZER_MAX_BYTES: u64 = 512 << 20;
+pub(crate) const TOKENIZER_MAX_BYTES: u64 = 512 << 20;
 
 /// Number of tensors that an error names; it only counts the others.
 const NAMED: usize = 3;
@@ -37,6 +37,7 @@ pub struct Checkpoint {
     pub config: Value,
     /// One or more safetensors files.
     pub weights: Vec<PathBuf>,
+    /// Path of `tokenizer.json`, if the folder has it.
     pub tokenizer: Option<PathBuf>,
     /// Origin of the files, for records.
     pub source: String,
@@ -170,7 +171,7 @@ pub fn shards(index: &Value) -> Result<Vec<String>> {
     Ok(files.into_iter().collect())
 }
 
-pub fn read_json(file: &Path) -> Result<Value> {
+pub(crate) fn read_json(file: &Path) -> Result<Value> {
     let text = read_limited(file, JSON_MAX_BYTES).with_context(|| format!("{} could not be read", file.display()))?;
     serde_json::from_slice(&text).with_context(|| format!("{} is not JSON", file.display()))
 }

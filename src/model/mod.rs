@@ -10,10 +10,10 @@
 
 mod causal_lm;
 pub mod checkpoint;
-pub mod config;
+pub(crate) mod config;
 mod cost;
-pub mod decoder;
-pub mod family;
+pub(crate) mod decoder;
+pub(crate) mod family;
 #[cfg(test)]
 pub(crate) mod golden;
 #[cfg(feature = "hub")]
@@ -23,11 +23,12 @@ pub mod psann;
 pub mod series;
 mod shapes;
 mod spec;
-pub mod stock;
-pub mod synthetic;
+pub(crate) mod stock;
+pub(crate) mod synthetic;
 pub mod trainable;
 
 pub use causal_lm::{CacheBytes, CausalLm, Footprint};
+pub use decoder::ExpertLoad;
 pub use shapes::{MINI, SYNTHETIC, shape};
 pub use spec::ModelSpec;
 
@@ -124,9 +125,11 @@ fn admit(config: &ModelConfig, engine: Engine, dtype: DType, device: &Device) ->
 
 /// A model that is ready to run.
 pub struct Subject {
+    /// The model.
     pub model: Box<dyn CausalLm>,
     /// The full specification, with the commit that a Hub revision resolved to.
     pub source: String,
+    /// The tokenizer; `None` for models without one, whose prompts are token ids.
     pub tokenizer: Option<Tokenizer>,
     /// Ids that end a sequence. Scenarios ignore them.
     pub eos_token_ids: Vec<u32>,

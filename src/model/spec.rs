@@ -14,8 +14,13 @@ pub enum ModelSpec {
     Mini(&'static str),
     /// A model with the sizes of a published one and seeded weights.
     Synthetic(&'static str),
-    /// A repository on the Hugging Face Hub, at a branch, tag or commit.
-    Hub { repo: String, revision: String },
+    /// A repository on the Hugging Face Hub.
+    Hub {
+        /// Name of the repository, `<owner>/<name>`.
+        repo: String,
+        /// Branch, tag or commit.
+        revision: String,
+    },
     /// A folder in the Hub's layout.
     Path(PathBuf),
 }

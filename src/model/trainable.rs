@@ -21,6 +21,7 @@ pub struct Variables {
 }
 
 impl Variables {
+    /// No variables yet. `seed` determines the initial values.
     pub fn new(seed: u64) -> Self {
         Self { seed, by_name: Arc::default() }
     }

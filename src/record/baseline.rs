@@ -16,8 +16,11 @@ pub type Samples = BTreeMap<String, Vec<f64>>;
 /// Criterion's estimate of a benchmark: the median time of an iteration and its confidence interval, in nanoseconds.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Estimate {
+    /// Median time of an iteration.
     pub median_ns: f64,
+    /// Lower bound of the confidence interval of the median.
     pub low_ns: f64,
+    /// Upper bound of the confidence interval of the median.
     pub high_ns: f64,
 }
 

@@ -15,8 +15,11 @@ pub struct Column<R> {
     pub explanation: String,
     /// `None` where a unit means nothing, for example for a name.
     pub unit: Option<MeasureUnit>,
+    /// The direction of improvement; `None` where neither is better.
     pub better: Option<Better>,
+    /// Type of the values.
     pub data_type: DataType,
+    /// Reads the value from a row.
     pub get: Get<R>,
 }
 
@@ -46,6 +49,7 @@ pub enum DataType {
     Whole,
     /// A 64-bit floating-point number.
     Real,
+    /// True or false.
     Flag,
     /// A time in UTC, to the millisecond.
     Time,
@@ -54,10 +58,15 @@ pub enum DataType {
 /// Value of a column in a row.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value {
+    /// UTF-8.
     Text(String),
+    /// A 64-bit integer.
     Whole(i64),
+    /// A 64-bit floating-point number.
     Real(f64),
+    /// True or false.
     Flag(bool),
+    /// A time in UTC.
     Time(DateTime<Utc>),
 }
 
@@ -74,6 +83,7 @@ impl Value {
 
 /// A Rust type that a column can hold.
 pub trait Cell {
+    /// Type of the column.
     const DATA_TYPE: DataType;
 
     /// `None` leaves the cell empty.

@@ -13,14 +13,18 @@ pub struct BenchmarkId {
     pub scenario: String,
     /// Short name of the model.
     pub model: String,
+    /// The implementation that ran the model.
     pub variant: Variant,
 }
 
 /// The implementation that ran a model: the last part of an id.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Variant {
+    /// Name of the engine.
     pub engine: String,
+    /// Data type of the weights, for example `bf16`.
     pub dtype: String,
+    /// Device, for example `cpu`.
     pub device: String,
 }
 

@@ -74,15 +74,18 @@ pub struct Measure {
     pub name: &'static str,
     /// The field's documentation, with a leading space.
     explanation: &'static str,
+    /// Type of the column in data files.
     pub data_type: DataType,
     /// `None` for a benchmark of another kind, and where there is no value.
     pub value: fn(&Measures) -> Option<Value>,
+    /// Outputs that show the measure.
     pub row: Row,
 }
 
 /// Where a measure is shown, and how.
 #[derive(Clone, Copy, Debug)]
 pub struct Row {
+    /// Unit of the value in records.
     pub unit: MeasureUnit,
     /// `None` where neither direction is better.
     pub better: Option<Better>,
@@ -94,6 +97,7 @@ pub struct Row {
     pub export: Option<(u8, &'static str)>,
     /// Tables, the place of the column in each, and its header with the unit. Places only order columns: leave gaps.
     pub tables: &'static [(TableKey, u8, &'static str)],
+    /// Display of a missing value in tables.
     pub missing: Missing,
 }
 
@@ -115,19 +119,28 @@ impl Row {
 pub enum Name {
     /// The output leaves the measure out.
     LeftOut,
+    /// The name of the field.
     OfField,
+    /// Another name.
     Other(&'static str),
 }
 
 /// A table for people. `Live` is the view of `candlepower watch`; the others are the tables of a report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TableKey {
+    /// Generations of dense models.
     Generation,
+    /// Prompt passes of mixtures of experts.
     MixturePrefill,
+    /// Decode steps of mixtures of experts.
     MixtureDecode,
+    /// Steps of time-series models.
     Sweep,
+    /// Training with and without gradient checkpointing.
     Checkpointing,
+    /// Training of language models.
     Training,
+    /// The view of `candlepower watch`.
     Live,
 }
 
@@ -147,20 +160,29 @@ pub enum Missing {
 pub enum MeasureUnit {
     /// Text or a flag.
     None,
+    /// A number of things, for example of samples.
     Count,
+    /// A number of tokens.
     Tokens,
+    /// Milliseconds.
     Ms,
+    /// Tokens per second.
     TokensPerS,
+    /// Windows of a series per second.
     WindowsPerS,
+    /// Bytes.
     Bytes,
     /// From 0 to 1. Tables print it in percent.
     Share,
     /// A quotient of two like quantities.
     Ratio,
+    /// Bits of entropy.
     Bits,
     /// A value of the loss function.
     Loss,
+    /// Energy in joules.
     Joules,
+    /// Power in watts.
     Watts,
 }
 
@@ -230,8 +252,11 @@ pub fn all() -> impl Iterator<Item = &'static Measure> {
 
 /// A column of a table for people.
 pub struct TableColumn {
+    /// Order of the column among the columns of its table.
     pub place: u8,
+    /// Header, with the unit.
     pub header: &'static str,
+    /// Display of a missing value.
     pub missing: Missing,
     /// Rows of the table of measures that have this header; kinds of benchmarks may share it.
     measures: Vec<&'static Measure>,

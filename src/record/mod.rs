@@ -45,6 +45,7 @@ pub struct Record {
     pub scenario: String,
     /// The model and the implementation that ran it.
     pub subject: Subject,
+    /// Whether the benchmark succeeded.
     pub status: Status,
     /// Why the benchmark failed.
     pub reason: Option<String>,
@@ -55,18 +56,25 @@ pub struct Record {
     /// Why a field is `null`, by field.
     #[serde(default)]
     pub unmeasured: BTreeMap<String, String>,
+    /// Limits of the machine; `null` if they were not measured.
     pub limits: Option<Limits>,
+    /// Load on the machine during the benchmark; `null` if it was not observed.
     pub conditions: Option<Conditions>,
+    /// The machine that ran the benchmark.
     pub machine: Machine,
+    /// Versions of the software.
     pub software: Software,
     /// Value and source of each setting, by setting.
     pub settings: BTreeMap<String, Setting>,
 }
 
+/// Result of running a benchmark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
+    /// The record has measures.
     Measured,
+    /// The record has a reason instead of measures.
     Failed,
 }
 
@@ -75,13 +83,19 @@ pub enum Status {
 pub struct Subject {
     /// Short name: the second part of the id.
     pub model: String,
+    /// Implementation that ran the model.
     pub engine: String,
+    /// Data type of the weights and the computation, for example `bf16`.
     pub dtype: String,
+    /// Device that ran the model, for example `cpu` or `cuda`.
     pub device: String,
     /// Source of the weights: the full model specification, with the commit that a Hub revision resolved to.
     pub source: String,
+    /// Whether the weights were drawn from a seed instead of read from a checkpoint.
     pub synthetic_weights: bool,
+    /// Number of weights; `null` if it is unknown.
     pub parameters: Option<u64>,
+    /// Size of the weights in memory; `null` if it is unknown.
     pub weight_bytes: Option<u64>,
     /// Sizes that the scenario sweeps, by name, for example `dim` and `depth`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -93,8 +107,11 @@ pub struct Subject {
 #[serde(tag = "kind", rename_all = "snake_case")]
 #[expect(clippy::large_enum_variant, reason = "most values are generations, and few exist at a time")]
 pub enum Measures {
+    /// Generation of tokens.
     Generation(Generation),
+    /// Steps of a time-series model.
     Sweep(Sweep),
+    /// Steps of a language model.
     Training(Training),
 }
 
@@ -157,7 +174,9 @@ impl Measures {
 #[serde(rename_all = "lowercase")]
 #[schemars(rename = "Unit")]
 pub enum SampleUnit {
+    /// Milliseconds.
     Ms,
+    /// Bytes of peak memory.
     Bytes,
 }
 
@@ -166,8 +185,11 @@ pub enum SampleUnit {
 pub struct Metric {
     /// Name without the unit.
     pub name: &'static str,
+    /// Unit of the value.
     pub unit: MeasureUnit,
+    /// The direction of improvement.
     pub better: Better,
+    /// The value, in the unit.
     pub value: f64,
 }
 
@@ -175,7 +197,9 @@ pub struct Metric {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Better {
+    /// Higher values are better.
     Higher,
+    /// Lower values are better.
     Lower,
 }
 
@@ -183,7 +207,9 @@ pub enum Better {
 /// the part of the cache that is in use.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Work {
+    /// Bytes that the pass over the prompt reads.
     pub prefill_bytes: u64,
+    /// Floating-point operations of the pass over the prompt.
     pub prefill_flops: u64,
     /// Bytes of one decode step: the mean over the steps.
     pub step_bytes: u64,
@@ -194,6 +220,7 @@ pub struct Work {
 /// Use of the experts by one generation, prompt and steps together. It is the same in every sample.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Routing {
+    /// Experts of each mixture layer.
     pub num_experts: usize,
     /// Experts that each token is sent to.
     pub top_k: usize,
@@ -228,6 +255,7 @@ pub struct Limits {
     pub read_bytes_per_s: f64,
     /// Rate of a large matrix product on Candle, in `matrix_dtype`.
     pub matrix_flops_per_s: f64,
+    /// Data type of the matrix product.
     pub matrix_dtype: String,
 }
 
@@ -264,41 +292,57 @@ pub struct GpuLoad {
 pub struct Machine {
     /// Name for folders and tables: the CPU or GPU, and the number of cores.
     pub name: String,
+    /// Model name of the CPU, or its architecture if the system does not report the name.
     pub cpu: String,
+    /// CPU cores, without simultaneous multithreading.
     pub physical_cores: Option<usize>,
+    /// CPU threads that the process may use.
     pub logical_cores: usize,
     /// Threads that Candle uses.
     pub threads: usize,
+    /// Size of the main memory.
     pub memory_bytes: Option<u64>,
+    /// Name and version of the operating system.
     pub os: String,
+    /// Version of the operating system's kernel.
     pub kernel: Option<String>,
+    /// CPU frequency governor of Linux, for example `performance`.
     pub governor: Option<String>,
     /// SIMD extensions of the CPU.
     pub simd_available: Vec<String>,
     /// SIMD extensions that the program was compiled for.
     pub simd_compiled: Vec<String>,
+    /// The GPU that was used, if it is an NVIDIA GPU.
     pub gpu: Option<Gpu>,
 }
 
 /// A GPU of the machine.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Gpu {
+    /// Model name.
     pub name: String,
+    /// Version of the driver.
     pub driver: Option<String>,
+    /// CUDA compute capability, for example `9.0`.
     pub compute_capability: Option<String>,
+    /// Size of the GPU's memory.
     pub memory_bytes: Option<u64>,
 }
 
 /// Versions of the software that ran the benchmark.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Software {
+    /// Version of this crate.
     pub candlepower: String,
     /// Version of candle-core, with ` (path)` when Cargo built it from a checkout.
     pub candle: String,
+    /// Version of Criterion.
     pub criterion: String,
+    /// Version of the compiler, as `rustc --version` prints it.
     pub rustc: String,
     /// Commit of the working directory, with `-dirty` if it had uncommitted changes.
     pub commit: Option<String>,
+    /// Cargo profile of the build.
     pub profile: String,
     /// Enabled Cargo features.
     pub features: Vec<String>,
@@ -307,6 +351,7 @@ pub struct Software {
 /// Value of a setting, and its source.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Setting {
+    /// The value, as text.
     pub value: String,
     /// `default`, `environment`, `command line`, or the file's name.
     pub from: String,

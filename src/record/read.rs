@@ -17,6 +17,7 @@ use super::{Record, SCHEMA};
 /// The records of a file, and the problems of its other lines.
 #[derive(Debug, Default)]
 pub struct Read {
+    /// The records, in the order of the file.
     pub records: Vec<Record>,
     /// One text for each problem: file, line number and cause.
     pub problems: Vec<String>,

@@ -27,6 +27,7 @@ pub struct Strictness {
 /// One of the two runs of a comparison.
 #[derive(Debug, Default)]
 pub struct Side {
+    /// Name in messages and in the result: a run, a file, or a baseline.
     pub name: String,
     benchmarks: BTreeMap<String, Benchmark>,
     /// Failed benchmarks and unreadable lines.
@@ -129,9 +130,13 @@ impl Side {
 /// Result of a comparison.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct Comparison {
+    /// Name of the earlier side.
     pub a: String,
+    /// Name of the later side.
     pub b: String,
+    /// The thresholds that were used.
     pub strictness: Strictness,
+    /// The benchmarks that both sides have.
     pub rows: Vec<Row>,
     /// Geometric mean of the ratios of each group.
     pub groups: BTreeMap<String, f64>,
@@ -139,9 +144,12 @@ pub struct Comparison {
     pub remarks: Vec<String>,
 }
 
+/// A benchmark that both sides have.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct Row {
+    /// Id of the benchmark.
     pub id: String,
+    /// Unit of the medians.
     pub unit: SampleUnit,
     /// Median of `a`.
     pub a: f64,
@@ -155,6 +163,7 @@ pub struct Row {
     pub high: f64,
     /// Probability of such a difference by chance, corrected for the number of benchmarks.
     pub p: f64,
+    /// Whether the difference is a change.
     pub verdict: Verdict,
     /// Minimum detectable change: the smallest slowdown, as a share, that the test detects in samples with this spread.
     /// `null` if it would not detect twice the time.
@@ -166,15 +175,19 @@ pub struct Row {
     pub same_work: Option<bool>,
 }
 
+/// Result of comparing one benchmark. A change exceeds the noise and is statistically significant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
+    /// More time.
     Slower,
+    /// Less time.
     Faster,
     /// More memory; only for a benchmark of memory.
     More,
     /// Less memory.
     Less,
+    /// No change was found.
     Same,
 }
 

@@ -20,21 +20,30 @@ use crate::record::{self, Better, Record};
 /// The history of one benchmark on one machine.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct History {
+    /// Id of the benchmark.
     pub id: String,
+    /// Name of the machine.
     pub machine: String,
+    /// Name of the metric, without the unit.
     pub metric: String,
+    /// Unit of the values; empty where they have none.
     pub unit: &'static str,
+    /// The direction of improvement.
     pub better: Better,
     /// In order of time.
     pub points: Vec<Point>,
+    /// Changes of level, in order of time.
     pub moves: Vec<Move>,
 }
 
+/// The result of one run.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Point {
+    /// Time at which the benchmark ended, in UTC, as RFC 3339.
     pub at: String,
     /// `unknown` if the record has none.
     pub commit: String,
+    /// Value of the metric.
     pub value: f64,
 }
 
@@ -43,6 +52,7 @@ pub struct Point {
 pub struct Move {
     /// First point of the new level.
     pub point: usize,
+    /// Commit of the first point of the new level.
     pub commit: String,
     /// Median of the old level.
     pub before: f64,

@@ -20,6 +20,7 @@ pub struct Joined {
 /// A benchmark of the run.
 #[derive(Debug)]
 pub struct Row {
+    /// The record of the benchmark.
     pub record: Record,
     /// Criterion's estimate, if Criterion's last run is the run of the record.
     pub criterion: Option<Estimate>,

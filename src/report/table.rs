@@ -15,11 +15,13 @@ use crate::{
 
 /// A table and its notes.
 pub struct Table {
+    /// Title of the table.
     pub title: &'static str,
     /// The header is the first row. All rows have the same length.
     pub rows: Vec<Vec<String>>,
     /// Number of text columns, which precede the columns of numbers.
     pub words: usize,
+    /// Paragraphs below the table, in Markdown.
     pub notes: Vec<String>,
 }
 

@@ -26,14 +26,20 @@ use crate::record::{
 /// A property of records by which the keys filter the view.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Filter {
+    /// Sequences per batch. A generation has one.
     Batch,
+    /// Tokens of a generation, prompt included, or steps of a window.
     Length,
+    /// Data type of the computation.
     Precision,
+    /// Implementation that ran the model.
     Engine,
+    /// Short name of the model.
     Model,
 }
 
 impl Filter {
+    /// The key, the filter and the label of each filter.
     pub const ALL: [(char, Self, &'static str); 5] = [
         ('b', Self::Batch, "batch"),
         ('s', Self::Length, "sequence"),
@@ -76,10 +82,12 @@ pub struct Watched {
     order: Vec<String>,
     chosen: BTreeMap<Filter, String>,
     unreadable: usize,
+    /// First visible row of the view.
     pub scroll: usize,
 }
 
 impl Watched {
+    /// Watches the file of records at `path`. [`Self::refresh`] reads it.
     pub fn new(path: &Path) -> Self {
         Self {
             path: path.to_owned(),

@@ -13,8 +13,11 @@ use super::Tier;
 pub struct Generation {
     /// First part of the benchmark id.
     pub key: &'static str,
+    /// Length of the prompt.
     pub prompt_tokens: usize,
+    /// Number of tokens to generate.
     pub new_tokens: usize,
+    /// How tokens are chosen.
     pub sampling: Sampling,
     /// The smallest tier that runs it.
     pub tier: Tier,
@@ -29,11 +32,15 @@ pub struct Sampling {
     pub repetition_penalty: Option<f32>,
     /// Logits are divided by it. 0 means argmax, which makes the transforms after it irrelevant.
     pub temperature: f32,
+    /// Number of most probable tokens that are kept; `null` keeps all.
     pub top_k: Option<usize>,
+    /// Nucleus sampling: the smallest set of most probable tokens whose probabilities sum to at least this value is kept.
+    /// `null` keeps all.
     pub top_p: Option<f32>,
 }
 
 impl Sampling {
+    /// Argmax of the logits.
     pub const GREEDY: Self = Self { repetition_penalty: None, temperature: 0.0, top_k: None, top_p: None };
 
     const NUCLEUS: Self = Self { repetition_penalty: None, temperature: 0.8, top_k: Some(50), top_p: Some(0.9) };

@@ -6,6 +6,7 @@ use super::Tier;
 /// One decoder of the comparison.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ExpertGrid {
+    /// The feed-forward of each layer.
     pub feed_forward: FeedForward,
     /// The smallest tier that runs it.
     pub tier: Tier,
@@ -14,12 +15,21 @@ pub struct ExpertGrid {
 /// The feed-forward of a decoder.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum FeedForward {
-    /// `top_k` of `num_experts` compute each token. `skew` sets how unevenly experts are chosen: 0 is even, 1 is Zipf's law,
-    /// `None` takes the value of the settings.
-    Mixture { num_experts: usize, top_k: usize, skew: Option<f64> },
+    /// A mixture of experts.
+    Mixture {
+        /// Experts of each layer.
+        num_experts: usize,
+        /// Experts that compute each token.
+        top_k: usize,
+        /// How unevenly experts are chosen: 0 is even, 1 is Zipf's law. `None` takes the value of the settings.
+        skew: Option<f64>,
+    },
     /// A dense feed-forward as wide as `experts` experts together. It has as many parameters as the active experts of a
     /// mixture with this top-k, and as all experts of a mixture with this number of experts.
-    Dense { experts: usize },
+    Dense {
+        /// Width, as a number of experts.
+        experts: usize,
+    },
 }
 
 impl FeedForward {

@@ -12,6 +12,7 @@ pub enum Phase {
 }
 
 impl Phase {
+    /// Name in records.
     pub fn name(self) -> &'static str {
         match self {
             Self::Forward => "forward",
@@ -23,6 +24,7 @@ impl Phase {
 /// The quantity that Criterion samples.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Quantity {
+    /// Time of an iteration.
     Time,
     /// Peak memory of an iteration in bytes.
     PeakBytes,
@@ -31,18 +33,26 @@ pub enum Quantity {
 /// A language model that is trained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
+    /// Name of the architecture, a [`Base`](crate::model::psann::Base).
     pub base: &'static str,
+    /// Width of the residual stream.
     pub d_model: usize,
+    /// Number of layers.
     pub n_layers: usize,
+    /// Number of attention heads.
     pub n_heads: usize,
+    /// Inner width of the feed-forward.
     pub d_mlp: usize,
+    /// Number of token ids.
     pub vocab_size: usize,
 }
 
 /// The batch of one step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Batch {
+    /// Sequences of the batch.
     pub rows: usize,
+    /// Length of each sequence.
     pub tokens_per_row: usize,
     /// The smallest tier that runs it.
     pub tier: Tier,
@@ -51,24 +61,34 @@ pub struct Batch {
 /// A group: each shape with each batch, precision and checkpointing mode.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TrainingScenario {
+    /// First part of the benchmark id.
     pub key: &'static str,
+    /// Work of an iteration.
     pub phase: Phase,
+    /// Quantity that Criterion samples.
     pub quantity: Quantity,
     /// Shapes, and the smallest tier that runs each.
     pub shapes: &'static [(Shape, Tier)],
+    /// Batches of a step.
     pub batches: &'static [Batch],
     /// Precisions, and the smallest tier that runs each. If empty, the settings choose the precision.
     pub dtypes: &'static [(&'static str, Tier)],
+    /// Whether gradient checkpointing is on, for each mode that is measured.
     pub checkpointing: &'static [bool],
+    /// A short description for `candlepower list`.
     pub purpose: &'static str,
 }
 
 /// One entry of a group.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Trained {
+    /// The model.
     pub shape: Shape,
+    /// The batch of a step.
     pub batch: Batch,
+    /// Precision; `None` for that of the settings.
     pub dtype: Option<&'static str>,
+    /// Whether gradient checkpointing is on.
     pub checkpointing: bool,
 }
 
@@ -80,6 +100,7 @@ impl Trained {
         format!("{base}-d{d_model}-l{n_layers}-s{tokens_per_row}-b{rows}{kept}")
     }
 
+    /// Tokens of a step.
     pub fn batch_tokens(&self) -> usize {
         self.batch.rows * self.batch.tokens_per_row
     }

@@ -186,7 +186,7 @@ fn planted_routes_are_taken() {
     let mut model = decoder(&fixture);
     model.plant(2.0, 42).expect("planted");
     model.forward(&[5; 100], 0).expect("a pass");
-    let planted = super::Planted::new(2.0, 42, 1, experts.num_experts);
+    let planted = super::routing::Planted::new(2.0, 42, 1, experts.num_experts);
     let routes = Routes::choose(&planted.logits(0, 0, 100), experts.num_experts, experts.num_experts_per_tok, true);
     let mut load = super::ExpertLoad::new(1, experts.num_experts, experts.num_experts_per_tok);
     load.count(0, &routes);

@@ -15,4 +15,4 @@ mod routing;
 pub mod shape;
 
 pub use forward::{Decoder, cache_bytes, refusal};
-pub use routing::{ExpertLoad, Planted};
+pub use routing::ExpertLoad;

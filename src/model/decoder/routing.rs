@@ -58,6 +58,7 @@ impl Routes {
 /// result is ignored.
 #[derive(Clone, Debug)]
 pub struct Planted {
+    /// Exponent of the distribution over experts: 0 is even, 1 is Zipf's law.
     pub skew: f64,
     /// For each layer, [`POSITIONS`] rows of `num_experts` logits.
     layers: Vec<Vec<f32>>,
@@ -105,17 +106,18 @@ pub struct ExpertLoad {
 }
 
 impl ExpertLoad {
+    /// A count of zero for each of `num_experts` experts in each of `layers` mixture layers.
     pub fn new(layers: usize, num_experts: usize, top_k: usize) -> Self {
         Self { top_k, layers: vec![vec![0; num_experts]; layers] }
     }
 
-    pub fn count(&mut self, layer: usize, routes: &Routes) {
+    pub(crate) fn count(&mut self, layer: usize, routes: &Routes) {
         for expert in &routes.experts {
             self.layers[layer][*expert as usize] += 1;
         }
     }
 
-    pub fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         self.layers.iter_mut().for_each(|layer| layer.fill(0));
     }
 

@@ -51,8 +51,11 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// `HF_HOME`, `HF_HUB_CACHE`.
 #[derive(Clone, Debug, Default)]
 pub struct Hub {
+    /// URL of the Hub.
     pub endpoint: Option<String>,
+    /// Access token, for gated and private repositories.
     pub token: Option<String>,
+    /// Folder of the cache.
     pub cache: Option<PathBuf>,
     /// Use only what is cached.
     pub offline: bool,

@@ -22,8 +22,10 @@ pub enum Base {
 }
 
 impl Base {
+    /// Every base.
     pub const ALL: [Self; 4] = [Self::Respsann, Self::Sgrpsann, Self::Waveresnet, Self::Transformer];
 
+    /// Name in settings and benchmark ids.
     pub fn name(self) -> &'static str {
         match self {
             Self::Respsann => "respsann",
@@ -59,7 +61,9 @@ impl FromStr for Base {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Encoding {
+    /// Rotary position embedding of queries and keys (RoPE).
     Rope,
+    /// Attention with linear biases (ALiBi): a penalty on each score, proportional to the distance.
     Alibi,
     /// Sines and cosines of the position, added to the embedding.
     Sinusoidal,
@@ -85,9 +89,13 @@ impl FromStr for Encoding {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Sine {
+    /// Initial amplitude `A` of each channel.
     pub amp_init: f64,
+    /// Initial frequency `f` of each channel.
     pub freq_init: f64,
+    /// Initial damping `d` of each channel.
     pub damp_init: f64,
+    /// The decay function `g`.
     pub decay_mode: Decay,
 }
 
@@ -101,21 +109,31 @@ impl Default for Sine {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PsannConfig {
+    /// The architecture.
     pub base: Base,
+    /// Number of token ids.
     pub vocab_size: usize,
+    /// Width of the residual stream.
     pub d_model: usize,
+    /// Number of layers.
     pub n_layers: usize,
+    /// Number of attention heads. It divides `d_model`.
     pub n_heads: usize,
     /// Inner width of the feed-forward.
     pub d_mlp: usize,
+    /// Positional encoding of tokens.
     pub positional_encoding: Encoding,
+    /// Initial values of the activation. `transformer` ignores them.
     pub sine: Sine,
     /// Number of steps that the spectral branch of `sgrpsann` sees.
     pub k_fft: usize,
+    /// Initial value of the spectral branch's gates, before the sigmoid.
     pub gate_init: f64,
+    /// Factor of the spectral branch's output.
     pub gate_strength: f64,
     /// Whether `waveresnet` has its temporal block.
     pub wave_interleave: bool,
+    /// Taps of the convolution in the temporal block.
     pub wave_kernel_size: usize,
     /// The dilation of the convolution of layer n is this value to the power of n.
     pub wave_dilation_growth: usize,

@@ -46,10 +46,6 @@ impl Decoder {
         })
     }
 
-    pub fn config(&self) -> &PsannConfig {
-        &self.config
-    }
-
     /// The embedding, (vocabulary, width).
     pub fn embedding(&self) -> &Tensor {
         &self.embedding
@@ -60,7 +56,7 @@ impl Decoder {
         &self.head
     }
 
-    pub fn layers(&self) -> usize {
+    pub(crate) fn layers(&self) -> usize {
         self.blocks.len()
     }
 
@@ -161,6 +157,7 @@ impl Decoder {
 /// The cost of a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cost {
+    /// Number of weights, embedding and head included.
     pub parameters: u64,
     /// Floating-point operations of a forward pass over one sequence: products with weights, and attention. A training step
     /// has three times as many.

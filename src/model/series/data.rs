@@ -16,6 +16,7 @@ const COUPLING: f64 = 0.4;
 /// Share of its noise that is still there a step later.
 const PERSISTENCE: f64 = 0.8;
 
+/// A seeded multivariate series.
 pub struct Series {
     features: usize,
     /// (steps, features), one step after the other.
@@ -23,6 +24,7 @@ pub struct Series {
 }
 
 impl Series {
+    /// Draws `steps` steps of `features` features.
     pub fn new(steps: usize, features: usize, seed: u64) -> Self {
         let mut random = ChaCha8Rng::seed_from_u64(seed);
         let mut unit = || (f64::from(random.next_u32()) + 0.5) / (1u64 << 32) as f64;
@@ -75,9 +77,13 @@ impl Series {
 /// What a batch holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Window {
+    /// Number of windows.
     pub batch: usize,
+    /// Steps of each window.
     pub time: usize,
+    /// Steps that follow each window.
     pub horizon: usize,
+    /// Number of leading features that are predicted.
     pub outputs: usize,
 }
 

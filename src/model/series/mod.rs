@@ -32,14 +32,19 @@ pub trait SequenceBackbone {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Architecture {
+    /// Attention, a feed-forward and a dilated convolution in each layer.
     HybridTransformer,
+    /// Attention, a feed-forward, a state mixer and a dilated convolution in each layer, with a coarse second stream.
     OmniMixture,
+    /// A gated causal convolution of a state and a feed-forward in each layer, without attention.
     StateSpace,
 }
 
 impl Architecture {
+    /// Every architecture.
     pub const ALL: [Self; 3] = [Self::HybridTransformer, Self::OmniMixture, Self::StateSpace];
 
+    /// Name in settings and benchmark ids.
     pub fn name(self) -> &'static str {
         match self {
             Self::HybridTransformer => "hybrid_transformer",
@@ -122,9 +127,13 @@ impl FromStr for Architecture {
 /// Sizes of a backbone. Each architecture uses those that it has a use for.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Sizes {
+    /// Features of each step of the series.
     pub features: usize,
+    /// Width of the residual stream.
     pub dim: usize,
+    /// Number of layers.
     pub depth: usize,
+    /// Number of attention heads.
     pub heads: usize,
     /// Inner width of the feed-forward over `dim`; `omni_mixture` doubles it.
     pub expansion: usize,
@@ -265,6 +274,7 @@ impl Forecaster {
 /// What a backbone and its head take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cost {
+    /// Number of weights, head included.
     pub parameters: u64,
     /// Floating-point operations of a forward pass in products with weights and of attention; rebuilding the coarse stream
     /// and what is done element by element are left out.

@@ -83,6 +83,7 @@ config! {
 pub struct Combination {
     /// Architecture and sizes: the second part of its benchmark ids.
     pub name: String,
+    /// The training that the combination runs.
     pub task: Task,
 }
 
