@@ -16,6 +16,7 @@ const MAX_BYTES: usize = 255;
 pub struct PathName(String);
 
 impl PathName {
+    /// The name as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
