@@ -19,6 +19,7 @@ pub mod joined;
 #[cfg(feature = "cli")]
 mod plot;
 mod statistics;
+pub mod sweep;
 pub mod table;
 #[cfg(feature = "cli")]
 mod training;

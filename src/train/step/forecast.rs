@@ -43,7 +43,9 @@ pub struct Task {
 /// How a network for series is trained.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TrainingOptions {
+    /// Learning rate at the start.
     pub learning_rate: f64,
+    /// Weight decay of AdamW.
     pub weight_decay: f64,
     /// Decay of the means of gradients and of their squares.
     pub betas: (f64, f64),
@@ -56,6 +58,7 @@ pub struct TrainingOptions {
     pub accumulate: usize,
     /// Keeps only the streams between blocks and computes each block again in the backward pass.
     pub gradient_checkpointing: bool,
+    /// Probability that training sets an activation to 0.
     pub dropout: f64,
     /// Windows start at multiples of so many steps of the series.
     pub stride: usize,
@@ -118,7 +121,7 @@ pub struct Batches {
 
 impl Batches {
     /// # Errors
-    /// When the window is empty, or has more features than the series.
+    /// Returns an error if the window is empty, or has more features than the series.
     pub fn new(task: &Task, device: &Device) -> Result<Self> {
         let (Window { time, horizon, outputs, batch }, features) = (task.window, task.sizes.features);
         ensure!(batch > 0, "batch is 0: at least one window is needed");
@@ -134,7 +137,7 @@ impl Batches {
     /// The next batch of training.
     ///
     /// # Errors
-    /// When the device has no room.
+    /// Returns an error if the device has no room.
     pub fn cut(&mut self) -> Result<Batch> {
         self.number += 1;
         self.series.batch(self.number - 1, &self.window, &(0..TRAINING_STARTS), self.stride, &self.device)
@@ -143,7 +146,7 @@ impl Batches {
     /// A batch from the part of the series that training does not see.
     ///
     /// # Errors
-    /// When the device has no room.
+    /// Returns an error if the device has no room.
     pub fn held_out(&self, number: usize) -> Result<Batch> {
         let start = TRAINING_STARTS + self.window.time + self.window.horizon;
         self.series.batch(number, &self.window, &(start..start + HELD_OUT_STARTS), self.stride, &self.device)
@@ -162,7 +165,7 @@ pub struct SeriesTraining {
 
 impl SeriesTraining {
     /// # Errors
-    /// When the sizes or options do not go together, or the device has no room.
+    /// Returns an error if the sizes or options do not go together, or the device has no room.
     pub fn new(task: &Task, dtype: DType, device: &Device) -> Result<Self> {
         let variables = Variables::new(task.seed);
         let model = task.model(dtype, variables.builder(DType::F32, device))?;
@@ -189,7 +192,7 @@ impl SeriesTraining {
     /// finished.
     ///
     /// # Errors
-    /// When the loss or the gradient is not finite, or the device fails.
+    /// Returns an error if the loss or the gradient is not finite, or the device fails.
     pub fn step(&mut self, batches: &[Batch]) -> Result<f64> {
         let step = self.optimizer.steps();
         let mut gradients = vec![None; self.variables.len()];
@@ -279,7 +282,7 @@ impl SeriesTraining {
     /// The mean loss of some batches, without dropout.
     ///
     /// # Errors
-    /// When the device fails.
+    /// Returns an error if the device fails.
     pub fn evaluate(&self, batches: &[Batch]) -> Result<f64> {
         let mut sum = 0.0;
         for (series, after) in batches {
@@ -302,7 +305,7 @@ pub struct Forecasting {
 
 impl Forecasting {
     /// # Errors
-    /// When the sizes do not go together, or the device has no room.
+    /// Returns an error if the sizes do not go together, or the device has no room.
     pub fn new(task: &Task, dtype: DType, device: &Device) -> Result<Self> {
         let model = task.model(dtype, Variables::new(task.seed).frozen(dtype, device))?;
         Ok(Self { model, device: device.clone() })
@@ -311,7 +314,7 @@ impl Forecasting {
     /// A forecast (batch, horizon, outputs) of windows (batch, time, features), once the device has finished.
     ///
     /// # Errors
-    /// When the device fails.
+    /// Returns an error if the device fails.
     pub fn step(&self, series: &Tensor) -> Result<Tensor> {
         let forecast = self.model.forward(series, Dropout::OFF)?;
         self.device.synchronize()?;
