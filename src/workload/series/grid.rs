@@ -46,7 +46,7 @@ config! {
         #[alias = "window"]
         pub windows: Vec<usize> = vec![128],
 
-        /// Lists of dilations to compare, such as "1,2,4|1,3,9"
+        /// Lists of dilations to compare, separated by vertical bars
         #[default = "one list: the key dilations"]
         pub dilation_schedules: DilationSchedules = DilationSchedules::default(),
 
