@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Makes fixtures/temporal: small seeded sequence backbones written in PyTorch, with outputs and gradients.
+"""Makes fixtures/temporal: small seeded sequence backbones written in PyTorch, with outputs, gradients and training losses.
 
     python3 -m venv .venv && .venv/bin/pip install -r scripts/requirements-fixtures.txt
     .venv/bin/python scripts/make_temporal_fixtures.py
 
-The layout is described in fixtures/README.md. The same versions make the same files on the same kind of CPU. Attention, norms, convolutions,
-pooling and GELU are PyTorch's own modules, so that the reference does not repeat the code under test.
+fixtures/README.md describes the layout. The same versions make the same files on the same kind of CPU. Attention, norms, convolutions, pooling, GELU,
+AdamW, clipping and the schedule are PyTorch's own, so that the fixtures do not repeat the code that they test.
 """
 
 import argparse
@@ -33,6 +33,29 @@ class Attention(nn.Module):
         module.in_proj_bias = torch.cat([self.query.bias, self.key.bias, self.value.bias])
         module.out_proj.weight, module.out_proj.bias = self.out.weight, self.out.bias
         return module(x, over, over, need_weights=False)[0]
+
+
+class RotaryAttention(nn.Module):
+    """One q, k, v projection without bias, and RoPE: cosines in halves, rotation by interleaved pairs."""
+
+    def __init__(self, dim, heads):
+        super().__init__()
+        self.qkv, self.out = nn.Linear(dim, 3 * dim, bias=False), nn.Linear(dim, dim)
+        self.heads = heads
+
+    def forward(self, x):
+        query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self.qkv(x).chunk(3, -1))
+        width = query.shape[-1]
+        frequencies = 10000.0 ** (-torch.arange(0, width, 2).float() / width)
+        angles = torch.outer(torch.arange(x.shape[1]).float(), frequencies)
+        angles = torch.cat([angles, angles], -1)
+
+        def rotate(heads):
+            turned = torch.stack([-heads[..., 1::2], heads[..., 0::2]], -1).flatten(-2)
+            return heads * angles.cos() + turned * angles.sin()
+
+        mixed = nn.functional.scaled_dot_product_attention(rotate(query), rotate(key), value)
+        return self.out(mixed.transpose(1, 2).flatten(-2))
 
 
 class FeedForward(nn.Module):
@@ -69,23 +92,22 @@ class Embedding(nn.Module):
     def __init__(self, features, dim, positions):
         super().__init__()
         self.linear = nn.Linear(features, dim)
-        self.positions = nn.Parameter(torch.randn(positions, dim)) if positions else None
+        self.positions = nn.Parameter(torch.randn(positions, dim))
 
     def forward(self, x):
-        x = self.linear(x)
-        return x if self.positions is None else x + self.positions[: x.shape[1]]
+        return self.linear(x) + self.positions[: x.shape[1]]
 
 
 class HybridBlock(nn.Module):
     def __init__(self, s, number):
         super().__init__()
-        self.attention = Attention(s["dim"], s["heads"])
+        self.attention = RotaryAttention(s["dim"], s["heads"])
         self.attention_norm, self.feed_forward_norm, self.convolution_norm = (nn.LayerNorm(s["dim"]) for _ in range(3))
-        self.feed_forward = FeedForward(s["dim"], s["expansion"] * s["dim"])
+        self.feed_forward = FeedForward(s["dim"], s["ff_mult"] * s["dim"])
         self.convolution = Convolution(s["dim"], s["conv_kernel"], s["dilations"][number % len(s["dilations"])])
 
     def forward(self, x):
-        x = self.attention_norm(x + self.attention(x, x))
+        x = self.attention_norm(x + self.attention(x))
         x = x + self.feed_forward(self.feed_forward_norm(x))
         return self.convolution_norm(x + self.convolution(x))
 
@@ -93,7 +115,7 @@ class HybridBlock(nn.Module):
 class HybridTransformer(nn.Module):
     def __init__(self, s):
         super().__init__()
-        self.embedding = Embedding(s["features"], s["dim"], s["positions"])
+        self.embedding = Embedding(s["features"], s["dim"], s["max_seq_len"])
         self.blocks = nn.ModuleList(HybridBlock(s, number) for number in range(s["depth"]))
         self.norm = nn.LayerNorm(s["dim"])
 
@@ -109,9 +131,9 @@ class OmniBlock(nn.Module):
         super().__init__()
         dim = s["dim"]
         self.attention = Attention(dim, s["heads"])
-        self.feed_forward = FeedForward(dim, 2 * s["expansion"] * dim)
-        self.mixer_in, self.mixer_out = nn.Linear(dim, 2 * s["state"]), nn.Linear(s["state"], dim)
-        self.mixer_conv = CausalDepthwise(s["state"], s["mixer_kernel"])
+        self.feed_forward = FeedForward(dim, 2 * s["ff_mult"] * dim)
+        self.mixer_in, self.mixer_out = nn.Linear(dim, 2 * s["state_dim"]), nn.Linear(s["state_dim"], dim)
+        self.mixer_conv = CausalDepthwise(s["state_dim"], s["state_kernel"])
         self.convolution = Convolution(dim, s["conv_kernel"], s["dilations"][number % len(s["dilations"])])
         self.attention_norm, self.feed_forward_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.mixer_norm, self.convolution_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
@@ -131,8 +153,8 @@ class OmniBlock(nn.Module):
 class Coarse(nn.Module):
     def __init__(self, s):
         super().__init__()
-        self.pool = nn.AvgPool1d(s["coarse"], ceil_mode=True, count_include_pad=False)
-        self.positions = nn.Parameter(torch.randn(-(-s["positions"] // s["coarse"]), s["dim"]))
+        self.pool = nn.AvgPool1d(s["coarse_factor"], ceil_mode=True, count_include_pad=False)
+        self.positions = nn.Parameter(torch.randn(s["max_seq_len"] // s["coarse_factor"] + 2, s["dim"]))
         self.norm, self.linear = nn.LayerNorm(s["dim"]), nn.Linear(s["dim"], s["dim"])
 
     def forward(self, x):
@@ -143,7 +165,7 @@ class Coarse(nn.Module):
 class OmniMixture(nn.Module):
     def __init__(self, s):
         super().__init__()
-        self.embedding = Embedding(s["features"], s["dim"], s["positions"])
+        self.embedding = Embedding(s["features"], s["dim"], s["max_seq_len"])
         self.coarse = Coarse(s)
         self.blocks = nn.ModuleList(OmniBlock(s, number) for number in range(s["depth"]))
         self.norm = nn.LayerNorm(s["dim"])
@@ -163,9 +185,9 @@ class StateSpaceBlock(nn.Module):
         super().__init__()
         dim = s["dim"]
         self.mixer_norm, self.feed_forward_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.mixer_in, self.mixer_out = nn.Linear(dim, 2 * s["state"]), nn.Linear(s["state"], dim)
-        self.mixer_conv = CausalDepthwise(s["state"], s["mixer_kernel"])
-        self.feed_forward = FeedForward(dim, s["expansion"] * dim)
+        self.mixer_in, self.mixer_out = nn.Linear(dim, 2 * s["state_dim"]), nn.Linear(s["state_dim"], dim)
+        self.mixer_conv = CausalDepthwise(s["state_dim"], s["state_kernel"])
+        self.feed_forward = FeedForward(dim, s["ff_mult"] * dim)
 
     def forward(self, x):
         gate, state = self.mixer_in(self.mixer_norm(x)).chunk(2, -1)
@@ -176,7 +198,7 @@ class StateSpaceBlock(nn.Module):
 class StateSpace(nn.Module):
     def __init__(self, s):
         super().__init__()
-        self.embedding = Embedding(s["features"], s["dim"], None)
+        self.embedding = Embedding(s["features"], s["dim"], s["max_seq_len"])
         self.blocks = nn.ModuleList(StateSpaceBlock(s) for _ in range(s["depth"]))
         self.norm = nn.LayerNorm(s["dim"])
 
@@ -209,17 +231,19 @@ class Forecaster(nn.Module):
 
 ARCHITECTURES = {"hybrid_transformer": HybridTransformer, "omni_mixture": OmniMixture, "state_space": StateSpace}
 SIZES = dict(
-    features=5, dim=24, depth=3, heads=4, expansion=4, state=10, mixer_kernel=4, conv_kernel=3, dilations=[1, 2],
-    coarse=4, cross_every=2, positions=32)
+    features=5, dim=24, depth=3, heads=4, ff_mult=4, state_dim=10, state_kernel=4, conv_kernel=3, dilations=[1, 2],
+    coarse_factor=4, cross_every=2, max_seq_len=32)
+STEPS = 10
+OPTIMIZER = dict(learning_rate=1e-3, weight_decay=0.01, beta1=0.9, beta2=0.95, clip_norm=1.0, cosine_steps=8)
 # Name, architecture, sizes, batch, time, horizon, outputs.
 FIXTURES = [
     ("hybrid-transformer", "hybrid_transformer", {}, 2, 18, 5, 3),
     ("hybrid-transformer-wide-dilation", "hybrid_transformer", dict(
         depth=2, heads=2, conv_kernel=5, dilations=[1, 8]), 1, 11, 1, 1),
-    ("omni-mixture", "omni_mixture", dict(depth=4, expansion=2), 2, 18, 5, 3),
-    ("omni-mixture-whole-pools", "omni_mixture", dict(depth=3, expansion=1, coarse=3, cross_every=1), 1, 15, 2, 3),
+    ("omni-mixture", "omni_mixture", dict(depth=4, ff_mult=2), 2, 18, 5, 3),
+    ("omni-mixture-whole-pools", "omni_mixture", dict(depth=3, ff_mult=1, coarse_factor=3, cross_every=1), 1, 15, 2, 3),
     ("state-space", "state_space", {}, 2, 18, 5, 3),
-    ("state-space-short", "state_space", dict(depth=2, mixer_kernel=15, state=32), 3, 7, 4, 2),
+    ("state-space-short", "state_space", dict(depth=2, state_kernel=15, state_dim=32), 3, 7, 4, 2),
 ]
 
 
@@ -231,7 +255,7 @@ def make(out, name, architecture, overrides, batch, time, horizon, outputs, seed
     sizes = SIZES | overrides
     model = Forecaster(architecture, sizes, horizon, outputs)
     with torch.no_grad():
-        # Norms and biases start as ones and zeros, which would hide one in the wrong place.
+        # Norms and biases start as ones and zeroes, which would hide one in the wrong place.
         for parameter in model.parameters():
             if parameter.dim() == 1:
                 parameter.add_(0.3 * torch.randn_like(parameter))
@@ -241,12 +265,32 @@ def make(out, name, architecture, overrides, batch, time, horizon, outputs, seed
     output = model(series)
     loss = nn.functional.mse_loss(output, target)
     loss.backward()
-    config = {"architecture": architecture, "sizes": sizes, "horizon": horizon, "outputs": outputs}
+    config = {"architecture": architecture, "sizes": sizes, "horizon": horizon, "outputs": outputs, "optimizer": OPTIMIZER}
     (folder / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
     save_file({name: value.detach().contiguous() for name, value in model.named_parameters()}, folder / "model.safetensors")
     golden = {"series": series, "target": target, "output": output.detach(), "loss": loss.detach().reshape(1)}
-    golden |= {f"grad.{name}": value.grad.contiguous() for name, value in model.named_parameters()}
+    golden |= {f"grad.{name}": value.grad.clone().contiguous() for name, value in model.named_parameters()}
+    golden |= train(model, series, target)
     save_file({name: value.contiguous() for name, value in golden.items()}, folder / "golden.safetensors")
+
+
+def train(model, series, target):
+    """Losses before each of the steps on one batch and after the last, and the norms of the gradients before clipping."""
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=OPTIMIZER["learning_rate"], weight_decay=OPTIMIZER["weight_decay"],
+        betas=(OPTIMIZER["beta1"], OPTIMIZER["beta2"]))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=OPTIMIZER["cosine_steps"])
+    losses, norms = [], []
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        loss = nn.functional.mse_loss(model(series), target)
+        loss.backward()
+        losses.append(loss.detach())
+        norms.append(nn.utils.clip_grad_norm_(model.parameters(), OPTIMIZER["clip_norm"]))
+        optimizer.step()
+        schedule.step()
+    losses.append(nn.functional.mse_loss(model(series), target).detach())
+    return {"losses": torch.stack(losses), "norms": torch.stack(norms)}
 
 
 def main():

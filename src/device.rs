@@ -81,8 +81,8 @@ impl FromStr for DeviceChoice {
     fn from_str(text: &str) -> Result<Self> {
         match text {
             "cpu" => Ok(Self::Cpu),
-            "metal" => Ok(Self::Metal),
-            "cuda" => Ok(Self::Cuda(0)),
+            "metal" | "mps" => Ok(Self::Metal),
+            "cuda" | "gpu" => Ok(Self::Cuda(0)),
             _ => match text.strip_prefix("cuda").map(|n| n.trim_start_matches(':').parse()) {
                 Some(Ok(ordinal)) => Ok(Self::Cuda(ordinal)),
                 _ => bail!("unknown device '{text}': the devices are cpu, cuda:N and metal"),

@@ -128,3 +128,62 @@ fn a_run_that_was_stopped_goes_on_where_it_was() {
     let records = fs::read_to_string(run.join("records.jsonl")).expect("records");
     assert!(records.starts_with(&format!("{}\n{}\n", lines[0], lines[1])), "what was there stays");
 }
+
+/// A file with the sections of the sweep's source, in a small size.
+const NESTED: &str = "seed: 3\nnotes: small\ndata: {sqlite_path: x.db, window_size: 12, horizon: 2, stride: 2}\n\
+    model: {feature_dim: 4, model_dim: 24, depth: 2, heads: 12, dropout: 0.1, conv_kernel_size: 3, conv_dilations: [1, 2],\
+    output_dim: 1, architecture: omni_mixture, ssm_state_dim: 8, ssm_kernel_size: 4, max_seq_len: 16,\
+    gradient_checkpointing: true}\noptimizer: {lr: 0.001, weight_decay: 0.01, betas: [0.9, 0.95]}\n\
+    trainer: {batch_size: 2, accumulate_grad_batches: 2, gradient_clip_val: 1.0, accelerator: gpu, precision: bf16-mixed}\n";
+
+#[test]
+fn the_command_of_the_source_runs_with_its_configuration_and_outputs() {
+    let folder = tempfile::tempdir().expect("a folder");
+    fs::write(folder.path().join("omni.yaml"), NESTED).expect("written");
+    let arguments = ["--config", "omni.yaml", "--architectures", "omni", "--model-dims", "24,16", "--depths", "2,3"];
+    let outputs = ["--accelerator", "cpu", "--dtype", "f32", "--steps", "3", "--output", "results/omni.parquet"];
+    let output = sweep(folder.path(), &[&arguments[..], &outputs].concat());
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{error}");
+    assert!(error.contains("skipped, not used by a sweep: notes, data.sqlite_path"), "{error}");
+    let file = folder.path().join("results/omni.parquet");
+    let rows = rows(&file);
+    assert_eq!(rows.len(), 8);
+    // The smallest combination first.
+    assert_eq!(field(&rows[0], "label"), Field::Str("omni_mixture,16,2,2".into()));
+    for row in &rows {
+        let heads = if field(row, "model_dim") == Field::Long(16) { 8 } else { 12 };
+        assert_eq!(field(row, "heads"), Field::Long(heads));
+        assert_eq!(field(row, "conv_dilations"), Field::Str("1,2".into()));
+        assert!(matches!(field(row, "duration_seconds"), Field::Double(seconds) if seconds > 0.0), "{row}");
+    }
+    let trained = rows.iter().filter(|row| matches!(field(row, "metric_val_loss"), Field::Double(_))).count();
+    assert_eq!(trained, 4);
+    let log = fs::read_to_string(folder.path().join("results/sweep.md")).expect("a log");
+    assert!(log.contains("| Throughput (samples/s) |") && log.matches(" ok |").count() == 8, "{log}");
+
+    let output = sweep(folder.path(), &["summarise", "results/omni.parquet"]);
+    let summary = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && summary.contains("| omni_mixture "), "{summary}");
+}
+
+#[test]
+fn shards_together_run_every_combination_once() {
+    let folder = tempfile::tempdir().expect("a folder");
+    fs::write(folder.path().join("tiny.yaml"), TINY).expect("written");
+    let mut ids = Vec::new();
+    for shard in ["1/2", "2/2"] {
+        let run = format!("shard-{}", &shard[..1]);
+        let arguments = ["--config", "tiny.yaml", "--model-dims", "16,32,48", "--shard", shard, "--run", &run];
+        let output = sweep(folder.path(), &arguments);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let file = folder.path().join("target/candlepower").join(run).join("sweep.parquet");
+        ids.extend(rows(&file).iter().map(|row| field(row, "id").to_string()));
+    }
+    assert_eq!(ids.len(), 12);
+    ids.sort();
+    ids.dedup();
+    assert_eq!(ids.len(), 12);
+    let output = sweep(folder.path(), &["--shard", "3/2"]);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("expected I/N"));
+}

@@ -479,6 +479,11 @@ measures! {
             unit: MeasureUnit::Loss, results: Name::LeftOut, sweep: Some("last_loss"), missing: Missing::Blank,
             tables: &[(TableKey::Sweep, 120, "last loss")], ..Row::DATA
         },
+        /// Mean squared error after the last step, on windows that training does not see. `null` where nothing is trained.
+        held_out_loss: Option<f64> => Row {
+            unit: MeasureUnit::Loss, better: LOWER, results: Name::LeftOut, sweep: Some("held_out_loss"),
+            missing: Missing::Blank, tables: &[(TableKey::Sweep, 130, "held-out loss")], ..Row::DATA
+        },
     }
     derived {
         /// Windows of the series divided by the time of the median step.

@@ -5,7 +5,7 @@ use chrono::{DateTime, Utc};
 
 use super::{joined::Row, table::markdown};
 use crate::record::{
-    Better, MeasureUnit, Measures, Record, Status, Training,
+    Better, MeasureUnit, Measures, Record, Status, Sweep, Training,
     columns::Column,
     measures::{self, Measure},
 };
@@ -103,6 +103,7 @@ pub fn sweep() -> Vec<Column<Record>> {
         Column::new("status", "`measured` or `failed`.", status),
         Column::new("reason", "Why the benchmark failed.", |record: &Record| record.reason.clone()),
     ]);
+    columns.extend(of_source());
     columns.extend(of_measures(|measure| measure.row.sweep, |record: &Record| record.measures.as_ref()));
     columns.extend([
         Column::new("machine", "Name of the machine.", |record: &Record| record.machine.name.clone()),
@@ -110,6 +111,39 @@ pub fn sweep() -> Vec<Column<Record>> {
         Column::new("commit", "Commit of the working directory.", |record: &Record| record.software.commit.clone()),
     ]);
     columns
+}
+
+/// Columns of the results of the sweep's source, under its names.
+fn of_source() -> Vec<Column<Record>> {
+    let size = |record: &Record, name: &str| record.subject.sizes.get(name).copied();
+    let label = move |record: &Record| {
+        let sizes = ["dim", "depth", "horizon"].map(|name| Some(size(record, name)?.to_string()));
+        let sizes: Option<Vec<_>> = sizes.into_iter().collect();
+        Some(format!("{},{}", architecture(record), sizes?.join(",")))
+    };
+    let dilations = |record: &Record| {
+        let sizes = record.subject.sizes.iter().filter(|(name, _)| name.starts_with("dilation_"));
+        let sizes: Vec<_> = sizes.map(|(_, size)| size.to_string()).collect();
+        (!sizes.is_empty()).then(|| sizes.join(","))
+    };
+    let measure = |of: fn(&Sweep) -> Option<f64>| {
+        move |record: &Record| match &record.measures {
+            Some(Measures::Sweep(measures)) => of(measures),
+            _ => None,
+        }
+    };
+    let duration_seconds = |measures: &Sweep| {
+        let samples = measures.sample_ms.len().max(1) as f64;
+        Some(measures.sample_ms.iter().sum::<f64>() / samples * measures.steps as f64 / 1e3)
+    };
+    vec![
+        Column::new("model_dim", "Width of the backbone.", move |record: &Record| size(record, "dim")),
+        Column::new("conv_dilations", "Dilations of successive layers, separated by commas.", dilations),
+        Column::new("label", "Architecture, width, depth and horizon, separated by commas.", label),
+        Column::new("duration_seconds", "Total time of the measured steps.", measure(duration_seconds)),
+        Column::new("metric_train_loss", "`last_loss`.", measure(|measures| measures.last_loss)),
+        Column::new("metric_val_loss", "`held_out_loss`.", measure(|measures| measures.held_out_loss)),
+    ]
 }
 
 /// The columns of `throughput.csv`: those of psannlm's benchmark, and the phase.

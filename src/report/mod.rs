@@ -5,6 +5,7 @@
 //! - [`compare`] compares two runs, and [`history`] follows a benchmark over many reports.
 //! - [`watch`] draws a run while it is in progress.
 //! - [`export`] writes formats of other tools.
+//! - `sweep` writes the log of architecture sweeps and summarises their results.
 //!
 //! The folder `schemas` has the JSON schemas of these files.
 
@@ -19,6 +20,8 @@ pub mod joined;
 #[cfg(feature = "cli")]
 mod plot;
 mod statistics;
+#[cfg(feature = "cli")]
+pub mod sweep;
 pub mod table;
 #[cfg(feature = "cli")]
 mod training;

@@ -1,10 +1,10 @@
 //! Runs workloads in a loop, without Criterion: warm-ups, then one iteration per sample.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, str::FromStr};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
-use super::Session;
+use super::{Session, caught};
 use crate::{
     record::{self, BenchmarkId, Record},
     scenario::{Phase, SWEEP},
@@ -39,6 +39,37 @@ pub fn generate(mut workload: GenerationWorkload, warm_ups: usize, trials: usize
     Ok((outcome, tokens))
 }
 
+/// A part of a sweep. The parts of all machines together are the whole sweep, and no two overlap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shard {
+    /// From 1 to `count`.
+    index: usize,
+    count: usize,
+}
+
+impl Shard {
+    /// The whole sweep.
+    pub const WHOLE: Self = Self { index: 1, count: 1 };
+
+    /// Whether the combination of this number, from 0, belongs to the shard. Combinations are sorted by size, so that the
+    /// shards take about as long as one another.
+    fn has(self, number: usize) -> bool {
+        number % self.count == self.index - 1
+    }
+}
+
+impl FromStr for Shard {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let parts = text.split_once('/').and_then(|(index, count)| Some((index.parse().ok()?, count.parse().ok()?)));
+        match parts {
+            Some((index, count)) if (1..=count).contains(&index) => Ok(Self { index, count }),
+            _ => bail!("shard '{text}': expected I/N with I from 1 to N, such as 1/4"),
+        }
+    }
+}
+
 /// Progress of a sweep, after one of its benchmarks.
 pub struct Progress<'a> {
     /// Number of the benchmark, from 1, and the total.
@@ -51,8 +82,8 @@ pub struct Progress<'a> {
     pub record: Option<&'a Record>,
 }
 
-/// Runs every combination of a grid in training and in forecasting, and appends a record of each to the session's
-/// run. Skips benchmarks that the run already has. A benchmark that fails becomes a record with the reason.
+/// Runs every combination of a shard of a grid in training and in forecasting, and appends a record of each to the
+/// session's run. Skips benchmarks that the run already has. A benchmark that fails becomes a record with the reason.
 ///
 /// # Errors
 /// Returns an error if the grid is empty, or records cannot be read or written.
@@ -60,9 +91,11 @@ pub fn sweep(
     session: &mut Session,
     run: Option<&str>,
     grid: &SeriesGrid,
+    shard: Shard,
     mut progress: impl FnMut(Progress),
 ) -> Result<()> {
-    let combinations = grid.combinations()?;
+    let combinations = grid.combinations()?.into_iter().enumerate();
+    let combinations: Vec<_> = combinations.filter(|(number, _)| shard.has(*number)).map(|(_, one)| one).collect();
     let path = session.join(run)?;
     let done: BTreeSet<String> = match path.is_file() {
         true => record::read(&path)?.records.into_iter().map(|record| record.id).collect(),
@@ -79,11 +112,30 @@ pub fn sweep(
             progress(Progress { number, total, id: &id, record: None });
             continue;
         }
-        let outcome = SeriesWorkload::new(combination, phase, grid)
-            .and_then(|workload| repeat(Box::new(workload), grid.warmup_steps, grid.steps));
+        let outcome = caught(|| {
+            let workload = SeriesWorkload::new(combination, phase, grid)?;
+            repeat(Box::new(workload), grid.warmup_steps, grid.steps)
+        });
         let mut record = session.record(scenario, subject, outcome.unwrap_or_else(Outcome::failed));
         session.append(&mut record)?;
         progress(Progress { number, total, id: &id, record: Some(&record) });
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shards_split_a_sweep_without_overlap() {
+        let shards = ["1/3", "2/3", "3/3"].map(|text| text.parse::<Shard>().expect(text));
+        for number in 0..10 {
+            assert_eq!(shards.iter().filter(|shard| shard.has(number)).count(), 1);
+            assert!(Shard::WHOLE.has(number));
+        }
+        for text in ["0/3", "4/3", "1/0", "1", "a/b"] {
+            assert!(text.parse::<Shard>().expect_err(text).to_string().contains("expected I/N"));
+        }
+    }
 }

@@ -217,7 +217,7 @@ fn generation(scenario: &scenario::Generation, feed_forward: Option<FeedForward>
 fn combination(trains: bool, draw: &mut Draw) -> Sweep {
     let step_ms = draw.between(5.0, 100.0);
     let losses = match trains {
-        true => Sweep { first_loss: Some(0.4), last_loss: Some(0.1), ..Sweep::default() },
+        true => Sweep { first_loss: Some(0.4), last_loss: Some(0.1), held_out_loss: Some(0.12), ..Sweep::default() },
         false => Sweep::default(),
     };
     Sweep {

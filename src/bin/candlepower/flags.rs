@@ -42,7 +42,8 @@ impl<C: Config, S: Select> Args for Flags<C, S> {
         let flag = |key: &'static Key| {
             // clap keeps names for as long as the process runs.
             let name: &str = key.name.replace('_', "-").leak();
-            Arg::new(key.name).long(name).visible_aliases(key.aliases).help(key.about).allow_negative_numbers(true)
+            let aliases = key.aliases.iter().map(|alias| &*alias.replace('_', "-").leak());
+            Arg::new(key.name).long(name).visible_aliases(aliases).help(key.about).allow_negative_numbers(true)
         };
         command.args(Self::keys().map(flag))
     }

@@ -1,19 +1,24 @@
 //! `candlepower sweep`: measures series models over a grid of architectures and sizes.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    fs,
+    io::Write,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use candlepower::{
     config::Layers,
     names::PathName,
     record::{self, Measures, Record, columns, write_whole},
-    report::{columns as report_columns, table},
-    runner::{self, Progress, Session},
+    report::{columns as report_columns, sweep, table},
+    runner::{self, Progress, Session, Shard},
     scenario::SWEEP,
     settings::Settings,
-    workload::series::{SeriesGrid, preset},
+    workload::series::{SeriesGrid, Translated, preset, translate},
 };
-use clap::Args;
+use clap::{Args, Subcommand};
 
 use crate::flags::{Flags, Select};
 
@@ -27,11 +32,14 @@ impl Select for BesideGrid {
 }
 
 #[derive(Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct Sweep {
+    #[command(subcommand)]
+    command: Option<Command>,
     /// smoke, baseline-cpu, hybrid-gpu, omni-gpu or growth [default: smoke]
     #[arg(long, conflicts_with = "config")]
     preset: Option<String>,
-    /// YAML file; its keys are the flags below, with underscores
+    /// YAML file; its keys are the flags below, with underscores, or the sections data, model, optimizer and trainer
     #[arg(long)]
     config: Option<PathBuf>,
     #[command(flatten)]
@@ -41,10 +49,40 @@ pub struct Sweep {
     /// Name of a new run, or of an interrupted run to resume
     #[arg(long)]
     run: Option<PathName>,
+    /// Parquet file of the results, in addition to that of the run
+    #[arg(long, value_name = "FILE.parquet")]
+    output: Option<PathBuf>,
+    /// Markdown file to append the table of results to [default: sweep.md beside the Parquet file]
+    #[arg(long, value_name = "FILE.md")]
+    log: Option<PathBuf>,
+    /// Run part I of N of the combinations, as one of N machines
+    #[arg(long, value_name = "I/N")]
+    shard: Option<Shard>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Summarise the results of sweeps per architecture
+    Summarise {
+        /// Parquet, CSV or JSON files
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+        /// Column to rank by; lower is better
+        #[arg(long, default_value = "metric_val_loss")]
+        metric: String,
+        /// Number of best runs to list for each architecture
+        #[arg(long, default_value_t = 3)]
+        top: usize,
+    },
 }
 
 impl Sweep {
     pub fn run(self) -> Result<ExitCode> {
+        if let Some(Command::Summarise { files, metric, top }) = &self.command {
+            let rows = files.iter().map(|file| sweep::read_rows(file)).collect::<Result<Vec<_>>>()?.concat();
+            print!("{}", sweep::summarise(&rows, metric, *top)?);
+            return Ok(ExitCode::SUCCESS);
+        }
         let grid = self.grid()?;
         let of_grid = [
             ("device", grid.device.to_string()),
@@ -57,16 +95,26 @@ impl Sweep {
         let folder = path.parent().map(PathBuf::from).unwrap_or_default();
         let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
         eprintln!("Run {name}. If it is interrupted, --run {name} resumes it.");
-        runner::sweep(&mut session, Some(&name), &grid, show)?;
+        runner::sweep(&mut session, Some(&name), &grid, self.shard.unwrap_or(Shard::WHOLE), show)?;
 
         let read = record::read(&path)?;
         let records: Vec<Record> = read.records.into_iter().filter(|record| SWEEP.contains(&record.scenario)).collect();
-        let file = folder.join("sweep.parquet");
-        write_whole(&file, &columns::parquet(&report_columns::sweep(), &records)?)?;
+        let parquet = columns::parquet(&report_columns::sweep(), &records)?;
+        let mut file = folder.join("sweep.parquet");
+        write_whole(&file, &parquet)?;
+        if let Some(output) = self.output {
+            create_parent(&output)?;
+            write_whole(&output, &parquet)?;
+            file = output;
+        }
+        let log = self.log.unwrap_or_else(|| file.with_file_name("sweep.md"));
+        let machine = records.first().map_or("", |record| record.machine.name.as_str());
+        append(&log, &sweep::log_entry(&format!("{name} on {machine}"), &records))?;
         for table in table::tables(records.iter()) {
             println!("{}", table.markdown());
         }
         println!("Parquet: {}", file.display());
+        println!("Log: {}", log.display());
         for problem in read.problems {
             crate::note(&problem);
         }
@@ -81,7 +129,18 @@ impl Sweep {
     fn grid(&self) -> Result<SeriesGrid> {
         let layers = Layers::new(&SeriesGrid::default());
         let layers = match &self.config {
-            Some(file) => layers.yaml_file(file),
+            Some(file) => {
+                let text = fs::read_to_string(file).unwrap_or_default();
+                match translate(&text).with_context(|| file.display().to_string())? {
+                    Some(Translated { yaml, skipped }) => {
+                        if !skipped.is_empty() {
+                            eprintln!("note: {}: skipped, not used by a sweep: {}", file.display(), skipped.join(", "));
+                        }
+                        layers.yaml(&file.display().to_string(), &yaml)
+                    }
+                    None => layers.yaml_file(file),
+                }
+            }
             None => {
                 let name = self.preset.as_deref().unwrap_or("smoke");
                 layers.yaml(name, preset(name)?)
@@ -89,6 +148,20 @@ impl Sweep {
         };
         layers.flags(self.grid.given()).resolve()
     }
+}
+
+fn create_parent(file: &Path) -> Result<()> {
+    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty());
+    folder
+        .map_or(Ok(()), fs::create_dir_all)
+        .with_context(|| format!("the folder of {} cannot be made", file.display()))
+}
+
+fn append(file: &Path, text: &str) -> Result<()> {
+    create_parent(file)?;
+    let opened = fs::OpenOptions::new().create(true).append(true).open(file);
+    let written = opened.and_then(|mut file| file.write_all(text.as_bytes()));
+    written.with_context(|| format!("{} cannot be written", file.display()))
 }
 
 /// Prints one line per finished benchmark.

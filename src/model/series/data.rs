@@ -1,10 +1,10 @@
-//! A seeded multivariate series: each feature is a sum of waves of its own periods, pulled along by the feature before it,
-//! and noise. What comes next can be learnt in part, and nothing needs to be downloaded.
+//! A seeded multivariate series. Each feature is a sum of waves with its own periods, a share of the feature before it and
+//! noise. The continuation can be learnt in part, and nothing needs to be downloaded.
 
-use std::f64::consts::TAU;
+use std::{f64::consts::TAU, ops::Range};
 
 use anyhow::Result;
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use rand::{Rng, SeedableRng, rngs::ChaCha8Rng};
 
 /// Waves of a feature.
@@ -49,41 +49,45 @@ impl Series {
         Self { features, values }
     }
 
-    fn steps(&self) -> usize {
-        self.values.len() / self.features
-    }
-
-    /// Windows and what follows them: (batch, time, features) and (batch, horizon, outputs), the first `outputs` features.
-    /// Batch `number` is the same whenever it is asked for; `number` after `number` lies elsewhere in the series.
+    /// Windows and their continuations: (batch, time, features) and (batch, horizon, outputs), the first `outputs` features,
+    /// in f32. Windows start at multiples of `stride` steps from the beginning of `starts`. The same `number` gives the same
+    /// batch; successive numbers give windows elsewhere in the range.
     ///
     /// # Errors
-    /// When the device has no room for it.
-    pub fn batch(&self, number: usize, shape: &Window, dtype: DType, device: &Device) -> Result<(Tensor, Tensor)> {
+    /// When the device has no room.
+    pub fn batch(
+        &self,
+        number: usize,
+        shape: &Window,
+        starts: &Range<usize>,
+        stride: usize,
+        device: &Device,
+    ) -> Result<(Tensor, Tensor)> {
         let Window { batch, time, horizon, outputs } = *shape;
-        let starts = self.steps() - time - horizon + 1;
+        let places = starts.len().div_ceil(stride);
         let (mut into, mut after) = (Vec::new(), Vec::new());
         for place in 0..batch {
-            // A prime number of steps apart, so that all windows come up before one comes again.
-            let start = (number * batch + place) * 7919 % starts;
+            // Windows are a prime number of places apart, so that each comes up once before any comes again.
+            let start = starts.start + (number * batch + place) * 7919 % places * stride;
             let row = |step: usize| &self.values[step * self.features..(step + 1) * self.features];
             (start..start + time).for_each(|step| into.extend_from_slice(row(step)));
             (start + time..start + time + horizon).for_each(|step| after.extend_from_slice(&row(step)[..outputs]));
         }
-        let into = Tensor::from_vec(into, (batch, time, self.features), device)?.to_dtype(dtype)?;
-        Ok((into, Tensor::from_vec(after, (batch, horizon, outputs), device)?.to_dtype(dtype)?))
+        let into = Tensor::from_vec(into, (batch, time, self.features), device)?;
+        Ok((into, Tensor::from_vec(after, (batch, horizon, outputs), device)?))
     }
 }
 
-/// What a batch holds.
+/// The shape of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Window {
-    /// Number of windows.
+    /// Windows of a batch.
     pub batch: usize,
-    /// Steps of each window.
+    /// Steps of the series that are seen.
     pub time: usize,
-    /// Steps that follow each window.
+    /// Steps that are forecast.
     pub horizon: usize,
-    /// Number of leading features that are predicted.
+    /// Features that are forecast.
     pub outputs: usize,
 }
 
@@ -101,12 +105,12 @@ mod tests {
     }
 
     #[test]
-    fn what_follows_a_window_is_its_continuation() {
+    fn targets_continue_their_windows() {
         let series = Series::new(200, 4, 1);
         let window = Window { batch: 3, time: 16, horizon: 5, outputs: 2 };
-        let (into, after) = series.batch(2, &window, DType::F32, &Device::Cpu).expect("a batch");
+        let (into, after) = series.batch(2, &window, &(10..170), 4, &Device::Cpu).expect("a batch");
         assert_eq!((into.dims(), after.dims()), (&[3, 16, 4][..], &[3, 5, 2][..]));
-        let start = 6 * 7919 % (200 - 16 - 5 + 1);
+        let start = 10 + 6 * 7919 % 40 * 4;
         let row: Vec<f32> = after.get(0).and_then(|x| x.get(0)?.to_vec1()).expect("a row");
         assert_eq!(row, series.values[(start + 16) * 4..(start + 16) * 4 + 2]);
         let row: Vec<f32> = into.get(0).and_then(|x| x.get(15)?.to_vec1()).expect("a row");

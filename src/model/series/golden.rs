@@ -1,5 +1,5 @@
-//! The backbones against PyTorch's outputs and gradients in `fixtures/temporal`, whose layout `fixtures/README.md`
-//! describes.
+//! Compares the backbones with PyTorch's outputs and gradients in `fixtures/temporal`. `fixtures/README.md` describes the
+//! files.
 
 use std::{collections::HashMap, fs, path::Path};
 
@@ -7,7 +7,7 @@ use candle_core::{DType, Tensor, Var};
 use candle_nn::{VarBuilder, VarMap, loss::mse};
 use serde::Deserialize;
 
-use super::{Architecture, Forecaster, Sizes};
+use super::{Architecture, Dropout, Forecaster, Sizes};
 use crate::model::golden::{apart, at_device, device, numbers};
 
 const OUTPUT_TOLERANCE: f32 = 1e-4;
@@ -25,8 +25,8 @@ struct Config {
 }
 
 impl Config {
-    fn model(&self, weights: VarBuilder) -> Forecaster {
-        Forecaster::new(self.architecture, &self.sizes, self.horizon, self.outputs, weights).expect("a model")
+    fn model(&self, dtype: DType, weights: VarBuilder) -> Forecaster {
+        Forecaster::new(self.architecture, &self.sizes, self.horizon, self.outputs, dtype, weights).expect("a model")
     }
 }
 
@@ -47,11 +47,11 @@ fn outputs_and_gradients_are_as_the_reference() {
             let variable = Var::from_tensor(weight).expect("a variable");
             variables.data().lock().expect("the map").insert(name.clone(), variable);
         }
-        let model = config.model(VarBuilder::from_varmap(&variables, DType::F32, &device()));
+        let model = config.model(DType::F32, VarBuilder::from_varmap(&variables, DType::F32, &device()));
         let used = variables.data().lock().expect("the map").len();
         assert_eq!(used, weights.len(), "{what}: the model has tensors that the reference has not");
 
-        let output = model.forward(&golden["series"]).expect(&what);
+        let output = model.forward(&golden["series"], Dropout::OFF).expect(&what);
         let far = apart(&output, &golden["output"]);
         assert!(far <= at_device(OUTPUT_TOLERANCE), "{what}: output {far} from the reference");
         let loss = mse(&output, &golden["target"]).expect("a loss");
@@ -72,20 +72,19 @@ fn outputs_and_gradients_are_as_the_reference() {
         }
         architectures.push(config.architecture);
     }
-    for architecture in Architecture::ALL {
+    for architecture in Architecture::all() {
         assert!(architectures.contains(&architecture), "no fixture of {architecture}");
     }
 }
 
-/// What a GPU runs, and 16-bit precisions everywhere: the compositions instead of the kernels of [`super::ops`].
+/// The compositions that run instead of [`crate::kernels`] on a GPU, and in other dtypes everywhere.
 #[test]
 fn the_compositions_give_the_same() {
     for folder in crate::model::golden::folders("temporal") {
         let (config, weights, golden) = read(&folder);
         for (dtype, tolerance) in [(DType::F64, 1e-4), (DType::BF16, 0.15)] {
-            let weights = VarBuilder::from_tensors(weights.clone(), dtype, &device());
-            let series = golden["series"].to_dtype(dtype).expect("series");
-            let output = config.model(weights).forward(&series).expect("an output");
+            let weights = VarBuilder::from_tensors(weights.clone(), DType::F32, &device());
+            let output = config.model(dtype, weights).forward(&golden["series"], Dropout::OFF).expect("an output");
             let far = apart(&output, &golden["output"]);
             assert!(far <= tolerance, "{}, {dtype:?}: {far} from the reference", folder.display());
         }

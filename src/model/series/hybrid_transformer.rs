@@ -1,12 +1,12 @@
-//! `hybrid_transformer`: attention, feed-forward and a dilated convolution in each block.
+//! `hybrid_transformer`: attention with RoPE, a feed-forward network and a dilated convolution in each block.
 
 use anyhow::Result;
 use candle_core::Tensor;
 use candle_nn::VarBuilder;
 
 use super::{
-    SequenceBackbone, Sizes,
-    layers::{Attention, Convolution, Embedding, FeedForward, LayerNorm},
+    SequenceBackbone, Sizes, Streams,
+    layers::{Convolution, Embedding, FeedForward, LayerCost, LayerNorm, Masks, RotaryAttention},
 };
 
 pub struct HybridTransformer {
@@ -15,9 +15,9 @@ pub struct HybridTransformer {
     norm: LayerNorm,
 }
 
-/// `x = LN(x + MHA(x))`, `x += FF(LN(x))`, `x = LN(x + conv(x))`.
+/// `x = LN(x + attention(x))`, `x += FF(LN(x))`, `x = LN(x + conv(x))`.
 struct Block {
-    attention: Attention,
+    attention: RotaryAttention,
     attention_norm: LayerNorm,
     feed_forward_norm: LayerNorm,
     feed_forward: FeedForward,
@@ -25,37 +25,52 @@ struct Block {
     convolution_norm: LayerNorm,
 }
 
-impl HybridTransformer {
-    pub fn new(sizes: &Sizes, weights: VarBuilder) -> Result<Self> {
-        let dim = sizes.dim;
-        let block = |number: usize| {
-            let weights = weights.pp("blocks").pp(number);
-            let dilation = sizes.dilations[number % sizes.dilations.len()];
-            Ok(Block {
-                attention: Attention::new(dim, sizes.heads, weights.pp("attention"))?,
-                attention_norm: LayerNorm::new(dim, weights.pp("attention_norm"))?,
-                feed_forward_norm: LayerNorm::new(dim, weights.pp("feed_forward_norm"))?,
-                feed_forward: FeedForward::new(dim, sizes.expansion * dim, weights.pp("feed_forward"))?,
-                convolution: Convolution::new(dim, sizes.conv_kernel, dilation, weights.pp("convolution"))?,
-                convolution_norm: LayerNorm::new(dim, weights.pp("convolution_norm"))?,
-            })
-        };
-        Ok(Self {
-            embedding: Embedding::new(sizes.features, dim, Some(sizes.positions), weights.pp("embedding"))?,
-            blocks: (0..sizes.depth).map(block).collect::<Result<_>>()?,
-            norm: LayerNorm::new(dim, weights.pp("norm"))?,
+/// Builds the backbone.
+///
+/// # Errors
+/// When a tensor is missing or has another shape.
+pub fn build(sizes: &Sizes, weights: VarBuilder) -> Result<Box<dyn SequenceBackbone>> {
+    let dim = sizes.dim;
+    let block = |number: usize| {
+        let weights = weights.pp("blocks").pp(number);
+        let dilation = sizes.dilations[number % sizes.dilations.len()];
+        Ok(Block {
+            attention: RotaryAttention::new(dim, sizes.heads, weights.pp("attention"))?,
+            attention_norm: LayerNorm::new(dim, weights.pp("attention_norm"))?,
+            feed_forward_norm: LayerNorm::new(dim, weights.pp("feed_forward_norm"))?,
+            feed_forward: FeedForward::new(dim, sizes.ff_mult * dim, weights.pp("feed_forward"))?,
+            convolution: Convolution::new(dim, sizes.conv_kernel, dilation, weights.pp("convolution"))?,
+            convolution_norm: LayerNorm::new(dim, weights.pp("convolution_norm"))?,
         })
-    }
+    };
+    Ok(Box::new(HybridTransformer {
+        embedding: Embedding::new(sizes.features, dim, (sizes.max_seq_len, 0.0), weights.pp("embedding"))?,
+        blocks: (0..sizes.depth).map(block).collect::<Result<_>>()?,
+        norm: LayerNorm::new(dim, weights.pp("norm"))?,
+    }))
 }
 
 impl SequenceBackbone for HybridTransformer {
-    fn forward(&self, series: &Tensor) -> Result<Tensor> {
-        let mut x = self.embedding.forward(series)?;
-        for block in &self.blocks {
-            x = block.attention_norm.forward(&(&x + block.attention.forward(&x, &x)?)?)?;
-            x = (&x + block.feed_forward.forward(&block.feed_forward_norm.forward(&x)?)?)?;
-            x = block.convolution_norm.forward(&(&x + block.convolution.forward(&x)?)?)?;
-        }
-        self.norm.forward(&x)
+    fn embed(&self, series: &Tensor, masks: &mut Masks) -> Result<Streams> {
+        Ok(vec![self.embedding.forward(series, masks)?])
+    }
+
+    fn block(&self, number: usize, streams: &Streams, masks: &mut Masks) -> Result<Streams> {
+        let (block, x) = (&self.blocks[number], &streams[0]);
+        let x = block.attention_norm.forward(&(x + block.attention.forward(x, masks)?)?)?;
+        let x = (&x + block.feed_forward.forward(&block.feed_forward_norm.forward(&x)?, masks)?)?;
+        Ok(vec![block.convolution_norm.forward(&(&x + block.convolution.forward(&x, masks)?)?)?])
+    }
+
+    fn finish(&self, streams: &Streams) -> Result<Tensor> {
+        self.norm.forward(&streams[0])
+    }
+
+    fn cost(&self, batch: usize, time: usize) -> LayerCost {
+        let rows = batch * time;
+        let block = |block: &Block| {
+            block.attention.cost(batch, time) + block.feed_forward.cost(rows) + block.convolution.cost(rows)
+        };
+        self.embedding.cost(rows) + self.blocks.iter().map(block).sum()
     }
 }

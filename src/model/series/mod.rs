@@ -1,130 +1,55 @@
-//! Backbones for multivariate series, which the architecture sweep trains and runs: each of the three is one file, behind
-//! one trait, with the same head. `layers` holds the parts that they share, `data` the series.
+//! Backbones for multivariate series, which the architecture sweep trains and runs. All have the same head.
+//!
+//! A backbone is one file that implements [`SequenceBackbone`], and one row of the table in `registry`. `layers` holds the
+//! layers that they share, `data` the series.
 
 pub mod data;
 mod hybrid_transformer;
 mod layers;
 mod omni_mixture;
+mod registry;
 mod state_space;
 
 #[cfg(test)]
 mod golden;
 
-use std::{fmt, str::FromStr};
+pub use layers::Dropout;
+pub use registry::Architecture;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Tensor};
-use candle_nn::{Linear, Module, VarBuilder};
+use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 
-use layers::{LayerNorm, linear};
+use layers::{LayerCost, LayerNorm, Linear, Masks};
 
 use super::trainable;
 use crate::kernels;
 
-/// A network from a window of a series to a representation of each of its steps.
+/// Tensors that pass from one block to the next. The first is the representation of each step, (batch, time, dim); a
+/// backbone may have others beside it.
+pub type Streams = Vec<Tensor>;
+
+/// A network from a window of a series to a representation of each of its steps. It is given in stages, so that training
+/// can keep only the streams between them and compute each stage again in the backward pass.
 pub trait SequenceBackbone {
-    /// From (batch, time, features) to (batch, time, dim).
-    fn forward(&self, series: &Tensor) -> Result<Tensor>;
-}
-
-/// A backbone that can be built by its name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Architecture {
-    /// Attention, a feed-forward and a dilated convolution in each layer.
-    HybridTransformer,
-    /// Attention, a feed-forward, a state mixer and a dilated convolution in each layer, with a coarse second stream.
-    OmniMixture,
-    /// A gated causal convolution of a state and a feed-forward in each layer, without attention.
-    StateSpace,
-}
-
-impl Architecture {
-    /// Every architecture.
-    pub const ALL: [Self; 3] = [Self::HybridTransformer, Self::OmniMixture, Self::StateSpace];
-
-    /// Name in settings and benchmark ids.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::HybridTransformer => "hybrid_transformer",
-            Self::OmniMixture => "omni_mixture",
-            Self::StateSpace => "state_space",
-        }
-    }
-
-    /// Its own sizes, for a series of `features`.
-    pub fn sizes(self, features: usize) -> Sizes {
-        let hybrid = Sizes {
-            features,
-            dim: 512,
-            depth: 16,
-            heads: 8,
-            expansion: 4,
-            state: 256,
-            mixer_kernel: 15,
-            conv_kernel: 5,
-            dilations: vec![1, 2, 4, 8, 16, 32],
-            coarse: 4,
-            cross_every: 2,
-            positions: 4096,
-        };
-        match self {
-            Self::HybridTransformer => hybrid,
-            Self::StateSpace => Sizes { depth: 12, ..hybrid },
-            Self::OmniMixture => Sizes {
-                dim: 768,
-                depth: 24,
-                heads: 12,
-                mixer_kernel: 16,
-                conv_kernel: 7,
-                dilations: vec![1, 2, 4, 8, 16, 32, 64],
-                ..hybrid
-            },
-        }
-    }
-
-    /// Whether it has heads.
-    pub fn attends(self) -> bool {
-        self != Self::StateSpace
-    }
-
-    /// Builds the backbone from weights, or from their initial values if `weights` makes variables.
+    /// Streams that enter the first block, from a series (batch, time, features).
     ///
     /// # Errors
-    /// When the sizes do not go together, or a tensor is missing.
-    pub fn build(self, sizes: &Sizes, weights: VarBuilder) -> Result<Box<dyn SequenceBackbone>> {
-        sizes.check(self)?;
-        Ok(match self {
-            Self::HybridTransformer => Box::new(hybrid_transformer::HybridTransformer::new(sizes, weights)?),
-            Self::OmniMixture => Box::new(omni_mixture::OmniMixture::new(sizes, weights)?),
-            Self::StateSpace => Box::new(state_space::StateSpace::new(sizes, weights)?),
-        })
-    }
+    /// When the device fails. So with the other stages.
+    fn embed(&self, series: &Tensor, masks: &mut Masks) -> Result<Streams>;
+
+    /// Streams after a block, from those before it.
+    fn block(&self, number: usize, streams: &Streams, masks: &mut Masks) -> Result<Streams>;
+
+    /// The representation (batch, time, dim), from the streams after the last block.
+    fn finish(&self, streams: &Streams) -> Result<Tensor>;
+
+    /// Cost of a forward pass, as the sum over the layers.
+    fn cost(&self, batch: usize, time: usize) -> LayerCost;
 }
 
-impl fmt::Display for Architecture {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-impl FromStr for Architecture {
-    type Err = anyhow::Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        if let Some(found) = Self::ALL.into_iter().find(|architecture| architecture.name() == text) {
-            return Ok(found);
-        }
-        let names = Self::ALL.map(Self::name);
-        match crate::error::nearest(text, &names) {
-            Some(near) => bail!("unknown architecture '{text}': did you mean {near}?"),
-            None => bail!("unknown architecture '{text}': the architectures are {}", names.join(", ")),
-        }
-    }
-}
-
-/// Sizes of a backbone. Each architecture uses those that it has a use for.
+/// Sizes of a backbone. Each architecture uses those that apply to it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Sizes {
     /// Features of each step of the series.
@@ -135,50 +60,54 @@ pub struct Sizes {
     pub depth: usize,
     /// Number of attention heads.
     pub heads: usize,
-    /// Inner width of the feed-forward over `dim`; `omni_mixture` doubles it.
-    pub expansion: usize,
-    /// Width of the state that mixers convolve.
-    pub state: usize,
+    /// Inner width of the feed-forward network over `dim`. `omni_mixture` doubles it.
+    pub ff_mult: usize,
+    /// Width of the state of the mixers.
+    pub state_dim: usize,
     /// Taps of the mixers' causal convolution.
-    pub mixer_kernel: usize,
-    /// Taps of the dilated convolution.
+    pub state_kernel: usize,
+    /// Taps of the dilated convolution. Odd, so that the output has the length of the input.
     pub conv_kernel: usize,
-    /// Of one block after the other, over and over.
+    /// Dilations of successive blocks, repeated.
     pub dilations: Vec<usize>,
-    /// Steps of the stream for one of the coarse one.
-    pub coarse: usize,
-    /// Every how many blocks one attends to the coarse stream.
+    /// Steps of the fine stream for each step of the coarse one.
+    pub coarse_factor: usize,
+    /// Every `cross_every`-th block attends to the coarse stream.
     pub cross_every: usize,
-    /// The longest series.
-    pub positions: usize,
+    /// Length of the longest series.
+    pub max_seq_len: usize,
 }
 
 impl Sizes {
     /// # Errors
-    /// One line that names what does not go together.
+    /// One line that names the sizes that do not go together.
     pub fn check(&self, architecture: Architecture) -> Result<()> {
         for (name, size) in [
             ("features", self.features),
             ("dim", self.dim),
             ("depth", self.depth),
             ("heads", self.heads),
-            ("expansion", self.expansion),
-            ("state", self.state),
-            ("mixer_kernel", self.mixer_kernel),
+            ("ff_mult", self.ff_mult),
+            ("state_dim", self.state_dim),
+            ("state_kernel", self.state_kernel),
             ("conv_kernel", self.conv_kernel),
             ("dilations", self.dilations.iter().copied().min().unwrap_or(0)),
-            ("coarse", self.coarse),
+            ("coarse_factor", self.coarse_factor),
             ("cross_every", self.cross_every),
-            ("positions", self.positions),
+            ("max_seq_len", self.max_seq_len),
         ] {
             ensure!(size > 0, "{architecture}: {name} is 0");
         }
+        let Self { dim, heads, conv_kernel, .. } = *self;
+        ensure!(!conv_kernel.is_multiple_of(2), "{architecture}: conv_kernel={conv_kernel} is even; use an odd number");
         if architecture.attends() {
+            ensure!(dim.is_multiple_of(heads), "{architecture}: {heads} heads do not divide dim={dim}");
+        }
+        if architecture.rotates() {
+            let head_dim = dim / heads;
             ensure!(
-                self.dim.is_multiple_of(self.heads),
-                "{architecture}: {} heads do not divide dim={}",
-                self.heads,
-                self.dim
+                head_dim.is_multiple_of(2),
+                "{architecture}: RoPE needs an even head width; dim / heads = {head_dim}"
             );
         }
         Ok(())
@@ -193,10 +122,15 @@ pub struct Forecaster {
     out: Linear,
     horizon: usize,
     outputs: usize,
-    positions: usize,
+    depth: usize,
+    max_seq_len: usize,
+    dtype: DType,
 }
 
 impl Forecaster {
+    /// Builds the network from weights, or from their initial values if `weights` makes variables. It computes in `dtype`;
+    /// the weights may have another dtype.
+    ///
     /// # Errors
     /// When the sizes do not go together, or a tensor is missing.
     pub fn new(
@@ -204,6 +138,7 @@ impl Forecaster {
         sizes: &Sizes,
         horizon: usize,
         outputs: usize,
+        dtype: DType,
         weights: VarBuilder,
     ) -> Result<Self> {
         ensure!(horizon > 0, "horizon is 0: at least one step must be forecast");
@@ -212,90 +147,105 @@ impl Forecaster {
         Ok(Self {
             backbone: architecture.build(sizes, weights.pp("backbone"))?,
             norm: LayerNorm::new(sizes.dim, head.pp("norm"))?,
-            hidden: linear(sizes.dim, sizes.dim, head.pp("hidden"))?,
-            out: linear(sizes.dim, horizon * outputs, head.pp("out"))?,
+            hidden: Linear::new(sizes.dim, sizes.dim, head.pp("hidden"))?,
+            out: Linear::new(sizes.dim, horizon * outputs, head.pp("out"))?,
             horizon,
             outputs,
-            positions: if architecture.attends() { sizes.positions } else { usize::MAX },
+            depth: sizes.depth,
+            max_seq_len: sizes.max_seq_len,
+            dtype,
         })
     }
 
-    /// What it takes to run it on a window.
+    /// Parameters and cost of the network on a window. Takes no memory for the weights.
     ///
     /// # Errors
     /// When the sizes do not go together.
     pub fn cost(architecture: Architecture, sizes: &Sizes, window: &data::Window) -> Result<Cost> {
-        let shapes =
-            trainable::shapes(|weights| Self::new(architecture, sizes, window.horizon, window.outputs, weights))?;
-        let steps = (window.batch * window.time) as u64;
-        let coarse = (window.batch * window.time.div_ceil(sizes.coarse)) as u64;
-        let products = |name: &str| {
-            if name.starts_with("head.") {
-                window.batch as u64
-            } else if name.contains(".coarse.") || name.contains("cross.key") || name.contains("cross.value") {
-                coarse
-            } else {
-                steps
-            }
-        };
-        let is_matrix = |name: &str| name.ends_with("weight");
-        let weights: u64 = shapes
-            .iter()
-            .filter(|(name, _)| is_matrix(name))
-            .map(|(name, shape)| 2 * products(name) * shape.elem_count() as u64)
-            .sum();
-        // Scores and weighted values, each query with each key.
-        let crossings = if architecture == Architecture::OmniMixture { sizes.depth / sizes.cross_every } else { 0 };
-        let seen = sizes.depth as u64 * window.time as u64 + crossings as u64 * coarse / window.batch as u64;
-        let scores = if architecture.attends() { steps * seen } else { 0 };
+        let data::Window { batch, time, horizon, outputs } = *window;
+        let mut network = None;
+        let shapes = trainable::shapes(|weights| {
+            network = Some(Self::new(architecture, sizes, horizon, outputs, DType::F32, weights)?);
+            Ok(())
+        })?;
+        let network = network.context("no network was built")?;
+        let backbone = network.backbone.cost(batch, time);
+        let head = network.hidden.cost(batch) + network.out.cost(batch);
         Ok(Cost {
             parameters: shapes.values().map(|shape| shape.elem_count() as u64).sum(),
-            forward_flops: weights + 4 * scores * sizes.dim as u64,
-            layers: sizes.depth as u64,
-            scores: steps * if architecture.attends() { (window.time * sizes.heads) as u64 } else { 0 },
-            widest: steps * (sizes.expansion * sizes.dim) as u64,
+            forward_flops: (backbone + head).flops,
+            kept: backbone.kept,
+            largest: backbone.largest,
+            between: (sizes.depth * batch * time * sizes.dim) as u64,
         })
     }
 
-    /// From (batch, time, features) to (batch, horizon, outputs).
+    /// From (batch, time, features) to (batch, horizon, outputs) in f32.
     ///
     /// # Errors
     /// When the series is longer than there are positions.
-    pub fn forward(&self, series: &Tensor) -> Result<Tensor> {
-        let (batch, time, _) = series.dims3()?;
-        ensure!(time > 0 && time <= self.positions, "a series of {time} steps: 1 to {} can be taken", self.positions);
-        let x = self.backbone.forward(series)?;
-        let last = x.narrow(1, time - 1, 1)?.squeeze(1)?;
+    pub fn forward(&self, series: &Tensor, dropout: Dropout) -> Result<Tensor> {
+        let mut streams = vec![series.clone()];
+        for stage in 0..self.stages() {
+            streams = self.stage(stage, &streams, dropout)?;
+        }
+        Ok(streams.remove(0))
+    }
+
+    /// Stages of [`Self::forward`]: the embedding, the blocks, the head.
+    pub fn stages(&self) -> usize {
+        self.depth + 2
+    }
+
+    /// One stage. The first takes the series; the last gives the forecast.
+    ///
+    /// # Errors
+    /// When the series is longer than there are positions.
+    pub fn stage(&self, number: usize, streams: &Streams, dropout: Dropout) -> Result<Streams> {
+        let mut masks = dropout.stage(number);
+        if number == 0 {
+            let (series, most) = (&streams[0], self.max_seq_len);
+            let time = series.dim(1)?;
+            ensure!(time > 0 && time <= most, "a series of {time} steps: the backbone takes 1 to max_seq_len={most}");
+            return self.backbone.embed(&series.to_dtype(self.dtype)?, &mut masks);
+        }
+        if number <= self.depth {
+            return self.backbone.block(number - 1, streams, &mut masks);
+        }
+        let x = self.backbone.finish(streams)?;
+        let last = x.narrow(1, x.dim(1)? - 1, 1)?.squeeze(1)?;
         let hidden = kernels::gelu(&self.hidden.forward(&self.norm.forward(&last)?)?)?;
-        Ok(self.out.forward(&hidden)?.reshape((batch, self.horizon, self.outputs))?)
+        let forecast = self.out.forward(&hidden)?.to_dtype(DType::F32)?;
+        Ok(vec![forecast.reshape(((), self.horizon, self.outputs))?])
     }
 }
 
-/// What a backbone and its head take.
+/// Cost of a backbone and its head on a window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cost {
     /// Number of weights, head included.
     pub parameters: u64,
-    /// Floating-point operations of a forward pass in products with weights and of attention; rebuilding the coarse stream
-    /// and what is done element by element are left out.
+    /// Floating-point operations of a forward pass in products with weights and of attention. Element-wise operations are
+    /// not counted.
     pub forward_flops: u64,
-    layers: u64,
-    /// Scores of attention in a layer.
-    scores: u64,
-    /// Numbers between the two matrices of a feed-forward.
-    widest: u64,
+    /// Numbers that all layers keep for the backward pass, and the most in one layer.
+    kept: u64,
+    largest: u64,
+    /// Numbers of the streams between the blocks.
+    between: u64,
 }
 
 impl Cost {
-    /// Memory that is needed at least: weights, a layer's scores before and after softmax, and what its feed-forward is
-    /// widest at; when it trains, gradients and the optimizer's two moments too, and every layer's scores and widths.
-    pub fn least_bytes(&self, trains: bool, dtype: DType) -> u64 {
-        let layer = (2 * self.scores).max(self.widest);
-        let numbers = match trains {
-            true => 4 * self.parameters + self.layers * (2 * self.scores + self.widest),
-            false => self.parameters + layer,
-        };
-        numbers * dtype.size_in_bytes() as u64
+    /// Lower bound on the memory of training steps: weights, gradients and two moments in f32, and activations in `dtype`.
+    /// With checkpointing, the activations are the streams between the blocks and those of one layer.
+    pub fn training_bytes(&self, dtype: DType, checkpointing: bool) -> u64 {
+        let activations = if checkpointing { self.between + self.largest } else { self.kept };
+        4 * self.parameters * DType::F32.size_in_bytes() as u64 + activations * dtype.size_in_bytes() as u64
+    }
+
+    /// Lower bound on the memory of forecasts: weights and the activations of one layer.
+    pub fn forecast_bytes(&self, dtype: DType) -> u64 {
+        (self.parameters + self.largest) * dtype.size_in_bytes() as u64
     }
 }
 
@@ -303,45 +253,85 @@ impl Cost {
 mod tests {
     use super::*;
 
-    #[test]
-    fn cost_is_as_worked_out_by_hand() {
-        let state = Architecture::StateSpace;
-        let sizes = Sizes { dim: 4, depth: 1, state: 3, mixer_kernel: 5, ..state.sizes(2) };
-        let window = data::Window { batch: 2, time: 10, horizon: 5, outputs: 2 };
-        let cost = Forecaster::cost(state, &sizes, &window).expect("a cost");
-        let embedding = 2 * 4;
-        // Norms, W_i, the convolution, W_o, feed-forward.
-        let block = 4 + 4 * 6 + 3 * 5 + 3 * 4 + 4 + 2 * 4 * 16;
-        let biases = 4 + (4 + 6 + 3 + 4 + 4 + 16 + 4) + 4 + (4 + 4 + 10);
-        let (norm, head) = (4, 4 + 4 * 4 + 4 * 10);
-        assert_eq!(cost.parameters, embedding + block + biases + norm + head);
-        assert_eq!(cost.forward_flops, 2 * (20 * (embedding + block + norm) + 2 * head));
-        let hybrid = Architecture::HybridTransformer;
-        let sizes = Sizes { dim: 8, depth: 3, ..hybrid.sizes(2) };
-        let (short, long) = (window, data::Window { time: 20, ..window });
-        let flops = |window| Forecaster::cost(hybrid, &sizes, window).expect("a cost").forward_flops;
-        // 3 layers, 2 series: 4 · 8 operations for each pair of steps, twice as many steps make four times the pairs.
-        let pairs = |time: u64| 3 * 2 * 4 * 8 * time * time;
-        assert_eq!(flops(&long) - pairs(20), 2 * (flops(&short) - pairs(10)) - 2 * 2 * (8 + 8 * 8 + 8 * 10));
+    fn architecture(name: &str) -> Architecture {
+        name.parse().expect(name)
     }
 
     #[test]
-    fn names_are_read_and_near_misses_named() {
-        for architecture in Architecture::ALL {
-            assert_eq!(architecture.name().parse::<Architecture>().expect("a name"), architecture);
+    fn cost_equals_a_count_by_hand() {
+        let state = architecture("state_space");
+        let sizes = Sizes { dim: 4, depth: 1, state_dim: 3, state_kernel: 5, max_seq_len: 32, ..state.sizes(2) };
+        let window = data::Window { batch: 2, time: 10, horizon: 5, outputs: 2 };
+        let cost = Forecaster::cost(state, &sizes, &window).expect("a cost");
+        let embedding = 2 * 4;
+        // W_i, the convolution, W_o, feed-forward.
+        let block = 4 * 6 + 3 * 5 + 3 * 4 + 2 * 4 * 16;
+        let biases = 4 + (6 + 3 + 4 + 16 + 4) + (4 + 10);
+        let (norms, head) = (2 * 4 * 4, 4 * 4 + 4 * 10);
+        assert_eq!(cost.parameters, embedding + 32 * 4 + block + biases + norms + head);
+        assert_eq!(cost.forward_flops, 2 * (20 * (embedding + block) + 2 * head));
+        assert_eq!((cost.kept, cost.largest, cost.between), (20 * 16, 20 * 16, 20 * 4));
+        let hybrid = architecture("hybrid_transformer");
+        let sizes = Sizes { dim: 16, depth: 3, ..hybrid.sizes(2) };
+        let (short, long) = (window, data::Window { time: 20, ..window });
+        let flops = |window| Forecaster::cost(hybrid, &sizes, window).expect("a cost").forward_flops;
+        // 3 layers, 2 series: 4 · 16 operations for each pair of steps. Twice as many steps make four times the pairs.
+        let pairs = |time: u64| 3 * 2 * 4 * 16 * time * time;
+        assert_eq!(flops(&long) - pairs(20), 2 * (flops(&short) - pairs(10)) - 2 * 2 * (16 * 16 + 16 * 10));
+    }
+
+    /// Parameters of the published configurations, in millions to the digits that were published.
+    #[test]
+    fn parameters_are_those_of_the_published_models() {
+        let window = data::Window { batch: 1, time: 8, horizon: 5, outputs: 1 };
+        let (hybrid, omni, state) =
+            (architecture("hybrid_transformer"), architecture("omni_mixture"), architecture("state_space"));
+        let hybrid_sizes = |dim, depth| {
+            let dilations = vec![1, 2, 4, 8, 16];
+            (hybrid, Sizes { dim, depth, heads: 8, conv_kernel: 5, dilations, max_seq_len: 2048, ..hybrid.sizes(96) })
+        };
+        let omni_sizes = |dim, depth| (omni, Sizes { dim, depth, heads: omni.heads(dim), ..omni.sizes(128) });
+        let state_sizes =
+            Sizes { dim: 256, depth: 6, state_dim: 128, state_kernel: 9, max_seq_len: 1024, ..state.sizes(64) };
+        for ((architecture, sizes), digits, millions) in [
+            (hybrid_sizes(512, 8), 2, "28.71"),
+            (hybrid_sizes(512, 10), 2, "35.54"),
+            (hybrid_sizes(384, 8), 2, "16.37"),
+            (hybrid_sizes(384, 10), 2, "20.22"),
+            (omni_sizes(768, 12), 2, "175.46"),
+            (omni_sizes(768, 16), 2, "232.21"),
+            (omni_sizes(512, 12), 2, "80.56"),
+            (omni_sizes(512, 16), 2, "106.34"),
+            ((state, state_sizes), 3, "4.107"),
+        ] {
+            let cost = Forecaster::cost(architecture, &sizes, &window).expect(millions);
+            let found = format!("{:.digits$}", cost.parameters as f64 / 1e6);
+            assert_eq!(found, millions, "{architecture} {}×{}", sizes.dim, sizes.depth);
         }
-        let message = |text: &str| text.parse::<Architecture>().expect_err(text).to_string();
-        assert!(message("state-space").contains("did you mean state_space?"));
-        assert!(message("lstm").contains("hybrid_transformer, omni_mixture, state_space"));
     }
 
     #[test]
     fn sizes_must_go_together() {
-        let hybrid = Architecture::HybridTransformer;
+        let hybrid = architecture("hybrid_transformer");
+        let message = |sizes: Sizes| sizes.check(hybrid).expect_err("an error").to_string();
         let sizes = Sizes { dim: 500, ..hybrid.sizes(8) };
-        assert!(sizes.check(hybrid).expect_err("no heads").to_string().contains("8 heads do not divide dim=500"));
-        sizes.check(Architecture::StateSpace).expect("it has no heads");
-        let sizes = Sizes { depth: 0, ..hybrid.sizes(8) };
-        assert!(sizes.check(hybrid).expect_err("no depth").to_string().contains("depth is 0"));
+        sizes.check(architecture("state_space")).expect("it has no heads");
+        assert!(message(sizes).contains("8 heads do not divide dim=500"));
+        assert!(message(Sizes { depth: 0, ..hybrid.sizes(8) }).contains("depth is 0"));
+        assert!(message(Sizes { conv_kernel: 4, ..hybrid.sizes(8) }).contains("conv_kernel=4 is even"));
+        assert!(message(Sizes { dim: 24, ..hybrid.sizes(8) }).contains("dim / heads = 3"));
+    }
+
+    #[test]
+    fn longer_series_are_refused() {
+        for architecture in Architecture::all() {
+            let sizes = Sizes { dim: 16, depth: 2, heads: 2, state_dim: 4, max_seq_len: 12, ..architecture.sizes(3) };
+            let weights = trainable::Variables::new(1).frozen(DType::F32, &candle_core::Device::Cpu);
+            let network = Forecaster::new(architecture, &sizes, 2, 1, DType::F32, weights).expect("a network");
+            let series = |time| Tensor::ones((1, time, 3), DType::F32, &candle_core::Device::Cpu).expect("a series");
+            network.forward(&series(12), Dropout::OFF).expect("the longest series");
+            let error = network.forward(&series(13), Dropout::OFF).expect_err("too long").to_string();
+            assert!(error.contains("13 steps") && error.contains("max_seq_len=12"), "{architecture}: {error}");
+        }
     }
 }

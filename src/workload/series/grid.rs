@@ -1,16 +1,20 @@
 //! The grid of a sweep: lists of architectures and sizes, of which every combination is measured.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    str::FromStr,
+};
 
 use anyhow::{Result, anyhow, ensure};
 use candle_core::DType;
 
 use crate::{
-    config::{Layers, above_0, config, unknown},
+    config::{Layers, above_0, at_least_0, config, serde_as_text, share, unknown},
     device::DeviceChoice,
-    model::series::{Architecture, Sizes, data::Window},
+    model::series::{Architecture, Forecaster, Sizes, data::Window},
     settings::Settings,
-    train::step::forecast::Task,
+    train::step::forecast::{Task, TrainingOptions},
 };
 
 /// Grids by name, in YAML.
@@ -27,7 +31,7 @@ config! {
     #[derive(Clone, Debug, PartialEq)]
     pub struct SeriesGrid {
         /// Architectures, separated by commas: hybrid_transformer, omni_mixture, state_space
-        pub architectures: Vec<Architecture> = Architecture::ALL.to_vec(),
+        pub architectures: Vec<Architecture> = Architecture::all().collect(),
 
         /// Widths of the model, separated by commas
         pub model_dims: Vec<usize> = vec![256],
@@ -42,7 +46,12 @@ config! {
         #[alias = "window"]
         pub windows: Vec<usize> = vec![128],
 
+        /// Lists of dilations to compare, separated by vertical bars
+        #[default = "one list: the key dilations"]
+        pub dilation_schedules: DilationSchedules = DilationSchedules::default(),
+
         /// Number of windows in a batch
+        #[alias = "batch_size"]
         pub batch: usize = 8,
 
         /// Number of features of the series
@@ -51,15 +60,50 @@ config! {
         /// Number of features to forecast
         pub outputs: usize = 3,
 
+        /// Windows start at multiples of so many steps of the series
+        pub stride: usize = 1,
+
         /// Number of attention heads
-        #[default = "the architecture's own"]
+        #[default = "the architecture's own, or 8 where that does not divide the width"]
         pub heads: Option<usize> = None,
 
-        /// Device to run on: cpu, cuda:N or metal
+        /// Inner width of the feed-forward network, as a multiple of the model's
+        #[default = "the architecture's own"]
+        pub ff_mult: Option<usize> = None,
+
+        /// Width of the state of a state mixer
+        #[default = "the architecture's own"]
+        pub state_dim: Option<usize> = None,
+
+        /// Taps of the causal convolution of a state mixer
+        #[default = "the architecture's own"]
+        pub state_kernel: Option<usize> = None,
+
+        /// Taps of the dilated convolution
+        #[default = "the architecture's own"]
+        pub conv_kernel: Option<usize> = None,
+
+        /// Dilations of successive layers, repeated, separated by commas
+        #[default = "the architecture's own"]
+        pub dilations: Vec<usize> = Vec::new(),
+
+        /// Steps of the fine stream for each step of the coarse one
+        #[default = "the architecture's own"]
+        pub coarse_factor: Option<usize> = None,
+
+        /// Layers from one attention to the coarse stream to the next
+        #[default = "the architecture's own"]
+        pub cross_every: Option<usize> = None,
+
+        /// Number of learned positions: longer windows are refused
+        #[default = "the architecture's own"]
+        pub max_seq_len: Option<usize> = None,
+
+        /// Device to run on: cpu, cuda:N (or gpu, the first) or metal (or mps)
         #[alias = "accelerator"]
         pub device: DeviceChoice = DeviceChoice::Cpu,
 
-        /// Dtype of the computation: f32 or bf16
+        /// Dtype of the computation: f32 or bf16. Weights and moments of a training are f32
         #[serde(with = "crate::device::training_dtype")]
         pub dtype: DType = DType::F32,
 
@@ -73,10 +117,67 @@ config! {
         #[serde(deserialize_with = "above_0")]
         pub learning_rate: f64 = 1e-3,
 
+        /// Half a period of a cosine schedule of the learning rate, in steps
+        #[default = "constant learning rate"]
+        pub cosine_steps: Option<usize> = None,
+
+        /// Weight decay of AdamW
+        #[serde(deserialize_with = "at_least_0")]
+        pub weight_decay: f64 = 0.01,
+
+        /// Decay of the mean of the gradients in AdamW
+        #[serde(deserialize_with = "share")]
+        pub beta1: f64 = 0.9,
+
+        /// Decay of the mean of the squared gradients in AdamW
+        #[serde(deserialize_with = "share")]
+        pub beta2: f64 = 0.999,
+
+        /// Norm to which larger gradients are scaled down
+        #[default = "no clipping"]
+        pub clip_norm: Option<f64> = None,
+
+        /// Number of batches whose gradients one step averages
+        pub accumulate: usize = 1,
+
+        /// Whether only the inputs of the layers are kept for the backward pass: true or false
+        pub gradient_checkpointing: bool = false,
+
+        /// Probability that training sets an activation to 0
+        #[serde(deserialize_with = "at_least_0")]
+        pub dropout: f64 = 0.0,
+
         /// Seed of the weights and the series
         pub seed: u64 = 42,
     }
 }
+
+/// Lists of dilations, written as "1,2,4|1,3,9".
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DilationSchedules(Vec<Vec<usize>>);
+
+impl fmt::Display for DilationSchedules {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let list = |list: &Vec<usize>| list.iter().map(usize::to_string).collect::<Vec<_>>().join(",");
+        f.write_str(&self.0.iter().map(list).collect::<Vec<_>>().join("|"))
+    }
+}
+
+impl FromStr for DilationSchedules {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        if text.is_empty() {
+            return Ok(Self::default());
+        }
+        let number = |text: &str| text.trim().parse::<usize>().ok().filter(|dilation| *dilation > 0);
+        let list = |list: &str| list.split(',').map(number).collect::<Option<Vec<_>>>();
+        let lists = text.split('|').map(list).collect::<Option<_>>();
+        lists.map(Self).ok_or_else(|| anyhow!("expected lists of whole numbers above 0, such as 1,2,4|1,3,9"))
+    }
+}
+
+serde_as_text!(DilationSchedules);
 
 /// One combination of a grid.
 #[derive(Clone, Debug, PartialEq)]
@@ -103,7 +204,12 @@ impl Combination {
         if architecture.attends() {
             named.push(("heads", sizes.heads));
         }
-        named.into_iter().map(|(name, size)| (name.to_owned(), size as u64)).collect()
+        let mut named: BTreeMap<_, _> = named.into_iter().map(|(name, size)| (name.to_owned(), size as u64)).collect();
+        if architecture.dilates() {
+            let dilations = sizes.dilations.iter().enumerate();
+            named.extend(dilations.map(|(number, size)| (format!("dilation_{:02}", number + 1), *size as u64)));
+        }
+        named
     }
 }
 
@@ -131,10 +237,11 @@ impl SeriesGrid {
         Self { device: settings.device, dtype: settings.dtype, seed: settings.seed, ..self }
     }
 
-    /// Every combination, in the order of the lists: architectures outermost, horizons innermost.
+    /// Every combination, those of the fewest operations first. Combinations of incompatible sizes come last: each fails when
+    /// it runs.
     ///
     /// # Errors
-    /// When nothing would be measured. A combination of incompatible sizes fails when it runs.
+    /// When nothing would be measured.
     pub fn combinations(&self) -> Result<Vec<Combination>> {
         for (key, count) in [
             ("architectures", self.architectures.len()),
@@ -147,44 +254,80 @@ impl SeriesGrid {
             ensure!(count > 0, "{key}: at least one is needed");
         }
         ensure!(!self.horizons.contains(&0), "horizons: 0 steps can't be forecast");
-        let mut all = Vec::new();
+        let mut all: Vec<Combination> = Vec::new();
         for &architecture in &self.architectures {
-            for &time in &self.windows {
-                for &dim in &self.model_dims {
-                    for &depth in &self.depths {
-                        for &horizon in &self.horizons {
-                            let combination = self.combination(architecture, time, dim, depth, horizon);
-                            if !all.contains(&combination) {
-                                all.push(combination);
+            for dilations in self.schedules(architecture) {
+                for &time in &self.windows {
+                    for &dim in &self.model_dims {
+                        for &depth in &self.depths {
+                            for &horizon in &self.horizons {
+                                let sizes = self.sizes(architecture, dim, depth, &dilations);
+                                all.push(self.combination(architecture, sizes, time, horizon));
                             }
                         }
                     }
                 }
             }
         }
+        all.sort_by_cached_key(|Combination { task, .. }| {
+            let cost = Forecaster::cost(task.architecture, &task.sizes, &task.window);
+            cost.map_or(u64::MAX, |cost| cost.forward_flops)
+        });
+        let mut names = BTreeSet::new();
+        all.retain(|combination| names.insert(combination.name.clone()));
         Ok(all)
     }
 
-    fn combination(
-        &self,
-        architecture: Architecture,
-        time: usize,
-        dim: usize,
-        depth: usize,
-        horizon: usize,
-    ) -> Combination {
+    /// The lists of dilations to combine with an architecture.
+    fn schedules(&self, architecture: Architecture) -> Vec<Vec<usize>> {
+        if !architecture.dilates() || self.dilation_schedules.0.is_empty() {
+            return vec![self.dilations.clone()];
+        }
+        self.dilation_schedules.0.clone()
+    }
+
+    /// Sizes of a backbone. An empty list of dilations leaves them to the architecture.
+    fn sizes(&self, architecture: Architecture, dim: usize, depth: usize, dilations: &[usize]) -> Sizes {
         let own = architecture.sizes(self.features);
-        let sizes =
-            Sizes { dim, depth, heads: self.heads.unwrap_or(own.heads), positions: own.positions.max(time), ..own };
-        let window = Window { batch: self.batch, time, horizon, outputs: self.outputs };
+        Sizes {
+            dim,
+            depth,
+            heads: self.heads.unwrap_or(architecture.heads(dim)),
+            ff_mult: self.ff_mult.unwrap_or(own.ff_mult),
+            state_dim: self.state_dim.unwrap_or(own.state_dim),
+            state_kernel: self.state_kernel.unwrap_or(own.state_kernel),
+            conv_kernel: self.conv_kernel.unwrap_or(own.conv_kernel),
+            dilations: if dilations.is_empty() { own.dilations } else { dilations.to_vec() },
+            coarse_factor: self.coarse_factor.unwrap_or(own.coarse_factor),
+            cross_every: self.cross_every.unwrap_or(own.cross_every),
+            max_seq_len: self.max_seq_len.unwrap_or(own.max_seq_len),
+            ..own
+        }
+    }
+
+    fn combination(&self, architecture: Architecture, sizes: Sizes, time: usize, horizon: usize) -> Combination {
+        let Sizes { dim, depth, heads, .. } = sizes;
         let mut name = format!("{architecture}-d{dim}-l{depth}-h{horizon}-b{}-w{time}", self.batch);
         if self.heads.is_some() && architecture.attends() {
-            name = format!("{name}-{}heads", sizes.heads);
+            name = format!("{name}-{heads}heads");
         }
-        Combination {
-            name,
-            task: Task { architecture, sizes, window, learning_rate: self.learning_rate, seed: self.seed },
+        if architecture.dilates() && !self.dilation_schedules.0.is_empty() {
+            let dilations: Vec<_> = sizes.dilations.iter().map(usize::to_string).collect();
+            name = format!("{name}-x{}", dilations.join("."));
         }
+        let training = TrainingOptions {
+            learning_rate: self.learning_rate,
+            weight_decay: self.weight_decay,
+            betas: (self.beta1, self.beta2),
+            clip_norm: self.clip_norm,
+            cosine_steps: self.cosine_steps,
+            accumulate: self.accumulate,
+            gradient_checkpointing: self.gradient_checkpointing,
+            dropout: self.dropout,
+            stride: self.stride,
+        };
+        let window = Window { batch: self.batch, time, horizon, outputs: self.outputs };
+        Combination { name, task: Task { architecture, sizes, window, training, seed: self.seed } }
     }
 }
 
@@ -223,6 +366,44 @@ mod tests {
         let names: Vec<_> = config.combinations().expect("some").into_iter().map(|c| c.name).collect();
         assert_eq!(names[0], "state_space-d64-l2-h5-b8-w64");
         assert_eq!(names.len(), 4);
+    }
+
+    /// The values that the source of the sweep publishes.
+    #[test]
+    fn published_presets_make_the_published_models() {
+        let millions = |name: &str| -> Vec<String> {
+            let all = SeriesGrid::preset(name).and_then(|grid| grid.combinations()).expect(name);
+            let cost = |task: &Task| Forecaster::cost(task.architecture, &task.sizes, &task.window).expect("a cost");
+            all.iter().map(|combination| format!("{:.3}", cost(&combination.task).parameters as f64 / 1e6)).collect()
+        };
+        assert!(millions("omni-gpu").iter().zip(["80.56", "106.34", "175.46", "232.21"]).all(|(a, b)| round(a) == b));
+        assert!(millions("hybrid-gpu").iter().zip(["16.37", "20.22", "28.71", "35.54"]).all(|(a, b)| round(a) == b));
+        assert_eq!(millions("baseline-cpu"), ["4.107"]);
+        let heads = |combination: &Combination| (combination.task.sizes.dim, combination.task.sizes.heads);
+        let omni = SeriesGrid::preset("omni-gpu").and_then(|grid| grid.combinations()).expect("combinations");
+        assert_eq!(omni.iter().map(heads).collect::<Vec<_>>(), [(512, 8), (512, 8), (768, 12), (768, 12)]);
+    }
+
+    fn round(millions: &str) -> String {
+        format!("{:.2}", millions.parse::<f64>().expect("a number"))
+    }
+
+    #[test]
+    fn dilation_schedules_are_an_axis_of_architectures_that_dilate() {
+        let flags = [("dilation_schedules", "1,2,4|1,3,9".to_owned()), ("model_dims", "32".to_owned())];
+        let grid: SeriesGrid = Layers::new(&SeriesGrid::default()).flags(&flags).resolve().expect("a grid");
+        let names: Vec<_> = grid.combinations().expect("some").into_iter().map(|c| c.name).collect();
+        assert_eq!(names.len(), 5);
+        assert!(names.iter().any(|name| name == "hybrid_transformer-d32-l6-h5-b8-w128-x1.3.9"), "{names:?}");
+        assert!(names.iter().any(|name| name == "state_space-d32-l6-h5-b8-w128"), "{names:?}");
+        assert_eq!(grid.dilation_schedules.to_string(), "1,2,4|1,3,9");
+        assert!(message(flag("dilation_schedules", "1,0")).contains("such as 1,2,4|1,3,9"));
+    }
+
+    #[test]
+    fn gpu_and_mps_are_accelerators() {
+        assert_eq!(flag("device", "gpu").expect("a grid").device, DeviceChoice::Cuda(0));
+        assert_eq!(flag("device", "mps").expect("a grid").device, DeviceChoice::Metal);
     }
 
     #[test]

@@ -1,9 +1,11 @@
-//! Steps of networks for series: one training step or one forecast per iteration. `grid` holds the combinations of
-//! the architecture sweep.
+//! Steps of networks for series: one training step or one forecast per iteration. `grid` holds the combinations of the
+//! architecture sweep, `nested` reads the configuration files of its source.
 
 mod grid;
+mod nested;
 
 pub use grid::{Combination, PRESETS, SeriesGrid, preset};
+pub use nested::{Translated, translate};
 
 use std::{
     collections::BTreeMap,
@@ -27,6 +29,9 @@ use crate::{
     train::step::forecast::{Batches, Forecasting, SeriesTraining, Task},
 };
 
+/// Batches of the held-out loss.
+const HELD_OUT_BATCHES: usize = 4;
+
 enum Steps {
     Train(Box<SeriesTraining>),
     Forward(Box<Forecasting>),
@@ -37,7 +42,9 @@ pub struct SeriesWorkload {
     phase: Phase,
     steps_of: Steps,
     batches: Batches,
+    /// Windows of a step, and the batches that they come in.
     windows: usize,
+    batches_per_step: usize,
     cost: Cost,
     limits: Limits,
     watch: Watch,
@@ -55,10 +62,14 @@ impl SeriesWorkload {
         let (task, device) = (&combination.task, grid.device.open()?);
         let limits = measure::limits(&device)?;
         let cost = cost(task)?;
-        let needed_bytes = cost.least_bytes(phase == Phase::Train, grid.dtype);
+        let needed_bytes = match phase {
+            Phase::Train => cost.training_bytes(grid.dtype, task.training.gradient_checkpointing),
+            Phase::Forward => cost.forecast_bytes(grid.dtype),
+        };
         memory::ensure_fits("one batch", needed_bytes, &device)?;
+        let batches_per_step = if phase == Phase::Train { task.training.accumulate } else { 1 };
         let peak = Peak::new(&device, memory::current_bytes(&device));
-        let batches = Batches::new(task, grid.dtype, &device)?;
+        let batches = Batches::new(task, &device)?;
         let steps_of = match phase {
             Phase::Train => Steps::Train(Box::new(SeriesTraining::new(task, grid.dtype, &device)?)),
             Phase::Forward => Steps::Forward(Box::new(Forecasting::new(task, grid.dtype, &device)?)),
@@ -67,7 +78,8 @@ impl SeriesWorkload {
             phase,
             steps_of,
             batches,
-            windows: task.window.batch,
+            windows: task.window.batch * batches_per_step,
+            batches_per_step,
             cost,
             limits,
             watch: Watch::start(grid.device),
@@ -84,14 +96,21 @@ impl SeriesWorkload {
     fn measures(&self, samples: &[usize]) -> Result<Measured> {
         let steps = statistics::summarise(&self.steps, samples).context("no step was measured")?;
         let step_p50_ms = steps.p50_ms;
-        let passes = if self.phase == Phase::Train { 3 } else { 1 };
+        let passes = if self.phase == Phase::Train { 3 * self.batches_per_step as u64 } else { 1 };
+        let held_out_loss = match &self.steps_of {
+            Steps::Train(training) => {
+                let batches = (0..HELD_OUT_BATCHES).map(|number| self.batches.held_out(number));
+                Some(training.evaluate(&batches.collect::<Result<Vec<_>>>()?)?)
+            }
+            Steps::Forward(_) => None,
+        };
         let mut unmeasured = BTreeMap::new();
         if let Err(reason) = self.peak.most() {
             unmeasured.insert("peak_bytes".into(), reason.into());
         }
         if self.losses.is_empty() {
             let reason = "nothing is trained";
-            unmeasured.extend(["first_loss", "last_loss"].map(|field| (field.into(), reason.into())));
+            unmeasured.extend(["first_loss", "last_loss", "held_out_loss"].map(|field| (field.into(), reason.into())));
         }
         let measures = Sweep {
             steps: self.steps.len(),
@@ -105,28 +124,29 @@ impl SeriesWorkload {
             mfu: Some((passes * self.cost.forward_flops) as f64 / (step_p50_ms / 1e3) / self.limits.matrix_flops_per_s),
             first_loss: self.losses.first().copied(),
             last_loss: self.losses.last().copied(),
+            held_out_loss,
         };
         Ok(Measured { measures: Measures::Sweep(measures), unmeasured })
     }
 }
 
 impl Workload for SeriesWorkload {
-    /// Runs one step. Cutting the batch from the series is not timed.
+    /// Runs one step. Cutting the batches from the series is not timed.
     ///
     /// # Errors
     /// Returns an error if training diverged, a forecast is not finite, or the device fails.
     fn iterate(&mut self) -> Result<Iteration> {
         self.peak.begin();
-        let batch = self.batches.cut()?;
+        let batches = (0..self.batches_per_step).map(|_| self.batches.cut()).collect::<Result<Vec<_>>>()?;
         let started = Instant::now();
         let time = match &mut self.steps_of {
             Steps::Train(training) => {
-                let loss = training.step(&batch)?;
+                let loss = training.step(&batches)?;
                 self.losses.push(loss);
                 started.elapsed()
             }
             Steps::Forward(forecasting) => {
-                let forecast = forecasting.step(&batch.0)?;
+                let forecast = forecasting.step(&batches[0].0)?;
                 let time = started.elapsed();
                 let values = forecast.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
                 ensure!(values.iter().all(|value| value.is_finite()), "a forecast contains values that are not finite");
