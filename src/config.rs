@@ -11,7 +11,7 @@ use anyhow::{Result, bail};
 use figment::{
     Figment, Metadata, Profile, Provider,
     error::Kind,
-    value::{Dict, Map, Value},
+    value::{Dict, Empty, Map, Tag, Value},
 };
 use serde::{Deserialize, Deserializer, Serialize, de::DeserializeOwned, de::Error as _};
 use serde_json::Value as Json;
@@ -307,7 +307,9 @@ impl Provider for Layer {
 /// cannot be converted remains a text, which the key's type then refuses.
 fn typed(value: &Json, default: Option<&Value>) -> Result<Value, &'static str> {
     if let Some(Value::Array(_, defaults)) = default {
-        let item = |value: &Json| typed(value, defaults.first());
+        // The items of a list that is empty by default may be numbers.
+        let first = defaults.first().cloned().unwrap_or(Value::Empty(Tag::Default, Empty::None));
+        let item = |value: &Json| typed(value, Some(&first));
         return Ok(match value {
             Json::String(text) => {
                 let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());

@@ -21,7 +21,9 @@ pub fn markdown(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in line(text).chars() {
         match c {
-            '|' | '`' | '[' => out.extend(['\\', c]),
+            '|' | '`' => out.extend(['\\', c]),
+            // The start of a link's target. A bracket alone is the mark of a note.
+            '(' if out.ends_with(']') => out.push_str("\\("),
             '<' => out.push_str("&lt;"),
             c => out.push(c),
         }
@@ -99,7 +101,7 @@ mod tests {
             (line, "a\u{202e}b\u{9b}c", "a\\u{202e}b\\u{9b}c"),
             (line, "Ångström 5 µs ✓", "Ångström 5 µs ✓"),
             (lines, "one\ntwo\t\u{1b}]0;title\u{7}", "one\ntwo\t\\u{1b}]0;title\\u{7}"),
-            (markdown, "a|b\n<img src=x>`c`[d](e)", "a\\|b\\n&lt;img src=x>\\`c\\`\\[d](e)"),
+            (markdown, "a|b\n<img src=x>`c`[d](e)", "a\\|b\\n&lt;img src=x>\\`c\\`[d]\\(e)"),
             (markdown, "llama-3.2-1b/stock_bf16", "llama-3.2-1b/stock_bf16"),
             (xml, "<a b=\"c\">'&\u{1b}\u{0}\u{ffff}", "&lt;a b=&quot;c&quot;&gt;&#39;&amp;\u{fffd}\u{fffd}\u{fffd}"),
             (xml_characters, "<\u{8}>", "<\u{fffd}>"),

@@ -286,7 +286,7 @@ fn targets_of_one_cargo_share_a_run() {
     world.run(&["--bench", "^tiny/last"], &[("CANDLEPOWER_RUN", "mine")]);
     assert!(world.path("out/mine/records.jsonl").is_file());
     let output = world.run(&["--bench", "^tiny/last"], &[("CANDLEPOWER_RUN", "../elsewhere")]);
-    assert!(stderr(&output).contains("must be the name of a folder") && !world.path("elsewhere").exists());
+    assert!(stderr(&output).contains("can't be the name of a file or folder") && !world.path("elsewhere").exists());
 }
 
 fn main() -> ExitCode {

@@ -196,7 +196,7 @@ fn values_that_mean_nothing_are_refused() {
         (&["run", "--top-p", "1.5"], "top-p=1.5"),
         (&["run", "--repetition-penalty", "0"], "repetition-penalty=0"),
         (&["run", "--trials", "0"], "--trials=0"),
-        (&["run", "--max-new-tokens", "0"], "no token is asked for"),
+        (&["run", "--max-new-tokens", "0"], "the number of new tokens is 0"),
         (&["run", "--prompt-tokens", "0"], "the prompt is empty"),
         (&["run", "--prompt-tokens", "9000"], "9000 prompt and 256 new tokens are more than the model's 8192"),
         (&["run", "--prompt-tokens", "1000000000000"], "1000000000000 prompt and 256 new tokens are more than"),
@@ -278,7 +278,8 @@ fn configurations_that_can_not_run_are_refused() {
         ("attention_bias", json!(true), "engine stock refuses this model"),
         ("vocab_size", json!(100), "do not belong together"),
         ("max_position_embeddings", json!(10), "8 prompt and 4 new tokens are more than the model's 10"),
-        ("intermediate_size", json!(1u64 << 40), "it does not fit"),
+        ("intermediate_size", json!(1u64 << 40), "intermediate_size is 1099511627776; at most"),
+        ("intermediate_size", json!(1u64 << 24), "it does not fit"),
     ] {
         let folder = checkpoint();
         edit_config(&folder, |config| config[key] = value.clone());

@@ -63,7 +63,7 @@ fn check<C: Config>(of: &Use) {
     let help = words(&String::from_utf8_lossy(&output.stdout));
     for key in C::KEYS {
         assert!(!key.about.is_empty(), "{} has no documentation", key.name);
-        let flag = format!("--{} <{}> {}", key.name.replace('_', "-"), key.name.to_uppercase(), words(key.about));
+        let flag = format!("--{} <{}> {}", key.name.replace('_', "-"), key.name, words(key.about));
         assert!(help.contains(&flag), "{flag} is missing from:\n{help}");
         let layers = Layers::new(&C::default()).yaml("a.yaml", &format!("{}: {{}}", key.name));
         let message = layers.resolve().map(|_| ()).expect_err("a table is not a value").to_string();

@@ -28,7 +28,13 @@ fn the_documented_crate_runs_its_own_model() {
     let package = Path::new(env!("CARGO_MANIFEST_DIR"));
     // The folder is outside of the package, and its path is fixed so that a second run compiles nothing.
     let crate_folder = env::temp_dir().join(format!("candlepower-own-crate-{}", checkout()));
-    let with_path = block("Cargo.toml").replace("version = \"0.1\"", &format!("path = {package:?}"));
+    // The features that this test was built with, so that compiled dependencies are reused.
+    let features: Vec<_> = [("hub", cfg!(feature = "hub")), ("cli", cfg!(feature = "cli"))]
+        .into_iter()
+        .filter_map(|(name, is_on)| is_on.then_some(name))
+        .collect();
+    let dependency = format!("path = {package:?}, features = {features:?}");
+    let with_path = block("Cargo.toml").replace("version = \"0.1\"", &dependency);
     assert!(with_path.contains("path = "), "the documented Cargo.toml depends on a version of candlepower");
     for (file, text) in
         [("Cargo.toml", with_path.as_str()), ("benches/my_model.rs", block("benches/my_model.rs")), ("src/lib.rs", "")]

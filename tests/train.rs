@@ -160,7 +160,7 @@ fn a_shootout_ranks_bases_and_marks_those_that_see_later_tokens() {
     let board = fs::read_to_string(out.join("leaderboard.md")).expect("a leaderboard");
     assert!(String::from_utf8_lossy(&output.stdout).contains(board.trim()));
     let row = |base: &str| board.lines().find(|line| line.contains(base)).expect(base).to_owned();
-    assert!(row("sgrpsann").contains("[not causal]") && row("sgrpsann").starts_with("| - "), "{board}");
+    assert!(row("sgrpsann").contains("(not causal)") && row("sgrpsann").starts_with("| - "), "{board}");
     assert!(row("respsann").starts_with("| 1") || row("transformer").starts_with("| 1"), "{board}");
     let summary = json(&out.join("summary.json"));
     assert_eq!(summary.as_array().map(Vec::len), Some(6));

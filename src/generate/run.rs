@@ -212,7 +212,7 @@ mod tests {
         let halved = Counter { spoil: |logits| logits.to_dtype(DType::F16), ..counter() };
         for (mut model, prompt, request, part) in [
             (counter(), vec![], request(1, &[]), "the prompt is empty"),
-            (counter(), vec![1], request(0, &[]), "no token is asked for"),
+            (counter(), vec![1], request(0, &[]), "the number of new tokens is 0"),
             (counter(), vec![1; 38], request(3, &[]), "38 prompt and 3 new tokens are more than the model's 40"),
             (counter(), vec![1; 3], request(usize::MAX, &[]), "new tokens are more than the model's 40"),
             (batched, vec![1], request(1, &[]), "f32 of shape [1, 50]; f32 of shape [50] is needed"),

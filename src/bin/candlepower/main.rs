@@ -101,7 +101,7 @@ fn suggestion(error: &clap::Error) -> Option<&str> {
         (
             ContextKind::SuggestedSubcommand | ContextKind::SuggestedArg | ContextKind::SuggestedValue,
             ContextValue::Strings(names),
-        ) => names.first().map(String::as_str),
+        ) => names.last().map(String::as_str), // the most similar
         _ => None,
     })
 }

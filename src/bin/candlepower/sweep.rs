@@ -10,6 +10,7 @@ use std::{
 use anyhow::{Context, Result};
 use candlepower::{
     config::Layers,
+    files::{SETTINGS_MAX_BYTES, read_text_limited},
     names::PathName,
     record::{self, Measures, Record, columns, write_whole},
     report::{columns as report_columns, sweep, table},
@@ -130,7 +131,7 @@ impl Sweep {
         let layers = Layers::new(&SeriesGrid::default());
         let layers = match &self.config {
             Some(file) => {
-                let text = fs::read_to_string(file).unwrap_or_default();
+                let text = read_text_limited(file, SETTINGS_MAX_BYTES).unwrap_or_default();
                 match translate(&text).with_context(|| file.display().to_string())? {
                     Some(Translated { yaml, skipped }) => {
                         if !skipped.is_empty() {

@@ -19,6 +19,7 @@ use std::{
 };
 
 use anyhow::Result;
+use hf_hub::Repo;
 use tempfile::NamedTempFile;
 
 use crate::{files::read_text_limited, names::PathName, record::temporary_that_stays};
@@ -41,7 +42,7 @@ impl Cache {
     /// # Errors
     /// When the owner or the name can't be part of a path.
     pub fn new(root: PathBuf, owner: &str, name: &str) -> Result<Self> {
-        Ok(Self { root, folder: format!("models--{owner}--{name}").parse()? })
+        Ok(Self { root, folder: Repo::model(format!("{owner}/{name}")).folder_name().parse()? })
     }
 
     /// The folder of all repositories.

@@ -56,10 +56,12 @@ impl Sum for LayerCost {
 pub struct Dropout {
     /// Probability that a number becomes 0.
     pub rate: f64,
+    /// Seed of the masks.
     pub seed: u64,
 }
 
 impl Dropout {
+    /// No dropout.
     pub const OFF: Self = Self { rate: 0.0, seed: 0 };
 
     /// The masks of one stage of the network.

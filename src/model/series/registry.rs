@@ -112,6 +112,7 @@ impl Architecture {
         &TABLE[self.0]
     }
 
+    /// Its name in ids and configurations.
     pub fn name(self) -> &'static str {
         self.row().name
     }

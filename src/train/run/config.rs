@@ -252,7 +252,7 @@ mod tests {
             ("epochs=0", "epochs: at least one"),
             ("dtype=f8", "unknown dtype 'f8'"),
             ("dtype=f16", "unknown dtype 'f16'"),
-            ("device=gpu", "unknown device 'gpu'"),
+            ("device=tpu", "unknown device 'tpu'"),
             ("checkpointing=maybe", "expected true or false"),
         ] {
             assert!(error(given).contains(part), "{}", error(given));

@@ -138,7 +138,7 @@ impl Shootout {
             place += usize::from(counts);
             rows.push(vec![
                 if counts { place.to_string() } else { "-".into() },
-                format!("{}{}", line.base, if line.causal { "" } else { " [not causal]" }),
+                format!("{}{}", line.base, if line.causal { "" } else { " (not causal)" }),
                 number(line.loss, 4),
                 number(line.perplexity, 1),
                 number(line.accuracy, 4),
@@ -153,7 +153,7 @@ impl Shootout {
             text += &format!("\nA bigram model of the same tokens has a perplexity of {bigram:.1}.\n");
         }
         if lines.iter().any(|line| !line.causal) {
-            text += "\n[not causal]: a logit changed when a later token was changed. Such a base sees tokens that it has to \
+            text += "\n(not causal): a logit changed when a later token was changed. Such a base sees tokens that it has to \
                 predict. Its loss cannot be compared with that of a causal language model, so it is not ranked.\n";
         }
         for entry in self.entries.iter().filter(|entry| entry.reason.is_some()) {
@@ -233,7 +233,7 @@ mod tests {
             "{board}"
         );
         assert!(lines[1].starts_with("| 2") && lines[1].contains("respsann") && lines[1].contains("4.5000"), "{board}");
-        assert!(lines[2].starts_with("| -") && lines[2].contains("sgrpsann [not causal]"), "{board}");
+        assert!(lines[2].starts_with("| -") && lines[2].contains("sgrpsann (not causal)"), "{board}");
         assert!(
             lines[3].starts_with("| -") && lines[3].contains("waveresnet") && lines[3].contains("0 of 1"),
             "{board}"

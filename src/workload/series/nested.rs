@@ -131,9 +131,8 @@ mod tests {
     #[test]
     fn sections_become_keys_and_others_are_named() {
         let Translated { yaml, skipped } = translate(FILE).expect("read").expect("a nested file");
-        let mut expected = vec!["notes", "data.sqlite_path", "model.market_state", "trainer.max_epochs"];
-        expected.extend(["diagnostics", "wandb_project"]);
-        assert_eq!(skipped, expected);
+        let expected = ["data.sqlite_path", "diagnostics", "model.market_state", "notes", "trainer.max_epochs"];
+        assert_eq!(skipped, [&expected[..], &["wandb_project"]].concat());
         let grid: SeriesGrid = Layers::new(&SeriesGrid::default()).yaml("a.yaml", &yaml).resolve().expect("a grid");
         assert_eq!((grid.seed, grid.windows, grid.horizons, grid.stride), (7, vec![64], vec![3], 2));
         assert_eq!((grid.architectures[0].name(), grid.dilations, grid.heads), ("omni_mixture", vec![1, 2], None));
