@@ -11,7 +11,7 @@ pub fn line(text: &str) -> String {
     escaped(text, is_unsafe)
 }
 
-/// For several lines on a terminal: as [`line`], but line breaks and tabs stay.
+/// For several lines on a terminal: as [`line()`], but line breaks and tabs stay.
 pub fn lines(text: &str) -> String {
     escaped(text, |c| is_unsafe(c) && c != '\n' && c != '\t')
 }

@@ -202,7 +202,7 @@ fn values_that_mean_nothing_are_refused() {
         (&["run", "--prompt-tokens", "1000000000000"], "1000000000000 prompt and 256 new tokens are more than"),
         (&["run", "--max-new-tokens", "18446744073709551615"], "18446744073709551615 new tokens are more than"),
         (&["run", "--prompt", "text"], "no tokenizer"),
-        (&["run", "--prompt-ids", "1,99999999"], "token 99999999, the model has"),
+        (&["run", "--prompt-ids", "1,99999999"], "token 99999999, but the vocabulary of the model has"),
         (&["run", "--frequency"], "--frequency"),
         (&["bench", "--tier", "everything"], "--tier='everything'"),
         (&["sing"], "sing"),

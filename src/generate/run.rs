@@ -218,7 +218,7 @@ mod tests {
             (batched, vec![1], request(1, &[]), "f32 of shape [1, 50]; f32 of shape [50] is needed"),
             (narrow, vec![1], request(1, &[]), "f32 of shape [49]; f32 of shape [50] is needed"),
             (halved, vec![1], request(1, &[]), "f16 of shape [50]; f32 of shape [50] is needed"),
-            (counter(), vec![50], request(1, &[]), "token 50, the model has 50"),
+            (counter(), vec![50], request(1, &[]), "token 50, but the vocabulary of the model has 50 tokens"),
             (nan, vec![1], request(1, &[]), "logits are not finite"),
         ] {
             let error = format!("{:#}", run(&mut model, &prompt, &request).expect_err(part));

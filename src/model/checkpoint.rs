@@ -92,7 +92,7 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// How the weights of experts are stored. [`ExpertLayout::Single`] if there are no experts.
+    /// How the weights of experts are stored. `ExpertLayout::Single` if there are no experts.
     ///
     /// # Errors
     /// If the header of a file cannot be read.

@@ -1,6 +1,6 @@
 //! Bounds on the sizes in `config.json`, checked before anything is allocated by them. A file from elsewhere may hold any
 //! number; within these bounds no size and no product of sizes overflows, and a list with an entry for each layer or expert
-//! fits in memory. Whether a model's weights fit is another question, which [`super::DoesNotFit`] answers.
+//! fits in memory. Whether a model's weights fit is another question, which [`DoesNotFit`](crate::measure::memory::DoesNotFit) answers.
 
 use anyhow::{Result, ensure};
 use serde_json::Value;
