@@ -54,7 +54,9 @@ fn a_sandbox_makes_every_kind_of_file_and_is_marked_in_each() {
     let here = folder.path();
     succeeds(here, &["sandbox"]);
     let again = candlepower(here, &["sandbox"], &[]);
-    assert!(!again.status.success() && String::from_utf8_lossy(&again.stderr).contains("name another run with --run"));
+    assert!(
+        !again.status.success() && String::from_utf8_lossy(&again.stderr).contains("choose another run with --run")
+    );
 
     succeeds(here, &["report", "--zip"]);
     let machine = here.join("target-reports").join("sandbox");
@@ -189,7 +191,7 @@ fn a_nightly_run_fails_on_a_regression_keeps_to_its_budget_and_prunes() {
     let (code, text) = nightly(
         r#"{"benchmarks": [{"bench": "generation", "budget_minutes": 0.005}, {"bench": "moe"}], "budget_minutes": 0.005}"#,
     );
-    assert!(code == Some(1) && text.contains("generation: stopped after") && text.contains("moe: left out"), "{text}");
+    assert!(code == Some(1) && text.contains("generation: stopped after") && text.contains("moe: skipped"), "{text}");
 }
 
 #[test]
@@ -201,7 +203,7 @@ fn a_nightly_file_that_can_not_be_used_is_refused_in_one_line() {
         (r#"{"benchmarks": []}"#, "list at least one"),
         (r#"{"benchmarks": [{"bench": "a", "settings": {"model": "b"}}]}"#, "unknown setting 'model'"),
         (r#"{"benchmarks": [{"bench": "a"}], "budget_minutes": 0}"#, "0 is not a positive number"),
-        (r#"{"benchmarks": [{"bench": "a"}], "keep": 0}"#, "at least one run must be kept"),
+        (r#"{"benchmarks": [{"bench": "a"}], "keep": 0}"#, "keep: it must be at least 1"),
         (r#"{"benchmarks": [{"bench": "a"}], "fail_above": "much"}"#, "expected a share"),
     ] {
         fs::write(folder.path().join("nightly.json"), config).expect("written");

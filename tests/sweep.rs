@@ -145,7 +145,7 @@ fn the_command_of_the_source_runs_with_its_configuration_and_outputs() {
     let output = sweep(folder.path(), &[&arguments[..], &outputs].concat());
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{error}");
-    assert!(error.contains("skipped, not used by a sweep: notes, data.sqlite_path"), "{error}");
+    assert!(error.contains("skipped, not used by a sweep: data.sqlite_path, notes"), "{error}");
     let file = folder.path().join("results/omni.parquet");
     let rows = rows(&file);
     assert_eq!(rows.len(), 8);
