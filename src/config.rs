@@ -436,7 +436,7 @@ mod tests {
             pub part: f64 = 0.5,
             /// Longest time
             pub limit: Option<u64> = None,
-            /// Whether to print
+            /// Prints
             pub verbose: bool = false,
             /// Folder of results
             pub out: std::path::PathBuf = "out".into(),

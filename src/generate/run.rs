@@ -8,7 +8,7 @@ use candle_core::{CpuStorage, DType, Storage, Tensor};
 use super::{FinishReason, Sampler, Timeline};
 use crate::{model::CausalLm, scenario::Sampling};
 
-/// What to generate after a prompt.
+/// A request for tokens that follow a prompt.
 #[derive(Clone, Debug)]
 pub struct Request {
     /// Number of tokens to generate.

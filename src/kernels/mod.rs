@@ -35,7 +35,7 @@ type Candle<T> = candle_core::Result<T>;
 /// Elements that a thread processes at a time.
 const CHUNK: usize = 16 * 1024;
 
-/// Whether the kernels support the tensor.
+/// Returns whether the kernels support the tensor.
 pub fn is_plain(tensor: &Tensor) -> bool {
     tensor.device().is_cpu() && tensor.dtype() == DType::F32
 }

@@ -44,7 +44,7 @@ impl Clocks {
     }
 }
 
-/// Whether the machine runs on battery; `None` if it has none or the system does not report it.
+/// Returns whether the machine runs on battery; `None` if it has none or the system does not report it.
 pub fn on_battery() -> Option<bool> {
     draws_on_battery(Path::new("/sys/class/power_supply"))
 }

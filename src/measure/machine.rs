@@ -47,9 +47,9 @@ fn name(what: &str, logical_cores: usize) -> String {
 pub struct Simd {
     /// Name of the extension, as in Rust's `target_feature`.
     pub name: &'static str,
-    /// Whether the program was compiled for it.
+    /// True if the program was compiled for it.
     pub compiled: bool,
-    /// Whether the CPU has it.
+    /// True if the CPU has it.
     pub available: bool,
 }
 

@@ -24,9 +24,9 @@ pub struct ModelConfig {
     pub max_position_embeddings: usize,
     pub rms_norm_eps: f64,
     pub tie_word_embeddings: bool,
-    /// Whether the projections of queries, keys and values have biases.
+    /// True if the projections of queries, keys and values have biases.
     pub qkv_bias: bool,
-    /// Whether the output projection of attention has a bias.
+    /// True if the output projection of attention has a bias.
     pub o_bias: bool,
     pub mlp_bias: bool,
     pub hidden_act: String,
@@ -53,7 +53,7 @@ pub struct Experts {
     pub num_experts_per_tok: usize,
     /// Inner width of one expert.
     pub intermediate_size: usize,
-    /// Whether the weights of the chosen experts are scaled to a sum of one.
+    /// True if the weights of the chosen experts are scaled to a sum of one.
     pub norm_topk_prob: bool,
     /// For each layer, whether it is a mixture; the others are dense.
     pub layers: Vec<bool>,

@@ -13,7 +13,7 @@ pub struct Family {
     pub layer_norms: LayerNorms,
     /// Number that is added to the stored weights of every RMSNorm: 1 where checkpoints store the difference from 1.
     pub norm_offset: f64,
-    /// Whether each head of queries and keys has an RMSNorm: `self_attn.q_norm` and `self_attn.k_norm`.
+    /// True if each head of queries and keys has an RMSNorm: `self_attn.q_norm` and `self_attn.k_norm`.
     pub has_qk_norm: bool,
     /// Default of `attention_bias` for the projections of queries, keys and values. The output projection has a bias only
     /// where `config.json` says so.
@@ -28,7 +28,7 @@ pub struct Family {
     pub hidden_act: (&'static str, &'static str),
     /// Default of `tie_word_embeddings`.
     pub tie_word_embeddings: bool,
-    /// Whether embeddings are multiplied by the square root of `hidden_size`.
+    /// True if embeddings are multiplied by the square root of `hidden_size`.
     pub scales_embedding: bool,
     /// Default of `rope_theta`.
     pub rope_theta: f64,
@@ -94,7 +94,7 @@ pub struct ExpertFamily {
     pub intermediate_size: (&'static str, Option<usize>),
     /// Default of `norm_topk_prob`; `None` where the weights of the chosen experts are always scaled to a sum of 1.
     pub norm_topk_prob: Option<bool>,
-    /// Whether `decoder_sparse_step` and `mlp_only_layers` may make layers dense.
+    /// True if `decoder_sparse_step` and `mlp_only_layers` may make layers dense.
     pub has_dense_layers: bool,
 }
 

@@ -55,12 +55,12 @@ impl ModelSpec {
         format!("{readable}-{:02x}{:02x}{:02x}{:02x}", hash[0], hash[1], hash[2], hash[3])
     }
 
-    /// Whether the weights are seeded rather than trained.
+    /// Returns whether the weights are seeded rather than trained.
     pub fn is_synthetic(&self) -> bool {
         matches!(self, Self::Mini(_) | Self::Synthetic(_))
     }
 
-    /// Whether it is one of the small embedded models.
+    /// Returns whether it is one of the small embedded models.
     pub fn is_mini(&self) -> bool {
         matches!(self, Self::Mini(_))
     }

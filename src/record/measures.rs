@@ -514,7 +514,7 @@ measures! {
         micro_batches: usize => Row {
             unit: MeasureUnit::Count, tables: &[(TableKey::Training, 120, "micro-batches")], ..Row::DATA
         },
-        /// Whether gradient checkpointing was on: a layer keeps only its input and is computed again in the backward pass.
+        /// True if gradient checkpointing was on: a layer keeps only its input and is computed again in the backward pass.
         checkpointing: bool => Row::DATA,
         /// Steps that were measured, warm-up excluded.
         steps: usize,

@@ -34,7 +34,7 @@ pub struct Record {
     pub schema: u32,
     /// Name of the run and of its folder.
     pub run: String,
-    /// Whether the record is invented to try out a reader of records. Such a record is not a measurement.
+    /// True if the record is invented to try out a reader of records. Such a record is not a measurement.
     #[serde(default)]
     pub sandbox: bool,
     /// Time at which the benchmark ended, in UTC, as RFC 3339.
@@ -45,7 +45,7 @@ pub struct Record {
     pub scenario: String,
     /// The model and the implementation that ran it.
     pub subject: Subject,
-    /// Whether the benchmark succeeded.
+    /// The end of the benchmark: measured or failed.
     pub status: Status,
     /// Why the benchmark failed.
     pub reason: Option<String>,
@@ -91,7 +91,7 @@ pub struct Subject {
     pub device: String,
     /// Source of the weights: the full model specification, with the commit that a Hub revision resolved to.
     pub source: String,
-    /// Whether the weights were drawn from a seed instead of read from a checkpoint.
+    /// True if the weights were drawn from a seed instead of read from a checkpoint.
     pub synthetic_weights: bool,
     /// Number of weights; `null` if it is unknown.
     pub parameters: Option<u64>,

@@ -163,7 +163,7 @@ pub struct Row {
     pub high: f64,
     /// Probability of such a difference by chance, corrected for the number of benchmarks.
     pub p: f64,
-    /// Whether the difference is a change.
+    /// The judgement of the difference.
     pub verdict: Verdict,
     /// Minimum detectable change: the smallest slowdown, as a share, that the test detects in samples with this spread.
     /// `null` if it would not detect twice the time.
@@ -171,7 +171,7 @@ pub struct Row {
     pub minimum_detectable_change: Option<f64>,
     /// Peak memory of `b` divided by that of `a`.
     pub memory_ratio: Option<f64>,
-    /// Whether both generated the same tokens.
+    /// True if both generated the same tokens.
     pub same_work: Option<bool>,
 }
 

@@ -13,7 +13,7 @@ pub struct Joined {
     pub rows: Vec<Row>,
     /// One line for everything missing, unreadable or left out.
     pub problems: Vec<String>,
-    /// Whether every record is a sandbox record. In a run with measurements, sandbox records are left out.
+    /// True if every record is a sandbox record. In a run with measurements, sandbox records are left out.
     pub is_sandbox: bool,
 }
 

@@ -19,9 +19,7 @@ use crate::{
 /// # Errors
 /// See [`Workload::iterate`].
 pub fn repeat(mut workload: Box<dyn Workload>, warm_ups: usize, trials: usize) -> Result<Outcome> {
-    for _ in 0..warm_ups + trials {
-        workload.iterate()?;
-    }
+    iterate(workload.as_mut(), warm_ups, trials)?;
     Ok(workload.finish(&vec![1; trials]))
 }
 
@@ -30,13 +28,22 @@ pub fn repeat(mut workload: Box<dyn Workload>, warm_ups: usize, trials: usize) -
 /// # Errors
 /// Returns an error if a generation fails or the generations differ.
 pub fn generate(mut workload: GenerationWorkload, warm_ups: usize, trials: usize) -> Result<(Outcome, Vec<u32>)> {
-    for _ in 0..warm_ups + trials {
-        workload.iterate()?;
-    }
+    iterate(&mut workload, warm_ups, trials)?;
     let tokens = workload.tokens().to_vec();
     let mut outcome = Box::new(workload).finish(&vec![1; trials]);
     outcome.measured = Ok(outcome.measured?);
     Ok((outcome, tokens))
+}
+
+/// The sum of both counts may exceed `usize`, so the loops are separate.
+fn iterate(workload: &mut dyn Workload, warm_ups: usize, trials: usize) -> Result<()> {
+    for _ in 0..warm_ups {
+        workload.iterate()?;
+    }
+    for _ in 0..trials {
+        workload.iterate()?;
+    }
+    Ok(())
 }
 
 /// A part of a sweep. The parts of all machines together are the whole sweep, and no two overlap.
@@ -51,8 +58,8 @@ impl Shard {
     /// The whole sweep.
     pub const WHOLE: Self = Self { index: 1, count: 1 };
 
-    /// Whether the combination of this number, from 0, belongs to the shard. Combinations are sorted by size, so that the
-    /// shards take about as long as one another.
+    /// Returns whether the combination of this number, from 0, belongs to the shard. Combinations are sorted by size, so
+    /// that the shards take about as long as one another.
     fn has(self, number: usize) -> bool {
         number % self.count == self.index - 1
     }

@@ -30,7 +30,7 @@ pub fn longest_generation() -> usize {
     GENERATIONS.iter().flat_map(|(_, table)| *table).map(Generation::total_tokens).max().unwrap_or(0)
 }
 
-/// Whether the samples of a group are bytes rather than times.
+/// Returns whether the samples of a group are bytes rather than times.
 pub fn is_in_bytes(key: &str) -> bool {
     let mut groups = TRAININGS.iter().flat_map(|(_, table)| *table);
     groups.any(|group| group.key == key && group.quantity == Quantity::PeakBytes)

@@ -23,7 +23,7 @@ impl SweepScenario {
         }
     }
 
-    /// Whether `scenario` is a group of the sweep.
+    /// Returns whether `scenario` is a group of the sweep.
     pub fn contains(&self, scenario: &str) -> bool {
         [self.train, self.forward].contains(&scenario)
     }

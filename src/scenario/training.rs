@@ -73,7 +73,7 @@ pub struct TrainingScenario {
     pub batches: &'static [Batch],
     /// Precisions, and the smallest tier that runs each. If empty, the settings choose the precision.
     pub dtypes: &'static [(&'static str, Tier)],
-    /// Whether gradient checkpointing is on, for each mode that is measured.
+    /// The modes of gradient checkpointing that are measured: on, off or both.
     pub checkpointing: &'static [bool],
     /// A short description for `candlepower list`.
     pub purpose: &'static str,
@@ -88,7 +88,7 @@ pub struct Trained {
     pub batch: Batch,
     /// Precision; `None` for that of the settings.
     pub dtype: Option<&'static str>,
-    /// Whether gradient checkpointing is on.
+    /// True if gradient checkpointing is on.
     pub checkpointing: bool,
 }
 

@@ -63,7 +63,7 @@ fn the_token_goes_to_the_endpoint_alone() {
     }
 }
 
-/// What a server says never becomes a path outside the cache: nothing is written or removed there.
+/// No name from a server becomes a path outside the cache: nothing is written or removed there.
 #[test]
 fn names_from_a_server_do_not_leave_the_cache() {
     let victims = tempfile::tempdir().expect("a folder");

@@ -11,7 +11,7 @@ use std::{
 /// Longest time that a connection is kept, so that a test that fails ends.
 const LONGEST: Duration = Duration::from_secs(30);
 
-/// What is sent for a request.
+/// An answer to a request.
 #[derive(Clone)]
 pub enum Answer {
     /// Bytes at once, and the end.

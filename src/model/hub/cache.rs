@@ -27,7 +27,7 @@ use crate::{files::read_text_limited, names::PathName, record::temporary_that_st
 /// How often a lock that another process holds is tried.
 const LOCK_POLL: Duration = Duration::from_millis(50);
 
-/// Whether it is a commit's hash: 40 hexadecimal digits.
+/// Returns whether it is a commit's hash: 40 hexadecimal digits.
 pub fn is_commit(revision: &str) -> bool {
     revision.len() == 40 && revision.bytes().all(|byte| byte.is_ascii_hexdigit())
 }

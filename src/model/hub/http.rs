@@ -50,7 +50,7 @@ pub enum Failure {
     },
     /// An answer that a Hub does not give, as the end of a sentence whose subject is the Hub.
     Unexpected(String),
-    /// What was received or cached is not whole, as a sentence.
+    /// The received or cached file is not whole. The text is a sentence.
     Damaged(String),
     Status {
         status: u16,
@@ -79,7 +79,7 @@ pub struct Http {
     retry_delay: Duration,
 }
 
-/// What the endpoint says about a file, in the headers of its answers.
+/// The headers with which the endpoint describes a file.
 #[derive(Default)]
 pub struct About {
     pub commit: Option<PathName>,

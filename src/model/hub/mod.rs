@@ -148,7 +148,7 @@ struct Revision<'a> {
     parts: Vec<PathName>,
 }
 
-/// What the Hub says about a revision.
+/// The description of a revision by the Hub.
 #[derive(Deserialize)]
 struct Info {
     sha: Option<String>,
@@ -430,7 +430,7 @@ fn max_bytes(file: &PathName) -> u64 {
     }
 }
 
-/// Whether the content at `path` is what the name says, as far as its header or syntax shows it.
+/// Checks that the content at `path` is what the name says, as far as its header or syntax shows it.
 fn check_format(path: &Path, file: &PathName) -> Result<(), Failure> {
     if file.as_str().ends_with(".safetensors") {
         return map(&[path]).map(drop).map_err(|error| Failure::Damaged(one_line(&format!("{error:#}"))));

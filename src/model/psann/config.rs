@@ -131,7 +131,7 @@ pub struct PsannConfig {
     pub gate_init: f64,
     /// Factor of the spectral branch's output.
     pub gate_strength: f64,
-    /// Whether `waveresnet` has its temporal block.
+    /// True if `waveresnet` has its temporal block.
     pub wave_interleave: bool,
     /// Taps of the convolution in the temporal block.
     pub wave_kernel_size: usize,

@@ -14,11 +14,11 @@ struct Row {
     name: &'static str,
     /// Other names that are read.
     aliases: &'static [&'static str],
-    /// Whether it has attention heads.
+    /// True if it has attention heads.
     attends: bool,
-    /// Whether it has RoPE.
+    /// True if it has RoPE.
     rotates: bool,
-    /// Whether it has dilated convolutions.
+    /// True if it has dilated convolutions.
     dilates: bool,
     /// Sizes where nothing else is configured. `features` is set by [`Architecture::sizes`].
     sizes: fn() -> Sizes,
@@ -128,17 +128,17 @@ impl Architecture {
         if dim.is_multiple_of(own) { own } else { FALLBACK_HEADS }
     }
 
-    /// Whether it has attention heads.
+    /// Returns whether it has attention heads.
     pub fn attends(self) -> bool {
         self.row().attends
     }
 
-    /// Whether it has dilated convolutions.
+    /// Returns whether it has dilated convolutions.
     pub fn dilates(self) -> bool {
         self.row().dilates
     }
 
-    /// Whether it has RoPE.
+    /// Returns whether it has RoPE.
     pub(super) fn rotates(self) -> bool {
         self.row().rotates
     }

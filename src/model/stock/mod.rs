@@ -33,7 +33,7 @@ struct Module {
     load: fn(&ModelConfig, VarBuilder<'static>) -> Result<Box<dyn Published>>,
     /// Bytes of its RoPE tables, which cover every position.
     rope_table_bytes: fn(&ModelConfig, DType) -> u64,
-    /// Whether the caches of full layers have room for `max_position_embeddings` from the start.
+    /// True if the caches of full layers have room for `max_position_embeddings` from the start.
     preallocates_cache: bool,
 }
 

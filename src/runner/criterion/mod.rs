@@ -51,16 +51,16 @@ pub struct Suite {
     measures: bool,
     records: Vec<Record>,
     ran: usize,
-    /// What failed, and why.
+    /// The failures: id and reason.
     failed: Vec<String>,
 }
 
-/// Whether Criterion's command line contains a flag.
+/// Returns whether Criterion's command line contains a flag.
 fn given(flag: &str) -> bool {
     std::env::args().any(|arg| arg.split('=').next() == Some(flag))
 }
 
-/// Whether Criterion's command line asks for measurements, not for a list, a smoke test or a profile.
+/// Returns whether Criterion's command line asks for measurements, not for a list, a smoke test or a profile.
 fn measures() -> bool {
     given("--bench") && !["--list", "--test", "--profile-time"].into_iter().any(given)
 }

@@ -43,7 +43,7 @@ config! {
         /// Number of tokens that the spectral branch of sgrpsann sees
         pub k_fft: usize = 64,
 
-        /// Whether waveresnet has its temporal block
+        /// True if waveresnet has its temporal block
         pub wave_interleave: bool = false,
 
         /// Kernel size of the temporal block of waveresnet; must be odd
@@ -97,7 +97,7 @@ config! {
         #[serde(with = "crate::device::training_dtype")]
         pub dtype: DType = DType::F32,
 
-        /// Whether activations are computed again in the backward pass, which saves memory
+        /// True if activations are computed again in the backward pass, which saves memory
         pub checkpointing: bool = false,
 
         /// Device to train on: cpu, cuda:N or metal

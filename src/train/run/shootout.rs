@@ -40,7 +40,7 @@ pub struct Entry {
     pub parameters: Option<usize>,
     /// Perplexity of the validation part under a bigram model of the same tokens.
     pub bigram_ppl: Option<f64>,
-    /// Whether its loss is that of a causal language model.
+    /// True if its loss is that of a causal language model.
     pub causal: Option<bool>,
 }
 

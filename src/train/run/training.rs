@@ -46,7 +46,7 @@ pub struct Outcome {
     pub val_top1_acc: Option<f64>,
     /// Of the validation part under a bigram model of the same tokens.
     pub bigram_perplexity: f64,
-    /// Whether no logit changes when a later token changes. Otherwise the loss is not that of a causal language
+    /// True if no logit changes when a later token changes. Otherwise the loss is not that of a causal language
     /// model.
     pub causal: bool,
     /// Number of completed steps.

@@ -19,7 +19,7 @@ use crate::model::{
 pub struct Plan {
     /// Compute dtype of the model. Weights, gradients and moments are f32.
     pub dtype: DType,
-    /// Whether to store only the input of each layer and recompute the layer in the backward pass.
+    /// Stores only the input of each layer and recomputes the layer in the backward pass.
     pub checkpointing: bool,
     /// Sequences that are computed at a time. A larger batch is computed in parts whose gradients are accumulated.
     pub micro_rows: usize,
@@ -39,7 +39,7 @@ pub struct Step {
 }
 
 impl Step {
-    /// Whether the loss and the gradients are finite.
+    /// Returns whether the loss and the gradients are finite.
     pub fn is_finite(&self) -> bool {
         self.loss.is_finite() && self.gradient_norm.is_finite()
     }

@@ -140,7 +140,7 @@ config! {
         /// Number of batches whose gradients one step averages
         pub accumulate: usize = 1,
 
-        /// Whether only the inputs of the layers are kept for the backward pass: true or false
+        /// True if only the inputs of the layers are kept for the backward pass: true or false
         pub gradient_checkpointing: bool = false,
 
         /// Probability that training sets an activation to 0
