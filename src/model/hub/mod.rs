@@ -1,8 +1,9 @@
 //! Checkpoints from the Hugging Face Hub, or a server that speaks its protocol, through the cache that its clients share.
 //!
-//! `http` asks, `cache` keeps. A revision is resolved to a commit first, and the rest is about that commit: what the cache
-//! has of it is not asked for again, a branch that moves meanwhile can't mix two commits, and only what was received whole
-//! gets a name in the cache. The server is not trusted: its names, hashes and sizes are checked before they are used.
+//! `http` sends requests, `cache` stores files. The client resolves a revision to a commit first. All later requests name
+//! the commit, so that a branch that moves meanwhile cannot mix two commits. Files in the cache are not requested again. A
+//! file gets its name in the cache only after it was received whole. The server is not trusted: its names, hashes and sizes
+//! are checked before they are used.
 
 mod cache;
 mod http;
