@@ -400,13 +400,11 @@ pub(crate) fn above_0<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64,
 }
 
 /// Reads a number of at least 0.
-#[cfg(feature = "cli")]
 pub(crate) fn at_least_0<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
     number(deserializer, |number| number >= 0.0, "a number of at least 0")
 }
 
 /// Reads a number above 0 and below 1.
-#[cfg(feature = "cli")]
 pub(crate) fn share<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
     number(deserializer, |number| number > 0.0 && number < 1.0, "a number between 0 and 1")
 }
