@@ -11,7 +11,8 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use super::Record;
-use crate::names::PathName;
+pub use crate::files::temporary_that_stays;
+use crate::{files, names::PathName};
 
 /// Name of the records' file in a run's folder.
 pub const RECORDS: &str = "records.jsonl";
@@ -95,8 +96,7 @@ impl Sink {
 /// # Errors
 /// When they cannot.
 pub fn check_writable(out: &Path) -> Result<()> {
-    fs::create_dir_all(out)
-        .and_then(|()| tempfile::tempfile_in(out).map(drop))
+    files::check_room(out)
         .with_context(|| format!("records can't be written to {}: set CANDLEPOWER_OUT", out.display()))
 }
 
@@ -113,17 +113,6 @@ pub fn write_whole(path: &Path, content: &[u8]) -> Result<()> {
         io::Result::Ok(())
     };
     write().with_context(|| format!("{} was not written", path.display()))
-}
-
-/// A builder of temporary files and folders that will be kept. They get `mode` less the umask, because the default permits
-/// only the owner.
-pub fn temporary_that_stays(mode: u32) -> tempfile::Builder<'static, 'static> {
-    let mut builder = tempfile::Builder::new();
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(mode));
-    #[cfg(not(unix))]
-    let _ = mode;
-    builder
 }
 
 fn ends_in_mid_line(path: &Path) -> io::Result<bool> {

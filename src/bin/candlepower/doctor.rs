@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::Result;
-use candlepower::{doctor, runner::set_threads, settings::Settings};
+use candlepower::{doctor, output, runner::set_threads, settings::Settings};
 use clap::Args;
 
 use crate::flags::Flags;
@@ -24,9 +24,9 @@ impl Doctor {
         set_threads(settings.threads);
         let findings = doctor::examine(&settings);
         if self.json {
-            println!("{}", serde_json::to_string(&findings)?);
+            output::print_data(&serde_json::to_string(&findings)?);
         } else {
-            print!("{}", doctor::render(&findings));
+            output::print(doctor::render(&findings));
         }
         Ok(ExitCode::SUCCESS)
     }

@@ -18,7 +18,7 @@ mod watch;
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
-use candlepower::{measure::CountingAllocator, text};
+use candlepower::{measure::CountingAllocator, output, text};
 use clap::{
     Parser, Subcommand,
     error::{ContextKind, ContextValue, ErrorKind},
@@ -71,11 +71,11 @@ enum What {
 fn usage(error: &clap::Error) -> Result<ExitCode> {
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
-            print!("{error}");
+            output::print(&error);
             Ok(ExitCode::SUCCESS)
         }
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            eprint!("{error}");
+            output::report(error.to_string().trim_end());
             Ok(ExitCode::from(2))
         }
         _ => {
@@ -108,7 +108,7 @@ fn suggestion(error: &clap::Error) -> Option<&str> {
 
 /// Prints a problem that does not stop the command. It may quote a file.
 fn note(problem: &str) {
-    eprintln!("note: {}", text::line(problem));
+    output::report(format_args!("note: {}", text::line(problem)));
 }
 
 fn main() -> ExitCode {

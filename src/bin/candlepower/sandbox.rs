@@ -5,6 +5,7 @@ use std::{fs, io::Write, process::ExitCode};
 use anyhow::{Context, Result, ensure};
 use candlepower::{
     names::PathName,
+    output,
     record::{RECORDS, temporary_that_stays},
     runner::sandbox::records,
     settings::Settings,
@@ -46,7 +47,7 @@ impl Sandbox {
             Ok(count)
         };
         let count = write().with_context(|| format!("{} could not be written", path.display()))?;
-        println!("{count} synthetic records: {}", path.display());
+        output::print_line(format_args!("{count} synthetic records: {}", path.display()));
         Ok(ExitCode::SUCCESS)
     }
 }
