@@ -8,6 +8,7 @@ mod flags;
 mod history;
 mod list;
 mod nightly;
+mod process;
 mod report;
 mod run;
 mod sandbox;
