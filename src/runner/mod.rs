@@ -15,16 +15,12 @@ pub use plain::{Progress, Shard, generate, repeat, sweep};
 pub use pool::Candidate;
 pub use session::{Session, let_waiting_threads_sleep, set_threads};
 
-use std::{
-    any::Any,
-    panic::{self, AssertUnwindSafe},
-    process::ExitCode,
-};
+use std::{panic, process::ExitCode};
 
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 
 use crate::{
-    error::{explained, one_line},
+    error::{self, abort, caught, explained},
     output,
 };
 
@@ -57,49 +53,9 @@ fn report_panics_on_request() {
     let wanted = std::env::var_os("RUST_BACKTRACE").is_some_and(|value| value != "0");
     let default = panic::take_hook();
     panic::set_hook(Box::new(move |panic| {
-        LOCATION.with_borrow_mut(|location| *location = panic.location().map(ToString::to_string));
+        error::keep_location(panic);
         if wanted && !panic.payload_as_str().is_some_and(output::is_lost) {
             default(panic);
         }
     }));
-}
-
-thread_local! {
-    /// Where the last panic of this thread happened.
-    static LOCATION: std::cell::RefCell<Option<String>> = const { std::cell::RefCell::new(None) };
-}
-
-/// Runs `body` and turns a panic into an error that names the panic's location.
-fn caught<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
-    panic::catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|payload| {
-        Err(match payload.downcast::<Aborted>() {
-            Ok(aborted) => aborted.0,
-            Err(payload) => {
-                let message = message(payload.as_ref());
-                match LOCATION.take() {
-                    Some(location) if !output::is_lost(&message) => {
-                        anyhow!("{message} (a panic at {location}; RUST_BACKTRACE=1 shows the backtrace)")
-                    }
-                    _ => anyhow!("{message}"),
-                }
-            }
-        })
-    })
-}
-
-/// An error that leaves a benchmark's closure. Criterion offers no other way out.
-struct Aborted(anyhow::Error);
-
-/// Gives up on the benchmark that is running.
-fn abort(error: anyhow::Error) -> ! {
-    panic::resume_unwind(Box::new(Aborted(error)))
-}
-
-fn message(panicked: &(dyn Any + Send)) -> String {
-    let text = panicked
-        .downcast_ref::<String>()
-        .map(String::as_str)
-        .or_else(|| panicked.downcast_ref::<&str>().copied())
-        .unwrap_or("it panicked without a message");
-    one_line(&text)
 }
