@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use candle_core::DType;
 use serde::{Deserialize, Deserializer, de::Error as _};
 
@@ -95,8 +95,13 @@ impl Settings {
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(error).context(format!("{FILE} cannot be read")),
         };
-        let environment = env::vars_os().map(|(key, value)| (lossy(key), lossy(value)));
-        Self::resolve(flags, environment, file.as_deref(), &cargo_target())
+        let (environment, unreadable) = variables(env::vars_os());
+        let settings = Self::resolve(flags, environment.into_iter(), file.as_deref(), &cargo_target());
+        match settings {
+            Ok(settings) if unreadable.is_empty() => Ok(settings),
+            Ok(_) => bail!(unreadable.join("\n")),
+            Err(error) => bail!([vec![format!("{error:#}")], unreadable].concat().join("\n")),
+        }
     }
 
     /// As [`Self::load`], from the given environment, text of the file, and Cargo's target folder.
@@ -158,8 +163,20 @@ fn cargo_target() -> PathBuf {
     env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), PathBuf::from)
 }
 
-fn lossy(text: OsString) -> String {
-    text.to_string_lossy().into_owned()
+/// The variables of this crate, and a line for each whose value is not UTF-8. Replacing such bytes would name another folder
+/// or model.
+fn variables(all: impl Iterator<Item = (OsString, OsString)>) -> (Vec<(String, String)>, Vec<String>) {
+    let mut variables = Vec::new();
+    let mut unreadable = Vec::new();
+    for (key, value) in all {
+        let key = key.to_string_lossy().into_owned();
+        match value.into_string() {
+            _ if !key.starts_with(PREFIX) => {}
+            Ok(value) => variables.push((key, value)),
+            Err(value) => unreadable.push(format!("{key}='{}': it is not UTF-8", value.to_string_lossy())),
+        }
+    }
+    (variables, unreadable)
 }
 
 /// Reads at least one model. Repetitions are removed.

@@ -86,8 +86,17 @@ impl Sink {
         written.with_context(|| format!("{}: the record of {} was not written", self.path.display(), record.id))
     }
 
+    /// Opens the file of records. A folder that was removed since the last record is made again, so that later records are
+    /// kept.
     fn file(&self) -> io::Result<File> {
-        OpenOptions::new().create(true).append(true).open(&self.path)
+        let open = || OpenOptions::new().create(true).append(true).open(&self.path);
+        match open() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.path.parent().map_or(Ok(()), fs::create_dir_all)?;
+                open()
+            }
+            opened => opened,
+        }
     }
 }
 
@@ -156,6 +165,17 @@ fn parent_process() -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn records_after_the_folder_was_removed_are_kept() {
+        let out = tempfile::tempdir().expect("a folder");
+        let sample: Record = serde_json::from_str(include_str!("sample.json")).expect("the sample");
+        let sink = Sink::open(out.path(), Some("run")).expect("a sink");
+        sink.append(&sample).expect("appended");
+        fs::remove_dir_all(out.path()).expect("removed");
+        sink.append(&sample).expect("appended");
+        assert_eq!(crate::record::read(sink.path()).expect("read").records.len(), 1);
+    }
 
     /// Each writer has its own handle, as two processes would.
     #[test]

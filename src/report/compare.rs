@@ -63,7 +63,10 @@ impl Side {
             side.problems.extend(read.problems);
             return Ok(side);
         }
-        let samples = if criterion_home.is_dir() { record::baseline(criterion_home, name)? } else { BTreeMap::new() };
+        let (samples, problems) = match criterion_home.is_dir() {
+            true => record::baseline(criterion_home, name),
+            false => Default::default(),
+        };
         if samples.is_empty() {
             let there = record::baselines(criterion_home).join(", ");
             bail!(
@@ -85,7 +88,7 @@ impl Side {
             (id, benchmark)
         };
         let benchmarks = samples.into_iter().map(benchmark).collect();
-        Ok(Self { name: name.to_owned(), benchmarks, ..Self::default() })
+        Ok(Self { name: name.to_owned(), benchmarks, problems, ..Self::default() })
     }
 
     /// The side made of `records`. Sandbox records are left out, because they are not measurements.

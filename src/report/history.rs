@@ -15,7 +15,10 @@ use super::{
     statistics::median,
     table::{markdown, number},
 };
-use crate::record::{self, Better, Record};
+use crate::{
+    files::is_temporary,
+    record::{self, Better, Record},
+};
 
 /// The history of one benchmark on one machine.
 #[derive(Debug, Serialize, JsonSchema)]
@@ -123,6 +126,8 @@ fn results(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut files: Vec<PathBuf> = inside(folder)
         .iter()
         .flat_map(|machine| inside(machine))
+        // A report that was interrupted.
+        .filter(|report| !is_temporary(report))
         .map(|report| report.join("results.jsonl"))
         .filter(|file| file.is_file())
         .collect();

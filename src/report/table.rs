@@ -299,7 +299,8 @@ fn training(record: &Record) -> Option<&Training> {
 }
 
 fn activation_bytes(measures: &Training) -> Option<f64> {
-    Some((measures.peak_bytes? - measures.allocated_bytes?) as f64)
+    // A record from elsewhere may hold a peak below what was allocated.
+    Some(measures.peak_bytes?.checked_sub(measures.allocated_bytes?)? as f64)
 }
 
 /// Quotient of a model with gradient checkpointing and the same model without. Empty for a model without.

@@ -3,7 +3,7 @@
 use std::{
     fmt::Write,
     fs,
-    io::{Cursor, Write as _},
+    io::{Cursor, ErrorKind, Write as _},
     path::{Path, PathBuf},
 };
 
@@ -180,7 +180,16 @@ fn environment(first: &Row) -> Result<String> {
 }
 
 fn log(file: &Path, joined: &Joined, stamp: &str, now: DateTime<Utc>) -> Result<()> {
-    let mut text = fs::read_to_string(file).unwrap_or_else(|_| LOG_HEAD.to_owned());
+    // What is there stays as it is, whatever its encoding.
+    let mut log = match fs::read(file) {
+        Ok(before) => before,
+        Err(error) if error.kind() == ErrorKind::NotFound => LOG_HEAD.as_bytes().to_vec(),
+        Err(error) => return Err(error).with_context(|| format!("{} could not be read", file.display())),
+    };
+    let mut text = String::new();
+    if log.last().is_some_and(|last| *last != b'\n') {
+        text.push('\n');
+    }
     for row in joined.rows.iter().filter(|row| row.record.scenario == "medium") {
         let (Some(measures), record) = (row.generation(), &row.record) else { continue };
         let commit = record.software.commit.as_deref().unwrap_or("unknown");
@@ -198,5 +207,6 @@ fn log(file: &Path, joined: &Joined, stamp: &str, now: DateTime<Utc>) -> Result<
             text::markdown(commit.get(..8).unwrap_or(commit)),
         );
     }
-    write_whole(file, text.as_bytes())
+    log.extend(text.as_bytes());
+    write_whole(file, &log)
 }

@@ -20,7 +20,7 @@ use std::{panic, process::ExitCode};
 use anyhow::Result;
 
 use crate::{
-    error::{self, abort, caught, explained},
+    error::{self, caught, explained},
     output,
 };
 

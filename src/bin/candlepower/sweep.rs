@@ -100,7 +100,8 @@ impl Sweep {
         output::report(format_args!("Run {name}. If it is interrupted, --run {name} resumes it."));
         runner::sweep(&mut session, Some(&name), &grid, self.shard.unwrap_or(Shard::WHOLE), show)?;
 
-        let read = record::read(&path)?;
+        // Of a combination that failed and was tried again, the last record counts.
+        let read = record::latest(&path)?;
         let records: Vec<Record> = read.records.into_iter().filter(|record| SWEEP.contains(&record.scenario)).collect();
         let parquet = columns::parquet(&report_columns::sweep(), &records)?;
         let mut file = folder.join("sweep.parquet");

@@ -16,9 +16,9 @@ use criterion::{
     measurement::{Measurement, WallTime},
 };
 
-use super::{Session, abort, caught, in_one_line};
+use super::{Session, in_one_line};
 use crate::{
-    error::explained,
+    error::{abort, caught, explained},
     files,
     measure::{PeakBytes, memory, peak_bytes},
     output,

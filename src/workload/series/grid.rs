@@ -6,7 +6,7 @@ use std::{
     str::FromStr,
 };
 
-use anyhow::{Result, anyhow, ensure};
+use anyhow::{Result, anyhow, bail, ensure};
 use candle_core::DType;
 
 use crate::{
@@ -276,6 +276,29 @@ impl SeriesGrid {
         let mut names = BTreeSet::new();
         all.retain(|combination| names.insert(combination.name.clone()));
         Ok(all)
+    }
+
+    /// The keys that are not part of the ids of benchmarks, and that choose no combinations. Two grids that differ in one of
+    /// them measure different things under the same ids.
+    ///
+    /// # Errors
+    /// When the grid cannot be serialized.
+    pub fn beside_ids(&self) -> Result<serde_json::Map<String, serde_json::Value>> {
+        const OF_IDS: [&str; 10] = [
+            "architectures",
+            "model_dims",
+            "depths",
+            "horizons",
+            "windows",
+            "dilation_schedules",
+            "batch",
+            "heads",
+            "device",
+            "dtype",
+        ];
+        let serde_json::Value::Object(mut keys) = serde_json::to_value(self)? else { bail!("a grid is not a table") };
+        keys.retain(|key, _| !OF_IDS.contains(&key.as_str()));
+        Ok(keys)
     }
 
     /// The lists of dilations to combine with an architecture.
