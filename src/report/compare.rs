@@ -13,6 +13,7 @@ use super::{
 use crate::{
     record::{self, Record, SampleUnit, Status},
     scenario,
+    text::markdown as markdown_text,
 };
 
 /// Thresholds of a comparison.
@@ -368,7 +369,8 @@ impl Comparison {
             ]);
         }
         let mut text = markdown(&rows, 1);
-        let groups: Vec<_> = self.groups.iter().map(|(group, ratio)| format!("{group} {}", change(*ratio))).collect();
+        let groups: Vec<_> =
+            self.groups.iter().map(|(group, ratio)| format!("{} {}", markdown_text(group), change(*ratio))).collect();
         let Strictness { noise, level } = self.strictness;
         let _ = writeln!(
             text,
@@ -380,7 +382,7 @@ impl Comparison {
             1.0 / level
         );
         for remark in &self.remarks {
-            let _ = writeln!(text, "- {remark}");
+            let _ = writeln!(text, "- {}", markdown_text(remark));
         }
         text
     }
@@ -399,7 +401,7 @@ impl Comparison {
             let _ = writeln!(
                 text,
                 "- `{}` {} ({} → {})",
-                row.id,
+                markdown_text(&row.id).replace('`', "'"),
                 change(row.ratio),
                 quantity(row.unit, row.a),
                 quantity(row.unit, row.b)

@@ -18,6 +18,7 @@ use super::{
 use crate::{
     files::is_temporary,
     record::{self, Better, Record},
+    text,
 };
 
 /// The history of one benchmark on one machine.
@@ -203,7 +204,7 @@ impl History {
                 moved.map_or(String::new(), |moved| self.said(moved)),
             ]);
         }
-        format!("{} on {}\n\n{}", self.id, self.machine, markdown(&rows, 2))
+        format!("{} on {}\n\n{}", text::line(&self.id), text::line(&self.machine), markdown(&rows, 2))
     }
 
     fn said(&self, moved: &Move) -> String {

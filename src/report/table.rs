@@ -30,7 +30,7 @@ impl Table {
     pub fn markdown(&self) -> String {
         let mut text = markdown(&self.rows, self.words);
         for note in &self.notes {
-            let _ = write!(text, "\n{note}\n");
+            let _ = write!(text, "\n{}\n", text::markdown(note));
         }
         text
     }
