@@ -219,7 +219,7 @@ impl Watched {
             let id = shortened(if is_wide { id } else { &short }, id_width as usize);
             let measures = columns.iter().map(|column| measure(column, &benchmark.last));
             let samples = sparkline(&benchmark.samples(), samples_width as usize);
-            Row::new([id, headline(&benchmark.last)].into_iter().chain(measures).chain([samples]).map(shown))
+            Row::new([id, headline(&benchmark.last)].into_iter().chain(measures).chain([samples]).map(plain_cell))
         });
         let widths = [id_width, HEADLINE_WIDTH]
             .into_iter()
@@ -244,7 +244,7 @@ impl Benchmark {
 }
 
 /// A cell without control characters, which a record from elsewhere may hold.
-fn shown(text: String) -> Cell<'static> {
+fn plain_cell(text: String) -> Cell<'static> {
     Cell::from(text::line(&text))
 }
 
