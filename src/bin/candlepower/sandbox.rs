@@ -25,8 +25,12 @@ pub struct Sandbox {
     times: usize,
 }
 
+/// Most records of each benchmark: a few gigabytes.
+const MAX_TIMES: usize = 10_000;
+
 impl Sandbox {
     pub fn run(self) -> Result<ExitCode> {
+        ensure!(self.times <= MAX_TIMES, "--times={}: at most {MAX_TIMES} is supported", self.times);
         let settings = Settings::load(&[])?;
         let folder = settings.out.join(&self.run);
         let path = folder.join(RECORDS);

@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use safetensors::SafeTensors;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -20,6 +20,7 @@ use crate::{
     error::one_line,
     files::{SETTINGS_MAX_BYTES, is_temporary, read_limited, read_text_limited},
     measure::memory::{self, Peak},
+    model::psann::Decoder,
     record::write_whole,
     report,
     train::step::language::{Language, Plan},
@@ -126,6 +127,11 @@ pub fn run(config: &TrainConfig, text: &Text, folder: &Path, mut progress: impl 
     };
     let options = config.optimizer(steps);
     let device = config.device.open()?;
+    let cost = Decoder::cost(&model, config.sequence_length)?;
+    let tokens = plan.micro_rows.min(rows) * config.sequence_length;
+    let keeps_scores = !(device.is_cpu() && config.dtype == DType::F32);
+    let least_bytes = cost.least_bytes(tokens, true, config.checkpointing, keeps_scores);
+    memory::ensure_fits(&format!("{tokens} tokens of {base} at a time"), least_bytes, &device)?;
     let mut peak = Peak::new(&device, memory::current_bytes(&device));
     let mut language = Language::new(&model, options, plan, *seed, &device)?;
     if let Some(path) = &config.weights {
