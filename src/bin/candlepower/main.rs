@@ -75,6 +75,11 @@ fn usage(error: &clap::Error) -> Result<ExitCode> {
             output::print(&error);
             Ok(ExitCode::SUCCESS)
         }
+        ErrorKind::InvalidUtf8 => {
+            let mut arguments = std::env::args_os().filter(|argument| argument.to_str().is_none());
+            let argument = arguments.next().unwrap_or_default();
+            bail!("'{}' is not UTF-8; see --help", argument.to_string_lossy())
+        }
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             output::report(error.to_string().trim_end());
             Ok(ExitCode::from(2))

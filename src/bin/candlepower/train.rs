@@ -32,7 +32,7 @@ struct Configuration {
 impl Configuration {
     fn read(&self, defaults: TrainConfig) -> Result<(TrainConfig, Text)> {
         let_waiting_threads_sleep();
-        set_threads(self.threads.map(usize::from));
+        set_threads(self.threads.map(usize::from))?;
         let mut layers = Layers::new(&defaults);
         if let Some(file) = &self.config {
             layers = layers.yaml_file(file);

@@ -35,9 +35,11 @@ use crate::{
 pub fn main(body: impl FnOnce(&mut Suite)) -> ExitCode {
     in_one_line(|| {
         let session = Session::new(Settings::load(&[])?)?;
-        if let Some(size) = argument("--sample-size") {
-            let enough = size.parse::<usize>().is_ok_and(|size| size >= 10);
-            ensure!(enough, "--sample-size {size}: Criterion needs a whole number of at least 10");
+        for (option, least, most) in [("--sample-size", 10, 100_000), ("--nresamples", 1, 10_000_000)] {
+            if let Some(text) = argument(option) {
+                let fits = text.parse::<usize>().is_ok_and(|number| (least..=most).contains(&number));
+                ensure!(fits, "{option} {text}: expected a whole number from {least} to {most}");
+            }
         }
         if measures() {
             check_writable(&session.settings().out)?;
