@@ -76,9 +76,14 @@ fn usage(error: &clap::Error) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         ErrorKind::InvalidUtf8 => {
-            let mut arguments = std::env::args_os().filter(|argument| argument.to_str().is_none());
-            let argument = arguments.next().unwrap_or_default();
-            bail!("'{}' is not UTF-8; see --help", argument.to_string_lossy())
+            let arguments: Vec<_> = std::env::args_os().collect();
+            let shown = |place: usize| arguments.get(place).map(|argument| argument.to_string_lossy());
+            let place = arguments.iter().position(|argument| argument.to_str().is_none()).unwrap_or_default();
+            let value = shown(place).unwrap_or_default();
+            match place.checked_sub(1).and_then(shown).filter(|flag| flag.starts_with("--")) {
+                Some(flag) => bail!("{flag} '{value}': it is not UTF-8"),
+                None => bail!("'{value}' is not UTF-8; see --help"),
+            }
         }
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             output::report(error.to_string().trim_end());

@@ -201,7 +201,9 @@ impl Nightly {
             write_whole(&config.folder.join(LAST_GOOD), run.as_str().as_bytes())?;
         }
         if may_prune {
-            prune(&runs, config.keep, &[Some(&run), last_good.as_ref()])?;
+            // A good run takes the place of the last one.
+            let last_good = last_good.as_ref().filter(|_| !good);
+            prune(&runs, config.keep, &[Some(&run), last_good])?;
         }
         Ok(match signals.received() {
             Some(signal) => process::exit_code(signal),
