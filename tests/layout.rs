@@ -132,3 +132,13 @@ fn only_the_module_output_prints() {
     let found: Vec<_> = found.into_iter().filter(|place| !place.contains("is_terminal")).collect();
     assert!(found.is_empty(), "use `output`:\n{}", found.join("\n"));
 }
+
+/// The code whose soundness the compiler does not check is in one folder, where its arguments are reviewed together.
+#[test]
+fn unsafe_code_is_in_kernels_only() {
+    let starts = ["unsafe {", "unsafe fn", "unsafe impl", "unsafe trait", "unsafe extern", "#[unsafe"];
+    let found = places_of(&starts, &["src/kernels/"]);
+    assert_eq!(found.len(), 0, "move it to src/kernels:\n{}", found.join("\n"));
+    let inside = places_of(&starts, &[]);
+    assert!(inside.len() > 10, "the search finds what there is: {inside:?}");
+}

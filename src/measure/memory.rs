@@ -9,7 +9,7 @@ use sysinfo::{MemoryRefreshKind, ProcessRefreshKind, ProcessesToUpdate, RefreshK
 
 use super::allocator;
 #[cfg(feature = "cuda")]
-use super::pool::Pool;
+use crate::kernels::system::pool::Pool;
 
 /// Bytes in use; 0 if they are not counted.
 pub fn current_bytes(device: &Device) -> u64 {

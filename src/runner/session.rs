@@ -13,6 +13,7 @@ use chrono::{SecondsFormat, Utc};
 
 use crate::{
     error::one_line,
+    kernels::system::set_variable,
     measure::{gpu, machine},
     names::PathName,
     record::{self, BenchmarkId, Machine, Record, SCHEMA, Sink, Software, Status},
@@ -132,7 +133,7 @@ impl Session {
 /// Returns an error if there are too many, or the system does not start as many.
 pub fn set_threads(threads: Option<usize>) -> Result<usize> {
     if let Some(threads) = threads {
-        set(THREADS, &threads.to_string());
+        set_variable(THREADS, &threads.to_string());
     }
     let (threads, most) = (candle_core::utils::get_num_threads(), most_threads());
     ensure!(threads <= most, "{threads} threads: at most {most} are supported: set CANDLEPOWER_THREADS or {THREADS}");
@@ -170,13 +171,6 @@ fn check_threads(threads: usize) -> Result<()> {
 pub fn let_waiting_threads_sleep() {
     const SPINS: &str = "CANDLE_BARRIER_POOL_SPIN_LIMIT";
     if std::env::var_os(SPINS).is_none() {
-        set(SPINS, "0");
+        set_variable(SPINS, "0");
     }
-}
-
-/// Sets a variable. Call this first in `main`.
-fn set(variable: &str, value: &str) {
-    // SAFETY: the callers run first in `main`, while the process has one thread, so no other thread reads the
-    // environment.
-    unsafe { std::env::set_var(variable, value) };
 }
