@@ -21,7 +21,19 @@ fn little_memory_ends_in_one_line() {
     for kilobytes in [150_000, 250_000, 400_000] {
         for arguments in [
             &["run", "--model", "synthetic:llama-3.2-1b", "--prompt-tokens", "4", "--max-new-tokens", "2"][..],
-            &["train", "--corpus", "corpus.txt", "--d-model", "2048", "--d-mlp", "8192", "--vocab-size", "300"],
+            &[
+                "train",
+                "--corpus",
+                "corpus.txt",
+                "--sequence-length",
+                "16",
+                "--d-model",
+                "2048",
+                "--d-mlp",
+                "8192",
+                "--vocab-size",
+                "300",
+            ],
             &["run", "--model", "llama-mini", "--threads", "64"],
         ] {
             let output = output(&mut limited(folder.path(), &format!("ulimit -v {kilobytes}"), arguments));
@@ -116,6 +128,7 @@ fn a_full_disk_is_named() {
     assert!(output(candlepower(path).arg("sandbox")).status.success());
     let sweep: Vec<&str> = [SMALL_SWEEP, &["--out", "disk/out"]].concat();
     let train = ["train", "--corpus", "corpus.txt", "--steps", "2", "--vocab-size", "300", "--out", "disk/out"];
+    let train = [train.as_slice(), &["--sequence-length", "16"]].concat();
     for (kilobytes, arguments) in [
         (16, &["report", "--to", "disk/reports"][..]),
         (16, &train),

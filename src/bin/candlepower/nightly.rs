@@ -354,18 +354,24 @@ fn prune(runs: &Path, keep: usize, kept: &[Option<&PathName>]) -> Result<()> {
     own.sort();
     let surplus = own.len().saturating_sub(keep);
     for (name, run) in own.into_iter().take(surplus) {
-        if !kept.contains(&Some(&name)) {
+        if !kept.contains(&Some(&name)) && !is_locked(&run) {
             fs::remove_dir_all(&run).with_context(|| format!("{} could not be removed", run.display()))?;
         }
     }
     Ok(())
 }
 
-/// Returns whether a folder is the run of this command that has ended: it has the mark, which no process locks, or, from
-/// versions without the mark, a summary that names it.
+/// Returns whether a process that runs holds the lock of a run.
+fn is_locked(run: &Path) -> bool {
+    let mark = OpenOptions::new().read(true).write(true).open(run.join(MARK));
+    mark.is_ok_and(|mark| mark.try_lock().is_err())
+}
+
+/// Returns whether a folder is a run of this command: it has the mark, or, from versions without the mark, a summary that
+/// names it.
 fn is_own(run: &Path, name: &PathName) -> bool {
-    if let Ok(mark) = OpenOptions::new().read(true).write(true).open(run.join(MARK)) {
-        return mark.try_lock().is_ok();
+    if run.join(MARK).is_file() {
+        return true;
     }
     let summary = read_text_limited(&run.join("summary.json"), SETTINGS_MAX_BYTES).ok();
     let summary = summary.and_then(|text| serde_json::from_str::<serde_json::Value>(&text).ok());
