@@ -168,6 +168,33 @@ fn signals_stop_what_nightly_started() {
     }
 }
 
+/// The live view restores the terminal when a signal ends it.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_signal_leaves_the_terminal_as_it_was() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path();
+    succeeds(path, &["sandbox"]);
+    let view = format!("sh -c 'echo $$ > pid; exec {} watch sandbox'", env!("CARGO_BIN_EXE_candlepower"));
+    let session = format!("stty -g > before; {view}; echo $? > code; stty -g > after");
+    let mut command = Command::new("script");
+    command.args(["-qfc", &session, "typescript"]).current_dir(path).env("TERM", "xterm").env("SHELL", "/bin/sh");
+    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+    let Ok(mut child) = command.spawn() else {
+        println!("skipped: this system has no command `script`, which gives a terminal");
+        return;
+    };
+    let read = |name: &str| fs::read_to_string(path.join(name)).unwrap_or_default();
+    let shown = || String::from_utf8_lossy(&fs::read(path.join("typescript")).unwrap_or_default()).into_owned();
+    wait_for("the view", || shown().contains("quit"));
+    assert!(Command::new("kill").args(["-TERM", read("pid").trim()]).status().expect("kill").success());
+    wait_for("its end", || path.join("after").is_file() && !read("after").is_empty());
+    drop(child.stdin.take());
+    child.wait().expect("it ended");
+    assert_eq!(read("code").trim(), "143");
+    assert_eq!(read("after"), read("before"));
+}
+
 #[test]
 fn a_log_in_another_encoding_is_continued() {
     let folder = tempfile::tempdir().expect("a folder");
