@@ -45,13 +45,15 @@ pub type ResultRow = Map<String, Value>;
 /// Returns an error if the file cannot be read as its extension says.
 pub fn read_rows(path: &Path) -> Result<Vec<ResultRow>> {
     let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
-    let rows = match extension {
-        "parquet" => read_parquet(path),
-        "csv" => read_csv(path),
-        "json" | "jsonl" => read_json(path),
+    let read: fn(&Path) -> Result<Vec<ResultRow>> = match extension {
+        "parquet" => read_parquet,
+        "csv" => read_csv,
+        "json" | "jsonl" => read_json,
         _ => bail!("{}: expected a file that ends in .parquet, .csv, .json or .jsonl", path.display()),
     };
-    rows.with_context(|| format!("{} cannot be read", path.display()))
+    // Opening a FIFO waits for a writer.
+    ensure!(!path.exists() || path.is_file(), "{} is not a regular file", path.display());
+    read(path).with_context(|| format!("{} cannot be read", path.display()))
 }
 
 fn read_parquet(path: &Path) -> Result<Vec<ResultRow>> {

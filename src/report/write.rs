@@ -20,6 +20,7 @@ use super::{
     table, training,
 };
 use crate::{
+    files::read_limited,
     names::PathName,
     record::{Conditions, Limits, Machine, Record, Setting, Software, columns, temporary_that_stays, write_whole},
     text,
@@ -27,6 +28,8 @@ use crate::{
 
 /// File that gets a dated row for each report of a machine.
 pub const LOG: &str = "GENERATION_LOG.md";
+
+const LOG_MAX_BYTES: u64 = 1 << 30;
 
 const LOG_HEAD: &str = "# Generation log\n\nThe `medium` scenario of each report, newest last.\n\n\
 | date | model | variant | tok/s | decode tok/s | TTFT ms | candle | commit | report |\n\
@@ -181,7 +184,7 @@ fn environment(first: &Row) -> Result<String> {
 
 fn log(file: &Path, joined: &Joined, stamp: &str, now: DateTime<Utc>) -> Result<()> {
     // What is there stays as it is, whatever its encoding.
-    let mut log = match fs::read(file) {
+    let mut log = match read_limited(file, LOG_MAX_BYTES) {
         Ok(before) => before,
         Err(error) if error.kind() == ErrorKind::NotFound => LOG_HEAD.as_bytes().to_vec(),
         Err(error) => return Err(error).with_context(|| format!("{} could not be read", file.display())),

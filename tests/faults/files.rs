@@ -63,6 +63,7 @@ fn what_is_not_a_file_of_a_size_is_not_read() {
             ("sweep.yaml", &["sweep", "--config", "sweep.yaml"]),
             ("train.yaml", &["train", "--config", "train.yaml"]),
             ("nightly.json", &["nightly", "nightly.json"]),
+            ("corpus.txt", &["train", "--corpus", "corpus.txt"]),
         ] {
             let at = checkpoint();
             let path = at.path().join(file);

@@ -1,7 +1,7 @@
 //! `candlepower nightly`: runs a list of benchmarks and compares them with the last good run.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, File},
     io::ErrorKind,
     path::{Path, PathBuf},
     process::{Command, ExitCode},
@@ -363,8 +363,7 @@ fn prune(runs: &Path, keep: usize, kept: &[Option<&PathName>]) -> Result<()> {
 
 /// Returns whether a process that runs holds the lock of a run.
 fn is_locked(run: &Path) -> bool {
-    let mark = OpenOptions::new().read(true).write(true).open(run.join(MARK));
-    mark.is_ok_and(|mark| mark.try_lock().is_err())
+    File::open(run.join(MARK)).is_ok_and(|mark| mark.try_lock().is_err())
 }
 
 /// Returns whether a folder is a run of this command: it has the mark, or, from versions without the mark, a summary that

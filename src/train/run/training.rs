@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    fs::{File, OpenOptions, TryLockError},
+    fs::{File, TryLockError},
     io::{self, ErrorKind, Read},
     path::Path,
     time::{Duration, Instant},
@@ -261,8 +261,7 @@ pub(super) fn begin(folder: &Path, used: &str) -> Result<File> {
         std::fs::create_dir_all(folder).with_context(|| format!("{} could not be made", folder.display()))?;
         write_whole(&file, used.as_bytes())?;
     }
-    let opened = OpenOptions::new().read(true).write(true).open(&file);
-    let lock = opened.with_context(|| format!("{} can't be opened", file.display()))?;
+    let lock = File::open(&file).with_context(|| format!("{} can't be opened", file.display()))?;
     match lock.try_lock() {
         Err(TryLockError::WouldBlock) => bail!("another process trains in {}: wait for it", folder.display()),
         // Some file systems have no locks.
