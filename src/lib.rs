@@ -94,6 +94,7 @@ mod kernels;
 pub mod measure;
 pub mod model;
 pub mod names;
+pub mod output;
 pub mod record;
 pub mod report;
 pub mod runner;

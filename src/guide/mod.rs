@@ -13,6 +13,7 @@
 //! | [`deviations`] | known differences from the reference implementations |
 //! | [`methodology`] | what is timed, and known biases |
 //! | [`keys`] | the keys of trainings and of the sweep |
+//! | [`security`] | what is trusted, what is not, and how to report a problem |
 //! | [`contributing`] | recipes for additions |
 
 #[doc = include_str!("settings.md")]
@@ -44,6 +45,9 @@ pub mod deviations {}
 
 #[doc = include_str!("methodology.md")]
 pub mod methodology {}
+
+#[doc = include_str!("security.md")]
+pub mod security {}
 
 #[doc = include_str!("contributing.md")]
 pub mod contributing {}

@@ -18,6 +18,7 @@ use super::config::{ExpertLayout, STACKED_GATE_UP};
 use crate::{
     error::one_line,
     files::{read_limited, read_text_limited},
+    kernels::system,
 };
 
 pub(crate) const CONFIG: &str = "config.json";
@@ -187,9 +188,7 @@ pub fn map(files: &[impl AsRef<Path>]) -> Result<MmapedSafetensors> {
         let file = file.as_ref();
         fs::File::open(file).with_context(|| format!("{} could not be read", file.display()))?;
     }
-    // SAFETY: sound as long as no program changes or truncates the files while they are mapped, which cannot be enforced. The
-    // Hub's cache renames finished files into place and never edits them.
-    unsafe { MmapedSafetensors::multi(files) }.map_err(|error| {
+    system::map(files).map_err(|error| {
         let names: Vec<_> = files.iter().map(|file| file.as_ref().display().to_string()).collect();
         anyhow::anyhow!("{} is truncated or corrupt: {}; fetch it again", listed(&names), one_line(&error))
     })

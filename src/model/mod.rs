@@ -18,7 +18,7 @@ pub(crate) mod family;
 pub(crate) mod golden;
 #[cfg(feature = "hub")]
 pub mod hub;
-mod limits;
+pub(crate) mod limits;
 pub mod psann;
 pub mod series;
 mod shapes;

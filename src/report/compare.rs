@@ -13,6 +13,7 @@ use super::{
 use crate::{
     record::{self, Record, SampleUnit, Status},
     scenario,
+    text::markdown as markdown_text,
 };
 
 /// Thresholds of a comparison.
@@ -63,7 +64,10 @@ impl Side {
             side.problems.extend(read.problems);
             return Ok(side);
         }
-        let samples = if criterion_home.is_dir() { record::baseline(criterion_home, name)? } else { BTreeMap::new() };
+        let (samples, problems) = match criterion_home.is_dir() {
+            true => record::baseline(criterion_home, name),
+            false => Default::default(),
+        };
         if samples.is_empty() {
             let there = record::baselines(criterion_home).join(", ");
             bail!(
@@ -85,7 +89,7 @@ impl Side {
             (id, benchmark)
         };
         let benchmarks = samples.into_iter().map(benchmark).collect();
-        Ok(Self { name: name.to_owned(), benchmarks, ..Self::default() })
+        Ok(Self { name: name.to_owned(), benchmarks, problems, ..Self::default() })
     }
 
     /// The side made of `records`. Sandbox records are left out, because they are not measurements.
@@ -365,7 +369,8 @@ impl Comparison {
             ]);
         }
         let mut text = markdown(&rows, 1);
-        let groups: Vec<_> = self.groups.iter().map(|(group, ratio)| format!("{group} {}", change(*ratio))).collect();
+        let groups: Vec<_> =
+            self.groups.iter().map(|(group, ratio)| format!("{} {}", markdown_text(group), change(*ratio))).collect();
         let Strictness { noise, level } = self.strictness;
         let _ = writeln!(
             text,
@@ -377,7 +382,7 @@ impl Comparison {
             1.0 / level
         );
         for remark in &self.remarks {
-            let _ = writeln!(text, "- {remark}");
+            let _ = writeln!(text, "- {}", markdown_text(remark));
         }
         text
     }
@@ -396,7 +401,7 @@ impl Comparison {
             let _ = writeln!(
                 text,
                 "- `{}` {} ({} → {})",
-                row.id,
+                markdown_text(&row.id).replace('`', "'"),
                 change(row.ratio),
                 quantity(row.unit, row.a),
                 quantity(row.unit, row.b)

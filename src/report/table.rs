@@ -30,7 +30,7 @@ impl Table {
     pub fn markdown(&self) -> String {
         let mut text = markdown(&self.rows, self.words);
         for note in &self.notes {
-            let _ = write!(text, "\n{note}\n");
+            let _ = write!(text, "\n{}\n", text::markdown(note));
         }
         text
     }
@@ -299,7 +299,8 @@ fn training(record: &Record) -> Option<&Training> {
 }
 
 fn activation_bytes(measures: &Training) -> Option<f64> {
-    Some((measures.peak_bytes? - measures.allocated_bytes?) as f64)
+    // A record from elsewhere may hold a peak below what was allocated.
+    Some(measures.peak_bytes?.checked_sub(measures.allocated_bytes?)? as f64)
 }
 
 /// Quotient of a model with gradient checkpointing and the same model without. Empty for a model without.

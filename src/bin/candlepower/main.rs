@@ -8,6 +8,7 @@ mod flags;
 mod history;
 mod list;
 mod nightly;
+mod process;
 mod report;
 mod run;
 mod sandbox;
@@ -18,7 +19,7 @@ mod watch;
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
-use candlepower::{measure::CountingAllocator, text};
+use candlepower::{measure::CountingAllocator, output, text};
 use clap::{
     Parser, Subcommand,
     error::{ContextKind, ContextValue, ErrorKind},
@@ -71,11 +72,21 @@ enum What {
 fn usage(error: &clap::Error) -> Result<ExitCode> {
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
-            print!("{error}");
+            output::print(&error);
             Ok(ExitCode::SUCCESS)
         }
+        ErrorKind::InvalidUtf8 => {
+            let arguments: Vec<_> = std::env::args_os().collect();
+            let shown = |place: usize| arguments.get(place).map(|argument| argument.to_string_lossy());
+            let place = arguments.iter().position(|argument| argument.to_str().is_none()).unwrap_or_default();
+            let value = shown(place).unwrap_or_default();
+            match place.checked_sub(1).and_then(shown).filter(|flag| flag.starts_with("--")) {
+                Some(flag) => bail!("{flag} '{value}': it is not UTF-8"),
+                None => bail!("'{value}' is not UTF-8; see --help"),
+            }
+        }
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            eprint!("{error}");
+            output::report(error.to_string().trim_end());
             Ok(ExitCode::from(2))
         }
         _ => {
@@ -108,7 +119,7 @@ fn suggestion(error: &clap::Error) -> Option<&str> {
 
 /// Prints a problem that does not stop the command. It may quote a file.
 fn note(problem: &str) {
-    eprintln!("note: {}", text::line(problem));
+    output::report(format_args!("note: {}", text::line(problem)));
 }
 
 fn main() -> ExitCode {

@@ -12,11 +12,13 @@ use candlepower::{
     config::Layers,
     files::{SETTINGS_MAX_BYTES, read_text_limited},
     names::PathName,
+    output,
     record::{self, Measures, Record, columns, write_whole},
     report::{columns as report_columns, sweep, table},
     runner::{self, Progress, Session, Shard},
     scenario::SWEEP,
     settings::Settings,
+    text,
     workload::series::{SeriesGrid, Translated, preset, translate},
 };
 use clap::{Args, Subcommand};
@@ -81,7 +83,7 @@ impl Sweep {
     pub fn run(self) -> Result<ExitCode> {
         if let Some(Command::Summarise { files, metric, top }) = &self.command {
             let rows = files.iter().map(|file| sweep::read_rows(file)).collect::<Result<Vec<_>>>()?.concat();
-            print!("{}", sweep::summarise(&rows, metric, *top)?);
+            output::print(sweep::summarise(&rows, metric, *top)?);
             return Ok(ExitCode::SUCCESS);
         }
         let grid = self.grid()?;
@@ -95,10 +97,11 @@ impl Sweep {
         let path = session.join(self.run.as_ref().map(PathName::as_str))?;
         let folder = path.parent().map(PathBuf::from).unwrap_or_default();
         let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        eprintln!("Run {name}. If it is interrupted, --run {name} resumes it.");
+        output::report(format_args!("Run {name}. If it is interrupted, --run {name} resumes it."));
         runner::sweep(&mut session, Some(&name), &grid, self.shard.unwrap_or(Shard::WHOLE), show)?;
 
-        let read = record::read(&path)?;
+        // Of a combination that failed and was tried again, the last record counts.
+        let read = record::latest(&path)?;
         let records: Vec<Record> = read.records.into_iter().filter(|record| SWEEP.contains(&record.scenario)).collect();
         let parquet = columns::parquet(&report_columns::sweep(), &records)?;
         let mut file = folder.join("sweep.parquet");
@@ -112,16 +115,17 @@ impl Sweep {
         let machine = records.first().map_or("", |record| record.machine.name.as_str());
         append(&log, &sweep::log_entry(&format!("{name} on {machine}"), &records))?;
         for table in table::tables(records.iter()) {
-            println!("{}", table.markdown());
+            output::print_line(table.markdown());
         }
-        println!("Parquet: {}", file.display());
-        println!("Log: {}", log.display());
+        output::print_line(format_args!("Parquet: {}", file.display()));
+        output::print_line(format_args!("Log: {}", log.display()));
         for problem in read.problems {
             crate::note(&problem);
         }
         let failed = records.iter().filter(|record| record.reason.is_some()).count();
         if failed > 0 {
-            eprintln!("error: {failed} of {} combinations failed; see the table for the reasons", records.len());
+            let all = records.len();
+            output::report(format_args!("error: {failed} of {all} combinations failed; see the table for the reasons"));
             return Ok(ExitCode::FAILURE);
         }
         Ok(ExitCode::SUCCESS)
@@ -135,7 +139,8 @@ impl Sweep {
                 match translate(&text).with_context(|| file.display().to_string())? {
                     Some(Translated { yaml, skipped }) => {
                         if !skipped.is_empty() {
-                            eprintln!("note: {}: skipped, not used by a sweep: {}", file.display(), skipped.join(", "));
+                            let (name, skipped) = (file.display(), skipped.join(", "));
+                            crate::note(&format!("{name}: skipped, not used by a sweep: {skipped}"));
                         }
                         layers.yaml(&file.display().to_string(), &yaml)
                     }
@@ -167,7 +172,8 @@ fn append(file: &Path, text: &str) -> Result<()> {
 
 /// Prints one line per finished benchmark.
 fn show(Progress { number, total, id, record }: Progress) {
-    eprintln!("{number}/{total} {id}: {}", record.map_or("done before".to_owned(), outcome));
+    let outcome = record.map_or("done before".to_owned(), outcome);
+    output::report(text::line(&format!("{number}/{total} {id}: {outcome}")));
 }
 
 fn outcome(record: &Record) -> String {

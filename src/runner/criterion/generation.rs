@@ -45,9 +45,9 @@ impl Suite {
                     pool.release(place);
                 }
             }
-            group.finish();
+            self.conclude(scenario.key, || group.finish());
         }
-        criterion.final_summary();
+        self.conclude("all groups", || criterion.final_summary());
     }
 }
 

@@ -22,7 +22,7 @@ impl Suite {
             for scenario in of(Quantity::Time) {
                 self.language(&mut criterion, scenario, |iteration, _| iteration.time);
             }
-            criterion.final_summary();
+            self.conclude("all groups", || criterion.final_summary());
         }
         if of(Quantity::PeakBytes).next().is_some() {
             let mut criterion = bytes();
@@ -31,7 +31,7 @@ impl Suite {
                     peak_bytes::apart(iteration.peak_bytes, sample)
                 });
             }
-            criterion.final_summary();
+            self.conclude("all groups", || criterion.final_summary());
         }
     }
 
@@ -65,7 +65,7 @@ impl Suite {
                 self.keep(ended);
             }
         }
-        group.finish();
+        self.conclude(scenario.key, || group.finish());
     }
 
     /// Runs every combination of a preset of the sweep, in training and in forecasting. Device, dtype and seed come
@@ -89,8 +89,8 @@ impl Suite {
                     self.keep(ended);
                 }
             }
-            group.finish();
+            self.conclude(scenario, || group.finish());
         }
-        criterion.final_summary();
+        self.conclude("all groups", || criterion.final_summary());
     }
 }
