@@ -158,6 +158,15 @@ fn cargo_target() -> PathBuf {
     env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), PathBuf::from)
 }
 
+/// Cargo's target folder for a checkout, absolute.
+#[cfg(feature = "cli")]
+pub(crate) fn cargo_target_of(checkout: &Path) -> PathBuf {
+    match env::var_os("CARGO_TARGET_DIR") {
+        Some(target) => std::path::absolute(&target).unwrap_or_else(|_| target.into()),
+        None => checkout.join("target"),
+    }
+}
+
 fn lossy(text: OsString) -> String {
     text.to_string_lossy().into_owned()
 }

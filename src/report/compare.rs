@@ -192,7 +192,7 @@ pub enum Verdict {
 }
 
 /// Share up to which a difference in memory counts as noise. Peak memory hardly varies between runs of the same code.
-const MEMORY_NOISE: f64 = 0.005;
+pub(super) const MEMORY_NOISE: f64 = 0.005;
 
 /// Compares every benchmark that both sides have.
 ///
@@ -415,11 +415,11 @@ impl Comparison {
     }
 }
 
-fn change(ratio: f64) -> String {
+pub(super) fn change(ratio: f64) -> String {
     format!("{:+.1} %", (ratio - 1.0) * 100.0)
 }
 
-fn quantity(unit: SampleUnit, value: f64) -> String {
+pub(super) fn quantity(unit: SampleUnit, value: f64) -> String {
     match unit {
         SampleUnit::Bytes => format!("{:.1} MB", value / 1e6),
         SampleUnit::Ms if value >= 100.0 => format!("{value:.0} ms"),

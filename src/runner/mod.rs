@@ -2,14 +2,18 @@
 //!
 //! `criterion` runs the groups of a bench target and is the only caller of Criterion. `plain` runs the same workloads in
 //! a loop, for the command. Both use `session`, which holds the state that all records of a process share, and `pool`,
-//! which loads models. `sandbox` makes marked records without measuring.
+//! which loads models. `catalogue` finds the benchmarks of all targets by id. `sandbox` makes marked records without measuring.
 
+#[cfg(feature = "cli")]
+mod catalogue;
 mod criterion;
 mod plain;
 mod pool;
 pub mod sandbox;
 mod session;
 
+#[cfg(feature = "cli")]
+pub(crate) use catalogue::Catalogue;
 pub use criterion::{Suite, bytes, main};
 pub use plain::{Progress, Shard, generate, repeat, sweep};
 pub use pool::Candidate;
@@ -67,7 +71,7 @@ thread_local! {
 }
 
 /// Runs `body` and turns a panic into an error that names the panic's location.
-fn caught<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
+pub(crate) fn caught<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
     panic::catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|payload| {
         Err(match payload.downcast::<Aborted>() {
             Ok(aborted) => aborted.0,
