@@ -10,6 +10,8 @@ fn main() {
     let lock = lock_file();
     let text = lock.as_deref().and_then(|lock| fs::read_to_string(lock).ok()).unwrap_or_default();
     export("CANDLE", &version(&text, "candle-core"));
+    export("CANDLE_NN", &version(&text, "candle-nn"));
+    export("CANDLE_TRANSFORMERS", &version(&text, "candle-transformers"));
     export("CRITERION", &version(&text, "criterion"));
     export("RUSTC", &rustc());
     export("PROFILE", &env::var("PROFILE").unwrap_or_else(|_| "unknown".into()));

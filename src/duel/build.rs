@@ -70,12 +70,14 @@ fn snapshot(repository: &Path, head: String, slot: &Slot) -> Result<Source> {
     Ok(Source { commit, recorded_commit: format!("{head}-dirty") })
 }
 
-/// Builds the program of a side and returns its path below the slot. `label` names its folders, `name` the side in messages,
-/// `program` is the `candlepower` program that runs, and `target` is Cargo's target folder.
+/// Builds the program of a side and returns its path in the slot. `label` names its folders, `name` the side in messages,
+/// `program` is the `candlepower` program that runs, and `root` is the folder of all duels.
 ///
-/// Compiled dependencies stay in `target`, as those of `cargo bench`: Cargo keeps those of other versions, features and paths
-/// apart by their hashes, so sharing the folder cannot mix two sides, and Candle is compiled once. The program itself goes to
-/// a folder of its own, because its name is the same for both sides and for the program of the checkout.
+/// All sides of all duels are compiled in one folder, so that Candle is compiled once: Cargo keeps dependencies of other
+/// versions, features and paths apart by their hashes. It does not do so with the crate itself, which has the same hash in
+/// every worktree, and is compiled again only if its files are newer than the last build. Therefore builds take turns, a
+/// worktree is made when the builds before it have ended, and the program is copied. For the same reason the folder is not
+/// that of the checkout: a later `cargo build` there would take the files of a duel for its own.
 ///
 /// # Errors
 /// The first error of the compiler, and the file with the rest.
@@ -85,20 +87,25 @@ pub fn build(
     source: &Source,
     slot: &Slot,
     program: &Path,
-    target: &Path,
+    root: &Path,
 ) -> Result<PathBuf> {
+    let replaced = candle(name, side)?;
+    let turn = root.join("build.lock");
+    let turn = File::create(&turn).with_context(|| format!("{} could not be made", turn.display()))?;
+    if turn.try_lock().is_err() {
+        eprintln!("waiting until another duel has been built");
+        turn.lock().context("the builds of duels could not take turns")?;
+    }
     let worktree = slot.worktree(label, &source.commit)?;
-    let artifacts = slot.folder().join(format!("{label}-target"));
+    let target = root.join("build");
     let log = slot.log(&format!("build-{label}"));
     let mut cargo = guarded(program, env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(&worktree).args(["build", "--release", "--bin", "candlepower", "--target-dir"]).arg(&artifacts);
-    cargo.arg("--config").arg(quoted("build.build-dir", target)?);
+    cargo.current_dir(&worktree).args(["build", "--release", "--bin", "candlepower", "--target-dir"]).arg(&target);
     if !side.features.is_empty() {
         cargo.args(["--features", &side.features.join(",")]);
     }
-    let replaced = candle(name, side)?;
     for (package, path) in &replaced {
-        cargo.arg("--config").arg(quoted(&format!("patch.crates-io.{package}.path"), path)?);
+        cargo.arg("--config").arg(patch(package, path)?);
     }
     eprintln!("building {name} (messages of cargo: {})", log.display());
     cargo.stdout(File::create(&log)?).stderr(File::options().append(true).open(&log)?);
@@ -117,7 +124,10 @@ pub fn build(
             path.display()
         );
     }
-    Ok(artifacts.join("release").join(format!("candlepower{}", env::consts::EXE_SUFFIX)))
+    let built = target.join("release").join(format!("candlepower{}", env::consts::EXE_SUFFIX));
+    let kept = slot.folder().join(format!("candlepower-{label}{}", env::consts::EXE_SUFFIX));
+    fs::copy(&built, &kept).with_context(|| format!("{name}: {} could not be copied", built.display()))?;
+    Ok(kept)
 }
 
 /// The crates of a side's checkout of Candle, with their folders.
@@ -131,10 +141,10 @@ fn candle(name: &str, side: &Side) -> Result<Vec<(&'static str, PathBuf)>> {
     Ok(there)
 }
 
-/// A key of Cargo's configuration with a path as its value.
-fn quoted(key: &str, path: &Path) -> Result<OsString> {
-    let path = path.to_str().with_context(|| format!("{} is not UTF-8", path.display()))?;
-    Ok(format!("{key}={}", toml::Value::from(path)).into())
+/// The option of Cargo that replaces a package by the one in a folder.
+fn patch(package: &str, folder: &Path) -> Result<OsString> {
+    let folder = folder.to_str().with_context(|| format!("{} is not UTF-8", folder.display()))?;
+    Ok(format!("patch.crates-io.{package}.path={}", toml::Value::from(folder)).into())
 }
 
 /// Returns whether a package of a Cargo.lock has no source but a path.

@@ -23,7 +23,6 @@ mod slot;
 pub use contest::{Folders, Program, Rules, measure};
 pub use filter::Filter;
 pub use guard::guard;
-pub use sequential::{Interval, Ratios};
 pub use serve::serve;
 pub use side::Side;
 
@@ -47,16 +46,16 @@ pub fn run(
         .context("a duel builds commits of a checkout of candlepower: run it in one")?;
     let repository = path::Path::new(&repository);
     check_writable(out)?;
-    let target = settings::cargo_target_of(repository);
+    let root = settings::cargo_target_of(repository).join("duel");
     let program = env::current_exe().context("the path of this program is unknown")?;
-    let slot = slot::Slot::take(&target.join("duel"), repository)?;
+    let slot = slot::Slot::take(&root, repository)?;
     let names = [format!("side A ({a})"), format!("side B ({b})")];
     let sources = [build::source(&names[0], a, repository, &slot)?, build::source(&names[1], b, repository, &slot)?];
-    let built_a = build::build(("a", &names[0]), a, &sources[0], &slot, &program, &target)?;
+    let built_a = build::build(("a", &names[0]), a, &sources[0], &slot, &program, &root)?;
     let is_same_build = sources[0] == sources[1] && a.candle == b.candle && a.features == b.features;
     let built_b = match is_same_build {
         true => built_a.clone(),
-        false => build::build(("b", &names[1]), b, &sources[1], &slot, &program, &target)?,
+        false => build::build(("b", &names[1]), b, &sources[1], &slot, &program, &root)?,
     };
     let [commit_a, commit_b] = sources.map(|source| source.recorded_commit);
     let built =

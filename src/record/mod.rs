@@ -350,6 +350,12 @@ pub struct Software {
     pub candlepower: String,
     /// Version of candle-core, with ` (path)` when Cargo built it from a checkout.
     pub candle: String,
+    /// Version of candle-nn, in the same form; `null` in older records.
+    #[serde(default)]
+    pub candle_nn: Option<String>,
+    /// Version of candle-transformers, in the same form; `null` in older records.
+    #[serde(default)]
+    pub candle_transformers: Option<String>,
     /// Version of Criterion.
     pub criterion: String,
     /// Version of the compiler, as `rustc --version` prints it.

@@ -122,6 +122,12 @@ impl Side {
                 ("profile", record.software.profile.clone()),
                 ("commit", record.software.commit.clone().unwrap_or_default()),
             ]);
+            // Older records do not have them.
+            let crates = [
+                ("candle-nn", &record.software.candle_nn),
+                ("candle-transformers", &record.software.candle_transformers),
+            ];
+            side.setting.extend(crates.into_iter().filter_map(|(name, version)| Some((name, version.clone()?))));
         }
         side
     }
@@ -512,12 +518,16 @@ mod tests {
 
     #[test]
     fn other_differences_are_remarks() {
-        let alone = ["only/b/c", "many/b/c", "many/b/d"].map(|id| record(id, 1.0, |_, _| ()));
-        let before = side("before", &[[record("a/b/c", 1.0, |_, _| ())].as_slice(), &alone].concat());
+        let published = |record: &mut Record, _: &mut record::Generation| {
+            record.software.candle_transformers = Some("0.11.1".into());
+        };
+        let alone = ["only/b/c", "many/b/c", "many/b/d"].map(|id| record(id, 1.0, published));
+        let before = side("before", &[[record("a/b/c", 1.0, published)].as_slice(), &alone].concat());
         let after = side(
             "after",
             &[record("a/b/c", 1.0, |record, measures| {
                 record.machine.cpu = "another processor".into();
+                record.software.candle_transformers = Some("0.11.1 (path)".into());
                 measures.token_digest = "other".into();
                 measures.peak_bytes = measures.peak_bytes.map(|bytes| bytes * 101 / 100);
             })],
@@ -525,6 +535,7 @@ mod tests {
         let remarks = compare(&before, &after, STRICTNESS).expect("one in common").remarks.join("\n");
         for part in [
             "another processor",
+            "candle-transformers differs: 0.11.1 and 0.11.1 (path)",
             "only/b/c is only in before",
             "2 benchmarks of many are only in before",
             "other tokens",
