@@ -340,11 +340,14 @@ fn a_duel_that_is_killed_while_it_measures_leaves_nothing_that_matters() {
     checkout.assert_clean();
 }
 
-/// A side that is a shell script.
+/// A side that is a shell script. Another process copies it into place: a test that forks while this one writes the file would
+/// keep it open, and a file that is open for writing cannot be run.
 fn script(folder: &Path, name: &str, text: &str) -> Program {
-    let path = folder.join(name);
-    fs::write(&path, format!("#!/bin/sh\n{text}\n")).expect("written");
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("executable");
+    let (written, path) = (folder.join(format!("{name}.sh")), folder.join(name));
+    fs::write(&written, format!("#!/bin/sh\n{text}\n")).expect("written");
+    fs::set_permissions(&written, fs::Permissions::from_mode(0o755)).expect("executable");
+    let copied = Command::new("cp").arg(&written).arg(&path).status().expect("cp");
+    assert!(copied.success());
     Program { given: name.into(), commit: "c".into(), path, settings: BTreeMap::new() }
 }
 
