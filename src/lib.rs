@@ -86,6 +86,8 @@ pub mod config;
 pub mod device;
 #[cfg(feature = "cli")]
 pub mod doctor;
+#[cfg(feature = "cli")]
+pub mod duel;
 pub mod error;
 pub mod files;
 pub mod generate;

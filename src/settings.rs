@@ -179,6 +179,15 @@ fn variables(all: impl Iterator<Item = (OsString, OsString)>) -> (Vec<(String, S
     (variables, unreadable)
 }
 
+/// Cargo's target folder for a checkout, absolute.
+#[cfg(feature = "cli")]
+pub(crate) fn cargo_target_of(checkout: &Path) -> PathBuf {
+    match env::var_os("CARGO_TARGET_DIR") {
+        Some(target) => std::path::absolute(&target).unwrap_or_else(|_| target.into()),
+        None => checkout.join("target"),
+    }
+}
+
 /// Reads at least one model. Repetitions are removed.
 fn models<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<ModelSpec>, D::Error> {
     let mut models = Vec::new();

@@ -8,7 +8,7 @@ use std::{
 
 /// The folders and files directly below `src`, lowest first. Each may import those of the lines above it, and nothing of its
 /// own line but itself.
-const LEVELS: [&[&str]; 10] = [
+const LEVELS: [&[&str]; 11] = [
     &["text", "files"],
     &["error", "output"],
     &["config", "names"],
@@ -19,6 +19,7 @@ const LEVELS: [&[&str]; 10] = [
     &["generate", "train", "settings"],
     &["workload"],
     &["runner", "doctor"],
+    &["duel"],
 ];
 
 /// Every Rust file below a folder.

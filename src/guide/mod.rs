@@ -9,6 +9,7 @@
 //! | [`training`] | training benchmarks, `candlepower train` and `shootout` |
 //! | [`gpu`] | accelerators |
 //! | [`experimental`] | features that no real GPU has run |
+//! | [`duels`] | judging a change: `candlepower duel` |
 //! | [`reports`] | tables, comparisons, histories, exports, data formats |
 //! | [`deviations`] | known differences from the reference implementations |
 //! | [`methodology`] | what is timed, and known biases |
@@ -36,6 +37,9 @@ pub mod gpu {}
 
 #[doc = include_str!("experimental.md")]
 pub mod experimental {}
+
+#[doc = include_str!("duels.md")]
+pub mod duels {}
 
 #[doc = include_str!("reports.md")]
 pub mod reports {}

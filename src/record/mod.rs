@@ -43,6 +43,9 @@ pub struct Record {
     pub id: String,
     /// Key of the scenario.
     pub scenario: String,
+    /// The duel that the benchmark was part of; absent otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub duel: Option<Duel>,
     /// The model and the implementation that ran it.
     pub subject: Subject,
     /// The end of the benchmark: measured or failed.
@@ -66,6 +69,17 @@ pub struct Record {
     pub software: Software,
     /// Value and source of each setting, by setting.
     pub settings: BTreeMap<String, Setting>,
+}
+
+/// The part of a benchmark in a duel, whose two sides took samples in turns. The records of the other side have the same id.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Duel {
+    /// Id of the duel.
+    pub id: String,
+    /// `a` or `b`.
+    pub side: String,
+    /// The side as given on the command line, for example `main+threads=1`.
+    pub given: String,
 }
 
 /// Result of running a benchmark.
@@ -336,6 +350,12 @@ pub struct Software {
     pub candlepower: String,
     /// Version of candle-core, with ` (path)` when Cargo built it from a checkout.
     pub candle: String,
+    /// Version of candle-nn, in the same form; `null` in older records.
+    #[serde(default)]
+    pub candle_nn: Option<String>,
+    /// Version of candle-transformers, in the same form; `null` in older records.
+    #[serde(default)]
+    pub candle_transformers: Option<String>,
     /// Version of Criterion.
     pub criterion: String,
     /// Version of the compiler, as `rustc --version` prints it.

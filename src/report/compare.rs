@@ -126,6 +126,12 @@ impl Side {
                 ("profile", record.software.profile.clone()),
                 ("commit", record.software.commit.clone().unwrap_or_default()),
             ]);
+            // Older records do not have them.
+            let crates = [
+                ("candle-nn", &record.software.candle_nn),
+                ("candle-transformers", &record.software.candle_transformers),
+            ];
+            side.setting.extend(crates.into_iter().filter_map(|(name, version)| Some((name, version.clone()?))));
         }
         side
     }
@@ -196,7 +202,7 @@ pub enum Verdict {
 }
 
 /// Share up to which a difference in memory counts as noise. Peak memory hardly varies between runs of the same code.
-const MEMORY_NOISE: f64 = 0.005;
+pub(super) const MEMORY_NOISE: f64 = 0.005;
 
 /// Compares every benchmark that both sides have.
 ///
@@ -420,11 +426,11 @@ impl Comparison {
     }
 }
 
-fn change(ratio: f64) -> String {
+pub(super) fn change(ratio: f64) -> String {
     format!("{:+.1} %", (ratio - 1.0) * 100.0)
 }
 
-fn quantity(unit: SampleUnit, value: f64) -> String {
+pub(super) fn quantity(unit: SampleUnit, value: f64) -> String {
     match unit {
         SampleUnit::Bytes => format!("{:.1} MB", value / 1e6),
         SampleUnit::Ms if value >= 100.0 => format!("{value:.0} ms"),
@@ -517,12 +523,16 @@ mod tests {
 
     #[test]
     fn other_differences_are_remarks() {
-        let alone = ["only/b/c", "many/b/c", "many/b/d"].map(|id| record(id, 1.0, |_, _| ()));
-        let before = side("before", &[[record("a/b/c", 1.0, |_, _| ())].as_slice(), &alone].concat());
+        let published = |record: &mut Record, _: &mut record::Generation| {
+            record.software.candle_transformers = Some("0.11.1".into());
+        };
+        let alone = ["only/b/c", "many/b/c", "many/b/d"].map(|id| record(id, 1.0, published));
+        let before = side("before", &[[record("a/b/c", 1.0, published)].as_slice(), &alone].concat());
         let after = side(
             "after",
             &[record("a/b/c", 1.0, |record, measures| {
                 record.machine.cpu = "another processor".into();
+                record.software.candle_transformers = Some("0.11.1 (path)".into());
                 measures.token_digest = "other".into();
                 measures.peak_bytes = measures.peak_bytes.map(|bytes| bytes * 101 / 100);
             })],
@@ -530,6 +540,7 @@ mod tests {
         let remarks = compare(&before, &after, STRICTNESS).expect("one in common").remarks.join("\n");
         for part in [
             "another processor",
+            "candle-transformers differs: 0.11.1 and 0.11.1 (path)",
             "only/b/c is only in before",
             "2 benchmarks of many are only in before",
             "other tokens",

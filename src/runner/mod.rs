@@ -2,14 +2,18 @@
 //!
 //! `criterion` runs the groups of a bench target and is the only caller of Criterion. `plain` runs the same workloads in
 //! a loop, for the command. Both use `session`, which holds the state that all records of a process share, and `pool`,
-//! which loads models. `sandbox` makes marked records without measuring.
+//! which loads models. `catalogue` finds the benchmarks of all targets by id. `sandbox` makes marked records without measuring.
 
+#[cfg(feature = "cli")]
+mod catalogue;
 mod criterion;
 mod plain;
 mod pool;
 pub mod sandbox;
 mod session;
 
+#[cfg(feature = "cli")]
+pub(crate) use catalogue::Catalogue;
 pub use criterion::{Suite, bytes, main};
 pub use plain::{Progress, Shard, generate, repeat, sweep};
 pub use pool::Candidate;

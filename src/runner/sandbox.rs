@@ -122,6 +122,7 @@ fn template(run: &str, now: DateTime<Utc>) -> Record {
         at: now.to_rfc3339_opts(SecondsFormat::Millis, true),
         id: String::new(),
         scenario: String::new(),
+        duel: None,
         subject: subject(MACHINE, "stock"),
         status: Status::Failed,
         reason: None,

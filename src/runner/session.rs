@@ -82,6 +82,7 @@ impl Session {
             at: Utc::now().to_rfc3339_opts(SecondsFormat::Millis, true),
             id: BenchmarkId::new(scenario, &subject).to_string(),
             scenario: scenario.to_owned(),
+            duel: None,
             subject,
             status,
             reason,

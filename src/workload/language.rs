@@ -228,6 +228,15 @@ impl Workload for LanguageWorkload {
         Ok(Iteration { time, peak_bytes })
     }
 
+    fn forget_last(&mut self) {
+        self.times.pop();
+        self.peaks.pop();
+        let Stability { losses, gradient_norms, update_ratios } = &mut self.stability;
+        for signal in [losses, gradient_norms, update_ratios] {
+            signal.pop();
+        }
+    }
+
     fn finish(mut self: Box<Self>, samples: &[usize]) -> Outcome {
         drop_warm_up(&mut self.times, samples);
         drop_warm_up(&mut self.peaks, samples);

@@ -3,6 +3,7 @@
 mod bench;
 mod compare;
 mod doctor;
+mod duel;
 mod export;
 mod flags;
 mod history;
@@ -66,6 +67,11 @@ enum What {
     Sandbox(sandbox::Sandbox),
     /// Compare two runs, files of records, or baselines of Criterion's
     Compare(compare::Compare),
+    Duel(Box<duel::Duel>),
+    #[command(hide = true)]
+    DuelSide(duel::DuelSide),
+    #[command(hide = true)]
+    DuelGuard(duel::DuelGuard),
 }
 
 /// Handles arguments that name no command to run. `--help` and `--version` succeed; anything else fails.
@@ -134,6 +140,9 @@ fn main() -> ExitCode {
             What::Doctor(doctor) => doctor.run(),
             What::Bench(bench) => bench.run(),
             What::Compare(compare) => compare.run(),
+            What::Duel(duel) => duel.run(),
+            What::DuelSide(side) => side.run(),
+            What::DuelGuard(guard) => guard.run(),
             What::Export(export) => export.run(),
             What::History(history) => history.run(),
             What::Sandbox(sandbox) => sandbox.run(),

@@ -52,7 +52,7 @@ impl Suite {
 }
 
 /// Loads the subject if needed, and makes the prompt.
-fn workload(
+pub(in crate::runner) fn workload(
     pool: &mut Pool,
     place: usize,
     scenario: &Generation,

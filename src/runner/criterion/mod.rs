@@ -8,6 +8,11 @@
 mod generation;
 mod steps;
 
+#[cfg(feature = "cli")]
+pub(super) use generation::workload as generation_workload;
+#[cfg(feature = "cli")]
+pub(super) use steps::tier as training_tier;
+
 use std::{iter::Sum, process::ExitCode, time::Duration};
 
 use anyhow::{Result, ensure};

@@ -158,6 +158,11 @@ impl Workload for SeriesWorkload {
         Ok(Iteration { time, peak_bytes })
     }
 
+    fn forget_last(&mut self) {
+        self.steps.pop();
+        self.losses.pop();
+    }
+
     fn finish(mut self: Box<Self>, samples: &[usize]) -> Outcome {
         drop_warm_up(&mut self.steps, samples);
         drop_warm_up(&mut self.losses, samples);
