@@ -69,7 +69,14 @@ fn names_and_places_are_unambiguous() {
     {
         assert_eq!(columns.iter().collect::<BTreeSet<_>>().len(), columns.len(), "{columns:?}");
     }
-    for key in [TableKey::Generation, TableKey::Sweep, TableKey::Checkpointing, TableKey::Training, TableKey::Live] {
+    for key in [
+        TableKey::Generation,
+        TableKey::Sweep,
+        TableKey::Checkpointing,
+        TableKey::Training,
+        TableKey::Serving,
+        TableKey::Live,
+    ] {
         let places: Vec<u8> = table_columns(key).iter().map(|column| column.place).collect();
         assert_eq!(places.iter().collect::<BTreeSet<_>>().len(), places.len(), "{key:?}: {places:?}");
     }

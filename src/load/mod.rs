@@ -31,7 +31,7 @@ mod tally;
 mod verdict;
 
 pub use arrivals::{Arrivals, Spacing};
-pub use client::{Api, Target};
+pub use client::{Api, Target, extra};
 pub use exchange::{Exchange, Oddity, Outcome};
 pub use generator::{Progress, Run, run};
 pub use histogram::Histogram;

@@ -18,7 +18,7 @@ use super::{
     tally::{Tally, Times, Window},
     verdict::{Limits, Verdict},
 };
-use crate::text;
+use crate::{record::Serving, text};
 
 /// Marks the file.
 const KIND: &str = "candlepower load";
@@ -501,4 +501,60 @@ fn row(name: &str, latency: &Latency) -> String {
         let _ = write!(out, "{:>10}", cell(latency.at(*p)));
     });
     out + "\n"
+}
+
+impl From<&Report> for Serving {
+    fn from(report: &Report) -> Self {
+        let (all, tokens) = (&report.summary.all, &report.tally.tokens);
+        let counted = |requests: u64, tokens: u64| (requests > 0).then_some(tokens);
+        let digests: Vec<&str> = report.prompt_digests.values().map(String::as_str).collect();
+        Self {
+            valid: report.verdict.valid,
+            offered_requests_per_s: report.offered_per_s,
+            requests: all.requests,
+            failed_requests: all.failed,
+            duration_s: all.seconds,
+            requests_per_s: all.requests_per_s,
+            output_tokens_per_s: all.output_tokens_per_s,
+            goodput_requests_per_s: all.goodput.map(|goodput| goodput.requests_per_s),
+            goodput_share: all.goodput.map(|goodput| goodput.share),
+            goodput_share_from_send: all.goodput.map(|goodput| goodput.share_from_send),
+            ttft_p50_ms: all.ttft.at(0.5),
+            ttft_p90_ms: all.ttft.at(0.9),
+            ttft_p95_ms: all.ttft.at(0.95),
+            ttft_p99_ms: all.ttft.at(0.99),
+            ttft_p99_9_ms: all.ttft.at(0.999),
+            tpot_p50_ms: all.tpot.at(0.5),
+            tpot_p90_ms: all.tpot.at(0.9),
+            tpot_p95_ms: all.tpot.at(0.95),
+            tpot_p99_ms: all.tpot.at(0.99),
+            tpot_p99_9_ms: all.tpot.at(0.999),
+            itl_p50_ms: all.itl.at(0.5),
+            itl_p90_ms: all.itl.at(0.9),
+            itl_p95_ms: all.itl.at(0.95),
+            itl_p99_ms: all.itl.at(0.99),
+            itl_p99_9_ms: all.itl.at(0.999),
+            e2e_p50_ms: all.e2e.at(0.5),
+            e2e_p90_ms: all.e2e.at(0.9),
+            e2e_p95_ms: all.e2e.at(0.95),
+            e2e_p99_ms: all.e2e.at(0.99),
+            e2e_p99_9_ms: all.e2e.at(0.999),
+            ttft_from_send_p50_ms: all.ttft_from_send.at(0.5),
+            ttft_from_send_p99_ms: all.ttft_from_send.at(0.99),
+            e2e_from_send_p50_ms: all.e2e_from_send.at(0.5),
+            e2e_from_send_p99_ms: all.e2e_from_send.at(0.99),
+            chunk_gap_p50_ms: all.chunk_gap.at(0.5),
+            chunk_gap_p99_ms: all.chunk_gap.at(0.99),
+            lateness_p99_ms: report.summary.lateness.at(0.99),
+            prompt_tokens_by_usage: counted(tokens.prompt_counted, tokens.prompt),
+            cached_tokens: tokens.cached,
+            output_tokens_by_usage: counted(tokens.usage_counted, tokens.usage),
+            output_tokens_by_tokenizer: counted(tokens.own_counted, tokens.own),
+            chunks: tokens.chunks,
+            divergent_requests: tokens.usage_differs_from_own,
+            schedule_digest: report.schedule_digest.clone(),
+            prompt_digest: digests.join(","),
+            sample_e2e_ms: report.sample_e2e_ms(),
+        }
+    }
 }

@@ -1,5 +1,7 @@
 //! Runs at several rates: a sweep, and the highest rate that meets the objectives.
 
+use std::fmt::Write;
+
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 
@@ -79,6 +81,43 @@ impl Search {
             .filter(|step| !met(step) && step.objective.is_some() && highest.is_none_or(|rate| step.rate > rate));
         let lowest = above.map(|step| step.rate).fold(None, |a: Option<f64>, b| Some(a.map_or(b, |a| a.min(b))));
         Self { steps, highest_rate_met: highest, lowest_rate_not_met: lowest }
+    }
+}
+
+impl Search {
+    /// The steps as a table for a terminal, by rate.
+    pub fn text(&self) -> String {
+        let mut steps: Vec<&Step> = self.steps.iter().collect();
+        steps.sort_by(|a, b| a.rate.total_cmp(&b.rate));
+        let cell = |value: Option<f64>| value.map_or_else(|| "n/a".into(), |value| format!("{value:.2}"));
+        let header = ["rate/s", "requests/s", "goodput/s", "TTFT P50", "TTFT P99", "TPOT P99", "E2E P99"];
+        let mut out = header.map(|name| format!("{name:>12}")).concat() + "  objective\n";
+        for step in steps {
+            let cells = [
+                Some(step.rate),
+                Some(step.requests_per_s),
+                step.goodput_per_s,
+                step.ttft_p50_ms,
+                step.ttft_p99_ms,
+                step.tpot_p99_ms,
+                step.e2e_p99_ms,
+            ];
+            out += &cells.map(|value| format!("{:>12}", cell(value))).concat();
+            let objective = step.objective.map_or_else(|| "none".into(), |proof| format!("{proof:?}").to_lowercase());
+            let _ = writeln!(out, "  {objective}{}", if step.valid { "" } else { ", INVALID" });
+            step.reasons.iter().for_each(|reason| {
+                let _ = writeln!(out, "{:>14}{reason}", "- ");
+            });
+        }
+        let _ = match (self.highest_rate_met, self.lowest_rate_not_met) {
+            (Some(met), Some(above)) => {
+                writeln!(out, "highest rate that meets the objectives: {met:.2}/s (not: {above:.2}/s)")
+            }
+            (Some(met), None) => writeln!(out, "every rate meets the objectives, up to {met:.2}/s"),
+            (None, Some(above)) => writeln!(out, "no rate meets the objectives, from {above:.2}/s"),
+            (None, None) => Ok(()),
+        };
+        out
     }
 }
 

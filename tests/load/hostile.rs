@@ -85,7 +85,10 @@ fn each_hostile_stream_has_its_class() {
         class("bytes that are no text", |_, s| head(s) && chunk(s, b"data: \xff\xfe\n\n") && done(s)),
         Outcome::BadEvent
     );
-    assert_eq!(class("no text", |_, s| head(s) && chunk(s, usage_event(1, 0).as_bytes()) && done(s)), Outcome::NoTokens);
+    assert_eq!(
+        class("no text", |_, s| head(s) && chunk(s, usage_event(1, 0).as_bytes()) && done(s)),
+        Outcome::NoTokens
+    );
     assert_eq!(
         class("garbage", |_, s| {
             let _ = s.write_all(&[0x16, 0x03, 0x01, 0x00, 0x7f, 0x0d, 0x0a, 0x0d, 0x0a]);
@@ -147,9 +150,8 @@ fn odd_streams_are_read_and_noted() {
         assert_eq!(report.tally.oddities.get(&oddity), Some(&3), "{}", report.text());
         report
     };
-    let delta = |delta: serde_json::Value| format!("data: {}\n\n", serde_json::json!({"choices": [{"delta": delta}]}));
     // The role comes at once and the text 100 ms later: the first token is the text.
-    let role = odd(Oddity::RoleOnlyDelta, true, move |_, s| {
+    let role = odd(Oddity::RoleOnlyDelta, true, |_, s| {
         let sent = head(s) && chunk(s, delta(serde_json::json!({"role": "assistant", "content": ""})).as_bytes());
         thread::sleep(Duration::from_millis(100));
         sent && chunk(s, delta(serde_json::json!({"content": "a"})).as_bytes())
@@ -179,6 +181,10 @@ fn odd_streams_are_read_and_noted() {
         let _ = head(s) && chunk(s, format!("data: {last}\n\n").as_bytes()) && s.write_all(b"0\r\n\r\n").is_ok();
         true
     });
+}
+
+fn delta(delta: serde_json::Value) -> String {
+    format!("data: {}\n\n", serde_json::json!({"choices": [{"delta": delta}]}))
 }
 
 fn end(_: &Request, stream: &mut TcpStream) -> bool {
@@ -214,7 +220,8 @@ fn retries_count_from_the_schedule() {
 fn turns_after_a_failed_one_are_counted() {
     use candlepower::load::{Plan, Shape, Turns};
     let mut run = a_run(&serve(|_, s| mock::refuse(s, "500 Internal Server Error", "")), 10.0, 0.2);
-    run.plan = Plan::new(Shape { turns: Turns { count: 3, think_ms: 0.0 }, ..crate::shape(10.0, 0.2) }).expect("a plan");
+    run.plan =
+        Plan::new(Shape { turns: Turns { count: 3, think_ms: 0.0 }, ..crate::shape(10.0, 0.2) }).expect("a plan");
     let report = report(&run);
     assert_eq!(report.tally.outcomes, [(Outcome::ServerError, 2), (Outcome::EarlierTurnFailed, 4)].into());
 }

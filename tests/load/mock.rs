@@ -108,6 +108,9 @@ pub fn answer(request: &Request, stream: &mut TcpStream, tokens: u64, per_event:
 /// Answers at once with a status and a JSON error.
 pub fn refuse(stream: &mut TcpStream, status: &str, headers: &str) -> bool {
     let body = r#"{"error": {"message": "no"}}"#;
-    let head = format!("HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n{headers}\r\n", body.len());
+    let head = format!(
+        "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n{headers}\r\n",
+        body.len()
+    );
     stream.write_all(head.as_bytes()).is_ok() && stream.write_all(body.as_bytes()).is_ok()
 }
