@@ -342,7 +342,11 @@ mod tests {
         }
         // The bytes are those of the version that first drew them.
         let first = text(Shape { requests: Some(2), ..shape(42, Spacing::Poisson) });
-        assert_eq!(first, concat!("PINNED",));
+        let lines = [
+            r#"{"index":0,"session":0,"turn":0,"due_ns":12911660,"think_ns":0,"prompt_tokens":128,"max_new_tokens":28,"next":null}"#,
+            r#"{"index":1,"session":1,"turn":0,"due_ns":50699899,"think_ns":0,"prompt_tokens":402,"max_new_tokens":47,"next":null}"#,
+        ];
+        assert_eq!(first.lines().collect::<Vec<_>>(), lines);
     }
 
     #[test]

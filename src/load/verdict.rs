@@ -99,7 +99,7 @@ mod tests {
     fn tally(requests: u64, change: impl Fn(u64, &mut Exchange)) -> Verdict {
         let mut tally = Tally::default();
         for index in 0..requests {
-            let due_ns = index * 200_000_000;
+            let due_ns = index * 205_000_000;
             let mut exchange = answer(4, 1, 1000);
             (exchange.index, exchange.due_ns, exchange.sent_ns) = (index, due_ns, Some(due_ns + 50_000));
             exchange.ended_ns = due_ns + 1_000_000;

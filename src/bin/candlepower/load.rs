@@ -12,8 +12,8 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use candlepower::{
     files,
     load::{
-        self, Api, Arrivals, Lengths, Limits, Objective, Plan, Progress, Report, Run, Shape, Shard, Spacing, Target,
-        Tokens, Turns,
+        self, Api, Arrivals, Limits, Objective, Plan, Progress, Report, Run, Shape, Shard, Spacing, Target, Tokens,
+        Turns,
         search::{self, Search, Step},
     },
     measure::machine,
