@@ -9,6 +9,7 @@
 //! | [`training`] | training benchmarks, `candlepower train` and `shootout` |
 //! | [`gpu`] | accelerators |
 //! | [`experimental`] | features that no real GPU has run |
+//! | [`load`] | loads on a server: schedules, latencies, verdicts, shards |
 //! | [`reports`] | tables, comparisons, histories, exports, data formats |
 //! | [`deviations`] | known differences from the reference implementations |
 //! | [`methodology`] | what is timed, and known biases |
@@ -35,6 +36,9 @@ pub mod gpu {}
 
 #[doc = include_str!("experimental.md")]
 pub mod experimental {}
+
+#[doc = include_str!("load.md")]
+pub mod load {}
 
 #[doc = include_str!("reports.md")]
 pub mod reports {}

@@ -101,6 +101,8 @@ struct Job {
     /// Messages of the user and answers in turns, the user's last.
     conversation: Vec<String>,
     body: Vec<u8>,
+    /// Hash of the text of a first turn.
+    digest: [u8; 32],
 }
 
 /// A job that follows another, ordered by its time.
@@ -135,38 +137,30 @@ struct Ended {
     follower: Option<Follower>,
 }
 
-/// Time by which the generator's own threads woke late.
-#[derive(Default)]
-struct Delays {
-    histogram: Histogram,
-}
-
 /// Sends the plan's shard and returns the report.
 ///
 /// # Errors
 /// When the target is not usable, or the file of exchanges can't be written. Failed requests are part of the report.
 pub fn run(run: &Run, progress: &mut dyn FnMut(&Progress)) -> Result<Report> {
-    let until_start = match run.start_at {
-        Some(at) => at.duration_since(SystemTime::now()).context("the time to start at has passed")?,
-        None => LEAD,
-    };
+    let until = |at: SystemTime| at.duration_since(SystemTime::now()).context("the time to start at has passed");
+    let start_at = run.start_at.map(until).transpose()?.map(|wait| Instant::now() + wait);
     // The address is checked before anything waits.
     run.target.endpoint()?;
     let mut lines = run.exchanges_to.as_deref().map(Lines::create).transpose()?;
     let workers = thread::available_parallelism().map_or(2, usize::from).clamp(2, 8);
     let runtime = Builder::new_multi_thread().worker_threads(workers).enable_all().build()?;
-    let delays = Arc::new(Mutex::new(Delays::default()));
+    let delays = Arc::new(Mutex::new(Histogram::default()));
     let mut tally = Tally::default();
     let (mut prompts, mut loop_pause) = (String::new(), Duration::ZERO);
 
     thread::scope(|scope| -> Result<()> {
         let (jobs_in, jobs) = mpsc::sync_channel(AHEAD + 1);
         let (ready_in, ready) = mpsc::channel();
-        let writer = scope.spawn(move || write_jobs(run, &jobs_in, &ready_in));
+        scope.spawn(move || write_jobs(run, &jobs_in, &ready_in));
         // The writer drops its end when it has written everything.
         let _ = ready.recv();
 
-        let clock = Clock { start: Instant::now() + until_start };
+        let clock = Clock { start: start_at.unwrap_or_else(|| Instant::now() + LEAD) };
         let client = Client::new(&run.target, clock)?;
         runtime.spawn(beat(delays.clone()));
         let (exchanges_in, exchanges) = mpsc::channel();
@@ -174,14 +168,13 @@ pub fn run(run: &Run, progress: &mut dyn FnMut(&Progress)) -> Result<Report> {
         let sender = scope.spawn(move || Dispatcher::new(run, clock, client, handle, exchanges_in).send(jobs));
         collect(run, clock, &exchanges, &mut tally, lines.as_mut(), progress)?;
         let died = |_| anyhow!("a thread of the load generator ended early");
-        loop_pause = sender.join().map_err(died)?;
-        prompts = writer.join().map_err(died)?;
+        (loop_pause, prompts) = sender.join().map_err(died)?;
         Ok(())
     })?;
     runtime.shutdown_background();
 
     let delays = delays.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    tally.wake_delay.add(&delays.histogram)?;
+    tally.wake_delay.add(&delays)?;
     tally.wake_delay.record(u64::try_from(loop_pause.as_nanos()).unwrap_or(u64::MAX));
     if let Some(lines) = lines {
         lines.finish()?;
@@ -189,33 +182,30 @@ pub fn run(run: &Run, progress: &mut dyn FnMut(&Progress)) -> Result<Report> {
     Ok(Report::new(run, tally, prompts))
 }
 
-/// Writes the first turns of the sessions ahead of their time. Returns a digest of the prompts.
-fn write_jobs(run: &Run, jobs: &SyncSender<Job>, ready: &Sender<()>) -> String {
-    let mut hash = Sha256::new();
+/// Writes the first turns of the sessions ahead of their time.
+fn write_jobs(run: &Run, jobs: &SyncSender<Job>, ready: &Sender<()>) {
     for (number, planned) in run.plan.first_turns(run.shard).enumerate() {
         let text = prompt::text(&run.plan, &planned, run.tokens.as_ref());
-        hash.update(&text);
-        hash.update(b"\n");
+        let digest = Sha256::digest(&text).into();
         let conversation = vec![text];
         let body = run.target.body(&conversation, planned.max_new_tokens);
-        if jobs.send(Job { planned, conversation, body }).is_err() {
+        if jobs.send(Job { planned, conversation, body, digest }).is_err() {
             break; // A closed loop ended by time.
         }
         if number + 1 == AHEAD {
             let _ = ready.send(());
         }
     }
-    short(hash)
 }
 
 /// Wakes at regular times on the runtime that reads the answers, and notes how late. Events are stamped as late as that.
-async fn beat(delays: Arc<Mutex<Delays>>) {
+async fn beat(delays: Arc<Mutex<Histogram>>) {
     loop {
         let due = Instant::now() + BEAT;
         tokio::time::sleep_until(due.into()).await;
         let delay = due.elapsed();
         if let Ok(mut delays) = delays.lock() {
-            delays.histogram.record(u64::try_from(delay.as_nanos()).unwrap_or(u64::MAX));
+            delays.record(u64::try_from(delay.as_nanos()).unwrap_or(u64::MAX));
         }
     }
 }
@@ -279,12 +269,13 @@ impl<'run> Dispatcher<'run> {
         Self { run, clock, client, handle, exchanges, plan: Arc::new(run.plan.clone()) }
     }
 
-    /// Sends everything. Returns the longest time by which this thread woke late.
-    fn send(self, jobs: Receiver<Job>) -> Duration {
+    /// Sends everything. Returns the longest time by which this thread woke late, and a digest of the first turns.
+    fn send(self, jobs: Receiver<Job>) -> (Duration, String) {
         let (ended_in, ended) = mpsc::channel();
         let mut followers: BinaryHeap<Reverse<Follower>> = BinaryHeap::new();
         let mut under_way = 0u64;
         let mut longest_pause = Duration::ZERO;
+        let mut prompts = Sha256::new();
         let clients = match self.plan.shape.arrivals {
             Arrivals::Closed { clients } => {
                 let Shard { index, count } = self.run.shard;
@@ -303,7 +294,7 @@ impl<'run> Dispatcher<'run> {
             });
             let follower_ns = followers.peek().map(|Reverse(follower)| follower.due_ns);
             let due_ns = match (arrival_ns, follower_ns) {
-                (None, None) if under_way == 0 => return longest_pause,
+                (None, None) if under_way == 0 => return (longest_pause, short(prompts)),
                 (arrival, follower) => arrival.unwrap_or(u64::MAX).min(follower.unwrap_or(u64::MAX)),
             };
             let wait = match due_ns {
@@ -337,6 +328,7 @@ impl<'run> Dispatcher<'run> {
             if arrival_ns == Some(due_ns) {
                 if let Some(job) = next.take() {
                     idle_since.pop();
+                    prompts.update(job.digest);
                     self.spawn(job, due_ns, ended_in.clone());
                     next = jobs.recv().ok();
                 }
@@ -350,7 +342,7 @@ impl<'run> Dispatcher<'run> {
         let (client, exchanges, plan) = (self.client.clone(), self.exchanges.clone(), self.plan.clone());
         let (tokens, target) = (self.run.tokens.clone(), self.run.target.clone());
         self.handle.spawn(async move {
-            let Job { planned, mut conversation, body } = job;
+            let Job { planned, mut conversation, body, .. } = job;
             let mut exchange = blank(&planned, due_ns);
             client.exchange(body, &mut exchange).await;
             let at_ns = exchange.ended_ns;
@@ -361,7 +353,7 @@ impl<'run> Dispatcher<'run> {
                     conversation.push(prompt::text(&plan, &next, tokens.as_ref()));
                     let body = target.body(&conversation, next.max_new_tokens);
                     let due_ns = at_ns + next.think_ns;
-                    Some(Follower { due_ns, job: Job { planned: next, conversation, body } })
+                    Some(Follower { due_ns, job: Job { planned: next, conversation, body, digest: [0; 32] } })
                 }
                 mut lost => {
                     // The remaining turns can't be sent without this answer. They count as failed.

@@ -30,7 +30,8 @@ pub struct Tally {
     pub tokens: TokenCounts,
     /// Time between the schedule and the first send of each request: the error of the generator.
     pub lateness: Histogram,
-    /// Time by which the generator's threads woke late, sampled a hundred times a second.
+    /// Time by which the generator's threads woke late, sampled a hundred times a second. The timer of the runtime itself is
+    /// up to a millisecond late.
     pub wake_delay: Histogram,
     /// For each request that succeeded: its index, and its times from the schedule in milliseconds.
     pub times: Vec<Times>,

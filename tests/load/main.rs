@@ -3,6 +3,8 @@
 //! Tests of the generator's own error need a quiet machine:
 //! `cargo test --release --test load -- --ignored --test-threads 1`.
 
+#[cfg(unix)]
+mod command;
 mod hostile;
 mod mock;
 mod tokens;
