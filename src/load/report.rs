@@ -50,6 +50,8 @@ pub struct Report {
     pub prompt_digests: BTreeMap<String, String>,
     /// Requests per second that the schedule asks for; `null` in a closed loop.
     pub offered_per_s: Option<f64>,
+    /// Time from the start after which the steady state begins, in seconds.
+    pub steady_from_s: f64,
     /// Objectives of goodput.
     pub objectives: Vec<Objective>,
     /// When the verdict is INVALID.
@@ -279,10 +281,11 @@ impl Report {
             schedule_digest: run.plan.digest(),
             prompt_digests: BTreeMap::from([(run.shard.to_string(), prompt_digest)]),
             offered_per_s,
+            steady_from_s: run.steady_from_s,
             objectives: run.objectives.clone(),
             limits: run.limits,
             verdict: Verdict::of(&tally, &run.limits),
-            summary: Summary::of(&tally, &run.objectives, &run.limits),
+            summary: Summary::of(&tally, run.steady_from_s, &run.objectives, &run.limits),
             tally,
         }
     }
@@ -393,13 +396,13 @@ pub fn merge(reports: Vec<Report>) -> Result<Report> {
         merged.verdict.valid = false;
         merged.verdict.reasons.push(format!("{} of {count} shards are missing.", count - shards.len() as u64));
     }
-    merged.summary = Summary::of(&merged.tally, &merged.objectives, &merged.limits);
+    merged.summary = Summary::of(&merged.tally, merged.steady_from_s, &merged.objectives, &merged.limits);
     merged.settings.remove("shard");
     Ok(merged)
 }
 
 impl Summary {
-    fn of(tally: &Tally, objectives: &[Objective], limits: &Limits) -> Self {
+    fn of(tally: &Tally, steady_from_s: f64, objectives: &[Objective], limits: &Limits) -> Self {
         let Limits { percentile, confidence, .. } = *limits;
         let times = tally.times_in_order();
         let at_most = |histogram: &Histogram| {
@@ -407,11 +410,11 @@ impl Summary {
             histogram.at_rank_ms(histogram.count() - over)
         };
         let has_ramp = tally.steady.requests < tally.all.requests;
-        // The steady state's requests are the last of the schedule.
-        let steady_times = &times[times.len() - (tally.steady.ok as usize).min(times.len())..];
+        let steady_times: Vec<Times> =
+            times.iter().filter(|times| times.due_ms >= steady_from_s * 1e3).copied().collect();
         Self {
             all: Figures::of(&tally.all, Some(&times), objectives, limits),
-            steady: has_ramp.then(|| Figures::of(&tally.steady, Some(steady_times), objectives, limits)),
+            steady: has_ramp.then(|| Figures::of(&tally.steady, Some(&steady_times), objectives, limits)),
             lateness: Latency::of(&tally.lateness, None),
             wake_delay: Latency::of(&tally.wake_delay, None),
             early_stopping: EarlyStopping {

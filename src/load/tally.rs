@@ -33,15 +33,15 @@ pub struct Tally {
     /// Time by which the generator's threads woke late, sampled a hundred times a second. The timer of the runtime itself is
     /// up to a millisecond late.
     pub wake_delay: Histogram,
-    /// For each request that succeeded: its index, and its times from the schedule in milliseconds.
+    /// Times of each request that succeeded.
     pub times: Vec<Times>,
 }
 
 /// Times of a request from its schedule in milliseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Times {
-    /// Number in the schedule.
-    pub index: u64,
+    /// When it was due, from the start of the run.
+    pub due_ms: f64,
     /// Time to first token.
     pub ttft_ms: f64,
     /// Time per output token.
@@ -151,7 +151,7 @@ impl Tally {
         self.tokens.add(exchange);
         let ms = |timed: Timed| timed.of(exchange, true).map(|ns| ns as f64 / 1e6);
         if let (Some(ttft_ms), Some(e2e_ms)) = (ms(Timed::Ttft), ms(Timed::E2e)) {
-            self.times.push(Times { index: exchange.index, ttft_ms, tpot_ms: ms(Timed::Tpot), e2e_ms });
+            self.times.push(Times { due_ms: exchange.due_ns as f64 / 1e6, ttft_ms, tpot_ms: ms(Timed::Tpot), e2e_ms });
         }
     }
 
@@ -178,7 +178,7 @@ impl Tally {
     /// Times of the successful requests in the order of the schedule.
     pub(super) fn times_in_order(&self) -> Vec<Times> {
         let mut times = self.times.clone();
-        times.sort_by_key(|times| times.index);
+        times.sort_by(|a, b| a.due_ms.total_cmp(&b.due_ms));
         times
     }
 }

@@ -193,6 +193,33 @@ fn shards_add_up_to_the_whole() {
     assert!(load::merge(vec![shards[0].clone(), other]).is_err(), "another schedule");
 }
 
+/// The rate rises from 0 to 40/s within a second and stays there for another. The server is slow at first.
+#[test]
+fn the_steady_state_is_apart_from_the_ramp() {
+    let seen = Mutex::new(0);
+    let url = serve(move |request, stream| {
+        let number = {
+            let mut seen = seen.lock().expect("no panic");
+            *seen += 1;
+            *seen
+        };
+        thread::sleep(Duration::from_millis(if number <= 20 { 300 } else { 5 }));
+        answer(request, stream, 2, 1, Duration::ZERO)
+    });
+    let mut run = a_run(&url, 1.0, 1.0);
+    run.plan = Plan::new(Shape {
+        arrivals: Arrivals::Open { rate: 40.0, spacing: Spacing::Constant, ramp_from: 0.0, ramp_s: 1.0 },
+        ..shape(40.0, 2.0)
+    })
+    .expect("a plan");
+    run.steady_from_s = 1.0;
+    let report = report(&run);
+    let (all, steady) = (&report.summary.all, report.summary.steady.as_ref().expect("a ramp"));
+    assert_eq!((all.requests, steady.requests), (60, 40), "{}", report.text());
+    assert!(all.e2e.max_ms >= Some(300.0) && steady.e2e.at(0.5) < Some(100.0), "{}", report.text());
+    assert!(steady.e2e.percentiles[0].high_ms.is_some());
+}
+
 /// Bisection on a server that is instant up to 40 requests a second and does one after the other above.
 #[test]
 fn a_search_finds_the_knee() {
