@@ -21,6 +21,8 @@ use crate::text;
 
 /// Most bytes that are kept of an error's body.
 const ERROR_BODY_BYTES: usize = 2048;
+/// Most bytes of text, and most events, that are kept of an answer.
+const ANSWER_MAX: usize = 16 << 20;
 /// Longest wait that a server may ask for before another attempt.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(60);
 /// First wait before another attempt when the server names none. It doubles with each attempt.
@@ -350,7 +352,7 @@ fn take(item: Item, at_ns: u64, answer: &mut Answer, failed: &mut Option<Failure
             return;
         }
         Item::TooLong => {
-            *failed = Some(Failure { outcome: Outcome::EventTooLarge, detail: "an event has no end".into() });
+            *failed = Some(Failure { outcome: Outcome::TooLarge, detail: "an event has no end".into() });
             return;
         }
     };
@@ -399,6 +401,9 @@ fn take(item: Item, at_ns: u64, answer: &mut Answer, failed: &mut Option<Failure
             answer.oddities.insert(Oddity::RoleOnlyDelta);
         }
         answer.finish_reason = choice.finish_reason.or(answer.finish_reason.take());
+    }
+    if answer.text.len().max(answer.chunks.len()) > ANSWER_MAX {
+        *failed = Some(Failure { outcome: Outcome::TooLarge, detail: "the answer has no end".into() });
     }
 }
 

@@ -32,8 +32,8 @@ pub enum Outcome {
     NotAStream,
     /// An event is not UTF-8, not JSON, or not a completion.
     BadEvent,
-    /// An event is longer than is read.
-    EventTooLarge,
+    /// An event or the whole answer is longer than is read.
+    TooLarge,
     /// The server reported an error within the stream.
     ErrorEvent,
     /// The stream ended without its end mark and without a reason.

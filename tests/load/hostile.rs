@@ -114,7 +114,18 @@ fn each_hostile_stream_has_its_class() {
             }
             false
         }),
-        Outcome::EventTooLarge
+        Outcome::TooLarge
+    );
+    assert_eq!(
+        class("endless text", |_, s| {
+            let event = text_event(&"word ".repeat(1 << 14));
+            let mut goes_on = head(s);
+            while goes_on {
+                goes_on = chunk(s, event.as_bytes());
+            }
+            false
+        }),
+        Outcome::TooLarge
     );
     assert_eq!(
         class("no answer", |_, s| {
