@@ -93,6 +93,8 @@ pub mod files;
 pub mod generate;
 pub mod guide;
 mod kernels;
+#[cfg(feature = "serve")]
+pub mod load;
 pub mod measure;
 pub mod model;
 pub mod names;

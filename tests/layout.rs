@@ -14,7 +14,7 @@ const LEVELS: [&[&str]; 11] = [
     &["config", "names"],
     &["scenario", "device", "kernels"],
     &["record"],
-    &["measure", "report"],
+    &["measure", "report", "load"],
     &["model"],
     &["generate", "train", "settings"],
     &["workload"],

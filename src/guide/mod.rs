@@ -10,6 +10,7 @@
 //! | [`gpu`] | accelerators |
 //! | [`experimental`] | features that no real GPU has run |
 //! | [`duels`] | judging a change: `candlepower duel` |
+//! | [`load`] | loads on a server: schedules, latencies, verdicts, shards |
 //! | [`reports`] | tables, comparisons, histories, exports, data formats |
 //! | [`deviations`] | known differences from the reference implementations |
 //! | [`methodology`] | what is timed, and known biases |
@@ -40,6 +41,9 @@ pub mod experimental {}
 
 #[doc = include_str!("duels.md")]
 pub mod duels {}
+
+#[doc = include_str!("load.md")]
+pub mod load {}
 
 #[doc = include_str!("reports.md")]
 pub mod reports {}

@@ -15,7 +15,7 @@ mod sink;
 
 pub use baseline::{Estimate, Samples, baseline, baselines, estimates};
 pub use id::{BenchmarkId, Variant, group};
-pub use measures::{Generation, MeasureUnit, Sweep, Training};
+pub use measures::{Generation, MeasureUnit, Serving, Sweep, Training};
 pub use read::{Read, latest, parse, read};
 pub use sink::{RECORDS, Sink, check_writable, temporary_that_stays, write_whole};
 
@@ -127,24 +127,30 @@ pub enum Measures {
     Sweep(Sweep),
     /// Steps of a language model.
     Training(Training),
+    /// Requests to a server.
+    Serving(Serving),
 }
 
 impl Measures {
-    /// Time of each sample, as Criterion received it. Empty for a benchmark of memory.
+    /// Time of each sample, as Criterion received it. Empty for a benchmark of memory, and for a load, which Criterion does
+    /// not run.
     pub fn sample_ms(&self) -> &[f64] {
         match self {
             Self::Generation(measures) => &measures.sample_total_ms,
             Self::Sweep(measures) => &measures.sample_ms,
             Self::Training(measures) => &measures.sample_ms,
+            Self::Serving(_) => &[],
         }
     }
 
-    /// The values that Criterion received, one for each sample, and their unit.
+    /// The values that a comparison takes, one for each sample, and their unit: those that Criterion received, or those of
+    /// a load.
     pub fn samples(&self) -> (SampleUnit, Vec<f64>) {
         match self {
             Self::Training(measures) if measures.sample_ms.is_empty() => {
                 (SampleUnit::Bytes, measures.sample_peak_bytes.iter().map(|bytes| *bytes as f64).collect())
             }
+            Self::Serving(measures) => (SampleUnit::Ms, measures.sample_e2e_ms.clone()),
             timed => (SampleUnit::Ms, timed.sample_ms().to_vec()),
         }
     }
@@ -155,6 +161,7 @@ impl Measures {
             Self::Generation(measures) => measures.peak_bytes,
             Self::Sweep(measures) => measures.peak_bytes,
             Self::Training(measures) => measures.peak_bytes,
+            Self::Serving(_) => None,
         }
     }
 
@@ -178,7 +185,7 @@ impl Measures {
     pub fn output_digest(&self) -> Option<&str> {
         match self {
             Self::Generation(measures) => Some(&measures.token_digest),
-            Self::Sweep(_) | Self::Training(_) => None,
+            Self::Sweep(_) | Self::Training(_) | Self::Serving(_) => None,
         }
     }
 }

@@ -33,6 +33,6 @@ pub mod watch;
 mod write;
 
 #[cfg(feature = "cli")]
-pub use plot::loss_curve;
+pub use plot::{latency_over_rate, loss_curve};
 #[cfg(feature = "cli")]
 pub use write::{LOG, write, zip};

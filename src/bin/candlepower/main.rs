@@ -8,6 +8,7 @@ mod export;
 mod flags;
 mod history;
 mod list;
+mod load;
 mod nightly;
 mod process;
 mod report;
@@ -47,6 +48,8 @@ enum What {
     Doctor(doctor::Doctor),
     /// Set the settings from flags and run `cargo bench`
     Bench(bench::Bench),
+    /// Send requests to an OpenAI-compatible server by a schedule, and measure the answers
+    Load(Box<load::Load>),
     /// Train and run backbones for series over a grid of architectures and sizes
     Sweep(Box<sweep::Sweep>),
     /// Train a language model on a text: losses, a curve, perplexity against a bigram model
@@ -137,6 +140,7 @@ fn main() -> ExitCode {
         match command.what {
             What::Run(run) => run.run(),
             What::List(list) => list.run(),
+            What::Load(load) => load.run(),
             What::Doctor(doctor) => doctor.run(),
             What::Bench(bench) => bench.run(),
             What::Compare(compare) => compare.run(),
