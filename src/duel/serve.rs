@@ -14,7 +14,7 @@ use crate::{
     error::{caught, explained},
     measure::memory,
     record::Record,
-    runner::{Catalogue, Session},
+    runner::{Catalogue, Session, let_waiting_threads_sleep},
     settings::Settings,
     workload::{Outcome, Workload},
 };
@@ -27,7 +27,7 @@ use crate::{
 pub fn serve(target: Option<&str>) -> Result<()> {
     // As the bench targets do.
     if target.is_some_and(|target| ["training", "memory"].contains(&target)) {
-        runner::let_waiting_threads_sleep();
+        let_waiting_threads_sleep();
     }
     let session = Session::new(Settings::load(&[])?)?;
     let mut server = Server { catalogue: Catalogue::new(&session)?, session, running: None };

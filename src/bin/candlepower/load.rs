@@ -1,7 +1,6 @@
 //! `candlepower load`: a load on an OpenAI-compatible server.
 
 use std::{
-    io::IsTerminal,
     path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
@@ -18,12 +17,14 @@ use candlepower::{
     },
     measure::machine,
     names::PathName,
+    output,
     record::{self, Conditions, Measures, Record, Sink, Status, Subject, write_whole},
     report::latency_over_rate,
     settings::Settings,
 };
 use chrono::{DateTime, SecondsFormat, Utc};
 use clap::{Args, Subcommand, ValueEnum};
+use indicatif::ProgressBar;
 use sha2::{Digest, Sha256};
 
 /// Largest tokenizer.json.
@@ -219,9 +220,9 @@ impl Merge {
             write_whole(to, json.as_bytes())?;
         }
         if self.json {
-            println!("{json}")
+            output::print_data(&json)
         } else {
-            print!("{}", merged.text())
+            output::print(merged.text())
         }
         Ok(exit_code(merged.verdict.valid))
     }
@@ -231,7 +232,7 @@ impl Options {
     fn run(self) -> Result<ExitCode> {
         if self.schedule {
             let plan = Plan::new(self.shape(self.rate)?)?;
-            plan.lines().for_each(|line| println!("{line}"));
+            plan.lines().for_each(output::print_line);
             return Ok(ExitCode::SUCCESS);
         }
         let settings = Settings::load(&[])?;
@@ -252,9 +253,9 @@ impl Options {
         if self.json {
             let mut json = serde_json::to_value(&record)?;
             json["load"] = serde_json::to_value(&report)?;
-            println!("{json}");
+            output::print_data(&json.to_string());
         } else {
-            print!("{}", report.text());
+            output::print(report.text());
         }
         Ok(exit_code(report.verdict.valid))
     }
@@ -289,15 +290,10 @@ impl Options {
             start_at: self.start_at.map(SystemTime::from),
             exchanges_to: Some(file(".requests.jsonl")),
         };
-        let is_shown = std::io::stderr().is_terminal();
-        let report = load::run(&run, &mut |progress| {
-            if is_shown {
-                live(progress);
-            }
-        })?;
-        if is_shown {
-            eprintln!();
-        }
+        // Drawn on standard error, and only if that is a terminal.
+        let line = ProgressBar::new_spinner();
+        let report = load::run(&run, &mut |progress| line.set_message(state(progress)))?;
+        line.finish();
         write_whole(&file(".json"), &serde_json::to_vec(&report)?)?;
         let record = saving.record(&scenario, &report);
         saving.sink.append(&record)?;
@@ -383,9 +379,9 @@ impl Options {
             write_whole(svg, knee(search)?.as_bytes())?;
         }
         if self.json {
-            println!("{}", serde_json::to_string(search)?);
+            output::print_data(&serde_json::to_string(search)?);
         } else {
-            print!("{}", search.text());
+            output::print(search.text());
         }
         Ok(exit_code(succeeded))
     }
@@ -450,6 +446,7 @@ impl Saving {
             status: if failed.is_some() { Status::Failed } else { Status::Measured },
             measures: failed.is_none().then(|| Measures::Serving(report.into())),
             reason: failed,
+            duel: None,
             deviates: None,
             unmeasured: unmeasured.map(|(field, why)| (field.to_owned(), why.to_owned())).into(),
             limits: None,
@@ -468,25 +465,25 @@ impl Saving {
 
 /// The tokenizer of a file, named by its hash.
 fn tokens(path: &Path) -> Result<Tokens> {
-    let content = files::read_limited(path, TOKENIZER_MAX_BYTES).with_context(|| path.display().to_string())?;
-    let hash: String = Sha256::digest(&content).iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-    let tokenizer = tokenizers::Tokenizer::from_bytes(&content)
-        .map_err(|error| anyhow!("{} is not a tokenizer: {error}", path.display()))?;
+    let content = files::read_text_limited(path, TOKENIZER_MAX_BYTES).with_context(|| path.display().to_string())?;
+    let hash: String = Sha256::digest(content.as_bytes()).iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    let tokenizer: tokenizers::Tokenizer =
+        content.parse().map_err(|error| anyhow!("{} is not a tokenizer: {error}", path.display()))?;
     let count = move |text: &str| tokenizer.encode_fast(text, false).map_or(0, |encoding| encoding.len());
     Ok(Tokens { name: format!("sha256:{hash}"), count: Arc::new(count) })
 }
 
-/// Shows the state of a run in one line that the next one replaces.
-fn live(progress: &Progress) {
+/// The state of a run in one line.
+fn state(progress: &Progress) -> String {
     let ms = |ms: Option<f64>| ms.map_or_else(|| "n/a".into(), |ms| format!("{ms:.1} ms"));
-    eprint!(
-        "\r{:.0} s: {} ended, {} failed, TTFT P50 {}, lateness P99 {}   ",
+    format!(
+        "{:.0} s: {} ended, {} failed, TTFT P50 {}, lateness P99 {}",
         progress.elapsed_s,
         progress.ended,
         progress.failed,
         ms(progress.ttft_p50_ms),
         ms(progress.lateness_p99_ms)
-    );
+    )
 }
 
 fn exit_code(succeeded: bool) -> ExitCode {
