@@ -168,6 +168,84 @@ fn the_command_of_the_source_runs_with_its_configuration_and_outputs() {
 }
 
 #[test]
+fn flags_of_the_source_mean_what_they_mean_there() {
+    let folder = tempfile::tempdir().expect("a folder");
+    fs::write(folder.path().join("tiny.yaml"), NESTED).expect("written");
+    let arguments = [
+        ["--config", "tiny.yaml", "--architectures", "SSM,Hybrid_Transformer", "--accelerator", "cpu"],
+        ["--dtype", "f32", "--heads", "2", "--max-epochs", "2"],
+        ["--limit-train-batches", "3", "--limit-val-batches", "2", "--log-every-n-steps", "2"],
+        ["--devices", "1", "--batch-size", "4", "--label-template", "{architecture}@{model_dim}x{depth}:{horizon}"],
+    ];
+    let rest = ["--model-dims", "16, 8", "--depths", "1", "--print-metrics", "--output", "out.pq"];
+    let output = sweep(folder.path(), &[&arguments.concat()[..], &rest].concat());
+    let (text, error) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{error}");
+    let metrics: Vec<serde_json::Value> = text
+        .lines()
+        .filter(|line| line.starts_with('{'))
+        .map(|line| serde_json::from_str(line).expect("JSON"))
+        .collect();
+    assert_eq!(metrics.len(), 8);
+    // Two epochs of three batches, two batches for each step.
+    assert!(metrics.iter().all(|line| line["measures"]["steps"] == 4), "{text}");
+    assert!(error.contains(": step 2 of 4, loss ") && !error.contains("step 3 of 4"), "{error}");
+    let labels: std::collections::BTreeSet<String> =
+        rows(&folder.path().join("out.pq")).iter().map(|row| field(row, "label").to_string()).collect();
+    assert!(labels.len() == 4 && labels.contains("\"state_space@8x1:2\""), "{labels:?}");
+
+    let summary = ["summarise", "out.pq", "--metric", "metric_train_loss", "--higher-is-better", "--format", "json"];
+    let output = sweep(folder.path(), &[&summary[..], &["--output", "a/summary.json", "--quiet"]].concat());
+    assert!(output.status.success() && output.stdout.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+    let summary = fs::read(folder.path().join("a/summary.json")).expect("a summary");
+    let summary: Vec<serde_json::Value> = serde_json::from_slice(&summary).expect("JSON");
+    assert_eq!(summary.iter().map(|row| row["scenario_count"].as_u64()).collect::<Vec<_>>(), [Some(2), Some(2)]);
+    assert!(summary[0]["best_metric"].as_f64() >= summary[1]["best_metric"].as_f64());
+
+    let output = sweep(folder.path(), &["--label-template", "{width}"]);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("only these names in braces"));
+}
+
+/// The types that readers of the file rely on.
+#[test]
+fn the_parquet_file_has_the_documented_columns_and_types() {
+    let folder = tempfile::tempdir().expect("a folder");
+    fs::write(folder.path().join("tiny.yaml"), TINY).expect("written");
+    let arguments =
+        ["--config", "tiny.yaml", "--architectures", "state_space", "--steps", "1", "--output", "a.parquet"];
+    assert!(sweep(folder.path(), &arguments).status.success());
+    let file = fs::File::open(folder.path().join("a.parquet")).expect("a file");
+    let reader = SerializedFileReader::new(file).expect("a Parquet file");
+    let schema = reader.metadata().file_metadata().schema_descr();
+    let types: Vec<String> = schema
+        .columns()
+        .iter()
+        .map(|column| {
+            assert_eq!((column.max_def_level(), column.max_rep_level()), (1, 0), "every column is optional and flat");
+            format!("{} {}", column.name(), column.physical_type())
+        })
+        .collect();
+    let expected = [
+        (
+            "BYTE_ARRAY",
+            "run id scenario architecture dtype device status reason conv_dilations label machine candle commit",
+        ),
+        ("INT64", "at dim depth heads horizon window batch features outputs parameters model_dim steps peak_bytes"),
+        (
+            "DOUBLE",
+            "duration_seconds metric_train_loss metric_val_loss samples_per_s step_p50_ms step_p95_ms step_p99_ms",
+        ),
+        ("DOUBLE", "mfu first_loss last_loss held_out_loss"),
+    ];
+    let expected = expected.iter().flat_map(|(kind, names)| names.split(' ').map(move |name| format!("{name} {kind}")));
+    let sorted = |types: Vec<String>| types.into_iter().collect::<std::collections::BTreeSet<_>>();
+    assert_eq!(sorted(types), sorted(expected.collect()));
+    let text =
+        |name: &str| schema.columns().iter().find(|column| column.name() == name).expect(name).logical_type_ref();
+    assert_eq!(text("label"), Some(&parquet::basic::LogicalType::String));
+}
+
+#[test]
 fn shards_together_run_every_combination_once() {
     let folder = tempfile::tempdir().expect("a folder");
     fs::write(folder.path().join("tiny.yaml"), TINY).expect("written");

@@ -77,7 +77,7 @@ impl FromStr for Shard {
     }
 }
 
-/// Progress of a sweep, after one of its benchmarks.
+/// Progress of a sweep, after one of its benchmarks, or after some steps of it.
 pub struct Progress<'a> {
     /// Number of the benchmark, from 1, and the total.
     pub number: usize,
@@ -85,8 +85,25 @@ pub struct Progress<'a> {
     pub total: usize,
     /// Id of the benchmark.
     pub id: &'a BenchmarkId,
-    /// `None` if the run already has the benchmark.
-    pub record: Option<&'a Record>,
+    /// How far the benchmark is.
+    pub state: State<'a>,
+}
+
+/// State of a benchmark.
+pub enum State<'a> {
+    /// The run already had it.
+    DoneBefore,
+    /// After a measured step.
+    Step {
+        /// Number of the step, from 1.
+        step: usize,
+        /// Number of all measured steps.
+        steps: usize,
+        /// Loss before the step, where something is trained.
+        loss: Option<f64>,
+    },
+    /// It has ended.
+    Done(&'a Record),
 }
 
 /// Runs every combination of a shard of a grid in training and in forecasting, and appends a record of each to the
@@ -116,16 +133,25 @@ pub fn sweep(
         let subject = series_subject(combination, grid);
         let id = BenchmarkId::new(scenario, &subject);
         if done.contains(&id.to_string()) {
-            progress(Progress { number, total, id: &id, record: None });
+            progress(Progress { number, total, id: &id, state: State::DoneBefore });
             continue;
         }
         let outcome = caught(|| {
-            let workload = SeriesWorkload::new(combination, phase, grid)?;
-            repeat(Box::new(workload), grid.warmup_steps, grid.steps)
+            let mut workload = Box::new(SeriesWorkload::new(combination, phase, grid)?);
+            iterate(workload.as_mut(), grid.warmup_steps, 0)?;
+            let steps = combination.steps;
+            for step in 1..=steps {
+                workload.iterate()?;
+                if grid.log_every_n_steps.is_some_and(|every| step.is_multiple_of(every)) {
+                    let loss = workload.last_loss();
+                    progress(Progress { number, total, id: &id, state: State::Step { step, steps, loss } });
+                }
+            }
+            Ok(workload.finish(&vec![1; steps]))
         });
         let mut record = session.record(scenario, subject, outcome.unwrap_or_else(Outcome::failed));
         session.append(&mut record)?;
-        progress(Progress { number, total, id: &id, record: Some(&record) });
+        progress(Progress { number, total, id: &id, state: State::Done(&record) });
     }
     Ok(())
 }

@@ -169,7 +169,7 @@ impl FromStr for Architecture {
     type Err = anyhow::Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let is_named = |row: &Row| row.name == text || row.aliases.contains(&text);
+        let is_named = |row: &Row| [row.name].iter().chain(row.aliases).any(|name| name.eq_ignore_ascii_case(text));
         if let Some(found) = TABLE.iter().position(is_named) {
             return Ok(Self(found));
         }
@@ -208,6 +208,7 @@ mod tests {
                 assert_eq!(serde_json::from_str::<Architecture>(&json).expect("a name"), architecture);
             }
         }
+        assert_eq!("Omni".parse::<Architecture>().expect("a name").name(), "omni_mixture");
         let message = |text: &str| text.parse::<Architecture>().expect_err(text).to_string();
         assert!(message("state-space").contains("did you mean state_space?"));
         assert!(message("lstm").contains("hybrid_transformer, omni_mixture, state_space"));

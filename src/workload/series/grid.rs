@@ -10,12 +10,18 @@ use anyhow::{Result, anyhow, ensure};
 use candle_core::DType;
 
 use crate::{
-    config::{Layers, above_0, at_least_0, config, serde_as_text, share, unknown},
+    config::{Layers, above_0, at_least_0, config, serde_as_text, share, share_or_count, unknown},
     device::DeviceChoice,
     model::series::{Architecture, Forecaster, Sizes, data::Window},
     settings::Settings,
     train::step::forecast::{Task, TrainingOptions},
 };
+
+/// Measured steps, unless configured.
+const STEPS: usize = 20;
+
+/// Batches of the held-out loss, unless configured.
+const HELD_OUT_BATCHES: usize = 4;
 
 /// Grids by name, in YAML.
 pub const PRESETS: [(&str, &str); 5] = [
@@ -110,8 +116,30 @@ config! {
         /// Number of steps before the measured ones
         pub warmup_steps: usize = 2,
 
-        /// Number of measured steps
-        pub steps: usize = 20,
+        /// Number of measured steps. If max_epochs is given too, the smaller number of steps counts
+        #[default = "those of max_epochs, or 20"]
+        pub steps: Option<usize> = None,
+
+        /// Number of measured passes over the windows of training
+        #[default = "as steps"]
+        pub max_epochs: Option<usize> = None,
+
+        /// Batches of a pass over the windows of training: a share up to 1, or a number above 1
+        #[default = "all"]
+        #[serde(deserialize_with = "share_or_count")]
+        pub limit_train_batches: Option<f64> = None,
+
+        /// Batches of the held-out loss: a share up to 1, or a number above 1
+        #[default = "4 batches"]
+        #[serde(deserialize_with = "share_or_count")]
+        pub limit_val_batches: Option<f64> = None,
+
+        /// Steps from one line of progress to the next
+        #[default = "one line for each benchmark"]
+        pub log_every_n_steps: Option<usize> = None,
+
+        /// Number of devices that train one combination: 1 or auto. Use --shard for several
+        pub devices: OneDevice = OneDevice,
 
         /// Learning rate
         #[serde(deserialize_with = "above_0")]
@@ -179,6 +207,29 @@ impl FromStr for DilationSchedules {
 
 serde_as_text!(DilationSchedules);
 
+/// The number of devices that train one combination, which is 1. `auto` is the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OneDevice;
+
+impl fmt::Display for OneDevice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("1")
+    }
+}
+
+impl FromStr for OneDevice {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "1" | "auto" => Ok(Self),
+            _ => Err(anyhow!("expected 1 or auto: name the device with --device, and use --shard for several")),
+        }
+    }
+}
+
+serde_as_text!(OneDevice);
+
 /// One combination of a grid.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Combination {
@@ -186,6 +237,10 @@ pub struct Combination {
     pub name: String,
     /// The training that the combination runs.
     pub task: Task,
+    /// Number of measured steps.
+    pub steps: usize,
+    /// Number of batches of the held-out loss.
+    pub held_out_batches: usize,
 }
 
 impl Combination {
@@ -249,7 +304,9 @@ impl SeriesGrid {
             ("depths", self.depths.len()),
             ("horizons", self.horizons.len()),
             ("windows", self.windows.len()),
-            ("steps", self.steps),
+            ("steps", self.steps.unwrap_or(1)),
+            ("max_epochs", self.max_epochs.unwrap_or(1)),
+            ("log_every_n_steps", self.log_every_n_steps.unwrap_or(1)),
         ] {
             ensure!(count > 0, "{key}: at least one is needed");
         }
@@ -327,8 +384,37 @@ impl SeriesGrid {
             stride: self.stride,
         };
         let window = Window { batch: self.batch, time, horizon, outputs: self.outputs };
-        Combination { name, task: Task { architecture, sizes, window, training, seed: self.seed } }
+        let task = Task { architecture, sizes, window, training, seed: self.seed };
+        let (steps, held_out_batches) = (self.measured_steps(&task), self.held_out_batches(&task));
+        Combination { name, task, steps, held_out_batches }
     }
+
+    fn measured_steps(&self, task: &Task) -> usize {
+        let steps_per_epoch =
+            limited(task.training_batches(), self.limit_train_batches).div_ceil(self.accumulate.max(1));
+        let of_epochs = self.max_epochs.map(|epochs| epochs.saturating_mul(steps_per_epoch));
+        match (self.steps, of_epochs) {
+            (Some(steps), Some(of_epochs)) => steps.min(of_epochs),
+            (steps, of_epochs) => steps.or(of_epochs).unwrap_or(STEPS),
+        }
+    }
+
+    fn held_out_batches(&self, task: &Task) -> usize {
+        match self.limit_val_batches {
+            Some(limit) => limited(task.held_out_batches(), Some(limit)),
+            None => HELD_OUT_BATCHES,
+        }
+    }
+}
+
+/// A share up to 1 of some batches, or a number above 1, and at least one batch.
+fn limited(batches: usize, limit: Option<f64>) -> usize {
+    match limit {
+        None => batches,
+        Some(share) if share <= 1.0 => (share * batches as f64) as usize,
+        Some(count) => batches.min(count as usize),
+    }
+    .max(1)
 }
 
 #[cfg(test)]
@@ -386,6 +472,36 @@ mod tests {
 
     fn round(millions: &str) -> String {
         format!("{:.2}", millions.parse::<f64>().expect("a number"))
+    }
+
+    /// Training starts in 8192 steps of the series and is held out in 2048.
+    #[test]
+    fn epochs_and_limits_count_as_in_the_source() {
+        let counts = |flags: &[(&str, &str)]| {
+            let flags: Vec<_> = flags.iter().map(|(key, value)| (*key, (*value).to_owned())).collect();
+            let all = Layers::new(&SeriesGrid::default()).flags(&flags).resolve().and_then(|grid| grid.combinations());
+            let first = all.expect("combinations").remove(0);
+            (first.steps, first.held_out_batches)
+        };
+        let sizes = [("batch", "48"), ("stride", "4")];
+        assert_eq!(counts(&sizes), (20, 4));
+        assert_eq!(counts(&[&sizes[..], &[("max_epochs", "2")]].concat()), (2 * 43, 4));
+        let limits = [&sizes[..], &[("limit_train_batches", "0.4"), ("limit_val_batches", "0.4")]].concat();
+        assert_eq!(counts(&[&limits[..], &[("max_epochs", "8")]].concat()), (8 * 17, 4));
+        assert_eq!(counts(&[&limits[..], &[("max_epochs", "8"), ("accumulate", "2")]].concat()), (8 * 9, 4));
+        assert_eq!(counts(&[&limits[..], &[("max_epochs", "8"), ("steps", "3")]].concat()), (3, 4));
+        let numbers = [&sizes[..], &[("limit_train_batches", "5"), ("limit_val_batches", "1000")]].concat();
+        assert_eq!(counts(&[&numbers[..], &[("max_epochs", "3")]].concat()), (15, 11));
+        assert_eq!(counts(&[("max_epochs", "1"), ("limit_train_batches", "0.0001")]).0, 1, "at least one batch");
+        for (key, value, part) in [
+            ("limit_train_batches", "2.5", "expected a share up to 1, or a whole number above 1"),
+            ("limit_val_batches", "0", "expected a share"),
+            ("devices", "2", "expected 1 or auto: name the device with --device"),
+        ] {
+            assert!(message(flag(key, value)).contains(part), "{}", message(flag(key, value)));
+        }
+        assert!(flag("devices", "auto").is_ok());
+        assert!(message(flag("max_epochs", "0").expect("read").combinations()).contains("max_epochs: at least one"));
     }
 
     #[test]
