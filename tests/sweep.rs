@@ -265,3 +265,79 @@ fn shards_together_run_every_combination_once() {
     let output = sweep(folder.path(), &["--shard", "3/2"]);
     assert!(String::from_utf8_lossy(&output.stderr).contains("expected I/N"));
 }
+
+/// Runs two processes at once, one for each shard, and returns the number of rows of each.
+#[cfg(unix)]
+fn run_shards(folder: &Path, start: impl Fn(usize) -> Command) -> Vec<usize> {
+    use std::process::Stdio;
+
+    let started: Vec<_> = (1..=2)
+        .map(|shard| {
+            let mut command = start(shard);
+            for (key, _) in std::env::vars().filter(|(key, _)| key.starts_with("CANDLEPOWER")) {
+                command.env_remove(key);
+            }
+            command.env_remove("CARGO").stdout(Stdio::piped()).stderr(Stdio::piped());
+            command.current_dir(folder).spawn().expect("the process starts")
+        })
+        .collect();
+    for process in started {
+        let output = process.wait_with_output().expect("it ends");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    (1..=2).map(|shard| rows(&folder.join(format!("results/shard-{shard}.parquet"))).len()).collect()
+}
+
+/// The summary of the shards' files, of their runs by folder, and the number of architectures in it.
+#[cfg(unix)]
+fn merged(folder: &Path, runs: [&str; 2]) -> usize {
+    let of_files = sweep(folder, &["summarise", "results/shard-1.parquet", "results/shard-2.parquet"]);
+    let runs = runs.map(|run| format!("results/runs/{run}"));
+    let of_runs = sweep(folder, &["summarise", &runs[0], &runs[1]]);
+    assert!(of_files.status.success(), "{}", String::from_utf8_lossy(&of_files.stderr));
+    assert_eq!(String::from_utf8_lossy(&of_files.stdout), String::from_utf8_lossy(&of_runs.stdout));
+    let text = String::from_utf8(of_files.stdout).expect("UTF-8");
+    text.lines().take_while(|line| !line.is_empty()).count() - 2
+}
+
+#[cfg(unix)]
+#[test]
+fn the_cluster_scripts_run_as_local_processes_and_their_results_merge() {
+    let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/cluster");
+    let program = Path::new(env!("CARGO_BIN_EXE_candlepower"));
+
+    let folder = tempfile::tempdir().expect("a folder");
+    fs::write(folder.path().join("tiny.yaml"), TINY).expect("written");
+    let counts = run_shards(folder.path(), |shard| {
+        let mut command = Command::new("bash");
+        command.arg(scripts.join("slurm.sh")).args(["--config", "tiny.yaml", "--depths", "1,2,3"]);
+        command.env("SLURM_ARRAY_TASK_ID", shard.to_string()).env("SLURM_ARRAY_TASK_COUNT", "2");
+        command.env("SLURM_ARRAY_JOB_ID", "job").env("PATH", path_with(program));
+        command
+    });
+    assert_eq!(counts, [6, 6]);
+    assert_eq!(merged(folder.path(), ["job-1", "job-2"]), 2);
+
+    let job = fs::read_to_string(scripts.join("kubernetes.yaml")).expect("a file");
+    let job: serde_json::Value = serde_saphyr::from_str(&job).expect("YAML");
+    let container = &job["spec"]["template"]["spec"]["containers"][0];
+    let words = |key: &str| -> Vec<String> { serde_json::from_value(container[key].clone()).expect(key) };
+    let (command_line, arguments) = (words("command"), words("args"));
+    let folder = tempfile::tempdir().expect("a folder");
+    fs::write(folder.path().join("tiny.yaml"), TINY).expect("written");
+    let counts = run_shards(folder.path(), |shard| {
+        let mut command = Command::new(&command_line[0]);
+        command.args(&command_line[1..]).args(&arguments).env("JOB_COMPLETION_INDEX", (shard - 1).to_string());
+        command.env("SWEEP", "--config tiny.yaml --depths 1,2,3").env("SHARDS", "2").env("RESULTS", "results");
+        command.env("JOB", "uid").env("PATH", path_with(program));
+        command
+    });
+    assert_eq!(counts, [6, 6]);
+    assert_eq!(merged(folder.path(), ["uid-1", "uid-2"]), 2);
+}
+
+/// The search path with the program's folder in front.
+#[cfg(unix)]
+fn path_with(program: &Path) -> String {
+    format!("{}:{}", program.parent().expect("a folder").display(), std::env::var("PATH").unwrap_or_default())
+}

@@ -1,6 +1,6 @@
 //! Runs workloads in a loop, without Criterion: warm-ups, then one iteration per sample.
 
-use std::{collections::BTreeSet, str::FromStr};
+use std::{collections::BTreeSet, fmt, str::FromStr};
 
 use anyhow::{Result, bail};
 
@@ -46,7 +46,7 @@ fn iterate(workload: &mut dyn Workload, warm_ups: usize, trials: usize) -> Resul
     Ok(())
 }
 
-/// A part of a sweep. The parts of all machines together are the whole sweep, and no two overlap.
+/// A part of a sweep or a list. The parts of all machines together are the whole, and no two overlap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shard {
     /// From 1 to `count`.
@@ -62,6 +62,17 @@ impl Shard {
     /// that the shards take about as long as one another.
     fn has(self, number: usize) -> bool {
         number % self.count == self.index - 1
+    }
+
+    /// The items of a list that belong to the shard.
+    pub fn of<T>(self, all: Vec<T>) -> Vec<T> {
+        all.into_iter().enumerate().filter(|(number, _)| self.has(*number)).map(|(_, item)| item).collect()
+    }
+}
+
+impl fmt::Display for Shard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.index, self.count)
     }
 }
 
@@ -118,8 +129,7 @@ pub fn sweep(
     shard: Shard,
     mut progress: impl FnMut(Progress),
 ) -> Result<()> {
-    let combinations = grid.combinations()?.into_iter().enumerate();
-    let combinations: Vec<_> = combinations.filter(|(number, _)| shard.has(*number)).map(|(_, one)| one).collect();
+    let combinations = shard.of(grid.combinations()?);
     let path = session.join(run)?;
     let done: BTreeSet<String> = match path.is_file() {
         true => record::read(&path)?.records.into_iter().map(|record| record.id).collect(),
