@@ -21,7 +21,7 @@ use candlepower::{
     runner::{self, Progress, Session, Shard, State},
     scenario::SWEEP,
     settings::Settings,
-    workload::series::{SeriesGrid, Translated, preset, translate},
+    workload::series::{PRESETS, SeriesGrid, Translated, preset, translate},
 };
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::json;
@@ -45,8 +45,7 @@ impl Select for BesideGrid {
 pub struct Sweep {
     #[command(subcommand)]
     command: Option<Command>,
-    /// smoke, baseline-cpu, hybrid-gpu, omni-gpu or growth [default: smoke]
-    #[arg(long, conflicts_with = "config")]
+    #[arg(long, conflicts_with = "config", help = format!("{} [default: smoke]", PRESETS.map(|(name, _)| name).join(", ")))]
     preset: Option<String>,
     /// YAML file; its keys are the flags below, with underscores, or the sections data, model, optimizer and trainer
     #[arg(long)]

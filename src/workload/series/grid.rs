@@ -36,7 +36,8 @@ config! {
     /// A sweep.
     #[derive(Clone, Debug, PartialEq)]
     pub struct SeriesGrid {
-        /// Architectures, separated by commas: hybrid_transformer, omni_mixture, state_space
+        /// Architectures, separated by commas; `candlepower list` shows their names
+        #[default = "all"]
         pub architectures: Vec<Architecture> = Architecture::all().collect(),
 
         /// Widths of the model, separated by commas
@@ -509,7 +510,8 @@ mod tests {
         let flags = [("dilation_schedules", "1,2,4|1,3,9".to_owned()), ("model_dims", "32".to_owned())];
         let grid: SeriesGrid = Layers::new(&SeriesGrid::default()).flags(&flags).resolve().expect("a grid");
         let names: Vec<_> = grid.combinations().expect("some").into_iter().map(|c| c.name).collect();
-        assert_eq!(names.len(), 5);
+        let count: usize = Architecture::all().map(|architecture| 1 + usize::from(architecture.dilates())).sum();
+        assert_eq!(names.len(), count);
         assert!(names.iter().any(|name| name == "hybrid_transformer-d32-l6-h5-b8-w128-x1.3.9"), "{names:?}");
         assert!(names.iter().any(|name| name == "state_space-d32-l6-h5-b8-w128"), "{names:?}");
         assert_eq!(grid.dilation_schedules.to_string(), "1,2,4|1,3,9");
