@@ -296,11 +296,16 @@ def train(model, series, target):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=ROOT / "fixtures" / "temporal")
+    parser.add_argument("--only", help="make the fixture of this name and leave the others as they are")
     parser.add_argument("--seed", type=int, default=80, help="other seeds make other weights of the same shapes")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
+    if arguments.only not in {None, *(fixture[0] for fixture in FIXTURES)}:
+        parser.error(f"--only {arguments.only}: no fixture has this name")
     for number, fixture in enumerate(FIXTURES):
+        if arguments.only not in {None, fixture[0]}:
+            continue
         make(arguments.out, *fixture, arguments.seed + number)
         print(fixture[0])
 

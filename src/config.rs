@@ -409,6 +409,16 @@ pub(crate) fn share<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D
     number(deserializer, |number| number > 0.0 && number < 1.0, "a number between 0 and 1")
 }
 
+/// Reads a share above 0 and up to 1, or a whole number above 1.
+pub(crate) fn share_or_count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<f64>, D::Error> {
+    let limit = Option::<f64>::deserialize(deserializer)?;
+    let is_valid = |limit: f64| limit > 0.0 && limit.is_finite() && (limit <= 1.0 || limit.fract() == 0.0);
+    match limit.is_none_or(is_valid) {
+        true => Ok(limit),
+        false => Err(D::Error::custom("expected a share up to 1, or a whole number above 1")),
+    }
+}
+
 /// Reads a number from 0 to 10.
 pub(crate) fn from_0_to_10<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
     number(deserializer, |number| (0.0..=10.0).contains(&number), "a number from 0 to 10")

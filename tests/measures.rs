@@ -8,7 +8,7 @@ use candlepower::{
         columns::{csv, parquet},
         measures::{self, TableKey, table_columns},
     },
-    report::columns::{documentation, results, sweep},
+    report::columns::{LabelTemplate, documentation, results, sweep},
 };
 
 const FOLDER: &str = env!("CARGO_MANIFEST_DIR");
@@ -27,7 +27,7 @@ fn names(text: &[u8]) -> Vec<String> {
 /// row reaches each output that it names.
 #[test]
 fn every_row_is_in_every_output_that_it_names() {
-    let (result_columns, sweep_columns) = (results(), sweep());
+    let (result_columns, sweep_columns) = (results(), sweep(&LabelTemplate::default()));
     let in_csv = names(&csv(&result_columns, &[]).expect("a table"));
     let in_sweep = names(&csv(&sweep_columns, &[]).expect("a table"));
     // The footer of a Parquet file has the names as plain text.
@@ -64,9 +64,10 @@ fn every_row_is_in_every_output_that_it_names() {
 /// Each column has one header, and each exported name one place within a kind of benchmark.
 #[test]
 fn names_and_places_are_unambiguous() {
-    for columns in
-        [results().iter().map(|column| column.name).collect::<Vec<_>>(), sweep().iter().map(|c| c.name).collect()]
-    {
+    for columns in [
+        results().iter().map(|column| column.name).collect::<Vec<_>>(),
+        sweep(&LabelTemplate::default()).iter().map(|c| c.name).collect(),
+    ] {
         assert_eq!(columns.iter().collect::<BTreeSet<_>>().len(), columns.len(), "{columns:?}");
     }
     for key in [

@@ -2,12 +2,13 @@
 
 use candlepower::{
     config::Config,
-    model::{MINI, SYNTHETIC},
+    model::{MINI, SYNTHETIC, series::Architecture},
     scenario::GENERATION,
     settings::Settings,
 };
 
 const README: &str = include_str!("../README.md");
+const SWEEP: &str = include_str!("../src/guide/sweep.md");
 const SETTINGS: &str = include_str!("../src/guide/settings.md");
 
 #[test]
@@ -28,6 +29,15 @@ fn every_setting_and_model_is_described() {
         MINI.iter().map(|name| (*name).to_owned()).chain(SYNTHETIC.iter().map(|name| format!("synthetic:{name}")))
     {
         assert!(SETTINGS.contains(&format!("`{model}`")), "{model}");
+    }
+}
+
+#[test]
+fn every_backbone_is_in_the_table_of_the_guide() {
+    for architecture in Architecture::all() {
+        let aliases: Vec<_> = architecture.aliases().iter().map(|alias| format!("`{alias}`")).collect();
+        let row = format!("| `{architecture}` | {} |", aliases.join(", "));
+        assert!(SWEEP.contains(&row), "{row}");
     }
 }
 

@@ -194,6 +194,53 @@ fn a_nightly_run_fails_on_a_regression_keeps_to_its_budget_and_prunes() {
     assert!(code == Some(1) && text.contains("generation: stopped after") && text.contains("moe: skipped"), "{text}");
 }
 
+/// The parts run on different machines, and a report merges them.
+#[cfg(unix)]
+#[test]
+fn shards_of_a_nightly_list_run_each_benchmark_once_and_are_merged() {
+    use std::os::unix::fs::PermissionsExt;
+
+    let folder = tempfile::tempdir().expect("a folder");
+    let here = folder.path();
+    let cargo = here.join("cargo");
+    // The third argument is the bench target. Each has a record of its own, and one that all targets have.
+    let script = "#!/bin/sh\nset -e\nmkdir -p \"$CANDLEPOWER_OUT/$CANDLEPOWER_RUN\"\n\
+                  cat \"$3.jsonl\" >> \"$CANDLEPOWER_OUT/$CANDLEPOWER_RUN/records.jsonl\"\n";
+    fs::write(&cargo, script).expect("written");
+    fs::set_permissions(&cargo, fs::Permissions::from_mode(0o755)).expect("made executable");
+    for (number, bench) in ["generation", "moe", "sweep"].into_iter().enumerate() {
+        let mut one: Record = serde_json::from_str(&record(&format!("short/{bench}/v"), 1.0, 1)).expect("a record");
+        one.machine.name = if number == 1 { "other".into() } else { "box".into() };
+        fs::write(here.join(format!("{bench}.jsonl")), serde_json::to_string(&one).expect("a line") + "\n")
+            .expect("written");
+    }
+    let config = r#"{"benchmarks": [{"bench": "generation"}, {"bench": "moe"}, {"bench": "sweep"}]}"#;
+    fs::write(here.join("nightly.json"), config).expect("written");
+    let environment = [("CARGO", cargo.to_str().expect("UTF-8"))];
+    let mut files = Vec::new();
+    for shard in ["1/2", "2/2"] {
+        let output = candlepower(here, &["nightly", "nightly.json", "--shard", shard], &environment);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let run = inside(&here.join(format!("target/nightly/shard-{}/runs", shard.replace('/', "-of-"))));
+        files.push(run.join(RECORDS).display().to_string());
+    }
+    let records = |file: &String| fs::read_to_string(file).expect("records").lines().count();
+    assert_eq!(files.iter().map(records).collect::<Vec<_>>(), [2, 1]);
+
+    let again = candlepower(here, &["report", &files[0], &files[1], &files[0]], &[]);
+    let errors = String::from_utf8_lossy(&again.stderr);
+    assert!(errors.contains("ran on several machines: box, other"), "{errors}");
+    assert!(errors.contains("short/sweep/v: in several files"), "{errors}");
+    let report = inside(&here.join("target-reports/box"));
+    let results = fs::read_to_string(report.join("results.jsonl")).expect("results");
+    let ids: Vec<_> = ["generation", "sweep", "moe"].iter().map(|bench| format!("\"short/{bench}/v\"")).collect();
+    assert_eq!(results.lines().count(), 3);
+    assert!(results.lines().zip(&ids).all(|(line, id)| line.contains(id.as_str())), "{results}");
+
+    let output = candlepower(here, &["nightly", "nightly.json", "--shard", "4/4"], &environment);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("shard 4/4 has none of the 3 benchmarks"));
+}
+
 #[test]
 fn a_nightly_file_that_can_not_be_used_is_refused_in_one_line() {
     let folder = tempfile::tempdir().expect("a folder");

@@ -168,6 +168,84 @@ fn the_command_of_the_source_runs_with_its_configuration_and_outputs() {
 }
 
 #[test]
+fn flags_of_the_source_mean_what_they_mean_there() {
+    let folder = tempfile::tempdir().expect("a folder");
+    fs::write(folder.path().join("tiny.yaml"), NESTED).expect("written");
+    let arguments = [
+        ["--config", "tiny.yaml", "--architectures", "SSM,Hybrid_Transformer", "--accelerator", "cpu"],
+        ["--dtype", "f32", "--heads", "2", "--max-epochs", "2"],
+        ["--limit-train-batches", "3", "--limit-val-batches", "2", "--log-every-n-steps", "2"],
+        ["--devices", "1", "--batch-size", "4", "--label-template", "{architecture}@{model_dim}x{depth}:{horizon}"],
+    ];
+    let rest = ["--model-dims", "16, 8", "--depths", "1", "--print-metrics", "--output", "out.pq"];
+    let output = sweep(folder.path(), &[&arguments.concat()[..], &rest].concat());
+    let (text, error) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{error}");
+    let metrics: Vec<serde_json::Value> = text
+        .lines()
+        .filter(|line| line.starts_with('{'))
+        .map(|line| serde_json::from_str(line).expect("JSON"))
+        .collect();
+    assert_eq!(metrics.len(), 8);
+    // Two epochs of three batches, two batches for each step.
+    assert!(metrics.iter().all(|line| line["measures"]["steps"] == 4), "{text}");
+    assert!(error.contains(": step 2 of 4, loss ") && !error.contains("step 3 of 4"), "{error}");
+    let labels: std::collections::BTreeSet<String> =
+        rows(&folder.path().join("out.pq")).iter().map(|row| field(row, "label").to_string()).collect();
+    assert!(labels.len() == 4 && labels.contains("\"state_space@8x1:2\""), "{labels:?}");
+
+    let summary = ["summarise", "out.pq", "--metric", "metric_train_loss", "--higher-is-better", "--format", "json"];
+    let output = sweep(folder.path(), &[&summary[..], &["--output", "a/summary.json", "--quiet"]].concat());
+    assert!(output.status.success() && output.stdout.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+    let summary = fs::read(folder.path().join("a/summary.json")).expect("a summary");
+    let summary: Vec<serde_json::Value> = serde_json::from_slice(&summary).expect("JSON");
+    assert_eq!(summary.iter().map(|row| row["scenario_count"].as_u64()).collect::<Vec<_>>(), [Some(2), Some(2)]);
+    assert!(summary[0]["best_metric"].as_f64() >= summary[1]["best_metric"].as_f64());
+
+    let output = sweep(folder.path(), &["--label-template", "{width}"]);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("only these names in braces"));
+}
+
+/// The types that readers of the file rely on.
+#[test]
+fn the_parquet_file_has_the_documented_columns_and_types() {
+    let folder = tempfile::tempdir().expect("a folder");
+    fs::write(folder.path().join("tiny.yaml"), TINY).expect("written");
+    let arguments =
+        ["--config", "tiny.yaml", "--architectures", "state_space", "--steps", "1", "--output", "a.parquet"];
+    assert!(sweep(folder.path(), &arguments).status.success());
+    let file = fs::File::open(folder.path().join("a.parquet")).expect("a file");
+    let reader = SerializedFileReader::new(file).expect("a Parquet file");
+    let schema = reader.metadata().file_metadata().schema_descr();
+    let types: Vec<String> = schema
+        .columns()
+        .iter()
+        .map(|column| {
+            assert_eq!((column.max_def_level(), column.max_rep_level()), (1, 0), "every column is optional and flat");
+            format!("{} {}", column.name(), column.physical_type())
+        })
+        .collect();
+    let expected = [
+        (
+            "BYTE_ARRAY",
+            "run id scenario architecture dtype device status reason conv_dilations label machine candle commit",
+        ),
+        ("INT64", "at dim depth heads horizon window batch features outputs parameters model_dim steps peak_bytes"),
+        (
+            "DOUBLE",
+            "duration_seconds metric_train_loss metric_val_loss samples_per_s step_p50_ms step_p95_ms step_p99_ms",
+        ),
+        ("DOUBLE", "mfu first_loss last_loss held_out_loss"),
+    ];
+    let expected = expected.iter().flat_map(|(kind, names)| names.split(' ').map(move |name| format!("{name} {kind}")));
+    let sorted = |types: Vec<String>| types.into_iter().collect::<std::collections::BTreeSet<_>>();
+    assert_eq!(sorted(types), sorted(expected.collect()));
+    let text =
+        |name: &str| schema.columns().iter().find(|column| column.name() == name).expect(name).logical_type_ref();
+    assert_eq!(text("label"), Some(&parquet::basic::LogicalType::String));
+}
+
+#[test]
 fn shards_together_run_every_combination_once() {
     let folder = tempfile::tempdir().expect("a folder");
     fs::write(folder.path().join("tiny.yaml"), TINY).expect("written");
@@ -186,4 +264,80 @@ fn shards_together_run_every_combination_once() {
     assert_eq!(ids.len(), 12);
     let output = sweep(folder.path(), &["--shard", "3/2"]);
     assert!(String::from_utf8_lossy(&output.stderr).contains("expected I/N"));
+}
+
+/// Runs two processes at once, one for each shard, and returns the number of rows of each.
+#[cfg(unix)]
+fn run_shards(folder: &Path, start: impl Fn(usize) -> Command) -> Vec<usize> {
+    use std::process::Stdio;
+
+    let started: Vec<_> = (1..=2)
+        .map(|shard| {
+            let mut command = start(shard);
+            for (key, _) in std::env::vars().filter(|(key, _)| key.starts_with("CANDLEPOWER")) {
+                command.env_remove(key);
+            }
+            command.env_remove("CARGO").stdout(Stdio::piped()).stderr(Stdio::piped());
+            command.current_dir(folder).spawn().expect("the process starts")
+        })
+        .collect();
+    for process in started {
+        let output = process.wait_with_output().expect("it ends");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    (1..=2).map(|shard| rows(&folder.join(format!("results/shard-{shard}.parquet"))).len()).collect()
+}
+
+/// The summary of the shards' files, of their runs by folder, and the number of architectures in it.
+#[cfg(unix)]
+fn merged(folder: &Path, runs: [&str; 2]) -> usize {
+    let of_files = sweep(folder, &["summarise", "results/shard-1.parquet", "results/shard-2.parquet"]);
+    let runs = runs.map(|run| format!("results/runs/{run}"));
+    let of_runs = sweep(folder, &["summarise", &runs[0], &runs[1]]);
+    assert!(of_files.status.success(), "{}", String::from_utf8_lossy(&of_files.stderr));
+    assert_eq!(String::from_utf8_lossy(&of_files.stdout), String::from_utf8_lossy(&of_runs.stdout));
+    let text = String::from_utf8(of_files.stdout).expect("UTF-8");
+    text.lines().take_while(|line| !line.is_empty()).count() - 2
+}
+
+#[cfg(unix)]
+#[test]
+fn the_cluster_scripts_run_as_local_processes_and_their_results_merge() {
+    let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/cluster");
+    let program = Path::new(env!("CARGO_BIN_EXE_candlepower"));
+
+    let folder = tempfile::tempdir().expect("a folder");
+    fs::write(folder.path().join("tiny.yaml"), TINY).expect("written");
+    let counts = run_shards(folder.path(), |shard| {
+        let mut command = Command::new("bash");
+        command.arg(scripts.join("slurm.sh")).args(["--config", "tiny.yaml", "--depths", "1,2,3"]);
+        command.env("SLURM_ARRAY_TASK_ID", shard.to_string()).env("SLURM_ARRAY_TASK_COUNT", "2");
+        command.env("SLURM_ARRAY_JOB_ID", "job").env("PATH", path_with(program));
+        command
+    });
+    assert_eq!(counts, [6, 6]);
+    assert_eq!(merged(folder.path(), ["job-1", "job-2"]), 2);
+
+    let job = fs::read_to_string(scripts.join("kubernetes.yaml")).expect("a file");
+    let job: serde_json::Value = serde_saphyr::from_str(&job).expect("YAML");
+    let container = &job["spec"]["template"]["spec"]["containers"][0];
+    let words = |key: &str| -> Vec<String> { serde_json::from_value(container[key].clone()).expect(key) };
+    let (command_line, arguments) = (words("command"), words("args"));
+    let folder = tempfile::tempdir().expect("a folder");
+    fs::write(folder.path().join("tiny.yaml"), TINY).expect("written");
+    let counts = run_shards(folder.path(), |shard| {
+        let mut command = Command::new(&command_line[0]);
+        command.args(&command_line[1..]).args(&arguments).env("JOB_COMPLETION_INDEX", (shard - 1).to_string());
+        command.env("SWEEP", "--config tiny.yaml --depths 1,2,3").env("SHARDS", "2").env("RESULTS", "results");
+        command.env("JOB", "uid").env("PATH", path_with(program));
+        command
+    });
+    assert_eq!(counts, [6, 6]);
+    assert_eq!(merged(folder.path(), ["uid-1", "uid-2"]), 2);
+}
+
+/// The search path with the program's folder in front.
+#[cfg(unix)]
+fn path_with(program: &Path) -> String {
+    format!("{}:{}", program.parent().expect("a folder").display(), std::env::var("PATH").unwrap_or_default())
 }

@@ -1,6 +1,9 @@
 //! The columns of the data files: `results.csv` and `results.parquet`, `sweep.parquet`, and `throughput.csv`. Columns of
 //! measures come from the [table of measures](crate::record::measures).
 
+use std::str::FromStr;
+
+use anyhow::{Result, ensure};
 use chrono::{DateTime, Utc};
 
 use super::{joined::Row, table::markdown};
@@ -77,7 +80,7 @@ pub fn results() -> Vec<Column<Row>> {
 }
 
 /// The columns of `sweep.parquet`, which has a row for each combination of the sweep.
-pub fn sweep() -> Vec<Column<Record>> {
+pub fn sweep(labels: &LabelTemplate) -> Vec<Column<Record>> {
     let mut columns = vec![
         Column::new("run", "Name of the run.", |record: &Record| record.run.clone()),
         Column::new("at", "Time at which the benchmark ended, in UTC.", at),
@@ -103,7 +106,7 @@ pub fn sweep() -> Vec<Column<Record>> {
         Column::new("status", "`measured` or `failed`.", status),
         Column::new("reason", "Why the benchmark failed.", |record: &Record| record.reason.clone()),
     ]);
-    columns.extend(of_source());
+    columns.extend(of_source(labels));
     columns.extend(of_measures(|measure| measure.row.sweep, |record: &Record| record.measures.as_ref()));
     columns.extend([
         Column::new("machine", "Name of the machine.", |record: &Record| record.machine.name.clone()),
@@ -113,19 +116,60 @@ pub fn sweep() -> Vec<Column<Record>> {
     columns
 }
 
+/// How combinations of the sweep are labelled: a text with names of columns in braces.
+#[derive(Clone, Debug)]
+pub struct LabelTemplate(String);
+
+impl LabelTemplate {
+    const NAMES: [&str; 6] = ["architecture", "model_dim", "depth", "horizon", "window", "conv_dilations"];
+
+    /// The label of a record.
+    fn label(&self, record: &Record) -> String {
+        let mut label = self.0.clone();
+        for name in Self::NAMES {
+            let value = match name {
+                "architecture" => Some(architecture(record)),
+                "conv_dilations" => dilations(record),
+                "model_dim" => size(record, "dim").map(|dim| dim.to_string()),
+                name => size(record, name).map(|size| size.to_string()),
+            };
+            label = label.replace(&format!("{{{name}}}"), &value.unwrap_or_default());
+        }
+        label
+    }
+}
+
+impl Default for LabelTemplate {
+    fn default() -> Self {
+        Self("{architecture},{model_dim},{depth},{horizon}".into())
+    }
+}
+
+impl FromStr for LabelTemplate {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let without_names =
+            Self::NAMES.iter().fold(text.to_owned(), |text, name| text.replace(&format!("{{{name}}}"), ""));
+        let is_known = !without_names.contains(['{', '}']);
+        ensure!(is_known, "expected a text with only these names in braces: {}", Self::NAMES.join(", "));
+        Ok(Self(text.to_owned()))
+    }
+}
+
+fn size(record: &Record, name: &str) -> Option<u64> {
+    record.subject.sizes.get(name).copied()
+}
+
+fn dilations(record: &Record) -> Option<String> {
+    let sizes = record.subject.sizes.iter().filter(|(name, _)| name.starts_with("dilation_"));
+    let sizes: Vec<_> = sizes.map(|(_, size)| size.to_string()).collect();
+    (!sizes.is_empty()).then(|| sizes.join(","))
+}
+
 /// Columns of the results of the sweep's source, under its names.
-fn of_source() -> Vec<Column<Record>> {
-    let size = |record: &Record, name: &str| record.subject.sizes.get(name).copied();
-    let label = move |record: &Record| {
-        let sizes = ["dim", "depth", "horizon"].map(|name| Some(size(record, name)?.to_string()));
-        let sizes: Option<Vec<_>> = sizes.into_iter().collect();
-        Some(format!("{},{}", architecture(record), sizes?.join(",")))
-    };
-    let dilations = |record: &Record| {
-        let sizes = record.subject.sizes.iter().filter(|(name, _)| name.starts_with("dilation_"));
-        let sizes: Vec<_> = sizes.map(|(_, size)| size.to_string()).collect();
-        (!sizes.is_empty()).then(|| sizes.join(","))
-    };
+fn of_source(labels: &LabelTemplate) -> Vec<Column<Record>> {
+    let labels = labels.clone();
     let measure = |of: fn(&Sweep) -> Option<f64>| {
         move |record: &Record| match &record.measures {
             Some(Measures::Sweep(measures)) => of(measures),
@@ -137,9 +181,9 @@ fn of_source() -> Vec<Column<Record>> {
         Some(measures.sample_ms.iter().sum::<f64>() / samples * measures.steps as f64 / 1e3)
     };
     vec![
-        Column::new("model_dim", "Width of the backbone.", move |record: &Record| size(record, "dim")),
+        Column::new("model_dim", "Width of the backbone.", |record: &Record| size(record, "dim")),
         Column::new("conv_dilations", "Dilations of successive layers, separated by commas.", dilations),
-        Column::new("label", "Architecture, width, depth and horizon, separated by commas.", label),
+        Column::new("label", "Label of the combination.", move |record: &Record| labels.label(record)),
         Column::new("duration_seconds", "Total time of the measured steps.", measure(duration_seconds)),
         Column::new("metric_train_loss", "`last_loss`.", measure(|measures| measures.last_loss)),
         Column::new("metric_val_loss", "`held_out_loss`.", measure(|measures| measures.held_out_loss)),

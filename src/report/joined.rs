@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use anyhow::{Result, bail};
@@ -94,6 +94,53 @@ pub fn join(records: &Path, criterion_home: &Path) -> Result<Joined> {
         problems.push(format!("Criterion has no estimate, and there is no interval, of {}", without.join(", ")));
     }
     Ok(Joined { rows, problems, is_sandbox })
+}
+
+/// Joins several files of records, such as those of shards. Of a benchmark that is in several files, the last counts.
+///
+/// # Errors
+/// When a file cannot be read or contains no record.
+pub fn join_all(files: &[PathBuf], criterion_home: &Path) -> Result<Joined> {
+    let parts = files.iter().map(|file| join(file, criterion_home)).collect::<Result<Vec<_>>>()?;
+    let is_sandbox = parts.iter().all(|part| part.is_sandbox);
+    let mut merged = Joined { rows: Vec::new(), problems: Vec::new(), is_sandbox };
+    let mut places = BTreeMap::new();
+    for (part, file) in parts.into_iter().zip(files) {
+        if part.is_sandbox && !is_sandbox {
+            merged.problems.push(format!("{}: a sandbox is no measurement and is left out", file.display()));
+            continue;
+        }
+        for problem in part.problems {
+            if !merged.problems.contains(&problem) {
+                merged.problems.push(problem);
+            }
+        }
+        for row in part.rows {
+            match places.get(&row.record.id) {
+                Some(&place) => {
+                    merged.problems.push(format!(
+                        "{}: in several files; that of {} counts",
+                        row.record.id,
+                        file.display()
+                    ));
+                    merged.rows[place] = row;
+                }
+                None => {
+                    places.insert(row.record.id.clone(), merged.rows.len());
+                    merged.rows.push(row);
+                }
+            }
+        }
+    }
+    let machines: BTreeSet<&str> = merged.rows.iter().map(|row| row.record.machine.name.as_str()).collect();
+    if let (Some(first), 2..) = (merged.rows.first(), machines.len()) {
+        merged.problems.push(format!(
+            "the benchmarks ran on several machines: {}; results.csv names that of each, the description is that of {}",
+            machines.into_iter().collect::<Vec<_>>().join(", "),
+            first.record.machine.name
+        ));
+    }
+    Ok(merged)
 }
 
 /// The tolerance covers Criterion's conversion from nanoseconds.

@@ -15,7 +15,7 @@ mod session;
 #[cfg(feature = "cli")]
 pub(crate) use catalogue::Catalogue;
 pub use criterion::{Suite, bytes, main};
-pub use plain::{Progress, Shard, generate, repeat, sweep};
+pub use plain::{Progress, Shard, State, generate, repeat, sweep};
 pub use pool::Candidate;
 pub use session::{Session, let_waiting_threads_sleep, set_threads};
 

@@ -1,6 +1,6 @@
 //! Runs workloads in a loop, without Criterion: warm-ups, then one iteration per sample.
 
-use std::{collections::BTreeSet, io::ErrorKind, path::Path, str::FromStr};
+use std::{collections::BTreeSet, fmt, io::ErrorKind, path::Path, str::FromStr};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Map, Value};
@@ -49,7 +49,7 @@ fn iterate(workload: &mut dyn Workload, warm_ups: usize, trials: usize) -> Resul
     Ok(())
 }
 
-/// A part of a sweep. The parts of all machines together are the whole sweep, and no two overlap.
+/// A part of a sweep or a list. The parts of all machines together are the whole, and no two overlap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shard {
     /// From 1 to `count`.
@@ -65,6 +65,17 @@ impl Shard {
     /// that the shards take about as long as one another.
     fn has(self, number: usize) -> bool {
         number % self.count == self.index - 1
+    }
+
+    /// The items of a list that belong to the shard.
+    pub fn of<T>(self, all: Vec<T>) -> Vec<T> {
+        all.into_iter().enumerate().filter(|(number, _)| self.has(*number)).map(|(_, item)| item).collect()
+    }
+}
+
+impl fmt::Display for Shard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.index, self.count)
     }
 }
 
@@ -113,7 +124,7 @@ fn keep_grid(file: &Path, grid: &SeriesGrid, has_sweep: bool) -> Result<()> {
     Ok(())
 }
 
-/// Progress of a sweep, after one of its benchmarks.
+/// Progress of a sweep, after one of its benchmarks, or after some steps of it.
 pub struct Progress<'a> {
     /// Number of the benchmark, from 1, and the total.
     pub number: usize,
@@ -121,8 +132,25 @@ pub struct Progress<'a> {
     pub total: usize,
     /// Id of the benchmark.
     pub id: &'a BenchmarkId,
-    /// `None` if the run already has the benchmark.
-    pub record: Option<&'a Record>,
+    /// How far the benchmark is.
+    pub state: State<'a>,
+}
+
+/// State of a benchmark.
+pub enum State<'a> {
+    /// The run already had it.
+    DoneBefore,
+    /// After a measured step.
+    Step {
+        /// Number of the step, from 1.
+        step: usize,
+        /// Number of all measured steps.
+        steps: usize,
+        /// Loss before the step, where something is trained.
+        loss: Option<f64>,
+    },
+    /// It has ended.
+    Done(&'a Record),
 }
 
 /// Runs every combination of a shard of a grid in training and in forecasting, and appends a record of each to the
@@ -138,8 +166,7 @@ pub fn sweep(
     shard: Shard,
     mut progress: impl FnMut(Progress),
 ) -> Result<()> {
-    let combinations = grid.combinations()?.into_iter().enumerate();
-    let combinations: Vec<_> = combinations.filter(|(number, _)| shard.has(*number)).map(|(_, one)| one).collect();
+    let combinations = shard.of(grid.combinations()?);
     let path = session.join(run)?;
     let records = if path.is_file() { record::latest(&path)?.records } else { Vec::new() };
     let has_sweep = records.iter().any(|record| SWEEP.contains(&record.scenario));
@@ -154,16 +181,25 @@ pub fn sweep(
         let subject = series_subject(combination, grid);
         let id = BenchmarkId::new(scenario, &subject);
         if done.contains(&id.to_string()) {
-            progress(Progress { number, total, id: &id, record: None });
+            progress(Progress { number, total, id: &id, state: State::DoneBefore });
             continue;
         }
         let outcome = caught(|| {
-            let workload = SeriesWorkload::new(combination, phase, grid)?;
-            repeat(Box::new(workload), grid.warmup_steps, grid.steps)
+            let mut workload = Box::new(SeriesWorkload::new(combination, phase, grid)?);
+            iterate(workload.as_mut(), grid.warmup_steps, 0)?;
+            let steps = combination.steps;
+            for step in 1..=steps {
+                workload.iterate()?;
+                if grid.log_every_n_steps.is_some_and(|every| step.is_multiple_of(every)) {
+                    let loss = workload.last_loss();
+                    progress(Progress { number, total, id: &id, state: State::Step { step, steps, loss } });
+                }
+            }
+            Ok(workload.finish(&vec![1; steps]))
         });
         let mut record = session.record(scenario, subject, outcome.unwrap_or_else(Outcome::failed));
         session.append(&mut record)?;
-        progress(Progress { number, total, id: &id, record: Some(&record) });
+        progress(Progress { number, total, id: &id, state: State::Done(&record) });
     }
     Ok(())
 }

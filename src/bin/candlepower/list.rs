@@ -1,15 +1,16 @@
-//! `candlepower list`: the scenarios, the models, and the settings.
+//! `candlepower list`: the scenarios, the models, the backbones of the sweep, and the settings.
 
 use std::process::ExitCode;
 
 use anyhow::Result;
 use candlepower::{
     config::Config,
-    model::{MINI, SYNTHETIC, shape},
+    model::{MINI, SYNTHETIC, series::Architecture, shape},
     output,
     report::table::markdown,
     scenario::{GENERATIONS, TRAININGS, Tier},
     settings::Settings,
+    workload::series::{PRESETS, SeriesGrid},
 };
 use clap::Args;
 
@@ -50,6 +51,18 @@ impl List {
             let entries = |tier| group.entries(tier).len().to_string();
             let [quick, standard, full] = [Tier::Quick, Tier::Standard, Tier::Full].map(entries);
             rows.push(row(&[group.key, target, group.purpose, &quick, &standard, &full]));
+        }
+        output::print_line(markdown(&rows, 3));
+
+        let mut rows = vec![row(&["backbone of the sweep", "other names", "presets"])];
+        for architecture in Architecture::all() {
+            let mut presets = Vec::new();
+            for (name, _) in PRESETS {
+                if SeriesGrid::preset(name)?.architectures.contains(&architecture) {
+                    presets.push(name);
+                }
+            }
+            rows.push(row(&[architecture.name(), &architecture.aliases().join(", "), &presets.join(", ")]));
         }
         output::print_line(markdown(&rows, 3));
 

@@ -16,6 +16,7 @@ use candlepower::{
     output,
     record::{self, Metric, RECORDS, Record, write_whole},
     report::compare::{Comparison, Side, Strictness, compare},
+    runner::Shard,
     settings::{PREFIX, Settings},
     text,
 };
@@ -32,6 +33,9 @@ use crate::{
 pub struct Nightly {
     /// JSON file: what to run, time budgets, and thresholds of regressions
     config: PathBuf,
+    /// Run part I of N of the list, as one of N machines, in a folder of its own
+    #[arg(long, value_name = "I/N")]
+    shard: Option<Shard>,
 }
 
 /// Contents of the file.
@@ -216,7 +220,7 @@ impl Nightly {
         let name = self.config.display();
         let text =
             read_text_limited(&self.config, SETTINGS_MAX_BYTES).with_context(|| format!("{name} could not be read"))?;
-        let config: Config = serde_json::from_str(&text).with_context(|| format!("{name}"))?;
+        let mut config: Config = serde_json::from_str(&text).with_context(|| format!("{name}"))?;
         ensure!(!config.benchmarks.is_empty(), "{name}: benchmarks: list at least one");
         ensure!(config.keep > 0, "{name}: keep: it must be at least 1");
         let budgets = config.benchmarks.iter().filter_map(|benchmarks| benchmarks.budget_minutes);
@@ -237,6 +241,13 @@ impl Nightly {
                 // The folder of the records is the nightly's.
                 ensure!(key != "out", "{name}: out cannot be set: use `folder`");
             }
+        }
+        if let Some(shard) = self.shard {
+            let all = config.benchmarks.len();
+            config.benchmarks = shard.of(config.benchmarks);
+            ensure!(!config.benchmarks.is_empty(), "shard {shard} has none of the {all} benchmarks: use fewer shards");
+            // Each shard is compared with its own last good run, also where the shards share a file system.
+            config.folder = config.folder.join(format!("shard-{}", shard.to_string().replace('/', "-of-")));
         }
         Ok(config)
     }

@@ -18,8 +18,8 @@ use clap::Args;
 
 #[derive(Args)]
 pub struct Report {
-    /// Name of a run, its folder, or a file of records [default: the last run]
-    run: Option<String>,
+    /// Names of runs, their folders, or files of records, such as those of shards [default: the last run]
+    runs: Vec<String>,
     /// Folder of reports; the report goes into a folder named after the machine
     #[arg(long, default_value = "target-reports")]
     to: PathBuf,
@@ -31,9 +31,12 @@ pub struct Report {
 impl Report {
     pub fn run(self) -> Result<ExitCode> {
         let settings = Settings::load(&[])?;
-        let records = records(self.run.as_deref(), &settings.out)?;
+        let files = match self.runs.as_slice() {
+            [] => vec![records(None, &settings.out)?],
+            runs => runs.iter().map(|run| records(Some(run), &settings.out)).collect::<Result<_>>()?,
+        };
         let criterion_home = criterion_home();
-        let joined = report::joined::join(&records, &criterion_home)?;
+        let joined = report::joined::join_all(&files, &criterion_home)?;
         let folder = report::write(&joined, &self.to, &criterion_home, Utc::now())?;
         for problem in &joined.problems {
             crate::note(problem);

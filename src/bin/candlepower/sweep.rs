@@ -14,16 +14,24 @@ use candlepower::{
     names::PathName,
     output,
     record::{self, Measures, Record, columns, write_whole},
-    report::{columns as report_columns, sweep, table},
-    runner::{self, Progress, Session, Shard},
+    report::{
+        columns::{self as report_columns, LabelTemplate},
+        sweep::{self, Ranking},
+        table,
+    },
+    runner::{self, Progress, Session, Shard, State},
     scenario::SWEEP,
     settings::Settings,
     text,
-    workload::series::{SeriesGrid, Translated, preset, translate},
+    workload::series::{PRESETS, SeriesGrid, Translated, preset, translate},
 };
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
+use serde_json::json;
 
-use crate::flags::{Flags, Select};
+use crate::{
+    flags::{Flags, Select},
+    report,
+};
 
 /// The settings that are not keys of the grid.
 struct BesideGrid;
@@ -39,8 +47,7 @@ impl Select for BesideGrid {
 pub struct Sweep {
     #[command(subcommand)]
     command: Option<Command>,
-    /// smoke, baseline-cpu, hybrid-gpu, omni-gpu or growth [default: smoke]
-    #[arg(long, conflicts_with = "config")]
+    #[arg(long, conflicts_with = "config", help = format!("{} [default: smoke]", PRESETS.map(|(name, _)| name).join(", ")))]
     preset: Option<String>,
     /// YAML file; its keys are the flags below, with underscores, or the sections data, model, optimizer and trainer
     #[arg(long)]
@@ -58,6 +65,13 @@ pub struct Sweep {
     /// Markdown file to append the table of results to [default: sweep.md beside the Parquet file]
     #[arg(long, value_name = "FILE.md")]
     log: Option<PathBuf>,
+    /// Labels of the results, of {architecture}, {model_dim}, {depth}, {horizon}, {window} and {conv_dilations} [default:
+    /// {architecture},{model_dim},{depth},{horizon}]
+    #[arg(long, value_name = "TEXT")]
+    label_template: Option<LabelTemplate>,
+    /// Also print the measures of each benchmark, as a line of JSON
+    #[arg(long)]
+    print_metrics: bool,
     /// Run part I of N of the combinations, as one of N machines
     #[arg(long, value_name = "I/N")]
     shard: Option<Shard>,
@@ -66,25 +80,83 @@ pub struct Sweep {
 #[derive(Subcommand)]
 enum Command {
     /// Summarise the results of sweeps per architecture
-    Summarise {
-        /// Parquet, CSV or JSON files
-        #[arg(required = true)]
-        files: Vec<PathBuf>,
-        /// Column to rank by; lower is better
-        #[arg(long, default_value = "metric_val_loss")]
-        metric: String,
-        /// Number of best runs to list for each architecture
-        #[arg(long, default_value_t = 3)]
-        top: usize,
-    },
+    Summarise(Summarise),
+}
+
+#[derive(Args)]
+struct Summarise {
+    /// Parquet, CSV or JSON files, or names of runs. Results of shards are merged
+    #[arg(required = true)]
+    files: Vec<String>,
+    /// Column to rank by
+    #[arg(long, default_value = "metric_val_loss")]
+    metric: String,
+    /// Rank the largest value first
+    #[arg(long)]
+    higher_is_better: bool,
+    /// Another column to average, such as a return
+    #[arg(long, value_name = "COLUMN")]
+    profitability_metric: Option<String>,
+    /// Number of best runs to list for each architecture, in Markdown
+    #[arg(long, default_value_t = 3)]
+    top: usize,
+    /// Format of the summary
+    #[arg(long, value_enum, default_value_t = Format::Markdown)]
+    format: Format,
+    /// File to write the summary to as well
+    #[arg(long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Print nothing
+    #[arg(long)]
+    quiet: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Format {
+    Markdown,
+    Csv,
+    Json,
+    Parquet,
+}
+
+impl Summarise {
+    fn run(&self) -> Result<ExitCode> {
+        let settings = Settings::load(&[])?;
+        let mut rows = Vec::new();
+        for file in &self.files {
+            let is_run = !Path::new(file).is_file();
+            let file = if is_run { report::records(Some(file), &settings.out)? } else { file.into() };
+            rows.extend(sweep::read_rows(&file)?);
+        }
+        let Self { metric, higher_is_better, profitability_metric, top, .. } = self;
+        let (metric, profitability_metric) = (metric.clone(), profitability_metric.clone());
+        let ranking = Ranking { metric, higher_is_better: *higher_is_better, profitability_metric };
+        let summaries = sweep::summarise(&rows, &ranking)?;
+        let table = || sweep::summary_markdown(&summaries, &ranking, *top);
+        let bytes = match self.format {
+            Format::Markdown => table().into_bytes(),
+            Format::Csv => columns::csv(&sweep::summary_columns(), &summaries)?,
+            Format::Json => (serde_json::to_string_pretty(&summaries)? + "\n").into_bytes(),
+            Format::Parquet => columns::parquet(&sweep::summary_columns(), &summaries)?,
+        };
+        if let Some(output) = &self.output {
+            create_parent(output)?;
+            write_whole(output, &bytes)?;
+        }
+        match (self.quiet, self.format) {
+            (true, _) => {}
+            // Parquet is not text.
+            (false, Format::Parquet) => output::print(table()),
+            (false, _) => output::print(String::from_utf8_lossy(&bytes)),
+        }
+        Ok(ExitCode::SUCCESS)
+    }
 }
 
 impl Sweep {
     pub fn run(self) -> Result<ExitCode> {
-        if let Some(Command::Summarise { files, metric, top }) = &self.command {
-            let rows = files.iter().map(|file| sweep::read_rows(file)).collect::<Result<Vec<_>>>()?.concat();
-            output::print(sweep::summarise(&rows, metric, *top)?);
-            return Ok(ExitCode::SUCCESS);
+        if let Some(Command::Summarise(summarise)) = &self.command {
+            return summarise.run();
         }
         let grid = self.grid()?;
         let of_grid = [
@@ -98,12 +170,19 @@ impl Sweep {
         let folder = path.parent().map(PathBuf::from).unwrap_or_default();
         let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
         output::report(format_args!("Run {name}. If it is interrupted, --run {name} resumes it."));
+        let show = |progress: Progress| {
+            show(&progress);
+            if let (true, State::Done(Record { measures: Some(measures), .. })) = (self.print_metrics, &progress.state)
+            {
+                output::print_data(&json!({ "id": progress.id.to_string(), "measures": measures }).to_string());
+            }
+        };
         runner::sweep(&mut session, Some(&name), &grid, self.shard.unwrap_or(Shard::WHOLE), show)?;
 
         // Of a combination that failed and was tried again, the last record counts.
         let read = record::latest(&path)?;
         let records: Vec<Record> = read.records.into_iter().filter(|record| SWEEP.contains(&record.scenario)).collect();
-        let parquet = columns::parquet(&report_columns::sweep(), &records)?;
+        let parquet = columns::parquet(&report_columns::sweep(&self.label_template.unwrap_or_default()), &records)?;
         let mut file = folder.join("sweep.parquet");
         write_whole(&file, &parquet)?;
         if let Some(output) = self.output {
@@ -170,10 +249,15 @@ fn append(file: &Path, text: &str) -> Result<()> {
     written.with_context(|| format!("{} cannot be written", file.display()))
 }
 
-/// Prints one line per finished benchmark.
-fn show(Progress { number, total, id, record }: Progress) {
-    let outcome = record.map_or("done before".to_owned(), outcome);
-    output::report(text::line(&format!("{number}/{total} {id}: {outcome}")));
+/// Prints one line.
+fn show(Progress { number, total, id, state }: &Progress) {
+    let state = match state {
+        State::DoneBefore => "done before".to_owned(),
+        State::Step { step, steps, loss: Some(loss) } => format!("step {step} of {steps}, loss {loss:.6}"),
+        State::Step { step, steps, loss: None } => format!("step {step} of {steps}"),
+        State::Done(record) => outcome(record),
+    };
+    output::report(text::line(&format!("{number}/{total} {id}: {state}")));
 }
 
 fn outcome(record: &Record) -> String {

@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 
-use super::{SequenceBackbone, Sizes, hybrid_transformer, omni_mixture, state_space};
+use super::{SequenceBackbone, Sizes};
 
 /// A backbone that can be built by its name.
 struct Row {
@@ -25,28 +25,15 @@ struct Row {
     build: fn(&Sizes, VarBuilder) -> Result<Box<dyn SequenceBackbone>>,
 }
 
-static TABLE: [Row; 3] = [
+static TABLE: &[Row] = &[
     Row {
         name: "hybrid_transformer",
         aliases: &["temporal_transformer"],
         attends: true,
         rotates: true,
         dilates: true,
-        sizes: || Sizes {
-            features: 0,
-            dim: 512,
-            depth: 16,
-            heads: 8,
-            ff_mult: 4,
-            state_dim: 256,
-            state_kernel: 16,
-            conv_kernel: 5,
-            dilations: vec![1, 2, 4, 8, 16, 32],
-            coarse_factor: 4,
-            cross_every: 2,
-            max_seq_len: 4096,
-        },
-        build: hybrid_transformer::build,
+        sizes: || Sizes { depth: 16, dilations: vec![1, 2, 4, 8, 16, 32], ..usual() },
+        build: super::hybrid_transformer::build,
     },
     Row {
         name: "omni_mixture",
@@ -55,20 +42,14 @@ static TABLE: [Row; 3] = [
         rotates: false,
         dilates: true,
         sizes: || Sizes {
-            features: 0,
             dim: 768,
             depth: 24,
             heads: 12,
-            ff_mult: 4,
-            state_dim: 256,
-            state_kernel: 16,
             conv_kernel: 7,
             dilations: vec![1, 2, 4, 8, 16, 32, 64],
-            coarse_factor: 4,
-            cross_every: 2,
-            max_seq_len: 4096,
+            ..usual()
         },
-        build: omni_mixture::build,
+        build: super::omni_mixture::build,
     },
     Row {
         name: "state_space",
@@ -76,23 +57,28 @@ static TABLE: [Row; 3] = [
         attends: false,
         rotates: false,
         dilates: false,
-        sizes: || Sizes {
-            features: 0,
-            dim: 512,
-            depth: 12,
-            heads: 8,
-            ff_mult: 4,
-            state_dim: 256,
-            state_kernel: 16,
-            conv_kernel: 5,
-            dilations: vec![1],
-            coarse_factor: 4,
-            cross_every: 2,
-            max_seq_len: 4096,
-        },
-        build: state_space::build,
+        sizes: usual,
+        build: super::state_space::build,
     },
 ];
+
+/// Sizes of which a row names those that differ.
+fn usual() -> Sizes {
+    Sizes {
+        features: 0,
+        dim: 512,
+        depth: 12,
+        heads: 8,
+        ff_mult: 4,
+        state_dim: 256,
+        state_kernel: 16,
+        conv_kernel: 5,
+        dilations: vec![1],
+        coarse_factor: 4,
+        cross_every: 2,
+        max_seq_len: 4096,
+    }
+}
 
 /// Heads where an architecture's own number does not divide the width.
 const FALLBACK_HEADS: usize = 8;
@@ -115,6 +101,11 @@ impl Architecture {
     /// Its name in ids and configurations.
     pub fn name(self) -> &'static str {
         self.row().name
+    }
+
+    /// Other names that are read.
+    pub fn aliases(self) -> &'static [&'static str] {
+        self.row().aliases
     }
 
     /// Its default sizes, for a series of `features`.
@@ -169,11 +160,11 @@ impl FromStr for Architecture {
     type Err = anyhow::Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let is_named = |row: &Row| row.name == text || row.aliases.contains(&text);
+        let is_named = |row: &Row| [row.name].iter().chain(row.aliases).any(|name| name.eq_ignore_ascii_case(text));
         if let Some(found) = TABLE.iter().position(is_named) {
             return Ok(Self(found));
         }
-        let names = TABLE.each_ref().map(|row| row.name);
+        let names: Vec<_> = TABLE.iter().map(|row| row.name).collect();
         match crate::error::nearest(text, &names) {
             Some(near) => bail!("unknown architecture '{text}': did you mean {near}?"),
             None => bail!("unknown architecture '{text}': the architectures are {}", names.join(", ")),
@@ -208,6 +199,7 @@ mod tests {
                 assert_eq!(serde_json::from_str::<Architecture>(&json).expect("a name"), architecture);
             }
         }
+        assert_eq!("Omni".parse::<Architecture>().expect("a name").name(), "omni_mixture");
         let message = |text: &str| text.parse::<Architecture>().expect_err(text).to_string();
         assert!(message("state-space").contains("did you mean state_space?"));
         assert!(message("lstm").contains("hybrid_transformer, omni_mixture, state_space"));

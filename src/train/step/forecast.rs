@@ -101,6 +101,21 @@ impl TrainingOptions {
 }
 
 impl Task {
+    /// Batches of one pass over the windows of training, the last of which may be a part.
+    pub fn training_batches(&self) -> usize {
+        self.batches(TRAINING_STARTS)
+    }
+
+    /// Batches of one pass over the windows that training does not see.
+    pub fn held_out_batches(&self) -> usize {
+        self.batches(HELD_OUT_STARTS)
+    }
+
+    /// A batch or a stride of 0 is refused elsewhere.
+    fn batches(&self, starts: usize) -> usize {
+        starts.div_ceil(self.training.stride.max(1)).div_ceil(self.window.batch.max(1))
+    }
+
     fn model(&self, dtype: DType, weights: VarBuilder) -> Result<Forecaster> {
         let Window { horizon, outputs, .. } = self.window;
         Forecaster::new(self.architecture, &self.sizes, horizon, outputs, dtype, weights)

@@ -10,7 +10,7 @@ use anyhow::{Result, anyhow, bail, ensure};
 use candle_core::DType;
 
 use crate::{
-    config::{Layers, above_0, at_least_0, config, serde_as_text, share, unknown},
+    config::{Layers, above_0, at_least_0, config, serde_as_text, share, share_or_count, unknown},
     device::DeviceChoice,
     model::{
         limits::{MOST_PRODUCTS, MOST_WEIGHTS, check_sizes},
@@ -19,6 +19,12 @@ use crate::{
     settings::Settings,
     train::step::forecast::{Task, TrainingOptions},
 };
+
+/// Measured steps, unless configured.
+const STEPS: usize = 20;
+
+/// Batches of the held-out loss, unless configured.
+const HELD_OUT_BATCHES: usize = 4;
 
 /// Grids by name, in YAML.
 pub const PRESETS: [(&str, &str); 5] = [
@@ -33,7 +39,8 @@ config! {
     /// A sweep.
     #[derive(Clone, Debug, PartialEq)]
     pub struct SeriesGrid {
-        /// Architectures, separated by commas: hybrid_transformer, omni_mixture, state_space
+        /// Architectures, separated by commas; `candlepower list` shows their names
+        #[default = "all"]
         pub architectures: Vec<Architecture> = Architecture::all().collect(),
 
         /// Widths of the model, separated by commas
@@ -113,8 +120,30 @@ config! {
         /// Number of steps before the measured ones
         pub warmup_steps: usize = 2,
 
-        /// Number of measured steps
-        pub steps: usize = 20,
+        /// Number of measured steps. If max_epochs is given too, the smaller number of steps counts
+        #[default = "those of max_epochs, or 20"]
+        pub steps: Option<usize> = None,
+
+        /// Number of measured passes over the windows of training
+        #[default = "as steps"]
+        pub max_epochs: Option<usize> = None,
+
+        /// Batches of a pass over the windows of training: a share up to 1, or a number above 1
+        #[default = "all"]
+        #[serde(deserialize_with = "share_or_count")]
+        pub limit_train_batches: Option<f64> = None,
+
+        /// Batches of the held-out loss: a share up to 1, or a number above 1
+        #[default = "4 batches"]
+        #[serde(deserialize_with = "share_or_count")]
+        pub limit_val_batches: Option<f64> = None,
+
+        /// Steps from one line of progress to the next
+        #[default = "one line for each benchmark"]
+        pub log_every_n_steps: Option<usize> = None,
+
+        /// Number of devices that train one combination: 1 or auto. Use --shard for several
+        pub devices: OneDevice = OneDevice,
 
         /// Learning rate
         #[serde(deserialize_with = "above_0")]
@@ -162,7 +191,7 @@ const LARGEST: [(&[&str], u64); 7] = [
     (&["windows", "horizons", "max_seq_len", "batch"], 1 << 24),
     (&["features", "outputs", "heads", "ff_mult", "state_dim", "accumulate"], 1 << 16),
     (&["state_kernel", "conv_kernel", "dilations", "dilation_schedules", "coarse_factor", "cross_every"], 1 << 16),
-    (&["stride", "warmup_steps", "steps", "cosine_steps"], 1 << 32),
+    (&["stride", "warmup_steps", "steps", "max_epochs", "cosine_steps"], 1 << 32),
     // The number of combinations of all lists.
     (&["combinations"], 1 << 16),
 ];
@@ -206,6 +235,29 @@ impl FromStr for DilationSchedules {
 
 serde_as_text!(DilationSchedules);
 
+/// The number of devices that train one combination, which is 1. `auto` is the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OneDevice;
+
+impl fmt::Display for OneDevice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("1")
+    }
+}
+
+impl FromStr for OneDevice {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "1" | "auto" => Ok(Self),
+            _ => Err(anyhow!("expected 1 or auto: name the device with --device, and use --shard for several")),
+        }
+    }
+}
+
+serde_as_text!(OneDevice);
+
 /// One combination of a grid.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Combination {
@@ -213,6 +265,10 @@ pub struct Combination {
     pub name: String,
     /// The training that the combination runs.
     pub task: Task,
+    /// Number of measured steps.
+    pub steps: usize,
+    /// Number of batches of the held-out loss.
+    pub held_out_batches: usize,
 }
 
 impl Combination {
@@ -276,7 +332,9 @@ impl SeriesGrid {
             ("depths", self.depths.len()),
             ("horizons", self.horizons.len()),
             ("windows", self.windows.len()),
-            ("steps", self.steps),
+            ("steps", self.steps.unwrap_or(1)),
+            ("max_epochs", self.max_epochs.unwrap_or(1)),
+            ("log_every_n_steps", self.log_every_n_steps.unwrap_or(1)),
         ] {
             ensure!(count > 0, "{key}: at least one is needed");
         }
@@ -331,7 +389,8 @@ impl SeriesGrid {
                 "cross_every" => self.cross_every?,
                 "max_seq_len" => self.max_seq_len?,
                 "warmup_steps" => self.warmup_steps,
-                "steps" => self.steps,
+                "steps" => self.steps?,
+                "max_epochs" => self.max_epochs?,
                 "cosine_steps" => self.cosine_steps?,
                 "accumulate" => self.accumulate,
                 "combinations" => [
@@ -350,13 +409,13 @@ impl SeriesGrid {
         check_sizes("", &LARGEST, &PRODUCTS, size)
     }
 
-    /// The keys that are not part of the ids of benchmarks, and that choose no combinations. Two grids that differ in one of
+    /// The keys that are not part of the ids of benchmarks, and that choose neither combinations nor what is printed. Two grids that differ in one of
     /// them measure different things under the same ids.
     ///
     /// # Errors
     /// When the grid cannot be serialized.
     pub fn beside_ids(&self) -> Result<serde_json::Map<String, serde_json::Value>> {
-        const OF_IDS: [&str; 10] = [
+        const LEFT_OUT: [&str; 11] = [
             "architectures",
             "model_dims",
             "depths",
@@ -367,9 +426,10 @@ impl SeriesGrid {
             "heads",
             "device",
             "dtype",
+            "log_every_n_steps",
         ];
         let serde_json::Value::Object(mut keys) = serde_json::to_value(self)? else { bail!("a grid is not a table") };
-        keys.retain(|key, _| !OF_IDS.contains(&key.as_str()));
+        keys.retain(|key, _| !LEFT_OUT.contains(&key.as_str()));
         Ok(keys)
     }
 
@@ -422,8 +482,37 @@ impl SeriesGrid {
             stride: self.stride,
         };
         let window = Window { batch: self.batch, time, horizon, outputs: self.outputs };
-        Combination { name, task: Task { architecture, sizes, window, training, seed: self.seed } }
+        let task = Task { architecture, sizes, window, training, seed: self.seed };
+        let (steps, held_out_batches) = (self.measured_steps(&task), self.held_out_batches(&task));
+        Combination { name, task, steps, held_out_batches }
     }
+
+    fn measured_steps(&self, task: &Task) -> usize {
+        let steps_per_epoch =
+            limited(task.training_batches(), self.limit_train_batches).div_ceil(self.accumulate.max(1));
+        let of_epochs = self.max_epochs.map(|epochs| epochs.saturating_mul(steps_per_epoch));
+        match (self.steps, of_epochs) {
+            (Some(steps), Some(of_epochs)) => steps.min(of_epochs),
+            (steps, of_epochs) => steps.or(of_epochs).unwrap_or(STEPS),
+        }
+    }
+
+    fn held_out_batches(&self, task: &Task) -> usize {
+        match self.limit_val_batches {
+            Some(limit) => limited(task.held_out_batches(), Some(limit)),
+            None => HELD_OUT_BATCHES,
+        }
+    }
+}
+
+/// A share up to 1 of some batches, or a number above 1, and at least one batch.
+fn limited(batches: usize, limit: Option<f64>) -> usize {
+    match limit {
+        None => batches,
+        Some(share) if share <= 1.0 => (share * batches as f64) as usize,
+        Some(count) => batches.min(count as usize),
+    }
+    .max(1)
 }
 
 #[cfg(test)]
@@ -483,12 +572,43 @@ mod tests {
         format!("{:.2}", millions.parse::<f64>().expect("a number"))
     }
 
+    /// Training starts in 8192 steps of the series and is held out in 2048.
+    #[test]
+    fn epochs_and_limits_count_as_in_the_source() {
+        let counts = |flags: &[(&str, &str)]| {
+            let flags: Vec<_> = flags.iter().map(|(key, value)| (*key, (*value).to_owned())).collect();
+            let all = Layers::new(&SeriesGrid::default()).flags(&flags).resolve().and_then(|grid| grid.combinations());
+            let first = all.expect("combinations").remove(0);
+            (first.steps, first.held_out_batches)
+        };
+        let sizes = [("batch", "48"), ("stride", "4")];
+        assert_eq!(counts(&sizes), (20, 4));
+        assert_eq!(counts(&[&sizes[..], &[("max_epochs", "2")]].concat()), (2 * 43, 4));
+        let limits = [&sizes[..], &[("limit_train_batches", "0.4"), ("limit_val_batches", "0.4")]].concat();
+        assert_eq!(counts(&[&limits[..], &[("max_epochs", "8")]].concat()), (8 * 17, 4));
+        assert_eq!(counts(&[&limits[..], &[("max_epochs", "8"), ("accumulate", "2")]].concat()), (8 * 9, 4));
+        assert_eq!(counts(&[&limits[..], &[("max_epochs", "8"), ("steps", "3")]].concat()), (3, 4));
+        let numbers = [&sizes[..], &[("limit_train_batches", "5"), ("limit_val_batches", "1000")]].concat();
+        assert_eq!(counts(&[&numbers[..], &[("max_epochs", "3")]].concat()), (15, 11));
+        assert_eq!(counts(&[("max_epochs", "1"), ("limit_train_batches", "0.0001")]).0, 1, "at least one batch");
+        for (key, value, part) in [
+            ("limit_train_batches", "2.5", "expected a share up to 1, or a whole number above 1"),
+            ("limit_val_batches", "0", "expected a share"),
+            ("devices", "2", "expected 1 or auto: name the device with --device"),
+        ] {
+            assert!(message(flag(key, value)).contains(part), "{}", message(flag(key, value)));
+        }
+        assert!(flag("devices", "auto").is_ok());
+        assert!(message(flag("max_epochs", "0").expect("read").combinations()).contains("max_epochs: at least one"));
+    }
+
     #[test]
     fn dilation_schedules_are_an_axis_of_architectures_that_dilate() {
         let flags = [("dilation_schedules", "1,2,4|1,3,9".to_owned()), ("model_dims", "32".to_owned())];
         let grid: SeriesGrid = Layers::new(&SeriesGrid::default()).flags(&flags).resolve().expect("a grid");
         let names: Vec<_> = grid.combinations().expect("some").into_iter().map(|c| c.name).collect();
-        assert_eq!(names.len(), 5);
+        let count: usize = Architecture::all().map(|architecture| 1 + usize::from(architecture.dilates())).sum();
+        assert_eq!(names.len(), count);
         assert!(names.iter().any(|name| name == "hybrid_transformer-d32-l6-h5-b8-w128-x1.3.9"), "{names:?}");
         assert!(names.iter().any(|name| name == "state_space-d32-l6-h5-b8-w128"), "{names:?}");
         assert_eq!(grid.dilation_schedules.to_string(), "1,2,4|1,3,9");

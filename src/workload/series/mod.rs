@@ -29,9 +29,6 @@ use crate::{
     train::step::forecast::{Batches, Forecasting, SeriesTraining, Task},
 };
 
-/// Batches of the held-out loss.
-const HELD_OUT_BATCHES: usize = 4;
-
 enum Steps {
     Train(Box<SeriesTraining>),
     Forward(Box<Forecasting>),
@@ -42,6 +39,7 @@ pub struct SeriesWorkload {
     phase: Phase,
     steps_of: Steps,
     batches: Batches,
+    held_out_batches: usize,
     /// Windows of a step, and the batches that they come in.
     windows: usize,
     batches_per_step: usize,
@@ -78,6 +76,7 @@ impl SeriesWorkload {
             phase,
             steps_of,
             batches,
+            held_out_batches: combination.held_out_batches,
             windows: task.window.batch * batches_per_step,
             batches_per_step,
             cost,
@@ -93,13 +92,18 @@ impl SeriesWorkload {
         Ok(work)
     }
 
+    /// The loss of the last step, where something is trained.
+    pub fn last_loss(&self) -> Option<f64> {
+        self.losses.last().copied()
+    }
+
     fn measures(&self, samples: &[usize]) -> Result<Measured> {
         let steps = statistics::summarise(&self.steps, samples).context("no step was measured")?;
         let step_p50_ms = steps.p50_ms;
         let passes = if self.phase == Phase::Train { 3 * self.batches_per_step as u64 } else { 1 };
         let held_out_loss = match &self.steps_of {
             Steps::Train(training) => {
-                let batches = (0..HELD_OUT_BATCHES).map(|number| self.batches.held_out(number));
+                let batches = (0..self.held_out_batches).map(|number| self.batches.held_out(number));
                 Some(training.evaluate(&batches.collect::<Result<Vec<_>>>()?)?)
             }
             Steps::Forward(_) => None,
@@ -123,7 +127,7 @@ impl SeriesWorkload {
             peak_bytes: self.peak.most().ok(),
             mfu: Some((passes * self.cost.forward_flops) as f64 / (step_p50_ms / 1e3) / self.limits.matrix_flops_per_s),
             first_loss: self.losses.first().copied(),
-            last_loss: self.losses.last().copied(),
+            last_loss: self.last_loss(),
             held_out_loss,
         };
         Ok(Measured { measures: Measures::Sweep(measures), unmeasured })
