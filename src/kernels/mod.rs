@@ -2,12 +2,13 @@
 //! Candle many passes over memory (linear layers, attention, activations with their gradients, depthwise
 //! convolutions). In f32 on a CPU, each has one kernel for the forward and one for the backward pass. Elsewhere, each
 //! is a composition of Candle's operations. Tests compare the two, and gradients with finite differences. Layers with
-//! weights are in the models.
+//! weights are in the models. [`inference`] has the kernels of inference, which have no gradients.
 
 mod activation;
 mod attention;
 mod convolution;
 mod elementary;
+pub mod inference;
 mod linear;
 mod norm;
 mod product;

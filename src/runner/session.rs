@@ -11,6 +11,7 @@ use chrono::{SecondsFormat, Utc};
 
 use crate::{
     error::one_line,
+    kernels::inference,
     measure::{gpu, machine},
     names::PathName,
     record::{self, BenchmarkId, Machine, Record, SCHEMA, Sink, Software, Status},
@@ -40,6 +41,9 @@ impl Session {
         settings.run.as_deref().map(str::parse::<PathName>).transpose().context("CANDLEPOWER_RUN")?;
         // Threads come first, because opening a device may start some.
         let threads = set_threads(settings.threads);
+        if let Some(instructions) = settings.instructions {
+            inference::Machine::select(instructions);
+        }
         let device = settings.device.open()?;
         let gpu = gpu::of(settings.device);
         let gpu_unknown = gpu.as_ref().err().map(|error| one_line(&format!("{error:#}")));
