@@ -80,9 +80,10 @@ impl<E: Element> Cache<E> {
         Self { heads, head_dim, blocks: Vec::new() }
     }
 
-    /// Positions for which a cache of `tokens` allocates memory.
-    pub fn capacity(tokens: usize) -> usize {
-        tokens.next_multiple_of(BLOCK)
+    /// Elements that caches allocate for a sequence of `tokens`.
+    pub fn allocated(heads: usize, head_dim: usize, tokens: usize) -> usize {
+        let empty = Self::new(heads, head_dim);
+        tokens.div_ceil(BLOCK) * heads * (empty.key_len() + empty.value_len())
     }
 
     fn key_len(&self) -> usize {

@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 
-use half::bf16;
+use half::{bf16, f16};
 
 use super::simd::Simd;
 
@@ -142,6 +142,47 @@ impl Element for bf16 {
 
     fn scratch<T>(len: usize, with: impl FnOnce(&mut [Self]) -> T) -> T {
         scratch!(bf16, len, with)
+    }
+}
+
+impl Element for f16 {
+    const GROUP: usize = 1;
+    type Groups<S: Simd> = S::Vector;
+
+    #[inline(always)]
+    fn from_f32(value: f32) -> Self {
+        Self::from_f32(value)
+    }
+
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        Self::to_f32(self)
+    }
+
+    #[inline(always)]
+    fn round(value: f32) -> f32 {
+        Self::from_f32(value).to_f32()
+    }
+
+    #[inline(always)]
+    unsafe fn load<S: Simd>(simd: S, from: *const Self) -> S::Vector {
+        // SAFETY: as the caller ensures.
+        unsafe { simd.load_half(from) }
+    }
+
+    #[inline(always)]
+    unsafe fn splat<S: Simd>(simd: S, from: *const Self) -> S::Vector {
+        // SAFETY: as the caller ensures.
+        simd.splat(Self::to_f32(unsafe { *from }))
+    }
+
+    #[inline(always)]
+    fn multiply_add<S: Simd>(simd: S, sum: S::Vector, a: S::Vector, b: S::Vector) -> S::Vector {
+        simd.multiply_add(sum, a, b)
+    }
+
+    fn scratch<T>(len: usize, with: impl FnOnce(&mut [Self]) -> T) -> T {
+        scratch!(f16, len, with)
     }
 }
 

@@ -43,10 +43,15 @@ impl Activation {
     }
 }
 
-/// `cap · tanh(x / cap)` in place.
-pub fn soft_cap(values: &mut [f32], cap: f32) {
-    values.iter_mut().for_each(|value| *value = cap * (*value / cap).tanh());
+/// `cap · tanh(x / cap)` in place, rounded.
+pub fn soft_cap<E: Element>(machine: &Machine, values: &mut [f32], cap: f32) {
+    machine.each_row(values, SOFT_CAP_ROW, |_, values| {
+        values.iter_mut().for_each(|value| *value = E::round(cap * (*value / cap).tanh()));
+    });
 }
+
+/// Elements that [`soft_cap`] processes at a time.
+const SOFT_CAP_ROW: usize = 4096;
 
 /// The weights and the epsilon of an RMSNorm.
 #[derive(Clone, Debug)]
@@ -92,6 +97,7 @@ pub fn norm<E: Element>(machine: &Machine, x: &[f32], norm: &RowNorm, out: &mut 
         fn run<S: Simd>(self, _: S) {
             let Self(row, norm, out) = self;
             let scale = norm.scale(row);
+            out[row.len()..].fill(E::default());
             for ((out, value), weight) in out.iter_mut().zip(row).zip(&norm.weight) {
                 *out = E::from_f32(value * scale * weight);
             }

@@ -45,7 +45,8 @@ pub struct Machine {
 static SELECTED: AtomicUsize = AtomicUsize::new(0);
 
 impl Machine {
-    /// A number of threads, and an instruction set; `None` if this machine does not have it.
+    /// For tests: a number of threads, and an instruction set; `None` if this machine does not have it.
+    #[cfg(test)]
     pub fn new(threads: usize, instructions: Instructions) -> Option<Self> {
         Some(Self { dispatch: Dispatch::new(instructions)?, pool: Pool::shared(threads) })
     }
@@ -64,6 +65,7 @@ impl Machine {
     }
 
     /// The instruction set.
+    #[cfg(test)]
     pub fn instructions(&self) -> Instructions {
         self.dispatch.instructions()
     }

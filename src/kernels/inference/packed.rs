@@ -50,6 +50,24 @@ impl<'a, E: Element> Rows<'a, E> {
         Self { values, count, stride }
     }
 
+    /// Number of rows.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Distance of rows in elements.
+    pub fn stride(&self) -> usize {
+        self.stride
+    }
+
+    /// One row, with the zero at its end.
+    ///
+    /// # Panics
+    /// If there is no such row.
+    pub fn row(&self, number: usize) -> &'a [E] {
+        &self.values[number * self.stride..][..self.stride]
+    }
+
     /// Length of rows of `width` elements in memory.
     pub fn stride_of(width: usize) -> usize {
         width.next_multiple_of(E::GROUP)
@@ -491,7 +509,7 @@ pub struct Gate<'a, E> {
     pub x: Rows<'a, E>,
     pub gate: &'a Linear<E>,
     pub up: &'a Linear<E>,
-    /// A row for each row of `x`, [`Rows::stride_of`] the outputs apart. Elements after the outputs are not changed.
+    /// A row for each row of `x`, [`Rows::stride_of`] the outputs apart.
     pub out: &'a mut [E],
 }
 
@@ -516,12 +534,14 @@ pub fn gated<E: Element>(machine: &Machine, activation: Activation, gates: Vec<G
         let (outputs, first) = (gate.weights.outputs, panel * PANEL);
         let columns = first..outputs.min(first + PANEL);
         let stride = Rows::<E>::stride_of(outputs);
+        // The last panel also writes the zeros at odd ends.
+        let end = if columns.end == outputs { stride } else { columns.end };
         gate.with_sums(machine.dispatch, *x, rows.clone(), panel, |gates| {
             up.with_sums(machine.dispatch, *x, rows.clone(), panel, |ups| {
                 let sums = gates.chunks_exact(PANEL).zip(ups.chunks_exact(PANEL));
                 for (row, (gates, ups)) in rows.zip(sums) {
                     // SAFETY: each task has its own panel or its own rows, so that the parts of tasks do not overlap.
-                    let out = unsafe { out.get(row * stride + columns.start..row * stride + columns.end) };
+                    let out = unsafe { out.get(row * stride + columns.start..row * stride + end) };
                     let biases = (&gate.bias[columns.clone()], &up.bias[columns.clone()]);
                     machine.dispatch.run(FinishGate { gates, ups, biases, out, activation });
                 }
@@ -541,8 +561,10 @@ struct FinishGate<'a, E> {
 impl<E: Element> FinishGate<'_, E> {
     #[inline(always)]
     fn with(self, activation: impl Fn(f32) -> f32) {
+        let (out, end) = self.out.split_at_mut(self.biases.0.len());
+        end.fill(E::default());
         let sums = self.gates.iter().zip(self.ups).zip(self.biases.0).zip(self.biases.1);
-        for (out, (((gate, up), gate_bias), up_bias)) in self.out.iter_mut().zip(sums) {
+        for (out, (((gate, up), gate_bias), up_bias)) in out.iter_mut().zip(sums) {
             let gate = E::round(activation(E::round(gate + gate_bias)));
             *out = E::from_f32(gate * E::round(up + up_bias));
         }

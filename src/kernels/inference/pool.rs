@@ -316,7 +316,7 @@ mod tests {
     fn a_job_within_a_job_is_done_by_its_caller() {
         let pool = Pool::new(2);
         let count = AtomicUsize::new(0);
-        pool.run(4, |_| pool.run(5, |_| drop(count.fetch_add(1, Ordering::Relaxed))));
+        pool.run(4, |_| pool.run(5, |_| _ = count.fetch_add(1, Ordering::Relaxed)));
         assert_eq!(count.into_inner(), 20);
     }
 

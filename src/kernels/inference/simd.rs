@@ -8,7 +8,7 @@
 
 use std::{fmt, str::FromStr};
 
-use half::bf16;
+use half::{bf16, f16};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
 /// A set of vector instructions.
@@ -120,6 +120,7 @@ impl Dispatch {
     }
 
     /// The chosen instruction set.
+    #[cfg(test)]
     pub fn instructions(self) -> Instructions {
         self.0
     }
@@ -179,6 +180,12 @@ pub trait Simd: Copy {
     /// # Safety
     /// Twice [`Self::LANES`] numbers must be readable.
     unsafe fn load_pairs(self, from: *const bf16) -> Self::Pairs;
+
+    /// Converts numbers from f16.
+    ///
+    /// # Safety
+    /// [`Self::LANES`] numbers must be readable.
+    unsafe fn load_half(self, from: *const f16) -> Self::Vector;
 
     /// `sum + a.0 · b.0 + a.1 · b.1`
     fn multiply_add_pairs(self, sum: Self::Vector, a: Self::Pairs, b: Self::Pairs) -> Self::Vector;
@@ -245,6 +252,12 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    unsafe fn load_half(self, from: *const f16) -> Self::Vector {
+        // SAFETY: the caller ensures that the numbers are readable.
+        unsafe { from.cast::<[f16; WIDTH]>().read_unaligned() }.map(f16::to_f32)
+    }
+
+    #[inline(always)]
     fn multiply_add_pairs(self, mut sum: Self::Vector, a: Self::Pairs, b: Self::Pairs) -> Self::Vector {
         for lane in 0..WIDTH {
             let first = f32::from_bits(a[lane] << 16) * f32::from_bits(b[lane] << 16);
@@ -262,7 +275,7 @@ impl Simd for Portable {
 mod x86 {
     use std::{arch::x86_64::*, mem::transmute};
 
-    use half::bf16;
+    use half::{bf16, f16};
 
     use super::{Kernel, Simd};
 
@@ -348,6 +361,12 @@ mod x86 {
         }
 
         #[inline(always)]
+        unsafe fn load_half(self, from: *const f16) -> __m256 {
+            // SAFETY: as for `load`, with the conversions of F16C, which are checked with AVX2.
+            unsafe { _mm256_cvtph_ps(_mm_loadu_si128(from.cast())) }
+        }
+
+        #[inline(always)]
         fn multiply_add_pairs(self, sum: __m256, a: __m256i, b: __m256i) -> __m256 {
             // SAFETY: as for `splat`. A bf16 is the upper half of an f32.
             unsafe {
@@ -414,6 +433,12 @@ mod x86 {
             unsafe fn load_pairs(self, from: *const bf16) -> __m512i {
                 // SAFETY: as for `load`.
                 unsafe { _mm512_loadu_si512(from.cast()) }
+            }
+
+            #[inline(always)]
+            unsafe fn load_half(self, from: *const f16) -> __m512 {
+                // SAFETY: as for `load`.
+                unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) }
             }
 
             #[inline(always)]

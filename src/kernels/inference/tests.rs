@@ -1,6 +1,6 @@
 //! Compares each kernel with its plain version in f64, in every instruction set that the machine has.
 
-use half::bf16;
+use half::{bf16, f16};
 
 use super::*;
 
@@ -25,6 +25,11 @@ fn elements<E: Element>(count: usize, seed: u64) -> Vec<E> {
     numbers(count, seed).into_iter().map(E::from_f32).collect()
 }
 
+/// Whether a type holds every f32.
+fn is_exact<E: Element>() -> bool {
+    E::round(0.1) == 0.1
+}
+
 /// Rows of `width`, in memory as kernels expect them.
 fn in_rows<E: Element>(values: &[E], width: usize) -> Vec<E> {
     let stride = Rows::<E>::stride_of(width);
@@ -40,8 +45,9 @@ fn in_rows<E: Element>(values: &[E], width: usize) -> Vec<E> {
 /// that it was computed from, which have about this magnitude.
 fn near<E: Element>(found: &[f32], expected: &[f64], magnitude: f64, what: &str) {
     assert_eq!(found.len(), expected.len(), "{what}");
-    // f32 has 24 bits and accumulates errors; bf16 has 8.
-    let relative = if E::GROUP == 1 { 2e-6 } else { 1.0 / 256.0 };
+    // f32 accumulates errors. Other types round results, by up to half a step between two numbers above 1.
+    let step = || (1..24).map(|bits| 0.5f64.powi(bits)).filter(|step| E::round(1.0 + *step as f32) > 1.0).last();
+    let relative = if is_exact::<E>() { 2e-6 } else { step().expect("a step") / 2.0 };
     for (place, (found, expected)) in found.iter().zip(expected).enumerate() {
         let far = (f64::from(*found) - expected).abs();
         assert!(far <= relative * (expected.abs() + magnitude), "{what}, at {place}: {found} for {expected}");
@@ -124,6 +130,7 @@ fn products_are_sums<E: Element>() {
 fn products_equal_the_plain_ones() {
     products_are_sums::<f32>();
     products_are_sums::<bf16>();
+    products_are_sums::<f16>();
 }
 
 #[test]
@@ -188,11 +195,12 @@ fn gates_are_activated<E: Element>() {
             let ups = plain_product(&x, &up_weights, &up_bias, inputs);
             for (activation, plain) in exact {
                 let stride = Rows::<E>::stride_of(outputs);
-                let mut out = vec![E::default(); rows * stride];
+                let mut out = vec![E::from_f32(f32::NAN); rows * stride];
                 gated(&machine, activation, vec![Gate { x: rows_of, gate: &gate, up: &up, out: &mut out }]);
                 let found: Vec<f32> =
                     out.chunks(stride).flat_map(|row| &row[..outputs]).map(|out| out.to_f32()).collect();
                 let expected: Vec<f64> = gates.iter().zip(&ups).map(|(gate, up)| plain(*gate) * up).collect();
+                assert!(out.chunks(stride).all(|row| row[outputs..].iter().all(|end| end.to_f32() == 0.0)), "{what}");
                 near::<E>(&found, &expected, 2.0 * inputs as f64, &format!("{activation:?}, {what}"));
             }
         }
@@ -203,6 +211,7 @@ fn gates_are_activated<E: Element>() {
 fn gated_layers_equal_the_plain_ones() {
     gates_are_activated::<f32>();
     gates_are_activated::<bf16>();
+    gates_are_activated::<f16>();
 }
 
 /// An RMSNorm in f64.
@@ -220,7 +229,7 @@ fn rows_are_normed<E: Element>() {
             let weights = RowNorm { weight: numbers(width, 2).iter().map(|w| 1.0 + w).collect(), eps: 1e-5 };
             let expected: Vec<f64> = x.chunks(width).flat_map(|row| plain_norm(row, &weights)).collect();
             let stride = Rows::<E>::stride_of(width);
-            let mut out = vec![E::default(); rows * stride];
+            let mut out = vec![E::from_f32(f32::NAN); rows * stride];
             norm(&machine, &x, &weights, &mut out);
             let found: Vec<f32> = out.chunks(stride).flat_map(|row| &row[..width]).map(|out| out.to_f32()).collect();
             near::<E>(&found, &expected, 1.0, &what);
@@ -237,6 +246,7 @@ fn rows_are_normed<E: Element>() {
 fn norms_equal_the_plain_ones() {
     rows_are_normed::<f32>();
     rows_are_normed::<bf16>();
+    rows_are_normed::<f16>();
 }
 
 #[test]
@@ -353,7 +363,7 @@ fn attention_is_plain<E: Element>() {
         let norm = RowNorm { weight: numbers(head_dim, 4).iter().map(|w| 1.5 + w).collect(), eps: 1e-6 };
         let frequencies: Vec<f32> = (0..head_dim / 2).map(|pair| 0.7 / (1.0 + pair as f32)).collect();
         // In f32, an error of a score of this size is that of the exponential. In bf16, queries and keys are exact here.
-        let magnitude = if E::GROUP == 1 { 0.3 * 4.0 * (head_dim as f64).sqrt() } else { 1.0 };
+        let magnitude = if is_exact::<E>() { 0.3 * 4.0 * (head_dim as f64).sqrt() } else { 1.0 };
         let expected = plain_attention::<E>(case, &q, &k, &v, &norm, &frequencies);
         for machine in machines() {
             let what = format!("{case:?}, {} threads, {}", machine.threads(), machine.instructions());
@@ -381,6 +391,7 @@ fn attention_is_plain<E: Element>() {
 fn attention_equals_the_plain_one() {
     attention_is_plain::<f32>();
     attention_is_plain::<bf16>();
+    attention_is_plain::<f16>();
 }
 
 /// What an earlier sequence left in the cache has no effect, even if it was not finite.
