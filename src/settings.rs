@@ -13,6 +13,7 @@ use anyhow::{Context, Result, bail};
 use candle_core::DType;
 use serde::{Deserialize, Deserializer, de::Error as _};
 
+pub use crate::kernels::inference::Instructions;
 use crate::{
     config::{Layers, config, from_0_to_10},
     device::DeviceChoice,
@@ -75,6 +76,10 @@ config! {
         #[default = "one per physical core"]
         #[serde(deserialize_with = "threads")]
         pub threads: Option<usize> = None,
+
+        /// Instruction set of the CPU kernels of engine tuned: portable, avx2, avx512 or avx512bf16
+        #[default = "the fastest that the machine has"]
+        pub instructions: Option<Instructions> = None,
     }
     and {
         /// The run that records are appended to; `None` starts a new one.

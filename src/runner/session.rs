@@ -13,7 +13,7 @@ use chrono::{SecondsFormat, Utc};
 
 use crate::{
     error::one_line,
-    kernels::system::set_variable,
+    kernels::{inference, system::set_variable},
     measure::{gpu, machine},
     names::PathName,
     record::{self, BenchmarkId, Machine, Record, SCHEMA, Sink, Software, Status},
@@ -43,6 +43,9 @@ impl Session {
         settings.run.as_deref().map(str::parse::<PathName>).transpose().context("CANDLEPOWER_RUN")?;
         // Threads come first, because opening a device may start some.
         let threads = set_threads(settings.threads)?;
+        if let Some(instructions) = settings.instructions {
+            inference::Machine::select(instructions);
+        }
         let device = settings.device.open()?;
         let gpu = gpu::of(settings.device);
         let gpu_unknown = gpu.as_ref().err().map(|error| one_line(&format!("{error:#}")));
