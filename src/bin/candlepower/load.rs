@@ -72,10 +72,10 @@ struct Options {
     #[arg(long, value_enum, default_value_t = Endpoint::Completions)]
     api: Endpoint,
     /// Requests per second; with --turns, sessions per second
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     rate: Option<f64>,
     /// Seconds in which requests are due [default: 120, or the whole trace]
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     duration: Option<f64>,
     /// Most requests
     #[arg(long)]
