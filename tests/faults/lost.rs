@@ -176,7 +176,7 @@ fn a_signal_leaves_the_terminal_as_it_was() {
     let path = folder.path();
     succeeds(path, &["sandbox"]);
     let view = format!("sh -c 'echo $$ > pid; exec {} watch sandbox'", env!("CARGO_BIN_EXE_candlepower"));
-    let session = format!("stty -g > before; {view}; echo $? > code; stty -g > after");
+    let session = format!("stty rows 24 cols 80; stty -g > before; {view}; echo $? > code; stty -g > after");
     let mut command = Command::new("script");
     command.args(["-qfc", &session, "typescript"]).current_dir(path).env("TERM", "xterm").env("SHELL", "/bin/sh");
     command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
