@@ -147,13 +147,20 @@ fn nightlies_in_one_second_have_runs_of_their_own() {
     assert_eq!(runs.len(), 4, "{said}");
 }
 
-/// Nothing that a nightly started goes on after it.
+/// Nothing that `nightly` or `bench` started goes on after it.
 #[test]
 #[cfg(unix)]
-fn signals_stop_what_nightly_started() {
-    for (signal, code) in [("INT", 130), ("TERM", 143), ("HUP", 129)] {
+fn signals_stop_what_was_started() {
+    let signals = [("INT", 130), ("TERM", 143), ("HUP", 129)];
+    let commands = [true, false];
+    for ((signal, code), is_nightly) in signals.into_iter().flat_map(|signal| commands.map(|is| (signal, is))) {
         let nightly = Nightly::new("sleep 600 & echo $! > pid.part; mv pid.part pid; wait");
-        let child = nightly.command().stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
+        let mut command = nightly.command();
+        if !is_nightly {
+            command = candlepower(nightly.0.path());
+            command.arg("bench").env("CARGO", nightly.0.path().join("cargo"));
+        }
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
         let file = nightly.0.path().join("pid");
         wait_for("the process", || file.is_file());
         let id = fs::read_to_string(&file).expect("an id").trim().to_owned();
@@ -161,10 +168,12 @@ fn signals_stop_what_nightly_started() {
         assert!(kill(&format!("-{signal}"), &child.id().to_string()).expect("kill").success());
         let output = ended(child);
         assert_eq!(output.status.code(), Some(code), "{}", stderr(&output));
-        assert!(stderr(&output).contains("generation: stopped by signal"), "{}", stderr(&output));
         let state = || fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
         wait_for("its end", || !kill("-0", &id).expect("kill").success() || state().contains(") Z"));
-        assert_eq!(nightly.runs().len(), 1, "the run and its summary stay");
+        if is_nightly {
+            assert!(stderr(&output).contains("generation: stopped by signal"), "{}", stderr(&output));
+            assert_eq!(nightly.runs().len(), 1, "the run and its summary stay");
+        }
     }
 }
 
@@ -176,7 +185,7 @@ fn a_signal_leaves_the_terminal_as_it_was() {
     let path = folder.path();
     succeeds(path, &["sandbox"]);
     let view = format!("sh -c 'echo $$ > pid; exec {} watch sandbox'", env!("CARGO_BIN_EXE_candlepower"));
-    let session = format!("stty -g > before; {view}; echo $? > code; stty -g > after");
+    let session = format!("stty rows 24 cols 80; stty -g > before; {view}; echo $? > code; stty -g > after");
     let mut command = Command::new("script");
     command.args(["-qfc", &session, "typescript"]).current_dir(path).env("TERM", "xterm").env("SHELL", "/bin/sh");
     command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());

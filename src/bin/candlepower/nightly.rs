@@ -227,7 +227,7 @@ impl Nightly {
         for budget in budgets.chain([config.budget_minutes]) {
             ensure!(
                 budget > 0.0 && budget <= MAX_BUDGET_MINUTES,
-                "{name}: budget_minutes={budget:?}: it must be above 0 and at most {MAX_BUDGET_MINUTES}, a year"
+                "{name}: budget_minutes: {budget:?} is not a positive number of at most {MAX_BUDGET_MINUTES}, a year"
             );
         }
         for benchmarks in &config.benchmarks {
@@ -362,12 +362,11 @@ fn prune(runs: &Path, keep: usize, kept: &[Option<&PathName>]) -> Result<()> {
             own.push((name, entry.path()));
         }
     }
-    own.sort();
     let surplus = own.len().saturating_sub(keep);
-    for (name, run) in own.into_iter().take(surplus) {
-        if !kept.contains(&Some(&name)) && !is_locked(&run) {
-            fs::remove_dir_all(&run).with_context(|| format!("{} could not be removed", run.display()))?;
-        }
+    own.retain(|(name, run)| !kept.contains(&Some(name)) && !is_locked(run));
+    own.sort();
+    for (_, run) in own.into_iter().take(surplus) {
+        fs::remove_dir_all(&run).with_context(|| format!("{} could not be removed", run.display()))?;
     }
     Ok(())
 }

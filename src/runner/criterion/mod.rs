@@ -49,6 +49,10 @@ pub fn main(body: impl FnOnce(&mut Suite)) -> ExitCode {
         if measures() {
             check_writable(&session.settings().out)?;
         }
+        // Criterion says once that it found no gnuplot, and panics if nobody can read that.
+        if let Err(error) = caught(|| Ok(drop(Criterion::default()))) {
+            output::redirect(&format!("{error:#}"));
+        }
         let mut suite = Suite {
             session,
             measures: measures(),
