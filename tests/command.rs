@@ -421,9 +421,16 @@ fn a_report_holds_what_was_measured_and_names_what_is_missing() {
     let log = fs::read_to_string(made.parent().expect("the machine's").join("GENERATION_LOG.md"));
     assert!(log.expect("a log").starts_with("# Generation log"));
 
-    write_estimates(&folder.path().join("target/criterion"), id, 101.0, median_ns);
+    let other = "short/other/stock-f32-cpu";
+    let line = read("results.jsonl");
+    fs::write(&records, line.clone() + &line.replace(id, other)).expect("written");
+    for id in [id, other] {
+        write_estimates(&folder.path().join("target/criterion"), id, 101.0, median_ns);
+    }
     let later = report(&["mine", "--to", "elsewhere"]);
-    assert!(String::from_utf8_lossy(&later.stderr).contains("Criterion's last run is another one"));
+    let problems = String::from_utf8_lossy(&later.stderr);
+    let of_criterion: Vec<&str> = problems.lines().filter(|line| line.contains("Criterion")).collect();
+    assert!(of_criterion.len() == 1 && of_criterion[0].contains("no confidence interval of 2 benchmarks"), "{problems}");
     assert_refused(&report(&["never"]), "never is neither a file of records");
     fs::write(&records, "nonsense\n").expect("written");
     assert_refused(&report(&["mine"]), "holds no record that can be read");

@@ -92,8 +92,7 @@ fn a_sandbox_makes_every_kind_of_file_and_is_marked_in_each() {
 
     assert!(succeeds(here, &["export", "--format", "openmetrics"]).ends_with("# EOF\n"));
     assert!(succeeds(here, &["export", "--format", "registry"]).contains("source: candlepower sandbox"));
-    let compared = candlepower(here, &["compare", "sandbox", "sandbox"], &[]);
-    assert!(String::from_utf8_lossy(&compared.stderr).contains("no benchmark in common"));
+    assert!(succeeds(here, &["compare", "sandbox", "sandbox"]).contains("Every value is synthetic"));
     let history = candlepower(here, &["history", "medium"], &[]);
     assert!(!history.status.success(), "made-up figures have no history");
 }
@@ -113,6 +112,52 @@ fn made_up_records_among_measured_ones_are_left_out_and_named() {
     let report = inside(&inside(&folder.path().join("target-reports")));
     let results = fs::read_to_string(report.join("results.jsonl")).expect("results");
     assert_eq!(results.lines().count(), 1);
+}
+
+/// Two reports of a run may have the same second. The log has its rows once, and the history its points.
+#[test]
+fn a_run_may_be_reported_twice() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let run = folder.path().join("target/candlepower/mine");
+    fs::create_dir_all(&run).expect("made");
+    fs::write(run.join(RECORDS), record("medium/a/stock-f32-cpu", 1.0, 1).replace("\"short\"", "\"medium\""))
+        .expect("written");
+    let reports: Vec<String> = (0..3).map(|_| succeeds(folder.path(), &["report", "mine"])).collect();
+    let distinct: std::collections::BTreeSet<&String> = reports.iter().collect();
+    assert_eq!(distinct.len(), 3, "{reports:?}");
+    let last = folder.path().join(reports[2].lines().next().expect("a line"));
+    let log = fs::read_to_string(last.with_file_name("GENERATION_LOG.md")).expect("a log");
+    let name = last.file_name().expect("a name").to_string_lossy().into_owned();
+    assert!(log.matches("stock-f32-cpu").count() == 1 && log.contains(&format!("({name}/README.md)")), "{log}");
+    let json = succeeds(folder.path(), &["history", "medium/", "--format", "json"]);
+    let json: Value = serde_json::from_str(&json).expect("JSON");
+    assert_eq!(json[0]["points"].as_array().map(Vec::len), Some(1), "{json}");
+}
+
+#[test]
+fn the_environment_lists_the_doubts_of_every_benchmark() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut records = [0.02, 0.15, 0.07].map(|share| {
+        let id = format!("short/a{share}/stock-f32-cpu");
+        let mut record: Record = serde_json::from_str(&record(&id, 1.0, 1)).expect("a record");
+        let conditions = record.conditions.as_mut().expect("conditions");
+        conditions.other_cpu_share = Some(share);
+        conditions.doubts.push(format!("other processes took {:.0} % of the CPU time", share * 100.0));
+        record
+    });
+    records[0].conditions.as_mut().expect("conditions").doubts.clear();
+    let lines: String = records.iter().map(|record| serde_json::to_string(record).expect("a line") + "\n").collect();
+    fs::write(folder.path().join("mine.jsonl"), lines).expect("written");
+    let report = succeeds(folder.path(), &["report", "mine.jsonl"]);
+    let report = folder.path().join(report.lines().next().expect("a line"));
+    let environment = fs::read_to_string(report.join("environment.yaml")).expect("environment.yaml");
+    let environment: Value = serde_saphyr::from_str(&environment).expect("YAML");
+    let conditions = &environment["conditions"];
+    assert_eq!(conditions["observed_benchmarks"], 3);
+    assert_eq!(conditions["largest_other_cpu_share"], 0.15);
+    let doubts = conditions["doubts"].as_object().expect("doubts");
+    assert_eq!(doubts.len(), 2, "{doubts:?}");
+    assert_eq!(doubts["short/a0.15/stock-f32-cpu"][0], "other processes took 15 % of the CPU time");
 }
 
 #[test]

@@ -32,6 +32,8 @@ pub struct Side {
     benchmarks: BTreeMap<String, Benchmark>,
     /// Failed benchmarks and unreadable lines.
     pub problems: Vec<String>,
+    /// True if every record is a sandbox record, so that no value is a measurement.
+    pub is_sandbox: bool,
     /// Properties of the machine and the software, if the run has records.
     setting: BTreeMap<&'static str, String>,
 }
@@ -88,10 +90,11 @@ impl Side {
         Ok(Self { name: name.to_owned(), benchmarks, ..Self::default() })
     }
 
-    /// The side made of `records`. Sandbox records are left out, because they are not measurements.
+    /// The side made of `records`. Sandbox records among measurements are left out.
     pub fn from_records(name: &str, records: &[Record]) -> Self {
-        let mut side = Self { name: name.to_owned(), ..Self::default() };
-        for record in records.iter().filter(|record| !record.sandbox) {
+        let is_sandbox = !records.is_empty() && records.iter().all(|record| record.sandbox);
+        let mut side = Self { name: name.to_owned(), is_sandbox, ..Self::default() };
+        for record in records.iter().filter(|record| record.sandbox == is_sandbox) {
             match (&record.measures, record.status) {
                 (Some(measures), Status::Measured) => {
                     let (unit, samples) = measures.samples();
@@ -197,8 +200,12 @@ const MEMORY_NOISE: f64 = 0.005;
 /// Compares every benchmark that both sides have.
 ///
 /// # Errors
-/// When they have none in common.
+/// When they have none in common, or when one of them is a sandbox and the other is not.
 pub fn compare(a: &Side, b: &Side, strictness: Strictness) -> Result<Comparison> {
+    if a.is_sandbox != b.is_sandbox {
+        let sandbox = if a.is_sandbox { a } else { b };
+        bail!("{} contains only sandbox records, which cannot be compared with measurements", sandbox.name);
+    }
     let level = strictness.level;
     let both: Vec<_> = a
         .benchmarks
@@ -290,6 +297,9 @@ fn minimum_detectable_change(
 
 fn remarks(a: &Side, b: &Side, rows: &[Row]) -> Vec<String> {
     let mut remarks = Vec::new();
+    if a.is_sandbox {
+        remarks.push("Every value is synthetic: both sides are sandboxes of candlepower, not measurements.".into());
+    }
     for (what, old) in &a.setting {
         if let Some(new) = b.setting.get(what).filter(|new| *new != old) {
             let shown = |value: &str| if value.is_empty() { "none".to_owned() } else { value.to_owned() };
@@ -586,9 +596,16 @@ mod tests {
     }
 
     #[test]
-    fn sandbox_records_are_left_out() {
-        let made_up = record("a/b/c", 1.0, |record, _| record.sandbox = true);
-        let before = side("before", std::slice::from_ref(&made_up));
-        assert!(compare(&before, &before, STRICTNESS).is_err());
+    fn sandboxes_are_compared_with_each_other_and_never_with_measurements() {
+        let synthetic = |ms| record("a/b/c", ms, |record, _| record.sandbox = true);
+        let measured = record("a/b/c", 1.0, |_, _| ());
+        let sandbox = side("sandbox", &[synthetic(1.0)]);
+        let compared = compare(&sandbox, &side("other", &[synthetic(2.0)]), STRICTNESS).expect("both are synthetic");
+        assert_eq!(compared.rows[0].verdict, Verdict::Slower);
+        assert!(compared.text().contains("Every value is synthetic"), "{}", compared.text());
+        let refused = compare(&sandbox, &side("measured", std::slice::from_ref(&measured)), STRICTNESS);
+        assert!(refused.expect_err("refused").to_string().contains("sandbox contains only sandbox records"));
+        let mixed = side("mixed", &[measured, record("a/b/d", 1.0, |record, _| record.sandbox = true)]);
+        assert!(!mixed.is_sandbox && mixed.benchmarks.len() == 1);
     }
 }

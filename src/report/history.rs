@@ -1,7 +1,7 @@
 //! History of a benchmark over the kept reports, with the commits at which its level changed.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
 };
@@ -71,10 +71,16 @@ pub fn histories(folder: &Path, part: &str, metric: Option<&str>, noise: f64) ->
     let mut problems = Vec::new();
     let mut histories: BTreeMap<(String, String), History> = BTreeMap::new();
     let mut known: Vec<&str> = Vec::new();
+    // A run that was reported twice counts once.
+    let mut seen = BTreeSet::new();
     for file in &files {
         let read = record::latest(file)?;
         problems.extend(read.problems);
-        for record in read.records.iter().filter(|record| !record.sandbox && record.id.contains(part)) {
+        let is_wanted = |record: &&Record| !record.sandbox && record.id.contains(part);
+        for record in read.records.iter().filter(is_wanted) {
+            if !seen.insert((record.run.clone(), record.id.clone(), record.at.clone())) {
+                continue;
+            }
             let metrics = record.measures.as_ref().map(record::Measures::metrics).unwrap_or_default();
             known.extend(metrics.iter().map(|metric| metric.name));
             let wanted = |found: &&record::Metric| metric.is_none_or(|metric| metric == found.name);

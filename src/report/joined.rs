@@ -57,6 +57,7 @@ pub fn join(records: &Path, criterion_home: &Path) -> Result<Joined> {
     }
     let mut rows = Vec::new();
     let mut without = Vec::new();
+    let mut of_another_run = 0;
     for record in read.records {
         if record.sandbox && !is_sandbox {
             problems.push(format!("{}: a sandbox record is no measurement and is left out", record.id));
@@ -72,13 +73,17 @@ pub fn join(records: &Path, criterion_home: &Path) -> Result<Joined> {
                 Some(found) if are_equal(found, sample_ms) => {
                     row.criterion = estimates.get(&row.record.id).copied();
                 }
-                Some(_) => {
-                    problems.push(format!("{}: Criterion's last run is another one; no interval", row.record.id))
-                }
+                Some(_) => of_another_run += 1,
                 None => without.push(row.record.id.clone()),
             }
         }
         rows.push(row);
+    }
+    if of_another_run > 0 {
+        let benchmarks = if of_another_run == 1 { "benchmark" } else { "benchmarks" };
+        problems.push(format!(
+            "Criterion's last run is another one, so there is no confidence interval of {of_another_run} {benchmarks}"
+        ));
     }
     let timed = |row: &&Row| row.record.measures.as_ref().is_some_and(|measures| !measures.sample_ms().is_empty());
     if !without.is_empty() && without.len() == rows.iter().filter(timed).count() {

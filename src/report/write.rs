@@ -1,6 +1,7 @@
 //! The folder of a report: tables, data files, plots and an HTML page. A report is written completely or not at all.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     fmt::Write,
     fs,
     io::{Cursor, Write as _},
@@ -21,7 +22,9 @@ use super::{
 };
 use crate::{
     names::PathName,
-    record::{Conditions, Limits, Machine, Record, Setting, Software, columns, temporary_that_stays, write_whole},
+    record::{
+        self, Conditions, Limits, Machine, Record, Setting, Software, columns, temporary_that_stays, write_whole,
+    },
     text,
 };
 
@@ -40,12 +43,10 @@ const LOG_HEAD: &str = "# Generation log\n\nThe `medium` scenario of each report
 pub fn write(joined: &Joined, root: &Path, criterion_home: &Path, now: DateTime<Utc>) -> Result<PathBuf> {
     let first = joined.rows.first().context("a report needs at least one benchmark")?;
     let machine: PathName = first.record.machine.name.parse().context("the machine's name")?;
-    let stamp = now.format("%Y%m%dT%H%M%SZ").to_string();
-    let folder = root.join(&machine).join(&stamp);
-    fs::create_dir_all(root.join(&machine)).with_context(|| format!("{} could not be created", root.display()))?;
+    let reports = root.join(&machine);
+    fs::create_dir_all(&reports).with_context(|| format!("{} could not be created", root.display()))?;
     // The folder gets its name only when it is complete.
-    let filling =
-        temporary_that_stays(0o777).tempdir_in(root.join(&machine)).context("a folder could not be created")?;
+    let filling = temporary_that_stays(0o777).tempdir_in(&reports).context("a folder could not be created")?;
     let what = if joined.is_sandbox { "Made-up figures, a sandbox of candlepower" } else { "candlepower" };
     let title = format!("{what} on {machine}, {}", now.format("%Y-%m-%d %H:%M UTC"));
     let plots = plots(&joined.rows)?;
@@ -58,7 +59,7 @@ pub fn write(joined: &Joined, root: &Path, criterion_home: &Path, now: DateTime<
     for (name, content) in training::files(&records)? {
         write_whole(&filling.path().join(name), &content)?;
     }
-    write_whole(&filling.path().join("environment.yaml"), environment(first)?.as_bytes())?;
+    write_whole(&filling.path().join("environment.yaml"), environment(joined, first)?.as_bytes())?;
     for plot in &plots {
         let file = filling.path().join(plot.file);
         write_whole(&file, plot.svg.as_bytes())?;
@@ -68,8 +69,25 @@ pub fn write(joined: &Joined, root: &Path, criterion_home: &Path, now: DateTime<
     let page = html::page(&title, joined, &plots, link.as_deref());
     write_whole(&filling.path().join("index.html"), page.as_bytes())?;
 
-    fs::rename(filling.keep(), &folder).with_context(|| format!("{} could not be created", folder.display()))?;
-    log(&root.join(&machine).join(LOG), joined, &stamp, now)?;
+    let folder = named_by_time(filling.keep(), &reports, now)?;
+    log(&reports, joined, &folder, now)?;
+    Ok(folder)
+}
+
+/// Gives a complete report its name: the time, and a number if an earlier report has the same second.
+fn named_by_time(filled: PathBuf, reports: &Path, now: DateTime<Utc>) -> Result<PathBuf> {
+    let stamp = now.format("%Y%m%dT%H%M%SZ");
+    let mut folder = reports.join(stamp.to_string());
+    for number in 2.. {
+        match fs::rename(&filled, &folder) {
+            // The name is taken. A folder that is not empty stays as it is.
+            Err(_) if folder.exists() => folder = reports.join(format!("{stamp}-{number}")),
+            renamed => {
+                renamed.with_context(|| format!("{} could not be created", folder.display()))?;
+                break;
+            }
+        }
+    }
     Ok(folder)
 }
 
@@ -159,14 +177,45 @@ fn jsonl(rows: &[Row]) -> Result<Vec<u8>> {
     Ok(text)
 }
 
-fn environment(first: &Row) -> Result<String> {
+/// Load on the machine over all benchmarks of a report.
+#[derive(Serialize)]
+struct Load<'a> {
+    /// Benchmarks during which the load was observed.
+    observed_benchmarks: usize,
+    /// The largest share of the machine's CPU time that other processes used during a benchmark.
+    largest_other_cpu_share: Option<f64>,
+    /// The largest share of the machine's CPU time that a hypervisor gave to other guests during a benchmark.
+    largest_stolen_cpu_share: Option<f64>,
+    /// Reasons to doubt a result, by benchmark.
+    doubts: BTreeMap<&'a str, &'a [String]>,
+}
+
+impl<'a> Load<'a> {
+    fn new(rows: &'a [Row]) -> Self {
+        let observed = || rows.iter().filter_map(|row| Some((row.record.id.as_str(), row.record.conditions.as_ref()?)));
+        let largest = |share: fn(&Conditions) -> Option<f64>| {
+            observed().filter_map(|(_, conditions)| share(conditions)).max_by(f64::total_cmp)
+        };
+        Self {
+            observed_benchmarks: observed().count(),
+            largest_other_cpu_share: largest(|conditions| conditions.other_cpu_share),
+            largest_stolen_cpu_share: largest(|conditions| conditions.stolen_cpu_share),
+            doubts: observed()
+                .filter(|(_, conditions)| !conditions.doubts.is_empty())
+                .map(|(id, conditions)| (id, conditions.doubts.as_slice()))
+                .collect(),
+        }
+    }
+}
+
+fn environment(joined: &Joined, first: &Row) -> Result<String> {
     #[derive(Serialize)]
     struct Environment<'a> {
         machine: &'a Machine,
         software: &'a Software,
-        settings: &'a std::collections::BTreeMap<String, Setting>,
+        settings: &'a BTreeMap<String, Setting>,
         limits: &'a Option<Limits>,
-        conditions: &'a Option<Conditions>,
+        conditions: Load<'a>,
     }
     let record = &first.record;
     let environment = Environment {
@@ -174,19 +223,26 @@ fn environment(first: &Row) -> Result<String> {
         software: &record.software,
         settings: &record.settings,
         limits: &record.limits,
-        conditions: &record.conditions,
+        conditions: Load::new(&joined.rows),
     };
     serde_saphyr::to_string(&environment).context("the environment could not be written")
 }
 
-fn log(file: &Path, joined: &Joined, stamp: &str, now: DateTime<Utc>) -> Result<()> {
-    let mut text = fs::read_to_string(file).unwrap_or_else(|_| LOG_HEAD.to_owned());
+/// Adds the report's rows to the machine's log. Rows of an earlier report of the same records give way to them.
+fn log(reports: &Path, joined: &Joined, folder: &Path, now: DateTime<Utc>) -> Result<()> {
+    let file = reports.join(LOG);
+    let stamp = |folder: &Path| folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let link = |folder: &Path| format!("[report]({}/README.md)", stamp(folder));
+    let earlier: Vec<String> = same_records(reports, joined, folder).iter().map(|folder| link(folder)).collect();
+    let known = fs::read_to_string(&file).unwrap_or_else(|_| LOG_HEAD.to_owned());
+    let stays = |line: &&str| !earlier.iter().any(|link| line.contains(link));
+    let mut text: String = known.lines().filter(stays).map(|line| format!("{line}\n")).collect();
     for row in joined.rows.iter().filter(|row| row.record.scenario == "medium") {
         let (Some(measures), record) = (row.generation(), &row.record) else { continue };
         let commit = record.software.commit.as_deref().unwrap_or("unknown");
         let _ = writeln!(
             text,
-            "| {} | {}{} | {} | {} | {} | {} | {} | `{}` | [report]({stamp}/README.md) |",
+            "| {} | {}{} | {} | {} | {} | {} | {} | `{}` | {} |",
             now.format("%Y-%m-%d"),
             text::markdown(&record.subject.model),
             if record.subject.synthetic_weights { " (synthetic)" } else { "" },
@@ -196,7 +252,20 @@ fn log(file: &Path, joined: &Joined, stamp: &str, now: DateTime<Utc>) -> Result<
             table::number(Some(measures.ttft_ms)),
             text::markdown(&record.software.candle),
             text::markdown(commit.get(..8).unwrap_or(commit)),
+            link(folder),
         );
     }
-    write_whole(file, text.as_bytes())
+    write_whole(&file, text.as_bytes())
+}
+
+/// The other reports of the machine that contain one of these records. A record is known by its run, its id and its time.
+fn same_records(reports: &Path, joined: &Joined, folder: &Path) -> Vec<PathBuf> {
+    let key = |record: &Record| (record.run.clone(), record.id.clone(), record.at.clone());
+    let own: BTreeSet<_> = joined.rows.iter().map(|row| key(&row.record)).collect();
+    let others = fs::read_dir(reports).into_iter().flatten().flatten().map(|entry| entry.path());
+    let has_one = |other: &PathBuf| {
+        let read = record::latest(&other.join("results.jsonl"));
+        read.is_ok_and(|read| read.records.iter().any(|record| own.contains(&key(record))))
+    };
+    others.filter(|other| other != folder).filter(has_one).collect()
 }
