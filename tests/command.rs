@@ -358,7 +358,7 @@ fn a_comparison_fails_on_a_regression_and_only_then() {
     let output = compare(&["before", "slower", "--fail-above", "5%"]);
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&output.stderr).contains("is 10.0 % slower"));
-    assert!(String::from_utf8_lossy(&output.stdout).contains("| +10.0 % |"));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("  +10.0 %  "));
     let json = compare(&["before", "target/candlepower/slower/records.jsonl", "--format", "json"]).stdout;
     let json: Value = serde_json::from_slice(&json).expect("JSON");
     assert_eq!(json["rows"][0]["verdict"], "slower");
@@ -430,7 +430,10 @@ fn a_report_holds_what_was_measured_and_names_what_is_missing() {
     let later = report(&["mine", "--to", "elsewhere"]);
     let problems = String::from_utf8_lossy(&later.stderr);
     let of_criterion: Vec<&str> = problems.lines().filter(|line| line.contains("Criterion")).collect();
-    assert!(of_criterion.len() == 1 && of_criterion[0].contains("no confidence interval of 2 benchmarks"), "{problems}");
+    assert!(
+        of_criterion.len() == 1 && of_criterion[0].contains("no confidence interval of 2 benchmarks"),
+        "{problems}"
+    );
     assert_refused(&report(&["never"]), "never is neither a file of records");
     fs::write(&records, "nonsense\n").expect("written");
     assert_refused(&report(&["mine"]), "holds no record that can be read");

@@ -10,11 +10,7 @@ use anyhow::{Context, Result, bail};
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::{
-    plot::{self, Plot},
-    statistics::median,
-    table::{markdown, number},
-};
+use super::{plot, statistics::median, table::number, text_table::markdown};
 use crate::record::{self, Better, Record};
 
 /// The history of one benchmark on one machine.
@@ -213,17 +209,13 @@ impl History {
         format!("{} by {change:+.1} %", if is_better { "better" } else { "worse" })
     }
 
-    /// A plot of the points, with a line at each change of level.
-    ///
-    /// # Errors
-    /// When the plot cannot be drawn.
-    pub fn plot(&self) -> Result<Plot> {
+    /// A plot of the points as SVG, with a line at each change of level.
+    pub fn plot(&self) -> String {
         let values: Vec<f64> = self.points.iter().map(|point| point.value).collect();
         let commits: Vec<&str> =
             self.points.iter().map(|point| point.commit.get(..7).unwrap_or(&point.commit)).collect();
         let moved: Vec<usize> = self.moves.iter().map(|moved| moved.point).collect();
-        let svg = plot::history(&values, &commits, &moved, &format!("{}, {}", self.metric, self.unit))?;
-        Ok(Plot { file: "history.svg", title: "", svg })
+        plot::history(&values, &commits, &moved, &format!("{}, {}", self.metric, self.unit))
     }
 }
 

@@ -9,7 +9,7 @@ use parquet::{
 };
 use serde_json::{Map, Value};
 
-use super::table::markdown;
+use super::text_table::markdown;
 use crate::record::{Measures, Record};
 
 /// A table of the combinations of a sweep, failed ones included, under a heading. It is made to be appended to a log.

@@ -16,7 +16,10 @@ use ratatui::{
     widgets::{Block, Cell, Paragraph, Row, Table},
 };
 
-use super::table::{number, quantity};
+use super::{
+    plot::shortened,
+    table::{number, quantity},
+};
 use crate::record::{
     BenchmarkId, Measures, Record,
     measures::{TableColumn, TableKey, table_columns},
@@ -251,17 +254,6 @@ fn headline(record: &Record) -> String {
 fn measure(column: &TableColumn, record: &Record) -> String {
     let value = record.measures.as_ref().and_then(|measures| column.value(measures));
     value.map_or(String::new(), |(value, unit)| quantity(value, unit))
-}
-
-/// The text with its middle replaced by `…`, if it has more than `width` characters.
-fn shortened(text: &str, width: usize) -> String {
-    let count = text.chars().count();
-    if count <= width || width < 5 {
-        return text.chars().take(width).collect();
-    }
-    let (front, back) = (width.div_ceil(2) - 1, width / 2);
-    let chars: Vec<char> = text.chars().collect();
-    chars[..front].iter().chain(&['…']).chain(&chars[count - back..]).collect()
 }
 
 /// The last `width` values as bars of eight heights, from the smallest to the largest.

@@ -18,6 +18,7 @@ use super::{
     html,
     joined::{Joined, Row},
     plot::plots,
+    readme::readme,
     table, training,
 };
 use crate::{
@@ -35,12 +36,11 @@ const LOG_HEAD: &str = "# Generation log\n\nThe `medium` scenario of each report
 | date | model | variant | tok/s | decode tok/s | TTFT ms | candle | commit | report |\n\
 |---|---|---|---:|---:|---:|---|---|---|\n";
 
-/// Writes `<root>/<machine>/<utc>/` and a row of the machine's log, and returns the folder. The report links to Criterion's
-/// report in `criterion_home`, if that exists.
+/// Writes `<root>/<machine>/<utc>/` and a row of the machine's log, and returns the folder.
 ///
 /// # Errors
 /// When the folder cannot be written to.
-pub fn write(joined: &Joined, root: &Path, criterion_home: &Path, now: DateTime<Utc>) -> Result<PathBuf> {
+pub fn write(joined: &Joined, root: &Path, now: DateTime<Utc>) -> Result<PathBuf> {
     let first = joined.rows.first().context("a report needs at least one benchmark")?;
     let machine: PathName = first.record.machine.name.parse().context("the machine's name")?;
     let reports = root.join(&machine);
@@ -49,24 +49,27 @@ pub fn write(joined: &Joined, root: &Path, criterion_home: &Path, now: DateTime<
     let filling = temporary_that_stays(0o777).tempdir_in(&reports).context("a folder could not be created")?;
     let what = if joined.is_sandbox { "Made-up figures, a sandbox of candlepower" } else { "candlepower" };
     let title = format!("{what} on {machine}, {}", now.format("%Y-%m-%d %H:%M UTC"));
-    let plots = plots(&joined.rows)?;
+    let plots = plots(&joined.rows);
 
-    write_whole(&filling.path().join("README.md"), readme(&title, joined, first).as_bytes())?;
-    write_whole(&filling.path().join("results.jsonl"), &jsonl(&joined.rows)?)?;
-    write_whole(&filling.path().join("results.csv"), &columns::csv(&results(), &joined.rows)?)?;
-    write_whole(&filling.path().join("results.parquet"), &columns::parquet(&results(), &joined.rows)?)?;
     let records: Vec<&Record> = joined.rows.iter().map(|row| &row.record).collect();
-    for (name, content) in training::files(&records)? {
-        write_whole(&filling.path().join(name), &content)?;
+    let mut data = vec![
+        ("results.csv", columns::csv(&results(), &joined.rows)?),
+        ("results.parquet", columns::parquet(&results(), &joined.rows)?),
+        ("results.jsonl", jsonl(&joined.rows)?),
+        ("environment.yaml", environment(joined, first)?.into_bytes()),
+    ];
+    data.extend(training::files(&records)?);
+    for (name, content) in &data {
+        write_whole(&filling.path().join(name), content)?;
     }
-    write_whole(&filling.path().join("environment.yaml"), environment(joined, first)?.as_bytes())?;
     for plot in &plots {
         let file = filling.path().join(plot.file);
-        write_whole(&file, plot.svg.as_bytes())?;
+        write_whole(&file, plot.file_svg().as_bytes())?;
         write_whole(&file.with_extension("png"), &plot.png()?)?;
     }
-    let link = link_to_criterion(root, criterion_home);
-    let page = html::page(&title, joined, &plots, link.as_deref());
+    write_whole(&filling.path().join("README.md"), readme(&title, joined, &plots).as_bytes())?;
+    let files: Vec<&str> = data.iter().map(|(name, _)| *name).collect();
+    let page = html::page(&title, joined, &plots, &files);
     write_whole(&filling.path().join("index.html"), page.as_bytes())?;
 
     let folder = named_by_time(filling.keep(), &reports, now)?;
@@ -108,64 +111,6 @@ pub fn zip(folder: &Path) -> Result<PathBuf> {
     let file = folder.with_extension("zip");
     write_whole(&file, archive.finish()?.get_ref())?;
     Ok(file)
-}
-
-/// Link from a report's folder to Criterion's own report. It is always relative, because a kept report must not contain
-/// paths of the machine that wrote it.
-fn link_to_criterion(root: &Path, criterion_home: &Path) -> Option<String> {
-    let index = criterion_home.join("report").join("index.html");
-    let is_near = index.is_file() && index.is_relative() && root.is_relative();
-    is_near.then(|| format!("{}{}", "../".repeat(root.components().count() + 2), index.display()))
-}
-
-fn readme(title: &str, joined: &Joined, first: &Row) -> String {
-    let (machine, software) = (&first.record.machine, &first.record.software);
-    let mut text = format!("# {}\n\n", text::markdown(title));
-    let _ = writeln!(
-        text,
-        "{}, {} threads, {}; candle {}, {}, commit {}, run `{}`.\n",
-        text::markdown(machine.gpu.as_ref().map_or(&machine.cpu, |gpu| &gpu.name)),
-        machine.threads,
-        text::markdown(&machine.os),
-        text::markdown(&software.candle),
-        text::markdown(&software.rustc),
-        text::markdown(software.commit.as_deref().unwrap_or("unknown")),
-        text::markdown(&first.record.run)
-    );
-    if let Some(limits) = &first.record.limits {
-        let _ = writeln!(
-            text,
-            "Limits measured in the process: memory is read at {:.1} GB/s, matrices are multiplied at {:.0} GFLOP/s in {}.\n",
-            limits.read_bytes_per_s / 1e9,
-            limits.matrix_flops_per_s / 1e9,
-            limits.matrix_dtype
-        );
-    }
-    text.push_str("Made by `cargo bench` and `candlepower report`; the settings are in `environment.yaml`.\n\n");
-    for table in table::tables(joined.rows.iter().map(|row| &row.record)) {
-        let _ = write!(text, "## {}\n\n{}\n", table.title, table.markdown());
-    }
-    let medians: Vec<Vec<String>> = joined
-        .rows
-        .iter()
-        .filter_map(|row| {
-            let estimate = row.criterion?;
-            let ms = |ns: f64| format!("{:.3}", ns / 1e6);
-            Some(vec![row.record.id.clone(), ms(estimate.median_ns), ms(estimate.low_ns), ms(estimate.high_ns)])
-        })
-        .collect();
-    if !medians.is_empty() {
-        let head = ["benchmark", "median ms", "95 % from", "to"].map(str::to_owned).to_vec();
-        text.push_str("## Criterion's medians\n\n");
-        text.push_str(&table::markdown(&[vec![head], medians].concat(), 1));
-    }
-    if !joined.problems.is_empty() {
-        text.push_str("\n## Missing, unreadable or left out\n\n");
-        for problem in &joined.problems {
-            let _ = writeln!(text, "- {}", text::markdown(problem));
-        }
-    }
-    text
 }
 
 fn jsonl(rows: &[Row]) -> Result<Vec<u8>> {

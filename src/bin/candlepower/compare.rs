@@ -1,9 +1,10 @@
 //! `candlepower compare`: changes between two runs.
 
-use std::process::ExitCode;
+use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::{Result, ensure};
 use candlepower::{
+    record::write_whole,
     report::compare::{Side, Strictness, compare},
     settings::{Settings, criterion_home},
 };
@@ -28,6 +29,12 @@ pub struct Compare {
     /// Significance level over all benchmarks
     #[arg(long, value_parser = percent, default_value = "5%")]
     level: f64,
+    /// Show unchanged benchmarks too
+    #[arg(long)]
+    all: bool,
+    /// Write a plot of the changes and their intervals to this file; with --all, of every benchmark
+    #[arg(long)]
+    svg: Option<PathBuf>,
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
 }
@@ -51,8 +58,12 @@ impl Compare {
         let find = |name: &str| Side::find(name, &settings.out, &criterion_home);
         let strictness = Strictness { noise: self.noise, level: self.level };
         let comparison = compare(&find(&self.a)?, &find(&self.b)?, strictness)?;
+        if let Some(file) = &self.svg {
+            write_whole(file, comparison.forest_plot(self.all).as_bytes())?;
+        }
         match self.format {
-            Format::Text | Format::Markdown => print!("{}", comparison.text()),
+            Format::Text => print!("{}", comparison.text(self.all)),
+            Format::Markdown => print!("{}", comparison.markdown(self.all)),
             Format::Json => println!("{}", comparison.json()?),
             Format::Github => print!("{}", comparison.github()),
         }

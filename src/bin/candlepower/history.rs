@@ -44,7 +44,7 @@ impl History {
             let ids: Vec<_> =
                 histories.iter().map(|history| format!("{} on {}", history.id, history.machine)).collect();
             ensure!(ids.len() == 1, "'{}' matches {} benchmarks: {}", self.benchmark, ids.len(), ids.join(", "));
-            write_whole(file, histories[0].plot()?.svg.as_bytes())?;
+            write_whole(file, histories[0].plot().as_bytes())?;
         }
         match self.format {
             Format::Json => println!("{}", serde_json::to_string(&histories)?),

@@ -6,7 +6,7 @@ use anyhow::Result;
 use candlepower::{
     config::Config,
     model::{MINI, SYNTHETIC, shape},
-    report::table::markdown,
+    report::text_table::markdown,
     scenario::{GENERATIONS, TRAININGS, Tier},
     settings::Settings,
 };

@@ -275,7 +275,7 @@ fn text(summary: &Summary, comparison: Option<&Comparison>) -> String {
         text.push_str(&format!("- {problem}\n"));
     }
     match comparison {
-        Some(comparison) => text.push_str(&format!("\n{}", comparison.text())),
+        Some(comparison) => text.push_str(&format!("\n{}", comparison.markdown(false))),
         None => text.push_str("\nThere is no good run before it to compare with.\n"),
     }
     text

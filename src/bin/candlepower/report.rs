@@ -33,11 +33,16 @@ impl Report {
         let records = records(self.run.as_deref(), &settings.out)?;
         let criterion_home = criterion_home();
         let joined = report::joined::join(&records, &criterion_home)?;
-        let folder = report::write(&joined, &self.to, &criterion_home, Utc::now())?;
+        let folder = report::write(&joined, &self.to, Utc::now())?;
         for problem in &joined.problems {
             crate::note(problem);
         }
         println!("{}", folder.display());
+        // A kept report must not link to a file that is not kept.
+        let criterion = criterion_home.join("report").join("index.html");
+        if criterion.is_file() {
+            eprintln!("note: Criterion's own report is {}", criterion.display());
+        }
         if self.zip {
             println!("{}", report::zip(&folder)?.display());
         }

@@ -112,7 +112,7 @@ impl Sweep {
         let machine = records.first().map_or("", |record| record.machine.name.as_str());
         append(&log, &sweep::log_entry(&format!("{name} on {machine}"), &records))?;
         for table in table::tables(records.iter()) {
-            println!("{}", table.markdown());
+            println!("{}", table.terminal());
         }
         println!("Parquet: {}", file.display());
         println!("Log: {}", log.display());

@@ -144,11 +144,12 @@ impl Suite {
     fn close(self) -> ExitCode {
         if !self.records.is_empty() {
             for table in report::table::tables(self.records.iter()) {
-                println!("{}", table.markdown());
+                println!("{}", table.terminal());
             }
             if let Some(path) = self.session.records_path() {
-                println!("Records: {}", path.display());
+                println!("Records: {}\n", path.display());
             }
+            print!("{}", report::summary::Summary::new(self.records.iter()).closing_lines(&self.settings().out));
         }
         if self.failed.is_empty() {
             return ExitCode::SUCCESS;
