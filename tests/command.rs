@@ -358,7 +358,7 @@ fn a_comparison_fails_on_a_regression_and_only_then() {
     let output = compare(&["before", "slower", "--fail-above", "5%"]);
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&output.stderr).contains("is 10.0 % slower"));
-    assert!(String::from_utf8_lossy(&output.stdout).contains("  +10.0 %  "));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("  +10.0 to +10.0  "));
     let json = compare(&["before", "target/candlepower/slower/records.jsonl", "--format", "json"]).stdout;
     let json: Value = serde_json::from_slice(&json).expect("JSON");
     assert_eq!(json["rows"][0]["verdict"], "slower");
@@ -418,6 +418,18 @@ fn a_report_holds_what_was_measured_and_names_what_is_missing() {
     for elsewhere in ["src=\"http", "href=\"http", "url(http", "@import", "file://"] {
         assert!(!page.contains(elsewhere), "{elsewhere}: the page loads something");
     }
+    for plot in ["tokens_per_s", "ttft", "mbu", "memory", "roofline"] {
+        assert!(read("README.md").contains(&format!("]({plot}.svg)")), "{plot}");
+    }
+    assert!(
+        page.contains("href=\"results.csv\"") && !page.contains("target/criterion"),
+        "every link stays in the folder"
+    );
+    assert!(page.contains("<th scope=\"col\" class=\"word\"><button type=\"button\">scenario</button></th>"));
+    let again = report(&[made.to_str().expect("UTF-8"), "--to", "again"]);
+    let again = folder.path().join(String::from_utf8_lossy(&again.stdout).trim());
+    let intervals = fs::read_to_string(again.join("README.md")).expect("README.md");
+    assert!(intervals.contains("100.450"), "a report of a report keeps the intervals");
     let log = fs::read_to_string(made.parent().expect("the machine's").join("GENERATION_LOG.md"));
     assert!(log.expect("a log").starts_with("# Generation log"));
 

@@ -34,7 +34,11 @@ pub fn page(title: &str, joined: &Joined, plots: &[Plot], files: &[&str]) -> Str
     first_screen(&mut body, &summary);
 
     let tables = table::tables(joined.rows.iter().map(|row| &row.record));
-    let links = tables.iter().enumerate().map(|(number, table)| (format!("#table-{number}"), table.heading()));
+    let links = tables.iter().enumerate().map(|(number, table)| {
+        let is_only = tables.iter().filter(|other| other.key == table.key).count() == 1;
+        let scenario = table.scenario.as_ref().filter(|_| !is_only);
+        (format!("#table-{number}"), scenario.map_or(table.title, String::as_str).to_owned())
+    });
     let files = files.iter().map(|file| ((*file).to_owned(), (*file).to_owned()));
     for (label, links) in [("Tables", links.collect::<Vec<_>>()), ("Data", files.collect())] {
         let links: Vec<String> =
@@ -50,7 +54,12 @@ pub fn page(title: &str, joined: &Joined, plots: &[Plot], files: &[&str]) -> Str
         if !own.is_empty() {
             body.push_str("<div class=\"plots\">\n");
             for plot in own {
-                let _ = writeln!(body, "<figure><figcaption>{}</figcaption>{}</figure>", escaped(plot.title), plot.svg);
+                let _ = writeln!(
+                    body,
+                    "<figure><figcaption>{0}</figcaption><div class=\"wide\" role=\"region\" aria-label=\"{0}\" tabindex=\"0\">{1}</div></figure>",
+                    escaped(plot.title),
+                    plot.svg
+                );
             }
             body.push_str("</div>\n");
         }

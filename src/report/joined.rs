@@ -51,6 +51,7 @@ pub fn join(records: &Path, criterion_home: &Path) -> Result<Joined> {
     } else {
         (BTreeMap::new(), BTreeMap::new())
     };
+    let kept = kept_estimates(&records.with_file_name("results.csv"));
     let is_sandbox = read.records.iter().all(|record| record.sandbox);
     if is_sandbox {
         problems.push("every figure is made up: this is a sandbox, not a measurement".into());
@@ -70,6 +71,7 @@ pub fn join(records: &Path, criterion_home: &Path) -> Result<Joined> {
         let sample_ms = row.record.measures.as_ref().map(Measures::sample_ms).unwrap_or_default();
         if !sample_ms.is_empty() {
             match samples.get(&row.record.id) {
+                _ if kept.contains_key(&row.record.id) => row.criterion = kept.get(&row.record.id).copied(),
                 Some(found) if are_equal(found, sample_ms) => {
                     row.criterion = estimates.get(&row.record.id).copied();
                 }
@@ -92,6 +94,24 @@ pub fn join(records: &Path, criterion_home: &Path) -> Result<Joined> {
         problems.push(format!("Criterion has no estimate, and there is no interval, of {}", without.join(", ")));
     }
     Ok(Joined { rows, problems, is_sandbox })
+}
+
+/// Criterion's estimates in the data file of a report. Empty if there is no such file, so that a report of a report keeps its
+/// intervals.
+fn kept_estimates(file: &Path) -> BTreeMap<String, Estimate> {
+    let Ok(mut reader) = csv::Reader::from_path(file) else { return BTreeMap::new() };
+    let Ok(header) = reader.headers().cloned() else { return BTreeMap::new() };
+    let estimate = |row: csv::StringRecord| {
+        let cell = |name: &str| row.get(header.iter().position(|column| column == name)?);
+        let number = |name: &str| cell(name)?.parse::<f64>().ok();
+        let estimate = Estimate {
+            median_ns: number("criterion_median_ns")?,
+            low_ns: number("criterion_median_low_ns")?,
+            high_ns: number("criterion_median_high_ns")?,
+        };
+        Some((cell("id")?.to_owned(), estimate))
+    };
+    reader.records().flatten().filter_map(estimate).collect()
 }
 
 /// The tolerance covers Criterion's conversion from nanoseconds.

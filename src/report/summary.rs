@@ -202,12 +202,15 @@ impl<'a> Summary<'a> {
         }
     }
 
-    /// The changes since the newest other run on the machine that has one of the benchmarks.
+    /// The changes since the newest other run on the machine that has one of the benchmarks. Only common benchmarks count.
     fn changes(&self, out: &Path) -> Option<String> {
         /// Thresholds of `candlepower compare`.
         const STRICTNESS: Strictness = Strictness { noise: 0.03, level: 0.05 };
         let own: Vec<Record> = self.records.iter().map(|record| (*record).clone()).collect();
-        let (run, earlier) = earlier_run(out, &own)?;
+        let (run, earlier) = earlier_runs(out, own.first()?).find_map(|(run, mut earlier)| {
+            earlier.retain(|old| old.measures.is_some() && own.iter().any(|new| new.id == old.id));
+            (!earlier.is_empty()).then_some((run, earlier))
+        })?;
         let comparison =
             compare(&Side::from_records(&run, &earlier), &Side::from_records("now", &own), STRICTNESS).ok()?;
         let worst = comparison
@@ -222,11 +225,9 @@ impl<'a> Summary<'a> {
 /// Runs that are searched for an earlier result. Old runs may be many.
 const MOST_RUNS: usize = 20;
 
-/// Name and records of the newest run below `out`, other than that of `records`, on the same machine and with a benchmark in
-/// common. Only the common benchmarks are returned.
-fn earlier_run(out: &Path, records: &[Record]) -> Option<(String, Vec<Record>)> {
-    let first = records.first()?;
-    let runs = fs::read_dir(out).ok()?.flatten().filter(|run| *run.file_name() != *first.run);
+/// Name and records of the newest runs below `out`, other than that of `first`, on the same machine.
+pub fn earlier_runs(out: &Path, first: &Record) -> impl Iterator<Item = (String, Vec<Record>)> {
+    let runs = fs::read_dir(out).into_iter().flatten().flatten().filter(|run| *run.file_name() != *first.run);
     let mut files: Vec<_> = runs
         .filter_map(|run| {
             let file = run.path().join(RECORDS);
@@ -234,10 +235,11 @@ fn earlier_run(out: &Path, records: &[Record]) -> Option<(String, Vec<Record>)> 
         })
         .collect();
     files.sort();
-    files.into_iter().rev().take(MOST_RUNS).find_map(|(_, run, file)| {
-        let mut earlier = record::latest(&file).ok()?.records;
-        earlier.retain(|old| old.machine.name == first.machine.name && records.iter().any(|new| new.id == old.id));
-        earlier.iter().any(|old| old.measures.is_some()).then_some((run, earlier))
+    let machine = first.machine.name.clone();
+    files.into_iter().rev().take(MOST_RUNS).filter_map(move |(_, run, file)| {
+        let mut records = record::latest(&file).ok()?.records;
+        records.retain(|record| record.machine.name == machine);
+        Some((run, records))
     })
 }
 

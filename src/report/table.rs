@@ -20,6 +20,8 @@ pub struct Table {
     pub key: TableKey,
     /// Title of the family.
     pub title: &'static str,
+    /// The scenario, if all rows have the same.
+    pub scenario: Option<String>,
     /// Columns that have the same value in every row, as `<header> <value>`. They are not in the rows.
     pub common: Vec<String>,
     /// The header is the first row. All rows have the same length.
@@ -276,6 +278,9 @@ fn table(family: &Family, records: &[&Record], marks: &mut Vec<String>) -> Table
     used.sort_unstable();
     used.dedup();
 
+    let first = records.first().map(|record| &record.scenario);
+    let is_one = records.iter().all(|record| Some(&record.scenario) == first);
+    let scenario = first.filter(|_| is_one).cloned();
     let words = names.len();
     let columns: Vec<Cells> = names.into_iter().chain(numbers).collect();
     let header = columns.iter().map(|column| column.header.to_owned()).collect();
@@ -298,6 +303,7 @@ fn table(family: &Family, records: &[&Record], marks: &mut Vec<String>) -> Table
     Table {
         key: family.key,
         title: family.title,
+        scenario,
         common,
         rows: [header].into_iter().chain(rows).collect(),
         words,

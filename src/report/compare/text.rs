@@ -26,8 +26,8 @@ const COLUMNS: [Column; 9] = [
     column("benchmark", |row| row.id.clone()),
     column("A", |row| quantity(row.unit, row.a)),
     column("B", |row| quantity(row.unit, row.b)),
-    column("change", |row| change(row.ratio)),
-    column("interval", |row| format!("{} to {}", change(row.low), change(row.high))),
+    column("change %", |row| percent(row.ratio)),
+    column("interval %", |row| format!("{} to {}", percent(row.low), percent(row.high))),
     column("p", |row| if row.p < 0.001 { "<0.001".into() } else { format!("{:.3}", row.p) }),
     Column { header: "verdict", text: |row| row.verdict.name().to_owned(), is_always_shown: false },
     column("peak memory", |row| row.memory_ratio.map_or("n/a".into(), change)),
@@ -37,6 +37,9 @@ const COLUMNS: [Column; 9] = [
         is_always_shown: false,
     },
 ];
+
+/// Rises of the peak memory that have a line of their own.
+const MOST_RISES: usize = 10;
 
 /// The form of the tables and paragraphs.
 #[derive(Clone, Copy)]
@@ -154,8 +157,7 @@ impl Comparison {
         }
         let hidden = self.rows.len() - rows.len();
         if hidden > 0 {
-            let (benchmarks, them) = if hidden == 1 { ("benchmark", "it") } else { ("benchmarks", "them") };
-            let _ = write!(text, "\n\n{hidden} unchanged {benchmarks} left out: --all shows {them}.");
+            let _ = write!(text, "\n\nUnchanged and left out: {}. --all shows them.", benchmarks(hidden));
         }
         let _ = write!(text, "\n\n{}", form.paragraph(&self.explanation()));
         for remark in &self.remarks {
@@ -223,12 +225,20 @@ impl Comparison {
         lines
     }
 
-    /// Changes of the peak memory, the largest rise first.
+    /// Rises of the peak memory, the largest first, and the number of falls.
     fn memory_lines(&self) -> Vec<String> {
-        let mut changed: Vec<(f64, &str)> =
-            self.rows.iter().filter_map(|row| Some((row.changed_memory()?, row.id.as_str()))).collect();
-        changed.sort_by(|a, b| b.0.total_cmp(&a.0));
-        changed.into_iter().map(|(ratio, id)| format!("{id}: peak memory {}", change(ratio))).collect()
+        let changed = self.rows.iter().filter_map(|row| Some((row.changed_memory()?, row.id.as_str())));
+        let (mut rises, falls): (Vec<(f64, &str)>, Vec<_>) = changed.partition(|(ratio, _)| *ratio > 1.0);
+        rises.sort_by(|a, b| b.0.total_cmp(&a.0));
+        let shown = rises.iter().take(MOST_RISES);
+        let mut lines: Vec<String> = shown.map(|(ratio, id)| format!("{id}: peak memory {}", change(*ratio))).collect();
+        if rises.len() > MOST_RISES {
+            lines.push(format!("{} more benchmarks: higher peak memory", rises.len() - MOST_RISES));
+        }
+        if !falls.is_empty() {
+            lines.push(format!("{}: lower peak memory", benchmarks(falls.len())));
+        }
+        lines
     }
 
     fn explanation(&self) -> String {
@@ -250,8 +260,17 @@ impl Comparison {
 
 /// The change of a ratio in percent. A change that rounds to zero has no sign.
 pub fn change(ratio: f64) -> String {
-    let text = format!("{:+.1} %", (ratio - 1.0) * 100.0);
-    if ["+0.0 %", "-0.0 %"].contains(&text.as_str()) { "0.0 %".into() } else { text }
+    percent(ratio) + " %"
+}
+
+/// The number of [`change`].
+fn percent(ratio: f64) -> String {
+    let text = format!("{:+.1}", (ratio - 1.0) * 100.0);
+    if ["+0.0", "-0.0"].contains(&text.as_str()) { "0.0".into() } else { text }
+}
+
+fn benchmarks(count: usize) -> String {
+    if count == 1 { "1 benchmark".into() } else { format!("{count} benchmarks") }
 }
 
 fn quantity(unit: SampleUnit, value: f64) -> String {

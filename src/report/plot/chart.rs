@@ -12,15 +12,15 @@ const COLOURS: [&str; 7] = ["#0072b2", "#d55e00", "#009e73", "#b5599a", "#a87b00
 /// Lengths of dashes and gaps. The first is a solid line.
 const DASHES: [&str; 4] = ["", "7 4", "2 3", "10 3 2 3"];
 
-const WIDTH: f64 = 900.0;
-const HEIGHT: f64 = 400.0;
+const WIDTH: f64 = 760.0;
+const HEIGHT: f64 = 360.0;
 const TOP: f64 = 16.0;
 const BOTTOM: f64 = 52.0;
 const LEFT: f64 = 70.0;
 /// Width of the legend, beside the chart.
-const LEGEND: f64 = 210.0;
+const LEGEND: f64 = 190.0;
 /// Longest text of the legend. The rest is left out in the middle.
-const LEGEND_CHARS: usize = 26;
+const LEGEND_CHARS: usize = 22;
 
 /// The colour of a mark: an index into the palette.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,12 +134,28 @@ pub struct Axis {
     pub scale: Scale,
     /// Label, with the unit.
     pub label: String,
+    /// Values with a label, if they are not those of the scale.
+    ticks: Option<Vec<f64>>,
 }
 
 impl Axis {
     /// An axis.
     pub fn new(scale: Scale, label: &str) -> Self {
-        Self { scale, label: label.to_owned() }
+        Self { scale, label: label.to_owned(), ticks: None }
+    }
+
+    /// A logarithmic axis with a label at each value.
+    pub fn at(mut values: Vec<f64>, label: &str) -> Self {
+        values.sort_by(f64::total_cmp);
+        values.dedup();
+        Self { ticks: Some(values.clone()), ..Self::new(Scale::log(values.into_iter()), label) }
+    }
+
+    fn ticks(&self) -> Vec<(f64, String)> {
+        match &self.ticks {
+            Some(values) => values.iter().map(|value| (*value, short(*value))).collect(),
+            None => self.scale.ticks(),
+        }
     }
 }
 
@@ -172,7 +188,7 @@ impl Chart {
             Scale::Names(names) => TOP + BOTTOM + 20.0 * names.len() as f64,
             _ => HEIGHT,
         };
-        Self { x, y, marks: String::new(), legend: Vec::new(), height, left: LEFT.max(6.6 * longest as f64 + 14.0) }
+        Self { x, y, marks: String::new(), legend: Vec::new(), height, left: LEFT.max(7.1 * longest as f64 + 14.0) }
     }
 
     fn width(&self) -> f64 {
@@ -293,7 +309,8 @@ impl Chart {
     pub fn interval(&mut self, row: usize, (low, middle, high): (f64, f64, f64), style: Style) {
         let row = row as f64;
         self.path(&[(low, row), (high, row)], &format!("{} stroke-width=\"2\"", style.stroke()));
-        self.dot((middle, row), style);
+        let (x, y) = self.at((middle, row));
+        let _ = writeln!(self.marks, "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3\" {}/>", solid_edge(style));
     }
 
     /// A band over the whole height, from one horizontal value to another.
@@ -339,11 +356,11 @@ impl Chart {
         let (width, bottom, right) = (self.width(), self.height - BOTTOM, self.right());
         let mut svg = format!(
             "<svg xmlns=\"http://www.w3.org/2000/svg\" role=\"img\" aria-label=\"{}\" viewBox=\"0 0 {width:.0} {:.0}\" \
-             font-family=\"sans-serif\" font-size=\"13\" fill=\"currentColor\">\n",
+             font-family=\"sans-serif\" font-size=\"14\" fill=\"currentColor\">\n",
             xml(title),
             self.height
         );
-        for (value, label) in self.x.scale.ticks() {
+        for (value, label) in self.x.ticks() {
             let (x, _) = self.at((value, 0.0));
             if !matches!(self.x.scale, Scale::Names(_)) {
                 let _ = writeln!(svg, "<path d=\"M{x:.1} {TOP}V{bottom:.1}\" {GRID}/>");
@@ -355,7 +372,7 @@ impl Chart {
                 xml(&label)
             );
         }
-        for (value, label) in self.y.scale.ticks() {
+        for (value, label) in self.y.ticks() {
             let (_, y) = self.at((0.0, value));
             let _ = writeln!(svg, "<path d=\"M{:.1} {y:.1}H{right:.1}\" {GRID}/>", self.left);
             let _ = writeln!(

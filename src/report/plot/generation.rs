@@ -94,7 +94,7 @@ pub fn ttft(rows: &[Row]) -> Option<Chart> {
     }
     let styles = Styles::new(&rows, model, variant);
     let mut chart = Chart::new(
-        Axis::new(Scale::log(points.iter().map(|(x, _)| *x)), "prompt, tokens"),
+        Axis::at(points.iter().map(|(x, _)| *x).collect(), "prompt, tokens"),
         Axis::new(Scale::log(points.iter().map(|(_, y)| *y)), "TTFT, ms"),
     );
     styles.explain(&mut chart);

@@ -92,7 +92,7 @@ fn beside_twins(rows: &[Row], scenario: &str, rate: Rate) -> Option<Chart> {
     }
     points.sort_by(|a, b| (a.0, a.1).cmp(&(b.0, b.1)).then(a.2.total_cmp(&b.2)));
     let mut chart = Chart::new(
-        Axis::new(Scale::log(points.iter().map(|point| point.2)), "experts"),
+        Axis::at(points.iter().map(|point| point.2).collect(), "experts"),
         Axis::new(Scale::from_zero(points.iter().map(|point| point.3).chain([1.2])), "time over that of the twin"),
     );
     let mut top_ks: Vec<usize> = points.iter().map(|point| point.0).collect();
