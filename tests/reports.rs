@@ -164,21 +164,28 @@ fn the_environment_lists_the_doubts_of_every_benchmark() {
 fn a_history_says_where_it_moved() {
     let folder = tempfile::tempdir().expect("a folder");
     for number in 0..12 {
-        let report = folder.path().join(format!("target-reports/box/202611{:02}T000000Z", number + 1));
+        let report = folder.path().join(format!("target-reports/amd-epyc-2c/202611{:02}T000000Z", number + 1));
         fs::create_dir_all(&report).expect("made");
         let slower = if number < 7 { 1.0 } else { 1.1 } + 0.001 * f64::from(number % 3);
         let mut record: Record = serde_json::from_str(&record("medium/a/stock-f32-cpu", slower, 1)).expect("a record");
         record.at = format!("2026-11-{:02}T00:00:00.000Z", number + 1);
-        record.software.commit = Some(format!("{number:040x}"));
+        record.software.commit = Some(format!("{number:012x}{number:028x}"));
         fs::write(report.join("results.jsonl"), serde_json::to_string(&record).expect("a line") + "\n")
             .expect("written");
     }
     let text = succeeds(folder.path(), &["history", "medium/"]);
     let moved: Vec<&str> = text.lines().filter(|line| line.contains("worse by")).collect();
     assert!(moved.len() == 1 && moved[0].contains("2026-11-08"), "{text}");
+    assert!(moved[0].contains("000000000006 to 000000000007"), "the commits of the step are named: {}", moved[0]);
+    let overview = succeeds(folder.path(), &["history", "--html"]);
+    assert!(overview.contains("worse by"), "{overview}");
+    let page = fs::read_to_string(folder.path().join("target-reports/amd-epyc-2c/history.html")).expect("a page");
+    for part in ["<svg", "class=\"step\"", "worse by", "<code>000000000006</code> to <code>000000000007</code>"] {
+        assert!(page.contains(part), "{part} is missing from\n{page}");
+    }
     let json = succeeds(folder.path(), &["history", "medium/", "--format", "json", "--svg", "h.svg"]);
     let json: Value = serde_json::from_str(&json).expect("JSON");
-    assert_eq!(json[0]["moves"][0]["commit"], format!("{:040x}", 7));
+    assert_eq!(json[0]["moves"][0]["commit"], format!("{0:012x}{0:028x}", 7));
     assert!(fs::read_to_string(folder.path().join("h.svg")).expect("a plot").contains("<svg"));
     let output = candlepower(folder.path(), &["history", "medium", "--metric", "speed"], &[]);
     assert!(String::from_utf8_lossy(&output.stderr).contains("no benchmark has a figure 'speed': there are"));

@@ -99,6 +99,18 @@ pub fn wrapped(text: &str, width: usize) -> Vec<String> {
     lines
 }
 
+/// The last `width` values as bars of eight heights, from the smallest to the largest.
+pub fn sparkline(values: &[f64], width: usize) -> String {
+    const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+    let last = &values[values.len().saturating_sub(width)..];
+    let (low, high) = last.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(*v), h.max(*v)));
+    let bar = |value: &f64| {
+        let share = if high > low { (value - low) / (high - low) } else { 0.5 };
+        BARS[((share * 7.0).round() as usize).min(7)]
+    };
+    last.iter().map(bar).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

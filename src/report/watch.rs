@@ -21,6 +21,7 @@ use super::{
     plot::shortened,
     summary::{earlier_runs, is_disturbed},
     table::quantity,
+    text_table::sparkline,
 };
 use crate::{
     record::{
@@ -415,18 +416,6 @@ fn headline(record: &Record) -> String {
 fn measure(column: &TableColumn, record: &Record) -> String {
     let value = record.measures.as_ref().and_then(|measures| column.value(measures));
     value.map_or(String::new(), |(value, unit)| quantity(value, unit))
-}
-
-/// The last `width` values as bars of eight heights, from the smallest to the largest.
-fn sparkline(values: &[f64], width: usize) -> String {
-    const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
-    let last = &values[values.len().saturating_sub(width)..];
-    let (low, high) = last.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(*v), h.max(*v)));
-    let bar = |value: &f64| {
-        let share = if high > low { (value - low) / (high - low) } else { 0.5 };
-        BARS[((share * 7.0).round() as usize).min(7)]
-    };
-    last.iter().map(bar).collect()
 }
 
 #[cfg(test)]

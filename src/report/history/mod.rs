@@ -1,4 +1,8 @@
-//! History of a benchmark over the kept reports, with the commits at which its level changed.
+//! History of a benchmark over the kept reports, with the commits between which its level changed.
+
+mod page;
+
+pub use page::page;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,8 +14,16 @@ use anyhow::{Context, Result, bail};
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::{plot, statistics::median, table::number, text_table::markdown};
-use crate::record::{self, Better, Record};
+use super::{
+    plot,
+    statistics::median,
+    table::number,
+    text_table::{sparkline, terminal},
+};
+use crate::{
+    record::{self, Better, Record},
+    text::line,
+};
 
 /// The history of one benchmark on one machine.
 #[derive(Debug, Serialize, JsonSchema)]
@@ -48,6 +60,8 @@ pub struct Point {
 pub struct Move {
     /// First point of the new level.
     pub point: usize,
+    /// Commit of the last point of the old level.
+    pub last_commit: String,
     /// Commit of the first point of the new level.
     pub commit: String,
     /// Median of the old level.
@@ -144,7 +158,8 @@ fn moves(points: &[Point], noise: f64) -> Vec<Move> {
         let (from, to) = (starts[index - 1], starts.get(index + 1).copied().unwrap_or(points.len()));
         let (before, after) = (level(from, start), level(start, to));
         if (after / before).ln().abs() > noise.ln_1p() {
-            moves.push(Move { point: start, commit: points[start].commit.clone(), before, after });
+            let [last_commit, commit] = [start - 1, start].map(|point| points[point].commit.clone());
+            moves.push(Move { point: start, last_commit, commit, before, after });
         }
     }
     moves
@@ -186,27 +201,63 @@ fn levels(values: &[f64], noise: f64) -> Vec<usize> {
     starts
 }
 
+/// One row for each benchmark, with its values as bars and its last change of level.
+pub fn overview(histories: &[History]) -> String {
+    let mut rows = vec![["benchmark", "machine", "runs", "course", "last", "last step"].map(str::to_owned).to_vec()];
+    for history in histories {
+        let values: Vec<f64> = history.points.iter().map(|point| point.value).collect();
+        rows.push(vec![
+            history.id.clone(),
+            history.machine.clone(),
+            values.len().to_string(),
+            sparkline(&values, COURSE),
+            format!("{} {}", number(values.last().copied()), history.unit),
+            history.moves.last().map_or(String::new(), |step| history.said(step)),
+        ]);
+    }
+    terminal(&rows, 2)
+}
+
+/// Bars of an overview.
+const COURSE: usize = 16;
+
+/// The first characters of a commit.
+fn short(commit: &str) -> &str {
+    commit.get(..12).unwrap_or(commit)
+}
+
 impl History {
     /// The points as a table that marks each change of level.
     pub fn text(&self) -> String {
-        let mut rows =
-            vec![["measured", "commit", &format!("{} {}", self.metric, self.unit), ""].map(str::to_owned).to_vec()];
+        let metric = format!("{} {}", self.metric, self.unit);
+        let mut rows = vec![["measured", "commit", &metric, "step"].map(str::to_owned).to_vec()];
         for (place, point) in self.points.iter().enumerate() {
-            let moved = self.moves.iter().find(|moved| moved.point == place);
+            let step = self.moves.iter().find(|step| step.point == place);
             rows.push(vec![
                 point.at.clone(),
-                point.commit.get(..12).unwrap_or(&point.commit).to_owned(),
+                short(&point.commit).to_owned(),
                 number(Some(point.value)),
-                moved.map_or(String::new(), |moved| self.said(moved)),
+                step.map_or(String::new(), |step| {
+                    format!("{}, {} to {}", self.said(step), short(&step.last_commit), short(&step.commit))
+                }),
             ]);
         }
-        format!("{} on {}\n\n{}", self.id, self.machine, markdown(&rows, 2))
+        format!("{} on {}\n\n{}", line(&self.id), line(&self.machine), terminal(&rows, 2))
     }
 
-    fn said(&self, moved: &Move) -> String {
-        let change = (moved.after / moved.before - 1.0) * 100.0;
-        let is_better = (change > 0.0) == (self.better == Better::Higher);
-        format!("{} by {change:+.1} %", if is_better { "better" } else { "worse" })
+    fn said(&self, step: &Move) -> String {
+        let change = (step.after / step.before - 1.0) * 100.0;
+        format!("{} by {change:+.1} %", if self.is_worse(step) { "worse" } else { "better" })
+    }
+
+    fn is_worse(&self, step: &Move) -> bool {
+        (step.after > step.before) != (self.better == Better::Higher)
+    }
+
+    /// Size of the last change of level if it is for the worse, and 0 otherwise.
+    fn worsening(&self) -> f64 {
+        let worse = self.moves.last().filter(|step| self.is_worse(step));
+        worse.map_or(0.0, |step| (step.after / step.before).ln().abs())
     }
 
     /// A plot of the points as SVG, with a line at each change of level.
@@ -255,7 +306,7 @@ mod tests {
             let found = moves(&points(&[(100.0, 12), (93.0, 10), (110.0, 8)], seed), 0.03);
             let places: Vec<usize> = found.iter().map(|moved| moved.point).collect();
             assert_eq!(places, [12, 22], "seed {seed}");
-            assert_eq!(found[0].commit, "c12");
+            assert_eq!((found[0].last_commit.as_str(), found[0].commit.as_str()), ("c11", "c12"));
             assert!((found[1].after / found[1].before - 110.0 / 93.0).abs() < 0.03);
         }
     }
