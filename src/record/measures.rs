@@ -149,7 +149,7 @@ pub enum TableKey {
 pub enum Missing {
     /// `n/a`: the value could not be measured.
     NotAvailable,
-    /// An empty cell: the measure does not apply to the benchmark.
+    /// An empty cell: the measure does not apply to the benchmark. No column in a table where every cell is empty.
     Blank,
     /// `n/a`, and no column in a table where every value is missing.
     NoColumn,

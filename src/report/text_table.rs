@@ -35,8 +35,12 @@ pub fn markdown(rows: &[Vec<String>], left: usize) -> String {
     text
 }
 
-/// A table for a terminal: the words of a header stand above each other, so that its column is as wide as its cells. Columns
-/// that do not fit into [`TERMINAL_WIDTH`] are left out from the right, and a last line names them.
+/// Least width of a first column that was narrowed.
+const LEAST_NAME: usize = 40;
+
+/// A table for a terminal: the words of a header stand above each other, so that its column is as wide as its cells. Where the
+/// columns do not fit into [`TERMINAL_WIDTH`], long names of the first column get a line of their own. If that is not enough,
+/// columns are left out from the right, and a last line names them.
 pub fn terminal(rows: &[Vec<String>], left: usize) -> String {
     let Some(header) = rows.first() else { return String::new() };
     let rows: Vec<Vec<String>> = rows.iter().map(|row| row.iter().map(|cell| text::line(cell)).collect()).collect();
@@ -46,7 +50,12 @@ pub fn terminal(rows: &[Vec<String>], left: usize) -> String {
         let words = rows[0][column].split(' ').map(count);
         cells.chain(words).max().unwrap_or(0)
     };
-    let widths: Vec<usize> = (0..header.len()).map(width).collect();
+    let mut widths: Vec<usize> = (0..header.len()).map(width).collect();
+    let others = widths[1..].iter().map(|width| GAP + width).sum::<usize>();
+    let narrowed = TERMINAL_WIDTH.saturating_sub(others);
+    if narrowed >= LEAST_NAME {
+        widths[0] = widths[0].min(narrowed);
+    }
     let is_within = |shown: &usize| widths[..*shown].iter().sum::<usize>() + GAP * (shown - 1) <= TERMINAL_WIDTH;
     let shown = (left.max(1)..=header.len()).rev().find(is_within).unwrap_or(left.max(1)).min(header.len());
 
@@ -76,7 +85,12 @@ pub fn terminal(rows: &[Vec<String>], left: usize) -> String {
     let rules: Vec<String> = widths[..shown].iter().map(|width| "─".repeat(*width)).collect();
     line(&rules.iter().map(String::as_str).collect::<Vec<_>>());
     for row in &rows[1..] {
-        line(&row[..shown].iter().map(String::as_str).collect::<Vec<_>>());
+        let mut cells: Vec<&str> = row[..shown].iter().map(String::as_str).collect();
+        if count(cells[0]) > widths[0] {
+            line(&cells[..1]);
+            cells[0] = "";
+        }
+        line(&cells);
     }
     if shown < header.len() {
         let _ = writeln!(text, "Left out at this width: {}.", rows[0][shown..].join(", "));
@@ -134,9 +148,19 @@ mod tests {
     #[test]
     fn columns_that_do_not_fit_are_named() {
         let wide = "x".repeat(60);
-        let text = terminal(&rows(&[&["model", "a", "b", "c"], &[&wide, &wide[..30], &wide[..30], "1"]]), 1);
+        let text = terminal(&rows(&[&["model", "a", "b", "c"], &[&wide[..30], &wide, &wide[..30], "1"]]), 1);
         assert!(text.lines().all(|line| line.chars().count() <= TERMINAL_WIDTH), "{text}");
         assert!(text.ends_with("Left out at this width: b, c.\n"), "{text}");
+    }
+
+    #[test]
+    fn a_long_name_has_a_line_of_its_own() {
+        let long = "x".repeat(90);
+        let text = terminal(&rows(&[&["benchmark", "a", "b"], &[&long, &long[..30], "1"], &["short", "2", "3"]]), 1);
+        let lines: Vec<&str> = text.lines().collect();
+        assert!(lines.iter().all(|line| line.chars().count() <= TERMINAL_WIDTH), "{text}");
+        assert_eq!((lines.len(), lines[2]), (5, long.as_str()));
+        assert!(lines[3].starts_with("  ") && lines[3].ends_with("  1") && lines[4].starts_with("short "), "{text}");
     }
 
     #[test]

@@ -203,19 +203,19 @@ fn levels(values: &[f64], noise: f64) -> Vec<usize> {
 
 /// One row for each benchmark, with its values as bars and its last change of level.
 pub fn overview(histories: &[History]) -> String {
-    let mut rows = vec![["benchmark", "machine", "runs", "course", "last", "last step"].map(str::to_owned).to_vec()];
+    let mut rows = vec![["benchmark", "runs", "course", "last", "last step", "machine"].map(str::to_owned).to_vec()];
     for history in histories {
         let values: Vec<f64> = history.points.iter().map(|point| point.value).collect();
         rows.push(vec![
             history.id.clone(),
-            history.machine.clone(),
             values.len().to_string(),
             sparkline(&values, COURSE),
             format!("{} {}", number(values.last().copied()), history.unit),
             history.moves.last().map_or(String::new(), |step| history.said(step)),
+            history.machine.clone(),
         ]);
     }
-    terminal(&rows, 2)
+    terminal(&rows, 1)
 }
 
 /// Bars of an overview.
