@@ -12,15 +12,15 @@ const COLOURS: [&str; 7] = ["#0072b2", "#d55e00", "#009e73", "#b5599a", "#a87b00
 /// Lengths of dashes and gaps. The first is a solid line.
 const DASHES: [&str; 4] = ["", "7 4", "2 3", "10 3 2 3"];
 
-const WIDTH: f64 = 760.0;
+const WIDTH: f64 = 800.0;
 const HEIGHT: f64 = 360.0;
 const TOP: f64 = 16.0;
 const BOTTOM: f64 = 52.0;
 const LEFT: f64 = 70.0;
 /// Width of the legend, beside the chart.
-const LEGEND: f64 = 190.0;
+const LEGEND: f64 = 230.0;
 /// Longest text of the legend. The rest is left out in the middle.
-const LEGEND_CHARS: usize = 22;
+const LEGEND_CHARS: usize = 24;
 
 /// The colour of a mark: an index into the palette.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -417,11 +417,14 @@ impl Chart {
                     28.0
                 }
                 Key::Dash(dash) => {
-                    let dash = DASHES[dash % DASHES.len()];
+                    let lengths = DASHES[dash % DASHES.len()];
                     let _ = writeln!(
                         svg,
-                        "<path d=\"M{x:.1} {y:.1}h22\" stroke=\"currentColor\" stroke-width=\"2\" stroke-dasharray=\"{}\"/>",
-                        if dash.is_empty() { "none" } else { dash }
+                        "<path d=\"M{x:.1} {y:.1}h22\" stroke=\"currentColor\" stroke-width=\"2\" stroke-dasharray=\"{}\"/>\
+                         <circle cx=\"{:.1}\" cy=\"{y:.1}\" r=\"4\" stroke=\"currentColor\" fill-opacity=\"{}\"/>",
+                        if lengths.is_empty() { "none" } else { lengths },
+                        x + 11.0,
+                        if *dash == 0 { 1.0 } else { 0.15 },
                     );
                     28.0
                 }

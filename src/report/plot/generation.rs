@@ -179,7 +179,9 @@ pub fn step_latency(rows: &[Row]) -> Option<Chart> {
         Axis::new(Scale::from_zero(points().map(|(x, _)| *x)), "position in the sequence, tokens"),
         Axis::new(Scale::from_zero(points().map(|(_, y)| *y)), "inter-token latency, ms"),
     );
-    let styles = Styles::new(&rows, model, |row| format!("{}, {}", row.record.scenario, variant(row)));
+    let is_one_variant = rows.iter().all(|row| variant(row) == variant(rows[0]));
+    let both = |row: &Row| format!("{}, {}", scenario(row), variant(row));
+    let styles = Styles::new(&rows, model, if is_one_variant { scenario } else { both });
     styles.explain(&mut chart);
     for (row, points) in &lines {
         chart.line(points, styles.of(row));

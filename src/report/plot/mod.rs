@@ -64,7 +64,8 @@ impl Plot {
 
 /// Gives a plot of a page its own colour of text.
 pub(super) fn standalone(svg: &str) -> String {
-    const STYLE: &str = "<style>svg{color:#1f2328}@media(prefers-color-scheme:dark){svg{color:#e6edf3}}</style>";
+    const STYLE: &str = "<style>:root{color-scheme:light dark;color:#1f2328}\
+                         @media(prefers-color-scheme:dark){:root{color:#e6edf3}}</style>";
     svg.replacen(">\n", &format!(">{STYLE}\n"), 1)
 }
 

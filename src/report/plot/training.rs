@@ -3,7 +3,6 @@
 use super::{
     Styles,
     chart::{Axis, Chart, Scale},
-    scenario,
 };
 use crate::{
     record::{Measures, Sweep, Training},
@@ -45,7 +44,8 @@ pub fn sweep(rows: &[Row]) -> Option<Chart> {
         Axis::new(Scale::log(points.iter().map(|(x, _)| *x)), "parameters"),
         Axis::new(Scale::log(points.iter().map(|(_, y)| *y)), "samples/s"),
     );
-    let styles = Styles::new(&rows, architecture, scenario);
+    let phase = |row: &Row| if row.record.scenario == SWEEP.train { "training step" } else { "forecast" }.to_owned();
+    let styles = Styles::new(&rows, architecture, phase);
     styles.explain(&mut chart);
     for (row, point) in rows.iter().zip(points) {
         chart.dot(point, styles.of(row));
