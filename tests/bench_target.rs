@@ -231,6 +231,10 @@ fn a_filter_and_a_tier_choose() {
     assert!(output.status.success(), "{}", stderr(&output));
     let ids: Vec<_> = world.records().into_iter().map(|record| record.id).collect();
     assert_eq!(ids, ["tiny/first/own-f32-cpu", "tiny/last/own-f32-cpu"]);
+    let text = String::from_utf8_lossy(&output.stdout);
+    let end: Vec<&str> = text.lines().rev().take(10).collect();
+    assert!(end[0].starts_with("report      candlepower report ") && text.contains("\nmachine     "), "{text}");
+    assert!(end.iter().any(|line| line.starts_with("benchmarks  2 measured, 0 failed")), "{text}");
     assert!(!world.path("loaded-panics").exists());
     let output = world.run(&["--bench", "--list"], &[("CANDLEPOWER_TIER", "quick")]);
     assert!(!String::from_utf8_lossy(&output.stdout).contains("small/"));

@@ -358,7 +358,7 @@ fn a_comparison_fails_on_a_regression_and_only_then() {
     let output = compare(&["before", "slower", "--fail-above", "5%"]);
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&output.stderr).contains("is 10.0 % slower"));
-    assert!(String::from_utf8_lossy(&output.stdout).contains("| +10.0 % |"));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("  +10.0  "));
     let json = compare(&["before", "target/candlepower/slower/records.jsonl", "--format", "json"]).stdout;
     let json: Value = serde_json::from_slice(&json).expect("JSON");
     assert_eq!(json["rows"][0]["verdict"], "slower");
@@ -418,12 +418,34 @@ fn a_report_holds_what_was_measured_and_names_what_is_missing() {
     for elsewhere in ["src=\"http", "href=\"http", "url(http", "@import", "file://"] {
         assert!(!page.contains(elsewhere), "{elsewhere}: the page loads something");
     }
+    for plot in ["tokens_per_s", "ttft", "mbu", "memory"] {
+        assert!(read("README.md").contains(&format!("]({plot}.svg)")), "{plot}");
+    }
+    assert!(
+        page.contains("href=\"results.csv\"") && !page.contains("target/criterion"),
+        "every link stays in the folder"
+    );
+    assert!(page.contains("<th scope=\"col\" class=\"word\"><button type=\"button\">scenario</button></th>"));
+    let again = report(&[made.to_str().expect("UTF-8"), "--to", "again"]);
+    let again = folder.path().join(String::from_utf8_lossy(&again.stdout).trim());
+    let intervals = fs::read_to_string(again.join("README.md")).expect("README.md");
+    assert!(intervals.contains("100.450"), "a report of a report keeps the intervals");
     let log = fs::read_to_string(made.parent().expect("the machine's").join("GENERATION_LOG.md"));
     assert!(log.expect("a log").starts_with("# Generation log"));
 
-    write_estimates(&folder.path().join("target/criterion"), id, 101.0, median_ns);
+    let other = "short/other/stock-f32-cpu";
+    let line = read("results.jsonl");
+    fs::write(&records, line.clone() + &line.replace(id, other)).expect("written");
+    for id in [id, other] {
+        write_estimates(&folder.path().join("target/criterion"), id, 101.0, median_ns);
+    }
     let later = report(&["mine", "--to", "elsewhere"]);
-    assert!(String::from_utf8_lossy(&later.stderr).contains("Criterion's last run is another one"));
+    let problems = String::from_utf8_lossy(&later.stderr);
+    let of_criterion: Vec<&str> = problems.lines().filter(|line| line.contains("Criterion")).collect();
+    assert!(
+        of_criterion.len() == 1 && of_criterion[0].contains("no confidence interval of 2 benchmarks"),
+        "{problems}"
+    );
     assert_refused(&report(&["never"]), "never is neither a file of records");
     fs::write(&records, "nonsense\n").expect("written");
     assert_refused(&report(&["mine"]), "holds no record that can be read");

@@ -1,8 +1,12 @@
 //! Compares the tables of the README and of the guide with the program.
 
+use std::path::Path;
+
 use candlepower::{
     config::Config,
     model::{MINI, SYNTHETIC, series::Architecture},
+    record,
+    report::table::tables,
     scenario::GENERATION,
     settings::Settings,
 };
@@ -30,6 +34,17 @@ fn every_setting_and_model_is_described() {
     {
         assert!(SETTINGS.contains(&format!("`{model}`")), "{model}");
     }
+}
+
+/// The README quotes what a run of `medium` prints, from the kept report that it links to.
+#[test]
+fn the_quoted_table_is_that_of_the_kept_report() {
+    let link = README.split("[kept report](").nth(1).and_then(|rest| rest.split("/README.md)").next());
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(link.expect("a link")).join("results.jsonl");
+    let mut records = record::latest(&file).expect("the kept records").records;
+    records.retain(|record| record.scenario == "medium");
+    let table = tables(records.iter()).remove(0).terminal();
+    assert!(README.contains(&table), "the README lacks\n{table}");
 }
 
 #[test]

@@ -151,7 +151,7 @@ pub enum TableKey {
 pub enum Missing {
     /// `n/a`: the value could not be measured.
     NotAvailable,
-    /// An empty cell: the measure does not apply to the benchmark.
+    /// An empty cell: the measure does not apply to the benchmark. No column in a table where every cell is empty.
     Blank,
     /// `n/a`, and no column in a table where every value is missing.
     NoColumn,
@@ -264,6 +264,8 @@ pub struct TableColumn {
     pub header: &'static str,
     /// Display of a missing value.
     pub missing: Missing,
+    /// The direction of improvement; `None` for a property of the work.
+    pub better: Option<Better>,
     /// Rows of the table of measures that have this header; kinds of benchmarks may share it.
     measures: Vec<&'static Measure>,
 }
@@ -282,9 +284,13 @@ pub fn table_columns(table: TableKey) -> Vec<TableColumn> {
         for &(_, place, header) in measure.row.tables.iter().filter(|(key, ..)| *key == table) {
             match columns.iter_mut().find(|column| column.header == header) {
                 Some(column) => column.measures.push(measure),
-                None => {
-                    columns.push(TableColumn { place, header, missing: measure.row.missing, measures: vec![measure] })
-                }
+                None => columns.push(TableColumn {
+                    place,
+                    header,
+                    missing: measure.row.missing,
+                    better: measure.row.better,
+                    measures: vec![measure],
+                }),
             }
         }
     }
@@ -332,7 +338,8 @@ measures! {
         /// Prompt tokens divided by the time to first token.
         prefill_tokens_per_s: f64 => Row {
             unit: MeasureUnit::TokensPerS, better: HIGHER, export: Some((30, "prefill_tokens_per_s")),
-            tables: &[(TableKey::MixturePrefill, 10, "prefill tok/s")], ..Row::DATA
+            tables: &[(TableKey::Generation, 25, "prefill tok/s"), (TableKey::MixturePrefill, 10, "prefill tok/s")],
+            ..Row::DATA
         },
         /// Tokens after the first divided by the time of their steps.
         decode_tokens_per_s: Option<f64> => Row {
@@ -451,7 +458,7 @@ measures! {
         /// Median time of a step.
         step_p50_ms: f64 => Row {
             unit: MeasureUnit::Ms, better: LOWER, sweep: Some("step_p50_ms"), export: Some((20, "step_p50")),
-            tables: &[(TableKey::Sweep, 20, "step P50 ms"), (TableKey::Live, 20, "ITL ms")], ..Row::DATA
+            tables: &[(TableKey::Sweep, 20, "step P50 ms"), (TableKey::Live, 25, "step ms")], ..Row::DATA
         },
         /// 95th percentile of the time of a step.
         step_p95_ms: f64 => Row {
@@ -535,7 +542,7 @@ measures! {
             unit: MeasureUnit::Ms, better: LOWER, export: Some((20, "step_p50")),
             tables: &[
                 (TableKey::Training, 30, "step P50 ms"), (TableKey::Checkpointing, 60, "step P50 ms"),
-                (TableKey::Live, 20, "ITL ms"),
+                (TableKey::Live, 25, "step ms"),
             ],
             ..Row::DATA
         },

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use anyhow::{Result, ensure};
 use chrono::{DateTime, Utc};
 
-use super::{joined::Row, table::markdown};
+use super::{joined::Row, text_table::markdown};
 use crate::record::{
     Better, MeasureUnit, Measures, Record, Status, Sweep, Training,
     columns::Column,

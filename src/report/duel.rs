@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::{
     compare::{MEMORY_NOISE, change, quantity},
-    table::markdown,
+    text_table::markdown,
 };
 use crate::record::SampleUnit;
 

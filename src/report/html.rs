@@ -1,10 +1,11 @@
-//! The HTML page of a report: one file that works from disk and loads nothing else.
+//! The HTML page of a report: one file that works from disk and loads nothing else. It links to the data files beside it.
 
 use std::fmt::Write;
 
 use super::{
     joined::Joined,
     plot::Plot,
+    summary::{Card, Summary},
     table::{self, Table},
 };
 use crate::text::xml as escaped;
@@ -12,10 +13,10 @@ use crate::text::xml as escaped;
 const STYLE: &str = include_str!("page.css");
 const SCRIPT: &str = include_str!("page.js");
 
-/// The page. `criterion` is a link to Criterion's own report, if it exists.
-pub fn page(title: &str, joined: &Joined, plots: &[Plot], criterion: Option<&str>) -> String {
+/// The page. `files` are the names of the data files beside it.
+pub fn page(title: &str, joined: &Joined, plots: &[Plot], files: &[&str]) -> String {
     let mut body = String::new();
-    let _ = writeln!(body, "<h1>{}</h1>", escaped(title));
+    let _ = writeln!(body, "<main>\n<h1>{}</h1>", escaped(title));
     if let Some(row) = joined.rows.first() {
         let (machine, software) = (&row.record.machine, &row.record.software);
         let commit = software.commit.as_deref().unwrap_or("unknown");
@@ -29,51 +30,128 @@ pub fn page(title: &str, joined: &Joined, plots: &[Plot], criterion: Option<&str
             escaped(commit)
         );
     }
-    if let Some(criterion) = criterion {
-        let _ = writeln!(body, "<p><a href=\"{}\">Criterion's report</a></p>", escaped(criterion));
+    let summary = Summary::new(joined.rows.iter().map(|row| &row.record));
+    first_screen(&mut body, &summary);
+
+    let tables = table::tables(joined.rows.iter().map(|row| &row.record));
+    let links = tables.iter().enumerate().map(|(number, table)| {
+        let is_only = tables.iter().filter(|other| other.key == table.key).count() == 1;
+        let scenario = table.scenario.as_ref().filter(|_| !is_only);
+        (format!("#table-{number}"), scenario.map_or(table.title, String::as_str).to_owned())
+    });
+    let files = files.iter().map(|file| ((*file).to_owned(), (*file).to_owned()));
+    for (label, links) in [("Tables", links.collect::<Vec<_>>()), ("Data", files.collect())] {
+        let links: Vec<String> =
+            links.iter().map(|(to, text)| format!("<a href=\"{}\">{}</a>", escaped(to), escaped(text))).collect();
+        let _ = writeln!(body, "<nav aria-label=\"{label}\">{label}: {}</nav>", links.join(" · "));
     }
-    for table in table::tables(joined.rows.iter().map(|row| &row.record)) {
-        let _ = writeln!(body, "<h2>{}</h2>", escaped(table.title));
-        body.push_str(&element(&table));
+    for (number, table) in tables.iter().enumerate() {
+        let heading = escaped(&table.heading());
+        let _ = writeln!(body, "<section id=\"table-{number}\">\n<h2>{heading}</h2>");
+        // Tables of one family share their plots, which stand beside the first.
+        let is_first = tables.iter().position(|other| other.key == table.key) == Some(number);
+        let own: Vec<&Plot> = plots.iter().filter(|plot| is_first && plot.beside == table.key).collect();
+        if !own.is_empty() {
+            body.push_str("<div class=\"plots\">\n");
+            for plot in own {
+                let _ = writeln!(
+                    body,
+                    "<figure><figcaption>{0}</figcaption><div class=\"wide\" role=\"region\" aria-label=\"{0}\" tabindex=\"0\">{1}</div></figure>",
+                    escaped(plot.title),
+                    plot.svg
+                );
+            }
+            body.push_str("</div>\n");
+        }
+        element(&mut body, table, &heading);
         for note in &table.notes {
             let _ = writeln!(body, "<p class=\"note\">{}</p>", escaped(note));
         }
+        body.push_str("</section>\n");
     }
-    let mut list = |heading: &str, items: &[String]| {
-        if !items.is_empty() {
-            let _ = writeln!(body, "<h2>{heading}</h2><ul>");
-            for item in items {
-                let _ = writeln!(body, "<li>{}</li>", escaped(item));
-            }
-            body.push_str("</ul>\n");
+    if !joined.problems.is_empty() {
+        body.push_str("<h2>Missing, unreadable or left out</h2><ul>\n");
+        for problem in &joined.problems {
+            let _ = writeln!(body, "<li>{}</li>", escaped(problem));
         }
-    };
-    list("Missing, unreadable or left out", &joined.problems);
-    for plot in plots {
-        let _ = writeln!(body, "<figure><figcaption>{}</figcaption>{}</figure>", escaped(plot.title), plot.svg);
+        body.push_str("</ul>\n");
     }
+    body.push_str("</main>\n");
+    document(title, &body)
+}
+
+/// Forbids the browser to load anything.
+const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'";
+
+/// A whole document with the style and the script of reports.
+pub fn document(title: &str, body: &str) -> String {
     format!(
         "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
+         <meta http-equiv=\"Content-Security-Policy\" content=\"{POLICY}\">\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\
          <title>{}</title>\n<style>\n{STYLE}</style></head>\n<body>\n{body}<script>\n{SCRIPT}</script></body></html>\n",
         escaped(title)
     )
 }
 
-fn element(table: &Table) -> String {
-    let mut text = String::from("<div class=\"wide\"><table>\n");
-    for (index, row) in table.rows.iter().enumerate() {
-        let tag = if index == 0 { "th" } else { "td" };
-        if index < 2 {
-            text.push_str(if index == 0 { "<thead>" } else { "</thead><tbody>" });
+/// The limits of the machine, the counts, and one card per model.
+fn first_screen(body: &mut String, summary: &Summary) {
+    body.push_str("<dl class=\"tiles\">\n");
+    for (name, value) in summary.limits() {
+        let _ = writeln!(body, "<div><dt>{name}</dt><dd>{}</dd></div>", escaped(&value));
+    }
+    for (name, count) in summary.counts() {
+        let _ = writeln!(body, "<div><dt>{name}</dt><dd>{count}</dd></div>");
+    }
+    body.push_str("</dl>\n");
+    if let Some((scenario, cards)) = summary.cards() {
+        let _ = writeln!(body, "<h2>{}</h2>\n<div class=\"cards\">", escaped(scenario));
+        cards.iter().for_each(|model| card(body, model));
+        body.push_str("</div>\n");
+    }
+}
+
+fn card(body: &mut String, card: &Card) {
+    let weights = if card.is_synthetic { " <small>synthetic weights</small>" } else { "" };
+    let _ =
+        writeln!(body, "<article class=\"card\">\n<h3>{}{weights}</h3>\n<div class=\"engines\">", escaped(&card.model));
+    for engine in &card.engines {
+        let _ = writeln!(body, "<div>\n<h4>{}</h4>\n<dl>", escaped(&engine.name));
+        for (name, value) in &engine.figures {
+            let _ = writeln!(body, "<div><dt>{name}</dt><dd>{}</dd></div>", escaped(value));
         }
-        text.push_str("<tr>");
+        body.push_str("</dl>\n");
+        if let Some(share) = engine.mbu {
+            let percent = share * 100.0;
+            let _ = writeln!(
+                body,
+                "<div class=\"share\"><span class=\"bar\"><span style=\"width:{:.1}%\"></span></span>{percent:.0} % of the \
+                 memory bandwidth</div>",
+                percent.clamp(0.0, 100.0)
+            );
+        }
+        body.push_str("</div>\n");
+    }
+    body.push_str("</div>\n</article>\n");
+}
+
+/// A table that can be sorted. A button in each header makes this possible without a mouse.
+fn element(body: &mut String, table: &Table, name: &str) {
+    let _ = writeln!(body, "<div class=\"wide\" role=\"region\" aria-label=\"{name}\" tabindex=\"0\"><table>");
+    for (index, row) in table.rows.iter().enumerate() {
+        if index < 2 {
+            body.push_str(if index == 0 { "<thead>" } else { "</thead><tbody>" });
+        }
+        body.push_str("<tr>");
         for (column, cell) in row.iter().enumerate() {
             let class = if column < table.words { " class=\"word\"" } else { "" };
-            let _ = write!(text, "<{tag}{class}>{}</{tag}>", escaped(cell));
+            let cell = escaped(cell);
+            let _ = match index {
+                0 => write!(body, "<th scope=\"col\"{class}><button type=\"button\">{cell}</button></th>"),
+                _ => write!(body, "<td{class}>{cell}</td>"),
+            };
         }
-        text.push_str("</tr>\n");
+        body.push_str("</tr>\n");
     }
-    text.push_str("</tbody></table></div>\n");
-    text
+    body.push_str("</tbody></table></div>\n");
 }

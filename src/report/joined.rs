@@ -7,7 +7,10 @@ use std::{
 
 use anyhow::{Result, bail};
 
-use crate::record::{self, Estimate, Measures, Record, Status};
+use crate::{
+    files::read_limited,
+    record::{self, Estimate, Measures, Record, Status},
+};
 
 /// The data of a report.
 #[derive(Debug)]
@@ -58,12 +61,14 @@ pub fn join(records: &Path, criterion_home: &Path) -> Result<Joined> {
         let both = of_samples.into_iter().chain(of_estimates).collect::<BTreeSet<_>>();
         problems.extend(both.into_iter().map(|problem| format!("{problem}; no interval")));
     }
+    let kept = kept_estimates(&records.with_file_name("results.csv"));
     let is_sandbox = read.records.iter().all(|record| record.sandbox);
     if is_sandbox {
         problems.push("every figure is made up: this is a sandbox, not a measurement".into());
     }
     let mut rows = Vec::new();
     let mut without = Vec::new();
+    let mut of_another_run = 0;
     for record in read.records {
         if record.sandbox && !is_sandbox {
             problems.push(format!("{}: a sandbox record is no measurement and is left out", record.id));
@@ -76,16 +81,21 @@ pub fn join(records: &Path, criterion_home: &Path) -> Result<Joined> {
         let sample_ms = row.record.measures.as_ref().map(Measures::sample_ms).unwrap_or_default();
         if !sample_ms.is_empty() {
             match samples.get(&row.record.id) {
+                _ if kept.contains_key(&row.record.id) => row.criterion = kept.get(&row.record.id).copied(),
                 Some(found) if are_equal(found, sample_ms) => {
                     row.criterion = estimates.get(&row.record.id).copied();
                 }
-                Some(_) => {
-                    problems.push(format!("{}: Criterion's last run is another one; no interval", row.record.id))
-                }
+                Some(_) => of_another_run += 1,
                 None => without.push(row.record.id.clone()),
             }
         }
         rows.push(row);
+    }
+    if of_another_run > 0 {
+        let benchmarks = if of_another_run == 1 { "benchmark" } else { "benchmarks" };
+        problems.push(format!(
+            "Criterion's last run is another one, so there is no confidence interval of {of_another_run} {benchmarks}"
+        ));
     }
     let timed = |row: &&Row| row.record.measures.as_ref().is_some_and(|measures| !measures.sample_ms().is_empty());
     if !without.is_empty() && without.len() == rows.iter().filter(timed).count() {
@@ -141,6 +151,28 @@ pub fn join_all(files: &[PathBuf], criterion_home: &Path) -> Result<Joined> {
         ));
     }
     Ok(merged)
+}
+
+/// Largest data file of a report that is read.
+const DATA_MAX_BYTES: u64 = 1 << 30;
+
+/// Criterion's estimates in the data file of a report. Empty if there is no such file, so that a report of a report keeps its
+/// intervals.
+fn kept_estimates(file: &Path) -> BTreeMap<String, Estimate> {
+    let Ok(content) = read_limited(file, DATA_MAX_BYTES) else { return BTreeMap::new() };
+    let mut reader = csv::Reader::from_reader(content.as_slice());
+    let Ok(header) = reader.headers().cloned() else { return BTreeMap::new() };
+    let estimate = |row: csv::StringRecord| {
+        let cell = |name: &str| row.get(header.iter().position(|column| column == name)?);
+        let number = |name: &str| cell(name)?.parse::<f64>().ok().filter(|number| number.is_finite());
+        let estimate = Estimate {
+            median_ns: number("criterion_median_ns")?,
+            low_ns: number("criterion_median_low_ns")?,
+            high_ns: number("criterion_median_high_ns")?,
+        };
+        Some((cell("id")?.to_owned(), estimate))
+    };
+    reader.records().flatten().filter_map(estimate).collect()
 }
 
 /// The tolerance covers Criterion's conversion from nanoseconds.

@@ -1,5 +1,6 @@
 //! Output for people and other tools, made from records and Criterion's baselines. Nothing here measures.
 //!
+//! - [`summary`] is a run at a glance, and [`table`] has the tables of results.
 //! - [`joined`] joins the records of a run with Criterion's estimates.
 //! - `write` writes the folder of a report: tables, plots, an HTML page, and the data files that [`columns`] lists.
 //! - [`compare`] compares two runs, `duel` shows the result of measuring two programs in turns, and [`history`] follows a benchmark over many reports.
@@ -21,10 +22,14 @@ mod html;
 pub mod joined;
 #[cfg(feature = "cli")]
 mod plot;
+#[cfg(feature = "cli")]
+mod readme;
 mod statistics;
+pub mod summary;
 #[cfg(feature = "cli")]
 pub mod sweep;
 pub mod table;
+pub mod text_table;
 #[cfg(feature = "cli")]
 mod training;
 #[cfg(feature = "cli")]

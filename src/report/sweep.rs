@@ -16,7 +16,7 @@ use serde_json::{Map, Value};
 
 use super::{
     columns::{self, LabelTemplate},
-    table::markdown,
+    text_table::markdown,
 };
 use crate::{
     record::{

@@ -2,8 +2,9 @@
 //! [table of measures](crate::record::measures); this file adds names and quotients. Markdown is aligned, so that it also
 //! reads well in a terminal.
 
-use std::fmt::Write;
+use std::{collections::BTreeSet, fmt::Write};
 
+use super::text_table::{TERMINAL_WIDTH, markdown, terminal, wrapped};
 use crate::{
     record::{
         Generation, MeasureUnit, Measures, Record, Status, Training,
@@ -15,8 +16,14 @@ use crate::{
 
 /// A table and its notes.
 pub struct Table {
-    /// Title of the table.
+    /// The family of scenarios.
+    pub key: TableKey,
+    /// Title of the family.
     pub title: &'static str,
+    /// The scenario, if all rows have the same.
+    pub scenario: Option<String>,
+    /// Columns that have the same value in every row, as `<header> <value>`. They are not in the rows.
+    pub common: Vec<String>,
     /// The header is the first row. All rows have the same length.
     pub rows: Vec<Vec<String>>,
     /// Number of text columns, which precede the columns of numbers.
@@ -26,11 +33,29 @@ pub struct Table {
 }
 
 impl Table {
-    /// The table and its notes, without the title.
+    /// The title, and what all rows have in common.
+    pub fn heading(&self) -> String {
+        match self.common.is_empty() {
+            true => self.title.to_owned(),
+            false => format!("{} ({})", self.title, self.common.join(", ")),
+        }
+    }
+
+    /// The table and its notes as Markdown, without the heading.
     pub fn markdown(&self) -> String {
         let mut text = markdown(&self.rows, self.words);
         for note in &self.notes {
             let _ = write!(text, "\n{}\n", text::markdown(note));
+        }
+        text
+    }
+
+    /// Heading, table and notes for a terminal.
+    pub fn terminal(&self) -> String {
+        let paragraph = |text: &str| wrapped(&text::line(text), TERMINAL_WIDTH).join("\n");
+        let mut text = format!("{}\n\n{}", paragraph(&self.heading()), terminal(&self.rows, self.words));
+        for note in &self.notes {
+            let _ = write!(text, "\n{}\n", paragraph(note));
         }
         text
     }
@@ -40,6 +65,8 @@ impl Table {
 struct Family {
     key: TableKey,
     title: &'static str,
+    /// Whether each scenario has a table of its own.
+    is_split: bool,
     takes: fn(&Record) -> bool,
     names: &'static [NameColumn],
     /// Columns of numbers that are not measures.
@@ -58,9 +85,19 @@ struct ExtraColumn {
     /// Orders the column among those of measures.
     place: u8,
     header: &'static str,
+    /// True for a property of the work, which moves into the heading if it is the same in every row.
+    is_property: bool,
     /// Text for a record, given all measured records of the table.
     text: fn(&Record, &[&Record]) -> String,
 }
+
+/// A column of results.
+const fn result(place: u8, header: &'static str, text: fn(&Record, &[&Record]) -> String) -> ExtraColumn {
+    ExtraColumn { place, header, is_property: false, text }
+}
+
+/// The rate of the fastest subject of the scenario divided by that of the row.
+const VERSUS_BEST: &str = "vs best";
 
 const SCENARIO: NameColumn = NameColumn { header: "scenario", text: |record| record.scenario.clone() };
 const MODEL: NameColumn = NameColumn { header: MODEL_HEADER, text: |record| record.subject.model.clone() };
@@ -70,7 +107,8 @@ const MODEL_HEADER: &str = "model";
 
 const PARAMETERS: ExtraColumn = ExtraColumn {
     place: 90,
-    header: "parameters M",
+    header: "params M",
+    is_property: true,
     text: |record, _| number(record.subject.parameters.map(|count| count as f64 / 1e6)),
 };
 
@@ -78,19 +116,12 @@ const FAMILIES: [Family; 7] = [
     Family {
         key: TableKey::MixturePrefill,
         title: "Mixtures of experts: prefill",
+        is_split: false,
         takes: |record| record.scenario == MOE_TOP_K[0].key,
         names: &[MODEL, VARIANT],
         extra: &[
-            ExtraColumn {
-                place: 20,
-                header: ACTIVE_TWIN,
-                text: |record, all| twin_ratio(record, all, Twin::Active, prefill_rate),
-            },
-            ExtraColumn {
-                place: 30,
-                header: TOTAL_TWIN,
-                text: |record, all| twin_ratio(record, all, Twin::Total, prefill_rate),
-            },
+            result(20, ACTIVE_TWIN, |record, all| twin_ratio(record, all, Twin::Active, prefill_rate)),
+            result(30, TOTAL_TWIN, |record, all| twin_ratio(record, all, Twin::Total, prefill_rate)),
             PARAMETERS,
         ],
         note: Some(TWINS),
@@ -98,19 +129,12 @@ const FAMILIES: [Family; 7] = [
     Family {
         key: TableKey::MixtureDecode,
         title: "Mixtures of experts: decode",
+        is_split: false,
         takes: |record| record.scenario == MOE_TOP_K[1].key,
         names: &[MODEL, VARIANT],
         extra: &[
-            ExtraColumn {
-                place: 20,
-                header: ACTIVE_TWIN,
-                text: |record, all| twin_ratio(record, all, Twin::Active, decode_rate),
-            },
-            ExtraColumn {
-                place: 30,
-                header: TOTAL_TWIN,
-                text: |record, all| twin_ratio(record, all, Twin::Total, decode_rate),
-            },
+            result(20, ACTIVE_TWIN, |record, all| twin_ratio(record, all, Twin::Active, decode_rate)),
+            result(30, TOTAL_TWIN, |record, all| twin_ratio(record, all, Twin::Total, decode_rate)),
             PARAMETERS,
         ],
         note: Some(TWINS),
@@ -118,6 +142,7 @@ const FAMILIES: [Family; 7] = [
     Family {
         key: TableKey::Sweep,
         title: "Architecture sweep",
+        is_split: true,
         takes: |record| SWEEP.contains(&record.scenario),
         names: &[
             SCENARIO,
@@ -125,30 +150,21 @@ const FAMILIES: [Family; 7] = [
             NameColumn { header: MODEL_HEADER, text: |record| record.subject.architecture_and_sizes().1.to_owned() },
             VARIANT,
         ],
-        extra: &[PARAMETERS],
+        extra: &[result(15, VERSUS_BEST, |record, all| versus_best(record, all, windows_rate)), PARAMETERS],
         note: Some("A sample is one window of the series."),
     },
     Family {
         key: TableKey::Checkpointing,
         title: "Gradient checkpointing",
+        is_split: true,
         takes: |record| CHECKPOINT_MEMORY.iter().any(|group| group.key == record.scenario),
         names: &[SCENARIO, MODEL, VARIANT],
         extra: &[
-            ExtraColumn {
-                place: 30,
-                header: "activations MB",
-                text: |record, _| number(training(record).and_then(activation_bytes).map(|bytes| bytes / 1e6)),
-            },
-            ExtraColumn {
-                place: 40,
-                header: "activations / plain",
-                text: |record, all| plain_ratio(record, all, activation_bytes),
-            },
-            ExtraColumn {
-                place: 70,
-                header: "time / plain",
-                text: |record, all| plain_ratio(record, all, |measures| Some(measures.step_p50_ms)),
-            },
+            result(30, "activations MB", |record, _| {
+                number(training(record).and_then(activation_bytes).map(|bytes| bytes / 1e6))
+            }),
+            result(40, "activations / plain", |record, all| plain_ratio(record, all, activation_bytes)),
+            result(70, "time / plain", |record, all| plain_ratio(record, all, |measures| Some(measures.step_p50_ms))),
         ],
         note: Some(
             "Activations are the peak memory of a step minus the memory in use between steps. The ratios are relative to \
@@ -158,17 +174,22 @@ const FAMILIES: [Family; 7] = [
     Family {
         key: TableKey::Training,
         title: "Language models in training",
+        is_split: true,
         takes: |record| {
             let groups = PSANN_THROUGHPUT.iter().chain(TRAINING_SWEEP);
             groups.into_iter().any(|group| group.key == record.scenario)
         },
         names: &[SCENARIO, MODEL, VARIANT],
-        extra: &[ExtraColumn { place: 80, ..PARAMETERS }],
+        extra: &[
+            result(25, VERSUS_BEST, |record, all| versus_best(record, all, training_rate)),
+            ExtraColumn { place: 80, ..PARAMETERS },
+        ],
         note: Some("Tokens are random. The loss shows that a step trains, but the model learns nothing useful."),
     },
     Family {
         key: TableKey::Serving,
         title: "Serving under load",
+        is_split: false,
         takes: |record| matches!(record.measures, Some(Measures::Serving(_))),
         names: &[SCENARIO, MODEL],
         extra: &[],
@@ -177,9 +198,10 @@ const FAMILIES: [Family; 7] = [
     Family {
         key: TableKey::Generation,
         title: "Generation",
+        is_split: false,
         takes: |record| matches!(record.measures, Some(Measures::Generation(_))),
         names: &[SCENARIO, MODEL, VARIANT],
-        extra: &[],
+        extra: &[result(15, VERSUS_BEST, |record, all| versus_best(record, all, generation_rate))],
         note: None,
     },
 ];
@@ -189,76 +211,138 @@ const TOTAL_TWIN: &str = "time / total twin";
 const TWINS: &str = "The active twin is a dense decoder as wide as the experts that a token is sent to. The total twin is as \
     wide as all experts. dense-N is as wide as N experts. MBU counts only the weights of the chosen experts.";
 
-/// The tables of the given records.
+/// The tables of the given records. A mark such as `[1]` has the same meaning in all of them.
 pub fn tables<'a>(records: impl Iterator<Item = &'a Record>) -> Vec<Table> {
     let records: Vec<&Record> = records.collect();
-    let place = |record: &Record| FAMILIES.iter().position(|family| (family.takes)(record));
-    let table = |(number, family): (usize, &Family)| {
-        let own: Vec<&Record> = records.iter().copied().filter(|record| place(record) == Some(number)).collect();
-        table(family, &own)
-    };
-    let mut tables: Vec<Table> = FAMILIES.iter().enumerate().filter_map(table).collect();
+    let mut marks = Vec::new();
+    let mut tables = Vec::new();
     // Most reports have generations, so they come first.
-    tables.sort_by_key(|table| table.title != "Generation");
+    let (first, others): (Vec<&Family>, Vec<&Family>) =
+        FAMILIES.iter().partition(|family| family.key == TableKey::Generation);
+    for family in first.into_iter().chain(others) {
+        let of = |record: &Record| FAMILIES.iter().find(|family| (family.takes)(record)).map(|family| family.key);
+        let own: Vec<&Record> = records.iter().copied().filter(|record| of(record) == Some(family.key)).collect();
+        let mut groups: Vec<Vec<&Record>> = Vec::new();
+        for record in own {
+            match groups.iter_mut().find(|group| !family.is_split || group[0].scenario == record.scenario) {
+                Some(group) => group.push(record),
+                None => groups.push(vec![record]),
+            }
+        }
+        tables.extend(groups.iter().map(|group| table(family, group, &mut marks)));
+    }
     tables
 }
 
-fn table(family: &Family, records: &[&Record]) -> Option<Table> {
-    if records.is_empty() {
-        return None;
+/// A column under construction: its header, its cells, and whether it may move into the heading.
+struct Cells {
+    header: &'static str,
+    cells: Vec<String>,
+    is_property: bool,
+}
+
+impl Cells {
+    /// The value that all rows have. A table of one row keeps its columns.
+    fn common(&self) -> Option<&String> {
+        let first = self.cells.first()?;
+        let is_common = self.is_property && self.cells.len() > 1 && self.cells.iter().all(|cell| cell == first);
+        is_common.then_some(first)
     }
+}
+
+fn table(family: &Family, records: &[&Record], marks: &mut Vec<String>) -> Table {
     let (measured, failed): (Vec<&Record>, Vec<&Record>) =
         records.iter().partition(|record| record.status == Status::Measured);
 
-    let mut marks: Vec<String> = Vec::new();
-    let mut rows = vec![family.names.iter().map(|column| column.header.to_owned()).collect::<Vec<_>>()];
-    for record in &measured {
-        let doubts = record.conditions.iter().flat_map(|conditions| &conditions.doubts);
-        let mut marked = String::new();
-        for note in record.deviates.iter().map(|why| format!("deviates: {why}")).chain(doubts.cloned()) {
-            let number = marks.iter().position(|known| *known == note).unwrap_or_else(|| {
-                marks.push(note);
-                marks.len() - 1
-            });
-            let _ = write!(marked, " [{}]", number + 1);
-        }
-        let name =
-            |column: &NameColumn| (column.text)(record) + if column.header == MODEL_HEADER { &marked } else { "" };
-        rows.push(family.names.iter().map(name).collect());
+    let names = family.names.iter().map(|column| Cells {
+        header: column.header,
+        cells: measured.iter().map(|record| (column.text)(record)).collect(),
+        is_property: true,
+    });
+    let names: Vec<Cells> = names.collect();
+    let numbers = number_columns(family, &measured);
+    let common = names.iter().chain(&numbers).filter_map(|column| Some((column.header, column.common()?)));
+    let common = common.map(|(header, value)| format!("{header} {value}")).collect();
+    // A name remains to tell the rows apart.
+    let mut names: Vec<Cells> = names.into_iter().filter(|column| column.common().is_none()).collect();
+    let numbers = numbers.into_iter().filter(|column| column.common().is_none());
+    if names.is_empty() {
+        let cells = measured.iter().map(|record| record.id.clone()).collect();
+        names.push(Cells { header: "benchmark", cells, is_property: false });
     }
-    for (header, cells) in number_columns(family, &measured) {
-        for (row, cell) in rows.iter_mut().zip([header.to_owned()].into_iter().chain(cells)) {
-            row.push(cell);
+
+    let mut used = BTreeSet::new();
+    let marked = names.iter().position(|column| column.header == MODEL_HEADER).unwrap_or(0);
+    for (record, cell) in measured.iter().zip(&mut names[marked].cells) {
+        for number in marks_of(record, marks) {
+            let _ = write!(cell, " [{}]", number + 1);
+            used.insert(number);
         }
     }
+
+    let first = records.first().map(|record| &record.scenario);
+    let is_one = records.iter().all(|record| Some(&record.scenario) == first);
+    let scenario = first.filter(|_| is_one).cloned();
+    let words = names.len();
+    let columns: Vec<Cells> = names.into_iter().chain(numbers).collect();
+    let header = columns.iter().map(|column| column.header.to_owned()).collect();
+    let rows = (0..measured.len()).map(|row| columns.iter().map(|column| column.cells[row].clone()).collect());
 
     let mut notes: Vec<String> = Vec::new();
     if records.iter().any(|record| record.subject.synthetic_weights) {
         notes.push("Weights are synthetic: seeded, not trained.".into());
     }
     notes.extend(family.note.map(str::to_owned));
-    notes.extend(marks.iter().enumerate().map(|(number, mark)| format!("[{}] {mark}", number + 1)));
+    if columns.iter().any(|column| column.header == VERSUS_BEST) {
+        notes.push(format!(
+            "{VERSUS_BEST} is the rate of the fastest row of the scenario over that of the row. The rows were measured one \
+             after another."
+        ));
+    }
+    notes.extend(used.into_iter().map(|number| format!("[{}] {}", number + 1, marks[number])));
     let reason = |record: &&Record| format!("{}: failed: {}", record.id, record.reason.as_deref().unwrap_or_default());
     notes.extend(failed.iter().map(reason));
-    Some(Table { title: family.title, rows, words: family.names.len(), notes })
+    Table {
+        key: family.key,
+        title: family.title,
+        scenario,
+        common,
+        rows: [header].into_iter().chain(rows).collect(),
+        words,
+        notes,
+    }
 }
 
-/// Header and cells of each column of numbers, in the order of their places.
-fn number_columns(family: &Family, records: &[&Record]) -> Vec<(&'static str, Vec<String>)> {
+/// Indices of the record's reasons to doubt among all marks, to which new ones are added.
+fn marks_of(record: &Record, marks: &mut Vec<String>) -> Vec<usize> {
+    let doubts = record.conditions.iter().flat_map(|conditions| &conditions.doubts);
+    let mut number = |note: String| {
+        marks.iter().position(|known| *known == note).unwrap_or_else(|| {
+            marks.push(note);
+            marks.len() - 1
+        })
+    };
+    record.deviates.iter().map(|why| format!("deviates: {why}")).chain(doubts.cloned()).map(&mut number).collect()
+}
+
+/// The columns of numbers, in the order of their places. A column without any value is left out if its measure does not
+/// apply.
+fn number_columns(family: &Family, records: &[&Record]) -> Vec<Cells> {
     let measures = table_columns(family.key).into_iter().filter_map(|column| {
         let values: Vec<_> =
             records.iter().map(|record| record.measures.as_ref().and_then(|all| column.value(all))).collect();
-        let is_shown = column.missing != Missing::NoColumn || values.iter().any(Option::is_some);
+        let is_shown = column.missing == Missing::NotAvailable || values.iter().any(Option::is_some);
         let cells = values.into_iter().map(|value| cell(&column, value)).collect();
-        is_shown.then_some((column.place, column.header, cells))
+        is_shown.then_some((column.place, Cells { header: column.header, cells, is_property: column.better.is_none() }))
     });
-    let extra = family.extra.iter().map(|column| {
-        let cells = records.iter().map(|record| (column.text)(record, records)).collect();
-        (column.place, column.header, cells)
+    let extra = family.extra.iter().filter_map(|column| {
+        let cells: Vec<String> = records.iter().map(|record| (column.text)(record, records)).collect();
+        let is_shown = cells.iter().any(|cell| !cell.is_empty());
+        is_shown.then_some((column.place, Cells { header: column.header, cells, is_property: column.is_property }))
     });
-    let mut columns: Vec<(u8, &str, Vec<String>)> = measures.chain(extra).collect();
-    columns.sort_by_key(|(place, ..)| *place);
-    columns.into_iter().map(|(_, header, cells)| (header, cells)).collect()
+    let mut columns: Vec<(u8, Cells)> = measures.chain(extra).collect();
+    columns.sort_by_key(|(place, _)| *place);
+    columns.into_iter().map(|(_, column)| column).collect()
 }
 
 /// The text of a value, or of a missing one.
@@ -324,57 +408,67 @@ fn plain_ratio(record: &Record, all: &[&Record], of: fn(&Training) -> Option<f64
 
 /// The dense twin of a mixture: as wide as the experts of a token, or as all experts.
 #[derive(Clone, Copy)]
-enum Twin {
+pub(super) enum Twin {
+    /// As wide as the experts of a token.
     Active,
+    /// As wide as all experts.
     Total,
 }
 
-fn prefill_rate(measures: &Generation) -> Option<f64> {
+/// A rate of a generation.
+pub(super) type Rate = fn(&Generation) -> Option<f64>;
+
+/// Prompt tokens per second.
+pub(super) fn prefill_rate(measures: &Generation) -> Option<f64> {
     Some(measures.prefill_tokens_per_s)
 }
 
-fn decode_rate(measures: &Generation) -> Option<f64> {
+/// Tokens per second after the first.
+pub(super) fn decode_rate(measures: &Generation) -> Option<f64> {
     measures.decode_tokens_per_s
 }
 
-/// Time of a mixture divided by that of its twin. Empty for a dense model.
-fn twin_ratio(record: &Record, all: &[&Record], twin: Twin, rate: fn(&Generation) -> Option<f64>) -> String {
-    let Some((measures, routing)) =
-        generation(record).and_then(|measures| Some((measures, measures.routing.as_ref()?)))
-    else {
-        return String::new();
-    };
+/// Time of a mixture divided by that of its twin. `None` for a dense model, and if the twin was not measured.
+pub(super) fn twin_time(record: &Record, all: &[&Record], twin: Twin, rate: Rate) -> Option<f64> {
+    let measures = generation(record)?;
+    let routing = measures.routing.as_ref()?;
     let name = dense_name(match twin {
         Twin::Active => routing.top_k,
         Twin::Total => routing.num_experts,
     });
-    let twin = all.iter().find(|other| other.subject.model == name && variant(other) == variant(record));
-    number(twin.and_then(|twin| Some(rate(generation(twin)?)? / rate(measures)?)))
+    let twin = all.iter().find(|other| other.subject.model == name && variant(other) == variant(record))?;
+    Some(rate(generation(twin)?)? / rate(measures)?)
 }
 
-/// An aligned Markdown table. The first row is the header. The first `left` columns are left-aligned, the others
-/// right-aligned.
-pub fn markdown(rows: &[Vec<String>], left: usize) -> String {
-    let rows: Vec<Vec<String>> = rows.iter().map(|row| row.iter().map(|cell| text::markdown(cell)).collect()).collect();
-    let columns = rows.first().map_or(0, Vec::len);
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0).max(3);
-    let widths: Vec<_> = (0..columns).map(width).collect();
-    let mut text = String::new();
-    for (index, row) in rows.iter().enumerate() {
-        for (column, cell) in row.iter().enumerate() {
-            let width = widths[column];
-            let _ = if column < left { write!(text, "| {cell:<width$} ") } else { write!(text, "| {cell:>width$} ") };
-        }
-        text.push_str("|\n");
-        if index == 0 {
-            for (column, width) in widths.iter().enumerate() {
-                let dashes = "-".repeat(width + 1);
-                let _ = if column < left { write!(text, "|{dashes}-") } else { write!(text, "|{dashes}:") };
-            }
-            text.push_str("|\n");
-        }
+/// The text of [`twin_time`]. Empty for a dense model.
+fn twin_ratio(record: &Record, all: &[&Record], twin: Twin, rate: Rate) -> String {
+    let is_mixture = generation(record).is_some_and(|measures| measures.routing.is_some());
+    if is_mixture { number(twin_time(record, all, twin, rate)) } else { String::new() }
+}
+
+fn generation_rate(record: &Record) -> Option<f64> {
+    generation(record).map(|measures| measures.tokens_per_s)
+}
+
+fn training_rate(record: &Record) -> Option<f64> {
+    training(record).map(|measures| measures.tokens_per_s)
+}
+
+fn windows_rate(record: &Record) -> Option<f64> {
+    match &record.measures {
+        Some(Measures::Sweep(measures)) => Some(measures.windows_per_s),
+        _ => None,
     }
-    text
+}
+
+/// The highest rate of the record's scenario divided by the record's. Empty if nothing else ran the scenario.
+fn versus_best(record: &Record, all: &[&Record], rate: fn(&Record) -> Option<f64>) -> String {
+    let rates: Vec<f64> =
+        all.iter().filter(|other| other.scenario == record.scenario).filter_map(|other| rate(other)).collect();
+    match rate(record).filter(|_| rates.len() > 1) {
+        Some(own) => format!("{:.2}x", rates.iter().fold(own, |best, rate| best.max(*rate)) / own),
+        None => String::new(),
+    }
 }
 
 /// Three significant digits, or `n/a`.
@@ -408,5 +502,71 @@ mod tests {
             rows[0].ends_with(" J/token |") && rows[1].ends_with(" 0.34 |") && rows[2].ends_with(" n/a |"),
             "{text}"
         );
+    }
+
+    fn sample(scenario: &str, model: &str, edit: impl Fn(&mut Record)) -> Record {
+        let mut record: Record = serde_json::from_str(include_str!("../record/sample.json")).expect("the sample");
+        record.scenario = scenario.into();
+        record.subject.model = model.into();
+        edit(&mut record);
+        record
+    }
+
+    #[test]
+    fn every_table_fits_a_terminal() {
+        let records: Vec<Record> = sandbox::records("run", 1, 1, chrono::Utc::now())
+            .expect("records")
+            .filter(|r| r.measures.is_some())
+            .collect();
+        for table in tables(records.iter()) {
+            let text = table.terminal();
+            let widest = text.lines().map(|line| line.chars().count()).max();
+            assert!(widest <= Some(TERMINAL_WIDTH), "{widest:?}\n{text}");
+            assert!(!text.contains("Left out at this width") || table.key == TableKey::Sweep, "{text}");
+        }
+    }
+
+    #[test]
+    fn constant_columns_move_into_the_heading() {
+        let records = ["a", "b"].map(|model| sample("medium", model, |_| {}));
+        let table = tables(records.iter()).remove(0);
+        assert_eq!(table.heading(), "Generation (scenario medium, variant stock-f32-cpu)");
+        assert_eq!(table.rows[0][..2], ["model", "tok/s"]);
+        let alone = tables(records[..1].iter()).remove(0);
+        assert_eq!((alone.heading().as_str(), alone.words), ("Generation", 3));
+    }
+
+    #[test]
+    fn a_mark_has_one_meaning_in_all_tables() {
+        let mut records: Vec<Record> = sandbox::records("run", 1, 1, chrono::Utc::now()).expect("records").collect();
+        let doubt = |record: &mut Record, text: &str| {
+            record.conditions.as_mut().expect("conditions").doubts.push(text.into());
+        };
+        let last = records.iter().rposition(|record| record.measures.is_some()).expect("a measured record");
+        doubt(&mut records[0], "the first reason");
+        doubt(&mut records[1], "the second reason");
+        doubt(&mut records[last], "the second reason");
+        let tables = tables(records.iter());
+        let notes: Vec<&String> =
+            tables.iter().flat_map(|table| &table.notes).filter(|note| note.starts_with('[')).collect();
+        assert_eq!(notes, ["[1] the first reason", "[2] the second reason", "[2] the second reason"]);
+        let first = tables[0].markdown();
+        assert!(first.contains(" [1] |") && first.contains(" [2] |"), "{first}");
+        assert!(tables[1..].iter().any(|table| table.markdown().contains(" [2] |")));
+    }
+
+    #[test]
+    fn rates_stand_beside_the_best_of_the_scenario() {
+        let with_rate = |scenario: &str, model: &str, rate| {
+            sample(scenario, model, |record| {
+                let Some(Measures::Generation(measures)) = &mut record.measures else { unreachable!("a generation") };
+                measures.tokens_per_s = rate;
+            })
+        };
+        let records = [with_rate("short", "a", 100.0), with_rate("short", "b", 80.0), with_rate("long", "a", 50.0)];
+        let table = tables(records.iter()).remove(0);
+        let column = table.rows[0].iter().position(|header| header == VERSUS_BEST).expect("a column");
+        let cells: Vec<&str> = table.rows[1..].iter().map(|row| row[column].as_str()).collect();
+        assert_eq!(cells, ["1.00x", "1.25x", ""]);
     }
 }

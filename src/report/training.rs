@@ -4,7 +4,7 @@
 use anyhow::Result;
 use serde::Serialize;
 
-use super::{columns, table};
+use super::{columns, text_table::markdown};
 use crate::{
     record::{self, Measures, Record},
     scenario::{CHECKPOINT_MEMORY, PSANN_THROUGHPUT, TrainingScenario},
@@ -70,7 +70,7 @@ fn best(records: &[Record]) -> String {
         vec![base, phase, variant, tokens.to_string(), format!("{rate:.0}")]
     };
     rows.extend(best.into_iter().map(row));
-    table::markdown(&rows, 3)
+    markdown(&rows, 3)
 }
 
 /// An entry of `memory.json`, with the names of psannlm's benchmark.

@@ -8,6 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use chrono::{DateTime, TimeDelta, Utc};
 use ratatui::{
     Frame,
     layout::{Constraint, Layout, Rect},
@@ -16,14 +17,19 @@ use ratatui::{
     widgets::{Block, Cell, Paragraph, Row, Table},
 };
 
-use super::table::{number, quantity};
+use super::{
+    plot::shortened,
+    summary::{earlier_runs, is_disturbed},
+    table::quantity,
+    text_table::sparkline,
+};
 use crate::{
     record::{
-        BenchmarkId, Measures, Record,
+        MeasureUnit, Measures, Record,
         measures::{TableColumn, TableKey, table_columns},
         parse,
     },
-    text,
+    text::line,
 };
 
 /// A property of records by which the keys filter the view.
@@ -83,10 +89,24 @@ pub struct Watched {
     benchmarks: BTreeMap<String, Benchmark>,
     /// Ids in the order of their first records.
     order: Vec<String>,
+    /// Id of the last record.
+    newest: Option<String>,
     chosen: BTreeMap<Filter, String>,
     unreadable: usize,
-    /// First visible row of the view.
-    pub scroll: usize,
+    /// An earlier run on the machine: when each of its benchmarks ended. It tells how long this run will take.
+    earlier: Option<BTreeMap<String, DateTime<Utc>>>,
+    /// First visible line of the view.
+    first: usize,
+    /// Whether the newest row stays visible.
+    follows: bool,
+}
+
+/// A line of the view, without control characters, which a record from elsewhere may hold.
+enum Shown<'a> {
+    /// The scenario of the rows below, and their variant if they share it.
+    Group(String),
+    /// A benchmark: its name below the group.
+    Row(String, &'a Benchmark),
 }
 
 impl Watched {
@@ -97,9 +117,12 @@ impl Watched {
             read_bytes: 0,
             benchmarks: BTreeMap::new(),
             order: Vec::new(),
+            newest: None,
             chosen: BTreeMap::new(),
             unreadable: 0,
-            scroll: 0,
+            earlier: None,
+            first: 0,
+            follows: true,
         }
     }
 
@@ -129,9 +152,13 @@ impl Watched {
     }
 
     fn add(&mut self, record: Record) {
+        if self.earlier.is_none() {
+            self.earlier = Some(self.ends_of_earlier_run(&record));
+        }
         let headline =
             record.measures.as_ref().and_then(|measures| measures.metrics().first().map(|first| first.value));
         let id = record.id.clone();
+        self.newest = Some(id.clone());
         match self.benchmarks.get_mut(&id) {
             Some(benchmark) => {
                 if benchmark.headlines.len() == KEPT_HEADLINES {
@@ -148,9 +175,24 @@ impl Watched {
         }
     }
 
-    /// Selects the next value of a filter. After the last value, the filter is off.
+    fn ends_of_earlier_run(&self, first: &Record) -> BTreeMap<String, DateTime<Utc>> {
+        let out = self.path.parent().and_then(Path::parent);
+        let run = out.and_then(|out| {
+            earlier_runs(out, first).find(|(_, records)| records.iter().any(|record| record.id == first.id))
+        });
+        let ends = run.into_iter().flat_map(|(_, records)| records);
+        ends.filter_map(|record| Some((record.id.clone(), at(&record)?))).collect()
+    }
+
+    /// Selects the next value of a filter among the benchmarks that the other filters leave. After the last value, the filter
+    /// is off.
     pub fn turn(&mut self, filter: Filter) {
-        let mut values: Vec<String> = self.benchmarks.values().map(|benchmark| filter.of(&benchmark.last)).collect();
+        let others = |benchmark: &&Benchmark| {
+            let others = self.chosen.iter().filter(|(other, _)| **other != filter);
+            others.into_iter().all(|(other, value)| other.of(&benchmark.last) == *value)
+        };
+        let mut values: Vec<String> =
+            self.benchmarks.values().filter(others).map(|benchmark| filter.of(&benchmark.last)).collect();
         // Numbers are ordered by value, so that 2 comes before 16.
         let order = |value: &String| (value.parse::<u64>().unwrap_or(u64::MAX), value.clone());
         values.sort_unstable_by_key(order);
@@ -163,7 +205,24 @@ impl Watched {
             Some(value) => self.chosen.insert(filter, value),
             None => self.chosen.remove(&filter),
         };
-        self.scroll = 0;
+        self.follow();
+    }
+
+    /// Turns all filters off.
+    pub fn clear(&mut self) {
+        self.chosen.clear();
+        self.follow();
+    }
+
+    /// Keeps the newest row visible.
+    pub fn follow(&mut self) {
+        self.follows = true;
+    }
+
+    /// Moves the view by some lines. It stays there until [`Self::follow`].
+    pub fn scroll(&mut self, lines: isize) {
+        self.follows = false;
+        self.first = self.first.saturating_add_signed(lines);
     }
 
     fn shown(&self) -> Vec<&Benchmark> {
@@ -172,20 +231,68 @@ impl Watched {
         self.order.iter().filter_map(|id| self.benchmarks.get(id)).filter(fits).collect()
     }
 
-    /// Draws the view on the whole terminal.
-    pub fn draw(&self, frame: &mut Frame) {
-        let [head, body, foot] =
-            Layout::vertical([Constraint::Length(2), Constraint::Min(3), Constraint::Length(1)]).areas(frame.area());
-        frame.render_widget(Paragraph::new(self.head()), head);
-        self.table(frame, body);
-        let keys = Filter::ALL.map(|(key, _, name)| format!("{key} {name}")).join("  ");
-        frame.render_widget(Paragraph::new(format!("{keys}  ↑↓ scroll  q quit")), foot);
+    /// The benchmarks below their scenarios. The scenario takes a line of its own, because a narrow terminal has no room for
+    /// whole ids.
+    fn lines(&self) -> Vec<Shown<'_>> {
+        let mut groups: Vec<(&str, Vec<&Benchmark>)> = Vec::new();
+        for benchmark in self.shown() {
+            let scenario = benchmark.last.scenario.as_str();
+            match groups.iter_mut().find(|(known, _)| *known == scenario) {
+                Some((_, rows)) => rows.push(benchmark),
+                None => groups.push((scenario, vec![benchmark])),
+            }
+        }
+        let mut lines = Vec::new();
+        for (scenario, rows) in groups {
+            let variant = |benchmark: &Benchmark| benchmark.last.subject.variant().to_string();
+            let common = variant(rows[0]);
+            let is_common = rows.iter().all(|row| variant(row) == common);
+            let group = if is_common { format!("{scenario}  {common}") } else { scenario.to_owned() };
+            lines.push(Shown::Group(line(&group)));
+            lines.extend(rows.into_iter().map(|row| {
+                let mark = if is_disturbed(&row.last) { "! " } else { "  " };
+                let own = if is_common { String::new() } else { format!(" {}", variant(row)) };
+                Shown::Row(line(&format!("{mark}{}{own}", row.last.subject.model)), row)
+            }));
+        }
+        lines
     }
 
-    fn head(&self) -> Vec<Line<'static>> {
-        let failed = self.benchmarks.values().filter(|benchmark| benchmark.last.measures.is_none()).count();
+    /// Draws the view on the whole terminal, at the time `now`.
+    pub fn draw(&mut self, frame: &mut Frame, now: DateTime<Utc>) {
+        let [head, body, foot] =
+            Layout::vertical([Constraint::Length(2), Constraint::Min(3), Constraint::Length(1)]).areas(frame.area());
+        frame.render_widget(Paragraph::new(self.head(now)), head);
+        self.first = self.first_visible(body.height.saturating_sub(NOT_ROWS) as usize);
+        self.table(frame, body);
+        let keys = Filter::ALL.map(|(key, _, name)| format!("{key} {name}")).join("  ");
+        frame.render_widget(Paragraph::new(format!("{keys}  Esc all  ↑↓ End  q quit")), foot);
+    }
+
+    /// The first line, so that the newest row is visible if the view follows it, and the view has no empty end.
+    fn first_visible(&self, height: usize) -> usize {
+        let lines = self.lines();
+        let end = lines.len().saturating_sub(height);
+        if !self.follows {
+            return self.first.min(end);
+        }
+        let is_newest =
+            |line: &Shown| matches!(line, Shown::Row(_, benchmark) if Some(&benchmark.last.id) == self.newest.as_ref());
+        let newest = lines.iter().position(is_newest).unwrap_or(lines.len());
+        (newest + 1).saturating_sub(height).min(end)
+    }
+
+    fn head(&self, now: DateTime<Utc>) -> Vec<Line<'static>> {
+        let count = |is_counted: fn(&Record) -> bool| {
+            self.benchmarks.values().filter(|benchmark| is_counted(&benchmark.last)).count()
+        };
         let run = self.path.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy().into_owned();
-        let mut first = format!("{run}: {} benchmarks, {failed} failed", self.benchmarks.len());
+        let mut first =
+            format!("{run}: {} benchmarks, {} failed", self.benchmarks.len(), count(|r| r.measures.is_none()));
+        let disturbed = count(is_disturbed);
+        if disturbed > 0 {
+            first.push_str(&format!(", {disturbed} disturbed (!)"));
+        }
         if self.unreadable > 0 {
             first.push_str(&format!(", {} unreadable lines", self.unreadable));
         }
@@ -196,32 +303,68 @@ impl Watched {
             .iter()
             .filter_map(|(_, filter, name)| Some(format!("{name} {}", self.chosen.get(filter)?)))
             .collect();
-        let second = if chosen.is_empty() { "all benchmarks".into() } else { format!("only {}", chosen.join(", ")) };
-        let [first, second] = [first, second].map(|text| text::line(&text));
-        vec![Line::styled(first, Style::new().add_modifier(Modifier::BOLD)), Line::raw(second)]
+        let filter = if chosen.is_empty() { "all benchmarks".into() } else { format!("only {}", chosen.join(", ")) };
+        let second = [self.times(now), Some(filter)].into_iter().flatten().collect::<Vec<_>>().join("; ");
+        vec![Line::styled(line(&first), Style::new().add_modifier(Modifier::BOLD)), Line::raw(line(&second))]
+    }
+
+    /// Time since the first result, and the time that an earlier run took for what is left.
+    fn times(&self, now: DateTime<Utc>) -> Option<String> {
+        let ends = || self.benchmarks.values().filter_map(|benchmark| at(&benchmark.last));
+        let (first, last) = (ends().min()?, ends().max()?);
+        let earlier = self.earlier.as_ref()?;
+        let left: Vec<_> = earlier.iter().filter(|(id, _)| !self.benchmarks.contains_key(*id)).collect();
+        // Without a result for a long time, the run has ended or was stopped.
+        if (now - last) > IDLE {
+            return Some(format!(
+                "ended {} ago, {} after the first result",
+                duration(now - last),
+                duration(last - first)
+            ));
+        }
+        let elapsed = format!("{} since the first result", duration(now - first));
+        let done = earlier.iter().filter(|(id, _)| self.benchmarks.contains_key(*id)).map(|(_, end)| *end).max();
+        Some(match (done, left.iter().map(|(_, end)| **end).max()) {
+            (Some(done), Some(end)) if end > done => {
+                format!("{elapsed}, about {} for {} more as in an earlier run", duration(end - done), left.len())
+            }
+            _ => elapsed,
+        })
     }
 
     fn table(&self, frame: &mut Frame, area: Rect) {
         const HEADLINE_WIDTH: u16 = 14;
         const MEASURE_WIDTH: u16 = 7;
-        let columns = table_columns(TableKey::Live);
-        let shown = self.shown();
-        let first = self.scroll.min(shown.len().saturating_sub(1));
-        let is_wide = area.width >= 120;
-        let samples_width = if is_wide { 40 } else { 8 };
-        let column_count = columns.len() as u16;
-        // Two characters are the border, and one separates each of the columns.
-        let others = HEADLINE_WIDTH + column_count * MEASURE_WIDTH + samples_width + (column_count + 2) + 2;
-        let id_width = area.width.saturating_sub(others);
-        let rows = shown.iter().skip(first).map(|benchmark| {
-            let Record { id, scenario, subject, .. } = &benchmark.last;
-            let short = BenchmarkId::new(scenario, subject).without_variant();
-            let id = shortened(if is_wide { id } else { &short }, id_width as usize);
-            let measures = columns.iter().map(|column| measure(column, &benchmark.last));
-            let samples = sparkline(&benchmark.samples(), samples_width as usize);
-            Row::new([id, headline(&benchmark.last)].into_iter().chain(measures).chain([samples]).map(plain_cell))
+        const LEAST_SAMPLES: u16 = 6;
+        let (shown, lines) = (self.shown(), self.lines());
+        let names = lines.iter().map(|line| match line {
+            Shown::Group(text) | Shown::Row(text, _) => text.chars().count() as u16,
         });
-        let widths = [id_width, HEADLINE_WIDTH]
+        // Two characters are the border, and one separates columns.
+        let mut free = area.width.saturating_sub(2);
+        let name_width = names.max().unwrap_or(0).max(12).min(free.saturating_sub(HEADLINE_WIDTH + 1));
+        free = free.saturating_sub(name_width + 1 + HEADLINE_WIDTH);
+        let has_value = |column: &TableColumn| shown.iter().any(|row| !measure(column, &row.last).is_empty());
+        let mut columns: Vec<TableColumn> = Vec::new();
+        for column in table_columns(TableKey::Live).into_iter().filter(has_value) {
+            if free > MEASURE_WIDTH {
+                free -= MEASURE_WIDTH + 1;
+                columns.push(column);
+            }
+        }
+        let samples_width = if free > LEAST_SAMPLES { (free - 1).min(40) } else { 0 };
+        let rows = lines.iter().skip(self.first).map(|line| match line {
+            Shown::Group(text) => Row::new([text.clone()]).style(Style::new().add_modifier(Modifier::DIM)),
+            Shown::Row(name, benchmark) => {
+                let measures = columns.iter().map(|column| measure(column, &benchmark.last));
+                let samples = sparkline(&benchmark.samples(), samples_width as usize);
+                let cells = [shortened(name, name_width as usize), headline(&benchmark.last)].into_iter();
+                let is_newest = Some(&benchmark.last.id) == self.newest.as_ref();
+                let style = if is_newest { Style::new().add_modifier(Modifier::BOLD) } else { Style::new() };
+                Row::new(cells.chain(measures).chain([samples]).map(Cell::from)).style(style)
+            }
+        });
+        let widths = [name_width, HEADLINE_WIDTH]
             .into_iter()
             .chain(columns.iter().map(|_| MEASURE_WIDTH))
             .chain([samples_width])
@@ -230,6 +373,26 @@ impl Watched {
         let head = Row::new(headers.chain(["samples"])).style(Style::new().add_modifier(Modifier::BOLD));
         let title = format!("{} of {}", shown.len(), self.order.len());
         frame.render_widget(Table::new(rows, widths).header(head).block(Block::bordered().title(title)), area);
+    }
+}
+
+/// Lines of the table's area that are not rows: the border and the header.
+const NOT_ROWS: u16 = 3;
+
+/// Time without a result after which a run counts as ended.
+const IDLE: TimeDelta = TimeDelta::minutes(15);
+
+fn at(record: &Record) -> Option<DateTime<Utc>> {
+    DateTime::parse_from_rfc3339(&record.at).ok().map(|at| at.to_utc())
+}
+
+/// A duration in its two largest units.
+fn duration(duration: TimeDelta) -> String {
+    match duration.num_seconds().max(0) {
+        seconds if seconds < 60 => format!("{seconds} s"),
+        seconds if seconds < 3600 => format!("{} min {} s", seconds / 60, seconds % 60),
+        seconds if seconds < 86_400 => format!("{} h {} min", seconds / 3600, seconds % 3600 / 60),
+        seconds => format!("{} d {} h", seconds / 86_400, seconds % 86_400 / 3600),
     }
 }
 
@@ -243,46 +406,17 @@ impl Benchmark {
     }
 }
 
-/// A cell without control characters, which a record from elsewhere may hold.
-fn plain_cell(text: String) -> Cell<'static> {
-    Cell::from(text::line(&text))
-}
-
 fn headline(record: &Record) -> String {
-    match record.measures.as_ref().map(Measures::metrics) {
-        None => "failed".into(),
-        Some(metrics) => metrics
-            .first()
-            .map_or(String::new(), |metric| format!("{} {}", number(Some(metric.value)), metric.unit.name())),
-    }
+    let Some(metrics) = record.measures.as_ref().map(Measures::metrics) else { return "failed".into() };
+    metrics.first().map_or(String::new(), |metric| {
+        let unit = if metric.unit == MeasureUnit::Bytes { "MB" } else { metric.unit.name() };
+        format!("{} {unit}", quantity(metric.value, metric.unit))
+    })
 }
 
 fn measure(column: &TableColumn, record: &Record) -> String {
     let value = record.measures.as_ref().and_then(|measures| column.value(measures));
     value.map_or(String::new(), |(value, unit)| quantity(value, unit))
-}
-
-/// The text with its middle replaced by `…`, if it has more than `width` characters.
-fn shortened(text: &str, width: usize) -> String {
-    let count = text.chars().count();
-    if count <= width || width < 5 {
-        return text.chars().take(width).collect();
-    }
-    let (front, back) = (width.div_ceil(2) - 1, width / 2);
-    let chars: Vec<char> = text.chars().collect();
-    chars[..front].iter().chain(&['…']).chain(&chars[count - back..]).collect()
-}
-
-/// The last `width` values as bars of eight heights, from the smallest to the largest.
-fn sparkline(values: &[f64], width: usize) -> String {
-    const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
-    let last = &values[values.len().saturating_sub(width)..];
-    let (low, high) = last.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(*v), h.max(*v)));
-    let bar = |value: &f64| {
-        let share = if high > low { (value - low) / (high - low) } else { 0.5 };
-        BARS[((share * 7.0).round() as usize).min(7)]
-    };
-    last.iter().map(bar).collect()
 }
 
 #[cfg(test)]
@@ -293,16 +427,17 @@ mod tests {
 
     use super::*;
 
-    fn line(id: &str, edit: impl Fn(&mut Record)) -> String {
+    fn record(id: &str, edit: impl Fn(&mut Record)) -> String {
         let mut record: Record = serde_json::from_str(include_str!("../record/sample.json")).expect("the sample");
         record.id = id.into();
         edit(&mut record);
         serde_json::to_string(&record).expect("a line") + "\n"
     }
 
-    fn screen(watched: &Watched, width: u16, height: u16) -> String {
+    fn screen(watched: &mut Watched, width: u16, height: u16) -> String {
+        let now = "2026-11-21T02:52:41Z".parse().expect("a time");
         let mut terminal = Terminal::new(TestBackend::new(width, height)).expect("a terminal");
-        terminal.draw(|frame| watched.draw(frame)).expect("drawn");
+        terminal.draw(|frame| watched.draw(frame, now)).expect("drawn");
         let buffer = terminal.backend().buffer();
         let row = |y| (0..width).map(|x| buffer[(x, y)].symbol()).collect::<String>();
         (0..height).map(row).collect::<Vec<_>>().join("\n")
@@ -312,12 +447,12 @@ mod tests {
     fn what_is_added_appears_and_half_a_line_waits() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("records.jsonl");
-        fs::write(&path, line("short/a/stock-f32-cpu", |_| {})).expect("written");
+        fs::write(&path, record("short/a/stock-f32-cpu", |_| {})).expect("written");
         let mut watched = Watched::new(&path);
         watched.refresh().expect("read");
-        assert!(screen(&watched, 80, 24).contains("1 benchmarks, 0 failed"));
+        assert!(screen(&mut watched, 80, 24).contains("1 benchmarks, 0 failed"));
 
-        let more = line("short/b/stock-f32-cpu", |record| record.measures = None);
+        let more = record("short/b/stock-f32-cpu", |record| record.measures = None);
         let mut file = fs::OpenOptions::new().append(true).open(&path).expect("open");
         file.write_all(&more.as_bytes()[..100]).expect("written");
         watched.refresh().expect("read");
@@ -325,39 +460,110 @@ mod tests {
         file.write_all(&more.as_bytes()[100..]).expect("written");
         file.write_all(b"nonsense\n").expect("written");
         watched.refresh().expect("read");
-        let screen = screen(&watched, 80, 24);
+        let screen = screen(&mut watched, 80, 24);
         assert!(screen.contains("2 benchmarks, 1 failed, 1 unreadable lines"), "{screen}");
 
-        fs::write(&path, line("short/c/stock-f32-cpu", |_| {})).expect("written");
+        fs::write(&path, record("short/c/stock-f32-cpu", |_| {})).expect("written");
         watched.refresh().expect("read");
         assert_eq!(watched.order, ["short/c/stock-f32-cpu"], "another file is read from its start");
     }
 
-    #[test]
-    fn it_fits_a_small_and_a_large_terminal() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let path = folder.path().join("records.jsonl");
-        let lines: String = (0..60)
-            .map(|n| line(&format!("architecture_sweep_train/model-{n:02}-with-a-long-name/stock-f32-cpu"), |_| {}))
-            .collect();
-        fs::write(&path, lines).expect("written");
+    /// The watched run of the sandbox, with some changes.
+    fn sandbox(folder: &Path, edit: impl Fn(&mut Record)) -> Watched {
+        let path = folder.join("sandbox").join("records.jsonl");
+        fs::create_dir_all(folder.join("sandbox")).expect("made");
+        let records = crate::runner::sandbox::records("sandbox", 1, 1, Utc::now()).expect("records");
+        let line = |mut record: Record| {
+            edit(&mut record);
+            serde_json::to_string(&record).expect("a line") + "\n"
+        };
+        fs::write(&path, records.map(line).collect::<String>()).expect("written");
         let mut watched = Watched::new(&path);
         watched.refresh().expect("read");
-        let small = screen(&watched, 80, 24);
-        for part in ["60 of 60", "headline", "TTFT ms", "ITL ms", "peak MB", "watts", "samples", "tok/s", "q quit"] {
-            assert!(small.contains(part), "{part} is missing from\n{small}");
+        watched
+    }
+
+    #[test]
+    fn names_are_whole_in_a_small_terminal_and_the_newest_row_is_visible() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut watched = sandbox(folder.path(), |_| {});
+        watched.newest = watched.order.iter().rev().nth(1).cloned();
+        let model = "waveresnet-d256-l8-s256-b4-checkpointed";
+        for (width, height) in [(80, 24), (120, 40), (200, 50)] {
+            watched.follow();
+            let last = screen(&mut watched, width, height);
+            assert!(last.contains(model), "the newest row is visible:\n{last}");
+            for end in 0..5 {
+                let shown = screen(&mut watched, width, height);
+                assert!(!shown.contains('…'), "{end}: names are whole:\n{shown}");
+                watched.scroll(-20);
+            }
+            let first = screen(&mut watched, width, height);
+            for part in ["headline", "q quit", "Esc all"] {
+                assert!(first.contains(part), "{part} is missing from\n{first}");
+            }
+            assert!(!first.contains(model), "it stays where it was scrolled to:\n{first}");
         }
-        let large = screen(&watched, 200, 50);
-        assert!(large.contains("architecture_sweep_train/model-00-with-a-long-name/stock-f32-cpu"), "{large}");
-        watched.scroll = 50;
-        assert!(screen(&watched, 200, 50).contains("model-59-") && !screen(&watched, 200, 50).contains("model-49-"));
+        let large = screen(&mut watched, 200, 50);
+        for part in ["TTFT ms", "ITL ms", "step ms", "peak MB", "samples"] {
+            assert!(large.contains(part), "{part} is missing from\n{large}");
+        }
+    }
+
+    #[test]
+    fn values_have_the_column_and_the_unit_of_their_measure() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut watched = sandbox(folder.path(), |_| {});
+        let memory = watched.benchmarks.values().find(|b| crate::scenario::is_in_bytes(&b.last.scenario));
+        let text = headline(&memory.expect("a benchmark of memory").last);
+        assert!(text.ends_with(" MB") && text.len() < 12, "{text}");
+        watched.benchmarks.retain(|_, b| !matches!(b.last.measures, Some(Measures::Generation(_))));
+        let steps = screen(&mut watched, 120, 40);
+        assert!(steps.contains("step ms") && !steps.contains("ITL"), "{steps}");
+    }
+
+    #[test]
+    fn disturbed_rows_have_a_mark_and_times_are_shown() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut watched = sandbox(folder.path(), |record| {
+            record.at = "2026-11-21T02:51:41Z".into();
+            if record.subject.model == "gemma3-mini" && record.scenario == "short" {
+                record.conditions.as_mut().expect("conditions").doubts.push("busy".into());
+            }
+        });
+        watched.scroll(-1000);
+        let text = screen(&mut watched, 120, 40);
+        assert!(text.contains("! gemma3-mini") && text.contains("  llama-mini"), "{text}");
+        assert!(text.contains("1 disturbed (!)") && text.contains("1 min 0 s since the first result"), "{text}");
+    }
+
+    #[test]
+    fn the_remaining_time_is_that_of_an_earlier_run() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let run = |name: &str, ids: &[(&str, &str)]| {
+            let path = folder.path().join(name).join("records.jsonl");
+            fs::create_dir_all(path.parent().expect("a folder")).expect("made");
+            let line = |(id, at): &(&str, &str)| {
+                record(id, |record| {
+                    record.run = name.into();
+                    record.at = format!("2026-11-21T0{at}Z");
+                })
+            };
+            fs::write(&path, ids.iter().map(line).collect::<String>()).expect("written");
+            path
+        };
+        run("before", &[("a", "1:00:00"), ("b", "1:03:00"), ("c", "1:10:00")]);
+        let mut watched = Watched::new(&run("now", &[("a", "2:52:00")]));
+        watched.refresh().expect("read");
+        let text = screen(&mut watched, 120, 24);
+        assert!(text.contains("41 s since the first result, about 10 min 0 s for 2 more"), "{text}");
     }
 
     #[test]
     fn keys_turn_through_what_there_is_and_back_to_all() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("records.jsonl");
-        let lines = ["f32", "bf16"].map(|dtype| line(dtype, |record| record.subject.dtype = dtype.into()));
+        let lines = ["f32", "bf16"].map(|dtype| record(dtype, |record| record.subject.dtype = dtype.into()));
         fs::write(&path, lines.concat()).expect("written");
         let mut watched = Watched::new(&path);
         watched.refresh().expect("read");
@@ -365,14 +571,14 @@ mod tests {
         assert_eq!(shown(&watched), ["f32", "bf16"]);
         watched.turn(Filter::Precision);
         assert_eq!(shown(&watched), ["bf16"]);
-        assert!(screen(&watched, 80, 24).contains("only precision bf16"));
+        assert!(screen(&mut watched, 80, 24).contains("only precision bf16"));
         watched.turn(Filter::Precision);
         assert_eq!(shown(&watched), ["f32"]);
         watched.turn(Filter::Precision);
         assert_eq!(shown(&watched).len(), 2);
 
         let sized = [16, 2].map(|batch| {
-            line(&batch.to_string(), |record| {
+            record(&batch.to_string(), |record| {
                 record.subject.sizes.insert("batch".into(), batch);
             })
         });
@@ -383,6 +589,23 @@ mod tests {
         assert_eq!(shown(&watched), ["2"], "numbers are turned through by what they are");
         watched.turn(Filter::Batch);
         assert_eq!(shown(&watched), ["16"]);
+    }
+
+    #[test]
+    fn filters_turn_through_what_the_others_leave_and_escape_shows_all() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut watched = sandbox(folder.path(), |_| {});
+        for (_, first, _) in Filter::ALL {
+            for (_, second, _) in Filter::ALL {
+                for _ in 0..40 {
+                    watched.turn(first);
+                    watched.turn(second);
+                    assert!(!watched.shown().is_empty(), "{:?}", watched.chosen);
+                }
+                watched.clear();
+                assert_eq!(watched.shown().len(), watched.order.len());
+            }
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The folder of a report: tables, data files, plots and an HTML page. A report is written completely or not at all.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     fmt::Write,
     fs,
     io::{Cursor, ErrorKind, Write as _},
@@ -17,12 +18,15 @@ use super::{
     html,
     joined::{Joined, Row},
     plot::plots,
+    readme::readme,
     table, training,
 };
 use crate::{
-    files::read_limited,
+    files::{is_temporary, read_limited},
     names::PathName,
-    record::{Conditions, Limits, Machine, Record, Setting, Software, columns, temporary_that_stays, write_whole},
+    record::{
+        self, Conditions, Limits, Machine, Record, Setting, Software, columns, temporary_that_stays, write_whole,
+    },
     text,
 };
 
@@ -35,44 +39,61 @@ const LOG_HEAD: &str = "# Generation log\n\nThe `medium` scenario of each report
 | date | model | variant | tok/s | decode tok/s | TTFT ms | candle | commit | report |\n\
 |---|---|---|---:|---:|---:|---|---|---|\n";
 
-/// Writes `<root>/<machine>/<utc>/` and a row of the machine's log, and returns the folder. The report links to Criterion's
-/// report in `criterion_home`, if that exists.
+/// Writes `<root>/<machine>/<utc>/` and a row of the machine's log, and returns the folder.
 ///
 /// # Errors
 /// When the folder cannot be written to.
-pub fn write(joined: &Joined, root: &Path, criterion_home: &Path, now: DateTime<Utc>) -> Result<PathBuf> {
+pub fn write(joined: &Joined, root: &Path, now: DateTime<Utc>) -> Result<PathBuf> {
     let first = joined.rows.first().context("a report needs at least one benchmark")?;
     let machine: PathName = first.record.machine.name.parse().context("the machine's name")?;
-    let stamp = now.format("%Y%m%dT%H%M%SZ").to_string();
-    let folder = root.join(&machine).join(&stamp);
-    fs::create_dir_all(root.join(&machine)).with_context(|| format!("{} could not be created", root.display()))?;
+    let reports = root.join(&machine);
+    fs::create_dir_all(&reports).with_context(|| format!("{} could not be created", root.display()))?;
     // The folder gets its name only when it is complete.
-    let filling =
-        temporary_that_stays(0o777).tempdir_in(root.join(&machine)).context("a folder could not be created")?;
+    let filling = temporary_that_stays(0o777).tempdir_in(&reports).context("a folder could not be created")?;
     let what = if joined.is_sandbox { "Made-up figures, a sandbox of candlepower" } else { "candlepower" };
     let title = format!("{what} on {machine}, {}", now.format("%Y-%m-%d %H:%M UTC"));
-    let plots = plots(&joined.rows)?;
+    let plots = plots(&joined.rows);
 
-    write_whole(&filling.path().join("README.md"), readme(&title, joined, first).as_bytes())?;
-    write_whole(&filling.path().join("results.jsonl"), &jsonl(&joined.rows)?)?;
-    write_whole(&filling.path().join("results.csv"), &columns::csv(&results(), &joined.rows)?)?;
-    write_whole(&filling.path().join("results.parquet"), &columns::parquet(&results(), &joined.rows)?)?;
     let records: Vec<&Record> = joined.rows.iter().map(|row| &row.record).collect();
-    for (name, content) in training::files(&records)? {
-        write_whole(&filling.path().join(name), &content)?;
+    let mut data = vec![
+        ("results.csv", columns::csv(&results(), &joined.rows)?),
+        ("results.parquet", columns::parquet(&results(), &joined.rows)?),
+        ("results.jsonl", jsonl(&joined.rows)?),
+        ("environment.yaml", environment(joined, first)?.into_bytes()),
+    ];
+    data.extend(training::files(&records)?);
+    for (name, content) in &data {
+        write_whole(&filling.path().join(name), content)?;
     }
-    write_whole(&filling.path().join("environment.yaml"), environment(first)?.as_bytes())?;
     for plot in &plots {
         let file = filling.path().join(plot.file);
-        write_whole(&file, plot.svg.as_bytes())?;
+        write_whole(&file, plot.file_svg().as_bytes())?;
         write_whole(&file.with_extension("png"), &plot.png()?)?;
     }
-    let link = link_to_criterion(root, criterion_home);
-    let page = html::page(&title, joined, &plots, link.as_deref());
+    write_whole(&filling.path().join("README.md"), readme(&title, joined, &plots).as_bytes())?;
+    let files: Vec<&str> = data.iter().map(|(name, _)| *name).collect();
+    let page = html::page(&title, joined, &plots, &files);
     write_whole(&filling.path().join("index.html"), page.as_bytes())?;
 
-    fs::rename(filling.keep(), &folder).with_context(|| format!("{} could not be created", folder.display()))?;
-    log(&root.join(&machine).join(LOG), joined, &stamp, now)?;
+    let folder = named_by_time(filling.keep(), &reports, now)?;
+    log(&reports, joined, &folder, now)?;
+    Ok(folder)
+}
+
+/// Gives a complete report its name: the time, and a number if an earlier report has the same second.
+fn named_by_time(filled: PathBuf, reports: &Path, now: DateTime<Utc>) -> Result<PathBuf> {
+    let stamp = now.format("%Y%m%dT%H%M%SZ");
+    let mut folder = reports.join(stamp.to_string());
+    for number in 2.. {
+        match fs::rename(&filled, &folder) {
+            // The name is taken. A folder that is not empty stays as it is.
+            Err(_) if folder.exists() => folder = reports.join(format!("{stamp}-{number}")),
+            renamed => {
+                renamed.with_context(|| format!("{} could not be created", folder.display()))?;
+                break;
+            }
+        }
+    }
     Ok(folder)
 }
 
@@ -95,64 +116,6 @@ pub fn zip(folder: &Path) -> Result<PathBuf> {
     Ok(file)
 }
 
-/// Link from a report's folder to Criterion's own report. It is always relative, because a kept report must not contain
-/// paths of the machine that wrote it.
-fn link_to_criterion(root: &Path, criterion_home: &Path) -> Option<String> {
-    let index = criterion_home.join("report").join("index.html");
-    let is_near = index.is_file() && index.is_relative() && root.is_relative();
-    is_near.then(|| format!("{}{}", "../".repeat(root.components().count() + 2), index.display()))
-}
-
-fn readme(title: &str, joined: &Joined, first: &Row) -> String {
-    let (machine, software) = (&first.record.machine, &first.record.software);
-    let mut text = format!("# {}\n\n", text::markdown(title));
-    let _ = writeln!(
-        text,
-        "{}, {} threads, {}; candle {}, {}, commit {}, run `{}`.\n",
-        text::markdown(machine.gpu.as_ref().map_or(&machine.cpu, |gpu| &gpu.name)),
-        machine.threads,
-        text::markdown(&machine.os),
-        text::markdown(&software.candle),
-        text::markdown(&software.rustc),
-        text::markdown(software.commit.as_deref().unwrap_or("unknown")),
-        text::markdown(&first.record.run)
-    );
-    if let Some(limits) = &first.record.limits {
-        let _ = writeln!(
-            text,
-            "Limits measured in the process: memory is read at {:.1} GB/s, matrices are multiplied at {:.0} GFLOP/s in {}.\n",
-            limits.read_bytes_per_s / 1e9,
-            limits.matrix_flops_per_s / 1e9,
-            limits.matrix_dtype
-        );
-    }
-    text.push_str("Made by `cargo bench` and `candlepower report`; the settings are in `environment.yaml`.\n\n");
-    for table in table::tables(joined.rows.iter().map(|row| &row.record)) {
-        let _ = write!(text, "## {}\n\n{}\n", table.title, table.markdown());
-    }
-    let medians: Vec<Vec<String>> = joined
-        .rows
-        .iter()
-        .filter_map(|row| {
-            let estimate = row.criterion?;
-            let ms = |ns: f64| format!("{:.3}", ns / 1e6);
-            Some(vec![row.record.id.clone(), ms(estimate.median_ns), ms(estimate.low_ns), ms(estimate.high_ns)])
-        })
-        .collect();
-    if !medians.is_empty() {
-        let head = ["benchmark", "median ms", "95 % from", "to"].map(str::to_owned).to_vec();
-        text.push_str("## Criterion's medians\n\n");
-        text.push_str(&table::markdown(&[vec![head], medians].concat(), 1));
-    }
-    if !joined.problems.is_empty() {
-        text.push_str("\n## Missing, unreadable or left out\n\n");
-        for problem in &joined.problems {
-            let _ = writeln!(text, "- {}", text::markdown(problem));
-        }
-    }
-    text
-}
-
 fn jsonl(rows: &[Row]) -> Result<Vec<u8>> {
     let mut text = Vec::new();
     for row in rows {
@@ -162,14 +125,45 @@ fn jsonl(rows: &[Row]) -> Result<Vec<u8>> {
     Ok(text)
 }
 
-fn environment(first: &Row) -> Result<String> {
+/// Load on the machine over all benchmarks of a report.
+#[derive(Serialize)]
+struct Load<'a> {
+    /// Benchmarks during which the load was observed.
+    observed_benchmarks: usize,
+    /// The largest share of the machine's CPU time that other processes used during a benchmark.
+    largest_other_cpu_share: Option<f64>,
+    /// The largest share of the machine's CPU time that a hypervisor gave to other guests during a benchmark.
+    largest_stolen_cpu_share: Option<f64>,
+    /// Reasons to doubt a result, by benchmark.
+    doubts: BTreeMap<&'a str, &'a [String]>,
+}
+
+impl<'a> Load<'a> {
+    fn new(rows: &'a [Row]) -> Self {
+        let observed = || rows.iter().filter_map(|row| Some((row.record.id.as_str(), row.record.conditions.as_ref()?)));
+        let largest = |share: fn(&Conditions) -> Option<f64>| {
+            observed().filter_map(|(_, conditions)| share(conditions)).max_by(f64::total_cmp)
+        };
+        Self {
+            observed_benchmarks: observed().count(),
+            largest_other_cpu_share: largest(|conditions| conditions.other_cpu_share),
+            largest_stolen_cpu_share: largest(|conditions| conditions.stolen_cpu_share),
+            doubts: observed()
+                .filter(|(_, conditions)| !conditions.doubts.is_empty())
+                .map(|(id, conditions)| (id, conditions.doubts.as_slice()))
+                .collect(),
+        }
+    }
+}
+
+fn environment(joined: &Joined, first: &Row) -> Result<String> {
     #[derive(Serialize)]
     struct Environment<'a> {
         machine: &'a Machine,
         software: &'a Software,
-        settings: &'a std::collections::BTreeMap<String, Setting>,
+        settings: &'a BTreeMap<String, Setting>,
         limits: &'a Option<Limits>,
-        conditions: &'a Option<Conditions>,
+        conditions: Load<'a>,
     }
     let record = &first.record;
     let environment = Environment {
@@ -177,18 +171,25 @@ fn environment(first: &Row) -> Result<String> {
         software: &record.software,
         settings: &record.settings,
         limits: &record.limits,
-        conditions: &record.conditions,
+        conditions: Load::new(&joined.rows),
     };
     serde_saphyr::to_string(&environment).context("the environment could not be written")
 }
 
-fn log(file: &Path, joined: &Joined, stamp: &str, now: DateTime<Utc>) -> Result<()> {
-    // What is there stays as it is, whatever its encoding.
-    let mut log = match read_limited(file, LOG_MAX_BYTES) {
-        Ok(before) => before,
+/// Adds the report's rows to the machine's log. Rows of an earlier report of the same records give way to them. Other lines
+/// stay as they are, whatever their encoding.
+fn log(reports: &Path, joined: &Joined, folder: &Path, now: DateTime<Utc>) -> Result<()> {
+    let file = reports.join(LOG);
+    let stamp = |folder: &Path| folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let link = |folder: &Path| format!("[report]({}/README.md)", stamp(folder));
+    let earlier: Vec<String> = same_records(reports, joined, folder).iter().map(|folder| link(folder)).collect();
+    let known = match read_limited(&file, LOG_MAX_BYTES) {
+        Ok(known) => known,
         Err(error) if error.kind() == ErrorKind::NotFound => LOG_HEAD.as_bytes().to_vec(),
         Err(error) => return Err(error).with_context(|| format!("{} could not be read", file.display())),
     };
+    let stays = |line: &&[u8]| !earlier.iter().any(|link| String::from_utf8_lossy(line).contains(link));
+    let mut log = known.split_inclusive(|byte| *byte == b'\n').filter(stays).collect::<Vec<_>>().concat();
     let mut text = String::new();
     if log.last().is_some_and(|last| *last != b'\n') {
         text.push('\n');
@@ -198,7 +199,7 @@ fn log(file: &Path, joined: &Joined, stamp: &str, now: DateTime<Utc>) -> Result<
         let commit = record.software.commit.as_deref().unwrap_or("unknown");
         let _ = writeln!(
             text,
-            "| {} | {}{} | {} | {} | {} | {} | {} | `{}` | [report]({stamp}/README.md) |",
+            "| {} | {}{} | {} | {} | {} | {} | {} | `{}` | {} |",
             now.format("%Y-%m-%d"),
             text::markdown(&record.subject.model),
             if record.subject.synthetic_weights { " (synthetic)" } else { "" },
@@ -208,8 +209,22 @@ fn log(file: &Path, joined: &Joined, stamp: &str, now: DateTime<Utc>) -> Result<
             table::number(Some(measures.ttft_ms)),
             text::markdown(&record.software.candle),
             text::markdown(commit.get(..8).unwrap_or(commit)),
+            link(folder),
         );
     }
     log.extend(text.as_bytes());
-    write_whole(file, &log)
+    write_whole(&file, &log)
+}
+
+/// The other reports of the machine that contain one of these records. A record is known by its run, its id and its time.
+fn same_records(reports: &Path, joined: &Joined, folder: &Path) -> Vec<PathBuf> {
+    let key = |record: &Record| (record.run.clone(), record.id.clone(), record.at.clone());
+    let own: BTreeSet<_> = joined.rows.iter().map(|row| key(&row.record)).collect();
+    let others = fs::read_dir(reports).into_iter().flatten().flatten().map(|entry| entry.path());
+    let others = others.filter(|other| other != folder && !is_temporary(other));
+    let has_one = |other: &PathBuf| {
+        let read = record::latest(&other.join("results.jsonl"));
+        read.is_ok_and(|read| read.records.iter().any(|record| own.contains(&key(record))))
+    };
+    others.filter(has_one).collect()
 }

@@ -198,20 +198,31 @@ fn records_of_others() {
         }
         for table in table::tables(read.records.iter()) {
             table.markdown();
+            table.terminal();
         }
+        candlepower::report::summary::Summary::new(read.records.iter()).closing_lines(&folder.path().join("reports"));
         let of_records = |name| compare::Side::from_records(name, &read.records);
         let strictness = compare::Strictness { noise: 0.03, level: 0.05 };
         if let Ok(comparison) = compare::compare(&of_records("a"), &of_records("b"), strictness) {
-            comparison.text();
+            comparison.text(true);
+            comparison.github();
+            comparison.forest_plot(true);
             comparison.json().expect("JSON");
         }
-        let _ = history::histories(&folder.path().join("reports"), "", None, 0.03);
+        if let Ok((histories, _)) = history::histories(&folder.path().join("reports"), "", None, 0.03) {
+            history::overview(&histories);
+            history::page("machine", &histories.iter().collect::<Vec<_>>());
+            for history in &histories {
+                history.text();
+                history.plot();
+            }
+        }
         for format in [export::Format::Openmetrics] {
             let _ = export::export(&read.records.iter().collect::<Vec<_>>(), format);
         }
         if let Ok(joined) = joined::join(&file, &folder.path().join("criterion")) {
             let to = tempfile::tempdir().expect("a folder");
-            match candlepower::report::write(&joined, to.path(), &folder.path().join("criterion"), chrono::Utc::now()) {
+            match candlepower::report::write(&joined, to.path(), chrono::Utc::now()) {
                 Ok(written) => assert!(written.starts_with(to.path()) && written.is_dir()),
                 Err(error) => is_line(&error),
             }

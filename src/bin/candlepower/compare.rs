@@ -1,10 +1,11 @@
 //! `candlepower compare`: changes between two runs.
 
-use std::process::ExitCode;
+use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::{Result, ensure};
 use candlepower::{
     output,
+    record::write_whole,
     report::compare::{Side, Strictness, compare},
     settings::{Settings, criterion_home},
     text,
@@ -30,6 +31,12 @@ pub struct Compare {
     /// Significance level over all benchmarks
     #[arg(long, value_parser = percent, default_value = "5%")]
     level: f64,
+    /// Show unchanged benchmarks too
+    #[arg(long)]
+    all: bool,
+    /// Write a plot of the changes and their intervals to this file; with --all, of every benchmark
+    #[arg(long)]
+    svg: Option<PathBuf>,
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
 }
@@ -53,8 +60,12 @@ impl Compare {
         let find = |name: &str| Side::find(name, &settings.out, &criterion_home);
         let strictness = Strictness { noise: self.noise, level: self.level };
         let comparison = compare(&find(&self.a)?, &find(&self.b)?, strictness)?;
+        if let Some(file) = &self.svg {
+            write_whole(file, comparison.forest_plot(self.all).as_bytes())?;
+        }
         match self.format {
-            Format::Text | Format::Markdown => output::print(comparison.text()),
+            Format::Text => output::print(comparison.text(self.all)),
+            Format::Markdown => output::print(comparison.markdown(self.all)),
             Format::Json => output::print_data(&comparison.json()?),
             Format::Github => output::print(comparison.github()),
         }

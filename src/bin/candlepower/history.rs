@@ -1,16 +1,22 @@
 //! `candlepower history`: a benchmark over the kept reports.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{collections::BTreeSet, path::PathBuf, process::ExitCode};
 
-use anyhow::{Result, ensure};
-use candlepower::{output, record::write_whole, report::history::histories};
+use anyhow::{Context, Result, ensure};
+use candlepower::{
+    names::PathName,
+    output,
+    record::write_whole,
+    report::history::{histories, overview, page},
+};
 use clap::{Args, ValueEnum};
 
 use crate::compare::percent;
 
 #[derive(Args)]
 pub struct History {
-    /// Id of a benchmark, or a part of it
+    /// Id of a benchmark, or a part of it [default: all benchmarks]
+    #[arg(default_value = "", hide_default_value = true)]
     benchmark: String,
     /// Folder of the reports, with one folder per machine
     #[arg(long, default_value = "target-reports")]
@@ -24,6 +30,9 @@ pub struct History {
     /// Write an SVG plot to this file; the part of the id must match one benchmark
     #[arg(long)]
     svg: Option<PathBuf>,
+    /// Write history.html into the folder of each machine: a page with a row for each matching benchmark
+    #[arg(long)]
+    html: bool,
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
 }
@@ -44,11 +53,24 @@ impl History {
             let ids: Vec<_> =
                 histories.iter().map(|history| format!("{} on {}", history.id, history.machine)).collect();
             ensure!(ids.len() == 1, "'{}' matches {} benchmarks: {}", self.benchmark, ids.len(), ids.join(", "));
-            write_whole(file, histories[0].plot()?.svg.as_bytes())?;
+            write_whole(file, histories[0].plot().as_bytes())?;
+        }
+        if self.html {
+            let machines: BTreeSet<&str> = histories.iter().map(|history| history.machine.as_str()).collect();
+            for machine in machines {
+                let own: Vec<_> = histories.iter().filter(|history| history.machine == machine).collect();
+                let name: PathName = machine.parse().context("the machine's name")?;
+                let file = self.from.join(&name).join("history.html");
+                write_whole(&file, page(machine, &own).as_bytes())?;
+                crate::note(&format!("wrote {}", file.display()));
+            }
         }
         match self.format {
             Format::Json => output::print_data(&serde_json::to_string(&histories)?),
-            Format::Text => histories.iter().for_each(|history| output::print_line(history.text())),
+            Format::Text => match histories.as_slice() {
+                [history] => output::print(history.text()),
+                several => output::print(overview(several)),
+            },
         }
         Ok(ExitCode::SUCCESS)
     }

@@ -7,7 +7,7 @@ use candlepower::{
     config::Config,
     model::{MINI, SYNTHETIC, series::Architecture, shape},
     output,
-    report::table::markdown,
+    report::text_table::markdown,
     scenario::{GENERATIONS, TRAININGS, Tier},
     settings::Settings,
     workload::series::{PRESETS, SeriesGrid},

@@ -376,7 +376,7 @@ impl Options {
 
     fn show(&self, search: &Search, succeeded: bool) -> Result<ExitCode> {
         if let Some(svg) = &self.svg {
-            write_whole(svg, knee(search)?.as_bytes())?;
+            write_whole(svg, knee(search).as_bytes())?;
         }
         if self.json {
             output::print_data(&serde_json::to_string(search)?);
@@ -388,17 +388,17 @@ impl Options {
 }
 
 /// An SVG plot of percentiles over the rate.
-fn knee(search: &Search) -> Result<String> {
+fn knee(search: &Search) -> String {
     let mut steps: Vec<&Step> = search.steps.iter().collect();
     steps.sort_by(|a, b| a.rate.total_cmp(&b.rate));
     let line = |get: fn(&Step) -> Option<f64>| steps.iter().filter_map(|step| Some((step.rate, get(step)?))).collect();
-    let plot = latency_over_rate(vec![
+    let plot = latency_over_rate(&[
         ("TTFT P50", line(|step| step.ttft_p50_ms)),
         ("TTFT P99", line(|step| step.ttft_p99_ms)),
         ("TPOT P99", line(|step| step.tpot_p99_ms)),
         ("E2E P99", line(|step| step.e2e_p99_ms)),
-    ])?;
-    Ok(plot.svg)
+    ]);
+    plot.file_svg()
 }
 
 /// Where records go, and what they say besides the load.

@@ -343,7 +343,7 @@ fn text(summary: &Summary, comparison: Option<&Comparison>, is_first: bool) -> S
         text.push_str(&format!("- {}\n", text::markdown(problem)));
     }
     match comparison {
-        Some(comparison) => text.push_str(&format!("\n{}", comparison.text())),
+        Some(comparison) => text.push_str(&format!("\n{}", comparison.markdown(false))),
         None if is_first => text.push_str("\nThere is no good run before it to compare with.\n"),
         None => text.push_str("\nIt was not compared with the last good run.\n"),
     }

@@ -37,11 +37,16 @@ impl Report {
         };
         let criterion_home = criterion_home();
         let joined = report::joined::join_all(&files, &criterion_home)?;
-        let folder = report::write(&joined, &self.to, &criterion_home, Utc::now())?;
+        let folder = report::write(&joined, &self.to, Utc::now())?;
         for problem in &joined.problems {
             crate::note(problem);
         }
         output::print_line(folder.display());
+        // A kept report must not link to a file that is not kept.
+        let criterion = criterion_home.join("report").join("index.html");
+        if criterion.is_file() {
+            crate::note(&format!("Criterion's own report is {}", criterion.display()));
+        }
         if self.zip {
             output::print_line(report::zip(&folder)?.display());
         }

@@ -105,7 +105,7 @@ impl Run {
             return Ok(ExitCode::SUCCESS);
         }
         for table in table::tables([&record].into_iter()) {
-            output::print(table.markdown());
+            output::print(table.terminal());
         }
         if let Some(tokenizer) = &loaded.borrow().tokenizer {
             let text = tokenizer.decode(&tokens, true);

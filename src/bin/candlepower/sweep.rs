@@ -194,7 +194,7 @@ impl Sweep {
         let machine = records.first().map_or("", |record| record.machine.name.as_str());
         append(&log, &sweep::log_entry(&format!("{name} on {machine}"), &records))?;
         for table in table::tables(records.iter()) {
-            output::print_line(table.markdown());
+            output::print_line(table.terminal());
         }
         output::print_line(format_args!("Parquet: {}", file.display()));
         output::print_line(format_args!("Log: {}", log.display()));

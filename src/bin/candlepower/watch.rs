@@ -11,6 +11,7 @@ use candlepower::{
     report::watch::{Filter, Watched},
     settings::Settings,
 };
+use chrono::Utc;
 use clap::Args;
 use ratatui::{
     DefaultTerminal,
@@ -30,6 +31,9 @@ pub struct Watch {
 
 /// How long to wait for a key before the file is read again.
 const INTERVAL: Duration = Duration::from_millis(250);
+
+/// Lines that a page key moves the view by.
+const PAGE: isize = 15;
 
 impl Watch {
     pub fn run(self) -> Result<ExitCode> {
@@ -51,7 +55,7 @@ impl Watch {
 fn follow(terminal: &mut DefaultTerminal, watched: &mut Watched, signals: &Signals) -> Result<()> {
     while signals.received().is_none() {
         watched.refresh().context("the records could not be read")?;
-        terminal.draw(|frame| watched.draw(frame))?;
+        terminal.draw(|frame| watched.draw(frame, Utc::now()))?;
         if !event::poll(INTERVAL)? {
             continue;
         }
@@ -60,10 +64,14 @@ fn follow(terminal: &mut DefaultTerminal, watched: &mut Watched, signals: &Signa
             continue;
         }
         match key.code {
-            KeyCode::Char('q') | KeyCode::Esc => return Ok(()),
+            KeyCode::Char('q') => return Ok(()),
             KeyCode::Char('c') if key.modifiers.contains(KeyModifiers::CONTROL) => return Ok(()),
-            KeyCode::Down => watched.scroll += 1,
-            KeyCode::Up => watched.scroll = watched.scroll.saturating_sub(1),
+            KeyCode::Esc => watched.clear(),
+            KeyCode::Down => watched.scroll(1),
+            KeyCode::Up => watched.scroll(-1),
+            KeyCode::PageDown => watched.scroll(PAGE),
+            KeyCode::PageUp => watched.scroll(-PAGE),
+            KeyCode::End => watched.follow(),
             KeyCode::Char(pressed) => {
                 if let Some((_, filter, _)) = Filter::ALL.iter().find(|(key, ..)| *key == pressed) {
                     watched.turn(*filter);

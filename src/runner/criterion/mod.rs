@@ -217,11 +217,12 @@ impl Suite {
     fn close(self) -> ExitCode {
         if !self.records.is_empty() {
             for table in report::table::tables(self.records.iter()) {
-                output::print_line(table.markdown());
+                output::print_line(table.terminal());
             }
             if let Some(path) = self.session.records_path() {
-                output::print_line(format_args!("Records: {}", path.display()));
+                output::print_line(format_args!("Records: {}\n", path.display()));
             }
+            output::print(report::summary::Summary::new(self.records.iter()).closing_lines(&self.settings().out));
         }
         if !self.failed.is_empty() {
             output::report(format_args!("error: {} of {} benchmarks failed", self.failed.len(), self.ran));

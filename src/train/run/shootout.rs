@@ -6,7 +6,7 @@ use anyhow::Result;
 use serde::Serialize;
 
 use super::{Outcome, Progress, Text, TrainConfig, run, training};
-use crate::{error::caught, model::psann::Base, record::write_whole, report::table::markdown};
+use crate::{error::caught, model::psann::Base, record::write_whole, report::text_table::markdown};
 
 /// The result of a shoot-out.
 #[derive(Clone, Debug, PartialEq, Serialize)]

@@ -387,8 +387,8 @@ fn write_losses(folder: &Path, points: &[Point]) -> Result<()> {
     let training: Vec<(f64, f64)> = points.iter().map(|point| (point.step as f64, point.train_loss)).collect();
     let validation: Vec<(f64, f64)> =
         points.iter().filter_map(|point| Some((point.step as f64, point.val_loss?))).collect();
-    let plot = report::loss_curve(training, validation)?;
-    write_whole(&folder.join("loss_curve.svg"), plot.svg.as_bytes())?;
+    let plot = report::loss_curve(&training, &validation);
+    write_whole(&folder.join("loss_curve.svg"), plot.file_svg().as_bytes())?;
     write_whole(&folder.join("loss_curve.png"), &plot.png()?)
 }
 

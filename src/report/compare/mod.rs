@@ -1,19 +1,21 @@
 //! Comparison of two runs or Criterion baselines, with a row for each benchmark.
 
-use std::{collections::BTreeMap, fmt::Write, path::Path};
+mod text;
 
-use anyhow::{Context, Result, bail};
+pub use text::change;
+#[cfg(feature = "cli")]
+pub(super) use text::quantity;
+
+use std::{collections::BTreeMap, path::Path};
+
+use anyhow::{Result, bail};
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::{
-    statistics::{holm, median, p_value, ratio},
-    table::markdown,
-};
+use super::statistics::{holm, median, p_value, ratio};
 use crate::{
     record::{self, Record, SampleUnit, Status},
     scenario,
-    text::markdown as markdown_text,
 };
 
 /// Thresholds of a comparison.
@@ -33,6 +35,8 @@ pub struct Side {
     benchmarks: BTreeMap<String, Benchmark>,
     /// Failed benchmarks and unreadable lines.
     pub problems: Vec<String>,
+    /// True if every record is a sandbox record, so that no value is a measurement.
+    pub is_sandbox: bool,
     /// Properties of the machine and the software, if the run has records.
     setting: BTreeMap<&'static str, String>,
 }
@@ -92,10 +96,11 @@ impl Side {
         Ok(Self { name: name.to_owned(), benchmarks, problems, ..Self::default() })
     }
 
-    /// The side made of `records`. Sandbox records are left out, because they are not measurements.
+    /// The side made of `records`. Sandbox records among measurements are left out.
     pub fn from_records(name: &str, records: &[Record]) -> Self {
-        let mut side = Self { name: name.to_owned(), ..Self::default() };
-        for record in records.iter().filter(|record| !record.sandbox) {
+        let is_sandbox = !records.is_empty() && records.iter().all(|record| record.sandbox);
+        let mut side = Self { name: name.to_owned(), is_sandbox, ..Self::default() };
+        for record in records.iter().filter(|record| record.sandbox == is_sandbox) {
             match (&record.measures, record.status) {
                 (Some(measures), Status::Measured) => {
                     let (unit, samples) = measures.samples();
@@ -135,6 +140,10 @@ impl Side {
         }
         side
     }
+
+    fn commit(&self) -> Option<String> {
+        self.setting.get("commit").filter(|commit| !commit.is_empty()).cloned()
+    }
 }
 
 /// Result of a comparison.
@@ -144,13 +153,21 @@ pub struct Comparison {
     pub a: String,
     /// Name of the later side.
     pub b: String,
+    /// Commit of `a`; `null` if it is unknown.
+    pub a_commit: Option<String>,
+    /// Commit of `b`; `null` if it is unknown.
+    pub b_commit: Option<String>,
     /// The thresholds that were used.
     pub strictness: Strictness,
     /// The benchmarks that both sides have.
     pub rows: Vec<Row>,
     /// Geometric mean of the ratios of each group.
     pub groups: BTreeMap<String, f64>,
-    /// Other differences, benchmarks that only one side has, and unreadable lines.
+    /// Ids of the benchmarks that only `a` has.
+    pub only_a: Vec<String>,
+    /// Ids of the benchmarks that only `b` has.
+    pub only_b: Vec<String>,
+    /// Other differences, failed benchmarks, and unreadable lines.
     pub remarks: Vec<String>,
 }
 
@@ -207,8 +224,12 @@ pub(super) const MEMORY_NOISE: f64 = 0.005;
 /// Compares every benchmark that both sides have.
 ///
 /// # Errors
-/// When they have none in common.
+/// When they have none in common, or when one of them is a sandbox and the other is not.
 pub fn compare(a: &Side, b: &Side, strictness: Strictness) -> Result<Comparison> {
+    if a.is_sandbox != b.is_sandbox {
+        let sandbox = if a.is_sandbox { a } else { b };
+        bail!("{} contains only sandbox records, which cannot be compared with measurements", sandbox.name);
+    }
     let level = strictness.level;
     let both: Vec<_> = a
         .benchmarks
@@ -262,9 +283,16 @@ pub fn compare(a: &Side, b: &Side, strictness: Strictness) -> Result<Comparison>
         logarithms.entry(record::group(&row.id).to_owned()).or_default().push(row.ratio.ln());
     }
     let mean = |logarithms: Vec<f64>| (logarithms.iter().sum::<f64>() / logarithms.len() as f64).exp();
+    let only = |here: &Side, there: &Side| -> Vec<String> {
+        here.benchmarks.keys().filter(|id| !there.benchmarks.contains_key(*id)).cloned().collect()
+    };
     Ok(Comparison {
         a: a.name.clone(),
         b: b.name.clone(),
+        a_commit: a.commit(),
+        b_commit: b.commit(),
+        only_a: only(a, b),
+        only_b: only(b, a),
         strictness,
         groups: logarithms.into_iter().map(|(group, logarithms)| (group, mean(logarithms))).collect(),
         remarks: remarks(a, b, &rows),
@@ -300,30 +328,21 @@ fn minimum_detectable_change(
 
 fn remarks(a: &Side, b: &Side, rows: &[Row]) -> Vec<String> {
     let mut remarks = Vec::new();
+    if a.is_sandbox {
+        remarks.push("Every value is synthetic: both sides are sandboxes of candlepower, not measurements.".into());
+    }
     for (what, old) in &a.setting {
         if let Some(new) = b.setting.get(what).filter(|new| *new != old) {
             let shown = |value: &str| if value.is_empty() { "none".to_owned() } else { value.to_owned() };
             remarks.push(format!("{what} differs: {} and {}", shown(old), shown(new)));
         }
     }
-    for (here, there) in [(a, b), (b, a)] {
-        // Remarks are by group, because a full run compared with one group would otherwise fill a hundred lines.
-        let mut groups: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-        for id in here.benchmarks.keys().filter(|id| !there.benchmarks.contains_key(*id)) {
-            groups.entry(record::group(id)).or_default().push(id);
-        }
-        remarks.extend(groups.into_iter().map(|(group, ids)| match ids.as_slice() {
-            [id] => format!("{id} is only in {}", here.name),
-            ids => format!("{} benchmarks of {group} are only in {}", ids.len(), here.name),
-        }));
-        remarks.extend(here.problems.iter().map(|problem| format!("{}: {problem}", here.name)));
+    for side in [a, b] {
+        remarks.extend(side.problems.iter().map(|problem| format!("{}: {problem}", side.name)));
     }
     for row in rows {
         if row.same_work == Some(false) {
             remarks.push(format!("{}: generated other tokens, so the two did not do the same work", row.id));
-        }
-        if let Some(ratio) = row.memory_ratio.filter(|ratio| (ratio - 1.0).abs() > MEMORY_NOISE) {
-            remarks.push(format!("{}: peak memory {:+.1} %", row.id, (ratio - 1.0) * 100.0));
         }
     }
     remarks
@@ -340,102 +359,6 @@ impl Comparison {
         let rose = |row: &&Row| row.memory_ratio.is_some_and(|ratio| ratio > 1.0 && ratio >= 1.0 + share);
         self.rows.iter().filter(rose).collect()
     }
-
-    /// The comparison as an aligned Markdown table and remarks.
-    pub fn text(&self) -> String {
-        let head = [
-            "benchmark",
-            &self.a,
-            &self.b,
-            "change",
-            "interval",
-            "p",
-            "verdict",
-            "minimum detectable change",
-            "peak memory",
-        ];
-        let mut rows = vec![head.map(str::to_owned).to_vec()];
-        for row in &self.rows {
-            rows.push(vec![
-                row.id.clone(),
-                quantity(row.unit, row.a),
-                quantity(row.unit, row.b),
-                change(row.ratio),
-                format!("{} to {}", change(row.low), change(row.high)),
-                if row.p < 0.001 { "<0.001".into() } else { format!("{:.3}", row.p) },
-                match row.verdict {
-                    Verdict::Slower => "slower".into(),
-                    Verdict::Faster => "faster".into(),
-                    Verdict::More => "more memory".into(),
-                    Verdict::Less => "less memory".into(),
-                    Verdict::Same => "no change".into(),
-                },
-                row.minimum_detectable_change.map_or("n/a".into(), |share| change(1.0 + share)),
-                row.memory_ratio.map_or("n/a".into(), change),
-            ]);
-        }
-        let mut text = markdown(&rows, 1);
-        let groups: Vec<_> =
-            self.groups.iter().map(|(group, ratio)| format!("{} {}", markdown_text(group), change(*ratio))).collect();
-        let Strictness { noise, level } = self.strictness;
-        let _ = writeln!(
-            text,
-            "\nGeometric means: {}.\nThe change is that of the median time, or of peak memory in benchmarks of memory; p is corrected for {} benchmarks; up to {:.0} % of time and {:.1} % of memory counts as noise, and one comparison in {:.0} of two runs of the same code may find a change. The minimum detectable change is the smallest slowdown that the test detects in samples with this spread.",
-            groups.join(", "),
-            self.rows.len(),
-            noise * 100.0,
-            MEMORY_NOISE * 100.0,
-            1.0 / level
-        );
-        for remark in &self.remarks {
-            let _ = writeln!(text, "- {}", markdown_text(remark));
-        }
-        text
-    }
-
-    /// A comment for a pull request: the changes, and the whole table folded away.
-    pub fn github(&self) -> String {
-        let count = |verdict| self.rows.iter().filter(|row| row.verdict == verdict).count();
-        let (slower, faster) = (count(Verdict::Slower), count(Verdict::Faster));
-        let (more, less) = (count(Verdict::More), count(Verdict::Less));
-        let mut text = format!("### candlepower: {slower} slower, {faster} faster, {} unchanged", count(Verdict::Same));
-        if more + less > 0 {
-            let _ = write!(text, "; memory: {more} more, {less} less");
-        }
-        text.push_str("\n\n");
-        for row in self.rows.iter().filter(|row| row.verdict != Verdict::Same) {
-            let _ = writeln!(
-                text,
-                "- `{}` {} ({} → {})",
-                markdown_text(&row.id).replace('`', "'"),
-                change(row.ratio),
-                quantity(row.unit, row.a),
-                quantity(row.unit, row.b)
-            );
-        }
-        let _ = write!(text, "\n<details><summary>All benchmarks</summary>\n\n{}\n</details>\n", self.text());
-        text
-    }
-
-    /// The comparison as JSON.
-    ///
-    /// # Errors
-    /// When it cannot be encoded.
-    pub fn json(&self) -> Result<String> {
-        serde_json::to_string(self).context("the comparison could not be written")
-    }
-}
-
-pub(super) fn change(ratio: f64) -> String {
-    format!("{:+.1} %", (ratio - 1.0) * 100.0)
-}
-
-pub(super) fn quantity(unit: SampleUnit, value: f64) -> String {
-    match unit {
-        SampleUnit::Bytes => format!("{:.1} MB", value / 1e6),
-        SampleUnit::Ms if value >= 100.0 => format!("{value:.0} ms"),
-        SampleUnit::Ms => format!("{value:.2} ms"),
-    }
 }
 
 #[cfg(test)]
@@ -444,7 +367,7 @@ mod tests {
     use crate::record::Measures;
 
     fn record(id: &str, total_ms: f64, edit: impl Fn(&mut Record, &mut record::Generation)) -> Record {
-        let mut record: Record = serde_json::from_str(include_str!("../record/sample.json")).expect("the sample");
+        let mut record: Record = serde_json::from_str(include_str!("../../record/sample.json")).expect("the sample");
         let Some(Measures::Generation(mut measures)) = record.measures.take() else { panic!("a generation") };
         measures.sample_total_ms = (0..10).map(|sample| total_ms * (1.0 + 0.001 * f64::from(sample))).collect();
         record.id = id.into();
@@ -487,6 +410,11 @@ mod tests {
         assert_eq!(comparison.regressions(0.05).len(), 1);
         assert!(comparison.regressions(0.15).is_empty());
         assert!(comparison.github().contains("1 slower, 1 faster, 1 unchanged"));
+        let text = comparison.text(false);
+        let place = |id: &str| text.find(&format!("\n{id} "));
+        assert!(place("short/a/x") < place("medium/a/x"), "the worst comes first:\n{text}");
+        assert!(place("short/b/x").is_none() && text.contains("Unchanged and left out: 1 benchmark."), "{text}");
+        assert!(comparison.text(true).contains("short/b/x") && comparison.text(true).contains("detectable"));
         let json: serde_json::Value = serde_json::from_str(&comparison.json().expect("JSON")).expect("JSON");
         assert_eq!(json["rows"][1]["verdict"], "slower");
     }
@@ -515,7 +443,7 @@ mod tests {
         let strictness = Strictness { noise: 0.03, level: 0.05 };
         let compared = |bytes| compare(&of("a", 1_000_000), &of("b", bytes), strictness).expect("compared");
         assert_eq!(compared(1_010_000).memory_regressions(0.01).len(), 1);
-        assert!(compared(1_010_000).text().contains("peak memory +1.0 %"));
+        assert!(compared(1_010_000).text(false).contains("a/m/v: peak memory +1.0 %"));
         assert!(compared(1_009_000).memory_regressions(0.01).is_empty());
         assert!(compared(1_000_000).memory_regressions(0.0).is_empty());
         assert!(compared(900_000).memory_regressions(0.0).is_empty());
@@ -537,7 +465,13 @@ mod tests {
                 measures.peak_bytes = measures.peak_bytes.map(|bytes| bytes * 101 / 100);
             })],
         );
-        let remarks = compare(&before, &after, STRICTNESS).expect("one in common").remarks.join("\n");
+        let compared = compare(&before, &after, STRICTNESS).expect("one in common");
+        assert_eq!(compared.only_a, ["many/b/c", "many/b/d", "only/b/c"]);
+        let (remarks, github) = (compared.text(false), compared.github());
+        // What was removed and a rise in memory are among the first lines of the comment.
+        let first: Vec<&str> = github.lines().take(6).collect();
+        assert!(first[0].contains("0 slower, 0 faster, 1 unchanged; memory: 1 more, 0 less; 3 removed, 0 added"));
+        assert!(first.join("\n").contains("only/b/c is only in before") && first[4].contains("peak memory +1.0 %"));
         for part in [
             "another processor",
             "candle-transformers differs: 0.11.1 and 0.11.1 (path)",
@@ -557,6 +491,8 @@ mod tests {
         let comparison = compare(&before, &side("after", &[record("a/b/c", 1.0, constant)]), STRICTNESS).expect("one");
         assert_eq!((comparison.rows[0].verdict, comparison.rows[0].ratio), (Verdict::Same, 1.0));
         assert!(comparison.remarks.is_empty());
+        assert!(!comparison.markdown(true).contains("-0.0 ") && !comparison.markdown(true).contains("+0.0 "));
+        assert_eq!((text::change(0.9999), text::change(0.99)), ("0.0 %".into(), "-1.0 %".into()));
     }
 
     /// A record of a benchmark of memory, with the same value in every sample.
@@ -582,7 +518,11 @@ mod tests {
         let more = compared(404_000_000);
         assert_eq!((more.rows[0].unit, more.rows[0].verdict), (SampleUnit::Bytes, Verdict::More));
         assert!(more.regressions(0.0).is_empty() && more.memory_regressions(0.01).len() == 1);
-        assert!(more.text().contains("400.0 MB") && more.text().contains("more memory"), "{}", more.text());
+        assert!(
+            more.text(false).contains("400.0 MB") && more.text(false).contains("more memory"),
+            "{}",
+            more.text(false)
+        );
         assert!(more.github().contains("memory: 1 more, 0 less"), "{}", more.github());
     }
 
@@ -602,9 +542,16 @@ mod tests {
     }
 
     #[test]
-    fn sandbox_records_are_left_out() {
-        let made_up = record("a/b/c", 1.0, |record, _| record.sandbox = true);
-        let before = side("before", std::slice::from_ref(&made_up));
-        assert!(compare(&before, &before, STRICTNESS).is_err());
+    fn sandboxes_are_compared_with_each_other_and_never_with_measurements() {
+        let synthetic = |ms| record("a/b/c", ms, |record, _| record.sandbox = true);
+        let measured = record("a/b/c", 1.0, |_, _| ());
+        let sandbox = side("sandbox", &[synthetic(1.0)]);
+        let compared = compare(&sandbox, &side("other", &[synthetic(2.0)]), STRICTNESS).expect("both are synthetic");
+        assert_eq!(compared.rows[0].verdict, Verdict::Slower);
+        assert!(compared.text(false).contains("Every value is synthetic"), "{}", compared.text(false));
+        let refused = compare(&sandbox, &side("measured", std::slice::from_ref(&measured)), STRICTNESS);
+        assert!(refused.expect_err("refused").to_string().contains("sandbox contains only sandbox records"));
+        let mixed = side("mixed", &[measured, record("a/b/d", 1.0, |record, _| record.sandbox = true)]);
+        assert!(!mixed.is_sandbox && mixed.benchmarks.len() == 1);
     }
 }

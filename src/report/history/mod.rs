@@ -1,7 +1,11 @@
-//! History of a benchmark over the kept reports, with the commits at which its level changed.
+//! History of a benchmark over the kept reports, with the commits between which its level changed.
+
+mod page;
+
+pub use page::page;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
 };
@@ -11,14 +15,15 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::{
-    plot::{self, Plot},
+    plot,
     statistics::median,
-    table::{markdown, number},
+    table::number,
+    text_table::{sparkline, terminal},
 };
 use crate::{
     files::is_temporary,
     record::{self, Better, Record},
-    text,
+    text::line,
 };
 
 /// The history of one benchmark on one machine.
@@ -56,6 +61,8 @@ pub struct Point {
 pub struct Move {
     /// First point of the new level.
     pub point: usize,
+    /// Commit of the last point of the old level.
+    pub last_commit: String,
     /// Commit of the first point of the new level.
     pub commit: String,
     /// Median of the old level.
@@ -75,10 +82,16 @@ pub fn histories(folder: &Path, part: &str, metric: Option<&str>, noise: f64) ->
     let mut problems = Vec::new();
     let mut histories: BTreeMap<(String, String), History> = BTreeMap::new();
     let mut known: Vec<&str> = Vec::new();
+    // A run that was reported twice counts once.
+    let mut seen = BTreeSet::new();
     for file in &files {
         let read = record::latest(file)?;
         problems.extend(read.problems);
-        for record in read.records.iter().filter(|record| !record.sandbox && record.id.contains(part)) {
+        let is_wanted = |record: &&Record| !record.sandbox && record.id.contains(part);
+        for record in read.records.iter().filter(is_wanted) {
+            if !seen.insert((record.run.clone(), record.id.clone(), record.at.clone())) {
+                continue;
+            }
             let metrics = record.measures.as_ref().map(record::Measures::metrics).unwrap_or_default();
             known.extend(metrics.iter().map(|metric| metric.name));
             let wanted = |found: &&record::Metric| metric.is_none_or(|metric| metric == found.name);
@@ -148,7 +161,8 @@ fn moves(points: &[Point], noise: f64) -> Vec<Move> {
         let (from, to) = (starts[index - 1], starts.get(index + 1).copied().unwrap_or(points.len()));
         let (before, after) = (level(from, start), level(start, to));
         if (after / before).ln().abs() > noise.ln_1p() {
-            moves.push(Move { point: start, commit: points[start].commit.clone(), before, after });
+            let [last_commit, commit] = [start - 1, start].map(|point| points[point].commit.clone());
+            moves.push(Move { point: start, last_commit, commit, before, after });
         }
     }
     moves
@@ -190,40 +204,72 @@ fn levels(values: &[f64], noise: f64) -> Vec<usize> {
     starts
 }
 
+/// One row for each benchmark, with its values as bars and its last change of level.
+pub fn overview(histories: &[History]) -> String {
+    let mut rows = vec![["benchmark", "runs", "course", "last", "last step", "machine"].map(str::to_owned).to_vec()];
+    for history in histories {
+        let values: Vec<f64> = history.points.iter().map(|point| point.value).collect();
+        rows.push(vec![
+            history.id.clone(),
+            values.len().to_string(),
+            sparkline(&values, COURSE),
+            format!("{} {}", number(values.last().copied()), history.unit),
+            history.moves.last().map_or(String::new(), |step| history.said(step)),
+            history.machine.clone(),
+        ]);
+    }
+    terminal(&rows, 1)
+}
+
+/// Bars of an overview.
+const COURSE: usize = 16;
+
+/// The first characters of a commit.
+fn short(commit: &str) -> &str {
+    commit.get(..12).unwrap_or(commit)
+}
+
 impl History {
     /// The points as a table that marks each change of level.
     pub fn text(&self) -> String {
-        let mut rows =
-            vec![["measured", "commit", &format!("{} {}", self.metric, self.unit), ""].map(str::to_owned).to_vec()];
+        let metric = format!("{} {}", self.metric, self.unit);
+        let mut rows = vec![["measured", "commit", &metric, "step"].map(str::to_owned).to_vec()];
         for (place, point) in self.points.iter().enumerate() {
-            let moved = self.moves.iter().find(|moved| moved.point == place);
+            let step = self.moves.iter().find(|step| step.point == place);
             rows.push(vec![
                 point.at.clone(),
-                point.commit.get(..12).unwrap_or(&point.commit).to_owned(),
+                short(&point.commit).to_owned(),
                 number(Some(point.value)),
-                moved.map_or(String::new(), |moved| self.said(moved)),
+                step.map_or(String::new(), |step| {
+                    format!("{}, {} to {}", self.said(step), short(&step.last_commit), short(&step.commit))
+                }),
             ]);
         }
-        format!("{} on {}\n\n{}", text::line(&self.id), text::line(&self.machine), markdown(&rows, 2))
+        format!("{} on {}\n\n{}", line(&self.id), line(&self.machine), terminal(&rows, 2))
     }
 
-    fn said(&self, moved: &Move) -> String {
-        let change = (moved.after / moved.before - 1.0) * 100.0;
-        let is_better = (change > 0.0) == (self.better == Better::Higher);
-        format!("{} by {change:+.1} %", if is_better { "better" } else { "worse" })
+    fn said(&self, step: &Move) -> String {
+        let change = (step.after / step.before - 1.0) * 100.0;
+        format!("{} by {change:+.1} %", if self.is_worse(step) { "worse" } else { "better" })
     }
 
-    /// A plot of the points, with a line at each change of level.
-    ///
-    /// # Errors
-    /// When the plot cannot be drawn.
-    pub fn plot(&self) -> Result<Plot> {
+    fn is_worse(&self, step: &Move) -> bool {
+        (step.after > step.before) != (self.better == Better::Higher)
+    }
+
+    /// Size of the last change of level if it is for the worse, and 0 otherwise.
+    fn worsening(&self) -> f64 {
+        let worse = self.moves.last().filter(|step| self.is_worse(step));
+        worse.map_or(0.0, |step| (step.after / step.before).ln().abs())
+    }
+
+    /// A plot of the points as SVG, with a line at each change of level.
+    pub fn plot(&self) -> String {
         let values: Vec<f64> = self.points.iter().map(|point| point.value).collect();
         let commits: Vec<&str> =
             self.points.iter().map(|point| point.commit.get(..7).unwrap_or(&point.commit)).collect();
         let moved: Vec<usize> = self.moves.iter().map(|moved| moved.point).collect();
-        let svg = plot::history(&values, &commits, &moved, &format!("{}, {}", self.metric, self.unit))?;
-        Ok(Plot { file: "history.svg", title: "", svg })
+        plot::history(&values, &commits, &moved, &format!("{}, {}", self.metric, self.unit))
     }
 }
 
@@ -263,7 +309,7 @@ mod tests {
             let found = moves(&points(&[(100.0, 12), (93.0, 10), (110.0, 8)], seed), 0.03);
             let places: Vec<usize> = found.iter().map(|moved| moved.point).collect();
             assert_eq!(places, [12, 22], "seed {seed}");
-            assert_eq!(found[0].commit, "c12");
+            assert_eq!((found[0].last_commit.as_str(), found[0].commit.as_str()), ("c11", "c12"));
             assert!((found[1].after / found[1].before - 110.0 / 93.0).abs() < 0.03);
         }
     }

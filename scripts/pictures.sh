@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# Draws the pictures of the README and of the guide again: scripts/pictures.sh [report]
+#
+# The report is a kept one, for example target-reports/amd-epyc-2c/20261122T165718Z (the default is the newest). Its README,
+# its page and its plots are written again from its records; the records and data files stay. The pictures of the terminal
+# show simulated records. Needs Chromium (CHROMIUM, default chromium), tmux, and a built `candlepower` (CANDLEPOWER).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+chromium=${CHROMIUM:-chromium}
+candlepower=$(realpath "${CANDLEPOWER:-target/release/candlepower}")
+report=${1:-$(ls -d target-reports/*/*/ | sort | tail -1)}
+report=${report%/}
+images=src/guide/images
+mkdir -p "$images"
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+# The title of a report has the time at which it was written, so the title of the kept report stays.
+again=$("$candlepower" report "$report/results.jsonl" --to "$work/reports" 2>/dev/null)
+old=$(head -1 "$report/README.md") && new=$(head -1 "$again/README.md")
+for file in README.md index.html; do
+  sed -i "s|${new#\# }|${old#\# }|g" "$again/$file"
+  cp "$again/$file" "$report/$file"
+done
+rm -f "$report"/*.svg "$report"/*.png
+cp "$again"/*.svg "$again"/*.png "$report/"
+
+# picture FILE WIDTH HEIGHT SCHEME NAME: SCHEME is 1 for light colours and 0 for dark ones.
+picture() {
+  "$chromium" --headless=new --no-sandbox --disable-gpu --hide-scrollbars --blink-settings=preferredColorScheme="$4" \
+    --window-size="$2,$3" --screenshot="$work/$5" "file://$(realpath "$1")" 2>/dev/null
+  cp "$work/$5" "$images/$5"
+}
+picture "$report/index.html" 1100 780 1 report-light.png
+picture "$report/index.html" 1100 780 0 report-dark.png
+# Chromium's window has a least width, so the phone is a frame.
+printf '<body style="margin:0"><iframe src="file://%s" width=390 height=844 style="border:0"></iframe>' \
+  "$(realpath "$report/index.html")" >"$work/phone.html"
+picture "$work/phone.html" 390 844 1 report-phone.png
+
+# terminal WIDTH HEIGHT NAME COMMAND...: what a terminal of this size shows after the command has run for two seconds.
+terminal() {
+  local width=$1 height=$2 name=$3
+  shift 3
+  tmux -L pictures new-session -d -x "$width" -y "$height" "cd '$work' && $*; sleep 60"
+  sleep 2
+  tmux -L pictures capture-pane -p | sed 's/&/\&amp;/g; s/</\&lt;/g' >"$work/screen.txt"
+  tmux -L pictures kill-server
+  { printf '<meta charset=utf-8><body style="margin:8px;background:#111;color:#ddd"><pre style="margin:0;font:14px/1.2 DejaVu Sans Mono,monospace">'
+    cat "$work/screen.txt"; } >"$work/screen.html"
+  picture "$work/screen.html" $((width * 17 / 2 + 20)) $((height * 17 + 20)) 1 "$name"
+}
+(cd "$work" && "$candlepower" sandbox >/dev/null && "$candlepower" sandbox --run other --seed 7 >/dev/null)
+terminal 80 24 watch-80x24.png "$candlepower watch sandbox"
+terminal 120 40 watch-120x40.png "$candlepower watch sandbox"
+terminal 200 50 watch-200x50.png "$candlepower watch sandbox"
+terminal 120 40 compare-120x40.png "$candlepower compare sandbox other | head -40"
+ls -l "$images"

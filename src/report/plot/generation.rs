@@ -1,0 +1,193 @@
+//! Plots of generations.
+
+use super::{
+    Styles,
+    chart::{Axis, Chart, Colour, Scale, Style},
+    distinct, generations, model, scenario, variant,
+};
+use crate::report::{joined::Row, statistics::median};
+
+/// A bar: its height, an interval, and a line across it.
+struct Value {
+    height: f64,
+    interval: Option<(f64, f64)>,
+    notch: Option<f64>,
+}
+
+impl Value {
+    fn plain(height: f64) -> Self {
+        Self { height, interval: None, notch: None }
+    }
+}
+
+/// Generated tokens per second.
+pub fn tokens_per_s(rows: &[Row]) -> Option<Chart> {
+    by_scenario(rows, "tok/s", false, |row| {
+        let measures = row.generation()?;
+        let rate = |ns: f64| measures.generated_tokens as f64 / ns * 1e9;
+        let interval = row.criterion.map(|estimate| (rate(estimate.high_ns), rate(estimate.low_ns)));
+        Some(Value { height: measures.tokens_per_s, interval, notch: None })
+    })
+}
+
+/// Share of the bandwidth.
+pub fn mbu(rows: &[Row]) -> Option<Chart> {
+    by_scenario(rows, "% of bandwidth", true, |row| Some(Value::plain(row.generation()?.mbu? * 100.0)))
+}
+
+/// Share of the matrix rate.
+pub fn mfu(rows: &[Row]) -> Option<Chart> {
+    by_scenario(rows, "% of matrix rate", true, |row| Some(Value::plain(row.generation()?.mfu? * 100.0)))
+}
+
+/// Peak memory beside the weights.
+pub fn memory(rows: &[Row]) -> Option<Chart> {
+    by_scenario(rows, "peak memory, MB", false, |row| {
+        let notch = row.record.subject.weight_bytes.map(|bytes| bytes as f64 / 1e6);
+        Some(Value { notch, ..Value::plain(row.generation()?.peak_bytes? as f64 / 1e6) })
+    })
+}
+
+/// Bars grouped by scenario: a colour for each model, and lighter bars for each further engine.
+fn by_scenario(rows: &[Row], unit: &str, is_share: bool, value: fn(&Row) -> Option<Value>) -> Option<Chart> {
+    let rows: Vec<&Row> = generations(rows, false).into_iter().filter(|row| value(row).is_some()).collect();
+    if rows.is_empty() {
+        return None;
+    }
+    let scenarios = distinct(rows.iter().map(|row| scenario(row)));
+    let subject = |row: &Row| (model(row), variant(row));
+    let mut subjects: Vec<_> = rows.iter().map(|row| subject(row)).collect();
+    let styles = Styles::new(&rows, model, variant);
+    subjects.sort_by_key(|(model, _)| styles.colour.1.iter().position(|known| known == model));
+    subjects.dedup();
+    let heights =
+        || rows.iter().filter_map(|row| value(row)).map(|value| value.interval.map_or(value.height, |(_, high)| high));
+    let scale = if is_share { Scale::percent(heights()) } else { Scale::from_zero(heights()) };
+    let mut chart = Chart::new(Axis::new(Scale::Names(scenarios.clone()), "scenario"), Axis::new(scale, unit));
+    styles.explain(&mut chart);
+    for row in &rows {
+        let (Some(value), Some(place)) = (value(row), scenarios.iter().position(|name| *name == scenario(row))) else {
+            continue;
+        };
+        let number = subjects.iter().position(|known| *known == subject(row)).unwrap_or_default();
+        let bar = chart.bar(place, (number, subjects.len()), value.height, styles.of(row));
+        if let Some((low, high)) = value.interval {
+            chart.whisker(&bar, low, high);
+        }
+        if let Some(notch) = value.notch {
+            chart.notch(&bar, notch);
+        }
+    }
+    Some(chart)
+}
+
+/// Time to first token over the length of the prompt.
+pub fn ttft(rows: &[Row]) -> Option<Chart> {
+    let rows = generations(rows, false);
+    let points: Vec<(f64, f64)> = rows
+        .iter()
+        .filter_map(|row| row.generation())
+        .map(|measures| (measures.prompt_tokens as f64, measures.ttft_ms))
+        .collect();
+    if points.is_empty() {
+        return None;
+    }
+    let styles = Styles::new(&rows, model, variant);
+    let mut chart = Chart::new(
+        Axis::at(points.iter().map(|(x, _)| *x).collect(), "prompt, tokens"),
+        Axis::new(Scale::log(points.iter().map(|(_, y)| *y)), "TTFT, ms"),
+    );
+    styles.explain(&mut chart);
+    for (row, point) in rows.iter().zip(points) {
+        chart.dot(point, styles.of(row));
+    }
+    Some(chart)
+}
+
+/// The roofline model (Williams, Waterman and Patterson, 2009): the rate of each benchmark below its bound by bandwidth and
+/// matrix rate.
+pub fn roofline(rows: &[Row]) -> Option<Chart> {
+    let rows = generations(rows, false);
+    let limits = rows.iter().find_map(|row| row.record.limits.as_ref())?;
+    let styles = Styles::new(&rows, model, variant);
+    /// Whether it is a decode, operations per byte, GFLOP/s, and the style.
+    type Point = (bool, f64, f64, Style);
+    let mut points: Vec<Point> = Vec::new();
+    for row in &rows {
+        let Some((measures, work)) = row.generation().and_then(|measures| Some((measures, measures.work?))) else {
+            continue;
+        };
+        let mut add = |is_decode, flops: u64, bytes: u64, ms: f64| {
+            points.push((is_decode, flops as f64 / bytes as f64, flops as f64 / ms / 1e6, styles.of(row)));
+        };
+        add(false, work.prefill_flops, work.prefill_bytes, measures.ttft_ms);
+        if let Some(ms) = measures.tpot_ms {
+            add(true, work.step_flops, work.step_bytes, ms);
+        }
+    }
+    if points.is_empty() {
+        return None;
+    }
+    let (gb_per_s, peak) = (limits.read_bytes_per_s / 1e9, limits.matrix_flops_per_s / 1e9);
+    let ridge = peak / gb_per_s;
+    let left = points.iter().map(|point| point.1).fold(0.5f64.min(ridge / 4.0), f64::min) / 2.0;
+    let right = points.iter().map(|point| point.1).fold(ridge * 4.0, f64::max) * 2.0;
+    let low = points.iter().map(|point| point.2).fold(left * gb_per_s, f64::min) / 2.0;
+    let mut chart = Chart::new(
+        Axis::new(Scale::Log(left, right), "floating-point operations per byte"),
+        Axis::new(Scale::Log(low, peak * 3.0), "GFLOP/s"),
+    );
+    styles.explain(&mut chart);
+    chart.text_key("circle: decode");
+    chart.text_key("triangle: prefill");
+    let (foot, bend, end) = ((left, left * gb_per_s), (ridge, peak), (right, peak));
+    chart.guide(&[foot, bend, end]);
+    let slope = chart.angle(foot, bend);
+    chart.label((left * 1.5, left * 1.5 * gb_per_s), &format!("bandwidth: {gb_per_s:.1} GB/s"), slope);
+    chart.label((ridge * 1.05, peak), &format!("matrix rate: {peak:.0} GFLOP/s"), 0.0);
+    for (is_decode, flops_per_byte, gflops, style) in points {
+        match is_decode {
+            true => chart.dot((flops_per_byte, gflops), style),
+            false => chart.triangle((flops_per_byte, gflops), style),
+        }
+    }
+    Some(chart)
+}
+
+/// Most points of a line of [`step_latency`].
+const MOST_POINTS: usize = 96;
+
+/// Lines over the position in the sequence: a colour for each model, and a dash for each scenario and engine.
+pub fn step_latency(rows: &[Row]) -> Option<Chart> {
+    let rows = generations(rows, false);
+    let steps = |row: &Row| row.generation().map_or(0, |measures| measures.itl_by_position_ms.len());
+    let longest = rows.iter().map(|row| steps(row)).max().filter(|longest| *longest > 1)?;
+    let rows: Vec<&Row> = rows.into_iter().filter(|row| steps(row) == longest).collect();
+    // Each point is the median of neighbours, so that a single slow step does not hide the course.
+    let width = longest.div_ceil(MOST_POINTS);
+    let lines: Vec<(&Row, Vec<(f64, f64)>)> = rows
+        .iter()
+        .filter_map(|row| {
+            let measures = row.generation()?;
+            let middle = |number: usize| (measures.prompt_tokens + number * width + width / 2 + 1) as f64;
+            let points = measures.itl_by_position_ms.chunks(width).enumerate();
+            Some((*row, points.map(|(number, itl)| (middle(number), median(itl))).collect()))
+        })
+        .collect();
+    let points = || lines.iter().flat_map(|(_, points)| points);
+    let mut chart = Chart::new(
+        Axis::new(Scale::from_zero(points().map(|(x, _)| *x)), "position in the sequence, tokens"),
+        Axis::new(Scale::from_zero(points().map(|(_, y)| *y)), "inter-token latency, ms"),
+    );
+    let is_one_variant = rows.iter().all(|row| variant(row) == variant(rows[0]));
+    let both = |row: &Row| format!("{}, {}", scenario(row), variant(row));
+    let styles = Styles::new(&rows, model, if is_one_variant { scenario } else { both });
+    styles.explain(&mut chart);
+    for (row, points) in &lines {
+        chart.line(points, styles.of(row));
+    }
+    Some(chart)
+}
+
+/// The colour of a single line.
+pub const ONLY: Style = Style { colour: Colour(0), dash: 0 };

@@ -1,0 +1,72 @@
+//! Plots over time or steps: the history of a benchmark, and the losses of a training.
+
+use std::fmt::Write;
+
+use super::{
+    Plot, PlotRow,
+    chart::{Axis, Chart, Colour, Scale, Style},
+    generation::ONLY,
+};
+use crate::record::measures::TableKey;
+
+/// Labels below a history.
+const MOST_LABELS: usize = 10;
+
+/// A line plot of values with a name below some of them, and a vertical line at each index of `moved`.
+pub fn history(values: &[f64], names: &[&str], moved: &[usize], unit: &str) -> String {
+    let every = values.len().div_ceil(MOST_LABELS).max(1);
+    let name = |(place, name): (usize, &&str)| if place % every == 0 { (*name).to_owned() } else { String::new() };
+    let names = names.iter().enumerate().map(name).collect();
+    let mut chart =
+        Chart::new(Axis::new(Scale::Names(names), "commit"), Axis::new(Scale::from_zero(values.iter().copied()), unit));
+    for &place in moved {
+        chart.vertical(place as f64 - 0.5, Style { colour: Colour::WORSE, dash: 1 });
+    }
+    if !moved.is_empty() {
+        chart.dash_key(1, "change of level");
+    }
+    let points: Vec<(f64, f64)> = values.iter().enumerate().map(|(place, value)| (place as f64, *value)).collect();
+    chart.dotted_line(&points, ONLY);
+    super::standalone(&chart.svg(&format!("{unit} over commits")))
+}
+
+/// A line of values without axes, 120 by 24 pixels, with a dot at each index of `moved` and at the last value.
+pub fn sparkline(values: &[f64], moved: &[usize]) -> String {
+    const WIDTH: f64 = 120.0;
+    const HEIGHT: f64 = 24.0;
+    const EDGE: f64 = 3.0;
+    let (low, high) = values.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(*v), h.max(*v)));
+    let at = |place: usize| {
+        let share = if high > low { (values[place] - low) / (high - low) } else { 0.5 };
+        let x = EDGE + (WIDTH - 2.0 * EDGE) * place as f64 / (values.len() - 1).max(1) as f64;
+        (x, HEIGHT - EDGE - (HEIGHT - 2.0 * EDGE) * share)
+    };
+    let points: Vec<String> = (0..values.len()).map(at).map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
+    let mut svg = format!(
+        "<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" width=\"{WIDTH}\" height=\"{HEIGHT}\" aria-hidden=\"true\">\
+         <polyline fill=\"none\" stroke=\"currentColor\" stroke-width=\"1.5\" points=\"{}\"/>",
+        points.join(" ")
+    );
+    for (place, class) in moved.iter().map(|place| (*place, "step")).chain([(values.len().saturating_sub(1), "last")]) {
+        if place < values.len() {
+            let (x, y) = at(place);
+            let _ = write!(svg, "<circle class=\"{class}\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3\"/>");
+        }
+    }
+    svg + "</svg>"
+}
+
+/// Loss over the steps of a training, for the batches and for the validation split.
+pub fn loss_curve(training: &[(f64, f64)], validation: &[(f64, f64)]) -> Plot {
+    let points = || training.iter().chain(validation);
+    let mut chart = Chart::new(
+        Axis::new(Scale::from_zero(points().map(|(x, _)| *x)), "step"),
+        Axis::new(Scale::from_zero(points().map(|(_, y)| *y)), "loss, nats per token"),
+    );
+    for (number, (name, points)) in [("training", training), ("validation", validation)].into_iter().enumerate() {
+        chart.colour_key(Colour(number), name);
+        chart.line(points, Style { colour: Colour(number), dash: 0 });
+    }
+    let row = PlotRow { file: "loss_curve.svg", title: "Loss over steps", beside: TableKey::Training, draw: |_| None };
+    Plot::new(&row, chart)
+}
