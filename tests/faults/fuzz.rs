@@ -206,7 +206,8 @@ fn records_of_others() {
             comparison.json().expect("JSON");
         }
         let _ = history::histories(&folder.path().join("reports"), "", None, 0.03);
-        for format in [export::Format::Openmetrics] {
+        use export::Format::{Bencher, GithubBigger, GithubSmaller, Openmetrics, Registry};
+        for format in [Bencher, GithubBigger, GithubSmaller, Openmetrics, Registry] {
             let _ = export::export(&read.records.iter().collect::<Vec<_>>(), format);
         }
         if let Ok(joined) = joined::join(&file, &folder.path().join("criterion")) {
