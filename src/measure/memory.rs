@@ -170,7 +170,7 @@ fn system_available_bytes() -> Option<u64> {
 
 /// Address space that the process may still map, where `ulimit -v` limits it.
 #[cfg(target_os = "linux")]
-fn address_space_left() -> Option<u64> {
+pub(crate) fn address_space_left() -> Option<u64> {
     let number = |file: &str, key: &str| -> Option<u64> {
         let text = std::fs::read_to_string(file).ok()?;
         text.lines().find_map(|line| line.strip_prefix(key))?.split_whitespace().next()?.parse().ok()
@@ -182,7 +182,7 @@ fn address_space_left() -> Option<u64> {
 
 /// Other systems do not report it.
 #[cfg(not(target_os = "linux"))]
-fn address_space_left() -> Option<u64> {
+pub(crate) fn address_space_left() -> Option<u64> {
     None
 }
 

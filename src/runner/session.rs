@@ -14,7 +14,7 @@ use chrono::{SecondsFormat, Utc};
 use crate::{
     error::one_line,
     kernels::{inference, system::set_variable},
-    measure::{gpu, machine},
+    measure::{gpu, machine, memory},
     names::PathName,
     record::{self, BenchmarkId, Machine, Record, SCHEMA, Sink, Software, Status},
     settings::{Settings, most_threads},
@@ -151,18 +151,27 @@ const THREADS: &str = "RAYON_NUM_THREADS";
 /// one of them cannot be started.
 const POOLS: usize = 3;
 
+/// Address space of the stack of a thread, and what the standard library adds.
+const STACK_BYTES: u64 = (2 << 20) + (64 << 10);
+
 /// Checks that the system starts as many threads as the pools need.
 fn check_threads(threads: usize) -> Result<()> {
+    let count = POOLS * threads;
+    let told = || {
+        format!(
+            "{count} threads could not be started: set CANDLEPOWER_THREADS to fewer, or raise the limits of processes and \
+             memory (ulimit -u, ulimit -v)"
+        )
+    };
+    // A thread that starts without memory ends the process, so half of the space must remain.
+    let left = memory::address_space_left();
+    let fits = left.is_none_or(|left| 2 * count as u64 * STACK_BYTES <= left);
+    ensure!(fits, "{}: their stacks do not fit", told());
     let gate = Mutex::new(());
     thread::scope(|scope| {
         let closed = gate.lock();
-        let start = |number| {
-            let started = thread::Builder::new().spawn_scoped(scope, || drop(gate.lock()));
-            started.map(drop).with_context(|| {
-                format!("thread {} of {} could not be started: set CANDLEPOWER_THREADS to fewer, or raise the limits of processes and memory (ulimit -u, ulimit -v)", number + 1, POOLS * threads)
-            })
-        };
-        let started = (0..POOLS * threads).try_for_each(start);
+        let start = |_| thread::Builder::new().spawn_scoped(scope, || drop(gate.lock())).map(drop);
+        let started = (0..count).try_for_each(start).with_context(told);
         drop(closed);
         started
     })

@@ -217,7 +217,8 @@ fn records_of_others() {
                 history.plot();
             }
         }
-        for format in [export::Format::Openmetrics] {
+        use export::Format::{Bencher, GithubBigger, GithubSmaller, Openmetrics, Registry};
+        for format in [Bencher, GithubBigger, GithubSmaller, Openmetrics, Registry] {
             let _ = export::export(&read.records.iter().collect::<Vec<_>>(), format);
         }
         if let Ok(joined) = joined::join(&file, &folder.path().join("criterion")) {

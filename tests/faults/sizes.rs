@@ -104,7 +104,7 @@ fn budgets_and_counts_are_refused_by_their_key() {
     ] {
         fs::write(folder.path().join("nightly.json"), nightly(key, value)).expect("written");
         let error = refused(folder.path(), &["nightly", "nightly.json"]);
-        assert!(error.contains(&format!("{key}")), "{key}={value}: {error}");
+        assert!(error.contains(key), "{key}={value}: {error}");
     }
     for budget in ["1e300", "1e999", "-5"] {
         let text = format!(r#"{{"benchmarks": [{{"bench": "a", "budget_minutes": {budget}}}]}}"#);

@@ -14,7 +14,7 @@ use candlepower::{
     files::{SETTINGS_MAX_BYTES, read_text_limited},
     names::PathName,
     output,
-    record::{self, Metric, RECORDS, Record, write_whole},
+    record::{self, Metric, RECORDS, Record, Status, write_whole},
     report::compare::{Comparison, Side, Strictness, compare},
     runner::Shard,
     settings::{PREFIX, Settings},
@@ -150,8 +150,10 @@ impl Nightly {
         let file = runs.join(&run).join(RECORDS);
         let read = if file.is_file() { record::latest(&file)? } else { record::Read::default() };
         problems.extend(read.problems.iter().cloned());
-        let failed = |record: &Record| Some(format!("{}: failed: {}", record.id, record.reason.as_ref()?));
-        problems.extend(read.records.iter().filter_map(failed));
+        for record in read.records.iter().filter(|record| record.status == Status::Failed) {
+            let reason = record.reason.as_deref().unwrap_or("no reason given");
+            problems.push(format!("{}: failed: {reason}", record.id));
+        }
         if read.records.is_empty() {
             problems.push("nothing was measured".into());
         }

@@ -13,7 +13,7 @@ use candlepower::{
     files::{SETTINGS_MAX_BYTES, read_text_limited},
     names::PathName,
     output,
-    record::{self, Measures, Record, columns, write_whole},
+    record::{self, Measures, Record, Status, columns, write_whole},
     report::{
         columns::{self as report_columns, LabelTemplate},
         sweep::{self, Ranking},
@@ -201,7 +201,7 @@ impl Sweep {
         for problem in read.problems {
             crate::note(&problem);
         }
-        let failed = records.iter().filter(|record| record.reason.is_some()).count();
+        let failed = records.iter().filter(|record| record.status == Status::Failed).count();
         if failed > 0 {
             let all = records.len();
             output::report(format_args!("error: {failed} of {all} combinations failed; see the table for the reasons"));

@@ -50,7 +50,7 @@ pub fn main(body: impl FnOnce(&mut Suite)) -> ExitCode {
             check_writable(&session.settings().out)?;
         }
         // Criterion says once that it found no gnuplot, and panics if nobody can read that.
-        if let Err(error) = caught(|| Ok(drop(Criterion::default()))) {
+        if let Err(error) = caught(|| Ok(Criterion::default())) {
             output::redirect(&format!("{error:#}"));
         }
         let mut suite = Suite {
