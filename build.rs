@@ -10,6 +10,8 @@ fn main() {
     let lock = lock_file();
     let text = lock.as_deref().and_then(|lock| fs::read_to_string(lock).ok()).unwrap_or_default();
     export("CANDLE", &version(&text, "candle-core"));
+    export("CANDLE_NN", &version(&text, "candle-nn"));
+    export("CANDLE_TRANSFORMERS", &version(&text, "candle-transformers"));
     export("CRITERION", &version(&text, "criterion"));
     export("RUSTC", &rustc());
     export("PROFILE", &env::var("PROFILE").unwrap_or_else(|_| "unknown".into()));
@@ -24,15 +26,17 @@ fn export(key: &str, value: &str) {
 }
 
 /// The Cargo.lock of the build. The first one above the output folder belongs to the workspace, also where this crate is a
-/// dependency. If the target folder is outside the workspace, the one beside this file is used, unless it came with a
-/// package: Cargo ignores that one when it builds a dependency.
+/// dependency. If this crate lies in the target folder, as the worktrees of a duel do, or the target folder is outside the
+/// workspace, the one beside this file is used, unless it came with a package: Cargo ignores that one when it builds a
+/// dependency.
 fn lock_file() -> Option<PathBuf> {
-    let out = env::var_os("OUT_DIR").map(PathBuf::from);
-    let above = out.iter().flat_map(|out| out.ancestors()).map(Path::to_owned);
-    let own = env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
+    let out = PathBuf::from(env::var_os("OUT_DIR")?);
+    let own = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR")?);
+    let lock = |folder: &Path| Some(folder.join("Cargo.lock")).filter(|lock| lock.is_file());
     // Cargo writes this marker into packages that it unpacked or cloned.
-    let own = own.filter(|own| !own.join(".cargo-ok").exists());
-    above.chain(own).map(|folder| folder.join("Cargo.lock")).find(|lock| lock.is_file())
+    let own_lock = lock(&own).filter(|_| !own.join(".cargo-ok").exists());
+    let above = |folder: &Path| lock(folder).or_else(|| own_lock.clone().filter(|_| own.starts_with(folder)));
+    out.ancestors().find_map(above).or_else(|| own_lock.clone())
 }
 
 /// The version of a package. The source is added if it is not a registry, because the version of a checkout does not

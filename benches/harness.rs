@@ -87,13 +87,13 @@ fn main() -> ExitCode {
             ratios.sort_unstable_by(f64::total_cmp);
             // Distribution-free 95 % interval of the median: the order statistics at n/2 ± √n.
             let (middle, half_width) = (ratios.len() / 2, (ratios.len() as f64).sqrt().ceil() as usize);
-            println!(
+            candlepower::output::print_line(format_args!(
                 "suite / bare loop: median {:.4} of {} pairs, 95 % interval {:.4} to {:.4}",
                 ratios[middle],
                 ratios.len(),
                 ratios[middle.saturating_sub(half_width)],
                 ratios[(middle + half_width).min(ratios.len() - 1)]
-            );
+            ));
         }
         criterion.final_summary();
         Ok(ExitCode::SUCCESS)

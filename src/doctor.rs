@@ -18,6 +18,7 @@ use crate::{
     },
     model::{ModelSpec, shape},
     settings::Settings,
+    text,
 };
 
 /// The result of one check.
@@ -90,16 +91,16 @@ pub fn examine(settings: &Settings) -> Vec<Finding> {
 
 /// Formats the findings as aligned lines.
 pub fn render(findings: &[Finding]) -> String {
-    let mut text = String::new();
+    let mut lines = String::new();
     for Finding { topic, level, text: what } in findings {
         let mark = match level {
             Fine => "ok",
             Note => "note",
             Warning => "WARNING",
         };
-        let _ = writeln!(text, "{mark:<8}{topic:<10}{what}");
+        let _ = writeln!(lines, "{mark:<8}{topic:<10}{}", text::line(what));
     }
-    text
+    lines
 }
 
 fn finding(topic: &'static str, level: Level, text: String) -> Finding {

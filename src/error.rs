@@ -1,6 +1,13 @@
-//! Error messages in one line each, with the meaning of driver errors and the nearest valid name.
+//! Error messages in one line each, with the meaning of driver errors and the nearest valid name; and panics as errors.
 
-use std::fmt;
+use std::{
+    any::Any,
+    cell::RefCell,
+    fmt,
+    panic::{self, AssertUnwindSafe, PanicHookInfo},
+};
+
+use anyhow::{Result, anyhow};
 
 use crate::text;
 
@@ -42,6 +49,52 @@ pub fn explained(text: &str) -> String {
         return format!("{}{advice} ({name}){}", &text[..start], &text[end.unwrap_or(text.len())..]);
     }
     text.to_owned()
+}
+
+thread_local! {
+    /// Where the last panic of this thread happened.
+    static LOCATION: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+/// Keeps the location of a panic for [`caught`]. A panic hook calls it.
+pub(crate) fn keep_location(panic: &PanicHookInfo) {
+    LOCATION.with_borrow_mut(|location| *location = panic.location().map(ToString::to_string));
+}
+
+/// Runs `body` and turns a panic into an error that names the panic's location.
+pub(crate) fn caught<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
+    panic::catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|payload| {
+        Err(match payload.downcast::<Aborted>() {
+            Ok(aborted) => aborted.0,
+            Err(payload) => {
+                let message = message(payload.as_ref());
+                match LOCATION.take() {
+                    // A stream that is closed is not the fault of the code at the location.
+                    Some(location) if !message.starts_with("failed printing to") => {
+                        anyhow!("{message} (a panic at {location}; RUST_BACKTRACE=1 shows the backtrace)")
+                    }
+                    _ => anyhow!("{message}"),
+                }
+            }
+        })
+    })
+}
+
+/// An error that leaves a benchmark's closure. Criterion offers no other way out.
+struct Aborted(anyhow::Error);
+
+/// Gives up on the benchmark that is running: the innermost [`caught`] returns the error.
+pub(crate) fn abort(error: anyhow::Error) -> ! {
+    panic::resume_unwind(Box::new(Aborted(error)))
+}
+
+fn message(panicked: &(dyn Any + Send)) -> String {
+    let text = panicked
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or_else(|| panicked.downcast_ref::<&str>().copied())
+        .unwrap_or("it panicked without a message");
+    one_line(&text)
 }
 
 /// Returns the nearest valid name, if one is close.

@@ -1,10 +1,43 @@
-//! Reading files that someone else may have made.
+//! Files that someone else may have made, and temporary files of this crate.
 
 use std::{
     fs::{self, File},
-    io::{self, ErrorKind, Read},
+    io::{self, ErrorKind, Read, Write},
     path::Path,
 };
+
+/// Start and end of the names of temporary files and folders, so that they can be told from files of others.
+const TEMPORARY: (&str, &str) = (".candlepower-", ".tmp");
+
+/// A builder of temporary files and folders that will be kept. They get `mode` less the umask, because the default permits
+/// only the owner.
+pub fn temporary_that_stays(mode: u32) -> tempfile::Builder<'static, 'static> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(TEMPORARY.0).suffix(TEMPORARY.1);
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(mode));
+    #[cfg(not(unix))]
+    let _ = mode;
+    builder
+}
+
+/// Returns whether the last part of a path is the name of a temporary file or folder of this crate. A process that was
+/// killed leaves them behind.
+pub fn is_temporary(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    name.starts_with(TEMPORARY.0) && name.ends_with(TEMPORARY.1)
+}
+
+/// Checks that a folder exists or can be created, and that it has room for a file of 64 KiB.
+///
+/// # Errors
+/// When it does not.
+pub fn check_room(folder: &Path) -> io::Result<()> {
+    fs::create_dir_all(folder)?;
+    let mut file = tempfile::Builder::new().prefix(TEMPORARY.0).suffix(TEMPORARY.1).tempfile_in(folder)?;
+    file.write_all(&[0; 1 << 16])?;
+    file.as_file().sync_data()
+}
 
 /// Largest settings file or list of benchmarks: a person writes those.
 pub const SETTINGS_MAX_BYTES: u64 = 1 << 20;

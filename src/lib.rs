@@ -86,14 +86,19 @@ pub mod config;
 pub mod device;
 #[cfg(feature = "cli")]
 pub mod doctor;
+#[cfg(feature = "cli")]
+pub mod duel;
 pub mod error;
 pub mod files;
 pub mod generate;
 pub mod guide;
 mod kernels;
+#[cfg(feature = "serve")]
+pub mod load;
 pub mod measure;
 pub mod model;
 pub mod names;
+pub mod output;
 pub mod record;
 pub mod report;
 pub mod runner;

@@ -9,10 +9,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use candle_core::DType;
 use serde::{Deserialize, Deserializer, de::Error as _};
 
+pub use crate::kernels::inference::Instructions;
 use crate::{
     config::{Layers, config, from_0_to_10},
     device::DeviceChoice,
@@ -75,6 +76,10 @@ config! {
         #[default = "one per physical core"]
         #[serde(deserialize_with = "threads")]
         pub threads: Option<usize> = None,
+
+        /// Instruction set of the CPU kernels of engine tuned: portable, avx2, avx512 or avx512bf16
+        #[default = "the fastest that the machine has"]
+        pub instructions: Option<Instructions> = None,
     }
     and {
         /// The run that records are appended to; `None` starts a new one.
@@ -95,8 +100,13 @@ impl Settings {
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(error).context(format!("{FILE} cannot be read")),
         };
-        let environment = env::vars_os().map(|(key, value)| (lossy(key), lossy(value)));
-        Self::resolve(flags, environment, file.as_deref(), &cargo_target())
+        let (environment, unreadable) = variables(env::vars_os());
+        let settings = Self::resolve(flags, environment.into_iter(), file.as_deref(), &cargo_target());
+        match settings {
+            Ok(settings) if unreadable.is_empty() => Ok(settings),
+            Ok(_) => bail!(unreadable.join("\n")),
+            Err(error) => bail!([vec![format!("{error:#}")], unreadable].concat().join("\n")),
+        }
     }
 
     /// As [`Self::load`], from the given environment, text of the file, and Cargo's target folder.
@@ -158,8 +168,29 @@ fn cargo_target() -> PathBuf {
     env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), PathBuf::from)
 }
 
-fn lossy(text: OsString) -> String {
-    text.to_string_lossy().into_owned()
+/// The variables of this crate, and a line for each whose value is not UTF-8. Replacing such bytes would name another folder
+/// or model.
+fn variables(all: impl Iterator<Item = (OsString, OsString)>) -> (Vec<(String, String)>, Vec<String>) {
+    let mut variables = Vec::new();
+    let mut unreadable = Vec::new();
+    for (key, value) in all {
+        let key = key.to_string_lossy().into_owned();
+        match value.into_string() {
+            _ if !key.starts_with(PREFIX) => {}
+            Ok(value) => variables.push((key, value)),
+            Err(value) => unreadable.push(format!("{key}='{}': it is not UTF-8", value.to_string_lossy())),
+        }
+    }
+    (variables, unreadable)
+}
+
+/// Cargo's target folder for a checkout, absolute.
+#[cfg(feature = "cli")]
+pub(crate) fn cargo_target_of(checkout: &Path) -> PathBuf {
+    match env::var_os("CARGO_TARGET_DIR") {
+        Some(target) => std::path::absolute(&target).unwrap_or_else(|_| target.into()),
+        None => checkout.join("target"),
+    }
 }
 
 /// Reads at least one model. Repetitions are removed.
@@ -185,10 +216,19 @@ fn folder<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Erro
 }
 
 fn threads<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<usize>, D::Error> {
+    let most = most_threads();
     match Option::deserialize(deserializer) {
-        Ok(threads @ (None | Some(1..=4096))) => Ok(threads),
-        _ => Err(D::Error::custom("expected a whole number from 1 to 4096")),
+        Ok(None) => Ok(None),
+        Ok(Some(threads)) if (1..=most).contains(&threads) => Ok(Some(threads)),
+        _ => Err(D::Error::custom(format!("expected a whole number from 1 to {most}"))),
     }
+}
+
+/// The largest number of threads: eight for each core, and at least 64. More threads than cores wait for one another, and
+/// with thousands a matrix product takes minutes.
+pub fn most_threads() -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    (8 * cores).max(64)
 }
 
 #[cfg(test)]
@@ -243,7 +283,7 @@ mod tests {
             ("CANDLEPOWER_MODELS", "llama-mini,nonsense"),
             ("CANDLEPOWER_DEVICE", "tpu"),
             ("CANDLEPOWER_SKEW", "-1"),
-            ("CANDLEPOWER_THREADS", "0"),
+            ("CANDLEPOWER_THREADS", "4096000"),
             ("CANDLEPOWER_MODEL", "llama-mini"),
         ];
         let file = "dtype = 'f8'\ntier = 'everything'\nout = ''\nengine = 'tund'\ncolour = 'red'";
@@ -254,7 +294,7 @@ mod tests {
             "CANDLEPOWER_MODELS='llama-mini,nonsense': unknown model 'nonsense'",
             "CANDLEPOWER_DEVICE='tpu': unknown device 'tpu'",
             "CANDLEPOWER_SKEW='-1'",
-            "CANDLEPOWER_THREADS='0'",
+            "CANDLEPOWER_THREADS='4096000': expected a whole number from 1 to ",
             "did you mean CANDLEPOWER_MODELS?",
             "dtype in candlepower.toml='f8': unknown dtype 'f8'",
             "--seed='-1': expected a whole number",
@@ -265,6 +305,17 @@ mod tests {
         ] {
             assert!(message.contains(part), "{part} is missing from:\n{message}");
         }
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn values_that_are_not_utf8_are_refused_by_their_key() {
+        use std::os::unix::ffi::OsStringExt;
+        let pair = |key: &str, value: &[u8]| (OsString::from(key), OsString::from_vec(value.to_vec()));
+        let all = [pair("CANDLEPOWER_OUT", b"a\xff"), pair("CANDLEPOWER_SEED", b"7"), pair("OTHER", b"\xff")];
+        let (variables, unreadable) = variables(all.into_iter());
+        assert_eq!(variables, [("CANDLEPOWER_SEED".to_owned(), "7".to_owned())]);
+        assert_eq!(unreadable, ["CANDLEPOWER_OUT='a\u{fffd}': it is not UTF-8"]);
     }
 
     #[test]

@@ -16,6 +16,20 @@ pub fn lines(text: &str) -> String {
     escaped(text, |c| is_unsafe(c) && c != '\n' && c != '\t')
 }
 
+/// For JSON on a terminal: the same characters as in [`lines()`] become JSON's escapes, which mean the same.
+pub fn json(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            c if !is_unsafe(c) || c == '\n' || c == '\t' => out.push(c),
+            c => {
+                let _ = write!(out, "\\u{:04x}", u32::from(c));
+            }
+        }
+    }
+    out
+}
+
 /// For a cell of a Markdown table: one line without links and HTML, which ends neither the cell nor the line.
 pub fn markdown(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
@@ -59,8 +73,10 @@ pub fn csv(text: &str) -> String {
     if is_formula { format!("'{text}") } else { text.to_owned() }
 }
 
-/// For the value of a label in OpenMetrics, between its quotes.
+/// For the value of a label in OpenMetrics, between its quotes. Control characters other than line breaks are escaped as in
+/// [`line()`].
 pub fn openmetrics(text: &str) -> String {
+    let text = escaped(text, |c| is_unsafe(c) && c != '\n');
     text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
 
@@ -111,6 +127,8 @@ mod tests {
             (csv, "-1.5e-3", "-1.5e-3"),
             (csv, "medium/a/b", "medium/a/b"),
             (openmetrics, "a\"b\\c\nd", "a\\\"b\\\\c\\nd"),
+            (openmetrics, "a\u{1b}[2J", "a\\\\u{1b}[2J"),
+            (json, "{\"a\": \"\u{9b}2J\u{202e}\"}\n", "{\"a\": \"\\u009b2J\\u202e\"}\n"),
         ] {
             assert_eq!(function(text), safe, "{text:?}");
         }

@@ -2,9 +2,10 @@
 //! way. Under `cargo test`, it runs itself as a target and checks the results.
 
 use std::{
-    fs,
+    fs::{self, OpenOptions},
+    io,
     path::{Path, PathBuf},
-    process::{Command, ExitCode, Output},
+    process::{Command, ExitCode, Output, Stdio},
 };
 
 use anyhow::{Result, bail};
@@ -98,12 +99,16 @@ impl World {
     }
 
     fn run(&self, arguments: &[&str], environment: &[(&str, &str)]) -> Output {
+        self.command(arguments, environment).output().expect("it starts")
+    }
+
+    fn command(&self, arguments: &[&str], environment: &[(&str, &str)]) -> Command {
         let mut command = Command::new(std::env::current_exe().expect("this program"));
         // Cargo's variables would make the target join a run.
         command.env_remove("CARGO").env_remove("RUST_BACKTRACE").env(BENCH_TARGET, "1");
         command.env("CANDLEPOWER_OUT", "out").env("CRITERION_HOME", self.path("criterion"));
         command.envs(environment.iter().copied()).args(arguments).current_dir(self.0.path());
-        command.output().expect("it starts")
+        command
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -289,11 +294,102 @@ fn targets_of_one_cargo_share_a_run() {
     assert!(stderr(&output).contains("can't be the name of a file or folder") && !world.path("elsewhere").exists());
 }
 
+/// A pipe whose reader is closed, as `head` leaves it.
+fn closed() -> Stdio {
+    io::pipe().expect("a pipe").1.into()
+}
+
+/// Criterion prints with macros that panic then. No record is lost.
+fn closed_streams_lose_no_record() {
+    let full = || OpenOptions::new().write(true).open("/dev/full").map_or_else(|_| closed(), Stdio::from);
+    let has_full = Path::new("/dev/full").exists();
+    for (stdout, stderr, code) in [
+        (closed(), Stdio::piped(), 0),
+        (Stdio::null(), closed(), 0),
+        (closed(), closed(), 0),
+        (full(), Stdio::piped(), if has_full { 2 } else { 0 }),
+    ] {
+        let world = World::new();
+        let mut command = world.command(&["--bench", "^(tiny|small)/(first|last)/"], &[]);
+        let output = command.stdout(stdout).stderr(stderr).output().expect("it starts");
+        let errors = self::stderr(&output);
+        assert_eq!(output.status.code(), Some(code), "{errors}");
+        assert!(!errors.contains("panic") && !errors.contains("failed printing"), "{errors}");
+        let records = world.records();
+        assert_eq!(records.len(), 4, "{errors}");
+        for record in &records {
+            assert_eq!(record.status, Status::Measured, "{:?}", record.reason);
+            let Some(Measures::Generation(measures)) = &record.measures else { panic!("{record:?}") };
+            assert_eq!(measures.samples, 10);
+        }
+        if code == 2 {
+            assert!(errors.contains("error: output was lost: No space left on device"), "{errors}");
+        }
+    }
+}
+
+/// Measures in a process of its own, in which Criterion's folder is a file system of so few kilobytes.
+fn a_full_folder_of_criterion_loses_no_record() {
+    for kilobytes in [4, 20, 200, 600] {
+        let world = World::new();
+        fs::create_dir(world.path("criterion")).expect("a folder");
+        let inner = world.command(&["--bench", "^(tiny|small)/(first|fails|last)/"], &[]);
+        let mut command = Command::new("unshare");
+        for (key, value) in inner.get_envs() {
+            match value {
+                Some(value) => command.env(key, value),
+                None => command.env_remove(key),
+            };
+        }
+        let mount = format!("mount -t tmpfs -o size={kilobytes}k tmpfs criterion || exit 99");
+        command.args(["-rm", "sh", "-c", &format!("{mount}; exec \"$0\" \"$@\"")]);
+        command.arg(inner.get_program()).args(inner.get_args()).current_dir(world.0.path());
+        let output = match command.output() {
+            Ok(output)
+                if output.status.code() != Some(99) && output.status.code() != Some(1)
+                    || !world.records().is_empty() =>
+            {
+                output
+            }
+            _ => return println!("skipped: this system gives no small file system to a test"),
+        };
+        let (errors, text) = (stderr(&output), String::from_utf8_lossy(&output.stdout).into_owned());
+        assert_eq!(output.status.code(), Some(1), "{errors}");
+        assert!(!errors.contains("panicked") && !errors.contains("called `"), "{kilobytes} kB: {errors}");
+        let statuses: Vec<_> = world.records().into_iter().map(|record| record.status).collect();
+        let expected = [Status::Measured, Status::Failed, Status::Measured].repeat(2);
+        assert_eq!(statuses, expected, "{kilobytes} kB: {errors}");
+        // The tables and the failures of the whole run.
+        assert!(text.contains("Records: out/") && text.contains("| first") && text.contains("| last"), "{text}");
+        assert!(errors.contains("error: 2 of 6 benchmarks failed") && errors.contains("this model fails"), "{errors}");
+        if errors.contains("Criterion's report was not written") {
+            assert!(errors.contains("set CRITERION_HOME"), "{errors}");
+        }
+    }
+}
+
+/// Criterion's options are read by the suite too.
+fn options_that_are_not_utf8_or_too_large_are_refused() {
+    let world = World::new();
+    for (option, value) in [("--sample-size", "1000000000000"), ("--nresamples", "1000000000000000000")] {
+        let output = world.run(&["--bench", option, value], &[]);
+        let errors = stderr(&output);
+        assert!(output.status.code() == Some(2) && errors.contains(&format!("{option} {value}: expected")), "{errors}");
+    }
+    #[cfg(unix)]
+    {
+        use std::os::unix::ffi::OsStrExt;
+        let mut command = world.command(&["--bench"], &[]);
+        let output = command.arg(std::ffi::OsStr::from_bytes(b"tiny\xff")).output().expect("it starts");
+        assert!(!output.status.success() && !stderr(&output).contains("panic"), "{}", stderr(&output));
+    }
+}
+
 fn main() -> ExitCode {
     if std::env::var_os(BENCH_TARGET).is_some() {
         return bench_target();
     }
-    let tests: [(&str, fn()); 9] = [
+    let tests: [(&str, fn()); 12] = [
         ("failures_are_isolated", failures_are_isolated),
         ("a_panic_says_where_it_happened", a_panic_says_where_it_happened),
         ("records_hold_criterions_samples", records_hold_criterions_samples),
@@ -303,6 +399,9 @@ fn main() -> ExitCode {
         ("baselines_are_kept_and_compared", baselines_are_kept_and_compared),
         ("what_can_not_start_says_why", what_can_not_start_says_why),
         ("targets_of_one_cargo_share_a_run", targets_of_one_cargo_share_a_run),
+        ("closed_streams_lose_no_record", closed_streams_lose_no_record),
+        ("a_full_folder_of_criterion_loses_no_record", a_full_folder_of_criterion_loses_no_record),
+        ("options_that_are_not_utf8_or_too_large_are_refused", options_that_are_not_utf8_or_too_large_are_refused),
     ];
     let wanted = std::env::args().skip(1).find(|argument| !argument.starts_with('-')).unwrap_or_default();
     for (name, test) in tests.iter().filter(|(name, _)| name.contains(&wanted)) {

@@ -8,17 +8,18 @@ use std::{
 
 /// The folders and files directly below `src`, lowest first. Each may import those of the lines above it, and nothing of its
 /// own line but itself.
-const LEVELS: [&[&str]; 10] = [
+const LEVELS: [&[&str]; 11] = [
     &["text", "files"],
-    &["error"],
+    &["error", "output"],
     &["config", "names"],
     &["scenario", "device", "kernels"],
     &["record"],
-    &["measure", "report"],
+    &["measure", "report", "load"],
     &["model"],
     &["generate", "train", "settings"],
     &["workload"],
     &["runner", "doctor"],
+    &["duel"],
 ];
 
 /// Every Rust file below a folder.
@@ -101,4 +102,44 @@ fn imports_are_found() {
     let found: Vec<String> = imports(text).into_iter().collect();
     assert_eq!(found, ["doctor", "error", "model", "record"]);
     assert!(imports(&code("// crate::runner\n#[cfg(test)]\nmod tests {\n use crate::runner;\n}")).is_empty());
+}
+
+/// The places in `src` and `benches` where a text is found, less unit tests.
+fn places_of(texts: &[&str], allowed: &[&str]) -> Vec<String> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut places = Vec::new();
+    for path in ["src", "benches"].iter().flat_map(|folder| sources(&root.join(folder))) {
+        let name = path.strip_prefix(root).expect("below the root").to_string_lossy().into_owned();
+        let is_test = path.file_stem().is_some_and(|stem| stem == "golden" || stem == "tests");
+        if is_test || allowed.iter().any(|allowed| name.starts_with(allowed)) {
+            continue;
+        }
+        let source = fs::read_to_string(&path).expect("a source");
+        // Comments are removed, and with them what strings hold behind two slashes.
+        for (number, line) in (1..).zip(code(&source).lines()) {
+            if texts.iter().any(|text| line.contains(text)) {
+                places.push(format!("{name}:{number}: {}", line.trim()));
+            }
+        }
+    }
+    places
+}
+
+/// `println!` and its relatives panic if the reader closed the pipe or the disk is full.
+#[test]
+fn only_the_module_output_prints() {
+    let found = places_of(&["print!(", "println!(", "dbg!(", "io::stdout", "io::stderr"], &["src/output.rs"]);
+    // The live view asks whether it has a terminal.
+    let found: Vec<_> = found.into_iter().filter(|place| !place.contains("is_terminal")).collect();
+    assert!(found.is_empty(), "use `output`:\n{}", found.join("\n"));
+}
+
+/// The code whose soundness the compiler does not check is in one folder, where its arguments are reviewed together.
+#[test]
+fn unsafe_code_is_in_kernels_only() {
+    let starts = ["unsafe {", "unsafe fn", "unsafe impl", "unsafe trait", "unsafe extern", "#[unsafe"];
+    let found = places_of(&starts, &["src/kernels/"]);
+    assert_eq!(found.len(), 0, "move it to src/kernels:\n{}", found.join("\n"));
+    let inside = places_of(&starts, &[]);
+    assert!(inside.len() > 10, "the search finds what there is: {inside:?}");
 }

@@ -249,7 +249,7 @@ fn a_nightly_file_that_can_not_be_used_is_refused_in_one_line() {
         (r#"{"benchmark": []}"#, "unknown field `benchmark`"),
         (r#"{"benchmarks": []}"#, "list at least one"),
         (r#"{"benchmarks": [{"bench": "a", "settings": {"model": "b"}}]}"#, "unknown setting 'model'"),
-        (r#"{"benchmarks": [{"bench": "a"}], "budget_minutes": 0}"#, "0 is not a positive number"),
+        (r#"{"benchmarks": [{"bench": "a"}], "budget_minutes": 0}"#, "budget_minutes: 0.0 is not a positive number"),
         (r#"{"benchmarks": [{"bench": "a"}], "keep": 0}"#, "keep: it must be at least 1"),
         (r#"{"benchmarks": [{"bench": "a"}], "fail_above": "much"}"#, "expected a share"),
     ] {

@@ -5,15 +5,16 @@ use std::{fs, path::Path};
 
 use candlepower::{
     record::Record,
-    report::{compare::Comparison, history::History},
+    report::{compare::Comparison, duel::Duel, history::History},
 };
 use schemars::{Schema, schema_for};
 
 #[test]
 fn the_schemas_are_those_of_the_types() {
-    let schemas: [(&str, Schema); 3] = [
+    let schemas: [(&str, Schema); 4] = [
         ("record.json", schema_for!(Record)),
         ("comparison.json", schema_for!(Comparison)),
+        ("duel.json", schema_for!(Duel)),
         ("history.json", schema_for!(Vec<History>)),
     ];
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/report/schemas");

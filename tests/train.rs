@@ -130,7 +130,7 @@ fn a_killed_training_goes_on_to_the_same_end() {
     }
     let losses = |name: &str| fs::read_to_string(path.join(name).join("loss.csv")).expect("losses");
     assert_eq!(losses("unbroken"), losses("killed"));
-    let leftover = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().starts_with(".tmp");
+    let leftover = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().starts_with(".candlepower-");
     let read = |name| fs::read_dir(path.join(name)).expect("files").map(|entry| entry.expect("a file"));
     assert_eq!(read("unbroken").chain(read("killed")).filter(leftover).count(), 0);
 }

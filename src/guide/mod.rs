@@ -9,10 +9,13 @@
 //! | [`training`] | training benchmarks, `candlepower train` and `shootout` |
 //! | [`gpu`] | accelerators |
 //! | [`experimental`] | features that no real GPU has run |
+//! | [`duels`] | judging a change: `candlepower duel` |
+//! | [`load`] | loads on a server: schedules, latencies, verdicts, shards |
 //! | [`reports`] | tables, comparisons, histories, exports, data formats |
 //! | [`deviations`] | known differences from the reference implementations |
 //! | [`methodology`] | what is timed, and known biases |
 //! | [`keys`] | the keys of trainings and of the sweep |
+//! | [`security`] | what is trusted, what is not, and how to report a problem |
 //! | [`contributing`] | recipes for additions |
 
 #[doc = include_str!("settings.md")]
@@ -36,6 +39,12 @@ pub mod gpu {}
 #[doc = include_str!("experimental.md")]
 pub mod experimental {}
 
+#[doc = include_str!("duels.md")]
+pub mod duels {}
+
+#[doc = include_str!("load.md")]
+pub mod load {}
+
 #[doc = include_str!("reports.md")]
 pub mod reports {}
 
@@ -44,6 +53,9 @@ pub mod deviations {}
 
 #[doc = include_str!("methodology.md")]
 pub mod methodology {}
+
+#[doc = include_str!("security.md")]
+pub mod security {}
 
 #[doc = include_str!("contributing.md")]
 pub mod contributing {}

@@ -2,17 +2,21 @@
 //! Candle many passes over memory (linear layers, attention, activations with their gradients, depthwise
 //! convolutions). In f32 on a CPU, each has one kernel for the forward and one for the backward pass. Elsewhere, each
 //! is a composition of Candle's operations. Tests compare the two, and gradients with finite differences. Layers with
-//! weights are in the models.
+//! weights are in the models. [`inference`] has the kernels of inference, which have no gradients. All `unsafe` code of the
+//! crate is in this folder; `system` has what is not a kernel.
 
 mod activation;
 mod attention;
 mod convolution;
 mod elementary;
+pub mod inference;
 mod linear;
 mod norm;
 mod product;
 mod residual;
 mod softmax;
+mod sum;
+pub mod system;
 #[cfg(test)]
 mod tests;
 
@@ -25,6 +29,7 @@ pub use norm::{layer_norm, rms_norm};
 pub use product::{Matrix, MatrixMut, product};
 pub use residual::add_scaled;
 pub use softmax::softmax;
+pub use sum::sum;
 
 use std::cell::RefCell;
 

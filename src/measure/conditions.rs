@@ -24,6 +24,8 @@ const ENOUGH: Duration = Duration::from_millis(500);
 /// Observes the machine from its start to its end.
 pub struct Watch {
     at: Instant,
+    /// Other processes that belong to the benchmark.
+    helpers: Vec<u32>,
     started: Option<Ticks>,
     gpu: Option<gpu::Watch>,
 }
@@ -44,18 +46,30 @@ impl Watch {
             DeviceChoice::Cuda(ordinal) => gpu::Watch::start(ordinal),
             DeviceChoice::Cpu | DeviceChoice::Metal => None,
         };
-        Self { at: Instant::now(), started: ticks(), gpu }
+        Self { at: Instant::now(), helpers: Vec::new(), started: ticks(&[]), gpu }
+    }
+
+    /// Starts observing a benchmark that runs in these processes on a CPU.
+    pub fn start_for(processes: Vec<u32>) -> Self {
+        Self { at: Instant::now(), started: ticks(&processes), helpers: processes, gpu: None }
     }
 
     /// Ends the observation.
     pub fn end(self) -> Conditions {
-        let mut conditions = match (self.started, ticks()) {
+        let conditions = match (self.started, ticks(&self.helpers)) {
             (Some(started), Some(ended)) => judge(self.at.elapsed(), started, ended),
             _ => UNKNOWN,
         };
-        conditions.gpu = self.gpu.and_then(gpu::Watch::end);
-        conditions.doubts.extend(conditions.gpu.iter().flat_map(held_back));
-        conditions
+        conditions.with_gpu(self.gpu.and_then(gpu::Watch::end))
+    }
+}
+
+impl Conditions {
+    /// The same conditions with the load of a GPU.
+    pub(crate) fn with_gpu(mut self, gpu: Option<GpuLoad>) -> Self {
+        self.doubts.extend(gpu.iter().flat_map(held_back));
+        self.gpu = gpu;
+        self
     }
 }
 
@@ -90,21 +104,30 @@ fn judge(elapsed: Duration, started: Ticks, ended: Ticks) -> Conditions {
     Conditions { other_cpu_share: Some(others), stolen_cpu_share: Some(stolen), gpu: None, doubts }
 }
 
-/// Reads Linux's /proc; `None` elsewhere.
-fn ticks() -> Option<Ticks> {
-    parse(&fs::read_to_string("/proc/stat").ok()?, &fs::read_to_string("/proc/self/stat").ok()?)
+/// Reads Linux's /proc; `None` elsewhere. The time of this process and of `helpers` is `own`.
+fn ticks(helpers: &[u32]) -> Option<Ticks> {
+    let mut ticks = parse(&fs::read_to_string("/proc/stat").ok()?, &fs::read_to_string("/proc/self/stat").ok()?)?;
+    for process in helpers {
+        ticks.own += own_ticks(&fs::read_to_string(format!("/proc/{process}/stat")).ok()?)?;
+    }
+    Some(ticks)
 }
 
 fn parse(stat: &str, own: &str) -> Option<Ticks> {
     let cpu = stat.lines().next()?.strip_prefix("cpu ")?;
     let fields: Vec<u64> = cpu.split_whitespace().map_while(|field| field.parse().ok()).collect();
     let &[user, nice, system, idle, iowait, irq, softirq, stolen, ..] = fields.as_slice() else { return None };
-    // The name, in parentheses, can contain any characters. The state is the first field after it.
-    let (_, after_name) = own.rsplit_once(')')?;
-    let own: Vec<&str> = after_name.split_whitespace().collect();
-    let (utime, stime): (u64, u64) = (own.get(11)?.parse().ok()?, own.get(12)?.parse().ok()?);
     let busy = user + nice + system + irq + softirq;
-    Some(Ticks { total: busy + idle + iowait + stolen, busy, stolen, own: utime + stime })
+    Some(Ticks { total: busy + idle + iowait + stolen, busy, stolen, own: own_ticks(own)? })
+}
+
+/// CPU time of a process.
+fn own_ticks(stat: &str) -> Option<u64> {
+    // The name, in parentheses, can contain any characters. The state is the first field after it.
+    let (_, after_name) = stat.rsplit_once(')')?;
+    let fields: Vec<&str> = after_name.split_whitespace().collect();
+    let (utime, stime): (u64, u64) = (fields.get(11)?.parse().ok()?, fields.get(12)?.parse().ok()?);
+    Some(utime + stime)
 }
 
 #[cfg(test)]
@@ -160,6 +183,8 @@ mod tests {
             std::hint::spin_loop();
         }
         let own = |ticks: Option<Ticks>| ticks.expect("Linux has /proc").own;
-        assert!(own(ticks()) > own(watch.started));
+        assert!(own(ticks(&[])) > own(watch.started));
+        let once = own(ticks(&[]));
+        assert!(own(ticks(&[std::process::id()])) >= 2 * once, "the time of a helper counts too");
     }
 }

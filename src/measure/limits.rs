@@ -13,7 +13,7 @@ use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 
 use super::{machine, memory};
-use crate::record::Limits;
+use crate::{kernels::sum, record::Limits};
 
 /// Minimum size of the buffer that is read. If the caches are large, the buffer is [`CACHES`] times as large, so that
 /// no pass finds data of the last pass in them.
@@ -91,30 +91,6 @@ fn read_bytes_per_s(bytes: usize) -> Result<f64> {
     Ok(size_of_val(buffer.as_slice()) as f64 / best.as_secs_f64())
 }
 
-/// Reads with the widest loads that matrix products use. Otherwise, matrix products would read faster than this
-/// limit.
-fn sum(values: &[u64]) -> u64 {
-    #[cfg(target_arch = "x86_64")]
-    if std::arch::is_x86_feature_detected!("avx2") {
-        // SAFETY: the CPU has AVX2, the only requirement of the function.
-        return unsafe { sum_avx2(values) };
-    }
-    plain_sum(values)
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn sum_avx2(values: &[u64]) -> u64 {
-    plain_sum(values)
-}
-
-/// The compiler vectorises this into several independent sums, so that memory is the limit and not the adder. An
-/// explicit array of 8 to 32 sums was ten times slower when compiled for a CPU with AVX-512.
-#[inline(always)]
-fn plain_sum(values: &[u64]) -> u64 {
-    values.iter().fold(0, |sum, value| sum.wrapping_add(*value))
-}
-
 fn copied_bytes_per_s(device: &Device) -> Result<f64> {
     let from = Tensor::ones(BUFFER_BYTES / 4, DType::F32, device)?;
     let best = best_of(|| {
@@ -154,15 +130,6 @@ fn best_of(mut pass: impl FnMut() -> Result<()>) -> Result<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn every_value_is_read() {
-        for length in [0, 1, 31, 32, 33, 1000] {
-            let values: Vec<u64> = (1..=length).collect();
-            assert_eq!(sum(&values), length * (length + 1) / 2);
-            assert_eq!(plain_sum(&values), sum(&values));
-        }
-    }
 
     #[test]
     fn measured_once_and_plausible() {

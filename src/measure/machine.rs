@@ -81,6 +81,8 @@ pub fn software() -> Software {
     Software {
         candlepower: env!("CARGO_PKG_VERSION").into(),
         candle: env!("BUILT_WITH_CANDLE").into(),
+        candle_nn: Some(env!("BUILT_WITH_CANDLE_NN").into()),
+        candle_transformers: Some(env!("BUILT_WITH_CANDLE_TRANSFORMERS").into()),
         criterion: env!("BUILT_WITH_CRITERION").into(),
         rustc: env!("BUILT_WITH_RUSTC").into(),
         commit: commit(),
@@ -183,6 +185,9 @@ mod tests {
     #[test]
     fn the_software_is_known() {
         let software = software();
+        for part in [software.candle_nn.as_deref(), software.candle_transformers.as_deref()] {
+            assert!(part.is_some_and(|version| version.starts_with("0.")), "{software:?}");
+        }
         assert!(software.candle.starts_with("0.") && software.rustc.starts_with("rustc "), "{software:?}");
     }
 }

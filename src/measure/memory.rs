@@ -9,7 +9,7 @@ use sysinfo::{MemoryRefreshKind, ProcessRefreshKind, ProcessesToUpdate, RefreshK
 
 use super::allocator;
 #[cfg(feature = "cuda")]
-use super::pool::Pool;
+use crate::kernels::system::pool::Pool;
 
 /// Bytes in use; 0 if they are not counted.
 pub fn current_bytes(device: &Device) -> u64 {
@@ -154,7 +154,8 @@ pub fn available_bytes(device: &Device) -> Option<u64> {
     }
 }
 
-/// Available memory of the machine, or of the process's control group (as in a container) if that is less. Cached
+/// Available memory of the machine, of the process's control group (as in a container) or of its address space, whichever
+/// is least. Cached
 /// files count as available, because the kernel evicts them. A checkpoint that was just downloaded therefore does not
 /// reduce the memory for the model.
 fn system_available_bytes() -> Option<u64> {
@@ -164,7 +165,25 @@ fn system_available_bytes() -> Option<u64> {
     system.refresh_processes_specifics(ProcessesToUpdate::Some(&[pid]), false, ProcessRefreshKind::nothing());
     let group = system.process(pid).and_then(|process| process.cgroup_limits());
     let left = group.map_or(u64::MAX, |group| group.total_memory.saturating_sub(group.rss));
-    Some(system.available_memory().min(left))
+    Some(system.available_memory().min(left).min(address_space_left().unwrap_or(u64::MAX)))
+}
+
+/// Address space that the process may still map, where `ulimit -v` limits it.
+#[cfg(target_os = "linux")]
+fn address_space_left() -> Option<u64> {
+    let number = |file: &str, key: &str| -> Option<u64> {
+        let text = std::fs::read_to_string(file).ok()?;
+        text.lines().find_map(|line| line.strip_prefix(key))?.split_whitespace().next()?.parse().ok()
+    };
+    // The word `unlimited` is no number.
+    let most_bytes = number("/proc/self/limits", "Max address space")?;
+    Some(most_bytes.saturating_sub(1024 * number("/proc/self/status", "VmSize:")?))
+}
+
+/// Other systems do not report it.
+#[cfg(not(target_os = "linux"))]
+fn address_space_left() -> Option<u64> {
+    None
 }
 
 #[cfg(test)]

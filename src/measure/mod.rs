@@ -1,7 +1,6 @@
 //! Measurement: clocks, memory and power counters, limits and properties of the machine, and conditions. This folder
 //! knows no scenarios and no models.
 
-pub mod allocator;
 pub mod clocks;
 pub mod conditions;
 pub mod gpu;
@@ -9,12 +8,10 @@ mod limits;
 pub mod machine;
 pub mod memory;
 pub mod peak_bytes;
-#[cfg(feature = "cuda")]
-mod pool;
 pub mod statistics;
 mod token_time;
 
-pub use allocator::CountingAllocator;
+pub use crate::kernels::system::allocator::{self, CountingAllocator};
 pub use limits::limits;
 pub use peak_bytes::PeakBytes;
 pub use token_time::TokenTime;

@@ -5,6 +5,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
+    str::FromStr as _,
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -14,7 +15,11 @@ use serde_json::Value;
 use tokenizers::Tokenizer;
 
 use super::config::{ExpertLayout, STACKED_GATE_UP};
-use crate::{error::one_line, files::read_limited};
+use crate::{
+    error::one_line,
+    files::{read_limited, read_text_limited},
+    kernels::system,
+};
 
 pub(crate) const CONFIG: &str = "config.json";
 pub(crate) const TOKENIZER: &str = "tokenizer.json";
@@ -137,9 +142,10 @@ impl Checkpoint {
     /// gemma-3-1b has one for images, for which the text model has no embedding and which text never produces.
     pub fn tokenizer(&self, vocab_size: usize) -> Result<Option<Tokenizer>> {
         let Some(file) = &self.tokenizer else { return Ok(None) };
-        let content =
-            read_limited(file, TOKENIZER_MAX_BYTES).with_context(|| format!("{} could not be read", file.display()))?;
-        let mut tokenizer = Tokenizer::from_bytes(content)
+        let content = read_text_limited(file, TOKENIZER_MAX_BYTES)
+            .with_context(|| format!("{} could not be read", file.display()))?;
+        // `from_str` is compiled in its own crate. The generic `from_bytes` made a tenth of this crate's code.
+        let mut tokenizer = Tokenizer::from_str(&content)
             .map_err(|error| anyhow::anyhow!("{}: not a tokenizer: {}", file.display(), one_line(&error)))?;
         // Some files keep the truncation and padding of training, which do not apply to prompts.
         tokenizer.with_padding(None);
@@ -182,9 +188,7 @@ pub fn map(files: &[impl AsRef<Path>]) -> Result<MmapedSafetensors> {
         let file = file.as_ref();
         fs::File::open(file).with_context(|| format!("{} could not be read", file.display()))?;
     }
-    // SAFETY: sound as long as no program changes or truncates the files while they are mapped, which cannot be enforced. The
-    // Hub's cache renames finished files into place and never edits them.
-    unsafe { MmapedSafetensors::multi(files) }.map_err(|error| {
+    system::map(files).map_err(|error| {
         let names: Vec<_> = files.iter().map(|file| file.as_ref().display().to_string()).collect();
         anyhow::anyhow!("{} is truncated or corrupt: {}; fetch it again", listed(&names), one_line(&error))
     })

@@ -88,8 +88,39 @@ pub enum RopeScaling {
         high_freq_factor: f64,
         original_max_position_embeddings: usize,
     },
+    /// Divides all frequencies.
+    Linear {
+        factor: f64,
+    },
+    /// YaRN's: divides low frequencies by `factor`, keeps high ones, and interpolates between. Frequencies are low or high by
+    /// their turns over the original positions.
+    Yarn {
+        factor: f64,
+        /// Turns from which a frequency is high.
+        beta_fast: f64,
+        /// Turns up to which a frequency is low.
+        beta_slow: f64,
+        original_max_position_embeddings: usize,
+        /// True if the bounds are rounded to whole pairs of a head.
+        truncate: bool,
+        /// Factor of cosines and sines.
+        attention_factor: f64,
+    },
     /// Another type, by its name.
     Other(String),
+}
+
+impl RopeScaling {
+    /// The name of the type in `config.json`.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::None => "default",
+            Self::Llama3 { .. } => "llama3",
+            Self::Linear { .. } => "linear",
+            Self::Yarn { .. } => "yarn",
+            Self::Other(name) => name,
+        }
+    }
 }
 
 impl ModelConfig {
@@ -357,6 +388,24 @@ fn rope(parameters: Option<Keys>, theta: f64) -> Result<Rope> {
             high_freq_factor: required("high_freq_factor")?,
             original_max_position_embeddings: parameters.count("original_max_position_embeddings")?,
         },
+        "linear" => RopeScaling::Linear { factor: required("factor")? },
+        "yarn" => {
+            let factor = required("factor")?;
+            let number_or = |key, default| Ok::<_, anyhow::Error>(parameters.number(key)?.unwrap_or(default));
+            let scale = |strength: f64| if factor <= 1.0 { 1.0 } else { 0.1 * strength * factor.ln() + 1.0 };
+            let default_factor = match (parameters.number("mscale")?, parameters.number("mscale_all_dim")?) {
+                (Some(strength), Some(of_all)) if strength != 0.0 && of_all != 0.0 => scale(strength) / scale(of_all),
+                _ => scale(1.0),
+            };
+            RopeScaling::Yarn {
+                factor,
+                beta_fast: number_or("beta_fast", 32.0)?,
+                beta_slow: number_or("beta_slow", 1.0)?,
+                original_max_position_embeddings: parameters.count("original_max_position_embeddings")?,
+                truncate: parameters.flag("truncate")?.unwrap_or(true),
+                attention_factor: number_or("attention_factor", default_factor)?,
+            }
+        }
         other => RopeScaling::Other(other.into()),
     };
     Ok(Rope { theta, scaling })

@@ -1,5 +1,6 @@
 //! The table of model families: each row holds as data what distinguishes the layers and the `config.json` of one
-//! architecture. To add a family, add a row to [`FAMILIES`] and its architecture to the list of each engine that runs it.
+//! architecture. To add a family, add a row to [`FAMILIES`], which engine `tuned` runs on CPUs, and its architecture to the list
+//! of each other engine that runs it.
 
 /// Properties that all models of one architecture share. Defaults are those of transformers' configuration class for keys
 /// that `config.json` leaves out.

@@ -236,7 +236,7 @@ fn chunks_of_a_prompt_equal_the_whole_prompt() {
     let (mut equal, mut refused) = (0, 0);
     for fixture in fixtures("generation").into_iter().chain(fixtures("moe")) {
         for engine in Engine::ALL {
-            if (engine.row().refusal)(&fixture.config).is_some() {
+            if (engine.row().refusal)(&fixture.config, &device()).is_some() {
                 continue;
             }
             let mut model = open(fixture.checkpoint.clone(), engine, DType::F32, &device()).expect(&fixture.name).model;
@@ -279,7 +279,9 @@ fn chunks_of_a_prompt_equal_the_whole_prompt() {
 fn every_family_has_an_engine_and_a_fixture() {
     let configs: Vec<_> = ["generation", "moe"].into_iter().flat_map(fixtures).map(|fixture| fixture.config).collect();
     for family in FAMILIES {
-        let runs = |config: &ModelConfig| Engine::ALL.iter().any(|engine| (engine.row().refusal)(config).is_none());
+        let runs = |config: &ModelConfig| {
+            Engine::ALL.iter().any(|engine| (engine.row().refusal)(config, &Device::Cpu).is_none())
+        };
         assert!(configs.iter().any(|config| config.family == family && runs(config)), "{}", family.architecture);
     }
 }

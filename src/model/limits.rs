@@ -1,5 +1,5 @@
-//! Bounds on the sizes in `config.json`, checked before anything is allocated by them. A file from elsewhere may hold any
-//! number; within these bounds no size and no product of sizes overflows, and a list with an entry for each layer or expert
+//! Bounds on sizes, checked before anything is allocated by them: those in `config.json` here, those of trainings and of the
+//! sweep by [`check_sizes`] where their keys are. A file from elsewhere, or a slip of the finger, may hold any number; within these bounds no size and no product of sizes overflows, and a list with an entry for each layer or expert
 //! fits in memory. Whether a model's weights fit is another question, which [`DoesNotFit`](crate::measure::memory::DoesNotFit) answers.
 
 use anyhow::{Result, ensure};
@@ -34,25 +34,41 @@ const PRODUCTS: [(&[&str], u64); 8] = [
 ];
 
 /// A thousand times the largest published models. Sums of a few such counts, in bytes, fit into 64 bits.
-const MOST_WEIGHTS: u64 = 1 << 50;
+pub(crate) const MOST_WEIGHTS: u64 = 1 << 50;
+
+/// Most products of numbers in one pass over a batch: days of the fastest machine. A few passes of each kind fit into 64 bits.
+pub(crate) const MOST_PRODUCTS: u64 = 1 << 58;
 
 /// Checks the sizes in a parsed `config.json`. Keys of the wrong type are left to the reader of each key.
 ///
 /// # Errors
 /// One line that names the key or the product, its value and the limit.
 pub fn check(json: &Value) -> Result<()> {
-    let size = |key: &str| json.get(key).and_then(Value::as_u64);
-    for (keys, largest) in LARGEST {
-        for key in keys {
+    check_sizes("config.json: ", &LARGEST, &PRODUCTS, |key| json.get(key).and_then(Value::as_u64))
+}
+
+/// Checks sizes by name against the largest value of each key and of products of keys. A key without a size counts as 1.
+/// Within the limits, no product of sizes overflows before the check of memory is reached.
+///
+/// # Errors
+/// One line that begins with `owner` and names the key or the product, its value and the limit.
+pub(crate) fn check_sizes(
+    owner: &str,
+    largest: &[(&[&str], u64)],
+    products: &[(&[&str], u64)],
+    size: impl Fn(&str) -> Option<u64>,
+) -> Result<()> {
+    for (keys, largest) in largest {
+        for key in *keys {
             let value = size(key).unwrap_or(0);
-            ensure!(value <= largest, "config.json: {key} is {value}; at most {largest} is supported");
+            ensure!(value <= *largest, "{owner}{key} is {value}; at most {largest} is supported");
         }
     }
-    for (keys, largest) in PRODUCTS {
-        let product = keys.iter().filter_map(|key| size(key)).map(u128::from).product::<u128>();
+    for (keys, largest) in products {
+        let product = keys.iter().filter_map(|key| size(key)).fold(1_u128, |all, one| all.saturating_mul(one.into()));
         ensure!(
-            product <= u128::from(largest),
-            "config.json: {} is {product}; at most {largest} is supported",
+            product <= u128::from(*largest),
+            "{owner}{} is {product}; at most {largest} is supported",
             keys.join(" * ")
         );
     }

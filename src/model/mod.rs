@@ -18,7 +18,7 @@ pub(crate) mod family;
 pub(crate) mod golden;
 #[cfg(feature = "hub")]
 pub mod hub;
-mod limits;
+pub(crate) mod limits;
 pub mod psann;
 pub mod series;
 mod shapes;
@@ -42,7 +42,6 @@ use tokenizers::Tokenizer;
 
 use checkpoint::Checkpoint;
 use config::{ExpertLayout, ModelConfig};
-use decoder::Decoder;
 use stock::Stock;
 
 use crate::{
@@ -100,25 +99,26 @@ pub fn expert_grid(feed_forward: FeedForward, skew: f64, dtype: DType, device: &
     let config = decoder::shape::config(feed_forward)?;
     admit(&config, Engine::Tuned, dtype, device)?;
     let weights = synthetic::weights(&config, seed, dtype, device);
-    let mut model = Decoder::new(config, weights, ExpertLayout::Stacked)?;
-    if let FeedForward::Mixture { skew: own, .. } = feed_forward {
-        model.plant(own.unwrap_or(skew), seed)?;
-    }
+    let planted = match feed_forward {
+        FeedForward::Mixture { skew: own, .. } => Some((own.unwrap_or(skew), seed)),
+        FeedForward::Dense { .. } => None,
+    };
+    let model = decoder::load(config, weights, ExpertLayout::Stacked, planted)?;
     let source = format!("synthetic:{}", feed_forward.name(skew));
-    Ok(Subject { model: Box::new(model), source, tokenizer: None, eos_token_ids: Vec::new() })
+    Ok(Subject { model, source, tokenizer: None, eos_token_ids: Vec::new() })
 }
 
 /// Refuses, before anything is loaded, models that the engine does not run and models that do not fit in memory.
 fn admit(config: &ModelConfig, engine: Engine, dtype: DType, device: &Device) -> Result<()> {
     let row = engine.row();
-    if let Some(reason) = (row.refusal)(config) {
-        match Engine::ALL.into_iter().find(|other| (other.row().refusal)(config).is_none()) {
+    if let Some(reason) = (row.refusal)(config, device) {
+        match Engine::ALL.into_iter().find(|other| (other.row().refusal)(config, device).is_none()) {
             Some(other) => bail!("engine {engine} refuses this model: {reason}; engine {other} runs it"),
             None => bail!("engine {engine} refuses this model: {reason}"),
         }
     }
     let weight_bytes = config.parameters() * dtype.size_in_bytes() as u64;
-    let needed_bytes = weight_bytes + (row.extra_bytes)(config, dtype, scenario::longest_generation());
+    let needed_bytes = weight_bytes + (row.extra_bytes)(config, dtype, device, scenario::longest_generation());
     let work = format!("weights of {:.1} GB and the cache", weight_bytes as f64 / 1e9);
     Ok(memory::ensure_fits(&work, needed_bytes, device)?)
 }
@@ -141,17 +141,17 @@ pub struct Subject {
 pub enum Engine {
     /// candle-transformers as published.
     Stock,
-    /// Our own decoder on Candle, for mixtures of experts and the dense decoders of the same structure.
+    /// Our own decoder, with its own kernels on CPUs. It also runs mixtures of experts.
     Tuned,
 }
 
 /// The properties of an engine.
 struct EngineRow {
     name: &'static str,
-    /// Why the engine does not run a configuration.
-    refusal: fn(&ModelConfig) -> Option<String>,
+    /// Why the engine does not run a configuration on a device.
+    refusal: fn(&ModelConfig, &Device) -> Option<String>,
     /// Bytes that a model needs in addition to its weights, for a sequence of this many tokens.
-    extra_bytes: fn(&ModelConfig, DType, usize) -> u64,
+    extra_bytes: fn(&ModelConfig, DType, &Device, usize) -> u64,
     build: fn(ModelConfig, VarBuilder<'static>, ExpertLayout) -> Result<Box<dyn CausalLm>>,
 }
 
@@ -164,15 +164,17 @@ impl Engine {
         match self {
             Self::Stock => EngineRow {
                 name: "stock",
-                refusal: stock::refusal,
-                extra_bytes: stock::extra_bytes,
+                refusal: |config, _| stock::refusal(config),
+                extra_bytes: |config, dtype, _, tokens| stock::extra_bytes(config, dtype, tokens),
                 build: |config, weights, _| Ok(Box::new(Stock::new(config, weights)?)),
             },
             Self::Tuned => EngineRow {
                 name: "tuned",
                 refusal: decoder::refusal,
-                extra_bytes: |config, dtype, tokens| decoder::cache_bytes(config, dtype, tokens).allocated,
-                build: |config, weights, layout| Ok(Box::new(Decoder::new(config, weights, layout)?)),
+                extra_bytes: |config, dtype, device, tokens| {
+                    decoder::cache_bytes(config, dtype, tokens, device).allocated
+                },
+                build: |config, weights, layout| decoder::load(config, weights, layout, None),
             },
         }
     }

@@ -10,6 +10,11 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 
+use crate::files::read_limited;
+
+/// Largest file of a baseline.
+const MAX_BYTES: u64 = 64 << 20;
+
 /// Milliseconds of an iteration in each sample, by benchmark id.
 pub type Samples = BTreeMap<String, Vec<f64>>;
 
@@ -53,75 +58,82 @@ struct SavedInterval {
     upper_bound: f64,
 }
 
-/// The samples of a baseline. Criterion names the last run `new`.
-///
-/// # Errors
-/// When a file of the baseline does not have Criterion's format.
-pub fn baseline(criterion_home: &Path, name: &str) -> Result<Samples> {
+/// The samples of a baseline, and a line for each benchmark that cannot be read. Criterion names the last run `new`.
+pub fn baseline(criterion_home: &Path, name: &str) -> (Samples, Vec<String>) {
     let mut samples = Samples::new();
-    each(criterion_home, name, &mut |id, saved| {
+    let problems = each(criterion_home, name, &mut |id, saved| {
         let sample: SavedSample = json(&saved.join("sample.json"))?;
         ensure!(sample.iters.len() == sample.times.len(), "{}: a sample without iterations", saved.display());
         let ms = sample.times.iter().zip(&sample.iters).map(|(ns, iters)| ns / iters / 1e6).collect();
         samples.insert(id, ms);
         Ok(())
-    })?;
-    Ok(samples)
+    });
+    (samples, problems)
 }
 
-/// Criterion's estimates of a baseline, by id.
-///
-/// # Errors
-/// When a file of the baseline does not have Criterion's format.
-pub fn estimates(criterion_home: &Path, name: &str) -> Result<BTreeMap<String, Estimate>> {
+/// Criterion's estimates of a baseline, by id, and a line for each benchmark that cannot be read.
+pub fn estimates(criterion_home: &Path, name: &str) -> (BTreeMap<String, Estimate>, Vec<String>) {
     let mut estimates = BTreeMap::new();
-    each(criterion_home, name, &mut |id, saved| {
+    let problems = each(criterion_home, name, &mut |id, saved| {
         let SavedEstimates { median } = json(&saved.join("estimates.json"))?;
         let SavedInterval { lower_bound: low_ns, upper_bound: high_ns } = median.confidence_interval;
         estimates.insert(id, Estimate { median_ns: median.point_estimate, low_ns, high_ns });
         Ok(())
-    })?;
-    Ok(estimates)
+    });
+    (estimates, problems)
 }
 
-/// Calls `look` with the id and the folder of each benchmark that has this baseline.
-fn each(criterion_home: &Path, name: &str, look: &mut impl FnMut(String, &Path) -> Result<()>) -> Result<()> {
-    visit(criterion_home, &mut |folder| {
-        let saved = folder.join(name);
-        if !saved.join("sample.json").is_file() {
-            return Ok(());
-        }
-        let benchmark: SavedBenchmark = json(&saved.join("benchmark.json"))?;
-        look(benchmark.full_id, &saved)
-    })
+/// Calls `look` with the id and the folder of each benchmark that has this baseline. Returns a line for each that fails: one
+/// damaged file must not take the others away.
+fn each(criterion_home: &Path, name: &str, look: &mut impl FnMut(String, &Path) -> Result<()>) -> Vec<String> {
+    let mut problems = Vec::new();
+    visit(
+        criterion_home,
+        &mut |folder| {
+            let saved = folder.join(name);
+            if !saved.join("sample.json").is_file() {
+                return Ok(());
+            }
+            let benchmark: SavedBenchmark = json(&saved.join("benchmark.json"))?;
+            look(benchmark.full_id, &saved)
+        },
+        &mut problems,
+    );
+    problems
 }
 
 /// Names of the existing baselines.
 pub fn baselines(criterion_home: &Path) -> Vec<String> {
     let mut names = BTreeSet::new();
-    let _ = visit(criterion_home, &mut |folder| {
+    let mut look = |folder: &Path| {
         for entry in fs::read_dir(folder)?.flatten() {
             if entry.path().join("sample.json").is_file() {
                 names.insert(entry.file_name().to_string_lossy().into_owned());
             }
         }
         Ok(())
-    });
+    };
+    visit(criterion_home, &mut look, &mut Vec::new());
     names.into_iter().collect()
 }
 
-fn visit(folder: &Path, look: &mut impl FnMut(&Path) -> Result<()>) -> Result<()> {
-    look(folder)?;
-    for entry in fs::read_dir(folder).with_context(|| format!("{} could not be read", folder.display()))?.flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            visit(&entry.path(), look)?;
+/// Calls `look` with a folder and all below it, and adds a line for each that fails.
+fn visit(folder: &Path, look: &mut impl FnMut(&Path) -> Result<()>, problems: &mut Vec<String>) {
+    problems.extend(look(folder).err().map(|error| format!("{error:#}")));
+    match fs::read_dir(folder) {
+        Ok(entries) => {
+            for entry in entries.flatten() {
+                if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                    visit(&entry.path(), look, problems);
+                }
+            }
         }
+        Err(error) => problems.push(format!("{} could not be read: {error}", folder.display())),
     }
-    Ok(())
 }
 
 fn json<T: for<'de> Deserialize<'de>>(file: &Path) -> Result<T> {
-    let text = fs::read(file).with_context(|| format!("{} could not be read", file.display()))?;
+    let text = read_limited(file, MAX_BYTES).with_context(|| format!("{} could not be read", file.display()))?;
     serde_json::from_slice(&text).with_context(|| format!("{} is not as Criterion writes it", file.display()))
 }
 
@@ -150,10 +162,42 @@ mod tests {
             fs::write(folder.join("estimates.json"), estimates).expect("written");
         }
         assert_eq!(baselines(home.path()), ["main", "new"]);
-        let main = baseline(home.path(), "main").expect("read");
-        assert_eq!(main["short/llama/x/stock-f32-cpu"], [2.0, 3.0]);
+        let (main, problems) = baseline(home.path(), "main");
+        assert_eq!((main["short/llama/x/stock-f32-cpu"].as_slice(), problems.len()), (&[2.0, 3.0][..], 0));
         let expected = Estimate { median_ns: 2.25, low_ns: 1.5, high_ns: 3.5 };
-        assert_eq!(estimates(home.path(), "main").expect("read")["short/llama/x/stock-f32-cpu"], expected);
-        assert!(baseline(home.path(), "never").expect("read").is_empty());
+        assert_eq!(estimates(home.path(), "main").0["short/llama/x/stock-f32-cpu"], expected);
+        assert!(baseline(home.path(), "never").0.is_empty());
+    }
+
+    #[test]
+    fn a_damaged_benchmark_leaves_the_others() {
+        let home = tempfile::tempdir().expect("a folder");
+        let files = [
+            ("benchmark.json", r#"{"full_id":"a/b/c-d-e"}"#),
+            ("sample.json", r#"{"iters":[1.0],"times":[2e6]}"#),
+            (
+                "estimates.json",
+                r#"{"median":{"confidence_interval":{"lower_bound":1.0,"upper_bound":2.0},"point_estimate":1.5}}"#,
+            ),
+        ];
+        let damaged = ["", "{", "[]", "null", "\u{0}\u{0}", r#"{"full_id":5,"iters":"x","median":1}"#];
+        for (number, (broken, _)) in files.iter().enumerate() {
+            for (place, content) in damaged.iter().enumerate() {
+                let folder = home.path().join(format!("damaged-{number}-{place}/new"));
+                fs::create_dir_all(&folder).expect("made");
+                for (name, whole) in files {
+                    fs::write(folder.join(name), if name == *broken { content } else { whole }).expect("written");
+                }
+            }
+        }
+        let folder = home.path().join("whole/new");
+        fs::create_dir_all(&folder).expect("made");
+        for (name, whole) in files {
+            fs::write(folder.join(name), whole.replace("a/b/c-d-e", "whole")).expect("written");
+        }
+        let ((samples, problems), (estimates, others)) = (baseline(home.path(), "new"), estimates(home.path(), "new"));
+        assert_eq!((samples["whole"].as_slice(), estimates["whole"].median_ns), (&[2.0][..], 1.5));
+        assert!(problems.len() == 2 * damaged.len() && others.len() == 2 * damaged.len(), "{problems:?} {others:?}");
+        assert!(problems.iter().all(|problem| problem.contains("damaged-") && problem.lines().count() == 1));
     }
 }

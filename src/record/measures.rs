@@ -140,6 +140,8 @@ pub enum TableKey {
     Checkpointing,
     /// Training of language models.
     Training,
+    /// Requests to a server.
+    Serving,
     /// The view of `candlepower watch`.
     Live,
 }
@@ -170,6 +172,8 @@ pub enum MeasureUnit {
     TokensPerS,
     /// Windows of a series per second.
     WindowsPerS,
+    /// Requests per second.
+    RequestsPerS,
     /// Bytes.
     Bytes,
     /// From 0 to 1. Tables print it in percent.
@@ -195,6 +199,7 @@ impl MeasureUnit {
             Self::Ms => "ms",
             Self::TokensPerS => "tok/s",
             Self::WindowsPerS => "samples/s",
+            Self::RequestsPerS => "requests/s",
             Self::Bytes => "bytes",
             Self::Share => "share",
             Self::Bits => "bits",
@@ -215,6 +220,7 @@ impl MeasureUnit {
             | Self::Tokens
             | Self::TokensPerS
             | Self::WindowsPerS
+            | Self::RequestsPerS
             | Self::Share
             | Self::Ratio
             | Self::Bits
@@ -247,7 +253,7 @@ impl Measure {
 
 /// The rows of every kind of benchmark.
 pub fn all() -> impl Iterator<Item = &'static Measure> {
-    [Generation::MEASURES, Sweep::MEASURES, Training::MEASURES].into_iter().flatten().flatten()
+    [Generation::MEASURES, Sweep::MEASURES, Training::MEASURES, Serving::MEASURES].into_iter().flatten().flatten()
 }
 
 /// A column of a table for people.
@@ -581,4 +587,118 @@ measures! {
             ..Row::DATA
         },
     }
+}
+
+measures! {
+    /// Measures of a load of requests on a server. Times count from the schedule of each request, unless their name says
+    /// otherwise. Failed requests are not in the times.
+    Serving {
+        /// Whether the generator was on time and the run long enough. The reasons against it are doubts of the record.
+        valid: bool => Row::DATA,
+        /// Requests per second that the schedule asks for. `null` in a closed loop and for a trace.
+        offered_requests_per_s: Option<f64> => Row {
+            unit: MeasureUnit::RequestsPerS, tables: &[(TableKey::Serving, 10, "offered/s")], ..Row::DATA
+        },
+        /// Requests that were due.
+        requests: u64 => Row { unit: MeasureUnit::Count, tables: &[(TableKey::Serving, 20, "requests")], ..Row::DATA },
+        /// Requests that failed.
+        failed_requests: u64 => Row {
+            unit: MeasureUnit::Count, better: LOWER, tables: &[(TableKey::Serving, 30, "failed")], ..Row::DATA
+        },
+        /// Time from the first schedule to the last end.
+        duration_s: f64,
+        /// Requests that succeeded, per second.
+        requests_per_s: f64 => Row { unit: MeasureUnit::RequestsPerS, better: HIGHER, ..Row::DATA },
+        /// Tokens of answers that succeeded, per second.
+        output_tokens_per_s: f64 => Row {
+            unit: MeasureUnit::TokensPerS, better: HIGHER, export: Some((10, "output_tokens_per_s")),
+            tables: &[(TableKey::Serving, 40, "output tok/s")], ..Row::DATA
+        },
+        /// Requests per second that met every objective. `null` without objectives.
+        goodput_requests_per_s: Option<f64> => Row {
+            unit: MeasureUnit::RequestsPerS, better: HIGHER, export: Some((20, "goodput")),
+            tables: &[(TableKey::Serving, 50, "goodput/s")], missing: Missing::NoColumn, ..Row::DATA
+        },
+        /// Requests that met every objective, as a share of the requests that were due.
+        goodput_share: Option<f64> => Row {
+            unit: MeasureUnit::Share, better: HIGHER, tables: &[(TableKey::Serving, 60, "goodput")],
+            missing: Missing::NoColumn, ..Row::DATA
+        },
+        /// The same share, with times from the send.
+        goodput_share_from_send: Option<f64> => Row { unit: MeasureUnit::Share, better: HIGHER, ..Row::DATA },
+        /// Median time to first token (TTFT).
+        ttft_p50_ms: Option<f64> => Row { unit: MeasureUnit::Ms, better: LOWER, export: Some((30, "ttft_p50")), tables: &[(TableKey::Serving, 70, "TTFT P50 ms")], ..Row::DATA },
+        /// 90th percentile of the time to first token (TTFT).
+        ttft_p90_ms: Option<f64> => Row { unit: MeasureUnit::Ms, better: LOWER, ..Row::DATA },
+        /// 95th percentile of the time to first token (TTFT).
+        ttft_p95_ms: Option<f64> => Row { unit: MeasureUnit::Ms, better: LOWER, ..Row::DATA },
+        /// 99th percentile of the time to first token (TTFT).
+        ttft_p99_ms: Option<f64> => Row { unit: MeasureUnit::Ms, better: LOWER, export: Some((40, "ttft_p99")), tables: &[(TableKey::Serving, 80, "TTFT P99 ms")], ..Row::DATA },
+        /// 99.9th percentile of the time to first token (TTFT).
+        ttft_p99_9_ms: Option<f64> => Row { unit: MeasureUnit::Ms, better: LOWER, ..Row::DATA },
+        /// Median time per output token (TPOT).
+        tpot_p50_ms: Option<f64> => Row { unit: MeasureUnit::Ms, better: LOWER, export: Some((50, "tpot_p50")), tables: &[(TableKey::Serving, 90, "TPOT P50 ms")], ..Row::DATA },
+        /// 90th percentile of the time per output token (TPOT).
+        tpot_p90_ms: Option<f64> => Row { unit: MeasureUnit::Ms, better: LOWER, ..Row::DATA },
+        /// 95th percentile of the time per output token (TPOT).
+        tpot_p95_ms: Option<f64> => Row { unit: MeasureUnit::Ms, better: LOWER, ..Row::DATA },
+        /// 99th percentile of the time per output token (TPOT).
+        tpot_p99_ms: Option<f64> => Row { unit: MeasureUnit::Ms, better: LOWER, export: Some((60, "tpot_p99")), tables: &[(TableKey::Serving, 100, "TPOT P99 ms")], ..Row::DATA },
+        /// 99.9th percentile of the time per output token (TPOT).
+        tpot_p99_9_ms: Option<f64> => Row { unit: MeasureUnit::Ms, better: LOWER, ..Row::DATA },
+        /// Median inter-token latency (ITL).
+        itl_p50_ms: Option<f64> => Row { unit: MeasureUnit::Ms, better: LOWER, ..Row::DATA },
+        /// 90th percentile of the inter-token latency (ITL).
+        itl_p90_ms: Option<f64> => Row { unit: MeasureUnit::Ms, better: LOWER, ..Row::DATA },
+        /// 95th percentile of the inter-token latency (ITL).
+        itl_p95_ms: Option<f64> => Row { unit: MeasureUnit::Ms, better: LOWER, ..Row::DATA },
+        /// 99th percentile of the inter-token latency (ITL).
+        itl_p99_ms: Option<f64> => Row { unit: MeasureUnit::Ms, better: LOWER, ..Row::DATA },
+        /// 99.9th percentile of the inter-token latency (ITL).
+        itl_p99_9_ms: Option<f64> => Row { unit: MeasureUnit::Ms, better: LOWER, ..Row::DATA },
+        /// Median time to the end of the answer (E2E).
+        e2e_p50_ms: Option<f64> => Row { unit: MeasureUnit::Ms, better: LOWER, export: Some((70, "e2e_p50")), tables: &[(TableKey::Serving, 110, "E2E P50 ms")], ..Row::DATA },
+        /// 90th percentile of the time to the end of the answer (E2E).
+        e2e_p90_ms: Option<f64> => Row { unit: MeasureUnit::Ms, better: LOWER, ..Row::DATA },
+        /// 95th percentile of the time to the end of the answer (E2E).
+        e2e_p95_ms: Option<f64> => Row { unit: MeasureUnit::Ms, better: LOWER, ..Row::DATA },
+        /// 99th percentile of the time to the end of the answer (E2E).
+        e2e_p99_ms: Option<f64> => Row { unit: MeasureUnit::Ms, better: LOWER, export: Some((80, "e2e_p99")), tables: &[(TableKey::Serving, 120, "E2E P99 ms")], ..Row::DATA },
+        /// 99.9th percentile of the time to the end of the answer (E2E).
+        e2e_p99_9_ms: Option<f64> => Row { unit: MeasureUnit::Ms, better: LOWER, ..Row::DATA },
+        /// Median time to first token, from the send.
+        ttft_from_send_p50_ms: Option<f64> => Row { unit: MeasureUnit::Ms, better: LOWER, ..Row::DATA },
+        /// 99th percentile of the time to first token, from the send.
+        ttft_from_send_p99_ms: Option<f64> => Row { unit: MeasureUnit::Ms, better: LOWER, ..Row::DATA },
+        /// Median time to the end of the answer, from the send.
+        e2e_from_send_p50_ms: Option<f64> => Row { unit: MeasureUnit::Ms, better: LOWER, ..Row::DATA },
+        /// 99th percentile of the time to the end of the answer, from the send.
+        e2e_from_send_p99_ms: Option<f64> => Row { unit: MeasureUnit::Ms, better: LOWER, ..Row::DATA },
+        /// Median time between events of a stream, however many tokens they have.
+        chunk_gap_p50_ms: Option<f64> => Row { unit: MeasureUnit::Ms, better: LOWER, ..Row::DATA },
+        /// 99th percentile of the time between events.
+        chunk_gap_p99_ms: Option<f64> => Row { unit: MeasureUnit::Ms, better: LOWER, ..Row::DATA },
+        /// 99th percentile of the time between the schedule and the send of a request: the error of the generator.
+        lateness_p99_ms: Option<f64> => Row { unit: MeasureUnit::Ms, better: LOWER, tables: &[(TableKey::Serving, 130, "lateness P99 ms")], ..Row::DATA },
+        /// Tokens of prompts by the server's usage. `null` if it gave none.
+        prompt_tokens_by_usage: Option<u64> => Row { unit: MeasureUnit::Tokens, ..Row::DATA },
+        /// Prompt tokens that the server took from a cache, by its usage.
+        cached_tokens: u64 => Row { unit: MeasureUnit::Tokens, ..Row::DATA },
+        /// Tokens of answers by the server's usage. `null` if it gave none.
+        output_tokens_by_usage: Option<u64> => Row { unit: MeasureUnit::Tokens, ..Row::DATA },
+        /// Tokens of answers by the pinned tokenizer. `null` without one.
+        output_tokens_by_tokenizer: Option<u64> => Row { unit: MeasureUnit::Tokens, ..Row::DATA },
+        /// Events with text.
+        chunks: u64 => Row { unit: MeasureUnit::Count, ..Row::DATA },
+        /// Requests in which the server's count differs from that of the tokenizer.
+        divergent_requests: u64 => Row { unit: MeasureUnit::Count, better: LOWER, ..Row::DATA },
+        /// First 16 hexadecimal digits of the SHA-256 of the schedule. Equal digests mean equal times and lengths.
+        schedule_digest: String => Row::DATA,
+        /// First 16 hexadecimal digits of the SHA-256 of the prompts, or those of each shard joined by commas.
+        prompt_digest: String => Row::DATA,
+        /// Median time to the end of each group of consecutive requests, in the order of the schedule. A comparison takes
+        /// groups, because the times of neighbours depend on each other.
+        sample_e2e_ms: Vec<f64>,
+    }
+    derived {}
 }

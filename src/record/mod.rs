@@ -15,7 +15,7 @@ mod sink;
 
 pub use baseline::{Estimate, Samples, baseline, baselines, estimates};
 pub use id::{BenchmarkId, Variant, group};
-pub use measures::{Generation, MeasureUnit, Sweep, Training};
+pub use measures::{Generation, MeasureUnit, Serving, Sweep, Training};
 pub use read::{Read, latest, parse, read};
 pub use sink::{RECORDS, Sink, check_writable, temporary_that_stays, write_whole};
 
@@ -43,6 +43,9 @@ pub struct Record {
     pub id: String,
     /// Key of the scenario.
     pub scenario: String,
+    /// The duel that the benchmark was part of; absent otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub duel: Option<Duel>,
     /// The model and the implementation that ran it.
     pub subject: Subject,
     /// The end of the benchmark: measured or failed.
@@ -66,6 +69,17 @@ pub struct Record {
     pub software: Software,
     /// Value and source of each setting, by setting.
     pub settings: BTreeMap<String, Setting>,
+}
+
+/// The part of a benchmark in a duel, whose two sides took samples in turns. The records of the other side have the same id.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Duel {
+    /// Id of the duel.
+    pub id: String,
+    /// `a` or `b`.
+    pub side: String,
+    /// The side as given on the command line, for example `main+threads=1`.
+    pub given: String,
 }
 
 /// Result of running a benchmark.
@@ -113,24 +127,30 @@ pub enum Measures {
     Sweep(Sweep),
     /// Steps of a language model.
     Training(Training),
+    /// Requests to a server.
+    Serving(Serving),
 }
 
 impl Measures {
-    /// Time of each sample, as Criterion received it. Empty for a benchmark of memory.
+    /// Time of each sample, as Criterion received it. Empty for a benchmark of memory, and for a load, which Criterion does
+    /// not run.
     pub fn sample_ms(&self) -> &[f64] {
         match self {
             Self::Generation(measures) => &measures.sample_total_ms,
             Self::Sweep(measures) => &measures.sample_ms,
             Self::Training(measures) => &measures.sample_ms,
+            Self::Serving(_) => &[],
         }
     }
 
-    /// The values that Criterion received, one for each sample, and their unit.
+    /// The values that a comparison takes, one for each sample, and their unit: those that Criterion received, or those of
+    /// a load.
     pub fn samples(&self) -> (SampleUnit, Vec<f64>) {
         match self {
             Self::Training(measures) if measures.sample_ms.is_empty() => {
                 (SampleUnit::Bytes, measures.sample_peak_bytes.iter().map(|bytes| *bytes as f64).collect())
             }
+            Self::Serving(measures) => (SampleUnit::Ms, measures.sample_e2e_ms.clone()),
             timed => (SampleUnit::Ms, timed.sample_ms().to_vec()),
         }
     }
@@ -141,6 +161,7 @@ impl Measures {
             Self::Generation(measures) => measures.peak_bytes,
             Self::Sweep(measures) => measures.peak_bytes,
             Self::Training(measures) => measures.peak_bytes,
+            Self::Serving(_) => None,
         }
     }
 
@@ -164,7 +185,7 @@ impl Measures {
     pub fn output_digest(&self) -> Option<&str> {
         match self {
             Self::Generation(measures) => Some(&measures.token_digest),
-            Self::Sweep(_) | Self::Training(_) => None,
+            Self::Sweep(_) | Self::Training(_) | Self::Serving(_) => None,
         }
     }
 }
@@ -336,6 +357,12 @@ pub struct Software {
     pub candlepower: String,
     /// Version of candle-core, with ` (path)` when Cargo built it from a checkout.
     pub candle: String,
+    /// Version of candle-nn, in the same form; `null` in older records.
+    #[serde(default)]
+    pub candle_nn: Option<String>,
+    /// Version of candle-transformers, in the same form; `null` in older records.
+    #[serde(default)]
+    pub candle_transformers: Option<String>,
     /// Version of Criterion.
     pub criterion: String,
     /// Version of the compiler, as `rustc --version` prints it.

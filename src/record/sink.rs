@@ -11,7 +11,8 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use super::Record;
-use crate::names::PathName;
+pub use crate::files::temporary_that_stays;
+use crate::{files, names::PathName};
 
 /// Name of the records' file in a run's folder.
 pub const RECORDS: &str = "records.jsonl";
@@ -85,8 +86,17 @@ impl Sink {
         written.with_context(|| format!("{}: the record of {} was not written", self.path.display(), record.id))
     }
 
+    /// Opens the file of records. A folder that was removed since the last record is made again, so that later records are
+    /// kept.
     fn file(&self) -> io::Result<File> {
-        OpenOptions::new().create(true).append(true).open(&self.path)
+        let open = || OpenOptions::new().create(true).append(true).open(&self.path);
+        match open() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.path.parent().map_or(Ok(()), fs::create_dir_all)?;
+                open()
+            }
+            opened => opened,
+        }
     }
 }
 
@@ -95,8 +105,7 @@ impl Sink {
 /// # Errors
 /// When they cannot.
 pub fn check_writable(out: &Path) -> Result<()> {
-    fs::create_dir_all(out)
-        .and_then(|()| tempfile::tempfile_in(out).map(drop))
+    files::check_room(out)
         .with_context(|| format!("records can't be written to {}: set CANDLEPOWER_OUT", out.display()))
 }
 
@@ -113,17 +122,6 @@ pub fn write_whole(path: &Path, content: &[u8]) -> Result<()> {
         io::Result::Ok(())
     };
     write().with_context(|| format!("{} was not written", path.display()))
-}
-
-/// A builder of temporary files and folders that will be kept. They get `mode` less the umask, because the default permits
-/// only the owner.
-pub fn temporary_that_stays(mode: u32) -> tempfile::Builder<'static, 'static> {
-    let mut builder = tempfile::Builder::new();
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(mode));
-    #[cfg(not(unix))]
-    let _ = mode;
-    builder
 }
 
 fn ends_in_mid_line(path: &Path) -> io::Result<bool> {
@@ -167,6 +165,17 @@ fn parent_process() -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn records_after_the_folder_was_removed_are_kept() {
+        let out = tempfile::tempdir().expect("a folder");
+        let sample: Record = serde_json::from_str(include_str!("sample.json")).expect("the sample");
+        let sink = Sink::open(out.path(), Some("run")).expect("a sink");
+        sink.append(&sample).expect("appended");
+        fs::remove_dir_all(out.path()).expect("removed");
+        sink.append(&sample).expect("appended");
+        assert_eq!(crate::record::read(sink.path()).expect("read").records.len(), 1);
+    }
 
     /// Each writer has its own handle, as two processes would.
     #[test]

@@ -13,6 +13,7 @@ use super::{
 use crate::{
     record::{self, Record, SampleUnit, Status},
     scenario,
+    text::markdown as markdown_text,
 };
 
 /// Thresholds of a comparison.
@@ -63,7 +64,10 @@ impl Side {
             side.problems.extend(read.problems);
             return Ok(side);
         }
-        let samples = if criterion_home.is_dir() { record::baseline(criterion_home, name)? } else { BTreeMap::new() };
+        let (samples, problems) = match criterion_home.is_dir() {
+            true => record::baseline(criterion_home, name),
+            false => Default::default(),
+        };
         if samples.is_empty() {
             let there = record::baselines(criterion_home).join(", ");
             bail!(
@@ -85,7 +89,7 @@ impl Side {
             (id, benchmark)
         };
         let benchmarks = samples.into_iter().map(benchmark).collect();
-        Ok(Self { name: name.to_owned(), benchmarks, ..Self::default() })
+        Ok(Self { name: name.to_owned(), benchmarks, problems, ..Self::default() })
     }
 
     /// The side made of `records`. Sandbox records are left out, because they are not measurements.
@@ -122,6 +126,12 @@ impl Side {
                 ("profile", record.software.profile.clone()),
                 ("commit", record.software.commit.clone().unwrap_or_default()),
             ]);
+            // Older records do not have them.
+            let crates = [
+                ("candle-nn", &record.software.candle_nn),
+                ("candle-transformers", &record.software.candle_transformers),
+            ];
+            side.setting.extend(crates.into_iter().filter_map(|(name, version)| Some((name, version.clone()?))));
         }
         side
     }
@@ -192,7 +202,7 @@ pub enum Verdict {
 }
 
 /// Share up to which a difference in memory counts as noise. Peak memory hardly varies between runs of the same code.
-const MEMORY_NOISE: f64 = 0.005;
+pub(super) const MEMORY_NOISE: f64 = 0.005;
 
 /// Compares every benchmark that both sides have.
 ///
@@ -365,7 +375,8 @@ impl Comparison {
             ]);
         }
         let mut text = markdown(&rows, 1);
-        let groups: Vec<_> = self.groups.iter().map(|(group, ratio)| format!("{group} {}", change(*ratio))).collect();
+        let groups: Vec<_> =
+            self.groups.iter().map(|(group, ratio)| format!("{} {}", markdown_text(group), change(*ratio))).collect();
         let Strictness { noise, level } = self.strictness;
         let _ = writeln!(
             text,
@@ -377,7 +388,7 @@ impl Comparison {
             1.0 / level
         );
         for remark in &self.remarks {
-            let _ = writeln!(text, "- {remark}");
+            let _ = writeln!(text, "- {}", markdown_text(remark));
         }
         text
     }
@@ -396,7 +407,7 @@ impl Comparison {
             let _ = writeln!(
                 text,
                 "- `{}` {} ({} → {})",
-                row.id,
+                markdown_text(&row.id).replace('`', "'"),
                 change(row.ratio),
                 quantity(row.unit, row.a),
                 quantity(row.unit, row.b)
@@ -415,11 +426,11 @@ impl Comparison {
     }
 }
 
-fn change(ratio: f64) -> String {
+pub(super) fn change(ratio: f64) -> String {
     format!("{:+.1} %", (ratio - 1.0) * 100.0)
 }
 
-fn quantity(unit: SampleUnit, value: f64) -> String {
+pub(super) fn quantity(unit: SampleUnit, value: f64) -> String {
     match unit {
         SampleUnit::Bytes => format!("{:.1} MB", value / 1e6),
         SampleUnit::Ms if value >= 100.0 => format!("{value:.0} ms"),
@@ -512,12 +523,16 @@ mod tests {
 
     #[test]
     fn other_differences_are_remarks() {
-        let alone = ["only/b/c", "many/b/c", "many/b/d"].map(|id| record(id, 1.0, |_, _| ()));
-        let before = side("before", &[[record("a/b/c", 1.0, |_, _| ())].as_slice(), &alone].concat());
+        let published = |record: &mut Record, _: &mut record::Generation| {
+            record.software.candle_transformers = Some("0.11.1".into());
+        };
+        let alone = ["only/b/c", "many/b/c", "many/b/d"].map(|id| record(id, 1.0, published));
+        let before = side("before", &[[record("a/b/c", 1.0, published)].as_slice(), &alone].concat());
         let after = side(
             "after",
             &[record("a/b/c", 1.0, |record, measures| {
                 record.machine.cpu = "another processor".into();
+                record.software.candle_transformers = Some("0.11.1 (path)".into());
                 measures.token_digest = "other".into();
                 measures.peak_bytes = measures.peak_bytes.map(|bytes| bytes * 101 / 100);
             })],
@@ -525,6 +540,7 @@ mod tests {
         let remarks = compare(&before, &after, STRICTNESS).expect("one in common").remarks.join("\n");
         for part in [
             "another processor",
+            "candle-transformers differs: 0.11.1 and 0.11.1 (path)",
             "only/b/c is only in before",
             "2 benchmarks of many are only in before",
             "other tokens",

@@ -15,7 +15,11 @@ use super::{
     statistics::median,
     table::{markdown, number},
 };
-use crate::record::{self, Better, Record};
+use crate::{
+    files::is_temporary,
+    record::{self, Better, Record},
+    text,
+};
 
 /// The history of one benchmark on one machine.
 #[derive(Debug, Serialize, JsonSchema)]
@@ -123,6 +127,8 @@ fn results(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut files: Vec<PathBuf> = inside(folder)
         .iter()
         .flat_map(|machine| inside(machine))
+        // A report that was interrupted.
+        .filter(|report| !is_temporary(report))
         .map(|report| report.join("results.jsonl"))
         .filter(|file| file.is_file())
         .collect();
@@ -198,7 +204,7 @@ impl History {
                 moved.map_or(String::new(), |moved| self.said(moved)),
             ]);
         }
-        format!("{} on {}\n\n{}", self.id, self.machine, markdown(&rows, 2))
+        format!("{} on {}\n\n{}", text::line(&self.id), text::line(&self.machine), markdown(&rows, 2))
     }
 
     fn said(&self, moved: &Move) -> String {

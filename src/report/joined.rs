@@ -49,11 +49,15 @@ pub fn join(records: &Path, criterion_home: &Path) -> Result<Joined> {
     if read.records.is_empty() {
         bail!("{} holds no record that can be read{}", records.display(), listed(&problems));
     }
-    let (samples, estimates) = if criterion_home.is_dir() {
-        (record::baseline(criterion_home, "new")?, record::estimates(criterion_home, "new")?)
-    } else {
-        (BTreeMap::new(), BTreeMap::new())
-    };
+    let (mut samples, mut estimates) = (BTreeMap::new(), BTreeMap::new());
+    if criterion_home.is_dir() {
+        let (of_samples, of_estimates);
+        (samples, of_samples) = record::baseline(criterion_home, "new");
+        (estimates, of_estimates) = record::estimates(criterion_home, "new");
+        // A file that both need is named once.
+        let both = of_samples.into_iter().chain(of_estimates).collect::<BTreeSet<_>>();
+        problems.extend(both.into_iter().map(|problem| format!("{problem}; no interval")));
+    }
     let is_sandbox = read.records.iter().all(|record| record.sandbox);
     if is_sandbox {
         problems.push("every figure is made up: this is a sandbox, not a measurement".into());

@@ -2,7 +2,7 @@
 //!
 //! - [`joined`] joins the records of a run with Criterion's estimates.
 //! - `write` writes the folder of a report: tables, plots, an HTML page, and the data files that [`columns`] lists.
-//! - [`compare`] compares two runs, and [`history`] follows a benchmark over many reports.
+//! - [`compare`] compares two runs, `duel` shows the result of measuring two programs in turns, and [`history`] follows a benchmark over many reports.
 //! - [`watch`] draws a run while it is in progress.
 //! - [`export`] writes formats of other tools.
 //! - `sweep` writes the log of architecture sweeps and summarises their results.
@@ -11,6 +11,8 @@
 
 pub mod columns;
 pub mod compare;
+#[cfg(feature = "cli")]
+pub mod duel;
 pub mod export;
 #[cfg(feature = "cli")]
 pub mod history;
@@ -31,6 +33,6 @@ pub mod watch;
 mod write;
 
 #[cfg(feature = "cli")]
-pub use plot::loss_curve;
+pub use plot::{latency_over_rate, loss_curve};
 #[cfg(feature = "cli")]
 pub use write::{LOG, write, zip};

@@ -330,6 +330,19 @@ pub fn loss_curve(training: Vec<(f64, f64)>, validation: Vec<(f64, f64)>) -> Res
     })
 }
 
+/// Latency over the rate of requests, with a line for each named percentile: the knee of a server.
+///
+/// # Errors
+/// When the plot cannot be drawn.
+pub fn latency_over_rate(percentiles: Vec<(&str, Vec<(f64, f64)>)>) -> Result<Plot> {
+    let all: Vec<Line> = percentiles.into_iter().map(|(name, points)| Line { name: name.to_owned(), points }).collect();
+    Ok(Plot {
+        file: "latency_over_rate.svg",
+        title: "Latency over the rate of requests",
+        svg: lines(&all, SeriesLabelPosition::UpperLeft, 0.0, "requests/s", "ms from the schedule")?,
+    })
+}
+
 /// Load over the experts, with a line for each mixture.
 fn expert_load(rows: &[&Row]) -> Result<String> {
     let line = |row: &&Row| {

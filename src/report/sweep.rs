@@ -24,6 +24,7 @@ use crate::{
         columns::{self as record_columns, Column},
     },
     scenario::SWEEP,
+    text,
 };
 
 /// A table of the combinations of a sweep, failed ones included, under a heading. It is made to be appended to a log.
@@ -41,10 +42,10 @@ pub fn log_entry(heading: &str, records: &[Record]) -> String {
         };
         let status = record.reason.as_ref().map_or("ok".to_owned(), |reason| format!("failed: {reason}"));
         let run = format!("{} ({})", record.subject.model, record.scenario);
-        rows.push(vec![run, throughput, vram, latency, status.replace('|', "\\|")]);
+        rows.push(vec![run, throughput, vram, latency, status]);
     }
     let note = "On a CPU, VRAM is the peak of the memory that the process allocated.";
-    format!("## {heading}\n\n{}\n{note}\n\n", markdown(&rows, 1))
+    format!("## {}\n\n{}\n{note}\n\n", text::markdown(heading), markdown(&rows, 1))
 }
 
 /// A row of a sweep's results: columns by name.
@@ -57,14 +58,16 @@ pub type ResultRow = Map<String, Value>;
 /// Returns an error if the file cannot be read as its extension says.
 pub fn read_rows(path: &Path) -> Result<Vec<ResultRow>> {
     let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
-    let rows = match extension {
-        _ if path.ends_with(RECORDS) => read_records(path),
-        "parquet" | "pq" => read_parquet(path),
-        "csv" => read_csv(path),
-        "json" | "jsonl" => read_json(path),
+    let read: fn(&Path) -> Result<Vec<ResultRow>> = match extension {
+        _ if path.ends_with(RECORDS) => read_records,
+        "parquet" | "pq" => read_parquet,
+        "csv" => read_csv,
+        "json" | "jsonl" => read_json,
         _ => bail!("{}: expected a file that ends in .parquet, .csv, .json or .jsonl", path.display()),
     };
-    rows.with_context(|| format!("{} cannot be read", path.display()))
+    // Opening a FIFO waits for a writer.
+    ensure!(!path.exists() || path.is_file(), "{} is not a regular file", path.display());
+    read(path).with_context(|| format!("{} cannot be read", path.display()))
 }
 
 /// The last record of each benchmark of a sweep.

@@ -30,7 +30,7 @@ impl Table {
     pub fn markdown(&self) -> String {
         let mut text = markdown(&self.rows, self.words);
         for note in &self.notes {
-            let _ = write!(text, "\n{note}\n");
+            let _ = write!(text, "\n{}\n", text::markdown(note));
         }
         text
     }
@@ -74,7 +74,7 @@ const PARAMETERS: ExtraColumn = ExtraColumn {
     text: |record, _| number(record.subject.parameters.map(|count| count as f64 / 1e6)),
 };
 
-const FAMILIES: [Family; 6] = [
+const FAMILIES: [Family; 7] = [
     Family {
         key: TableKey::MixturePrefill,
         title: "Mixtures of experts: prefill",
@@ -165,6 +165,14 @@ const FAMILIES: [Family; 6] = [
         names: &[SCENARIO, MODEL, VARIANT],
         extra: &[ExtraColumn { place: 80, ..PARAMETERS }],
         note: Some("Tokens are random. The loss shows that a step trains, but the model learns nothing useful."),
+    },
+    Family {
+        key: TableKey::Serving,
+        title: "Serving under load",
+        takes: |record| matches!(record.measures, Some(Measures::Serving(_))),
+        names: &[SCENARIO, MODEL],
+        extra: &[],
+        note: Some("Times count from the schedule of each request. Failed requests are not in the times."),
     },
     Family {
         key: TableKey::Generation,
@@ -273,6 +281,7 @@ pub(super) fn quantity(value: f64, unit: MeasureUnit) -> String {
         | MeasureUnit::Ms
         | MeasureUnit::TokensPerS
         | MeasureUnit::WindowsPerS
+        | MeasureUnit::RequestsPerS
         | MeasureUnit::Ratio
         | MeasureUnit::Bits
         | MeasureUnit::Joules
@@ -299,7 +308,8 @@ fn training(record: &Record) -> Option<&Training> {
 }
 
 fn activation_bytes(measures: &Training) -> Option<f64> {
-    Some((measures.peak_bytes? - measures.allocated_bytes?) as f64)
+    // A record from elsewhere may hold a peak below what was allocated.
+    Some(measures.peak_bytes?.checked_sub(measures.allocated_bytes?)? as f64)
 }
 
 /// Quotient of a model with gradient checkpointing and the same model without. Empty for a model without.

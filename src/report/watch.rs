@@ -17,10 +17,13 @@ use ratatui::{
 };
 
 use super::table::{number, quantity};
-use crate::record::{
-    BenchmarkId, Measures, Record,
-    measures::{TableColumn, TableKey, table_columns},
-    parse,
+use crate::{
+    record::{
+        BenchmarkId, Measures, Record,
+        measures::{TableColumn, TableKey, table_columns},
+        parse,
+    },
+    text,
 };
 
 /// A property of records by which the keys filter the view.
@@ -194,6 +197,7 @@ impl Watched {
             .filter_map(|(_, filter, name)| Some(format!("{name} {}", self.chosen.get(filter)?)))
             .collect();
         let second = if chosen.is_empty() { "all benchmarks".into() } else { format!("only {}", chosen.join(", ")) };
+        let [first, second] = [first, second].map(|text| text::line(&text));
         vec![Line::styled(first, Style::new().add_modifier(Modifier::BOLD)), Line::raw(second)]
     }
 
@@ -215,7 +219,7 @@ impl Watched {
             let id = shortened(if is_wide { id } else { &short }, id_width as usize);
             let measures = columns.iter().map(|column| measure(column, &benchmark.last));
             let samples = sparkline(&benchmark.samples(), samples_width as usize);
-            Row::new([id, headline(&benchmark.last)].into_iter().chain(measures).chain([samples]).map(Cell::from))
+            Row::new([id, headline(&benchmark.last)].into_iter().chain(measures).chain([samples]).map(plain_cell))
         });
         let widths = [id_width, HEADLINE_WIDTH]
             .into_iter()
@@ -237,6 +241,11 @@ impl Benchmark {
             _ => self.headlines.clone(),
         }
     }
+}
+
+/// A cell without control characters, which a record from elsewhere may hold.
+fn plain_cell(text: String) -> Cell<'static> {
+    Cell::from(text::line(&text))
 }
 
 fn headline(record: &Record) -> String {

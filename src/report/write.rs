@@ -3,7 +3,7 @@
 use std::{
     fmt::Write,
     fs,
-    io::{Cursor, Write as _},
+    io::{Cursor, ErrorKind, Write as _},
     path::{Path, PathBuf},
 };
 
@@ -20,6 +20,7 @@ use super::{
     table, training,
 };
 use crate::{
+    files::read_limited,
     names::PathName,
     record::{Conditions, Limits, Machine, Record, Setting, Software, columns, temporary_that_stays, write_whole},
     text,
@@ -27,6 +28,8 @@ use crate::{
 
 /// File that gets a dated row for each report of a machine.
 pub const LOG: &str = "GENERATION_LOG.md";
+
+const LOG_MAX_BYTES: u64 = 1 << 30;
 
 const LOG_HEAD: &str = "# Generation log\n\nThe `medium` scenario of each report, newest last.\n\n\
 | date | model | variant | tok/s | decode tok/s | TTFT ms | candle | commit | report |\n\
@@ -180,7 +183,16 @@ fn environment(first: &Row) -> Result<String> {
 }
 
 fn log(file: &Path, joined: &Joined, stamp: &str, now: DateTime<Utc>) -> Result<()> {
-    let mut text = fs::read_to_string(file).unwrap_or_else(|_| LOG_HEAD.to_owned());
+    // What is there stays as it is, whatever its encoding.
+    let mut log = match read_limited(file, LOG_MAX_BYTES) {
+        Ok(before) => before,
+        Err(error) if error.kind() == ErrorKind::NotFound => LOG_HEAD.as_bytes().to_vec(),
+        Err(error) => return Err(error).with_context(|| format!("{} could not be read", file.display())),
+    };
+    let mut text = String::new();
+    if log.last().is_some_and(|last| *last != b'\n') {
+        text.push('\n');
+    }
     for row in joined.rows.iter().filter(|row| row.record.scenario == "medium") {
         let (Some(measures), record) = (row.generation(), &row.record) else { continue };
         let commit = record.software.commit.as_deref().unwrap_or("unknown");
@@ -198,5 +210,6 @@ fn log(file: &Path, joined: &Joined, stamp: &str, now: DateTime<Utc>) -> Result<
             text::markdown(commit.get(..8).unwrap_or(commit)),
         );
     }
-    write_whole(file, text.as_bytes())
+    log.extend(text.as_bytes());
+    write_whole(file, &log)
 }

@@ -1,12 +1,15 @@
 //! Runs workloads in a loop, without Criterion: warm-ups, then one iteration per sample.
 
-use std::{collections::BTreeSet, fmt, str::FromStr};
+use std::{collections::BTreeSet, fmt, io::ErrorKind, path::Path, str::FromStr};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::{Map, Value};
 
-use super::{Session, caught};
+use super::Session;
 use crate::{
-    record::{self, BenchmarkId, Record},
+    error::caught,
+    files::{SETTINGS_MAX_BYTES, read_text_limited},
+    record::{self, BenchmarkId, Record, Status},
     scenario::{Phase, SWEEP},
     workload::{
         GenerationWorkload, Outcome, Workload,
@@ -88,6 +91,39 @@ impl FromStr for Shard {
     }
 }
 
+/// File in the run's folder that holds the keys of the grid that are not part of ids.
+const GRID: &str = "sweep.json";
+
+/// Writes the keys of a grid that are not part of ids to a file. The ids of another grid would name other measurements.
+///
+/// # Errors
+/// When the file holds other values, or is missing although the run has records of a sweep.
+fn keep_grid(file: &Path, grid: &SeriesGrid, has_sweep: bool) -> Result<()> {
+    let ours = grid.beside_ids()?;
+    let text = match read_text_limited(file, SETTINGS_MAX_BYTES) {
+        Err(error) if error.kind() == ErrorKind::NotFound && !has_sweep => {
+            let mut text = serde_json::to_vec_pretty(&ours)?;
+            text.push(b'\n');
+            return record::write_whole(file, &text);
+        }
+        read => {
+            read.with_context(|| format!("{}: the grid of the run is unknown: choose another --run", file.display()))?
+        }
+    };
+    let theirs: Map<String, Value> = serde_json::from_str(&text).with_context(|| file.display().to_string())?;
+    let differs = |key: &&String| ours.get(*key) != theirs.get(*key);
+    let keys: BTreeSet<&String> = ours.keys().chain(theirs.keys()).filter(differs).collect();
+    let shown = |values: &Map<String, Value>, key: &str| values.get(key).map_or("none".into(), Value::to_string);
+    let differences = keys.iter().map(|key| format!("{key} is {} and was {}", shown(&ours, key), shown(&theirs, key)));
+    let differences = differences.collect::<Vec<_>>().join(", ");
+    ensure!(
+        differences.is_empty(),
+        "{}: the run was begun with another grid: {differences}; choose another --run",
+        file.display()
+    );
+    Ok(())
+}
+
 /// Progress of a sweep, after one of its benchmarks, or after some steps of it.
 pub struct Progress<'a> {
     /// Number of the benchmark, from 1, and the total.
@@ -118,10 +154,11 @@ pub enum State<'a> {
 }
 
 /// Runs every combination of a shard of a grid in training and in forecasting, and appends a record of each to the
-/// session's run. Skips benchmarks that the run already has. A benchmark that fails becomes a record with the reason.
+/// session's run. Skips benchmarks that the run has already measured, and tries those again that failed. A benchmark that
+/// fails becomes a record with the reason.
 ///
 /// # Errors
-/// Returns an error if the grid is empty, or records cannot be read or written.
+/// Returns an error if the grid is empty, the run was begun with another grid, or records cannot be read or written.
 pub fn sweep(
     session: &mut Session,
     run: Option<&str>,
@@ -131,10 +168,11 @@ pub fn sweep(
 ) -> Result<()> {
     let combinations = shard.of(grid.combinations()?);
     let path = session.join(run)?;
-    let done: BTreeSet<String> = match path.is_file() {
-        true => record::read(&path)?.records.into_iter().map(|record| record.id).collect(),
-        false => BTreeSet::new(),
-    };
+    let records = if path.is_file() { record::latest(&path)?.records } else { Vec::new() };
+    let has_sweep = records.iter().any(|record| SWEEP.contains(&record.scenario));
+    keep_grid(&path.with_file_name(GRID), grid, has_sweep)?;
+    let is_done = |record: &Record| record.status == Status::Measured;
+    let done: BTreeSet<String> = records.into_iter().filter(is_done).map(|record| record.id).collect();
     let phases = [Phase::Train, Phase::Forward];
     let all = combinations.iter().flat_map(|combination| phases.map(|phase| (combination, phase)));
     let total = phases.len() * combinations.len();

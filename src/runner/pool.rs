@@ -14,9 +14,10 @@ use candle_core::{DType, Device};
 use crate::{
     measure::memory::{self, DoesNotFit},
     model::{self, CausalLm, Engine, ModelSpec, Subject},
-    record,
+    output, record,
     scenario::{EXPERT_GRID, Tier},
     settings::Settings,
+    text,
     workload::SharedSubject,
 };
 
@@ -173,7 +174,8 @@ impl Pool {
         self.places[place].candidate.learn(&subject);
         let about = &self.places[place].candidate.about;
         if started.elapsed() > Duration::from_secs(1) {
-            eprintln!("{}: loaded in {:.1} s", about.model, started.elapsed().as_secs_f64());
+            let seconds = started.elapsed().as_secs_f64();
+            output::report(format_args!("{}: loaded in {seconds:.1} s", text::line(&about.model)));
         }
         Ok(subject)
     }

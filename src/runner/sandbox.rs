@@ -11,8 +11,8 @@ use crate::{
     measure::machine,
     model::MINI,
     record::{
-        BenchmarkId, Conditions, Generation, Limits, Machine, Measures, Record, Routing, SCHEMA, Stability, Status,
-        Subject, Sweep, Training, Work,
+        BenchmarkId, Conditions, Generation, Limits, Machine, Measures, Record, Routing, SCHEMA, Serving, Stability,
+        Status, Subject, Sweep, Training, Work,
     },
     scenario::{
         self, EXPERT_GRID, FeedForward, GENERATION, MOE_TOP_K, Phase, Quantity, SWEEP, TRAININGS, Tier, Trained,
@@ -50,6 +50,7 @@ pub fn records(run: &str, seed: u64, times: usize, now: DateTime<Utc>) -> Result
             |group: &'static TrainingScenario| group.entries(Tier::Quick).into_iter().map(move |entry| (group, entry));
         kinds.extend(groups.iter().flat_map(entries).map(|(group, entry)| Kind::Training(group, entry)));
     }
+    kinds.extend([1, 4, 16].map(Kind::Serving));
     kinds.push(Kind::Failed);
     let template = template(run, now);
     let all = (0..times).flat_map(move |_| kinds.clone()).enumerate();
@@ -65,6 +66,8 @@ enum Kind {
     Generation(&'static scenario::Generation, String, Option<FeedForward>),
     Sweep(&'static str, Box<Subject>),
     Training(&'static TrainingScenario, Trained),
+    /// Requests per second of the load.
+    Serving(u32),
     Failed,
 }
 
@@ -99,8 +102,21 @@ impl Kind {
                 let of = Subject { sizes, ..subject(&entry.name(), "tuned") };
                 (group.key, of, Some(Measures::Training(training(group, entry, draw))))
             }
+            Self::Serving(rate) => {
+                let of = Subject { dtype: "unknown".into(), device: "server".into(), ..subject(MINI[0], "http") };
+                return Self::made_up(
+                    template,
+                    &format!("load_poisson_{rate}_p256_n64"),
+                    of,
+                    Some(serving(*rate, draw)),
+                );
+            }
             Self::Failed => ("medium", subject("sandbox-model", "stock"), None),
         };
+        Self::made_up(template, scenario, subject, measures)
+    }
+
+    fn made_up(template: &Record, scenario: &str, subject: Subject, measures: Option<Measures>) -> Record {
         Record {
             id: BenchmarkId::new(scenario, &subject).to_string(),
             scenario: scenario.to_owned(),
@@ -122,6 +138,7 @@ fn template(run: &str, now: DateTime<Utc>) -> Record {
         at: now.to_rfc3339_opts(SecondsFormat::Millis, true),
         id: String::new(),
         scenario: String::new(),
+        duel: None,
         subject: subject(MACHINE, "stock"),
         status: Status::Failed,
         reason: None,
@@ -212,6 +229,37 @@ fn generation(scenario: &scenario::Generation, feed_forward: Option<FeedForward>
         // No other measure is made up.
         ..Generation::default()
     }
+}
+
+/// Latencies that rise with the rate.
+fn serving(rate: u32, draw: &mut Draw) -> Measures {
+    let rate = f64::from(rate);
+    let (ttft_ms, tpot_ms) =
+        (draw.between(40.0, 60.0) * (1.0 + rate / 8.0), draw.between(8.0, 12.0) * (1.0 + rate / 32.0));
+    let e2e_ms = ttft_ms + 63.0 * tpot_ms;
+    let requests = (120.0 * rate) as u64;
+    Measures::Serving(Serving {
+        valid: true,
+        offered_requests_per_s: Some(rate),
+        requests,
+        duration_s: 120.0,
+        requests_per_s: rate,
+        output_tokens_per_s: 64.0 * rate,
+        ttft_p50_ms: Some(ttft_ms),
+        ttft_p99_ms: Some(3.0 * ttft_ms),
+        tpot_p50_ms: Some(tpot_ms),
+        tpot_p99_ms: Some(1.5 * tpot_ms),
+        e2e_p50_ms: Some(e2e_ms),
+        e2e_p99_ms: Some(2.0 * e2e_ms),
+        lateness_p99_ms: Some(draw.between(0.2, 0.6)),
+        output_tokens_by_usage: Some(64 * requests),
+        chunks: 64 * requests,
+        schedule_digest: "0000000000000000".into(),
+        prompt_digest: "0000000000000000".into(),
+        sample_e2e_ms: draw.around(e2e_ms, 20),
+        // No other measure is made up.
+        ..Serving::default()
+    })
 }
 
 fn combination(trains: bool, draw: &mut Draw) -> Sweep {

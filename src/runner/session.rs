@@ -3,18 +3,21 @@
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
+    sync::Mutex,
+    thread,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use candle_core::Device;
 use chrono::{SecondsFormat, Utc};
 
 use crate::{
     error::one_line,
+    kernels::{inference, system::set_variable},
     measure::{gpu, machine},
     names::PathName,
     record::{self, BenchmarkId, Machine, Record, SCHEMA, Sink, Software, Status},
-    settings::Settings,
+    settings::{Settings, most_threads},
     workload::{Measured, Outcome},
 };
 
@@ -39,7 +42,10 @@ impl Session {
         // The first record would find this out only after its measurement.
         settings.run.as_deref().map(str::parse::<PathName>).transpose().context("CANDLEPOWER_RUN")?;
         // Threads come first, because opening a device may start some.
-        let threads = set_threads(settings.threads);
+        let threads = set_threads(settings.threads)?;
+        if let Some(instructions) = settings.instructions {
+            inference::Machine::select(instructions);
+        }
         let device = settings.device.open()?;
         let gpu = gpu::of(settings.device);
         let gpu_unknown = gpu.as_ref().err().map(|error| one_line(&format!("{error:#}")));
@@ -79,6 +85,7 @@ impl Session {
             at: Utc::now().to_rfc3339_opts(SecondsFormat::Millis, true),
             id: BenchmarkId::new(scenario, &subject).to_string(),
             scenario: scenario.to_owned(),
+            duel: None,
             subject,
             status,
             reason,
@@ -125,11 +132,40 @@ impl Session {
 /// Sets the number of CPU threads and returns the number that Candle uses. Candle, Criterion's analysis and the
 /// seeded weights share one thread pool, whose size only this variable sets. Candle reads it at every matrix product,
 /// the pool when it starts. Call this first in `main`, while no other thread runs.
-pub fn set_threads(threads: Option<usize>) -> usize {
+///
+/// # Errors
+/// Returns an error if there are too many, or the system does not start as many.
+pub fn set_threads(threads: Option<usize>) -> Result<usize> {
     if let Some(threads) = threads {
-        set("RAYON_NUM_THREADS", &threads.to_string());
+        set_variable(THREADS, &threads.to_string());
     }
-    candle_core::utils::get_num_threads()
+    let (threads, most) = (candle_core::utils::get_num_threads(), most_threads());
+    ensure!(threads <= most, "{threads} threads: at most {most} are supported: set CANDLEPOWER_THREADS or {THREADS}");
+    check_threads(threads)?;
+    Ok(threads)
+}
+
+const THREADS: &str = "RAYON_NUM_THREADS";
+
+/// Thread pools of this size: rayon's, and two of Candle's, one of which panics and leaves its threads with freed memory if
+/// one of them cannot be started.
+const POOLS: usize = 3;
+
+/// Checks that the system starts as many threads as the pools need.
+fn check_threads(threads: usize) -> Result<()> {
+    let gate = Mutex::new(());
+    thread::scope(|scope| {
+        let closed = gate.lock();
+        let start = |number| {
+            let started = thread::Builder::new().spawn_scoped(scope, || drop(gate.lock()));
+            started.map(drop).with_context(|| {
+                format!("thread {} of {} could not be started: set CANDLEPOWER_THREADS to fewer, or raise the limits of processes and memory (ulimit -u, ulimit -v)", number + 1, POOLS * threads)
+            })
+        };
+        let started = (0..POOLS * threads).try_for_each(start);
+        drop(closed);
+        started
+    })
 }
 
 /// Makes idle threads sleep instead of spinning. Candle's threads for element-wise work spin 25000 times by default
@@ -139,13 +175,6 @@ pub fn set_threads(threads: Option<usize>) -> usize {
 pub fn let_waiting_threads_sleep() {
     const SPINS: &str = "CANDLE_BARRIER_POOL_SPIN_LIMIT";
     if std::env::var_os(SPINS).is_none() {
-        set(SPINS, "0");
+        set_variable(SPINS, "0");
     }
-}
-
-/// Sets a variable. Call this first in `main`.
-fn set(variable: &str, value: &str) {
-    // SAFETY: the callers run first in `main`, while the process has one thread, so no other thread reads the
-    // environment.
-    unsafe { std::env::set_var(variable, value) };
 }

@@ -118,6 +118,15 @@ impl Workload for GenerationWorkload {
         Ok(Iteration { time, peak_bytes })
     }
 
+    fn forget_last(&mut self) {
+        self.timelines.pop();
+        self.joules.pop();
+    }
+
+    fn output_digest(&self) -> Option<String> {
+        Some(generate::digest(self.tokens()))
+    }
+
     fn finish(mut self: Box<Self>, samples: &[usize]) -> Outcome {
         drop_warm_up(&mut self.timelines, samples);
         drop_warm_up(&mut self.joules, samples);

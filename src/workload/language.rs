@@ -19,6 +19,7 @@ use crate::{
         statistics,
     },
     model::psann::{Cost, Decoder, PsannConfig},
+    output,
     record::{self, Limits, Measures, Stability},
     scenario::{self, Phase, Quantity, Trained},
     settings::Settings,
@@ -105,11 +106,10 @@ impl LanguageWorkload {
         let cost = Decoder::cost(&config, entry.batch.tokens_per_row)?;
         let micro_rows = rows_that_fit(entry, phase, &cost, dtype, &opened)?;
         if micro_rows < entry.batch.rows {
-            eprintln!(
-                "{}: {} sequences do not fit in memory; computing {micro_rows} at a time",
-                entry.name(),
-                entry.batch.rows
-            );
+            let (name, rows) = (entry.name(), entry.batch.rows);
+            output::report(format_args!(
+                "{name}: {rows} sequences do not fit in memory; computing {micro_rows} at a time"
+            ));
         }
         let bytes_beside = memory::current_bytes(&opened);
         let peak = Peak::new(&opened, bytes_beside);
@@ -226,6 +226,15 @@ impl Workload for LanguageWorkload {
         self.times.push(time);
         self.peaks.push(peak_bytes);
         Ok(Iteration { time, peak_bytes })
+    }
+
+    fn forget_last(&mut self) {
+        self.times.pop();
+        self.peaks.pop();
+        let Stability { losses, gradient_norms, update_ratios } = &mut self.stability;
+        for signal in [losses, gradient_norms, update_ratios] {
+            signal.pop();
+        }
     }
 
     fn finish(mut self: Box<Self>, samples: &[usize]) -> Outcome {

@@ -24,6 +24,14 @@ pub trait Workload {
     /// Returns an error if the model or the device fails, or the output is wrong.
     fn iterate(&mut self) -> Result<Iteration>;
 
+    /// Leaves the last iteration out of the results. It was a warm-up between two samples.
+    fn forget_last(&mut self);
+
+    /// Digest of the output of the last iteration; `None` if the output is not compared.
+    fn output_digest(&self) -> Option<String> {
+        None
+    }
+
     /// Ends the work and summarises the last iterations. `samples` holds the number of iterations of each sample, in
     /// order; iterations before those were warm-up and are left out.
     fn finish(self: Box<Self>, samples: &[usize]) -> Outcome;

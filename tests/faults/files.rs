@@ -3,42 +3,18 @@
 use std::{
     fs::{self, File},
     path::Path,
-    process::{Command, Stdio},
-    thread,
-    time::{Duration, Instant},
+    process::Command,
 };
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-/// Longest run of a command that only has to refuse its input.
-const LONGEST: Duration = Duration::from_secs(30);
+use crate::command::{candlepower, is_refused, output};
 
 /// Runs the command in a folder and expects it to fail. Returns what it wrote to standard error.
 fn refused(folder: &Path, args: &[&str], variables: &[(&str, &str)]) -> String {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_candlepower"));
-    for (key, _) in std::env::vars_os() {
-        if key.to_string_lossy().starts_with("CANDLEPOWER_") {
-            command.env_remove(key);
-        }
-    }
-    command.args(args).envs(variables.iter().copied()).current_dir(folder);
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-    let mut child = command.spawn().expect("the command starts");
-    let start = Instant::now();
-    while child.try_wait().expect("a state").is_none() {
-        if start.elapsed() > LONGEST {
-            child.kill().expect("killed");
-            panic!("{args:?} did not end");
-        }
-        thread::sleep(Duration::from_millis(10));
-    }
-    let output = child.wait_with_output().expect("output");
-    let error = String::from_utf8(output.stderr).expect("UTF-8");
-    assert!(!output.status.success() && output.status.code().is_some(), "{args:?}: {error}");
-    assert!(error.lines().count() == 1 && !error.contains("panic"), "{args:?}: {error}");
-    assert!(!error.trim_end().contains(char::is_control), "{args:?}: {error:?}");
-    error
+    let output = output(candlepower(folder).args(args).envs(variables.iter().copied()));
+    is_refused(&output, &format!("{args:?}"))
 }
 
 /// A way to put something at a path that is not a file to read.
@@ -87,6 +63,7 @@ fn what_is_not_a_file_of_a_size_is_not_read() {
             ("sweep.yaml", &["sweep", "--config", "sweep.yaml"]),
             ("train.yaml", &["train", "--config", "train.yaml"]),
             ("nightly.json", &["nightly", "nightly.json"]),
+            ("corpus.txt", &["train", "--corpus", "corpus.txt"]),
         ] {
             let at = checkpoint();
             let path = at.path().join(file);

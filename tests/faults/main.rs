@@ -1,6 +1,13 @@
 //! Faults and hostile input, each with the one line that a person gets. Everything ends within seconds; nothing outside
 //! the folders that a command was given is written or removed.
 
+mod command;
 mod files;
+mod fuzz;
 mod hub;
+mod limits;
+mod lost;
+mod output;
+mod sizes;
 mod stage;
+mod training;

@@ -9,7 +9,10 @@ use candlepower::{
 };
 use clap::Args;
 
-use crate::flags::Flags;
+use crate::{
+    flags::Flags,
+    process::{self, Ended, Signals},
+};
 
 #[derive(Args)]
 pub struct Bench {
@@ -39,8 +42,13 @@ impl Bench {
                 "no benchmark matches '{filter}': the scenarios are {scenarios}; without a filter, all run"
             );
         }
-        let status = self.cargo().args(&self.criterion).status().context(NO_CARGO)?;
-        Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        let signals = Signals::catch()?;
+        let ended = process::run(self.cargo().args(&self.criterion), None, &signals).context(NO_CARGO)?;
+        Ok(match ended {
+            Ended::Exited(status) if status.success() => ExitCode::SUCCESS,
+            Ended::Exited(_) | Ended::OutOfTime => ExitCode::FAILURE,
+            Ended::Signal(signal) => process::exit_code(signal),
+        })
     }
 
     /// `cargo bench` with the settings and the filter.

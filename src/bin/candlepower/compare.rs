@@ -4,8 +4,10 @@ use std::process::ExitCode;
 
 use anyhow::{Result, ensure};
 use candlepower::{
+    output,
     report::compare::{Side, Strictness, compare},
     settings::{Settings, criterion_home},
+    text,
 };
 use clap::{Args, ValueEnum};
 
@@ -52,18 +54,20 @@ impl Compare {
         let strictness = Strictness { noise: self.noise, level: self.level };
         let comparison = compare(&find(&self.a)?, &find(&self.b)?, strictness)?;
         match self.format {
-            Format::Text | Format::Markdown => print!("{}", comparison.text()),
-            Format::Json => println!("{}", comparison.json()?),
-            Format::Github => print!("{}", comparison.github()),
+            Format::Text | Format::Markdown => output::print(comparison.text()),
+            Format::Json => output::print_data(&comparison.json()?),
+            Format::Github => output::print(comparison.github()),
         }
         let slower = self.fail_above.map_or(Vec::new(), |share| comparison.regressions(share));
         for row in &slower {
-            eprintln!("regression: {} is {:.1} % slower", row.id, (row.ratio - 1.0) * 100.0);
+            let percent = (row.ratio - 1.0) * 100.0;
+            output::report(format_args!("regression: {} is {percent:.1} % slower", text::line(&row.id)));
         }
         let larger = self.fail_memory_above.map_or(Vec::new(), |share| comparison.memory_regressions(share));
         for row in &larger {
             let rise = row.memory_ratio.map_or(0.0, |ratio| (ratio - 1.0) * 100.0);
-            eprintln!("regression: {} takes {rise:.1} % more memory at its peak", row.id);
+            let id = text::line(&row.id);
+            output::report(format_args!("regression: {id} takes {rise:.1} % more memory at its peak"));
         }
         Ok(if slower.is_empty() && larger.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::Result;
-use candlepower::{doctor, runner::set_threads, settings::Settings};
+use candlepower::{doctor, output, runner::set_threads, settings::Settings};
 use clap::Args;
 
 use crate::flags::Flags;
@@ -21,12 +21,12 @@ impl Doctor {
     pub fn run(self) -> Result<ExitCode> {
         let settings = Settings::load(self.settings.given())?;
         // Set before the thread pool starts, so that the limits are those of a benchmark.
-        set_threads(settings.threads);
+        set_threads(settings.threads)?;
         let findings = doctor::examine(&settings);
         if self.json {
-            println!("{}", serde_json::to_string(&findings)?);
+            output::print_data(&serde_json::to_string(&findings)?);
         } else {
-            print!("{}", doctor::render(&findings));
+            output::print(doctor::render(&findings));
         }
         Ok(ExitCode::SUCCESS)
     }

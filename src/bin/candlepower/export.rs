@@ -4,6 +4,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Result;
 use candlepower::{
+    output,
     record::{self, write_whole},
     report::export::{Format, export},
     settings::Settings,
@@ -33,7 +34,7 @@ impl Export {
         let text = export(&read.records.iter().collect::<Vec<_>>(), self.format)?;
         match &self.to {
             Some(file) => write_whole(file, text.as_bytes())?,
-            None => print!("{text}{}", if text.ends_with('\n') { "" } else { "\n" }),
+            None => output::print_data(&text),
         }
         Ok(ExitCode::SUCCESS)
     }

@@ -3,7 +3,7 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::{Result, ensure};
-use candlepower::{record::write_whole, report::history::histories};
+use candlepower::{output, record::write_whole, report::history::histories};
 use clap::{Args, ValueEnum};
 
 use crate::compare::percent;
@@ -47,8 +47,8 @@ impl History {
             write_whole(file, histories[0].plot()?.svg.as_bytes())?;
         }
         match self.format {
-            Format::Json => println!("{}", serde_json::to_string(&histories)?),
-            Format::Text => histories.iter().for_each(|history| println!("{}", history.text())),
+            Format::Json => output::print_data(&serde_json::to_string(&histories)?),
+            Format::Text => histories.iter().for_each(|history| output::print_line(history.text())),
         }
         Ok(ExitCode::SUCCESS)
     }

@@ -6,6 +6,7 @@ use anyhow::Result;
 use candlepower::{
     config::Config,
     model::{MINI, SYNTHETIC, series::Architecture, shape},
+    output,
     report::table::markdown,
     scenario::{GENERATIONS, TRAININGS, Tier},
     settings::Settings,
@@ -42,7 +43,7 @@ impl List {
                 &new,
             ]));
         }
-        println!("{}", markdown(&rows, 5));
+        output::print_line(markdown(&rows, 5));
 
         let mut rows = vec![row(&["training", "bench target", "purpose", "quick", "standard", "full"])];
         for (target, group) in TRAININGS.iter().flat_map(|(target, table)| table.iter().map(move |row| (*target, row)))
@@ -51,7 +52,7 @@ impl List {
             let [quick, standard, full] = [Tier::Quick, Tier::Standard, Tier::Full].map(entries);
             rows.push(row(&[group.key, target, group.purpose, &quick, &standard, &full]));
         }
-        println!("{}", markdown(&rows, 3));
+        output::print_line(markdown(&rows, 3));
 
         let mut rows = vec![row(&["backbone of the sweep", "other names", "presets"])];
         for architecture in Architecture::all() {
@@ -63,7 +64,7 @@ impl List {
             }
             rows.push(row(&[architecture.name(), &architecture.aliases().join(", "), &presets.join(", ")]));
         }
-        println!("{}", markdown(&rows, 3));
+        output::print_line(markdown(&rows, 3));
 
         let mut rows = vec![row(&["model", "weights", "parameters"])];
         for (name, spec) in MINI
@@ -76,7 +77,7 @@ impl List {
         }
         rows.push(row(&["hub:<owner>/<name>[@revision]", "from the Hugging Face Hub, cached", ""]));
         rows.push(row(&["path:<folder>", "config.json and safetensors in a folder", ""]));
-        println!("{}", markdown(&rows, 2));
+        output::print_line(markdown(&rows, 2));
 
         let mut rows = vec![row(&["setting", "value", "from", "description"])];
         for key in Settings::KEYS {
@@ -84,7 +85,7 @@ impl List {
                 rows.push(row(&[key.name, &setting.value, &setting.from, key.about]));
             }
         }
-        print!("{}", markdown(&rows, 4));
+        output::print(markdown(&rows, 4));
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -3,11 +3,14 @@
 mod bench;
 mod compare;
 mod doctor;
+mod duel;
 mod export;
 mod flags;
 mod history;
 mod list;
+mod load;
 mod nightly;
+mod process;
 mod report;
 mod run;
 mod sandbox;
@@ -18,7 +21,7 @@ mod watch;
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
-use candlepower::{measure::CountingAllocator, text};
+use candlepower::{measure::CountingAllocator, output, text};
 use clap::{
     Parser, Subcommand,
     error::{ContextKind, ContextValue, ErrorKind},
@@ -45,6 +48,8 @@ enum What {
     Doctor(doctor::Doctor),
     /// Set the settings from flags and run `cargo bench`
     Bench(bench::Bench),
+    /// Send requests to an OpenAI-compatible server by a schedule, and measure the answers
+    Load(Box<load::Load>),
     /// Train and run backbones for series over a grid of architectures and sizes
     Sweep(Box<sweep::Sweep>),
     /// Train a language model on a text: losses, a curve, perplexity against a bigram model
@@ -65,17 +70,32 @@ enum What {
     Sandbox(sandbox::Sandbox),
     /// Compare two runs, files of records, or baselines of Criterion's
     Compare(compare::Compare),
+    Duel(Box<duel::Duel>),
+    #[command(hide = true)]
+    DuelSide(duel::DuelSide),
+    #[command(hide = true)]
+    DuelGuard(duel::DuelGuard),
 }
 
 /// Handles arguments that name no command to run. `--help` and `--version` succeed; anything else fails.
 fn usage(error: &clap::Error) -> Result<ExitCode> {
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
-            print!("{error}");
+            output::print(&error);
             Ok(ExitCode::SUCCESS)
         }
+        ErrorKind::InvalidUtf8 => {
+            let arguments: Vec<_> = std::env::args_os().collect();
+            let shown = |place: usize| arguments.get(place).map(|argument| argument.to_string_lossy());
+            let place = arguments.iter().position(|argument| argument.to_str().is_none()).unwrap_or_default();
+            let value = shown(place).unwrap_or_default();
+            match place.checked_sub(1).and_then(shown).filter(|flag| flag.starts_with("--")) {
+                Some(flag) => bail!("{flag} '{value}': it is not UTF-8"),
+                None => bail!("'{value}' is not UTF-8; see --help"),
+            }
+        }
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            eprint!("{error}");
+            output::report(error.to_string().trim_end());
             Ok(ExitCode::from(2))
         }
         _ => {
@@ -108,7 +128,7 @@ fn suggestion(error: &clap::Error) -> Option<&str> {
 
 /// Prints a problem that does not stop the command. It may quote a file.
 fn note(problem: &str) {
-    eprintln!("note: {}", text::line(problem));
+    output::report(format_args!("note: {}", text::line(problem)));
 }
 
 fn main() -> ExitCode {
@@ -120,9 +140,13 @@ fn main() -> ExitCode {
         match command.what {
             What::Run(run) => run.run(),
             What::List(list) => list.run(),
+            What::Load(load) => load.run(),
             What::Doctor(doctor) => doctor.run(),
             What::Bench(bench) => bench.run(),
             What::Compare(compare) => compare.run(),
+            What::Duel(duel) => duel.run(),
+            What::DuelSide(side) => side.run(),
+            What::DuelGuard(guard) => guard.run(),
             What::Export(export) => export.run(),
             What::History(history) => history.run(),
             What::Sandbox(sandbox) => sandbox.run(),

@@ -1,10 +1,10 @@
 //! `candlepower nightly`: runs a list of benchmarks and compares them with the last good run.
 
 use std::{
-    fs,
+    fs::{self, File},
+    io::ErrorKind,
     path::{Path, PathBuf},
-    process::{Child, Command, ExitCode, Stdio},
-    thread,
+    process::{Command, ExitCode},
     time::{Duration, Instant},
 };
 
@@ -12,16 +12,22 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use candlepower::{
     config::Config as _,
     files::{SETTINGS_MAX_BYTES, read_text_limited},
+    names::PathName,
+    output,
     record::{self, Metric, RECORDS, Record, write_whole},
     report::compare::{Comparison, Side, Strictness, compare},
     runner::Shard,
     settings::{PREFIX, Settings},
+    text,
 };
 use chrono::{SecondsFormat, Utc};
 use clap::Args;
 use serde::{Deserialize, Serialize};
 
-use crate::compare::percent;
+use crate::{
+    compare::percent,
+    process::{self, Ended, Signals},
+};
 
 #[derive(Args)]
 pub struct Nightly {
@@ -95,7 +101,7 @@ struct Summary<'a> {
     commit: Option<&'a str>,
     good: bool,
     /// The last earlier run that was good.
-    compared_with: Option<String>,
+    compared_with: Option<&'a str>,
     /// One line for each regression, failure or overrun.
     problems: &'a [String],
     benchmarks: Vec<Figures<'a>>,
@@ -107,24 +113,37 @@ struct Figures<'a> {
     metrics: Vec<Metric>,
 }
 
+/// File that names the last good run.
 const LAST_GOOD: &str = "last-good";
+
+/// File that marks the folder of a run as made by this command. The command holds a lock on it while it runs.
+const MARK: &str = "nightly.lock";
+
+/// Longest budget: a year.
+const MAX_BUDGET_MINUTES: f64 = 366.0 * 24.0 * 60.0;
 
 impl Nightly {
     pub fn run(self) -> Result<ExitCode> {
         let config = self.config()?;
-        let shares = [percent(&config.fail_above), percent(&config.fail_memory_above)];
-        let [fail_above, fail_memory_above] = shares.map(|share| share.map_err(|error| anyhow!("fail_above: {error}")));
-        let (fail_above, fail_memory_above) = (fail_above?, fail_memory_above?);
+        let share = |key: &str, text: &str| percent(text).map_err(|error| anyhow!("{key}: {error}"));
+        let fail_above = share("fail_above", &config.fail_above)?;
+        let fail_memory_above = share("fail_memory_above", &config.fail_memory_above)?;
         let runs = config.folder.join("runs");
         fs::create_dir_all(&runs).with_context(|| format!("{} could not be made", runs.display()))?;
 
-        let run = Utc::now().format("%Y%m%dT%H%M%SZ").to_string();
+        let signals = Signals::catch()?;
+        // The lock ends with this function.
+        let (run, _lock) = new_run(&runs)?;
         let mut problems = Vec::new();
         let until = Instant::now() + minutes(config.budget_minutes);
         for benchmarks in &config.benchmarks {
-            if let Err(problem) = benchmarks.run(&run, &config.folder, until) {
-                eprintln!("nightly: {problem:#}");
-                problems.push(format!("{problem:#}"));
+            if let Err(problem) = benchmarks.run(&run, &config.folder, until, &signals) {
+                let problem = format!("{problem:#}");
+                output::report(format_args!("nightly: {}", text::line(&problem)));
+                problems.push(problem);
+            }
+            if signals.received().is_some() {
+                break;
             }
         }
 
@@ -136,10 +155,16 @@ impl Nightly {
         if read.records.is_empty() {
             problems.push("nothing was measured".into());
         }
-        let last_good = fs::read_to_string(config.folder.join(LAST_GOOD)).ok();
+        let last_good = last_good(&config.folder.join(LAST_GOOD), &runs);
+        // An unknown last good run may be any of them.
+        let may_prune = last_good.is_ok();
+        let last_good = last_good.unwrap_or_else(|error| {
+            problems.push(format!("{error:#}"));
+            None
+        });
         let comparison = match &last_good {
-            Some(good) => self.compared(&runs, good, &run, &read.records),
-            None => Ok(None),
+            Some(good) if !read.records.is_empty() => compared(&runs, good, run.as_str(), &read.records).map(Some),
+            _ => Ok(None),
         };
         let comparison = comparison.unwrap_or_else(|error| {
             problems.push(format!("{error:#}"));
@@ -156,12 +181,12 @@ impl Nightly {
         let good = problems.is_empty();
         let first = read.records.first();
         let summary = Summary {
-            run: &run,
+            run: run.as_str(),
             at: Utc::now().to_rfc3339_opts(SecondsFormat::Secs, true),
             machine: first.map(|record| record.machine.name.as_str()),
             commit: first.and_then(|record| record.software.commit.as_deref()),
             good,
-            compared_with: last_good,
+            compared_with: last_good.as_ref().map(PathName::as_str),
             problems: &problems,
             benchmarks: read
                 .records
@@ -172,15 +197,23 @@ impl Nightly {
         fs::create_dir_all(runs.join(&run))?;
         let summary_file = runs.join(&run).join("summary.json");
         write_whole(&summary_file, serde_json::to_string_pretty(&summary)?.as_bytes())?;
-        let text = text(&summary, comparison.as_ref());
+        let text = text(&summary, comparison.as_ref(), may_prune && last_good.is_none());
         write_whole(&runs.join(&run).join("summary.md"), text.as_bytes())?;
-        print!("{text}");
-        println!("\nSummary: {}", summary_file.display());
+        output::print(text);
+        output::print_line(format_args!("\nSummary: {}", summary_file.display()));
         if good {
-            write_whole(&config.folder.join(LAST_GOOD), run.as_bytes())?;
+            write_whole(&config.folder.join(LAST_GOOD), run.as_str().as_bytes())?;
         }
-        prune(&runs, config.keep, &config.folder)?;
-        Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        if may_prune {
+            // A good run takes the place of the last one.
+            let last_good = last_good.as_ref().filter(|_| !good);
+            prune(&runs, config.keep, &[Some(&run), last_good])?;
+        }
+        Ok(match signals.received() {
+            Some(signal) => process::exit_code(signal),
+            None if good => ExitCode::SUCCESS,
+            None => ExitCode::FAILURE,
+        })
     }
 
     fn config(&self) -> Result<Config> {
@@ -192,7 +225,10 @@ impl Nightly {
         ensure!(config.keep > 0, "{name}: keep: it must be at least 1");
         let budgets = config.benchmarks.iter().filter_map(|benchmarks| benchmarks.budget_minutes);
         for budget in budgets.chain([config.budget_minutes]) {
-            ensure!(budget > 0.0 && budget.is_finite(), "{name}: budget_minutes: {budget} is not a positive number");
+            ensure!(
+                budget > 0.0 && budget <= MAX_BUDGET_MINUTES,
+                "{name}: budget_minutes: {budget:?} is not a positive number of at most {MAX_BUDGET_MINUTES}, a year"
+            );
         }
         for benchmarks in &config.benchmarks {
             for key in benchmarks.settings.keys() {
@@ -215,22 +251,57 @@ impl Nightly {
         }
         Ok(config)
     }
+}
 
-    fn compared(&self, runs: &Path, good: &str, run: &str, records: &[Record]) -> Result<Option<Comparison>> {
-        let file = runs.join(good).join(RECORDS);
-        if records.is_empty() || !file.is_file() {
-            return Ok(None);
+/// Compares records with those of the last good run.
+///
+/// # Errors
+/// When that run cannot be read. It must not pass as a comparison.
+fn compared(runs: &Path, good: &PathName, run: &str, records: &[Record]) -> Result<Comparison> {
+    let before = Side::from_records(good.as_str(), &record::latest(&runs.join(good).join(RECORDS))?.records);
+    compare(&before, &Side::from_records(run, records), Strictness { noise: 0.03, level: 0.05 })
+}
+
+/// Makes the folder of a run, named by the time, and locks its mark.
+fn new_run(runs: &Path) -> Result<(PathName, File)> {
+    let time = Utc::now().format("%Y%m%dT%H%M%SZ").to_string();
+    // Another nightly may have begun in the same second.
+    for number in 1..=100 {
+        let name = if number == 1 { time.clone() } else { format!("{time}-{number}") };
+        let folder = runs.join(&name);
+        match fs::create_dir(&folder) {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => continue,
+            made => made.with_context(|| format!("{} could not be made", folder.display()))?,
         }
-        let before = Side::from_records(good, &record::latest(&file)?.records);
-        let now = Side::from_records(run, records);
-        compare(&before, &now, Strictness { noise: 0.03, level: 0.05 }).map(Some)
+        let mark = folder.join(MARK);
+        let lock = File::create(&mark).and_then(|file| file.try_lock().map_err(Into::into).map(|()| file));
+        return Ok((name.parse()?, lock.with_context(|| format!("{} could not be locked", mark.display()))?));
     }
+    bail!("{}: a hundred runs have the name {time}", runs.display())
+}
+
+/// The run that `file` names as the last good one. `None` if there is no such file.
+///
+/// # Errors
+/// When the file is not readable or names no run: the next run would pass without a comparison.
+fn last_good(file: &Path, runs: &Path) -> Result<Option<PathName>> {
+    let told =
+        || format!("{}: the last good run is unknown: correct the file, or remove it to start over", file.display());
+    let text = match read_text_limited(file, SETTINGS_MAX_BYTES) {
+        Ok(text) => text,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error).with_context(told),
+    };
+    let run: PathName = text.trim_end().parse().with_context(told)?;
+    let records = runs.join(&run).join(RECORDS);
+    ensure!(records.is_file(), "{}: {} does not exist", told(), records.display());
+    Ok(Some(run))
 }
 
 impl Benchmarks {
     /// # Errors
     /// Returns an error if `cargo bench` fails or takes too long. Records written before that are kept.
-    fn run(&self, run: &str, folder: &Path, until: Instant) -> Result<()> {
+    fn run(&self, run: &PathName, folder: &Path, until: Instant, signals: &Signals) -> Result<()> {
         let name = format!("{} {}", self.bench, self.filter.as_deref().unwrap_or_default());
         let name = name.trim();
         let left = until.saturating_duration_since(Instant::now());
@@ -241,65 +312,77 @@ impl Benchmarks {
         if let Some(features) = &self.features {
             cargo.args(["--features", features]);
         }
-        cargo.arg("--").args(&self.filter).stdin(Stdio::null());
+        cargo.arg("--").args(&self.filter);
         let here = std::env::current_dir()?;
-        cargo.env("CANDLEPOWER_RUN", run).env("CANDLEPOWER_OUT", here.join(folder).join("runs"));
+        cargo.env("CANDLEPOWER_RUN", run.as_str()).env("CANDLEPOWER_OUT", here.join(folder).join("runs"));
         cargo.env("CRITERION_HOME", here.join(folder).join("criterion"));
         for (key, value) in &self.settings {
             let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
             cargo.env(format!("{PREFIX}{}", key.to_uppercase()), value);
         }
-        // A separate process group, so that the processes that cargo starts can be stopped too.
-        #[cfg(unix)]
-        std::os::unix::process::CommandExt::process_group(&mut cargo, 0);
-        let mut child = cargo.spawn().context("cargo could not be started: is it installed?")?;
-        let ends = Instant::now() + budget;
-        loop {
-            if let Some(status) = child.try_wait()? {
-                ensure!(status.success(), "{name}: cargo bench ended with {status}");
-                return Ok(());
+        match process::run(&mut cargo, Some(budget), signals).context("cargo could not be started: is it installed?")? {
+            Ended::Exited(status) => ensure!(status.success(), "{name}: cargo bench ended with {status}"),
+            Ended::OutOfTime => {
+                bail!("{name}: stopped after its budget of {:.1} minutes", budget.as_secs_f64() / 60.0)
             }
-            if Instant::now() >= ends {
-                stop(&mut child);
-                bail!("{name}: stopped after its budget of {:.1} minutes", budget.as_secs_f64() / 60.0);
-            }
-            thread::sleep(Duration::from_millis(200));
+            Ended::Signal(signal) => bail!("{name}: stopped by signal {signal}"),
         }
+        Ok(())
     }
 }
 
-fn stop(child: &mut Child) {
-    #[cfg(unix)]
-    let _ = Command::new("kill").args(["-KILL", "--", &format!("-{}", child.id())]).status();
-    let _ = child.kill();
-    let _ = child.wait();
-}
-
+/// At most [`MAX_BUDGET_MINUTES`], which no duration or point in time overflows at.
 fn minutes(minutes: f64) -> Duration {
-    Duration::from_secs_f64(minutes * 60.0)
+    Duration::from_secs_f64(minutes.min(MAX_BUDGET_MINUTES) * 60.0)
 }
 
-fn text(summary: &Summary, comparison: Option<&Comparison>) -> String {
+fn text(summary: &Summary, comparison: Option<&Comparison>, is_first: bool) -> String {
     let verdict = if summary.good { "good" } else { "not good" };
     let mut text = format!("# Nightly {}: {verdict}\n\n", summary.run);
     for problem in summary.problems {
-        text.push_str(&format!("- {problem}\n"));
+        text.push_str(&format!("- {}\n", text::markdown(problem)));
     }
     match comparison {
         Some(comparison) => text.push_str(&format!("\n{}", comparison.text())),
-        None => text.push_str("\nThere is no good run before it to compare with.\n"),
+        None if is_first => text.push_str("\nThere is no good run before it to compare with.\n"),
+        None => text.push_str("\nIt was not compared with the last good run.\n"),
     }
     text
 }
 
-/// Removes the oldest runs beyond `keep`, but never the last good one.
-fn prune(runs: &Path, keep: usize, folder: &Path) -> Result<()> {
-    let good = fs::read_to_string(folder.join(LAST_GOOD)).unwrap_or_default();
-    let mut all: Vec<PathBuf> = fs::read_dir(runs)?.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
-    all.sort();
-    let surplus = all.len().saturating_sub(keep);
-    for run in all.iter().take(surplus).filter(|run| !run.ends_with(&good)) {
-        fs::remove_dir_all(run).with_context(|| format!("{} could not be removed", run.display()))?;
+/// Removes the oldest runs of this command beyond `keep`. Everything else below `runs` stays: the runs in `kept`, a run in
+/// progress, and what others put there.
+fn prune(runs: &Path, keep: usize, kept: &[Option<&PathName>]) -> Result<()> {
+    let mut own: Vec<(PathName, PathBuf)> = Vec::new();
+    for entry in fs::read_dir(runs)? {
+        let entry = entry?;
+        let name = entry.file_name().to_str().and_then(|name| name.parse::<PathName>().ok());
+        let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
+        if let Some(name) = name.filter(|name| is_folder && is_own(&entry.path(), name)) {
+            own.push((name, entry.path()));
+        }
+    }
+    let surplus = own.len().saturating_sub(keep);
+    own.retain(|(name, run)| !kept.contains(&Some(name)) && !is_locked(run));
+    own.sort();
+    for (_, run) in own.into_iter().take(surplus) {
+        fs::remove_dir_all(&run).with_context(|| format!("{} could not be removed", run.display()))?;
     }
     Ok(())
+}
+
+/// Returns whether a process that runs holds the lock of a run.
+fn is_locked(run: &Path) -> bool {
+    File::open(run.join(MARK)).is_ok_and(|mark| mark.try_lock().is_err())
+}
+
+/// Returns whether a folder is a run of this command: it has the mark, or, from versions without the mark, a summary that
+/// names it.
+fn is_own(run: &Path, name: &PathName) -> bool {
+    if run.join(MARK).is_file() {
+        return true;
+    }
+    let summary = read_text_limited(&run.join("summary.json"), SETTINGS_MAX_BYTES).ok();
+    let summary = summary.and_then(|text| serde_json::from_str::<serde_json::Value>(&text).ok());
+    summary.is_some_and(|summary| summary["run"] == name.as_str() && summary.get("problems").is_some())
 }

@@ -8,6 +8,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use candlepower::{
+    output,
     record::RECORDS,
     report,
     settings::{Settings, criterion_home},
@@ -40,9 +41,9 @@ impl Report {
         for problem in &joined.problems {
             crate::note(problem);
         }
-        println!("{}", folder.display());
+        output::print_line(folder.display());
         if self.zip {
-            println!("{}", report::zip(&folder)?.display());
+            output::print_line(report::zip(&folder)?.display());
         }
         Ok(ExitCode::SUCCESS)
     }

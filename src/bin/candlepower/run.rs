@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail, ensure};
 use candlepower::{
     generate::{self, Request},
     measure::{self, memory},
-    model,
+    model, output,
     report::table,
     runner::{self, Candidate, Session},
     scenario::Sampling,
@@ -101,15 +101,16 @@ impl Run {
         if self.json {
             let mut json = serde_json::to_value(&record)?;
             json["tokens"] = tokens.into();
-            println!("{json}");
+            output::print_data(&json.to_string());
             return Ok(ExitCode::SUCCESS);
         }
         for table in table::tables([&record].into_iter()) {
-            print!("{}", table.markdown());
+            output::print(table.markdown());
         }
         if let Some(tokenizer) = &loaded.borrow().tokenizer {
             let text = tokenizer.decode(&tokens, true);
-            println!("\n{}", text.map_err(|error| anyhow::anyhow!("the tokens cannot be decoded: {error}"))?);
+            let text = text.map_err(|error| anyhow::anyhow!("the tokens cannot be decoded: {error}"))?;
+            output::print_line(format_args!("\n{text}"));
         }
         Ok(ExitCode::SUCCESS)
     }

@@ -5,6 +5,7 @@ use std::{fs, io::Write, process::ExitCode};
 use anyhow::{Context, Result, ensure};
 use candlepower::{
     names::PathName,
+    output,
     record::{RECORDS, temporary_that_stays},
     runner::sandbox::records,
     settings::Settings,
@@ -24,8 +25,12 @@ pub struct Sandbox {
     times: usize,
 }
 
+/// Most records of each benchmark: a few gigabytes.
+const MAX_TIMES: usize = 10_000;
+
 impl Sandbox {
     pub fn run(self) -> Result<ExitCode> {
+        ensure!(self.times <= MAX_TIMES, "--times={}: at most {MAX_TIMES} is supported", self.times);
         let settings = Settings::load(&[])?;
         let folder = settings.out.join(&self.run);
         let path = folder.join(RECORDS);
@@ -46,7 +51,7 @@ impl Sandbox {
             Ok(count)
         };
         let count = write().with_context(|| format!("{} could not be written", path.display()))?;
-        println!("{count} synthetic records: {}", path.display());
+        output::print_line(format_args!("{count} synthetic records: {}", path.display()));
         Ok(ExitCode::SUCCESS)
     }
 }

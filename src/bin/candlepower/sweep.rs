@@ -12,6 +12,7 @@ use candlepower::{
     config::Layers,
     files::{SETTINGS_MAX_BYTES, read_text_limited},
     names::PathName,
+    output,
     record::{self, Measures, Record, columns, write_whole},
     report::{
         columns::{self as report_columns, LabelTemplate},
@@ -21,6 +22,7 @@ use candlepower::{
     runner::{self, Progress, Session, Shard, State},
     scenario::SWEEP,
     settings::Settings,
+    text,
     workload::series::{PRESETS, SeriesGrid, Translated, preset, translate},
 };
 use clap::{Args, Subcommand, ValueEnum};
@@ -144,8 +146,8 @@ impl Summarise {
         match (self.quiet, self.format) {
             (true, _) => {}
             // Parquet is not text.
-            (false, Format::Parquet) => print!("{}", table()),
-            (false, _) => print!("{}", String::from_utf8_lossy(&bytes)),
+            (false, Format::Parquet) => output::print(table()),
+            (false, _) => output::print(String::from_utf8_lossy(&bytes)),
         }
         Ok(ExitCode::SUCCESS)
     }
@@ -167,17 +169,18 @@ impl Sweep {
         let path = session.join(self.run.as_ref().map(PathName::as_str))?;
         let folder = path.parent().map(PathBuf::from).unwrap_or_default();
         let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        eprintln!("Run {name}. If it is interrupted, --run {name} resumes it.");
+        output::report(format_args!("Run {name}. If it is interrupted, --run {name} resumes it."));
         let show = |progress: Progress| {
             show(&progress);
             if let (true, State::Done(Record { measures: Some(measures), .. })) = (self.print_metrics, &progress.state)
             {
-                println!("{}", json!({ "id": progress.id.to_string(), "measures": measures }));
+                output::print_data(&json!({ "id": progress.id.to_string(), "measures": measures }).to_string());
             }
         };
         runner::sweep(&mut session, Some(&name), &grid, self.shard.unwrap_or(Shard::WHOLE), show)?;
 
-        let read = record::read(&path)?;
+        // Of a combination that failed and was tried again, the last record counts.
+        let read = record::latest(&path)?;
         let records: Vec<Record> = read.records.into_iter().filter(|record| SWEEP.contains(&record.scenario)).collect();
         let parquet = columns::parquet(&report_columns::sweep(&self.label_template.unwrap_or_default()), &records)?;
         let mut file = folder.join("sweep.parquet");
@@ -191,16 +194,17 @@ impl Sweep {
         let machine = records.first().map_or("", |record| record.machine.name.as_str());
         append(&log, &sweep::log_entry(&format!("{name} on {machine}"), &records))?;
         for table in table::tables(records.iter()) {
-            println!("{}", table.markdown());
+            output::print_line(table.markdown());
         }
-        println!("Parquet: {}", file.display());
-        println!("Log: {}", log.display());
+        output::print_line(format_args!("Parquet: {}", file.display()));
+        output::print_line(format_args!("Log: {}", log.display()));
         for problem in read.problems {
             crate::note(&problem);
         }
         let failed = records.iter().filter(|record| record.reason.is_some()).count();
         if failed > 0 {
-            eprintln!("error: {failed} of {} combinations failed; see the table for the reasons", records.len());
+            let all = records.len();
+            output::report(format_args!("error: {failed} of {all} combinations failed; see the table for the reasons"));
             return Ok(ExitCode::FAILURE);
         }
         Ok(ExitCode::SUCCESS)
@@ -214,7 +218,8 @@ impl Sweep {
                 match translate(&text).with_context(|| file.display().to_string())? {
                     Some(Translated { yaml, skipped }) => {
                         if !skipped.is_empty() {
-                            eprintln!("note: {}: skipped, not used by a sweep: {}", file.display(), skipped.join(", "));
+                            let (name, skipped) = (file.display(), skipped.join(", "));
+                            crate::note(&format!("{name}: skipped, not used by a sweep: {skipped}"));
                         }
                         layers.yaml(&file.display().to_string(), &yaml)
                     }
@@ -252,7 +257,7 @@ fn show(Progress { number, total, id, state }: &Progress) {
         State::Step { step, steps, loss: None } => format!("step {step} of {steps}"),
         State::Done(record) => outcome(record),
     };
-    eprintln!("{number}/{total} {id}: {state}");
+    output::report(text::line(&format!("{number}/{total} {id}: {state}")));
 }
 
 fn outcome(record: &Record) -> String {

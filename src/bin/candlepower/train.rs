@@ -5,6 +5,7 @@ use std::{path::PathBuf, process::ExitCode};
 use anyhow::{Context, Result};
 use candlepower::{
     config::Layers,
+    output,
     runner::{let_waiting_threads_sleep, set_threads},
     train::run::{self, Progress, Text, TrainConfig},
 };
@@ -31,7 +32,7 @@ struct Configuration {
 impl Configuration {
     fn read(&self, defaults: TrainConfig) -> Result<(TrainConfig, Text)> {
         let_waiting_threads_sleep();
-        set_threads(self.threads.map(usize::from));
+        set_threads(self.threads.map(usize::from))?;
         let mut layers = Layers::new(&defaults);
         if let Some(file) = &self.config {
             layers = layers.yaml_file(file);
@@ -65,25 +66,26 @@ impl Train {
         let outcome = ended?;
         let folder = self.out.display();
         if let Some(step) = outcome.first_non_finite_step {
-            eprintln!(
+            output::report(format_args!(
                 "error: the training diverged: the loss or a gradient was not finite at step {step}; lower learning_rate or clip_norm ({folder}/loss.csv has the earlier steps)"
-            );
+            ));
             return Ok(ExitCode::FAILURE);
         }
         let number = |value: Option<f64>| value.map_or("n/a".into(), |value| format!("{value:.3}"));
-        println!("{} steps, {:.2} epochs, {} parameters", outcome.steps, outcome.epochs, outcome.parameters);
-        println!("training loss {}, validation loss {}", number(outcome.train_loss), number(outcome.val_loss));
-        println!(
-            "validation perplexity {}; a bigram model of the same tokens has {:.3}",
-            number(outcome.perplexity),
-            outcome.bigram_perplexity
-        );
+        let (steps, epochs, parameters) = (outcome.steps, outcome.epochs, outcome.parameters);
+        output::print_line(format_args!("{steps} steps, {epochs:.2} epochs, {parameters} parameters"));
+        let (training, validation) = (number(outcome.train_loss), number(outcome.val_loss));
+        output::print_line(format_args!("training loss {training}, validation loss {validation}"));
+        let (perplexity, bigram) = (number(outcome.perplexity), outcome.bigram_perplexity);
+        output::print_line(format_args!(
+            "validation perplexity {perplexity}; a bigram model of the same tokens has {bigram:.3}"
+        ));
         if !outcome.causal {
-            println!(
-                "This model is not causal: it sees later tokens, so its loss cannot be compared with that of a language model."
+            output::print_line(
+                "This model is not causal: it sees later tokens, so its loss cannot be compared with that of a language model.",
             );
         }
-        println!("Files: {folder}");
+        output::print_line(format_args!("Files: {folder}"));
         Ok(ExitCode::SUCCESS)
     }
 }
@@ -104,14 +106,14 @@ impl Shootout {
         let ended = run::shootout(&config, &text, &self.out, |name, step| show(&bar, name, step));
         bar.finish_and_clear();
         let shootout = ended?;
-        println!("{}", shootout.leaderboard());
-        println!("Files: {}", self.out.display());
+        output::print_line(shootout.leaderboard());
+        output::print_line(format_args!("Files: {}", self.out.display()));
         let failed = shootout.entries.iter().filter(|entry| entry.reason.is_some()).count();
         if failed > 0 {
-            eprintln!(
-                "error: {failed} of {} trainings failed; see the leaderboard for the reasons",
-                shootout.entries.len()
-            );
+            let all = shootout.entries.len();
+            output::report(format_args!(
+                "error: {failed} of {all} trainings failed; see the leaderboard for the reasons"
+            ));
             return Ok(ExitCode::FAILURE);
         }
         Ok(ExitCode::SUCCESS)
@@ -136,6 +138,6 @@ fn show(bar: &ProgressBar, name: &str, step: &Progress) {
         let name = if name.is_empty() { String::new() } else { format!("{name}: ") };
         let line = format!("{name}step {}: validation loss {loss:.4}, perplexity {:.2}", step.step, loss.exp());
         // A hidden bar, as when standard error is a file, discards lines.
-        if bar.is_hidden() { eprintln!("{line}") } else { bar.println(line) }
+        if bar.is_hidden() { output::report(line) } else { bar.println(line) }
     }
 }

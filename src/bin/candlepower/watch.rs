@@ -17,7 +17,10 @@ use ratatui::{
     crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers},
 };
 
-use crate::report::records;
+use crate::{
+    process::{self, Signals},
+    report::records,
+};
 
 #[derive(Args)]
 pub struct Watch {
@@ -35,16 +38,18 @@ impl Watch {
         let path = records(self.run.as_deref(), &settings.out)?;
         let mut watched = Watched::new(&path);
         watched.refresh().with_context(|| format!("{} could not be read", path.display()))?;
+        let signals = Signals::catch()?;
         let mut terminal = ratatui::try_init().context("the terminal could not be initialised")?;
-        let ended = follow(&mut terminal, &mut watched);
+        let ended = follow(&mut terminal, &mut watched, &signals);
         ratatui::try_restore().context("the terminal could not be restored")?;
         ended?;
-        Ok(ExitCode::SUCCESS)
+        Ok(signals.received().map_or(ExitCode::SUCCESS, process::exit_code))
     }
 }
 
-fn follow(terminal: &mut DefaultTerminal, watched: &mut Watched) -> Result<()> {
-    loop {
+/// Shows the run until a key or a signal ends the view.
+fn follow(terminal: &mut DefaultTerminal, watched: &mut Watched, signals: &Signals) -> Result<()> {
+    while signals.received().is_none() {
         watched.refresh().context("the records could not be read")?;
         terminal.draw(|frame| watched.draw(frame))?;
         if !event::poll(INTERVAL)? {
@@ -67,4 +72,5 @@ fn follow(terminal: &mut DefaultTerminal, watched: &mut Watched) -> Result<()> {
             _ => {}
         }
     }
+    Ok(())
 }

@@ -1,22 +1,16 @@
-//! Causal attention with grouped key-value heads, rotary position embeddings and optional norms of queries and keys. The cache
-//! grows by doubling and survives a reset.
+//! Causal attention with grouped key-value heads, rotary position embeddings and optional norms of queries and keys, by
+//! Candle's operations. The cache grows by doubling and survives a reset.
 
 use anyhow::Result;
-use candle_core::{CpuStorage, D, DType, Device, InplaceOp1, Layout, Tensor, bail};
+use candle_core::{D, DType, Device, Tensor};
 use candle_nn::{
-    Linear, Module, VarBuilder,
-    attention::{AttnMask, flash_attn},
-    linear_b,
+    Linear, Module, VarBuilder, linear_b,
     ops::{rms_norm, softmax_last_dim},
     rotary_emb::rope_thd,
 };
-use rayon::prelude::*;
 
-use crate::{kernels::is_plain, model::config::ModelConfig};
-
-/// Queries per product with the keys, in f32 on a CPU. Few queries skip most of the keys after them, which they do not see;
-/// many make an efficient product.
-const QUERIES: usize = 128;
+use super::rope;
+use crate::model::config::ModelConfig;
 
 /// Initial capacity of a cache in tokens.
 const FIRST_CAPACITY: usize = 256;
@@ -33,15 +27,14 @@ pub struct Angles {
 }
 
 impl Angles {
-    /// Computes the angles in f32 as transformers does: `position · theta^(-2i / head_dim)`.
+    /// Computes the angles in f32 as transformers does.
     pub fn new(config: &ModelConfig, position: usize, tokens: usize, dtype: DType, device: &Device) -> Result<Self> {
         let half = config.head_dim / 2;
-        let theta = config.rope.theta as f32;
-        let frequencies: Vec<f32> =
-            (0..half).map(|pair| 1.0 / theta.powf((2 * pair) as f32 / config.head_dim as f32)).collect();
+        let (frequencies, scale) = rope::frequencies(&config.rope, config.head_dim);
         let positions = position..position + tokens;
         let (sin, cos): (Vec<f32>, Vec<f32>) = positions
             .flat_map(|position| frequencies.iter().map(move |frequency| (position as f32 * frequency).sin_cos()))
+            .map(|(sin, cos)| (scale * sin, scale * cos))
             .unzip();
         let tensor = |values| Tensor::from_vec(values, (tokens, half), device)?.to_dtype(dtype);
         Ok(Self { cos: tensor(cos)?, sin: tensor(sin)? })
@@ -56,8 +49,7 @@ pub fn causal_mask(position: usize, tokens: usize, dtype: DType, device: &Device
     Ok(Tensor::from_vec(mask, (tokens, all), device)?.to_dtype(dtype)?)
 }
 
-/// Keys and values, of shape (1, capacity, heads, head_dim) for the CPU kernels in f32, and (heads, capacity, head_dim)
-/// elsewhere, where products read them without a copy.
+/// Keys and values, of shape (heads, capacity, head_dim).
 #[derive(Clone, Debug)]
 struct Cache {
     keys: Tensor,
@@ -101,7 +93,7 @@ impl Attention {
     }
 
     /// Attention of `x` (tokens, hidden) over itself and the `position` tokens before it. `mask` is that of
-    /// [`causal_mask`]; a CPU in f32 and a single token need none.
+    /// [`causal_mask`]; a single token needs none.
     pub fn forward(&mut self, x: &Tensor, position: usize, angles: &Angles, mask: Option<&Tensor>) -> Result<Tensor> {
         let tokens = x.dim(0)?;
         let split = |x: Tensor, heads: usize| x.reshape((1, tokens, heads, self.head_dim));
@@ -114,16 +106,9 @@ impl Attention {
         }
         let q = rope_thd(&q, &angles.cos, &angles.sin)?;
         let k = rope_thd(&k, &angles.cos, &angles.sin)?;
-        let has_kernel = is_plain(x);
-        let (k, v) = if has_kernel { (k, v) } else { (by_head(&k)?, by_head(&v)?) };
-        let (k, v) = self.append(&k, &v, position)?;
-        let scale = (self.head_dim as f32).sqrt().recip();
-        let heads = match (has_kernel, tokens) {
-            (false, _) => self.plain(&q, &k, &v, f64::from(scale), mask)?,
-            // (1, heads, 1, head_dim)
-            (true, 1) => flash_attn::<f32>(&q, &k, &v, scale, AttnMask::causal_with_offset(position), None, None)?,
-            (true, _) => self.blocked(&q, &k, &v, scale, position)?,
-        };
+        let (k, v) = self.append(&by_head(&k)?, &by_head(&v)?, position)?;
+        let scale = (self.head_dim as f64).sqrt().recip();
+        let heads = self.products(&q, &k, &v, scale, mask)?;
         Ok(self.o_proj.forward(&heads.reshape((tokens, self.heads * self.head_dim))?)?)
     }
 
@@ -153,29 +138,8 @@ impl Attention {
         Ok((cache.keys.narrow(1, 0, tokens)?, cache.values.narrow(1, 0, tokens)?))
     }
 
-    /// Attention by matrix products over [`QUERIES`] queries at a time, in f32 on a CPU. Returns (tokens, heads, head_dim).
-    fn blocked(&self, q: &Tensor, k: &Tensor, v: &Tensor, scale: f32, position: usize) -> Result<Tensor> {
-        let tokens = q.dim(1)?;
-        let group = self.heads / self.kv_heads;
-        let by_head = |x: &Tensor| x.squeeze(0)?.transpose(0, 1);
-        let (q, k, v) = (by_head(q)?, by_head(k)?.contiguous()?, by_head(v)?.contiguous()?);
-        let mut blocks = Vec::new();
-        for first in (0..tokens).step_by(QUERIES) {
-            let count = QUERIES.min(tokens - first);
-            let seen = position + first + count;
-            // Query heads that share a key-value head are adjacent, so one product computes them.
-            let q = q.narrow(1, first, count)?.contiguous()?.reshape((self.kv_heads, group * count, self.head_dim))?;
-            let scores = q.matmul(&k.narrow(1, 0, seen)?.transpose(1, 2)?)?;
-            scores.inplace_op1(&CausalSoftmax { queries: count, first_sees: seen - count + 1, scale })?;
-            let out = scores.matmul(&v.narrow(1, 0, seen)?)?;
-            blocks.push(out.reshape((self.heads, count, self.head_dim))?.transpose(0, 1)?.contiguous()?);
-        }
-        Ok(Tensor::cat(&blocks, 0)?)
-    }
-
-    /// Attention by matrix products on any device and in any dtype, for keys and values (kv_heads, all, head_dim). Returns
-    /// (tokens, heads, head_dim).
-    fn plain(&self, q: &Tensor, k: &Tensor, v: &Tensor, scale: f64, mask: Option<&Tensor>) -> Result<Tensor> {
+    /// Attention by matrix products, for keys and values (kv_heads, all, head_dim). Returns (tokens, heads, head_dim).
+    fn products(&self, q: &Tensor, k: &Tensor, v: &Tensor, scale: f64, mask: Option<&Tensor>) -> Result<Tensor> {
         let (tokens, all) = (q.dim(1)?, k.dim(1)?);
         let group = self.heads / self.kv_heads;
         // Query heads that share a key-value head are adjacent, so one product computes them.
@@ -192,71 +156,4 @@ impl Attention {
 /// (1, tokens, heads, head_dim) to (heads, tokens, head_dim), contiguous.
 fn by_head(x: &Tensor) -> candle_core::Result<Tensor> {
     x.squeeze(0)?.transpose(0, 1)?.contiguous()
-}
-
-/// Softmax in place over the last dimension of scores times `scale`. Query `i` sees the first `first_sees + i` scores; the
-/// others become 0. Rows are the queries of one head after another.
-struct CausalSoftmax {
-    queries: usize,
-    first_sees: usize,
-    scale: f32,
-}
-
-impl InplaceOp1 for CausalSoftmax {
-    fn name(&self) -> &'static str {
-        "causal-softmax"
-    }
-
-    fn cpu_fwd(&self, scores: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
-        let (Some((start, end)), CpuStorage::F32(scores)) = (layout.contiguous_offsets(), scores) else {
-            bail!("contiguous f32 is needed")
-        };
-        let width = layout.dims().last().copied().unwrap_or(1).max(1);
-        let row = |(number, row): (usize, &mut [f32])| {
-            let (seen, rest) = row.split_at_mut(self.first_sees + number % self.queries);
-            let most = seen.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            let mut sum = 0.0;
-            for score in seen.iter_mut() {
-                *score = ((*score - most) * self.scale).exp();
-                sum += *score;
-            }
-            seen.iter_mut().for_each(|score| *score /= sum);
-            rest.fill(0.0);
-        };
-        scores[start..end].par_chunks_mut(width).enumerate().with_min_len(16).for_each(row);
-        Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use candle_nn::VarMap;
-
-    /// The three implementations agree for partial blocks and at positions above 0.
-    #[test]
-    fn implementations_agree() {
-        let config = crate::model::decoder::shape::mixture(4, 1).expect("a shape");
-        let weights = VarBuilder::from_varmap(&VarMap::new(), DType::F32, &Device::Cpu);
-        let attention = Attention::load(&config, weights).expect("attention");
-        let random = |tokens: usize, heads: usize| {
-            Tensor::randn(0f32, 1f32, (1, tokens, heads, config.head_dim), &Device::Cpu).expect("numbers")
-        };
-        for (tokens, position) in [(1, 0), (2, 5), (QUERIES + 1, 0), (2 * QUERIES + 3, 70)] {
-            let q = random(tokens, config.num_attention_heads);
-            let k = random(position + tokens, config.num_key_value_heads);
-            let v = random(position + tokens, config.num_key_value_heads);
-            let mask = causal_mask(position, tokens, DType::F32, &Device::Cpu).expect("a mask");
-            let numbers = |x: Tensor| x.flatten_all().and_then(|x| x.to_vec1::<f32>()).expect("numbers");
-            let (keys, values) = (by_head(&k).expect("keys"), by_head(&v).expect("values"));
-            let plain = numbers(attention.plain(&q, &keys, &values, 0.125, Some(&mask)).expect("plain"));
-            let blocked = numbers(attention.blocked(&q, &k, &v, 0.125, position).expect("blocked"));
-            let flash = flash_attn::<f32>(&q, &k, &v, 0.125, AttnMask::causal_with_offset(position), None, None);
-            let flash = numbers(flash.and_then(|x| x.transpose(1, 2)?.contiguous()).expect("flash"));
-            for other in [blocked, flash] {
-                let worst = plain.iter().zip(&other).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-                assert!(worst < 1e-5, "{tokens} tokens at {position}: {worst}");
-            }
-        }
-    }
 }

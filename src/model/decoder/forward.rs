@@ -1,6 +1,6 @@
-//! The decoder: embedding, layers of attention and feed-forward, head.
+//! The decoder of accelerators, by Candle's operations: embedding, layers of attention and feed-forward, head.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, bail, ensure};
 use candle_core::{DType, Device, Tensor};
 use candle_nn::{VarBuilder, ops::rms_norm};
 
@@ -10,12 +10,9 @@ use super::{
     mixture::Mixture,
     routing::{ExpertLoad, Planted},
 };
-use crate::{
-    kernels::is_plain,
-    model::{
-        causal_lm::{CacheBytes, CausalLm, Footprint},
-        config::{ExpertLayout, ModelConfig, RopeScaling},
-    },
+use crate::model::{
+    causal_lm::{CacheBytes, CausalLm, Footprint},
+    config::{ExpertLayout, ModelConfig, RopeScaling},
 };
 
 /// Architectures that the engine runs. It has their layers only: a new family is refused until it is listed here.
@@ -49,13 +46,19 @@ enum FeedForward {
 }
 
 impl Decoder {
-    /// Builds the model from its weights, which must have been checked.
+    /// Builds the model from its weights, which must have been checked. `planted` is the skew and the seed of routes that are
+    /// drawn instead of computed.
     ///
     /// # Errors
     /// If the engine does not run this configuration, or a tensor is missing.
-    pub fn new(config: ModelConfig, weights: VarBuilder, layout: ExpertLayout) -> Result<Self> {
+    pub fn new(
+        config: ModelConfig,
+        weights: VarBuilder,
+        layout: ExpertLayout,
+        planted: Option<(f64, u64)>,
+    ) -> Result<Self> {
         if let Some(reason) = refusal(&config) {
-            anyhow::bail!("engine tuned refuses this model: {reason}");
+            bail!("engine tuned refuses this model: {reason}");
         }
         let ModelConfig { hidden_size: hidden, intermediate_size: inner, vocab_size, .. } = config;
         let model = weights.pp("model");
@@ -90,10 +93,12 @@ impl Decoder {
         };
         let layers = (0..config.num_hidden_layers).map(&mut layer).collect::<Result<_>>()?;
         let (dtype, device) = (weights.dtype(), weights.device().clone());
+        let load = config.experts.as_ref().map_or_else(ExpertLoad::default, |experts| {
+            ExpertLoad::new(mixtures, experts.num_experts, experts.num_experts_per_tok)
+        });
         Ok(Self {
-            load: config.experts.as_ref().map_or_else(ExpertLoad::default, |experts| {
-                ExpertLoad::new(mixtures, experts.num_experts, experts.num_experts_per_tok)
-            }),
+            planted: planted.map(|(skew, seed)| Planted::for_load(&load, skew, seed)).transpose()?,
+            load,
             norm: model.get(hidden, "norm.weight")?,
             config,
             dtype,
@@ -101,19 +106,7 @@ impl Decoder {
             embedding,
             layers,
             head,
-            planted: None,
         })
-    }
-
-    /// Routes tokens by a seeded draw instead of by the routers: see [`Planted`].
-    ///
-    /// # Errors
-    /// If no layer is a mixture.
-    pub fn plant(&mut self, skew: f64, seed: u64) -> Result<()> {
-        let layers = &self.load.layers;
-        let first = layers.first().context("cannot plant routes: no layer is a mixture of experts")?;
-        self.planted = Some(Planted::new(skew, seed, layers.len(), first.len()));
-        Ok(())
     }
 
     /// Output of the last layer for `tokens` at `position` and after: (tokens, hidden).
@@ -125,19 +118,17 @@ impl Decoder {
         let mut h = self.embedding.index_select(&Tensor::new(tokens, &self.device)?, 0)?;
         let angles = Angles::new(&self.config, position, count, self.dtype, &self.device)?;
         // A single token attends to all tokens before it.
-        let mask = if is_plain(&h) || count == 1 {
-            None
-        } else {
-            Some(causal_mask(position, count, self.dtype, &self.device)?)
+        let mask = match count {
+            1 => None,
+            _ => Some(causal_mask(position, count, self.dtype, &self.device)?),
         };
         let eps = self.config.rms_norm_eps as f32;
         for layer in &mut self.layers {
             let x = rms_norm(&h, &layer.attention_norm, eps)?;
-            // A new tensor, to which the feed-forward may add in place.
             h = (h + layer.attention.forward(&x, position, &angles, mask.as_ref())?)?;
             let x = rms_norm(&h, &layer.feed_forward_norm, eps)?;
             h = match &layer.feed_forward {
-                FeedForward::Dense(dense) => dense.add_all_to(h, &x)?,
+                FeedForward::Dense(dense) => (h + dense.forward(&x)?)?,
                 FeedForward::Mixture(mixture) => {
                     mixture.add_to(h, &x, position, self.planted.as_ref(), &mut self.load)?
                 }
@@ -207,7 +198,7 @@ impl CausalLm for Decoder {
     }
 }
 
-/// Why the engine does not run this configuration.
+/// Why the engine does not run this configuration on accelerators.
 pub fn refusal(config: &ModelConfig) -> Option<String> {
     let architecture = config.family.architecture;
     if !FAMILIES.contains(&architecture) {
@@ -223,9 +214,8 @@ pub fn refusal(config: &ModelConfig) -> Option<String> {
         return Some("its feed-forward has no biases".into());
     }
     match &config.rope.scaling {
-        RopeScaling::None => None,
-        RopeScaling::Llama3 { .. } => Some("it has no RoPE scaling of type llama3".into()),
         RopeScaling::Other(name) => Some(format!("it has no RoPE scaling of type {name}")),
+        _ => None,
     }
 }
 
@@ -261,6 +251,6 @@ mod tests {
         let config = ModelConfig { family: &NEW, ..shape("llama-mini").expect("a shape") };
         assert_eq!(refusal(&config).as_deref(), Some("it does not run NewForCausalLM"));
         let weights = synthetic::weights(&config, 1, DType::F32, &Device::Cpu);
-        assert!(Decoder::new(config, weights, ExpertLayout::Single).is_err());
+        assert!(Decoder::new(config, weights, ExpertLayout::Single, None).is_err());
     }
 }

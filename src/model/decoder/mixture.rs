@@ -1,14 +1,13 @@
-//! A mixture of experts. The router chooses the experts of each token, tokens are sorted by expert, each expert computes its
+//! A mixture of experts, by Candle's operations. The router chooses the experts of each token, tokens are sorted by expert, each expert computes its
 //! tokens with one product per matrix, and the results are summed. The weights of experts without tokens are not read, and no
 //! weights are copied.
 
 use anyhow::Result;
 use candle_core::{DType, Tensor};
 use candle_nn::VarBuilder;
-use rayon::prelude::*;
 
 use super::{
-    feed_forward::{Gated, add_transposed},
+    feed_forward::Gated,
     routing::{ExpertLoad, Planted, Routes},
 };
 use crate::model::{
@@ -85,31 +84,9 @@ impl Mixture {
         self.dispatch(sum, x, &routes)
     }
 
+    /// Adds the experts of each token with as few launches and copies to the device as possible, because a step waits for
+    /// those.
     pub(super) fn dispatch(&self, mut sum: Tensor, x: &Tensor, routes: &Routes) -> Result<Tensor> {
-        if !x.device().is_cpu() {
-            return self.dispatch_on_device(sum, x, routes);
-        }
-        if x.dim(0)? == 1 {
-            for (expert, weight) in routes.experts.iter().zip(&routes.weights) {
-                sum = self.experts[*expert as usize].add_to(sum, x, &[0], &[*weight])?;
-            }
-            return Ok(sum);
-        }
-        let groups = routes.by_expert(self.experts.len());
-        let busy: Vec<_> = self.experts.iter().zip(&groups).filter(|(_, (tokens, _))| !tokens.is_empty()).collect();
-        let columns = |(expert, (tokens, _)): &(&Gated, &(Vec<u32>, Vec<f32>))| {
-            expert.transposed(&x.index_select(&Tensor::new(tokens.as_slice(), x.device())?, 0)?)
-        };
-        // One expert per thread: the products of one expert are too small to split between threads.
-        let columns: candle_core::Result<Vec<Tensor>> = busy.par_iter().map(columns).collect();
-        for (columns, (_, (tokens, weights))) in columns?.iter().zip(&busy) {
-            sum = add_transposed(sum, columns, tokens, weights)?;
-        }
-        Ok(sum)
-    }
-
-    /// As [`Self::dispatch`] with as few launches and copies to the device as possible, because a step waits for those.
-    pub(super) fn dispatch_on_device(&self, mut sum: Tensor, x: &Tensor, routes: &Routes) -> Result<Tensor> {
         if x.dim(0)? == 1 {
             for (expert, weight) in routes.experts.iter().zip(&routes.weights) {
                 sum = (sum + (self.experts[*expert as usize].forward(x)? * f64::from(*weight))?)?;

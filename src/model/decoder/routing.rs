@@ -1,5 +1,6 @@
 //! The choice of experts for each token, and how evenly experts are used.
 
+use anyhow::{Context, Result};
 use rand::{Rng, SeedableRng, rngs::ChaCha8Rng};
 
 /// The experts of each token of a forward pass in one layer: `top_k` each, the most likely first.
@@ -83,6 +84,15 @@ impl Planted {
             (0..POSITIONS * num_experts).map(logit).map(|logit| logit as f32).collect()
         };
         Self { skew, layers: (0..layers).map(layer).collect(), num_experts }
+    }
+
+    /// Routes for the layers and experts of a load.
+    ///
+    /// # Errors
+    /// If no layer is a mixture.
+    pub fn for_load(load: &ExpertLoad, skew: f64, seed: u64) -> Result<Self> {
+        let first = load.layers.first().context("cannot plant routes: no layer is a mixture of experts")?;
+        Ok(Self::new(skew, seed, load.layers.len(), first.len()))
     }
 
     /// Logits of a layer for `tokens` positions that start at `position`.

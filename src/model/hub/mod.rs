@@ -31,7 +31,7 @@ use crate::{
     error::one_line,
     files::{read_limited, read_text_limited},
     names::PathName,
-    text,
+    output, text,
 };
 
 const ENDPOINT: &str = "https://huggingface.co";
@@ -199,11 +199,8 @@ impl Fetcher<'_> {
                 let (Some(trouble), Some(commit)) = (trouble(&failure), cached) else {
                     return Err(self.explain(failure, CONFIG, revision.name));
                 };
-                eprintln!(
-                    "note: {}: {trouble}; {} is taken from the cache, at {commit}",
-                    self.repo,
-                    text::line(revision.name)
-                );
+                let (repo, name) = (&self.repo, text::line(revision.name));
+                output::report(format_args!("note: {repo}: {trouble}; {name} is taken from the cache, at {commit}"));
                 self.not_asked = Some(format!("{trouble}: check the network and HF_ENDPOINT"));
                 Ok(commit)
             }

@@ -5,7 +5,11 @@ use std::{fmt, str::FromStr};
 use anyhow::{Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
-use crate::{error::nearest, kernels::Decay};
+use crate::{
+    error::nearest,
+    kernels::Decay,
+    model::limits::{MOST_WEIGHTS, check_sizes},
+};
 
 /// A language model of psannlm's registry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -160,23 +164,50 @@ impl Default for PsannConfig {
     }
 }
 
+/// Largest value of each size.
+const LARGEST: [(&[&str], u64); 6] = [
+    (&["vocab_size", "d_mlp"], 1 << 24),
+    (&["d_model"], 1 << 20),
+    (&["n_layers"], 1 << 14),
+    (&["n_heads"], 1 << 16),
+    (&["k_fft"], 1 << 20),
+    (&["wave_kernel_size", "wave_dilation_growth"], 1 << 16),
+];
+
+/// Largest numbers of weights of one kind.
+const PRODUCTS: [(&[&str], u64); 4] = [
+    (&["vocab_size", "d_model"], MOST_WEIGHTS),
+    (&["n_layers", "d_model", "d_model"], MOST_WEIGHTS),
+    (&["n_layers", "d_model", "d_mlp"], MOST_WEIGHTS),
+    (&["n_layers", "d_model", "d_model", "wave_kernel_size"], MOST_WEIGHTS),
+];
+
 impl PsannConfig {
+    /// A size by the name of its key.
+    pub(crate) fn size(&self, key: &str) -> Option<usize> {
+        Some(match key {
+            "vocab_size" => self.vocab_size,
+            "d_model" => self.d_model,
+            "n_layers" => self.n_layers,
+            "n_heads" => self.n_heads,
+            "d_mlp" => self.d_mlp,
+            "k_fft" => self.k_fft,
+            "wave_kernel_size" => self.wave_kernel_size,
+            "wave_dilation_growth" => self.wave_dilation_growth,
+            _ => return None,
+        })
+    }
+
     /// # Errors
-    /// If sizes are 0 or contradict each other.
+    /// If sizes are 0, larger than any model's, or contradict each other.
     pub fn check(&self) -> Result<()> {
         let base = self.base;
-        for (name, size) in [
-            ("vocab_size", self.vocab_size),
-            ("d_model", self.d_model),
-            ("n_layers", self.n_layers),
-            ("n_heads", self.n_heads),
-            ("d_mlp", self.d_mlp),
-            ("k_fft", self.k_fft),
-            ("wave_kernel_size", self.wave_kernel_size),
-            ("wave_dilation_growth", self.wave_dilation_growth),
-        ] {
-            ensure!(size > 0, "{base}: {name} is 0");
+        for (keys, _) in LARGEST {
+            for key in keys {
+                ensure!(self.size(key) != Some(0), "{base}: {key} is 0");
+            }
         }
+        check_sizes(&format!("{base}: "), &LARGEST, &PRODUCTS, |key| self.size(key).map(|size| size as u64))?;
         let (width, heads) = (self.d_model, self.n_heads);
         ensure!(width.is_multiple_of(heads), "{base}: n_heads={heads} do not divide d_model={width}");
         ensure!(
@@ -213,6 +244,9 @@ mod tests {
         assert!(error(|c| c.n_heads = 7).contains("n_heads=7 do not divide d_model=512"));
         assert!(error(|c| (c.d_model, c.n_heads) = (12, 4)).contains("heads of 3 numbers can't turn in pairs"));
         assert!(error(|c| c.n_layers = 0).contains("n_layers is 0"));
+        assert!(error(|c| c.n_layers = 1 << 62).contains("n_layers is 4611686018427387904; at most 16384"));
+        assert!(error(|c| c.d_mlp = 100_000_000_000).contains("d_mlp is 100000000000"));
+        assert!(error(|c| (c.d_model, c.n_layers) = (1 << 20, 1 << 14)).contains("n_layers * d_model * d_model is"));
         assert!(error(|c| c.wave_kernel_size = 4).contains("needs an odd one"));
         assert!(error(|c| c.sine.freq_init = 0.0).contains("freq_init=0"));
         let config =

@@ -72,7 +72,7 @@ fn published(config: &ModelConfig, use_flash_attn: bool) -> llama::Config {
                 rope_type: llama::Llama3RopeType::Llama3,
             })
         }
-        RopeScaling::None | RopeScaling::Other(_) => None,
+        _ => None,
     };
     llama::Config {
         hidden_size: config.hidden_size,

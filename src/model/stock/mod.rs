@@ -158,11 +158,7 @@ fn rope_table(config: &ModelConfig) -> u64 {
 
 /// Name of the RoPE scaling of the full layers, if there is one.
 fn rope_scaling(config: &ModelConfig) -> Option<&str> {
-    match &config.rope.scaling {
-        RopeScaling::None => None,
-        RopeScaling::Llama3 { .. } => Some("llama3"),
-        RopeScaling::Other(name) => Some(name),
-    }
+    Some(&config.rope.scaling).filter(|scaling| **scaling != RopeScaling::None).map(RopeScaling::name)
 }
 
 fn never_deviates(_: &ModelConfig, _: DType, _: usize) -> Option<String> {

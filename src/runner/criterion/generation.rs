@@ -45,14 +45,14 @@ impl Suite {
                     pool.release(place);
                 }
             }
-            group.finish();
+            self.conclude(scenario.key, || group.finish());
         }
-        criterion.final_summary();
+        self.conclude("all groups", || criterion.final_summary());
     }
 }
 
 /// Loads the subject if needed, and makes the prompt.
-fn workload(
+pub(in crate::runner) fn workload(
     pool: &mut Pool,
     place: usize,
     scenario: &Generation,

@@ -2,10 +2,16 @@
 //! due, gives Criterion the durations, and keeps a record. Nothing else calls Criterion's `iter_custom`.
 //!
 //! A benchmark that fails does not affect the others. The failure becomes a record and a line on standard error, the
-//! remaining benchmarks run, and the process ends with exit code 1.
+//! remaining benchmarks run, and the process ends with exit code 1. Criterion panics if it cannot print or if its folder is
+//! full; a benchmark whose samples were all taken keeps its record then.
 
 mod generation;
 mod steps;
+
+#[cfg(feature = "cli")]
+pub(super) use generation::workload as generation_workload;
+#[cfg(feature = "cli")]
+pub(super) use steps::tier as training_tier;
 
 use std::{iter::Sum, process::ExitCode, time::Duration};
 
@@ -15,13 +21,15 @@ use criterion::{
     measurement::{Measurement, WallTime},
 };
 
-use super::{Session, abort, caught, in_one_line};
+use super::{Session, in_one_line};
 use crate::{
-    error::explained,
+    error::{abort, caught, explained},
+    files,
     measure::{PeakBytes, memory, peak_bytes},
+    output,
     record::{self, Record, check_writable},
     report,
-    settings::Settings,
+    settings::{Settings, criterion_home},
     workload::{Iteration, Outcome, Workload},
 };
 
@@ -32,14 +40,27 @@ use crate::{
 pub fn main(body: impl FnOnce(&mut Suite)) -> ExitCode {
     in_one_line(|| {
         let session = Session::new(Settings::load(&[])?)?;
-        if let Some(size) = argument("--sample-size") {
-            let enough = size.parse::<usize>().is_ok_and(|size| size >= 10);
-            ensure!(enough, "--sample-size {size}: Criterion needs a whole number of at least 10");
+        for (option, least, most) in [("--sample-size", 10, 100_000), ("--nresamples", 1, 10_000_000)] {
+            if let Some(text) = argument(option) {
+                let fits = text.parse::<usize>().is_ok_and(|number| (least..=most).contains(&number));
+                ensure!(fits, "{option} {text}: expected a whole number from {least} to {most}");
+            }
         }
         if measures() {
             check_writable(&session.settings().out)?;
         }
-        let mut suite = Suite { session, measures: measures(), records: Vec::new(), ran: 0, failed: Vec::new() };
+        // Criterion says once that it found no gnuplot, and panics if nobody can read that.
+        if let Err(error) = caught(|| Ok(drop(Criterion::default()))) {
+            output::redirect(&format!("{error:#}"));
+        }
+        let mut suite = Suite {
+            session,
+            measures: measures(),
+            records: Vec::new(),
+            ran: 0,
+            failed: Vec::new(),
+            problems: Vec::new(),
+        };
         body(&mut suite);
         Ok(suite.close())
     })
@@ -53,11 +74,18 @@ pub struct Suite {
     ran: usize,
     /// The failures: id and reason.
     failed: Vec<String>,
+    /// What else went wrong, with Criterion's reports.
+    problems: Vec<String>,
+}
+
+/// Criterion's command line. Criterion itself refuses arguments that are not UTF-8.
+fn arguments() -> impl Iterator<Item = String> {
+    std::env::args_os().map(|argument| argument.to_string_lossy().into_owned())
 }
 
 /// Returns whether Criterion's command line contains a flag.
 fn given(flag: &str) -> bool {
-    std::env::args().any(|arg| arg.split('=').next() == Some(flag))
+    arguments().any(|arg| arg.split('=').next() == Some(flag))
 }
 
 /// Returns whether Criterion's command line asks for measurements, not for a list, a smoke test or a profile.
@@ -67,7 +95,7 @@ fn measures() -> bool {
 
 /// Returns the value of an option on Criterion's command line, `--option value` or `--option=value`.
 fn argument(option: &str) -> Option<String> {
-    let mut arguments = std::env::args().skip_while(|argument| argument.split('=').next() != Some(option));
+    let mut arguments = arguments().skip_while(|argument| argument.split('=').next() != Some(option));
     let found = arguments.next()?;
     found.split_once('=').map(|(_, value)| value.to_owned()).or_else(|| arguments.next())
 }
@@ -82,7 +110,7 @@ impl Suite {
     /// iteration, given the number of its sample. Returns `None` if the filter excludes the benchmark or it is only
     /// listed.
     fn entry<M: Measurement<Value: Sum>>(
-        &self,
+        &mut self,
         group: &mut BenchmarkGroup<'_, M>,
         entry: Entry,
         mut prepare: impl FnMut() -> Result<Box<dyn Workload>>,
@@ -91,26 +119,71 @@ impl Suite {
         let Entry { scenario, subject } = entry;
         let mut workload: Option<Box<dyn Workload>> = None;
         let mut samples: Vec<usize> = Vec::new();
-        let run = caught(|| {
-            group.bench_function(BenchmarkId::new(&subject.model, subject.variant()), |bencher| {
-                let workload = match &mut workload {
-                    Some(workload) => workload,
-                    none => none.insert(prepare().unwrap_or_else(|error| abort(error))),
-                };
-                bencher.iter_custom(|iterations| {
-                    samples.push(iterations as usize);
-                    let once = |_| workload.iterate().unwrap_or_else(|error| abort(error));
-                    (0..iterations).map(once).map(|iteration| value(iteration, samples.len())).sum()
+        // True while Criterion calls the workload.
+        let mut is_inside = false;
+        let mut ran = Ok(());
+        // Standard output and standard error may each be closed once. If that stopped Criterion before its samples were
+        // complete, it takes them again.
+        for _ in 0..3 {
+            ran = caught(|| {
+                group.bench_function(BenchmarkId::new(&subject.model, subject.variant()), |bencher| {
+                    is_inside = true;
+                    let workload = match &mut workload {
+                        Some(workload) => workload,
+                        none => none.insert(prepare().unwrap_or_else(|error| abort(error))),
+                    };
+                    bencher.iter_custom(|iterations| {
+                        samples.push(iterations as usize);
+                        let once = |_| workload.iterate().unwrap_or_else(|error| abort(error));
+                        (0..iterations).map(once).map(|iteration| value(iteration, samples.len())).sum()
+                    });
+                    is_inside = false;
                 });
+                Ok(())
             });
-            Ok(())
-        });
-        let outcome = match (run, workload) {
+            if !ran.as_ref().is_err_and(|error| output::redirect(&format!("{error:#}"))) {
+                break;
+            }
+            if are_complete(&samples) {
+                ran = Ok(());
+                break;
+            }
+        }
+        let outcome = match (ran, workload) {
             (Ok(()), None) => return None,
             (Ok(()), Some(workload)) => workload.finish(measured_samples(&samples)),
+            (Err(error), Some(workload)) if !is_inside && are_complete(&samples) => {
+                self.fail_report(&format!("{scenario}/{}", subject.model), &error);
+                workload.finish(measured_samples(&samples))
+            }
             (Err(error), _) => Outcome::failed(error),
         };
         Some(Ended { scenario: scenario.to_owned(), subject, outcome })
+    }
+
+    /// Runs a part of Criterion that prints or writes the reports of benchmarks that have been kept.
+    fn conclude(&mut self, part: &str, conclude: impl FnOnce()) {
+        let concluded = caught(|| {
+            conclude();
+            Ok(())
+        });
+        if let Err(error) = concluded
+            && !output::redirect(&format!("{error:#}"))
+        {
+            self.fail_report(part, &error);
+        }
+    }
+
+    /// Reports that Criterion failed after its samples were taken.
+    fn fail_report(&mut self, part: &str, error: &anyhow::Error) {
+        let home = criterion_home();
+        let reason = match files::check_room(&home) {
+            Err(reason) => format!("{}: {reason}; free space there, or set CRITERION_HOME", home.display()),
+            Ok(()) => explained(&format!("{error:#}")),
+        };
+        let problem = format!("{part}: Criterion's report was not written, the record was kept: {reason}");
+        output::report(format_args!("\nerror: {problem}"));
+        self.problems.push(problem);
     }
 
     /// Reports a failure that has no record.
@@ -120,7 +193,7 @@ impl Suite {
     }
 
     fn failed(&mut self, text: String) {
-        eprintln!("\nerror: {text}");
+        output::report(format_args!("\nerror: {text}"));
         self.failed.push(text);
     }
 
@@ -144,20 +217,19 @@ impl Suite {
     fn close(self) -> ExitCode {
         if !self.records.is_empty() {
             for table in report::table::tables(self.records.iter()) {
-                println!("{}", table.markdown());
+                output::print_line(table.markdown());
             }
             if let Some(path) = self.session.records_path() {
-                println!("Records: {}", path.display());
+                output::print_line(format_args!("Records: {}", path.display()));
             }
         }
-        if self.failed.is_empty() {
-            return ExitCode::SUCCESS;
+        if !self.failed.is_empty() {
+            output::report(format_args!("error: {} of {} benchmarks failed", self.failed.len(), self.ran));
         }
-        eprintln!("error: {} of {} benchmarks failed", self.failed.len(), self.ran);
-        for failed in self.failed {
-            eprintln!("  {failed}");
+        for problem in self.failed.iter().chain(&self.problems) {
+            output::report(format_args!("  {problem}"));
         }
-        ExitCode::FAILURE
+        if self.failed.is_empty() && self.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
     }
 }
 
@@ -223,10 +295,20 @@ struct Ended {
 /// Criterion warms up with calls of its own, as many as fit the warm-up time, before it takes the samples. With `--quick`
 /// it measures call after call and uses the last two.
 fn measured_samples(calls: &[usize]) -> &[usize] {
-    let size = if given("--quick") {
-        2
-    } else {
-        argument("--sample-size").and_then(|size| size.parse().ok()).unwrap_or(SAMPLES)
-    };
-    &calls[calls.len().saturating_sub(size)..]
+    &calls[calls.len().saturating_sub(sample_size())..]
+}
+
+fn sample_size() -> usize {
+    if given("--quick") {
+        return 2;
+    }
+    argument("--sample-size").and_then(|size| size.parse().ok()).unwrap_or(SAMPLES)
+}
+
+/// Returns whether the calls end with all samples. Criterion doubles the iterations from call to call while it warms up, and
+/// samples have equally many.
+fn are_complete(calls: &[usize]) -> bool {
+    let samples = measured_samples(calls);
+    let is_flat = given("--quick") || samples.windows(2).all(|pair| pair[0] == pair[1]);
+    samples.len() == sample_size() && is_flat
 }

@@ -7,6 +7,7 @@ use crate::{
     device::DeviceChoice,
     measure::{TokenTime, peak_bytes},
     scenario::{Phase, Quantity, SWEEP, Tier, TrainingScenario},
+    settings::Settings,
     workload::{
         Iteration, LanguageWorkload, language_subject,
         series::{SeriesGrid, SeriesWorkload, series_subject},
@@ -22,7 +23,7 @@ impl Suite {
             for scenario in of(Quantity::Time) {
                 self.language(&mut criterion, scenario, |iteration, _| iteration.time);
             }
-            criterion.final_summary();
+            self.conclude("all groups", || criterion.final_summary());
         }
         if of(Quantity::PeakBytes).next().is_some() {
             let mut criterion = bytes();
@@ -31,7 +32,7 @@ impl Suite {
                     peak_bytes::apart(iteration.peak_bytes, sample)
                 });
             }
-            criterion.final_summary();
+            self.conclude("all groups", || criterion.final_summary());
         }
     }
 
@@ -41,11 +42,9 @@ impl Suite {
         scenario: &TrainingScenario,
         value: impl Fn(Iteration, usize) -> M::Value,
     ) {
-        let default = if self.settings().device == DeviceChoice::Cpu { Tier::Quick } else { Tier::Full };
-        let tier = self.settings().tier.unwrap_or(default);
         let mut group = criterion.benchmark_group(scenario.key);
         group.sampling_mode(SamplingMode::Flat);
-        for entry in scenario.entries(tier) {
+        for entry in scenario.entries(tier(self.settings())) {
             group.throughput(Throughput::Elements(entry.batch_tokens() as u64));
             let (seed, device) = (self.settings().seed, self.settings().device);
             let subject = match language_subject(&entry, self.settings()) {
@@ -65,7 +64,7 @@ impl Suite {
                 self.keep(ended);
             }
         }
-        group.finish();
+        self.conclude(scenario.key, || group.finish());
     }
 
     /// Runs every combination of a preset of the sweep, in training and in forecasting. Device, dtype and seed come
@@ -89,8 +88,14 @@ impl Suite {
                     self.keep(ended);
                 }
             }
-            group.finish();
+            self.conclude(scenario, || group.finish());
         }
-        criterion.final_summary();
+        self.conclude("all groups", || criterion.final_summary());
     }
+}
+
+/// The tier of trainings: as set, or by default the smallest on a CPU.
+pub(in crate::runner) fn tier(settings: &Settings) -> Tier {
+    let default = if settings.device == DeviceChoice::Cpu { Tier::Quick } else { Tier::Full };
+    settings.tier.unwrap_or(default)
 }

@@ -8,7 +8,10 @@ use candle_core::DType;
 use crate::{
     config::{above_0, at_least_0, config, share},
     device::DeviceChoice,
-    model::psann::{self, Base, Encoding},
+    model::{
+        limits::{MOST_PRODUCTS, check_sizes},
+        psann::{self, Base, Encoding},
+    },
     train::step::optimizer::Options,
 };
 
@@ -115,6 +118,18 @@ config! {
     }
 }
 
+/// Largest value of each size. Those of the model are limited by the model.
+const LARGEST: [(&[&str], u64); 3] =
+    [(&["sequence_length"], 1 << 24), (&["batch_tokens"], 1 << 32), (&["epochs", "steps", "warmup_steps"], 1 << 32)];
+
+/// Largest numbers of products in one pass over a batch.
+const PRODUCTS: [(&[&str], u64); 4] = [
+    (&["n_layers", "d_model", "d_mlp", "batch_tokens"], MOST_PRODUCTS),
+    (&["n_layers", "d_model", "d_model", "batch_tokens"], MOST_PRODUCTS),
+    (&["n_layers", "d_model", "sequence_length", "batch_tokens"], MOST_PRODUCTS),
+    (&["vocab_size", "d_model", "batch_tokens"], MOST_PRODUCTS),
+];
+
 impl TrainConfig {
     /// The defaults of a shoot-out: every base, for 300 steps, as in psannlm's own.
     pub fn shootout() -> Self {
@@ -144,9 +159,26 @@ impl TrainConfig {
                 problems.push(format!("{key}={tokens} is less than one sequence of sequence_length={length}"));
             }
         }
+        let size = |key: &str| match key {
+            "sequence_length" => Some(self.sequence_length),
+            "batch_tokens" => Some(self.batch_tokens),
+            "epochs" => Some(self.epochs),
+            "steps" => self.steps,
+            "warmup_steps" => Some(self.warmup_steps),
+            "n_layers" => Some(self.n_layers),
+            "d_model" => Some(self.d_model),
+            "d_mlp" => Some(self.d_mlp),
+            "vocab_size" => Some(self.vocab_size),
+            _ => None,
+        };
+        let size = |key: &str| size(key).map(|size| size as u64);
+        problems.extend(check_sizes("", &LARGEST, &[], size).err().map(|error| error.to_string()));
         // All bases share the sizes, so the first base that refuses them suffices.
         let refused = self.bases.iter().find_map(|base| self.model(*base, self.vocab_size).check().err());
         problems.extend(refused.map(|error| error.to_string()));
+        if problems.is_empty() {
+            check_sizes("", &[], &PRODUCTS, size)?;
+        }
         ensure!(problems.is_empty(), problems.join("\n"));
         Ok(())
     }
@@ -248,6 +280,16 @@ mod tests {
             ("validation_share=1", "expected a number between 0 and 1"),
             ("steps", "'steps': write KEY=VALUE"),
             ("n_heads=3", "n_heads=3 do not divide d_model=256"),
+            ("sequence_length=18446744073709551615", "sequence_length is 18446744073709551615; at most"),
+            ("batch_tokens=9000000000000000000", "batch_tokens is 9000000000000000000; at most"),
+            ("epochs=18446744073709551615", "epochs is 18446744073709551615; at most"),
+            ("steps=18446744073709551615", "steps is 18446744073709551615; at most"),
+            ("n_layers=1000000000000", "n_layers is 1000000000000; at most"),
+            ("d_mlp=100000000000", "d_mlp is 100000000000; at most"),
+            ("d_model=4611686018427387904", "d_model is 4611686018427387904; at most"),
+            ("vocab_size=18446744073709551615", "vocab_size is 18446744073709551615; at most"),
+            ("k_fft=18446744073709551615", "k_fft is 18446744073709551615; at most"),
+            ("wave_kernel_size=18446744073709551615", "wave_kernel_size is 18446744073709551615; at most"),
             ("batch_tokens=100", "less than one sequence of sequence_length=128"),
             ("epochs=0", "epochs: at least one"),
             ("dtype=f8", "unknown dtype 'f8'"),

@@ -5,13 +5,20 @@ use std::{collections::HashMap, path::Path};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use rand::{Rng, SeedableRng, rngs::ChaCha8Rng};
+use sha2::{Digest, Sha256};
 use tokenizers::{
     AddedToken, NormalizerWrapper, PostProcessorWrapper, Tokenizer, TokenizerBuilder,
     models::bpe::{BPE, BpeTrainerBuilder},
     pre_tokenizers::byte_level::ByteLevel,
 };
 
-use crate::train::step::gradients::Sequences;
+use crate::{files::read_limited, train::step::gradients::Sequences};
+
+/// Largest corpus. The text, its tokens and the counts of its pairs are in memory at once.
+const MAX_BYTES: u64 = 4 << 30;
+
+/// Longest line. Training the tokenizer and encoding take time that grows faster than the line's length.
+const MAX_LINE_BYTES: usize = 1 << 20;
 
 /// Follows every paragraph.
 const END: &str = "<|endoftext|>";
@@ -25,6 +32,8 @@ pub struct Text {
     /// Packed sequences, each one longer than the input of the model.
     training: Vec<Vec<u32>>,
     validation: Vec<Vec<u32>>,
+    /// SHA-256 of the file, in hexadecimal.
+    pub(super) digest: String,
 }
 
 impl Text {
@@ -36,12 +45,18 @@ impl Text {
     /// Returns one line that names the file and the problem.
     pub fn read(corpus: &Path, vocab_size: usize, length: usize, validation_share: f64, seed: u64) -> Result<Self> {
         let name = corpus.display();
-        let bytes = std::fs::read(corpus).with_context(|| format!("corpus {name} can't be read"))?;
+        let bytes = read_limited(corpus, MAX_BYTES).with_context(|| format!("corpus {name} can't be read"))?;
+        let digest = hexadecimal(&Sha256::digest(&bytes));
         let text = String::from_utf8(bytes).map_err(|error| {
             anyhow!("corpus {name} is not UTF-8: byte {} is invalid", error.utf8_error().valid_up_to())
         })?;
         let paragraphs: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
         ensure!(!paragraphs.is_empty(), "corpus {name} is empty: write one paragraph per line");
+        let longest = paragraphs.iter().map(|line| line.len()).max().unwrap_or(0);
+        ensure!(
+            longest <= MAX_LINE_BYTES,
+            "corpus {name}: a line has {longest} bytes; at most {MAX_LINE_BYTES} are supported: write one paragraph per line"
+        );
         let mut random = ChaCha8Rng::seed_from_u64(seed);
         let mut is_kept = || f64::from(random.next_u32()) < validation_share * f64::from(u32::MAX);
         let (validation, training): (Vec<&str>, Vec<&str>) = paragraphs.into_iter().partition(|_| is_kept());
@@ -66,7 +81,7 @@ impl Text {
             Ok((0..(ids.len() - 1) / length).map(|row| ids[row * length..=(row + 1) * length].to_vec()).collect())
         };
         let (training, validation) = (packed(&training, "training")?, packed(&validation, "validation")?);
-        Ok(Self { vocab_size: tokenizer.get_vocab_size(true), tokenizer, training, validation })
+        Ok(Self { vocab_size: tokenizer.get_vocab_size(true), tokenizer, training, validation, digest })
     }
 
     /// Steps per epoch.
@@ -134,6 +149,11 @@ impl Text {
         let loss: f64 = all().map(|pair| -chance(pair[0], pair[1]).ln()).sum();
         (loss / all().count() as f64).exp()
     }
+}
+
+/// Bytes in hexadecimal.
+pub(super) fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn of<'a>(rows: impl Iterator<Item = &'a Vec<u32>>) -> Result<Sequences> {

@@ -5,8 +5,8 @@ use std::path::Path;
 use anyhow::Result;
 use serde::Serialize;
 
-use super::{Outcome, Progress, Text, TrainConfig, run};
-use crate::{record::write_whole, report::table::markdown};
+use super::{Outcome, Progress, Text, TrainConfig, run, training};
+use crate::{error::caught, model::psann::Base, record::write_whole, report::table::markdown};
 
 /// The result of a shoot-out.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -74,21 +74,29 @@ impl Entry {
 /// Finished trainings are not repeated.
 ///
 /// # Errors
-/// Returns an error if a file cannot be written.
+/// Returns an error if the folder contains another shoot-out, or a file cannot be written.
 pub fn shootout(
     config: &TrainConfig,
     text: &Text,
     folder: &Path,
     mut progress: impl FnMut(&str, &Progress),
 ) -> Result<Shootout> {
+    let trainings = config.bases.iter().flat_map(|base| config.seeds.iter().map(move |seed| (*base, *seed)));
+    let of = |(base, seed): (Base, u64)| {
+        let name = format!("{base}_seed{seed}");
+        (config.only(base, seed), folder.join("runs").join(&name), name)
+    };
+    // A folder of another shoot-out is refused before anything in it is overwritten.
+    for training in trainings.clone() {
+        let (config, folder, _) = of(training);
+        training::is_same(&folder, &training::used(&config, text)?)?;
+    }
+    let _lock = training::begin(folder, &training::used(config, text)?)?;
     let mut entries = Vec::new();
-    for base in &config.bases {
-        for seed in &config.seeds {
-            let name = format!("{base}_seed{seed}");
-            let outcome =
-                run(&config.only(*base, *seed), text, &folder.join("runs").join(&name), |step| progress(&name, step));
-            entries.push(Entry::new(base.to_string(), *seed, outcome));
-        }
+    for training in trainings {
+        let (config, folder, name) = of(training);
+        let outcome = caught(|| run(&config, text, &folder, |step| progress(&name, step)));
+        entries.push(Entry::new(training.0.to_string(), training.1, outcome));
     }
     let shootout = Shootout { entries };
     let mut text = serde_json::to_vec_pretty(&shootout.entries)?;

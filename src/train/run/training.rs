@@ -2,21 +2,25 @@
 //! metrics.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
+    fs::{File, TryLockError},
+    io::{self, ErrorKind, Read},
     path::Path,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use safetensors::SafeTensors;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::{Text, TrainConfig};
+use super::{Text, TrainConfig, corpus::hexadecimal};
 use crate::{
     error::one_line,
+    files::{SETTINGS_MAX_BYTES, is_temporary, read_limited, read_text_limited},
     measure::memory::{self, Peak},
+    model::psann::Decoder,
     record::write_whole,
     report,
     train::step::language::{Language, Plan},
@@ -103,8 +107,8 @@ pub fn run(config: &TrainConfig, text: &Text, folder: &Path, mut progress: impl 
     let ([base], [seed]) = (config.bases.as_slice(), config.seeds.as_slice()) else {
         bail!("a training needs exactly one base and one seed");
     };
-    let used = config.to_yaml()?;
-    begin(folder, &used)?;
+    let used = used(config, text)?;
+    let _lock = begin(folder, &used)?;
     if let Some(outcome) = ended(folder)? {
         return Ok(outcome);
     }
@@ -123,6 +127,11 @@ pub fn run(config: &TrainConfig, text: &Text, folder: &Path, mut progress: impl 
     };
     let options = config.optimizer(steps);
     let device = config.device.open()?;
+    let cost = Decoder::cost(&model, config.sequence_length)?;
+    let tokens = plan.micro_rows.min(rows) * config.sequence_length;
+    let keeps_scores = !(device.is_cpu() && config.dtype == DType::F32);
+    let least_bytes = cost.least_bytes(tokens, true, config.checkpointing, keeps_scores);
+    memory::ensure_fits(&format!("{tokens} tokens of {base} at a time"), least_bytes, &device)?;
     let mut peak = Peak::new(&device, memory::current_bytes(&device));
     let mut language = Language::new(&model, options, plan, *seed, &device)?;
     if let Some(path) = &config.weights {
@@ -211,66 +220,159 @@ pub fn run(config: &TrainConfig, text: &Text, folder: &Path, mut progress: impl 
     Ok(outcome)
 }
 
-/// Creates the folder and writes the configuration to it.
-fn begin(folder: &Path, used: &str) -> Result<()> {
-    let file = folder.join("config_used.yaml");
-    match std::fs::read_to_string(&file) {
-        Ok(before) => ensure!(
-            before == used,
-            "{} contains a training with another configuration: choose another folder with --out, or remove it",
-            folder.display()
-        ),
-        Err(_) => {
-            std::fs::create_dir_all(folder).with_context(|| format!("{} could not be made", folder.display()))?;
-            write_whole(&file, used.as_bytes())?;
+/// The configuration as YAML, with the hashes of the files that it names in comments. A training is the same training only
+/// with the same files.
+///
+/// # Errors
+/// When the file of the weights cannot be read.
+pub(super) fn used(config: &TrainConfig, text: &Text) -> Result<String> {
+    let mut used = format!("{}# SHA-256 of corpus: {}\n", config.to_yaml()?, text.digest);
+    if let Some(path) = &config.weights {
+        let digest = digest(path).with_context(|| format!("weights: {} can't be read", path.display()))?;
+        used += &format!("# SHA-256 of weights: {digest}\n");
+    }
+    Ok(used)
+}
+
+/// SHA-256 of a regular file.
+fn digest(path: &Path) -> io::Result<String> {
+    if !std::fs::metadata(path)?.is_file() {
+        return Err(io::Error::new(ErrorKind::InvalidInput, "it is not a regular file"));
+    }
+    let mut file = File::open(path)?;
+    let mut hash = Sha256::new();
+    let mut part = vec![0; 1 << 20];
+    loop {
+        match file.read(&mut part)? {
+            0 => return Ok(hexadecimal(&hash.finalize())),
+            length => hash.update(&part[..length]),
         }
     }
-    // A temporary file of an interrupted process.
+}
+
+/// Creates the folder of a training or shoot-out, writes what it uses to it, and locks that file, so that no other process
+/// trains there.
+///
+/// # Errors
+/// When the folder belongs to another training or to another process, or cannot be written to.
+pub(super) fn begin(folder: &Path, used: &str) -> Result<File> {
+    let file = folder.join("config_used.yaml");
+    if !is_same(folder, used)? {
+        std::fs::create_dir_all(folder).with_context(|| format!("{} could not be made", folder.display()))?;
+        write_whole(&file, used.as_bytes())?;
+    }
+    let lock = File::open(&file).with_context(|| format!("{} can't be opened", file.display()))?;
+    match lock.try_lock() {
+        Err(TryLockError::WouldBlock) => bail!("another process trains in {}: wait for it", folder.display()),
+        // Some file systems have no locks.
+        Err(TryLockError::Error(_)) | Ok(()) => {}
+    }
+    // Temporary files of an interrupted process.
     for entry in std::fs::read_dir(folder).with_context(|| format!("{} can't be read", folder.display()))? {
         let path = entry?.path();
-        if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(".tmp")) {
+        if is_temporary(&path) && path.is_file() {
             std::fs::remove_file(&path).with_context(|| format!("{} could not be removed", path.display()))?;
         }
     }
-    Ok(())
+    Ok(lock)
+}
+
+/// Returns whether a folder holds the training that uses the same. `false` if it holds none.
+///
+/// # Errors
+/// When it holds another training, or that cannot be found out.
+pub(super) fn is_same(folder: &Path, used: &str) -> Result<bool> {
+    let file = folder.join("config_used.yaml");
+    let before = match read_text_limited(&file, SETTINGS_MAX_BYTES) {
+        Ok(before) => before,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(error).with_context(|| format!("{} can't be read", file.display())),
+    };
+    let keys = |text: &str| text.lines().filter(|line| !line.starts_with('#')).map(str::to_owned).collect::<Vec<_>>();
+    let what = if keys(&before) == keys(used) {
+        "with another content of its corpus or weights"
+    } else {
+        "with another configuration"
+    };
+    ensure!(
+        before == used,
+        "{} contains a training {what}: choose another folder with --out, or remove it",
+        folder.display()
+    );
+    Ok(true)
 }
 
 /// Returns the result of the training if it has finished.
 fn ended(folder: &Path) -> Result<Option<Outcome>> {
     let file = folder.join(METRICS);
-    match std::fs::read(&file) {
-        Ok(text) => {
-            Ok(Some(serde_json::from_slice(&text).with_context(|| format!("{} can't be read", file.display()))?))
-        }
-        Err(_) => Ok(None),
+    let told = || format!("{} can't be read; remove it to train again", file.display());
+    match read_limited(&file, SETTINGS_MAX_BYTES) {
+        Ok(text) => Ok(Some(serde_json::from_slice(&text).with_context(told)?)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(told),
     }
-}
-
-fn digest(used: &str) -> String {
-    Sha256::digest(used).iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Saves everything that the next steps depend on in one file, so that the saved state is always consistent.
 fn save(folder: &Path, used: &str, language: &Language, points: &[Point]) -> Result<()> {
-    let about =
-        HashMap::from([("points".to_owned(), serde_json::to_string(points)?), ("config".to_owned(), digest(used))]);
-    let bytes = safetensors::serialize(&language.state()?, Some(about)).context("the state could not be written")?;
-    write_whole(&folder.join(STATE), &bytes)
+    let mut about = HashMap::from([
+        ("points".to_owned(), serde_json::to_string(points)?),
+        ("config".to_owned(), hexadecimal(&Sha256::digest(used))),
+    ]);
+    let state = language.state()?;
+    let failed = "the state could not be written";
+    let bytes = safetensors::serialize(&state, Some(about.clone())).context(failed)?;
+    about.insert(CHECKSUM.to_owned(), checksum(&SafeTensors::deserialize(&bytes).context(failed)?, &about));
+    drop(bytes);
+    write_whole(&folder.join(STATE), &safetensors::serialize(&state, Some(about)).context(failed)?)
+}
+
+/// Name of the checksum in the metadata of a state.
+const CHECKSUM: &str = "sha256";
+
+/// SHA-256 of everything in a state: its tensors, and its metadata but the checksum.
+fn checksum(state: &SafeTensors, about: &HashMap<String, String>) -> String {
+    let mut hash = Sha256::new();
+    // A length before each part keeps parts from being taken for one another.
+    let mut add = |part: &[u8]| {
+        hash.update((part.len() as u64).to_le_bytes());
+        hash.update(part);
+    };
+    for (name, value) in about.iter().filter(|(name, _)| *name != CHECKSUM).collect::<BTreeMap<_, _>>() {
+        add(name.as_bytes());
+        add(value.as_bytes());
+    }
+    for (name, tensor) in state.iter().collect::<BTreeMap<_, _>>() {
+        add(name.as_bytes());
+        add(format!("{:?} {:?}", tensor.dtype(), tensor.shape()).as_bytes());
+        add(tensor.data());
+    }
+    hexadecimal(&hash.finalize())
 }
 
 /// Restores the saved state, if there is one, and returns its number of steps.
+///
+/// # Errors
+/// When there is a state that cannot be read, or that was changed. It is not overwritten.
 fn resume(folder: &Path, used: &str, language: &mut Language) -> Result<Vec<Point>> {
     let file = folder.join(STATE);
-    let Ok(bytes) = std::fs::read(&file) else { return Ok(Vec::new()) };
+    let told = || format!("{} cannot be resumed; remove the folder to start over", file.display());
+    let bytes = match std::fs::read(&file) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error).with_context(told),
+    };
     let read = || -> Result<(HashMap<String, Tensor>, Vec<Point>)> {
         let (_, metadata) = SafeTensors::read_metadata(&bytes)?;
         let about = metadata.metadata().as_ref().context("its metadata is missing")?;
-        ensure!(about.get("config") == Some(&digest(used)), "it belongs to another configuration");
+        let found = checksum(&SafeTensors::deserialize(&bytes)?, about);
+        ensure!(about.get(CHECKSUM) == Some(&found), "its content does not match its checksum");
+        let config = hexadecimal(&Sha256::digest(used));
+        ensure!(about.get("config") == Some(&config), "it belongs to another configuration");
         let points = serde_json::from_str(about.get("points").context("its steps are missing")?)?;
         Ok((candle_core::safetensors::load_buffer(&bytes, language.model().embedding().device())?, points))
     };
-    let (state, points) =
-        read().with_context(|| format!("{} cannot be resumed; remove the folder to start over", file.display()))?;
+    let (state, points) = read().with_context(told)?;
     language.resume(state, points.len()).with_context(|| file.display().to_string())?;
     Ok(points)
 }

@@ -6,13 +6,16 @@ use std::{
     str::FromStr,
 };
 
-use anyhow::{Result, anyhow, ensure};
+use anyhow::{Result, anyhow, bail, ensure};
 use candle_core::DType;
 
 use crate::{
     config::{Layers, above_0, at_least_0, config, serde_as_text, share, share_or_count, unknown},
     device::DeviceChoice,
-    model::series::{Architecture, Forecaster, Sizes, data::Window},
+    model::{
+        limits::{MOST_PRODUCTS, MOST_WEIGHTS, check_sizes},
+        series::{Architecture, Forecaster, Sizes, data::Window},
+    },
     settings::Settings,
     train::step::forecast::{Task, TrainingOptions},
 };
@@ -181,6 +184,30 @@ config! {
     }
 }
 
+/// Largest value of each key.
+const LARGEST: [(&[&str], u64); 7] = [
+    (&["model_dims"], 1 << 20),
+    (&["depths"], 1 << 12),
+    (&["windows", "horizons", "max_seq_len", "batch"], 1 << 24),
+    (&["features", "outputs", "heads", "ff_mult", "state_dim", "accumulate"], 1 << 16),
+    (&["state_kernel", "conv_kernel", "dilations", "dilation_schedules", "coarse_factor", "cross_every"], 1 << 16),
+    (&["stride", "warmup_steps", "steps", "max_epochs", "cosine_steps"], 1 << 32),
+    // The number of combinations of all lists.
+    (&["combinations"], 1 << 16),
+];
+
+/// Largest numbers of weights of one kind, of products in one pass, and of values in a batch.
+const PRODUCTS: [(&[&str], u64); 8] = [
+    (&["depths", "model_dims", "model_dims", "ff_mult"], MOST_WEIGHTS),
+    (&["depths", "model_dims", "model_dims", "conv_kernel"], MOST_WEIGHTS),
+    (&["depths", "state_dim", "state_dim", "state_kernel"], MOST_WEIGHTS),
+    (&["model_dims", "horizons", "outputs"], MOST_WEIGHTS),
+    (&["depths", "model_dims", "model_dims", "ff_mult", "batch", "windows"], MOST_PRODUCTS),
+    (&["depths", "model_dims", "windows", "windows", "batch"], MOST_PRODUCTS),
+    (&["batch", "windows", "features"], 1 << 40),
+    (&["batch", "horizons", "features"], 1 << 40),
+];
+
 /// Lists of dilations, written as "1,2,4|1,3,9".
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DilationSchedules(Vec<Vec<usize>>);
@@ -312,6 +339,7 @@ impl SeriesGrid {
             ensure!(count > 0, "{key}: at least one is needed");
         }
         ensure!(!self.horizons.contains(&0), "horizons: 0 steps can't be forecast");
+        self.check_sizes()?;
         let mut all: Vec<Combination> = Vec::new();
         for &architecture in &self.architectures {
             for dilations in self.schedules(architecture) {
@@ -334,6 +362,75 @@ impl SeriesGrid {
         let mut names = BTreeSet::new();
         all.retain(|combination| names.insert(combination.name.clone()));
         Ok(all)
+    }
+
+    /// Checks the largest value of each key, so that the size of no combination overflows.
+    fn check_sizes(&self) -> Result<()> {
+        let most = |list: &[usize]| list.iter().copied().max().unwrap_or(0);
+        let largest_dilation = self.dilation_schedules.0.iter().map(|list| most(list)).max().unwrap_or(0);
+        let size = |key: &str| {
+            Some(match key {
+                "model_dims" => most(&self.model_dims),
+                "depths" => most(&self.depths),
+                "horizons" => most(&self.horizons),
+                "windows" => most(&self.windows),
+                "dilations" => most(&self.dilations),
+                "dilation_schedules" => largest_dilation,
+                "batch" => self.batch,
+                "features" => self.features,
+                "outputs" => self.outputs,
+                "stride" => self.stride,
+                "heads" => self.heads?,
+                "ff_mult" => self.ff_mult?,
+                "state_dim" => self.state_dim?,
+                "state_kernel" => self.state_kernel?,
+                "conv_kernel" => self.conv_kernel?,
+                "coarse_factor" => self.coarse_factor?,
+                "cross_every" => self.cross_every?,
+                "max_seq_len" => self.max_seq_len?,
+                "warmup_steps" => self.warmup_steps,
+                "steps" => self.steps?,
+                "max_epochs" => self.max_epochs?,
+                "cosine_steps" => self.cosine_steps?,
+                "accumulate" => self.accumulate,
+                "combinations" => [
+                    self.architectures.len(),
+                    self.model_dims.len(),
+                    self.depths.len(),
+                    self.horizons.len(),
+                    self.windows.len(),
+                    self.dilation_schedules.0.len().max(1),
+                ]
+                .into_iter()
+                .fold(1, usize::saturating_mul),
+                _ => return None,
+            } as u64)
+        };
+        check_sizes("", &LARGEST, &PRODUCTS, size)
+    }
+
+    /// The keys that are not part of the ids of benchmarks, and that choose neither combinations nor what is printed. Two grids that differ in one of
+    /// them measure different things under the same ids.
+    ///
+    /// # Errors
+    /// When the grid cannot be serialized.
+    pub fn beside_ids(&self) -> Result<serde_json::Map<String, serde_json::Value>> {
+        const LEFT_OUT: [&str; 11] = [
+            "architectures",
+            "model_dims",
+            "depths",
+            "horizons",
+            "windows",
+            "dilation_schedules",
+            "batch",
+            "heads",
+            "device",
+            "dtype",
+            "log_every_n_steps",
+        ];
+        let serde_json::Value::Object(mut keys) = serde_json::to_value(self)? else { bail!("a grid is not a table") };
+        keys.retain(|key, _| !LEFT_OUT.contains(&key.as_str()));
+        Ok(keys)
     }
 
     /// The lists of dilations to combine with an architecture.
@@ -544,6 +641,16 @@ mod tests {
         }
         let zero = message(flag("horizons", "0").expect("read").combinations());
         assert!(zero.contains("0 steps can't be forecast"), "{zero}");
+        for key in ["model_dims", "depths", "horizons", "windows", "batch", "features", "outputs", "heads", "ff_mult"] {
+            let refused = message(flag(key, "4611686018427387904").expect("read").combinations());
+            assert!(refused.starts_with(&format!("{key} is 4611686018427387904; at most ")), "{refused}");
+        }
+        for key in ["state_dim", "state_kernel", "conv_kernel", "dilations", "max_seq_len", "steps", "accumulate"] {
+            let refused = message(flag(key, "18446744073709551615").expect("read").combinations());
+            assert!(refused.starts_with(&format!("{key} is 18446744073709551615; at most ")), "{refused}");
+        }
+        let list = (1..=1 << 16).map(|depth| depth.to_string()).collect::<Vec<_>>().join(",");
+        assert!(message(flag("windows", &list).expect("read").combinations()).starts_with("combinations is 196608"));
         let none = message(flag("steps", "0").expect("read").combinations());
         assert!(none.contains("steps: at least one"), "{none}");
     }

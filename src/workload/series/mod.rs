@@ -23,7 +23,7 @@ use crate::{
         memory::{self, Peak},
         statistics,
     },
-    model::series::{Cost, Forecaster},
+    model::series::{Cost, Forecaster, data::Window},
     record::{Limits, Measures, Subject, Sweep},
     scenario::Phase,
     train::step::forecast::{Batches, Forecasting, SeriesTraining, Task},
@@ -64,7 +64,7 @@ impl SeriesWorkload {
             Phase::Train => cost.training_bytes(grid.dtype, task.training.gradient_checkpointing),
             Phase::Forward => cost.forecast_bytes(grid.dtype),
         };
-        memory::ensure_fits("one batch", needed_bytes, &device)?;
+        memory::ensure_fits("one batch", needed_bytes + series_bytes(task), &device)?;
         let batches_per_step = if phase == Phase::Train { task.training.accumulate } else { 1 };
         let peak = Peak::new(&device, memory::current_bytes(&device));
         let batches = Batches::new(task, &device)?;
@@ -162,12 +162,26 @@ impl Workload for SeriesWorkload {
         Ok(Iteration { time, peak_bytes })
     }
 
+    fn forget_last(&mut self) {
+        self.steps.pop();
+        self.losses.pop();
+    }
+
     fn finish(mut self: Box<Self>, samples: &[usize]) -> Outcome {
         drop_warm_up(&mut self.steps, samples);
         drop_warm_up(&mut self.losses, samples);
         let measured = self.measures(samples);
         Outcome { measured, deviates: None, limits: Some(self.limits), conditions: Some(self.watch.end()) }
     }
+}
+
+/// Memory of a batch and of the series that it is cut from, of which a copy of a batch is made.
+fn series_bytes(task: &Task) -> u64 {
+    let Window { batch, time, horizon, outputs } = task.window;
+    let features = task.sizes.features as u64;
+    let (batch, steps) = (batch as u64, (time + horizon) as u64);
+    let values = 2 * steps * features + 2 * batch * (time as u64 * features + (horizon * outputs) as u64);
+    values * DType::F32.size_in_bytes() as u64
 }
 
 /// Describes a combination for records.

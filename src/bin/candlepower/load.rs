@@ -1,0 +1,491 @@
+//! `candlepower load`: a load on an OpenAI-compatible server.
+
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use candlepower::{
+    files,
+    load::{
+        self, Api, Arrivals, Limits, Objective, Plan, Progress, Report, Run, Shape, Shard, Spacing, Target, Tokens,
+        Turns,
+        search::{self, Search, Step},
+    },
+    measure::machine,
+    names::PathName,
+    output,
+    record::{self, Conditions, Measures, Record, Sink, Status, Subject, write_whole},
+    report::latency_over_rate,
+    settings::Settings,
+};
+use chrono::{DateTime, SecondsFormat, Utc};
+use clap::{Args, Subcommand, ValueEnum};
+use indicatif::ProgressBar;
+use sha2::{Digest, Sha256};
+
+/// Largest tokenizer.json.
+const TOKENIZER_MAX_BYTES: u64 = 256 << 20;
+/// Largest report of a shard.
+const REPORT_MAX_BYTES: u64 = 4 << 30;
+
+#[derive(Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct Load {
+    #[command(subcommand)]
+    what: Option<What>,
+    #[command(flatten)]
+    load: Option<Options>,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// Add the reports of the shards of one schedule
+    Merge(Merge),
+}
+
+#[derive(Args)]
+struct Merge {
+    /// Reports of the shards
+    #[arg(required = true)]
+    reports: Vec<PathBuf>,
+    /// File for the merged report
+    #[arg(long)]
+    to: Option<PathBuf>,
+    /// Print the merged report as one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+struct Options {
+    /// Address of the server, with or without /v1
+    #[arg(long)]
+    url: String,
+    /// Name of the model in requests
+    #[arg(long)]
+    model: String,
+    /// The endpoint that requests go to
+    #[arg(long, value_enum, default_value_t = Endpoint::Completions)]
+    api: Endpoint,
+    /// Requests per second; with --turns, sessions per second
+    #[arg(long, allow_negative_numbers = true)]
+    rate: Option<f64>,
+    /// Seconds in which requests are due [default: 120, or the whole trace]
+    #[arg(long, allow_negative_numbers = true)]
+    duration: Option<f64>,
+    /// Most requests
+    #[arg(long)]
+    requests: Option<u64>,
+    /// When requests are due
+    #[arg(long, value_enum, default_value_t = Process::Poisson)]
+    arrivals: Process,
+    /// Shape of gamma arrivals: 1 is Poisson, and less is burstier
+    #[arg(long, default_value_t = 1.0)]
+    burstiness: f64,
+    /// Rate at the start of the ramp
+    #[arg(long, default_value_t = 0.0)]
+    ramp_from: f64,
+    /// Seconds in which the rate goes from --ramp-from to --rate [default: 0, or the duration for --arrivals ramp]
+    #[arg(long)]
+    ramp: Option<f64>,
+    /// Clients of a closed loop
+    #[arg(long, default_value_t = 1)]
+    clients: u64,
+    /// Trace to replay: JSONL with timestamp, input_length, output_length and hash_ids
+    #[arg(long)]
+    trace: Option<PathBuf>,
+    /// Tokens of prompts: 256, uniform:64..512, normal:256,64, lognormal:256,0.5, zipf:1.2,4096 or file:PATH
+    #[arg(long, default_value = "256")]
+    prompt_tokens: String,
+    /// Most tokens of answers, in the same forms
+    #[arg(long, default_value = "64")]
+    max_new_tokens: String,
+    /// Tokens that all prompts begin with
+    #[arg(long, default_value_t = 0)]
+    shared_prefix_tokens: u32,
+    /// Requests of each session; a turn leaves after the answer to the one before
+    #[arg(long, default_value_t = 1)]
+    turns: u32,
+    /// Milliseconds between an answer and the next turn
+    #[arg(long, default_value_t = 0.0)]
+    think_ms: f64,
+    /// Seed of arrivals, lengths and prompts
+    #[arg(long, default_value_t = 42)]
+    seed: u64,
+    /// tokenizer.json of the model, to make lengths exact and to count tokens
+    #[arg(long)]
+    tokenizer: Option<PathBuf>,
+    /// Objective of a request: ttft:500, tpot:50 or e2e:2000, in milliseconds from the schedule
+    #[arg(long)]
+    goodput: Vec<Objective>,
+    /// Seconds at the start that the steady state leaves out [default: the ramp]
+    #[arg(long)]
+    steady_from: Option<f64>,
+    /// Seconds for each request, from its schedule
+    #[arg(long, default_value_t = 600.0)]
+    timeout: f64,
+    /// Attempts after a failed one; times still count from the schedule
+    #[arg(long, default_value_t = 0)]
+    retries: u32,
+    /// File with the API key
+    #[arg(long)]
+    api_key_file: Option<PathBuf>,
+    /// Header of each request, as 'name: value'
+    #[arg(long)]
+    header: Vec<String>,
+    /// JSON object with more fields of each request, for example {"ignore_eos": true}
+    #[arg(long)]
+    extra: Option<String>,
+    /// Part of the schedule to send, for example 1/4
+    #[arg(long, default_value_t = Shard::WHOLE)]
+    shard: Shard,
+    /// Time to start at, as RFC 3339, so that shards start together
+    #[arg(long)]
+    start_at: Option<DateTime<Utc>>,
+    /// Run at each of these rates
+    #[arg(long, value_delimiter = ',', conflicts_with_all = ["rate", "trace"])]
+    sweep: Vec<f64>,
+    /// Find the highest rate that meets --goodput, between two rates such as 1..64
+    #[arg(long, conflicts_with_all = ["rate", "sweep", "trace"], requires = "goodput")]
+    search: Option<String>,
+    /// Share to which --search narrows the rate down
+    #[arg(long, default_value_t = 0.05)]
+    precision: f64,
+    /// SVG plot of --sweep or --search: latency over the rate
+    #[arg(long)]
+    svg: Option<PathBuf>,
+    /// First part of the benchmark id [default: named by arrivals, rate and lengths]
+    #[arg(long)]
+    name: Option<PathName>,
+    /// Shortest run in seconds that is VALID
+    #[arg(long, default_value_t = Limits::default().min_duration_s)]
+    min_duration: f64,
+    /// Percentile that the run must have requests for
+    #[arg(long, default_value_t = Limits::default().percentile * 100.0)]
+    percentile: f64,
+    /// Confidence of the statement about that percentile, in percent
+    #[arg(long, default_value_t = Limits::default().confidence * 100.0)]
+    confidence: f64,
+    /// Largest P99 of the generator's lateness that is VALID, in milliseconds
+    #[arg(long, default_value_t = Limits::default().max_lateness_p99_ms)]
+    max_lateness_ms: f64,
+    /// Print the schedule as JSONL and send nothing
+    #[arg(long)]
+    schedule: bool,
+    /// Print the record as one JSON object, with the whole report as `load`
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Endpoint {
+    Completions,
+    Chat,
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum Process {
+    Constant,
+    Poisson,
+    Gamma,
+    Ramp,
+    Closed,
+}
+
+impl Load {
+    pub fn run(self) -> Result<ExitCode> {
+        match (self.what, self.load) {
+            (Some(What::Merge(merge)), _) => merge.run(),
+            (None, Some(options)) => options.run(),
+            (None, None) => bail!("give --url and --model, or merge; see --help"),
+        }
+    }
+}
+
+impl Merge {
+    fn run(self) -> Result<ExitCode> {
+        let read = |path: &PathBuf| {
+            let text = files::read_text_limited(path, REPORT_MAX_BYTES);
+            text.map_err(anyhow::Error::from)
+                .and_then(|text| Report::parse(&text))
+                .with_context(|| path.display().to_string())
+        };
+        let merged = load::merge(self.reports.iter().map(read).collect::<Result<_>>()?)?;
+        let json = serde_json::to_string(&merged)?;
+        if let Some(to) = &self.to {
+            write_whole(to, json.as_bytes())?;
+        }
+        if self.json {
+            output::print_data(&json)
+        } else {
+            output::print(merged.text())
+        }
+        Ok(exit_code(merged.verdict.valid))
+    }
+}
+
+impl Options {
+    fn run(self) -> Result<ExitCode> {
+        if self.schedule {
+            let plan = Plan::new(self.shape(self.rate)?)?;
+            plan.lines().for_each(output::print_line);
+            return Ok(ExitCode::SUCCESS);
+        }
+        let settings = Settings::load(&[])?;
+        // The folder of records is opened before anything is sent.
+        let saving = Saving { sink: Sink::open(&settings.out, settings.run.as_deref())?, settings };
+        if let Some(range) = &self.search {
+            let ends = range.split_once("..").and_then(|(low, high)| Some((low.parse().ok()?, high.parse().ok()?)));
+            let (low, high) = ends.with_context(|| format!("--search {range}: give two rates, as in 1..64"))?;
+            let found = search::bisect(low, high, self.precision, |rate| Ok(self.one(Some(rate), &saving)?.1))?;
+            return self.show(&found, found.highest_rate_met.is_some());
+        }
+        if !self.sweep.is_empty() {
+            let found = search::sweep(&self.sweep, |rate| Ok(self.one(Some(rate), &saving)?.1))?;
+            return self.show(&found, found.steps.iter().all(|step| step.valid));
+        }
+        ensure!(self.svg.is_none(), "--svg needs --sweep or --search");
+        let (record, report) = self.one(self.rate, &saving)?;
+        if self.json {
+            let mut json = serde_json::to_value(&record)?;
+            json["load"] = serde_json::to_value(&report)?;
+            output::print_data(&json.to_string());
+        } else {
+            output::print(report.text());
+        }
+        Ok(exit_code(report.verdict.valid))
+    }
+
+    /// One run at a rate. Its record, report and exchanges are written to the run's folder.
+    fn one(&self, rate: Option<f64>, saving: &Saving) -> Result<(Record, Report)> {
+        let shape = self.shape(rate)?;
+        let scenario = self.name.as_ref().map_or_else(|| self.scenario(rate), PathName::to_string);
+        let file = |end: &str| saving.sink.path().with_file_name(format!("{scenario}{end}"));
+        let percent = |share: f64, name: &str| {
+            ensure!(share > 0.0 && share < 100.0, "{name} {share}: use more than 0 and less than 100");
+            Ok(share / 100.0)
+        };
+        let ramp_s = match shape.arrivals {
+            Arrivals::Open { ramp_s, .. } => ramp_s,
+            Arrivals::Closed { .. } | Arrivals::Trace => 0.0,
+        };
+        let run = Run {
+            plan: Plan::new(shape)?,
+            shard: self.shard,
+            target: self.target()?,
+            tokens: self.tokenizer.as_deref().map(tokens).transpose()?,
+            objectives: self.goodput.clone(),
+            steady_from_s: self.steady_from.unwrap_or(ramp_s),
+            limits: Limits {
+                min_duration_s: self.min_duration,
+                max_lateness_p99_ms: self.max_lateness_ms,
+                percentile: percent(self.percentile, "--percentile")?,
+                confidence: percent(self.confidence, "--confidence")?,
+                ..Limits::default()
+            },
+            start_at: self.start_at.map(SystemTime::from),
+            exchanges_to: Some(file(".requests.jsonl")),
+        };
+        // Drawn on standard error, and only if that is a terminal.
+        let line = ProgressBar::new_spinner();
+        let report = load::run(&run, &mut |progress| line.set_message(state(progress)))?;
+        line.finish();
+        write_whole(&file(".json"), &serde_json::to_vec(&report)?)?;
+        let record = saving.record(&scenario, &report);
+        saving.sink.append(&record)?;
+        Ok((record, report))
+    }
+
+    fn shape(&self, rate: Option<f64>) -> Result<Shape> {
+        const DURATION_S: f64 = 120.0;
+        let is_bounded = self.requests.is_some() || self.trace.is_some();
+        let duration_s = self.duration.or((!is_bounded).then_some(DURATION_S));
+        let arrivals = match (&self.trace, self.arrivals) {
+            (Some(_), _) => Arrivals::Trace,
+            (None, Process::Closed) => Arrivals::Closed { clients: self.clients },
+            (None, process) => {
+                let spacing = match process {
+                    Process::Poisson => Spacing::Poisson,
+                    Process::Gamma => Spacing::Gamma(self.burstiness),
+                    _ => Spacing::Constant,
+                };
+                let ramps = process == Process::Ramp;
+                ensure!(!ramps || self.ramp.or(duration_s).is_some(), "--arrivals ramp needs --ramp or --duration");
+                Arrivals::Open {
+                    rate: rate.context("give --rate, --sweep, --search, --trace or --arrivals closed")?,
+                    spacing,
+                    ramp_from: self.ramp_from,
+                    ramp_s: self.ramp.or(duration_s.filter(|_| ramps)).unwrap_or(0.0),
+                }
+            }
+        };
+        Ok(Shape {
+            seed: self.seed,
+            arrivals,
+            duration_s,
+            requests: self.requests,
+            prompt_tokens: self.prompt_tokens.parse().context("--prompt-tokens")?,
+            max_new_tokens: self.max_new_tokens.parse().context("--max-new-tokens")?,
+            shared_prefix_tokens: self.shared_prefix_tokens,
+            turns: Turns { count: self.turns, think_ms: self.think_ms },
+            trace: self.trace.clone(),
+        })
+    }
+
+    fn target(&self) -> Result<Target> {
+        ensure!(self.timeout.is_finite() && self.timeout > 0.0, "--timeout {}: use more than 0 seconds", self.timeout);
+        let api_key = self.api_key_file.as_ref().map(|path| {
+            let key = files::read_text_limited(path, files::SETTINGS_MAX_BYTES);
+            key.map(|key| key.trim().to_owned()).with_context(|| format!("the API key in {}", path.display()))
+        });
+        Ok(Target {
+            url: self.url.clone(),
+            api: match self.api {
+                Endpoint::Completions => Api::Completions,
+                Endpoint::Chat => Api::Chat,
+            },
+            model: self.model.clone(),
+            api_key: api_key.transpose()?,
+            headers: self.header.clone(),
+            extra: self.extra.as_deref().map_or_else(|| Ok(serde_json::Map::new()), load::extra).context("--extra")?,
+            timeout: Duration::from_secs_f64(self.timeout),
+            retries: self.retries,
+        })
+    }
+
+    /// A name for records by which only loads of the same kind are compared.
+    fn scenario(&self, rate: Option<f64>) -> String {
+        let arrivals = match (&self.trace, self.arrivals) {
+            (Some(trace), _) => format!("trace_{}", trace.file_stem().unwrap_or_default().to_string_lossy()),
+            (None, Process::Closed) => format!("closed_{}", self.clients),
+            (None, process) => {
+                let name = process.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned());
+                format!("{name}_{}", rate.unwrap_or(0.0))
+            }
+        };
+        let (prompt, new) = (&self.prompt_tokens, &self.max_new_tokens);
+        let turns = if self.turns > 1 { format!("_t{}", self.turns) } else { String::new() };
+        let shard = if self.shard == Shard::WHOLE { String::new() } else { format!("_shard_{}", self.shard) };
+        let name = format!("load_{arrivals}_p{prompt}_n{new}{turns}{shard}");
+        name.chars().map(|c| if c.is_ascii_alphanumeric() || c == '_' || c == '.' { c } else { '-' }).collect()
+    }
+
+    fn show(&self, search: &Search, succeeded: bool) -> Result<ExitCode> {
+        if let Some(svg) = &self.svg {
+            write_whole(svg, knee(search)?.as_bytes())?;
+        }
+        if self.json {
+            output::print_data(&serde_json::to_string(search)?);
+        } else {
+            output::print(search.text());
+        }
+        Ok(exit_code(succeeded))
+    }
+}
+
+/// An SVG plot of percentiles over the rate.
+fn knee(search: &Search) -> Result<String> {
+    let mut steps: Vec<&Step> = search.steps.iter().collect();
+    steps.sort_by(|a, b| a.rate.total_cmp(&b.rate));
+    let line = |get: fn(&Step) -> Option<f64>| steps.iter().filter_map(|step| Some((step.rate, get(step)?))).collect();
+    let plot = latency_over_rate(vec![
+        ("TTFT P50", line(|step| step.ttft_p50_ms)),
+        ("TTFT P99", line(|step| step.ttft_p99_ms)),
+        ("TPOT P99", line(|step| step.tpot_p99_ms)),
+        ("E2E P99", line(|step| step.e2e_p99_ms)),
+    ])?;
+    Ok(plot.svg)
+}
+
+/// Where records go, and what they say besides the load.
+struct Saving {
+    sink: Sink,
+    settings: Settings,
+}
+
+impl Saving {
+    fn record(&self, scenario: &str, report: &Report) -> Record {
+        let name = report.model.rsplit(['/', ':']).next().unwrap_or_default();
+        let name: String = name.chars().map(|c| if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' }).collect();
+        let subject = Subject {
+            model: if name.is_empty() { "model".into() } else { name },
+            engine: "http".into(),
+            dtype: "unknown".into(),
+            device: "server".into(),
+            source: format!("{} at {}", report.model, report.url),
+            synthetic_weights: false,
+            parameters: None,
+            weight_bytes: None,
+            sizes: Default::default(),
+        };
+        let failed = (report.summary.all.requests == report.summary.all.failed)
+            .then(|| report.verdict.reasons.first().cloned().unwrap_or_default());
+        let by_server = "a server does not state it";
+        let unmeasured = [
+            ("subject.parameters", by_server),
+            ("subject.weight_bytes", by_server),
+            ("limits", "the limits of the server's machine are not known here"),
+            ("conditions.other_cpu_share", "a load does not observe the machine; its own lateness is measured instead"),
+            (
+                "conditions.stolen_cpu_share",
+                "a load does not observe the machine; its own lateness is measured instead",
+            ),
+        ];
+        Record {
+            schema: record::SCHEMA,
+            run: self.sink.run().to_owned(),
+            sandbox: false,
+            at: Utc::now().to_rfc3339_opts(SecondsFormat::Millis, true),
+            id: record::BenchmarkId::new(scenario, &subject).to_string(),
+            scenario: scenario.to_owned(),
+            subject,
+            status: if failed.is_some() { Status::Failed } else { Status::Measured },
+            measures: failed.is_none().then(|| Measures::Serving(report.into())),
+            reason: failed,
+            duel: None,
+            deviates: None,
+            unmeasured: unmeasured.map(|(field, why)| (field.to_owned(), why.to_owned())).into(),
+            limits: None,
+            conditions: Some(Conditions {
+                other_cpu_share: None,
+                stolen_cpu_share: None,
+                gpu: None,
+                doubts: report.verdict.reasons.clone(),
+            }),
+            machine: machine::machine(std::thread::available_parallelism().map_or(1, usize::from), None),
+            software: machine::software(),
+            settings: self.settings.sources.clone(),
+        }
+    }
+}
+
+/// The tokenizer of a file, named by its hash.
+fn tokens(path: &Path) -> Result<Tokens> {
+    let content = files::read_text_limited(path, TOKENIZER_MAX_BYTES).with_context(|| path.display().to_string())?;
+    let hash: String = Sha256::digest(content.as_bytes()).iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    let tokenizer: tokenizers::Tokenizer =
+        content.parse().map_err(|error| anyhow!("{} is not a tokenizer: {error}", path.display()))?;
+    let count = move |text: &str| tokenizer.encode_fast(text, false).map_or(0, |encoding| encoding.len());
+    Ok(Tokens { name: format!("sha256:{hash}"), count: Arc::new(count) })
+}
+
+/// The state of a run in one line.
+fn state(progress: &Progress) -> String {
+    let ms = |ms: Option<f64>| ms.map_or_else(|| "n/a".into(), |ms| format!("{ms:.1} ms"));
+    format!(
+        "{:.0} s: {} ended, {} failed, TTFT P50 {}, lateness P99 {}",
+        progress.elapsed_s,
+        progress.ended,
+        progress.failed,
+        ms(progress.ttft_p50_ms),
+        ms(progress.lateness_p99_ms)
+    )
+}
+
+fn exit_code(succeeded: bool) -> ExitCode {
+    if succeeded { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}

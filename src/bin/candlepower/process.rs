@@ -1,0 +1,96 @@
+//! Processes that the command starts, and the signals that end both.
+
+use std::{
+    io,
+    process::{Child, Command, ExitCode, ExitStatus, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+/// How often a process and the signals are looked at.
+const INTERVAL: Duration = Duration::from_millis(100);
+
+/// Remembers the last signal that asked the command to end: SIGINT, SIGTERM or SIGHUP.
+#[derive(Clone, Default)]
+pub struct Signals(Arc<AtomicUsize>);
+
+impl Signals {
+    /// Starts to catch them. Until the command ends, it must look at [`Self::received`].
+    ///
+    /// # Errors
+    /// When the system refuses a handler.
+    #[cfg(unix)]
+    pub fn catch() -> io::Result<Self> {
+        use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+        let signals = Self::default();
+        for signal in [SIGINT, SIGTERM, SIGHUP] {
+            signal_hook::flag::register_usize(signal, signals.0.clone(), signal as usize)?;
+        }
+        Ok(signals)
+    }
+
+    /// Other systems end the processes of a console together.
+    #[cfg(not(unix))]
+    pub fn catch() -> io::Result<Self> {
+        Ok(Self::default())
+    }
+
+    /// The last signal.
+    pub fn received(&self) -> Option<u8> {
+        u8::try_from(self.0.load(Ordering::Relaxed)).ok().filter(|signal| *signal > 0)
+    }
+}
+
+/// The exit code of a command that a signal ended, as shells give it.
+pub fn exit_code(signal: u8) -> ExitCode {
+    ExitCode::from(128 + signal)
+}
+
+/// How a process ended.
+pub enum Ended {
+    /// By itself.
+    Exited(ExitStatus),
+    /// It was stopped after its time.
+    OutOfTime,
+    /// It was stopped because the command received a signal.
+    Signal(u8),
+}
+
+/// Runs a process without standard input, and with it all that it starts: if its time is over or a signal asks the command
+/// to end, all of them are stopped.
+///
+/// # Errors
+/// When the process cannot be started or waited for.
+pub fn run(command: &mut Command, budget: Option<Duration>, signals: &Signals) -> io::Result<Ended> {
+    command.stdin(Stdio::null());
+    // A process group of its own, so that the processes that it starts can be stopped too.
+    #[cfg(unix)]
+    std::os::unix::process::CommandExt::process_group(command, 0);
+    let started = Instant::now();
+    let mut child = command.spawn()?;
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(Ended::Exited(status));
+        }
+        if let Some(signal) = signals.received() {
+            stop(&mut child);
+            return Ok(Ended::Signal(signal));
+        }
+        if budget.is_some_and(|budget| started.elapsed() >= budget) {
+            stop(&mut child);
+            return Ok(Ended::OutOfTime);
+        }
+        thread::sleep(INTERVAL);
+    }
+}
+
+fn stop(child: &mut Child) {
+    #[cfg(unix)]
+    let _ = Command::new("kill").args(["-KILL", "--", &format!("-{}", child.id())]).status();
+    let _ = child.kill();
+    let _ = child.wait();
+}

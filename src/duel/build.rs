@@ -1,0 +1,224 @@
+//! Programs of the sides. Each side is built from a worktree of its commit; the working tree becomes a commit first, so that
+//! it may change during the duel, and Cargo does not write to its `Cargo.lock`.
+
+use std::{
+    env,
+    ffi::OsString,
+    fs::{self, File},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::{
+    guard::{guarded, wait},
+    side::Side,
+    slot::{Slot, git, git_with},
+};
+use crate::{output, text};
+
+/// The crates of Candle that a checkout may replace.
+const CANDLE: [&str; 3] = ["candle-core", "candle-nn", "candle-transformers"];
+
+/// The source of a side.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Source {
+    /// Commit that is built.
+    commit: String,
+    /// Commit for records, with `-dirty` if the working tree has other changes.
+    pub recorded_commit: String,
+}
+
+/// Finds the commit of a side in the checkout `repository`.
+///
+/// # Errors
+/// When there is no such commit, or a path in the side does not exist.
+pub fn source(name: &str, side: &Side, repository: &Path, slot: &Slot) -> Result<Source> {
+    let commit = |revision: &str| git(repository, &["rev-parse", "--verify", "--quiet", "--end-of-options", revision]);
+    let Some(revision) = &side.revision else {
+        let head = commit("HEAD").context("the checkout has no commit yet")?;
+        return snapshot(repository, head, slot);
+    };
+    match commit(&format!("{revision}^{{commit}}")) {
+        Ok(commit) => Ok(Source { recorded_commit: commit.clone(), commit }),
+        Err(_) => bail!("{name}: there is no commit '{}' in {}", text::line(revision), repository.display()),
+    }
+}
+
+/// Commits the working tree as it is, with new files that git does not ignore, without touching the index or a branch.
+fn snapshot(repository: &Path, head: String, slot: &Slot) -> Result<Source> {
+    let index = slot.folder().join("index");
+    let index = index.to_str().context("the path of the target folder is not UTF-8")?;
+    let environment = [
+        ("GIT_INDEX_FILE", index),
+        ("GIT_AUTHOR_NAME", "candlepower"),
+        ("GIT_AUTHOR_EMAIL", "candlepower@localhost"),
+        ("GIT_COMMITTER_NAME", "candlepower"),
+        ("GIT_COMMITTER_EMAIL", "candlepower@localhost"),
+        // Equal trees get equal commits.
+        ("GIT_AUTHOR_DATE", "2000-01-01T00:00:00Z"),
+        ("GIT_COMMITTER_DATE", "2000-01-01T00:00:00Z"),
+    ];
+    let run = |arguments: &[&str]| git_with(repository, arguments, &environment);
+    run(&["read-tree", &head])?;
+    run(&["add", "--all"])?;
+    let tree = run(&["write-tree"])?;
+    if tree == git(repository, &["rev-parse", &format!("{head}^{{tree}}")])? {
+        return Ok(Source { commit: head.clone(), recorded_commit: head });
+    }
+    let commit = run(&["commit-tree", &tree, "-p", &head, "-m", "The working tree, for a duel"])?;
+    Ok(Source { commit, recorded_commit: format!("{head}-dirty") })
+}
+
+/// Builds the program of a side and returns its path in the slot. `label` names its folders, `name` the side in messages,
+/// `program` is the `candlepower` program that runs, and `root` is the folder of all duels.
+///
+/// All sides of all duels are compiled in one folder, so that Candle is compiled once: Cargo keeps dependencies of other
+/// versions, features and paths apart by their hashes. It does not do so with the crate itself, which has the same hash in
+/// every worktree, and is compiled again only if its files are newer than the last build. Therefore builds take turns, a
+/// worktree is made when the builds before it have ended, and the program is copied. For the same reason the folder is not
+/// that of the checkout: a later `cargo build` there would take the files of a duel for its own.
+///
+/// # Errors
+/// The first error of the compiler, and the file with the rest.
+pub fn build(
+    (label, name): (&str, &str),
+    side: &Side,
+    source: &Source,
+    slot: &Slot,
+    program: &Path,
+    root: &Path,
+) -> Result<PathBuf> {
+    let replaced = candle(name, side)?;
+    let turn = root.join("build.lock");
+    let turn = File::create(&turn).with_context(|| format!("{} could not be made", turn.display()))?;
+    if turn.try_lock().is_err() {
+        output::report("waiting until another duel has been built");
+        turn.lock().context("the builds of duels could not take turns")?;
+    }
+    let worktree = slot.worktree(label, &source.commit)?;
+    let target = root.join("build");
+    let log = slot.log(&format!("build-{label}"));
+    let mut cargo = guarded(program, env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(&worktree).args(["build", "--release", "--bin", "candlepower", "--target-dir"]).arg(&target);
+    if !side.features.is_empty() {
+        cargo.args(["--features", &side.features.join(",")]);
+    }
+    for (package, path) in &replaced {
+        cargo.arg("--config").arg(patch(package, path)?);
+    }
+    output::report(format_args!("building {name} (messages of cargo: {})", log.display()));
+    cargo.stdout(File::create(&log)?).stderr(File::options().append(true).open(&log)?);
+    let status = wait(cargo).with_context(|| format!("{} could not be started", program.display()))?;
+    if !status.success() {
+        let messages = fs::read(&log).unwrap_or_default();
+        let messages = String::from_utf8_lossy(&messages);
+        let first = messages.lines().find(|line| line.starts_with("error")).unwrap_or("cargo failed");
+        bail!("{name} does not build: {} (all messages: {})", text::line(first), log.display());
+    }
+    let lock = fs::read_to_string(worktree.join("Cargo.lock")).unwrap_or_default();
+    for (package, path) in &replaced {
+        ensure!(
+            comes_from_a_path(&lock, package),
+            "{name}: {package} in {} is not used, because its version is not the one that this commit needs",
+            path.display()
+        );
+    }
+    let built = target.join("release").join(format!("candlepower{}", env::consts::EXE_SUFFIX));
+    let kept = slot.folder().join(format!("candlepower-{label}{}", env::consts::EXE_SUFFIX));
+    fs::copy(&built, &kept).with_context(|| format!("{name}: {} could not be copied", built.display()))?;
+    Ok(kept)
+}
+
+/// The crates of a side's checkout of Candle, with their folders.
+fn candle(name: &str, side: &Side) -> Result<Vec<(&'static str, PathBuf)>> {
+    let Some(checkout) = &side.candle else { return Ok(Vec::new()) };
+    let checkout =
+        checkout.canonicalize().with_context(|| format!("{name}: {} could not be opened", checkout.display()))?;
+    let there = CANDLE.map(|package| (package, checkout.join(package)));
+    let there: Vec<_> = there.into_iter().filter(|(_, folder)| folder.join("Cargo.toml").is_file()).collect();
+    ensure!(!there.is_empty(), "{name}: {} has none of the folders {}", checkout.display(), CANDLE.join(", "));
+    Ok(there)
+}
+
+/// The option of Cargo that replaces a package by the one in a folder.
+fn patch(package: &str, folder: &Path) -> Result<OsString> {
+    let folder = folder.to_str().with_context(|| format!("{} is not UTF-8", folder.display()))?;
+    Ok(format!("patch.crates-io.{package}.path={}", toml::Value::from(folder)).into())
+}
+
+/// Returns whether a package of a Cargo.lock has no source but a path.
+fn comes_from_a_path(lock: &str, package: &str) -> bool {
+    let name = format!("name = \"{package}\"");
+    // `[[patch.unused]]` lists the crates that were not used.
+    lock.split("[[")
+        .filter(|entry| entry.starts_with("package]]"))
+        .filter(|entry| entry.lines().any(|line| line == name))
+        .any(|entry| !entry.lines().any(|line| line.starts_with("source = ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn repository() -> tempfile::TempDir {
+        let folder = tempfile::tempdir().expect("a folder");
+        fs::write(folder.path().join("kept"), "one\n").expect("written");
+        fs::write(folder.path().join(".gitignore"), "/target\n").expect("written");
+        let author = ["-c", "user.name=a", "-c", "user.email=a@example.com"];
+        git(folder.path(), &["init", "--quiet"]).expect("a repository");
+        git(folder.path(), &["add", "."]).expect("added");
+        git(folder.path(), &[&author[..], &["commit", "--quiet", "-m", "one"]].concat()).expect("a commit");
+        folder
+    }
+
+    #[test]
+    fn the_working_tree_becomes_a_commit_and_stays_as_it_is() {
+        let repository = repository();
+        let repository = repository.path();
+        let slot = Slot::take(&repository.join("target/duel"), repository).expect("free");
+        let find = |text: &str| source("A", &text.parse().expect("a side"), repository, &slot);
+        let head = find("HEAD").expect("a commit");
+        assert_eq!(find(".").expect("unchanged"), head);
+
+        fs::write(repository.join("kept"), "two\n").expect("written");
+        fs::write(repository.join("new"), "three\n").expect("written");
+        let before = git(repository, &["status", "--porcelain"]).expect("a state");
+        let changed = find(".").expect("a commit");
+        assert_eq!(find(".").expect("the same again"), changed);
+        assert_eq!(changed.recorded_commit, format!("{}-dirty", head.commit));
+        let worktree = slot.worktree("a", &changed.commit).expect("a worktree");
+        assert_eq!(fs::read_to_string(worktree.join("kept")).expect("read"), "two\n");
+        assert_eq!(fs::read_to_string(worktree.join("new")).expect("read"), "three\n");
+        assert!(!worktree.join("target").exists(), "ignored files stay behind");
+        assert_eq!(git(repository, &["status", "--porcelain"]).expect("a state"), before);
+        assert_eq!(git(repository, &["rev-parse", "HEAD"]).expect("a commit"), head.commit);
+
+        let error = find("no-such-branch").expect_err("unknown").to_string();
+        assert!(error.contains("A: there is no commit 'no-such-branch'"), "{error}");
+    }
+
+    #[test]
+    fn the_crates_of_a_checkout_are_found() {
+        let checkout = tempfile::tempdir().expect("a folder");
+        let side = |path: &Path| format!("candle={}", path.display()).parse::<Side>().expect("a side");
+        let none = candle("A", &side(checkout.path())).expect_err("empty").to_string();
+        assert!(none.contains("has none of the folders candle-core, candle-nn, candle-transformers"), "{none}");
+        assert!(candle("A", &side(&checkout.path().join("missing"))).is_err());
+        let folder = checkout.path().join("candle-transformers");
+        fs::create_dir(&folder).expect("made");
+        fs::write(folder.join("Cargo.toml"), "").expect("written");
+        let found = candle("A", &side(checkout.path())).expect("one crate");
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].0, "candle-transformers");
+    }
+
+    #[test]
+    fn a_crate_that_cargo_did_not_replace_is_noticed() {
+        let lock = "[[package]]\nname = \"candle-core\"\nversion = \"0.11.1\"\nsource = \"registry+x\"\n\n\
+                    [[package]]\nname = \"candle-nn\"\nversion = \"0.11.1\"\n\n\
+                    [[patch.unused]]\nname = \"candle-core\"\nversion = \"0.9.0\"\n";
+        assert!(comes_from_a_path(lock, "candle-nn"));
+        assert!(!comes_from_a_path(lock, "candle-core"), "an unused patch is listed without a source");
+    }
+}

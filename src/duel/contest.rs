@@ -1,0 +1,369 @@
+//! The measurement: two running sides take samples in turns until the ratio is known well enough.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+    process::Command,
+    time::{Duration, Instant, SystemTime},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use chrono::Utc;
+use rand::{Rng, SeedableRng, rngs::ChaCha8Rng};
+
+use super::{
+    filter::Filter,
+    process::{Answer, Process},
+    protocol::{Listed, Sample},
+    sequential::{Interval, Ratios},
+};
+use crate::{
+    measure::{conditions::Watch, statistics::median},
+    record::{self, Conditions, Record, SampleUnit, Sink, Status},
+    report::duel::{Contestant, Duel, Row, Verdict},
+    scenario,
+    settings::PREFIX,
+    text,
+};
+
+/// Shortest sample. Shorter iterations are repeated, so that one late wake-up of a thread does not decide a sample.
+const SAMPLE: Duration = Duration::from_millis(200);
+
+/// Most iterations of a sample.
+const ITERATIONS: usize = 100_000;
+
+/// A side that is built.
+#[derive(Clone, Debug)]
+pub struct Program {
+    /// The side as given on the command line.
+    pub given: String,
+    /// Commit for its records.
+    pub commit: String,
+    /// The `candlepower` program.
+    pub path: PathBuf,
+    /// Settings by their keys.
+    pub settings: BTreeMap<String, String>,
+}
+
+/// How a duel measures.
+#[derive(Clone, Debug)]
+pub struct Rules {
+    /// Benchmarks to measure; `None` measures all.
+    pub filter: Option<Filter>,
+    /// A benchmark stops when its interval reaches at most this share below and above its middle.
+    pub resolve: f64,
+    /// Probability with which a duel of a program with itself may find any change.
+    pub level: f64,
+    /// Time for all samples together. Each benchmark gets an equal part of what is left.
+    pub budget: Duration,
+}
+
+/// The folders of a duel.
+#[derive(Clone, Copy, Debug)]
+pub struct Folders<'a> {
+    /// Folder of runs.
+    pub out: &'a Path,
+    /// Folder of the sides' messages.
+    pub logs: &'a Path,
+}
+
+/// Measures two programs and appends a record of each benchmark to the runs of both sides. `progress` gets a line after
+/// each benchmark.
+///
+/// # Errors
+/// When a side dies or breaks the protocol, when the sides have different benchmarks or the filter selects none, or when
+/// records cannot be written. A benchmark that fails is listed in the result instead.
+pub fn measure([a, b]: [&Program; 2], rules: &Rules, folders: Folders, mut progress: impl FnMut(&str)) -> Result<Duel> {
+    let id = format!("{}-{}", Utc::now().format("%Y%m%dT%H%M%SZ"), std::process::id());
+    let targets = select(&rules.filter, list("A", a, folders)?, list("B", b, folders)?)?;
+    let count: usize = targets.iter().map(|(_, ids)| ids.len()).sum();
+    let keep = |side: &str, program: &Program| -> Result<Keeper> {
+        Ok(Keeper {
+            sink: Sink::open(folders.out, Some(&format!("{id}-{side}")))?,
+            duel: record::Duel { id: id.clone(), side: side.into(), given: program.given.clone() },
+            commit: program.commit.clone(),
+        })
+    };
+    let keepers = [keep("a", a)?, keep("b", b)?];
+    let contestant = |program: &Program, keeper: &Keeper| Contestant {
+        given: program.given.clone(),
+        commit: program.commit.clone(),
+        run: keeper.sink.run().to_owned(),
+    };
+    let mut duel = Duel {
+        a: contestant(a, &keepers[0]),
+        b: contestant(b, &keepers[1]),
+        id,
+        resolve: rules.resolve,
+        level: rules.level,
+        rows: Vec::new(),
+        failed: Vec::new(),
+    };
+    let mut left = rules.budget;
+    let mut number = 0;
+    for (target, ids) in targets {
+        let mut sides = [start("A", a, Some(&target), folders)?, start("B", b, Some(&target), folders)?];
+        for id in ids {
+            let time = left / (count - number) as u32;
+            number += 1;
+            let started = Instant::now();
+            let ended = Contest { id: &id, level: rules.level / count as f64, resolve: rules.resolve, time }
+                .run(&mut sides, &keepers)?;
+            left = left.saturating_sub(started.elapsed());
+            match ended {
+                Ended::Measured(row) => {
+                    progress(&format!("{number}/{count} {id}: {}, {:.0} s", row.summary(), row.seconds));
+                    duel.rows.push(row);
+                }
+                Ended::Failed(reason) => {
+                    progress(&format!("{number}/{count} {id}: failed: {reason}"));
+                    duel.failed.push(format!("{id}: {reason}"));
+                }
+            }
+        }
+    }
+    Ok(duel)
+}
+
+/// Starts a side for the benchmarks of a bench target, or to list all.
+fn start(name: &str, program: &Program, target: Option<&str>, folders: Folders) -> Result<Process> {
+    let mut command = Command::new(&program.path);
+    command.arg("duel-side").args(target);
+    command.envs(program.settings.iter().map(|(key, value)| (format!("{PREFIX}{}", key.to_uppercase()), value)));
+    let log = folders.logs.join(format!("side-{}.log", name.to_lowercase()));
+    Process::start(&format!("side {name} ({})", text::line(&program.given)), command, &log)
+}
+
+fn list(name: &str, program: &Program, folders: Folders) -> Result<Vec<Listed>> {
+    start(name, program, None, folders)?.list()
+}
+
+/// The ids that the filter selects, by target. Both sides must have the same.
+fn select(filter: &Option<Filter>, a: Vec<Listed>, b: Vec<Listed>) -> Result<Vec<(String, Vec<String>)>> {
+    let takes = |one: &Listed| filter.as_ref().is_none_or(|filter| filter.takes(&one.id));
+    let groups: BTreeSet<String> = a.iter().chain(&b).map(|one| record::group(&one.id).to_owned()).collect();
+    let [a, b] = [a, b].map(|all| all.into_iter().filter(takes).collect::<Vec<_>>());
+    if a.is_empty() && b.is_empty() {
+        let groups: Vec<_> = groups.iter().map(|group| text::line(group)).collect();
+        let filter = filter.as_ref().map_or("", Filter::as_str);
+        bail!("no benchmark matches '{filter}': the groups are {}", groups.join(", "));
+    }
+    for (name, here, there) in [("A", &a, &b), ("B", &b, &a)] {
+        let mut alone = here.iter().filter(|one| !there.contains(one));
+        if let Some(first) = alone.next() {
+            let more = alone.count();
+            let and = if more > 0 { format!(" and {more} more") } else { String::new() };
+            bail!(
+                "the sides have different benchmarks: only side {name} has {}{and}; select common ones by a filter after --",
+                text::line(&first.id)
+            );
+        }
+    }
+    let mut targets: Vec<(String, Vec<String>)> = Vec::new();
+    for Listed { id, target } in a {
+        match targets.iter_mut().find(|(name, _)| *name == target) {
+            Some((_, ids)) => ids.push(id),
+            None => targets.push((target, vec![id])),
+        }
+    }
+    Ok(targets)
+}
+
+/// Writes the records of a side.
+struct Keeper {
+    sink: Sink,
+    duel: record::Duel,
+    commit: String,
+}
+
+impl Keeper {
+    /// Adds what the side does not know. Its own observation of the machine took the other side for a disturbance.
+    fn keep(&self, mut record: Box<Record>, conditions: Option<&Conditions>) -> Result<Box<Record>> {
+        record.run = self.sink.run().to_owned();
+        record.duel = Some(self.duel.clone());
+        record.software.commit = Some(self.commit.clone());
+        let gpu = record.conditions.take().and_then(|own| own.gpu);
+        record.conditions = conditions.map(|conditions| conditions.clone().with_gpu(gpu));
+        self.sink.append(&record)?;
+        Ok(record)
+    }
+}
+
+/// One benchmark of a duel.
+struct Contest<'a> {
+    id: &'a str,
+    level: f64,
+    resolve: f64,
+    time: Duration,
+}
+
+/// How a benchmark ended.
+enum Ended {
+    Measured(Row),
+    /// Side and reason.
+    Failed(String),
+}
+
+/// The samples of a side.
+#[derive(Default)]
+struct Samples {
+    values: Vec<f64>,
+    digests: BTreeSet<Option<String>>,
+}
+
+impl Contest<'_> {
+    fn run(&self, sides: &mut [Process; 2], keepers: &[Keeper; 2]) -> Result<Ended> {
+        for index in 0..2 {
+            if let Answer::Failed(record) = sides[index].prepare(self.id)? {
+                return failed(index, record, keepers);
+            }
+        }
+        let started = Instant::now();
+        let mut shortest = SAMPLE;
+        for index in 0..2 {
+            match self.warm_up(&mut sides[index])? {
+                Answer::Done(time) => shortest = shortest.min(time),
+                Answer::Failed(record) => return failed(index, record, keepers),
+            }
+        }
+        let iterations = (SAMPLE.as_nanos().div_ceil(shortest.as_nanos().max(1)) as usize).min(ITERATIONS);
+        // Between two samples of a side, the other side fills the caches. A single iteration is long enough not to notice.
+        let warm_up = usize::from(iterations > 1);
+
+        let watch = Watch::start_for(sides.iter().map(Process::id).collect());
+        let mut random = ChaCha8Rng::seed_from_u64(seed());
+        let mut samples = [Samples::default(), Samples::default()];
+        let mut ratios = Ratios::default();
+        let mut interval: Option<Interval>;
+        let mut is_resolved: bool;
+        loop {
+            let first = (random.next_u32() & 1) as usize;
+            for index in [first, 1 - first, 1 - first, first] {
+                match sides[index].sample(warm_up, iterations)? {
+                    Answer::Done(sample) => samples[index].push(&self.unit(), &sample, warm_up)?,
+                    Answer::Failed(record) => return failed(index, record, keepers),
+                }
+            }
+            let [.., a1, a2] = samples[0].values.as_slice() else { bail!("a block without samples") };
+            let [.., b1, b2] = samples[1].values.as_slice() else { bail!("a block without samples") };
+            // Of each side, the first sample of the block is in the first pair.
+            ratios.push([b1 / a1, b2 / a2]);
+            interval = ratios.interval(self.level);
+            is_resolved = interval.is_some_and(|interval| interval.is_within(self.resolve));
+            if is_resolved || started.elapsed() >= self.time {
+                break;
+            }
+        }
+        let conditions = watch.end();
+        let seconds = started.elapsed().as_secs_f64();
+
+        let [a, b] = sides;
+        let records =
+            [keepers[0].keep(a.finish()?, Some(&conditions))?, keepers[1].keep(b.finish()?, Some(&conditions))?];
+        for (name, record) in ["A", "B"].iter().zip(&records) {
+            if record.status == Status::Failed {
+                return Ok(Ended::Failed(format!("{name}: {}", reason(record))));
+            }
+        }
+        let peak = |record: &Record| record.measures.as_ref().and_then(|measures| measures.peak_bytes());
+        let [a, b] = samples;
+        let digests: BTreeSet<&Option<String>> = a.digests.union(&b.digests).collect();
+        let interval = interval.map(|interval| (interval.low, interval.high));
+        Ok(Ended::Measured(Row {
+            id: self.id.to_owned(),
+            unit: self.unit(),
+            ratio: ratios.median().context("a benchmark without a block")?,
+            low: interval.map(|(low, _)| low),
+            high: interval.map(|(_, high)| high),
+            verdict: Verdict::of(self.unit(), interval, is_resolved),
+            pairs: 2 * ratios.blocks(),
+            seconds,
+            memory_ratio: peak(&records[0]).zip(peak(&records[1])).map(|(a, b)| b as f64 / a as f64),
+            same_work: (!digests.contains(&None)).then_some(digests.len() == 1),
+            a: median(a.values),
+            b: median(b.values),
+        }))
+    }
+
+    fn unit(&self) -> SampleUnit {
+        if scenario::is_in_bytes(record::group(self.id)) { SampleUnit::Bytes } else { SampleUnit::Ms }
+    }
+
+    /// Runs the first iterations, which count nowhere, and returns the time of the last.
+    fn warm_up(&self, side: &mut Process) -> Result<Answer<Duration>> {
+        let mut last = Duration::ZERO;
+        for iterations in [1, 3] {
+            match side.sample(iterations, 0)? {
+                Answer::Done(sample) => last = Duration::from_nanos(sample.ns[iterations - 1]),
+                Answer::Failed(record) => return Ok(Answer::Failed(record)),
+            }
+            if last >= SAMPLE {
+                break;
+            }
+        }
+        Ok(Answer::Done(last))
+    }
+}
+
+/// Keeps the record of a side that failed.
+fn failed(index: usize, record: Box<Record>, keepers: &[Keeper; 2]) -> Result<Ended> {
+    let record = keepers[index].keep(record, None)?;
+    Ok(Ended::Failed(format!("{}: {}", ["A", "B"][index], reason(&record))))
+}
+
+fn reason(record: &Record) -> String {
+    text::line(record.reason.as_deref().unwrap_or("no reason was given"))
+}
+
+impl Samples {
+    /// Adds the mean of the iterations after the warm-up.
+    fn push(&mut self, unit: &SampleUnit, sample: &Sample, warm_up: usize) -> Result<()> {
+        let mean = |values: &[u64]| values.iter().sum::<u64>() as f64 / values.len() as f64;
+        let value = match unit {
+            SampleUnit::Ms => mean(&sample.ns[warm_up..]) / 1e6,
+            SampleUnit::Bytes => mean(&sample.peak_bytes[warm_up..]),
+        };
+        ensure!(
+            value > 0.0,
+            "the memory of this device is not counted, so its benchmarks of memory cannot be compared"
+        );
+        self.values.push(value);
+        self.digests.insert(sample.output_digest.clone());
+        Ok(())
+    }
+}
+
+/// A seed that differs from duel to duel, so that no order of samples is the same every time.
+fn seed() -> u64 {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    now.as_nanos() as u64 ^ u64::from(std::process::id()).rotate_left(32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn listed(ids: &[&str]) -> Vec<Listed> {
+        ids.iter().map(|id| Listed { id: (*id).into(), target: record::group(id).to_uppercase() }).collect()
+    }
+
+    #[test]
+    fn common_benchmarks_are_selected_by_target() {
+        let select = |filter: &str, a: &[&str], b: &[&str]| {
+            select(&Some(filter.parse().expect("a filter")), listed(a), listed(b))
+        };
+        let both = ["short/a/x", "medium/a/x", "short/b/x"];
+        let targets = select("", &both, &both).expect("the same");
+        let expected = [("SHORT", vec!["short/a/x", "short/b/x"]), ("MEDIUM", vec!["medium/a/x"])];
+        for ((target, ids), (expected_target, expected_ids)) in targets.iter().zip(expected) {
+            assert_eq!((target.as_str(), ids.len()), (expected_target, expected_ids.len()));
+            assert_eq!(*ids, expected_ids);
+        }
+        assert_eq!(select("^short", &both, &["short/b/x", "short/a/x"]).expect("the order does not matter").len(), 1);
+        let error = |filter: &str, b: &[&str]| select(filter, &both, b).expect_err(filter).to_string();
+        assert_eq!(error("^long", &both), "no benchmark matches '^long': the groups are medium, short");
+        assert!(error("", &both[1..]).contains("only side A has short/a/x; select"));
+        assert!(error("", &[]).contains("only side A has short/a/x and 2 more; select"));
+        assert!(error("^medium", &["medium/a/x", "medium/c/x"]).contains("only side B has medium/c/x; select"));
+    }
+}

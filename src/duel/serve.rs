@@ -1,0 +1,143 @@
+//! The process of a side: it keeps models loaded and takes samples on request.
+
+use std::{
+    io::{self, BufReader, Write},
+    process,
+    sync::mpsc,
+    thread,
+};
+
+use anyhow::{Context, Result};
+
+use super::protocol::{self, Listed, Reply, Request, Sample, VERSION};
+use crate::{
+    error::{caught, explained},
+    measure::memory,
+    record::Record,
+    runner::{Catalogue, Session, let_waiting_threads_sleep},
+    settings::Settings,
+    workload::{Outcome, Workload},
+};
+
+/// Serves requests from standard input until it closes. Nothing but replies goes to standard output. `target` is the bench
+/// target whose benchmarks will run; its process is set up as the target's is.
+///
+/// # Errors
+/// Returns an error if the settings are wrong, the device cannot be opened, or the duel has ended.
+pub fn serve(target: Option<&str>) -> Result<()> {
+    // As the bench targets do.
+    if target.is_some_and(|target| ["training", "memory"].contains(&target)) {
+        let_waiting_threads_sleep();
+    }
+    let session = Session::new(Settings::load(&[])?)?;
+    let mut server = Server { catalogue: Catalogue::new(&session)?, session, running: None };
+    let mut output = io::stdout().lock();
+    protocol::write(&mut output, &Reply::Hello { protocol: VERSION, candlepower: env!("CARGO_PKG_VERSION").into() })?;
+    for request in requests() {
+        let reply = match request.and_then(|request| server.answer(request)) {
+            Ok(reply) => reply,
+            Err(error) => Reply::Error(explained(&format!("{error:#}"))),
+        };
+        protocol::write(&mut output, &reply)?;
+    }
+    Ok(())
+}
+
+/// Reads requests on a thread of its own, so that the process ends at once when the duel does, even in the middle of a
+/// sample.
+fn requests() -> mpsc::Receiver<Result<Request>> {
+    let (sender, receiver) = mpsc::channel();
+    thread::spawn(move || {
+        let mut input = BufReader::new(io::stdin());
+        loop {
+            let request = protocol::read(&mut input).transpose();
+            let Some(request) = request else {
+                // A message about it may find standard error closed.
+                let _ = io::stderr().flush();
+                process::exit(0);
+            };
+            if sender.send(request).is_err() {
+                return;
+            }
+        }
+    });
+    receiver
+}
+
+struct Server {
+    session: Session,
+    catalogue: Catalogue,
+    running: Option<Running>,
+}
+
+/// A benchmark that has been prepared.
+struct Running {
+    index: usize,
+    workload: Box<dyn Workload>,
+    /// Number of iterations of each sample.
+    samples: Vec<usize>,
+}
+
+impl Server {
+    fn answer(&mut self, request: Request) -> Result<Reply> {
+        match request {
+            Request::List {} => {
+                let benchmarks = self.catalogue.benchmarks().iter();
+                let listed = benchmarks.map(|one| Listed { id: one.id.to_string(), target: one.target.into() });
+                Ok(Reply::Benchmarks(listed.collect()))
+            }
+            Request::Prepare { id } => {
+                self.running = None;
+                memory::release(self.session.device());
+                let index = self.catalogue.find(&id)?;
+                match caught(|| self.catalogue.prepare(index)) {
+                    Ok(workload) => {
+                        self.running = Some(Running { index, workload, samples: Vec::new() });
+                        Ok(Reply::Prepared {})
+                    }
+                    Err(error) => self.ended(index, Outcome::failed(error)),
+                }
+            }
+            Request::Sample { warm_up, iterations } => {
+                let mut running = self.running.take().context("no benchmark is prepared")?;
+                match caught(|| running.sample(warm_up, iterations)) {
+                    Ok(sample) => {
+                        self.running = Some(running);
+                        Ok(Reply::Sample(sample))
+                    }
+                    Err(error) => self.ended(running.index, Outcome::failed(error)),
+                }
+            }
+            Request::Finish {} => {
+                let Running { index, workload, samples } = self.running.take().context("no benchmark is prepared")?;
+                let outcome = caught(|| Ok(workload.finish(&samples)));
+                self.ended(index, outcome.unwrap_or_else(Outcome::failed))
+            }
+        }
+    }
+
+    fn ended(&self, index: usize, outcome: Outcome) -> Result<Reply> {
+        let scenario = &self.catalogue.benchmarks()[index].id.scenario;
+        let record: Record = self.session.record(scenario, self.catalogue.subject(index)?, outcome);
+        Ok(Reply::Record(Box::new(record)))
+    }
+}
+
+impl Running {
+    fn sample(&mut self, warm_up: usize, iterations: usize) -> Result<Sample> {
+        let mut sample = Sample::default();
+        for number in 0..warm_up + iterations {
+            let iteration = self.workload.iterate()?;
+            sample.ns.push(iteration.time.as_nanos() as u64);
+            sample.peak_bytes.push(iteration.peak_bytes);
+            if number < warm_up {
+                self.workload.forget_last();
+            }
+        }
+        if iterations > 0 {
+            sample.output_digest = self.workload.output_digest();
+            self.samples.push(iterations);
+        }
+        Ok(sample)
+    }
+}

@@ -1,0 +1,130 @@
+//! The description of a side on the command line.
+
+use std::{collections::BTreeMap, fmt, path::PathBuf, str::FromStr};
+
+use anyhow::{Result, bail, ensure};
+
+use crate::{
+    config::{Config, unknown},
+    settings::{PREFIX, Settings},
+};
+
+/// One side of a duel as the user describes it: a revision or the working tree, and what differs from a plain build and run.
+///
+/// Its text is parts joined by `+`. A part without `=` is a revision of git, or `.` for the working tree, which is also the
+/// default. `candle=PATH` replaces Candle by a checkout, `features=LIST` enables Cargo features, and any other key is a
+/// setting, as in `threads=1` or `CANDLEPOWER_THREADS=1`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Side {
+    text: String,
+    /// Revision; `None` for the working tree.
+    pub revision: Option<String>,
+    /// Checkout of Candle.
+    pub candle: Option<PathBuf>,
+    /// Cargo features, sorted.
+    pub features: Vec<String>,
+    /// Settings by their keys.
+    pub settings: BTreeMap<String, String>,
+}
+
+impl FromStr for Side {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let mut side = Self {
+            text: text.to_owned(),
+            revision: None,
+            candle: None,
+            features: Vec::new(),
+            settings: BTreeMap::new(),
+        };
+        let mut has_source = false;
+        for part in text.split('+') {
+            let Some((key, value)) = part.split_once('=') else {
+                ensure!(
+                    !part.is_empty(),
+                    "side '{text}': a part is empty: expected a revision, . or key=value, joined by +"
+                );
+                // Git would read it as an option.
+                ensure!(!part.starts_with('-'), "side '{text}': '{part}' is not a revision");
+                ensure!(
+                    !has_source,
+                    "side '{text}': it names two sources: a side has one revision, or . for the working tree"
+                );
+                has_source = true;
+                side.revision = (part != ".").then(|| part.to_owned());
+                continue;
+            };
+            ensure!(!value.is_empty(), "side '{text}': {key} has no value");
+            let is_new = match key {
+                "candle" => side.candle.replace(value.into()).is_none(),
+                "features" => {
+                    let is_new = side.features.is_empty();
+                    side.features = value.split(',').map(str::to_owned).collect();
+                    side.features.sort_unstable();
+                    is_new
+                }
+                _ => side.settings.insert(setting(text, key)?, value.to_owned()).is_none(),
+            };
+            ensure!(is_new, "side '{text}': {key} is given twice");
+        }
+        Ok(side)
+    }
+}
+
+/// The key of a setting, given as such or as its environment variable.
+fn setting(text: &str, key: &str) -> Result<String> {
+    let key = key.strip_prefix(PREFIX).map_or_else(|| key.to_owned(), str::to_lowercase);
+    let mut names = vec!["candle", "features"];
+    // The duel keeps both sides' records in one folder.
+    names.extend(Settings::KEYS.iter().map(|key| key.name).filter(|name| *name != "out"));
+    match names[2..].contains(&key.as_str()) {
+        true => Ok(key),
+        false => bail!("side '{text}': {}", unknown("key", &key, &names)),
+    }
+}
+
+impl fmt::Display for Side {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_are_read() {
+        let side = |text: &str| text.parse::<Side>().expect(text);
+        assert_eq!(side("main").revision.as_deref(), Some("main"));
+        assert_eq!((side(".").revision, side("threads=1").revision), (None, None));
+        let all =
+            side("HEAD~1+candle=../candle+features=mkl,avx512+CANDLEPOWER_THREADS=2+models=llama-mini,qwen3-mini");
+        assert_eq!(all.revision.as_deref(), Some("HEAD~1"));
+        assert_eq!(all.candle, Some("../candle".into()));
+        assert_eq!(all.features, ["avx512", "mkl"]);
+        let settings: Vec<_> = all.settings.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+        assert_eq!(settings, [("models", "llama-mini,qwen3-mini"), ("threads", "2")]);
+    }
+
+    #[test]
+    fn parts_that_mean_nothing_are_refused() {
+        for (text, part) in [
+            ("", "a part is empty"),
+            ("main+", "a part is empty"),
+            ("main+other", "two sources"),
+            (".+main", "two sources"),
+            ("--upload-pack", "not a revision"),
+            ("main+thread=1", "did you mean threads?"),
+            ("main+CANDLEPOWER_SPEED=1", "unknown key 'speed'"),
+            ("main+out=x", "unknown key 'out'"),
+            ("main+threads=", "threads has no value"),
+            ("threads=1+threads=2", "threads is given twice"),
+            ("features=a+features=b", "features is given twice"),
+        ] {
+            let error = text.parse::<Side>().expect_err(text).to_string();
+            assert!(error.contains(part) && error.lines().count() == 1, "{text}: {error}");
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! Kernels of inference on CPUs, for weights and caches in f32 or bf16 with sums in f32.
+//!
+//! - `simd` chooses the instruction set at run time, and `pool` holds the threads.
+//! - `packed` holds weights in panels, and multiplies with them. `attention` holds keys and values in the same panels.
+//! - `fused` contains the operations between products: norms, rotary positions, activations, sums.
+//!
+//! Operations are functions over slices; each shares its work out to the threads of a [`Machine`]. Activations are row-major.
+//! They are f32 where they are added up, and have the type of the weights where they are multiplied.
+//!
+//! Each result that transformers stores in bf16 is rounded to bf16 here, even where it is kept in f32. Within an operation,
+//! nothing is rounded.
+
+mod attention;
+mod element;
+mod fused;
+mod memory;
+mod packed;
+mod pool;
+mod simd;
+#[cfg(test)]
+mod tests;
+
+pub use attention::{Attention, Cache, Heads};
+pub use element::Element;
+pub use fused::{Activation, Angles, RowNorm, add_norm, combine, embed, norm, soft_cap};
+pub use packed::{Gate, Linear, Packed, Product, Rows, Source, Then, gated, products};
+pub use simd::Instructions;
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use pool::Pool;
+use simd::Dispatch;
+
+/// The threads and the instruction set of kernels.
+#[derive(Clone)]
+pub struct Machine {
+    pool: Arc<Pool>,
+    dispatch: Dispatch,
+}
+
+/// The instruction set that [`Machine::current`] uses: its place in [`Instructions::ALL`] plus 1, or 0 for the fastest.
+static SELECTED: AtomicUsize = AtomicUsize::new(0);
+
+impl Machine {
+    /// For tests: a number of threads, and an instruction set; `None` if this machine does not have it.
+    #[cfg(test)]
+    pub fn new(threads: usize, instructions: Instructions) -> Option<Self> {
+        Some(Self { dispatch: Dispatch::new(instructions)?, pool: Pool::shared(threads) })
+    }
+
+    /// A number of threads, and the selected or the fastest instruction set.
+    pub fn with_threads(threads: usize) -> Self {
+        let selected = SELECTED.load(Ordering::Relaxed).checked_sub(1).map(|place| Instructions::ALL[place]);
+        let dispatch = selected.and_then(Dispatch::new).unwrap_or_else(Dispatch::best);
+        Self { dispatch, pool: Pool::shared(threads) }
+    }
+
+    /// Selects the instruction set of machines that are made later.
+    pub fn select(instructions: Instructions) {
+        let place = Instructions::ALL.iter().position(|other| *other == instructions);
+        SELECTED.store(place.map_or(0, |place| place + 1), Ordering::Relaxed);
+    }
+
+    /// The instruction set.
+    #[cfg(test)]
+    pub fn instructions(&self) -> Instructions {
+        self.dispatch.instructions()
+    }
+
+    /// Number of threads.
+    pub fn threads(&self) -> usize {
+        self.pool.threads()
+    }
+
+    /// Calls `task` with the number of each row and its part of `out`, `width` elements. Rows that are too little work for
+    /// several threads are done by the caller.
+    fn each_row<T: Send>(&self, out: &mut [T], width: usize, task: impl Fn(usize, &mut [T]) + Sync) {
+        if width == 0 {
+            return;
+        }
+        if out.len() < SMALL {
+            return out.chunks_mut(width).enumerate().for_each(|(row, part)| task(row, part));
+        }
+        let rows = (SMALL / 4 / width).max(1);
+        self.pool.parts(out, rows * width, |number, part| {
+            part.chunks_mut(width).enumerate().for_each(|(row, part)| task(number * rows + row, part));
+        });
+    }
+}
+
+/// Elements that one thread processes in about the time in which two threads could meet.
+const SMALL: usize = 16 * 1024;

@@ -1,0 +1,603 @@
+//! Linear layers with packed weights.
+//!
+//! Weights are packed once, into panels of 64 outputs: for each input (in bf16: for each pair of inputs), the weights of the 64
+//! outputs lie side by side. A product passes blocks of rows over a part of a panel that stays in a core's cache, with the sums
+//! of a block in registers. The product of a single row reads the same panels in order, at the speed of memory. So one layout
+//! serves prompts and decoding, and weights that change can be packed in each step.
+
+use super::{
+    Machine,
+    element::Element,
+    fused::Activation,
+    memory::Buffer,
+    pool::Parts,
+    simd::{Dispatch, Kernel, Simd},
+};
+
+/// Outputs of a panel; the last panel may have fewer.
+pub const PANEL: usize = 64;
+
+/// The width of a panel is a multiple of this: the longest vector.
+const STEP: usize = 16;
+
+/// Bytes of each row of the input that are multiplied at a time. A panel of this depth has 256 KB and stays in the L2 cache,
+/// and a block of six rows stays in the L1 cache.
+const DEPTH_BYTES: usize = 4096;
+
+/// Rows of a task: their sums with a panel stay in the L2 cache too. A multiple of the rows of every tile.
+const CHUNK: usize = 264;
+
+/// Distance of prefetches in the product of one row, in bytes.
+const AHEAD: usize = 4096;
+
+/// Inputs or outputs in memory: `count` rows, `stride` elements apart.
+///
+/// Rows have even lengths in bf16, with zeros at odd ends: see [`Rows::stride_of`].
+#[derive(Clone, Copy)]
+pub struct Rows<'a, E> {
+    values: &'a [E],
+    count: usize,
+    stride: usize,
+}
+
+impl<'a, E: Element> Rows<'a, E> {
+    /// `count` rows that start `stride` elements apart.
+    ///
+    /// # Panics
+    /// If the slice has fewer elements.
+    pub fn new(values: &'a [E], count: usize, stride: usize) -> Self {
+        assert!(count * stride <= values.len() && stride.is_multiple_of(E::GROUP), "rows are outside of their slice");
+        Self { values, count, stride }
+    }
+
+    /// Number of rows.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Distance of rows in elements.
+    pub fn stride(&self) -> usize {
+        self.stride
+    }
+
+    /// One row, with the zero at its end.
+    ///
+    /// # Panics
+    /// If there is no such row.
+    pub fn row(&self, number: usize) -> &'a [E] {
+        &self.values[number * self.stride..][..self.stride]
+    }
+
+    /// Length of rows of `width` elements in memory.
+    pub fn stride_of(width: usize) -> usize {
+        width.next_multiple_of(E::GROUP)
+    }
+}
+
+/// Weights in row-major order or any other with constant strides, to be packed.
+#[derive(Clone, Copy)]
+pub struct Source<'a, E> {
+    /// The elements, the first of which is that of output 0 and input 0.
+    pub values: &'a [E],
+    /// Distance between outputs in elements.
+    pub output_stride: usize,
+    /// Distance between inputs in elements: 1 in row-major order.
+    pub input_stride: usize,
+}
+
+impl<'a, E> Source<'a, E> {
+    /// (outputs, inputs) in row-major order.
+    pub fn row_major(values: &'a [E], inputs: usize) -> Self {
+        Self { values, output_stride: inputs, input_stride: 1 }
+    }
+}
+
+/// A matrix of weights in panels.
+pub struct Packed<E> {
+    panels: Buffer<E>,
+    outputs: usize,
+    inputs: usize,
+}
+
+impl<E: Element> Packed<E> {
+    /// Packs weights.
+    ///
+    /// # Panics
+    /// If the source has fewer elements.
+    pub fn new(machine: &Machine, outputs: usize, inputs: usize, source: Source<E>) -> Self {
+        let Source { values, output_stride, input_stride } = source;
+        if outputs * inputs > 0 {
+            let last = (outputs - 1) * output_stride + (inputs - 1) * input_stride;
+            assert!(last < values.len(), "{outputs} x {inputs} weights are outside of their slice");
+        }
+        let depth = inputs.next_multiple_of(E::GROUP);
+        let mut panels = Buffer::zeroed(outputs.next_multiple_of(STEP) * depth);
+        machine.pool.parts(&mut panels, PANEL * depth.max(1), |number, panel| {
+            let first = number * PANEL;
+            let (count, width) = (PANEL.min(outputs - first), panel.len() / depth);
+            // The part of a panel that some inputs fill stays in the L1 cache while the rows of the source are copied to it.
+            for inputs in (0..inputs).step_by(STEP).map(|from| from..inputs.min(from + STEP)) {
+                for output in 0..count {
+                    let from = (first + output) * output_stride;
+                    if input_stride == 1 {
+                        let row = &values[from + inputs.start..from + inputs.end];
+                        let (groups, start) = (row.chunks(E::GROUP), place::<E>(width, output, inputs.start));
+                        for (group, at) in groups.zip((start..).step_by(width * E::GROUP)) {
+                            panel[at..at + group.len()].copy_from_slice(group);
+                        }
+                    } else {
+                        for input in inputs.clone() {
+                            panel[place::<E>(width, output, input)] = values[from + input * input_stride];
+                        }
+                    }
+                }
+            }
+        });
+        Self { panels, outputs, inputs }
+    }
+
+    /// Number of outputs.
+    pub fn outputs(&self) -> usize {
+        self.outputs
+    }
+
+    /// Number of inputs.
+    pub fn inputs(&self) -> usize {
+        self.inputs
+    }
+
+    /// Writes the weights of one output, as f32.
+    ///
+    /// # Panics
+    /// If there is no such output, or `row` does not have an element for each input.
+    pub fn row(&self, output: usize, row: &mut [f32]) {
+        assert!(output < self.outputs && row.len() == self.inputs, "no row {output} of {} inputs", row.len());
+        let (panel, width) = self.panel(output / PANEL);
+        for (input, value) in row.iter_mut().enumerate() {
+            *value = panel[place::<E>(width, output % PANEL, input)].to_f32();
+        }
+    }
+
+    fn panel_count(&self) -> usize {
+        self.outputs.div_ceil(PANEL)
+    }
+
+    fn groups(&self) -> usize {
+        self.inputs.div_ceil(E::GROUP)
+    }
+
+    /// A panel and its width.
+    fn panel(&self, number: usize) -> (&[E], usize) {
+        let width = PANEL.min(self.outputs.next_multiple_of(STEP) - number * PANEL);
+        let depth = self.groups() * E::GROUP;
+        (&self.panels[number * PANEL * depth..][..width * depth], width)
+    }
+}
+
+/// Place of a weight in a panel of this width.
+#[inline(always)]
+pub fn place<E: Element>(width: usize, output: usize, input: usize) -> usize {
+    (input / E::GROUP * width + output) * E::GROUP + input % E::GROUP
+}
+
+/// Products of rows with one panel.
+pub struct Sums<'a, E> {
+    /// Rows, `stride` elements apart.
+    pub x: &'a [E],
+    pub stride: usize,
+    pub rows: usize,
+    /// `groups` groups of inputs, of `width` outputs each.
+    pub panel: &'a [E],
+    pub width: usize,
+    pub groups: usize,
+    /// `width` sums for each row, `out_stride` elements apart.
+    pub out: &'a mut [f32],
+    pub out_stride: usize,
+    /// Whether the products are added to `out`.
+    pub add: bool,
+}
+
+impl<E: Element> Kernel for Sums<'_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { rows, stride, width, groups, out_stride, .. } = self;
+        if rows == 0 || width == 0 {
+            return;
+        }
+        assert!((rows - 1) * stride + groups * E::GROUP <= self.x.len(), "rows are outside of their slice");
+        assert!(groups * E::GROUP * width <= self.panel.len() && width.is_multiple_of(STEP), "a panel is too short");
+        assert!((rows - 1) * out_stride + width <= self.out.len(), "sums are outside of their slice");
+        let (x, panel, out) = (self.x.as_ptr(), self.panel.as_ptr(), self.out.as_mut_ptr());
+        if rows == 1 && width == PANEL && !self.add {
+            // SAFETY: the checks above, for one row.
+            return match PANEL / S::LANES {
+                4 => unsafe { one_row::<S, E, 4, 2>(simd, x, panel, groups, out) },
+                _ => unsafe { one_row::<S, E, 8, 1>(simd, x, panel, groups, out) },
+            };
+        }
+        let deepest = DEPTH_BYTES / size_of::<E>() / E::GROUP;
+        let mut group = 0;
+        loop {
+            let depth = deepest.min(groups - group);
+            for row in (0..rows).step_by(S::ROWS) {
+                let mut column = 0;
+                while column < width {
+                    // SAFETY: the checks above; the tile has the groups from `group` on, of at most the rows that are left and
+                    // of the columns from `column` on. The width is a multiple of `STEP`, and so of every vector.
+                    unsafe {
+                        let tile = Tile {
+                            x: x.add(row * stride + group * E::GROUP),
+                            stride,
+                            panel: panel.add((group * width + column) * E::GROUP),
+                            width,
+                            groups: depth,
+                            out: out.add(row * out_stride + column),
+                            out_stride,
+                            add: self.add || group > 0,
+                        };
+                        let rows = S::ROWS.min(rows - row);
+                        column += match S::VECTORS {
+                            4 if width - column >= 4 * S::LANES => tile.rows::<S, 4>(simd, rows),
+                            2 => tile.rows::<S, 2>(simd, rows),
+                            _ => tile.rows::<S, 1>(simd, rows),
+                        };
+                    }
+                }
+            }
+            group += depth;
+            if group == groups {
+                return;
+            }
+        }
+    }
+}
+
+/// Products of a few rows with a few vectors of outputs.
+struct Tile<E> {
+    x: *const E,
+    stride: usize,
+    panel: *const E,
+    width: usize,
+    groups: usize,
+    out: *mut f32,
+    out_stride: usize,
+    add: bool,
+}
+
+impl<E: Element> Tile<E> {
+    /// Computes `rows` rows, at most six, and `N` vectors. Returns the number of columns.
+    ///
+    /// # Safety
+    /// The rows of `x` and `out` and the groups of the panel must lie in memory.
+    #[inline(always)]
+    unsafe fn rows<S: Simd, const N: usize>(self, simd: S, rows: usize) -> usize {
+        // SAFETY: as the caller ensures.
+        unsafe {
+            match rows {
+                1 => self.run::<S, 1, N>(simd),
+                2 => self.run::<S, 2, N>(simd),
+                3 => self.run::<S, 3, N>(simd),
+                4 => self.run::<S, 4, N>(simd),
+                5 => self.run::<S, 5, N>(simd),
+                _ => self.run::<S, 6, N>(simd),
+            }
+        }
+        N * S::LANES
+    }
+
+    /// # Safety
+    /// As for [`Self::rows`], with `R` rows.
+    #[inline(always)]
+    unsafe fn run<S: Simd, const R: usize, const N: usize>(self, simd: S) {
+        let Self { mut x, stride, mut panel, width, groups, out, out_stride, add } = self;
+        // SAFETY: rows, columns and groups are those that the caller vouches for. After the last group, the pointers are not
+        // read; `wrapping_add` may leave the allocation.
+        unsafe {
+            let mut sums = [[simd.splat(0.0); N]; R];
+            for _ in 0..groups {
+                let mut weights = [E::load(simd, panel); N];
+                for n in 1..N {
+                    weights[n] = E::load(simd, panel.add(n * S::LANES * E::GROUP));
+                }
+                for r in 0..R {
+                    let x = E::splat(simd, x.add(r * stride));
+                    for n in 0..N {
+                        sums[r][n] = E::multiply_add(simd, sums[r][n], weights[n], x);
+                    }
+                }
+                x = x.wrapping_add(E::GROUP);
+                panel = panel.wrapping_add(width * E::GROUP);
+            }
+            for r in 0..R {
+                for n in 0..N {
+                    let out = out.add(r * out_stride + n * S::LANES);
+                    let sum = if add { simd.add(simd.load(out), sums[r][n]) } else { sums[r][n] };
+                    simd.store(out, sum);
+                }
+            }
+        }
+    }
+}
+
+/// The product of one row with a whole panel of `N` vectors, which is limited by memory: `U` groups at a time, into separate
+/// sums, with prefetches.
+///
+/// # Safety
+/// `groups` groups of `x` and of the panel, and [`PANEL`] sums must lie in memory.
+#[inline(always)]
+unsafe fn one_row<S: Simd, E: Element, const N: usize, const U: usize>(
+    simd: S,
+    mut x: *const E,
+    mut panel: *const E,
+    groups: usize,
+    out: *mut f32,
+) {
+    // SAFETY: as the caller ensures. Prefetched addresses need not be valid.
+    unsafe {
+        let mut sums = [[simd.splat(0.0); N]; U];
+        for _ in 0..groups / U {
+            for u in 0..U {
+                let x = E::splat(simd, x.add(u * E::GROUP));
+                for n in 0..N {
+                    let weights = panel.add((u * PANEL + n * S::LANES) * E::GROUP);
+                    simd.prefetch(weights.wrapping_byte_add(AHEAD));
+                    sums[u][n] = E::multiply_add(simd, sums[u][n], E::load(simd, weights), x);
+                }
+            }
+            x = x.wrapping_add(U * E::GROUP);
+            panel = panel.wrapping_add(U * PANEL * E::GROUP);
+        }
+        // With U = 2, one group may be left.
+        for _ in 0..groups % U {
+            let x = E::splat(simd, x);
+            for n in 0..N {
+                let weights = E::load(simd, panel.add(n * S::LANES * E::GROUP));
+                sums[0][n] = E::multiply_add(simd, sums[0][n], weights, x);
+            }
+        }
+        for n in 0..N {
+            let mut sum = sums[0][n];
+            for u in 1..U {
+                sum = simd.add(sum, sums[u][n]);
+            }
+            simd.store(out.add(n * S::LANES), sum);
+        }
+    }
+}
+
+/// A linear layer.
+pub struct Linear<E> {
+    weights: Packed<E>,
+    /// Zeros where the layer has no bias.
+    bias: Vec<f32>,
+}
+
+impl<E: Element> Linear<E> {
+    /// A layer with a bias or without.
+    ///
+    /// # Panics
+    /// If the bias does not have an element for each output.
+    pub fn new(weights: Packed<E>, bias: Option<Vec<f32>>) -> Self {
+        let bias = bias.unwrap_or_else(|| vec![0.0; weights.outputs]);
+        assert_eq!(bias.len(), weights.outputs, "elements of a bias");
+        Self { weights, bias }
+    }
+
+    /// The packed weights.
+    pub fn weights(&self) -> &Packed<E> {
+        &self.weights
+    }
+
+    /// Computes the sums of some rows of `x` with a panel, [`PANEL`] for each row, and passes them on.
+    fn with_sums<T>(
+        &self,
+        dispatch: Dispatch,
+        x: Rows<E>,
+        rows: std::ops::Range<usize>,
+        panel: usize,
+        with: impl FnOnce(&[f32]) -> T,
+    ) -> T {
+        let (panel, width) = self.weights.panel(panel);
+        f32::scratch(rows.len() * PANEL, |sums| {
+            let out = &mut *sums;
+            dispatch.run(Sums {
+                x: &x.values[rows.start * x.stride..],
+                stride: x.stride,
+                rows: rows.len(),
+                panel,
+                width,
+                groups: self.weights.groups(),
+                out,
+                out_stride: PANEL,
+                add: false,
+            });
+            with(sums)
+        })
+    }
+
+    fn check(&self, x: Rows<E>, out: usize) {
+        assert!(
+            x.stride >= self.weights.groups() * E::GROUP,
+            "rows of {} for {} inputs",
+            x.stride,
+            self.weights.inputs
+        );
+        assert!(x.count * self.weights.outputs <= out, "too little room for the results");
+    }
+}
+
+/// What happens to the result of a product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Then {
+    /// It replaces the values of `out`.
+    Store,
+    /// It is added to them.
+    Add,
+}
+
+/// A linear layer to be computed.
+pub struct Product<'a, E> {
+    /// Inputs.
+    pub x: Rows<'a, E>,
+    pub layer: &'a Linear<E>,
+    /// (rows, outputs)
+    pub out: &'a mut [f32],
+    pub then: Then,
+}
+
+/// Computes some linear layers, with one meeting of the threads. Results are rounded to the type of the weights, and so are
+/// the sums if they are added.
+///
+/// # Panics
+/// If sizes are inconsistent.
+pub fn products<E: Element>(machine: &Machine, products: Vec<Product<E>>) {
+    let all: Vec<_> = products
+        .into_iter()
+        .map(|Product { x, layer, out, then }| {
+            layer.check(x, out.len());
+            (x, layer, Parts::new(out), then)
+        })
+        .collect();
+    let sizes = all.iter().map(|(x, layer, ..)| (layer.weights.panel_count(), x.count));
+    panels(machine, sizes.collect(), |which, panel, rows| {
+        let (x, layer, out, then) = &all[which];
+        let (outputs, first) = (layer.weights.outputs, panel * PANEL);
+        let columns = first..outputs.min(first + PANEL);
+        layer.with_sums(machine.dispatch, *x, rows.clone(), panel, |sums| {
+            for (row, sums) in rows.zip(sums.chunks_exact(PANEL)) {
+                // SAFETY: each task has its own panel or its own rows, so that the parts of tasks do not overlap.
+                let out = unsafe { out.get(row * outputs + columns.start..row * outputs + columns.end) };
+                machine.dispatch.run(Finish::<E> {
+                    sums,
+                    bias: &layer.bias[columns.clone()],
+                    out,
+                    then: *then,
+                    type_: std::marker::PhantomData,
+                });
+            }
+        });
+    });
+}
+
+/// Adds the bias, rounds, and stores or adds the results of one row with one panel.
+struct Finish<'a, E> {
+    sums: &'a [f32],
+    bias: &'a [f32],
+    out: &'a mut [f32],
+    then: Then,
+    type_: std::marker::PhantomData<E>,
+}
+
+impl<E: Element> Kernel for Finish<'_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        let parts = self.out.iter_mut().zip(self.sums).zip(self.bias);
+        match self.then {
+            Then::Store => parts.for_each(|((out, sum), bias)| *out = E::round(sum + bias)),
+            Then::Add => parts.for_each(|((out, sum), bias)| *out = E::round(*out + E::round(sum + bias))),
+        }
+    }
+}
+
+/// The first half of a gated feed-forward, to be computed.
+pub struct Gate<'a, E> {
+    /// Inputs.
+    pub x: Rows<'a, E>,
+    pub gate: &'a Linear<E>,
+    pub up: &'a Linear<E>,
+    /// A row for each row of `x`, [`Rows::stride_of`] the outputs apart.
+    pub out: &'a mut [E],
+}
+
+/// Computes `activation(gate(x)) · up(x)` for some feed-forwards, with one meeting of the threads. The results of both layers and
+/// of the activation are rounded.
+///
+/// # Panics
+/// If sizes are inconsistent.
+pub fn gated<E: Element>(machine: &Machine, activation: Activation, gates: Vec<Gate<E>>) {
+    let all: Vec<_> = gates
+        .into_iter()
+        .map(|Gate { x, gate, up, out }| {
+            gate.check(x, out.len());
+            up.check(x, out.len());
+            assert_eq!(gate.weights.outputs, up.weights.outputs, "outputs of gate and up");
+            (x, gate, up, Parts::new(out))
+        })
+        .collect();
+    let sizes = all.iter().map(|(x, gate, ..)| (gate.weights.panel_count(), x.count));
+    panels(machine, sizes.collect(), |which, panel, rows| {
+        let (x, gate, up, out) = &all[which];
+        let (outputs, first) = (gate.weights.outputs, panel * PANEL);
+        let columns = first..outputs.min(first + PANEL);
+        let stride = Rows::<E>::stride_of(outputs);
+        // The last panel also writes the zeros at odd ends.
+        let end = if columns.end == outputs { stride } else { columns.end };
+        gate.with_sums(machine.dispatch, *x, rows.clone(), panel, |gates| {
+            up.with_sums(machine.dispatch, *x, rows.clone(), panel, |ups| {
+                let sums = gates.chunks_exact(PANEL).zip(ups.chunks_exact(PANEL));
+                for (row, (gates, ups)) in rows.zip(sums) {
+                    // SAFETY: each task has its own panel or its own rows, so that the parts of tasks do not overlap.
+                    let out = unsafe { out.get(row * stride + columns.start..row * stride + end) };
+                    let biases = (&gate.bias[columns.clone()], &up.bias[columns.clone()]);
+                    machine.dispatch.run(FinishGate { gates, ups, biases, out, activation });
+                }
+            });
+        });
+    });
+}
+
+struct FinishGate<'a, E> {
+    gates: &'a [f32],
+    ups: &'a [f32],
+    biases: (&'a [f32], &'a [f32]),
+    out: &'a mut [E],
+    activation: Activation,
+}
+
+impl<E: Element> FinishGate<'_, E> {
+    #[inline(always)]
+    fn with(self, activation: impl Fn(f32) -> f32) {
+        let (out, end) = self.out.split_at_mut(self.biases.0.len());
+        end.fill(E::default());
+        let sums = self.gates.iter().zip(self.ups).zip(self.biases.0).zip(self.biases.1);
+        for (out, (((gate, up), gate_bias), up_bias)) in out.iter_mut().zip(sums) {
+            let gate = E::round(activation(E::round(gate + gate_bias)));
+            *out = E::from_f32(gate * E::round(up + up_bias));
+        }
+    }
+}
+
+impl<E: Element> Kernel for FinishGate<'_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        match self.activation {
+            Activation::Silu => self.with(Activation::silu),
+            Activation::Gelu => self.with(Activation::gelu),
+            Activation::GeluTanh => self.with(Activation::gelu_tanh),
+        }
+    }
+}
+
+/// Calls `task` for each panel of some products, with the number of the product, that of the panel, and a chunk of the rows.
+/// `sizes` are the numbers of panels and rows of each product.
+fn panels(machine: &Machine, sizes: Vec<(usize, usize)>, task: impl Fn(usize, usize, std::ops::Range<usize>) + Sync) {
+    let counts: Vec<usize> = sizes.iter().map(|(panels, rows)| panels * rows.div_ceil(CHUNK)).collect();
+    machine.pool.run(counts.iter().sum(), |mut number| {
+        let mut which = 0;
+        while number >= counts[which] {
+            number -= counts[which];
+            which += 1;
+        }
+        let (_, rows) = sizes[which];
+        // The chunks of rows of one panel follow each other, so that they find its weights in a cache.
+        let chunks = rows.div_ceil(CHUNK);
+        let (panel, first) = (number / chunks, number % chunks * CHUNK);
+        task(which, panel, first..rows.min(first + CHUNK));
+    });
+}

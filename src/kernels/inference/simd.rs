@@ -1,0 +1,476 @@
+//! Instruction sets: which of them this machine has, and kernels that are compiled once for each.
+//!
+//! A [`Kernel`] is a loop that is generic over [`Simd`]. [`Dispatch::run`] runs the version that was compiled for the chosen
+//! instruction set. Loops over slices need no explicit vectors: the compiler vectorises them for that instruction set. Only
+//! the products use the vectors of [`Simd`] themselves.
+//!
+//! On processors other than x86, the portable version is compiled for the vectors that the target always has, such as NEON.
+
+use std::{fmt, str::FromStr};
+
+use half::{bf16, f16};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+
+/// A set of vector instructions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Instructions {
+    /// Those that every processor of the target has.
+    Portable,
+    /// 256-bit vectors with fused multiply-add.
+    Avx2,
+    /// 512-bit vectors.
+    Avx512,
+    /// 512-bit vectors with products of bf16.
+    Avx512Bf16,
+}
+
+impl Instructions {
+    /// All sets, the slowest first.
+    pub const ALL: [Self; 4] = [Self::Portable, Self::Avx2, Self::Avx512, Self::Avx512Bf16];
+
+    /// Returns whether this machine has the instructions.
+    pub fn is_available(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        {
+            use std::arch::is_x86_feature_detected as has;
+            let avx2 = || has!("avx2") && has!("fma") && has!("f16c");
+            let avx512 = || avx2() && has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl");
+            match self {
+                Self::Portable => true,
+                Self::Avx2 => avx2(),
+                Self::Avx512 => avx512(),
+                Self::Avx512Bf16 => avx512() && has!("avx512bf16"),
+            }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        {
+            self == Self::Portable
+        }
+    }
+
+    /// The fastest set that this machine has.
+    pub fn best() -> Self {
+        Self::ALL.into_iter().rev().find(|set| set.is_available()).unwrap_or(Self::Portable)
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Portable => "portable",
+            Self::Avx2 => "avx2",
+            Self::Avx512 => "avx512",
+            Self::Avx512Bf16 => "avx512bf16",
+        }
+    }
+}
+
+impl fmt::Display for Instructions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Instructions {
+    type Err = String;
+
+    /// Parses the name of a set that this machine has.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let available = || Self::ALL.into_iter().filter(|set| set.is_available());
+        available().find(|set| set.name() == text).ok_or_else(|| {
+            let names: Vec<_> = available().map(Self::name).collect();
+            format!("unknown instruction set '{text}': this machine has {}", names.join(", "))
+        })
+    }
+}
+
+impl Serialize for Instructions {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
+    }
+}
+
+impl<'de> Deserialize<'de> for Instructions {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+    }
+}
+
+/// An instruction set that this machine has.
+#[derive(Clone, Copy, Debug)]
+pub struct Dispatch(Instructions);
+
+/// A loop that is compiled for each instruction set.
+pub trait Kernel {
+    /// Result of the loop.
+    type Output;
+
+    /// Runs the loop. Mark the implementation with `#[inline(always)]`: a function that is not inlined is compiled for the
+    /// narrowest vectors.
+    fn run<S: Simd>(self, simd: S) -> Self::Output;
+}
+
+impl Dispatch {
+    /// Chooses an instruction set; `None` if this machine does not have it.
+    pub fn new(instructions: Instructions) -> Option<Self> {
+        instructions.is_available().then_some(Self(instructions))
+    }
+
+    /// The fastest instruction set that this machine has.
+    pub fn best() -> Self {
+        Self(Instructions::best())
+    }
+
+    /// The chosen instruction set.
+    #[cfg(test)]
+    pub fn instructions(self) -> Instructions {
+        self.0
+    }
+
+    /// Runs the version of a kernel for the chosen instruction set.
+    #[inline]
+    pub fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        match self.0 {
+            // SAFETY: `new` checked that this machine has the instructions.
+            #[cfg(target_arch = "x86_64")]
+            Instructions::Avx2 => unsafe { x86::avx2(kernel) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Instructions::Avx512 => unsafe { x86::avx512(kernel) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Instructions::Avx512Bf16 => unsafe { x86::avx512_bf16(kernel) },
+            _ => kernel.run(Portable),
+        }
+    }
+}
+
+/// Vectors of one instruction set. A value proves that the machine has the instructions: only [`Dispatch::run`] makes one.
+///
+/// Methods that take pointers need no alignment.
+pub trait Simd: Copy {
+    /// Numbers in a vector: 4, 8 or 16.
+    const LANES: usize;
+    /// Rows of the tile of a product. Its sums, `ROWS` times `VECTORS` vectors, stay in registers.
+    const ROWS: usize;
+    /// Vectors of the tile of a product.
+    const VECTORS: usize;
+    /// [`Self::LANES`] numbers.
+    type Vector: Copy;
+    /// [`Self::LANES`] pairs of bf16.
+    type Pairs: Copy;
+
+    /// A vector of equal numbers.
+    fn splat(self, value: f32) -> Self::Vector;
+
+    /// # Safety
+    /// [`Self::LANES`] numbers must be readable.
+    unsafe fn load(self, from: *const f32) -> Self::Vector;
+
+    /// # Safety
+    /// [`Self::LANES`] numbers must be writable.
+    unsafe fn store(self, to: *mut f32, vector: Self::Vector);
+
+    fn add(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
+
+    /// `sum + a · b`
+    fn multiply_add(self, sum: Self::Vector, a: Self::Vector, b: Self::Vector) -> Self::Vector;
+
+    /// Equal pairs.
+    fn splat_pair(self, pair: [bf16; 2]) -> Self::Pairs;
+
+    /// # Safety
+    /// Twice [`Self::LANES`] numbers must be readable.
+    unsafe fn load_pairs(self, from: *const bf16) -> Self::Pairs;
+
+    /// Converts numbers from f16.
+    ///
+    /// # Safety
+    /// [`Self::LANES`] numbers must be readable.
+    unsafe fn load_half(self, from: *const f16) -> Self::Vector;
+
+    /// `sum + a.0 · b.0 + a.1 · b.1`
+    fn multiply_add_pairs(self, sum: Self::Vector, a: Self::Pairs, b: Self::Pairs) -> Self::Vector;
+
+    /// Requests the cache line of an address, which need not be valid.
+    fn prefetch<T>(self, address: *const T);
+}
+
+#[derive(Clone, Copy)]
+struct Portable;
+
+/// Width of the portable version. Compilers map the arrays to vectors.
+const WIDTH: usize = 8;
+
+impl Simd for Portable {
+    const LANES: usize = WIDTH;
+    const ROWS: usize = 3;
+    const VECTORS: usize = 1;
+    type Vector = [f32; WIDTH];
+    type Pairs = [u32; WIDTH];
+
+    #[inline(always)]
+    fn splat(self, value: f32) -> Self::Vector {
+        [value; WIDTH]
+    }
+
+    #[inline(always)]
+    unsafe fn load(self, from: *const f32) -> Self::Vector {
+        // SAFETY: the caller ensures that the numbers are readable; an array of f32 may lie at any address read unaligned.
+        unsafe { from.cast::<Self::Vector>().read_unaligned() }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32, vector: Self::Vector) {
+        // SAFETY: the caller ensures that the numbers are writable.
+        unsafe { to.cast::<Self::Vector>().write_unaligned(vector) }
+    }
+
+    #[inline(always)]
+    fn add(self, mut a: Self::Vector, b: Self::Vector) -> Self::Vector {
+        for lane in 0..WIDTH {
+            a[lane] += b[lane];
+        }
+        a
+    }
+
+    #[inline(always)]
+    fn multiply_add(self, mut sum: Self::Vector, a: Self::Vector, b: Self::Vector) -> Self::Vector {
+        for lane in 0..WIDTH {
+            sum[lane] += a[lane] * b[lane];
+        }
+        sum
+    }
+
+    #[inline(always)]
+    fn splat_pair(self, [first, second]: [bf16; 2]) -> Self::Pairs {
+        [u32::from(first.to_bits()) | u32::from(second.to_bits()) << 16; WIDTH]
+    }
+
+    #[inline(always)]
+    unsafe fn load_pairs(self, from: *const bf16) -> Self::Pairs {
+        // SAFETY: the caller ensures that the numbers are readable; every bit pattern is a u32.
+        unsafe { from.cast::<Self::Pairs>().read_unaligned() }
+    }
+
+    #[inline(always)]
+    unsafe fn load_half(self, from: *const f16) -> Self::Vector {
+        // SAFETY: the caller ensures that the numbers are readable.
+        unsafe { from.cast::<[f16; WIDTH]>().read_unaligned() }.map(f16::to_f32)
+    }
+
+    #[inline(always)]
+    fn multiply_add_pairs(self, mut sum: Self::Vector, a: Self::Pairs, b: Self::Pairs) -> Self::Vector {
+        for lane in 0..WIDTH {
+            let first = f32::from_bits(a[lane] << 16) * f32::from_bits(b[lane] << 16);
+            let second = f32::from_bits(a[lane] & 0xffff_0000) * f32::from_bits(b[lane] & 0xffff_0000);
+            sum[lane] = sum[lane] + first + second;
+        }
+        sum
+    }
+
+    #[inline(always)]
+    fn prefetch<T>(self, _: *const T) {}
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::{arch::x86_64::*, mem::transmute};
+
+    use half::{bf16, f16};
+
+    use super::{Kernel, Simd};
+
+    /// Makes the function that compiles a kernel for a set of instructions.
+    macro_rules! version {
+        ($function:ident, $token:ident, $features:literal) => {
+            #[derive(Clone, Copy)]
+            pub struct $token(());
+
+            #[target_feature(enable = $features)]
+            pub fn $function<K: Kernel>(kernel: K) -> K::Output {
+                kernel.run($token(()))
+            }
+        };
+    }
+
+    version!(avx2, Avx2, "avx2,fma,f16c");
+    version!(avx512, Avx512, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c");
+    version!(avx512_bf16, Avx512Bf16, "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c");
+
+    // In the implementations below, a token proves that the machine has the instructions, because only the functions above
+    // make one. They are safe to call only where the compiler uses these instructions too, hence the blocks. Pointers are
+    // those that the caller vouches for.
+
+    #[inline(always)]
+    fn pair_bits([first, second]: [bf16; 2]) -> i32 {
+        (u32::from(first.to_bits()) | u32::from(second.to_bits()) << 16) as i32
+    }
+
+    #[inline(always)]
+    fn prefetch<T>(address: *const T) {
+        // SAFETY: SSE is part of x86-64, and a prefetch reads nothing that the program sees.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
+    }
+
+    impl Simd for Avx2 {
+        const LANES: usize = 8;
+        const ROWS: usize = 6;
+        const VECTORS: usize = 2;
+        type Vector = __m256;
+        type Pairs = __m256i;
+
+        #[inline(always)]
+        fn splat(self, value: f32) -> __m256 {
+            // SAFETY: the token proves that the machine has AVX2.
+            unsafe { _mm256_set1_ps(value) }
+        }
+
+        #[inline(always)]
+        unsafe fn load(self, from: *const f32) -> __m256 {
+            // SAFETY: as for `splat`, and the caller vouches for the address.
+            unsafe { _mm256_loadu_ps(from) }
+        }
+
+        #[inline(always)]
+        unsafe fn store(self, to: *mut f32, vector: __m256) {
+            // SAFETY: as for `load`.
+            unsafe { _mm256_storeu_ps(to, vector) }
+        }
+
+        #[inline(always)]
+        fn add(self, a: __m256, b: __m256) -> __m256 {
+            // SAFETY: as for `splat`.
+            unsafe { _mm256_add_ps(a, b) }
+        }
+
+        #[inline(always)]
+        fn multiply_add(self, sum: __m256, a: __m256, b: __m256) -> __m256 {
+            // SAFETY: as for `splat`.
+            unsafe { _mm256_fmadd_ps(a, b, sum) }
+        }
+
+        #[inline(always)]
+        fn splat_pair(self, pair: [bf16; 2]) -> __m256i {
+            // SAFETY: as for `splat`.
+            unsafe { _mm256_set1_epi32(pair_bits(pair)) }
+        }
+
+        #[inline(always)]
+        unsafe fn load_pairs(self, from: *const bf16) -> __m256i {
+            // SAFETY: as for `load`.
+            unsafe { _mm256_loadu_si256(from.cast()) }
+        }
+
+        #[inline(always)]
+        unsafe fn load_half(self, from: *const f16) -> __m256 {
+            // SAFETY: as for `load`, with the conversions of F16C, which are checked with AVX2.
+            unsafe { _mm256_cvtph_ps(_mm_loadu_si128(from.cast())) }
+        }
+
+        #[inline(always)]
+        fn multiply_add_pairs(self, sum: __m256, a: __m256i, b: __m256i) -> __m256 {
+            // SAFETY: as for `splat`. A bf16 is the upper half of an f32.
+            unsafe {
+                let upper = _mm256_set1_epi32(0xffff_0000u32 as i32);
+                let (first_a, first_b) = (_mm256_slli_epi32::<16>(a), _mm256_slli_epi32::<16>(b));
+                let (second_a, second_b) = (_mm256_and_si256(a, upper), _mm256_and_si256(b, upper));
+                let sum = _mm256_fmadd_ps(_mm256_castsi256_ps(first_a), _mm256_castsi256_ps(first_b), sum);
+                _mm256_fmadd_ps(_mm256_castsi256_ps(second_a), _mm256_castsi256_ps(second_b), sum)
+            }
+        }
+
+        #[inline(always)]
+        fn prefetch<T>(self, address: *const T) {
+            prefetch(address);
+        }
+    }
+
+    /// The methods that both versions with 512-bit vectors share.
+    macro_rules! common_512 {
+        () => {
+            const LANES: usize = 16;
+            const ROWS: usize = 6;
+            const VECTORS: usize = 4;
+            type Vector = __m512;
+            type Pairs = __m512i;
+
+            #[inline(always)]
+            fn splat(self, value: f32) -> __m512 {
+                // SAFETY: the token proves that the machine has AVX-512.
+                unsafe { _mm512_set1_ps(value) }
+            }
+
+            #[inline(always)]
+            unsafe fn load(self, from: *const f32) -> __m512 {
+                // SAFETY: as for `splat`, and the caller vouches for the address.
+                unsafe { _mm512_loadu_ps(from) }
+            }
+
+            #[inline(always)]
+            unsafe fn store(self, to: *mut f32, vector: __m512) {
+                // SAFETY: as for `load`.
+                unsafe { _mm512_storeu_ps(to, vector) }
+            }
+
+            #[inline(always)]
+            fn add(self, a: __m512, b: __m512) -> __m512 {
+                // SAFETY: as for `splat`.
+                unsafe { _mm512_add_ps(a, b) }
+            }
+
+            #[inline(always)]
+            fn multiply_add(self, sum: __m512, a: __m512, b: __m512) -> __m512 {
+                // SAFETY: as for `splat`.
+                unsafe { _mm512_fmadd_ps(a, b, sum) }
+            }
+
+            #[inline(always)]
+            fn splat_pair(self, pair: [bf16; 2]) -> __m512i {
+                // SAFETY: as for `splat`.
+                unsafe { _mm512_set1_epi32(pair_bits(pair)) }
+            }
+
+            #[inline(always)]
+            unsafe fn load_pairs(self, from: *const bf16) -> __m512i {
+                // SAFETY: as for `load`.
+                unsafe { _mm512_loadu_si512(from.cast()) }
+            }
+
+            #[inline(always)]
+            unsafe fn load_half(self, from: *const f16) -> __m512 {
+                // SAFETY: as for `load`.
+                unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) }
+            }
+
+            #[inline(always)]
+            fn prefetch<T>(self, address: *const T) {
+                prefetch(address);
+            }
+        };
+    }
+
+    impl Simd for Avx512 {
+        common_512!();
+
+        #[inline(always)]
+        fn multiply_add_pairs(self, sum: __m512, a: __m512i, b: __m512i) -> __m512 {
+            // SAFETY: as for `splat`. A bf16 is the upper half of an f32.
+            unsafe {
+                let upper = _mm512_set1_epi32(0xffff_0000u32 as i32);
+                let (first_a, first_b) = (_mm512_slli_epi32::<16>(a), _mm512_slli_epi32::<16>(b));
+                let (second_a, second_b) = (_mm512_and_si512(a, upper), _mm512_and_si512(b, upper));
+                let sum = _mm512_fmadd_ps(_mm512_castsi512_ps(first_a), _mm512_castsi512_ps(first_b), sum);
+                _mm512_fmadd_ps(_mm512_castsi512_ps(second_a), _mm512_castsi512_ps(second_b), sum)
+            }
+        }
+    }
+
+    impl Simd for Avx512Bf16 {
+        common_512!();
+
+        #[inline(always)]
+        fn multiply_add_pairs(self, sum: __m512, a: __m512i, b: __m512i) -> __m512 {
+            // SAFETY: as for `splat`, with the instructions for bf16. Both types are 512 bits without invalid patterns.
+            unsafe { _mm512_dpbf16_ps(sum, transmute::<__m512i, __m512bh>(a), transmute::<__m512i, __m512bh>(b)) }
+        }
+    }
+}

@@ -1,0 +1,424 @@
+//! Compares each kernel with its plain version in f64, in every instruction set that the machine has.
+
+use half::{bf16, f16};
+
+use super::*;
+
+/// The instruction sets of this machine, each with one thread and with three.
+fn machines() -> impl Iterator<Item = Machine> {
+    let threads = |set| [1, 3].map(|threads| Machine::new(threads, set));
+    Instructions::ALL.into_iter().flat_map(threads).flatten()
+}
+
+/// Numbers between -1 and 1 that differ from seed to seed.
+fn numbers(count: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as f32 / (1 << 23) as f32 - 1.0
+    };
+    (0..count).map(|_| next()).collect()
+}
+
+/// The same as elements, rounded.
+fn elements<E: Element>(count: usize, seed: u64) -> Vec<E> {
+    numbers(count, seed).into_iter().map(E::from_f32).collect()
+}
+
+/// Whether a type holds every f32.
+fn is_exact<E: Element>() -> bool {
+    E::round(0.1) == 0.1
+}
+
+/// Rows of `width`, in memory as kernels expect them.
+fn in_rows<E: Element>(values: &[E], width: usize) -> Vec<E> {
+    let stride = Rows::<E>::stride_of(width);
+    let mut all = Vec::new();
+    for row in values.chunks(width.max(1)) {
+        all.extend_from_slice(row);
+        all.resize(all.len().next_multiple_of(stride.max(1)), E::default());
+    }
+    all
+}
+
+/// Asserts that results differ by no more than rounding: some units of the type's precision, of the result and of the values
+/// that it was computed from, which have about this magnitude.
+fn near<E: Element>(found: &[f32], expected: &[f64], magnitude: f64, what: &str) {
+    assert_eq!(found.len(), expected.len(), "{what}");
+    // f32 accumulates errors. Other types round results, by up to half a step between two numbers above 1.
+    let step = || (1..24).map(|bits| 0.5f64.powi(bits)).filter(|step| E::round(1.0 + *step as f32) > 1.0).last();
+    let relative = if is_exact::<E>() { 2e-6 } else { step().expect("a step") / 2.0 };
+    for (place, (found, expected)) in found.iter().zip(expected).enumerate() {
+        let far = (f64::from(*found) - expected).abs();
+        assert!(far <= relative * (expected.abs() + magnitude), "{what}, at {place}: {found} for {expected}");
+    }
+}
+
+/// `x · weightsᵀ + bias` in f64.
+fn plain_product<E: Element>(x: &[E], weights: &[E], bias: &[f32], inputs: usize) -> Vec<f64> {
+    let outputs = bias.len();
+    let rows = if inputs == 0 { 0 } else { x.len() / inputs };
+    let f64_of = |value: &E| f64::from(value.to_f32());
+    let element = |row: usize, output: usize| {
+        let (x, w) = (&x[row * inputs..][..inputs], &weights[output * inputs..][..inputs]);
+        x.iter().zip(w).map(|(x, w)| f64_of(x) * f64_of(w)).sum::<f64>() + f64::from(bias[output])
+    };
+    (0..rows)
+        .flat_map(|row| (0..outputs).map(move |output| (row, output)))
+        .map(|(row, output)| element(row, output))
+        .collect()
+}
+
+fn layer<E: Element>(machine: &Machine, outputs: usize, inputs: usize, seed: u64) -> (Linear<E>, Vec<E>, Vec<f32>) {
+    let weights = elements::<E>(outputs * inputs, seed);
+    let bias = numbers(outputs, seed + 1);
+    let packed = Packed::new(machine, outputs, inputs, Source::row_major(&weights, inputs));
+    (Linear::new(packed, Some(bias.clone())), weights, bias)
+}
+
+/// Rows, inputs and outputs around the sizes of tiles, panels, depths and chunks.
+const SIZES: [(usize, usize, usize); 16] = [
+    (1, 1, 1),
+    (1, 2, 16),
+    (1, 7, 65),
+    (1, 300, 200),
+    (2, 3, 17),
+    (3, 64, 64),
+    (4, 33, 80),
+    (5, 130, 31),
+    (6, 128, 128),
+    (7, 5, 97),
+    (13, 50, 112),
+    (1, 4099, 70),
+    (8, 2049, 66),
+    (7, 4100, 48),
+    (265, 9, 70),
+    (0, 8, 8),
+];
+
+fn products_are_sums<E: Element>() {
+    for machine in machines() {
+        let what = format!("{} threads, {}", machine.threads(), machine.instructions());
+        for (rows, inputs, outputs) in SIZES {
+            let what = format!("{what}: {rows} x {inputs} x {outputs}");
+            let x = elements::<E>(rows * inputs, 3);
+            let padded = in_rows(&x, inputs);
+            let rows_of = Rows::new(&padded, rows, Rows::<E>::stride_of(inputs));
+            let (first, first_weights, first_bias) = layer::<E>(&machine, outputs, inputs, 5);
+            let (second, second_weights, second_bias) = layer::<E>(&machine, outputs + 3, inputs, 9);
+            // Two layers in one call, one of which adds to what is there.
+            let mut out = vec![f32::NAN; rows * outputs];
+            let before: Vec<f32> = numbers(rows * (outputs + 3), 11).into_iter().map(E::round).collect();
+            let mut sum = before.clone();
+            products(
+                &machine,
+                vec![
+                    Product { x: rows_of, layer: &first, out: &mut out, then: Then::Store },
+                    Product { x: rows_of, layer: &second, out: &mut sum, then: Then::Add },
+                ],
+            );
+            let magnitude = (inputs as f64).sqrt();
+            near::<E>(&out, &plain_product(&x, &first_weights, &first_bias, inputs), magnitude, &what);
+            let mut expected = plain_product(&x, &second_weights, &second_bias, inputs);
+            expected.iter_mut().zip(&before).for_each(|(expected, before)| *expected += f64::from(*before));
+            near::<E>(&sum, &expected, magnitude, &what);
+        }
+    }
+}
+
+#[test]
+fn products_equal_the_plain_ones() {
+    products_are_sums::<f32>();
+    products_are_sums::<bf16>();
+    products_are_sums::<f16>();
+}
+
+#[test]
+fn weights_are_packed_from_any_order_and_found_again() {
+    let machine = Machine::with_threads(2);
+    for (outputs, inputs) in [(1, 1), (70, 33), (130, 64), (64, 7)] {
+        let weights = elements::<bf16>(outputs * inputs, 1);
+        let transposed: Vec<bf16> = (0..inputs)
+            .flat_map(|input| (0..outputs).map(move |output| output * inputs + input))
+            .map(|at| weights[at])
+            .collect();
+        let packed = [
+            Packed::new(&machine, outputs, inputs, Source::row_major(&weights, inputs)),
+            Packed::new(
+                &machine,
+                outputs,
+                inputs,
+                Source { values: &transposed, output_stride: 1, input_stride: outputs },
+            ),
+        ];
+        for packed in packed {
+            for output in 0..outputs {
+                let mut row = vec![0.0; inputs];
+                packed.row(output, &mut row);
+                let expected: Vec<f32> = weights[output * inputs..][..inputs].iter().map(|w| w.to_f32()).collect();
+                assert_eq!(row, expected);
+            }
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "outside of their slice")]
+fn weights_that_are_missing_are_refused() {
+    Packed::new(&Machine::with_threads(1), 3, 3, Source::row_major(&[1f32; 8], 3));
+}
+
+fn gates_are_activated<E: Element>() {
+    let exact: [(Activation, fn(f64) -> f64); 3] = [
+        (Activation::Silu, |x| x / (1.0 + (-x).exp())),
+        // The integral of the normal density by Simpson's rule.
+        (Activation::Gelu, |x| {
+            let (steps, density) = (200, |z: f64| (-z * z / 2.0).exp() / (2.0 * std::f64::consts::PI).sqrt());
+            let at = |step: usize| density(x * step as f64 / f64::from(steps as u32));
+            let inner: f64 = (1..steps).map(|step| at(step) * if step % 2 == 1 { 4.0 } else { 2.0 }).sum();
+            x * (0.5 + x / steps as f64 / 3.0 * (at(0) + inner + at(steps)))
+        }),
+        (Activation::GeluTanh, |x| {
+            0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x)).tanh())
+        }),
+    ];
+    for machine in machines() {
+        for (rows, inputs, outputs) in SIZES.into_iter().filter(|(_, inputs, _)| *inputs < 300) {
+            let what =
+                format!("{} threads, {}: {rows} x {inputs} x {outputs}", machine.threads(), machine.instructions());
+            let x = elements::<E>(rows * inputs, 3);
+            let padded = in_rows(&x, inputs);
+            let rows_of = Rows::new(&padded, rows, Rows::<E>::stride_of(inputs));
+            let (gate, gate_weights, gate_bias) = layer::<E>(&machine, outputs, inputs, 5);
+            let (up, up_weights, up_bias) = layer::<E>(&machine, outputs, inputs, 9);
+            let gates = plain_product(&x, &gate_weights, &gate_bias, inputs);
+            let ups = plain_product(&x, &up_weights, &up_bias, inputs);
+            for (activation, plain) in exact {
+                let stride = Rows::<E>::stride_of(outputs);
+                let mut out = vec![E::from_f32(f32::NAN); rows * stride];
+                gated(&machine, activation, vec![Gate { x: rows_of, gate: &gate, up: &up, out: &mut out }]);
+                let found: Vec<f32> =
+                    out.chunks(stride).flat_map(|row| &row[..outputs]).map(|out| out.to_f32()).collect();
+                let expected: Vec<f64> = gates.iter().zip(&ups).map(|(gate, up)| plain(*gate) * up).collect();
+                assert!(out.chunks(stride).all(|row| row[outputs..].iter().all(|end| end.to_f32() == 0.0)), "{what}");
+                near::<E>(&found, &expected, 2.0 * inputs as f64, &format!("{activation:?}, {what}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn gated_layers_equal_the_plain_ones() {
+    gates_are_activated::<f32>();
+    gates_are_activated::<bf16>();
+    gates_are_activated::<f16>();
+}
+
+/// An RMSNorm in f64.
+fn plain_norm(row: &[f32], norm: &RowNorm) -> Vec<f64> {
+    let mean = row.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>() / row.len() as f64;
+    let scale = 1.0 / (mean + f64::from(norm.eps)).sqrt();
+    row.iter().zip(&norm.weight).map(|(x, w)| f64::from(*x) * scale * f64::from(*w)).collect()
+}
+
+fn rows_are_normed<E: Element>() {
+    for machine in machines() {
+        for (rows, width) in [(1, 1), (1, 5), (3, 17), (2, 64), (300, 101), (0, 4)] {
+            let what = format!("{} threads, {}: {rows} x {width}", machine.threads(), machine.instructions());
+            let x: Vec<f32> = numbers(rows * width, 1).into_iter().map(E::round).collect();
+            let weights = RowNorm { weight: numbers(width, 2).iter().map(|w| 1.0 + w).collect(), eps: 1e-5 };
+            let expected: Vec<f64> = x.chunks(width).flat_map(|row| plain_norm(row, &weights)).collect();
+            let stride = Rows::<E>::stride_of(width);
+            let mut out = vec![E::from_f32(f32::NAN); rows * stride];
+            norm(&machine, &x, &weights, &mut out);
+            let found: Vec<f32> = out.chunks(stride).flat_map(|row| &row[..width]).map(|out| out.to_f32()).collect();
+            near::<E>(&found, &expected, 1.0, &what);
+            let before: Vec<f32> = numbers(rows * width, 3).into_iter().map(E::round).collect();
+            let mut sum = before.clone();
+            add_norm::<E>(&machine, &x, &weights, &mut sum);
+            let expected: Vec<f64> = expected.iter().zip(&before).map(|(a, b)| a + f64::from(*b)).collect();
+            near::<E>(&sum, &expected, 4.0, &what);
+        }
+    }
+}
+
+#[test]
+fn norms_equal_the_plain_ones() {
+    rows_are_normed::<f32>();
+    rows_are_normed::<bf16>();
+    rows_are_normed::<f16>();
+}
+
+#[test]
+fn embeddings_are_looked_up_and_scaled() {
+    for machine in machines() {
+        let (table, weights, _) = layer::<f32>(&machine, 70, 33, 4);
+        for tokens in [&[][..], &[69], &[3, 0, 3, 64]] {
+            let mut found = vec![0.0; tokens.len() * 33];
+            embed(&machine, table.weights(), tokens, 2.5, &mut found);
+            let row = |token: &u32| weights[*token as usize * 33..][..33].iter().map(|w| 2.5 * w);
+            assert_eq!(found, tokens.iter().flat_map(row).collect::<Vec<_>>());
+        }
+    }
+}
+
+#[test]
+fn rows_are_combined_by_their_weights() {
+    for machine in machines() {
+        for (rows, width, count) in [(1, 3, 2), (40, 17, 3), (600, 33, 1), (0, 3, 2)] {
+            let parts = numbers((rows * count).max(1) * width, 1);
+            let places: Vec<u32> = (0..rows * count).rev().map(|place| place as u32).collect();
+            let weights = numbers(rows * count, 2);
+            let before = numbers(rows * width, 3);
+            let mut sum = before.clone();
+            combine::<f32>(&machine, &parts, (&places, &weights), width, &mut sum);
+            let mut expected: Vec<f64> = before.into_iter().map(f64::from).collect();
+            for (at, (place, weight)) in places.iter().zip(&weights).enumerate() {
+                for element in 0..width {
+                    let part = parts[*place as usize * width + element];
+                    expected[at / count * width + element] += f64::from(*weight) * f64::from(part);
+                }
+            }
+            near::<f32>(&sum, &expected, 4.0, &format!("{rows} x {width} from {count}"));
+        }
+    }
+}
+
+/// The sizes of one attention.
+#[derive(Clone, Copy, Debug)]
+struct Case {
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    window: Option<usize>,
+    /// Tokens of each pass.
+    passes: &'static [usize],
+}
+
+/// Attention in f64 over rounded queries and keys.
+fn plain_attention<E: Element>(
+    case: Case,
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+    norm: &RowNorm,
+    frequencies: &[f32],
+) -> Vec<f64> {
+    let Case { heads, kv_heads, head_dim, window, passes } = case;
+    let tokens: usize = passes.iter().sum();
+    let turned = |all: &[f32], heads: usize, token: usize, head: usize| -> Vec<f64> {
+        let row = &all[(token * heads + head) * head_dim..][..head_dim];
+        let row: Vec<f64> = plain_norm(row, norm).iter().map(|x| f64::from(E::round(*x as f32))).collect();
+        let half = head_dim / 2;
+        let pair = |element: usize| {
+            let angle = f64::from(token as f32 * frequencies[element % half]);
+            let (a, b) = (row[element % half], row[element % half + half]);
+            let turned =
+                if element < half { a * angle.cos() - b * angle.sin() } else { b * angle.cos() + a * angle.sin() };
+            f64::from(E::round(turned as f32))
+        };
+        (0..head_dim).map(pair).collect()
+    };
+    let mut out = Vec::new();
+    for token in 0..tokens {
+        for head in 0..heads {
+            let kv_head = head / (heads / kv_heads);
+            let query = turned(q, heads, token, head);
+            let start = window.map_or(0, |window| (token + 1).saturating_sub(window));
+            let scores: Vec<f64> = (start..=token)
+                .map(|other| turned(k, kv_heads, other, kv_head).iter().zip(&query).map(|(k, q)| k * q * 0.3).sum())
+                .collect();
+            let most = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let sum: f64 = scores.iter().map(|score| (score - most).exp()).sum();
+            for element in 0..head_dim {
+                let value = |other: usize| f64::from(E::round(v[(other * kv_heads + kv_head) * head_dim + element]));
+                let weighted =
+                    scores.iter().enumerate().map(|(at, score)| (score - most).exp() / sum * value(start + at));
+                out.push(weighted.sum());
+            }
+        }
+    }
+    out
+}
+
+fn attention_is_plain<E: Element>() {
+    let case = |heads, kv_heads, head_dim, window, passes| Case { heads, kv_heads, head_dim, window, passes };
+    let cases = [
+        case(1, 1, 2, None, &[1, 1, 1]),
+        case(4, 2, 6, None, &[5, 1, 3]),
+        case(4, 1, 16, Some(3), &[7, 1, 1]),
+        case(3, 3, 66, None, &[70, 1]),
+        case(2, 1, 80, Some(70), &[100, 1, 40]),
+        case(4, 2, 10, None, &[257, 1, 1]),
+        case(2, 2, 4, Some(300), &[520, 1]),
+        case(6, 2, 8, None, &[1, 600, 1, 2]),
+        case(60, 1, 4, Some(20), &[40, 1]),
+    ];
+    for case in cases {
+        let Case { heads, kv_heads, head_dim, window, passes } = case;
+        let tokens: usize = passes.iter().sum();
+        let [q, k, v] = [(heads, 1), (kv_heads, 2), (kv_heads, 3)].map(|(heads, seed)| {
+            numbers(tokens * heads * head_dim, seed).into_iter().map(E::round).collect::<Vec<_>>()
+        });
+        let norm = RowNorm { weight: numbers(head_dim, 4).iter().map(|w| 1.5 + w).collect(), eps: 1e-6 };
+        let frequencies: Vec<f32> = (0..head_dim / 2).map(|pair| 0.7 / (1.0 + pair as f32)).collect();
+        // In f32, an error of a score of this size is that of the exponential. In bf16, queries and keys are exact here.
+        let magnitude = if is_exact::<E>() { 0.3 * 4.0 * (head_dim as f64).sqrt() } else { 1.0 };
+        let expected = plain_attention::<E>(case, &q, &k, &v, &norm, &frequencies);
+        for machine in machines() {
+            let what = format!("{case:?}, {} threads, {}", machine.threads(), machine.instructions());
+            let mut cache = Cache::<E>::new(kv_heads, head_dim);
+            let attention = Attention { heads, scale: 0.3, window };
+            let mut position = 0;
+            for count in passes {
+                let part = |all: &[f32], width: usize| all[position * width..(position + count) * width].to_vec();
+                let (q, k, v) =
+                    (part(&q, heads * head_dim), part(&k, kv_heads * head_dim), part(&v, kv_heads * head_dim));
+                let angles = Angles::new(&frequencies, 1.0, position, *count);
+                cache.append(&machine, Heads { values: &k, norm: Some(&norm) }, &v, &angles, position);
+                let width = heads * head_dim;
+                let mut out = vec![E::default(); count * width];
+                attention.apply(&machine, Heads { values: &q, norm: Some(&norm) }, &angles, &cache, position, &mut out);
+                let found: Vec<f32> = out.iter().map(|out| out.to_f32()).collect();
+                near::<E>(&found, &expected[position * width..][..found.len()], magnitude, &what);
+                position += count;
+            }
+        }
+    }
+}
+
+#[test]
+fn attention_equals_the_plain_one() {
+    attention_is_plain::<f32>();
+    attention_is_plain::<bf16>();
+    attention_is_plain::<f16>();
+}
+
+/// What an earlier sequence left in the cache has no effect, even if it was not finite.
+#[test]
+fn a_cache_can_be_used_again() {
+    let machine = Machine::with_threads(2);
+    let attention = Attention { heads: 1, scale: 1.0, window: None };
+    let angles = Angles::new(&[0.1], 1.0, 0, 9);
+    let mut cache = Cache::<bf16>::new(1, 2);
+    let run = |cache: &mut Cache<bf16>, values: &[f32]| {
+        let heads = Heads { values, norm: None };
+        cache.append(&machine, heads, values, &angles, 0);
+        let mut out = vec![bf16::ZERO; values.len()];
+        attention.apply(&machine, heads, &angles, cache, 0, &mut out);
+        out
+    };
+    let values = numbers(6, 1);
+    let expected = run(&mut Cache::new(1, 2), &values);
+    run(&mut cache, &[f32::NAN; 18]);
+    assert_eq!(run(&mut cache, &values), expected);
+}
+
+#[test]
+fn instruction_sets_are_parsed_by_name() {
+    for set in Instructions::ALL.into_iter().filter(|set| set.is_available()) {
+        assert_eq!(set.to_string().parse(), Ok(set));
+    }
+    assert!("mmx".parse::<Instructions>().expect_err("unknown").contains("this machine has portable"));
+    assert_eq!(Machine::with_threads(1).instructions(), Instructions::best());
+}

@@ -1,0 +1,27 @@
+//! The parts beside kernels that need `unsafe` code: the counting allocator, maps of files, the driver's memory pool, and the
+//! variables of the process. They are here because `tests/layout.rs` admits such code in this folder only.
+
+pub mod allocator;
+#[cfg(feature = "cuda")]
+pub mod pool;
+
+use std::path::Path;
+
+use candle_core::safetensors::MmapedSafetensors;
+
+/// Maps safetensors files and reads their headers.
+///
+/// # Errors
+/// When a file cannot be opened, or its header is not that of the file.
+pub fn map(files: &[impl AsRef<Path>]) -> candle_core::Result<MmapedSafetensors> {
+    // SAFETY: sound as long as no program changes or truncates the files while they are mapped, which cannot be enforced. The
+    // Hub's cache renames finished files into place and never edits them.
+    unsafe { MmapedSafetensors::multi(files) }
+}
+
+/// Sets a variable of the process. Call this first in `main`.
+pub fn set_variable(variable: &str, value: &str) {
+    // SAFETY: the callers run first in `main`, while the process has one thread, so no other thread reads the
+    // environment.
+    unsafe { std::env::set_var(variable, value) };
+}

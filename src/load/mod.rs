@@ -1,0 +1,44 @@
+//! The load generator: it sends requests to an OpenAI-compatible server by a schedule, and measures the answers from the
+//! time at which each request was scheduled.
+//!
+//! A [`Plan`] is drawn from a seed. [`run`] sends it and returns a [`Report`] with histograms, which [`merge`] adds over the
+//! shards of a schedule. [`search`] repeats runs at several rates. The module knows no models.
+//!
+//! ```text
+//! Plan        arrivals, lengths, sessions, shards: equal seeds give equal bytes
+//!   prompt    texts of the planned lengths
+//!   generator one thread sends each request when it is due
+//!     client  one request: HTTP, server-sent events, time of every chunk
+//!   tally     histograms and counts, which can be added
+//!   report    percentiles with intervals, goodput, and the verdict on the run itself
+//! ```
+
+mod arrivals;
+mod client;
+mod draw;
+mod exchange;
+mod generator;
+mod histogram;
+mod lengths;
+mod objective;
+mod plan;
+mod prompt;
+mod report;
+pub mod search;
+mod sse;
+pub mod statistics;
+mod tally;
+mod verdict;
+
+pub use arrivals::{Arrivals, Spacing};
+pub use client::{Api, Target, extra};
+pub use exchange::{Exchange, Oddity, Outcome};
+pub use generator::{Progress, Run, run};
+pub use histogram::Histogram;
+pub use lengths::Lengths;
+pub use objective::{Objective, Timed};
+pub use plan::{Plan, Planned, Shape, Shard, Turns};
+pub use prompt::Tokens;
+pub use report::{Latency, Percentile, Report, Summary, merge};
+pub use tally::{Tally, TokenCounts, Window};
+pub use verdict::{Limits, Verdict};

@@ -1,0 +1,92 @@
+//! Standard output and standard error. Everything that this crate prints goes through here.
+//!
+//! A reader may close a pipe at any time, as `head` does, and a disk may fill up. `println!` panics then, so the functions
+//! here drop the text instead, and [`failure`] tells at the end of the program that a disk was full. Names from files and
+//! servers are printed without escape sequences, as [`text::lines`] shows them.
+
+use std::{
+    fmt::Display,
+    io::{self, ErrorKind, Write},
+    sync::OnceLock,
+};
+
+use crate::text;
+
+/// Why output was lost at first. A pipe that its reader closed does not count.
+static FAILURE: OnceLock<io::Error> = OnceLock::new();
+
+/// Prints a text to standard output, as it is but for control characters.
+pub fn print(text: impl Display) {
+    write(io::stdout().lock(), &text::lines(&text.to_string()));
+}
+
+/// Prints a line to standard output.
+pub fn print_line(line: impl Display) {
+    print(format_args!("{line}\n"));
+}
+
+/// Prints data for another program to standard output, with a line break at its end. Control characters become the escapes of
+/// JSON, in which they mean the same; the writers of other formats have escaped them already.
+pub fn print_data(data: &str) {
+    let end = if data.ends_with('\n') { "" } else { "\n" };
+    write(io::stdout().lock(), &format!("{}{end}", text::json(data)));
+}
+
+/// Prints a line to standard error: progress, a note or an error.
+pub fn report(line: impl Display) {
+    write(io::stderr().lock(), &text::lines(&format!("{line}\n")));
+}
+
+/// The reason that output was lost. A pipe that its reader closed is not a failure.
+pub fn failure() -> Option<&'static io::Error> {
+    FAILURE.get()
+}
+
+fn write(mut stream: impl Write, text: &str) {
+    match stream.write_all(text.as_bytes()).and_then(|()| stream.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => drop(FAILURE.set(error)),
+        _ => {}
+    }
+}
+
+/// Returns whether a panic says that a stream could not be written to, as the standard library's macros do.
+pub(crate) fn is_lost(panic: &str) -> bool {
+    panic.starts_with(LOST)
+}
+
+/// How the standard library's macros begin the message of their panics.
+const LOST: &str = "failed printing to ";
+
+/// Redirects the stream that a panic of the standard library's macros names to the null device, so that a dependency that
+/// uses them can go on. Returns whether it did.
+pub(crate) fn redirect(panic: &str) -> bool {
+    let Some(stream) = panic.strip_prefix(LOST) else { return false };
+    let is_stdout = stream.starts_with("stdout");
+    // Writing again tells the cause as an error.
+    if is_stdout {
+        write(io::stdout().lock(), "\n")
+    } else {
+        write(io::stderr().lock(), "\n")
+    }
+    let Ok(null) = std::fs::OpenOptions::new().write(true).open(NULL) else { return false };
+    silence(is_stdout, &null)
+}
+
+#[cfg(unix)]
+const NULL: &str = "/dev/null";
+#[cfg(not(unix))]
+const NULL: &str = "NUL";
+
+#[cfg(unix)]
+fn silence(is_stdout: bool, null: &std::fs::File) -> bool {
+    match is_stdout {
+        true => rustix::stdio::dup2_stdout(null).is_ok(),
+        false => rustix::stdio::dup2_stderr(null).is_ok(),
+    }
+}
+
+/// Other systems have no duplicates of descriptors.
+#[cfg(not(unix))]
+fn silence(_: bool, _: &std::fs::File) -> bool {
+    false
+}

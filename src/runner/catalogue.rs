@@ -1,0 +1,151 @@
+//! The benchmarks of all bench targets by id, for callers that prepare one at a time.
+
+use anyhow::{Context, Result};
+
+use super::{
+    Session,
+    criterion::{generation_workload, training_tier},
+    pool::{Candidate, Pool},
+};
+use crate::{
+    record::{BenchmarkId, Subject},
+    scenario::{GENERATIONS, Generation, Phase, SWEEP, TRAININGS, Trained, TrainingScenario},
+    settings::Settings,
+    workload::{
+        LanguageWorkload, Workload, language_subject,
+        series::{Combination, SeriesGrid, SeriesWorkload, series_subject},
+    },
+};
+
+/// Benchmarks that can be prepared. Loaded models stay loaded.
+pub struct Catalogue {
+    settings: Settings,
+    benchmarks: Vec<Benchmark>,
+    /// Candidates of the targets in [`GENERATIONS`], in the same order.
+    pools: Vec<Pool>,
+    grid: SeriesGrid,
+}
+
+/// One benchmark of a bench target.
+pub struct Benchmark {
+    /// Id of the benchmark.
+    pub id: BenchmarkId,
+    /// Bench target that has it.
+    pub target: &'static str,
+    work: Work,
+}
+
+/// What an iteration runs.
+enum Work {
+    Generation { scenario: &'static Generation, pool: usize, place: usize },
+    Language { group: &'static TrainingScenario, entry: Trained },
+    Series { combination: Box<Combination>, phase: Phase },
+}
+
+impl Catalogue {
+    /// The benchmarks that the settings of the session select, in the order in which `cargo bench` runs those of a target.
+    ///
+    /// # Errors
+    /// Returns an error if the sizes of a benchmark are inconsistent.
+    pub fn new(session: &Session) -> Result<Self> {
+        let settings = session.settings().clone();
+        let grid = SeriesGrid::preset("smoke")?.with_settings(&settings);
+        let mut all = Self { benchmarks: Vec::new(), pools: Vec::new(), grid, settings };
+        for (target, table) in GENERATIONS {
+            let candidates = match *target {
+                "moe" => Candidate::expert_grid(&all.settings),
+                _ => Candidate::from_settings(&all.settings),
+            };
+            let pool = Pool::new(candidates, session.device().clone());
+            for scenario in *table {
+                for place in pool.in_tier(scenario.tier) {
+                    let id = BenchmarkId::new(scenario.key, &pool.candidate(place).about);
+                    let work = Work::Generation { scenario, pool: all.pools.len(), place };
+                    all.benchmarks.push(Benchmark { id, target, work });
+                }
+            }
+            all.pools.push(pool);
+        }
+        for (target, group) in TRAININGS.iter().flat_map(|(target, table)| table.iter().map(move |row| (*target, row)))
+        {
+            for entry in group.entries(training_tier(&all.settings)) {
+                let id = BenchmarkId::new(group.key, &language_subject(&entry, &all.settings)?);
+                all.benchmarks.push(Benchmark { id, target, work: Work::Language { group, entry } });
+            }
+        }
+        for phase in [Phase::Train, Phase::Forward] {
+            for combination in all.grid.combinations()? {
+                let id = BenchmarkId::new(SWEEP.key(phase), &series_subject(&combination, &all.grid));
+                let work = Work::Series { combination: Box::new(combination), phase };
+                all.benchmarks.push(Benchmark { id, target: "sweep", work });
+            }
+        }
+        Ok(all)
+    }
+
+    /// Every benchmark.
+    pub fn benchmarks(&self) -> &[Benchmark] {
+        &self.benchmarks
+    }
+
+    /// Index of the benchmark with this id.
+    ///
+    /// # Errors
+    /// Returns an error if there is none.
+    pub fn find(&self, id: &str) -> Result<usize> {
+        let found = self.benchmarks.iter().position(|benchmark| benchmark.id.to_string() == id);
+        found.with_context(|| format!("there is no benchmark '{id}'"))
+    }
+
+    /// Makes the workload of a benchmark and loads its model if needed.
+    ///
+    /// # Errors
+    /// Returns an error if the model cannot be loaded, or the workload cannot be made.
+    pub fn prepare(&mut self, index: usize) -> Result<Box<dyn Workload>> {
+        let Settings { seed, device, .. } = self.settings;
+        Ok(match &self.benchmarks[index].work {
+            Work::Generation { scenario, pool, place } => {
+                Box::new(generation_workload(&mut self.pools[*pool], *place, scenario, seed, device)?)
+            }
+            Work::Language { group, entry } => {
+                let dtype = language_subject(entry, &self.settings)?.dtype;
+                Box::new(LanguageWorkload::new(entry, group.phase, group.quantity, &dtype, seed, device)?)
+            }
+            Work::Series { combination, phase } => Box::new(SeriesWorkload::new(combination, *phase, &self.grid)?),
+        })
+    }
+
+    /// Describes the subject of a benchmark for records. The size of a model is known once it has been loaded.
+    ///
+    /// # Errors
+    /// Returns an error if the sizes are inconsistent.
+    pub fn subject(&self, index: usize) -> Result<Subject> {
+        Ok(match &self.benchmarks[index].work {
+            Work::Generation { pool, place, .. } => self.pools[*pool].candidate(*place).about.clone(),
+            Work::Language { entry, .. } => language_subject(entry, &self.settings)?,
+            Work::Series { combination, .. } => series_subject(combination, &self.grid),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_of_benchmark_is_found_by_its_id() {
+        let session = Session::new(Settings::default()).expect("a session");
+        let catalogue = Catalogue::new(&session).expect("a catalogue");
+        let targets: std::collections::BTreeSet<_> = catalogue.benchmarks().iter().map(|one| one.target).collect();
+        assert_eq!(targets.into_iter().collect::<Vec<_>>(), ["generation", "memory", "moe", "sweep", "training"]);
+        for (index, benchmark) in catalogue.benchmarks().iter().enumerate() {
+            let id = benchmark.id.to_string();
+            assert_eq!(catalogue.find(&id).expect("found"), index, "{id}");
+            assert_eq!(
+                BenchmarkId::new(&benchmark.id.scenario, &catalogue.subject(index).expect("a subject")),
+                benchmark.id
+            );
+        }
+        assert!(catalogue.find("short/none/stock-f32-cpu").is_err());
+    }
+}

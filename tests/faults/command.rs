@@ -1,0 +1,113 @@
+//! The command in a folder, without the variables of the process that tests it.
+
+use std::{
+    fs,
+    path::Path,
+    process::{Child, Command, Output, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+/// Longest run of a command.
+pub const LONGEST: Duration = Duration::from_secs(60);
+
+/// The command in a folder.
+pub fn candlepower(folder: &Path) -> Command {
+    clean(Command::new(env!("CARGO_BIN_EXE_candlepower")), folder)
+}
+
+/// The command in a folder, started by a shell after `before`, such as `ulimit -v 1000000`.
+pub fn limited(folder: &Path, before: &str, arguments: &[&str]) -> Command {
+    let mut command = Command::new("sh");
+    let program = env!("CARGO_BIN_EXE_candlepower");
+    command.args(["-c", &format!("{before} && exec \"$0\" \"$@\""), program]).args(arguments);
+    clean(command, folder)
+}
+
+fn clean(mut command: Command, folder: &Path) -> Command {
+    for (key, _) in std::env::vars_os() {
+        if key.to_string_lossy().starts_with("CANDLEPOWER_") {
+            command.env_remove(key);
+        }
+    }
+    for key in ["CARGO", "CARGO_TARGET_DIR", "CRITERION_HOME", "RUST_BACKTRACE", "RAYON_NUM_THREADS"] {
+        command.env_remove(key);
+    }
+    command.current_dir(folder).stdin(Stdio::null());
+    command
+}
+
+/// Waits for a process. One that does not end is killed, and the test fails. So it does if the output has the text of a
+/// panic.
+pub fn output(command: &mut Command) -> Output {
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the command starts");
+    ended(child)
+}
+
+/// As [`output`], for a process that was started.
+pub fn ended(child: Child) -> Output {
+    let id = child.id();
+    let (done, waits) = std::sync::mpsc::channel::<()>();
+    let watch = thread::spawn(move || {
+        if waits.recv_timeout(LONGEST).is_err() {
+            let _ = Command::new("kill").args(["-KILL", &id.to_string()]).status();
+            panic!("process {id} did not end");
+        }
+    });
+    let output = child.wait_with_output().expect("output");
+    done.send(()).expect("the watch waits");
+    watch.join().expect("it ended in time");
+    for stream in [&output.stdout, &output.stderr] {
+        let text = String::from_utf8_lossy(stream);
+        for part in ["panicked", "panic at", "RUST_BACKTRACE", "stack backtrace", "called `", "memory allocation of"] {
+            assert!(!text.contains(part), "{text}");
+        }
+    }
+    output
+}
+
+pub fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// Runs the command and expects success. Returns its standard output.
+pub fn succeeds(folder: &Path, arguments: &[&str]) -> String {
+    let output = output(candlepower(folder).args(arguments));
+    assert!(output.status.success(), "{arguments:?}: {}", stderr(&output));
+    String::from_utf8(output.stdout).expect("UTF-8")
+}
+
+/// Runs the command and expects it to refuse its input: exit code 2 and one line, without control characters.
+pub fn refused(folder: &Path, arguments: &[&str]) -> String {
+    let output = output(candlepower(folder).args(arguments));
+    is_refused(&output, &format!("{arguments:?}"))
+}
+
+/// Expects exit code 2 and one line, which is returned.
+pub fn is_refused(output: &Output, about: &str) -> String {
+    let error = stderr(output);
+    assert_eq!(output.status.code(), Some(2), "{about}: {error}");
+    assert!(error.starts_with("error: ") && error.lines().count() == 1, "{about}: {error}");
+    assert!(!error.trim_end().contains(char::is_control), "{about}: {error:?}");
+    error
+}
+
+/// Waits until a condition holds.
+pub fn wait_for(what: &str, mut holds: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !holds() {
+        assert!(start.elapsed() < LONGEST, "{what}");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Names in a folder.
+pub fn names(folder: &Path) -> Vec<String> {
+    let mut names: Vec<_> = fs::read_dir(folder)
+        .expect("a folder")
+        .flatten()
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    names
+}

@@ -1,0 +1,263 @@
+//! Mutations of the files that others may have made: `config.json`, headers of safetensors, records, and YAML. No reader may
+//! panic, hang, or answer in more than its lines.
+//!
+//! Each target runs the files of `tests/faults/corpus`, then seeded mutations for two seconds, or for as long as
+//! `FUZZ_SECONDS` says. A failure names its seed and leaves the input in the system's folder for temporary files; a copy in
+//! the corpus keeps it from coming back.
+
+use std::{
+    fs,
+    panic::{self, AssertUnwindSafe},
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use candle_core::DType;
+use candlepower::{
+    config::Layers,
+    device::DeviceChoice,
+    model::{Engine, ModelSpec, load},
+    record,
+    report::{compare, export, history, joined, table},
+    train::run::TrainConfig,
+    workload::series::{SeriesGrid, translate},
+};
+use rand::{Rng, RngExt, SeedableRng, rngs::ChaCha8Rng};
+
+/// Longest time for one input.
+const LONGEST: Duration = Duration::from_secs(20);
+
+const FIXTURE: &str = "fixtures/generation/llama-gqa-tied";
+
+fn seconds() -> u64 {
+    std::env::var("FUZZ_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(2)
+}
+
+/// Texts that readers find hard.
+const HARD: [&[u8]; 24] = [
+    b"0",
+    b"-1",
+    b"1e309",
+    b"18446744073709551615",
+    b"18446744073709551616",
+    b"4611686018427387904",
+    b"9223372036854775807",
+    b"1000000000000",
+    b"0.5",
+    b"NaN",
+    b"null",
+    b"true",
+    b"\"\"",
+    b"[]",
+    b"{}",
+    b"[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[",
+    b"&a [*a, *a]",
+    b"\\u0000",
+    b"\\ud800",
+    b"\xff\xfe",
+    b"\xf0\x9f\x92\xa9",
+    b"\x00\x00\x00\x00\x00\x00\x00\x80",
+    b"\n",
+    b"../../x",
+];
+
+/// Changes a few places of an input.
+fn mutated(input: &[u8], random: &mut ChaCha8Rng) -> Vec<u8> {
+    let mut output = input.to_vec();
+    for _ in 0..random.random_range(1..=4) {
+        let place = random.random_range(0..=output.len());
+        let end = (place + random.random_range(0..=12)).min(output.len());
+        match random.random_range(0..7) {
+            0 if place < output.len() => output[place] ^= 1 << random.random_range(0..8),
+            1 => drop(output.drain(place..end)),
+            2 => drop(output.splice(place..end, HARD[random.random_range(0..HARD.len())].iter().copied())),
+            3 => output.truncate(place.max(1)),
+            4 => {
+                let part = output[place..end].to_vec();
+                drop(output.splice(place..place, part));
+            }
+            // A number becomes another.
+            5 | 6 => {
+                let is_digit = |place: &usize| output[*place].is_ascii_digit();
+                if let Some(start) = (place..output.len()).find(is_digit) {
+                    let end = (start..output.len()).find(|place| !is_digit(place)).unwrap_or(output.len());
+                    drop(output.splice(start..end, HARD[random.random_range(0..HARD.len())].iter().copied()));
+                }
+            }
+            _ => {}
+        }
+    }
+    output
+}
+
+/// Runs the corpus and mutations of it and of the `seeds` through a reader.
+fn fuzz(target: &str, seeds: &[Vec<u8>], read: impl Fn(&[u8])) {
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/faults/corpus").join(target);
+    let mut files: Vec<PathBuf> =
+        fs::read_dir(&corpus).expect("a corpus").map(|entry| entry.expect("an entry").path()).collect();
+    files.sort();
+    assert!(!files.is_empty(), "{target} has no corpus");
+    let mut inputs: Vec<Vec<u8>> = files.iter().map(|file| fs::read(file).expect("a file")).collect();
+    inputs.extend_from_slice(seeds);
+    let run = |input: &[u8], about: &str| {
+        let started = Instant::now();
+        let outcome = panic::catch_unwind(AssertUnwindSafe(|| read(input)));
+        if outcome.is_err() || started.elapsed() > LONGEST {
+            let kept = std::env::temp_dir().join(format!("candlepower-{target}-{about}"));
+            fs::write(&kept, input).expect("written");
+            panic!("{target}, {about}: {:?}; the input is {}", started.elapsed(), kept.display());
+        }
+    };
+    for (number, input) in inputs.iter().enumerate() {
+        run(input, &format!("input {number}"));
+    }
+    let started = Instant::now();
+    let mut count = 0;
+    while started.elapsed() < Duration::from_secs(seconds()) {
+        let mut random = ChaCha8Rng::seed_from_u64(count);
+        let input = inputs[random.random_range(0..inputs.len())].clone();
+        run(&mutated(&input, &mut random), &format!("seed {count}"));
+        count += 1;
+    }
+    println!("{target}: {} files and {count} mutations", files.len());
+    assert!(count > 0);
+}
+
+/// An error is a line without control characters.
+fn is_line(error: &anyhow::Error) {
+    let text = candlepower::error::one_line(&format!("{error:#}"));
+    assert!(text.lines().count() <= 1 && !text.contains(char::is_control), "{text:?}");
+}
+
+fn checkpoint() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().expect("a folder");
+    for file in ["config.json", "model.safetensors"] {
+        fs::copy(format!("{FIXTURE}/{file}"), folder.path().join(file)).expect("copied");
+    }
+    folder
+}
+
+fn read_checkpoint(folder: &Path) {
+    let spec: ModelSpec = format!("path:{}", folder.display()).parse().expect("a specification");
+    for engine in Engine::ALL {
+        if let Err(error) = load(&spec, engine, DType::F32, DeviceChoice::Cpu, 1) {
+            is_line(&error);
+        }
+    }
+}
+
+#[test]
+fn configurations_of_models() {
+    let folder = checkpoint();
+    let seed = fs::read(format!("{FIXTURE}/config.json")).expect("a file");
+    let mixture = fs::read("fixtures/moe/qwen3-8x2/config.json").expect("a file");
+    let gemma = fs::read("fixtures/generation/gemma3-short-window/config.json").expect("a file");
+    fuzz("config", &[seed, mixture, gemma], |input| {
+        fs::write(folder.path().join("config.json"), input).expect("written");
+        read_checkpoint(folder.path());
+    });
+}
+
+#[test]
+fn headers_of_safetensors() {
+    let folder = checkpoint();
+    let whole = fs::read(format!("{FIXTURE}/model.safetensors")).expect("a file");
+    let header = 8 + u64::from_le_bytes(whole[..8].try_into().expect("eight bytes")) as usize;
+    fuzz("safetensors", &[whole[..header].to_vec()], |input| {
+        // A new file each time, because the last may still be mapped.
+        let file = folder.path().join("model.safetensors");
+        let _ = fs::remove_file(&file);
+        fs::write(&file, [input, &whole[header..]].concat()).expect("written");
+        read_checkpoint(folder.path());
+    });
+}
+
+#[test]
+fn records_of_others() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let reports = folder.path().join("reports/machine/now");
+    fs::create_dir_all(&reports).expect("a folder");
+    let file = reports.join("results.jsonl");
+    let sample: serde_json::Value =
+        serde_json::from_str(include_str!("../../src/record/sample.json")).expect("the sample");
+    let mut lines: Vec<Vec<u8>> = candlepower::runner::sandbox::records("r", 1, 1, chrono::Utc::now())
+        .expect("records")
+        .step_by(17)
+        .map(|record| {
+            let record = record::Record { sandbox: false, ..record };
+            serde_json::to_vec(&record).expect("a line")
+        })
+        .collect();
+    lines.push(sample.to_string().into_bytes());
+    let whole = lines.join(&b'\n');
+    fuzz("records", &[whole, lines[lines.len() - 1].clone()], |input| {
+        fs::write(&file, input).expect("written");
+        let Ok(read) = record::latest(&file) else { return };
+        for problem in &read.problems {
+            assert!(problem.lines().count() == 1, "{problem:?}");
+        }
+        for table in table::tables(read.records.iter()) {
+            table.markdown();
+        }
+        let of_records = |name| compare::Side::from_records(name, &read.records);
+        let strictness = compare::Strictness { noise: 0.03, level: 0.05 };
+        if let Ok(comparison) = compare::compare(&of_records("a"), &of_records("b"), strictness) {
+            comparison.text();
+            comparison.json().expect("JSON");
+        }
+        let _ = history::histories(&folder.path().join("reports"), "", None, 0.03);
+        for format in [export::Format::Openmetrics] {
+            let _ = export::export(&read.records.iter().collect::<Vec<_>>(), format);
+        }
+        if let Ok(joined) = joined::join(&file, &folder.path().join("criterion")) {
+            let to = tempfile::tempdir().expect("a folder");
+            match candlepower::report::write(&joined, to.path(), &folder.path().join("criterion"), chrono::Utc::now()) {
+                Ok(written) => assert!(written.starts_with(to.path()) && written.is_dir()),
+                Err(error) => is_line(&error),
+            }
+        }
+    });
+}
+
+#[test]
+fn yaml_of_sweeps_and_trainings() {
+    let seeds = [
+        candlepower::workload::series::preset("omni-gpu").expect("a preset").as_bytes().to_vec(),
+        TrainConfig::default().to_yaml().expect("YAML").into_bytes(),
+        b"seed: 7\ndata: {window_size: 64, horizon: 3, stride: 2}\nmodel: {feature_dim: 12, model_dim: 96, depth: 2, \
+          architecture: omni, conv_dilations: [1, 2]}\noptimizer: {lr: 0.0002, betas: [0.9, 0.95]}\n\
+          trainer: {batch_size: 4, accelerator: cpu, precision: 32}\n"
+            .to_vec(),
+    ];
+    fuzz("yaml", &seeds, |input| {
+        let text = String::from_utf8_lossy(input);
+        let lines = |error: anyhow::Error| {
+            let text = format!("{error:#}");
+            assert!(text.lines().count() < 200, "{text}");
+        };
+        let yaml = match translate(&text) {
+            Ok(Some(translated)) => translated.yaml,
+            Ok(None) => text.clone().into_owned(),
+            Err(error) => return lines(error),
+        };
+        match Layers::new(&SeriesGrid::default()).yaml("a.yaml", &yaml).resolve() {
+            Ok(grid) => drop(grid.combinations().map_err(lines)),
+            Err(error) => lines(error),
+        }
+        match Layers::new(&TrainConfig::default()).yaml("a.yaml", &text).resolve() {
+            Ok(config) => drop(config.check().map_err(lines)),
+            Err(error) => lines(error),
+        }
+    });
+}
+
+#[test]
+fn mutations_differ() {
+    let mut random = ChaCha8Rng::seed_from_u64(random_seed());
+    let inputs: std::collections::BTreeSet<_> = (0..100).map(|_| mutated(b"{\"a\": 12}", &mut random)).collect();
+    assert!(inputs.len() > 50);
+}
+
+fn random_seed() -> u64 {
+    ChaCha8Rng::seed_from_u64(1).next_u64()
+}

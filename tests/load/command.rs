@@ -1,0 +1,178 @@
+//! The command `candlepower load`: exit codes, records, schedules, merges.
+
+use std::{
+    path::Path,
+    process::{Command, Output, Stdio},
+    thread,
+    time::Duration,
+};
+
+use serde_json::Value;
+
+use crate::mock::{answer, refuse, serve};
+
+fn candlepower(folder: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_candlepower"));
+    for (key, _) in std::env::vars().filter(|(key, _)| key.starts_with("CANDLEPOWER_")) {
+        command.env_remove(key);
+    }
+    command.current_dir(folder).env("CANDLEPOWER_OUT", "records");
+    command
+}
+
+/// A short load whose verdict depends on neither the number of requests nor the load of the machine.
+fn load(folder: &Path, run: &str, url: &str, more: &[&str]) -> Command {
+    #[rustfmt::skip]
+    const SHORT: [&str; 12] = [
+        "--rate=50", "--duration=1", "--prompt-tokens=8", "--max-new-tokens=4", "--min-duration=0", "--percentile=50",
+        "--confidence=50", "--max-lateness-ms=1000", "--seed=1", "--timeout=20", "--retries=0", "--turns=1",
+    ];
+    let flag = |argument: &&&str| argument.split_once('=').map_or(**argument, |(flag, _)| flag).to_owned();
+    let given: Vec<String> = more.iter().map(|argument| flag(&argument)).collect();
+    let mut command = candlepower(folder);
+    command.env("CANDLEPOWER_RUN", run).args(["load", "--url", url, "--model", "owner/mock"]);
+    command.args(SHORT.iter().filter(|argument| !given.contains(&flag(argument)))).args(more);
+    command
+}
+
+fn json(output: &Output) -> Value {
+    let text = String::from_utf8_lossy(&output.stdout);
+    serde_json::from_str(&text).unwrap_or_else(|_| panic!("{text}{}", String::from_utf8_lossy(&output.stderr)))
+}
+
+fn instant() -> String {
+    serve(|request, stream| answer(request, stream, 4, 1, Duration::from_millis(1)))
+}
+
+#[test]
+fn a_load_is_a_record_that_other_commands_read() {
+    let (folder, url) = (tempfile::tempdir().expect("a folder"), instant());
+    let here = folder.path();
+    for run in ["a", "b"] {
+        let output = load(here, run, &url, &["--json", "--goodput", "ttft:5000"]).output().expect("it starts");
+        assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+        let record = json(&output);
+        assert_eq!(record["id"], "load_poisson_50_p8_n4/mock/http-unknown-server");
+        let measures = &record["measures"];
+        assert_eq!((&measures["kind"], &measures["valid"]), (&"serving".into(), &true.into()));
+        assert_eq!(measures["goodput_share"], 1.0);
+        let requests = measures["requests"].as_u64().expect("a number");
+        let tally = &record["load"]["tally"];
+        assert_eq!(tally["tokens"]["output_lengths"]["4"], requests);
+        assert_eq!(tally["tokens"]["prompt_lengths"]["8"], requests);
+        assert_eq!(measures["prompt_digest"].as_str().map(str::len), Some(16));
+        let lines =
+            std::fs::read_to_string(here.join("records").join(run).join("load_poisson_50_p8_n4.requests.jsonl"));
+        let lines = lines.expect("requests");
+        assert_eq!(lines.lines().count() as u64, requests);
+        let line: Value = serde_json::from_str(lines.lines().next().expect("a line")).expect("JSON");
+        assert_eq!(line["token_arrival_ms"].as_array().map(Vec::len), Some(4));
+    }
+    let output = |arguments: &[&str]| candlepower(here).args(arguments).output().expect("it starts");
+    let compared = json(&output(&["compare", "a", "b", "--format", "json"]));
+    assert_eq!(compared["rows"][0]["id"], "load_poisson_50_p8_n4/mock/http-unknown-server", "{compared}");
+    let exported = output(&["export", "a", "--format", "openmetrics"]);
+    let text = String::from_utf8_lossy(&exported.stdout);
+    assert!(text.contains("candlepower_ttft_p99_seconds") && text.contains("candlepower_goodput"), "{text}");
+    let reported = output(&["report", "a", "--to", "report"]);
+    assert!(reported.status.success(), "{}", String::from_utf8_lossy(&reported.stderr));
+}
+
+#[test]
+fn failures_of_all_requests_fail_the_command() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let url = serve(|_, stream| refuse(stream, "500 Internal Server Error", ""));
+    let output = load(folder.path(), "a", &url, &["--json"]).output().expect("it starts");
+    assert_eq!(output.status.code(), Some(1));
+    let record = json(&output);
+    assert_eq!((&record["status"], &record["measures"]), (&"failed".into(), &Value::Null));
+    assert!(record["reason"].as_str().expect("a reason").contains("requests failed"), "{}", record["reason"]);
+}
+
+/// The generator is stopped for half a second while it waits for answers: its clock went on, and it read nothing.
+#[test]
+fn a_stopped_generator_is_invalid() {
+    let (folder, url) = (tempfile::tempdir().expect("a folder"), instant());
+    let stood_still = |signals: bool| {
+        let mut command = load(folder.path(), "a", &url, &["--json", "--duration=3", "--rate=5"]);
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
+        if signals {
+            thread::sleep(Duration::from_millis(1500));
+            let signal = |name: &str| {
+                let status = Command::new("kill").args([name, &child.id().to_string()]).status();
+                assert!(status.expect("kill").success());
+            };
+            signal("-STOP");
+            thread::sleep(Duration::from_millis(500));
+            signal("-CONT");
+        }
+        let output = child.wait_with_output().expect("it ends");
+        let report = json(&output)["load"].clone();
+        let reasons = report["verdict"]["reasons"].to_string();
+        (output.status.code(), reasons.contains("stood still"), reasons)
+    };
+    let (code, is_found, reasons) = stood_still(true);
+    assert!(code == Some(1) && is_found, "{code:?} {reasons}");
+    let (code, is_found, reasons) = stood_still(false);
+    assert!(code == Some(0) && !is_found, "{code:?} {reasons}");
+}
+
+#[test]
+fn schedules_are_the_same_bytes_for_the_same_seed() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let schedule = |more: &[&str]| {
+        let mut command = load(folder.path(), "a", "http://127.0.0.1:9", more);
+        let output = command.arg("--schedule").output().expect("it starts");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        output.stdout
+    };
+    for arrivals in ["constant", "poisson", "gamma", "ramp", "closed"] {
+        let of = |seed: &str| schedule(&["--arrivals", arrivals, &format!("--seed={seed}"), "--turns=2"]);
+        assert!(!of("1").is_empty() && of("1") == of("1"), "{arrivals}");
+    }
+    assert_ne!(schedule(&["--seed=1"]), schedule(&["--seed=2"]));
+    assert!(!folder.path().join("records").exists(), "nothing is recorded");
+}
+
+#[test]
+fn shards_are_merged_by_the_command() {
+    let (folder, url) = (tempfile::tempdir().expect("a folder"), instant());
+    for shard in ["1/2", "2/2"] {
+        let output = load(folder.path(), "a", &url, &["--shard", shard]).output().expect("it starts");
+        assert!(output.status.code().is_some());
+    }
+    let report = |shard: u32| format!("records/a/load_poisson_50_p8_n4_shard_{shard}-2.json");
+    let merged = candlepower(folder.path())
+        .args(["load", "merge", &report(1), &report(2), "--json", "--to", "merged.json"])
+        .output()
+        .expect("it starts");
+    let report = json(&merged);
+    assert_eq!(report["prompt_digests"].as_object().map(serde_json::Map::len), Some(2));
+    let schedule = load(folder.path(), "a", &url, &["--schedule"]).output().expect("it starts").stdout;
+    assert_eq!(report["summary"]["all"]["requests"], String::from_utf8_lossy(&schedule).lines().count());
+    assert!(folder.path().join("merged.json").exists());
+    let refused = candlepower(folder.path()).args(["load", "merge", "absent.json"]).output().expect("it starts");
+    let error = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && error.lines().count() == 1 && error.contains("absent.json"), "{error}");
+}
+
+#[test]
+fn mistakes_are_refused_in_one_line() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for (arguments, part) in [
+        (&["load"][..], "--url"),
+        (&["load", "--url", "http://h", "--model", "m"], "--rate"),
+        (&["load", "--url", "h:1", "--model", "m", "--rate", "1"], "http"),
+        (&["load", "--url", "http://h", "--model", "m", "--rate", "-1"], "above 0"),
+        (&["load", "--url", "http://h", "--model", "m", "--rate", "1", "--prompt-tokens", "no"], "--prompt-tokens"),
+        (&["load", "--url", "http://h", "--model", "m", "--rate", "1", "--goodput", "itl:5"], "objective"),
+        (&["load", "--url", "http://h", "--model", "m", "--search", "1..8"], "--goodput"),
+        (&["load", "--url", "http://h", "--model", "m", "--trace", "absent.jsonl"], "absent.jsonl"),
+    ] {
+        let output = candlepower(folder.path()).args(arguments).output().expect("it starts");
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success(), "{arguments:?}");
+        assert_eq!(error.lines().count(), 1, "{arguments:?}: {error}");
+        assert!(error.starts_with("error: ") && error.contains(part), "{arguments:?}: {error}");
+    }
+}
