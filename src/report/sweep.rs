@@ -16,6 +16,7 @@ use serde_json::{Map, Value};
 
 use super::{
     columns::{self, LabelTemplate},
+    table,
     text_table::markdown,
 };
 use crate::{
@@ -34,9 +35,9 @@ pub fn log_entry(heading: &str, records: &[Record]) -> String {
     for record in records {
         let (throughput, vram, latency) = match &record.measures {
             Some(Measures::Sweep(measures)) => (
-                format!("{:.1}", measures.windows_per_s),
+                table::number(Some(measures.windows_per_s)),
                 measures.peak_bytes.map_or("n/a".into(), |bytes| format!("{:.2}", bytes as f64 / 1e9)),
-                format!("{:.1}", measures.step_p50_ms),
+                table::number(Some(measures.step_p50_ms)),
             ),
             _ => ("n/a".into(), "n/a".into(), "n/a".into()),
         };
