@@ -4,7 +4,6 @@ use std::{
     io::IsTerminal,
     path::{Path, PathBuf},
     process::ExitCode,
-    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -473,7 +472,7 @@ fn tokens(path: &Path) -> Result<Tokens> {
     let tokenizer = tokenizers::Tokenizer::from_bytes(&content)
         .map_err(|error| anyhow!("{} is not a tokenizer: {error}", path.display()))?;
     let count = move |text: &str| tokenizer.encode_fast(text, false).map_or(0, |encoding| encoding.len());
-    Ok(Tokens { name: format!("sha256:{hash}"), count: Arc::new(count) })
+    Ok(Tokens::new(format!("sha256:{hash}"), count))
 }
 
 /// Shows the state of a run in one line that the next one replaces.
