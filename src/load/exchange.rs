@@ -156,7 +156,7 @@ pub struct Exchange {
 impl Exchange {
     /// Counts the tokens of each event.
     pub(super) fn count_tokens(&mut self, tokens: Option<&Tokens>) {
-        self.own_tokens = tokens.map(|tokens| (tokens.count)(&self.text) as u64);
+        self.own_tokens = tokens.map(|tokens| tokens.count(&self.text) as u64);
         let events = self.chunks.len() as u64;
         if events == 0 {
             return;
@@ -169,7 +169,7 @@ impl Exchange {
             (None, Some(running), ..) => (TokenSource::RunningUsage, differences(&running)),
             (None, None, Some(total), _) if total == events => (TokenSource::OnePerEvent, vec![1; events as usize]),
             (None, None, _, Some(tokens)) => {
-                let prefix = |chunk: &Chunk| (tokens.count)(&self.text[..chunk.text_end]) as u64;
+                let prefix = |chunk: &Chunk| tokens.count(&self.text[..chunk.text_end]) as u64;
                 (TokenSource::Tokenizer, differences(&self.chunks.iter().map(prefix).collect::<Vec<_>>()))
             }
             (None, None, Some(total), None) => {
@@ -280,8 +280,6 @@ fn differences(totals: &[u64]) -> Vec<u64> {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use std::sync::Arc;
-
     use super::*;
 
     /// An answer of `tokens` words, `per_event` in each event, with `gap_ns` between events.
@@ -321,7 +319,7 @@ pub(super) mod tests {
     }
 
     fn words() -> Tokens {
-        Tokens { name: "words".into(), count: Arc::new(|text| text.split_whitespace().count()) }
+        Tokens::new("words".into(), |text| text.split_whitespace().count())
     }
 
     #[test]

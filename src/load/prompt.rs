@@ -81,10 +81,31 @@ const BLOCK_TOKENS: u32 = 512;
 /// A tokenizer that counts tokens of a text.
 #[derive(Clone)]
 pub struct Tokens {
-    /// Identifies the tokenizer in results, for example by a hash of its file.
-    pub name: String,
-    /// Number of tokens of a text, without special tokens.
-    pub count: Arc<dyn Fn(&str) -> usize + Send + Sync>,
+    name: String,
+    count: Arc<dyn Fn(&str) -> usize + Send + Sync>,
+    /// Tokens of each of [`WORDS`] after a space.
+    costs: Arc<[usize]>,
+}
+
+impl Tokens {
+    /// `name` identifies the tokenizer in results, for example by a hash of its file. `count` returns the number of tokens of
+    /// a text, without special tokens.
+    pub fn new(name: String, count: impl Fn(&str) -> usize + Send + Sync + 'static) -> Self {
+        // A word at the start of a text may have another number of tokens.
+        let before = count("a");
+        let costs = WORDS.iter().map(|word| count(&format!("a {word}")).saturating_sub(before).max(1)).collect();
+        Self { name, count: Arc::new(count), costs }
+    }
+
+    /// Identifies the tokenizer.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Number of tokens of a text.
+    pub fn count(&self, text: &str) -> usize {
+        (self.count)(text)
+    }
 }
 
 impl fmt::Debug for Tokens {
@@ -93,16 +114,16 @@ impl fmt::Debug for Tokens {
     }
 }
 
-/// The text of the user's message in a planned request. With a tokenizer it has the planned number of tokens if some number
-/// of words has; without one it has as many words.
+/// The text of the user's message in a planned request. With a tokenizer it has the planned number of tokens, without one as
+/// many words.
 pub fn text(plan: &Plan, planned: &Planned, tokens: Option<&Tokens>) -> String {
     let seed = plan.shape.seed;
-    let mut words = Vec::new();
+    let mut words: Vec<String> = Vec::new();
     let mut left = planned.prompt_tokens;
     let mut add = |count: u32, purpose, number| {
         let mut draw = Draw::new(seed, purpose, number);
         let count = count.min(left);
-        words.extend((0..count).map(|_| WORDS[draw.below(WORDS.len())]));
+        words.extend((0..count).map(|_| WORDS[draw.below(WORDS.len())].to_owned()));
         left -= count;
     };
     if planned.turn == 0 {
@@ -114,16 +135,36 @@ pub fn text(plan: &Plan, planned: &Planned, tokens: Option<&Tokens>) -> String {
     add(u32::MAX, Purpose::Prompt, planned.index);
     let Some(tokens) = tokens else { return words.join(" ") };
 
-    let wanted = planned.prompt_tokens as usize;
-    let mut draw = Draw::new(seed, Purpose::Prompt, u64::MAX - planned.index);
-    // The count is nearly proportional to the number of words, so a few corrections suffice.
-    for _ in 0..8 {
-        let counted = (tokens.count)(&words.join(" "));
-        match counted.checked_sub(wanted) {
-            Some(0) => break,
-            Some(surplus) => words.truncate(words.len().saturating_sub(surplus).max(1)),
-            None => words.extend((counted..wanted).map(|_| WORDS[draw.below(WORDS.len())])),
+    let draw = Draw::new(seed, Purpose::Prompt, u64::MAX - planned.index);
+    fit(words, planned.prompt_tokens as usize, tokens, draw)
+}
+
+/// Removes words from the end, or adds some, until the text has the wanted number of tokens.
+fn fit(mut words: Vec<String>, wanted: usize, tokens: &Tokens, mut draw: Draw) -> String {
+    const ROUNDS: usize = 16;
+    for _ in 0..ROUNDS {
+        let text = words.join(" ");
+        let counted = tokens.count(&text);
+        if counted == wanted || (counted > wanted && words.len() == 1) {
+            return text;
         }
+        if counted > wanted {
+            let kept = (words.len() * wanted / counted).clamp(1, words.len() - 1);
+            words.truncate(kept);
+            continue;
+        }
+        let mut missing = wanted - counted;
+        loop {
+            let fitting: Vec<usize> = (0..WORDS.len()).filter(|word| tokens.costs[*word] <= missing).collect();
+            if fitting.is_empty() {
+                break;
+            }
+            let word = fitting[draw.below(fitting.len())];
+            words.push(WORDS[word].to_owned());
+            missing -= tokens.costs[word];
+        }
+        // No word is short enough: a digit after a word is a token of its own.
+        words.iter_mut().rev().take(missing).for_each(|word| word.push('7'));
     }
     words.join(" ")
 }
@@ -184,15 +225,21 @@ mod tests {
         assert!((1024..1028).contains(&common_words(&a, &b)), "{}", common_words(&a, &b));
     }
 
-    /// Every third word is two tokens for this tokenizer.
+    /// Words have two tokens or more for this tokenizer, and digits are their own.
     #[test]
     fn a_tokenizer_makes_lengths_exact() {
-        let count = |text: &str| text.split(' ').map(|word| 1 + usize::from(word.len() % 3 == 0)).sum();
-        let tokens = Tokens { name: "test".into(), count: Arc::new(count) };
+        let count = |text: &str| -> usize {
+            let of_word = |word: &str| {
+                let digits = word.bytes().filter(u8::is_ascii_digit).count();
+                digits + (word.len() - digits).div_ceil(3).max(2)
+            };
+            text.split(' ').map(of_word).sum()
+        };
+        let tokens = Tokens::new("test".into(), count);
         let plan = plan(8);
-        let exact = (0..10)
-            .filter(|index| count(&text(&plan, &plan.request(*index).expect("a request"), Some(&tokens))) == 40)
-            .count();
-        assert!(exact >= 8, "{exact} of 10");
+        for (index, prompt_tokens) in [4, 5, 17, 40, 100, 1000, 2001].into_iter().enumerate() {
+            let planned = Planned { index: index as u64, prompt_tokens, ..plan.request(0).expect("a request") };
+            assert_eq!(count(&text(&plan, &planned, Some(&tokens))), prompt_tokens as usize);
+        }
     }
 }

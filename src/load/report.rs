@@ -459,7 +459,7 @@ fn settings(run: &Run) -> BTreeMap<String, String> {
         ("trace", optional(shape.trace.as_ref().map(|path| path.display().to_string()))),
         ("shard", run.shard.to_string()),
         ("api", if run.target.api == Api::Chat { "chat" } else { "completions" }.into()),
-        ("tokenizer", optional(run.tokens.as_ref().map(|tokens| tokens.name.clone()))),
+        ("tokenizer", optional(run.tokens.as_ref().map(|tokens| tokens.name().to_owned()))),
         ("timeout_s", run.target.timeout.as_secs_f64().to_string()),
         ("retries", run.target.retries.to_string()),
         ("steady_from_s", run.steady_from_s.to_string()),

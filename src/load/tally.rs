@@ -205,8 +205,8 @@ impl Window {
         for (gap_ns, tokens) in exchange.gaps() {
             self.chunk_gap.record(gap_ns);
             carried_ns += gap_ns;
-            if tokens > 0 {
-                self.itl.record_times(carried_ns / tokens, tokens);
+            if let Some(itl_ns) = carried_ns.checked_div(tokens) {
+                self.itl.record_times(itl_ns, tokens);
                 carried_ns = 0;
             }
         }

@@ -116,7 +116,7 @@ mod tests {
     fn a_run_is_invalid_for_each_reason() {
         assert_eq!(tally(459, |_, _| {}), Verdict { valid: true, reasons: Vec::new() });
         let late = |index: u64, exchange: &mut Exchange| {
-            exchange.sent_ns = exchange.sent_ns.map(|ns| if index % 50 == 0 { ns + 11_000_000 } else { ns });
+            exchange.sent_ns = exchange.sent_ns.map(|ns| if index.is_multiple_of(50) { ns + 11_000_000 } else { ns });
         };
         let stopped = |index: u64, exchange: &mut Exchange| {
             exchange.sent_ns = exchange.sent_ns.map(|ns| if index == 7 { ns + 500_000_000 } else { ns });

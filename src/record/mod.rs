@@ -119,7 +119,6 @@ pub struct Subject {
 /// The measures of a benchmark, by the kind of scenario.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "snake_case")]
-#[expect(clippy::large_enum_variant, reason = "most values are generations, and few exist at a time")]
 pub enum Measures {
     /// Generation of tokens.
     Generation(Generation),

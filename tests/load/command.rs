@@ -3,6 +3,7 @@
 use std::{
     path::Path,
     process::{Command, Output, Stdio},
+    sync::{Arc, Mutex},
     thread,
     time::Duration,
 };
@@ -76,6 +77,30 @@ fn a_load_is_a_record_that_other_commands_read() {
     assert!(text.contains("candlepower_ttft_p99_seconds") && text.contains("candlepower_goodput"), "{text}");
     let reported = output(&["report", "a", "--to", "report"]);
     assert!(reported.status.success(), "{}", String::from_utf8_lossy(&reported.stderr));
+}
+
+/// With the model's tokenizer, prompts have the planned length, and answers are counted twice.
+#[test]
+fn a_tokenizer_makes_prompts_exact_and_counts_answers() {
+    const TOKENIZER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/generation/llama-gqa-tied/tokenizer.json");
+    let folder = tempfile::tempdir().expect("a folder");
+    let prompts = Arc::new(Mutex::new(Vec::new()));
+    let seen = prompts.clone();
+    let url = serve(move |request, stream| {
+        seen.lock().expect("no panic").push(request.body["prompt"].as_str().expect("a text").to_owned());
+        answer(request, stream, 4, 2, Duration::from_millis(1))
+    });
+    let more = ["--json", "--prompt-tokens=uniform:20..200", "--tokenizer", TOKENIZER];
+    let output = load(folder.path(), "a", &url, &more).output().expect("it starts");
+    let record = json(&output);
+    let tokenizer = tokenizers::Tokenizer::from_file(TOKENIZER).expect("a tokenizer");
+    let count = |text: &String| tokenizer.encode(text.as_str(), false).expect("tokens").len() as u64;
+    let prompts = prompts.lock().expect("no panic");
+    assert_eq!(record["load"]["tally"]["tokens"]["planned_prompt"], prompts.iter().map(count).sum::<u64>());
+    let own = record["measures"]["output_tokens_by_tokenizer"].as_u64().expect("counted");
+    assert_eq!(own, count(&" word word word word".to_owned()) * prompts.len() as u64);
+    assert_eq!(record["measures"]["output_tokens_by_usage"], 4 * prompts.len());
+    assert!(record["load"]["settings"]["tokenizer"].as_str().is_some_and(|name| name.starts_with("sha256:")));
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The load generator against servers on loopback whose times are known.
 //!
-//! Tests of the generator's own error need a quiet machine:
-//! `cargo test --release --test load -- --ignored --test-threads 1`.
+//! Tests of the generator's own error need a quiet machine, or a real-time priority on a busy one:
+//! `chrt --rr 10 cargo test --release --test load -- --ignored --test-threads 1`.
 
 #[cfg(unix)]
 mod command;

@@ -1,6 +1,6 @@
 //! Counts of tokens and the time per token, with several tokens in an event.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use candlepower::load::Tokens;
 
@@ -18,7 +18,7 @@ fn counts_are_exact_and_tpot_is_true_with_several_tokens_per_event() {
             let url = serve(move |request, stream| answer(request, stream, 64, per_event, Duration::from_millis(20)));
             let mut run = a_run(&url, 10.0, 0.5);
             let count = |text: &str| text.split_whitespace().count();
-            run.tokens = own.then(|| Tokens { name: "words".into(), count: Arc::new(count) });
+            run.tokens = own.then(|| Tokens::new("words".into(), count));
             let report = report(&run);
             let tokens = &report.tally.tokens;
             assert_eq!((tokens.usage, tokens.chunks), (5 * 64, 5 * 64 / per_event), "{}", report.text());

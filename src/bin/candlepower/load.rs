@@ -3,7 +3,6 @@
 use std::{
     path::{Path, PathBuf},
     process::ExitCode,
-    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -470,7 +469,7 @@ fn tokens(path: &Path) -> Result<Tokens> {
     let tokenizer: tokenizers::Tokenizer =
         content.parse().map_err(|error| anyhow!("{} is not a tokenizer: {error}", path.display()))?;
     let count = move |text: &str| tokenizer.encode_fast(text, false).map_or(0, |encoding| encoding.len());
-    Ok(Tokens { name: format!("sha256:{hash}"), count: Arc::new(count) })
+    Ok(Tokens::new(format!("sha256:{hash}"), count))
 }
 
 /// The state of a run in one line.
