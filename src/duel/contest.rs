@@ -54,7 +54,7 @@ pub struct Rules {
     pub resolve: f64,
     /// Probability with which a duel of a program with itself may find any change.
     pub level: f64,
-    /// Time for all samples together. Each benchmark gets an equal part of what is left.
+    /// Time for loading models and taking samples. Each benchmark gets an equal part of what is left.
     pub budget: Duration,
 }
 
@@ -213,15 +213,15 @@ struct Samples {
 
 impl Contest<'_> {
     fn run(&self, sides: &mut [Process; 2], keepers: &[Keeper; 2]) -> Result<Ended> {
-        for index in 0..2 {
-            if let Answer::Failed(record) = sides[index].prepare(self.id)? {
+        for (index, side) in sides.iter_mut().enumerate() {
+            if let Answer::Failed(record) = side.prepare(self.id)? {
                 return failed(index, record, keepers);
             }
         }
         let started = Instant::now();
         let mut shortest = SAMPLE;
-        for index in 0..2 {
-            match self.warm_up(&mut sides[index])? {
+        for (index, side) in sides.iter_mut().enumerate() {
+            match warm_up(side)? {
                 Answer::Done(time) => shortest = shortest.min(time),
                 Answer::Failed(record) => return failed(index, record, keepers),
             }
@@ -288,21 +288,21 @@ impl Contest<'_> {
     fn unit(&self) -> SampleUnit {
         if scenario::is_in_bytes(record::group(self.id)) { SampleUnit::Bytes } else { SampleUnit::Ms }
     }
+}
 
-    /// Runs the first iterations, which count nowhere, and returns the time of the last.
-    fn warm_up(&self, side: &mut Process) -> Result<Answer<Duration>> {
-        let mut last = Duration::ZERO;
-        for iterations in [1, 3] {
-            match side.sample(iterations, 0)? {
-                Answer::Done(sample) => last = Duration::from_nanos(sample.ns[iterations - 1]),
-                Answer::Failed(record) => return Ok(Answer::Failed(record)),
-            }
-            if last >= SAMPLE {
-                break;
-            }
+/// Runs the first iterations, which count nowhere, and returns the time of the last.
+fn warm_up(side: &mut Process) -> Result<Answer<Duration>> {
+    let mut last = Duration::ZERO;
+    for iterations in [1, 3] {
+        match side.sample(iterations, 0)? {
+            Answer::Done(sample) => last = Duration::from_nanos(sample.ns[iterations - 1]),
+            Answer::Failed(record) => return Ok(Answer::Failed(record)),
         }
-        Ok(Answer::Done(last))
+        if last >= SAMPLE {
+            break;
+        }
     }
+    Ok(Answer::Done(last))
 }
 
 /// Keeps the record of a side that failed.

@@ -29,7 +29,7 @@ pub struct Duel {
     /// Stop a benchmark when the interval of the ratio reaches at most this share below and above its middle
     #[arg(long, value_parser = percent, default_value = "2%")]
     resolve: f64,
-    /// Time for all samples together, such as 90s, 10m or 2h; building is not counted
+    /// Time for measuring all benchmarks, such as 90s, 10m or 2h; building is not counted
     #[arg(long, value_parser = duration, default_value = "10m")]
     budget: Duration,
     /// Probability with which a duel of a program with itself may find any change
