@@ -171,7 +171,15 @@ const FAMILIES: [Family; 6] = [
         title: "Generation",
         takes: |record| matches!(record.measures, Some(Measures::Generation(_))),
         names: &[SCENARIO, MODEL, VARIANT],
-        extra: &[],
+        extra: &[ExtraColumn {
+            place: 15,
+            header: "tok/s / stock",
+            text: |record, all| {
+                let rate = |record| generation(record).map(|measures| measures.tokens_per_s);
+                let ratio = |stock| Some(rate(record)? / rate(stock)?);
+                on_stock(record, all).map_or_else(String::new, |stock| number(ratio(stock)))
+            },
+        }],
         note: None,
     },
 ];
@@ -207,7 +215,9 @@ fn table(family: &Family, records: &[&Record]) -> Option<Table> {
     for record in &measured {
         let doubts = record.conditions.iter().flat_map(|conditions| &conditions.doubts);
         let mut marked = String::new();
-        for note in record.deviates.iter().map(|why| format!("deviates: {why}")).chain(doubts.cloned()) {
+        let deviates = record.deviates.iter().map(|why| format!("deviates: {why}"));
+        let differs = differs_from_stock(record, &measured).then(|| "its tokens differ from those of stock".to_owned());
+        for note in deviates.chain(differs).chain(doubts.cloned()) {
             let number = marks.iter().position(|known| *known == note).unwrap_or_else(|| {
                 marks.push(note);
                 marks.len() - 1
@@ -244,9 +254,10 @@ fn number_columns(family: &Family, records: &[&Record]) -> Vec<(&'static str, Ve
         let cells = values.into_iter().map(|value| cell(&column, value)).collect();
         is_shown.then_some((column.place, column.header, cells))
     });
-    let extra = family.extra.iter().map(|column| {
-        let cells = records.iter().map(|record| (column.text)(record, records)).collect();
-        (column.place, column.header, cells)
+    let extra = family.extra.iter().filter_map(|column| {
+        let cells: Vec<_> = records.iter().map(|record| (column.text)(record, records)).collect();
+        // Ratios to another record appear where there is one.
+        cells.iter().any(|cell| !cell.is_empty()).then_some((column.place, column.header, cells))
     });
     let mut columns: Vec<(u8, &str, Vec<String>)> = measures.chain(extra).collect();
     columns.sort_by_key(|(place, ..)| *place);
@@ -296,6 +307,26 @@ fn training(record: &Record) -> Option<&Training> {
         Some(Measures::Training(measures)) => Some(measures),
         _ => None,
     }
+}
+
+/// The record of engine `stock` beside a record of another engine: the same scenario, model, dtype and device.
+fn on_stock<'a>(record: &Record, all: &[&'a Record]) -> Option<&'a Record> {
+    let same = |of: fn(&Record) -> &String, other: &Record| of(other) == of(record);
+    let is_stock = |other: &&&Record| {
+        other.subject.engine == "stock"
+            && record.subject.engine != "stock"
+            && same(|record| &record.scenario, other)
+            && same(|record| &record.subject.model, other)
+            && same(|record| &record.subject.dtype, other)
+            && same(|record| &record.subject.device, other)
+    };
+    all.iter().find(is_stock).copied()
+}
+
+/// Whether a generation chose other tokens than `stock` did.
+fn differs_from_stock(record: &Record, all: &[&Record]) -> bool {
+    let digest = |record| generation(record).map(|measures| &measures.token_digest);
+    on_stock(record, all).is_some_and(|stock| digest(stock).is_some() && digest(stock) != digest(record))
 }
 
 fn activation_bytes(measures: &Training) -> Option<f64> {
@@ -381,6 +412,24 @@ pub(super) fn number(value: Option<f64>) -> String {
 mod tests {
     use super::*;
     use crate::runner::sandbox;
+
+    #[test]
+    fn engines_stand_side_by_side_with_their_ratio() {
+        let mut records = sandbox::records("run", 1, 1, chrono::Utc::now()).expect("records");
+        let stock = records.find(|record| record.subject.engine == "stock").expect("a generation");
+        let alone = tables([&stock].into_iter()).remove(0).markdown();
+        assert!(!alone.contains("/ stock"), "{alone}");
+        let mut tuned = stock.clone();
+        tuned.subject.engine = "tuned".into();
+        let Some(Measures::Generation(measures)) = &mut tuned.measures else { unreachable!("a generation") };
+        measures.tokens_per_s *= 3.0;
+        let text = tables([&stock, &tuned].into_iter()).remove(0).markdown();
+        assert!(text.contains("tok/s / stock") && text.contains(" 3.00 |") && !text.contains("differ"), "{text}");
+        let Some(Measures::Generation(measures)) = &mut tuned.measures else { unreachable!("a generation") };
+        measures.token_digest = "0".repeat(16);
+        let text = tables([&stock, &tuned].into_iter()).remove(0).markdown();
+        assert!(text.contains("its tokens differ from those of stock"), "{text}");
+    }
 
     #[test]
     fn a_column_of_gpus_appears_only_if_a_record_has_a_value() {
