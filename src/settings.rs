@@ -51,9 +51,11 @@ config! {
         #[serde(with = "crate::device::model_dtype")]
         pub dtype: DType = DeviceChoice::Cpu.default_dtype(),
 
-        /// Implementation that runs the models: stock (candle-transformers as published) or tuned (the decoder of this
-        /// crate)
-        pub engine: Engine = Engine::Stock,
+        /// Implementations that run the models, separated by commas: stock (candle-transformers as published) and tuned
+        /// (the decoder of this crate)
+        #[default = "stock,tuned on embedded models, stock on others"]
+        #[serde(deserialize_with = "engines")]
+        pub engine: Vec<Engine> = Engine::ALL.to_vec(),
 
         /// Number of scenarios: quick, standard or full
         #[default = "full on mini models, quick on others"]
@@ -153,6 +155,12 @@ impl Settings {
         Ok(Self { run, sources, ..settings })
     }
 
+    /// The engines for a model: as set, or by default all for the embedded models and `stock` for the others.
+    pub fn engines_for(&self, model: &ModelSpec) -> Vec<Engine> {
+        let is_default = self.sources.get("engine").is_none_or(|setting| setting.from == "default");
+        if is_default && !model.is_mini() { vec![Engine::Stock] } else { self.engine.clone() }
+    }
+
     /// The tier for a model: as set, or by default full for the embedded models and quick for the others.
     pub fn tier_for(&self, model: &ModelSpec) -> Tier {
         self.tier.unwrap_or(if model.is_mini() { Tier::Full } else { Tier::Quick })
@@ -193,18 +201,27 @@ pub(crate) fn cargo_target_of(checkout: &Path) -> PathBuf {
     }
 }
 
-/// Reads at least one model. Repetitions are removed.
 fn models<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<ModelSpec>, D::Error> {
-    let mut models = Vec::new();
-    for model in Vec::deserialize(deserializer)? {
-        if !models.contains(&model) {
-            models.push(model);
+    distinct(deserializer, "at least one model is needed")
+}
+
+fn engines<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Engine>, D::Error> {
+    distinct(deserializer, "at least one engine is needed")
+}
+
+/// Reads at least one item. Repetitions are removed.
+fn distinct<'de, T, D>(deserializer: D, none: &str) -> Result<Vec<T>, D::Error>
+where
+    T: Deserialize<'de> + PartialEq,
+    D: Deserializer<'de>,
+{
+    let mut items = Vec::new();
+    for item in Vec::deserialize(deserializer)? {
+        if !items.contains(&item) {
+            items.push(item);
         }
     }
-    if models.is_empty() {
-        return Err(D::Error::custom("at least one model is needed"));
-    }
-    Ok(models)
+    if items.is_empty() { Err(D::Error::custom(none)) } else { Ok(items) }
 }
 
 fn folder<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Error> {
@@ -268,6 +285,18 @@ mod tests {
         let settings = Settings::resolve(&[("seed", "9".into())], environment, Some("seed = 7"), Path::new("target"));
         let settings = settings.expect("good settings");
         assert_eq!((settings.seed, settings.sources["seed"].from.as_str()), (9, "command line"));
+    }
+
+    #[test]
+    fn embedded_models_run_on_every_engine_unless_one_is_given() {
+        let (mini, large) = (ModelSpec::Mini("llama-mini"), ModelSpec::Synthetic("qwen3-1.7b"));
+        let settings = resolve(&[], None).expect("defaults");
+        assert_eq!(settings.engines_for(&mini), Engine::ALL);
+        assert_eq!(settings.engines_for(&large), [Engine::Stock]);
+        let settings = resolve(&[("CANDLEPOWER_ENGINE", "tuned, stock,tuned")], None).expect("engines");
+        assert_eq!(settings.engines_for(&large), [Engine::Tuned, Engine::Stock]);
+        assert_eq!(settings.engines_for(&mini), settings.engines_for(&large));
+        assert!(resolve(&[("CANDLEPOWER_ENGINE", "")], None).is_err());
     }
 
     #[test]

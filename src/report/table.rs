@@ -201,7 +201,13 @@ const FAMILIES: [Family; 7] = [
         is_split: false,
         takes: |record| matches!(record.measures, Some(Measures::Generation(_))),
         names: &[SCENARIO, MODEL, VARIANT],
-        extra: &[result(15, VERSUS_BEST, |record, all| versus_best(record, all, generation_rate))],
+        extra: &[
+            result(15, "tok/s / stock", |record, all| {
+                let ratio = |stock| Some(generation_rate(record)? / generation_rate(stock)?);
+                on_stock(record, all).map_or_else(String::new, |stock| number(ratio(stock)))
+            }),
+            result(15, VERSUS_BEST, |record, all| versus_best(record, all, generation_rate)),
+        ],
         note: None,
     },
 ];
@@ -274,7 +280,7 @@ fn table(family: &Family, records: &[&Record], marks: &mut Vec<String>) -> Table
     let mut used = BTreeSet::new();
     let marked = names.iter().position(|column| column.header == MODEL_HEADER).unwrap_or(0);
     for (record, cell) in measured.iter().zip(&mut names[marked].cells) {
-        for number in marks_of(record, marks) {
+        for number in marks_of(record, &measured, marks) {
             let _ = write!(cell, " [{}]", number + 1);
             used.insert(number);
         }
@@ -314,7 +320,7 @@ fn table(family: &Family, records: &[&Record], marks: &mut Vec<String>) -> Table
 }
 
 /// Indices of the record's reasons to doubt among all marks, to which new ones are added.
-fn marks_of(record: &Record, marks: &mut Vec<String>) -> Vec<usize> {
+fn marks_of(record: &Record, all: &[&Record], marks: &mut Vec<String>) -> Vec<usize> {
     let doubts = record.conditions.iter().flat_map(|conditions| &conditions.doubts);
     let mut number = |note: String| {
         marks.iter().position(|known| *known == note).unwrap_or_else(|| {
@@ -322,7 +328,9 @@ fn marks_of(record: &Record, marks: &mut Vec<String>) -> Vec<usize> {
             marks.len() - 1
         })
     };
-    record.deviates.iter().map(|why| format!("deviates: {why}")).chain(doubts.cloned()).map(&mut number).collect()
+    let deviates = record.deviates.iter().map(|why| format!("deviates: {why}"));
+    let differs = differs_from_stock(record, all).then(|| "its tokens differ from those of stock".to_owned());
+    deviates.chain(differs).chain(doubts.cloned()).map(&mut number).collect()
 }
 
 /// The columns of numbers, in the order of their places. A column without any value is left out if its measure does not
@@ -389,6 +397,26 @@ fn training(record: &Record) -> Option<&Training> {
         Some(Measures::Training(measures)) => Some(measures),
         _ => None,
     }
+}
+
+/// The record of engine `stock` beside a record of another engine: the same scenario, model, dtype and device.
+fn on_stock<'a>(record: &Record, all: &[&'a Record]) -> Option<&'a Record> {
+    let same = |of: fn(&Record) -> &String, other: &Record| of(other) == of(record);
+    let is_stock = |other: &&&Record| {
+        other.subject.engine == "stock"
+            && record.subject.engine != "stock"
+            && same(|record| &record.scenario, other)
+            && same(|record| &record.subject.model, other)
+            && same(|record| &record.subject.dtype, other)
+            && same(|record| &record.subject.device, other)
+    };
+    all.iter().find(is_stock).copied()
+}
+
+/// Whether a generation chose other tokens than `stock` did.
+fn differs_from_stock(record: &Record, all: &[&Record]) -> bool {
+    let digest = |record| generation(record).map(|measures| &measures.token_digest);
+    on_stock(record, all).is_some_and(|stock| digest(stock).is_some() && digest(stock) != digest(record))
 }
 
 fn activation_bytes(measures: &Training) -> Option<f64> {
@@ -485,6 +513,24 @@ pub(super) fn number(value: Option<f64>) -> String {
 mod tests {
     use super::*;
     use crate::runner::sandbox;
+
+    #[test]
+    fn engines_stand_side_by_side_with_their_ratio() {
+        let mut records = sandbox::records("run", 1, 1, chrono::Utc::now()).expect("records");
+        let stock = records.find(|record| record.subject.engine == "stock").expect("a generation");
+        let alone = tables([&stock].into_iter()).remove(0).markdown();
+        assert!(!alone.contains("/ stock"), "{alone}");
+        let mut tuned = stock.clone();
+        tuned.subject.engine = "tuned".into();
+        let Some(Measures::Generation(measures)) = &mut tuned.measures else { unreachable!("a generation") };
+        measures.tokens_per_s *= 3.0;
+        let text = tables([&stock, &tuned].into_iter()).remove(0).markdown();
+        assert!(text.contains("tok/s / stock") && text.contains(" 3.00 |") && !text.contains("differ"), "{text}");
+        let Some(Measures::Generation(measures)) = &mut tuned.measures else { unreachable!("a generation") };
+        measures.token_digest = "0".repeat(16);
+        let text = tables([&stock, &tuned].into_iter()).remove(0).markdown();
+        assert!(text.contains("its tokens differ from those of stock"), "{text}");
+    }
 
     #[test]
     fn a_column_of_gpus_appears_only_if_a_record_has_a_value() {

@@ -31,10 +31,10 @@ pub struct Candidate {
 }
 
 impl Candidate {
-    /// Returns the models that the settings name.
+    /// Returns the models that the settings name, each on its engines.
     pub fn from_settings(settings: &Settings) -> Vec<Self> {
-        let Settings { engine, dtype, device, seed, .. } = *settings;
-        let candidate = |spec: &ModelSpec| {
+        let Settings { dtype, device, seed, .. } = *settings;
+        let candidate = |spec: &ModelSpec, engine: Engine| {
             let spec = spec.clone();
             Self {
                 about: about(&spec.slug(), &engine.to_string(), settings, &spec.to_string(), spec.is_synthetic()),
@@ -42,7 +42,8 @@ impl Candidate {
                 load: Box::new(move || model::load(&spec, engine, dtype, device, seed)),
             }
         };
-        settings.models.iter().map(candidate).collect()
+        let on_engines = |spec| settings.engines_for(spec).into_iter().map(move |engine| candidate(spec, engine));
+        settings.models.iter().flat_map(on_engines).collect()
     }
 
     /// Returns the mixtures of experts that `moe_top_k` compares, and their dense twins.

@@ -83,14 +83,21 @@ impl Run {
             "--warmup and --trials: their sum is too large to count"
         );
         let [spec] = settings.models.as_slice() else { bail!("--model={}: name one model", self.model) };
+        let engine = match settings.engines_for(spec)[..] {
+            [engine] => engine,
+            // By default, an embedded model has several.
+            [engine, ..] if settings.sources["engine"].from == "default" => engine,
+            _ => bail!("--engine={}: name one engine", settings.sources["engine"].value),
+        };
         let session = Session::new(settings.clone())?;
         // The limits are measured before the model is loaded, because measuring them takes memory too.
         measure::limits(session.device())?;
         let bytes_beside = memory::current_bytes(session.device());
-        let loaded = model::load(spec, settings.engine, settings.dtype, settings.device, settings.seed)?;
+        let loaded = model::load(spec, engine, settings.dtype, settings.device, settings.seed)?;
         let prompt = self.prompt_ids(&loaded, settings.seed)?;
         let stop = if self.stop_at_eos { loaded.eos_token_ids.clone() } else { Vec::new() };
         let request = Request { new_tokens: self.max_new_tokens, sampling, seed: settings.seed, stop };
+        // An engine that is not given is the first of the candidates.
         let mut candidate = Candidate::from_settings(&settings).remove(0);
         candidate.learn(&loaded);
 

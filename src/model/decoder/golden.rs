@@ -11,7 +11,7 @@ use crate::{
         CausalLm, Engine,
         checkpoint::read_json,
         config::{ExpertLayout, ModelConfig},
-        golden::{Fixture, TOLERANCE, at_device, device, difference, fixtures, incrementally, numbers},
+        golden::{BF16_TOLERANCE, Fixture, TOLERANCE, at_device, device, difference, fixtures, incrementally, numbers},
         open,
     },
 };
@@ -211,14 +211,9 @@ fn sixteen_bit_dtypes_stay_close() {
     }
 }
 
-/// Largest relative error of PyTorch's bf16 logits on the fixtures of `generation`, after the last token of a prompt (norm of the
-/// difference from f32 over the norm).
-const PYTORCH_BF16: f32 = 0.016;
-
-/// In bf16, logits are as close to the f32 reference as PyTorch's, in every instruction set. In f16, which has three more bits,
-/// they are closer.
+/// In every instruction set, the errors of bf16 and f16 logits are below the bound for `stock`, which follows from PyTorch's error.
 #[test]
-fn half_precisions_are_as_close_as_those_of_pytorch() {
+fn half_precisions_are_close_on_a_cpu() {
     let mut worst = [0f32; 2];
     for fixture in fixtures("generation") {
         for set in Instructions::ALL {
@@ -234,7 +229,7 @@ fn half_precisions_are_as_close_as_those_of_pytorch() {
                     let expected = fixture.logits(prompt, prompt.ids.len() - 1);
                     let error: f32 = logits.iter().zip(&expected).map(|(a, b)| (a - b).powi(2)).sum();
                     let relative = (error / expected.iter().map(|logit| logit.powi(2)).sum::<f32>()).sqrt();
-                    let most = [PYTORCH_BF16, PYTORCH_BF16 / 4.0][which];
+                    let most = [BF16_TOLERANCE, BF16_TOLERANCE / 4.0][which];
                     assert!(relative <= most, "{}, {}, {set}: {relative} off", fixture.name, prompt.name);
                     worst[which] = worst[which].max(relative);
                 }
