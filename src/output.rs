@@ -37,6 +37,12 @@ pub fn report(line: impl Display) {
     write(io::stderr().lock(), &text::lines(&format!("{line}\n")));
 }
 
+/// Standard output for a protocol, whose writer ends with the error if the other side has gone.
+#[cfg(feature = "cli")]
+pub(crate) fn protocol() -> impl Write {
+    io::stdout().lock()
+}
+
 /// The reason that output was lost. A pipe that its reader closed is not a failure.
 pub fn failure() -> Option<&'static io::Error> {
     FAILURE.get()

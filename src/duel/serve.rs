@@ -1,7 +1,7 @@
 //! The process of a side: it keeps models loaded and takes samples on request.
 
 use std::{
-    io::{self, BufReader, Write},
+    io::{self, BufReader},
     process,
     sync::mpsc,
     thread,
@@ -13,6 +13,7 @@ use super::protocol::{self, Listed, Reply, Request, Sample, VERSION};
 use crate::{
     error::{caught, explained},
     measure::memory,
+    output,
     record::Record,
     runner::{Catalogue, Session, let_waiting_threads_sleep},
     settings::Settings,
@@ -31,7 +32,7 @@ pub fn serve(target: Option<&str>) -> Result<()> {
     }
     let session = Session::new(Settings::load(&[])?)?;
     let mut server = Server { catalogue: Catalogue::new(&session)?, session, running: None };
-    let mut output = io::stdout().lock();
+    let mut output = output::protocol();
     protocol::write(&mut output, &Reply::Hello { protocol: VERSION, candlepower: env!("CARGO_PKG_VERSION").into() })?;
     for request in requests() {
         let reply = match request.and_then(|request| server.answer(request)) {
@@ -51,11 +52,7 @@ fn requests() -> mpsc::Receiver<Result<Request>> {
         let mut input = BufReader::new(io::stdin());
         loop {
             let request = protocol::read(&mut input).transpose();
-            let Some(request) = request else {
-                // A message about it may find standard error closed.
-                let _ = io::stderr().flush();
-                process::exit(0);
-            };
+            let Some(request) = request else { process::exit(0) };
             if sender.send(request).is_err() {
                 return;
             }
