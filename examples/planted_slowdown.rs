@@ -60,7 +60,7 @@ impl CausalLm for Slowed {
 fn main() -> ExitCode {
     runner::main(|suite| {
         let settings = suite.settings().clone();
-        let (engine, device, seed) = (settings.engine, settings.device, settings.seed);
+        let (engine, device, seed) = (settings.engine[0], settings.device, settings.seed);
         let candidate = Candidate::own("planted", suite.settings(), move |dtype, _| {
             let spec = settings.models.first().context("a model is needed")?;
             let model = model::load(spec, engine, dtype, device, seed)?.model;

@@ -31,6 +31,9 @@ pub const PREFIX: &str = "CANDLEPOWER_";
 /// Names the run that records are appended to. It starts with [`PREFIX`], but is not a setting.
 const RUN: &str = "CANDLEPOWER_RUN";
 
+/// Lets a disturbed run become a reference. It starts with [`PREFIX`], but is not a setting: it is meant for one run.
+pub const EVEN_IF_DISTURBED: &str = "CANDLEPOWER_EVEN_IF_DISTURBED";
+
 /// Names the folder of the golden tests' files. It starts with [`PREFIX`], but is not a setting.
 const FIXTURES: &str = "CANDLEPOWER_FIXTURES";
 
@@ -50,9 +53,10 @@ config! {
         #[serde(with = "crate::device::model_dtype")]
         pub dtype: DType = DeviceChoice::Cpu.default_dtype(),
 
-        /// Implementation that runs the models: stock (candle-transformers as published) or tuned (the decoder of this
-        /// crate)
-        pub engine: Engine = Engine::Stock,
+        /// Implementations that run the models, separated by commas: stock (candle-transformers as published) or tuned (the
+        /// decoder of this crate)
+        #[serde(deserialize_with = "engines")]
+        pub engine: Vec<Engine> = vec![Engine::Stock],
 
         /// Number of scenarios: quick, standard or full
         #[default = "full on mini models, quick on others"]
@@ -65,6 +69,9 @@ config! {
         #[default = "0"]
         #[serde(deserialize_with = "from_0_to_10")]
         pub skew: f64 = 0.0,
+
+        /// Measure benchmarks that are compared in turns: true or false
+        pub pairing: bool = true,
 
         /// Folder of the records
         #[default = "target/candlepower"]
@@ -79,6 +86,8 @@ config! {
     and {
         /// The run that records are appended to; `None` starts a new one.
         pub run: Option<String>,
+        /// True if a disturbed run may become a reference.
+        pub even_if_disturbed: bool,
         /// For each key, its value as written and the name of its source.
         pub sources: BTreeMap<String, Setting>,
     }
@@ -106,11 +115,14 @@ impl Settings {
         file: Option<&str>,
         target: &Path,
     ) -> Result<Self> {
-        let mut run = None;
+        let (mut run, mut even_if_disturbed) = (None, false);
         let mut variables = Vec::new();
         for (variable, value) in environment {
             match variable.strip_prefix(PREFIX) {
                 Some(_) if variable == RUN => run = Some(value),
+                Some(_) if variable == EVEN_IF_DISTURBED => {
+                    even_if_disturbed = !["", "0", "false"].contains(&value.as_str())
+                }
                 Some(key) if variable != FIXTURES => variables.push((key.to_owned(), value)),
                 _ => {}
             }
@@ -140,7 +152,7 @@ impl Settings {
                 setting.value = value;
             }
         }
-        Ok(Self { run, sources, ..settings })
+        Ok(Self { run, even_if_disturbed, sources, ..settings })
     }
 
     /// The tier for a model: as set, or by default full for the embedded models and quick for the others.
@@ -162,18 +174,29 @@ fn lossy(text: OsString) -> String {
     text.to_string_lossy().into_owned()
 }
 
-/// Reads at least one model. Repetitions are removed.
 fn models<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<ModelSpec>, D::Error> {
-    let mut models = Vec::new();
-    for model in Vec::deserialize(deserializer)? {
-        if !models.contains(&model) {
-            models.push(model);
+    distinct(deserializer, "at least one model is needed")
+}
+
+fn engines<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Engine>, D::Error> {
+    distinct(deserializer, "at least one engine is needed")
+}
+
+/// Reads a list and removes repetitions. An empty list is an error.
+fn distinct<'de, T: Deserialize<'de> + PartialEq, D: Deserializer<'de>>(
+    deserializer: D,
+    empty: &str,
+) -> Result<Vec<T>, D::Error> {
+    let mut items = Vec::new();
+    for item in Vec::deserialize(deserializer)? {
+        if !items.contains(&item) {
+            items.push(item);
         }
     }
-    if models.is_empty() {
-        return Err(D::Error::custom("at least one model is needed"));
+    if items.is_empty() {
+        return Err(D::Error::custom(empty));
     }
-    Ok(models)
+    Ok(items)
 }
 
 fn folder<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Error> {

@@ -15,6 +15,6 @@ pub mod statistics;
 mod token_time;
 
 pub use allocator::CountingAllocator;
-pub use limits::limits;
+pub use limits::{Gauge, Reading, limits};
 pub use peak_bytes::PeakBytes;
 pub use token_time::TokenTime;

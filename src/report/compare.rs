@@ -122,6 +122,10 @@ impl Side {
                 ("profile", record.software.profile.clone()),
                 ("commit", record.software.commit.clone().unwrap_or_default()),
             ]);
+            if let Some(crates) = &record.software.candle_crates {
+                let list: Vec<String> = crates.iter().map(|(name, version)| format!("{name} {version}")).collect();
+                side.setting.insert("Candle's crates", list.join(", "));
+            }
         }
         side
     }

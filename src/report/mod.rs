@@ -19,6 +19,7 @@ mod html;
 pub mod joined;
 #[cfg(feature = "cli")]
 mod plot;
+mod ratios;
 mod statistics;
 #[cfg(feature = "cli")]
 pub mod sweep;
@@ -32,5 +33,6 @@ mod write;
 
 #[cfg(feature = "cli")]
 pub use plot::loss_curve;
+pub use ratios::disturbance;
 #[cfg(feature = "cli")]
 pub use write::{LOG, write, zip};

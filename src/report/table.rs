@@ -4,12 +4,15 @@
 
 use std::fmt::Write;
 
+use super::ratios::{self, Limit};
 use crate::{
     record::{
         Generation, MeasureUnit, Measures, Record, Status, Training,
         measures::{Missing, TableColumn, TableKey, table_columns},
     },
-    scenario::{CHECKPOINT_MEMORY, MOE_TOP_K, PSANN_THROUGHPUT, SWEEP, TRAINING_SWEEP, dense_name},
+    scenario::{
+        CHECKPOINT_MEMORY, Counterpart, GENERATION, MOE_TOP_K, PSANN_THROUGHPUT, SWEEP, TRAINING_SWEEP, dense_name,
+    },
     text,
 };
 
@@ -58,7 +61,7 @@ struct ExtraColumn {
     /// Orders the column among those of measures.
     place: u8,
     header: &'static str,
-    /// Text for a record, given all measured records of the table.
+    /// Text for a record, given all measured records of the table. A column whose texts are all empty is left out.
     text: fn(&Record, &[&Record]) -> String,
 }
 
@@ -74,6 +77,25 @@ const PARAMETERS: ExtraColumn = ExtraColumn {
     text: |record, _| number(record.subject.parameters.map(|count| count as f64 / 1e6)),
 };
 
+/// Headers of the columns of paired ratios.
+const RATIOS: [&str; 5] = [ACTIVE_TWIN, TOTAL_TWIN, TIME_OF_PLAIN, TIME_OF_SCENARIO, TIME_OF_STOCK];
+const TIME_OF_PLAIN: &str = "time / plain";
+const TIME_OF_SCENARIO: &str = "time / medium";
+const TIME_OF_STOCK: &str = "time / stock";
+
+const fn of_best(place: u8, limit: Limit) -> ExtraColumn {
+    match limit {
+        Limit::Read => {
+            ExtraColumn { place, header: "MBU of best", text: |record, all| ratios::of_best(record, all, Limit::Read) }
+        }
+        Limit::Matrix => ExtraColumn {
+            place,
+            header: "MFU of best",
+            text: |record, all| ratios::of_best(record, all, Limit::Matrix),
+        },
+    }
+}
+
 const FAMILIES: [Family; 6] = [
     Family {
         key: TableKey::MixturePrefill,
@@ -84,13 +106,14 @@ const FAMILIES: [Family; 6] = [
             ExtraColumn {
                 place: 20,
                 header: ACTIVE_TWIN,
-                text: |record, all| twin_ratio(record, all, Twin::Active, prefill_rate),
+                text: |record, all| twin_ratio(record, all, Counterpart::ActiveTwin, prefill_rate),
             },
             ExtraColumn {
                 place: 30,
                 header: TOTAL_TWIN,
-                text: |record, all| twin_ratio(record, all, Twin::Total, prefill_rate),
+                text: |record, all| twin_ratio(record, all, Counterpart::TotalTwin, prefill_rate),
             },
+            of_best(41, Limit::Matrix),
             PARAMETERS,
         ],
         note: Some(TWINS),
@@ -104,13 +127,14 @@ const FAMILIES: [Family; 6] = [
             ExtraColumn {
                 place: 20,
                 header: ACTIVE_TWIN,
-                text: |record, all| twin_ratio(record, all, Twin::Active, decode_rate),
+                text: |record, all| twin_ratio(record, all, Counterpart::ActiveTwin, decode_rate),
             },
             ExtraColumn {
                 place: 30,
                 header: TOTAL_TWIN,
-                text: |record, all| twin_ratio(record, all, Twin::Total, decode_rate),
+                text: |record, all| twin_ratio(record, all, Counterpart::TotalTwin, decode_rate),
             },
+            of_best(41, Limit::Read),
             PARAMETERS,
         ],
         note: Some(TWINS),
@@ -125,7 +149,7 @@ const FAMILIES: [Family; 6] = [
             NameColumn { header: MODEL_HEADER, text: |record| record.subject.architecture_and_sizes().1.to_owned() },
             VARIANT,
         ],
-        extra: &[PARAMETERS],
+        extra: &[of_best(51, Limit::Matrix), PARAMETERS],
         note: Some("A sample is one window of the series."),
     },
     Family {
@@ -142,12 +166,17 @@ const FAMILIES: [Family; 6] = [
             ExtraColumn {
                 place: 40,
                 header: "activations / plain",
-                text: |record, all| plain_ratio(record, all, activation_bytes),
+                text: |record, all| {
+                    plain_ratio(record, all, activation_bytes).map_or(String::new(), |ratio| number(Some(ratio)))
+                },
             },
             ExtraColumn {
                 place: 70,
-                header: "time / plain",
-                text: |record, all| plain_ratio(record, all, |measures| Some(measures.step_p50_ms)),
+                header: TIME_OF_PLAIN,
+                text: |record, all| {
+                    let of_medians = plain_ratio(record, all, |measures| Some(measures.step_p50_ms));
+                    ratios::cell(record, Counterpart::Plain, of_medians)
+                },
             },
         ],
         note: Some(
@@ -163,7 +192,7 @@ const FAMILIES: [Family; 6] = [
             groups.into_iter().any(|group| group.key == record.scenario)
         },
         names: &[SCENARIO, MODEL, VARIANT],
-        extra: &[ExtraColumn { place: 80, ..PARAMETERS }],
+        extra: &[of_best(51, Limit::Matrix), ExtraColumn { place: 80, ..PARAMETERS }],
         note: Some("Tokens are random. The loss shows that a step trains, but the model learns nothing useful."),
     },
     Family {
@@ -171,7 +200,30 @@ const FAMILIES: [Family; 6] = [
         title: "Generation",
         takes: |record| matches!(record.measures, Some(Measures::Generation(_))),
         names: &[SCENARIO, MODEL, VARIANT],
-        extra: &[],
+        extra: &[
+            ExtraColumn {
+                place: 55,
+                header: TIME_OF_SCENARIO,
+                text: |record, all| {
+                    let against = GENERATION.iter().find(|scenario| scenario.key == record.scenario);
+                    let other = against.and_then(|scenario| scenario.against);
+                    let of_medians =
+                        other.and_then(|other| ratios::of_medians(record, all, other, &record.subject.engine));
+                    ratios::cell(record, Counterpart::Scenario, of_medians)
+                },
+            },
+            ExtraColumn {
+                place: 56,
+                header: TIME_OF_STOCK,
+                text: |record, all| {
+                    let is_stock = record.subject.engine == "stock";
+                    let of_medians = ratios::of_medians(record, all, &record.scenario, "stock").filter(|_| !is_stock);
+                    ratios::cell(record, Counterpart::Stock, of_medians)
+                },
+            },
+            of_best(61, Limit::Read),
+            of_best(81, Limit::Matrix),
+        ],
         note: None,
     },
 ];
@@ -207,7 +259,10 @@ fn table(family: &Family, records: &[&Record]) -> Option<Table> {
     for record in &measured {
         let doubts = record.conditions.iter().flat_map(|conditions| &conditions.doubts);
         let mut marked = String::new();
-        for note in record.deviates.iter().map(|why| format!("deviates: {why}")).chain(doubts.cloned()) {
+        let exceeded = record.limits.iter().flat_map(|limits| &limits.exceeded);
+        let deviates = record.deviates.iter().map(|why| format!("deviates: {why}"));
+        let held_back = ratios::held_back(record).into_iter();
+        for note in deviates.chain(doubts.cloned()).chain(exceeded.cloned()).chain(held_back) {
             let number = marks.iter().position(|known| *known == note).unwrap_or_else(|| {
                 marks.push(note);
                 marks.len() - 1
@@ -218,7 +273,12 @@ fn table(family: &Family, records: &[&Record]) -> Option<Table> {
             |column: &NameColumn| (column.text)(record) + if column.header == MODEL_HEADER { &marked } else { "" };
         rows.push(family.names.iter().map(name).collect());
     }
-    for (header, cells) in number_columns(family, &measured) {
+    let columns = number_columns(family, &measured);
+    let headers: Vec<&str> = columns.iter().map(|(header, _)| *header).collect();
+    let ratio_cells = columns.iter().filter(|(header, _)| RATIOS.contains(header)).flat_map(|(_, cells)| cells.clone());
+    let about_ratios = ratios::note(&measured, ratio_cells);
+    let about_shares = ratios::divisors(&measured, &headers);
+    for (header, cells) in columns {
         for (row, cell) in rows.iter_mut().zip([header.to_owned()].into_iter().chain(cells)) {
             row.push(cell);
         }
@@ -229,6 +289,7 @@ fn table(family: &Family, records: &[&Record]) -> Option<Table> {
         notes.push("Weights are synthetic: seeded, not trained.".into());
     }
     notes.extend(family.note.map(str::to_owned));
+    notes.extend(about_ratios.into_iter().chain(about_shares));
     notes.extend(marks.iter().enumerate().map(|(number, mark)| format!("[{}] {mark}", number + 1)));
     let reason = |record: &&Record| format!("{}: failed: {}", record.id, record.reason.as_deref().unwrap_or_default());
     notes.extend(failed.iter().map(reason));
@@ -244,9 +305,10 @@ fn number_columns(family: &Family, records: &[&Record]) -> Vec<(&'static str, Ve
         let cells = values.into_iter().map(|value| cell(&column, value)).collect();
         is_shown.then_some((column.place, column.header, cells))
     });
-    let extra = family.extra.iter().map(|column| {
-        let cells = records.iter().map(|record| (column.text)(record, records)).collect();
-        (column.place, column.header, cells)
+    let extra = family.extra.iter().filter_map(|column| {
+        let cells: Vec<String> = records.iter().map(|record| (column.text)(record, records)).collect();
+        let is_shown = cells.iter().any(|cell| !cell.is_empty());
+        is_shown.then_some((column.place, column.header, cells))
     });
     let mut columns: Vec<(u8, &str, Vec<String>)> = measures.chain(extra).collect();
     columns.sort_by_key(|(place, ..)| *place);
@@ -303,20 +365,12 @@ fn activation_bytes(measures: &Training) -> Option<f64> {
 }
 
 /// Quotient of a model with gradient checkpointing and the same model without. Empty for a model without.
-fn plain_ratio(record: &Record, all: &[&Record], of: fn(&Training) -> Option<f64>) -> String {
-    let Some(name) = record.subject.model.strip_suffix("-checkpointed") else { return String::new() };
+fn plain_ratio(record: &Record, all: &[&Record], of: fn(&Training) -> Option<f64>) -> Option<f64> {
+    let name = record.subject.model.strip_suffix("-checkpointed")?;
     let is_plain = |other: &&&Record| {
         other.subject.model == name && other.scenario == record.scenario && variant(other) == variant(record)
     };
-    let Some(plain) = all.iter().find(is_plain).and_then(|plain| training(plain)) else { return String::new() };
-    number(training(record).and_then(|kept| Some(of(kept)? / of(plain)?)))
-}
-
-/// The dense twin of a mixture: as wide as the experts of a token, or as all experts.
-#[derive(Clone, Copy)]
-enum Twin {
-    Active,
-    Total,
+    Some(of(training(record)?)? / of(training(all.iter().find(is_plain)?)?)?)
 }
 
 fn prefill_rate(measures: &Generation) -> Option<f64> {
@@ -328,18 +382,21 @@ fn decode_rate(measures: &Generation) -> Option<f64> {
 }
 
 /// Time of a mixture divided by that of its twin. Empty for a dense model.
-fn twin_ratio(record: &Record, all: &[&Record], twin: Twin, rate: fn(&Generation) -> Option<f64>) -> String {
-    let Some((measures, routing)) =
-        generation(record).and_then(|measures| Some((measures, measures.routing.as_ref()?)))
-    else {
-        return String::new();
+fn twin_ratio(
+    record: &Record,
+    all: &[&Record],
+    counterpart: Counterpart,
+    rate: fn(&Generation) -> Option<f64>,
+) -> String {
+    let of_medians = || {
+        let measures = generation(record)?;
+        let routing = measures.routing.as_ref()?;
+        let is_active = counterpart == Counterpart::ActiveTwin;
+        let name = dense_name(if is_active { routing.top_k } else { routing.num_experts });
+        let twin = all.iter().find(|other| other.subject.model == name && variant(other) == variant(record))?;
+        Some(rate(generation(twin)?)? / rate(measures)?)
     };
-    let name = dense_name(match twin {
-        Twin::Active => routing.top_k,
-        Twin::Total => routing.num_experts,
-    });
-    let twin = all.iter().find(|other| other.subject.model == name && variant(other) == variant(record));
-    number(twin.and_then(|twin| Some(rate(generation(twin)?)? / rate(measures)?)))
+    ratios::cell(record, counterpart, of_medians())
 }
 
 /// An aligned Markdown table. The first row is the header. The first `left` columns are left-aligned, the others

@@ -117,7 +117,7 @@ fn readme(title: &str, joined: &Joined, first: &Row) -> String {
     if let Some(limits) = &first.record.limits {
         let _ = writeln!(
             text,
-            "Limits measured in the process: memory is read at {:.1} GB/s, matrices are multiplied at {:.0} GFLOP/s in {}.\n",
+            "Limits around the first benchmark: memory is read at {:.1} GB/s, matrices are multiplied at {:.0} GFLOP/s in {}. The notes below the tables give those of the others.\n",
             limits.read_bytes_per_s / 1e9,
             limits.matrix_flops_per_s / 1e9,
             limits.matrix_dtype

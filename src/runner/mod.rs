@@ -2,15 +2,19 @@
 //!
 //! `criterion` runs the groups of a bench target and is the only caller of Criterion. `plain` runs the same workloads in
 //! a loop, for the command. Both use `session`, which holds the state that all records of a process share, and `pool`,
-//! which loads models. `sandbox` makes marked records without measuring.
+//! which loads models. `turns` takes the samples of benchmarks that are compared alternately. `observe` reads the machine's limits
+//! and load around samples. `sandbox` makes marked records without measuring.
 
 mod criterion;
+mod observe;
 mod plain;
 mod pool;
 pub mod sandbox;
 mod session;
+mod turns;
 
 pub use criterion::{Suite, bytes, main};
+pub use observe::Surroundings;
 pub use plain::{Progress, Shard, generate, repeat, sweep};
 pub use pool::Candidate;
 pub use session::{Session, let_waiting_threads_sleep, set_threads};

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, str::FromStr};
 
 use anyhow::{Result, bail};
 
-use super::{Session, caught};
+use super::{Session, Surroundings, caught};
 use crate::{
     record::{self, BenchmarkId, Record},
     scenario::{Phase, SWEEP},
@@ -18,32 +18,46 @@ use crate::{
 ///
 /// # Errors
 /// See [`Workload::iterate`].
-pub fn repeat(mut workload: Box<dyn Workload>, warm_ups: usize, trials: usize) -> Result<Outcome> {
-    iterate(workload.as_mut(), warm_ups, trials)?;
-    Ok(workload.finish(&vec![1; trials]))
+pub fn repeat(
+    session: &Session,
+    mut workload: Box<dyn Workload>,
+    warm_ups: usize,
+    trials: usize,
+) -> Result<(Outcome, Surroundings)> {
+    let around = iterate(session, workload.as_mut(), warm_ups, trials)?;
+    Ok((workload.finish(&vec![1; trials], &around.limits), around))
 }
 
 /// Runs generations as [`repeat`] does. Also returns the token ids of the last generation.
 ///
 /// # Errors
 /// Returns an error if a generation fails or the generations differ.
-pub fn generate(mut workload: GenerationWorkload, warm_ups: usize, trials: usize) -> Result<(Outcome, Vec<u32>)> {
-    iterate(&mut workload, warm_ups, trials)?;
+pub fn generate(
+    session: &Session,
+    mut workload: GenerationWorkload,
+    warm_ups: usize,
+    trials: usize,
+) -> Result<(Outcome, Surroundings, Vec<u32>)> {
+    let around = iterate(session, &mut workload, warm_ups, trials)?;
     let tokens = workload.tokens().to_vec();
-    let mut outcome = Box::new(workload).finish(&vec![1; trials]);
+    let mut outcome = Box::new(workload).finish(&vec![1; trials], &around.limits);
     outcome.measured = Ok(outcome.measured?);
-    Ok((outcome, tokens))
+    Ok((outcome, around, tokens))
 }
 
 /// The sum of both counts may exceed `usize`, so the loops are separate.
-fn iterate(workload: &mut dyn Workload, warm_ups: usize, trials: usize) -> Result<()> {
+fn iterate(session: &Session, workload: &mut dyn Workload, warm_ups: usize, trials: usize) -> Result<Surroundings> {
     for _ in 0..warm_ups {
         workload.iterate()?;
     }
+    let mut observation = session.observe()?;
+    let mut windows = Vec::new();
     for _ in 0..trials {
-        workload.iterate()?;
+        let (taken, window) = observation.sample(|| workload.iterate());
+        taken?;
+        windows.push(window);
     }
-    Ok(())
+    Ok(observation.end().of(&windows))
 }
 
 /// A part of a sweep. The parts of all machines together are the whole sweep, and no two overlap.
@@ -119,11 +133,16 @@ pub fn sweep(
             progress(Progress { number, total, id: &id, record: None });
             continue;
         }
-        let outcome = caught(|| {
+        let ran = caught(|| {
+            session.prepare()?;
             let workload = SeriesWorkload::new(combination, phase, grid)?;
-            repeat(Box::new(workload), grid.warmup_steps, grid.steps)
+            repeat(session, Box::new(workload), grid.warmup_steps, grid.steps)
         });
-        let mut record = session.record(scenario, subject, outcome.unwrap_or_else(Outcome::failed));
+        let (outcome, around) = match ran {
+            Ok((outcome, around)) => (outcome, Some(around)),
+            Err(error) => (Outcome::failed(error), None),
+        };
+        let mut record = session.record(scenario, subject, outcome, around);
         session.append(&mut record)?;
         progress(Progress { number, total, id: &id, record: Some(&record) });
     }

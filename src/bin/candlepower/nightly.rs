@@ -13,7 +13,10 @@ use candlepower::{
     config::Config as _,
     files::{SETTINGS_MAX_BYTES, read_text_limited},
     record::{self, Metric, RECORDS, Record, write_whole},
-    report::compare::{Comparison, Side, Strictness, compare},
+    report::{
+        self,
+        compare::{Comparison, Side, Strictness, compare},
+    },
     settings::{PREFIX, Settings},
 };
 use chrono::{SecondsFormat, Utc};
@@ -26,6 +29,9 @@ use crate::compare::percent;
 pub struct Nightly {
     /// JSON file: what to run, time budgets, and thresholds of regressions
     config: PathBuf,
+    /// Let the run become the last good one even if it was disturbed
+    #[arg(long)]
+    even_if_disturbed: bool,
 }
 
 /// Contents of the file.
@@ -90,6 +96,8 @@ struct Summary<'a> {
     machine: Option<&'a str>,
     commit: Option<&'a str>,
     good: bool,
+    /// Why the run is no reference for later ones, although it may be good.
+    disturbed: Option<String>,
     /// The last earlier run that was good.
     compared_with: Option<String>,
     /// One line for each regression, failure or overrun.
@@ -150,6 +158,8 @@ impl Nightly {
         }
 
         let good = problems.is_empty();
+        let disturbed = report::disturbance(&read.records).filter(|_| !self.even_if_disturbed);
+        let becomes_reference = good && disturbed.is_none();
         let first = read.records.first();
         let summary = Summary {
             run: &run,
@@ -157,6 +167,7 @@ impl Nightly {
             machine: first.map(|record| record.machine.name.as_str()),
             commit: first.and_then(|record| record.software.commit.as_deref()),
             good,
+            disturbed,
             compared_with: last_good,
             problems: &problems,
             benchmarks: read
@@ -172,7 +183,7 @@ impl Nightly {
         write_whole(&runs.join(&run).join("summary.md"), text.as_bytes())?;
         print!("{text}");
         println!("\nSummary: {}", summary_file.display());
-        if good {
+        if becomes_reference {
             write_whole(&config.folder.join(LAST_GOOD), run.as_bytes())?;
         }
         prune(&runs, config.keep, &config.folder)?;
@@ -273,6 +284,9 @@ fn text(summary: &Summary, comparison: Option<&Comparison>) -> String {
     let mut text = format!("# Nightly {}: {verdict}\n\n", summary.run);
     for problem in summary.problems {
         text.push_str(&format!("- {problem}\n"));
+    }
+    if let Some(reason) = &summary.disturbed {
+        text.push_str(&format!("\nThe run was disturbed and is no reference for later ones: {reason}.\n"));
     }
     match comparison {
         Some(comparison) => text.push_str(&format!("\n{}", comparison.text())),

@@ -6,7 +6,7 @@ use std::{
     process::ExitCode,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use candlepower::{
     record::RECORDS,
     report,
@@ -25,6 +25,9 @@ pub struct Report {
     /// Also pack the folder into a zip file beside it
     #[arg(long)]
     zip: bool,
+    /// Write the report even if the run was disturbed
+    #[arg(long)]
+    even_if_disturbed: bool,
 }
 
 impl Report {
@@ -33,6 +36,12 @@ impl Report {
         let records = records(self.run.as_deref(), &settings.out)?;
         let criterion_home = criterion_home();
         let joined = report::joined::join(&records, &criterion_home)?;
+        let disturbance = report::disturbance(joined.rows.iter().map(|row| &row.record));
+        if let Some(reason) = disturbance.filter(|_| !self.even_if_disturbed) {
+            bail!(
+                "the run was disturbed, so no report of it is kept: {reason}; --even-if-disturbed writes it nevertheless"
+            );
+        }
         let folder = report::write(&joined, &self.to, &criterion_home, Utc::now())?;
         for problem in &joined.problems {
             crate::note(problem);

@@ -4,24 +4,28 @@
 //! A benchmark that fails does not affect the others. The failure becomes a record and a line on standard error, the
 //! remaining benchmarks run, and the process ends with exit code 1.
 
+mod baseline;
 mod generation;
+mod paired;
 mod steps;
 
 use std::{iter::Sum, process::ExitCode, time::Duration};
 
-use anyhow::{Result, ensure};
-use criterion::{
-    BenchmarkGroup, BenchmarkId, Criterion, PlottingBackend,
-    measurement::{Measurement, WallTime},
-};
+use anyhow::{Result, anyhow, bail, ensure};
+use criterion::{BenchmarkGroup, BenchmarkId, Criterion, PlottingBackend, measurement::Measurement};
 
-use super::{Session, abort, caught, in_one_line};
+use self::{
+    baseline::Pending,
+    paired::{Taken, Turns},
+};
+use super::{Session, Surroundings, abort, caught, in_one_line, turns::Plan};
 use crate::{
     error::explained,
-    measure::{PeakBytes, memory, peak_bytes},
-    record::{self, Record, check_writable},
+    measure::{PeakBytes, conditions::Window, memory, peak_bytes},
+    record::{self, PairedRatio, Record, check_writable},
     report,
-    settings::Settings,
+    scenario::Counterpart,
+    settings::{EVEN_IF_DISTURBED, Settings, criterion_home},
     workload::{Iteration, Outcome, Workload},
 };
 
@@ -39,7 +43,14 @@ pub fn main(body: impl FnOnce(&mut Suite)) -> ExitCode {
         if measures() {
             check_writable(&session.settings().out)?;
         }
-        let mut suite = Suite { session, measures: measures(), records: Vec::new(), ran: 0, failed: Vec::new() };
+        let pending = match argument("--save-baseline").or_else(|| argument("-s")) {
+            Some(name) if measures() && !session.settings().even_if_disturbed => {
+                Some(Pending::open(criterion_home(), name)?)
+            }
+            _ => None,
+        };
+        let mut suite =
+            Suite { session, measures: measures(), pending, records: Vec::new(), ran: 0, failed: Vec::new() };
         body(&mut suite);
         Ok(suite.close())
     })
@@ -49,6 +60,8 @@ pub fn main(body: impl FnOnce(&mut Suite)) -> ExitCode {
 pub struct Suite {
     session: Session,
     measures: bool,
+    /// The baseline that the run makes, unless it is disturbed.
+    pending: Option<Pending>,
     records: Vec<Record>,
     ran: usize,
     /// The failures: id and reason.
@@ -78,39 +91,71 @@ impl Suite {
         self.session.settings()
     }
 
-    /// Runs one benchmark. `prepare` makes the workload before the first iteration. `value` is the measurement of an
-    /// iteration, given the number of its sample. Returns `None` if the filter excludes the benchmark or it is only
-    /// listed.
+    /// Runs one benchmark. `value` is the measurement of an iteration, given the number of its sample. Returns `None` if the
+    /// filter excludes the benchmark or it is only listed.
     fn entry<M: Measurement<Value: Sum>>(
         &self,
         group: &mut BenchmarkGroup<'_, M>,
-        entry: Entry,
-        mut prepare: impl FnMut() -> Result<Box<dyn Workload>>,
+        entries: &[Entry],
+        place: usize,
+        turns: &mut Turns,
         value: impl Fn(Iteration, usize) -> M::Value,
     ) -> Option<Ended> {
-        let Entry { scenario, subject } = entry;
-        let mut workload: Option<Box<dyn Workload>> = None;
+        let entry = &entries[place];
+        let taken = turns.take(place, entries, &self.session);
+        turns.pace(group, taken.is_some());
+        let ran = match taken {
+            Some(taken) => Some(replay(group, entry, taken, value)),
+            None => self.measured(group, entry, value),
+        };
+        let unpaired = turns.why_alone(place).map(str::to_owned);
+        let (scenario, subject) = (entry.scenario.to_owned(), entry.subject.clone());
+        ran.map(|ran| Ended { scenario, subject, ran, unpaired })
+    }
+
+    /// Lets Criterion take the samples of one benchmark. The workload is prepared before the first iteration.
+    fn measured<M: Measurement<Value: Sum>>(
+        &self,
+        group: &mut BenchmarkGroup<'_, M>,
+        entry: &Entry,
+        value: impl Fn(Iteration, usize) -> M::Value,
+    ) -> Option<Ran> {
+        let mut running = None;
         let mut samples: Vec<usize> = Vec::new();
+        let mut windows: Vec<Window> = Vec::new();
         let run = caught(|| {
-            group.bench_function(BenchmarkId::new(&subject.model, subject.variant()), |bencher| {
-                let workload = match &mut workload {
-                    Some(workload) => workload,
-                    none => none.insert(prepare().unwrap_or_else(|error| abort(error))),
+            group.bench_function(entry.criterion_id(), |bencher| {
+                let start = || -> Result<_> {
+                    self.session.prepare()?;
+                    Ok(((entry.prepare)()?, self.session.observe()?))
+                };
+                let (workload, observation) = match &mut running {
+                    Some(running) => running,
+                    none => none.insert(start().unwrap_or_else(|error| abort(error))),
                 };
                 bencher.iter_custom(|iterations| {
                     samples.push(iterations as usize);
+                    let number = samples.len();
                     let once = |_| workload.iterate().unwrap_or_else(|error| abort(error));
-                    (0..iterations).map(once).map(|iteration| value(iteration, samples.len())).sum()
+                    let (sum, window) = observation.sample(|| {
+                        (0..iterations).map(once).map(|iteration| value(iteration, number)).sum::<M::Value>()
+                    });
+                    windows.push(window);
+                    sum
                 });
             });
             Ok(())
         });
-        let outcome = match (run, workload) {
-            (Ok(()), None) => return None,
-            (Ok(()), Some(workload)) => workload.finish(measured_samples(&samples)),
-            (Err(error), _) => Outcome::failed(error),
-        };
-        Some(Ended { scenario: scenario.to_owned(), subject, outcome })
+        match (run, running) {
+            (Ok(()), None) => None,
+            (Ok(()), Some((workload, observation))) => {
+                let samples = measured_samples(&samples);
+                let around = observation.end().of(&windows[windows.len() - samples.len()..]);
+                let outcome = workload.finish(samples, &around.limits);
+                Some(Ran { outcome, around: Some(around), ratios: Vec::new() })
+            }
+            (Err(error), _) => Some(Ran::failed(error)),
+        }
     }
 
     /// Reports a failure that has no record.
@@ -128,7 +173,10 @@ impl Suite {
     /// every benchmark starts in the same state.
     fn keep(&mut self, ended: Ended) {
         memory::release(self.session.device());
-        let mut record = self.session.record(&ended.scenario, ended.subject, ended.outcome);
+        let Ran { outcome, around, ratios } = ended.ran;
+        let mut record = self.session.record(&ended.scenario, ended.subject, outcome, around);
+        record.ratios = ratios;
+        record.unmeasured.extend(ended.unpaired.map(|reason| ("ratios".to_owned(), reason)));
         self.ran += 1;
         if let Some(reason) = &record.reason {
             self.failed(format!("{}: {reason}", record.id));
@@ -141,7 +189,35 @@ impl Suite {
         }
     }
 
-    fn close(self) -> ExitCode {
+    /// Criterion with our defaults. A named baseline is saved under its pending name.
+    fn criterion<M: Measurement>(&self, measurement: M, noise_threshold: f64) -> Criterion<M> {
+        let criterion = criterion(measurement, noise_threshold);
+        match &self.pending {
+            Some(pending) => criterion.save_baseline(pending.pending_name()),
+            None => criterion,
+        }
+    }
+
+    /// Saves the baseline of the run, or refuses it.
+    fn conclude_baseline(&mut self) -> Result<()> {
+        let Some(pending) = self.pending.take() else { return Ok(()) };
+        match report::disturbance(&self.records) {
+            None => pending.keep(),
+            Some(reason) => {
+                pending.discard()?;
+                bail!(
+                    "baseline {} was not saved, because the run was disturbed: {reason}; {EVEN_IF_DISTURBED}=1 or \
+                     `candlepower bench --even-if-disturbed` saves it nevertheless",
+                    pending.name()
+                )
+            }
+        }
+    }
+
+    fn close(mut self) -> ExitCode {
+        if let Err(error) = self.conclude_baseline() {
+            self.failed(format!("{error:#}"));
+        }
         if !self.records.is_empty() {
             for table in report::table::tables(self.records.iter()) {
                 println!("{}", table.markdown());
@@ -153,7 +229,9 @@ impl Suite {
         if self.failed.is_empty() {
             return ExitCode::SUCCESS;
         }
-        eprintln!("error: {} of {} benchmarks failed", self.failed.len(), self.ran);
+        if self.ran > 0 {
+            eprintln!("error: {} failures in {} benchmarks", self.failed.len(), self.ran);
+        }
         for failed in self.failed {
             eprintln!("  {failed}");
         }
@@ -161,33 +239,30 @@ impl Suite {
     }
 }
 
-/// Criterion for iterations of a second or more: one untimed iteration, then ten samples of one. `--sample-size` and
-/// similar options override this, which settings of a group would not allow.
-fn long_iterations<M: Measurement>(measurement: M) -> Criterion<M> {
-    criterion(measurement, NOISE_THRESHOLD, Duration::from_millis(1), Duration::from_millis(1))
+/// The pace of iterations of a second or more: one untimed iteration, then ten samples of one. `--sample-size` and similar
+/// options override this.
+fn long_iterations() -> Plan {
+    paired::plan(Duration::from_millis(1), Duration::from_millis(1))
 }
 
-/// Criterion for training steps: a second of steps in ten samples, after a short warm-up.
-fn steps() -> Criterion {
-    criterion(WallTime, NOISE_THRESHOLD, Duration::from_millis(200), Duration::from_secs(1))
+/// The pace of training steps: a second of steps in ten samples, after a short warm-up.
+fn steps() -> Plan {
+    paired::plan(Duration::from_millis(200), Duration::from_secs(1))
 }
 
-/// Criterion for steps of half a second or more: one warm-up step, then one step per sample, or more short steps.
-fn long_steps<M: Measurement>(measurement: M, noise_threshold: f64) -> Criterion<M> {
-    criterion(measurement, noise_threshold, Duration::from_millis(1), Duration::from_millis(500))
+/// The pace of steps of half a second or more: one warm-up step, then one step per sample, or more short steps.
+fn long_steps() -> Plan {
+    paired::plan(Duration::from_millis(1), Duration::from_millis(500))
 }
 
 /// Criterion for samples in bytes, with a noise threshold that reports a change of one percent.
 pub fn bytes() -> Criterion<PeakBytes> {
-    long_steps(PeakBytes, peak_bytes::NOISE_THRESHOLD)
+    criterion(PeakBytes, peak_bytes::NOISE_THRESHOLD)
 }
 
-fn criterion<M: Measurement>(
-    measurement: M,
-    noise_threshold: f64,
-    warm_up: Duration,
-    measuring: Duration,
-) -> Criterion<M> {
+/// Criterion with our defaults. The groups set their pace, which differs between benchmarks.
+fn criterion<M: Measurement>(measurement: M, noise_threshold: f64) -> Criterion<M> {
+    let Plan { warm_up, measuring, .. } = long_steps();
     Criterion::default()
         .with_measurement(measurement)
         .sample_size(SAMPLES)
@@ -197,6 +272,38 @@ fn criterion<M: Measurement>(
         .noise_threshold(noise_threshold)
         .plotting_backend(PlottingBackend::Plotters)
         .configure_from_args()
+}
+
+/// Gives Criterion the stored durations of a benchmark that was measured in turns.
+fn replay<M: Measurement<Value: Sum>>(
+    group: &mut BenchmarkGroup<'_, M>,
+    entry: &Entry,
+    taken: Result<Taken>,
+    value: impl Fn(Iteration, usize) -> M::Value,
+) -> Ran {
+    let mut calls = 0_usize;
+    let run = caught(|| {
+        group.bench_function(entry.criterion_id(), |bencher| {
+            let samples = match &taken {
+                Ok(taken) => &taken.samples,
+                Err(error) => abort(anyhow!("{error:#}")),
+            };
+            bencher.iter_custom(|iterations| {
+                // The first call is the warm-up.
+                if calls == 0 {
+                    paired::pass_warm_up();
+                }
+                let sample = samples[calls.saturating_sub(1) % samples.len()];
+                calls += 1;
+                (0..iterations).map(|_| value(sample, calls)).sum()
+            });
+        });
+        Ok(())
+    });
+    match (run, taken) {
+        (Ok(()), Ok(Taken { outcome, around, ratios, .. })) => Ran { outcome, around: Some(around), ratios },
+        (Err(error), _) | (Ok(()), Err(error)) => Ran::failed(error),
+    }
 }
 
 /// The number of samples that Criterion takes.
@@ -209,13 +316,44 @@ const NOISE_THRESHOLD: f64 = 0.03;
 struct Entry<'a> {
     scenario: &'a str,
     subject: record::Subject,
+    /// Ids of the benchmarks that it is compared with.
+    counterparts: Vec<(Counterpart, String)>,
+    /// The number of the subject that it needs, and the memory that loading it would take now. Entries that share a subject
+    /// have the same number.
+    needs: Box<dyn Fn() -> (usize, u64) + 'a>,
+    prepare: Box<dyn Fn() -> Result<Box<dyn Workload>> + 'a>,
+}
+
+impl Entry<'_> {
+    fn id(&self) -> String {
+        record::BenchmarkId::new(self.scenario, &self.subject).to_string()
+    }
+
+    fn criterion_id(&self) -> BenchmarkId {
+        BenchmarkId::new(&self.subject.model, self.subject.variant())
+    }
+}
+
+/// The result of a benchmark.
+struct Ran {
+    outcome: Outcome,
+    around: Option<Surroundings>,
+    ratios: Vec<PairedRatio>,
+}
+
+impl Ran {
+    fn failed(error: anyhow::Error) -> Self {
+        Self { outcome: Outcome::failed(error), around: None, ratios: Vec::new() }
+    }
 }
 
 /// A benchmark that ran.
 struct Ended {
     scenario: String,
     subject: record::Subject,
-    outcome: Outcome,
+    ran: Ran,
+    /// Why it was measured alone, although it is compared with others.
+    unpaired: Option<String>,
 }
 
 /// The calls that Criterion measured, out of all calls of a benchmark's closure with their iterations.

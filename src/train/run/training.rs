@@ -123,7 +123,7 @@ pub fn run(config: &TrainConfig, text: &Text, folder: &Path, mut progress: impl 
     };
     let options = config.optimizer(steps);
     let device = config.device.open()?;
-    let mut peak = Peak::new(&device, memory::current_bytes(&device));
+    let bytes_beside = memory::current_bytes(&device);
     let mut language = Language::new(&model, options, plan, *seed, &device)?;
     if let Some(path) = &config.weights {
         let weights = candle_core::safetensors::load(path, &candle_core::Device::Cpu)
@@ -134,6 +134,7 @@ pub fn run(config: &TrainConfig, text: &Text, folder: &Path, mut progress: impl 
     let causal = language.model().leak(config.sequence_length.min(64))? == 0.0;
     let validation = text.validation()?;
     let (mut spent, mut predicted) = (Duration::ZERO, 0);
+    let mut peak = Peak::new(&device, bytes_beside);
     peak.begin();
     let mut first_non_finite_step = None;
     while points.len() < steps {
