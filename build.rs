@@ -10,8 +10,7 @@ fn main() {
     let lock = lock_file();
     let text = lock.as_deref().and_then(|lock| fs::read_to_string(lock).ok()).unwrap_or_default();
     export("CANDLE", &version(&text, "candle-core"));
-    export("CANDLE_NN", &version(&text, "candle-nn"));
-    export("CANDLE_TRANSFORMERS", &version(&text, "candle-transformers"));
+    export("CANDLE_CRATES", &candle_crates(&text).join(";"));
     export("CRITERION", &version(&text, "criterion"));
     export("RUSTC", &rustc());
     export("PROFILE", &env::var("PROFILE").unwrap_or_else(|_| "unknown".into()));
@@ -37,6 +36,13 @@ fn lock_file() -> Option<PathBuf> {
     let own_lock = lock(&own).filter(|_| !own.join(".cargo-ok").exists());
     let above = |folder: &Path| lock(folder).or_else(|| own_lock.clone().filter(|_| own.starts_with(folder)));
     out.ancestors().find_map(above).or_else(|| own_lock.clone())
+}
+
+/// `name=version` of each Candle crate. A checkout may replace one of them and leave the others.
+fn candle_crates(lock: &str) -> Vec<String> {
+    let names = lock.lines().filter_map(|line| line.strip_prefix("name = \"")?.strip_suffix('"'));
+    let candle = names.filter(|name| name.starts_with("candle-"));
+    candle.map(|name| format!("{name}={}", version(lock, name))).collect()
 }
 
 /// The version of a package. The source is added if it is not a registry, because the version of a checkout does not

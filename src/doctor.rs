@@ -331,7 +331,7 @@ fn counted(counters: &gpu::Counters) -> Finding {
 fn quiet() -> Finding {
     let watch = Watch::start(DeviceChoice::Cpu);
     thread::sleep(Duration::from_secs(1));
-    let conditions = watch.end();
+    let conditions = watch.end().conditions;
     if conditions.doubts.is_empty() {
         let text = match conditions.other_cpu_share {
             Some(others) => format!("other processes use {:.0} % of the CPU time", others * 100.0),

@@ -32,6 +32,9 @@ pub const PREFIX: &str = "CANDLEPOWER_";
 /// Names the run that records are appended to. It starts with [`PREFIX`], but is not a setting.
 const RUN: &str = "CANDLEPOWER_RUN";
 
+/// Lets a disturbed run become a reference. It starts with [`PREFIX`], but is not a setting: it is meant for one run.
+pub const EVEN_IF_DISTURBED: &str = "CANDLEPOWER_EVEN_IF_DISTURBED";
+
 /// Names the folder of the golden tests' files. It starts with [`PREFIX`], but is not a setting.
 const FIXTURES: &str = "CANDLEPOWER_FIXTURES";
 
@@ -69,6 +72,9 @@ config! {
         #[serde(deserialize_with = "from_0_to_10")]
         pub skew: f64 = 0.0,
 
+        /// Measure benchmarks that are compared in turns: true or false
+        pub pairing: bool = true,
+
         /// Folder of the records
         #[default = "target/candlepower"]
         #[serde(deserialize_with = "folder")]
@@ -86,6 +92,8 @@ config! {
     and {
         /// The run that records are appended to; `None` starts a new one.
         pub run: Option<String>,
+        /// True if a disturbed run may become a reference.
+        pub even_if_disturbed: bool,
         /// For each key, its value as written and the name of its source.
         pub sources: BTreeMap<String, Setting>,
     }
@@ -118,11 +126,14 @@ impl Settings {
         file: Option<&str>,
         target: &Path,
     ) -> Result<Self> {
-        let mut run = None;
+        let (mut run, mut even_if_disturbed) = (None, false);
         let mut variables = Vec::new();
         for (variable, value) in environment {
             match variable.strip_prefix(PREFIX) {
                 Some(_) if variable == RUN => run = Some(value),
+                Some(_) if variable == EVEN_IF_DISTURBED => {
+                    even_if_disturbed = !["", "0", "false"].contains(&value.as_str())
+                }
                 Some(key) if variable != FIXTURES => variables.push((key.to_owned(), value)),
                 _ => {}
             }
@@ -152,7 +163,7 @@ impl Settings {
                 setting.value = value;
             }
         }
-        Ok(Self { run, sources, ..settings })
+        Ok(Self { run, even_if_disturbed, sources, ..settings })
     }
 
     /// The engines for a model: as set, or by default all for the embedded models and `stock` for the others.

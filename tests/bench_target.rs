@@ -11,11 +11,12 @@ use std::{
 use anyhow::{Result, bail};
 use candle_core::{Device, Tensor};
 use candlepower::{
-    measure::CountingAllocator,
+    measure::{CountingAllocator, memory},
     model::{CausalLm, Footprint},
     record::{Measures, Record, Status},
     runner::{self, Candidate},
-    scenario::{Generation, Sampling, Tier},
+    scenario::{Counterpart, Generation, Sampling, Tier},
+    settings::EVEN_IF_DISTURBED,
 };
 use tempfile::TempDir;
 
@@ -64,7 +65,15 @@ impl CausalLm for Model {
     }
 }
 
-const MODELS: [&str; 7] = ["first", "unloadable", "panics", "fails", "nan", "remembers", "last"];
+const MODELS: [&str; 8] = ["first", "unloadable", "panics", "fails", "nan", "remembers", "large", "last"];
+
+/// Fails for want of memory at the first two attempts: that of a set, and the one after others are released.
+fn load_large() -> Result<()> {
+    let attempts = fs::read("attempts").unwrap_or_default().len() + 1;
+    fs::write("attempts", vec![b'x'; attempts])?;
+    let needed_bytes = if attempts > 2 { 0 } else { u64::MAX };
+    Ok(memory::ensure_fits("a large model", needed_bytes, &Device::Cpu)?)
+}
 
 fn bench_target() -> ExitCode {
     let scenario = |key, new_tokens, tier| Generation {
@@ -73,6 +82,7 @@ fn bench_target() -> ExitCode {
         new_tokens,
         sampling: Sampling::GREEDY,
         tier,
+        against: (key == "small").then_some("tiny"),
         purpose: "to be looked at",
     };
     let scenarios = [scenario("tiny", 3, Tier::Quick), scenario("small", 5, Tier::Full)];
@@ -83,10 +93,15 @@ fn bench_target() -> ExitCode {
                 if name == "unloadable" {
                     bail!("this model can't be loaded");
                 }
+                if name == "large" {
+                    load_large()?;
+                }
                 Ok(Model { name, generations: 0 })
             })
         };
-        let candidates = MODELS.map(own).into();
+        let mut candidates: Vec<Candidate> = MODELS.map(own).into();
+        let first = candidates[0].about.clone();
+        candidates.last_mut().expect("a model").against.push((Counterpart::ActiveTwin, first));
         suite.generation(&scenarios, candidates);
     })
 }
@@ -144,7 +159,7 @@ fn failures_are_isolated() {
     assert_eq!(records.len(), 2 * MODELS.len());
     for record in &records {
         let expected = match record.subject.model.as_str() {
-            "first" | "last" => None,
+            "first" | "large" | "last" => None,
             "unloadable" => Some("can't be loaded"),
             "panics" => Some("this model panics"),
             "fails" => Some("this model fails"),
@@ -211,6 +226,88 @@ fn records_hold_criterions_samples() {
     }
 }
 
+/// Benchmarks that are compared are measured in turns, and Criterion gets their samples.
+fn compared_benchmarks_are_measured_in_turns() {
+    let world = World::new();
+    let output = world.run(&["--bench", "^(tiny|small)/(first|last)/"], &[]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let records = world.records();
+    let ratios = |id: &str| &records.iter().find(|record| record.id == id).expect(id).ratios;
+    assert!(ratios("tiny/first/own-f32-cpu").is_empty(), "it is not compared with others");
+    let [of_scenario] = ratios("small/first/own-f32-cpu").as_slice() else { panic!("{records:?}") };
+    // Five tokens instead of three, two milliseconds each.
+    assert!(of_scenario.ratio > 1.3 && of_scenario.ratio < 2.0, "{of_scenario:?}");
+    assert_eq!((of_scenario.counterpart, of_scenario.pairs), (Counterpart::Scenario, 10));
+    // The two models are the same.
+    let [itself] = ratios("tiny/last/own-f32-cpu").as_slice() else { panic!("{records:?}") };
+    assert_eq!((itself.to.as_str(), itself.counterpart), ("tiny/first/own-f32-cpu", Counterpart::ActiveTwin));
+    assert!((itself.ratio - 1.0).abs() < 0.1 && itself.low <= itself.high, "{itself:?}");
+    assert_eq!(ratios("small/last/own-f32-cpu").len(), 2);
+
+    for record in &records {
+        let file = world.path(&format!("criterion/{}/new/sample.json", record.id));
+        let sample: serde_json::Value = serde_json::from_slice(&fs::read(file).expect("its file")).expect("JSON");
+        let times: Vec<f64> = sample["times"].as_array().expect("a list").iter().filter_map(|ns| ns.as_f64()).collect();
+        let sample_ms = record.measures.as_ref().expect("measures").sample_ms();
+        assert_eq!((times.len(), sample_ms.len()), (10, 10));
+        assert!(times.iter().zip(sample_ms).all(|(ns, ms)| (ns / 1e6 - ms).abs() < 1e-5), "{times:?} {sample_ms:?}");
+        assert!(sample["iters"].as_array().expect("a list").iter().all(|iterations| *iterations == 1.0));
+        let limits = record.limits.as_ref().expect("limits");
+        assert!(limits.read.expect("readings").readings >= 2 && limits.read_bytes_per_s > 0.0, "{limits:?}");
+    }
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("samples taken in turns") && text.contains("MBU divides by the median limit"), "{text}");
+}
+
+/// A benchmark whose counterpart the filter excludes is measured alone, and its record says why it has no ratio.
+fn what_is_not_paired_says_why() {
+    for (filter, environment, count, reason) in [
+        ("^small/first/", ("X", ""), 1, "what it is compared with was not selected"),
+        ("^(tiny|small)/first/", ("CANDLEPOWER_PAIRING", "false"), 2, "pairing is switched off"),
+        ("^(tiny|small)/large/", ("X", ""), 2, "2 benchmarks in turns: it does not fit: "),
+    ] {
+        let world = World::new();
+        let output = world.run(&["--bench", filter], &[environment]);
+        assert!(output.status.success(), "{}", stderr(&output));
+        let records = world.records();
+        assert_eq!(records.len(), count);
+        let small = records.iter().find(|record| record.scenario == "small").expect("it ran");
+        let found = &small.unmeasured["ratios"];
+        assert!(small.ratios.is_empty() && found.starts_with(reason), "{found}, not {reason}");
+    }
+}
+
+/// A run on a busy machine does not become a baseline, unless that is asked for.
+#[cfg(target_os = "linux")]
+fn a_disturbed_run_is_no_baseline() {
+    struct Busy(Vec<std::process::Child>);
+    impl Drop for Busy {
+        fn drop(&mut self) {
+            for child in &mut self.0 {
+                let _ = child.kill();
+                let _ = child.wait();
+            }
+        }
+    }
+    let loop_forever = || Command::new("sh").args(["-c", "while :; do :; done"]).spawn().expect("a shell");
+    let world = World::new();
+    let baseline = world.path("criterion/tiny/first/own-f32-cpu/noisy");
+    let busy = Busy(vec![loop_forever(), loop_forever()]);
+    let arguments = ["--bench", "^tiny/first", "--save-baseline", "noisy", "--measurement-time", "1"];
+    let output = world.run(&arguments, &[]);
+    let errors = stderr(&output);
+    assert_eq!(output.status.code(), Some(1), "{errors}");
+    assert!(errors.contains("baseline noisy was not saved, because the run was disturbed: 1 of 1"), "{errors}");
+    assert!(!baseline.exists() && !baseline.with_file_name("noisy.pending").exists());
+    assert_eq!(world.records().len(), 1, "it can be looked at");
+    let output = world.run(&arguments, &[(EVEN_IF_DISTURBED, "1")]);
+    assert!(output.status.success() && baseline.join("sample.json").is_file(), "{}", stderr(&output));
+    drop(busy);
+}
+
+#[cfg(not(target_os = "linux"))]
+fn a_disturbed_run_is_no_baseline() {}
+
 /// A list, and a filter without matches, load no model and write no file.
 fn a_list_loads_nothing() {
     let world = World::new();
@@ -251,7 +348,9 @@ fn a_smoke_test_runs_but_keeps_nothing() {
 /// Criterion's options work as usual.
 fn baselines_are_kept_and_compared() {
     let world = World::new();
-    assert!(world.run(&["--bench", "first", "--save-baseline", "before"], &[]).status.success());
+    assert!(
+        world.run(&["--bench", "first", "--save-baseline", "before"], &[(EVEN_IF_DISTURBED, "1")]).status.success()
+    );
     let output = world.run(&["--bench", "first", "--baseline", "before"], &[]);
     assert!(String::from_utf8_lossy(&output.stdout).contains("change:"));
     let output = world.run(&["--bench", "first", "--baseline", "never"], &[]);
@@ -393,10 +492,13 @@ fn main() -> ExitCode {
     if std::env::var_os(BENCH_TARGET).is_some() {
         return bench_target();
     }
-    let tests: [(&str, fn()); 12] = [
+    let tests: [(&str, fn()); 15] = [
         ("failures_are_isolated", failures_are_isolated),
         ("a_panic_says_where_it_happened", a_panic_says_where_it_happened),
         ("records_hold_criterions_samples", records_hold_criterions_samples),
+        ("compared_benchmarks_are_measured_in_turns", compared_benchmarks_are_measured_in_turns),
+        ("what_is_not_paired_says_why", what_is_not_paired_says_why),
+        ("a_disturbed_run_is_no_baseline", a_disturbed_run_is_no_baseline),
         ("a_list_loads_nothing", a_list_loads_nothing),
         ("a_filter_and_a_tier_choose", a_filter_and_a_tier_choose),
         ("a_smoke_test_runs_but_keeps_nothing", a_smoke_test_runs_but_keeps_nothing),

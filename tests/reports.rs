@@ -294,6 +294,52 @@ fn shards_of_a_nightly_list_run_each_benchmark_once_and_are_merged() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("shard 4/4 has none of the 3 benchmarks"));
 }
 
+/// A disturbed run can be looked at, but neither a kept report nor the last good night is made of it.
+#[cfg(unix)]
+#[test]
+fn a_disturbed_run_becomes_no_reference() {
+    use std::os::unix::fs::PermissionsExt;
+
+    let folder = tempfile::tempdir().expect("a folder");
+    let here = folder.path();
+    let mut disturbed: Record = serde_json::from_str(&record("short/a/v", 1.0, 1_000_000)).expect("a record");
+    disturbed.conditions.as_mut().expect("conditions").doubts.push("other processes took 40 % of the CPU time".into());
+    let line = serde_json::to_string(&disturbed).expect("a line") + "\n";
+    let run = here.join("target/candlepower/busy");
+    fs::create_dir_all(&run).expect("made");
+    fs::write(run.join(RECORDS), &line).expect("written");
+
+    let output = candlepower(here, &["report"], &[]);
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!((output.status.code(), errors.lines().count()), (Some(2), 1), "{errors}");
+    assert!(errors.contains("1 of 1 benchmarks are doubtful, for example short/a/v: other processes"), "{errors}");
+    assert!(!here.join("target-reports").exists());
+    succeeds(here, &["report", "--even-if-disturbed"]);
+    let readme = inside(&inside(&here.join("target-reports"))).join("README.md");
+    assert!(fs::read_to_string(readme).expect("a table").contains("other processes took 40 %"));
+
+    let cargo = here.join("cargo");
+    let script = "#!/bin/sh\nset -e\nmkdir -p \"$CANDLEPOWER_OUT/$CANDLEPOWER_RUN\"\n\
+                  cat next.jsonl >> \"$CANDLEPOWER_OUT/$CANDLEPOWER_RUN/records.jsonl\"\n";
+    fs::write(&cargo, script).expect("written");
+    fs::set_permissions(&cargo, fs::Permissions::from_mode(0o755)).expect("made executable");
+    fs::write(here.join("next.jsonl"), line).expect("written");
+    fs::write(here.join("nightly.json"), r#"{"benchmarks": [{"bench": "generation"}]}"#).expect("written");
+    let nightly = |arguments: &[&str]| {
+        let arguments = [&["nightly", "nightly.json"], arguments].concat();
+        let output = candlepower(here, &arguments, &[("CARGO", cargo.to_str().expect("UTF-8"))]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        // The name of a run is the time in seconds.
+        std::thread::sleep(std::time::Duration::from_millis(1100));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let last_good = here.join("target/nightly/last-good");
+    let text = nightly(&[]);
+    assert!(text.contains("is no reference for later ones: 1 of 1 benchmarks") && !last_good.exists(), "{text}");
+    nightly(&["--even-if-disturbed"]);
+    assert!(last_good.exists());
+}
+
 #[test]
 fn a_nightly_file_that_can_not_be_used_is_refused_in_one_line() {
     let folder = tempfile::tempdir().expect("a folder");

@@ -254,7 +254,7 @@ impl Contest<'_> {
                 break;
             }
         }
-        let conditions = watch.end();
+        let conditions = watch.end().conditions;
         let seconds = started.elapsed().as_secs_f64();
 
         let [a, b] = sides;

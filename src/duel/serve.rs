@@ -12,10 +12,10 @@ use anyhow::{Context, Result};
 use super::protocol::{self, Listed, Reply, Request, Sample, VERSION};
 use crate::{
     error::{caught, explained},
-    measure::memory,
+    measure::{conditions::Window, memory},
     output,
     record::Record,
-    runner::{Catalogue, Session, let_waiting_threads_sleep},
+    runner::{Catalogue, Observation, Session, Surroundings, let_waiting_threads_sleep},
     settings::Settings,
     workload::{Outcome, Workload},
 };
@@ -73,6 +73,9 @@ struct Running {
     workload: Box<dyn Workload>,
     /// Number of iterations of each sample.
     samples: Vec<usize>,
+    /// The machine around the samples.
+    observation: Observation,
+    windows: Vec<Window>,
 }
 
 impl Server {
@@ -87,12 +90,12 @@ impl Server {
                 self.running = None;
                 memory::release(self.session.device());
                 let index = self.catalogue.find(&id)?;
-                match caught(|| self.catalogue.prepare(index)) {
-                    Ok(workload) => {
-                        self.running = Some(Running { index, workload, samples: Vec::new() });
+                match caught(|| self.prepare(index)) {
+                    Ok(running) => {
+                        self.running = Some(running);
                         Ok(Reply::Prepared {})
                     }
-                    Err(error) => self.ended(index, Outcome::failed(error)),
+                    Err(error) => self.ended(index, Outcome::failed(error), None),
                 }
             }
             Request::Sample { warm_up, iterations } => {
@@ -102,20 +105,29 @@ impl Server {
                         self.running = Some(running);
                         Ok(Reply::Sample(sample))
                     }
-                    Err(error) => self.ended(running.index, Outcome::failed(error)),
+                    Err(error) => self.ended(running.index, Outcome::failed(error), None),
                 }
             }
             Request::Finish {} => {
-                let Running { index, workload, samples } = self.running.take().context("no benchmark is prepared")?;
-                let outcome = caught(|| Ok(workload.finish(&samples)));
-                self.ended(index, outcome.unwrap_or_else(Outcome::failed))
+                let Running { index, workload, samples, observation, windows } =
+                    self.running.take().context("no benchmark is prepared")?;
+                let around = observation.end().of(&windows);
+                let outcome = caught(|| Ok(workload.finish(&samples, &around.limits)));
+                self.ended(index, outcome.unwrap_or_else(Outcome::failed), Some(around))
             }
         }
     }
 
-    fn ended(&self, index: usize, outcome: Outcome) -> Result<Reply> {
+    fn prepare(&mut self, index: usize) -> Result<Running> {
+        self.session.prepare()?;
+        let workload = self.catalogue.prepare(index)?;
+        let observation = self.session.observe()?;
+        Ok(Running { index, workload, samples: Vec::new(), observation, windows: Vec::new() })
+    }
+
+    fn ended(&self, index: usize, outcome: Outcome, around: Option<Surroundings>) -> Result<Reply> {
         let scenario = &self.catalogue.benchmarks()[index].id.scenario;
-        let record: Record = self.session.record(scenario, self.catalogue.subject(index)?, outcome);
+        let record: Record = self.session.record(scenario, self.catalogue.subject(index)?, outcome, around);
         Ok(Reply::Record(Box::new(record)))
     }
 }
@@ -123,15 +135,21 @@ impl Server {
 impl Running {
     fn sample(&mut self, warm_up: usize, iterations: usize) -> Result<Sample> {
         let mut sample = Sample::default();
-        for number in 0..warm_up + iterations {
-            let iteration = self.workload.iterate()?;
-            sample.ns.push(iteration.time.as_nanos() as u64);
-            sample.peak_bytes.push(iteration.peak_bytes);
-            if number < warm_up {
-                self.workload.forget_last();
+        let Self { workload, observation, .. } = self;
+        let (taken, window) = observation.sample(|| -> Result<()> {
+            for number in 0..warm_up + iterations {
+                let iteration = workload.iterate()?;
+                sample.ns.push(iteration.time.as_nanos() as u64);
+                sample.peak_bytes.push(iteration.peak_bytes);
+                if number < warm_up {
+                    workload.forget_last();
+                }
             }
-        }
+            Ok(())
+        });
+        taken?;
         if iterations > 0 {
+            self.windows.push(window);
             sample.output_digest = self.workload.output_digest();
             self.samples.push(iterations);
         }

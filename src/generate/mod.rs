@@ -10,5 +10,5 @@ mod timeline;
 pub use prompt::{encode, prompt_ids};
 pub use run::{Request, check_lengths, run};
 pub use sampler::{Candidate, Sampler};
-pub use summary::{digest, summarise};
+pub use summary::{digest, routing, summarise};
 pub use timeline::{FinishReason, Timeline};

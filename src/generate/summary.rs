@@ -11,7 +11,8 @@ use crate::{
 };
 
 /// Summarises generations of the same work on the same model. `samples` holds the number of generations of each
-/// sample, and `peak_bytes` is the peak memory of all of them. Without `limits`, MBU and MFU are empty.
+/// sample, and `peak_bytes` is the peak memory of all of them. Without `limits`, MBU and MFU are empty. Only the model
+/// knows its routing, which is left empty: see [`routing`].
 ///
 /// # Errors
 /// Returns an error if there is no generation, or if their tokens differ. Then the model keeps state from one
@@ -90,13 +91,13 @@ pub fn summarise(
             step_bytes: decode_bytes.checked_div(steps as u64).unwrap_or_default(),
             step_flops: footprint.flops_per_token,
         }),
-        routing: routing(model),
+        routing: None,
         itl_by_position_ms: (0..steps).map(|step| over_samples(&|timeline| ms(timeline.steps[step]))).collect(),
     })
 }
 
 /// Use of the model's experts in the last generation.
-fn routing(model: &dyn CausalLm) -> Option<record::Routing> {
+pub fn routing(model: &dyn CausalLm) -> Option<record::Routing> {
     let load = model.expert_load()?;
     Some(record::Routing {
         num_experts: load.layers.first()?.len(),
@@ -184,7 +185,14 @@ mod tests {
     fn figures_worked_out_by_hand() {
         let timelines =
             [timeline(10, &[2, 4], &[7, 8, 9]), timeline(20, &[3, 5], &[7, 8, 9]), timeline(40, &[6, 20], &[7, 8, 9])];
-        let limits = Limits { read_bytes_per_s: 1e6, matrix_flops_per_s: 1e6, matrix_dtype: "f32".into() };
+        let limits = Limits {
+            read_bytes_per_s: 1e6,
+            matrix_flops_per_s: 1e6,
+            matrix_dtype: "f32".into(),
+            read: None,
+            matrix: None,
+            exceeded: Vec::new(),
+        };
         let measures = summarise(&Weighed, &request(3), &timelines, &[1, 1, 1], Some(9999), Some(&limits))
             .expect("the same tokens");
         // The totals are 16, 28 and 66 ms; decode times 6, 8 and 26; sorted steps 2, 3, 4, 5, 6, 20.

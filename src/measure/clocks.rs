@@ -44,6 +44,14 @@ impl Clocks {
     }
 }
 
+/// Number of times a core was throttled by heat since the machine was started: the field of [`Clocks`] alone, which is
+/// read around every sample.
+pub fn throttled() -> Option<u64> {
+    let cpus = fs::read_dir("/sys/devices/system/cpu").ok()?.flatten().map(|cpu| cpu.path());
+    let counts = cpus.filter_map(|cpu| first_line(cpu.join("thermal_throttle/core_throttle_count"))?.parse().ok());
+    counts.reduce(|sum: u64, count: u64| sum + count)
+}
+
 /// Returns whether the machine runs on battery; `None` if it has none or the system does not report it.
 pub fn on_battery() -> Option<bool> {
     draws_on_battery(Path::new("/sys/class/power_supply"))

@@ -2,14 +2,15 @@
 //! and its record says so.
 
 use std::{
+    collections::BTreeSet,
     fs,
     time::{Duration, Instant},
 };
 
-use super::gpu;
+use super::{clocks, gpu};
 use crate::{
     device::DeviceChoice,
-    record::{Conditions, GpuLoad},
+    record::{Conditions, GpuLoad, HeldBack, Hindrance},
 };
 
 /// Shares of the machine's CPU time above which a result is doubtful. 5 % of two cores is a tenth of one core, the
@@ -17,26 +18,96 @@ use crate::{
 const OTHERS: f64 = 0.05;
 const STOLEN: f64 = 0.02;
 
+/// Ticks of each core by which the kernel's counts may be off between two moments. A sample is held back only if more are
+/// missing, so in a sample of a tenth of a second others must have taken a quarter of the CPU time.
+const UNCERTAIN_TICKS: u64 = 2;
+
 /// Shorter benchmarks report nothing: the kernel counts in ticks of ten milliseconds, and one tick more or less on
 /// each core must not exceed [`OTHERS`].
 const ENOUGH: Duration = Duration::from_millis(500);
 
 /// Observes the machine from its start to its end.
 pub struct Watch {
-    at: Instant,
     /// Other processes that belong to the benchmark.
     helpers: Vec<u32>,
-    started: Option<Ticks>,
+    started: Moment,
     gpu: Option<gpu::Watch>,
 }
 
+/// The counters of the machine at one moment.
+#[derive(Clone, Debug)]
+pub struct Moment {
+    at: Instant,
+    ticks: Option<Ticks>,
+    throttled: Option<u64>,
+}
+
+impl Moment {
+    /// Reads the counters. Takes some tens of microseconds.
+    pub fn now() -> Self {
+        Self::with(&[])
+    }
+
+    /// Reads the counters. The CPU time of `helpers` counts as this process's.
+    fn with(helpers: &[u32]) -> Self {
+        Self { at: Instant::now(), ticks: ticks(helpers), throttled: clocks::throttled() }
+    }
+
+    /// What held the CPU back from this moment to a later one.
+    fn hindrances_until(&self, end: &Self) -> BTreeSet<Hindrance> {
+        let mut found = BTreeSet::new();
+        if let (Some(started), Some(ended)) = (self.ticks, end.ticks) {
+            let spent = started.until(ended);
+            let uncertain = (UNCERTAIN_TICKS * ended.cores) as f64;
+            let exceeds = |ticks: u64, share: f64| ticks as f64 > share * spent.total as f64 + uncertain;
+            if exceeds(spent.others(), OTHERS) {
+                found.insert(Hindrance::OtherProcesses);
+            }
+            if exceeds(spent.stolen, STOLEN) {
+                found.insert(Hindrance::Hypervisor);
+            }
+        }
+        if self.throttled.zip(end.throttled).is_some_and(|(before, after)| after > before) {
+            found.insert(Hindrance::Clocks);
+        }
+        found
+    }
+}
+
+/// The time of one sample.
+#[derive(Clone, Debug)]
+pub struct Window {
+    /// Just before the sample.
+    pub from: Moment,
+    /// Just after it.
+    pub to: Moment,
+}
+
 /// CPU time so far, in the kernel's clock ticks, over all cores.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 struct Ticks {
     total: u64,
     busy: u64,
     stolen: u64,
     own: u64,
+    cores: u64,
+}
+
+impl Ticks {
+    fn until(self, end: Self) -> Self {
+        Self {
+            total: end.total.saturating_sub(self.total),
+            busy: end.busy.saturating_sub(self.busy),
+            stolen: end.stolen.saturating_sub(self.stolen),
+            own: end.own.saturating_sub(self.own),
+            cores: end.cores,
+        }
+    }
+
+    /// Ticks of other processes.
+    fn others(self) -> u64 {
+        self.busy.saturating_sub(self.own)
+    }
 }
 
 impl Watch {
@@ -46,21 +117,19 @@ impl Watch {
             DeviceChoice::Cuda(ordinal) => gpu::Watch::start(ordinal),
             DeviceChoice::Cpu | DeviceChoice::Metal => None,
         };
-        Self { at: Instant::now(), helpers: Vec::new(), started: ticks(&[]), gpu }
+        Self { helpers: Vec::new(), started: Moment::now(), gpu }
     }
 
     /// Starts observing a benchmark that runs in these processes on a CPU.
     pub fn start_for(processes: Vec<u32>) -> Self {
-        Self { at: Instant::now(), started: ticks(&processes), helpers: processes, gpu: None }
+        Self { started: Moment::with(&processes), helpers: processes, gpu: None }
     }
 
     /// Ends the observation.
-    pub fn end(self) -> Conditions {
-        let conditions = match (self.started, ticks(&self.helpers)) {
-            (Some(started), Some(ended)) => judge(self.at.elapsed(), started, ended),
-            _ => UNKNOWN,
-        };
-        conditions.with_gpu(self.gpu.and_then(gpu::Watch::end))
+    pub fn end(self) -> Seen {
+        let conditions = judge(&self.started, &Moment::with(&self.helpers));
+        let (load, throttled) = self.gpu.and_then(gpu::Watch::end).unzip();
+        Seen { conditions: conditions.with_gpu(load), throttled: throttled.unwrap_or_default() }
     }
 }
 
@@ -70,6 +139,28 @@ impl Conditions {
         self.doubts.extend(gpu.iter().flat_map(held_back));
         self.gpu = gpu;
         self
+    }
+}
+
+/// The result of an observation.
+pub struct Seen {
+    /// The conditions of the whole time, without marks of samples.
+    pub conditions: Conditions,
+    /// Moments at which a GPU's clocks were throttled.
+    throttled: Vec<Instant>,
+}
+
+impl Seen {
+    /// The conditions of a benchmark whose samples were taken in these windows, in order.
+    pub fn of(&self, samples: &[Window]) -> Conditions {
+        let held_back = samples.iter().enumerate().filter_map(|(sample, Window { from, to })| {
+            let mut by = from.hindrances_until(to);
+            if self.throttled.iter().any(|at| (from.at..=to.at).contains(at)) {
+                by.insert(Hindrance::Clocks);
+            }
+            (!by.is_empty()).then_some(HeldBack { sample, by })
+        });
+        Conditions { held_back: held_back.collect(), ..self.conditions.clone() }
     }
 }
 
@@ -83,17 +174,14 @@ fn held_back(load: &GpuLoad) -> Vec<String> {
         .collect()
 }
 
-const UNKNOWN: Conditions = Conditions { other_cpu_share: None, stolen_cpu_share: None, gpu: None, doubts: Vec::new() };
-
-fn judge(elapsed: Duration, started: Ticks, ended: Ticks) -> Conditions {
-    if elapsed < ENOUGH {
-        return UNKNOWN;
+fn judge(started: &Moment, ended: &Moment) -> Conditions {
+    let (Some(before), Some(after)) = (started.ticks, ended.ticks) else { return Conditions::default() };
+    if ended.at.duration_since(started.at) < ENOUGH {
+        return Conditions::default();
     }
-    let total = ended.total.saturating_sub(started.total).max(1) as f64;
-    let busy = ended.busy.saturating_sub(started.busy) as f64;
-    let own = ended.own.saturating_sub(started.own) as f64;
-    let stolen = ended.stolen.saturating_sub(started.stolen) as f64 / total;
-    let others = (busy - own).max(0.0) / total;
+    let spent = before.until(after);
+    let share = |ticks: u64| ticks as f64 / spent.total.max(1) as f64;
+    let (others, stolen) = (share(spent.others()), share(spent.stolen));
     let mut doubts = Vec::new();
     if others > OTHERS {
         doubts.push(format!("other processes took {:.0} % of the CPU time", others * 100.0));
@@ -101,7 +189,7 @@ fn judge(elapsed: Duration, started: Ticks, ended: Ticks) -> Conditions {
     if stolen > STOLEN {
         doubts.push(format!("the hypervisor gave other guests {:.0} % of the CPU time", stolen * 100.0));
     }
-    Conditions { other_cpu_share: Some(others), stolen_cpu_share: Some(stolen), gpu: None, doubts }
+    Conditions { other_cpu_share: Some(others), stolen_cpu_share: Some(stolen), doubts, ..Conditions::default() }
 }
 
 /// Reads Linux's /proc; `None` elsewhere. The time of this process and of `helpers` is `own`.
@@ -118,7 +206,10 @@ fn parse(stat: &str, own: &str) -> Option<Ticks> {
     let fields: Vec<u64> = cpu.split_whitespace().map_while(|field| field.parse().ok()).collect();
     let &[user, nice, system, idle, iowait, irq, softirq, stolen, ..] = fields.as_slice() else { return None };
     let busy = user + nice + system + irq + softirq;
-    Some(Ticks { total: busy + idle + iowait + stolen, busy, stolen, own: own_ticks(own)? })
+    let is_core =
+        |line: &&str| line.strip_prefix("cpu").is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()));
+    let cores = stat.lines().filter(is_core).count() as u64;
+    Some(Ticks { total: busy + idle + iowait + stolen, busy, stolen, own: own_ticks(own)?, cores })
 }
 
 /// CPU time of a process.
@@ -134,24 +225,29 @@ fn own_ticks(stat: &str) -> Option<u64> {
 mod tests {
     use super::*;
 
-    const SECOND: Duration = Duration::from_secs(1);
+    /// The moment `ms` after a fixed one, on two cores.
+    fn moment(ms: u64, total: u64, busy: u64, own: u64, stolen: u64) -> Moment {
+        static START: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
+        let at = *START.get_or_init(Instant::now) + Duration::from_millis(ms);
+        Moment { at, ticks: Some(Ticks { total, busy, stolen, own, cores: 2 }), throttled: Some(0) }
+    }
 
     #[test]
     fn the_kernels_files_are_read() {
         let stat = "cpu  100 10 50 1000 40 5 5 30 0 0\ncpu0 1 2 3";
         let own = "4242 (a (strange) name) R 1 2 3 4 5 6 7 8 9 10 70 20 0 0 20 0 2 0 5";
         let ticks = parse(stat, own).expect("both are well formed");
-        assert_eq!((ticks.total, ticks.busy, ticks.stolen, ticks.own), (1240, 170, 30, 90));
+        assert_eq!((ticks.total, ticks.busy, ticks.stolen, ticks.own, ticks.cores), (1240, 170, 30, 90, 1));
         assert!(parse("intr 5", own).is_none());
     }
 
     #[test]
     fn a_busy_machine_is_doubted() {
-        let started = Ticks { total: 0, busy: 0, stolen: 0, own: 0 };
-        let quiet = judge(SECOND, started, Ticks { total: 1000, busy: 510, stolen: 1, own: 500 });
+        let started = moment(0, 0, 0, 0, 0);
+        let quiet = judge(&started, &moment(1000, 1000, 510, 500, 1));
         assert_eq!(quiet.other_cpu_share, Some(0.01));
         assert!(quiet.doubts.is_empty());
-        let busy = judge(SECOND, started, Ticks { total: 1000, busy: 800, stolen: 50, own: 500 });
+        let busy = judge(&started, &moment(1000, 1000, 800, 500, 50));
         assert_eq!(busy.doubts.len(), 2, "{:?}", busy.doubts);
         assert!(busy.doubts[0].contains("30 %"));
     }
@@ -169,9 +265,33 @@ mod tests {
 
     #[test]
     fn a_moment_is_not_judged() {
-        let started = Ticks { total: 0, busy: 0, stolen: 0, own: 0 };
-        let ended = Ticks { total: 4, busy: 4, stolen: 0, own: 2 };
-        assert_eq!(judge(Duration::from_millis(20), started, ended), UNKNOWN);
+        assert_eq!(judge(&moment(0, 0, 0, 0, 0), &moment(20, 4, 4, 2, 0)), Conditions::default());
+    }
+
+    #[test]
+    fn samples_are_marked_one_by_one() {
+        let window = |from, to| Window { from, to };
+        let mut throttled = moment(700, 240, 140, 140, 0);
+        throttled.throttled = Some(1);
+        let samples = [
+            // A quiet sample, one with another process on half of a core, one that lost time to another guest.
+            window(moment(0, 0, 0, 0, 0), moment(200, 40, 42, 40, 0)),
+            window(moment(200, 40, 42, 40, 0), moment(400, 80, 92, 80, 0)),
+            window(moment(400, 80, 92, 80, 0), moment(600, 120, 112, 100, 20)),
+            // Five milliseconds are too short to be judged.
+            window(moment(600, 120, 112, 100, 20), moment(605, 121, 114, 101, 20)),
+            window(moment(605, 230, 140, 140, 0), throttled),
+        ];
+        let gpu = moment(100, 0, 0, 0, 0).at;
+        let seen = |throttled| Seen { conditions: Conditions::default(), throttled };
+        let marks = |seen: Seen| {
+            let marked = seen.of(&samples).held_back.into_iter();
+            marked.map(|held| (held.sample, held.by.into_iter().collect::<Vec<_>>())).collect::<Vec<_>>()
+        };
+        let by_cpu =
+            [(1, vec![Hindrance::OtherProcesses]), (2, vec![Hindrance::Hypervisor]), (4, vec![Hindrance::Clocks])];
+        assert_eq!(marks(seen(Vec::new())), by_cpu);
+        assert_eq!(marks(seen(vec![gpu]))[0], (0, vec![Hindrance::Clocks]));
     }
 
     #[test]
@@ -183,7 +303,7 @@ mod tests {
             std::hint::spin_loop();
         }
         let own = |ticks: Option<Ticks>| ticks.expect("Linux has /proc").own;
-        assert!(own(ticks(&[])) > own(watch.started));
+        assert!(own(ticks(&[])) > own(watch.started.ticks));
         let once = own(ticks(&[]));
         assert!(own(ticks(&[std::process::id()])) >= 2 * once, "the time of a helper counts too");
     }

@@ -6,7 +6,7 @@ use std::{
     env,
     sync::{OnceLock, mpsc},
     thread::{self, JoinHandle},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, anyhow};
@@ -156,7 +156,7 @@ impl Counters {
 /// load ends.
 pub struct Watch {
     stop: mpsc::Sender<()>,
-    thread: JoinHandle<Vec<Counters>>,
+    thread: JoinHandle<Vec<(Instant, Counters)>>,
 }
 
 impl Watch {
@@ -169,7 +169,7 @@ impl Watch {
         let look = move || {
             let mut looks = Vec::new();
             while stopped.recv_timeout(Self::INTERVAL) == Err(mpsc::RecvTimeoutError::Timeout) {
-                looks.extend(Counters::sample(ordinal));
+                looks.extend(Counters::sample(ordinal).map(|look| (Instant::now(), look)));
             }
             looks
         };
@@ -177,10 +177,15 @@ impl Watch {
         Some(Self { stop, thread })
     }
 
-    /// Returns `None` if the time was too short for a sample.
-    pub fn end(self) -> Option<GpuLoad> {
+    /// Returns the load, and the moments at which the clocks were throttled. Returns `None` if the time was too short for
+    /// a sample.
+    pub fn end(self) -> Option<(GpuLoad, Vec<Instant>)> {
         drop(self.stop);
-        load(&self.thread.join().ok()?)
+        let looks = self.thread.join().ok()?;
+        let is_throttled = |look: &Counters| look.throttle_reasons.as_ref().is_some_and(|reasons| !reasons.is_empty());
+        let throttled = looks.iter().filter(|(_, look)| is_throttled(look)).map(|(at, _)| *at).collect();
+        let looks: Vec<Counters> = looks.into_iter().map(|(_, look)| look).collect();
+        Some((load(&looks)?, throttled))
     }
 }
 

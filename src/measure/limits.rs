@@ -1,24 +1,32 @@
 //! Limits of the machine: the bandwidth of its memory and the rate of its matrix products. Decode and prefill rates
 //! are reported as shares of them.
+//!
+//! On a shared machine both change within seconds. A [`Gauge`] therefore reads them in short passes, before, between
+//! and after the samples of a benchmark.
 
 use std::{
-    collections::BTreeMap,
+    cell::Cell,
     hint::black_box,
-    sync::Mutex,
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 
-use super::{machine, memory};
-use crate::{kernels::sum, record::Limits};
+use super::{machine, memory, statistics::percentile};
+use crate::{
+    kernels::{sum, system::ask_for_huge_pages},
+    record::{Limits, Spread},
+};
 
 /// Minimum size of the buffer that is read. If the caches are large, the buffer is [`CACHES`] times as large, so that
 /// no pass finds data of the last pass in them.
-const BUFFER_BYTES: usize = 512 << 20;
+const BUFFER_BYTES: usize = 256 << 20;
 const CACHES: usize = 4;
+
+/// The buffer takes at most this part of the free memory, because it stays while models are loaded.
+const PART_OF_FREE: usize = 16;
 
 /// Bytes that a thread reads at a time: few, so that other threads can take over the work of a delayed one.
 const PART_BYTES: usize = 4 << 20;
@@ -30,93 +38,184 @@ const COPIES: usize = 8;
 const MATRIX_ON_CPU: usize = 1536;
 const MATRIX_ON_DEVICE: usize = 8192;
 
-/// Minimum number of passes, and the time that passes must fill. On a busy machine, few passes are undisturbed, and
-/// an idle device takes time to raise its clocks.
-const PASSES: usize = 5;
-const FILL: Duration = Duration::from_millis(300);
+/// Minimum number of passes of a reading, and the time that its passes must fill. The best pass counts, because an
+/// interruption only makes a pass longer. Longer readings would hide the changes that readings are for.
+const PASSES: usize = 2;
+const FILL: Duration = Duration::from_millis(30);
 
-/// Measured once per device and process.
-static MEASURED: Mutex<BTreeMap<String, Limits>> = Mutex::new(BTreeMap::new());
+/// Readings of [`limits`], which has no benchmark around which it could take them.
+const READINGS: usize = 5;
 
-/// Measures the limits of a device, or returns the earlier result. Takes about a second.
+/// Reads the limits of a device.
 ///
-/// On a CPU, all threads read a buffer of half a gigabyte or four times the caches, and Candle multiplies f32
-/// matrices of 1536 rows and columns. The best of several passes counts. The dtype is f32 for all models, because
-/// Candle widens 16-bit products to f32. On another device, the limits come from copies of half a gigabyte, where
-/// each byte is read and written and counts twice, and from a bf16 product of 8192 rows and columns.
+/// On a CPU, all threads read a buffer of a quarter of a gigabyte or four times the caches, and Candle multiplies f32
+/// matrices of 1536 rows and columns. The dtype is f32 for all models, because Candle widens 16-bit products to f32.
+/// The buffer stays allocated and is written once before it is read, because untouched pages all share the zero page.
+/// On Linux it consists of huge pages, if the system grants them: with small ones, translating addresses costs a sixth
+/// of the bandwidth, and the share depends on where the pages happen to lie. Binding threads to cores and choosing the
+/// thread that touches a page first made no difference on one socket.
 ///
-/// The limits are achieved rates, not those of a data sheet. A share above 100 % is possible: the benchmark then uses
-/// the machine better than the measurement of the limits. If a hypervisor shares memory bandwidth between guests, the
+/// On another device, the limits come from copies of a quarter of a gigabyte, where each byte is read and written and
+/// counts twice, and from a bf16 product of 8192 rows and columns. Their memory is freed after each reading, because a
+/// model may need it.
+///
+/// The limits are achieved rates, not those of a data sheet. If a hypervisor shares memory bandwidth between guests, the
 /// bandwidth varies with their load and nothing reports it.
+pub struct Gauge {
+    device: Device,
+    /// `None` on devices other than a CPU.
+    on_cpu: Option<OnCpu>,
+    /// The reading of an idle device, before models took its memory.
+    first: Reading,
+    /// The best of all readings, each limit for itself.
+    best: Cell<Reading>,
+}
+
+struct OnCpu {
+    memory: Vec<u64>,
+    matrices: (Tensor, Tensor),
+}
+
+/// The limits at one time.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Reading {
+    /// Bandwidth of reading memory.
+    pub read_bytes_per_s: f64,
+    /// Rate of a matrix product.
+    pub matrix_flops_per_s: f64,
+}
+
+impl Gauge {
+    /// Allocates what the readings need and takes the first one.
+    ///
+    /// # Errors
+    /// Returns an error if the device fails.
+    pub fn new(device: &Device) -> Result<Self> {
+        let on_cpu = match device.is_cpu() {
+            true => {
+                Some(OnCpu { memory: written(buffer_bytes()), matrices: matrices(device, DType::F32, MATRIX_ON_CPU)? })
+            }
+            false => None,
+        };
+        // The first pass starts threads.
+        reading(device, on_cpu.as_ref())?;
+        let first = reading(device, on_cpu.as_ref())?;
+        Ok(Self { device: device.clone(), on_cpu, first, best: Cell::new(first) })
+    }
+
+    /// Reads the limits. Takes about 60 ms.
+    ///
+    /// # Errors
+    /// Returns an error if the device fails.
+    pub fn read(&self) -> Result<Reading> {
+        let reading = reading(&self.device, self.on_cpu.as_ref())?;
+        let best = self.best.get();
+        self.best.set(Reading {
+            read_bytes_per_s: best.read_bytes_per_s.max(reading.read_bytes_per_s),
+            matrix_flops_per_s: best.matrix_flops_per_s.max(reading.matrix_flops_per_s),
+        });
+        Ok(reading)
+    }
+
+    /// Summarises readings: medians, extremes, and the best of the gauge. Without a reading, the first of the gauge
+    /// counts.
+    pub fn limits(&self, readings: &[Reading]) -> Limits {
+        let dtype = if self.device.is_cpu() { DType::F32 } else { DType::BF16 };
+        let readings = if readings.is_empty() { std::slice::from_ref(&self.first) } else { readings };
+        summarise(readings, self.best.get(), dtype)
+    }
+}
+
+/// Reads the limits of a device several times in a row: for the state of a machine, where no benchmark runs.
 ///
 /// # Errors
 /// Returns an error if the device fails.
 pub fn limits(device: &Device) -> Result<Limits> {
-    let name = format!("{:?}", device.location());
-    let mut measured = MEASURED.lock().map_err(|_| anyhow!("the limits could not be measured"))?;
-    if let Some(limits) = measured.get(&name) {
-        return Ok(limits.clone());
-    }
-    let limits = if device.is_cpu() {
-        Limits {
-            read_bytes_per_s: read_bytes_per_s(buffer_bytes())?,
-            matrix_flops_per_s: matrix_flops_per_s(device, DType::F32, MATRIX_ON_CPU)?,
-            matrix_dtype: "f32".into(),
-        }
-    } else {
-        Limits {
-            read_bytes_per_s: copied_bytes_per_s(device)?,
-            matrix_flops_per_s: matrix_flops_per_s(device, DType::BF16, MATRIX_ON_DEVICE)?,
-            matrix_dtype: "bf16".into(),
+    let gauge = Gauge::new(device)?;
+    let readings = (0..READINGS).map(|_| gauge.read()).collect::<Result<Vec<_>>>()?;
+    Ok(gauge.limits(&readings))
+}
+
+fn reading(device: &Device, on_cpu: Option<&OnCpu>) -> Result<Reading> {
+    let (read_bytes_per_s, matrix_flops_per_s) = match on_cpu {
+        Some(OnCpu { memory, matrices }) => (read_bytes_per_s(memory)?, matrix_flops_per_s(device, matrices)?),
+        None => {
+            let read_bytes_per_s = copied_bytes_per_s(device)?;
+            (read_bytes_per_s, matrix_flops_per_s(device, &matrices(device, DType::BF16, MATRIX_ON_DEVICE)?)?)
         }
     };
-    measured.insert(name, limits.clone());
-    Ok(limits)
+    Ok(Reading { read_bytes_per_s, matrix_flops_per_s })
+}
+
+/// Summarises at least one reading.
+fn summarise(readings: &[Reading], best: Reading, matrix_dtype: DType) -> Limits {
+    let of = |limit: fn(&Reading) -> f64| {
+        let mut values: Vec<f64> = readings.iter().map(limit).collect();
+        values.sort_unstable_by(f64::total_cmp);
+        let (lowest, highest) = (values[0], values[values.len() - 1]);
+        let spread = Spread { readings: values.len(), lowest, highest, best_of_run: limit(&best) };
+        (percentile(&values, 0.5), Some(spread))
+    };
+    let (read_bytes_per_s, read) = of(|reading| reading.read_bytes_per_s);
+    let (matrix_flops_per_s, matrix) = of(|reading| reading.matrix_flops_per_s);
+    let matrix_dtype = matrix_dtype.as_str().into();
+    Limits { read_bytes_per_s, matrix_flops_per_s, matrix_dtype, read, matrix, exceeded: Vec::new() }
 }
 
 fn buffer_bytes() -> usize {
     let bytes = BUFFER_BYTES.max(CACHES * machine::last_level_cache_bytes().unwrap_or(0) as usize);
     // With little free memory, use a smaller buffer that the caches may hold in part.
     let available = memory::available_bytes(&Device::Cpu).map_or(usize::MAX, |available| available as usize);
-    bytes.min(available / 4).max(PART_BYTES)
+    bytes.min(available / PART_OF_FREE).max(PART_BYTES)
 }
 
-fn read_bytes_per_s(bytes: usize) -> Result<f64> {
-    // Written, so that every page is mapped: untouched pages all share the zero page.
-    let buffer: Vec<u64> = (0..bytes as u64 / 8).into_par_iter().collect();
+/// A buffer whose pages are huge, if the system grants them, and all written.
+fn written(bytes: usize) -> Vec<u64> {
+    let mut buffer = Vec::with_capacity(bytes / size_of::<u64>());
+    ask_for_huge_pages(buffer.spare_capacity_mut());
+    (0..bytes / size_of::<u64>()).into_par_iter().map(|place| place as u64).collect_into_vec(&mut buffer);
+    buffer
+}
+
+fn read_bytes_per_s(buffer: &[u64]) -> Result<f64> {
     let best = best_of(|| {
         black_box(buffer.par_chunks(PART_BYTES / 8).map(sum).reduce(|| 0, u64::wrapping_add));
         Ok(())
     })?;
-    Ok(size_of_val(buffer.as_slice()) as f64 / best.as_secs_f64())
+    Ok(size_of_val(buffer) as f64 / best.as_secs_f64())
 }
 
 fn copied_bytes_per_s(device: &Device) -> Result<f64> {
     let from = Tensor::ones(BUFFER_BYTES / 4, DType::F32, device)?;
-    let best = best_of(|| {
+    let pass = || {
         for _ in 0..COPIES {
             from.copy()?;
         }
         Ok(device.synchronize()?)
-    })?;
-    Ok((2 * COPIES * BUFFER_BYTES) as f64 / best.as_secs_f64())
+    };
+    // The memory of the copies is allocated in the first pass.
+    pass()?;
+    Ok((2 * COPIES * BUFFER_BYTES) as f64 / best_of(pass)?.as_secs_f64())
 }
 
-fn matrix_flops_per_s(device: &Device, dtype: DType, size: usize) -> Result<f64> {
+fn matrices(device: &Device, dtype: DType, size: usize) -> Result<(Tensor, Tensor)> {
     // Random values, because some CPUs are faster on zeros.
     let random = || Tensor::randn(0f32, 1f32, (size, size), device)?.to_dtype(dtype);
-    let (a, b) = (random()?, random()?);
+    let matrices = (random()?, random()?);
     device.synchronize()?;
-    let best = best_of(|| {
-        black_box(a.matmul(&b)?);
-        Ok(device.synchronize()?)
-    })?;
-    Ok(2.0 * (size as f64).powi(3) / best.as_secs_f64())
+    Ok(matrices)
 }
 
-/// Returns the shortest of several passes after a warm-up. Disturbances only make a pass longer.
+fn matrix_flops_per_s(device: &Device, (a, b): &(Tensor, Tensor)) -> Result<f64> {
+    let best = best_of(|| {
+        black_box(a.matmul(b)?);
+        Ok(device.synchronize()?)
+    })?;
+    Ok(2.0 * (a.dim(0)? as f64).powi(3) / best.as_secs_f64())
+}
+
+/// Returns the shortest of several passes.
 fn best_of(mut pass: impl FnMut() -> Result<()>) -> Result<Duration> {
-    pass()?;
     let (mut best, mut passes, begun) = (Duration::MAX, 0, Instant::now());
     while passes < PASSES || begun.elapsed() < FILL {
         let started = Instant::now();
@@ -132,9 +231,31 @@ mod tests {
     use super::*;
 
     #[test]
-    fn measured_once_and_plausible() {
-        let first = limits(&Device::Cpu).expect("a processor has limits");
-        assert!(first.read_bytes_per_s > 1e8 && first.matrix_flops_per_s > 1e8, "{first:?}");
-        assert_eq!(first, limits(&Device::Cpu).expect("recalled"));
+    fn a_buffer_is_written_in_huge_and_in_small_pages() {
+        for bytes in [4096, 5 << 20] {
+            let buffer = written(bytes);
+            assert_eq!(size_of_val(buffer.as_slice()), bytes);
+            assert!(buffer.iter().enumerate().all(|(place, value)| *value == place as u64));
+        }
+    }
+
+    #[test]
+    fn a_processor_has_limits() {
+        let limits = limits(&Device::Cpu).expect("a processor has limits");
+        assert!(limits.read_bytes_per_s > 1e8 && limits.matrix_flops_per_s > 1e8, "{limits:?}");
+        let read = limits.read.expect("readings");
+        assert_eq!(read.readings, READINGS);
+        assert!(read.lowest <= limits.read_bytes_per_s && limits.read_bytes_per_s <= read.highest);
+        assert!(read.highest <= read.best_of_run);
+    }
+
+    #[test]
+    fn readings_have_a_median_a_spread_and_the_best_of_the_run() {
+        let reading = |read_bytes_per_s, matrix_flops_per_s| Reading { read_bytes_per_s, matrix_flops_per_s };
+        let readings = [reading(40.0, 7.0), reading(60.0, 9.0), reading(44.0, 8.0)];
+        let limits = summarise(&readings, reading(70.0, 9.0), DType::F32);
+        assert_eq!((limits.read_bytes_per_s, limits.matrix_flops_per_s), (44.0, 8.0));
+        let spread = |lowest, highest, best_of_run| Some(Spread { readings: 3, lowest, highest, best_of_run });
+        assert_eq!((limits.read, limits.matrix), (spread(40.0, 60.0, 70.0), spread(7.0, 9.0, 9.0)));
     }
 }

@@ -81,14 +81,23 @@ pub fn software() -> Software {
     Software {
         candlepower: env!("CARGO_PKG_VERSION").into(),
         candle: env!("BUILT_WITH_CANDLE").into(),
-        candle_nn: Some(env!("BUILT_WITH_CANDLE_NN").into()),
-        candle_transformers: Some(env!("BUILT_WITH_CANDLE_TRANSFORMERS").into()),
+        candle_crates: crates(env!("BUILT_WITH_CANDLE_CRATES")),
         criterion: env!("BUILT_WITH_CRITERION").into(),
         rustc: env!("BUILT_WITH_RUSTC").into(),
         commit: commit(),
         profile: env!("BUILT_WITH_PROFILE").into(),
         features: features().iter().map(|feature| (*feature).into()).collect(),
     }
+}
+
+/// Unpacks the list that the build script made: a name and a version for each crate. `None` if it is empty.
+fn crates(list: &str) -> Option<BTreeMap<String, String>> {
+    let crates: BTreeMap<String, String> = list
+        .split(';')
+        .filter_map(|entry| entry.split_once('='))
+        .map(|(name, version)| (name.to_owned(), version.to_owned()))
+        .collect();
+    (!crates.is_empty()).then_some(crates)
 }
 
 /// Enabled Cargo features.
@@ -185,9 +194,21 @@ mod tests {
     #[test]
     fn the_software_is_known() {
         let software = software();
-        for part in [software.candle_nn.as_deref(), software.candle_transformers.as_deref()] {
-            assert!(part.is_some_and(|version| version.starts_with("0.")), "{software:?}");
-        }
         assert!(software.candle.starts_with("0.") && software.rustc.starts_with("rustc "), "{software:?}");
+        let crates = software.candle_crates.expect("this package has a lock file");
+        for name in ["candle-core", "candle-nn", "candle-transformers"] {
+            assert!(crates[name].starts_with("0."), "{crates:?}");
+        }
+        assert_eq!(crates["candle-core"], software.candle);
+    }
+
+    #[test]
+    fn a_patched_crate_shows_its_source() {
+        let list =
+            "candle-core=0.11.1;candle-transformers=0.11.1 (path);candle-nn=0.11.1 (git+https://host/candle?rev=a#b)";
+        let found = crates(list).expect("three");
+        assert_eq!((found.len(), found["candle-transformers"].as_str()), (3, "0.11.1 (path)"));
+        assert_eq!(found["candle-nn"], "0.11.1 (git+https://host/candle?rev=a#b)");
+        assert_eq!(crates(""), None);
     }
 }

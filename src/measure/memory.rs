@@ -45,22 +45,34 @@ pub fn peak_bytes(device: &Device) -> Result<u64> {
     }
 }
 
-/// Peak memory of a piece of work over its repetitions.
+/// Peak memory of a piece of work over its repetitions. Other work may allocate and free between them, because the memory
+/// that the work holds itself is known from the end of each.
 pub struct Peak {
     device: Device,
+    /// Memory that the work holds between repetitions.
+    own_bytes: u64,
+    /// Memory of everything else, at the start of the repetition.
     bytes_beside: u64,
     most: Result<u64, String>,
 }
 
 impl Peak {
-    /// `bytes_beside` is memory in use that does not belong to the work.
+    /// `bytes_beside` is the memory in use now that does not belong to the work. The rest is what the work holds.
     pub fn new(device: &Device, bytes_beside: u64) -> Self {
-        Self { device: device.clone(), bytes_beside, most: Err("nothing was run".into()) }
+        let mut peak = Self { device: device.clone(), own_bytes: 0, bytes_beside, most: Err("nothing was run".into()) };
+        peak.settle();
+        peak
     }
 
     /// Starts one repetition.
-    pub fn begin(&self) {
+    pub fn begin(&mut self) {
+        self.bytes_beside = current_bytes(&self.device).saturating_sub(self.own_bytes);
         reset_peak(&self.device);
+    }
+
+    /// Notes the memory that the work holds until its next repetition.
+    pub fn settle(&mut self) {
+        self.own_bytes = current_bytes(&self.device).saturating_sub(self.bytes_beside);
     }
 
     /// Ends one repetition. Returns its peak, or 0 if memory is not counted.

@@ -12,6 +12,6 @@ pub mod statistics;
 mod token_time;
 
 pub use crate::kernels::system::allocator::{self, CountingAllocator};
-pub use limits::limits;
+pub use limits::{Gauge, Reading, limits};
 pub use peak_bytes::PeakBytes;
 pub use token_time::TokenTime;

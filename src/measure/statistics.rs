@@ -52,6 +52,55 @@ pub fn median(mut values: Vec<f64>) -> f64 {
     percentile(&values, 0.5)
 }
 
+/// The median of paired ratios.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Paired {
+    /// The median.
+    pub ratio: f64,
+    /// Lower end of its interval.
+    pub low: f64,
+    /// Upper end of its interval.
+    pub high: f64,
+    /// Probability with which such an interval contains the true median: at least [`LEVEL`], unless the pairs are too few.
+    pub level: f64,
+    /// Number of pairs.
+    pub pairs: usize,
+}
+
+/// The level of intervals. Ten pairs reach 97.9 %, because an interval ends at pairs.
+pub const LEVEL: f64 = 0.95;
+
+/// Returns the median of `a[i] / b[i]` and its interval from order statistics, which assumes nothing about the
+/// distribution. Returns `None` without a pair.
+pub fn paired_ratio(a: &[f64], b: &[f64]) -> Option<Paired> {
+    let mut ratios: Vec<f64> = a.iter().zip(b).map(|(a, b)| a / b).collect();
+    ratios.sort_unstable_by(f64::total_cmp);
+    let pairs = ratios.len();
+    let (low, high) = (*ratios.first()?, *ratios.last()?);
+    // The interval that leaves out `cut` pairs at each end misses the median if at most `cut` pairs are on one side of it.
+    let mut found = Paired { ratio: percentile(&ratios, 0.5), low, high, level: 1.0 - at_most(0, pairs) * 2.0, pairs };
+    for cut in 1..pairs / 2 {
+        let level = 1.0 - at_most(cut, pairs) * 2.0;
+        if level < LEVEL {
+            break;
+        }
+        found = Paired { low: ratios[cut], high: ratios[pairs - 1 - cut], level, ..found };
+    }
+    found.level = found.level.max(0.0);
+    Some(found)
+}
+
+/// Probability that at most `count` of `n` fair coins show heads.
+fn at_most(count: usize, n: usize) -> f64 {
+    let mut term = 0.5f64.powi(n as i32);
+    let mut sum = term;
+    for heads in 1..=count {
+        term *= (n + 1 - heads) as f64 / heads as f64;
+        sum += term;
+    }
+    sum
+}
+
 /// Returns a percentile of sorted values, with linear interpolation between neighbours: type 7 of Hyndman and Fan,
 /// numpy's default. `share` is from 0 to 1.
 ///
@@ -66,6 +115,22 @@ pub fn percentile(sorted: &[f64], share: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_interval_of_a_median_is_that_of_order_statistics() {
+        // 11 of 1024 ways to throw ten coins show at most one head, so the second and the ninth ratio bound 97.9 %.
+        let a: Vec<f64> = (1..=10).map(f64::from).collect();
+        let paired = paired_ratio(&a, &[1.0; 10]).expect("pairs");
+        assert_eq!((paired.ratio, paired.low, paired.high, paired.pairs), (5.5, 2.0, 9.0, 10));
+        assert!((paired.level - (1.0 - 22.0 / 1024.0)).abs() < 1e-12, "{paired:?}");
+        // Twenty: 21700 / 2^20 ways show at most five, 6196 / 2^20 at most four.
+        let paired = paired_ratio(&(1..=20).map(f64::from).collect::<Vec<_>>(), &[1.0; 20]).expect("pairs");
+        assert_eq!((paired.low, paired.high), (6.0, 15.0));
+        assert!((paired.level - (1.0 - 2.0 * 21_700.0 / f64::from(1 << 20))).abs() < 1e-9, "{paired:?}");
+        let one = paired_ratio(&[3.0], &[2.0]).expect("a pair");
+        assert_eq!((one.ratio, one.low, one.high, one.level), (1.5, 1.5, 1.5, 0.0));
+        assert_eq!(paired_ratio(&[], &[1.0]), None);
+    }
 
     #[test]
     fn samples_have_means_and_steps_have_percentiles() {

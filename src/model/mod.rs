@@ -108,6 +108,26 @@ pub fn expert_grid(feed_forward: FeedForward, skew: f64, dtype: DType, device: &
     Ok(Subject { model, source, tokenizer: None, eos_token_ids: Vec::new() })
 }
 
+/// Memory that a model needs: its weights, and the cache of the longest scenario. `None` for a checkpoint, whose sizes are
+/// known when it is opened.
+pub fn needed_bytes(spec: &ModelSpec, engine: Engine, dtype: DType, device: &Device) -> Option<u64> {
+    match spec {
+        ModelSpec::Mini(name) | ModelSpec::Synthetic(name) => Some(demand(&shape(name).ok()?, engine, dtype, device).1),
+        ModelSpec::Hub { .. } | ModelSpec::Path(_) => None,
+    }
+}
+
+/// The same for a decoder of the comparison `moe_top_k`.
+pub fn expert_grid_bytes(feed_forward: FeedForward, dtype: DType, device: &Device) -> Option<u64> {
+    Some(demand(&decoder::shape::config(feed_forward).ok()?, Engine::Tuned, dtype, device).1)
+}
+
+/// Bytes of the weights, and of the weights and the cache of the longest scenario.
+fn demand(config: &ModelConfig, engine: Engine, dtype: DType, device: &Device) -> (u64, u64) {
+    let weight_bytes = config.parameters() * dtype.size_in_bytes() as u64;
+    (weight_bytes, weight_bytes + (engine.row().extra_bytes)(config, dtype, device, scenario::longest_generation()))
+}
+
 /// Refuses, before anything is loaded, models that the engine does not run and models that do not fit in memory.
 fn admit(config: &ModelConfig, engine: Engine, dtype: DType, device: &Device) -> Result<()> {
     let row = engine.row();
@@ -117,8 +137,7 @@ fn admit(config: &ModelConfig, engine: Engine, dtype: DType, device: &Device) ->
             None => bail!("engine {engine} refuses this model: {reason}"),
         }
     }
-    let weight_bytes = config.parameters() * dtype.size_in_bytes() as u64;
-    let needed_bytes = weight_bytes + (row.extra_bytes)(config, dtype, device, scenario::longest_generation());
+    let (weight_bytes, needed_bytes) = demand(config, engine, dtype, device);
     let work = format!("weights of {:.1} GB and the cache", weight_bytes as f64 / 1e9);
     Ok(memory::ensure_fits(&work, needed_bytes, device)?)
 }

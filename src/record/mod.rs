@@ -19,13 +19,21 @@ pub use measures::{Generation, MeasureUnit, Serving, Sweep, Training};
 pub use read::{Read, latest, parse, read};
 pub use sink::{RECORDS, Sink, check_writable, temporary_that_stays, write_whole};
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::scenario::Counterpart;
+
 /// Version of the schema. It is raised when a field changes its meaning or is removed, not when one is added.
-pub const SCHEMA: u32 = 1;
+///
+/// In version 1, [`Limits`] were the best of the process, and MBU and MFU were shares of them. Since version 2 they are the
+/// medians of the benchmark's own time.
+pub const SCHEMA: u32 = 2;
+
+/// The oldest version that is still read.
+pub const OLDEST_SCHEMA: u32 = 1;
 
 /// The result of one benchmark in one run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -59,7 +67,11 @@ pub struct Record {
     /// Why a field is `null`, by field.
     #[serde(default)]
     pub unmeasured: BTreeMap<String, String>,
-    /// Limits of the machine; `null` if they were not measured.
+    /// Times of this benchmark divided by those of the benchmarks that it is compared with, where their samples were taken in
+    /// turns.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ratios: Vec<PairedRatio>,
+    /// Limits of the machine around the samples; `null` if they were not measured.
     pub limits: Option<Limits>,
     /// Load on the machine during the benchmark; `null` if it was not observed.
     pub conditions: Option<Conditions>,
@@ -154,6 +166,24 @@ impl Measures {
         }
     }
 
+    /// Model bandwidth utilization, where it is measured.
+    pub fn mbu(&self) -> Option<f64> {
+        match self {
+            Self::Generation(measures) => measures.mbu,
+            Self::Sweep(_) | Self::Training(_) | Self::Serving(_) => None,
+        }
+    }
+
+    /// Model FLOP utilization.
+    pub fn mfu(&self) -> Option<f64> {
+        match self {
+            Self::Generation(measures) => measures.mfu,
+            Self::Sweep(measures) => measures.mfu,
+            Self::Training(measures) => measures.mfu,
+            Self::Serving(_) => None,
+        }
+    }
+
     /// Peak memory.
     pub fn peak_bytes(&self) -> Option<u64> {
         match self {
@@ -187,6 +217,26 @@ impl Measures {
             Self::Sweep(_) | Self::Training(_) | Self::Serving(_) => None,
         }
     }
+}
+
+/// Time of a benchmark divided by that of another one. Sample `i` of both was taken in the same round, so what changed on the
+/// machine from round to round cancels out.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct PairedRatio {
+    /// What the other benchmark is.
+    pub counterpart: Counterpart,
+    /// Id of the other benchmark.
+    pub to: String,
+    /// Median of the ratios of all pairs. Above 1, this benchmark took longer.
+    pub ratio: f64,
+    /// Lower end of the interval of the median, from order statistics.
+    pub low: f64,
+    /// Upper end of the interval.
+    pub high: f64,
+    /// Probability with which such an interval contains the true median.
+    pub level: f64,
+    /// Number of pairs.
+    pub pairs: usize,
 }
 
 /// Unit of the samples that Criterion received.
@@ -268,7 +318,8 @@ pub struct Stability {
     pub update_ratios: Vec<f64>,
 }
 
-/// Limits of the machine, measured in the process that wrote the record.
+/// Limits of the machine, read in short passes before, between and after the samples of the benchmark. Each is the median of
+/// the readings. MBU and MFU are shares of these medians.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Limits {
     /// Bandwidth of reading memory much larger than any cache, on every thread.
@@ -277,11 +328,40 @@ pub struct Limits {
     pub matrix_flops_per_s: f64,
     /// Data type of the matrix product.
     pub matrix_dtype: String,
+    /// The readings of the bandwidth. `null` in records of schema 1.
+    #[serde(default)]
+    pub read: Option<Spread>,
+    /// The readings of the matrix product. `null` in records of schema 1.
+    #[serde(default)]
+    pub matrix: Option<Spread>,
+    /// The reason for each share above 100 %, as sentences.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub exceeded: Vec<String>,
+}
+
+/// Readings of a limit around the samples of a benchmark, in the unit of the limit.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Spread {
+    /// Number of readings.
+    pub readings: usize,
+    /// The lowest reading.
+    pub lowest: f64,
+    /// The highest reading.
+    pub highest: f64,
+    /// The highest reading of the process until the benchmark ended.
+    pub best_of_run: f64,
+}
+
+impl Spread {
+    /// Share by which the limit moved during the benchmark: the highest reading over the lowest, less one.
+    pub fn moved(&self) -> f64 {
+        self.highest / self.lowest - 1.0
+    }
 }
 
 /// Load on the machine while the benchmark ran. A share is `null` if the system does not report it, or if the benchmark took
 /// less than half a second.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Conditions {
     /// Share of the machine's CPU time that other processes used.
     pub other_cpu_share: Option<f64>,
@@ -290,8 +370,32 @@ pub struct Conditions {
     /// The GPU that was used, if it is an NVIDIA GPU.
     #[serde(default)]
     pub gpu: Option<GpuLoad>,
+    /// The samples during which the machine was held back, in the order of measurement.
+    #[serde(default)]
+    pub held_back: Vec<HeldBack>,
     /// Reasons to doubt the result, as sentences.
     pub doubts: Vec<String>,
+}
+
+/// A sample during which the machine was held back.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct HeldBack {
+    /// Number of the sample, from 0.
+    pub sample: usize,
+    /// What held the machine back.
+    pub by: BTreeSet<Hindrance>,
+}
+
+/// What can hold a machine back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Hindrance {
+    /// Other processes used the CPU.
+    OtherProcesses,
+    /// A hypervisor gave CPU time to other guests.
+    Hypervisor,
+    /// The clocks of the CPU or GPU were throttled.
+    Clocks,
 }
 
 /// State of a GPU while the benchmark ran, sampled four times a second. A counter that the GPU lacks is `null`.
@@ -356,12 +460,10 @@ pub struct Software {
     pub candlepower: String,
     /// Version of candle-core, with ` (path)` when Cargo built it from a checkout.
     pub candle: String,
-    /// Version of candle-nn, in the same form; `null` in older records.
+    /// Version of each Candle crate, by name, with its source in parentheses where that is not the registry. `null` if the
+    /// build had no lock file.
     #[serde(default)]
-    pub candle_nn: Option<String>,
-    /// Version of candle-transformers, in the same form; `null` in older records.
-    #[serde(default)]
-    pub candle_transformers: Option<String>,
+    pub candle_crates: Option<BTreeMap<String, String>>,
     /// Version of Criterion.
     pub criterion: String,
     /// Version of the compiler, as `rustc --version` prints it.

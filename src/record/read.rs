@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use rayon::prelude::*;
 use serde::Deserialize;
 
-use super::{Record, SCHEMA};
+use super::{OLDEST_SCHEMA, Record, SCHEMA};
 
 /// The records of a file, and the problems of its other lines.
 #[derive(Debug, Default)]
@@ -154,7 +154,7 @@ fn look_through(path: &Path, from: u64, to: u64) -> io::Result<Part> {
         let text = line.trim_ascii();
         match serde_json::from_slice::<Head>(text) {
             _ if text.is_empty() => {}
-            Ok(head) if head.schema == SCHEMA => {
+            Ok(head) if is_known(head.schema) => {
                 let (count, at) = part.last.entry((head.id.into_owned(), head.sandbox)).or_default();
                 (*count, *at) = (*count + 1, (start, length));
             }
@@ -180,10 +180,18 @@ pub fn parse(line: &[u8]) -> Result<Record, String> {
         true => "the line breaks off".to_owned(),
         false => format!("no record: {error}"),
     })?;
-    if versioned.schema != SCHEMA {
-        return Err(format!("schema {} is not known here; this version reads {SCHEMA}", versioned.schema));
+    if !is_known(versioned.schema) {
+        return Err(format!(
+            "schema {} is not known here; this version reads {OLDEST_SCHEMA} to {SCHEMA}",
+            versioned.schema
+        ));
     }
-    serde_json::from_slice(line).map_err(|error| format!("no record of schema {SCHEMA}: {error}"))
+    serde_json::from_slice(line).map_err(|error| format!("no record of schema {}: {error}", versioned.schema))
+}
+
+/// Returns whether records of this version can be read. Fields that came later are empty in older records.
+fn is_known(schema: u32) -> bool {
+    (OLDEST_SCHEMA..=SCHEMA).contains(&schema)
 }
 
 #[cfg(test)]
@@ -255,6 +263,25 @@ mod tests {
         let file = tempfile::NamedTempFile::new().expect("a file");
         let read = read(file.path()).expect("it is there");
         assert!(read.records.is_empty() && read.problems.is_empty());
+    }
+
+    /// The fields that came with schema 2 are empty in a record of schema 1, and both versions are read.
+    #[test]
+    fn old_records_are_read() {
+        let old: Record = parse(include_bytes!("sample.json")).expect("schema 1");
+        assert_eq!((old.schema, old.ratios.len(), &old.software.candle_crates), (1, 0, &None));
+        let limits = old.limits.clone().expect("limits");
+        assert_eq!((limits.read, limits.matrix, limits.exceeded.len()), (None, None, 0));
+        assert!(old.conditions.as_ref().is_some_and(|conditions| conditions.held_back.is_empty()));
+        let line = serde_json::to_vec(&Record { schema: SCHEMA, ..old.clone() }).expect("a line");
+        let new = parse(&line).expect("schema 2");
+        assert_eq!(Record { schema: 1, ..new }, old);
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let old_line = serde_json::to_vec(&old).expect("a line");
+        fs::write(file.path(), [old_line, line].join(&b'\n')).expect("written");
+        let found = latest(file.path()).expect("read");
+        assert_eq!((found.records.len(), found.records[0].schema), (1, SCHEMA));
+        assert_eq!(read(file.path()).expect("read").records.len(), 2);
     }
 
     #[test]

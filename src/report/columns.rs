@@ -6,12 +6,35 @@ use std::str::FromStr;
 use anyhow::{Result, ensure};
 use chrono::{DateTime, Utc};
 
-use super::{joined::Row, text_table::markdown};
+use super::{joined::Row, ratios::medians, text_table::markdown};
 use crate::record::{
-    Better, MeasureUnit, Measures, Record, Status, Sweep, Training,
+    Better, MeasureUnit, Measures, PairedRatio, Record, Status, Sweep, Training,
     columns::Column,
     measures::{self, Measure},
 };
+use crate::scenario::Counterpart;
+
+/// The columns of each paired ratio: the median, and the ends of its interval.
+const RATIOS: [(Counterpart, [&str; 3]); 5] = [
+    (Counterpart::Scenario, ["scenario_ratio", "scenario_ratio_low", "scenario_ratio_high"]),
+    (Counterpart::Stock, ["stock_ratio", "stock_ratio_low", "stock_ratio_high"]),
+    (Counterpart::ActiveTwin, ["active_twin_ratio", "active_twin_ratio_low", "active_twin_ratio_high"]),
+    (Counterpart::TotalTwin, ["total_twin_ratio", "total_twin_ratio_low", "total_twin_ratio_high"]),
+    (Counterpart::Plain, ["plain_ratio", "plain_ratio_low", "plain_ratio_high"]),
+];
+
+fn ratio_columns(counterpart: Counterpart, [median, low, high]: [&'static str; 3]) -> Vec<Column<Row>> {
+    let column = |name, explanation: &str, value: fn(&PairedRatio) -> f64| {
+        Column::new(name, explanation, move |row: &Row| {
+            row.record.ratios.iter().find(|ratio| ratio.counterpart == counterpart).map(value)
+        })
+    };
+    vec![
+        column(median, &format!("Paired ratio of time to the counterpart `{counterpart}`."), |ratio| ratio.ratio),
+        column(low, "Lower end of its interval.", |ratio| ratio.low),
+        column(high, "Upper end of its interval.", |ratio| ratio.high),
+    ]
+}
 
 /// A column of a report that is a property of the record.
 macro_rules! of_record {
@@ -75,7 +98,29 @@ pub fn results() -> Vec<Column<Row>> {
         of_record!("machine", "Name of the machine.", |record| record.machine.name.clone()),
         of_record!("candle", "Version of candle-core.", |record| record.software.candle.clone()),
         of_record!("commit", "Commit of the working directory.", |record| record.software.commit.clone()),
+        of_record!("best_read_bytes_per_s", "Best bandwidth of the process until the benchmark ended.", |record| {
+            Some(record.limits.as_ref()?.read?.best_of_run)
+        }),
+        of_record!("best_matrix_flops_per_s", "Best rate of a large matrix product of the process.", |record| {
+            Some(record.limits.as_ref()?.matrix?.best_of_run)
+        }),
+        of_record!("read_moved", "Highest bandwidth around the samples over the lowest, less one.", |record| {
+            Some(record.limits.as_ref()?.read?.moved())
+        }),
+        of_record!(
+            "matrix_moved",
+            "Highest rate of a matrix product around the samples over the lowest, less one.",
+            |record| Some(record.limits.as_ref()?.matrix?.moved())
+        ),
+        of_record!("held_back_samples", "Samples during which the machine was held back.", |record| {
+            medians(record).map(|medians| medians.held_back)
+        }),
+        of_record!("median_ms", "Median time of the samples.", |record| medians(record).map(|medians| medians.all_ms)),
+        of_record!("undisturbed_median_ms", "Median time of the samples that were not held back.", |record| {
+            medians(record)?.undisturbed_ms
+        }),
     ]);
+    columns.extend(RATIOS.iter().flat_map(|&(counterpart, names)| ratio_columns(counterpart, names)));
     columns
 }
 

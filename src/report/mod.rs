@@ -22,6 +22,7 @@ mod html;
 pub mod joined;
 #[cfg(feature = "cli")]
 mod plot;
+mod ratios;
 #[cfg(feature = "cli")]
 mod readme;
 mod statistics;
@@ -39,5 +40,6 @@ mod write;
 
 #[cfg(feature = "cli")]
 pub use plot::{latency_over_rate, loss_curve};
+pub use ratios::disturbance;
 #[cfg(feature = "cli")]
 pub use write::{LOG, write, zip};

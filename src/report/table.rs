@@ -4,13 +4,18 @@
 
 use std::{collections::BTreeSet, fmt::Write};
 
-use super::text_table::{TERMINAL_WIDTH, markdown, terminal, wrapped};
+use super::{
+    ratios::{self, Limit},
+    text_table::{TERMINAL_WIDTH, markdown, terminal, wrapped},
+};
 use crate::{
     record::{
         Generation, MeasureUnit, Measures, Record, Status, Training,
         measures::{Missing, TableColumn, TableKey, table_columns},
     },
-    scenario::{CHECKPOINT_MEMORY, MOE_TOP_K, PSANN_THROUGHPUT, SWEEP, TRAINING_SWEEP, dense_name},
+    scenario::{
+        CHECKPOINT_MEMORY, Counterpart, GENERATION, MOE_TOP_K, PSANN_THROUGHPUT, SWEEP, TRAINING_SWEEP, dense_name,
+    },
     text,
 };
 
@@ -87,7 +92,7 @@ struct ExtraColumn {
     header: &'static str,
     /// True for a property of the work, which moves into the heading if it is the same in every row.
     is_property: bool,
-    /// Text for a record, given all measured records of the table.
+    /// Text for a record, given all measured records of the table. A column whose texts are all empty is left out.
     text: fn(&Record, &[&Record]) -> String,
 }
 
@@ -112,6 +117,19 @@ const PARAMETERS: ExtraColumn = ExtraColumn {
     text: |record, _| number(record.subject.parameters.map(|count| count as f64 / 1e6)),
 };
 
+/// Headers of the columns of paired ratios.
+const RATIOS: [&str; 5] = [ACTIVE_TWIN, TOTAL_TWIN, TIME_OF_PLAIN, TIME_OF_SCENARIO, TIME_OF_STOCK];
+const TIME_OF_PLAIN: &str = "time / plain";
+const TIME_OF_SCENARIO: &str = "time / medium";
+const TIME_OF_STOCK: &str = "time / stock";
+
+const fn of_best(place: u8, limit: Limit) -> ExtraColumn {
+    match limit {
+        Limit::Read => result(place, "MBU of best", |record, all| ratios::of_best(record, all, Limit::Read)),
+        Limit::Matrix => result(place, "MFU of best", |record, all| ratios::of_best(record, all, Limit::Matrix)),
+    }
+}
+
 const FAMILIES: [Family; 7] = [
     Family {
         key: TableKey::MixturePrefill,
@@ -122,6 +140,7 @@ const FAMILIES: [Family; 7] = [
         extra: &[
             result(20, ACTIVE_TWIN, |record, all| twin_ratio(record, all, Twin::Active, prefill_rate)),
             result(30, TOTAL_TWIN, |record, all| twin_ratio(record, all, Twin::Total, prefill_rate)),
+            of_best(41, Limit::Matrix),
             PARAMETERS,
         ],
         note: Some(TWINS),
@@ -135,6 +154,7 @@ const FAMILIES: [Family; 7] = [
         extra: &[
             result(20, ACTIVE_TWIN, |record, all| twin_ratio(record, all, Twin::Active, decode_rate)),
             result(30, TOTAL_TWIN, |record, all| twin_ratio(record, all, Twin::Total, decode_rate)),
+            of_best(41, Limit::Read),
             PARAMETERS,
         ],
         note: Some(TWINS),
@@ -150,7 +170,11 @@ const FAMILIES: [Family; 7] = [
             NameColumn { header: MODEL_HEADER, text: |record| record.subject.architecture_and_sizes().1.to_owned() },
             VARIANT,
         ],
-        extra: &[result(15, VERSUS_BEST, |record, all| versus_best(record, all, windows_rate)), PARAMETERS],
+        extra: &[
+            result(15, VERSUS_BEST, |record, all| versus_best(record, all, windows_rate)),
+            of_best(51, Limit::Matrix),
+            PARAMETERS,
+        ],
         note: Some("A sample is one window of the series."),
     },
     Family {
@@ -163,8 +187,13 @@ const FAMILIES: [Family; 7] = [
             result(30, "activations MB", |record, _| {
                 number(training(record).and_then(activation_bytes).map(|bytes| bytes / 1e6))
             }),
-            result(40, "activations / plain", |record, all| plain_ratio(record, all, activation_bytes)),
-            result(70, "time / plain", |record, all| plain_ratio(record, all, |measures| Some(measures.step_p50_ms))),
+            result(40, "activations / plain", |record, all| {
+                plain_ratio(record, all, activation_bytes).map_or_else(String::new, |ratio| number(Some(ratio)))
+            }),
+            result(70, TIME_OF_PLAIN, |record, all| {
+                let of_medians = plain_ratio(record, all, |measures| Some(measures.step_p50_ms));
+                ratios::cell(record, Counterpart::Plain, of_medians)
+            }),
         ],
         note: Some(
             "Activations are the peak memory of a step minus the memory in use between steps. The ratios are relative to \
@@ -182,6 +211,7 @@ const FAMILIES: [Family; 7] = [
         names: &[SCENARIO, MODEL, VARIANT],
         extra: &[
             result(25, VERSUS_BEST, |record, all| versus_best(record, all, training_rate)),
+            of_best(51, Limit::Matrix),
             ExtraColumn { place: 80, ..PARAMETERS },
         ],
         note: Some("Tokens are random. The loss shows that a step trains, but the model learns nothing useful."),
@@ -202,11 +232,20 @@ const FAMILIES: [Family; 7] = [
         takes: |record| matches!(record.measures, Some(Measures::Generation(_))),
         names: &[SCENARIO, MODEL, VARIANT],
         extra: &[
-            result(15, "tok/s / stock", |record, all| {
-                let ratio = |stock| Some(generation_rate(record)? / generation_rate(stock)?);
-                on_stock(record, all).map_or_else(String::new, |stock| number(ratio(stock)))
-            }),
             result(15, VERSUS_BEST, |record, all| versus_best(record, all, generation_rate)),
+            result(55, TIME_OF_SCENARIO, |record, all| {
+                let against = GENERATION.iter().find(|scenario| scenario.key == record.scenario);
+                let other = against.and_then(|scenario| scenario.against);
+                let of_medians = other.and_then(|other| ratios::of_medians(record, all, other, &record.subject.engine));
+                ratios::cell(record, Counterpart::Scenario, of_medians)
+            }),
+            result(56, TIME_OF_STOCK, |record, all| {
+                let is_stock = record.subject.engine == "stock";
+                let of_medians = ratios::of_medians(record, all, &record.scenario, "stock").filter(|_| !is_stock);
+                ratios::cell(record, Counterpart::Stock, of_medians)
+            }),
+            of_best(61, Limit::Read),
+            of_best(81, Limit::Matrix),
         ],
         note: None,
     },
@@ -267,6 +306,10 @@ fn table(family: &Family, records: &[&Record], marks: &mut Vec<String>) -> Table
     });
     let names: Vec<Cells> = names.collect();
     let numbers = number_columns(family, &measured);
+    let headers: Vec<&str> = numbers.iter().map(|column| column.header).collect();
+    let compared = numbers.iter().filter(|column| RATIOS.contains(&column.header));
+    let about_ratios = ratios::note(&measured, compared.flat_map(|column| column.cells.iter().map(String::as_str)));
+    let about_shares = ratios::divisors(&measured, &headers);
     let common = names.iter().chain(&numbers).filter_map(|column| Some((column.header, column.common()?)));
     let common = common.map(|(header, value)| format!("{header} {value}")).collect();
     // A name remains to tell the rows apart.
@@ -305,6 +348,7 @@ fn table(family: &Family, records: &[&Record], marks: &mut Vec<String>) -> Table
              after another."
         ));
     }
+    notes.extend(about_ratios.into_iter().chain(about_shares));
     notes.extend(used.into_iter().map(|number| format!("[{}] {}", number + 1, marks[number])));
     let reason = |record: &&Record| format!("{}: failed: {}", record.id, record.reason.as_deref().unwrap_or_default());
     notes.extend(failed.iter().map(reason));
@@ -330,7 +374,9 @@ fn marks_of(record: &Record, all: &[&Record], marks: &mut Vec<String>) -> Vec<us
     };
     let deviates = record.deviates.iter().map(|why| format!("deviates: {why}"));
     let differs = differs_from_stock(record, all).then(|| "its tokens differ from those of stock".to_owned());
-    deviates.chain(differs).chain(doubts.cloned()).map(&mut number).collect()
+    let exceeded = record.limits.iter().flat_map(|limits| &limits.exceeded);
+    let notes = deviates.chain(differs).chain(doubts.chain(exceeded).cloned()).chain(ratios::held_back(record));
+    notes.map(&mut number).collect()
 }
 
 /// The columns of numbers, in the order of their places. A column without any value is left out if its measure does not
@@ -425,13 +471,12 @@ fn activation_bytes(measures: &Training) -> Option<f64> {
 }
 
 /// Quotient of a model with gradient checkpointing and the same model without. Empty for a model without.
-fn plain_ratio(record: &Record, all: &[&Record], of: fn(&Training) -> Option<f64>) -> String {
-    let Some(name) = record.subject.model.strip_suffix("-checkpointed") else { return String::new() };
+fn plain_ratio(record: &Record, all: &[&Record], of: fn(&Training) -> Option<f64>) -> Option<f64> {
+    let name = record.subject.model.strip_suffix("-checkpointed")?;
     let is_plain = |other: &&&Record| {
         other.subject.model == name && other.scenario == record.scenario && variant(other) == variant(record)
     };
-    let Some(plain) = all.iter().find(is_plain).and_then(|plain| training(plain)) else { return String::new() };
-    number(training(record).and_then(|kept| Some(of(kept)? / of(plain)?)))
+    Some(of(training(record)?)? / of(training(all.iter().find(is_plain)?)?)?)
 }
 
 /// The dense twin of a mixture: as wide as the experts of a token, or as all experts.
@@ -470,8 +515,11 @@ pub(super) fn twin_time(record: &Record, all: &[&Record], twin: Twin, rate: Rate
 
 /// The text of [`twin_time`]. Empty for a dense model.
 fn twin_ratio(record: &Record, all: &[&Record], twin: Twin, rate: Rate) -> String {
-    let is_mixture = generation(record).is_some_and(|measures| measures.routing.is_some());
-    if is_mixture { number(twin_time(record, all, twin, rate)) } else { String::new() }
+    let counterpart = match twin {
+        Twin::Active => Counterpart::ActiveTwin,
+        Twin::Total => Counterpart::TotalTwin,
+    };
+    ratios::cell(record, counterpart, twin_time(record, all, twin, rate))
 }
 
 fn generation_rate(record: &Record) -> Option<f64> {

@@ -2,19 +2,26 @@
 //!
 //! `criterion` runs the groups of a bench target and is the only caller of Criterion. `plain` runs the same workloads in
 //! a loop, for the command. Both use `session`, which holds the state that all records of a process share, and `pool`,
-//! which loads models. `catalogue` finds the benchmarks of all targets by id. `sandbox` makes marked records without measuring.
+//! which loads models. `turns` takes the samples of benchmarks that are compared alternately. `observe` reads the machine's
+//! limits and load around samples. `catalogue` finds the benchmarks of all targets by id. `sandbox` makes marked records
+//! without measuring.
 
 #[cfg(feature = "cli")]
 mod catalogue;
 mod criterion;
+mod observe;
 mod plain;
 mod pool;
 pub mod sandbox;
 mod session;
+mod turns;
 
 #[cfg(feature = "cli")]
 pub(crate) use catalogue::Catalogue;
 pub use criterion::{Suite, bytes, main};
+#[cfg(feature = "cli")]
+pub(crate) use observe::Observation;
+pub use observe::Surroundings;
 pub use plain::{Progress, Shard, State, generate, repeat, sweep};
 pub use pool::Candidate;
 pub use session::{Session, let_waiting_threads_sleep, set_threads};

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, fmt, io::ErrorKind, path::Path, str::FromStr};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Map, Value};
 
-use super::Session;
+use super::{Session, Surroundings};
 use crate::{
     error::caught,
     files::{SETTINGS_MAX_BYTES, read_text_limited},
@@ -21,32 +21,53 @@ use crate::{
 ///
 /// # Errors
 /// See [`Workload::iterate`].
-pub fn repeat(mut workload: Box<dyn Workload>, warm_ups: usize, trials: usize) -> Result<Outcome> {
-    iterate(workload.as_mut(), warm_ups, trials)?;
-    Ok(workload.finish(&vec![1; trials]))
+pub fn repeat(
+    session: &Session,
+    mut workload: Box<dyn Workload>,
+    warm_ups: usize,
+    trials: usize,
+) -> Result<(Outcome, Surroundings)> {
+    let around = iterate(session, workload.as_mut(), warm_ups, trials, |_| {})?;
+    Ok((workload.finish(&vec![1; trials], &around.limits), around))
 }
 
 /// Runs generations as [`repeat`] does. Also returns the token ids of the last generation.
 ///
 /// # Errors
 /// Returns an error if a generation fails or the generations differ.
-pub fn generate(mut workload: GenerationWorkload, warm_ups: usize, trials: usize) -> Result<(Outcome, Vec<u32>)> {
-    iterate(&mut workload, warm_ups, trials)?;
+pub fn generate(
+    session: &Session,
+    mut workload: GenerationWorkload,
+    warm_ups: usize,
+    trials: usize,
+) -> Result<(Outcome, Surroundings, Vec<u32>)> {
+    let around = iterate(session, &mut workload, warm_ups, trials, |_| {})?;
     let tokens = workload.tokens().to_vec();
-    let mut outcome = Box::new(workload).finish(&vec![1; trials]);
+    let mut outcome = Box::new(workload).finish(&vec![1; trials], &around.limits);
     outcome.measured = Ok(outcome.measured?);
-    Ok((outcome, tokens))
+    Ok((outcome, around, tokens))
 }
 
-/// The sum of both counts may exceed `usize`, so the loops are separate.
-fn iterate(workload: &mut dyn Workload, warm_ups: usize, trials: usize) -> Result<()> {
+/// Iterates, and calls `after` after each trial. The sum of both counts may exceed `usize`, so the loops are separate.
+fn iterate<W: Workload + ?Sized>(
+    session: &Session,
+    workload: &mut W,
+    warm_ups: usize,
+    trials: usize,
+    mut after: impl FnMut(&mut W),
+) -> Result<Surroundings> {
     for _ in 0..warm_ups {
         workload.iterate()?;
     }
+    let mut observation = session.observe()?;
+    let mut windows = Vec::new();
     for _ in 0..trials {
-        workload.iterate()?;
+        let (taken, window) = observation.sample(|| workload.iterate());
+        taken?;
+        windows.push(window);
+        after(workload);
     }
-    Ok(())
+    Ok(observation.end().of(&windows))
 }
 
 /// A part of a sweep or a list. The parts of all machines together are the whole, and no two overlap.
@@ -184,20 +205,25 @@ pub fn sweep(
             progress(Progress { number, total, id: &id, state: State::DoneBefore });
             continue;
         }
-        let outcome = caught(|| {
+        let ran = caught(|| {
+            session.prepare()?;
             let mut workload = Box::new(SeriesWorkload::new(combination, phase, grid)?);
-            iterate(workload.as_mut(), grid.warmup_steps, 0)?;
             let steps = combination.steps;
-            for step in 1..=steps {
-                workload.iterate()?;
-                if grid.log_every_n_steps.is_some_and(|every| step.is_multiple_of(every)) {
+            let mut step = 0;
+            let around = iterate(session, workload.as_mut(), grid.warmup_steps, steps, |workload| {
+                step += 1;
+                if grid.log_every_n_steps.is_some_and(|every| step % every == 0) {
                     let loss = workload.last_loss();
                     progress(Progress { number, total, id: &id, state: State::Step { step, steps, loss } });
                 }
-            }
-            Ok(workload.finish(&vec![1; steps]))
+            })?;
+            Ok((workload.finish(&vec![1; steps], &around.limits), around))
         });
-        let mut record = session.record(scenario, subject, outcome.unwrap_or_else(Outcome::failed));
+        let (outcome, around) = match ran {
+            Ok((outcome, around)) => (outcome, Some(around)),
+            Err(error) => (Outcome::failed(error), None),
+        };
+        let mut record = session.record(scenario, subject, outcome, around);
         session.append(&mut record)?;
         progress(Progress { number, total, id: &id, state: State::Done(&record) });
     }

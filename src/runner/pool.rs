@@ -15,7 +15,7 @@ use crate::{
     measure::memory::{self, DoesNotFit},
     model::{self, CausalLm, Engine, ModelSpec, Subject},
     output, record,
-    scenario::{EXPERT_GRID, Tier},
+    scenario::{Counterpart, EXPERT_GRID, Tier},
     settings::Settings,
     text,
     workload::SharedSubject,
@@ -27,6 +27,10 @@ pub struct Candidate {
     pub about: record::Subject,
     /// The largest tier of scenarios that it runs.
     pub tier: Tier,
+    /// The subjects that it is compared with in each scenario.
+    pub against: Vec<(Counterpart, record::Subject)>,
+    /// Memory that it takes; `None` if only loading it tells.
+    needed_bytes: Box<dyn Fn(&Device) -> Option<u64>>,
     load: Box<dyn Fn() -> Result<Subject>>,
 }
 
@@ -36,9 +40,18 @@ impl Candidate {
         let Settings { dtype, device, seed, .. } = *settings;
         let candidate = |spec: &ModelSpec, engine: Engine| {
             let spec = spec.clone();
+            let about = |engine: Engine| {
+                about(&spec.slug(), &engine.to_string(), settings, &spec.to_string(), spec.is_synthetic())
+            };
+            let is_compared = engine != Engine::Stock && settings.engine.contains(&Engine::Stock);
             Self {
-                about: about(&spec.slug(), &engine.to_string(), settings, &spec.to_string(), spec.is_synthetic()),
+                about: about(engine),
                 tier: settings.tier_for(&spec),
+                against: is_compared.then(|| (Counterpart::Stock, about(Engine::Stock))).into_iter().collect(),
+                needed_bytes: {
+                    let spec = spec.clone();
+                    Box::new(move |device| model::needed_bytes(&spec, engine, dtype, device))
+                },
                 load: Box::new(move || model::load(&spec, engine, dtype, device, seed)),
             }
         };
@@ -57,9 +70,13 @@ impl Candidate {
                 continue;
             }
             let source = format!("synthetic:{name}");
+            let about = |name: &str| about(name, &Engine::Tuned.to_string(), settings, &source, true);
+            let twins = row.feed_forward.twins().into_iter();
             candidates.push(Self {
-                about: about(&name, &Engine::Tuned.to_string(), settings, &source, true),
+                about: about(&name),
                 tier,
+                against: twins.map(|(counterpart, twin)| (counterpart, about(&twin.name(skew)))).collect(),
+                needed_bytes: Box::new(move |device| model::expert_grid_bytes(row.feed_forward, dtype, device)),
                 load: Box::new(move || model::expert_grid(row.feed_forward, skew, dtype, &device.open()?, seed)),
             });
         }
@@ -81,6 +98,8 @@ impl Candidate {
         Self {
             about: about(model, "own", settings, &source, false),
             tier: settings.tier.unwrap_or(Tier::Full),
+            against: Vec::new(),
+            needed_bytes: Box::new(|_| None),
             load: Box::new(move || {
                 let model = Box::new(load(dtype, &device.open()?)?);
                 Ok(Subject { model, source: source.clone(), tokenizer: None, eos_token_ids: Vec::new() })
@@ -156,7 +175,9 @@ impl Pool {
             bail!("{reason}");
         }
         let loaded = self.load(place);
-        self.places[place].unloadable = loaded.as_ref().err().map(|error| format!("{error:#}"));
+        // A model that does not fit now may fit once others are released, and refusing it takes no time.
+        let lasting = loaded.as_ref().err().filter(|error| !error.is::<DoesNotFit>());
+        self.places[place].unloadable = lasting.map(|error| format!("{error:#}"));
         Ok(self.places[place].subject.insert(Rc::new(RefCell::new(loaded?))).clone())
     }
 
@@ -179,6 +200,12 @@ impl Pool {
             output::report(format_args!("{}: loaded in {seconds:.1} s", text::line(&about.model)));
         }
         Ok(subject)
+    }
+
+    /// Returns the memory that loading the subject would take: 0 if it is loaded, or if its size is not known yet.
+    pub fn needed_bytes(&self, place: usize) -> u64 {
+        let Place { candidate, subject, .. } = &self.places[place];
+        if subject.is_some() { 0 } else { (candidate.needed_bytes)(&self.device).unwrap_or_default() }
     }
 
     /// Returns the memory in use that does not belong to the subject, such as that of other subjects.

@@ -11,8 +11,8 @@ use crate::{
     measure::machine,
     model::MINI,
     record::{
-        BenchmarkId, Conditions, Generation, Limits, Machine, Measures, Record, Routing, SCHEMA, Serving, Stability,
-        Status, Subject, Sweep, Training, Work,
+        BenchmarkId, Conditions, Generation, Limits, Machine, Measures, Record, Routing, SCHEMA, Serving, Spread,
+        Stability, Status, Subject, Sweep, Training, Work,
     },
     scenario::{
         self, EXPERT_GRID, FeedForward, GENERATION, MOE_TOP_K, Phase, Quantity, SWEEP, TRAININGS, Tier, Trained,
@@ -145,17 +145,24 @@ fn template(run: &str, now: DateTime<Utc>) -> Record {
         deviates: None,
         measures: None,
         unmeasured: BTreeMap::from([("joules_per_token".into(), "made up: there is no counter".into())]),
-        limits: Some(Limits { read_bytes_per_s: 50e9, matrix_flops_per_s: 250e9, matrix_dtype: "f32".into() }),
-        conditions: Some(Conditions {
-            other_cpu_share: Some(0.0),
-            stolen_cpu_share: None,
-            gpu: None,
-            doubts: Vec::new(),
+        ratios: Vec::new(),
+        limits: Some(Limits {
+            read_bytes_per_s: 50e9,
+            matrix_flops_per_s: 250e9,
+            matrix_dtype: "f32".into(),
+            read: Some(spread(50e9)),
+            matrix: Some(spread(250e9)),
+            exceeded: Vec::new(),
         }),
+        conditions: Some(Conditions { other_cpu_share: Some(0.0), ..Conditions::default() }),
         machine: Machine { name: MACHINE.into(), cpu: MACHINE.into(), ..machine::machine(1, None) },
         software: machine::software(),
         settings: BTreeMap::new(),
     }
+}
+
+fn spread(limit: f64) -> Spread {
+    Spread { readings: 5, lowest: 0.98 * limit, highest: 1.01 * limit, best_of_run: 1.04 * limit }
 }
 
 fn subject(model: &str, engine: &str) -> Subject {

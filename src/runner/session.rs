@@ -1,8 +1,10 @@
 //! The state that all records of a process share: settings, machine, software and run.
 
 use std::{
+    cell::OnceCell,
     collections::BTreeMap,
     path::{Path, PathBuf},
+    rc::Rc,
     sync::Mutex,
     thread,
 };
@@ -11,10 +13,11 @@ use anyhow::{Context, Result, ensure};
 use candle_core::Device;
 use chrono::{SecondsFormat, Utc};
 
+use super::observe::{Observation, Surroundings};
 use crate::{
     error::one_line,
     kernels::{inference, system::set_variable},
-    measure::{gpu, machine, memory},
+    measure::{Gauge, gpu, machine, memory},
     names::PathName,
     record::{self, BenchmarkId, Machine, Record, SCHEMA, Sink, Software, Status},
     settings::{Settings, most_threads},
@@ -29,6 +32,8 @@ pub struct Session {
     /// Why [`Machine::gpu`] is empty although a GPU is used.
     gpu_unknown: Option<String>,
     software: Software,
+    /// Made when the first benchmark is prepared, so that a list allocates nothing.
+    gauge: OnceCell<Rc<Gauge>>,
     /// Opened with the first record, so that a list or a smoke test creates no folder.
     sink: Option<Sink>,
 }
@@ -55,6 +60,7 @@ impl Session {
             software: machine::software(),
             device,
             settings,
+            gauge: OnceCell::new(),
             sink: None,
         })
     }
@@ -69,8 +75,39 @@ impl Session {
         &self.device
     }
 
+    fn gauge(&self) -> Result<Rc<Gauge>> {
+        if let Some(gauge) = self.gauge.get() {
+            return Ok(gauge.clone());
+        }
+        let gauge = Rc::new(Gauge::new(&self.device)?);
+        Ok(self.gauge.get_or_init(|| gauge).clone())
+    }
+
+    /// Allocates what observing the machine takes. Call it before a model is loaded, so that this memory does not count as
+    /// the model's.
+    ///
+    /// # Errors
+    /// Returns an error if the device fails.
+    pub fn prepare(&self) -> Result<()> {
+        self.gauge().map(drop)
+    }
+
+    /// Starts to observe the machine for a benchmark.
+    ///
+    /// # Errors
+    /// Returns an error if the device fails.
+    pub(crate) fn observe(&self) -> Result<Observation> {
+        Ok(Observation::start(self.gauge()?, self.settings.device))
+    }
+
     /// Makes the record of a benchmark that has just ended.
-    pub fn record(&self, scenario: &str, subject: record::Subject, outcome: Outcome) -> Record {
+    pub fn record(
+        &self,
+        scenario: &str,
+        subject: record::Subject,
+        outcome: Outcome,
+        surroundings: Option<Surroundings>,
+    ) -> Record {
         let (status, reason, measures, mut unmeasured) = match outcome.measured {
             Ok(Measured { measures, unmeasured }) => (Status::Measured, None, Some(measures), unmeasured),
             Err(error) => (Status::Failed, Some(one_line(&format!("{error:#}"))), None, BTreeMap::new()),
@@ -78,6 +115,17 @@ impl Session {
         if let Some(reason) = &self.gpu_unknown {
             unmeasured.insert("machine.gpu".into(), reason.clone());
         }
+        if self.software.candle_crates.is_none() {
+            let reason = "the build found no lock file, which lists the crates".to_owned();
+            unmeasured.insert("software.candle_crates".into(), reason);
+        }
+        let (limits, conditions) = match surroundings {
+            Some(mut around) => {
+                around.judge(measures.as_ref());
+                (Some(around.limits), Some(around.conditions))
+            }
+            None => (None, None),
+        };
         Record {
             schema: SCHEMA,
             run: String::new(),
@@ -92,8 +140,9 @@ impl Session {
             deviates: outcome.deviates,
             measures,
             unmeasured,
-            limits: outcome.limits,
-            conditions: outcome.conditions,
+            ratios: Vec::new(),
+            limits,
+            conditions,
             machine: self.machine.clone(),
             software: self.software.clone(),
             settings: self.settings.sources.clone(),

@@ -21,6 +21,8 @@ pub struct Generation {
     pub sampling: Sampling,
     /// The smallest tier that runs it.
     pub tier: Tier,
+    /// Key of the scenario that it is compared with, on the same model. Both are measured in turns.
+    pub against: Option<&'static str>,
     /// A short description for `candlepower list`.
     pub purpose: &'static str,
 }
@@ -91,7 +93,7 @@ const fn row(
     tier: Tier,
     purpose: &'static str,
 ) -> Generation {
-    Generation { key, prompt_tokens, new_tokens, sampling, tier, purpose }
+    Generation { key, prompt_tokens, new_tokens, sampling, tier, against: None, purpose }
 }
 
 /// The scenarios that every model runs.
@@ -102,8 +104,8 @@ pub const GENERATION: &[Generation] = &[
     row("prefill",   1024, 64,  Sampling::GREEDY,          Tier::Standard, "isolates prefill"),
     row("decode",    64,   512, Sampling::GREEDY,          Tier::Standard, "isolates decode"),
     row("long",      1024, 512, Sampling::GREEDY,          Tier::Full,     "the longest sequence"),
-    row("sampled",   256,  256, Sampling::NUCLEUS,         Tier::Standard, "the cost of sampling, against medium"),
-    row("full-pipe", 256,  256, Sampling::EVERY_TRANSFORM, Tier::Full,     "every logit transform"),
+    row("sampled",   256,  256, Sampling::NUCLEUS,         Tier::Standard, "the cost of sampling, against medium").against("medium"),
+    row("full-pipe", 256,  256, Sampling::EVERY_TRANSFORM, Tier::Full,     "every logit transform").against("medium"),
 ];
 
 /// The scenarios of mixtures of experts and their dense twins. The first spends all its time on the prompt, the second on
@@ -115,6 +117,10 @@ pub const MOE_TOP_K: &[Generation] = &[
 ];
 
 impl Generation {
+    const fn against(self, key: &'static str) -> Self {
+        Self { against: Some(key), ..self }
+    }
+
     /// Tokens of its throughput: generated tokens, or prompt tokens if no decode step follows the prompt.
     pub fn counted_tokens(&self) -> usize {
         if self.new_tokens == 1 { self.prompt_tokens } else { self.new_tokens }

@@ -1,11 +1,13 @@
 //! Tables of what is measured. A scenario states the kind and the amount of work; it holds no tensors, clocks or models. To
 //! add a scenario, add its row to a table here and to the table of the README.
 
+mod counterpart;
 mod generation;
 mod moe;
 mod sweep;
 mod training;
 
+pub use counterpart::Counterpart;
 pub use generation::{GENERATION, Generation, MOE_TOP_K, Sampling};
 pub use moe::{EXPERT_GRID, ExpertGrid, FeedForward, dense_name};
 pub use sweep::{SWEEP, SweepScenario};

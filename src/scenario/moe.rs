@@ -1,7 +1,7 @@
 //! The mixtures of experts that `moe_top_k` compares, and their dense twins: decoders that differ only in their
 //! feed-forward.
 
-use super::Tier;
+use super::{Counterpart, Tier};
 
 /// One decoder of the comparison.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -33,6 +33,17 @@ pub enum FeedForward {
 }
 
 impl FeedForward {
+    /// The dense feed-forwards that a mixture is compared with; none for a dense one.
+    pub fn twins(self) -> Vec<(Counterpart, Self)> {
+        match self {
+            Self::Dense { .. } => Vec::new(),
+            Self::Mixture { num_experts, top_k, .. } => vec![
+                (Counterpart::ActiveTwin, Self::Dense { experts: top_k }),
+                (Counterpart::TotalTwin, Self::Dense { experts: num_experts }),
+            ],
+        }
+    }
+
     /// Second part of the benchmark id.
     pub fn name(self, default_skew: f64) -> String {
         match self {
@@ -95,9 +106,8 @@ mod tests {
         let names: std::collections::BTreeSet<_> = EXPERT_GRID.iter().map(|row| row.feed_forward.name(0.0)).collect();
         assert_eq!(names.len(), EXPERT_GRID.len());
         for row in EXPERT_GRID {
-            let FeedForward::Mixture { num_experts, top_k, .. } = row.feed_forward else { continue };
-            for experts in [num_experts, top_k] {
-                let twin = EXPERT_GRID.iter().find(|twin| twin.feed_forward == FeedForward::Dense { experts });
+            for (_, twin) in row.feed_forward.twins() {
+                let twin = EXPERT_GRID.iter().find(|other| other.feed_forward == twin);
                 assert!(twin.is_some_and(|twin| twin.tier <= row.tier), "{}", row.feed_forward.name(0.0));
             }
         }

@@ -1,6 +1,6 @@
 //! Trainings of language models: grids of sizes, batches and precisions. Each grid is a Criterion group.
 
-use super::Tier;
+use super::{Counterpart, Tier};
 
 /// The work of one iteration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,6 +100,11 @@ impl Trained {
         format!("{base}-d{d_model}-l{n_layers}-s{tokens_per_row}-b{rows}{kept}")
     }
 
+    /// The entry that this one is compared with: the same without gradient checkpointing.
+    pub fn plain(&self) -> Option<Self> {
+        self.checkpointing.then_some(Self { checkpointing: false, ..*self })
+    }
+
     /// Tokens of a step.
     pub fn batch_tokens(&self) -> usize {
         self.batch.rows * self.batch.tokens_per_row
@@ -107,6 +112,15 @@ impl Trained {
 }
 
 impl TrainingScenario {
+    /// The entries that `entry` is compared with in turns. Peak memory does not depend on what else the machine does, so a
+    /// group of memory has none.
+    pub fn counterparts(&self, entry: &Trained) -> Vec<(Counterpart, Trained)> {
+        match self.quantity {
+            Quantity::Time => entry.plain().map(|plain| (Counterpart::Plain, plain)).into_iter().collect(),
+            Quantity::PeakBytes => Vec::new(),
+        }
+    }
+
     /// The entries that `tier` includes.
     pub fn entries(&self, tier: Tier) -> Vec<Trained> {
         let dtypes: Vec<Option<&'static str>> = match self.dtypes {

@@ -8,9 +8,9 @@ use super::{Iteration, Measured, Outcome, Workload, drop_warm_up};
 use crate::{
     device::DeviceChoice,
     generate::{self, Request, Timeline},
-    measure::{self, conditions::Watch, gpu, memory::Peak},
+    measure::{gpu, memory::Peak},
     model::Subject,
-    record::{Limits, Measures},
+    record::{Limits, Measures, Routing},
 };
 
 /// A loaded model that a pool and a workload share. One thread uses it.
@@ -23,9 +23,9 @@ pub struct GenerationWorkload {
     request: Request,
     device: DeviceChoice,
     deviates: Option<String>,
-    limits: Limits,
-    watch: Watch,
     timelines: Vec<Timeline>,
+    /// Use of the experts by the last generation.
+    routing: Option<Routing>,
     peak: Peak,
     joules: Vec<f64>,
     energy_unknown: Option<String>,
@@ -35,7 +35,7 @@ impl GenerationWorkload {
     /// Prepares generations. `bytes_beside` is the memory in use that does not belong to the subject.
     ///
     /// # Errors
-    /// Returns an error if the generation is too long for the model, or the limits of the device cannot be measured.
+    /// Returns an error if the generation is too long for the model.
     pub fn new(
         subject: SharedSubject,
         bytes_beside: u64,
@@ -47,7 +47,6 @@ impl GenerationWorkload {
         let model = loaded.model.as_ref();
         generate::check_lengths(model, prompt.len(), request.new_tokens)?;
         let deviates = model.deviates(prompt.len(), request.new_tokens);
-        let limits = measure::limits(model.device())?;
         let peak = Peak::new(model.device(), bytes_beside);
         drop(loaded);
         Ok(Self {
@@ -56,9 +55,8 @@ impl GenerationWorkload {
             request,
             device,
             deviates,
-            limits,
-            watch: Watch::start(device),
             timelines: Vec::new(),
+            routing: None,
             peak,
             joules: Vec::new(),
             energy_unknown: None,
@@ -77,11 +75,12 @@ impl GenerationWorkload {
         }
     }
 
-    fn measures(&self, samples: &[usize]) -> Result<Measured> {
+    fn measures(&self, samples: &[usize], limits: &Limits) -> Result<Measured> {
         let subject = self.subject.borrow();
-        let (model, limits) = (subject.model.as_ref(), Some(&self.limits));
-        let peak_bytes = self.peak.most().ok();
-        let mut measures = generate::summarise(model, &self.request, &self.timelines, samples, peak_bytes, limits)?;
+        let (model, peak_bytes) = (subject.model.as_ref(), self.peak.most().ok());
+        let timelines = &self.timelines;
+        let mut measures = generate::summarise(model, &self.request, timelines, samples, peak_bytes, Some(limits))?;
+        measures.routing = self.routing.clone();
         let mut unmeasured = BTreeMap::new();
         let mut note = |field: &str, reason: &str| unmeasured.insert(field.to_owned(), reason.to_owned());
         if !self.joules.is_empty() {
@@ -103,16 +102,21 @@ impl GenerationWorkload {
 }
 
 impl Workload for GenerationWorkload {
-    /// Runs one generation, timed from the prompt to the last token.
+    /// Runs one generation, timed from the prompt to the last token. Clears the sequence afterwards, so that a workload
+    /// that shares the subject neither counts nor frees this one's cache.
     fn iterate(&mut self) -> Result<Iteration> {
         self.peak.begin();
         let before = self.energy_joules();
-        let timeline = generate::run(self.subject.borrow_mut().model.as_mut(), &self.prompt, &self.request)?;
+        let mut subject = self.subject.borrow_mut();
+        let timeline = generate::run(subject.model.as_mut(), &self.prompt, &self.request)?;
         match (before, self.energy_joules()) {
             (Ok(before), Ok(after)) => self.joules.push(after - before),
             (Err(error), _) | (_, Err(error)) => self.energy_unknown = Some(format!("{error:#}")),
         }
         let peak_bytes = self.peak.end();
+        self.routing = generate::routing(subject.model.as_ref());
+        subject.model.reset()?;
+        self.peak.settle();
         let time = timeline.total();
         self.timelines.push(timeline);
         Ok(Iteration { time, peak_bytes })
@@ -127,10 +131,9 @@ impl Workload for GenerationWorkload {
         Some(generate::digest(self.tokens()))
     }
 
-    fn finish(mut self: Box<Self>, samples: &[usize]) -> Outcome {
+    fn finish(mut self: Box<Self>, samples: &[usize], limits: &Limits) -> Outcome {
         drop_warm_up(&mut self.timelines, samples);
         drop_warm_up(&mut self.joules, samples);
-        let measured = self.measures(samples);
-        Outcome { measured, deviates: self.deviates, limits: Some(self.limits), conditions: Some(self.watch.end()) }
+        Outcome { measured: self.measures(samples, limits), deviates: self.deviates }
     }
 }

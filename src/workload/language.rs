@@ -13,8 +13,6 @@ use super::{Iteration, Measured, Outcome, Workload, drop_warm_up};
 use crate::{
     device::{DeviceChoice, TRAINING_DTYPES, parse_dtype},
     measure::{
-        self,
-        conditions::Watch,
         memory::{self, Peak},
         statistics,
     },
@@ -78,8 +76,6 @@ pub struct LanguageWorkload {
     cost: Cost,
     allocated_bytes: u64,
     peak: Peak,
-    limits: Limits,
-    watch: Watch,
     times: Vec<Duration>,
     peaks: Vec<u64>,
     stability: Stability,
@@ -102,7 +98,6 @@ impl LanguageWorkload {
         let (config, opened) = (config(entry)?, device.open()?);
         let dtype = parse_dtype(dtype, &TRAINING_DTYPES)
             .with_context(|| format!("language models cannot be trained in {dtype}: set CANDLEPOWER_DTYPE"))?;
-        let limits = measure::limits(&opened)?;
         let cost = Decoder::cost(&config, entry.batch.tokens_per_row)?;
         let micro_rows = rows_that_fit(entry, phase, &cost, dtype, &opened)?;
         if micro_rows < entry.batch.rows {
@@ -112,21 +107,19 @@ impl LanguageWorkload {
             ));
         }
         let bytes_beside = memory::current_bytes(&opened);
-        let peak = Peak::new(&opened, bytes_beside);
         let plan = Plan { dtype, checkpointing: entry.checkpointing, micro_rows };
+        let language = Language::new(&config, Options::default(), plan, seed, &opened)?;
         let mut work = Self {
-            language: Language::new(&config, Options::default(), plan, seed, &opened)?,
+            language,
             entry: *entry,
             phase,
             quantity,
             vocab_size: config.vocab_size as u32,
             random: ChaCha8Rng::seed_from_u64(seed),
+            peak: Peak::new(&opened, bytes_beside),
             device: opened,
             cost,
             allocated_bytes: 0,
-            peak,
-            limits,
-            watch: Watch::start(device),
             times: Vec::new(),
             peaks: Vec::new(),
             stability: Stability::default(),
@@ -138,7 +131,7 @@ impl LanguageWorkload {
         Ok(work)
     }
 
-    fn measures(&self, samples: &[usize]) -> Result<Measured> {
+    fn measures(&self, samples: &[usize], limits: &Limits) -> Result<Measured> {
         let steps = statistics::summarise(&self.times, samples).context("no step was measured")?;
         let scenario::Batch { rows, tokens_per_row, .. } = self.entry.batch;
         let passes = if self.phase == Phase::Train { 3 } else { 1 };
@@ -183,7 +176,7 @@ impl LanguageWorkload {
             peak_bytes: self.peaks.iter().max().copied().filter(|_| uncounted.is_none()),
             allocated_bytes: Some(self.allocated_bytes).filter(|_| uncounted.is_none()),
             reserved_bytes: reserved_bytes.ok(),
-            mfu: Some(flops / (steps.p50_ms / 1e3) / self.limits.matrix_flops_per_s),
+            mfu: Some(flops / (steps.p50_ms / 1e3) / limits.matrix_flops_per_s),
             stability: (self.phase == Phase::Train).then(|| self.stability.clone()),
         };
         Ok(Measured { measures: Measures::Training(measures), unmeasured })
@@ -223,6 +216,8 @@ impl Workload for LanguageWorkload {
             }
         };
         let peak_bytes = self.peak.end();
+        drop(batch);
+        self.peak.settle();
         self.times.push(time);
         self.peaks.push(peak_bytes);
         Ok(Iteration { time, peak_bytes })
@@ -237,31 +232,45 @@ impl Workload for LanguageWorkload {
         }
     }
 
-    fn finish(mut self: Box<Self>, samples: &[usize]) -> Outcome {
+    fn finish(mut self: Box<Self>, samples: &[usize], limits: &Limits) -> Outcome {
         drop_warm_up(&mut self.times, samples);
         drop_warm_up(&mut self.peaks, samples);
         let Stability { losses, gradient_norms, update_ratios } = &mut self.stability;
         for signal in [losses, gradient_norms, update_ratios] {
             drop_warm_up(signal, samples);
         }
-        let measured = self.measures(samples);
-        Outcome { measured, deviates: None, limits: Some(self.limits), conditions: Some(self.watch.end()) }
+        Outcome { measured: self.measures(samples, limits), deviates: None }
     }
+}
+
+/// Memory that an entry needs with its whole batch at once.
+///
+/// # Errors
+/// Returns an error if the sizes are inconsistent or the dtype is not one of training.
+pub fn language_bytes(entry: &Trained, phase: Phase, dtype: &str, device: DeviceChoice) -> Result<u64> {
+    let cost = Decoder::cost(&config(entry)?, entry.batch.tokens_per_row)?;
+    let is_cpu = device == DeviceChoice::Cpu;
+    Ok(needed_bytes(entry, phase, &cost, parse_dtype(dtype, &TRAINING_DTYPES)?, is_cpu, entry.batch.rows))
 }
 
 /// Returns how many sequences of a batch fit in the available memory at a time.
 fn rows_that_fit(entry: &Trained, phase: Phase, cost: &Cost, dtype: DType, device: &Device) -> Result<usize> {
-    let rows = entry.batch.rows;
-    let keeps_scores = !(device.is_cpu() && dtype == DType::F32);
     let check = |rows: usize| {
-        let tokens = entry.batch.tokens_per_row * rows;
-        let least_bytes = cost.least_bytes(tokens, phase == Phase::Train, entry.checkpointing, keeps_scores);
-        // One ninth more, for memory that `least_bytes` does not count.
-        memory::ensure_fits("one sequence", least_bytes + least_bytes / 9, device)
+        let needed_bytes = needed_bytes(entry, phase, cost, dtype, device.is_cpu(), rows);
+        memory::ensure_fits("one sequence", needed_bytes, device)
     };
-    let mut halves = std::iter::successors(Some(rows), |rows| (*rows > 1).then(|| rows.div_ceil(2)));
+    let mut halves = std::iter::successors(Some(entry.batch.rows), |rows| (*rows > 1).then(|| rows.div_ceil(2)));
     match halves.find(|rows| check(*rows).is_ok()) {
         Some(rows) => Ok(rows),
         None => Ok(check(1).map(|()| 1)?),
     }
+}
+
+/// Memory of steps with `rows` sequences at a time.
+fn needed_bytes(entry: &Trained, phase: Phase, cost: &Cost, dtype: DType, is_cpu: bool, rows: usize) -> u64 {
+    let keeps_scores = !(is_cpu && dtype == DType::F32);
+    let tokens = entry.batch.tokens_per_row * rows;
+    let least_bytes = cost.least_bytes(tokens, phase == Phase::Train, entry.checkpointing, keeps_scores);
+    // One ninth more, for memory that `least_bytes` does not count.
+    least_bytes + least_bytes / 9
 }

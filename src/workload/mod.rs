@@ -8,13 +8,13 @@ mod language;
 pub mod series;
 
 pub use generation::{GenerationWorkload, SharedSubject};
-pub use language::{LanguageWorkload, language_subject};
+pub use language::{LanguageWorkload, language_bytes, language_subject};
 
 use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::Result;
 
-use crate::record::{Conditions, Limits, Measures};
+use crate::record::{Limits, Measures};
 
 /// Work that a runner repeats.
 pub trait Workload {
@@ -33,8 +33,8 @@ pub trait Workload {
     }
 
     /// Ends the work and summarises the last iterations. `samples` holds the number of iterations of each sample, in
-    /// order; iterations before those were warm-up and are left out.
-    fn finish(self: Box<Self>, samples: &[usize]) -> Outcome;
+    /// order; iterations before those were warm-up and are left out. MBU and MFU are shares of `limits`.
+    fn finish(self: Box<Self>, samples: &[usize], limits: &Limits) -> Outcome;
 }
 
 /// The result of one iteration.
@@ -53,16 +53,12 @@ pub struct Outcome {
     pub measured: Result<Measured>,
     /// Why the output is known to differ from the reference implementation's.
     pub deviates: Option<String>,
-    /// Limits of the machine.
-    pub limits: Option<Limits>,
-    /// Conditions of the machine during the benchmark.
-    pub conditions: Option<Conditions>,
 }
 
 impl Outcome {
     /// The result of a benchmark that was not measured.
     pub fn failed(error: anyhow::Error) -> Self {
-        Self { measured: Err(error), deviates: None, limits: None, conditions: None }
+        Self { measured: Err(error), deviates: None }
     }
 }
 

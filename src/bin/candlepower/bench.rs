@@ -5,7 +5,7 @@ use std::process::{Command, ExitCode, Stdio};
 use anyhow::{Context, Result, ensure};
 use candlepower::{
     scenario::GENERATIONS,
-    settings::{PREFIX, Settings},
+    settings::{EVEN_IF_DISTURBED, PREFIX, Settings},
 };
 use clap::Args;
 
@@ -21,6 +21,12 @@ pub struct Bench {
     /// Cargo features, such as cuda
     #[arg(long)]
     features: Option<String>,
+    /// Measure one benchmark after the other, also those that are compared
+    #[arg(long, conflicts_with = "pairing")]
+    no_pairing: bool,
+    /// Save a baseline even if the run was disturbed
+    #[arg(long)]
+    even_if_disturbed: bool,
     /// Regular expression; benchmarks whose id does not match are skipped, such as '^medium/'
     filter: Option<String>,
     /// Criterion's own options, such as --save-baseline main
@@ -62,6 +68,12 @@ impl Bench {
         cargo.arg("--").args(&self.filter);
         for (key, value) in self.settings.given() {
             cargo.env(format!("{PREFIX}{}", key.to_uppercase()), value);
+        }
+        if self.no_pairing {
+            cargo.env(format!("{PREFIX}PAIRING"), "false");
+        }
+        if self.even_if_disturbed {
+            cargo.env(EVEN_IF_DISTURBED, "1");
         }
         cargo
     }

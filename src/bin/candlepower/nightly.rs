@@ -15,7 +15,10 @@ use candlepower::{
     names::PathName,
     output,
     record::{self, Metric, RECORDS, Record, Status, write_whole},
-    report::compare::{Comparison, Side, Strictness, compare},
+    report::{
+        self,
+        compare::{Comparison, Side, Strictness, compare},
+    },
     runner::Shard,
     settings::{PREFIX, Settings},
     text,
@@ -36,6 +39,9 @@ pub struct Nightly {
     /// Run part I of N of the list, as one of N machines, in a folder of its own
     #[arg(long, value_name = "I/N")]
     shard: Option<Shard>,
+    /// Let the run become the last good one even if it was disturbed
+    #[arg(long)]
+    even_if_disturbed: bool,
 }
 
 /// Contents of the file.
@@ -100,6 +106,8 @@ struct Summary<'a> {
     machine: Option<&'a str>,
     commit: Option<&'a str>,
     good: bool,
+    /// Why the run is no reference for later ones, although it may be good.
+    disturbed: Option<String>,
     /// The last earlier run that was good.
     compared_with: Option<&'a str>,
     /// One line for each regression, failure or overrun.
@@ -181,6 +189,8 @@ impl Nightly {
         }
 
         let good = problems.is_empty();
+        let disturbed = report::disturbance(&read.records).filter(|_| !self.even_if_disturbed);
+        let becomes_reference = good && disturbed.is_none();
         let first = read.records.first();
         let summary = Summary {
             run: run.as_str(),
@@ -188,6 +198,7 @@ impl Nightly {
             machine: first.map(|record| record.machine.name.as_str()),
             commit: first.and_then(|record| record.software.commit.as_deref()),
             good,
+            disturbed,
             compared_with: last_good.as_ref().map(PathName::as_str),
             problems: &problems,
             benchmarks: read
@@ -203,12 +214,12 @@ impl Nightly {
         write_whole(&runs.join(&run).join("summary.md"), text.as_bytes())?;
         output::print(text);
         output::print_line(format_args!("\nSummary: {}", summary_file.display()));
-        if good {
+        if becomes_reference {
             write_whole(&config.folder.join(LAST_GOOD), run.as_str().as_bytes())?;
         }
         if may_prune {
-            // A good run takes the place of the last one.
-            let last_good = last_good.as_ref().filter(|_| !good);
+            // A run that becomes the reference takes the place of the last one.
+            let last_good = last_good.as_ref().filter(|_| !becomes_reference);
             prune(&runs, config.keep, &[Some(&run), last_good])?;
         }
         Ok(match signals.received() {
@@ -343,6 +354,9 @@ fn text(summary: &Summary, comparison: Option<&Comparison>, is_first: bool) -> S
     let mut text = format!("# Nightly {}: {verdict}\n\n", summary.run);
     for problem in summary.problems {
         text.push_str(&format!("- {}\n", text::markdown(problem)));
+    }
+    if let Some(reason) = &summary.disturbed {
+        text.push_str(&format!("\nThe run was disturbed and is no reference for later ones: {reason}.\n"));
     }
     match comparison {
         Some(comparison) => text.push_str(&format!("\n{}", comparison.markdown(false))),

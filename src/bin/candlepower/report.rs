@@ -6,7 +6,7 @@ use std::{
     process::ExitCode,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use candlepower::{
     output,
     record::RECORDS,
@@ -26,6 +26,9 @@ pub struct Report {
     /// Also pack the folder into a zip file beside it
     #[arg(long)]
     zip: bool,
+    /// Write the report even if the run was disturbed
+    #[arg(long)]
+    even_if_disturbed: bool,
 }
 
 impl Report {
@@ -37,6 +40,12 @@ impl Report {
         };
         let criterion_home = criterion_home();
         let joined = report::joined::join_all(&files, &criterion_home)?;
+        let disturbance = report::disturbance(joined.rows.iter().map(|row| &row.record));
+        if let Some(reason) = disturbance.filter(|_| !self.even_if_disturbed) {
+            bail!(
+                "the run was disturbed, so no report of it is kept: {reason}; --even-if-disturbed writes it nevertheless"
+            );
+        }
         let folder = report::write(&joined, &self.to, Utc::now())?;
         for problem in &joined.problems {
             crate::note(problem);

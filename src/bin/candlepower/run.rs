@@ -5,7 +5,7 @@ use std::{cell::RefCell, process::ExitCode, rc::Rc};
 use anyhow::{Context, Result, bail, ensure};
 use candlepower::{
     generate::{self, Request},
-    measure::{self, memory},
+    measure::memory,
     model, output,
     report::table,
     runner::{self, Candidate, Session},
@@ -22,7 +22,7 @@ pub struct OneModel;
 
 impl Select for OneModel {
     fn takes(key: &str) -> bool {
-        !["models", "tier", "skew", "out"].contains(&key)
+        !["models", "tier", "skew", "out", "pairing"].contains(&key)
     }
 }
 
@@ -90,8 +90,8 @@ impl Run {
             _ => bail!("--engine={}: name one engine", settings.sources["engine"].value),
         };
         let session = Session::new(settings.clone())?;
-        // The limits are measured before the model is loaded, because measuring them takes memory too.
-        measure::limits(session.device())?;
+        // What measures the limits takes memory, which must not count as the model's.
+        session.prepare()?;
         let bytes_beside = memory::current_bytes(session.device());
         let loaded = model::load(spec, engine, settings.dtype, settings.device, settings.seed)?;
         let prompt = self.prompt_ids(&loaded, settings.seed)?;
@@ -103,8 +103,8 @@ impl Run {
 
         let loaded = Rc::new(RefCell::new(loaded));
         let workload = GenerationWorkload::new(loaded.clone(), bytes_beside, prompt, request, settings.device)?;
-        let (outcome, tokens) = runner::generate(workload, self.warmup, self.trials)?;
-        let record = session.record("run", candidate.about, outcome);
+        let (outcome, around, tokens) = runner::generate(&session, workload, self.warmup, self.trials)?;
+        let record = session.record("run", candidate.about, outcome, Some(around));
         if self.json {
             let mut json = serde_json::to_value(&record)?;
             json["tokens"] = tokens.into();

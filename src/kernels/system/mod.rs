@@ -1,9 +1,12 @@
-//! The parts beside kernels that need `unsafe` code: the counting allocator, maps of files, the driver's memory pool, and the
+//! The parts beside kernels that need `unsafe` code: the counting allocator, huge pages, maps of files, the driver's memory pool, and the
 //! variables of the process. They are here because `tests/layout.rs` admits such code in this folder only.
 
 pub mod allocator;
+mod huge_pages;
 #[cfg(feature = "cuda")]
 pub mod pool;
+
+pub use huge_pages::ask_for_huge_pages;
 
 use std::path::Path;
 

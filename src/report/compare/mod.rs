@@ -38,7 +38,7 @@ pub struct Side {
     /// True if every record is a sandbox record, so that no value is a measurement.
     pub is_sandbox: bool,
     /// Properties of the machine and the software, if the run has records.
-    setting: BTreeMap<&'static str, String>,
+    setting: BTreeMap<String, String>,
 }
 
 #[derive(Debug)]
@@ -119,7 +119,7 @@ impl Side {
                     side.problems.push(format!("{}: {}", record.id, record.reason.as_deref().unwrap_or("not measured")))
                 }
             }
-            side.setting = BTreeMap::from([
+            side.setting = [
                 ("CPU", record.machine.cpu.clone()),
                 ("GPU", record.machine.gpu.as_ref().map_or("none".into(), |gpu| gpu.name.clone())),
                 ("threads", record.machine.threads.to_string()),
@@ -130,13 +130,11 @@ impl Side {
                 ("features", record.software.features.join(",")),
                 ("profile", record.software.profile.clone()),
                 ("commit", record.software.commit.clone().unwrap_or_default()),
-            ]);
-            // Older records do not have them.
-            let crates = [
-                ("candle-nn", &record.software.candle_nn),
-                ("candle-transformers", &record.software.candle_transformers),
-            ];
-            side.setting.extend(crates.into_iter().filter_map(|(name, version)| Some((name, version.clone()?))));
+            ]
+            .map(|(name, value)| (name.to_owned(), value))
+            .into();
+            let crates = record.software.candle_crates.iter().flatten().filter(|(name, _)| *name != "candle-core");
+            side.setting.extend(crates.map(|(name, version)| (name.clone(), version.clone())));
         }
         side
     }
@@ -452,7 +450,7 @@ mod tests {
     #[test]
     fn other_differences_are_remarks() {
         let published = |record: &mut Record, _: &mut record::Generation| {
-            record.software.candle_transformers = Some("0.11.1".into());
+            record.software.candle_crates = Some([("candle-transformers".into(), "0.11.1".into())].into());
         };
         let alone = ["only/b/c", "many/b/c", "many/b/d"].map(|id| record(id, 1.0, published));
         let before = side("before", &[[record("a/b/c", 1.0, published)].as_slice(), &alone].concat());
@@ -460,7 +458,7 @@ mod tests {
             "after",
             &[record("a/b/c", 1.0, |record, measures| {
                 record.machine.cpu = "another processor".into();
-                record.software.candle_transformers = Some("0.11.1 (path)".into());
+                record.software.candle_crates = Some([("candle-transformers".into(), "0.11.1 (path)".into())].into());
                 measures.token_digest = "other".into();
                 measures.peak_bytes = measures.peak_bytes.map(|bytes| bytes * 101 / 100);
             })],

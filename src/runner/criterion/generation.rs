@@ -1,54 +1,79 @@
 //! The generation groups: one group per scenario, one entry per model, one generation per iteration.
 
+use std::cell::{Ref, RefCell};
+
 use anyhow::Result;
 use criterion::{SamplingMode, Throughput};
 
-use super::{Entry, Suite, long_iterations};
+use super::{Entry, NOISE_THRESHOLD, Suite, long_iterations, paired::Turns};
 use crate::{
     device::DeviceChoice,
     generate::{self, Request},
-    measure::{self, TokenTime},
+    measure::TokenTime,
+    record::BenchmarkId,
     runner::pool::{Candidate, Pool},
-    scenario::Generation,
+    scenario::{Counterpart, Generation},
     workload::GenerationWorkload,
 };
 
 impl Suite {
     /// Runs the scenarios on every candidate whose tier includes them.
     pub fn generation(&mut self, scenarios: &[Generation], candidates: Vec<Candidate>) {
-        let mut criterion = long_iterations(TokenTime);
-        let mut pool = Pool::new(candidates, self.session.device().clone());
         let (seed, device) = (self.settings().seed, self.settings().device);
+        let pool = RefCell::new(Pool::new(candidates, self.session.device().clone()));
+        let mut benchmarks: Vec<(&Generation, usize)> = Vec::new();
+        for scenario in scenarios {
+            benchmarks.extend(pool.borrow().in_tier(scenario.tier).into_iter().map(|place| (scenario, place)));
+        }
+        let mut entries: Vec<Entry> = Vec::new();
+        for &(scenario, place) in &benchmarks {
+            let pool = &pool;
+            let candidate = Ref::map(pool.borrow(), |pool| pool.candidate(place));
+            entries.push(Entry {
+                scenario: scenario.key,
+                subject: candidate.about.clone(),
+                counterparts: counterparts(scenario, &candidate),
+                needs: Box::new(move || (place, pool.borrow().needed_bytes(place))),
+                prepare: Box::new(move || {
+                    Ok(Box::new(workload(&mut pool.borrow_mut(), place, scenario, seed, device)?))
+                }),
+            });
+        }
+        let mut turns = Turns::new(&entries, long_iterations(), &self.session);
+        let mut criterion = self.criterion(TokenTime, NOISE_THRESHOLD);
         for (index, scenario) in scenarios.iter().enumerate() {
-            let places = pool.in_tier(scenario.tier);
-            if places.is_empty() {
+            let own: Vec<usize> = (0..entries.len()).filter(|entry| benchmarks[*entry].0.key == scenario.key).collect();
+            if own.is_empty() {
                 continue;
             }
             let mut group = criterion.benchmark_group(scenario.key);
             group.sampling_mode(SamplingMode::Flat);
-            for place in places {
+            for number in own {
+                let place = benchmarks[number].1;
                 group.throughput(Throughput::Elements(scenario.counted_tokens() as u64));
-                let about = pool.candidate(place).about.clone();
-                let mut prepared = false;
-                let prepare = || {
-                    prepared = true;
-                    Ok(Box::new(workload(&mut pool, place, scenario, seed, device)?) as _)
-                };
-                let entry = Entry { scenario: scenario.key, subject: about };
-                if let Some(mut ended) = self.entry(&mut group, entry, prepare, |iteration, _| iteration.time) {
+                let ended = self.entry(&mut group, &entries, number, &mut turns, |iteration, _| iteration.time);
+                if let Some(mut ended) = ended {
                     // Loading the model has filled in its size.
-                    ended.subject = pool.candidate(place).about.clone();
+                    ended.subject = pool.borrow().candidate(place).about.clone();
                     self.keep(ended);
                 }
-                let tier = pool.candidate(place).tier;
+                let tier = pool.borrow().candidate(place).tier;
                 if scenarios[index + 1..].iter().all(|later| later.tier > tier) {
-                    pool.release(place);
+                    pool.borrow_mut().release(place);
                 }
             }
             self.conclude(scenario.key, || group.finish());
         }
         self.conclude("all groups", || criterion.final_summary());
     }
+}
+
+/// Ids of the benchmarks that a candidate is compared with in a scenario.
+fn counterparts(scenario: &Generation, candidate: &Candidate) -> Vec<(Counterpart, String)> {
+    let id = |scenario: &str, subject| BenchmarkId::new(scenario, subject).to_string();
+    let of_scenario = scenario.against.map(|other| (Counterpart::Scenario, id(other, &candidate.about)));
+    let of_model = candidate.against.iter().map(|(counterpart, subject)| (*counterpart, id(scenario.key, subject)));
+    of_scenario.into_iter().chain(of_model).collect()
 }
 
 /// Loads the subject if needed, and makes the prompt.
@@ -59,8 +84,6 @@ pub(in crate::runner) fn workload(
     seed: u64,
     device: DeviceChoice,
 ) -> Result<GenerationWorkload> {
-    // Measuring the limits takes memory, so it comes before the subject.
-    measure::limits(&device.open()?)?;
     let subject = pool.subject(place)?;
     let bytes_beside = pool.bytes_beside(place);
     let prompt = {

@@ -5,7 +5,9 @@
 //! remaining benchmarks run, and the process ends with exit code 1. Criterion panics if it cannot print or if its folder is
 //! full; a benchmark whose samples were all taken keeps its record then.
 
+mod baseline;
 mod generation;
+mod paired;
 mod steps;
 
 #[cfg(feature = "cli")]
@@ -15,21 +17,23 @@ pub(super) use steps::tier as training_tier;
 
 use std::{iter::Sum, process::ExitCode, time::Duration};
 
-use anyhow::{Result, ensure};
-use criterion::{
-    BenchmarkGroup, BenchmarkId, Criterion, PlottingBackend,
-    measurement::{Measurement, WallTime},
-};
+use anyhow::{Result, bail, ensure};
+use criterion::{BenchmarkGroup, BenchmarkId, Criterion, PlottingBackend, measurement::Measurement};
 
-use super::{Session, in_one_line};
+use self::{
+    baseline::Pending,
+    paired::{Taken, Turns},
+};
+use super::{Session, Surroundings, in_one_line, turns::Plan};
 use crate::{
     error::{abort, caught, explained},
     files,
-    measure::{PeakBytes, memory, peak_bytes},
+    measure::{PeakBytes, conditions::Window, memory, peak_bytes},
     output,
-    record::{self, Record, check_writable},
+    record::{self, PairedRatio, Record, check_writable},
     report,
-    settings::{Settings, criterion_home},
+    scenario::Counterpart,
+    settings::{EVEN_IF_DISTURBED, Settings, criterion_home},
     workload::{Iteration, Outcome, Workload},
 };
 
@@ -53,9 +57,16 @@ pub fn main(body: impl FnOnce(&mut Suite)) -> ExitCode {
         if let Err(error) = caught(|| Ok(Criterion::default())) {
             output::redirect(&format!("{error:#}"));
         }
+        let pending = match argument("--save-baseline").or_else(|| argument("-s")) {
+            Some(name) if measures() && !session.settings().even_if_disturbed => {
+                Some(Pending::open(criterion_home(), name)?)
+            }
+            _ => None,
+        };
         let mut suite = Suite {
             session,
             measures: measures(),
+            pending,
             records: Vec::new(),
             ran: 0,
             failed: Vec::new(),
@@ -70,6 +81,8 @@ pub fn main(body: impl FnOnce(&mut Suite)) -> ExitCode {
 pub struct Suite {
     session: Session,
     measures: bool,
+    /// The baseline that the run makes, unless it is disturbed.
+    pending: Option<Pending>,
     records: Vec<Record>,
     ran: usize,
     /// The failures: id and reason.
@@ -106,59 +119,118 @@ impl Suite {
         self.session.settings()
     }
 
-    /// Runs one benchmark. `prepare` makes the workload before the first iteration. `value` is the measurement of an
-    /// iteration, given the number of its sample. Returns `None` if the filter excludes the benchmark or it is only
-    /// listed.
+    /// Runs one benchmark. `value` is the measurement of an iteration, given the number of its sample. Returns `None` if the
+    /// filter excludes the benchmark or it is only listed.
     fn entry<M: Measurement<Value: Sum>>(
         &mut self,
         group: &mut BenchmarkGroup<'_, M>,
-        entry: Entry,
-        mut prepare: impl FnMut() -> Result<Box<dyn Workload>>,
+        entries: &[Entry],
+        place: usize,
+        turns: &mut Turns,
         value: impl Fn(Iteration, usize) -> M::Value,
     ) -> Option<Ended> {
-        let Entry { scenario, subject } = entry;
-        let mut workload: Option<Box<dyn Workload>> = None;
+        let entry = &entries[place];
+        let taken = turns.take(place, entries, &self.session);
+        turns.pace(group, taken.is_some());
+        let ran = match taken {
+            Some(taken) => Some(self.replay(group, entry, taken, value)),
+            None => self.measured(group, entry, value),
+        };
+        let unpaired = turns.why_alone(place).map(str::to_owned);
+        let (scenario, subject) = (entry.scenario.to_owned(), entry.subject.clone());
+        ran.map(|ran| Ended { scenario, subject, ran, unpaired })
+    }
+
+    /// Lets Criterion take the samples of one benchmark. The workload is prepared before the first iteration.
+    fn measured<M: Measurement<Value: Sum>>(
+        &mut self,
+        group: &mut BenchmarkGroup<'_, M>,
+        entry: &Entry,
+        value: impl Fn(Iteration, usize) -> M::Value,
+    ) -> Option<Ran> {
+        let mut running = None;
         let mut samples: Vec<usize> = Vec::new();
+        let mut windows: Vec<Window> = Vec::new();
         // True while Criterion calls the workload.
         let mut is_inside = false;
-        let mut ran = Ok(());
-        // Standard output and standard error may each be closed once. If that stopped Criterion before its samples were
-        // complete, it takes them again.
-        for _ in 0..3 {
-            ran = caught(|| {
-                group.bench_function(BenchmarkId::new(&subject.model, subject.variant()), |bencher| {
+        let session = &self.session;
+        let ran = printed(|| {
+            let ran = caught(|| {
+                group.bench_function(entry.criterion_id(), |bencher| {
                     is_inside = true;
-                    let workload = match &mut workload {
-                        Some(workload) => workload,
-                        none => none.insert(prepare().unwrap_or_else(|error| abort(error))),
+                    let start = || -> Result<_> {
+                        session.prepare()?;
+                        Ok(((entry.prepare)()?, session.observe()?))
+                    };
+                    let (workload, observation) = match &mut running {
+                        Some(running) => running,
+                        none => none.insert(start().unwrap_or_else(|error| abort(error))),
                     };
                     bencher.iter_custom(|iterations| {
                         samples.push(iterations as usize);
+                        let number = samples.len();
                         let once = |_| workload.iterate().unwrap_or_else(|error| abort(error));
-                        (0..iterations).map(once).map(|iteration| value(iteration, samples.len())).sum()
+                        let (sum, window) = observation.sample(|| {
+                            (0..iterations).map(once).map(|iteration| value(iteration, number)).sum::<M::Value>()
+                        });
+                        windows.push(window);
+                        sum
                     });
                     is_inside = false;
                 });
                 Ok(())
             });
-            if !ran.as_ref().is_err_and(|error| output::redirect(&format!("{error:#}"))) {
-                break;
-            }
-            if are_complete(&samples) {
-                ran = Ok(());
-                break;
-            }
-        }
-        let outcome = match (ran, workload) {
+            (ran, are_complete(&samples))
+        });
+        let (workload, observation) = match (ran, running) {
             (Ok(()), None) => return None,
-            (Ok(()), Some(workload)) => workload.finish(measured_samples(&samples)),
-            (Err(error), Some(workload)) if !is_inside && are_complete(&samples) => {
-                self.fail_report(&format!("{scenario}/{}", subject.model), &error);
-                workload.finish(measured_samples(&samples))
+            (Ok(()), Some(running)) => running,
+            (Err(error), Some(running)) if !is_inside && are_complete(&samples) => {
+                self.fail_report(&format!("{}/{}", entry.scenario, entry.subject.model), &error);
+                running
             }
-            (Err(error), _) => Outcome::failed(error),
+            (Err(error), _) => return Some(Ran::failed(error)),
         };
-        Some(Ended { scenario: scenario.to_owned(), subject, outcome })
+        let samples = measured_samples(&samples);
+        let around = observation.end().of(&windows[windows.len() - samples.len()..]);
+        let outcome = workload.finish(samples, &around.limits);
+        Some(Ran { outcome, around: Some(around), ratios: Vec::new() })
+    }
+
+    /// Gives Criterion the stored durations of a benchmark that was measured in turns.
+    fn replay<M: Measurement<Value: Sum>>(
+        &mut self,
+        group: &mut BenchmarkGroup<'_, M>,
+        entry: &Entry,
+        taken: Result<Taken>,
+        value: impl Fn(Iteration, usize) -> M::Value,
+    ) -> Ran {
+        let Taken { samples, outcome, around, ratios } = match taken {
+            Ok(taken) => taken,
+            Err(error) => return Ran::failed(error),
+        };
+        let run = printed(|| {
+            let mut calls = 0_usize;
+            let run = caught(|| {
+                group.bench_function(entry.criterion_id(), |bencher| {
+                    bencher.iter_custom(|iterations| {
+                        // The first call is the warm-up.
+                        if calls == 0 {
+                            paired::pass_warm_up();
+                        }
+                        let sample = samples[calls.saturating_sub(1) % samples.len()];
+                        calls += 1;
+                        (0..iterations).map(|_| value(sample, calls)).sum()
+                    });
+                });
+                Ok(())
+            });
+            (run, calls > samples.len())
+        });
+        if let Err(error) = run {
+            self.fail_report(&format!("{}/{}", entry.scenario, entry.subject.model), &error);
+        }
+        Ran { outcome, around: Some(around), ratios }
     }
 
     /// Runs a part of Criterion that prints or writes the reports of benchmarks that have been kept.
@@ -201,7 +273,10 @@ impl Suite {
     /// every benchmark starts in the same state.
     fn keep(&mut self, ended: Ended) {
         memory::release(self.session.device());
-        let mut record = self.session.record(&ended.scenario, ended.subject, ended.outcome);
+        let Ran { outcome, around, ratios } = ended.ran;
+        let mut record = self.session.record(&ended.scenario, ended.subject, outcome, around);
+        record.ratios = ratios;
+        record.unmeasured.extend(ended.unpaired.map(|reason| ("ratios".to_owned(), reason)));
         self.ran += 1;
         if let Some(reason) = &record.reason {
             self.failed(format!("{}: {reason}", record.id));
@@ -214,7 +289,35 @@ impl Suite {
         }
     }
 
-    fn close(self) -> ExitCode {
+    /// Criterion with our defaults. A named baseline is saved under its pending name.
+    fn criterion<M: Measurement>(&self, measurement: M, noise_threshold: f64) -> Criterion<M> {
+        let criterion = criterion(measurement, noise_threshold);
+        match &self.pending {
+            Some(pending) => criterion.save_baseline(pending.pending_name()),
+            None => criterion,
+        }
+    }
+
+    /// Saves the baseline of the run, or refuses it.
+    fn conclude_baseline(&mut self) -> Result<()> {
+        let Some(pending) = self.pending.take() else { return Ok(()) };
+        match report::disturbance(&self.records) {
+            None => pending.keep(),
+            Some(reason) => {
+                pending.discard()?;
+                bail!(
+                    "baseline {} was not saved, because the run was disturbed: {reason}; {EVEN_IF_DISTURBED}=1 or \
+                     `candlepower bench --even-if-disturbed` saves it nevertheless",
+                    pending.name()
+                )
+            }
+        }
+    }
+
+    fn close(mut self) -> ExitCode {
+        if let Err(error) = self.conclude_baseline() {
+            self.failed(format!("{error:#}"));
+        }
         if !self.records.is_empty() {
             for table in report::table::tables(self.records.iter()) {
                 output::print_line(table.terminal());
@@ -234,33 +337,30 @@ impl Suite {
     }
 }
 
-/// Criterion for iterations of a second or more: one untimed iteration, then ten samples of one. `--sample-size` and
-/// similar options override this, which settings of a group would not allow.
-fn long_iterations<M: Measurement>(measurement: M) -> Criterion<M> {
-    criterion(measurement, NOISE_THRESHOLD, Duration::from_millis(1), Duration::from_millis(1))
+/// The pace of iterations of a second or more: one untimed iteration, then ten samples of one. `--sample-size` and similar
+/// options override this.
+fn long_iterations() -> Plan {
+    paired::plan(Duration::from_millis(1), Duration::from_millis(1))
 }
 
-/// Criterion for training steps: a second of steps in ten samples, after a short warm-up.
-fn steps() -> Criterion {
-    criterion(WallTime, NOISE_THRESHOLD, Duration::from_millis(200), Duration::from_secs(1))
+/// The pace of training steps: a second of steps in ten samples, after a short warm-up.
+fn steps() -> Plan {
+    paired::plan(Duration::from_millis(200), Duration::from_secs(1))
 }
 
-/// Criterion for steps of half a second or more: one warm-up step, then one step per sample, or more short steps.
-fn long_steps<M: Measurement>(measurement: M, noise_threshold: f64) -> Criterion<M> {
-    criterion(measurement, noise_threshold, Duration::from_millis(1), Duration::from_millis(500))
+/// The pace of steps of half a second or more: one warm-up step, then one step per sample, or more short steps.
+fn long_steps() -> Plan {
+    paired::plan(Duration::from_millis(1), Duration::from_millis(500))
 }
 
 /// Criterion for samples in bytes, with a noise threshold that reports a change of one percent.
 pub fn bytes() -> Criterion<PeakBytes> {
-    long_steps(PeakBytes, peak_bytes::NOISE_THRESHOLD)
+    criterion(PeakBytes, peak_bytes::NOISE_THRESHOLD)
 }
 
-fn criterion<M: Measurement>(
-    measurement: M,
-    noise_threshold: f64,
-    warm_up: Duration,
-    measuring: Duration,
-) -> Criterion<M> {
+/// Criterion with our defaults. The groups set their pace, which differs between benchmarks.
+fn criterion<M: Measurement>(measurement: M, noise_threshold: f64) -> Criterion<M> {
+    let Plan { warm_up, measuring, .. } = long_steps();
     Criterion::default()
         .with_measurement(measurement)
         .sample_size(SAMPLES)
@@ -270,6 +370,23 @@ fn criterion<M: Measurement>(
         .noise_threshold(noise_threshold)
         .plotting_backend(PlottingBackend::Plotters)
         .configure_from_args()
+}
+
+/// Runs a part of Criterion that measures. `run` also returns whether all samples were taken. Standard output and standard
+/// error may each be closed once. If that stopped Criterion before its samples were complete, it takes them again.
+fn printed(mut run: impl FnMut() -> (Result<()>, bool)) -> Result<()> {
+    let mut ran = Ok(());
+    for _ in 0..3 {
+        let is_complete;
+        (ran, is_complete) = run();
+        if !ran.as_ref().is_err_and(|error| output::redirect(&format!("{error:#}"))) {
+            break;
+        }
+        if is_complete {
+            return Ok(());
+        }
+    }
+    ran
 }
 
 /// The number of samples that Criterion takes.
@@ -282,13 +399,44 @@ const NOISE_THRESHOLD: f64 = 0.03;
 struct Entry<'a> {
     scenario: &'a str,
     subject: record::Subject,
+    /// Ids of the benchmarks that it is compared with.
+    counterparts: Vec<(Counterpart, String)>,
+    /// The number of the subject that it needs, and the memory that loading it would take now. Entries that share a subject
+    /// have the same number.
+    needs: Box<dyn Fn() -> (usize, u64) + 'a>,
+    prepare: Box<dyn Fn() -> Result<Box<dyn Workload>> + 'a>,
+}
+
+impl Entry<'_> {
+    fn id(&self) -> String {
+        record::BenchmarkId::new(self.scenario, &self.subject).to_string()
+    }
+
+    fn criterion_id(&self) -> BenchmarkId {
+        BenchmarkId::new(&self.subject.model, self.subject.variant())
+    }
+}
+
+/// The result of a benchmark.
+struct Ran {
+    outcome: Outcome,
+    around: Option<Surroundings>,
+    ratios: Vec<PairedRatio>,
+}
+
+impl Ran {
+    fn failed(error: anyhow::Error) -> Self {
+        Self { outcome: Outcome::failed(error), around: None, ratios: Vec::new() }
+    }
 }
 
 /// A benchmark that ran.
 struct Ended {
     scenario: String,
     subject: record::Subject,
-    outcome: Outcome,
+    ran: Ran,
+    /// Why it was measured alone, although it is compared with others.
+    unpaired: Option<String>,
 }
 
 /// The calls that Criterion measured, out of all calls of a benchmark's closure with their iterations.

@@ -1,15 +1,20 @@
 //! The groups whose iterations are steps: language models in training, and the architecture sweep.
 
-use criterion::{Criterion, SamplingMode, Throughput, measurement::Measurement};
+use anyhow::Result;
+use criterion::{
+    Criterion, SamplingMode, Throughput,
+    measurement::{Measurement, WallTime},
+};
 
-use super::{Entry, NOISE_THRESHOLD, Suite, bytes, long_steps, steps};
+use super::{Entry, NOISE_THRESHOLD, Suite, long_steps, paired::Turns, steps};
 use crate::{
     device::DeviceChoice,
-    measure::{TokenTime, peak_bytes},
-    scenario::{Phase, Quantity, SWEEP, Tier, TrainingScenario},
+    measure::{PeakBytes, TokenTime, peak_bytes},
+    record::BenchmarkId,
+    scenario::{Phase, Quantity, SWEEP, Tier, Trained, TrainingScenario},
     settings::Settings,
     workload::{
-        Iteration, LanguageWorkload, language_subject,
+        Iteration, LanguageWorkload, language_bytes, language_subject,
         series::{SeriesGrid, SeriesWorkload, series_subject},
     },
 };
@@ -19,14 +24,14 @@ impl Suite {
     pub fn training(&mut self, scenarios: &[TrainingScenario]) {
         let of = |quantity| scenarios.iter().filter(move |scenario| scenario.quantity == quantity);
         if of(Quantity::Time).next().is_some() {
-            let mut criterion = long_steps(TokenTime, NOISE_THRESHOLD);
+            let mut criterion = self.criterion(TokenTime, NOISE_THRESHOLD);
             for scenario in of(Quantity::Time) {
                 self.language(&mut criterion, scenario, |iteration, _| iteration.time);
             }
             self.conclude("all groups", || criterion.final_summary());
         }
         if of(Quantity::PeakBytes).next().is_some() {
-            let mut criterion = bytes();
+            let mut criterion = self.criterion(PeakBytes, peak_bytes::NOISE_THRESHOLD);
             for scenario in of(Quantity::PeakBytes) {
                 self.language(&mut criterion, scenario, |iteration, sample| {
                     peak_bytes::apart(iteration.peak_bytes, sample)
@@ -42,29 +47,56 @@ impl Suite {
         scenario: &TrainingScenario,
         value: impl Fn(Iteration, usize) -> M::Value,
     ) {
+        let settings = self.settings().clone();
+        let mut trained: Vec<Trained> = Vec::new();
+        let mut entries: Vec<Entry> = Vec::new();
+        for entry in scenario.entries(tier(&settings)) {
+            match self.language_entry(scenario, entry, trained.len(), &settings) {
+                Ok(made) => {
+                    trained.push(entry);
+                    entries.push(made);
+                }
+                Err(error) => self.fail(&error),
+            }
+        }
+        let mut turns = Turns::new(&entries, long_steps(), &self.session);
         let mut group = criterion.benchmark_group(scenario.key);
         group.sampling_mode(SamplingMode::Flat);
-        for entry in scenario.entries(tier(self.settings())) {
+        for (place, entry) in trained.iter().enumerate() {
             group.throughput(Throughput::Elements(entry.batch_tokens() as u64));
-            let (seed, device) = (self.settings().seed, self.settings().device);
-            let subject = match language_subject(&entry, self.settings()) {
-                Ok(subject) => subject,
-                Err(error) => {
-                    self.fail(&error);
-                    continue;
-                }
-            };
-            let dtype = subject.dtype.clone();
-            let prepare = || {
-                let (phase, quantity) = (scenario.phase, scenario.quantity);
-                Ok(Box::new(LanguageWorkload::new(&entry, phase, quantity, &dtype, seed, device)?) as _)
-            };
-            let entry = Entry { scenario: scenario.key, subject };
-            if let Some(ended) = self.entry(&mut group, entry, prepare, &value) {
+            if let Some(ended) = self.entry(&mut group, &entries, place, &mut turns, &value) {
                 self.keep(ended);
             }
         }
         self.conclude(scenario.key, || group.finish());
+    }
+
+    fn language_entry<'a>(
+        &self,
+        scenario: &'a TrainingScenario,
+        entry: Trained,
+        place: usize,
+        settings: &'a Settings,
+    ) -> Result<Entry<'a>> {
+        let (seed, device) = (settings.seed, settings.device);
+        let mut counterparts = Vec::new();
+        for (counterpart, other) in scenario.counterparts(&entry) {
+            let other = BenchmarkId::new(scenario.key, &language_subject(&other, settings)?);
+            counterparts.push((counterpart, other.to_string()));
+        }
+        let subject = language_subject(&entry, settings)?;
+        let (dtype, (phase, quantity)) = (subject.dtype.clone(), (scenario.phase, scenario.quantity));
+        // An error here is one of the preparation too, which puts it into a record.
+        let needed_bytes = language_bytes(&entry, phase, &dtype, device).unwrap_or_default();
+        Ok(Entry {
+            scenario: scenario.key,
+            subject,
+            counterparts,
+            needs: Box::new(move || (place, needed_bytes)),
+            prepare: Box::new(move || {
+                Ok(Box::new(LanguageWorkload::new(&entry, phase, quantity, &dtype, seed, device)?))
+            }),
+        })
     }
 
     /// Runs every combination of a preset of the sweep, in training and in forecasting. Device, dtype and seed come
@@ -75,16 +107,27 @@ impl Suite {
             Ok(read) => read,
             Err(error) => return self.fail(&error),
         };
-        let mut criterion = steps();
+        let mut criterion = self.criterion(WallTime, NOISE_THRESHOLD);
         for phase in [Phase::Train, Phase::Forward] {
             let scenario = SWEEP.key(phase);
+            let entry = |(place, combination)| Entry {
+                scenario,
+                subject: series_subject(combination, &grid),
+                counterparts: Vec::new(),
+                needs: Box::new(move || (place, 0)),
+                prepare: {
+                    let grid = &grid;
+                    Box::new(move || Ok(Box::new(SeriesWorkload::new(combination, phase, grid)?)))
+                },
+            };
+            let entries: Vec<Entry> = combinations.iter().enumerate().map(entry).collect();
+            let mut turns = Turns::new(&entries, steps(), &self.session);
             let mut group = criterion.benchmark_group(scenario);
             group.sampling_mode(SamplingMode::Flat);
             group.throughput(Throughput::Elements(grid.batch as u64));
-            for combination in &combinations {
-                let entry = Entry { scenario, subject: series_subject(combination, &grid) };
-                let prepare = || Ok(Box::new(SeriesWorkload::new(combination, phase, &grid)?) as _);
-                if let Some(ended) = self.entry(&mut group, entry, prepare, |iteration, _| iteration.time) {
+            for place in 0..entries.len() {
+                let ended = self.entry(&mut group, &entries, place, &mut turns, |iteration, _| iteration.time);
+                if let Some(ended) = ended {
                     self.keep(ended);
                 }
             }

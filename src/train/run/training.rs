@@ -132,7 +132,7 @@ pub fn run(config: &TrainConfig, text: &Text, folder: &Path, mut progress: impl 
     let keeps_scores = !(device.is_cpu() && config.dtype == DType::F32);
     let least_bytes = cost.least_bytes(tokens, true, config.checkpointing, keeps_scores);
     memory::ensure_fits(&format!("{tokens} tokens of {base} at a time"), least_bytes, &device)?;
-    let mut peak = Peak::new(&device, memory::current_bytes(&device));
+    let bytes_beside = memory::current_bytes(&device);
     let mut language = Language::new(&model, options, plan, *seed, &device)?;
     if let Some(path) = &config.weights {
         let weights = candle_core::safetensors::load(path, &candle_core::Device::Cpu)
@@ -143,6 +143,7 @@ pub fn run(config: &TrainConfig, text: &Text, folder: &Path, mut progress: impl 
     let causal = language.model().leak(config.sequence_length.min(64))? == 0.0;
     let validation = text.validation()?;
     let (mut spent, mut predicted) = (Duration::ZERO, 0);
+    let mut peak = Peak::new(&device, bytes_beside);
     peak.begin();
     let mut first_non_finite_step = None;
     while points.len() < steps {

@@ -18,8 +18,6 @@ use candle_core::DType;
 use super::{Iteration, Measured, Outcome, Workload, drop_warm_up};
 use crate::{
     measure::{
-        self,
-        conditions::Watch,
         memory::{self, Peak},
         statistics,
     },
@@ -44,8 +42,6 @@ pub struct SeriesWorkload {
     windows: usize,
     batches_per_step: usize,
     cost: Cost,
-    limits: Limits,
-    watch: Watch,
     steps: Vec<Duration>,
     losses: Vec<f64>,
     peak: Peak,
@@ -58,7 +54,6 @@ impl SeriesWorkload {
     /// Returns an error if the sizes are inconsistent, memory is insufficient, or the step fails.
     pub fn new(combination: &Combination, phase: Phase, grid: &SeriesGrid) -> Result<Self> {
         let (task, device) = (&combination.task, grid.device.open()?);
-        let limits = measure::limits(&device)?;
         let cost = cost(task)?;
         let needed_bytes = match phase {
             Phase::Train => cost.training_bytes(grid.dtype, task.training.gradient_checkpointing),
@@ -66,7 +61,7 @@ impl SeriesWorkload {
         };
         memory::ensure_fits("one batch", needed_bytes + series_bytes(task), &device)?;
         let batches_per_step = if phase == Phase::Train { task.training.accumulate } else { 1 };
-        let peak = Peak::new(&device, memory::current_bytes(&device));
+        let bytes_beside = memory::current_bytes(&device);
         let batches = Batches::new(task, &device)?;
         let steps_of = match phase {
             Phase::Train => Steps::Train(Box::new(SeriesTraining::new(task, grid.dtype, &device)?)),
@@ -80,11 +75,9 @@ impl SeriesWorkload {
             windows: task.window.batch * batches_per_step,
             batches_per_step,
             cost,
-            limits,
-            watch: Watch::start(grid.device),
             steps: Vec::new(),
             losses: Vec::new(),
-            peak,
+            peak: Peak::new(&device, bytes_beside),
         };
         work.iterate()?;
         work.steps.clear();
@@ -97,7 +90,7 @@ impl SeriesWorkload {
         self.losses.last().copied()
     }
 
-    fn measures(&self, samples: &[usize]) -> Result<Measured> {
+    fn measures(&self, samples: &[usize], limits: &Limits) -> Result<Measured> {
         let steps = statistics::summarise(&self.steps, samples).context("no step was measured")?;
         let step_p50_ms = steps.p50_ms;
         let passes = if self.phase == Phase::Train { 3 * self.batches_per_step as u64 } else { 1 };
@@ -125,7 +118,7 @@ impl SeriesWorkload {
             step_p99_ms: steps.p99_ms,
             windows_per_s: 1e3 * self.windows as f64 / step_p50_ms,
             peak_bytes: self.peak.most().ok(),
-            mfu: Some((passes * self.cost.forward_flops) as f64 / (step_p50_ms / 1e3) / self.limits.matrix_flops_per_s),
+            mfu: Some((passes * self.cost.forward_flops) as f64 / (step_p50_ms / 1e3) / limits.matrix_flops_per_s),
             first_loss: self.losses.first().copied(),
             last_loss: self.last_loss(),
             held_out_loss,
@@ -158,6 +151,8 @@ impl Workload for SeriesWorkload {
             }
         };
         let peak_bytes = self.peak.end();
+        drop(batches);
+        self.peak.settle();
         self.steps.push(time);
         Ok(Iteration { time, peak_bytes })
     }
@@ -167,11 +162,10 @@ impl Workload for SeriesWorkload {
         self.losses.pop();
     }
 
-    fn finish(mut self: Box<Self>, samples: &[usize]) -> Outcome {
+    fn finish(mut self: Box<Self>, samples: &[usize], limits: &Limits) -> Outcome {
         drop_warm_up(&mut self.steps, samples);
         drop_warm_up(&mut self.losses, samples);
-        let measured = self.measures(samples);
-        Outcome { measured, deviates: None, limits: Some(self.limits), conditions: Some(self.watch.end()) }
+        Outcome { measured: self.measures(samples, limits), deviates: None }
     }
 }
 

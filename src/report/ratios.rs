@@ -1,0 +1,317 @@
+//! Ratios between benchmarks of a run, and shares of the machine's limits: the cells and notes that need more than one
+//! measure.
+
+use std::collections::BTreeSet;
+
+use super::{
+    statistics::median,
+    table::{number, quantity},
+};
+use crate::{
+    record::{Hindrance, Limits, MeasureUnit, Measures, Record, Spread},
+    scenario::Counterpart,
+};
+
+/// Marks a ratio of medians, which drift of the machine affects.
+const UNPAIRED: &str = "*";
+
+/// The paired ratio of time to a counterpart, with its interval. Without one, the ratio `of_medians`, marked. Empty for a
+/// benchmark that is not compared.
+pub fn cell(record: &Record, counterpart: Counterpart, of_medians: Option<f64>) -> String {
+    match record.ratios.iter().find(|ratio| ratio.counterpart == counterpart) {
+        Some(paired) => format!("{:.3} ({:.3} to {:.3})", paired.ratio, paired.low, paired.high),
+        None => of_medians.map_or(String::new(), |ratio| format!("{}{UNPAIRED}", number(Some(ratio)))),
+    }
+}
+
+/// Time of a record divided by that of the record with this scenario, model and engine, from medians. Other parts of the
+/// variant must be equal.
+pub fn of_medians(record: &Record, all: &[&Record], scenario: &str, engine: &str) -> Option<f64> {
+    let is_other = |other: &&&Record| {
+        let (this, other_subject) = (&record.subject, &other.subject);
+        other.scenario == scenario
+            && other.id != record.id
+            && other_subject.engine == engine
+            && (&other_subject.model, &other_subject.dtype, &other_subject.device)
+                == (&this.model, &this.dtype, &this.device)
+    };
+    let of = |record: &Record| {
+        let sample_ms = record.measures.as_ref()?.sample_ms();
+        (!sample_ms.is_empty()).then(|| median(sample_ms))
+    };
+    Some(of(record)? / of(all.iter().find(is_other)?)?)
+}
+
+/// The note below a table with ratios: how they were made.
+pub fn note<'a>(records: &[&Record], cells: impl Iterator<Item = &'a str>) -> Option<String> {
+    let (mut paired, mut unpaired) = (false, false);
+    for cell in cells.filter(|cell| !cell.is_empty()) {
+        *if cell.ends_with(UNPAIRED) { &mut unpaired } else { &mut paired } = true;
+    }
+    let level = records.iter().flat_map(|record| &record.ratios).map(|ratio| ratio.level).reduce(f64::min);
+    let mut sentences = Vec::new();
+    if paired {
+        sentences.push(format!(
+            "Ratios of time are medians of paired ratios from samples taken in turns, with their {:.0} % interval.",
+            level.unwrap_or_default() * 100.0
+        ));
+    }
+    if unpaired {
+        let reasons: BTreeSet<&str> =
+            records.iter().filter_map(|record| Some(record.unmeasured.get("ratios")?.as_str())).collect();
+        let reasons = match reasons.is_empty() {
+            true => "the benchmarks were measured one after the other".to_owned(),
+            false => reasons.into_iter().collect::<Vec<_>>().join("; "),
+        };
+        sentences.push(format!("Ratios marked {UNPAIRED} are not paired but ratios of medians: {reasons}."));
+    }
+    (!sentences.is_empty()).then(|| sentences.join(" "))
+}
+
+/// A limit of the machine.
+#[derive(Clone, Copy)]
+pub enum Limit {
+    /// Bandwidth of memory, which MBU divides by.
+    Read,
+    /// Rate of matrix products, which MFU divides by.
+    Matrix,
+}
+
+impl Limit {
+    fn of(self, limits: &Limits) -> (f64, Option<Spread>) {
+        match self {
+            Self::Read => (limits.read_bytes_per_s, limits.read),
+            Self::Matrix => (limits.matrix_flops_per_s, limits.matrix),
+        }
+    }
+
+    fn share(self, measures: &Measures) -> Option<f64> {
+        match self {
+            Self::Read => measures.mbu(),
+            Self::Matrix => measures.mfu(),
+        }
+    }
+
+    /// The best reading of the run.
+    fn best(self, records: &[&Record]) -> Option<f64> {
+        let bests = records.iter().filter_map(|record| Some(self.of(record.limits.as_ref()?).1?.best_of_run));
+        bests.reduce(f64::max)
+    }
+}
+
+/// The share of the best reading of the run. Empty in records that have no readings.
+pub fn of_best(record: &Record, all: &[&Record], limit: Limit) -> String {
+    let share = || {
+        let (own, spread) = limit.of(record.limits.as_ref()?);
+        spread?;
+        Some(limit.share(record.measures.as_ref()?)? * own / limit.best(all)?)
+    };
+    share().map_or(String::new(), |share| quantity(share, MeasureUnit::Share))
+}
+
+/// The note below a table with shares: what they divide by.
+pub fn divisors(records: &[&Record], headers: &[&str]) -> Option<String> {
+    let mut parts = Vec::new();
+    for (name, limit, unit, header) in
+        [("MBU", Limit::Read, "GB/s", "MBU of best"), ("MFU", Limit::Matrix, "GFLOP/s", "MFU of best")]
+    {
+        if !headers.contains(&name) {
+            continue;
+        }
+        let limits =
+            || records.iter().filter_map(|record| record.limits.as_ref()).map(|limits| limit.of(limits).0 / 1e9);
+        let (Some(lowest), Some(highest)) = (limits().reduce(f64::min), limits().reduce(f64::max)) else { continue };
+        let range = match number(Some(lowest)) == number(Some(highest)) {
+            true => format!("{} {unit}", number(Some(lowest))),
+            false => format!("{} to {} {unit}", number(Some(lowest)), number(Some(highest))),
+        };
+        parts.push(match limit.best(records) {
+            Some(best) => format!(
+                "{name} divides by the median limit around each benchmark, {range}; {header} divides by the best reading \
+                 of the run, {} {unit}.",
+                number(Some(best / 1e9))
+            ),
+            None => format!("{name} divides by the limit that was measured once in the process, {range}."),
+        });
+    }
+    (!parts.is_empty()).then(|| parts.join(" "))
+}
+
+/// Schema of the first records whose samples were observed one by one.
+const SAMPLES_OBSERVED: u32 = 2;
+
+/// Medians of a benchmark with and without the samples that were held back.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Medians {
+    /// Number of samples.
+    pub samples: usize,
+    /// Number of samples that were held back.
+    pub held_back: usize,
+    /// Median of all samples.
+    pub all_ms: f64,
+    /// Median of the others; `None` if every sample was held back.
+    pub undisturbed_ms: Option<f64>,
+}
+
+/// The medians of a benchmark of time. `None` for a benchmark without samples of time or whose samples were not observed.
+pub fn medians(record: &Record) -> Option<Medians> {
+    let sample_ms = record.measures.as_ref()?.sample_ms();
+    let held_back = &record.conditions.as_ref()?.held_back;
+    if sample_ms.is_empty() || record.schema < SAMPLES_OBSERVED {
+        return None;
+    }
+    let is_quiet = |sample: &usize| !held_back.iter().any(|held| held.sample == *sample);
+    let quiet: Vec<f64> = (0..sample_ms.len()).filter(is_quiet).map(|sample| sample_ms[sample]).collect();
+    Some(Medians {
+        samples: sample_ms.len(),
+        held_back: sample_ms.len() - quiet.len(),
+        all_ms: median(sample_ms),
+        undisturbed_ms: (!quiet.is_empty()).then(|| median(&quiet)),
+    })
+}
+
+/// The mark of a benchmark some of whose samples were held back.
+pub fn held_back(record: &Record) -> Option<String> {
+    let Medians { samples, held_back, all_ms, undisturbed_ms } =
+        medians(record).filter(|medians| medians.held_back > 0)?;
+    let by: BTreeSet<Hindrance> = record
+        .conditions
+        .iter()
+        .flat_map(|conditions| &conditions.held_back)
+        .flat_map(|held| &held.by)
+        .copied()
+        .collect();
+    let by: Vec<&str> = by
+        .into_iter()
+        .map(|hindrance| match hindrance {
+            Hindrance::OtherProcesses => "other processes",
+            Hindrance::Hypervisor => "other guests of the hypervisor",
+            Hindrance::Clocks => "throttled clocks",
+        })
+        .collect();
+    let without = undisturbed_ms.map_or("n/a".into(), |ms| format!("{ms:.2} ms"));
+    Some(format!(
+        "{held_back} of {samples} samples were held back by {}: median {all_ms:.2} ms with and {without} without them",
+        by.join(" and ")
+    ))
+}
+
+/// A run is disturbed if more than this share of its benchmarks is doubtful. A quarter of doubtful benchmarks makes every
+/// comparison with the run a guess.
+const DISTURBED: f64 = 0.25;
+
+/// Why a run must not become a reference: too many of its benchmarks are doubtful. `None` for a run that may.
+pub fn disturbance<'a>(records: impl IntoIterator<Item = &'a Record>) -> Option<String> {
+    let (mut measured, mut doubtful, mut example) = (0, 0, None);
+    for record in records.into_iter().filter(|record| record.measures.is_some()) {
+        measured += 1;
+        if let Some(doubt) = record.conditions.iter().flat_map(|conditions| &conditions.doubts).next() {
+            doubtful += 1;
+            example.get_or_insert_with(|| format!("{}: {doubt}", record.id));
+        }
+    }
+    let example = example.filter(|_| f64::from(doubtful) > DISTURBED * f64::from(measured))?;
+    Some(format!("{doubtful} of {measured} benchmarks are doubtful, for example {example}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::{Conditions, HeldBack, PairedRatio, SCHEMA};
+
+    fn sample() -> Record {
+        serde_json::from_str(include_str!("../record/sample.json")).expect("the sample")
+    }
+
+    fn with(edit: impl Fn(&mut Record)) -> Record {
+        let mut record = sample();
+        edit(&mut record);
+        record
+    }
+
+    #[test]
+    fn a_paired_ratio_has_its_interval_and_another_its_mark() {
+        let paired = with(|record| {
+            record.ratios = vec![PairedRatio {
+                counterpart: Counterpart::ActiveTwin,
+                to: "moe_top_k_decode/dense-2/tuned-f32-cpu".into(),
+                ratio: 1.0712,
+                low: 1.05,
+                high: 1.0999,
+                level: 0.979,
+                pairs: 10,
+            }]
+        });
+        let (active, total) = (Counterpart::ActiveTwin, Counterpart::TotalTwin);
+        assert_eq!(cell(&paired, active, Some(2.0)), "1.071 (1.050 to 1.100)");
+        assert_eq!(cell(&paired, total, Some(0.25)), "0.25*");
+        assert_eq!(cell(&sample(), active, None), "");
+        let text = note(&[&paired], ["1.071 (1.050 to 1.100)", ""].into_iter()).expect("a note");
+        assert!(text.contains("98 % interval") && !text.contains('*'), "{text}");
+        let alone = with(|record| drop(record.unmeasured.insert("ratios".into(), "it does not fit".into())));
+        let text = note(&[&alone], ["0.25*"].into_iter()).expect("a note");
+        assert_eq!(text, "Ratios marked * are not paired but ratios of medians: it does not fit.");
+        assert_eq!(note(&[&alone], [""].into_iter()), None);
+    }
+
+    #[test]
+    fn shares_say_what_they_divide_by() {
+        let read = |median: f64, best_of_run: f64| {
+            with(|record| {
+                let limits = record.limits.as_mut().expect("limits");
+                limits.read_bytes_per_s = median;
+                limits.read = Some(Spread { readings: 3, lowest: median, highest: median, best_of_run });
+            })
+        };
+        let (slow, fast) = (read(39.7e9, 40e9), read(66.8e9, 70e9));
+        let all = [&slow, &fast];
+        assert_eq!(of_best(&slow, &all, Limit::Read), "28 %", "0.4906 of 39.7 of 70");
+        assert_eq!(of_best(&sample(), &all, Limit::Read), "");
+        let text = divisors(&all, &["model", "MBU"]).expect("a note");
+        assert!(text.contains("39.7 to 66.8 GB/s") && text.contains("best reading of the run, 70.0 GB/s"), "{text}");
+        let old = sample();
+        let text = divisors(&[&old], &["MFU"]).expect("a note");
+        assert_eq!(text, "MFU divides by the limit that was measured once in the process, 272 GFLOP/s.");
+        assert_eq!(divisors(&all, &["model"]), None);
+    }
+
+    #[test]
+    fn medians_are_given_with_and_without_samples_that_were_held_back() {
+        let held = with(|record| {
+            record.schema = SCHEMA;
+            let Some(Measures::Generation(measures)) = &mut record.measures else { panic!("a generation") };
+            measures.sample_total_ms = vec![10.0, 30.0, 11.0, 12.0, 40.0];
+            let by = |by| [by].into();
+            record.conditions = Some(Conditions {
+                held_back: vec![
+                    HeldBack { sample: 1, by: by(Hindrance::OtherProcesses) },
+                    HeldBack { sample: 4, by: by(Hindrance::Clocks) },
+                ],
+                ..Conditions::default()
+            });
+        });
+        let expected = Medians { samples: 5, held_back: 2, all_ms: 12.0, undisturbed_ms: Some(11.0) };
+        assert_eq!(medians(&held), Some(expected));
+        let text = held_back(&held).expect("a mark");
+        assert_eq!(
+            text,
+            "2 of 5 samples were held back by other processes and throttled clocks: median 12.00 ms with and 11.00 ms \
+             without them"
+        );
+        assert_eq!(held_back(&sample()), None);
+        assert_eq!(medians(&sample()), None, "schema 1 does not tell which samples were held back");
+    }
+
+    #[test]
+    fn a_run_with_many_doubts_is_disturbed() {
+        let doubtful = with(|record| {
+            record.conditions = Some(Conditions { doubts: vec!["it was busy".into()], ..Conditions::default() })
+        });
+        let quiet = sample();
+        assert_eq!(disturbance([&quiet]), None);
+        assert_eq!(disturbance([]), None);
+        assert_eq!(disturbance([&doubtful, &quiet, &quiet, &quiet]), None, "a quarter is allowed");
+        let reason = disturbance([&doubtful, &quiet, &quiet]).expect("a third is too much");
+        assert!(reason.starts_with("1 of 3 benchmarks are doubtful") && reason.ends_with("it was busy"), "{reason}");
+    }
+}

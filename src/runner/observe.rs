@@ -1,0 +1,177 @@
+//! Observation of the machine around the samples of a benchmark: its limits in short passes, its load, and what held
+//! single samples back.
+
+use std::{
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    device::DeviceChoice,
+    measure::{
+        Gauge, Reading,
+        conditions::{Moment, Seen, Watch, Window},
+    },
+    record::{Conditions, Limits, Measures, Spread},
+};
+
+/// Least time between two readings of the limits. A reading takes about 60 ms.
+const BETWEEN_READINGS: Duration = Duration::from_secs(1);
+
+/// A benchmark during which a limit moved by more than this share is marked.
+const MOVED: f64 = 0.1;
+
+/// Observes the machine from before the first sample to after the last.
+pub struct Observation {
+    gauge: Rc<Gauge>,
+    readings: Vec<Reading>,
+    read_at: Instant,
+    watch: Watch,
+}
+
+impl Observation {
+    /// Starts with a reading of the limits.
+    pub fn start(gauge: Rc<Gauge>, device: DeviceChoice) -> Self {
+        let watch = Watch::start(device);
+        let mut started = Self { gauge, readings: Vec::new(), read_at: Instant::now(), watch };
+        started.read();
+        started
+    }
+
+    /// Takes one sample, after a reading of the limits if the last one is old enough.
+    pub fn sample<T>(&mut self, take: impl FnOnce() -> T) -> (T, Window) {
+        if self.read_at.elapsed() >= BETWEEN_READINGS {
+            self.read();
+        }
+        let from = Moment::now();
+        let taken = take();
+        (taken, Window { from, to: Moment::now() })
+    }
+
+    /// Ends with a reading of the limits.
+    pub fn end(mut self) -> Observed {
+        self.read();
+        Observed { limits: self.gauge.limits(&self.readings), seen: self.watch.end() }
+    }
+
+    /// A device whose memory is full cannot be read. The benchmark goes on without this reading.
+    fn read(&mut self) {
+        self.readings.extend(self.gauge.read());
+        self.read_at = Instant::now();
+    }
+}
+
+/// The result of an observation.
+pub struct Observed {
+    /// The limits around the samples.
+    pub limits: Limits,
+    seen: Seen,
+}
+
+impl Observed {
+    /// The surroundings of a benchmark whose samples were taken in these windows.
+    pub fn of(&self, samples: &[Window]) -> Surroundings {
+        Surroundings { limits: self.limits.clone(), conditions: self.seen.of(samples) }
+    }
+}
+
+/// The machine while a benchmark ran.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Surroundings {
+    /// The limits around the samples.
+    pub limits: Limits,
+    /// The load, and the samples that were held back.
+    pub conditions: Conditions,
+}
+
+impl Surroundings {
+    /// Adds doubts about a limit that moved, and the reason for each share above 100 %.
+    pub fn judge(&mut self, measures: Option<&Measures>) {
+        let Limits { read_bytes_per_s, matrix_flops_per_s, read, matrix, .. } = self.limits;
+        let shares = [
+            ("memory bandwidth", "MBU", measures.and_then(Measures::mbu), read_bytes_per_s, read),
+            ("rate of matrix products", "MFU", measures.and_then(Measures::mfu), matrix_flops_per_s, matrix),
+        ];
+        for (name, share_name, share, limit, spread) in shares {
+            let Some(spread) = spread else { continue };
+            if spread.moved() > MOVED {
+                let Spread { lowest, highest, .. } = spread;
+                self.conditions.doubts.push(format!(
+                    "the {name} moved by {:.0} % around the samples, from {:.1} to {:.1} G{}/s",
+                    spread.moved() * 100.0,
+                    lowest / 1e9,
+                    highest / 1e9,
+                    if share_name == "MBU" { "B" } else { "FLOP" }
+                ));
+            }
+            if let Some(share) = share.filter(|share| *share > 1.0) {
+                let reason = why(share * limit, spread);
+                self.limits.exceeded.push(format!("{share_name} is {:.0} %: {reason}", share * 100.0));
+            }
+        }
+    }
+}
+
+/// Why a benchmark achieved a higher rate than the limit.
+fn why(achieved: f64, spread: Spread) -> &'static str {
+    if achieved <= spread.highest {
+        "the machine was faster during the samples than in the median reading"
+    } else if achieved <= spread.best_of_run {
+        "the machine was faster during the samples than in the readings around them, but not than in the best of the run"
+    } else {
+        "the benchmark needed less than it is assumed to, for example because caches held a part of the weights, or the \
+         machine was slower in every reading"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::{Generation, Record};
+
+    fn surroundings(lowest: f64, median: f64, highest: f64, best_of_run: f64) -> Surroundings {
+        let record: Record = serde_json::from_str(include_str!("../record/sample.json")).expect("the sample");
+        let spread = |scale: f64| {
+            Some(Spread {
+                readings: 3,
+                lowest: lowest * scale,
+                highest: highest * scale,
+                best_of_run: best_of_run * scale,
+            })
+        };
+        let limits = Limits {
+            read_bytes_per_s: median * 1e9,
+            matrix_flops_per_s: 200e9,
+            read: spread(1e9),
+            matrix: Some(Spread { readings: 3, lowest: 198e9, highest: 202e9, best_of_run: 202e9 }),
+            ..record.limits.expect("limits")
+        };
+        Surroundings { limits, conditions: Conditions::default() }
+    }
+
+    fn judged(mut of: Surroundings, mbu: f64) -> Surroundings {
+        of.judge(Some(&Measures::Generation(Generation { mbu: Some(mbu), mfu: Some(0.5), ..Generation::default() })));
+        of
+    }
+
+    #[test]
+    fn a_limit_that_moved_is_doubted() {
+        let steady = judged(surroundings(48.0, 50.0, 52.0, 60.0), 0.5);
+        assert!(steady.conditions.doubts.is_empty() && steady.limits.exceeded.is_empty(), "{steady:?}");
+        let moved = judged(surroundings(29.0, 50.0, 68.0, 68.0), 0.5);
+        assert_eq!(
+            moved.conditions.doubts,
+            ["the memory bandwidth moved by 134 % around the samples, from 29.0 to 68.0 GB/s"]
+        );
+    }
+
+    #[test]
+    fn no_share_is_above_one_without_its_reason() {
+        for (mbu, part) in [(1.03, "in the median reading"), (1.15, "best of the run"), (1.5, "caches")] {
+            let judged = judged(surroundings(48.0, 50.0, 52.0, 60.0), mbu);
+            assert!(judged.conditions.doubts.is_empty(), "the machine is not to blame: {judged:?}");
+            let [reason] = judged.limits.exceeded.as_slice() else { panic!("{judged:?}") };
+            assert!(reason.starts_with(&format!("MBU is {:.0} %: ", mbu * 100.0)) && reason.contains(part), "{reason}");
+        }
+    }
+}

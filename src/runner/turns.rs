@@ -1,0 +1,330 @@
+//! Turns: benchmarks that exist to be compared take their samples alternately, so that whatever changes on the machine
+//! meets all of them. Sample `i` of every member is taken in one round, and each round starts with another member.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use anyhow::Result;
+
+use super::caught;
+use crate::{
+    measure::{conditions::Window, statistics},
+    record::PairedRatio,
+    scenario::Counterpart,
+    workload::{Iteration, Workload},
+};
+
+/// How many samples are taken, and how long each is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Plan {
+    /// Time of iterations that are not measured; at least one runs.
+    pub warm_up: Duration,
+    /// Time that all samples of a benchmark fill. Each has equally many iterations, at least one.
+    pub measuring: Duration,
+    /// Number of samples.
+    pub samples: usize,
+}
+
+/// The samples of one member, and its workload.
+pub struct Turn {
+    workload: Box<dyn Workload>,
+    iterations: usize,
+    /// The iterations of each sample.
+    pub samples: Vec<Vec<Iteration>>,
+    /// The time of each sample.
+    pub windows: Vec<Window>,
+}
+
+impl Turn {
+    /// Runs the iterations that are not measured, and derives the length of a sample from them.
+    fn warm_up(mut workload: Box<dyn Workload>, plan: Plan) -> Result<Self> {
+        let (mut spent, mut count) = (Duration::ZERO, 0);
+        while count == 0 || spent < plan.warm_up {
+            spent += caught(|| workload.iterate())?.time;
+            count += 1;
+        }
+        let sample_s = plan.measuring.as_secs_f64() / plan.samples as f64;
+        let iteration_s = spent.max(Duration::from_nanos(1)).as_secs_f64() / f64::from(count);
+        let iterations = (sample_s / iteration_s).ceil() as usize;
+        Ok(Self { workload, iterations: iterations.max(1), samples: Vec::new(), windows: Vec::new() })
+    }
+
+    fn take(&mut self, sample: &mut impl FnMut(&mut dyn FnMut()) -> Window) -> Result<()> {
+        let mut taken = Ok(Vec::new());
+        let window = sample(&mut || {
+            taken = caught(|| (0..self.iterations).map(|_| self.workload.iterate()).collect::<Result<Vec<_>>>());
+        });
+        self.samples.push(taken?);
+        self.windows.push(window);
+        Ok(())
+    }
+
+    /// Mean of each sample, as Criterion receives it.
+    pub fn means(&self) -> Vec<Iteration> {
+        let mean = |sample: &Vec<Iteration>| {
+            let count = sample.len().max(1);
+            let time: Duration = sample.iter().map(|iteration| iteration.time).sum();
+            let peak_bytes = sample.iter().map(|iteration| iteration.peak_bytes).max().unwrap_or_default();
+            Iteration { time: time / count as u32, peak_bytes }
+        };
+        self.samples.iter().map(mean).collect()
+    }
+
+    fn sample_ms(&self) -> Vec<f64> {
+        self.means().iter().map(|mean| statistics::ms(mean.time)).collect()
+    }
+
+    /// The workload, and the number of iterations of each sample.
+    pub fn into_workload(self) -> (Box<dyn Workload>, Vec<usize>) {
+        (self.workload, self.samples.iter().map(Vec::len).collect())
+    }
+}
+
+/// Takes the samples of all members in turns. `sample` runs one sample and returns its window. A member that fails takes
+/// no part in later rounds, and the others go on.
+pub fn take(
+    members: Vec<Result<Box<dyn Workload>>>,
+    plan: Plan,
+    mut sample: impl FnMut(&mut dyn FnMut()) -> Window,
+) -> Vec<Result<Turn>> {
+    let mut turns: Vec<Result<Turn>> =
+        members.into_iter().map(|workload| workload.and_then(|workload| Turn::warm_up(workload, plan))).collect();
+    let count = turns.len();
+    for round in 0..plan.samples {
+        for place in 0..count {
+            let slot = &mut turns[(round + place) % count];
+            let taken = slot.as_mut().map_or(Ok(()), |turn| turn.take(&mut sample));
+            if let Err(error) = taken {
+                *slot = Err(error);
+            }
+        }
+    }
+    turns
+}
+
+/// Median of the paired ratios of time between two members, with its interval. Returns `None` without a pair.
+pub fn ratio(of: &Turn, to: &Turn, counterpart: Counterpart, id: &str) -> Option<PairedRatio> {
+    let paired = statistics::paired_ratio(&of.sample_ms(), &to.sample_ms())?;
+    let statistics::Paired { ratio, low, high, level, pairs } = paired;
+    Some(PairedRatio { counterpart, to: id.to_owned(), ratio, low, high, level, pairs })
+}
+
+/// The sets of benchmarks that are measured together: those that `counterparts` connects, directly or through others.
+/// `selected` are the ids that run, in their order; the others are in no set. A benchmark without a selected counterpart
+/// is in no set either. The members of a set are in the order of a round: near their first counterpart, so that little
+/// time passes between the two.
+pub fn sets(selected: &[&str], counterparts: impl Fn(&str) -> Vec<String>) -> Vec<Vec<usize>> {
+    let place: BTreeMap<&str, usize> = selected.iter().enumerate().map(|(place, id)| (*id, place)).collect();
+    // The set of a benchmark is named by its first member.
+    let mut set: Vec<usize> = (0..selected.len()).collect();
+    // A benchmark without a counterpart is its own neighbour.
+    let mut neighbour = set.clone();
+    for (own, id) in selected.iter().enumerate() {
+        let counterparts = counterparts(id);
+        let others: Vec<usize> = counterparts.iter().filter_map(|other| place.get(other.as_str()).copied()).collect();
+        neighbour[own] = others.first().copied().unwrap_or(own);
+        for other in others {
+            let (from, to) = (set[own].max(set[other]), set[own].min(set[other]));
+            set.iter_mut().filter(|name| **name == from).for_each(|name| *name = to);
+        }
+    }
+    let mut sets: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+    for (member, name) in set.into_iter().enumerate() {
+        sets.entry(name).or_default().push(member);
+    }
+    let several = sets.into_values().filter(|members| members.len() > 1);
+    several.map(|members| round(&members, &neighbour)).collect()
+}
+
+/// The members with each one that others are compared with in the middle of those.
+fn round(members: &[usize], neighbour: &[usize]) -> Vec<usize> {
+    let mut around: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+    for member in members {
+        let others = around.entry(neighbour[*member]).or_default();
+        if neighbour[*member] != *member {
+            others.push(*member);
+        }
+    }
+    let part = |(middle, others): (usize, Vec<usize>)| {
+        let (before, after) = others.split_at(others.len() / 2);
+        // One that is compared with a third stands beside that one.
+        let middle = (neighbour[middle] == middle).then_some(middle);
+        before.iter().copied().chain(middle).chain(after.iter().copied()).collect::<Vec<_>>()
+    };
+    around.into_iter().flat_map(part).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{cell::RefCell, rc::Rc};
+
+    use anyhow::bail;
+    use candle_core::{DType, Device};
+
+    use super::*;
+    use crate::{
+        device::DeviceChoice,
+        generate::Request,
+        measure::conditions::Moment,
+        model,
+        record::Limits,
+        scenario::{FeedForward, Sampling},
+        workload::{GenerationWorkload, Outcome},
+    };
+
+    /// A machine with a clock that only work moves. Its speed changes with the time.
+    struct Machine {
+        now: Duration,
+        speed: fn(Duration) -> f64,
+        /// The members that worked, in order.
+        log: Vec<usize>,
+    }
+
+    struct Fake {
+        machine: Rc<RefCell<Machine>>,
+        member: usize,
+        work: Duration,
+        fails_after: usize,
+    }
+
+    impl Workload for Fake {
+        fn iterate(&mut self) -> Result<Iteration> {
+            let mut machine = self.machine.borrow_mut();
+            if machine.log.iter().filter(|member| **member == self.member).count() == self.fails_after {
+                bail!("member {} fails", self.member);
+            }
+            let time = self.work.div_f64((machine.speed)(machine.now));
+            machine.now += time;
+            machine.log.push(self.member);
+            Ok(Iteration { time, peak_bytes: 0 })
+        }
+
+        fn forget_last(&mut self) {}
+
+        fn finish(self: Box<Self>, _: &[usize], _: &Limits) -> Outcome {
+            Outcome::failed(anyhow::anyhow!("a fake has no measures"))
+        }
+    }
+
+    fn machine(speed: fn(Duration) -> f64) -> Rc<RefCell<Machine>> {
+        Rc::new(RefCell::new(Machine { now: Duration::ZERO, speed, log: Vec::new() }))
+    }
+
+    fn member(machine: &Rc<RefCell<Machine>>, member: usize, ms: u64) -> Result<Box<dyn Workload>> {
+        Ok(Box::new(Fake {
+            machine: machine.clone(),
+            member,
+            work: Duration::from_millis(ms),
+            fails_after: usize::MAX,
+        }))
+    }
+
+    fn window(run: &mut dyn FnMut()) -> Window {
+        run();
+        Window { from: Moment::now(), to: Moment::now() }
+    }
+
+    const PLAN: Plan = Plan { warm_up: Duration::from_millis(1), measuring: Duration::from_millis(1), samples: 10 };
+
+    #[test]
+    fn every_round_starts_with_another_member() {
+        let machine = machine(|_| 1.0);
+        let members = (0..3).map(|number| member(&machine, number, 100)).collect();
+        let turns = take(members, Plan { samples: 4, ..PLAN }, window);
+        assert!(turns.iter().all(|turn| turn.as_ref().is_ok_and(|turn| turn.samples.len() == 4)));
+        let warm_up = [0, 1, 2];
+        let rounds = [[0, 1, 2], [1, 2, 0], [2, 0, 1], [0, 1, 2]].concat();
+        assert_eq!(machine.borrow().log, [warm_up.as_slice(), &rounds].concat());
+    }
+
+    #[test]
+    fn samples_are_as_long_as_planned() {
+        let machine = machine(|_| 1.0);
+        let plan = Plan { warm_up: Duration::from_millis(250), measuring: Duration::from_millis(3000), samples: 10 };
+        let turns = take(vec![member(&machine, 0, 100), member(&machine, 1, 1000)], plan, window);
+        let counts: Vec<Vec<usize>> = turns.into_iter().map(|turn| turn.expect("it works").into_workload().1).collect();
+        assert_eq!(counts, [vec![3; 10], vec![1; 10]]);
+        let warm_up = [0, 0, 0, 1];
+        assert_eq!(machine.borrow().log[..4], warm_up);
+    }
+
+    /// The machine halves its speed in the middle. Samples one after the other would give a ratio of 2.2 or 0.55.
+    #[test]
+    fn a_machine_that_slows_down_leaves_the_ratio() {
+        let machine = machine(|now| if now < Duration::from_millis(1100) { 1.0 } else { 0.5 });
+        let turns = take(vec![member(&machine, 0, 110), member(&machine, 1, 100)], PLAN, window);
+        let [slower, faster] = turns.as_slice() else { panic!("two members") };
+        let (slower, faster) = (slower.as_ref().expect("it works"), faster.as_ref().expect("it works"));
+        assert!(slower.means()[9].time > slower.means()[0].time, "the machine did slow down");
+        let ratio = ratio(slower, faster, Counterpart::Plain, "b").expect("pairs");
+        assert!((ratio.ratio - 1.1).abs() < 1e-6, "{ratio:?}");
+        assert!((ratio.low - 1.1).abs() < 1e-6 && (ratio.high - 1.1).abs() < 1e-6, "{ratio:?}");
+        assert_eq!((ratio.pairs, ratio.to.as_str()), (10, "b"));
+    }
+
+    #[test]
+    fn a_program_against_itself_gives_one() {
+        let machine = machine(|now| 1.0 + 0.5 * (now.as_secs_f64()).sin());
+        let turns = take(vec![member(&machine, 0, 20), member(&machine, 1, 20)], PLAN, window);
+        let turns: Vec<&Turn> = turns.iter().map(|turn| turn.as_ref().expect("it works")).collect();
+        let ratio = ratio(turns[0], turns[1], Counterpart::ActiveTwin, "itself").expect("pairs");
+        assert!((ratio.ratio - 1.0).abs() < 0.01 && ratio.low <= 1.0 && ratio.high >= 1.0, "{ratio:?}");
+    }
+
+    /// A real model and its copy. If turns favoured one of them, all of twenty ratios would be on one side of 1, which chance
+    /// does to one run in half a million.
+    #[test]
+    fn dense_2_against_itself_is_on_both_sides_of_one() {
+        let dense = || -> Result<Box<dyn Workload>> {
+            let feed_forward = FeedForward::Dense { experts: 2 };
+            let subject = model::expert_grid(feed_forward, 0.0, DType::F32, &Device::Cpu, 42)?;
+            let request = Request { new_tokens: 8, sampling: Sampling::GREEDY, seed: 42, stop: Vec::new() };
+            let subject = Rc::new(RefCell::new(subject));
+            Ok(Box::new(GenerationWorkload::new(subject, 0, vec![1, 2, 3], request, DeviceChoice::Cpu)?))
+        };
+        let turns = take(vec![dense(), dense()], Plan { samples: 20, ..PLAN }, window);
+        let turns: Vec<&Turn> = turns.iter().map(|turn| turn.as_ref().expect("it works")).collect();
+        let ratios: Vec<f64> =
+            turns[0].sample_ms().iter().zip(turns[1].sample_ms()).map(|(one, other)| one / other).collect();
+        assert!(ratios.iter().any(|ratio| *ratio <= 1.0) && ratios.iter().any(|ratio| *ratio >= 1.0), "{ratios:?}");
+        let ratio = ratio(turns[0], turns[1], Counterpart::ActiveTwin, "itself").expect("pairs");
+        assert!(ratio.low <= ratio.ratio && ratio.ratio <= ratio.high && ratio.pairs == 20, "{ratio:?}");
+    }
+
+    #[test]
+    fn a_member_that_fails_does_not_stop_the_others() {
+        let machine = machine(|_| 1.0);
+        let failing = Fake { machine: machine.clone(), member: 1, work: Duration::from_millis(1), fails_after: 3 };
+        let members = vec![
+            member(&machine, 0, 10),
+            Ok(Box::new(failing) as Box<dyn Workload>),
+            Err(anyhow::anyhow!("it cannot be loaded")),
+        ];
+        let turns = take(members, PLAN, window);
+        assert!(turns[0].as_ref().is_ok_and(|turn| turn.samples.len() == 10));
+        let errors = turns[1..].iter().map(|turn| turn.as_ref().err().expect("a failure").to_string());
+        assert_eq!(errors.collect::<Vec<_>>(), ["member 1 fails", "it cannot be loaded"]);
+        assert_eq!(machine.borrow().log.iter().filter(|member| **member == 1).count(), 3);
+    }
+
+    #[test]
+    fn sets_are_what_comparisons_connect() {
+        let counterparts = |id: &str| match id {
+            "moe-16x2" => vec!["dense-2".to_owned(), "dense-16".to_owned()],
+            "moe-4x2" => vec!["dense-2".to_owned(), "dense-4".to_owned()],
+            "kept" => vec!["plain".to_owned()],
+            _ => Vec::new(),
+        };
+        let all = ["moe-4x2", "other", "moe-16x2", "dense-2", "dense-16", "plain", "kept"];
+        assert_eq!(sets(&all, counterparts), [vec![0, 3, 2, 4], vec![5, 6]]);
+        // A filter that leaves one member leaves nothing to compare.
+        assert_eq!(sets(&["moe-16x2", "kept"], counterparts), Vec::<Vec<usize>>::new());
+        assert_eq!(sets(&["moe-16x2", "dense-2"], counterparts), [[1, 0]]);
+        // `c` is compared with `b`, which is compared with `a`: all of them are in the round, once.
+        let chain = |id: &str| match id {
+            "b" => vec!["a".to_owned()],
+            "c" => vec!["b".to_owned()],
+            _ => Vec::new(),
+        };
+        assert_eq!(sets(&["a", "b", "c"], chain), [[0, 1, 2]]);
+    }
+}

@@ -1,0 +1,34 @@
+//! Comparisons within a run. A row that exists to be compared names its counterpart, and the runner measures both in turns.
+
+use std::fmt;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// What a benchmark is compared with in the same run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Counterpart {
+    /// The scenario that differs in one respect, on the same model.
+    Scenario,
+    /// The same model and scenario on the engine `stock`.
+    Stock,
+    /// The dense decoder as wide as the experts of one token.
+    ActiveTwin,
+    /// The dense decoder as wide as all experts.
+    TotalTwin,
+    /// The same training without gradient checkpointing.
+    Plain,
+}
+
+impl fmt::Display for Counterpart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Scenario => "scenario",
+            Self::Stock => "stock",
+            Self::ActiveTwin => "active twin",
+            Self::TotalTwin => "total twin",
+            Self::Plain => "plain",
+        })
+    }
+}
