@@ -81,7 +81,7 @@ enum What {
 fn usage(error: &clap::Error) -> Result<ExitCode> {
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
-            output::print(&error);
+            output::print(error);
             Ok(ExitCode::SUCCESS)
         }
         ErrorKind::InvalidUtf8 => {
