@@ -29,13 +29,14 @@ cp "$again"/*.svg "$again"/*.png "$report/"
 # picture FILE WIDTH HEIGHT SCHEME NAME: SCHEME is 1 for light colours and 0 for dark ones.
 picture() {
   "$chromium" --headless=new --no-sandbox --disable-gpu --hide-scrollbars --blink-settings=preferredColorScheme="$4" \
-    --window-size="$2,$3" --screenshot="$work/$5" "file://$(realpath "$1")" 2>/dev/null
-  # Few colours keep the file below 100 kB.
+    --window-size="$2,$(($3 + 200))" --screenshot="$work/$5" "file://$(realpath "$1")" 2>/dev/null
+  # Chromium does not paint the last rows of a window. Few colours keep the file below 100 kB.
   python3 -c 'import sys; from PIL import Image
-Image.open(sys.argv[1]).convert("RGB").quantize(48).save(sys.argv[2], optimize=True)' "$work/$5" "$images/$5"
+picture = Image.open(sys.argv[1]).convert("RGB").crop((0, 0, int(sys.argv[3]), int(sys.argv[4])))
+picture.quantize(48).save(sys.argv[2], optimize=True)' "$work/$5" "$images/$5" "$2" "$3"
 }
-picture "$report/index.html" 1100 780 1 report-light.png
-picture "$report/index.html" 1100 780 0 report-dark.png
+picture "$report/index.html" 1100 530 1 report-light.png
+picture "$report/index.html" 1100 530 0 report-dark.png
 # Chromium's window has a least width, so the phone is a frame.
 printf '<body style="margin:0"><iframe src="file://%s" width=390 height=844 style="border:0"></iframe>' \
   "$(realpath "$report/index.html")" >"$work/phone.html"
