@@ -3,7 +3,8 @@
 #
 # The report is a kept one, for example target-reports/amd-epyc-2c/20261122T165718Z (the default is the newest). Its README,
 # its page and its plots are written again from its records; the records and data files stay. The pictures of the terminal
-# show simulated records. Needs Chromium (CHROMIUM, default chromium), tmux, and a built `candlepower` (CANDLEPOWER).
+# show simulated records. Needs Chromium (CHROMIUM, default chromium), tmux, Python with Pillow, and a built `candlepower`
+# (CANDLEPOWER).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 chromium=${CHROMIUM:-chromium}
@@ -28,22 +29,25 @@ cp "$again"/*.svg "$again"/*.png "$report/"
 # picture FILE WIDTH HEIGHT SCHEME NAME: SCHEME is 1 for light colours and 0 for dark ones.
 picture() {
   "$chromium" --headless=new --no-sandbox --disable-gpu --hide-scrollbars --blink-settings=preferredColorScheme="$4" \
-    --window-size="$2,$3" --screenshot="$work/$5" "file://$(realpath "$1")" 2>/dev/null
-  cp "$work/$5" "$images/$5"
+    --window-size="$2,$(($3 + 200))" --screenshot="$work/$5" "file://$(realpath "$1")" 2>/dev/null
+  # Chromium does not paint the last rows of a window. Few colours keep the file below 100 kB.
+  python3 -c 'import sys; from PIL import Image
+picture = Image.open(sys.argv[1]).convert("RGB").crop((0, 0, int(sys.argv[3]), int(sys.argv[4])))
+picture.quantize(48).save(sys.argv[2], optimize=True)' "$work/$5" "$images/$5" "$2" "$3"
 }
-picture "$report/index.html" 1100 780 1 report-light.png
-picture "$report/index.html" 1100 780 0 report-dark.png
+picture "$report/index.html" 1100 530 1 report-light.png
+picture "$report/index.html" 1100 530 0 report-dark.png
 # Chromium's window has a least width, so the phone is a frame.
 printf '<body style="margin:0"><iframe src="file://%s" width=390 height=844 style="border:0"></iframe>' \
   "$(realpath "$report/index.html")" >"$work/phone.html"
 picture "$work/phone.html" 390 844 1 report-phone.png
 
-# terminal WIDTH HEIGHT NAME COMMAND...: what a terminal of this size shows after the command has run for two seconds.
+# terminal WIDTH HEIGHT NAME COMMAND...: what a terminal of this size shows after the command has run for five seconds.
 terminal() {
   local width=$1 height=$2 name=$3
   shift 3
   tmux -L pictures new-session -d -x "$width" -y "$height" "cd '$work' && $*; sleep 60"
-  sleep 2
+  sleep 5
   tmux -L pictures capture-pane -p | sed 's/&/\&amp;/g; s/</\&lt;/g' >"$work/screen.txt"
   tmux -L pictures kill-server
   { printf '<meta charset=utf-8><body style="margin:8px;background:#111;color:#ddd"><pre style="margin:0;font:14px/1.2 DejaVu Sans Mono,monospace">'

@@ -152,7 +152,9 @@ pub fn checkpointing(rows: &[Row]) -> Option<Chart> {
     let rows = if timed.is_empty() { of(Quantity::PeakBytes) } else { timed };
     let key = |row: &Row| (name(row), dtype(row));
     let is_kept = |row: &&&Row| row.record.subject.model.ends_with(SUFFIX);
-    let arrows: Vec<(&Row, (f64, f64), (f64, f64))> = rows
+    /// A model, its point, and its point with checkpointing.
+    type Arrow<'a> = (&'a Row, (f64, f64), (f64, f64));
+    let arrows: Vec<Arrow> = rows
         .iter()
         .filter(|row| !is_kept(row))
         .filter_map(|plain| {
