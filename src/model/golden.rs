@@ -31,7 +31,7 @@ const DEVICE_TOLERANCE: f32 = 1e-3;
 
 /// Largest accepted relative error of the logits in bf16 (norm of the difference over norm of the reference). PyTorch's bf16
 /// differs by up to 0.016 on these fixtures, after the last token of a prompt. f16 has three more bits.
-pub const BF16_TOLERANCE: f32 = 0.02;
+const BF16_TOLERANCE: f32 = 0.02;
 
 /// A larger difference is not due to rounding.
 const DIFFERENT: f32 = 1e-3;

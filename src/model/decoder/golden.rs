@@ -2,6 +2,7 @@
 //! describes the layout. The decoder of accelerators runs on the device of `CANDLEPOWER_DEVICE`, which may be the CPU.
 
 use candle_core::{DType, Device, Tensor};
+use candle_nn::VarBuilder;
 use half::{bf16, f16};
 
 use super::{cpu::CpuDecoder, forward::Decoder, routing::Routes};
@@ -11,8 +12,8 @@ use crate::{
         CausalLm, Engine,
         checkpoint::read_json,
         config::{ExpertLayout, ModelConfig},
-        golden::{BF16_TOLERANCE, Fixture, TOLERANCE, at_device, device, difference, fixtures, incrementally, numbers},
-        open,
+        golden::{Fixture, Prompt, TOLERANCE, at_device, device, difference, fixtures, incrementally, numbers},
+        open, stock,
     },
 };
 
@@ -211,32 +212,59 @@ fn sixteen_bit_dtypes_stay_close() {
     }
 }
 
-/// In every instruction set, the errors of bf16 and f16 logits are below the bound for `stock`, which follows from PyTorch's error.
+/// Largest relative error of PyTorch's bf16 logits after the first prompt of the fixtures that `stock` accepts (norm of the
+/// difference from f32 over the norm).
+const PYTORCH_BF16: f32 = 0.016;
+
+/// Largest error of bf16 arithmetic relative to that of f32 arithmetic with weights that are rounded to bf16. Most are between 1
+/// and 2.5; `wrong-llama-attention-bias`, whose scores are large, has 3.5.
+const ARITHMETIC: f32 = 4.0;
+
+/// In every instruction set, bf16 logits are as close to the f32 reference as PyTorch's, where its error is known. Everywhere,
+/// rounding the results of operations adds little to the error of rounding the weights. f16 has three more bits.
 #[test]
 fn half_precisions_are_close_on_a_cpu() {
-    let mut worst = [0f32; 2];
+    let relative = |model: &mut dyn CausalLm, fixture: &Fixture, prompt: &Prompt| {
+        let logits = numbers(&model.forward(&prompt.ids, 0).expect("logits"));
+        let expected = fixture.logits(prompt, prompt.ids.len() - 1);
+        let error: f32 = logits.iter().zip(&expected).map(|(a, b)| (a - b).powi(2)).sum();
+        (error / expected.iter().map(|logit| logit.powi(2)).sum::<f32>()).sqrt()
+    };
+    let mut far = Vec::new();
     for fixture in fixtures("generation") {
+        let weights = |dtype| fixture.checkpoint.weights(dtype, &Device::Cpu).expect("weights");
+        let tensors = fixture.config.tensors(ExpertLayout::Single).into_iter().map(|(name, shape)| {
+            let rounded = weights(DType::BF16).get(shape, &name).and_then(|tensor| tensor.to_dtype(DType::F32));
+            (name, rounded.expect("a tensor"))
+        });
+        let rounded = VarBuilder::from_tensors(tensors.collect(), DType::F32, &Device::Cpu);
+        let config = || fixture.config.clone();
+        let best = Machine::with_threads(2);
+        let mut exact = CpuDecoder::<f32>::load(config(), rounded, ExpertLayout::Single, None, best).expect("f32");
         for set in Instructions::ALL {
             let Some(machine) = Machine::new(2, set) else { continue };
-            let weights = |dtype| fixture.checkpoint.weights(dtype, &Device::Cpu).expect("weights");
-            let (config, layout) = (&fixture.config, ExpertLayout::Single);
-            let bf16 = CpuDecoder::<bf16>::load(config.clone(), weights(DType::BF16), layout, None, machine.clone());
-            let f16 = CpuDecoder::<f16>::load(config.clone(), weights(DType::F16), layout, None, machine);
-            let models: [Box<dyn CausalLm>; 2] = [Box::new(bf16.expect("bf16")), Box::new(f16.expect("f16"))];
-            for (which, mut model) in models.into_iter().enumerate() {
-                for prompt in &fixture.prompts {
-                    let logits = numbers(&model.forward(&prompt.ids, 0).expect("logits"));
-                    let expected = fixture.logits(prompt, prompt.ids.len() - 1);
-                    let error: f32 = logits.iter().zip(&expected).map(|(a, b)| (a - b).powi(2)).sum();
-                    let relative = (error / expected.iter().map(|logit| logit.powi(2)).sum::<f32>()).sqrt();
-                    let most = [BF16_TOLERANCE, BF16_TOLERANCE / 4.0][which];
-                    assert!(relative <= most, "{}, {}, {set}: {relative} off", fixture.name, prompt.name);
-                    worst[which] = worst[which].max(relative);
+            let layout = ExpertLayout::Single;
+            let bf16 = CpuDecoder::<bf16>::load(config(), weights(DType::BF16), layout, None, machine.clone());
+            let f16 = CpuDecoder::<f16>::load(config(), weights(DType::F16), layout, None, machine);
+            let (mut bf16, mut f16) = (bf16.expect("bf16"), f16.expect("f16"));
+            for (number, prompt) in fixture.prompts.iter().enumerate() {
+                let of_weights = relative(&mut exact, &fixture, prompt);
+                let of_bf16 = relative(&mut bf16, &fixture, prompt);
+                let of_f16 = relative(&mut f16, &fixture, prompt);
+                let line = format!(
+                    "{}, {}, {set}: bf16 {of_bf16}, f16 {of_f16}, rounded weights {of_weights}",
+                    fixture.name, prompt.name
+                );
+                println!("{line}");
+                let is_known = number == 0 && stock::refusal(&fixture.config).is_none();
+                let is_close = !is_known || of_bf16 <= PYTORCH_BF16;
+                if !is_close || of_bf16 > ARITHMETIC * of_weights || of_f16 > ARITHMETIC * of_weights / 4.0 {
+                    far.push(line);
                 }
             }
         }
     }
-    println!("bf16 {}, f16 {}", worst[0], worst[1]);
+    assert!(far.is_empty(), "{}", far.join("\n"));
 }
 
 /// The decoder of CPUs refuses nothing that the fixtures contain.
