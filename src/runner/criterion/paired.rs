@@ -12,7 +12,9 @@ use criterion::{BenchmarkGroup, measurement::Measurement};
 
 use super::{Entry, argument, given, measures};
 use crate::{
+    error::caught,
     measure::memory::{self, DoesNotFit},
+    output,
     record::PairedRatio,
     runner::{
         Session, Surroundings,
@@ -160,7 +162,7 @@ fn measure(set: &[usize], entries: &[Entry], plan: Plan, session: &Session) -> R
     memory::ensure_fits(&work, needs.values().sum(), session.device())?;
     let mut workloads: Vec<Result<Box<dyn Workload>>> = Vec::new();
     for place in set {
-        let prepared = crate::runner::caught(|| (entries[*place].prepare)());
+        let prepared = caught(|| (entries[*place].prepare)());
         // Models whose size is known only now.
         if let Err(error) = &prepared
             && error.is::<DoesNotFit>()
@@ -170,7 +172,7 @@ fn measure(set: &[usize], entries: &[Entry], plan: Plan, session: &Session) -> R
         workloads.push(prepared);
     }
 
-    eprintln!("Measuring {work}, such as {}", entries[set[0]].id());
+    output::report(format_args!("Measuring {work}, such as {}", entries[set[0]].id()));
     let mut observation = session.observe()?;
     let turns = turns::take(workloads, plan, |run| observation.sample(run).1);
     let observed = observation.end();
