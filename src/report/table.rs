@@ -570,10 +570,12 @@ mod tests {
         assert!(!alone.contains("/ stock"), "{alone}");
         let mut tuned = stock.clone();
         tuned.subject.engine = "tuned".into();
+        tuned.id = tuned.id.replace("/stock-", "/tuned-");
         let Some(Measures::Generation(measures)) = &mut tuned.measures else { unreachable!("a generation") };
-        measures.tokens_per_s *= 3.0;
+        measures.sample_ms.iter_mut().for_each(|ms| *ms /= 4.0);
         let text = tables([&stock, &tuned].into_iter()).remove(0).markdown();
-        assert!(text.contains("tok/s / stock") && text.contains(" 3.00 |") && !text.contains("differ"), "{text}");
+        // They were not measured in turns.
+        assert!(text.contains(TIME_OF_STOCK) && text.contains(" 0.25* |") && !text.contains("differ"), "{text}");
         let Some(Measures::Generation(measures)) = &mut tuned.measures else { unreachable!("a generation") };
         measures.token_digest = "another".into();
         let text = tables([&stock, &tuned].into_iter()).remove(0).markdown();

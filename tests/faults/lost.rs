@@ -128,7 +128,7 @@ fn an_unknown_last_good_run_fails_the_nightly() {
     // An editor adds a line break.
     fs::write(nightly.last_good(), format!("{good}\n")).expect("written");
     let (code, text) = nightly.run();
-    assert!(code == Some(0) && text.contains(&format!("| {good}")), "{text}");
+    assert!(code == Some(0) && text.contains(&format!("A is {good}")), "{text}");
 }
 
 #[test]
