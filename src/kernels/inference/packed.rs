@@ -290,6 +290,7 @@ impl<E: Element> Tile<E> {
     /// # Safety
     /// As for [`Self::rows`], with `R` rows.
     #[inline(always)]
+    #[expect(clippy::needless_range_loop, reason = "the loops over registers are unrolled")]
     unsafe fn run<S: Simd, const R: usize, const N: usize>(self, simd: S) {
         let Self { mut x, stride, mut panel, width, groups, out, out_stride, add } = self;
         // SAFETY: rows, columns and groups are those that the caller vouches for. After the last group, the pointers are not
@@ -327,6 +328,7 @@ impl<E: Element> Tile<E> {
 /// # Safety
 /// `groups` groups of `x` and of the panel, and [`PANEL`] sums must lie in memory.
 #[inline(always)]
+#[expect(clippy::needless_range_loop, reason = "the loops over registers are unrolled")]
 unsafe fn one_row<S: Simd, E: Element, const N: usize, const U: usize>(
     simd: S,
     mut x: *const E,

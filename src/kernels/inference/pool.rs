@@ -264,7 +264,6 @@ impl<'a, T> Parts<'a, T> {
     /// # Panics
     /// If the range is outside of the slice.
     #[inline(always)]
-    #[expect(clippy::mut_from_ref, reason = "parts do not overlap")]
     pub unsafe fn get(&self, part: Range<usize>) -> &'a mut [T] {
         assert!(part.start <= part.end && part.end <= self.len, "a part is outside of its slice");
         // SAFETY: the part lies in the slice, which is borrowed mutably for 'a, and the caller ensures that it is borrowed once.

@@ -46,7 +46,7 @@ fn in_rows<E: Element>(values: &[E], width: usize) -> Vec<E> {
 fn near<E: Element>(found: &[f32], expected: &[f64], magnitude: f64, what: &str) {
     assert_eq!(found.len(), expected.len(), "{what}");
     // f32 accumulates errors. Other types round results, by up to half a step between two numbers above 1.
-    let step = || (1..24).map(|bits| 0.5f64.powi(bits)).filter(|step| E::round(1.0 + *step as f32) > 1.0).last();
+    let step = || (1..24).rev().map(|bits| 0.5f64.powi(bits)).find(|step| E::round(1.0 + *step as f32) > 1.0);
     let relative = if is_exact::<E>() { 2e-6 } else { step().expect("a step") / 2.0 };
     for (place, (found, expected)) in found.iter().zip(expected).enumerate() {
         let far = (f64::from(*found) - expected).abs();
@@ -57,7 +57,7 @@ fn near<E: Element>(found: &[f32], expected: &[f64], magnitude: f64, what: &str)
 /// `x · weightsᵀ + bias` in f64.
 fn plain_product<E: Element>(x: &[E], weights: &[E], bias: &[f32], inputs: usize) -> Vec<f64> {
     let outputs = bias.len();
-    let rows = if inputs == 0 { 0 } else { x.len() / inputs };
+    let rows = x.len().checked_div(inputs).unwrap_or(0);
     let f64_of = |value: &E| f64::from(value.to_f32());
     let element = |row: usize, output: usize| {
         let (x, w) = (&x[row * inputs..][..inputs], &weights[output * inputs..][..inputs]);
@@ -169,7 +169,8 @@ fn weights_that_are_missing_are_refused() {
 }
 
 fn gates_are_activated<E: Element>() {
-    let exact: [(Activation, fn(f64) -> f64); 3] = [
+    type Plain = fn(f64) -> f64;
+    let exact: [(Activation, Plain); 3] = [
         (Activation::Silu, |x| x / (1.0 + (-x).exp())),
         // The integral of the normal density by Simpson's rule.
         (Activation::Gelu, |x| {
