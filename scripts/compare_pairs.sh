@@ -26,7 +26,7 @@ for ((pair = 1; pair <= pairs; pair++)); do
     quiet=$((quiet + 1))
   else
     "$target/release/candlepower" compare "pair-$((pair - 1))" "pair-$pair" --format markdown --all |
-      grep -E '^\| [a-z_]+/.* (slower|faster) '
+      grep -E '^\| [a-z_-]+/.* (slower|faster) '
   fi
 done
 echo "the same program: no significant change in $quiet of $pairs pairs"
@@ -35,7 +35,7 @@ for planted in 0.03 0.05 0.07 0.10 0.10 0.10; do
   PLANTED_SLOWDOWN=$planted run "slow-$planted"
   echo "planted $planted:"
   "$target/release/candlepower" compare "pair-$pairs" "slow-$planted" --fail-above 2% --format markdown --all 2>&1 |
-    grep -E '^\| [a-z_]+/|^regression' || true
+    grep -E '^\| [a-z_-]+/|^regression' || true
 done
 PLANTED_MEMORY=0.011 run memory
 echo "planted 1.1 % of the weights, which is 1 % of the peak, in memory:"
