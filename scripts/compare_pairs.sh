@@ -25,7 +25,8 @@ for ((pair = 1; pair <= pairs; pair++)); do
   if [[ -z $(changed "pair-$((pair - 1))" "pair-$pair") ]]; then
     quiet=$((quiet + 1))
   else
-    "$target/release/candlepower" compare "pair-$((pair - 1))" "pair-$pair" | grep -E 'slower|faster'
+    "$target/release/candlepower" compare "pair-$((pair - 1))" "pair-$pair" --format markdown --all |
+      grep -E '^\| [a-z_-]+/.* (slower|faster) '
   fi
 done
 echo "the same program: no significant change in $quiet of $pairs pairs"
@@ -33,7 +34,8 @@ echo "the same program: no significant change in $quiet of $pairs pairs"
 for planted in 0.03 0.05 0.07 0.10 0.10 0.10; do
   PLANTED_SLOWDOWN=$planted run "slow-$planted"
   echo "planted $planted:"
-  "$target/release/candlepower" compare "pair-$pairs" "slow-$planted" --fail-above 2% 2>&1 | grep -E '^\| [a-z]+/|^regression' || true
+  "$target/release/candlepower" compare "pair-$pairs" "slow-$planted" --fail-above 2% --format markdown --all 2>&1 |
+    grep -E '^\| [a-z_-]+/|^regression' || true
 done
 PLANTED_MEMORY=0.011 run memory
 echo "planted 1.1 % of the weights, which is 1 % of the peak, in memory:"

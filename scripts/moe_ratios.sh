@@ -9,6 +9,7 @@ runs=${1:-5}
 run=1
 while [ "$run" -le "$runs" ]; do
     echo "run $run of $runs"
-    cargo bench --quiet --bench moe -- '/(moe-16x2|dense-2|dense-16)/' 2>/dev/null | grep '^|'
+    cargo bench --quiet --bench moe -- '/(moe-16x2|dense-2|dense-16)/' 2>/dev/null |
+        grep -E '^(Mixtures|moe-|dense-)'
     run=$((run + 1))
 done
