@@ -149,7 +149,7 @@ fn the_environment_lists_the_doubts_of_every_benchmark() {
     records[0].conditions.as_mut().expect("conditions").doubts.clear();
     let lines: String = records.iter().map(|record| serde_json::to_string(record).expect("a line") + "\n").collect();
     fs::write(folder.path().join("mine.jsonl"), lines).expect("written");
-    let report = succeeds(folder.path(), &["report", "mine.jsonl"]);
+    let report = succeeds(folder.path(), &["report", "mine.jsonl", "--even-if-disturbed"]);
     let report = folder.path().join(report.lines().next().expect("a line"));
     let environment = fs::read_to_string(report.join("environment.yaml")).expect("environment.yaml");
     let environment: Value = serde_saphyr::from_str(&environment).expect("YAML");
