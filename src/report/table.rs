@@ -572,7 +572,7 @@ mod tests {
         tuned.subject.engine = "tuned".into();
         tuned.id = tuned.id.replace("/stock-", "/tuned-");
         let Some(Measures::Generation(measures)) = &mut tuned.measures else { unreachable!("a generation") };
-        measures.sample_ms.iter_mut().for_each(|ms| *ms /= 4.0);
+        measures.sample_total_ms.iter_mut().for_each(|ms| *ms /= 4.0);
         let text = tables([&stock, &tuned].into_iter()).remove(0).markdown();
         // They were not measured in turns.
         assert!(text.contains(TIME_OF_STOCK) && text.contains(" 0.25* |") && !text.contains("differ"), "{text}");

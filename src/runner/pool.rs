@@ -21,6 +21,9 @@ use crate::{
     workload::SharedSubject,
 };
 
+/// Tells the memory that a model takes on a device; `None` if only loading it tells.
+type Need = Box<dyn Fn(&Device) -> Option<u64>>;
+
 /// A model that can be loaded.
 pub struct Candidate {
     /// Description for ids and records.
@@ -29,8 +32,7 @@ pub struct Candidate {
     pub tier: Tier,
     /// The subjects that it is compared with in each scenario.
     pub against: Vec<(Counterpart, record::Subject)>,
-    /// Memory that it takes; `None` if only loading it tells.
-    needed_bytes: Box<dyn Fn(&Device) -> Option<u64>>,
+    needed_bytes: Need,
     load: Box<dyn Fn() -> Result<Subject>>,
 }
 

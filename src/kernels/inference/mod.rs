@@ -41,7 +41,7 @@ pub struct Machine {
     dispatch: Dispatch,
 }
 
-/// The instruction set that [`Machine::current`] uses: its place in [`Instructions::ALL`] plus 1, or 0 for the fastest.
+/// The instruction set that [`Machine::with_threads`] uses: its place in [`Instructions::ALL`] plus 1, or 0 for the fastest.
 static SELECTED: AtomicUsize = AtomicUsize::new(0);
 
 impl Machine {
