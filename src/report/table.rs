@@ -123,10 +123,11 @@ const TIME_OF_PLAIN: &str = "time / plain";
 const TIME_OF_SCENARIO: &str = "time / medium";
 const TIME_OF_STOCK: &str = "time / stock";
 
-const fn of_best(place: u8, limit: Limit) -> ExtraColumn {
+/// The shares of the best limits come last: a narrow terminal leaves them out first.
+const fn of_best(limit: Limit) -> ExtraColumn {
     match limit {
-        Limit::Read => result(place, "MBU of best", |record, all| ratios::of_best(record, all, Limit::Read)),
-        Limit::Matrix => result(place, "MFU of best", |record, all| ratios::of_best(record, all, Limit::Matrix)),
+        Limit::Read => result(250, "MBU of best", |record, all| ratios::of_best(record, all, Limit::Read)),
+        Limit::Matrix => result(251, "MFU of best", |record, all| ratios::of_best(record, all, Limit::Matrix)),
     }
 }
 
@@ -140,7 +141,7 @@ const FAMILIES: [Family; 7] = [
         extra: &[
             result(20, ACTIVE_TWIN, |record, all| twin_ratio(record, all, Twin::Active, prefill_rate)),
             result(30, TOTAL_TWIN, |record, all| twin_ratio(record, all, Twin::Total, prefill_rate)),
-            of_best(41, Limit::Matrix),
+            of_best(Limit::Matrix),
             PARAMETERS,
         ],
         note: Some(TWINS),
@@ -154,7 +155,7 @@ const FAMILIES: [Family; 7] = [
         extra: &[
             result(20, ACTIVE_TWIN, |record, all| twin_ratio(record, all, Twin::Active, decode_rate)),
             result(30, TOTAL_TWIN, |record, all| twin_ratio(record, all, Twin::Total, decode_rate)),
-            of_best(41, Limit::Read),
+            of_best(Limit::Read),
             PARAMETERS,
         ],
         note: Some(TWINS),
@@ -172,7 +173,7 @@ const FAMILIES: [Family; 7] = [
         ],
         extra: &[
             result(15, VERSUS_BEST, |record, all| versus_best(record, all, windows_rate)),
-            of_best(51, Limit::Matrix),
+            of_best(Limit::Matrix),
             PARAMETERS,
         ],
         note: Some("A sample is one window of the series."),
@@ -211,7 +212,7 @@ const FAMILIES: [Family; 7] = [
         names: &[SCENARIO, MODEL, VARIANT],
         extra: &[
             result(25, VERSUS_BEST, |record, all| versus_best(record, all, training_rate)),
-            of_best(51, Limit::Matrix),
+            of_best(Limit::Matrix),
             ExtraColumn { place: 80, ..PARAMETERS },
         ],
         note: Some("Tokens are random. The loss shows that a step trains, but the model learns nothing useful."),
@@ -244,8 +245,8 @@ const FAMILIES: [Family; 7] = [
                 let of_medians = ratios::of_medians(record, all, &record.scenario, "stock").filter(|_| !is_stock);
                 ratios::cell(record, Counterpart::Stock, of_medians)
             }),
-            of_best(61, Limit::Read),
-            of_best(81, Limit::Matrix),
+            of_best(Limit::Read),
+            of_best(Limit::Matrix),
         ],
         note: None,
     },
