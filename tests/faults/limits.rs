@@ -55,7 +55,7 @@ fn few_threads_end_in_one_line() {
     let run = ["run", "--threads", "64", "--prompt-tokens", "4", "--max-new-tokens", "2"];
     let is_root = Command::new("id").arg("-u").output().is_ok_and(|output| output.stdout.trim_ascii() == b"0");
     if !is_root {
-        let output = output(&mut limited(folder.path(), "ulimit -u 1", &run));
+        let output = output(&mut limited(folder.path(), "prlimit --pid $$ --nproc=20", &run));
         assert!(is_refused(&output, "one process").contains("could not be started: set CANDLEPOWER_THREADS"));
     }
     // Root has no such limit, but may become a user that has.
@@ -72,7 +72,7 @@ fn few_threads_end_in_one_line() {
             "--clear-groups",
             "sh",
             "-c",
-            "ulimit -u 20; exec \"$0\" \"$@\"",
+            "prlimit --pid $$ --nproc=20 && exec \"$0\" \"$@\"",
         ]);
         command.arg(&program).args(run).current_dir(copied.path()).stdin(Stdio::null()).env("HOME", copied.path());
         match command.output() {
