@@ -31,7 +31,7 @@ pub struct Process {
     log: PathBuf,
 }
 
-/// What a request about a benchmark led to.
+/// Answer to a request about a benchmark.
 #[derive(Debug)]
 pub enum Answer<T> {
     /// The answer.

@@ -75,7 +75,7 @@ impl Slot {
         Ok(path)
     }
 
-    /// Removes the folder and its worktrees. What cannot be removed is left to the next duel.
+    /// Removes the folder and its worktrees. The next duel removes the rest.
     fn clear(&self) {
         let worktrees = fs::read_dir(&self.folder).into_iter().flatten().flatten();
         for path in worktrees.map(|entry| entry.path()).filter(|path| path.join(".git").is_file()) {

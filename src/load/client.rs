@@ -257,7 +257,7 @@ struct Failure {
     detail: String,
 }
 
-/// What has been received of an answer.
+/// The part of an answer that has been received.
 #[derive(Default)]
 struct Answer {
     status: Option<u16>,

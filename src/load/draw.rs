@@ -3,7 +3,7 @@
 
 use rand::{Rng, SeedableRng, rngs::ChaCha8Rng};
 
-/// What a sequence of draws is for.
+/// Purpose of a sequence of draws.
 #[derive(Clone, Copy, Debug)]
 pub enum Purpose {
     Arrivals = 1,

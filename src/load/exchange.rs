@@ -47,7 +47,7 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    /// Whether another attempt may succeed.
+    /// Returns whether another attempt may succeed.
     pub(super) fn may_be_retried(self) -> bool {
         !matches!(self, Self::Ok | Self::ClientError | Self::OtherStatus | Self::TimedOut | Self::EarlierTurnFailed)
     }

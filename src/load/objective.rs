@@ -42,7 +42,7 @@ pub struct Objective {
 }
 
 impl Objective {
-    /// Whether a request meets every objective. A failed request meets none. A request without a time per token, because
+    /// Returns whether a request meets every objective. A failed request meets none. A request without a time per token, because
     /// its answer came at once, meets an objective of that time.
     pub fn all_met(objectives: &[Self], exchange: &Exchange, from_schedule: bool) -> bool {
         exchange.outcome == Outcome::Ok

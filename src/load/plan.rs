@@ -88,7 +88,7 @@ pub struct Planned {
 /// A schedule.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// What the schedule was made from.
+    /// The parameters of the schedule.
     pub shape: Shape,
     /// The requests, or none in a closed loop, whose requests are drawn when they are needed.
     requests: Vec<Planned>,
@@ -130,10 +130,16 @@ impl Plan {
             (Some(path), _) => plan.requests = trace(path, until_ns, most)?,
             (None, Arrivals::Trace) => anyhow::bail!("arrivals of a trace need the file of a trace"),
             (None, Arrivals::Closed { .. }) => {
-                ensure!(until_ns < u64::MAX || most < u64::MAX, "nothing ends the load: give a duration or a number");
+                ensure!(
+                    until_ns < u64::MAX || most < u64::MAX,
+                    "nothing ends the load in time: give a duration below 500 years, or a number of requests"
+                );
             }
             (None, Arrivals::Open { .. }) => {
-                ensure!(until_ns < u64::MAX || most < u64::MAX, "nothing ends the load: give a duration or a number");
+                ensure!(
+                    until_ns < u64::MAX || most < u64::MAX,
+                    "nothing ends the load in time: give a duration below 500 years, or a number of requests"
+                );
                 let turns = u64::from(plan.shape.turns.count);
                 let starts = plan.shape.arrivals.times(plan.shape.seed).take_while(|at| *at < until_ns);
                 for (session, due_ns) in (0..most.div_ceil(turns)).zip(starts) {

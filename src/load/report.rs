@@ -42,7 +42,7 @@ pub struct Report {
     pub url: String,
     /// Name of the model.
     pub model: String,
-    /// What the run was asked to do, by name.
+    /// The parameters of the run, by name.
     pub settings: BTreeMap<String, String>,
     /// First 16 hexadecimal digits of the SHA-256 of the whole schedule.
     pub schedule_digest: String,
@@ -56,7 +56,7 @@ pub struct Report {
     pub objectives: Vec<Objective>,
     /// When the verdict is INVALID.
     pub limits: Limits,
-    /// Whether the figures may be used.
+    /// True if the figures may be used.
     pub verdict: Verdict,
     /// The figures.
     pub summary: Summary,
@@ -75,7 +75,7 @@ pub struct Summary {
     pub lateness: Latency,
     /// Time by which threads of the generator woke late.
     pub wake_delay: Latency,
-    /// What the number of requests shows about the limits' percentile, by MLPerf's early-stopping rule.
+    /// MLPerf's early-stopping rule, applied to the limits' percentile.
     pub early_stopping: EarlyStopping,
 }
 
@@ -123,11 +123,11 @@ pub struct Goodput {
     pub share_from_send: f64,
     /// Requests per second from the send.
     pub requests_per_s_from_send: f64,
-    /// Whether the limits' percentile of the requests meets the objectives.
+    /// Verdict on the limits' percentile of the requests.
     pub objective: Proof,
 }
 
-/// What a number of requests shows.
+/// Verdict that a number of requests permits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Proof {
@@ -139,7 +139,7 @@ pub enum Proof {
     Insufficient,
 }
 
-/// What MLPerf's early-stopping rule says about a percentile.
+/// Result of MLPerf's early-stopping rule for a percentile.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EarlyStopping {
     /// The percentile, from 0 to 1.
@@ -253,7 +253,7 @@ impl Figures {
     }
 }
 
-/// What `over` of `requests` over their limit show about the percentile of the limits.
+/// Applies the rule to `requests`, of which `over` exceeded their limit.
 fn proof(requests: u64, over: u64, limits: &Limits) -> Proof {
     let Limits { percentile, confidence, .. } = *limits;
     if requests >= requests_needed(percentile, confidence, over) {
@@ -429,7 +429,7 @@ impl Summary {
     }
 }
 
-/// What a run was asked to do.
+/// The parameters of a run.
 fn settings(run: &Run) -> BTreeMap<String, String> {
     let shape = &run.plan.shape;
     let arrivals = match shape.arrivals {

@@ -7,16 +7,16 @@ use serde::{Deserialize, Serialize};
 
 use super::report::{Proof, Report};
 
-/// What a run at one rate showed.
+/// Result of a run at one rate.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Step {
     /// Arrivals per second.
     pub rate: f64,
-    /// Whether the run may be used.
+    /// True if the run may be used.
     pub valid: bool,
     /// Why not.
     pub reasons: Vec<String>,
-    /// What it shows about the objectives; `null` without objectives.
+    /// Its verdict on the objectives; `null` without objectives.
     pub objective: Option<Proof>,
     /// Requests that met the objectives, per second.
     pub goodput_per_s: Option<f64>,

@@ -4,7 +4,7 @@
 /// Longest event. A server that sends no end of an event would otherwise fill the memory.
 const EVENT_MAX_BYTES: usize = 16 << 20;
 
-/// What a parser found.
+/// An event that a parser found.
 #[derive(Debug, PartialEq)]
 pub enum Item {
     /// An event with its name, empty if it has none, and its data.

@@ -1,4 +1,4 @@
-//! Whether a run measured the server, or itself.
+//! Tells a run that measured the server from one that measured the generator.
 
 use serde::{Deserialize, Serialize};
 
@@ -34,7 +34,7 @@ impl Default for Limits {
 /// The verdict on a run. It is about the measurement, not about the server's speed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Verdict {
-    /// Whether the figures may be used.
+    /// True if the figures may be used.
     pub valid: bool,
     /// Why not, as sentences.
     pub reasons: Vec<String>,

@@ -53,7 +53,7 @@ impl Moment {
         Self { at: Instant::now(), ticks: ticks(helpers), throttled: clocks::throttled() }
     }
 
-    /// What held the CPU back from this moment to a later one.
+    /// Causes that held the CPU back from this moment to a later one.
     fn hindrances_until(&self, end: &Self) -> BTreeSet<Hindrance> {
         let mut found = BTreeSet::new();
         if let (Some(started), Some(ended)) = (self.ticks, end.ticks) {

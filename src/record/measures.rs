@@ -600,7 +600,7 @@ measures! {
     /// Measures of a load of requests on a server. Times count from the schedule of each request, unless their name says
     /// otherwise. Failed requests are not in the times.
     Serving {
-        /// Whether the generator was on time and the run long enough. The reasons against it are doubts of the record.
+        /// True if the generator was on time and the run long enough. The reasons against it are doubts of the record.
         valid: bool => Row::DATA,
         /// Requests per second that the schedule asks for. `null` in a closed loop and for a trace.
         offered_requests_per_s: Option<f64> => Row {

@@ -223,7 +223,7 @@ impl Measures {
 /// machine from round to round cancels out.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct PairedRatio {
-    /// What the other benchmark is.
+    /// Role of the other benchmark.
     pub counterpart: Counterpart,
     /// Id of the other benchmark.
     pub to: String,
@@ -382,11 +382,11 @@ pub struct Conditions {
 pub struct HeldBack {
     /// Number of the sample, from 0.
     pub sample: usize,
-    /// What held the machine back.
+    /// Causes that held the machine back.
     pub by: BTreeSet<Hindrance>,
 }
 
-/// What can hold a machine back.
+/// A cause that holds a machine back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Hindrance {

@@ -85,7 +85,7 @@ const FIGURES: [Figure; 3] = [
 pub struct Card {
     /// Short name of the model.
     pub model: String,
-    /// Whether the weights were drawn from a seed.
+    /// True if the weights were drawn from a seed.
     pub is_synthetic: bool,
     /// The engines that ran it.
     pub engines: Vec<Engine>,

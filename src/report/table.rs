@@ -70,7 +70,7 @@ impl Table {
 struct Family {
     key: TableKey,
     title: &'static str,
-    /// Whether each scenario has a table of its own.
+    /// True if each scenario has a table of its own.
     is_split: bool,
     takes: fn(&Record) -> bool,
     names: &'static [NameColumn],
@@ -461,7 +461,7 @@ fn on_stock<'a>(record: &Record, all: &[&'a Record]) -> Option<&'a Record> {
     all.iter().find(is_stock).copied()
 }
 
-/// Whether a generation chose other tokens than `stock` did.
+/// Returns whether a generation chose other tokens than `stock` did.
 fn differs_from_stock(record: &Record, all: &[&Record]) -> bool {
     let digest = |record| generation(record).map(|measures| &measures.token_digest);
     on_stock(record, all).is_some_and(|stock| digest(stock).is_some() && digest(stock) != digest(record))

@@ -97,7 +97,7 @@ pub struct Watched {
     earlier: Option<BTreeMap<String, DateTime<Utc>>>,
     /// First visible line of the view.
     first: usize,
-    /// Whether the newest row stays visible.
+    /// True while the newest row stays visible.
     follows: bool,
 }
 

@@ -35,7 +35,7 @@ pub struct Benchmark {
     work: Work,
 }
 
-/// What an iteration runs.
+/// The work of an iteration.
 enum Work {
     Generation { scenario: &'static Generation, pool: usize, place: usize },
     Language { group: &'static TrainingScenario, entry: Trained },

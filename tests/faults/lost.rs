@@ -1,4 +1,4 @@
-//! What must not be lost: runs, logs, reports and records, whatever lies beside them.
+//! Checks that runs, logs, reports and records are not lost, however the files beside them look.
 
 use std::{
     fs,

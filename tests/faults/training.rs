@@ -159,7 +159,7 @@ fn two_processes_do_not_train_in_one_folder() {
     assert!(error.contains("another process trains in out"), "{error}");
 }
 
-/// Whatever file a training writes when it is killed, none is torn, and the training goes on to the same end.
+/// A training that is killed while it writes a file leaves no torn file, and resumes to the same result.
 #[test]
 #[cfg(unix)]
 fn a_training_killed_at_any_write_goes_on_to_the_same_end() {

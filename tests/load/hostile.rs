@@ -150,7 +150,7 @@ fn each_hostile_stream_has_its_class() {
     assert_eq!(refused.tally.outcomes, [(Outcome::NotConnected, 3)].into());
 }
 
-/// What the standards allow is read, and noted.
+/// Streams that the standards allow are read, and noted.
 #[test]
 fn odd_streams_are_read_and_noted() {
     let odd = |oddity: Oddity, chat: bool, handler: fn(&Request, &mut TcpStream) -> bool| {

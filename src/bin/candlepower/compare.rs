@@ -10,7 +10,9 @@ use candlepower::{
     settings::{Settings, criterion_home},
     text,
 };
-use clap::{Args, ValueEnum};
+use clap::Args;
+
+use crate::flags::Format;
 
 /// Compare two runs, files of records, or Criterion baselines
 #[derive(Args)]
@@ -39,17 +41,6 @@ pub struct Compare {
     svg: Option<PathBuf>,
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum Format {
-    /// For a terminal
-    Text,
-    /// The same text, for a document
-    Markdown,
-    Json,
-    /// For a comment on a pull request
-    Github,
 }
 
 impl Compare {

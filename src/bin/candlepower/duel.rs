@@ -8,9 +8,9 @@ use candlepower::{
     output,
     settings::Settings,
 };
-use clap::{Args, ValueEnum};
+use clap::Args;
 
-use crate::compare::percent;
+use crate::{compare::percent, flags::Format};
 
 /// Build two versions, measure them in turns, and tell whether B is faster or slower than A
 ///
@@ -46,17 +46,6 @@ pub struct Duel {
     /// Part of the ids to measure, such as '^medium/'; ^ and $ stand for start and end, | separates alternatives
     #[arg(last = true)]
     filter: Option<Filter>,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum Format {
-    /// For a terminal
-    Text,
-    /// The same text, for a document
-    Markdown,
-    Json,
-    /// For a comment on a pull request
-    Github,
 }
 
 impl Duel {

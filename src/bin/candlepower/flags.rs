@@ -65,3 +65,15 @@ impl<C: Config, S: Select> FromArgMatches for Flags<C, S> {
         Ok(())
     }
 }
+
+/// How a comparison or a duel is printed.
+#[derive(Clone, Copy, clap::ValueEnum)]
+pub enum Format {
+    /// For a terminal
+    Text,
+    /// For a document
+    Markdown,
+    Json,
+    /// For a comment on a pull request
+    Github,
+}

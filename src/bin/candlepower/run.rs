@@ -90,7 +90,7 @@ impl Run {
             _ => bail!("--engine={}: name one engine", settings.sources["engine"].value),
         };
         let session = Session::new(settings.clone())?;
-        // What measures the limits takes memory, which must not count as the model's.
+        // The buffers that measure the limits must not count as the model's memory.
         session.prepare()?;
         let bytes_beside = memory::current_bytes(session.device());
         let loaded = model::load(spec, engine, settings.dtype, settings.device, settings.seed)?;

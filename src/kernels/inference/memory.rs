@@ -1,26 +1,25 @@
-//! Memory for weights and caches: aligned to cache lines, on large pages where the system has them.
+//! Memory for weights and caches: aligned to cache lines, on huge pages where the system grants them.
 
 use std::{
     alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error},
+    mem::MaybeUninit,
     ops::{Deref, DerefMut},
     ptr::NonNull,
+    slice,
 };
 
 use super::Element;
+use crate::kernels::system::ask_for_huge_pages;
 
 /// Bytes of a cache line, to which vectors of 512 bits should be aligned.
 const LINE: usize = 64;
-
-/// Bytes from which large pages are requested.
-#[cfg(target_os = "linux")]
-const LARGE: usize = 2 << 20;
 
 /// A slice that is aligned to cache lines, with zeros in the beginning. The system provides large ones page by page as they
 /// are first written, near the thread that writes them.
 pub struct Buffer<E> {
     start: NonNull<E>,
     len: usize,
-    /// What was allocated, which begins up to a line before `start`.
+    /// Start of the allocation, at most a line before `start`.
     base: NonNull<u8>,
     layout: Layout,
 }
@@ -44,27 +43,11 @@ impl<E: Element> Buffer<E> {
         let Some(base) = NonNull::new(unsafe { alloc_zeroed(layout) }) else { handle_alloc_error(layout) };
         // SAFETY: one line was allocated in addition, so the aligned address and `len` elements after it are in the allocation.
         let start = unsafe { base.add(base.align_offset(LINE)) }.cast();
-        #[cfg(target_os = "linux")]
-        request_large_pages(base, layout.size());
+        // SAFETY: the allocation has this size, its bytes need not be initialised for this type, and nothing else refers to it.
+        ask_for_huge_pages(unsafe {
+            slice::from_raw_parts_mut(base.cast::<MaybeUninit<u8>>().as_ptr(), layout.size())
+        });
         Self { start, len, base, layout }
-    }
-}
-
-/// Asks for large pages, of which a step through the weights needs fewer address translations. Without them it is slower.
-#[cfg(target_os = "linux")]
-fn request_large_pages(base: NonNull<u8>, size: usize) {
-    use std::ffi::{c_int, c_void};
-    unsafe extern "C" {
-        fn madvise(address: *mut c_void, length: usize, advice: c_int) -> c_int;
-    }
-    const MADV_HUGEPAGE: c_int = 14;
-    // The start of a page of any size that Linux has.
-    const PAGE: usize = 64 << 10;
-    let skipped = base.align_offset(PAGE);
-    if size >= LARGE + skipped {
-        // SAFETY: the range is within one allocation and starts at a page. The advice changes no contents. Its failure has no
-        // consequence but speed.
-        unsafe { madvise(base.add(skipped).as_ptr().cast(), (size - skipped) / PAGE * PAGE, MADV_HUGEPAGE) };
     }
 }
 

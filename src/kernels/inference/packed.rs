@@ -193,7 +193,7 @@ pub struct Sums<'a, E> {
     /// `width` sums for each row, `out_stride` elements apart.
     pub out: &'a mut [f32],
     pub out_stride: usize,
-    /// Whether the products are added to `out`.
+    /// True if the products are added to `out`.
     pub add: bool,
 }
 
@@ -430,7 +430,7 @@ impl<E: Element> Linear<E> {
     }
 }
 
-/// What happens to the result of a product.
+/// Use of the result of a product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Then {
     /// It replaces the values of `out`.

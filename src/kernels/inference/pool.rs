@@ -42,7 +42,7 @@ struct Shared {
     sleepers: AtomicUsize,
     sleep: Mutex<()>,
     wake: Condvar,
-    /// What a worker's task panicked with.
+    /// Payload of a panic in a worker's task.
     panic: Mutex<Option<Box<dyn Any + Send>>>,
 }
 

@@ -25,7 +25,7 @@ fn elements<E: Element>(count: usize, seed: u64) -> Vec<E> {
     numbers(count, seed).into_iter().map(E::from_f32).collect()
 }
 
-/// Whether a type holds every f32.
+/// Returns whether a type holds every f32.
 fn is_exact<E: Element>() -> bool {
     E::round(0.1) == 0.1
 }
@@ -395,7 +395,7 @@ fn attention_equals_the_plain_one() {
     attention_is_plain::<f16>();
 }
 
-/// What an earlier sequence left in the cache has no effect, even if it was not finite.
+/// The values of an earlier sequence in the cache have no effect, even if they are not finite.
 #[test]
 fn a_cache_can_be_used_again() {
     let machine = Machine::with_threads(2);

@@ -48,7 +48,7 @@ const RETRY_DELAY: Duration = Duration::from_millis(200);
 /// Longest wait for an answer, or for the next part of one.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// How to reach the Hub. What is `None` comes from the variables of the Hub's clients: `HF_ENDPOINT`, `HF_TOKEN`,
+/// How to reach the Hub. Each field that is `None` comes from the variables of the Hub's clients: `HF_ENDPOINT`, `HF_TOKEN`,
 /// `HF_HOME`, `HF_HUB_CACHE`.
 #[derive(Clone, Debug, Default)]
 pub struct Hub {

@@ -466,7 +466,7 @@ mod tests {
         let compared = compare(&before, &after, STRICTNESS).expect("one in common");
         assert_eq!(compared.only_a, ["many/b/c", "many/b/d", "only/b/c"]);
         let (remarks, github) = (compared.text(false), compared.github());
-        // What was removed and a rise in memory are among the first lines of the comment.
+        // Removed benchmarks and a rise in memory are among the first lines of the comment.
         let first: Vec<&str> = github.lines().take(6).collect();
         assert!(first[0].contains("0 slower, 0 faster, 1 unchanged; memory: 1 more, 0 less; 3 removed, 0 added"));
         assert!(first.join("\n").contains("only/b/c is only in before") && first[4].contains("peak memory +1.0 %"));

@@ -110,7 +110,7 @@ pub fn roofline(rows: &[Row]) -> Option<Chart> {
     let rows = generations(rows, false);
     let limits = rows.iter().find_map(|row| row.record.limits.as_ref())?;
     let styles = Styles::new(&rows, model, variant);
-    /// Whether it is a decode, operations per byte, GFLOP/s, and the style.
+    /// True for a decode; operations per byte; GFLOP/s; the style.
     type Point = (bool, f64, f64, Style);
     let mut points: Vec<Point> = Vec::new();
     for row in &rows {

@@ -87,7 +87,7 @@ pub struct Suite {
     ran: usize,
     /// The failures: id and reason.
     failed: Vec<String>,
-    /// What else went wrong, with Criterion's reports.
+    /// Failures of Criterion's reports, whose records were kept.
     problems: Vec<String>,
 }
 
