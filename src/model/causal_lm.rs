@@ -5,7 +5,18 @@ use candle_core::{DType, Device, Tensor};
 
 use super::decoder::ExpertLoad;
 
-/// An autoregressive language model with a cache, for a batch of one sequence.
+/// The tokens that one sequence contributes to a step of several sequences.
+#[derive(Clone, Copy, Debug)]
+pub struct Part<'a> {
+    /// The number of the sequence.
+    pub sequence: usize,
+    /// Tokens to append; at least one.
+    pub tokens: &'a [u32],
+    /// Number of tokens in the sequence before this step.
+    pub position: usize,
+}
+
+/// An autoregressive language model with a cache.
 ///
 /// The first six methods are required. They suffice for every generation scenario; the others refine the record and have
 /// defaults.
@@ -31,6 +42,52 @@ pub trait CausalLm {
     /// # Errors
     /// If the device fails.
     fn reset(&mut self) -> Result<()>;
+
+    /// The largest number of sequences that the model holds at once. They have the numbers from 0 up; [`forward`](Self::forward)
+    /// appends to number 0. The default is 1.
+    fn max_sequences(&self) -> usize {
+        1
+    }
+
+    /// Appends to several sequences in one step. Returns the logits that follow the last token of each part, in the order of
+    /// `parts`: f32 of shape `(vocab_size)`. A sequence occurs in at most one part.
+    ///
+    /// The default calls [`forward`](Self::forward) for each part, so it holds one sequence.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward), and if a sequence is not below [`max_sequences`](Self::max_sequences). After an error, the
+    /// sequences of all parts must be released.
+    fn forward_batch(&mut self, parts: &[Part]) -> Result<Vec<Tensor>> {
+        let forward = |part: &Part| {
+            anyhow::ensure!(
+                part.sequence == 0,
+                "this model holds one sequence, and sequence {} was named",
+                part.sequence
+            );
+            self.forward(part.tokens, part.position)
+        };
+        parts.iter().map(forward).collect()
+    }
+
+    /// Forgets a sequence, so that its number and its memory can be used again. Not timed. The default resets the model.
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn release(&mut self, sequence: usize) -> Result<()> {
+        let _ = sequence;
+        self.reset()
+    }
+
+    /// Lets the empty sequence `to` begin with the first tokens of the sequence `from`, without computing them again. Returns the
+    /// number of tokens that it now holds: at most `tokens`, and fewer where the model shares whole pages of its cache. The
+    /// default shares nothing.
+    ///
+    /// # Errors
+    /// If a number is not below [`max_sequences`](Self::max_sequences), or `from` has fewer tokens.
+    fn share_prefix(&mut self, from: usize, to: usize, tokens: usize) -> Result<usize> {
+        let _ = (from, to, tokens);
+        Ok(0)
+    }
 
     /// The size of the model and the cost of a step.
     fn footprint(&self) -> Footprint;
