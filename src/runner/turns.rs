@@ -1,5 +1,6 @@
 //! Turns: benchmarks that exist to be compared take their samples alternately, so that whatever changes on the machine
-//! meets all of them. Sample `i` of every member is taken in one round, and each round starts with another member.
+//! meets all of them. Sample `i` of every member is taken in one round. A round has slices, in which each member runs a part
+//! of its sample, and each slice starts with another member.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -24,14 +25,22 @@ pub struct Plan {
     pub samples: usize,
 }
 
+/// Least time of a member's part in a slice. The first iteration after another member finds the caches cold, which must not
+/// be most of what is measured.
+const SLICE: Duration = Duration::from_millis(40);
+
 /// The samples of one member, and its workload.
 pub struct Turn {
     workload: Box<dyn Workload>,
     iterations: usize,
+    /// The most slices in which its part is long enough.
+    slices: usize,
     /// The iterations of each sample.
     pub samples: Vec<Vec<Iteration>>,
-    /// The time of each sample.
+    /// The time of each sample, with the other members' parts between its own.
     pub windows: Vec<Window>,
+    /// Mean time of an iteration in each slice of each sample, in ms.
+    slice_ms: Vec<f64>,
 }
 
 impl Turn {
@@ -44,33 +53,43 @@ impl Turn {
         }
         let sample_s = plan.measuring.as_secs_f64() / plan.samples as f64;
         let iteration_s = spent.max(Duration::from_nanos(1)).as_secs_f64() / f64::from(count);
-        let iterations = (sample_s / iteration_s).ceil() as usize;
-        Ok(Self { workload, iterations: iterations.max(1), samples: Vec::new(), windows: Vec::new() })
+        let iterations = ((sample_s / iteration_s).ceil() as usize).max(1);
+        let slices = (iterations as f64 * iteration_s / SLICE.as_secs_f64()) as usize;
+        Ok(Self {
+            workload,
+            iterations,
+            slices: slices.clamp(1, iterations),
+            samples: Vec::new(),
+            windows: Vec::new(),
+            slice_ms: Vec::new(),
+        })
     }
 
-    fn take(&mut self, sample: &mut impl FnMut(&mut dyn FnMut()) -> Window) -> Result<()> {
+    /// Runs a slice of a sample. `slices` is at most the number of iterations, so there is work in each.
+    fn take(&mut self, slice: usize, slices: usize, run: &mut impl FnMut(&mut dyn FnMut()) -> Window) -> Result<()> {
+        let part = self.iterations * slice / slices..self.iterations * (slice + 1) / slices;
         let mut taken = Ok(Vec::new());
-        let window = sample(&mut || {
-            taken = caught(|| (0..self.iterations).map(|_| self.workload.iterate()).collect::<Result<Vec<_>>>());
+        let window = run(&mut || {
+            taken = caught(|| part.clone().map(|_| self.workload.iterate()).collect::<Result<Vec<_>>>());
         });
-        self.samples.push(taken?);
-        self.windows.push(window);
+        let taken = taken?;
+        self.slice_ms.push(statistics::ms(mean(&taken).time));
+        match (slice, self.samples.last_mut(), self.windows.last_mut()) {
+            (1.., Some(sample), Some(whole)) => {
+                sample.extend(taken);
+                whole.to = window.to;
+            }
+            _ => {
+                self.samples.push(taken);
+                self.windows.push(window);
+            }
+        }
         Ok(())
     }
 
     /// Mean of each sample, as Criterion receives it.
     pub fn means(&self) -> Vec<Iteration> {
-        let mean = |sample: &Vec<Iteration>| {
-            let count = sample.len().max(1);
-            let time: Duration = sample.iter().map(|iteration| iteration.time).sum();
-            let peak_bytes = sample.iter().map(|iteration| iteration.peak_bytes).max().unwrap_or_default();
-            Iteration { time: time / count as u32, peak_bytes }
-        };
-        self.samples.iter().map(mean).collect()
-    }
-
-    fn sample_ms(&self) -> Vec<f64> {
-        self.means().iter().map(|mean| statistics::ms(mean.time)).collect()
+        self.samples.iter().map(|sample| mean(sample)).collect()
     }
 
     /// The workload, and the number of iterations of each sample.
@@ -79,20 +98,29 @@ impl Turn {
     }
 }
 
-/// Takes the samples of all members in turns. `sample` runs one sample and returns its window. A member that fails takes
-/// no part in later rounds, and the others go on.
+/// Mean time and highest peak of iterations.
+fn mean(iterations: &[Iteration]) -> Iteration {
+    let time: Duration = iterations.iter().map(|iteration| iteration.time).sum();
+    let peak_bytes = iterations.iter().map(|iteration| iteration.peak_bytes).max().unwrap_or_default();
+    Iteration { time: time / iterations.len().max(1) as u32, peak_bytes }
+}
+
+/// Takes the samples of all members in turns. `run` runs a part of a sample and returns its window. A member that fails takes
+/// no part in later slices, and the others go on.
 pub fn take(
     members: Vec<Result<Box<dyn Workload>>>,
     plan: Plan,
-    mut sample: impl FnMut(&mut dyn FnMut()) -> Window,
+    mut run: impl FnMut(&mut dyn FnMut()) -> Window,
 ) -> Vec<Result<Turn>> {
     let mut turns: Vec<Result<Turn>> =
         members.into_iter().map(|workload| workload.and_then(|workload| Turn::warm_up(workload, plan))).collect();
     let count = turns.len();
-    for round in 0..plan.samples {
+    // All members have equally many slices, so that each slice of one has its pair.
+    let slices = turns.iter().flatten().map(|turn| turn.slices).min().unwrap_or(1);
+    for slice in 0..plan.samples * slices {
         for place in 0..count {
-            let slot = &mut turns[(round + place) % count];
-            let taken = slot.as_mut().map_or(Ok(()), |turn| turn.take(&mut sample));
+            let slot = &mut turns[(slice + place) % count];
+            let taken = slot.as_mut().map_or(Ok(()), |turn| turn.take(slice % slices, slices, &mut run));
             if let Err(error) = taken {
                 *slot = Err(error);
             }
@@ -103,7 +131,7 @@ pub fn take(
 
 /// Median of the paired ratios of time between two members, with its interval. Returns `None` without a pair.
 pub fn ratio(of: &Turn, to: &Turn, counterpart: Counterpart, id: &str) -> Option<PairedRatio> {
-    let paired = statistics::paired_ratio(&of.sample_ms(), &to.sample_ms())?;
+    let paired = statistics::paired_ratio(&of.slice_ms, &to.slice_ms)?;
     let statistics::Paired { ratio, low, high, level, pairs } = paired;
     Some(PairedRatio { counterpart, to: id.to_owned(), ratio, low, high, level, pairs })
 }
@@ -247,6 +275,21 @@ mod tests {
         assert_eq!(machine.borrow().log[..4], warm_up);
     }
 
+    #[test]
+    fn long_samples_are_taken_in_slices() {
+        let machine = machine(|_| 1.0);
+        let plan = Plan { warm_up: Duration::from_millis(1), measuring: Duration::from_millis(240), samples: 2 };
+        let turns = take(vec![member(&machine, 0, 20), member(&machine, 1, 40)], plan, window);
+        let turns: Vec<&Turn> = turns.iter().map(|turn| turn.as_ref().expect("it works")).collect();
+        // Three slices of 40 ms in each sample of 120 ms.
+        let rounds = [[0, 0, 1], [1, 0, 0], [0, 0, 1], [1, 0, 0], [0, 0, 1], [1, 0, 0]].concat();
+        assert_eq!(machine.borrow().log[2..], rounds);
+        assert_eq!(turns.iter().map(|turn| turn.samples[1].len()).collect::<Vec<_>>(), [6, 3]);
+        let ratio = ratio(turns[1], turns[0], Counterpart::Plain, "a").expect("pairs");
+        assert_eq!((ratio.pairs, turns[0].windows.len()), (6, 2));
+        assert!((ratio.ratio - 2.0).abs() < 1e-9, "{ratio:?}");
+    }
+
     /// The machine halves its speed in the middle. Samples one after the other would give a ratio of 2.2 or 0.55.
     #[test]
     fn a_machine_that_slows_down_leaves_the_ratio() {
@@ -284,7 +327,7 @@ mod tests {
         let turns = take(vec![dense(), dense()], Plan { samples: 20, ..PLAN }, window);
         let turns: Vec<&Turn> = turns.iter().map(|turn| turn.as_ref().expect("it works")).collect();
         let ratios: Vec<f64> =
-            turns[0].sample_ms().iter().zip(turns[1].sample_ms()).map(|(one, other)| one / other).collect();
+            turns[0].slice_ms.iter().zip(&turns[1].slice_ms).map(|(one, other)| one / other).collect();
         assert!(ratios.iter().any(|ratio| *ratio <= 1.0) && ratios.iter().any(|ratio| *ratio >= 1.0), "{ratios:?}");
         let ratio = ratio(turns[0], turns[1], Counterpart::ActiveTwin, "itself").expect("pairs");
         assert!(ratio.low <= ratio.ratio && ratio.ratio <= ratio.high && ratio.pairs == 20, "{ratio:?}");

@@ -5,7 +5,7 @@ use std::cell::{Ref, RefCell};
 use anyhow::Result;
 use criterion::{SamplingMode, Throughput};
 
-use super::{Entry, NOISE_THRESHOLD, Suite, long_iterations, paired::Turns};
+use super::{Entry, NOISE_THRESHOLD, Suite, generations, paired::Turns};
 use crate::{
     device::DeviceChoice,
     generate::{self, Request},
@@ -39,7 +39,7 @@ impl Suite {
                 }),
             });
         }
-        let mut turns = Turns::new(&entries, long_iterations(), &self.session);
+        let mut turns = Turns::new(&entries, generations(), &self.session);
         let mut criterion = self.criterion(TokenTime, NOISE_THRESHOLD);
         for (index, scenario) in scenarios.iter().enumerate() {
             let own: Vec<usize> = (0..entries.len()).filter(|entry| benchmarks[*entry].0.key == scenario.key).collect();

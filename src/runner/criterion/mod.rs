@@ -337,10 +337,10 @@ impl Suite {
     }
 }
 
-/// The pace of iterations of a second or more: one untimed iteration, then ten samples of one. `--sample-size` and similar
-/// options override this.
-fn long_iterations() -> Plan {
-    paired::plan(Duration::from_millis(1), Duration::from_millis(1))
+/// The pace of generations: one untimed iteration, then ten samples of one, or of several if they take less than a fifth of a
+/// second. `--sample-size` and similar options override this.
+fn generations() -> Plan {
+    paired::plan(Duration::from_millis(1), Duration::from_secs(2))
 }
 
 /// The pace of training steps: a second of steps in ten samples, after a short warm-up.
