@@ -311,6 +311,8 @@ fn typed(value: &Json, default: Option<&Value>) -> Result<Value, &'static str> {
         let first = defaults.first().cloned().unwrap_or(Value::Empty(Tag::Default, Empty::None));
         let item = |value: &Json| typed(value, Some(&first));
         return Ok(match value {
+            // An empty text would be as if the key were not given.
+            Json::String(text) if text.trim().is_empty() && defaults.is_empty() => text.as_str().into(),
             Json::String(text) => {
                 let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
                 items.map(|text| item(&text.into())).collect::<Result<Vec<_>, _>>()?.into()
@@ -367,6 +369,7 @@ fn describe(figment: &Figment, error: &figment::Error) -> String {
             "usize" | "u32" => "expected a whole number".to_owned(),
             "f64" => "expected a number".to_owned(),
             "a boolean" => "expected true or false".to_owned(),
+            "a sequence" => "expected one or several values, separated by commas".to_owned(),
             other => format!("expected {other}"),
         },
         other => other.to_string(),

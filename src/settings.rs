@@ -16,11 +16,11 @@ use serde::{Deserialize, Deserializer, de::Error as _};
 pub use crate::kernels::inference::Instructions;
 use crate::{
     config::{Layers, config, from_0_to_10},
-    device::DeviceChoice,
+    device::{DeviceChoice, TRAINING_DTYPES, parse_dtype},
     files::{SETTINGS_MAX_BYTES, read_text_limited},
-    model::{Engine, MINI, ModelSpec},
+    model::{Engine, MINI, ModelSpec, psann::Base},
     record::Setting,
-    scenario::Tier,
+    scenario::{Tier, TrainingGrid},
 };
 
 /// The settings file, in the working directory.
@@ -37,6 +37,9 @@ pub const EVEN_IF_DISTURBED: &str = "CANDLEPOWER_EVEN_IF_DISTURBED";
 
 /// Names the folder of the golden tests' files. It starts with [`PREFIX`], but is not a setting.
 const FIXTURES: &str = "CANDLEPOWER_FIXTURES";
+
+/// The keys that choose the sizes of the grids of mixtures and of trainings.
+pub const GRID: [&str; 7] = ["experts", "top_k", "bases", "seq", "batch", "batch_tokens", "precision"];
 
 config! {
     /// The settings.
@@ -71,6 +74,41 @@ config! {
         #[default = "0"]
         #[serde(deserialize_with = "from_0_to_10")]
         pub skew: f64 = 0.0,
+
+        /// Numbers of experts in moe_top_k, separated by commas
+        #[default = "those of the tier"]
+        #[serde(deserialize_with = "sizes")]
+        pub experts: Vec<usize> = Vec::new(),
+
+        /// Numbers of experts that compute a token in moe_top_k, separated by commas
+        #[default = "those of the tier"]
+        #[serde(deserialize_with = "sizes")]
+        pub top_k: Vec<usize> = Vec::new(),
+
+        /// Bases of the groups psann_throughput, separated by commas
+        #[default = "all"]
+        #[serde(deserialize_with = "bases")]
+        pub bases: Vec<Base> = Vec::new(),
+
+        /// Lengths of sequences in the groups of trainings, separated by commas
+        #[default = "those of the tier"]
+        #[serde(deserialize_with = "sizes")]
+        pub seq: Vec<usize> = Vec::new(),
+
+        /// Numbers of sequences in a batch in the groups of trainings, separated by commas
+        #[default = "those of the tier"]
+        #[serde(deserialize_with = "sizes")]
+        pub batch: Vec<usize> = Vec::new(),
+
+        /// Numbers of tokens in a batch in the groups of trainings, separated by commas; instead of batch
+        #[default = "those of the tier"]
+        #[serde(deserialize_with = "sizes")]
+        pub batch_tokens: Vec<usize> = Vec::new(),
+
+        /// Dtypes of the groups training_sweep, separated by commas: f32 or bf16
+        #[default = "dtype if it is set, otherwise f32,bf16"]
+        #[serde(deserialize_with = "precisions")]
+        pub precision: Vec<&'static str> = Vec::new(),
 
         /// Measure benchmarks that are compared in turns: true or false
         pub pairing: bool = true,
@@ -146,6 +184,14 @@ impl Settings {
         let mut sources: BTreeMap<_, _> =
             layers.sources().map(|(key, value, from)| (key.name.to_owned(), Setting { value, from })).collect();
         let mut settings = layers.resolve()?;
+        if !settings.batch.is_empty() && !settings.batch_tokens.is_empty() {
+            bail!("batch and batch_tokens are both set: a batch has either so many sequences or so many tokens");
+        }
+        if let (Some(experts), Some(top_k)) = (settings.experts.iter().max(), settings.top_k.iter().min())
+            && top_k > experts
+        {
+            bail!("top_k={top_k} exceeds every number of experts, at most {experts}");
+        }
         // These defaults depend on other settings or on the machine. Records hold the value that is used.
         let is_default = |key: &str| sources.get(key).is_some_and(|setting: &Setting| setting.from == "default");
         if is_default("dtype") {
@@ -170,6 +216,22 @@ impl Settings {
     pub fn engines_for(&self, model: &ModelSpec) -> Vec<Engine> {
         let is_default = self.sources.get("engine").is_none_or(|setting| setting.from == "default");
         if is_default && !model.is_mini() { vec![Engine::Stock] } else { self.engine.clone() }
+    }
+
+    /// The sizes of the groups of trainings that the settings name.
+    pub fn training_grid(&self) -> TrainingGrid {
+        let is_given = |key: &str| self.sources.get(key).is_some_and(|setting| setting.from != "default");
+        let dtypes = match self.precision.as_slice() {
+            [] if is_given("dtype") => vec![self.dtype.as_str()],
+            chosen => chosen.to_vec(),
+        };
+        TrainingGrid {
+            bases: self.bases.iter().map(|base| base.name()).collect(),
+            tokens_per_row: self.seq.clone(),
+            rows: self.batch.clone(),
+            batch_tokens: self.batch_tokens.clone(),
+            dtypes,
+        }
     }
 
     /// The tier for a model: as set, or by default full for the embedded models and quick for the others.
@@ -226,13 +288,41 @@ where
     T: Deserialize<'de> + PartialEq,
     D: Deserializer<'de>,
 {
+    let items = unique(Vec::deserialize(deserializer)?);
+    if items.is_empty() { Err(D::Error::custom(none)) } else { Ok(items) }
+}
+
+/// Removes repetitions.
+fn unique<T: PartialEq>(given: Vec<T>) -> Vec<T> {
     let mut items = Vec::new();
-    for item in Vec::deserialize(deserializer)? {
+    for item in given {
         if !items.contains(&item) {
             items.push(item);
         }
     }
-    if items.is_empty() { Err(D::Error::custom(none)) } else { Ok(items) }
+    items
+}
+
+fn bases<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Base>, D::Error> {
+    Ok(unique(Vec::deserialize(deserializer)?))
+}
+
+/// Reads sizes of a benchmark. What they need is compared with the memory before it is allocated.
+fn sizes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<usize>, D::Error> {
+    let sizes = unique(Vec::<usize>::deserialize(deserializer)?);
+    match sizes.iter().all(|size| (1..=MOST).contains(size)) {
+        true => Ok(sizes),
+        false => Err(D::Error::custom(format!("expected whole numbers from 1 to {MOST}"))),
+    }
+}
+
+/// The largest size of a grid.
+const MOST: usize = 1 << 24;
+
+fn precisions<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<&'static str>, D::Error> {
+    let names = Vec::<String>::deserialize(deserializer)?;
+    let named = |name: &String| parse_dtype(name, &TRAINING_DTYPES).map(|dtype| dtype.as_str());
+    names.iter().map(named).collect::<Result<_>>().map(unique).map_err(D::Error::custom)
 }
 
 fn folder<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Error> {

@@ -129,6 +129,7 @@ fn a_run_may_be_reported_twice() {
     let last = folder.path().join(reports[2].lines().next().expect("a line"));
     let log = fs::read_to_string(last.with_file_name("GENERATION_LOG.md")).expect("a log");
     let name = last.file_name().expect("a name").to_string_lossy().into_owned();
+    assert!(log.contains("| date | model | variant | short | medium | prefill |"), "{log}");
     assert!(log.matches("stock-f32-cpu").count() == 1 && log.contains(&format!("({name}/README.md)")), "{log}");
     let json = succeeds(folder.path(), &["history", "medium/", "--format", "json"]);
     let json: Value = serde_json::from_str(&json).expect("JSON");

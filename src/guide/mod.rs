@@ -16,6 +16,7 @@
 //! | [`methodology`] | what is timed, and known biases |
 //! | [`keys`] | the keys of trainings and of the sweep |
 //! | [`security`] | what is trusted, what is not, and how to report a problem |
+//! | [`coming_from`] | commands of other benchmark suites, and those that take their place |
 //! | [`contributing`] | recipes for additions |
 
 #[doc = include_str!("settings.md")]
@@ -56,6 +57,9 @@ pub mod methodology {}
 
 #[doc = include_str!("security.md")]
 pub mod security {}
+
+#[doc = include_str!("coming_from.md")]
+pub mod coming_from {}
 
 #[doc = include_str!("contributing.md")]
 pub mod contributing {}

@@ -203,7 +203,8 @@ impl Measures {
             .filter_map(|measure| {
                 let ((place, name), better) = (measure.row.export?, measure.row.better?);
                 let value = (measure.value)(self)?.number()?;
-                Some((place, Metric { name, unit: measure.row.unit, better, value }))
+                let (unit, explanation) = (measure.row.unit, measure.explanation());
+                Some((place, Metric { name, explanation, unit, better, value }))
             })
             .collect();
         metrics.sort_by_key(|(place, _)| *place);
@@ -255,6 +256,9 @@ pub enum SampleUnit {
 pub struct Metric {
     /// Name without the unit.
     pub name: &'static str,
+    /// One or two sentences of plain English.
+    #[serde(skip)]
+    pub explanation: &'static str,
     /// Unit of the value.
     pub unit: MeasureUnit,
     /// The direction of improvement.

@@ -235,7 +235,7 @@ fn of_source(labels: &LabelTemplate) -> Vec<Column<Record>> {
     ]
 }
 
-/// The columns of `throughput.csv`: those of psannlm's benchmark, and the phase.
+/// The columns of `throughput.csv` and `throughput_forward.csv`: those of psannlm's benchmark.
 pub fn throughput() -> Vec<Column<Record>> {
     vec![
         Column::new("timestamp", "Time at which the benchmark ended.", |record: &Record| record.at.clone()),
@@ -246,7 +246,6 @@ pub fn throughput() -> Vec<Column<Record>> {
         Column::new("tokens_per_s", "Tokens of a batch divided by the time of the median step.", |record| {
             training(record).map(|m| m.tokens_per_s)
         }),
-        Column::new("phase", "`train` or `forward`.", |record: &Record| training(record).map(|m| m.phase.clone())),
     ]
 }
 

@@ -59,18 +59,33 @@ struct Exported<'a> {
 fn github(rows: &[Exported], better: Better) -> Result<String> {
     let entries: Vec<Value> = rows
         .iter()
-        .flat_map(|row| row.metrics.iter().filter(|metric| metric.better == better).map(move |metric| (row, metric)))
-        .map(|(row, metric)| {
+        .flat_map(|row| row.metrics.iter().enumerate().map(move |(place, metric)| (row, place, metric)))
+        .filter(|(_, _, metric)| metric.better == better)
+        .map(|(row, place, metric)| {
             let commit = row.record.software.commit.as_deref().unwrap_or("unknown");
-            json!({
+            // The headline follows from the time of a sample, so it spreads as the samples do.
+            let spread = (place == 0).then(|| relative_deviation(&row.measures.sample_ms())).flatten();
+            let mut entry = json!({
                 "name": format!("{} {}", row.record.exported_id(), metric.name),
                 "unit": metric.unit.name(),
                 "value": metric.value,
                 "extra": format!("{}, candle {}, commit {commit}", row.record.machine.name, row.record.software.candle),
-            })
+            });
+            if let Some(spread) = spread {
+                entry["range"] = format!("± {:.3}", metric.value * spread).into();
+            }
+            entry
         })
         .collect();
     serde_json::to_string_pretty(&entries).context("the export could not be written")
+}
+
+/// Standard deviation of samples as a share of their mean; `None` for fewer than two.
+fn relative_deviation(samples: &[f64]) -> Option<f64> {
+    let count = samples.len() as f64;
+    let mean = samples.iter().sum::<f64>() / count;
+    let squares: f64 = samples.iter().map(|sample| (sample - mean).powi(2)).sum();
+    (samples.len() > 1).then(|| (squares / (count - 1.0)).sqrt() / mean)
 }
 
 fn bencher(rows: &[Exported]) -> Result<String> {
@@ -98,15 +113,29 @@ fn bencher(rows: &[Exported]) -> Result<String> {
     serde_json::to_string_pretty(&benchmarks).context("the export could not be written")
 }
 
-/// Name, unit and value of a metric in OpenMetrics, which requires base units and names that end in the unit.
+/// Name, unit and value of a metric in OpenMetrics, which requires base units, names that end in the unit, and units that are
+/// not abbreviated. A quotient such as joules per token names its units itself.
 fn base_unit(metric: &Metric) -> (String, &'static str, f64) {
     let (unit, factor) = metric.unit.base();
-    let name = if unit.is_empty() { metric.name.to_owned() } else { format!("{}_{unit}", metric.name) };
-    (name, unit, metric.value * factor)
+    let name = match metric.name.strip_suffix("_per_s") {
+        Some(counted) => format!("{counted}_per_second"),
+        None => metric.name.to_owned(),
+    };
+    match unit.is_empty() || name.contains("_per_") {
+        true => (name, "", metric.value * factor),
+        false => (format!("{name}_{unit}"), unit, metric.value * factor),
+    }
+}
+
+/// A family of OpenMetrics: its unit, its help text, and its samples.
+struct MetricFamily {
+    unit: &'static str,
+    help: &'static str,
+    lines: Vec<String>,
 }
 
 fn openmetrics(rows: &[Exported]) -> String {
-    let mut families: BTreeMap<String, (&str, Vec<String>)> = BTreeMap::new();
+    let mut families: BTreeMap<String, MetricFamily> = BTreeMap::new();
     for row in rows {
         let record = row.record;
         let labels = [
@@ -126,11 +155,13 @@ fn openmetrics(rows: &[Exported]) -> String {
         for metric in &row.metrics {
             let (name, unit, value) = base_unit(metric);
             let line = format!("candlepower_{name}{{{}}} {value}", labels.join(","));
-            families.entry(name).or_insert((unit, Vec::new())).1.push(line);
+            let family = MetricFamily { unit, help: metric.explanation, lines: Vec::new() };
+            families.entry(name).or_insert(family).lines.push(line);
         }
     }
     let mut text = String::new();
-    for (name, (unit, lines)) in families {
+    for (name, MetricFamily { unit, help, lines }) in families {
+        let _ = writeln!(text, "# HELP candlepower_{name} {}", text::openmetrics(help));
         let _ = writeln!(text, "# TYPE candlepower_{name} gauge");
         if !unit.is_empty() {
             let _ = writeln!(text, "# UNIT candlepower_{name} {unit}");
@@ -197,6 +228,12 @@ mod tests {
         assert!(bigger.contains(&"short/llama-mini/stock-f32-cpu tokens_per_s".into()), "{bigger:?}");
         assert!(smaller.contains(&"short/llama-mini/stock-f32-cpu ttft".into()), "{smaller:?}");
         assert!(bigger.iter().all(|name| !smaller.contains(name)));
+        let entries: Vec<Value> = serde_json::from_str(&exported(&record, Format::GithubBigger)).expect("JSON");
+        let with_range: Vec<&Value> = entries.iter().filter(|entry| entry.get("range").is_some()).collect();
+        let [headline] = with_range.as_slice() else { panic!("{entries:?}") };
+        assert!(headline["range"].as_str().is_some_and(|range| range.starts_with("± ")), "{headline}");
+        let deviation = relative_deviation(&[9.0, 11.0]).expect("two samples");
+        assert!((deviation - 2f64.sqrt() / 10.0).abs() < 1e-12 && relative_deviation(&[1.0]).is_none());
     }
 
     #[test]
@@ -217,6 +254,12 @@ mod tests {
         let text = exported(&record, Format::Openmetrics);
         assert!(text.ends_with("# EOF\n"));
         assert!(text.contains("# UNIT candlepower_ttft_seconds seconds\n"), "{text}");
+        assert!(text.contains("# HELP candlepower_ttft_seconds Time to first token"), "{text}");
+        // Prometheus' linter refuses abbreviated units and metrics without help.
+        let families = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")).collect::<Vec<_>>();
+        assert_eq!(text.lines().filter(|line| line.starts_with("# HELP ")).count(), families.len());
+        assert!(families.iter().all(|line| !line.contains("_per_s ") && !line.contains("_ms")), "{families:?}");
+        assert!(text.contains("candlepower_tokens_per_second{"), "{text}");
         assert!(text.contains("model=\"a\\\"b\\\\c\""), "{text}");
         let ttft = text.lines().find(|line| line.starts_with("candlepower_ttft_seconds{")).expect("a sample");
         let seconds: f64 = ttft.rsplit(' ').next().and_then(|value| value.parse().ok()).expect("a number");

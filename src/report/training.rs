@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::{columns, text_table::markdown};
 use crate::{
     record::{self, Measures, Record},
-    scenario::{CHECKPOINT_MEMORY, PSANN_THROUGHPUT, TrainingScenario},
+    scenario::{CHECKPOINT_MEMORY, PSANN_THROUGHPUT, Phase, TrainingScenario},
 };
 
 /// Name and content of each file. Empty if the records contain no such benchmark.
@@ -17,8 +17,14 @@ use crate::{
 pub fn files(records: &[&Record]) -> Result<Vec<(&'static str, Vec<u8>)>> {
     let mut files = Vec::new();
     let throughput: Vec<Record> = of(records, PSANN_THROUGHPUT).into_iter().cloned().collect();
+    for (phase, file) in [(Phase::Train, "throughput.csv"), (Phase::Forward, "throughput_forward.csv")] {
+        let is_in_phase = |record: &&Record| training(record).is_some_and(|m| m.phase == phase.name());
+        let rows: Vec<Record> = throughput.iter().filter(is_in_phase).cloned().collect();
+        if !rows.is_empty() {
+            files.push((file, record::columns::csv(&columns::throughput(), &rows)?));
+        }
+    }
     if !throughput.is_empty() {
-        files.push(("throughput.csv", record::columns::csv(&columns::throughput(), &throughput)?));
         files.push(("throughput.md", best(&throughput).into_bytes()));
     }
     let memory: Vec<Memory> = of(records, CHECKPOINT_MEMORY).into_iter().filter_map(memory).collect();
@@ -85,6 +91,12 @@ struct Memory {
     /// Time of the median step.
     elapsed_s: f64,
     batch_tokens: usize,
+    /// Norm of the gradient in the last step, before clipping.
+    gradient_norm: Option<f64>,
+    /// Norm of the last update divided by that of the weights.
+    update_ratio: Option<f64>,
+    /// A training that diverges fails and has no entry, so this is `null`.
+    first_non_finite_step: Option<usize>,
 }
 
 /// The entry of a record of the group that measures bytes. The group that measures time has the same figures.
@@ -99,5 +111,8 @@ fn memory(record: &Record) -> Option<Memory> {
         max_memory_mb: measures.peak_bytes.map(|bytes| bytes as f64 / 1e6),
         elapsed_s: measures.step_p50_ms / 1e3,
         batch_tokens: measures.batch_tokens,
+        gradient_norm: measures.stability.as_ref().and_then(|of| of.gradient_norms.last().copied()),
+        update_ratio: measures.stability.as_ref().and_then(|of| of.update_ratios.last().copied()),
+        first_non_finite_step: None,
     })
 }

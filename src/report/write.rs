@@ -27,6 +27,7 @@ use crate::{
     record::{
         self, Conditions, Limits, Machine, Record, Setting, Software, columns, temporary_that_stays, write_whole,
     },
+    scenario::GENERATION,
     text,
 };
 
@@ -35,9 +36,7 @@ pub const LOG: &str = "GENERATION_LOG.md";
 
 const LOG_MAX_BYTES: u64 = 1 << 30;
 
-const LOG_HEAD: &str = "# Generation log\n\nThe `medium` scenario of each report, newest last.\n\n\
-| date | model | variant | tok/s | decode tok/s | TTFT ms | candle | commit | report |\n\
-|---|---|---|---:|---:|---:|---|---|---|\n";
+const LOG_HEAD: &str = "# Generation log\n";
 
 /// Writes `<root>/<machine>/<utc>/` and a row of the machine's log, and returns the folder.
 ///
@@ -176,8 +175,18 @@ fn environment(joined: &Joined, first: &Row) -> Result<String> {
     serde_saphyr::to_string(&environment).context("the environment could not be written")
 }
 
+/// The head of the log's table: a row for each run, model and variant, and a column for each scenario.
+fn log_table() -> String {
+    let scenarios: String = GENERATION.iter().map(|scenario| format!(" {} |", scenario.key)).collect();
+    let rule = "---:|".repeat(GENERATION.len());
+    format!(
+        "\nGenerated tokens per second of each scenario, end to end, newest last.\n\n\
+         | date | model | variant |{scenarios} candle | commit | report |\n|---|---|---|{rule}---|---|---|\n"
+    )
+}
+
 /// Adds the report's rows to the machine's log. Rows of an earlier report of the same records give way to them. Other lines
-/// stay as they are, whatever their encoding.
+/// stay as they are, in any encoding.
 fn log(reports: &Path, joined: &Joined, folder: &Path, now: DateTime<Utc>) -> Result<()> {
     let file = reports.join(LOG);
     let stamp = |folder: &Path| folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -194,19 +203,32 @@ fn log(reports: &Path, joined: &Joined, folder: &Path, now: DateTime<Utc>) -> Re
     if log.last().is_some_and(|last| *last != b'\n') {
         text.push('\n');
     }
-    for row in joined.rows.iter().filter(|row| row.record.scenario == "medium") {
+    let mut subjects: BTreeMap<_, (&Record, BTreeMap<&str, f64>)> = BTreeMap::new();
+    for row in &joined.rows {
         let (Some(measures), record) = (row.generation(), &row.record) else { continue };
+        if GENERATION.iter().any(|scenario| scenario.key == record.scenario) {
+            let subject = (&record.run, &record.subject.model, record.subject.variant().to_string());
+            let (_, rates) = subjects.entry(subject).or_insert_with(|| (record, BTreeMap::new()));
+            rates.insert(&record.scenario, measures.tokens_per_s);
+        }
+    }
+    let table = log_table();
+    if !subjects.is_empty() && !log.windows(table.len()).any(|part| part == table.as_bytes()) {
+        text.push_str(&table);
+    }
+    for ((_, _, variant), (record, rates)) in subjects {
+        let rates: String = GENERATION
+            .iter()
+            .map(|scenario| format!(" {} |", table::number(rates.get(scenario.key).copied())))
+            .collect();
         let commit = record.software.commit.as_deref().unwrap_or("unknown");
         let _ = writeln!(
             text,
-            "| {} | {}{} | {} | {} | {} | {} | {} | `{}` | {} |",
+            "| {} | {}{} | {} |{rates} {} | `{}` | {} |",
             now.format("%Y-%m-%d"),
             text::markdown(&record.subject.model),
             if record.subject.synthetic_weights { " (synthetic)" } else { "" },
-            text::markdown(&record.subject.variant().to_string()),
-            table::number(Some(measures.tokens_per_s)),
-            table::number(measures.decode_tokens_per_s),
-            table::number(Some(measures.ttft_ms)),
+            text::markdown(&variant),
             text::markdown(&record.software.candle),
             text::markdown(commit.get(..8).unwrap_or(commit)),
             link(folder),

@@ -66,9 +66,10 @@ impl Catalogue {
             }
             all.pools.push(pool);
         }
+        let training_grid = all.settings.training_grid();
         for (target, group) in TRAININGS.iter().flat_map(|(target, table)| table.iter().map(move |row| (*target, row)))
         {
-            for entry in group.entries(training_tier(&all.settings)) {
+            for entry in group.entries(training_tier(&all.settings), &training_grid) {
                 let id = BenchmarkId::new(group.key, &language_subject(&entry, &all.settings)?);
                 all.benchmarks.push(Benchmark { id, target, work: Work::Language { group, entry } });
             }

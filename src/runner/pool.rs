@@ -15,7 +15,7 @@ use crate::{
     measure::memory::{self, DoesNotFit},
     model::{self, CausalLm, Engine, ModelSpec, Subject},
     output, record,
-    scenario::{Counterpart, EXPERT_GRID, Tier},
+    scenario::{Counterpart, Tier, expert_grid},
     settings::Settings,
     text,
     workload::SharedSubject,
@@ -66,20 +66,20 @@ impl Candidate {
         let Settings { dtype, device, seed, skew, .. } = *settings;
         let tier = settings.tier.unwrap_or(Tier::Full);
         let mut candidates: Vec<Self> = Vec::new();
-        for row in EXPERT_GRID.iter().filter(|row| row.tier <= tier) {
-            let name = row.feed_forward.name(skew);
+        for feed_forward in expert_grid(tier, &settings.experts, &settings.top_k) {
+            let name = feed_forward.name(skew);
             if candidates.iter().any(|candidate| candidate.about.model == name) {
                 continue;
             }
             let source = format!("synthetic:{name}");
             let about = |name: &str| about(name, &Engine::Tuned.to_string(), settings, &source, true);
-            let twins = row.feed_forward.twins().into_iter();
+            let twins = feed_forward.twins().into_iter();
             candidates.push(Self {
                 about: about(&name),
                 tier,
                 against: twins.map(|(counterpart, twin)| (counterpart, about(&twin.name(skew)))).collect(),
-                needed_bytes: Box::new(move |device| model::expert_grid_bytes(row.feed_forward, dtype, device)),
-                load: Box::new(move || model::expert_grid(row.feed_forward, skew, dtype, &device.open()?, seed)),
+                needed_bytes: Box::new(move |device| model::expert_grid_bytes(feed_forward, dtype, device)),
+                load: Box::new(move || model::expert_grid(feed_forward, skew, dtype, &device.open()?, seed)),
             });
         }
         candidates

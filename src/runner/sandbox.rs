@@ -16,7 +16,7 @@ use crate::{
     },
     scenario::{
         self, EXPERT_GRID, FeedForward, GENERATION, MOE_TOP_K, Phase, Quantity, SWEEP, TRAININGS, Tier, Trained,
-        TrainingScenario,
+        TrainingGrid, TrainingScenario,
     },
     workload::series::{SeriesGrid, series_subject},
 };
@@ -46,8 +46,9 @@ pub fn records(run: &str, seed: u64, times: usize, now: DateTime<Utc>) -> Result
         kinds.extend([SWEEP.train, SWEEP.forward].map(|scenario| Kind::Sweep(scenario, Box::new(subject.clone()))));
     }
     for (_, groups) in TRAININGS {
-        let entries =
-            |group: &'static TrainingScenario| group.entries(Tier::Quick).into_iter().map(move |entry| (group, entry));
+        let entries = |group: &'static TrainingScenario| {
+            group.entries(Tier::Quick, &TrainingGrid::default()).into_iter().map(move |entry| (group, entry))
+        };
         kinds.extend(groups.iter().flat_map(entries).map(|(group, entry)| Kind::Training(group, entry)));
     }
     kinds.extend([1, 4, 16].map(Kind::Serving));

@@ -9,10 +9,11 @@ mod training;
 
 pub use counterpart::Counterpart;
 pub use generation::{GENERATION, Generation, MOE_TOP_K, Sampling};
-pub use moe::{EXPERT_GRID, ExpertGrid, FeedForward, dense_name};
+pub use moe::{EXPERT_GRID, ExpertGrid, FeedForward, dense_name, expert_grid};
 pub use sweep::{SWEEP, SweepScenario};
 pub use training::{
-    Batch, CHECKPOINT_MEMORY, PSANN_THROUGHPUT, Phase, Quantity, Shape, TRAINING_SWEEP, Trained, TrainingScenario,
+    Batch, CHECKPOINT_MEMORY, PSANN_THROUGHPUT, Phase, Quantity, Shape, TRAINING_SWEEP, Trained, TrainingGrid,
+    TrainingScenario,
 };
 
 use std::{fmt, str::FromStr};

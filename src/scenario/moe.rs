@@ -1,6 +1,8 @@
 //! The mixtures of experts that `moe_top_k` compares, and their dense twins: decoders that differ only in their
 //! feed-forward.
 
+use std::collections::BTreeSet;
+
 use super::{Counterpart, Tier};
 
 /// One decoder of the comparison.
@@ -97,9 +99,52 @@ pub const EXPERT_GRID: &[ExpertGrid] = &[
     dense(32, Tier::Standard),
 ];
 
+/// The feed-forwards of a tier. If the user chose numbers of experts or of those that compute a token, these take the place of
+/// the tier's, and each mixture has its twins. A mixture with fewer experts than compute a token is left out.
+pub fn expert_grid(tier: Tier, experts: &[usize], top_k: &[usize]) -> Vec<FeedForward> {
+    let of_tier = EXPERT_GRID.iter().filter(|row| row.tier <= tier).map(|row| row.feed_forward);
+    if experts.is_empty() && top_k.is_empty() {
+        return of_tier.collect();
+    }
+    let mixtures: Vec<(usize, usize)> = of_tier
+        .filter_map(|row| match row {
+            FeedForward::Mixture { num_experts, top_k, skew: None } => Some((num_experts, top_k)),
+            _ => None,
+        })
+        .collect();
+    let or_tier = |chosen: &[usize], size: fn(&(usize, usize)) -> usize| match chosen {
+        [] => mixtures.iter().map(size).collect(),
+        some => some.iter().copied().collect::<BTreeSet<_>>(),
+    };
+    let mut grid = Vec::new();
+    for num_experts in or_tier(experts, |mixture| mixture.0) {
+        for top_k in or_tier(top_k, |mixture| mixture.1).into_iter().filter(|top_k| *top_k <= num_experts) {
+            let mixture = FeedForward::Mixture { num_experts, top_k, skew: None };
+            grid.push(mixture);
+            for (_, twin) in mixture.twins() {
+                if !grid.contains(&twin) {
+                    grid.push(twin);
+                }
+            }
+        }
+    }
+    grid
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn chosen_experts_take_the_place_of_the_tiers() {
+        let names = |experts: &[usize], top_k: &[usize]| {
+            let grid = expert_grid(Tier::Quick, experts, top_k);
+            grid.iter().map(|feed_forward| feed_forward.name(0.0)).collect::<Vec<_>>()
+        };
+        assert_eq!(names(&[64], &[8]), ["moe-64x8", "dense-8", "dense-64"]);
+        assert_eq!(names(&[], &[1, 32]), ["moe-16x1", "dense-1", "dense-16"]);
+        assert_eq!(names(&[], &[]), ["moe-16x2", "dense-2", "dense-16"]);
+    }
 
     #[test]
     fn names_are_distinct_and_every_mixture_has_its_twins_in_its_tier() {

@@ -1,5 +1,7 @@
 //! Trainings of language models: grids of sizes, batches and precisions. Each grid is a Criterion group.
 
+use std::collections::BTreeSet;
+
 use super::{Counterpart, Tier};
 
 /// The work of one iteration.
@@ -79,6 +81,56 @@ pub struct TrainingScenario {
     pub purpose: &'static str,
 }
 
+/// Sizes that a user chose for the groups. Each list takes the place of the sizes of the tier; an empty list leaves them.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct TrainingGrid {
+    /// Architectures of the groups that compare several.
+    pub bases: Vec<&'static str>,
+    /// Lengths of the sequences.
+    pub tokens_per_row: Vec<usize>,
+    /// Sequences in a batch.
+    pub rows: Vec<usize>,
+    /// Tokens in a batch. They give the sequences in a batch, rounded down, at least one.
+    pub batch_tokens: Vec<usize>,
+    /// Precisions of the groups that compare several.
+    pub dtypes: Vec<&'static str>,
+}
+
+impl TrainingGrid {
+    /// The batches instead of those of a tier.
+    fn batches(&self, of_tier: Vec<Batch>) -> Vec<Batch> {
+        let Self { tokens_per_row, rows, batch_tokens, .. } = self;
+        if tokens_per_row.is_empty() && rows.is_empty() && batch_tokens.is_empty() {
+            return of_tier;
+        }
+        let or_tier = |chosen: &[usize], size: fn(&Batch) -> usize| match chosen {
+            [] => of_tier.iter().map(size).collect::<BTreeSet<_>>().into_iter().collect(),
+            some => some.to_vec(),
+        };
+        let mut batches = Vec::new();
+        for tokens_per_row in or_tier(tokens_per_row, |batch| batch.tokens_per_row) {
+            let rows = match batch_tokens.as_slice() {
+                [] => or_tier(rows, |batch| batch.rows),
+                some => some.iter().map(|tokens| (tokens / tokens_per_row).max(1)).collect(),
+            };
+            batches.extend(rows.into_iter().map(|rows| batch(rows, tokens_per_row, Tier::Quick)));
+        }
+        batches.dedup();
+        batches
+    }
+
+    /// The shapes instead of those of a tier: its first one with each base.
+    fn shapes(&self, of_tier: Vec<Shape>) -> Vec<Shape> {
+        let bases: BTreeSet<&str> = of_tier.iter().map(|shape| shape.base).collect();
+        match of_tier.first() {
+            Some(first) if bases.len() > 1 && !self.bases.is_empty() => {
+                self.bases.iter().map(|base| Shape { base, ..*first }).collect()
+            }
+            _ => of_tier,
+        }
+    }
+}
+
 /// One entry of a group.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Trained {
@@ -121,17 +173,20 @@ impl TrainingScenario {
         }
     }
 
-    /// The entries that `tier` includes.
-    pub fn entries(&self, tier: Tier) -> Vec<Trained> {
-        let dtypes: Vec<Option<&'static str>> = match self.dtypes {
-            [] => vec![None],
-            some => some.iter().filter(|(_, of)| *of <= tier).map(|(dtype, _)| Some(*dtype)).collect(),
+    /// The entries that `tier` includes, with the sizes of `grid`.
+    pub fn entries(&self, tier: Tier, grid: &TrainingGrid) -> Vec<Trained> {
+        let dtypes: Vec<Option<&'static str>> = match (self.dtypes, grid.dtypes.as_slice()) {
+            ([], _) => vec![None],
+            (_, chosen @ [_, ..]) => chosen.iter().copied().map(Some).collect(),
+            (some, []) => some.iter().filter(|(_, of)| *of <= tier).map(|(dtype, _)| Some(*dtype)).collect(),
         };
+        let shapes = self.shapes.iter().filter(|(_, of)| *of <= tier).map(|(shape, _)| *shape);
+        let batches = grid.batches(self.batches.iter().filter(|batch| batch.tier <= tier).copied().collect());
         let mut all = Vec::new();
-        for (shape, _) in self.shapes.iter().filter(|(_, of)| *of <= tier) {
-            for batch in self.batches.iter().filter(|batch| batch.tier <= tier) {
+        for shape in grid.shapes(shapes.collect()) {
+            for &batch in &batches {
                 for &dtype in &dtypes {
-                    let entry = |&checkpointing| Trained { shape: *shape, batch: *batch, dtype, checkpointing };
+                    let entry = |&checkpointing| Trained { shape, batch, dtype, checkpointing };
                     all.extend(self.checkpointing.iter().map(entry));
                 }
             }
@@ -178,7 +233,7 @@ const SWEPT: &[Batch] = &[
     batch(32, 512, Tier::Standard),
     batch(32, 2048, Tier::Full),
 ];
-const PRECISIONS: &[(&str, Tier)] = &[("f32", Tier::Quick), ("bf16", Tier::Standard)];
+const PRECISIONS: &[(&str, Tier)] = &[("f32", Tier::Quick), ("bf16", Tier::Quick)];
 
 const fn throughput(key: &'static str, phase: Phase, purpose: &'static str) -> TrainingScenario {
     TrainingScenario {
@@ -242,15 +297,42 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_grid_takes_the_place_of_the_sizes_of_the_tier() {
+        let names = |group: &TrainingScenario, grid: &TrainingGrid| {
+            let entries = group.entries(Tier::Quick, grid);
+            entries.iter().map(|entry| format!("{} {}", entry.name(), entry.dtype.unwrap_or("any"))).collect::<Vec<_>>()
+        };
+        let grid = TrainingGrid {
+            tokens_per_row: vec![64, 256],
+            rows: vec![3],
+            dtypes: vec!["bf16"],
+            bases: vec!["transformer"],
+            ..TrainingGrid::default()
+        };
+        let sweep = ["respsann-d128-l2-s64-b3 bf16", "respsann-d128-l2-s256-b3 bf16"];
+        assert_eq!(names(&TRAINING_SWEEP[0], &grid), sweep);
+        let throughput = ["transformer-d256-l4-s64-b3 any", "transformer-d256-l4-s256-b3 any"];
+        assert_eq!(names(&PSANN_THROUGHPUT[0], &grid), throughput);
+        let grid = TrainingGrid { batch_tokens: vec![1024, 100], ..TrainingGrid::default() };
+        let rows: Vec<usize> =
+            PSANN_THROUGHPUT[1].entries(Tier::Quick, &grid).iter().map(|entry| entry.batch.rows).collect();
+        assert_eq!(rows, [2, 1, 2, 1, 2, 1, 2, 1]);
+    }
+
+    #[test]
     fn entries_have_distinct_names_and_tiers_grow() {
+        let by_tier = TrainingGrid::default();
         for group in PSANN_THROUGHPUT.iter().chain(CHECKPOINT_MEMORY).chain(TRAINING_SWEEP) {
-            let counts = [Tier::Quick, Tier::Standard, Tier::Full].map(|tier| group.entries(tier).len());
+            let counts = [Tier::Quick, Tier::Standard, Tier::Full].map(|tier| group.entries(tier, &by_tier).len());
             assert!(counts[0] > 0 && counts[0] <= counts[1] && counts[1] < counts[2], "{}: {counts:?}", group.key);
-            let names: std::collections::BTreeSet<_> =
-                group.entries(Tier::Full).iter().map(|entry| format!("{}{:?}", entry.name(), entry.dtype)).collect();
+            let names: std::collections::BTreeSet<_> = group
+                .entries(Tier::Full, &by_tier)
+                .iter()
+                .map(|entry| format!("{}{:?}", entry.name(), entry.dtype))
+                .collect();
             assert_eq!(names.len(), counts[2], "{}", group.key);
         }
-        let full = PSANN_THROUGHPUT[0].entries(Tier::Full);
+        let full = PSANN_THROUGHPUT[0].entries(Tier::Full, &by_tier);
         for tokens in [65_536, 131_072, 262_144] {
             assert_eq!(full.iter().filter(|entry| entry.batch_tokens() == tokens).count(), 4);
         }

@@ -48,7 +48,8 @@ impl List {
         let mut rows = vec![row(&["training", "bench target", "purpose", "quick", "standard", "full"])];
         for (target, group) in TRAININGS.iter().flat_map(|(target, table)| table.iter().map(move |row| (*target, row)))
         {
-            let entries = |tier| group.entries(tier).len().to_string();
+            let grid = settings.training_grid();
+            let entries = |tier| group.entries(tier, &grid).len().to_string();
             let [quick, standard, full] = [Tier::Quick, Tier::Standard, Tier::Full].map(entries);
             rows.push(row(&[group.key, target, group.purpose, &quick, &standard, &full]));
         }

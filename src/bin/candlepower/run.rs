@@ -1,4 +1,4 @@
-//! `candlepower run`: one model, one prompt, a few trials.
+//! `candlepower run`: one model and a few trials, of one prompt or of all scenarios of a tier.
 
 use std::{cell::RefCell, process::ExitCode, rc::Rc};
 
@@ -7,11 +7,12 @@ use candlepower::{
     generate::{self, Request},
     measure::memory,
     model, output,
+    record::{Record, Subject},
     report::table,
     runner::{self, Candidate, Session},
-    scenario::Sampling,
-    settings::Settings,
-    workload::GenerationWorkload,
+    scenario::{GENERATION, Generation, Sampling, Tier},
+    settings::{GRID, Settings},
+    workload::{GenerationWorkload, Outcome, SharedSubject},
 };
 use clap::Args;
 
@@ -22,8 +23,38 @@ pub struct OneModel;
 
 impl Select for OneModel {
     fn takes(key: &str) -> bool {
-        !["models", "tier", "skew", "out", "pairing"].contains(&key)
+        let of_groups = ["models", "tier", "skew", "out", "pairing"];
+        !of_groups.contains(&key) && !GRID.contains(&key)
     }
+}
+
+/// A model that was loaded, and its description in records.
+struct Loaded {
+    subject: SharedSubject,
+    /// Memory in use that does not belong to the model.
+    bytes_beside: u64,
+    about: Subject,
+}
+
+impl Loaded {
+    fn workload(&self, scenario: &Generation, settings: &Settings) -> Result<GenerationWorkload> {
+        let Settings { seed, device, .. } = *settings;
+        let prompt = {
+            let loaded = self.subject.borrow();
+            let (tokenizer, vocab_size) = (loaded.tokenizer.as_ref(), loaded.model.vocab_size());
+            generate::prompt_ids(tokenizer, vocab_size, scenario.prompt_tokens, seed)?
+        };
+        let Generation { new_tokens, sampling, .. } = *scenario;
+        let request = Request { new_tokens, sampling, seed, stop: Vec::new() };
+        GenerationWorkload::new(self.subject.clone(), self.bytes_beside, prompt, request, device)
+    }
+}
+
+fn print_json(record: &Record, tokens: &[u32]) -> Result<()> {
+    let mut json = serde_json::to_value(record)?;
+    json["tokens"] = tokens.into();
+    output::print_data(&json.to_string());
+    Ok(())
 }
 
 #[derive(Args)]
@@ -33,6 +64,15 @@ pub struct Run {
     model: String,
     #[command(flatten)]
     settings: Flags<Settings, OneModel>,
+    /// Run all scenarios of a tier: quick, standard or full
+    #[arg(long, value_name = "TIER", conflicts_with_all = [
+        "prompt", "prompt_ids", "prompt_tokens", "max_new_tokens", "temperature", "top_k", "top_p", "repetition_penalty",
+        "stop_at_eos",
+    ])]
+    suite: Option<Tier>,
+    /// Do not keep the records of --suite below the folder of records
+    #[arg(long, requires = "suite")]
+    no_save: bool,
     /// Prompt as text; the model must have a tokenizer
     #[arg(long, conflicts_with_all = ["prompt_ids", "prompt_tokens"])]
     prompt: Option<String>,
@@ -62,7 +102,7 @@ pub struct Run {
     /// Measured generations; times are their medians
     #[arg(long, default_value_t = 3)]
     trials: usize,
-    /// Print the record as one JSON object, with the generated ids as `tokens`
+    /// Print each record as one JSON object on a line, with the generated ids as `tokens`
     #[arg(long)]
     json: bool,
 }
@@ -89,26 +129,29 @@ impl Run {
             [engine, ..] if settings.sources["engine"].from == "default" => engine,
             _ => bail!("--engine={}: name one engine", settings.sources["engine"].value),
         };
-        let session = Session::new(settings.clone())?;
+        let mut session = Session::new(settings.clone())?;
         // The buffers that measure the limits must not count as the model's memory.
         session.prepare()?;
         let bytes_beside = memory::current_bytes(session.device());
         let loaded = model::load(spec, engine, settings.dtype, settings.device, settings.seed)?;
-        let prompt = self.prompt_ids(&loaded, settings.seed)?;
-        let stop = if self.stop_at_eos { loaded.eos_token_ids.clone() } else { Vec::new() };
-        let request = Request { new_tokens: self.max_new_tokens, sampling, seed: settings.seed, stop };
         // An engine that is not given is the first of the candidates.
         let mut candidate = Candidate::from_settings(&settings).remove(0);
         candidate.learn(&loaded);
+        let about = candidate.about;
+        if let Some(tier) = self.suite {
+            let loaded = Loaded { subject: Rc::new(RefCell::new(loaded)), bytes_beside, about };
+            return self.run_suite(&mut session, &loaded, tier);
+        }
+        let prompt = self.prompt_ids(&loaded, settings.seed)?;
+        let stop = if self.stop_at_eos { loaded.eos_token_ids.clone() } else { Vec::new() };
+        let request = Request { new_tokens: self.max_new_tokens, sampling, seed: settings.seed, stop };
 
         let loaded = Rc::new(RefCell::new(loaded));
         let workload = GenerationWorkload::new(loaded.clone(), bytes_beside, prompt, request, settings.device)?;
         let (outcome, around, tokens) = runner::generate(&session, workload, self.warmup, self.trials)?;
-        let record = session.record("run", candidate.about, outcome, Some(around));
+        let record = session.record("run", about, outcome, Some(around));
         if self.json {
-            let mut json = serde_json::to_value(&record)?;
-            json["tokens"] = tokens.into();
-            output::print_data(&json.to_string());
+            print_json(&record, &tokens)?;
             return Ok(ExitCode::SUCCESS);
         }
         for table in table::tables([&record].into_iter()) {
@@ -120,6 +163,41 @@ impl Run {
             output::print_line(format_args!("\n{text}"));
         }
         Ok(ExitCode::SUCCESS)
+    }
+
+    /// Runs every scenario of a tier. One that fails becomes a record with the reason, and the others run.
+    fn run_suite(&self, session: &mut Session, loaded: &Loaded, tier: Tier) -> Result<ExitCode> {
+        let mut records = Vec::new();
+        for scenario in GENERATION.iter().filter(|scenario| scenario.tier <= tier) {
+            let ran = loaded
+                .workload(scenario, session.settings())
+                .and_then(|workload| runner::generate(session, workload, self.warmup, self.trials));
+            let (outcome, around, tokens) = match ran {
+                Ok((outcome, around, tokens)) => (outcome, Some(around), tokens),
+                Err(error) => (Outcome::failed(error), None, Vec::new()),
+            };
+            let mut record = session.record(scenario.key, loaded.about.clone(), outcome, around);
+            if !self.no_save {
+                session.append(&mut record)?;
+            }
+            if self.json {
+                print_json(&record, &tokens)?;
+            }
+            if let Some(reason) = &record.reason {
+                output::report(format_args!("error: {}: {reason}", record.id));
+            }
+            records.push(record);
+        }
+        if !self.json {
+            for table in table::tables(records.iter()) {
+                output::print(table.terminal());
+            }
+            if let Some(path) = session.records_path() {
+                output::print_line(format_args!("Records: {}", path.display()));
+            }
+        }
+        let has_failed = records.iter().any(|record| record.reason.is_some());
+        Ok(if has_failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
     }
 
     fn prompt_ids(&self, loaded: &model::Subject, seed: u64) -> Result<Vec<u32>> {

@@ -78,7 +78,9 @@ impl Train {
         output::print_line(format_args!("training loss {training}, validation loss {validation}"));
         let (perplexity, bigram) = (number(outcome.perplexity), outcome.bigram_perplexity);
         output::print_line(format_args!(
-            "validation perplexity {perplexity}; a bigram model of the same tokens has {bigram:.3}"
+            "validation perplexity {perplexity} per token, {} bits per byte; a bigram model of the same tokens has a \
+             perplexity of {bigram:.3}",
+            number(outcome.bits_per_byte)
         ));
         if !outcome.causal {
             output::print_line(

@@ -56,17 +56,30 @@ pub fn sparkline(values: &[f64], moved: &[usize]) -> String {
     svg + "</svg>"
 }
 
+/// The x axis of a loss curve.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Over {
+    /// A point for each step.
+    Steps,
+    /// A point for each epoch.
+    Epochs,
+}
+
 /// Loss over the steps of a training, for the batches and for the validation split.
-pub fn loss_curve(training: &[(f64, f64)], validation: &[(f64, f64)]) -> Plot {
+pub fn loss_curve(over: Over, training: &[(f64, f64)], validation: &[(f64, f64)]) -> Plot {
+    let (file, title, axis) = match over {
+        Over::Steps => ("loss_curve.svg", "Loss over steps", "step"),
+        Over::Epochs => ("loss_by_epoch.svg", "Loss over epochs", "epoch"),
+    };
     let points = || training.iter().chain(validation);
     let mut chart = Chart::new(
-        Axis::new(Scale::from_zero(points().map(|(x, _)| *x)), "step"),
+        Axis::new(Scale::from_zero(points().map(|(x, _)| *x)), axis),
         Axis::new(Scale::from_zero(points().map(|(_, y)| *y)), "loss, nats per token"),
     );
     for (number, (name, points)) in [("training", training), ("validation", validation)].into_iter().enumerate() {
         chart.colour_key(Colour(number), name);
         chart.line(points, Style { colour: Colour(number), dash: 0 });
     }
-    let row = PlotRow { file: "loss_curve.svg", title: "Loss over steps", beside: TableKey::Training, draw: |_| None };
+    let row = PlotRow { file, title, beside: TableKey::Training, draw: |_| None };
     Plot::new(&row, chart)
 }

@@ -50,7 +50,7 @@ impl Suite {
         let settings = self.settings().clone();
         let mut trained: Vec<Trained> = Vec::new();
         let mut entries: Vec<Entry> = Vec::new();
-        for entry in scenario.entries(tier(&settings)) {
+        for entry in scenario.entries(tier(&settings), &settings.training_grid()) {
             match self.language_entry(scenario, entry, trained.len(), &settings) {
                 Ok(made) => {
                     trained.push(entry);

@@ -32,6 +32,8 @@ pub struct Text {
     /// Packed sequences, each one longer than the input of the model.
     training: Vec<Vec<u32>>,
     validation: Vec<Vec<u32>>,
+    /// UTF-8 bytes that a token of the validation part stands for, on average.
+    validation_bytes_per_token: f64,
     /// SHA-256 of the file, in hexadecimal.
     pub(super) digest: String,
 }
@@ -62,7 +64,8 @@ impl Text {
         let (validation, training): (Vec<&str>, Vec<&str>) = paragraphs.into_iter().partition(|_| is_kept());
         let tokenizer = tokenizer(&training, vocab_size)?;
         let end = tokenizer.token_to_id(END).context("the tokenizer has no end-of-text token")?;
-        let packed = |part: &[&str], what: &str| -> Result<Vec<Vec<u32>>> {
+        // The rows, and the bytes per token. The end of a paragraph stands for its line break.
+        let packed = |part: &[&str], what: &str| -> Result<(Vec<Vec<u32>>, f64)> {
             let encoded = tokenizer.encode_batch(part.to_vec(), false).map_err(|error| anyhow!("{name}: {error}"))?;
             let mut ids: Vec<u32> = Vec::new();
             for paragraph in encoded {
@@ -78,15 +81,26 @@ impl Text {
             }
             // Each sequence begins with the last token of the one before, so that every token but the first is
             // predicted.
-            Ok((0..(ids.len() - 1) / length).map(|row| ids[row * length..=(row + 1) * length].to_vec()).collect())
+            let rows =
+                (0..(ids.len() - 1) / length).map(|row| ids[row * length..=(row + 1) * length].to_vec()).collect();
+            let bytes: usize = part.iter().map(|paragraph| paragraph.len() + 1).sum();
+            Ok((rows, bytes as f64 / ids.len() as f64))
         };
-        let (training, validation) = (packed(&training, "training")?, packed(&validation, "validation")?);
-        Ok(Self { vocab_size: tokenizer.get_vocab_size(true), tokenizer, training, validation, digest })
+        let (training, _) = packed(&training, "training")?;
+        let (validation, validation_bytes_per_token) = packed(&validation, "validation")?;
+        let vocab_size = tokenizer.get_vocab_size(true);
+        Ok(Self { tokenizer, vocab_size, training, validation, validation_bytes_per_token, digest })
     }
 
     /// Steps per epoch.
     pub fn steps(&self, rows: usize) -> usize {
         self.training.len().div_ceil(rows)
+    }
+
+    /// Bits per byte of the validation part, for its loss in nats per token. Unlike perplexity, it does not depend on the
+    /// tokenizer.
+    pub fn bits_per_byte(&self, val_loss: f64) -> f64 {
+        val_loss / std::f64::consts::LN_2 / self.validation_bytes_per_token
     }
 
     /// Predicted tokens per epoch.

@@ -6,7 +6,9 @@ use anyhow::Result;
 use serde::Serialize;
 
 use super::{Outcome, Progress, Text, TrainConfig, run, training};
-use crate::{error::caught, model::psann::Base, record::write_whole, report::text_table::markdown};
+use crate::{
+    device::DeviceChoice, error::caught, model::psann::Base, record::write_whole, report::text_table::markdown,
+};
 
 /// The result of a shoot-out.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -30,12 +32,16 @@ pub struct Entry {
     pub val_loss: Option<f64>,
     /// Perplexity of the validation part.
     pub val_ppl: Option<f64>,
+    /// Bits per byte of the validation part, which do not depend on the tokenizer.
+    pub val_bits_per_byte: Option<f64>,
     /// Share of the validation tokens that have the largest logit.
     pub val_top1_acc: Option<f64>,
     /// Training throughput.
     pub train_tokens_per_s: Option<f64>,
     /// Peak memory in MB.
     pub peak_memory_mb: Option<f64>,
+    /// Peak memory in GB if the training ran on a CUDA device.
+    pub peak_cuda_mem_gb: Option<f64>,
     /// Trainable parameters.
     pub parameters: Option<usize>,
     /// Perplexity of the validation part under a bigram model of the same tokens.
@@ -45,7 +51,7 @@ pub struct Entry {
 }
 
 impl Entry {
-    fn new(base: String, seed: u64, outcome: Result<Outcome>) -> Self {
+    fn new(base: String, seed: u64, device: DeviceChoice, outcome: Result<Outcome>) -> Self {
         let reason = outcome.as_ref().err().map(|error| crate::error::one_line(&format!("{error:#}")));
         let outcome = outcome.ok();
         let of = |get: fn(&Outcome) -> Option<f64>| outcome.as_ref().and_then(get);
@@ -59,9 +65,12 @@ impl Entry {
             }),
             val_loss: of(|outcome| outcome.val_loss),
             val_ppl: of(|outcome| outcome.perplexity),
+            val_bits_per_byte: of(|outcome| outcome.bits_per_byte),
             val_top1_acc: of(|outcome| outcome.val_top1_acc),
             train_tokens_per_s: of(|outcome| outcome.train_tokens_per_s),
             peak_memory_mb: of(|outcome| outcome.peak_bytes.map(|bytes| bytes as f64 / 1e6)),
+            peak_cuda_mem_gb: of(|outcome| outcome.peak_bytes.map(|bytes| bytes as f64 / 1e9))
+                .filter(|_| matches!(device, DeviceChoice::Cuda(_))),
             parameters: outcome.as_ref().map(|outcome| outcome.parameters),
             bigram_ppl: of(|outcome| Some(outcome.bigram_perplexity)),
             causal: outcome.as_ref().map(|outcome| outcome.causal),
@@ -96,7 +105,7 @@ pub fn shootout(
     for training in trainings {
         let (config, folder, name) = of(training);
         let outcome = caught(|| run(&config, text, &folder, |step| progress(&name, step)));
-        entries.push(Entry::new(training.0.to_string(), training.1, outcome));
+        entries.push(Entry::new(training.0.to_string(), training.1, config.device, outcome));
     }
     let shootout = Shootout { entries };
     let mut text = serde_json::to_vec_pretty(&shootout.entries)?;
@@ -112,8 +121,8 @@ pub fn shootout(
 }
 
 impl Shootout {
-    /// Means over the seeds, lowest validation loss first. Non-causal bases follow the causal ones, and failed bases
-    /// are last.
+    /// Means over the seeds, lowest validation loss first. Bases with the same loss share a place. Non-causal bases follow the
+    /// causal ones, and failed bases are last.
     pub fn leaderboard(&self) -> String {
         let mut bases: Vec<&str> = Vec::new();
         for entry in &self.entries {
@@ -131,6 +140,7 @@ impl Shootout {
             "base",
             "val_loss",
             "val_ppl",
+            "bits/byte",
             "val_top1_acc",
             "train_tokens_per_s",
             "peak MB",
@@ -140,15 +150,15 @@ impl Shootout {
         let mut rows = vec![head.map(str::to_owned).to_vec()];
         let number =
             |value: Option<f64>, digits: usize| value.map_or("n/a".to_owned(), |value| format!("{value:.digits$}"));
-        let mut place = 0;
+        let counts = |line: &Line| line.causal && line.loss.is_some();
         for line in &lines {
-            let counts = line.causal && line.loss.is_some();
-            place += usize::from(counts);
+            let better = lines.iter().filter(|other| counts(other) && other.loss < line.loss).count();
             rows.push(vec![
-                if counts { place.to_string() } else { "-".into() },
+                if counts(line) { (better + 1).to_string() } else { "-".into() },
                 format!("{}{}", line.base, if line.causal { "" } else { " (not causal)" }),
                 number(line.loss, 4),
                 number(line.perplexity, 1),
+                number(line.bits_per_byte, 3),
                 number(line.accuracy, 4),
                 number(line.rate, 0),
                 number(line.peak_mb, 0),
@@ -164,11 +174,37 @@ impl Shootout {
             text += "\n(not causal): a logit changed when a later token was changed. Such a base sees tokens that it has to \
                 predict. Its loss cannot be compared with that of a causal language model, so it is not ranked.\n";
         }
+        for (one, other) in self.equals() {
+            text += &format!(
+                "\n{one} and {other} tie: they have equal losses with every seed, so with these settings they are the same \
+                 model.\n"
+            );
+        }
         for entry in self.entries.iter().filter(|entry| entry.reason.is_some()) {
             let reason = entry.reason.as_deref().unwrap_or_default();
             text += &format!("\n{}, seed {}: {}: {reason}\n", entry.base, entry.seed, entry.status);
         }
         text
+    }
+
+    /// Pairs of bases that are the same model with these settings, such as `respsann` and a `waveresnet` without its temporal
+    /// block: equal parameters, and losses that are equal to the last bit with every seed.
+    fn equals(&self) -> Vec<(&str, &str)> {
+        let mut of: Vec<(&str, Vec<_>)> = Vec::new();
+        for entry in &self.entries {
+            let result = (entry.seed, entry.parameters, entry.val_loss.map(f64::to_bits));
+            match of.iter_mut().find(|(base, _)| *base == entry.base) {
+                Some((_, results)) => results.push(result),
+                None => of.push((&entry.base, vec![result])),
+            }
+        }
+        let mut found = Vec::new();
+        for (number, (one, results)) in of.iter().enumerate() {
+            let same = of[number + 1..].iter().filter(|(_, others)| others == results);
+            let is_known = results.iter().all(|(_, _, loss)| loss.is_some());
+            found.extend(same.filter(|_| is_known).map(|(other, _)| (*one, *other)));
+        }
+        found
     }
 
     fn line(&self, base: &str) -> Line {
@@ -183,6 +219,7 @@ impl Shootout {
             causal: of.iter().all(|entry| entry.causal != Some(false)),
             loss: mean(|entry| entry.val_loss),
             perplexity: mean(|entry| entry.val_loss).map(f64::exp),
+            bits_per_byte: mean(|entry| entry.val_bits_per_byte),
             accuracy: mean(|entry| entry.val_top1_acc),
             rate: mean(|entry| entry.train_tokens_per_s),
             peak_mb: mean(|entry| entry.peak_memory_mb),
@@ -198,6 +235,7 @@ struct Line {
     loss: Option<f64>,
     /// Of the mean loss.
     perplexity: Option<f64>,
+    bits_per_byte: Option<f64>,
     accuracy: Option<f64>,
     rate: Option<f64>,
     peak_mb: Option<f64>,
@@ -218,9 +256,11 @@ mod tests {
             reason: val_loss.is_none().then(|| "not finite at step 3".into()),
             val_loss,
             val_ppl: val_loss.map(f64::exp),
+            val_bits_per_byte: val_loss.map(|loss| loss / 2.0),
             val_top1_acc: val_loss.map(|_| 0.25),
             train_tokens_per_s: Some(1000.0),
             peak_memory_mb: None,
+            peak_cuda_mem_gb: None,
             parameters: Some(1_000_000),
             bigram_ppl: Some(200.0),
             causal,
@@ -247,5 +287,10 @@ mod tests {
             "{board}"
         );
         assert!(board.contains("waveresnet, seed 1: diverged: not finite at step 3"), "{board}");
+        assert!(!board.contains(" tie"), "{board}");
+        let equal = ["respsann", "waveresnet"].map(|base| entry(base, 1, Some(4.0), Some(true)));
+        let board = Shootout { entries: equal.to_vec() }.leaderboard();
+        assert_eq!(board.lines().filter(|line| line.starts_with("| 1 ")).count(), 2, "{board}");
+        assert!(board.contains("respsann and waveresnet tie"), "{board}");
     }
 }

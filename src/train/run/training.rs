@@ -44,8 +44,11 @@ pub struct Outcome {
     pub train_loss: Option<f64>,
     /// Cross-entropy of the validation part, in nats per token.
     pub val_loss: Option<f64>,
-    /// Of the validation part.
+    /// Of the validation part, per token.
     pub perplexity: Option<f64>,
+    /// Of the validation part. It does not depend on the tokenizer. Missing in files from before this field.
+    #[serde(default)]
+    pub bits_per_byte: Option<f64>,
     /// Share of the validation tokens that have the largest logit.
     pub val_top1_acc: Option<f64>,
     /// Of the validation part under a bigram model of the same tokens.
@@ -53,6 +56,12 @@ pub struct Outcome {
     /// True if no logit changes when a later token changes. Otherwise the loss is not that of a causal language
     /// model.
     pub causal: bool,
+    /// Norm of the gradient in the last step, before clipping. Missing in files from before this field.
+    #[serde(default)]
+    pub gradient_norm: Option<f64>,
+    /// Norm of the last update divided by that of the weights. Missing in files from before this field.
+    #[serde(default)]
+    pub update_ratio: Option<f64>,
     /// Number of completed steps.
     pub steps: usize,
     /// Passes over the training part.
@@ -87,6 +96,9 @@ pub struct Progress {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 struct Point {
     step: usize,
+    /// From 1. It is 0 in states from before this field.
+    #[serde(default)]
+    epoch: usize,
     tokens: usize,
     train_loss: f64,
     gradient_norm: f64,
@@ -160,6 +172,7 @@ pub fn run(config: &TrainConfig, text: &Text, folder: &Path, mut progress: impl 
         let is_last = number + 1 == steps;
         let mut point = Point {
             step: number + 1,
+            epoch: number / text.steps(rows) + 1,
             tokens: points.last().map_or(0, |point: &Point| point.tokens) + batch.tokens(),
             train_loss: step.loss,
             gradient_norm: step.gradient_norm,
@@ -194,7 +207,10 @@ pub fn run(config: &TrainConfig, text: &Text, folder: &Path, mut progress: impl 
         train_loss: Some(mean).filter(|mean| mean.is_finite() && first_non_finite_step.is_none()),
         val_loss: last(|point| point.val_loss),
         perplexity: last(|point| point.val_loss).map(f64::exp).filter(|perplexity| perplexity.is_finite()),
+        bits_per_byte: last(|point| point.val_loss).map(|loss| text.bits_per_byte(loss)),
         val_top1_acc: last(|point| point.val_top1_acc),
+        gradient_norm: points.last().map(|point| point.gradient_norm),
+        update_ratio: points.last().map(|point| point.update_ratio),
         bigram_perplexity: text.bigram_perplexity(),
         causal,
         steps: points.len(),
@@ -378,7 +394,8 @@ fn resume(folder: &Path, used: &str, language: &mut Language) -> Result<Vec<Poin
     Ok(points)
 }
 
-/// Writes `loss.csv`, and the curve as `loss_curve.svg` and `loss_curve.png`.
+/// Writes `loss.csv`, and its curves as SVG and PNG: `loss_curve` over steps, and `loss_by_epoch` with the mean training loss
+/// and the last validation loss of each epoch.
 fn write_losses(folder: &Path, points: &[Point]) -> Result<()> {
     let mut table = csv::Writer::from_writer(Vec::new());
     for point in points {
@@ -388,9 +405,22 @@ fn write_losses(folder: &Path, points: &[Point]) -> Result<()> {
     let training: Vec<(f64, f64)> = points.iter().map(|point| (point.step as f64, point.train_loss)).collect();
     let validation: Vec<(f64, f64)> =
         points.iter().filter_map(|point| Some((point.step as f64, point.val_loss?))).collect();
-    let plot = report::loss_curve(&training, &validation);
-    write_whole(&folder.join("loss_curve.svg"), plot.file_svg().as_bytes())?;
-    write_whole(&folder.join("loss_curve.png"), &plot.png()?)
+    let (mut epoch_training, mut epoch_validation) = (Vec::new(), Vec::new());
+    for epoch in points.chunk_by(|a, b| a.epoch == b.epoch) {
+        let number = epoch[0].epoch as f64;
+        let mean = epoch.iter().map(|point| point.train_loss).sum::<f64>() / epoch.len() as f64;
+        epoch_training.push((number, mean));
+        epoch_validation.extend(epoch.iter().rev().find_map(|point| Some((number, point.val_loss?))));
+    }
+    let curves =
+        [(report::Over::Steps, training, validation), (report::Over::Epochs, epoch_training, epoch_validation)];
+    for (over, training, validation) in curves {
+        let plot = report::loss_curve(over, &training, &validation);
+        let svg = folder.join(plot.file);
+        write_whole(&svg, plot.file_svg().as_bytes())?;
+        write_whole(&svg.with_extension("png"), &plot.png()?)?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -463,6 +493,8 @@ mod tests {
         let expected = [
             "config_used.yaml",
             "loss.csv",
+            "loss_by_epoch.png",
+            "loss_by_epoch.svg",
             "loss_curve.png",
             "loss_curve.svg",
             "metrics.json",
