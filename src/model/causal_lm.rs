@@ -1,6 +1,6 @@
 //! The trait that a model implements to be measured.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use candle_core::{DType, Device, Tensor};
 
 use super::decoder::ExpertLoad;
@@ -37,7 +37,7 @@ pub trait CausalLm {
     /// If a token is not in the vocabulary, the sequence is too long, or the device fails.
     fn forward(&mut self, tokens: &[u32], position: usize) -> Result<Tensor>;
 
-    /// Clears the sequence. The next call of [`forward`](Self::forward) has position 0. Not timed.
+    /// Clears every sequence. The next call of [`forward`](Self::forward) has position 0. Not timed.
     ///
     /// # Errors
     /// If the device fails.
@@ -59,11 +59,7 @@ pub trait CausalLm {
     /// sequences of all parts must be released.
     fn forward_batch(&mut self, parts: &[Part]) -> Result<Vec<Tensor>> {
         let forward = |part: &Part| {
-            anyhow::ensure!(
-                part.sequence == 0,
-                "this model holds one sequence, and sequence {} was named",
-                part.sequence
-            );
+            ensure_first(part.sequence)?;
             self.forward(part.tokens, part.position)
         };
         parts.iter().map(forward).collect()
@@ -72,9 +68,9 @@ pub trait CausalLm {
     /// Forgets a sequence, so that its number and its memory can be used again. Not timed. The default resets the model.
     ///
     /// # Errors
-    /// If the device fails.
+    /// If the number is not below [`max_sequences`](Self::max_sequences), or the device fails.
     fn release(&mut self, sequence: usize) -> Result<()> {
-        let _ = sequence;
+        ensure_first(sequence)?;
         self.reset()
     }
 
@@ -83,7 +79,7 @@ pub trait CausalLm {
     /// default shares nothing.
     ///
     /// # Errors
-    /// If a number is not below [`max_sequences`](Self::max_sequences), or `from` has fewer tokens.
+    /// If a number is not below [`max_sequences`](Self::max_sequences), `to` is not empty, or `from` has fewer tokens.
     fn share_prefix(&mut self, from: usize, to: usize, tokens: usize) -> Result<usize> {
         let _ = (from, to, tokens);
         Ok(0)
@@ -131,6 +127,12 @@ pub trait CausalLm {
         let _ = (prompt_tokens, new_tokens);
         None
     }
+}
+
+/// Checks the number of a sequence in a model that holds one.
+fn ensure_first(sequence: usize) -> Result<()> {
+    ensure!(sequence == 0, "this model holds one sequence, and sequence {sequence} was named");
+    Ok(())
 }
 
 /// The size of a model and the cost of one token.
@@ -240,6 +242,34 @@ mod tests {
         fn device(&self) -> &Device {
             self.0.device()
         }
+    }
+
+    /// The defaults for batches hold one sequence, number 0.
+    #[test]
+    fn one_sequence_is_a_batch_of_one() {
+        let config = shape("llama-mini").expect("a shape");
+        let weights = synthetic::weights(&config, 1, DType::F32, &Device::Cpu);
+        let mut own = Own(Stock::new(config, weights).expect("a model"));
+        let part = |tokens, position| Part { sequence: 0, tokens, position };
+        let numbers = |logits: &Tensor| logits.to_vec1::<f32>().expect("logits");
+        let expected = [own.forward(&[3, 4], 0), own.forward(&[5], 2)].map(|logits| numbers(&logits.expect("a pass")));
+        own.reset().expect("a reset");
+
+        assert_eq!(own.max_sequences(), 1);
+        for _ in 0..2 {
+            for (part, expected) in [part(&[3, 4], 0), part(&[5], 2)].iter().zip(&expected) {
+                let logits = own.forward_batch(&[*part]).expect("a batch");
+                assert_eq!(logits.len(), 1);
+                assert_eq!(&numbers(&logits[0]), expected);
+            }
+            assert_eq!(own.share_prefix(0, 0, 3).expect("nothing"), 0);
+            own.release(0).expect("the number can be used again");
+        }
+        for error in [own.forward_batch(&[Part { sequence: 1, ..part(&[3], 0) }]).map(drop), own.release(1)] {
+            let error = error.expect_err("there is no such sequence").to_string();
+            assert_eq!(error, "this model holds one sequence, and sequence 1 was named");
+        }
+        assert!(own.forward_batch(&[]).expect("an empty step").is_empty());
     }
 
     /// The default differs from the built-in count by attention only.

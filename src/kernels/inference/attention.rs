@@ -1,171 +1,26 @@
-//! Causal attention with grouped heads over a cache of keys and values.
+//! Causal attention with grouped heads over the [pages](super::cache) of some sequences.
 //!
-//! The cache has the layout of packed weights: keys are panels whose outputs are positions, values are panels whose inputs are
-//! positions. So scores and weighted values are products with panels, for any number of query heads that share a key-value
-//! head: each key and value is read once for all of them. The softmax is computed block by block of positions, with the largest
-//! score and the sum so far, so that no row of scores is held as a whole.
+//! Pages have the layout of packed weights. So scores and weighted values are products with panels, for any number of query
+//! heads that share a key-value head: each key and value is read once for all of them. The softmax is computed block by block of
+//! positions, with the largest score and the sum so far, so that no row of scores is held as a whole.
+
+use std::ops::Range;
 
 use super::{
     Machine,
+    cache::{Head, Heads, PAGE, Region, Span},
     element::Element,
-    fused::{Angles, RowNorm},
-    memory::Buffer,
-    packed::{PANEL, Rows, Sums, place},
+    fused::Angles,
+    packed::{PANEL, Rows, STEP, Sums},
     pool::Parts,
     simd::{Kernel, Simd},
 };
 
-/// Positions of a block of the cache. A multiple of [`PANEL`].
-const BLOCK: usize = 256;
+/// Positions whose scores are computed before their softmax: some pages.
+const BLOCK: usize = 4 * PAGE;
 
 /// Rows of queries of a task, about.
 const QUERIES: usize = 48;
-
-/// Heads are padded to a multiple of this in the panels of values.
-const STEP: usize = 16;
-
-/// Keys and values of one sequence in one layer. It grows block by block; nothing is copied.
-pub struct Cache<E> {
-    heads: usize,
-    head_dim: usize,
-    blocks: Vec<Block<E>>,
-}
-
-struct Block<E> {
-    /// For each head, panels of positions.
-    keys: Buffer<E>,
-    /// For each head, panels of elements.
-    values: Buffer<E>,
-}
-
-/// Heads of the tokens of a forward pass.
-#[derive(Clone, Copy)]
-pub struct Heads<'a> {
-    /// (tokens, heads, head_dim)
-    pub values: &'a [f32],
-    /// The norm of each head.
-    pub norm: Option<&'a RowNorm>,
-}
-
-/// Computes a head as it is multiplied: with its norm, at its position.
-struct Head<'a, E> {
-    head: &'a [f32],
-    norm: Option<&'a RowNorm>,
-    angles: &'a Angles,
-    token: usize,
-    /// The head, of which each element takes `step` places.
-    out: &'a mut [E],
-}
-
-impl<E: Element> Kernel for Head<'_, E> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
-        f32::scratch(self.head.len(), |head| {
-            head.copy_from_slice(self.head);
-            if let Some(norm) = self.norm {
-                norm.apply(head);
-                head.iter_mut().for_each(|value| *value = E::round(*value));
-            }
-            self.angles.turn(self.token, head);
-            self.out.iter_mut().zip(&*head).for_each(|(out, value)| *out = E::from_f32(*value));
-        });
-    }
-}
-
-impl<E: Element> Cache<E> {
-    /// An empty cache for this many key-value heads.
-    pub fn new(heads: usize, head_dim: usize) -> Self {
-        Self { heads, head_dim, blocks: Vec::new() }
-    }
-
-    /// Elements that caches allocate for a sequence of `tokens`.
-    pub fn allocated(heads: usize, head_dim: usize, tokens: usize) -> usize {
-        let empty = Self::new(heads, head_dim);
-        tokens.div_ceil(BLOCK) * heads * (empty.key_len() + empty.value_len())
-    }
-
-    fn key_len(&self) -> usize {
-        self.head_dim.next_multiple_of(E::GROUP) * BLOCK
-    }
-
-    fn value_len(&self) -> usize {
-        self.head_dim.next_multiple_of(STEP) * BLOCK
-    }
-
-    /// The panel of keys of `PANEL` positions of a block.
-    fn keys(&self, block: usize, head: usize, panel: usize) -> &[E] {
-        let len = self.key_len();
-        &self.blocks[block].keys[head * len..][..len][panel * PANEL * (len / BLOCK)..]
-    }
-
-    /// The panels of values of a block, with the first element and the width of each.
-    fn values(&self, block: usize, head: usize) -> impl Iterator<Item = (&[E], usize, usize)> {
-        let len = self.value_len();
-        let values = &self.blocks[block].values[head * len..][..len];
-        values.chunks(PANEL * BLOCK).enumerate().map(|(number, panel)| (panel, number * PANEL, panel.len() / BLOCK))
-    }
-
-    /// Writes the keys and values of tokens from `position` on; positions after them become unused.
-    ///
-    /// # Panics
-    /// If sizes are inconsistent.
-    pub fn append(&mut self, machine: &Machine, keys: Heads, values: &[f32], angles: &Angles, position: usize) {
-        let Self { heads, head_dim, .. } = *self;
-        let width = heads * head_dim;
-        let tokens = values.len() / width;
-        assert!(
-            keys.values.len() == tokens * width && values.len() == tokens * width,
-            "sizes of keys and values differ"
-        );
-        while self.blocks.len() * BLOCK < position + tokens {
-            let (keys, values) = (heads * self.key_len(), heads * self.value_len());
-            self.blocks.push(Block { keys: Buffer::zeroed(keys), values: Buffer::zeroed(values) });
-        }
-        let (key_len, value_len) = (self.key_len(), self.value_len());
-        let blocks: Vec<_> = (self.blocks.iter_mut())
-            .map(|block| (Parts::new(&mut block.keys), Parts::new(&mut block.values)))
-            .collect();
-        let append = |head: usize| {
-            E::scratch(head_dim, |key| {
-                for token in 0..tokens {
-                    let own = token * width + head * head_dim..token * width + (head + 1) * head_dim;
-                    let (block, at) = ((position + token) / BLOCK, (position + token) % BLOCK);
-                    let (head_keys, head_values) = &blocks[block];
-                    // SAFETY: each task has its own head, so that the parts of tasks do not overlap.
-                    let (head_keys, head_values) = unsafe {
-                        (
-                            head_keys.get(head * key_len..(head + 1) * key_len),
-                            head_values.get(head * value_len..(head + 1) * value_len),
-                        )
-                    };
-                    let Heads { values: all, norm } = keys;
-                    machine.dispatch.run(Head { head: &all[own.clone()], norm, angles, token, out: key });
-                    let panel = &mut head_keys[at / PANEL * PANEL * (key_len / BLOCK)..];
-                    for (element, key) in key.iter().enumerate() {
-                        panel[place::<E>(PANEL, at % PANEL, element)] = *key;
-                    }
-                    for (number, values) in values[own].chunks(PANEL).enumerate() {
-                        let width = PANEL.min(head_dim.next_multiple_of(STEP) - number * PANEL);
-                        let panel = &mut head_values[number * PANEL * BLOCK..];
-                        for (element, value) in values.iter().enumerate() {
-                            panel[place::<E>(width, element, at)] = E::from_f32(*value);
-                            // The others of its group are multiplied with zeros, so they must be finite.
-                            for later in at + 1..(at + 1).next_multiple_of(E::GROUP) {
-                                panel[place::<E>(width, element, later)] = E::default();
-                            }
-                        }
-                    }
-                }
-            });
-        };
-        match tokens {
-            0..8 => (0..heads).for_each(append),
-            _ => machine.pool.run(heads, append),
-        }
-    }
-}
 
 /// The constants of attention in a layer.
 #[derive(Clone, Copy, Debug)]
@@ -176,6 +31,28 @@ pub struct Attention {
     pub scale: f32,
     /// Positions that a token sees, its own included; `None` for all.
     pub window: Option<usize>,
+}
+
+/// How the attention of a span is divided into tasks, for each key-value head.
+struct Division {
+    /// Chunks of tokens.
+    chunks: usize,
+    /// Parts of the blocks that a single chunk sees. Their results are merged.
+    splits: usize,
+    /// Place of the results of splits.
+    partials: usize,
+}
+
+/// Attention of some tokens of a span for one key-value head.
+struct Task<'a, E> {
+    span: &'a Span<E>,
+    head: usize,
+    /// Numbers of the tokens in the span.
+    tokens: Range<usize>,
+    /// Positions that any of the tokens sees.
+    seen: Range<usize>,
+    /// Blocks of positions that the task adds up.
+    blocks: Range<usize>,
 }
 
 /// The softmax of one task so far: for each row, the largest score, the sum of exponentials, and the weighted values.
@@ -201,144 +78,189 @@ impl<'a> Partial<'a> {
         values.fill(0.0);
         Self { most, sum, values, width }
     }
+
+    /// Adds the results of tasks that have the same rows, each in the layout of [`Self::new`].
+    fn merge(&mut self, parts: &[f32]) {
+        let (rows, width) = (self.sum.len(), self.width);
+        for row in 0..rows {
+            let parts = || {
+                let parts = parts.chunks_exact(Self::len(rows, width));
+                parts.filter(|part| part[rows + row] > 0.0 || part[rows + row].is_nan())
+            };
+            let most = parts().map(|part| part[row]).fold(f32::NEG_INFINITY, f32::max);
+            for part in parts() {
+                let share = (part[row] - most).exp();
+                self.sum[row] += share * part[rows + row];
+                let values = &part[2 * rows + row * width..][..width];
+                let merged = &mut self.values[row * width..][..width];
+                merged.iter_mut().zip(values).for_each(|(merged, value)| *merged += share * value);
+            }
+        }
+    }
+}
+
+/// The blocks that contain some positions.
+fn blocks_of(positions: &Range<usize>) -> Range<usize> {
+    positions.start / BLOCK..positions.end.div_ceil(BLOCK)
 }
 
 impl Attention {
-    /// Attention of tokens from `position` on, whose keys and values are in the cache. The results, (tokens, heads, head_dim), are
-    /// rows of `out`, [`Rows::stride_of`] a row apart.
+    /// Attention of the tokens of `spans`, whose keys and values are in the region. The rows of the tokens follow each other in
+    /// `queries` and in `out`. The results, (tokens, heads, head_dim), are [`Rows::stride_of`] a row apart.
     ///
     /// # Panics
     /// If sizes are inconsistent.
     pub fn apply<E: Element>(
         &self,
         machine: &Machine,
+        (spans, region): (&[Span<E>], Region),
         queries: Heads,
         angles: &Angles,
-        cache: &Cache<E>,
-        position: usize,
         out: &mut [E],
     ) {
-        let Cache { heads: kv_heads, head_dim, .. } = *cache;
+        let Region { heads: kv_heads, head_dim, .. } = region;
         let (group, row_len) = (self.heads / kv_heads, self.heads * head_dim);
-        let tokens = queries.values.len() / row_len;
+        let rows = queries.values.len() / row_len;
         let out_stride = Rows::<E>::stride_of(row_len);
         assert!(
-            queries.values.len() == tokens * row_len && out.len() >= tokens * out_stride,
+            queries.values.len() == rows * row_len
+                && out.len() >= rows * out_stride
+                && spans.iter().all(|span| span.rows.end <= rows),
             "sizes of queries differ"
         );
-        assert!(cache.blocks.len() * BLOCK >= position + tokens, "keys are missing");
+        assert!(spans.iter().all(Span::fits), "keys are missing");
         let width = head_dim.next_multiple_of(STEP);
+        let partial_len = |tokens: usize| Partial::len(group * tokens, width);
         // Tokens of a task, of whose heads those of one group are computed together.
         let count = (QUERIES / group).max(1);
-        let seen = |first: usize, last: usize| {
-            let start = self.window.map_or(0, |window| (position + first + 1).saturating_sub(window));
-            (start, position + last + 1)
-        };
-        // A single token has few tasks: then each task sees a part of the blocks, and their results are merged.
-        let chunks = tokens.div_ceil(count);
-        let (start, end) = seen(0, tokens.saturating_sub(1));
-        let blocks = end.div_ceil(BLOCK) - start / BLOCK;
-        let splits = if chunks == 1 { (2 * machine.threads()).div_ceil(kv_heads).min(blocks) } else { 1 };
-        let rows = group * count.min(tokens);
-        let finish = |partial: &Partial, first: usize, head: usize, out: &Parts<E>| {
+        let mut partials_len = 0;
+        let divisions = self.divide(spans, count, 2 * machine.threads(), kv_heads, |tokens, splits| {
+            let place = partials_len;
+            partials_len += kv_heads * splits * partial_len(tokens);
+            place
+        });
+        let mut partials = vec![0f32; partials_len];
+        let (all_partials, out) = (Parts::new(&mut partials), Parts::new(out));
+        let finish = |partial: &Partial, first_row: usize, head: usize| {
             for (row, (sum, values)) in partial.sum.iter().zip(partial.values.chunks_exact(width)).enumerate() {
-                let place = (first + row / group) * out_stride + (head * group + row % group) * head_dim;
+                let place = (first_row + row / group) * out_stride + (head * group + row % group) * head_dim;
                 // SAFETY: each task has its own tokens or heads, so that the parts of tasks do not overlap.
                 let out = unsafe { out.get(place..place + head_dim) };
                 out.iter_mut().zip(values).for_each(|(out, value)| *out = E::from_f32(value / sum));
             }
         };
-        let out = Parts::new(out);
-        let mut partials = vec![0f32; if splits > 1 { kv_heads * splits * Partial::len(rows, width) } else { 0 }];
-        let partials_parts = Parts::new(&mut partials);
-        machine.pool.run(chunks * kv_heads * splits, |task| {
+        let tasks = |division: &Division| division.chunks * division.splits * kv_heads;
+        machine.pool.run(divisions.iter().map(tasks).sum(), |mut number| {
+            let mut which = 0;
+            while number >= tasks(&divisions[which]) {
+                number -= tasks(&divisions[which]);
+                which += 1;
+            }
+            let (span, Division { chunks, splits, partials }) = (&spans[which], &divisions[which]);
             // The last tokens see the most, so they come first.
-            let chunk = chunks - 1 - task / (kv_heads * splits);
-            let (head, split) = (task / splits % kv_heads, task % splits);
-            let (first, last) = (chunk * count, tokens.min((chunk + 1) * count) - 1);
-            let (start, end) = seen(first, last);
-            let blocks = start / BLOCK..end.div_ceil(BLOCK);
+            let chunk = chunks - 1 - number / (kv_heads * splits);
+            let (head, split) = (number / splits % kv_heads, number % splits);
+            let tokens = chunk * count..span.rows.len().min((chunk + 1) * count);
+            let seen = self.seen(span, &tokens);
+            let blocks = blocks_of(&seen);
             let share = |split: usize| blocks.start + blocks.len() * split / splits;
+            let (len, first_row) = (partial_len(tokens.len()), span.rows.start + tokens.start);
+            let task = Task { span, head, tokens, seen, blocks: share(split)..share(split + 1) };
             let run = |memory: &mut [f32]| {
                 let mut partial = Partial::new(memory, width);
-                let seen = start..end;
-                let own = share(split)..share(split + 1);
-                self.blocks(machine, queries, angles, cache, (position, first, last), head, (own, seen), &mut partial);
-                if splits == 1 {
-                    finish(&partial, first, head, &out);
+                self.add_blocks(machine, &task, region, queries, angles, &mut partial);
+                if *splits == 1 {
+                    finish(&partial, first_row, head);
                 }
             };
-            let len = Partial::len(group * (last + 1 - first), width);
-            if splits == 1 {
+            if *splits == 1 {
                 f32::scratch(len, run);
             } else {
-                let number = head * splits + split;
+                let place = partials + (head * splits + split) * len;
                 // SAFETY: each task has its own part.
-                run(unsafe { partials_parts.get(number * len..(number + 1) * len) });
+                run(unsafe { all_partials.get(place..place + len) });
             }
         });
-        if splits > 1 {
-            let len = Partial::len(rows, width);
-            for (head, parts) in partials.chunks_exact(splits * len).enumerate() {
-                f32::scratch(len, |memory| {
-                    let merged = Partial::new(memory, width);
-                    for row in 0..rows {
-                        let parts = || {
-                            parts.chunks_exact(len).filter(|part| part[rows + row] > 0.0 || part[rows + row].is_nan())
-                        };
-                        let most = parts().map(|part| part[row]).fold(f32::NEG_INFINITY, f32::max);
-                        for part in parts() {
-                            let share = (part[row] - most).exp();
-                            merged.sum[row] += share * part[rows + row];
-                            let values = &part[2 * rows + row * width..][..width];
-                            let merged = &mut merged.values[row * width..][..width];
-                            merged.iter_mut().zip(values).for_each(|(merged, value)| *merged += share * value);
-                        }
-                    }
-                    finish(&merged, 0, head, &out);
-                });
+        for (span, Division { splits, partials: place, .. }) in spans.iter().zip(&divisions) {
+            if *splits > 1 {
+                let len = partial_len(span.rows.len());
+                for (head, parts) in partials[*place..].chunks_exact(splits * len).take(kv_heads).enumerate() {
+                    f32::scratch(len, |memory| {
+                        let mut merged = Partial::new(memory, width);
+                        merged.merge(parts);
+                        finish(&merged, span.rows.start, head);
+                    });
+                }
             }
         }
     }
 
-    /// Adds the positions of some blocks to the results of the tokens `first` to `last` for one key-value head.
-    #[expect(clippy::too_many_arguments, reason = "the parts of one task")]
-    fn blocks<E: Element>(
+    /// The positions that any of some tokens of a span sees.
+    fn seen<E: Element>(&self, span: &Span<E>, tokens: &Range<usize>) -> Range<usize> {
+        let position = span.sequence.tokens();
+        let first = position + tokens.start;
+        self.window.map_or(0, |window| (first + 1).saturating_sub(window))..position + tokens.end
+    }
+
+    /// Divides spans into chunks of `count` tokens. If a chunk is all of its span, as in decoding, there may be too few tasks for
+    /// all threads: then each task sees a part of the blocks, so that there are about `tasks` in all. `place` returns the place
+    /// of the results of splits, for the number of tokens and of splits.
+    fn divide<E: Element>(
+        &self,
+        spans: &[Span<E>],
+        count: usize,
+        tasks: usize,
+        kv_heads: usize,
+        mut place: impl FnMut(usize, usize) -> usize,
+    ) -> Vec<Division> {
+        let chunks_of = |span: &Span<E>| span.rows.len().div_ceil(count);
+        let blocks_of = |span: &Span<E>| blocks_of(&self.seen(span, &(0..span.rows.len()))).len();
+        let all: usize = spans.iter().map(|span| chunks_of(span) * blocks_of(span)).sum();
+        let divide = |span: &Span<E>| {
+            let (chunks, blocks) = (chunks_of(span), blocks_of(span));
+            let splits = if chunks == 1 { (tasks * blocks).div_ceil(kv_heads * all).min(blocks) } else { 1 };
+            Division { chunks, splits, partials: if splits > 1 { place(span.rows.len(), splits) } else { 0 } }
+        };
+        spans.iter().map(divide).collect()
+    }
+
+    /// Adds the positions of the task's blocks to its results.
+    fn add_blocks<E: Element>(
         &self,
         machine: &Machine,
+        task: &Task<E>,
+        region: Region,
         queries: Heads,
         angles: &Angles,
-        cache: &Cache<E>,
-        (position, first, last): (usize, usize, usize),
-        head: usize,
-        (blocks, seen): (std::ops::Range<usize>, std::ops::Range<usize>),
         partial: &mut Partial,
     ) {
-        let head_dim = cache.head_dim;
-        let (group, stride) = (self.heads / cache.heads, Rows::<E>::stride_of(head_dim));
-        let rows = group * (last + 1 - first);
+        let Task { span, head, tokens, seen, blocks } = task;
+        let (head_dim, position) = (region.head_dim, span.sequence.tokens());
+        let (group, stride) = (self.heads / region.heads, Rows::<E>::stride_of(head_dim));
+        let rows = group * tokens.len();
         E::scratch(rows * (stride + BLOCK), |memory| {
             let (turned, shares) = memory.split_at_mut(rows * stride);
-            for (row, out) in turned.chunks_exact_mut(stride).enumerate() {
-                let (token, own) = (first + row / group, head * group + row % group);
-                let head = &queries.values[(token * self.heads + own) * head_dim..][..head_dim];
+            for (place, out) in turned.chunks_exact_mut(stride).enumerate() {
+                let (row, own) = (span.rows.start + tokens.start + place / group, head * group + place % group);
+                let head = &queries.values[(row * self.heads + own) * head_dim..][..head_dim];
                 out[head_dim..].fill(E::default());
-                machine.dispatch.run(Head { head, norm: queries.norm, angles, token, out: &mut out[..head_dim] });
+                machine.dispatch.run(Head { head, norm: queries.norm, angles, row, out: &mut out[..head_dim] });
             }
             f32::scratch(rows * BLOCK, |scores| {
-                for block in blocks {
-                    // Positions of the block from the panel of the first that is seen.
-                    let from = seen.start.saturating_sub(block * BLOCK) / PANEL * PANEL;
-                    let to = BLOCK.min(seen.end - block * BLOCK);
-                    for panel in from / PANEL..to.div_ceil(PANEL) {
+                for first in blocks.clone().map(|block| block * BLOCK) {
+                    // Positions of the block from the page of the first that is seen.
+                    let from = seen.start.saturating_sub(first) / PAGE * PAGE;
+                    let to = BLOCK.min(seen.end - first);
+                    let pages = || (from..to).step_by(PAGE).map(move |at| (at - from, span.sequence.page(first + at)));
+                    for (at, page) in pages() {
                         machine.dispatch.run(Sums {
                             x: turned,
                             stride,
                             rows,
-                            panel: cache.keys(block, head, panel),
-                            width: PANEL,
+                            panel: &page[region.keys(*head)],
+                            width: PAGE,
                             groups: stride / E::GROUP,
-                            out: &mut scores[panel * PANEL - from..],
+                            out: &mut scores[at..],
                             out_stride: BLOCK,
                             add: false,
                         });
@@ -350,24 +272,27 @@ impl Attention {
                         scale: self.scale,
                         count: to - from,
                         sees: |row: usize| {
-                            let token = position + first + row / group;
+                            let token = position + tokens.start + row / group;
                             let start = self.window.map_or(0, |window| (token + 1).saturating_sub(window));
-                            let relative = |place: usize| place.saturating_sub(block * BLOCK + from).min(to - from);
+                            let relative = |place: usize| place.saturating_sub(first + from).min(to - from);
                             (relative(start), relative(token + 1))
                         },
                     });
-                    for (values, element, width) in cache.values(block, head) {
-                        machine.dispatch.run(Sums {
-                            x: shares,
-                            stride: BLOCK,
-                            rows,
-                            panel: &values[from * width..],
-                            width,
-                            groups: (to - from).div_ceil(E::GROUP),
-                            out: &mut partial.values[element..],
-                            out_stride: partial.width,
-                            add: true,
-                        });
+                    for (at, page) in pages() {
+                        let panels = page[region.values(*head)].chunks(PANEL * PAGE);
+                        for (panel, element) in panels.zip((0..).step_by(PANEL)) {
+                            machine.dispatch.run(Sums {
+                                x: &shares[at..],
+                                stride: BLOCK,
+                                rows,
+                                panel,
+                                width: panel.len() / PAGE,
+                                groups: PAGE.min(to - from - at).div_ceil(E::GROUP),
+                                out: &mut partial.values[element..],
+                                out_stride: partial.width,
+                                add: true,
+                            });
+                        }
                     }
                 }
             });

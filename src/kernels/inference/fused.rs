@@ -190,7 +190,7 @@ pub fn combine<E: Element>(
     });
 }
 
-/// Cosines and sines of the rotary positions of a forward pass, half a head for each token.
+/// Cosines and sines of the rotary positions of a step, half a head for each token.
 #[derive(Clone, Debug, Default)]
 pub struct Angles {
     cos: Vec<f32>,
@@ -199,19 +199,19 @@ pub struct Angles {
 }
 
 impl Angles {
-    /// The angles of `tokens` positions from `position` on. Pair `i` of a head turns by `frequencies[i]` per position; cosines
-    /// and sines are multiplied by `scale`.
-    pub fn new(frequencies: &[f32], scale: f32, position: usize, tokens: usize) -> Self {
-        let angles = (position..position + tokens)
+    /// The angles of tokens at some positions. Pair `i` of a head turns by `frequencies[i]` per position; cosines and sines are
+    /// multiplied by `scale`.
+    pub fn new(frequencies: &[f32], scale: f32, positions: impl Iterator<Item = usize>) -> Self {
+        let angles = positions
             .flat_map(|position| frequencies.iter().map(move |frequency| (position as f32 * frequency).sin_cos()));
         let (sin, cos) = angles.map(|(sin, cos)| (sin * scale, cos * scale)).unzip();
         Self { cos, sin, half: frequencies.len() }
     }
 
-    /// Turns a head of the token with this number in place. Elements `i` and `i + half` are a pair.
+    /// Turns a head of the token in this row in place. Elements `i` and `i + half` are a pair.
     #[inline(always)]
-    pub(super) fn turn(&self, token: usize, head: &mut [f32]) {
-        let part = token * self.half..(token + 1) * self.half;
+    pub(super) fn turn(&self, row: usize, head: &mut [f32]) {
+        let part = row * self.half..(row + 1) * self.half;
         let (first, second) = head.split_at_mut(self.half);
         let angles = self.cos[part.clone()].iter().zip(&self.sin[part]);
         for ((a, b), (cos, sin)) in first.iter_mut().zip(second).zip(angles) {

@@ -35,25 +35,39 @@ impl<E: Element> Buffer<E> {
     /// # Panics
     /// If the size overflows. The process ends if memory is missing.
     pub fn zeroed(len: usize) -> Self {
-        let bytes = len.checked_mul(size_of::<E>()).and_then(|bytes| bytes.checked_add(LINE));
+        let layout = Self::layout(len).expect("a size that fits in memory");
+        Self::allocate(len, layout).unwrap_or_else(|| handle_alloc_error(layout))
+    }
+
+    /// `len` zeros; `None` if memory is missing.
+    pub fn try_zeroed(len: usize) -> Option<Self> {
+        Self::allocate(len, Self::layout(len)?)
+    }
+
+    /// Memory for `len` elements from an aligned address on; `None` if the size overflows.
+    fn layout(len: usize) -> Option<Layout> {
+        let bytes = len.checked_mul(size_of::<E>())?.checked_add(LINE)?;
         // Small alignments are zeroed by the system, without writing to the pages.
-        let layout =
-            bytes.and_then(|bytes| Layout::from_size_align(bytes, 16).ok()).expect("a size that fits in memory");
+        Layout::from_size_align(bytes, 16).ok()
+    }
+
+    /// `len` zeros in memory with the layout of their number.
+    fn allocate(len: usize, layout: Layout) -> Option<Self> {
         // SAFETY: the size is at least a line.
-        let Some(base) = NonNull::new(unsafe { alloc_zeroed(layout) }) else { handle_alloc_error(layout) };
+        let base = NonNull::new(unsafe { alloc_zeroed(layout) })?;
         // SAFETY: one line was allocated in addition, so the aligned address and `len` elements after it are in the allocation.
         let start = unsafe { base.add(base.align_offset(LINE)) }.cast();
         // SAFETY: the allocation has this size, its bytes need not be initialised for this type, and nothing else refers to it.
         ask_for_huge_pages(unsafe {
             slice::from_raw_parts_mut(base.cast::<MaybeUninit<u8>>().as_ptr(), layout.size())
         });
-        Self { start, len, base, layout }
+        Some(Self { start, len, base, layout })
     }
 }
 
 impl<E> Drop for Buffer<E> {
     fn drop(&mut self) {
-        // SAFETY: `zeroed` allocated `base` with this layout. Elements need no drop.
+        // SAFETY: `allocate` allocated `base` with this layout. Elements need no drop.
         unsafe { dealloc(self.base.as_ptr(), self.layout) };
     }
 }

@@ -1,7 +1,8 @@
 //! Kernels of inference on CPUs, for weights and caches in f32 or bf16 with sums in f32.
 //!
 //! - `simd` chooses the instruction set at run time, and `pool` holds the threads.
-//! - `packed` holds weights in panels, and multiplies with them. `attention` holds keys and values in the same panels.
+//! - `packed` holds weights in panels, and multiplies with them.
+//! - `cache` holds the keys and values of sequences in pages of the same panels. `attention` reads them.
 //! - `fused` contains the operations between products: norms, rotary positions, activations, sums.
 //!
 //! Operations are functions over slices; each shares its work out to the threads of a [`Machine`]. Activations are row-major.
@@ -11,6 +12,7 @@
 //! nothing is rounded.
 
 mod attention;
+mod cache;
 mod element;
 mod fused;
 mod memory;
@@ -20,7 +22,8 @@ mod simd;
 #[cfg(test)]
 mod tests;
 
-pub use attention::{Attention, Cache, Heads};
+pub use attention::Attention;
+pub use cache::{Heads, PAGE, Pages, Region, Sequence, Span};
 pub use element::Element;
 pub use fused::{Activation, Angles, RowNorm, add_norm, combine, embed, norm, soft_cap};
 pub use packed::{Gate, Linear, Packed, Product, Rows, Source, Then, gated, products};

@@ -18,7 +18,7 @@ use super::{
 pub const PANEL: usize = 64;
 
 /// The width of a panel is a multiple of this: the longest vector.
-const STEP: usize = 16;
+pub const STEP: usize = 16;
 
 /// Bytes of each row of the input that are multiplied at a time. A panel of this depth has 256 KB and stays in the L2 cache,
 /// and a block of six rows stays in the L1 cache.

@@ -367,22 +367,42 @@ fn attention_is_plain<E: Element>() {
         let magnitude = if is_exact::<E>() { 0.3 * 4.0 * (head_dim as f64).sqrt() } else { 1.0 };
         let expected = plain_attention::<E>(case, &q, &k, &v, &norm, &frequencies);
         for machine in machines() {
-            let what = format!("{case:?}, {} threads, {}", machine.threads(), machine.instructions());
-            let mut cache = Cache::<E>::new(kv_heads, head_dim);
-            let attention = Attention { heads, scale: 0.3, window };
-            let mut position = 0;
-            for count in passes {
-                let part = |all: &[f32], width: usize| all[position * width..(position + count) * width].to_vec();
-                let (q, k, v) =
-                    (part(&q, heads * head_dim), part(&k, kv_heads * head_dim), part(&v, kv_heads * head_dim));
-                let angles = Angles::new(&frequencies, 1.0, position, *count);
-                cache.append(&machine, Heads { values: &k, norm: Some(&norm) }, &v, &angles, position);
-                let width = heads * head_dim;
-                let mut out = vec![E::default(); count * width];
-                attention.apply(&machine, Heads { values: &q, norm: Some(&norm) }, &angles, &cache, position, &mut out);
-                let found: Vec<f32> = out.iter().map(|out| out.to_f32()).collect();
-                near::<E>(&found, &expected[position * width..][..found.len()], magnitude, &what);
-                position += count;
+            // Alone, and beside a sequence of the same tokens whose passes come in the opposite order.
+            for sequences in [1, 2] {
+                let what = format!(
+                    "{case:?}, {sequences} sequences, {} threads, {}",
+                    machine.threads(),
+                    machine.instructions()
+                );
+                let mut pages = Pages::<E>::new(2, kv_heads, head_dim);
+                let region = pages.region(1);
+                let attention = Attention { heads, scale: 0.3, window };
+                let mut held: Vec<Sequence<E>> = (0..sequences).map(|_| Sequence::default()).collect();
+                for (first, second) in passes.iter().zip(passes.iter().rev()) {
+                    let counts = held.drain(..).zip([*first, *second]);
+                    let mut spans: Vec<Span<E>> = Vec::new();
+                    for (mut sequence, count) in counts {
+                        assert!(pages.extend(&mut sequence, count), "{what}");
+                        let start = spans.last().map_or(0, |span| span.rows.end);
+                        spans.push(Span { sequence, rows: start..start + count });
+                    }
+                    let positions: Vec<usize> = spans.iter().flat_map(Span::positions).collect();
+                    let angles = Angles::new(&frequencies, 1.0, positions.iter().copied());
+                    let [q, k, v] = [(&q, heads), (&k, kv_heads), (&v, kv_heads)].map(|(all, heads)| {
+                        let row = |position: &usize| all[position * heads * head_dim..][..heads * head_dim].to_vec();
+                        positions.iter().flat_map(row).collect::<Vec<_>>()
+                    });
+                    region.append(&machine, &mut spans, Heads { values: &k, norm: Some(&norm) }, &v, &angles);
+                    let width = heads * head_dim;
+                    let mut out = vec![E::default(); positions.len() * width];
+                    let queries = Heads { values: &q, norm: Some(&norm) };
+                    attention.apply(&machine, (&spans, region), queries, &angles, &mut out);
+                    let found: Vec<f32> = out.iter().map(|out| out.to_f32()).collect();
+                    let row = |position: &usize| expected[position * width..][..width].to_vec();
+                    let expected: Vec<f64> = positions.iter().flat_map(row).collect();
+                    near::<E>(&found, &expected, magnitude, &what);
+                    held = spans.into_iter().map(Span::ended).collect();
+                }
             }
         }
     }
@@ -395,24 +415,57 @@ fn attention_equals_the_plain_one() {
     attention_is_plain::<f16>();
 }
 
-/// The values of an earlier sequence in the cache have no effect, even if they are not finite.
+/// The values of an earlier sequence in a page have no effect, even if they are not finite.
 #[test]
-fn a_cache_can_be_used_again() {
+fn a_page_can_be_used_again() {
     let machine = Machine::with_threads(2);
     let attention = Attention { heads: 1, scale: 1.0, window: None };
-    let angles = Angles::new(&[0.1], 1.0, 0, 9);
-    let mut cache = Cache::<bf16>::new(1, 2);
-    let run = |cache: &mut Cache<bf16>, values: &[f32]| {
-        let heads = Heads { values, norm: None };
-        cache.append(&machine, heads, values, &angles, 0);
+    let angles = Angles::new(&[0.1], 1.0, 0..9);
+    let run = |pages: &mut Pages<bf16>, values: &[f32]| {
+        let mut sequence = Sequence::default();
+        assert!(pages.extend(&mut sequence, values.len() / 2));
+        let (heads, region) = (Heads { values, norm: None }, pages.region(0));
+        let mut spans = [Span { sequence, rows: 0..values.len() / 2 }];
+        region.append(&machine, &mut spans, heads, values, &angles);
         let mut out = vec![bf16::ZERO; values.len()];
-        attention.apply(&machine, heads, &angles, cache, 0, &mut out);
+        attention.apply(&machine, (&spans, region), heads, &angles, &mut out);
+        spans.into_iter().for_each(|span| pages.release(&mut span.ended()));
         out
     };
     let values = numbers(6, 1);
-    let expected = run(&mut Cache::new(1, 2), &values);
-    run(&mut cache, &[f32::NAN; 18]);
-    assert_eq!(run(&mut cache, &values), expected);
+    let expected = run(&mut Pages::new(1, 1, 2), &values);
+    let mut pages = Pages::new(1, 1, 2);
+    run(&mut pages, &[f32::NAN; 18]);
+    assert_eq!(run(&mut pages, &values), expected);
+    assert_eq!(pages.unused(), 1, "both used the same page");
+}
+
+#[test]
+fn full_pages_are_shared_and_return_with_their_last_sequence() {
+    let mut pages = Pages::<f32>::new(3, 2, 10);
+    let mut first = Sequence::default();
+    assert_eq!(pages.lacking([(&first, 130)].into_iter()), 3);
+    assert!(pages.extend(&mut first, 130));
+    let mut first = Span { sequence: first, rows: 0..130 }.ended();
+    assert_eq!(pages.lacking([(&first, 62), (&first, 63)].into_iter()), 1);
+    for (tokens, shared) in [(0, 0), (63, 0), (64, 64), (127, 64), (130, 128), (1000, 128)] {
+        assert_eq!(first.prefix(tokens).tokens(), shared);
+    }
+    let mut second = first.prefix(100);
+    pages.release(&mut first);
+    assert_eq!((first.tokens(), pages.unused()), (0, 2), "one page is shared");
+    assert!(pages.extend(&mut second, 1));
+    pages.release(&mut second);
+    assert_eq!(pages.unused(), 3);
+}
+
+#[test]
+fn memory_that_is_missing_is_reported() {
+    let mut pages = Pages::<bf16>::new(1 << 20, 1 << 20, 1 << 10);
+    let mut sequence = Sequence::default();
+    assert!(!pages.extend(&mut sequence, 1));
+    pages.release(&mut sequence);
+    assert_eq!(pages.unused(), 0);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Engine `tuned`: our own decoder. The feed-forward of each layer is dense or a mixture of experts, and nothing else differs
 //! between a mixture and its dense twin.
 //!
-//! - `cpu` is the decoder on CPUs: every family of the table, on the kernels of this crate.
+//! - `cpu` is the decoder on CPUs: every family of the table, on the kernels of this crate, for several sequences at once.
 //! - `forward` is the decoder on other devices, by Candle's operations, for the families that it lists. `attention` holds its
 //!   cache, `feed_forward` one gated feed-forward (dense, or one expert), and `mixture` dispatches tokens to experts.
 //! - Both use `rope` for the frequencies of positions, and `routing` to choose experts and to count their use.

@@ -1,0 +1,145 @@
+//! The feed-forward of a layer: one expert, or a mixture whose router chooses experts for each token.
+
+use super::room;
+use crate::{
+    kernels::inference::{
+        Activation, Element, Gate, Linear, Machine, Product, Rows, Span, Then, combine, gated, products,
+    },
+    model::decoder::routing::{ExpertLoad, Planted, Routes},
+};
+
+/// A dense feed-forward is that of one expert, without a router.
+pub(super) struct FeedForward<E> {
+    pub router: Option<Router<E>>,
+    pub experts: Vec<Expert<E>>,
+    pub activation: Activation,
+}
+
+pub(super) struct Router<E> {
+    pub linear: Linear<E>,
+    pub top_k: usize,
+    pub normalise: bool,
+    /// Index among the layers that are mixtures.
+    pub number: usize,
+}
+
+pub(super) struct Expert<E> {
+    pub gate: Linear<E>,
+    pub up: Linear<E>,
+    pub down: Linear<E>,
+}
+
+/// Results between operations, kept from layer to layer.
+#[derive(Default)]
+pub(super) struct Memory<E> {
+    inner: Vec<E>,
+    /// Logits of the router.
+    logits: Vec<f32>,
+    /// Inputs of the experts, sorted by expert, and their outputs.
+    sorted: Vec<E>,
+    parts: Vec<f32>,
+}
+
+impl<E: Element> FeedForward<E> {
+    /// Adds the feed-forward of `x`, the rows of `spans`, to `sum`. `planted` replaces the choices of a router. `load` counts
+    /// them.
+    pub fn add_to(
+        &self,
+        machine: &Machine,
+        (x, spans): (Rows<E>, &[Span<E>]),
+        planted: Option<&Planted>,
+        load: &mut ExpertLoad,
+        memory: &mut Memory<E>,
+        sum: &mut [f32],
+    ) {
+        let Some(router) = &self.router else {
+            let inputs = vec![(&self.experts[0], x)];
+            return run(machine, self.activation, inputs, &mut memory.inner, sum, Then::Add);
+        };
+        let routes = router.route(machine, x, planted.map(|planted| (planted, spans)), memory);
+        load.count(router.number, &routes);
+        self.mix(machine, &routes, x, memory, sum);
+    }
+
+    /// Adds the chosen experts. Tokens are sorted by expert, so that each expert's weights are read once.
+    pub fn mix(&self, machine: &Machine, routes: &Routes, x: Rows<E>, memory: &mut Memory<E>, sum: &mut [f32]) {
+        let Self { experts, activation, .. } = self;
+        let Memory { inner, sorted, parts, .. } = memory;
+        // The place of each token's input among the sorted ones, as the chosen experts are listed: by token.
+        let mut ends = vec![0; experts.len()];
+        routes.experts.iter().for_each(|expert| ends[*expert as usize] += 1);
+        let counts = ends.clone();
+        (1..ends.len()).for_each(|expert| ends[expert] += ends[expert - 1]);
+        let mut next: Vec<usize> = ends.iter().zip(&counts).map(|(end, count)| end - count).collect();
+        let hidden = sum.len() / x.count();
+        let sorted = room(sorted, routes.experts.len() * x.stride());
+        let mut places = Vec::with_capacity(routes.experts.len());
+        for (at, expert) in routes.experts.iter().enumerate() {
+            let place = &mut next[*expert as usize];
+            sorted[*place * x.stride()..][..x.stride()].copy_from_slice(x.row(at / routes.top_k));
+            places.push(*place as u32);
+            *place += 1;
+        }
+        let busy = (experts.iter().zip(counts.iter().zip(&ends))).filter(|(_, (count, _))| **count > 0);
+        let rows = |count: usize, end: usize| Rows::new(&sorted[(end - count) * x.stride()..], count, x.stride());
+        let inputs = busy.map(|(expert, (count, end))| (expert, rows(*count, *end))).collect();
+        let parts = room(parts, routes.experts.len() * hidden);
+        run(machine, *activation, inputs, inner, parts, Then::Store);
+        combine::<E>(machine, parts, (&places, &routes.weights), hidden, sum);
+    }
+}
+
+impl<E: Element> Router<E> {
+    /// Chooses the experts of each row of `x`. Planted routes depend on the positions of spans.
+    pub fn route(
+        &self,
+        machine: &Machine,
+        x: Rows<E>,
+        planted: Option<(&Planted, &[Span<E>])>,
+        memory: &mut Memory<E>,
+    ) -> Routes {
+        let experts = self.linear.weights().outputs();
+        let logits = room(&mut memory.logits, x.count() * experts);
+        products(machine, vec![Product { x, layer: &self.linear, out: logits, then: Then::Store }]);
+        match planted {
+            None => Routes::choose(logits, experts, self.top_k, self.normalise),
+            Some((planted, spans)) => {
+                let logits = spans.iter().map(Span::positions);
+                let logits: Vec<f32> =
+                    logits.flat_map(|own| planted.logits(self.number, own.start, own.len())).collect();
+                Routes::choose(&logits, experts, self.top_k, self.normalise)
+            }
+        }
+    }
+}
+
+/// Computes experts, each with its own inputs. Their outputs follow each other in `out`.
+fn run<E: Element>(
+    machine: &Machine,
+    activation: Activation,
+    inputs: Vec<(&Expert<E>, Rows<E>)>,
+    inner: &mut Vec<E>,
+    mut out: &mut [f32],
+    then: Then,
+) {
+    let stride = |expert: &Expert<E>| Rows::<E>::stride_of(expert.gate.weights().outputs());
+    let mut room = room(inner, inputs.iter().map(|(expert, x)| x.count() * stride(expert)).sum());
+    let (mut gates, mut parts) = (Vec::new(), Vec::new());
+    for (expert, x) in &inputs {
+        let (own, rest) = room.split_at_mut(x.count() * stride(expert));
+        gates.push((*expert, *x, own));
+        room = rest;
+        let (own, rest) = out.split_at_mut(x.count() * expert.down.weights().outputs());
+        parts.push(own);
+        out = rest;
+    }
+    let first = gates.iter_mut().map(|(expert, x, out)| Gate { x: *x, gate: &expert.gate, up: &expert.up, out });
+    gated(machine, activation, first.collect());
+    let second = gates.iter().zip(parts).map(|((expert, x, inner), out)| Product {
+        x: Rows::new(inner, x.count(), stride(expert)),
+        layer: &expert.down,
+        out,
+        then,
+    });
+    products(machine, second.collect());
+}

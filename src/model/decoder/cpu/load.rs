@@ -1,0 +1,281 @@
+//! Reads the weights of a decoder, and packs them one tensor at a time.
+
+use anyhow::{Context, Result, bail};
+use candle_core::{DType, Storage, WithDType};
+use candle_nn::VarBuilder;
+use half::{bf16, f16};
+
+use super::{
+    CpuDecoder, Layer, Memory,
+    feed_forward::{Expert, FeedForward, Router},
+    sequences::Sequences,
+};
+use crate::{
+    kernels::inference::{Activation, Attention, Element, Linear, Machine, Packed, RowNorm, Source},
+    model::{
+        causal_lm::CausalLm,
+        config::{ExpertLayout, Experts, ModelConfig, RopeScaling},
+        decoder::{
+            rope,
+            routing::{ExpertLoad, Planted},
+        },
+        family::ExpertNames,
+    },
+};
+
+/// Builds a decoder in the dtype of the weights, which must have been checked. `planted` is the skew and the seed of routes
+/// that are drawn instead of computed.
+///
+/// # Errors
+/// If the engine does not run this configuration, or a tensor is missing.
+pub fn load(
+    config: ModelConfig,
+    weights: VarBuilder,
+    layout: ExpertLayout,
+    planted: Option<(f64, u64)>,
+) -> Result<Box<dyn CausalLm>> {
+    let threads = rayon::current_num_threads().min(candle_core::utils::get_num_threads());
+    let machine = Machine::with_threads(threads);
+    Ok(match weights.dtype() {
+        DType::F32 => Box::new(CpuDecoder::<f32>::load(config, weights, layout, planted, machine)?),
+        DType::BF16 => Box::new(CpuDecoder::<bf16>::load(config, weights, layout, planted, machine)?),
+        DType::F16 => Box::new(CpuDecoder::<f16>::load(config, weights, layout, planted, machine)?),
+        other => bail!("engine tuned has no kernels for {} on a CPU", other.as_str()),
+    })
+}
+
+/// Why the engine does not run this configuration on CPUs.
+pub fn refusal(config: &ModelConfig) -> Option<String> {
+    if activation(&config.hidden_act).is_none() {
+        return Some(format!("it has no hidden_act={}", config.hidden_act));
+    }
+    let ropes = [Some(&config.rope), config.local_rope.as_ref()].into_iter().flatten();
+    let unknown = ropes.map(|rope| &rope.scaling).find(|scaling| matches!(scaling, RopeScaling::Other(_)))?;
+    Some(format!("it has no RoPE scaling of type {}", unknown.name()))
+}
+
+fn activation(name: &str) -> Option<Activation> {
+    match name {
+        "silu" => Some(Activation::Silu),
+        "gelu" => Some(Activation::Gelu),
+        "gelu_pytorch_tanh" => Some(Activation::GeluTanh),
+        _ => None,
+    }
+}
+
+/// Reads weights and packs them, one tensor at a time.
+struct Loader<'a> {
+    config: &'a ModelConfig,
+    machine: &'a Machine,
+}
+
+impl Loader<'_> {
+    /// Calls `with` with the elements of a tensor.
+    fn read<E: WithDType, T>(
+        &self,
+        weights: &VarBuilder,
+        shape: impl Into<candle_core::Shape>,
+        name: &str,
+        with: impl FnOnce(&[E]) -> T,
+    ) -> Result<T> {
+        let tensor = weights.get(shape.into(), name)?.contiguous()?;
+        let (storage, layout) = tensor.storage_and_layout();
+        let Storage::Cpu(storage) = &*storage else { bail!("{name} is not in the CPU's memory") };
+        Ok(with(&E::cpu_storage_as_slice(storage)?[layout.start_offset()..]))
+    }
+
+    fn packed<E: Element + WithDType>(
+        &self,
+        weights: &VarBuilder,
+        (outputs, inputs): (usize, usize),
+        name: &str,
+    ) -> Result<Packed<E>> {
+        let pack = |values: &[E]| Packed::new(self.machine, outputs, inputs, Source::row_major(values, inputs));
+        self.read(weights, (outputs, inputs), name, pack)
+    }
+
+    fn linear<E: Element + WithDType>(
+        &self,
+        weights: &VarBuilder,
+        shape: (usize, usize),
+        has_bias: bool,
+    ) -> Result<Linear<E>> {
+        let bias = has_bias.then(|| vector(weights, shape.0, "bias")).transpose()?;
+        Ok(Linear::new(self.packed(weights, shape, "weight")?, bias))
+    }
+
+    /// A norm as long as `width`, with the offset of the family.
+    fn norm(&self, weights: &VarBuilder, width: usize) -> Result<RowNorm> {
+        let offset = self.config.family.norm_offset as f32;
+        let weight = vector(weights, width, "weight")?.iter().map(|weight| weight + offset).collect();
+        Ok(RowNorm { weight, eps: self.config.rms_norm_eps as f32 })
+    }
+
+    fn layer<E: Element + WithDType>(
+        &self,
+        weights: &VarBuilder,
+        number: usize,
+        feed_forward: FeedForward<E>,
+    ) -> Result<Layer<E>> {
+        let ModelConfig { hidden_size: hidden, head_dim, qkv_bias, o_bias, family, .. } = *self.config;
+        let (heads, kv_heads) = (self.config.num_attention_heads, self.config.num_key_value_heads);
+        let attention = weights.pp("self_attn");
+        let linear = |name: &str, shape, has_bias| self.linear(&attention.pp(name), shape, has_bias);
+        let norm = |name: &str| self.norm(&weights.pp(name), hidden);
+        let head_norm = |name: &str| self.norm(&attention.pp(name), head_dim);
+        let is_sliding = self.config.sliding_layers[number];
+        Ok(Layer {
+            before_attention: norm(family.layer_norms.before_attention)?,
+            q: linear("q_proj", (heads * head_dim, hidden), qkv_bias)?,
+            k: linear("k_proj", (kv_heads * head_dim, hidden), qkv_bias)?,
+            v: linear("v_proj", (kv_heads * head_dim, hidden), qkv_bias)?,
+            o: linear("o_proj", (hidden, heads * head_dim), o_bias)?,
+            qk_norms: match family.has_qk_norm {
+                true => Some((head_norm("q_norm")?, head_norm("k_norm")?)),
+                false => None,
+            },
+            attention: Attention {
+                heads,
+                scale: self.config.query_pre_attn_scalar.sqrt().recip() as f32,
+                window: self.config.sliding_window.filter(|_| is_sliding),
+            },
+            rope: usize::from(is_sliding),
+            after_attention: family.layer_norms.after_attention.map(norm).transpose()?,
+            before_feed_forward: norm(family.layer_norms.before_feed_forward)?,
+            feed_forward,
+            after_feed_forward: family.layer_norms.after_feed_forward.map(norm).transpose()?,
+        })
+    }
+
+    fn dense<E: Element + WithDType>(&self, weights: &VarBuilder, activation: Activation) -> Result<FeedForward<E>> {
+        let ModelConfig { hidden_size: hidden, intermediate_size: inner, mlp_bias, .. } = *self.config;
+        let linear = |name: &str, shape| self.linear(&weights.pp("mlp").pp(name), shape, mlp_bias);
+        let expert = Expert {
+            gate: linear("gate_proj", (inner, hidden))?,
+            up: linear("up_proj", (inner, hidden))?,
+            down: linear("down_proj", (hidden, inner))?,
+        };
+        Ok(FeedForward { router: None, experts: vec![expert], activation })
+    }
+
+    fn mixture<E: Element + WithDType>(
+        &self,
+        weights: &VarBuilder,
+        (config, names): (&Experts, &ExpertNames),
+        number: usize,
+        layout: ExpertLayout,
+        activation: Activation,
+    ) -> Result<FeedForward<E>> {
+        let (hidden, inner, count) = (self.config.hidden_size, config.intermediate_size, config.num_experts);
+        let pack = |values: &[E], (outputs, inputs): (usize, usize)| {
+            Linear::new(Packed::new(self.machine, outputs, inputs, Source::row_major(values, inputs)), None)
+        };
+        let (block, experts) = match layout {
+            ExpertLayout::Stacked => {
+                let block = weights.pp("mlp");
+                // For each expert, gate above up.
+                let halves = |values: &[E]| -> Vec<_> {
+                    values.chunks_exact(inner * hidden).map(|half| pack(half, (inner, hidden))).collect()
+                };
+                let halves = self.read(&block, (count, 2 * inner, hidden), "experts.gate_up_proj", halves)?;
+                let downs = |values: &[E]| -> Vec<_> {
+                    values.chunks_exact(hidden * inner).map(|down| pack(down, (hidden, inner))).collect()
+                };
+                let downs = self.read(&block, (count, hidden, inner), "experts.down_proj", downs)?;
+                let mut halves = halves.into_iter();
+                let experts =
+                    downs.into_iter().map(|down| Some(Expert { gate: halves.next()?, up: halves.next()?, down }));
+                (block, experts.collect::<Option<_>>().context("experts are missing")?)
+            }
+            ExpertLayout::Single => {
+                let block = weights.pp(names.block);
+                let expert = |expert: usize| {
+                    let weights = block.pp("experts").pp(expert);
+                    let linear = |name: &str, shape| self.linear(&weights.pp(name), shape, false);
+                    Ok(Expert {
+                        gate: linear(names.gate, (inner, hidden))?,
+                        up: linear(names.up, (inner, hidden))?,
+                        down: linear(names.down, (hidden, inner))?,
+                    })
+                };
+                let experts = (0..count).map(expert).collect::<Result<_>>()?;
+                (block, experts)
+            }
+        };
+        let router = Router {
+            linear: self.linear(&block.pp("gate"), (count, hidden), false)?,
+            top_k: config.num_experts_per_tok,
+            normalise: config.norm_topk_prob,
+            number,
+        };
+        Ok(FeedForward { router: Some(router), experts, activation })
+    }
+}
+
+fn vector(weights: &VarBuilder, len: usize, name: &str) -> Result<Vec<f32>> {
+    Ok(weights.get(len, name)?.to_dtype(DType::F32)?.to_vec1()?)
+}
+
+impl<E: Element + WithDType> CpuDecoder<E> {
+    /// Builds the model, with the kernels of a machine. See [`load`].
+    pub fn load(
+        config: ModelConfig,
+        weights: VarBuilder,
+        layout: ExpertLayout,
+        planted: Option<(f64, u64)>,
+        machine: Machine,
+    ) -> Result<Self> {
+        if let Some(reason) = refusal(&config) {
+            bail!("engine tuned refuses this model: {reason}");
+        }
+        let activation = activation(&config.hidden_act).context("an unknown activation")?;
+        let loader = Loader { config: &config, machine: &machine };
+        let model = weights.pp("model");
+        // The largest tensors come first: while they are packed, they are in memory twice, and the others are not in it yet.
+        let table = (config.vocab_size, config.hidden_size);
+        let embedding = loader.packed(&model.pp("embed_tokens"), table, "weight")?;
+        let (embedding, head) = match config.tie_word_embeddings {
+            true => (None, embedding),
+            false => (Some(embedding), loader.packed(&weights.pp("lm_head"), table, "weight")?),
+        };
+        let mut mixtures = 0;
+        let mut layer = |number: usize| {
+            let weights = model.pp("layers").pp(number);
+            let feed_forward = match config.experts_of(number).zip(config.family.experts.as_ref()) {
+                None => loader.dense(&weights, activation)?,
+                Some((experts, family)) => {
+                    mixtures += 1;
+                    loader.mixture(&weights, (experts, &family.names), mixtures - 1, layout, activation)?
+                }
+            };
+            loader.layer(&weights, number, feed_forward)
+        };
+        let layers = (0..config.num_hidden_layers).map(&mut layer).collect::<Result<_>>()?;
+        let load = config.experts.as_ref().map_or_else(ExpertLoad::default, |experts| {
+            ExpertLoad::new(mixtures, experts.num_experts, experts.num_experts_per_tok)
+        });
+        let planted = planted.map(|(skew, seed)| Planted::for_load(&load, skew, seed)).transpose()?;
+        let global = rope::frequencies(&config.rope, config.head_dim);
+        let local = config.local_rope.as_ref().map_or(global.clone(), |rope| rope::frequencies(rope, config.head_dim));
+        // transformers holds the scale in the dtype of the weights.
+        let embedding_scale = match config.family.scales_embedding {
+            true => E::round((config.hidden_size as f32).sqrt()),
+            false => 1.0,
+        };
+        Ok(Self {
+            norm: loader.norm(&model.pp("norm"), config.hidden_size)?,
+            dtype: weights.dtype(),
+            embedding,
+            embedding_scale,
+            layers,
+            head: Linear::new(head, None),
+            ropes: [global, local],
+            memory: Memory::default(),
+            sequences: Sequences::new(&config),
+            load,
+            planted,
+            config,
+            machine,
+        })
+    }
+}
