@@ -21,7 +21,7 @@ pub struct Compare {
     a: String,
     /// The later side; `new` is Criterion's last run
     b: String,
-    /// Exit with code 1 if a benchmark is significantly slower by more than this, such as 5%
+    /// Exit with code 1 if a benchmark is significantly slower or worse by more than this, such as 5%
     #[arg(long, value_parser = percent)]
     fail_above: Option<f64>,
     /// Exit with code 1 if the peak memory of a benchmark rose by this or more, such as 1%
@@ -63,7 +63,7 @@ impl Compare {
         let slower = self.fail_above.map_or(Vec::new(), |share| comparison.regressions(share));
         for row in &slower {
             let percent = (row.ratio - 1.0) * 100.0;
-            output::report(format_args!("regression: {} is {percent:.1} % slower", text::line(&row.id)));
+            output::report(format_args!("regression: {} is {percent:.1} % {}", text::line(&row.id), row.regression()));
         }
         let larger = self.fail_memory_above.map_or(Vec::new(), |share| comparison.memory_regressions(share));
         for row in &larger {

@@ -19,6 +19,15 @@ impl Select for All {
     }
 }
 
+/// The settings of a command that names its model itself.
+pub struct OneModel;
+
+impl Select for OneModel {
+    fn takes(key: &str) -> bool {
+        !["models", "tier", "skew", "out", "pairing"].contains(&key)
+    }
+}
+
 /// Flags for the keys of the configuration `C` that `S` selects. Their values remain texts: `Layers` parses them, so that
 /// all bad values are reported together.
 pub struct Flags<C, S = All> {

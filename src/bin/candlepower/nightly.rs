@@ -17,7 +17,7 @@ use candlepower::{
     record::{self, Metric, RECORDS, Record, Status, write_whole},
     report::{
         self,
-        compare::{Comparison, Side, Strictness, compare},
+        compare::{Comparison, Row, Side, Strictness, compare},
     },
     runner::Shard,
     settings::{PREFIX, Settings},
@@ -182,7 +182,8 @@ impl Nightly {
         });
         if let Some(comparison) = &comparison {
             let slower = comparison.regressions(fail_above).into_iter();
-            problems.extend(slower.map(|row| format!("{}: {:.1} % slower", row.id, (row.ratio - 1.0) * 100.0)));
+            let slowdown = |row: &Row| (row.ratio - 1.0) * 100.0;
+            problems.extend(slower.map(|row| format!("{}: {:.1} % {}", row.id, slowdown(row), row.regression())));
             let larger = comparison.memory_regressions(fail_memory_above).into_iter();
             let rise = |ratio: Option<f64>| (ratio.unwrap_or(1.0) - 1.0) * 100.0;
             problems.extend(larger.map(|row| format!("{}: {:.1} % more memory", row.id, rise(row.memory_ratio))));

@@ -15,16 +15,7 @@ use candlepower::{
 };
 use clap::Args;
 
-use crate::flags::{Flags, Select};
-
-/// The settings of one generation with one model.
-pub struct OneModel;
-
-impl Select for OneModel {
-    fn takes(key: &str) -> bool {
-        !["models", "tier", "skew", "out", "pairing"].contains(&key)
-    }
-}
+use crate::flags::{Flags, OneModel};
 
 #[derive(Args)]
 pub struct Run {

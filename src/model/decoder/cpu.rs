@@ -19,7 +19,7 @@ use crate::{
         Source, Then, add_norm, combine, embed, gated, norm, products, soft_cap,
     },
     model::{
-        causal_lm::{CacheBytes, CausalLm, Footprint},
+        causal_lm::{CacheBytes, CausalLm, Footprint, LogitRows},
         config::{ExpertLayout, Experts, ModelConfig, RopeScaling},
         family::ExpertNames,
     },
@@ -78,6 +78,10 @@ pub fn cache_bytes(config: &ModelConfig, dtype: DType, tokens: usize) -> CacheBy
         allocated: (elements * dtype.size_in_bytes() * config.num_hidden_layers) as u64,
     }
 }
+
+/// Rows of logits that one product computes. The product reads the head once, and its result takes 64 MiB where the vocabulary
+/// has 262,144 tokens.
+const LOGIT_ROWS: usize = 64;
 
 /// A decoder with its cache.
 pub struct CpuDecoder<E> {
@@ -608,6 +612,17 @@ impl<E: Element> CausalLm for CpuDecoder<E> {
         // A forward pass reads the caches only at positions that were written since the reset, so they are not cleared.
         self.load.clear();
         Ok(())
+    }
+
+    fn logit_rows<'a>(&'a mut self, tokens: &'a [u32], from: usize) -> Result<LogitRows<'a>> {
+        self.reset()?;
+        let hidden = self.hidden(tokens, 0)?;
+        let (width, vocabulary, count) = (self.config.hidden_size, self.config.vocab_size, tokens.len());
+        let block = move |first: usize| {
+            let logits = self.logits(&hidden[first * width..count.min(first + LOGIT_ROWS) * width]);
+            logits.chunks_exact(vocabulary).map(|row| Ok(row.to_vec())).collect::<Vec<_>>()
+        };
+        Ok(Box::new((from..count).step_by(LOGIT_ROWS).flat_map(block)))
     }
 
     fn footprint(&self) -> Footprint {
