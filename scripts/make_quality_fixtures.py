@@ -9,6 +9,7 @@ The checkpoints are those of fixtures/generation. The texts and questions of fix
 
 import json
 import os
+from importlib.metadata import version
 from pathlib import Path
 
 # Everything that is read lies in this repository.
@@ -19,13 +20,18 @@ import torch
 import transformers
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
+from lm_eval.tasks._yaml_loader import load_yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 CHECKPOINTS = ROOT / "fixtures" / "generation"
 OUT = ROOT / "fixtures" / "quality"
 WITH_TOKENIZER = "llama-gqa-tied"
-TASKS = ["lambada_openai", "hellaswag"]
+# The file of each task in lm_eval, and the split that it scores.
+TASKS = {
+    "lambada_openai": ("lambada/lambada_openai.yaml", "test"),
+    "hellaswag": ("hellaswag/hellaswag.yaml", "validation"),
+}
 
 # Checkpoint, file, window and stride. The strides divide the window, do not divide it, are 1, and are the window.
 PERPLEXITIES = [
@@ -125,17 +131,12 @@ def divergence(name, reference, file, length, stride):
 
 def evaluation():
     model = HFLM(pretrained=str(CHECKPOINTS / WITH_TOKENIZER), device="cpu", dtype="float32", batch_size=1)
-    split = {"lambada_openai": "test", "hellaswag": "validation"}
-    tasks = [
-        {
-            "task": task,
-            "dataset_path": "json",
-            "dataset_name": None,
-            "dataset_kwargs": {"data_files": {split[task]: str(OUT / f"{task}.jsonl")}},
-            "training_split": None,
-        }
-        for task in TASKS
-    ]
+    # The tasks as published, except that they read the files of this repository.
+    published = Path(lm_eval.__file__).parent / "tasks"
+    tasks = []
+    for task, (file, split) in TASKS.items():
+        config = load_yaml(published / file) | {"dataset_path": "json", "dataset_name": None, "training_split": None}
+        tasks.append(config | {"dataset_kwargs": {"data_files": {split: str(OUT / f"{task}.jsonl")}}})
     found = lm_eval.simple_evaluate(
         model=model, tasks=tasks, num_fewshot=0, log_samples=True, bootstrap_iters=0, task_manager=TaskManager())
     golden = {}
@@ -187,7 +188,7 @@ def main():
     write_json(OUT / "golden.json", {
         "made_with": {
             "torch": torch.__version__.split("+")[0], "transformers": transformers.__version__,
-            "lm_eval": lm_eval.__version__,
+            "lm_eval": version("lm_eval"),
         },
         "perplexities": [perplexity(*case) for case in PERPLEXITIES],
         "divergences": [divergence(*case) for case in DIVERGENCES],

@@ -233,6 +233,6 @@ mod tests {
         refused(Some("{\"text\": \"a\"}\n"), 1, "line 1: text has fewer than two words");
         refused(Some("{\"text\": \"a b\"}\n"), 0, "--limit=0");
         assert_eq!(task.read(folder.path(), 9).expect("one question").questions.len(), 1);
-        assert!("lambada".parse::<Task>().expect_err("unknown").to_string().contains("did you mean lambada_openai?"));
+        assert!("helaswag".parse::<Task>().expect_err("unknown").to_string().contains("did you mean hellaswag?"));
     }
 }
