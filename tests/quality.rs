@@ -116,8 +116,9 @@ fn the_text_says_whether_a_difference_exceeds_its_error() {
     ];
     let output = candlepower(folder.path(), &arguments);
     let text = String::from_utf8_lossy(&output.stdout);
-    assert!(text.starts_with("Perplexity") && text.contains("same top-1"), "{text}{output:?}");
-    assert!(text.contains("tuned-bf16-cpu against") && text.contains("its error"), "{text}");
+    assert!(text.starts_with("Perplexity") && text.contains("top-1"), "{text}{output:?}");
+    assert!(text.contains("tuned-bf16-cpu against") && text.contains("error"), "{text}");
+    assert!(text.lines().all(|line| line.chars().count() <= 120), "{text}");
     let records = records(&folder);
     assert_eq!(records.len(), 2, "the subject and the reference");
     assert!(records[0]["measures"]["kl_mean"].as_f64().is_some_and(|kl| kl > 1e-6), "{}", records[0]["measures"]);
@@ -238,4 +239,39 @@ fn questions_that_cannot_be_scored_are_refused_in_one_line() {
     let long = format!("{{\"text\": \"a {}\"}}\n", "word".repeat(300));
     fs::write(here.join("lambada_openai.jsonl"), long).expect("written");
     assert_refused(here, &eval(&["--data", ".", "--tasks", "lambada_openai"]), "the model takes 256");
+}
+
+/// The earlier run is edited, as if the model had been better then.
+#[test]
+fn a_loss_of_quality_fails_the_night() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let here = folder.path();
+    let list = |score: &str| format!("{{\"benchmarks\": [{{\"score\": [{score}]}}]}}");
+    let text = data("text.txt");
+    let score = format!("\"perplexity\", \"{text}\", \"--model\", \"{MODEL}\", \"--seq-len=64\", \"--stride=32\"");
+    let nightly = |list: &str| {
+        fs::write(here.join("nightly.json"), list).expect("written");
+        let output = candlepower(here, &["nightly", "nightly.json"]);
+        let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        (output.status.code(), text)
+    };
+    let (code, text) = nightly(&list(&score));
+    assert_eq!(code, Some(0), "{text}");
+    let good = fs::read_to_string(here.join("target/nightly/last-good")).expect("a good run");
+    let file = here.join("target/nightly/runs").join(good.trim()).join("records.jsonl");
+    let mut record: Value = serde_json::from_slice(&fs::read(&file).expect("records")).expect("one record");
+    for nll in record["measures"]["window_nll"].as_array_mut().expect("windows") {
+        *nll = (nll.as_f64().expect("a number") * 0.98).into();
+    }
+    fs::write(&file, record.to_string()).expect("written");
+    let (code, text) = nightly(&list(&score));
+    assert!(code == Some(1) && text.contains("2.04 % higher NLL"), "{text}");
+    for (list, part) in [
+        (list("\"run\""), "begin with perplexity or eval"),
+        ("{\"benchmarks\": [{\"budget_minutes\": 1}]}".into(), "either bench or score"),
+        ("{\"benchmarks\": [{\"score\": [\"eval\"], \"filter\": \"a\"}]}".into(), "filter and features need bench"),
+    ] {
+        let (code, text) = nightly(&list);
+        assert!(code == Some(2) && text.contains(part) && text.lines().count() == 1, "{text}");
+    }
 }

@@ -142,29 +142,8 @@ pub fn score(
     mut reference: Option<&mut Entry>,
     mut progress: impl FnMut(usize, usize),
 ) -> Result<Report> {
-    ensure!(!entries.is_empty(), "there is no model");
-    let (length, vocab_size) = (sliding.length(), entries[0].model.vocab_size());
-    ensure!(
-        ids.len() >= length,
-        "{} has {} tokens, fewer than a window of {length}: use a smaller --seq-len or a longer file",
-        source.name,
-        ids.len()
-    );
-    for entry in entries.iter().chain(reference.as_deref()) {
-        let longest = entry.model.max_position_embeddings();
-        ensure!(
-            length <= longest,
-            "--seq-len={length}: {} takes at most {longest} tokens (max_position_embeddings)",
-            entry.id
-        );
-        ensure!(
-            entry.model.vocab_size() == vocab_size,
-            "{} and {} have different vocabularies, so their figures per token do not compare",
-            entry.id,
-            entries[0].id
-        );
-    }
-
+    let vocab_size = entries.first().context("there is no model")?.model.vocab_size();
+    check(source, ids, sliding, entries.iter().chain(reference.as_deref()))?;
     let windows = sliding.over(ids.len());
     let mut tallies: Vec<Tally> = entries.iter().map(|_| Tally::default()).collect();
     let mut reference_tally = Tally::default();
@@ -215,7 +194,7 @@ pub fn score(
         words: source.words(),
         file_tokens: ids.len(),
         tokens: tallies[0].nll.len() as u64,
-        seq_len: length,
+        seq_len: sliding.length(),
         stride: sliding.stride(),
         windows: windows.len(),
         unmeasured: first.unmeasured(),
@@ -223,6 +202,39 @@ pub fn score(
         subjects,
         reference,
         comparisons,
+    })
+}
+
+/// Refuses a file or a window that does not fit the models, and models that do not fit one another.
+fn check<'a>(
+    source: &Source,
+    ids: &[u32],
+    sliding: Sliding,
+    mut entries: impl Iterator<Item = &'a Entry>,
+) -> Result<()> {
+    let length = sliding.length();
+    ensure!(
+        ids.len() >= length,
+        "{} has {} tokens, fewer than a window of {length}: use a smaller --seq-len or a longer file",
+        source.name,
+        ids.len()
+    );
+    let mut first: Option<&Entry> = None;
+    entries.try_for_each(|entry| {
+        let longest = entry.model.max_position_embeddings();
+        ensure!(
+            length <= longest,
+            "--seq-len={length}: {} takes at most {longest} tokens (max_position_embeddings)",
+            entry.id
+        );
+        let first = first.get_or_insert(entry);
+        ensure!(
+            entry.model.vocab_size() == first.model.vocab_size(),
+            "{} and {} have different vocabularies, so their figures per token do not compare",
+            entry.id,
+            first.id
+        );
+        Ok(())
     })
 }
 
@@ -330,9 +342,11 @@ impl Difference {
         }
     }
 
-    /// The difference in one sentence.
+    /// The difference in words.
     pub fn text(&self) -> String {
         let error = self.standard_error.map_or_else(|| "unknown".into(), |error| format!("{error:.6}"));
+        // Both are of the same scenario.
+        let subject = |id: &str| id.split_once('/').map_or(id, |(_, subject)| subject).to_owned();
         let verdict = match (self.exceeds_error, self.nll_difference > 0.0) {
             (false, _) => "The difference does not exceed its error.",
             (true, true) => "The text is less likely under it, by more than the error.",
@@ -340,7 +354,10 @@ impl Difference {
         };
         format!(
             "{} against {}: NLL {:+.6} nats per token, standard error {error} (paired), perplexity {:.6} times. {verdict}",
-            self.id, self.to, self.nll_difference, self.perplexity_ratio
+            subject(&self.id),
+            subject(&self.to),
+            self.nll_difference,
+            self.perplexity_ratio
         )
     }
 }

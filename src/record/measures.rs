@@ -182,6 +182,8 @@ pub enum MeasureUnit {
     Bytes,
     /// From 0 to 1. Tables print it in percent.
     Share,
+    /// A share of answers, from 0 to 1. Tables print it in percent with two more digits than a [`Share`](Self::Share).
+    Accuracy,
     /// A quotient of two like quantities.
     Ratio,
     /// Bits of entropy.
@@ -209,7 +211,7 @@ impl MeasureUnit {
             Self::WindowsPerS => "samples/s",
             Self::RequestsPerS => "requests/s",
             Self::Bytes => "bytes",
-            Self::Share => "share",
+            Self::Share | Self::Accuracy => "share",
             Self::Bits => "bits",
             Self::Nats => "nats",
             Self::Joules => "J",
@@ -231,6 +233,7 @@ impl MeasureUnit {
             | Self::WindowsPerS
             | Self::RequestsPerS
             | Self::Share
+            | Self::Accuracy
             | Self::Ratio
             | Self::Bits
             | Self::Loss
@@ -785,7 +788,7 @@ measures! {
         },
         /// Share of the tokens for which the most probable token is that of the reference. Empty without a reference.
         top1_agreement: Option<f64> => Row {
-            unit: MeasureUnit::Share, better: HIGHER, export: Some((50, "top1_agreement")),
+            unit: MeasureUnit::Accuracy, better: HIGHER, export: Some((50, "top1_agreement")),
             tables: &[(TableKey::Quality, 70, "same top-1")], missing: Missing::NoColumn, ..Row::DATA
         },
         /// Negative log-likelihood of the targets of each window, scaled so that the mean over the windows is `nll`.
@@ -806,20 +809,20 @@ measures! {
         /// Share of the questions that are answered correctly: by the most likely choice, or by greedy decoding where there is
         /// one choice.
         accuracy: f64 => Row {
-            unit: MeasureUnit::Share, better: HIGHER, export: Some((10, "accuracy")),
+            unit: MeasureUnit::Accuracy, better: HIGHER, export: Some((10, "accuracy")),
             tables: &[(TableKey::Evaluation, 10, "accuracy")], ..Row::DATA
         },
         /// Standard error of the accuracy. Empty for one question.
         accuracy_standard_error: Option<f64> => Row {
-            unit: MeasureUnit::Share, tables: &[(TableKey::Evaluation, 20, "std error")], ..Row::DATA
+            unit: MeasureUnit::Accuracy, tables: &[(TableKey::Evaluation, 20, "std error")], ..Row::DATA
         },
         /// Accuracy if each log-likelihood is divided by the characters of its choice. Empty where there is one choice.
         accuracy_norm: Option<f64> => Row {
-            unit: MeasureUnit::Share, better: HIGHER, export: Some((20, "accuracy_norm")), missing: Missing::Blank,
+            unit: MeasureUnit::Accuracy, better: HIGHER, export: Some((20, "accuracy_norm")), missing: Missing::Blank,
             tables: &[(TableKey::Evaluation, 30, "normalised accuracy")], ..Row::DATA
         },
         /// Standard error of `accuracy_norm`.
-        accuracy_norm_standard_error: Option<f64> => Row { unit: MeasureUnit::Share, ..Row::DATA },
+        accuracy_norm_standard_error: Option<f64> => Row { unit: MeasureUnit::Accuracy, ..Row::DATA },
         /// Exponential of the mean negative log-likelihood of the continuations. Empty where there are choices.
         target_perplexity: Option<f64> => Row {
             unit: MeasureUnit::Perplexity, better: LOWER, export: Some((30, "target_perplexity")),

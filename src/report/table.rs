@@ -434,6 +434,7 @@ pub(super) fn quantity(value: f64, unit: MeasureUnit) -> String {
         MeasureUnit::Count | MeasureUnit::Tokens => format!("{value:.0}"),
         MeasureUnit::Bytes => number(Some(value / 1e6)),
         MeasureUnit::Share => format!("{:.0} %", value * 100.0),
+        MeasureUnit::Accuracy => format!("{:.2} %", value * 100.0),
         MeasureUnit::Loss | MeasureUnit::Perplexity => format!("{value:.3}"),
         MeasureUnit::Nats if value != 0.0 && value.abs() < 1e-3 => format!("{value:.1e}"),
         MeasureUnit::Nats => format!("{value:.4}"),
@@ -680,7 +681,7 @@ mod tests {
         assert_eq!(notes, ["[1] the first reason", "[2] the second reason", "[2] the second reason"]);
         let first = tables[0].markdown();
         assert!(first.contains(" [1] |") && first.contains(" [2] |"), "{first}");
-        assert!(tables[1..].iter().any(|table| table.markdown().contains(" [2] |")));
+        assert!(tables[1..].iter().any(|table| table.markdown().contains(" [2] ")));
     }
 
     #[test]

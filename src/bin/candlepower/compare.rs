@@ -21,12 +21,15 @@ pub struct Compare {
     a: String,
     /// The later side; `new` is Criterion's last run
     b: String,
-    /// Exit with code 1 if a benchmark is significantly slower or worse by more than this, such as 5%
+    /// Exit with code 1 if a benchmark is significantly slower by more than this, such as 5%
     #[arg(long, value_parser = percent)]
     fail_above: Option<f64>,
     /// Exit with code 1 if the peak memory of a benchmark rose by this or more, such as 1%
     #[arg(long, value_parser = percent)]
     fail_memory_above: Option<f64>,
+    /// Exit with code 1 if the negative log-likelihood of a text or task rose significantly by more than this, such as 0.5%
+    #[arg(long, value_parser = percent)]
+    fail_quality_above: Option<f64>,
     /// Ignore differences up to this share
     #[arg(long, value_parser = percent, default_value = "3%")]
     noise: f64,
@@ -63,7 +66,7 @@ impl Compare {
         let slower = self.fail_above.map_or(Vec::new(), |share| comparison.regressions(share));
         for row in &slower {
             let percent = (row.ratio - 1.0) * 100.0;
-            output::report(format_args!("regression: {} is {percent:.1} % {}", text::line(&row.id), row.regression()));
+            output::report(format_args!("regression: {} is {percent:.1} % slower", text::line(&row.id)));
         }
         let larger = self.fail_memory_above.map_or(Vec::new(), |share| comparison.memory_regressions(share));
         for row in &larger {
@@ -71,7 +74,16 @@ impl Compare {
             let id = text::line(&row.id);
             output::report(format_args!("regression: {id} takes {rise:.1} % more memory at its peak"));
         }
-        Ok(if slower.is_empty() && larger.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        let worse = self.fail_quality_above.map_or(Vec::new(), |share| comparison.quality_regressions(share));
+        for row in &worse {
+            let rise = (row.ratio - 1.0) * 100.0;
+            output::report(format_args!("regression: the NLL of {} is {rise:.2} % higher", text::line(&row.id)));
+        }
+        Ok(if slower.is_empty() && larger.is_empty() && worse.is_empty() {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        })
     }
 }
 

@@ -8,7 +8,10 @@ use candlepower::{
     output,
     quality::{self, Entry, Sliding, Source},
     record::{self, BenchmarkId, Measures, Record},
-    report::table,
+    report::{
+        table,
+        text_table::{TERMINAL_WIDTH, wrapped},
+    },
     runner::Session,
     settings::Settings,
 };
@@ -111,7 +114,7 @@ impl Perplexity {
             output::print(table.terminal());
         }
         for difference in &report.comparisons {
-            output::print_line(format_args!("\n{}", difference.text()));
+            output::print_line(format_args!("\n{}", wrapped(&difference.text(), TERMINAL_WIDTH).join("\n")));
         }
         Ok(ExitCode::SUCCESS)
     }

@@ -377,18 +377,19 @@ fn remarks(a: &Side, b: &Side, rows: &[Row]) -> Vec<String> {
     remarks
 }
 
-impl Row {
-    /// The kind of a regression, as in `5 % slower`.
-    pub fn regression(&self) -> &'static str {
-        if self.verdict == Verdict::Worse { "worse" } else { "slower" }
-    }
-}
-
 impl Comparison {
-    /// Benchmarks that are significantly slower or worse, by more than `share`.
+    /// Benchmarks that are significantly slower, by more than `share`.
     pub fn regressions(&self, share: f64) -> Vec<&Row> {
-        let is_worse = |row: &&Row| matches!(row.verdict, Verdict::Slower | Verdict::Worse);
-        self.rows.iter().filter(|row| is_worse(row) && row.ratio > 1.0 + share).collect()
+        self.judged(Verdict::Slower, share)
+    }
+
+    /// Benchmarks whose negative log-likelihood rose significantly, by more than `share`.
+    pub fn quality_regressions(&self, share: f64) -> Vec<&Row> {
+        self.judged(Verdict::Worse, share)
+    }
+
+    fn judged(&self, verdict: Verdict, share: f64) -> Vec<&Row> {
+        self.rows.iter().filter(|row| row.verdict == verdict && row.ratio > 1.0 + share).collect()
     }
 
     /// Benchmarks whose peak memory rose by at least `share`.
@@ -434,7 +435,8 @@ mod tests {
         assert_eq!((row.unit, row.verdict), (SampleUnit::Nats, Verdict::Worse));
         assert!((row.a - 3.45).abs() < 1e-9 && (row.ratio - 1.01).abs() < 1e-9, "{row:?}");
         assert!(row.minimum_detectable_change.is_some_and(|share| share < 0.005), "{row:?}");
-        assert_eq!((worse.regressions(0.005).len(), worse.regressions(0.02).len()), (1, 0));
+        assert_eq!((worse.quality_regressions(0.005).len(), worse.quality_regressions(0.02).len()), (1, 0));
+        assert!(worse.regressions(0.0).is_empty());
         assert!(worse.counted().contains("quality: 1 worse, 0 better"), "{}", worse.counted());
         assert!(worse.text(false).contains("3.4500 nats"), "{}", worse.text(false));
         assert_eq!(compared(0.99).rows[0].verdict, Verdict::Better);
