@@ -4,6 +4,7 @@
     python3 -m venv .venv && .venv/bin/pip install -r scripts/requirements-data.txt
     .venv/bin/python scripts/check_json.py record target/candlepower/<run>/records.jsonl
     candlepower compare A B --format json | .venv/bin/python scripts/check_json.py comparison -
+    candlepower perplexity FILE --model MODEL --json | .venv/bin/python scripts/check_json.py perplexity -
     candlepower history medium/ --format json | .venv/bin/python scripts/check_json.py history -
 """
 

@@ -99,6 +99,7 @@ pub mod measure;
 pub mod model;
 pub mod names;
 pub mod output;
+pub mod quality;
 pub mod record;
 pub mod report;
 pub mod runner;

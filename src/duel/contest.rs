@@ -322,6 +322,7 @@ impl Samples {
         let value = match unit {
             SampleUnit::Ms => mean(&sample.ns[warm_up..]) / 1e6,
             SampleUnit::Bytes => mean(&sample.peak_bytes[warm_up..]),
+            SampleUnit::Nats => bail!("a duel measures time or memory, not quality"),
         };
         ensure!(
             value > 0.0,

@@ -16,6 +16,9 @@ pub struct Part<'a> {
     pub position: usize,
 }
 
+/// Rows of logits, each computed when it is taken.
+pub type LogitRows<'a> = Box<dyn Iterator<Item = Result<Vec<f32>>> + 'a>;
+
 /// An autoregressive language model with a cache.
 ///
 /// The first six methods are required. They suffice for every generation scenario; the others refine the record and have
@@ -42,6 +45,22 @@ pub trait CausalLm {
     /// # Errors
     /// If the device fails.
     fn reset(&mut self) -> Result<()>;
+
+    /// Clears the sequence, and returns the logits that follow each of `tokens` from the index `from` on, in order: rows of
+    /// `vocab_size` values. Rows are computed when they are taken, because those of a long sequence may not fit in memory.
+    ///
+    /// The default calls [`forward`](Self::forward) with the tokens up to `from`, and then with one token for each row.
+    /// Override it where one pass over all tokens is faster.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward). A row that cannot be computed is an error too.
+    fn logit_rows<'a>(&'a mut self, tokens: &'a [u32], from: usize) -> Result<LogitRows<'a>> {
+        self.reset()?;
+        Ok(Box::new((from..tokens.len()).map(move |index| {
+            let position = if index == from { 0 } else { index };
+            Ok(self.forward(&tokens[position..=index], position)?.to_vec1()?)
+        })))
+    }
 
     /// The largest number of sequences that the model holds at once. They have the numbers from 0 up; [`forward`](Self::forward)
     /// appends to number 0. The default is 1.

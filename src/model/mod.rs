@@ -27,7 +27,7 @@ pub(crate) mod stock;
 pub(crate) mod synthetic;
 pub mod trainable;
 
-pub use causal_lm::{CacheBytes, CausalLm, Footprint, Part};
+pub use causal_lm::{CacheBytes, CausalLm, Footprint, LogitRows, Part};
 pub use decoder::ExpertLoad;
 pub use shapes::{MINI, SYNTHETIC, shape};
 pub use spec::ModelSpec;

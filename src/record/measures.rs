@@ -142,6 +142,10 @@ pub enum TableKey {
     Training,
     /// Requests to a server.
     Serving,
+    /// Likelihood of a text.
+    Quality,
+    /// Tasks scored by log-likelihood.
+    Evaluation,
     /// The view of `candlepower watch`.
     Live,
 }
@@ -178,12 +182,18 @@ pub enum MeasureUnit {
     Bytes,
     /// From 0 to 1. Tables print it in percent.
     Share,
+    /// A share of answers, from 0 to 1. Tables print it in percent with two more digits than a [`Share`](Self::Share).
+    Accuracy,
     /// A quotient of two like quantities.
     Ratio,
     /// Bits of entropy.
     Bits,
     /// A value of the loss function.
     Loss,
+    /// Negative log-likelihood or divergence, in natural units of information.
+    Nats,
+    /// Exponential of a negative log-likelihood.
+    Perplexity,
     /// Energy in joules.
     Joules,
     /// Power in watts.
@@ -194,15 +204,16 @@ impl MeasureUnit {
     /// Short name, empty where values have no unit.
     pub const fn name(self) -> &'static str {
         match self {
-            Self::None | Self::Count | Self::Ratio | Self::Loss => "",
+            Self::None | Self::Count | Self::Ratio | Self::Loss | Self::Perplexity => "",
             Self::Tokens => "tokens",
             Self::Ms => "ms",
             Self::TokensPerS => "tok/s",
             Self::WindowsPerS => "samples/s",
             Self::RequestsPerS => "requests/s",
             Self::Bytes => "bytes",
-            Self::Share => "share",
+            Self::Share | Self::Accuracy => "share",
             Self::Bits => "bits",
+            Self::Nats => "nats",
             Self::Joules => "J",
             Self::Watts => "W",
         }
@@ -222,9 +233,12 @@ impl MeasureUnit {
             | Self::WindowsPerS
             | Self::RequestsPerS
             | Self::Share
+            | Self::Accuracy
             | Self::Ratio
             | Self::Bits
-            | Self::Loss => ("", 1.0),
+            | Self::Loss
+            | Self::Nats
+            | Self::Perplexity => ("", 1.0),
         }
     }
 }
@@ -253,7 +267,15 @@ impl Measure {
 
 /// The rows of every kind of benchmark.
 pub fn all() -> impl Iterator<Item = &'static Measure> {
-    [Generation::MEASURES, Sweep::MEASURES, Training::MEASURES, Serving::MEASURES].into_iter().flatten().flatten()
+    let kinds = [
+        Generation::MEASURES,
+        Sweep::MEASURES,
+        Training::MEASURES,
+        Serving::MEASURES,
+        Quality::MEASURES,
+        Evaluation::MEASURES,
+    ];
+    kinds.into_iter().flatten().flatten()
 }
 
 /// A column of a table for people.
@@ -706,6 +728,112 @@ measures! {
         /// Median time to the end of each group of consecutive requests, in the order of the schedule. A comparison takes
         /// groups, because the times of neighbours depend on each other.
         sample_e2e_ms: Vec<f64>,
+    }
+    derived {}
+}
+
+measures! {
+    /// Likelihood of a file under a model, in sliding windows, and the divergence of its predictions from a reference.
+    Quality {
+        /// Perplexity: the exponential of the mean negative log-likelihood per token.
+        perplexity: f64 => Row {
+            unit: MeasureUnit::Perplexity, better: LOWER, export: Some((10, "perplexity")),
+            tables: &[(TableKey::Quality, 10, "perplexity")], ..Row::DATA
+        },
+        /// Standard error of the perplexity, by the delta method. Empty for one token.
+        perplexity_standard_error: Option<f64> => Row {
+            unit: MeasureUnit::Perplexity, tables: &[(TableKey::Quality, 20, "std error")], ..Row::DATA
+        },
+        /// Mean negative log-likelihood per token.
+        nll: f64 => Row {
+            unit: MeasureUnit::Nats, better: LOWER, export: Some((20, "nll")),
+            tables: &[(TableKey::Quality, 30, "NLL nats")], ..Row::DATA
+        },
+        /// Standard error of `nll`, as if tokens were independent. Empty for one token.
+        nll_standard_error: Option<f64> => Row { unit: MeasureUnit::Nats, ..Row::DATA },
+        /// Mean negative log-likelihood with the weights of the code in the documentation of transformers.
+        transformers_nll: f64 => Row { unit: MeasureUnit::Nats, better: LOWER, ..Row::DATA },
+        /// Negative log-likelihood per byte of a text. Empty for token ids.
+        nll_per_byte: Option<f64> => Row { unit: MeasureUnit::Nats, better: LOWER, ..Row::DATA },
+        /// Negative log-likelihood per byte of a text, in bits. Empty for token ids.
+        bits_per_byte: Option<f64> => Row {
+            unit: MeasureUnit::Bits, better: LOWER, export: Some((30, "bits_per_byte")),
+            tables: &[(TableKey::Quality, 40, "bits / byte")], missing: Missing::NoColumn, ..Row::DATA
+        },
+        /// Negative log-likelihood per word of a text. Empty for token ids.
+        nll_per_word: Option<f64> => Row { unit: MeasureUnit::Nats, better: LOWER, ..Row::DATA },
+        /// Tokens that count: all but those that no window predicts.
+        scored_tokens: u64 => Row {
+            unit: MeasureUnit::Tokens, tables: &[(TableKey::Quality, 90, "tokens")], ..Row::DATA
+        },
+        /// Tokens of a window.
+        window_tokens: usize => Row { unit: MeasureUnit::Tokens, ..Row::DATA },
+        /// Tokens by which the window moves.
+        stride_tokens: usize => Row { unit: MeasureUnit::Tokens, ..Row::DATA },
+        /// SHA-256 of the file, in hexadecimal.
+        file_sha256: String => Row::DATA,
+        /// Id of the reference. Empty without one.
+        reference: Option<String> => Row::DATA,
+        /// Mean Kullback-Leibler divergence from the reference. Empty without a reference.
+        kl_mean: Option<f64> => Row {
+            unit: MeasureUnit::Nats, better: LOWER, export: Some((40, "kl_mean")),
+            tables: &[(TableKey::Quality, 50, "mean KL nats")], missing: Missing::NoColumn, ..Row::DATA
+        },
+        /// Standard error of `kl_mean`. Empty without a reference.
+        kl_standard_error: Option<f64> => Row { unit: MeasureUnit::Nats, ..Row::DATA },
+        /// Largest Kullback-Leibler divergence from the reference. Empty without a reference.
+        kl_max: Option<f64> => Row {
+            unit: MeasureUnit::Nats, better: LOWER, tables: &[(TableKey::Quality, 60, "max KL nats")],
+            missing: Missing::NoColumn, ..Row::DATA
+        },
+        /// Share of the tokens for which the most probable token is that of the reference. Empty without a reference.
+        top1_agreement: Option<f64> => Row {
+            unit: MeasureUnit::Accuracy, better: HIGHER, export: Some((50, "top1_agreement")),
+            tables: &[(TableKey::Quality, 70, "same top-1")], missing: Missing::NoColumn, ..Row::DATA
+        },
+        /// Negative log-likelihood of the targets of each window, scaled so that the mean over the windows is `nll`.
+        window_nll: Vec<f64>,
+    }
+    derived {}
+}
+
+measures! {
+    /// A task whose answers are scored by log-likelihood.
+    Evaluation {
+        /// Name of the task in lm-evaluation-harness.
+        task: String => Row::DATA,
+        /// Questions that were asked.
+        questions: usize => Row {
+            unit: MeasureUnit::Count, tables: &[(TableKey::Evaluation, 60, "questions")], ..Row::DATA
+        },
+        /// Share of the questions that are answered correctly: by the most likely choice, or by greedy decoding where there is
+        /// one choice.
+        accuracy: f64 => Row {
+            unit: MeasureUnit::Accuracy, better: HIGHER, export: Some((10, "accuracy")),
+            tables: &[(TableKey::Evaluation, 10, "accuracy")], ..Row::DATA
+        },
+        /// Standard error of the accuracy. Empty for one question.
+        accuracy_standard_error: Option<f64> => Row {
+            unit: MeasureUnit::Accuracy, tables: &[(TableKey::Evaluation, 20, "std error")], ..Row::DATA
+        },
+        /// Accuracy if each log-likelihood is divided by the characters of its choice. Empty where there is one choice.
+        accuracy_norm: Option<f64> => Row {
+            unit: MeasureUnit::Accuracy, better: HIGHER, export: Some((20, "accuracy_norm")), missing: Missing::Blank,
+            tables: &[(TableKey::Evaluation, 30, "normalised accuracy")], ..Row::DATA
+        },
+        /// Standard error of `accuracy_norm`.
+        accuracy_norm_standard_error: Option<f64> => Row { unit: MeasureUnit::Accuracy, ..Row::DATA },
+        /// Exponential of the mean negative log-likelihood of the continuations. Empty where there are choices.
+        target_perplexity: Option<f64> => Row {
+            unit: MeasureUnit::Perplexity, better: LOWER, export: Some((30, "target_perplexity")),
+            missing: Missing::Blank, tables: &[(TableKey::Evaluation, 40, "target perplexity")], ..Row::DATA
+        },
+        /// Standard error of `target_perplexity`, by the delta method.
+        target_perplexity_standard_error: Option<f64> => Row { unit: MeasureUnit::Perplexity, ..Row::DATA },
+        /// SHA-256 of the file of questions, in hexadecimal.
+        questions_sha256: String => Row::DATA,
+        /// Negative log-likelihood of the correct choice of each question, in the order of the file.
+        question_nll: Vec<f64>,
     }
     derived {}
 }

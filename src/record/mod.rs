@@ -15,7 +15,7 @@ mod sink;
 
 pub use baseline::{Estimate, Samples, baseline, baselines, estimates};
 pub use id::{BenchmarkId, Variant, group};
-pub use measures::{Generation, MeasureUnit, Serving, Sweep, Training};
+pub use measures::{Evaluation, Generation, MeasureUnit, Quality, Serving, Sweep, Training};
 pub use read::{Read, latest, parse, read};
 pub use sink::{RECORDS, Sink, check_writable, temporary_that_stays, write_whole};
 
@@ -140,28 +140,34 @@ pub enum Measures {
     Training(Training),
     /// Requests to a server.
     Serving(Serving),
+    /// Likelihood of a text.
+    Quality(Quality),
+    /// A task scored by log-likelihood.
+    Evaluation(Evaluation),
 }
 
 impl Measures {
-    /// Time of each sample, as Criterion received it. Empty for a benchmark of memory, and for a load, which Criterion does
-    /// not run.
+    /// Time of each sample, as Criterion received it. Empty for a benchmark of memory, and for loads and qualities, which
+    /// Criterion does not run.
     pub fn sample_ms(&self) -> &[f64] {
         match self {
             Self::Generation(measures) => &measures.sample_total_ms,
             Self::Sweep(measures) => &measures.sample_ms,
             Self::Training(measures) => &measures.sample_ms,
-            Self::Serving(_) => &[],
+            Self::Serving(_) | Self::Quality(_) | Self::Evaluation(_) => &[],
         }
     }
 
-    /// The values that a comparison takes, one for each sample, and their unit: those that Criterion received, or those of
-    /// a load.
+    /// The values that a comparison takes, one for each sample, and their unit: those that Criterion received, those of a
+    /// load, or those of the windows of a text or the questions of a task.
     pub fn samples(&self) -> (SampleUnit, Vec<f64>) {
         match self {
             Self::Training(measures) if measures.sample_ms.is_empty() => {
                 (SampleUnit::Bytes, measures.sample_peak_bytes.iter().map(|bytes| *bytes as f64).collect())
             }
             Self::Serving(measures) => (SampleUnit::Ms, measures.sample_e2e_ms.clone()),
+            Self::Quality(measures) => (SampleUnit::Nats, measures.window_nll.clone()),
+            Self::Evaluation(measures) => (SampleUnit::Nats, measures.question_nll.clone()),
             timed => (SampleUnit::Ms, timed.sample_ms().to_vec()),
         }
     }
@@ -170,7 +176,7 @@ impl Measures {
     pub fn mbu(&self) -> Option<f64> {
         match self {
             Self::Generation(measures) => measures.mbu,
-            Self::Sweep(_) | Self::Training(_) | Self::Serving(_) => None,
+            Self::Sweep(_) | Self::Training(_) | Self::Serving(_) | Self::Quality(_) | Self::Evaluation(_) => None,
         }
     }
 
@@ -180,7 +186,7 @@ impl Measures {
             Self::Generation(measures) => measures.mfu,
             Self::Sweep(measures) => measures.mfu,
             Self::Training(measures) => measures.mfu,
-            Self::Serving(_) => None,
+            Self::Serving(_) | Self::Quality(_) | Self::Evaluation(_) => None,
         }
     }
 
@@ -190,7 +196,7 @@ impl Measures {
             Self::Generation(measures) => measures.peak_bytes,
             Self::Sweep(measures) => measures.peak_bytes,
             Self::Training(measures) => measures.peak_bytes,
-            Self::Serving(_) => None,
+            Self::Serving(_) | Self::Quality(_) | Self::Evaluation(_) => None,
         }
     }
 
@@ -215,7 +221,7 @@ impl Measures {
     pub fn output_digest(&self) -> Option<&str> {
         match self {
             Self::Generation(measures) => Some(&measures.token_digest),
-            Self::Sweep(_) | Self::Training(_) | Self::Serving(_) => None,
+            Self::Sweep(_) | Self::Training(_) | Self::Serving(_) | Self::Quality(_) | Self::Evaluation(_) => None,
         }
     }
 }
@@ -240,7 +246,7 @@ pub struct PairedRatio {
     pub pairs: usize,
 }
 
-/// Unit of the samples that Criterion received.
+/// Unit of the samples of a benchmark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[schemars(rename = "Unit")]
@@ -249,6 +255,8 @@ pub enum SampleUnit {
     Ms,
     /// Bytes of peak memory.
     Bytes,
+    /// Negative log-likelihood. The samples of two records of one id are of the same tokens.
+    Nats,
 }
 
 /// One exported figure of a benchmark.

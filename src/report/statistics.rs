@@ -33,6 +33,48 @@ pub fn p_value(a: &[f64], b: &[f64], noise: f64) -> f64 {
     mann_whitney(a, &moved)
 }
 
+/// Mean of `b` divided by the mean of `a`, whose values belong together pair by pair, and the ends of its `1 - level` confidence
+/// interval by the percentile bootstrap over pairs.
+pub fn paired_ratio(a: &[f64], b: &[f64], level: f64) -> (f64, f64, f64) {
+    let point = b.iter().sum::<f64>() / a.iter().sum::<f64>();
+    let mut random = ChaCha8Rng::seed_from_u64(0);
+    let mut resampled = || {
+        let (mut of_a, mut of_b) = (0.0, 0.0);
+        for _ in 0..a.len() {
+            let pick = (random.next_u64() % a.len() as u64) as usize;
+            (of_a, of_b) = (of_a + a[pick], of_b + b[pick]);
+        }
+        of_b / of_a
+    };
+    let mut ratios: Vec<_> = (0..RESAMPLES).map(|_| resampled()).collect();
+    ratios.sort_unstable_by(f64::total_cmp);
+    let at = |share: f64| ratios[(share * (RESAMPLES - 1) as f64).round() as usize];
+    (point, at(level / 2.0), at(1.0 - level / 2.0))
+}
+
+/// p-value of the difference between pairs beyond `noise`. It is the two-sided test of the mean difference by random changes of
+/// sign (Fisher, 1935), after `b` is scaled towards `a` by `noise`.
+pub fn paired_p_value(a: &[f64], b: &[f64], noise: f64) -> f64 {
+    let ratio = b.iter().sum::<f64>() / a.iter().sum::<f64>();
+    if (ratio.ln()).abs() <= noise.ln_1p() {
+        return 1.0;
+    }
+    let towards = if ratio > 1.0 { 1.0 / (1.0 + noise) } else { 1.0 + noise };
+    let differences: Vec<f64> = a.iter().zip(b).map(|(a, b)| b * towards - a).collect();
+    let found = differences.iter().sum::<f64>().abs();
+    let mut random = ChaCha8Rng::seed_from_u64(0);
+    let mut as_far = || {
+        let signed = differences.chunks(64).map(|differences| {
+            let signs = random.next_u64();
+            let sign = |place: usize| if signs >> place & 1 == 1 { 1.0 } else { -1.0 };
+            differences.iter().enumerate().map(|(place, difference)| sign(place) * difference).sum::<f64>()
+        });
+        signed.sum::<f64>().abs() >= found * (1.0 - 1e-12)
+    };
+    let count = (0..RESAMPLES).filter(|_| as_far()).count();
+    (count + 1) as f64 / (RESAMPLES + 1) as f64
+}
+
 /// Exact two-sided p-value of the Mann-Whitney U test. Ties count half, which is conservative.
 fn mann_whitney(a: &[f64], b: &[f64]) -> f64 {
     let pairs = a.iter().flat_map(|a| b.iter().map(move |b| (a, b)));
@@ -127,6 +169,24 @@ mod tests {
         assert!(p_value(&a, &slower(1.10), 0.03) < 0.001);
         assert!(p_value(&slower(1.10), &a, 0.03) < 0.001);
         assert!(p_value(&a, &slower(1.02), 0.0) < 0.001);
+    }
+
+    /// Values of pairs differ much more than their difference, which only a paired test finds.
+    #[test]
+    fn a_small_difference_of_pairs_is_found() {
+        let a: Vec<_> = (0..40).map(|i| 2.0 + f64::from(i * 7 % 40) / 10.0).collect();
+        let b: Vec<_> = a.iter().enumerate().map(|(i, a)| a * 1.01 + if i % 2 == 0 { 0.01 } else { -0.01 }).collect();
+        assert!(paired_p_value(&a, &b, 0.0) < 0.001 && paired_p_value(&b, &a, 0.0) < 0.001);
+        assert!(p_value(&a, &b, 0.0) > 0.5);
+        assert_eq!(paired_p_value(&a, &b, 0.02), 1.0);
+        assert_eq!(paired_p_value(&a, &a, 0.0), 1.0);
+        let (point, low, high) = paired_ratio(&a, &b, 0.05);
+        assert!(
+            (point - 1.01).abs() < 1e-9 && low > 1.008 && low < point && point < high && high < 1.012,
+            "{low} {high}"
+        );
+        // Two pairs can fall on one side by chance.
+        assert!((paired_p_value(&[1.0, 2.0], &[1.5, 2.5], 0.0) - 0.5).abs() < 0.02);
     }
 
     #[test]

@@ -216,7 +216,7 @@ impl<'a> Summary<'a> {
         let worst = comparison
             .rows(false)
             .first()
-            .filter(|row| row.verdict != Verdict::Faster)
+            .filter(|row| !matches!(row.verdict, Verdict::Faster | Verdict::Better))
             .map(|row: &&Row| format!("; worst: {} {}", row.id, super::compare::change(row.ratio)));
         Some(format!("{} since {run}{}", comparison.counted(), worst.unwrap_or_default()))
     }

@@ -131,7 +131,7 @@ const fn of_best(limit: Limit) -> ExtraColumn {
     }
 }
 
-const FAMILIES: [Family; 7] = [
+const FAMILIES: [Family; 9] = [
     Family {
         key: TableKey::MixturePrefill,
         title: "Mixtures of experts: prefill",
@@ -225,6 +225,24 @@ const FAMILIES: [Family; 7] = [
         names: &[SCENARIO, MODEL],
         extra: &[],
         note: Some("Times count from the schedule of each request. Failed requests are not in the times."),
+    },
+    Family {
+        key: TableKey::Quality,
+        title: "Perplexity",
+        is_split: true,
+        takes: |record| matches!(record.measures, Some(Measures::Quality(_))),
+        names: &[SCENARIO, MODEL, VARIANT, NameColumn { header: "reference", text: reference }],
+        extra: &[],
+        note: Some("Standard errors are computed as if tokens were independent."),
+    },
+    Family {
+        key: TableKey::Evaluation,
+        title: "Tasks",
+        is_split: false,
+        takes: |record| matches!(record.measures, Some(Measures::Evaluation(_))),
+        names: &[SCENARIO, MODEL, VARIANT],
+        extra: &[],
+        note: None,
     },
     Family {
         key: TableKey::Generation,
@@ -416,7 +434,10 @@ pub(super) fn quantity(value: f64, unit: MeasureUnit) -> String {
         MeasureUnit::Count | MeasureUnit::Tokens => format!("{value:.0}"),
         MeasureUnit::Bytes => number(Some(value / 1e6)),
         MeasureUnit::Share => format!("{:.0} %", value * 100.0),
-        MeasureUnit::Loss => format!("{value:.3}"),
+        MeasureUnit::Accuracy => format!("{:.2} %", value * 100.0),
+        MeasureUnit::Loss | MeasureUnit::Perplexity => format!("{value:.3}"),
+        MeasureUnit::Nats if value != 0.0 && value.abs() < 1e-3 => format!("{value:.1e}"),
+        MeasureUnit::Nats => format!("{value:.4}"),
         MeasureUnit::None
         | MeasureUnit::Ms
         | MeasureUnit::TokensPerS
@@ -431,6 +452,17 @@ pub(super) fn quantity(value: f64, unit: MeasureUnit) -> String {
 
 fn variant(record: &Record) -> String {
     record.subject.variant().to_string()
+}
+
+/// Variant of the reference that a divergence is from.
+fn reference(record: &Record) -> String {
+    match &record.measures {
+        Some(Measures::Quality(measures)) => {
+            let variant = measures.reference.as_ref().and_then(|id| id.rsplit('/').next());
+            variant.unwrap_or("none").to_owned()
+        }
+        _ => String::new(),
+    }
 }
 
 fn generation(record: &Record) -> Option<&Generation> {
@@ -649,7 +681,7 @@ mod tests {
         assert_eq!(notes, ["[1] the first reason", "[2] the second reason", "[2] the second reason"]);
         let first = tables[0].markdown();
         assert!(first.contains(" [1] |") && first.contains(" [2] |"), "{first}");
-        assert!(tables[1..].iter().any(|table| table.markdown().contains(" [2] |")));
+        assert!(tables[1..].iter().any(|table| table.markdown().contains(" [2] ")));
     }
 
     #[test]

@@ -11,8 +11,8 @@ use crate::{
     measure::machine,
     model::MINI,
     record::{
-        BenchmarkId, Conditions, Generation, Limits, Machine, Measures, Record, Routing, SCHEMA, Serving, Spread,
-        Stability, Status, Subject, Sweep, Training, Work,
+        BenchmarkId, Conditions, Evaluation, Generation, Limits, Machine, Measures, Quality, Record, Routing, SCHEMA,
+        Serving, Spread, Stability, Status, Subject, Sweep, Training, Work,
     },
     scenario::{
         self, EXPERT_GRID, FeedForward, GENERATION, MOE_TOP_K, Phase, Quantity, SWEEP, TRAININGS, Tier, Trained,
@@ -52,6 +52,8 @@ pub fn records(run: &str, seed: u64, times: usize, now: DateTime<Utc>) -> Result
         kinds.extend(groups.iter().flat_map(entries).map(|(group, entry)| Kind::Training(group, entry)));
     }
     kinds.extend([1, 4, 16].map(Kind::Serving));
+    kinds.extend(MINI.map(Kind::Quality));
+    kinds.extend(["lambada_openai", "hellaswag"].map(Kind::Evaluation));
     kinds.push(Kind::Failed);
     let template = template(run, now);
     let all = (0..times).flat_map(move |_| kinds.clone()).enumerate();
@@ -67,6 +69,10 @@ enum Kind {
     Generation(&'static scenario::Generation, String, Option<FeedForward>),
     Sweep(&'static str, Box<Subject>),
     Training(&'static TrainingScenario, Trained),
+    /// Perplexity of a model.
+    Quality(&'static str),
+    /// Accuracy of a task.
+    Evaluation(&'static str),
     /// Requests per second of the load.
     Serving(u32),
     Failed,
@@ -111,6 +117,14 @@ impl Kind {
                     of,
                     Some(serving(*rate, draw)),
                 );
+            }
+            Self::Quality(model) => {
+                let scenario = "perplexity_sandbox-00000000_w1024_s256";
+                (scenario, subject(model, "tuned"), Some(Measures::Quality(quality(draw))))
+            }
+            Self::Evaluation(task) => {
+                let scenario = format!("eval_{task}-00000000_n256");
+                return Self::made_up(template, &scenario, subject(MINI[0], "tuned"), Some(evaluation(task, draw)));
             }
             Self::Failed => ("medium", subject("sandbox-model", "stock"), None),
         };
@@ -267,6 +281,50 @@ fn serving(rate: u32, draw: &mut Draw) -> Measures {
         sample_e2e_ms: draw.around(e2e_ms, 20),
         // No other measure is made up.
         ..Serving::default()
+    })
+}
+
+/// A subject and its divergence from a reference.
+fn quality(draw: &mut Draw) -> Quality {
+    let nll = draw.between(2.0, 3.0);
+    let windows = draw.around(nll, 40);
+    let nll = windows.iter().sum::<f64>() / windows.len() as f64;
+    Quality {
+        perplexity: nll.exp(),
+        perplexity_standard_error: Some(0.02 * nll.exp()),
+        nll,
+        nll_standard_error: Some(0.02),
+        transformers_nll: nll,
+        nll_per_byte: Some(nll / 4.0),
+        bits_per_byte: Some(nll / 4.0 / std::f64::consts::LN_2),
+        nll_per_word: Some(1.3 * nll),
+        scored_tokens: 11_007,
+        window_tokens: 1024,
+        stride_tokens: 256,
+        file_sha256: "0".repeat(64),
+        reference: Some(format!("perplexity_sandbox-00000000_w1024_s256/{}/stock-f32-cpu", MINI[0])),
+        kl_mean: Some(draw.between(1e-5, 2e-5)),
+        kl_standard_error: Some(1e-6),
+        kl_max: Some(draw.between(1e-3, 2e-3)),
+        top1_agreement: Some(draw.between(0.98, 1.0)),
+        window_nll: windows,
+    }
+}
+
+/// A task with choices, or with one continuation.
+fn evaluation(task: &str, draw: &mut Draw) -> Measures {
+    let (has_choices, nll) = (task == "hellaswag", draw.between(2.0, 3.0));
+    Measures::Evaluation(Evaluation {
+        task: task.into(),
+        questions: 256,
+        accuracy: draw.between(0.4, 0.6),
+        accuracy_standard_error: Some(0.03),
+        accuracy_norm: has_choices.then(|| draw.between(0.4, 0.6)),
+        accuracy_norm_standard_error: has_choices.then_some(0.03),
+        target_perplexity: (!has_choices).then(|| nll.exp()),
+        target_perplexity_standard_error: (!has_choices).then_some(0.5),
+        questions_sha256: "0".repeat(64),
+        question_nll: draw.around(nll, 256),
     })
 }
 

@@ -27,6 +27,9 @@ pub struct Compare {
     /// Exit with code 1 if the peak memory of a benchmark rose by this or more, such as 1%
     #[arg(long, value_parser = percent)]
     fail_memory_above: Option<f64>,
+    /// Exit with code 1 if the negative log-likelihood of a text or task rose significantly by more than this, such as 0.5%
+    #[arg(long, value_parser = percent)]
+    fail_quality_above: Option<f64>,
     /// Ignore differences up to this share
     #[arg(long, value_parser = percent, default_value = "3%")]
     noise: f64,
@@ -71,7 +74,16 @@ impl Compare {
             let id = text::line(&row.id);
             output::report(format_args!("regression: {id} takes {rise:.1} % more memory at its peak"));
         }
-        Ok(if slower.is_empty() && larger.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        let worse = self.fail_quality_above.map_or(Vec::new(), |share| comparison.quality_regressions(share));
+        for row in &worse {
+            let rise = (row.ratio - 1.0) * 100.0;
+            output::report(format_args!("regression: the NLL of {} is {rise:.2} % higher", text::line(&row.id)));
+        }
+        Ok(if slower.is_empty() && larger.is_empty() && worse.is_empty() {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        })
     }
 }
 

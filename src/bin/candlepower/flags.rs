@@ -2,7 +2,10 @@
 
 use std::marker::PhantomData;
 
-use candlepower::config::{Config, Key};
+use candlepower::{
+    config::{Config, Key},
+    settings::GRID,
+};
 use clap::{Arg, ArgMatches, Args, Command, FromArgMatches};
 
 /// Selects the keys that a command takes.
@@ -16,6 +19,15 @@ pub struct All;
 impl Select for All {
     fn takes(_: &str) -> bool {
         true
+    }
+}
+
+/// The settings of a command that names its model itself.
+pub struct OneModel;
+
+impl Select for OneModel {
+    fn takes(key: &str) -> bool {
+        !["models", "tier", "skew", "out", "pairing"].contains(&key) && !GRID.contains(&key)
     }
 }
 

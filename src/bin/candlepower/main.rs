@@ -4,16 +4,19 @@ mod bench;
 mod compare;
 mod doctor;
 mod duel;
+mod eval;
 mod export;
 mod flags;
 mod history;
 mod list;
 mod load;
 mod nightly;
+mod perplexity;
 mod process;
 mod report;
 mod run;
 mod sandbox;
+mod subjects;
 mod sweep;
 mod train;
 mod watch;
@@ -48,6 +51,10 @@ enum What {
     Doctor(doctor::Doctor),
     /// Set the settings from flags and run `cargo bench`
     Bench(bench::Bench),
+    /// Score a text: perplexity in sliding windows, and the divergence from a reference
+    Perplexity(Box<perplexity::Perplexity>),
+    /// Score tasks by log-likelihood, as lm-evaluation-harness does
+    Eval(Box<eval::Eval>),
     /// Send requests to an OpenAI-compatible server by a schedule, and measure the answers
     Load(Box<load::Load>),
     /// Train and run backbones for series over a grid of architectures and sizes
@@ -141,6 +148,8 @@ fn main() -> ExitCode {
             What::Run(run) => run.run(),
             What::List(list) => list.run(),
             What::Load(load) => load.run(),
+            What::Perplexity(perplexity) => perplexity.run(),
+            What::Eval(eval) => eval.run(),
             What::Doctor(doctor) => doctor.run(),
             What::Bench(bench) => bench.run(),
             What::Compare(compare) => compare.run(),

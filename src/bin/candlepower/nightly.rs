@@ -59,6 +59,8 @@ struct Config {
     fail_above: String,
     #[serde(default = "Config::fail_memory_above")]
     fail_memory_above: String,
+    #[serde(default = "Config::fail_quality_above")]
+    fail_quality_above: String,
     /// Number of runs to keep.
     #[serde(default = "Config::keep")]
     keep: usize,
@@ -77,17 +79,22 @@ impl Config {
     fn fail_memory_above() -> String {
         "1%".into()
     }
+    fn fail_quality_above() -> String {
+        "0.5%".into()
+    }
     fn keep() -> usize {
         30
     }
 }
 
-/// One call of `cargo bench`.
+/// One call of `cargo bench`, or of a command that scores a model.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Benchmarks {
     /// Bench target, such as `generation`.
-    bench: String,
+    bench: Option<String>,
+    /// Arguments of a command instead: `perplexity` or `eval`, and what follows.
+    score: Option<Vec<String>>,
     /// Regular expression over ids; `None` selects all.
     filter: Option<String>,
     budget_minutes: Option<f64>,
@@ -136,6 +143,7 @@ impl Nightly {
         let share = |key: &str, text: &str| percent(text).map_err(|error| anyhow!("{key}: {error}"));
         let fail_above = share("fail_above", &config.fail_above)?;
         let fail_memory_above = share("fail_memory_above", &config.fail_memory_above)?;
+        let fail_quality_above = share("fail_quality_above", &config.fail_quality_above)?;
         let runs = config.folder.join("runs");
         fs::create_dir_all(&runs).with_context(|| format!("{} could not be made", runs.display()))?;
 
@@ -186,6 +194,8 @@ impl Nightly {
             let larger = comparison.memory_regressions(fail_memory_above).into_iter();
             let rise = |ratio: Option<f64>| (ratio.unwrap_or(1.0) - 1.0) * 100.0;
             problems.extend(larger.map(|row| format!("{}: {:.1} % more memory", row.id, rise(row.memory_ratio))));
+            let worse = comparison.quality_regressions(fail_quality_above).into_iter();
+            problems.extend(worse.map(|row| format!("{}: {:.2} % higher NLL", row.id, (row.ratio - 1.0) * 100.0)));
         }
 
         let good = problems.is_empty();
@@ -244,6 +254,19 @@ impl Nightly {
             );
         }
         for benchmarks in &config.benchmarks {
+            let command = benchmarks.score.as_ref().map(|arguments| arguments.first().map_or("", String::as_str));
+            ensure!(
+                command.is_none_or(|command| ["perplexity", "eval"].contains(&command)),
+                "{name}: score: begin with perplexity or eval"
+            );
+            ensure!(
+                benchmarks.bench.is_some() != benchmarks.score.is_some(),
+                "{name}: each of the benchmarks has either bench or score"
+            );
+            ensure!(
+                benchmarks.bench.is_some() || (benchmarks.filter.is_none() && benchmarks.features.is_none()),
+                "{name}: filter and features need bench"
+            );
             for key in benchmarks.settings.keys() {
                 let names: Vec<_> = Settings::KEYS.iter().map(|key| key.name).collect();
                 ensure!(
@@ -313,28 +336,40 @@ fn last_good(file: &Path, runs: &Path) -> Result<Option<PathName>> {
 
 impl Benchmarks {
     /// # Errors
-    /// Returns an error if `cargo bench` fails or takes too long. Records written before that are kept.
+    /// Returns an error if the command fails or takes too long. Records written before that are kept.
     fn run(&self, run: &PathName, folder: &Path, until: Instant, signals: &Signals) -> Result<()> {
-        let name = format!("{} {}", self.bench, self.filter.as_deref().unwrap_or_default());
-        let name = name.trim();
+        let score = self.score.as_deref().unwrap_or_default();
+        let name = self.bench.iter().chain(&self.filter).chain(score).map(String::as_str).collect::<Vec<_>>().join(" ");
         let left = until.saturating_duration_since(Instant::now());
         ensure!(!left.is_zero(), "{name}: skipped: the budget for all benchmarks is used up");
         let budget = self.budget_minutes.map_or(left, |own| minutes(own).min(left));
-        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        cargo.args(["bench", "--bench", &self.bench]);
-        if let Some(features) = &self.features {
-            cargo.args(["--features", features]);
-        }
-        cargo.arg("--").args(&self.filter);
+        let mut command = match &self.bench {
+            Some(bench) => {
+                let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+                cargo.args(["bench", "--bench", bench]);
+                if let Some(features) = &self.features {
+                    cargo.args(["--features", features]);
+                }
+                cargo.arg("--").args(&self.filter);
+                cargo
+            }
+            None => {
+                let mut own = Command::new(std::env::current_exe()?);
+                own.args(score);
+                own
+            }
+        };
         let here = std::env::current_dir()?;
-        cargo.env("CANDLEPOWER_RUN", run.as_str()).env("CANDLEPOWER_OUT", here.join(folder).join("runs"));
-        cargo.env("CRITERION_HOME", here.join(folder).join("criterion"));
+        command.env("CANDLEPOWER_RUN", run.as_str()).env("CANDLEPOWER_OUT", here.join(folder).join("runs"));
+        command.env("CRITERION_HOME", here.join(folder).join("criterion"));
         for (key, value) in &self.settings {
             let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-            cargo.env(format!("{PREFIX}{}", key.to_uppercase()), value);
+            command.env(format!("{PREFIX}{}", key.to_uppercase()), value);
         }
-        match process::run(&mut cargo, Some(budget), signals).context("cargo could not be started: is it installed?")? {
-            Ended::Exited(status) => ensure!(status.success(), "{name}: cargo bench ended with {status}"),
+        let program = if self.bench.is_some() { "cargo" } else { "candlepower" };
+        let ended = process::run(&mut command, Some(budget), signals);
+        match ended.with_context(|| format!("{program} could not be started: is it installed?"))? {
+            Ended::Exited(status) => ensure!(status.success(), "{name}: {program} ended with {status}"),
             Ended::OutOfTime => {
                 bail!("{name}: stopped after its budget of {:.1} minutes", budget.as_secs_f64() / 60.0)
             }

@@ -11,22 +11,12 @@ use candlepower::{
     report::table,
     runner::{self, Candidate, Session},
     scenario::{GENERATION, Generation, Sampling, Tier},
-    settings::{GRID, Settings},
+    settings::Settings,
     workload::{GenerationWorkload, Outcome, SharedSubject},
 };
 use clap::Args;
 
-use crate::flags::{Flags, Select};
-
-/// The settings of one generation with one model.
-pub struct OneModel;
-
-impl Select for OneModel {
-    fn takes(key: &str) -> bool {
-        let of_groups = ["models", "tier", "skew", "out", "pairing"];
-        !of_groups.contains(&key) && !GRID.contains(&key)
-    }
-}
+use crate::flags::{Flags, OneModel};
 
 /// A model that was loaded, and its description in records.
 struct Loaded {

@@ -12,7 +12,7 @@ use anyhow::{Result, bail};
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::statistics::{holm, median, p_value, ratio};
+use super::statistics::{holm, median, p_value, paired_p_value, paired_ratio, ratio};
 use crate::{
     record::{self, Record, SampleUnit, Status},
     scenario,
@@ -176,11 +176,11 @@ pub struct Row {
     pub id: String,
     /// Unit of the medians.
     pub unit: SampleUnit,
-    /// Median of `a`.
+    /// Median of `a`. In nats, the mean.
     pub a: f64,
-    /// Median of `b`.
+    /// Median of `b`. In nats, the mean.
     pub b: f64,
-    /// Median of `b` divided by that of `a`. Above 1, `b` is slower or uses more memory.
+    /// `b` divided by `a`. Above 1, `b` is slower, uses more memory, or finds the text less likely.
     pub ratio: f64,
     /// Lower end of the confidence interval of the ratio, at the level of the comparison.
     pub low: f64,
@@ -212,12 +212,33 @@ pub enum Verdict {
     More,
     /// Less memory.
     Less,
+    /// The text is less likely; only for a benchmark of quality.
+    Worse,
+    /// The text is more likely.
+    Better,
     /// No change was found.
     Same,
 }
 
 /// Share up to which a difference in memory counts as noise. Peak memory hardly varies between runs of the same code.
 pub(super) const MEMORY_NOISE: f64 = 0.005;
+
+/// Share up to which a difference in negative log-likelihood counts as noise. Kernels that sum in another order change it by
+/// less.
+pub(super) const QUALITY_NOISE: f64 = 1e-4;
+
+/// A test of two samples beyond a noise.
+type Test = fn(&[f64], &[f64], f64) -> f64;
+
+/// The statistics of a unit: the test, the ratio with its interval, and the value that stands for a sample. Samples in nats
+/// are of the same tokens, so they are compared pair by pair.
+#[expect(clippy::type_complexity, reason = "three functions")]
+fn statistics(unit: SampleUnit) -> (Test, fn(&[f64], &[f64], f64) -> (f64, f64, f64), fn(&[f64]) -> f64) {
+    match unit {
+        SampleUnit::Ms | SampleUnit::Bytes => (p_value, ratio, median),
+        SampleUnit::Nats => (paired_p_value, paired_ratio, |sample| sample.iter().sum::<f64>() / sample.len() as f64),
+    }
+}
 
 /// Compares every benchmark that both sides have.
 ///
@@ -234,6 +255,7 @@ pub fn compare(a: &Side, b: &Side, strictness: Strictness) -> Result<Comparison>
         .iter()
         .filter_map(|(id, old)| Some((id, old, b.benchmarks.get(id)?)))
         .filter(|(_, old, new)| old.unit == new.unit && !old.samples.is_empty() && !new.samples.is_empty())
+        .filter(|(_, old, new)| old.unit != SampleUnit::Nats || old.samples.len() == new.samples.len())
         .collect();
     if both.is_empty() {
         bail!("{} and {} have no benchmark in common", a.name, b.name);
@@ -241,19 +263,23 @@ pub fn compare(a: &Side, b: &Side, strictness: Strictness) -> Result<Comparison>
     let granted = |unit| match unit {
         SampleUnit::Ms => strictness,
         SampleUnit::Bytes => Strictness { noise: MEMORY_NOISE, ..strictness },
+        SampleUnit::Nats => Strictness { noise: QUALITY_NOISE, ..strictness },
     };
-    let p_values: Vec<_> =
-        both.iter().map(|(_, old, new)| p_value(&old.samples, &new.samples, granted(old.unit).noise)).collect();
+    let p_values: Vec<_> = both
+        .iter()
+        .map(|(_, old, new)| statistics(old.unit).0(&old.samples, &new.samples, granted(old.unit).noise))
+        .collect();
     let rows: Vec<Row> = both
         .iter()
         .zip(holm(&p_values))
         .map(|((id, old, new), p)| {
+            let (_, ratio, middle) = statistics(old.unit);
             let (ratio, low, high) = ratio(&old.samples, &new.samples, level);
             Row {
                 id: (*id).clone(),
                 unit: old.unit,
-                a: median(&old.samples),
-                b: median(&new.samples),
+                a: middle(&old.samples),
+                b: middle(&new.samples),
                 ratio,
                 low,
                 high,
@@ -264,8 +290,11 @@ pub fn compare(a: &Side, b: &Side, strictness: Strictness) -> Result<Comparison>
                     (SampleUnit::Ms, true) => Verdict::Faster,
                     (SampleUnit::Bytes, true) if ratio > 1.0 => Verdict::More,
                     (SampleUnit::Bytes, true) => Verdict::Less,
+                    (SampleUnit::Nats, true) if ratio > 1.0 => Verdict::Worse,
+                    (SampleUnit::Nats, true) => Verdict::Better,
                 },
                 minimum_detectable_change: minimum_detectable_change(
+                    old.unit,
                     &old.samples,
                     &new.samples,
                     granted(old.unit),
@@ -300,6 +329,7 @@ pub fn compare(a: &Side, b: &Side, strictness: Strictness) -> Result<Comparison>
 
 /// The smallest slowdown, as a share, that the test detects in samples with the spread of these.
 fn minimum_detectable_change(
+    unit: SampleUnit,
     a: &[f64],
     b: &[f64],
     Strictness { noise, level }: Strictness,
@@ -307,10 +337,11 @@ fn minimum_detectable_change(
 ) -> Option<f64> {
     /// Resolution of the search.
     const STEP: f64 = 0.001;
-    let equal = median(a) / median(b);
+    let (test, _, middle) = statistics(unit);
+    let equal = middle(a) / middle(b);
     let is_found = |step: usize| {
         let slower: Vec<f64> = b.iter().map(|ms| ms * equal * (1.0 + step as f64 * STEP)).collect();
-        p_value(a, &slower, noise) * (tests as f64) < level
+        test(a, &slower, noise) * (tests as f64) < level
     };
     // The test is monotone in the slowdown, so bisection finds the threshold.
     let (mut missed, mut found) = (0, (1.0 / STEP) as usize);
@@ -349,7 +380,16 @@ fn remarks(a: &Side, b: &Side, rows: &[Row]) -> Vec<String> {
 impl Comparison {
     /// Benchmarks that are significantly slower, by more than `share`.
     pub fn regressions(&self, share: f64) -> Vec<&Row> {
-        self.rows.iter().filter(|row| row.verdict == Verdict::Slower && row.ratio > 1.0 + share).collect()
+        self.judged(Verdict::Slower, share)
+    }
+
+    /// Benchmarks whose negative log-likelihood rose significantly, by more than `share`.
+    pub fn quality_regressions(&self, share: f64) -> Vec<&Row> {
+        self.judged(Verdict::Worse, share)
+    }
+
+    fn judged(&self, verdict: Verdict, share: f64) -> Vec<&Row> {
+        self.rows.iter().filter(|row| row.verdict == verdict && row.ratio > 1.0 + share).collect()
     }
 
     /// Benchmarks whose peak memory rose by at least `share`.
@@ -378,6 +418,30 @@ mod tests {
 
     fn side(name: &str, records: &[Record]) -> Side {
         Side::from_records(name, records)
+    }
+
+    /// Windows differ more from one another than the change, so pairs are compared.
+    #[test]
+    fn a_loss_of_quality_is_found_in_pairs() {
+        let quality = |factor: f64| {
+            let mut record = record("perplexity_a-00000000_w8_s4/m/tuned-f32-cpu", 1.0, |_, _| ());
+            let window_nll = (0..30).map(|window| factor * (2.0 + f64::from(window) / 10.0)).collect();
+            record.measures = Some(Measures::Quality(record::Quality { window_nll, ..Default::default() }));
+            side("side", &[record])
+        };
+        let compared = |factor: f64| compare(&quality(1.0), &quality(factor), STRICTNESS).expect("one in common");
+        let worse = compared(1.01);
+        let row = &worse.rows[0];
+        assert_eq!((row.unit, row.verdict), (SampleUnit::Nats, Verdict::Worse));
+        assert!((row.a - 3.45).abs() < 1e-9 && (row.ratio - 1.01).abs() < 1e-9, "{row:?}");
+        assert!(row.minimum_detectable_change.is_some_and(|share| share < 0.005), "{row:?}");
+        assert_eq!((worse.quality_regressions(0.005).len(), worse.quality_regressions(0.02).len()), (1, 0));
+        assert!(worse.regressions(0.0).is_empty());
+        assert!(worse.counted().contains("quality: 1 worse, 0 better"), "{}", worse.counted());
+        assert!(worse.text(false).contains("3.4500 nats"), "{}", worse.text(false));
+        assert_eq!(compared(0.99).rows[0].verdict, Verdict::Better);
+        assert_eq!(compared(1.000_05).rows[0].verdict, Verdict::Same);
+        assert!(!compared(1.0).counted().contains("quality"));
     }
 
     #[test]
@@ -424,7 +488,7 @@ mod tests {
         let mut before = 0.0;
         for share in [0.0001, 0.004, 0.02] {
             let (a, b) = (spread(100.0, share), spread(130.0, share));
-            let from = minimum_detectable_change(&a, &b, strictness, 20).expect("a threshold");
+            let from = minimum_detectable_change(SampleUnit::Ms, &a, &b, strictness, 20).expect("a threshold");
             assert!(from > before, "a wider spread raises the threshold: {from} after {before}");
             let slowed = |share: f64| b.iter().map(|ms| ms / 1.3 * (1.0 + share)).collect::<Vec<_>>();
             assert!(p_value(&a, &slowed(from), 0.03) * 20.0 < 0.05);
@@ -432,7 +496,11 @@ mod tests {
             before = from;
         }
         assert!(before > 0.03 && before < 0.2, "{before}");
-        assert_eq!(minimum_detectable_change(&[1.0], &[1.0], strictness, 1), None, "one sample each detects nothing");
+        assert_eq!(
+            minimum_detectable_change(SampleUnit::Ms, &[1.0], &[1.0], strictness, 1),
+            None,
+            "one sample each detects nothing"
+        );
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt::Write};
 
 use anyhow::{Context, Result};
 
-use super::{Comparison, MEMORY_NOISE, Row, Strictness, Verdict};
+use super::{Comparison, MEMORY_NOISE, QUALITY_NOISE, Row, Strictness, Verdict};
 use crate::{
     record::{self, SampleUnit},
     report::text_table::{TERMINAL_WIDTH, markdown, terminal, wrapped},
@@ -79,6 +79,8 @@ impl Verdict {
             Self::Faster => "faster",
             Self::More => "more memory",
             Self::Less => "less memory",
+            Self::Worse => "worse quality",
+            Self::Better => "better quality",
             Self::Same => "no change",
         }
     }
@@ -130,6 +132,10 @@ impl Comparison {
         let unchanged = count(Verdict::Same);
         let mut text =
             format!("{} slower, {} faster, {unchanged} unchanged", count(Verdict::Slower), count(Verdict::Faster));
+        let (worse, better) = (count(Verdict::Worse), count(Verdict::Better));
+        if worse + better > 0 {
+            let _ = write!(text, "; quality: {worse} worse, {better} better");
+        }
         let memory: Vec<f64> = self.rows.iter().filter_map(Row::changed_memory).collect();
         if !memory.is_empty() {
             let more = memory.iter().filter(|ratio| **ratio > 1.0).count();
@@ -201,6 +207,8 @@ impl Comparison {
             (Verdict::Faster, true),
             (Verdict::More, false),
             (Verdict::Less, false),
+            (Verdict::Worse, false),
+            (Verdict::Better, false),
             (Verdict::Same, true),
         ] {
             let ratios = of(verdict);
@@ -253,14 +261,15 @@ impl Comparison {
         let groups: Vec<_> = self.groups.iter().map(|(group, ratio)| format!("{group} {}", change(*ratio))).collect();
         let Strictness { noise, level } = self.strictness;
         format!(
-            "Geometric means: {}. The change is that of the median time, or of peak memory in benchmarks of memory. p is \
-             corrected for {} benchmarks. Changes of up to {:.0} % of time and {:.1} % of memory count as noise. One \
-             comparison in {:.0} of two runs of the same code may find a change. The minimum detectable change is the \
+            "Geometric means: {}. The change is that of the median time, of peak memory in benchmarks of memory, or of the mean \
+             negative log-likelihood in benchmarks of quality. p is corrected for {} benchmarks. Changes of up to {:.0} % of \
+             time, {:.1} % of memory and {} % of likelihood count as noise. One comparison in {:.0} of two runs of the same code may find a change. The minimum detectable change is the \
              smallest slowdown that the test detects in samples with this spread.",
             groups.join(", "),
             self.rows.len(),
             noise * 100.0,
             MEMORY_NOISE * 100.0,
+            QUALITY_NOISE * 100.0,
             1.0 / level
         )
     }
@@ -287,5 +296,6 @@ pub fn quantity(unit: SampleUnit, value: f64) -> String {
         SampleUnit::Bytes => format!("{:.1} MB", value / 1e6),
         SampleUnit::Ms if value >= 100.0 => format!("{value:.0} ms"),
         SampleUnit::Ms => format!("{value:.2} ms"),
+        SampleUnit::Nats => format!("{value:.4} nats"),
     }
 }

@@ -23,8 +23,8 @@ impl Comparison {
         chart.vertical(0.0, Style { colour: Colour::NEUTRAL, dash: 0 });
         for (place, row) in rows.iter().enumerate() {
             let colour = match row.verdict {
-                Verdict::Slower | Verdict::More => Colour::WORSE,
-                Verdict::Faster | Verdict::Less => Colour::BETTER,
+                Verdict::Slower | Verdict::More | Verdict::Worse => Colour::WORSE,
+                Verdict::Faster | Verdict::Less | Verdict::Better => Colour::BETTER,
                 Verdict::Same => Colour::NEUTRAL,
             };
             let interval = (percent(row.low), percent(row.ratio), percent(row.high));

@@ -29,7 +29,7 @@ use crate::{
         add_norm, embed, norm, products, soft_cap,
     },
     model::{
-        causal_lm::{CacheBytes, CausalLm, Footprint, Part},
+        causal_lm::{CacheBytes, CausalLm, Footprint, LogitRows, Part},
         config::ModelConfig,
     },
 };
@@ -46,6 +46,10 @@ pub fn cache_bytes(config: &ModelConfig, dtype: DType, tokens: usize) -> CacheBy
     let used = config.cache_row_bytes(dtype) * seen as u64;
     CacheBytes { used, allocated: allocated_bytes(config, dtype, tokens) }
 }
+
+/// Rows of logits that one product computes. The product reads the head once, and its result takes 64 MiB where the vocabulary
+/// has 262,144 tokens.
+const LOGIT_ROWS: usize = 64;
 
 /// A decoder with its sequences.
 pub struct CpuDecoder<E> {
@@ -263,6 +267,17 @@ impl<E: Element> CausalLm for CpuDecoder<E> {
         self.sequences.clear();
         self.load.clear();
         Ok(())
+    }
+
+    fn logit_rows<'a>(&'a mut self, tokens: &'a [u32], from: usize) -> Result<LogitRows<'a>> {
+        self.reset()?;
+        let hidden = self.hidden(&[Part { sequence: 0, tokens, position: 0 }])?;
+        let (width, vocabulary, count) = (self.config.hidden_size, self.config.vocab_size, tokens.len());
+        let block = move |first: usize| {
+            let logits = self.logits(&hidden[first * width..count.min(first + LOGIT_ROWS) * width]);
+            logits.chunks_exact(vocabulary).map(|row| Ok(row.to_vec())).collect::<Vec<_>>()
+        };
+        Ok(Box::new((from..count).step_by(LOGIT_ROWS).flat_map(block)))
     }
 
     fn max_sequences(&self) -> usize {

@@ -1,0 +1,45 @@
+//! The models that a command scores, each on its engines, and the records of their scores.
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+use candlepower::{
+    model,
+    record::{self, Measures, Record},
+    runner::{Candidate, Session},
+    settings::Settings,
+    workload::{Measured, Outcome},
+};
+
+/// Loads the models of the settings, each on the engines that they name, or on one engine if they name none.
+pub fn load(settings: &Settings) -> Result<Vec<(record::Subject, model::Subject)>> {
+    let is_default = settings.sources["engine"].from == "default";
+    let mut loaded = Vec::new();
+    for spec in &settings.models {
+        let engines = settings.engines_for(spec);
+        for engine in engines.iter().take(if is_default { 1 } else { engines.len() }) {
+            let subject = model::load(spec, *engine, settings.dtype, settings.device, settings.seed)?;
+            let one = Settings { models: vec![spec.clone()], engine: vec![*engine], ..settings.clone() };
+            let mut candidate = Candidate::from_settings(&one).remove(0);
+            candidate.learn(&subject);
+            loaded.push((candidate.about, subject));
+        }
+    }
+    Ok(loaded)
+}
+
+/// The record of a score, which does not depend on the speed of the machine.
+pub fn record(
+    session: &Session,
+    scenario: &str,
+    about: record::Subject,
+    measures: Measures,
+    mut unmeasured: BTreeMap<String, String>,
+    deviates: Option<String>,
+) -> Record {
+    for field in ["limits", "conditions"] {
+        unmeasured.insert(field.into(), "a score does not depend on the speed of the machine".into());
+    }
+    let outcome = Outcome { measured: Ok(Measured { measures, unmeasured }), deviates };
+    session.record(scenario, about, outcome, None)
+}
