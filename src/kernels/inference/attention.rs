@@ -334,11 +334,12 @@ impl Attention {
                         machine.dispatch.run(Sums {
                             x: turned,
                             stride,
+                            step: E::GROUP,
                             rows,
                             panel: cache.keys(block, head, panel),
                             width: PANEL,
                             groups: stride / E::GROUP,
-                            out: &mut scores[panel * PANEL - from..],
+                            out: Parts::new(&mut scores[panel * PANEL - from..]),
                             out_stride: BLOCK,
                             add: false,
                         });
@@ -360,11 +361,12 @@ impl Attention {
                         machine.dispatch.run(Sums {
                             x: shares,
                             stride: BLOCK,
+                            step: E::GROUP,
                             rows,
                             panel: &values[from * width..],
                             width,
                             groups: (to - from).div_ceil(E::GROUP),
-                            out: &mut partial.values[element..],
+                            out: Parts::new(&mut partial.values[element..]),
                             out_stride: partial.width,
                             add: true,
                         });
