@@ -16,11 +16,11 @@ use super::inference::{
 /// Inputs that are multiplied at a time, so that the part of a panel that they fill stays in a core's L2 cache.
 const DEPTH: usize = 1024;
 
-/// Rows of a left operand that is packed: they lie side by side for each input. A multiple of the rows of every kernel.
+/// Rows that a kernel computes at a time, or a multiple of them.
 const TILE: usize = 6;
 
-/// Tiles that are packed together, so that whole cache lines are read.
-const TILES: usize = 16;
+/// Rows of a left operand that are packed together: tiles that fill whole cache lines.
+const LINES: usize = 48;
 
 /// Multiplications that one thread does in about the time in which two threads could meet.
 const SMALL: usize = 400_000;
@@ -139,49 +139,45 @@ type Packed<'a> = Option<&'a [f32]>;
 impl Task<'_> {
     fn run(&self) {
         let (rows, columns, depth) = (self.lhs.rows, self.rhs.columns, self.lhs.columns);
-        let panels = columns.div_ceil(PANEL);
-        let is_small = self.machine.threads() == 1 || rows * columns * depth < SMALL;
-        // The kernels read a row of the left operand in order.
-        let lhs_len = if self.lhs.column_stride == 1 { 0 } else { rows.next_multiple_of(TILE) * depth };
+        let (threads, panels) = (self.machine.threads(), columns.div_ceil(PANEL));
+        let is_small = threads == 1 || rows * columns * depth < SMALL;
+        let each = |tasks: usize, task: &(dyn Fn(usize) + Sync)| match is_small {
+            true => (0..tasks).for_each(task),
+            false => self.machine.pool.run(tasks, task),
+        };
         // Where all threads have panels of their own, each packs them when it needs them. Few panels are packed together first,
         // and the rows are shared out.
-        let is_shared = !is_small && panels < 4 * self.machine.threads();
-        let rhs_len = if is_shared { columns.next_multiple_of(STEP) * depth } else { 0 };
-        aligned(lhs_len, |lhs| {
-            aligned(rhs_len, |rhs| {
-                let lhs_parts = if lhs_len > 0 { rows.div_ceil(TILES * TILE) } else { 0 };
-                let depths = depth.div_ceil(DEPTH);
-                {
-                    let (packed, to) = (Parts::new(lhs), Parts::new(rhs));
-                    let pack = |number: usize| match number.checked_sub(lhs_parts) {
-                        None => self.pack_tiles(&packed, number),
-                        Some(part) => {
-                            let (panel, inputs) = (part / depths, part % depths * DEPTH);
-                            let inputs = inputs..depth.min(inputs + DEPTH);
-                            let width = self.width(panel);
-                            let start = panel * PANEL * depth + inputs.start * width;
-                            // SAFETY: each task packs its own inputs of its own panel.
-                            self.pack_panel(panel, inputs.clone(), unsafe {
-                                to.get(start..start + inputs.len() * width)
-                            });
+        let is_shared = !is_small && panels < 4 * threads;
+        let chunks = if is_shared { (4 * threads).div_ceil(panels) } else { 1 };
+        let chunk = rows.div_ceil(chunks).next_multiple_of(TILE);
+        let chunks = rows.div_ceil(chunk);
+        // The kernels read a row of the left operand in order.
+        let blocks = if self.lhs.column_stride == 1 { 0 } else { rows.div_ceil(LINES) };
+        let deepest = depth.min(DEPTH);
+        aligned(blocks * LINES * deepest, |lhs| {
+            aligned(if is_shared { columns.next_multiple_of(STEP) * deepest } else { 0 }, |rhs| {
+                for inputs in (0..depth).step_by(DEPTH).map(|input| input..depth.min(input + DEPTH)) {
+                    let (lhs_parts, rhs_parts) = (Parts::new(lhs), Parts::new(rhs));
+                    each(blocks + if is_shared { panels } else { 0 }, &|number| match number.checked_sub(blocks) {
+                        None => {
+                            let start = number * LINES * inputs.len();
+                            // SAFETY: each task packs its own rows.
+                            let to = unsafe { lhs_parts.get(start..start + LINES * inputs.len()) };
+                            self.pack_rows(number, inputs.clone(), to);
                         }
-                    };
-                    let parts = lhs_parts + if is_shared { panels * depths } else { 0 };
-                    if is_small { (0..parts).for_each(pack) } else { self.machine.pool.run(parts, pack) }
-                }
-                let lhs: Packed = (lhs_len > 0).then_some(lhs);
-                match is_shared {
-                    true => {
-                        let chunks = (4 * self.machine.threads()).div_ceil(panels);
-                        let chunk = rows.div_ceil(chunks).next_multiple_of(TILE);
-                        let chunks = rows.div_ceil(chunk);
-                        self.machine.pool.run(panels * chunks, |number| {
-                            let (panel, first) = (number / chunks, number % chunks * chunk);
-                            self.multiply(panel, first..rows.min(first + chunk), lhs, Some(rhs));
-                        });
-                    }
-                    false if is_small => (0..panels).for_each(|panel| self.multiply(panel, 0..rows, lhs, None)),
-                    false => self.machine.pool.run(panels, |panel| self.multiply(panel, 0..rows, lhs, None)),
+                        Some(panel) => {
+                            let start = panel * PANEL * inputs.len();
+                            // SAFETY: each task packs its own panel.
+                            let to = unsafe { rhs_parts.get(start..start + self.width(panel) * inputs.len()) };
+                            self.pack_panel(panel, inputs.clone(), to);
+                        }
+                    });
+                    let lhs: Packed = (blocks > 0).then_some(lhs);
+                    let rhs: Packed = is_shared.then_some(rhs);
+                    each(panels * chunks, &|number| {
+                        let (panel, first) = (number / chunks, number % chunks * chunk);
+                        self.multiply(panel, first..rows.min(first + chunk), inputs.clone(), lhs, rhs);
+                    });
                 }
             });
         });
@@ -192,29 +188,16 @@ impl Task<'_> {
         PANEL.min(self.rhs.columns.next_multiple_of(STEP) - panel * PANEL)
     }
 
-    /// Packs some tiles of the left operand: for each input, its rows side by side.
-    fn pack_tiles(&self, to: &Parts<f32>, number: usize) {
-        let Matrix { values, rows, columns: depth, row_stride, .. } = self.lhs;
-        let first = number * TILES * TILE;
-        let last = rows.min(first + TILES * TILE);
-        let len = (last - first).next_multiple_of(TILE) * depth;
-        // SAFETY: each task packs its own tiles.
-        let to = unsafe { to.get(first * depth..first * depth + len) };
-        for input in 0..depth {
+    /// Packs some inputs of a block of the left operand's rows: for each input, the rows side by side.
+    fn pack_rows(&self, block: usize, inputs: Range<usize>, to: &mut [f32]) {
+        let Matrix { values, rows, row_stride, .. } = self.lhs;
+        let first = block * LINES;
+        let count = LINES.min(rows - first);
+        for (to, input) in to.chunks_exact_mut(LINES).zip(inputs) {
             let from = &values[self.lhs.at(first, input)..];
-            let starts = (input * TILE..).step_by(TILE * depth);
-            if row_stride == 1 {
-                let (tiles, rest) = from[..last - first].as_chunks::<TILE>();
-                for (tile, start) in tiles.iter().zip(starts.clone()) {
-                    to[start..start + TILE].copy_from_slice(tile);
-                }
-                if let Some(start) = starts.clone().nth(tiles.len()).filter(|_| !rest.is_empty()) {
-                    to[start..start + rest.len()].copy_from_slice(rest);
-                }
-            } else {
-                for row in 0..last - first {
-                    to[row / TILE * TILE * depth + input * TILE + row % TILE] = from[row * row_stride];
-                }
+            match from.first_chunk::<LINES>() {
+                Some(from) if row_stride == 1 && count == LINES => to.copy_from_slice(from),
+                _ => (0..count).for_each(|row| to[row] = from[row * row_stride]),
             }
         }
     }
@@ -257,73 +240,65 @@ impl Task<'_> {
         }
     }
 
-    /// Computes some rows of a panel's columns.
-    fn multiply(&self, panel: usize, rows: Range<usize>, lhs: Packed, rhs: Packed) {
-        let (depth, width) = (self.lhs.columns, self.width(panel));
-        let first = panel * PANEL;
+    /// Adds the products of some inputs to some rows of a panel's columns.
+    fn multiply(&self, panel: usize, rows: Range<usize>, inputs: Range<usize>, lhs: Packed, rhs: Packed) {
+        let (first, width) = (panel * PANEL, self.width(panel));
         let count = PANEL.min(self.rhs.columns - first);
-        let own = if rhs.is_none() { depth.min(DEPTH) * width } else { 0 };
+        let start = if inputs.start == 0 { self.start } else { Start::Out };
         // Where the kernels would write past the last column, they write elsewhere.
-        let aside = if count == width { 0 } else { rows.len() * width };
-        aligned(own, |own| {
-            aligned(aside, |aside| {
-                if count == width {
-                    self.begin(first, count, rows.clone());
-                }
-                for inputs in (0..depth).step_by(DEPTH).map(|input| input..depth.min(input + DEPTH)) {
-                    let packed = match rhs {
-                        Some(all) => &all[first * depth + inputs.start * width..][..inputs.len() * width],
-                        None => {
-                            let own = &mut own[..inputs.len() * width];
-                            self.pack_panel(panel, inputs.clone(), own);
-                            &*own
-                        }
-                    };
-                    let step = if lhs.is_some() { TILE } else { rows.len() };
-                    for tile in rows.clone().step_by(step) {
-                        let (out, out_stride) = match count == width {
-                            // SAFETY: no other task writes these columns of these rows, and none reads them.
-                            true => (unsafe { self.out.from(tile * self.row_stride + first) }, self.row_stride),
-                            false => (Parts::new(&mut aside[(tile - rows.start) * width..]), width),
-                        };
-                        let (x, stride, step) = match lhs {
-                            Some(tiles) => (&tiles[tile * depth + inputs.start * TILE..], 1, TILE),
-                            None => (&self.lhs.values[self.lhs.at(tile, inputs.start)..], self.lhs.row_stride, 1),
-                        };
-                        self.machine.dispatch.run(Sums {
-                            x,
-                            stride,
-                            step,
-                            rows: if lhs.is_some() { TILE.min(rows.end - tile) } else { rows.len() },
-                            panel: packed,
-                            width,
-                            groups: inputs.len(),
-                            out,
-                            out_stride,
-                            add: inputs.start > 0 || (count == width && self.start != Start::Zero),
-                        });
+        let is_ragged = count < width;
+        aligned(if rhs.is_none() { inputs.len() * width } else { 0 }, |own| {
+            aligned(if is_ragged { rows.len() * width } else { 0 }, |aside| {
+                let packed = match rhs {
+                    Some(all) => &all[first * inputs.len()..][..inputs.len() * width],
+                    None => {
+                        self.pack_panel(panel, inputs.clone(), own);
+                        &*own
                     }
+                };
+                if let Start::Bias(bias) = start
+                    && !is_ragged
+                {
+                    let bias = &bias[first..first + count];
+                    rows.clone().for_each(|row| self.part(row, first, count).copy_from_slice(bias));
                 }
-                if count != width {
+                let size = if lhs.is_some() { TILE } else { rows.len() };
+                for tile in rows.clone().step_by(size) {
+                    let (out, out_stride) = match is_ragged {
+                        // SAFETY: no other task writes these columns of these rows, and none reads them.
+                        false => (unsafe { self.out.from(tile * self.row_stride + first) }, self.row_stride),
+                        true => (Parts::new(&mut aside[(tile - rows.start) * width..]), width),
+                    };
+                    let (x, stride, step) = match lhs {
+                        Some(blocks) => (&blocks[tile / LINES * LINES * inputs.len() + tile % LINES..], 1, LINES),
+                        None => (&self.lhs.values[self.lhs.at(tile, inputs.start)..], self.lhs.row_stride, 1),
+                    };
+                    self.machine.dispatch.run(Sums {
+                        x,
+                        stride,
+                        step,
+                        rows: size.min(rows.end - tile),
+                        panel: packed,
+                        width,
+                        groups: inputs.len(),
+                        out,
+                        out_stride,
+                        add: !is_ragged && start != Start::Zero,
+                    });
+                }
+                if is_ragged {
                     for (row, sums) in rows.zip(aside.chunks_exact(width)) {
-                        self.finish(row, first, &sums[..count]);
+                        self.finish(start, row, first, &sums[..count]);
                     }
                 }
             });
         });
     }
 
-    /// Writes the value that sums are added to.
-    fn begin(&self, first: usize, count: usize, rows: Range<usize>) {
-        if let Start::Bias(bias) = self.start {
-            rows.for_each(|row| self.part(row, first, count).copy_from_slice(&bias[first..first + count]));
-        }
-    }
-
     /// Adds sums to the value that they are added to.
-    fn finish(&self, row: usize, first: usize, sums: &[f32]) {
+    fn finish(&self, start: Start, row: usize, first: usize, sums: &[f32]) {
         let out = self.part(row, first, sums.len());
-        match self.start {
+        match start {
             Start::Zero => out.copy_from_slice(sums),
             Start::Out => out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum),
             Start::Bias(bias) => {
@@ -344,7 +319,7 @@ impl Task<'_> {
     fn few(&self) {
         let (columns, depth) = (self.rhs.columns, self.lhs.columns);
         if depth == 0 {
-            return (0..self.lhs.rows).for_each(|row| self.finish(row, 0, &vec![0.0; columns]));
+            return (0..self.lhs.rows).for_each(|row| self.finish(self.start, row, 0, &vec![0.0; columns]));
         }
         aligned(columns + depth, |memory| {
             let (sums, x) = memory.split_at_mut(columns);
@@ -354,7 +329,7 @@ impl Task<'_> {
                     1 => self.machine.dispatch.run(Dots { x, rhs: self.rhs, sums }),
                     _ => self.machine.dispatch.run(Rows { x, rhs: self.rhs, sums }),
                 }
-                self.finish(row, 0, sums);
+                self.finish(self.start, row, 0, sums);
             }
         });
     }

@@ -282,19 +282,42 @@ fn gradients_are_finite_differences() {
     let attention = Attention { heads: 2, positions: Positions::Halves, is_causal: false, mask: Mask::new(0.2, 1) };
     let joined = network!(1, attention => Attention, |graph, x, w, options| graph.joined_attention(&x[0], options));
     check(&[&[2, 7, 24]], &joined);
-    // A block: a norm, a gated convolution, a residual connection, a feed-forward and another norm.
-    let block = network!(1, Mask::new(0.1, 9) => Mask, |graph, x, w, mask| {
-        let both = graph.layer_norm(&x[0], &w[0], &w[1], 1e-5)?;
-        let both = graph.linear(&both, &w[2], Some(&w[3]))?;
-        let mixed = graph.gated_convolution(&both, taps_of(&w[4..], (2, Padding::Causal)))?;
-        let mixed = graph.linear(&mixed, &w[6], None)?;
-        let x = graph.add(&x[0], &mixed, mask)?;
-        let inner = graph.linear(&x, &w[7], None)?;
-        let inner = graph.gelu(&inner, mask)?;
-        let fed = graph.linear(&inner, &w[6], None)?;
-        graph.add_norm(&x, &fed, mask, &w[0], &w[1], 1e-5)
-    });
-    check(&[&[2, 5, 6], &[6], &[6], &[8, 6], &[8], &[4, 1, 3], &[4], &[6, 4], &[4, 6]], &block);
+}
+
+/// A block: a norm, a gated convolution, a residual connection, a feed-forward and another norm.
+#[test]
+fn blocks_are_as_the_compositions() {
+    for (time, width, state) in [(1, 2, 1), (5, 6, 4), (30, 33, 17), (64, 96, 64)] {
+        for mask in masks() {
+            let block = network!(1, mask => Mask, |graph, x, w, mask| {
+                let both = graph.layer_norm(&x[0], &w[0], &w[1], 1e-5)?;
+                let both = graph.linear(&both, &w[2], Some(&w[3]))?;
+                let mixed = graph.gated_convolution(&both, taps_of(&w[4..], (2, Padding::Causal)))?;
+                let mixed = graph.linear(&mixed, &w[6], None)?;
+                let x = graph.add(&x[0], &mixed, mask)?;
+                let inner = graph.linear(&x, &w[7], None)?;
+                let inner = graph.gelu(&inner, mask)?;
+                let fed = graph.linear(&inner, &w[6], None)?;
+                graph.add_norm(&x, &fed, mask, &w[0], &w[1], 1e-5)
+            });
+            let norm: &[usize] = &[width];
+            compare_within(
+                1e-4,
+                &[
+                    &[3, time, width],
+                    norm,
+                    norm,
+                    &[2 * state, width],
+                    &[2 * state],
+                    &[state, 1, 3],
+                    &[state],
+                    &[width, state],
+                    &[state, width],
+                ],
+                block,
+            );
+        }
+    }
 }
 
 #[test]

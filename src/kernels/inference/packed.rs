@@ -243,7 +243,7 @@ impl<E: Element> Kernel for Sums<'_, E> {
                         let rows = S::ROWS.min(rows - row);
                         column += match S::VECTORS {
                             4 if width - column >= 4 * S::LANES => tile.rows::<S, 4>(simd, rows),
-                            2 => tile.rows::<S, 2>(simd, rows),
+                            2 | 4 if width - column >= 2 * S::LANES => tile.rows::<S, 2>(simd, rows),
                             _ => tile.rows::<S, 1>(simd, rows),
                         };
                     }
