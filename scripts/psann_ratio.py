@@ -2,7 +2,7 @@
 """Compares PSANN language models with psannlm on PyTorch, measured in turns in one run.
 
     python3 -m venv .venv && .venv/bin/pip install -r scripts/requirements-psann.txt
-    cargo build --release --features avx512 --example psann_step
+    cargo build --release --example psann_step
     .venv/bin/python scripts/psann_ratio.py
 
 The model is 256 wide, 4 layers, 4 heads, 1024 in the feed-forward, a vocabulary of 32000; a step takes 4 sequences of 256

@@ -2,7 +2,7 @@
 """Compares the backbones of the sweep with the same modules in PyTorch, measured in turns in one run.
 
     python3 -m venv .venv && .venv/bin/pip install -r scripts/requirements-fixtures.txt
-    cargo build --release --features avx512 --example sweep_step
+    cargo build --release --example sweep_step
     .venv/bin/python scripts/sweep_ratio.py --presets smoke,baseline-cpu
 
 Both sides run blocks of steps in turns. The first step of each block and the first block of each side are not counted. `train` is

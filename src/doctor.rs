@@ -107,8 +107,8 @@ fn finding(topic: &'static str, level: Level, text: String) -> Finding {
     Finding { topic, level, text }
 }
 
-/// Where instructions are selected, as of candle 0.11.1 and gemm 0.19.0. At run time: matrix products, which use FMA,
-/// NEON or plain code, and AVX-512 only with gemm's feature `x86-v4`, which Candle disables (`init_gemm_fn` in
+/// Where instructions are selected, as of candle 0.11.1 and gemm 0.19.0. At run time: our kernels; Candle's matrix products,
+/// which use FMA, NEON or plain code, and AVX-512 only with gemm's feature `x86-v4`, which Candle disables (`init_gemm_fn` in
 /// gemm-common/src/gemm.rs); Candle's dot products and sums, AVX2 or NEON (candle-core/src/cpu/features.rs);
 /// quantised products. At compile time: all other loops, which are vectorised for the compilation target, and the
 /// loads of f16 dot products (candle-core/src/cpu/avx.rs).
@@ -123,12 +123,11 @@ fn simd_finding() -> Finding {
     let library = features().into_iter().find(|feature| ["mkl", "accelerate"].contains(feature));
     let products = match library {
         Some(library) => format!("Matrix products use {library}"),
-        None if simd.iter().any(|simd| simd.name == "avx512f" && simd.available) => match cfg!(feature = "avx512") {
-            true => "Matrix products select instructions at run time, including AVX-512, which Candle as published disables".into(),
-            false => "Matrix products select instructions at run time, AVX2 with FMA at best, because Candle as published disables AVX-512: \
-                    --features avx512 enables it"
-                .into(),
-        },
+        None if simd.iter().any(|simd| simd.name == "avx512f" && simd.available) => {
+            "Kernels of engine tuned and of trainings select instructions at run time. So do Candle's matrix products, AVX2 with \
+             FMA at best, because Candle as published disables AVX-512"
+                .into()
+        }
         None => "Matrix products select instructions at run time".into(),
     };
     if left_out == "none" {

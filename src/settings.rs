@@ -123,7 +123,7 @@ config! {
         #[serde(deserialize_with = "threads")]
         pub threads: Option<usize> = None,
 
-        /// Instruction set of the CPU kernels of engine tuned: portable, avx2, avx512 or avx512bf16
+        /// Instruction set of the CPU kernels of engine tuned and of trainings: portable, avx2, avx512 or avx512bf16
         #[default = "the fastest that the machine has"]
         pub instructions: Option<Instructions> = None,
     }

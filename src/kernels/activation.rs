@@ -1,74 +1,116 @@
 //! Element-wise operations.
 
-use anyhow::Result;
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, DType, Layout, Shape, Tensor};
-use candle_nn::ops::sigmoid;
-use rayon::prelude::*;
-
 use super::{
-    CHUNK, Candle, Kernel, added,
-    elementary::{WIDEST_ANGLE, exp, sin_cos},
-    is_plain, slice, tensor, vectorised, with_slices,
+    CHUNK, Kernel, Mask, add_slices, each_part,
+    elementary::{WIDEST_ANGLE, compiled, exp, sigmoid, sin_cos},
+    inference::{Machine, pool::Parts},
+    tape::{Memory, Operation, destination},
+    vectorised,
 };
 
-/// GELU with the error function, PyTorch's default.
-pub fn gelu(x: &Tensor) -> Result<Tensor> {
-    Ok(if is_plain(x) { x.contiguous()?.apply_op1(Gelu)? } else { x.gelu_erf()? })
+/// GELU with the error function, PyTorch's default, then dropout.
+pub(super) struct Gelu(pub Mask);
+
+/// The normal distribution function at `x`, and `exp(-x²/2)`. Abramowitz and Stegun, formula 7.1.26, with an
+/// error below 1.5e-7.
+#[inline(always)]
+fn distribution(x: f32) -> (f32, f32) {
+    let bell = exp(-0.5 * x * x);
+    let t = 1.0 / (1.0 + 0.327_591_1 * std::f32::consts::FRAC_1_SQRT_2 * x.abs());
+    let series = t * (0.254_829_6 + t * (-0.284_496_74 + t * (1.421_413_7 + t * (-1.453_152 + t * 1.061_405_4))));
+    let tail = 0.5 * series * bell;
+    (if x < 0.0 { tail } else { 1.0 - tail }, bell)
 }
 
-struct Gelu;
-
-impl Gelu {
-    /// The normal distribution function at `x`, and `exp(-x²/2)`. Abramowitz and Stegun, formula 7.1.26, with an
-    /// error below 1.5e-7.
-    fn distribution(x: f32) -> (f32, f32) {
-        let bell = (-0.5 * x * x).exp();
-        let t = 1.0 / (1.0 + 0.327_591_1 * std::f32::consts::FRAC_1_SQRT_2 * x.abs());
-        let series = t * (0.254_829_6 + t * (-0.284_496_74 + t * (1.421_413_7 + t * (-1.453_152 + t * 1.061_405_4))));
-        let tail = 0.5 * series * bell;
-        (if x < 0.0 { tail } else { 1.0 - tail }, bell)
-    }
-}
-
-impl CustomOp1 for Gelu {
-    fn name(&self) -> &'static str {
-        "gelu-with-gradient"
+compiled! {
+    fn gelus(x: &[f32], mask: Mask, first: usize, out: &mut [f32]) {
+        match mask.is_none() {
+            true => out.iter_mut().zip(x).for_each(|(out, x)| *out = x * distribution(*x).0),
+            false => {
+                for (i, (out, x)) in out.iter_mut().zip(x).enumerate() {
+                    *out = x * distribution(*x).0 * mask.factor(first + i);
+                }
+            }
+        }
     }
 
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Candle<(CpuStorage, Shape)> {
-        let x = slice(x, layout)?;
-        let mut out = vec![0f32; x.len()];
-        let chunk = |(out, x): (&mut [f32], &[f32])| {
-            out.iter_mut().zip(x).for_each(|(out, x)| *out = x * Self::distribution(*x).0);
-        };
-        out.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(chunk);
-        Ok((CpuStorage::F32(out), layout.shape().clone()))
-    }
-
-    fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Candle<Option<Tensor>> {
+    fn gelus_backward(x: &[f32], mask: Mask, first: usize, grad: &[f32], of_x: &mut [f32]) {
         /// 1 / √(2π)
         const DENSITY: f32 = 0.398_942_3;
-        let of_x = with_slices([x, grad], |[x, grad]| {
-            let mut of_x = vec![0f32; x.len()];
-            let chunk = |((of_x, x), grad): ((&mut [f32], &[f32]), &[f32])| {
-                for ((of_x, x), grad) in of_x.iter_mut().zip(x).zip(grad) {
-                    let (below, bell) = Self::distribution(*x);
-                    *of_x = grad * (below + x * DENSITY * bell);
+        let slope = |x: f32| {
+            let (below, bell) = distribution(x);
+            below + x * DENSITY * bell
+        };
+        match mask.is_none() {
+            true => of_x.iter_mut().zip(x).zip(grad).for_each(|((of_x, x), grad)| *of_x = grad * slope(*x)),
+            false => {
+                for (i, ((of_x, x), grad)) in of_x.iter_mut().zip(x).zip(grad).enumerate() {
+                    *of_x = grad * slope(*x) * mask.factor(first + i);
                 }
-            };
-            of_x.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).zip(grad.par_chunks(CHUNK)).for_each(chunk);
-            of_x
-        })?;
-        Ok(Some(tensor(of_x, x)?))
+            }
+        }
+    }
+
+    fn gates(both: &[f32], width: usize, out: &mut [f32]) {
+        for (out, both) in out.chunks_exact_mut(width).zip(both.chunks_exact(2 * width)) {
+            let (value, gate) = both.split_at(width);
+            out.iter_mut().zip(value).zip(gate).for_each(|((out, value), gate)| *out = value * sigmoid(*gate));
+        }
+    }
+
+    fn gates_backward(both: &[f32], width: usize, grad: &[f32], of_both: &mut [f32]) {
+        let rows = of_both.chunks_exact_mut(2 * width).zip(both.chunks_exact(2 * width)).zip(grad.chunks_exact(width));
+        for ((of_both, both), grad) in rows {
+            let (of_value, of_gate) = of_both.split_at_mut(width);
+            let (value, gate) = both.split_at(width);
+            for ((((of_value, of_gate), value), gate), grad) in
+                of_value.iter_mut().zip(of_gate).zip(value).zip(gate).zip(grad)
+            {
+                let open = sigmoid(*gate);
+                *of_value = grad * open;
+                *of_gate = grad * value * open * (1.0 - open);
+            }
+        }
     }
 }
 
-/// `value · sigmoid(gate)`.
-pub fn gate(value: &Tensor, gate: &Tensor) -> Result<Tensor> {
-    Ok((value * sigmoid(gate)?)?)
+impl Operation for Gelu {
+    fn forward(&self, inputs: &[&[f32]], out: &mut [f32]) {
+        let x = inputs[0];
+        each_part(out, 1, |part, out| gelus(&x[part.clone()], self.0, part.start, out));
+    }
+
+    fn backward(&self, inputs: &[&[f32]], _: &[f32], grad: Memory, of: &mut [Option<Memory>]) {
+        let x = inputs[0];
+        if let Some(of_x) = &mut of[0] {
+            each_part(of_x, 1, |part, of_x| {
+                gelus_backward(&x[part.clone()], self.0, part.start, &grad[part], of_x);
+            });
+        }
+    }
 }
 
-/// The quantity that damps a [`sine`].
+/// `value · sigmoid(gate)`, of rows with the value and then the gate, each of this width.
+pub(super) struct Gate(pub usize);
+
+impl Operation for Gate {
+    fn forward(&self, inputs: &[&[f32]], out: &mut [f32]) {
+        let (both, width) = (inputs[0], self.0);
+        each_part(out, width, |rows, out| gates(&both[rows.start * 2 * width..rows.end * 2 * width], width, out));
+    }
+
+    fn backward(&self, inputs: &[&[f32]], _: &[f32], grad: Memory, of: &mut [Option<Memory>]) {
+        let (both, width) = (inputs[0], self.0);
+        if let Some(of_both) = &mut of[0] {
+            each_part(of_both, 2 * width, |rows, of_both| {
+                let both = &both[rows.start * 2 * width..rows.end * 2 * width];
+                gates_backward(both, width, &grad[rows.start * width..rows.end * width], of_both);
+            });
+        }
+    }
+}
+
+/// The quantity that damps a sine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Decay {
@@ -82,32 +124,11 @@ pub enum Decay {
 }
 
 /// Added to frequencies, so that none is 0.
-const LEAST_FREQUENCY: f32 = 1e-6;
+pub(super) const LEAST_FREQUENCY: f32 = 1e-6;
 
 /// `A·exp(−d·g(z))·sin(f·z)`, with `A` = softplus of the first row of `raw` (3, width), `f` of the second plus a
-/// small constant, `d` of the third (SineParam of psann 2.0.1).
-pub fn sine(z: &Tensor, raw: &Tensor, decay: Decay) -> Result<Tensor> {
-    if is_plain(z) {
-        return Ok(z.contiguous()?.apply_op2(&raw.contiguous()?, Sine(decay))?);
-    }
-    let wide = z.to_dtype(DType::F32)?;
-    let raw = raw.to_dtype(DType::F32)?;
-    let positive = (raw.relu()? + (raw.abs()?.neg()?.exp()? + 1.0)?.log()?)?;
-    let row = |row: usize| positive.narrow(0, row, 1)?.squeeze(0);
-    let wave = wide.broadcast_mul(&(row(1)? + f64::from(LEAST_FREQUENCY))?)?.sin()?;
-    let distance = match decay {
-        Decay::Abs => Some(wide.abs()?),
-        Decay::Relu => Some(wide.relu()?),
-        Decay::None => None,
-    };
-    let wave = match distance {
-        Some(distance) => (wave * distance.broadcast_mul(&row(2)?)?.neg()?.exp()?)?,
-        None => wave,
-    };
-    Ok(wave.broadcast_mul(&row(0)?)?.to_dtype(z.dtype())?)
-}
-
-struct Sine(Decay);
+/// small constant, `d` of the third (SineParam of psann 2.0.1). Inputs: `z` and the three rows.
+pub(super) struct Sine(pub Decay);
 
 /// The positive parameters, and their derivatives with respect to the raw ones.
 struct Waves {
@@ -118,12 +139,11 @@ struct Waves {
 }
 
 impl Sine {
-    fn waves(raw: &[f32]) -> Waves {
+    fn waves(raw: &[&[f32]]) -> Waves {
         let softplus = |raw: &f32| raw.max(0.0) + (-raw.abs()).exp().ln_1p();
-        let slopes = raw.iter().map(|raw| 1.0 / (1.0 + (-raw).exp())).collect();
-        let mut rows = raw.chunks(raw.len() / 3).map(|row| row.iter().map(softplus).collect::<Vec<f32>>());
-        let mut next = || rows.next().unwrap_or_default();
-        let (amplitude, mut frequency, decay) = (next(), next(), next());
+        let slopes = raw.iter().copied().flatten().map(|raw| 1.0 / (1.0 + (-raw).exp())).collect();
+        let row = |row: usize| raw[row].iter().map(softplus).collect::<Vec<f32>>();
+        let (amplitude, mut frequency, decay) = (row(0), row(1), row(2));
         frequency.iter_mut().for_each(|frequency| *frequency += LEAST_FREQUENCY);
         Waves { amplitude, frequency, decay, slopes }
     }
@@ -281,40 +301,42 @@ impl Kernel for BackwardRows<'_> {
     }
 }
 
-impl CustomOp2 for Sine {
-    fn name(&self) -> &'static str {
-        "sine-param"
+impl Operation for Sine {
+    fn forward(&self, inputs: &[&[f32]], out: &mut [f32]) {
+        let (z, waves) = (inputs[0], Self::waves(&inputs[1..]));
+        let width = waves.amplitude.len();
+        each_part(out, width, |rows, out| {
+            let z = &z[rows.start * width..rows.end * width];
+            vectorised(ForwardRows { sine: self, waves: &waves, z, out });
+        });
     }
 
-    fn cpu_fwd(
-        &self,
-        z: &CpuStorage,
-        z_layout: &Layout,
-        raw: &CpuStorage,
-        raw_layout: &Layout,
-    ) -> Candle<(CpuStorage, Shape)> {
-        let (z, waves) = (slice(z, z_layout)?, Self::waves(slice(raw, raw_layout)?));
+    fn backward(&self, inputs: &[&[f32]], _: &[f32], grad: Memory, of: &mut [Option<Memory>]) {
+        let (z, waves) = (inputs[0], Self::waves(&inputs[1..]));
         let width = waves.amplitude.len();
         let size = CHUNK.div_ceil(width) * width;
-        let mut out = vec![0f32; z.len()];
-        let chunks = out.par_chunks_mut(size).zip(z.par_chunks(size));
-        chunks.for_each(|(out, z)| vectorised(ForwardRows { sine: self, waves: &waves, z, out }));
-        Ok((CpuStorage::F32(out), z_layout.shape().clone()))
-    }
-
-    fn bwd(&self, z: &Tensor, raw: &Tensor, _: &Tensor, grad: &Tensor) -> Candle<(Option<Tensor>, Option<Tensor>)> {
-        let (of_z, of_raw) = with_slices([z, raw, grad], |[z, raw, grad]| {
-            let waves = Self::waves(raw);
-            let width = waves.amplitude.len();
-            let size = CHUNK.div_ceil(width) * width;
-            let mut of_z = vec![0f32; z.len()];
-            let chunks = of_z.par_chunks_mut(size).zip(z.par_chunks(size)).zip(grad.par_chunks(size));
-            let sums =
-                chunks.map(|((of_z, z), grad)| vectorised(BackwardRows { sine: self, waves: &waves, z, grad, of_z }));
-            let mut of_raw = sums.reduce(|| vec![0f32; 3 * width], |a, b| added(a, &b));
-            of_raw.iter_mut().zip(&waves.slopes).for_each(|(sum, slope)| *sum *= slope);
-            (of_z, of_raw)
-        })?;
-        Ok((Some(tensor(of_z, z)?), Some(tensor(of_raw, raw)?)))
+        let mut unwanted = Vec::new();
+        let (of_z, of_raw) = of.split_at_mut(1);
+        let of_z = destination(&mut of_z[0], &mut unwanted, z.len());
+        let parts = z.len().div_ceil(size);
+        let mut sums = vec![Vec::new(); parts];
+        let (of_z, of_parts) = (Parts::new(of_z), Parts::new(&mut sums));
+        Machine::shared().pool.run(parts, |number| {
+            let at = number * size..z.len().min((number + 1) * size);
+            let (z, grad) = (&z[at.clone()], &grad[at.clone()]);
+            // SAFETY: each task has its own rows.
+            let of_z = unsafe { of_z.get(at) };
+            // SAFETY: each task has its own sums.
+            let sums = unsafe { of_parts.get(number..number + 1) };
+            sums[0] = vectorised(BackwardRows { sine: self, waves: &waves, z, grad, of_z });
+        });
+        let mut total = vec![0f32; 3 * width];
+        sums.iter().for_each(|sums| add_slices(&mut total, sums));
+        total.iter_mut().zip(&waves.slopes).for_each(|(sum, slope)| *sum *= slope);
+        for (of, total) in of_raw.iter_mut().zip(total.chunks_exact(width)) {
+            if let Some(of) = of {
+                of.copy_from_slice(total);
+            }
+        }
     }
 }

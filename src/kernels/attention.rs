@@ -1,16 +1,18 @@
-//! Causal attention in one operation that stores neither scores nor probabilities. Each head of each sequence is one
-//! task, which works in blocks of queries. The backward pass recomputes the probabilities. Scores of later keys are
-//! not computed.
+//! Attention in one operation that stores neither scores nor probabilities. Each head of each sequence is one task, which
+//! works in blocks of queries. The backward pass recomputes the probabilities. Causal scores of later keys are not computed.
+
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Result;
-use candle_core::{CpuStorage, CustomOp3, D, DType, Device, Layout, Shape, Tensor};
+use candle_core::{D, DType, Device, Tensor};
 use candle_nn::ops::softmax as composed_softmax;
-use rayon::prelude::*;
 
 use super::{
-    Candle, Matrix, MatrixMut, dot,
-    elementary::{Kernel, exp, vectorised},
-    is_plain, product, slice, tensor, with_slices,
+    Mask, Matrix, MatrixMut, Start, dot,
+    elementary::{compiled, exp},
+    inference::{Machine, element::Element, pool::Parts},
+    product,
+    tape::{Memory, Operation},
 };
 
 /// Queries per block.
@@ -24,58 +26,59 @@ const ROPE_BASE: f32 = 10_000.0;
 pub enum Positions {
     /// RoPE: rotates queries and keys by their position, in pairs (2i, 2i+1) of a head's elements.
     Rope,
+    /// As [`Self::Rope`], but the angles of the elements are laid out in halves, `cat(f, f)`. The two numbers of a pair are
+    /// therefore turned by different angles, and the result is not a pure rotation.
+    Halves,
     /// ALiBi: scores decrease with the distance, at a rate per head (Press, Smith and Lewis 2022).
     Alibi,
     /// No encoding of positions.
     None,
 }
 
-/// Multi-head causal attention.
+/// Multi-head attention.
 #[derive(Clone, Copy, Debug)]
 pub struct Attention {
     /// Number of heads.
     pub heads: usize,
     /// Encoding of positions.
     pub positions: Positions,
+    /// True if a step sees no later one.
+    pub is_causal: bool,
+    /// Dropout of the probabilities.
+    pub mask: Mask,
 }
 
 impl Attention {
-    /// Maps queries, keys and values, each (batch, time, width), to (batch, time, width).
+    /// Maps queries (batch, time, width), and keys and values (batch, other time, width), to (batch, time, width), in Candle's
+    /// operations.
     ///
     /// # Errors
     /// Returns an error if the number of heads does not divide the width, or the device fails.
-    pub fn forward(self, query: &Tensor, key: &Tensor, value: &Tensor) -> Result<Tensor> {
-        if is_plain(query) {
-            return Ok(query.contiguous()?.apply_op3(&key.contiguous()?, &value.contiguous()?, self)?);
-        }
-        self.composed(query, key, value)
-    }
-
-    fn composed(self, query: &Tensor, key: &Tensor, value: &Tensor) -> Result<Tensor> {
+    pub(super) fn composed(self, query: &Tensor, key: &Tensor, value: &Tensor) -> Result<Tensor> {
         let (batch, time, width) = query.dims3()?;
         let split = |x: &Tensor| -> Result<Tensor> {
-            Ok(x.reshape((batch, time, self.heads, width / self.heads))?.transpose(1, 2)?.contiguous()?)
+            Ok(x.reshape((batch, (), self.heads, width / self.heads))?.transpose(1, 2)?.contiguous()?)
         };
-        let (mut query, mut key, value) = (split(query)?, split(key)?, split(value)?);
-        if self.positions == Positions::Rope {
-            (query, key) = (turned(&query)?, turned(&key)?);
-        }
+        let (query, key, value) = (self.turned(&split(query)?)?, self.turned(&split(key)?)?, split(value)?);
         let scale = 1.0 / ((width / self.heads) as f64).sqrt();
-        let scores = (query * scale)?.matmul(&key.transpose(2, 3)?.contiguous()?)?.to_dtype(DType::F32)?;
-        let scores = scores.broadcast_add(&self.bias(time, scores.device())?)?;
-        let shares = composed_softmax(&scores, D::Minus1)?.to_dtype(value.dtype())?;
+        let mut scores = (query * scale)?.matmul(&key.transpose(2, 3)?.contiguous()?)?;
+        if self.is_causal || self.positions == Positions::Alibi {
+            scores = scores.to_dtype(DType::F32)?;
+            scores = scores.broadcast_add(&self.bias(time, scores.device())?)?;
+        }
+        let shares = self.mask.composed(&composed_softmax(&scores, D::Minus1)?)?.to_dtype(value.dtype())?;
         Ok(shares.matmul(&value)?.transpose(1, 2)?.contiguous()?.reshape((batch, time, width))?)
     }
 
-    /// (heads, time, time): the bias of the scores, -∞ for keys after their query.
+    /// (heads, time, time): the bias of the scores, -∞ for keys that are not seen.
     fn bias(self, time: usize, device: &Device) -> Result<Tensor> {
         let mut bias = Vec::with_capacity(self.heads * time * time);
         for head in 0..self.heads {
             let slope = self.slope(head);
             for query in 0..time {
-                bias.extend((0..time).map(|key| match key > query {
+                bias.extend((0..time).map(|key| match key > query && self.is_causal {
                     true => f32::NEG_INFINITY,
-                    false => -slope * (query - key) as f32,
+                    false => -slope * query.abs_diff(key) as f32,
                 }));
             }
         }
@@ -96,218 +99,298 @@ impl Attention {
         (-power).exp2()
     }
 
-    /// Cosines and sines (time, half of a head) of the RoPE angles; empty for other encodings.
-    fn turns(self, time: usize, size: usize) -> Vec<(f32, f32)> {
-        if self.positions != Positions::Rope {
-            return Vec::new();
+    /// (batch, heads, time, size), turned by position.
+    fn turned(self, x: &Tensor) -> Result<Tensor> {
+        let (batch, heads, time, size) = x.dims4()?;
+        let turns = self.positions.turns(time, size);
+        if turns.is_empty() {
+            return Ok(x.clone());
         }
-        angles(time, size).map(|angle| (angle.cos(), angle.sin())).collect()
+        let table = |places: [usize; 2]| -> Result<Tensor> {
+            let values = turns.iter().flat_map(|turn| places.map(|place| turn[place])).collect();
+            Ok(Tensor::from_vec(values, (1, 1, time, size / 2, 2), x.device())?.to_dtype(x.dtype())?)
+        };
+        let (cos, sin) = (table([0, 2])?, table([1, 3])?);
+        let pairs = x.reshape((batch, heads, time, size / 2, 2))?;
+        let crossed = Tensor::cat(&[pairs.narrow(4, 1, 1)?.neg()?, pairs.narrow(4, 0, 1)?], 4)?;
+        Ok((pairs.broadcast_mul(&cos)? + crossed.broadcast_mul(&sin)?)?.reshape(x.shape())?)
     }
 }
 
-/// The RoPE angle of each pair at each step.
-fn angles(time: usize, size: usize) -> impl Iterator<Item = f32> {
-    let half = size / 2;
-    let rates: Vec<f32> = (0..half).map(|pair| 1.0 / ROPE_BASE.powf(pair as f32 / half as f32)).collect();
-    (0..time * half).map(move |place| (place / half) as f32 * rates[place % half])
+/// Cosine and sine of the angle of the first number of a pair, then of the second.
+type Turn = [f32; 4];
+
+impl Positions {
+    /// The turns of (time, half of a head); empty if nothing is turned.
+    fn turns(self, time: usize, size: usize) -> Arc<Vec<Turn>> {
+        /// Those of the last call: successive layers turn by the same angles.
+        static LAST: Mutex<Option<((Positions, usize, usize), Arc<Vec<Turn>>)>> = Mutex::new(None);
+        if !matches!(self, Self::Rope | Self::Halves) {
+            return Arc::default();
+        }
+        let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*last {
+            Some((known, turns)) if *known == (self, time, size) => turns.clone(),
+            _ => {
+                let turns: Vec<Turn> = (0..time * (size / 2)).map(|place| self.turn(place, size / 2)).collect();
+                let turns = Arc::new(turns);
+                *last = Some(((self, time, size), turns.clone()));
+                turns
+            }
+        }
+    }
+
+    /// The turn of a pair, counted from the first step's first.
+    fn turn(self, place: usize, half: usize) -> Turn {
+        let (step, pair) = (place / half, place % half);
+        match self {
+            Self::Halves => {
+                let angle = |number: usize| {
+                    let rate = f64::from(ROPE_BASE).powf(-((number % half) as f64) / half as f64);
+                    (step as f64 * rate) as f32
+                };
+                let (first, second) = (angle(2 * pair), angle(2 * pair + 1));
+                [first.cos(), first.sin(), second.cos(), second.sin()]
+            }
+            _ => {
+                let angle = step as f32 * (1.0 / ROPE_BASE.powf(pair as f32 / half as f32));
+                [angle.cos(), angle.sin(), angle.cos(), angle.sin()]
+            }
+        }
+    }
 }
 
-/// (batch, heads, time, size), rotated by position.
-fn turned(x: &Tensor) -> Result<Tensor> {
-    let (batch, heads, time, size) = x.dims4()?;
-    let table = |of: fn(f32) -> f32| -> Result<Tensor> {
-        let table = Tensor::from_vec(angles(time, size).map(of).collect(), (1, 1, time, size / 2, 1), x.device())?;
-        Ok(table.to_dtype(x.dtype())?)
-    };
-    let (cos, sin) = (table(f32::cos)?, table(f32::sin)?);
-    let pairs = x.reshape((batch, heads, time, size / 2, 2))?;
-    let (a, b) = (pairs.narrow(D::Minus1, 0, 1)?, pairs.narrow(D::Minus1, 1, 1)?);
-    let turned =
-        [(a.broadcast_mul(&cos)? - b.broadcast_mul(&sin)?)?, (b.broadcast_mul(&cos)? + a.broadcast_mul(&sin)?)?];
-    Ok(Tensor::cat(&turned, D::Minus1)?.reshape((batch, heads, time, size))?)
+/// Where queries, keys and values are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Sources {
+    /// In one input, (batch, time, 3 · width).
+    Joined,
+    /// In three inputs.
+    Separate,
 }
 
-/// Sizes of a problem, and the data that all its tasks share.
-struct Problem {
+/// Attention as an operation.
+pub(super) struct Attend {
     attention: Attention,
+    sources: Sources,
+    batch: usize,
+    /// Number of queries of a sequence.
     time: usize,
+    /// Number of keys of a sequence.
+    over: usize,
     width: usize,
+    /// Width of a head.
     size: usize,
-    turns: Vec<(f32, f32)>,
+    turns: Arc<Vec<Turn>>,
 }
 
-impl Problem {
-    fn new(attention: Attention, dims: (usize, usize, usize)) -> Candle<Self> {
-        let (_, time, width) = dims;
-        if attention.heads == 0 || !width.is_multiple_of(attention.heads) {
-            candle_core::bail!("{} heads do not divide {width}", attention.heads);
-        }
-        let size = width / attention.heads;
-        Ok(Self { attention, time, width, size, turns: attention.turns(time, size) })
+/// Rows of one head of one sequence in an input.
+#[derive(Clone, Copy)]
+struct View {
+    input: usize,
+    start: usize,
+    stride: usize,
+}
+
+impl Attend {
+    /// Attention of `time` queries over `over` keys, whose width is `width`.
+    ///
+    /// # Errors
+    /// Returns an error if the number of heads does not divide the width, or lengths differ where they must be equal.
+    pub fn new(
+        attention: Attention,
+        sources: Sources,
+        (batch, time, over, width): (usize, usize, usize, usize),
+    ) -> Result<Self> {
+        let heads = attention.heads;
+        anyhow::ensure!(heads > 0 && width.is_multiple_of(heads), "{heads} heads do not divide {width}");
+        let size = width / heads;
+        let turns = attention.positions.turns(time, size);
+        let is_plain = attention.positions == Positions::None && !attention.is_causal;
+        anyhow::ensure!(time == over || is_plain, "{time} queries can't attend to {over} keys by position");
+        Ok(Self { attention, sources, batch, time, over, width, size, turns })
     }
 
-    /// The part (time, size) of a head, as a matrix view.
-    fn part<'a>(&self, x: &'a [f32], task: usize) -> Matrix<'a> {
-        Matrix::new(&x[self.start(task)..], self.time, self.size, self.width)
+    fn tasks(&self) -> usize {
+        self.batch * self.attention.heads
     }
 
-    /// Offset of the elements of a task in (batch, time, width).
-    fn start(&self, task: usize) -> usize {
+    /// The rows of queries (0), keys (1) or values (2) of a task.
+    fn view(&self, which: usize, task: usize) -> View {
         let (sequence, head) = (task / self.attention.heads, task % self.attention.heads);
-        sequence * self.time * self.width + head * self.size
-    }
-
-    /// A copy of the part of a head, rotated by position.
-    fn turned(&self, x: &[f32], task: usize) -> Vec<f32> {
-        let start = self.start(task);
-        let mut part: Vec<f32> = Vec::with_capacity(self.time * self.size);
-        for row in x[start..].chunks(self.width).take(self.time) {
-            part.extend_from_slice(&row[..self.size]);
-        }
-        for (pair, (cos, sin)) in part.as_chunks_mut::<2>().0.iter_mut().zip(&self.turns) {
-            *pair = [pair[0] * cos - pair[1] * sin, pair[1] * cos + pair[0] * sin];
-        }
-        part
-    }
-
-    /// Rotates gradients back.
-    fn turn_back(&self, part: &mut [f32]) {
-        for (pair, (cos, sin)) in part.as_chunks_mut::<2>().0.iter_mut().zip(&self.turns) {
-            *pair = [pair[0] * cos + pair[1] * sin, pair[1] * cos - pair[0] * sin];
-        }
-    }
-
-    /// Starts and ends of the blocks of queries.
-    fn blocks(&self) -> impl Iterator<Item = (usize, usize)> {
-        let time = self.time;
-        (0..time).step_by(BLOCK).map(move |start| (start, (start + BLOCK).min(time)))
-    }
-
-    /// Computes the probabilities of a block of queries for each key up to its last, in `shares` with rows of `end`.
-    fn shares(&self, task: usize, (start, end): (usize, usize), query: &[f32], key: &[f32], shares: &mut [f32]) {
-        let (size, rows) = (self.size, end - start);
-        let queries = Matrix::new(&query[start * size..], rows, size, size);
-        let keys = Matrix::new(key, end, size, size).transposed();
-        let scale = 1.0 / (size as f32).sqrt();
-        product(MatrixMut::new(shares, rows, end, end), 0.0, scale, queries, keys, 1);
-        let slope = self.attention.slope(task % self.attention.heads);
-        vectorised(Soften { scores: &mut shares[..rows * end], start, end, slope });
-    }
-
-    /// Copies the parts of all tasks, one after the other, to (batch, time, width).
-    fn together(&self, parts: &[f32]) -> Vec<f32> {
-        let mut out = vec![0f32; parts.len()];
-        let row = |(place, row): (usize, &mut [f32])| {
-            let (sequence, step) = (place / self.time, place % self.time);
-            for (head, out) in row.chunks_mut(self.size).enumerate() {
-                let from = ((sequence * self.attention.heads + head) * self.time + step) * self.size;
-                out.copy_from_slice(&parts[from..from + self.size]);
-            }
+        let steps = if which == 0 { self.time } else { self.over };
+        let (input, stride, offset) = match self.sources {
+            Sources::Joined => (0, 3 * self.width, which * self.width),
+            Sources::Separate => (which, self.width, 0),
         };
-        out.par_chunks_mut(self.width).enumerate().with_min_len(16).for_each(row);
-        out
+        View { input, start: sequence * steps * stride + offset + head * self.size, stride }
     }
 
-    fn forward(&self, query: &[f32], key: &[f32], value: &[f32]) -> Vec<f32> {
-        let mut parts = vec![0f32; query.len()];
-        let task = |(task, out): (usize, &mut [f32])| {
-            let (query, key) = (self.turned(query, task), self.turned(key, task));
-            let mut shares = vec![0f32; BLOCK.min(self.time) * self.time];
-            for (start, end) in self.blocks() {
-                self.shares(task, (start, end), &query, &key, &mut shares);
+    /// Fills `part` with the rows of a view, turned by position and scaled.
+    fn turn(&self, inputs: &[&[f32]], view: View, scale: f32, part: &mut [f32]) {
+        let View { input, start, stride } = view;
+        for (row, part) in part.chunks_exact_mut(self.size).enumerate() {
+            let from = &inputs[input][start + row * stride..][..self.size];
+            part.iter_mut().zip(from).for_each(|(part, x)| *part = scale * x);
+        }
+        for (pair, [cos, sin, cos_2, sin_2]) in part.as_chunks_mut::<2>().0.iter_mut().zip(&*self.turns) {
+            *pair = [pair[0] * cos - pair[1] * sin, pair[1] * cos_2 + pair[0] * sin_2];
+        }
+    }
+
+    /// Turns gradients back, and scales them.
+    fn turn_back(&self, part: &mut [f32], scale: f32) {
+        for (pair, [cos, sin, cos_2, sin_2]) in part.as_chunks_mut::<2>().0.iter_mut().zip(&*self.turns) {
+            *pair = [pair[0] * cos + pair[1] * sin_2, pair[1] * cos_2 - pair[0] * sin];
+        }
+        part.iter_mut().for_each(|x| *x *= scale);
+    }
+
+    /// Copies gradients to the rows of a view.
+    fn place(&self, part: &[f32], view: View, out: &[Option<Parts<f32>>]) {
+        let Some(out) = &out[view.input] else { return };
+        for (row, part) in part.chunks_exact(self.size).enumerate() {
+            let start = view.start + row * view.stride;
+            // SAFETY: the views of tasks, and those of queries, keys and values, do not overlap.
+            unsafe { out.get(start..start + self.size) }.copy_from_slice(part);
+        }
+    }
+
+    fn scale(&self) -> f32 {
+        1.0 / (self.size as f32).sqrt()
+    }
+
+    /// Starts and ends of the blocks of queries, and the number of keys that they see.
+    fn blocks(&self) -> impl Iterator<Item = (usize, usize, usize)> {
+        let (time, over, is_causal) = (self.time, self.over, self.attention.is_causal);
+        (0..time).step_by(BLOCK).map(move |start| {
+            let end = (start + BLOCK).min(time);
+            (start, end, if is_causal { end } else { over })
+        })
+    }
+
+    /// Computes the probabilities of queries, of which the first is `start`, over `keys` keys.
+    fn shares(&self, task: usize, start: usize, query: &[f32], key: &[f32], keys: usize, shares: &mut [f32]) {
+        let (size, rows) = (self.size, query.len() / self.size);
+        let queries = Matrix::new(query, rows, size, size);
+        let transposed = Matrix::new(key, keys, size, size).transposed();
+        product(Machine::shared(), MatrixMut::new(shares, rows, keys, keys), Start::Zero, queries, transposed);
+        let first = if self.attention.is_causal { start + 1 } else { keys };
+        soften(shares, keys, first, self.attention.slope(task % self.attention.heads));
+    }
+
+    /// Place of the first probability of a query.
+    fn place_of(&self, task: usize, query: usize) -> usize {
+        (task * self.time + query) * self.over
+    }
+
+    fn forward_task(&self, task: usize, inputs: &[&[f32]], out: &Parts<f32>) {
+        let (size, most) = (self.size, BLOCK.min(self.time));
+        let (time, over) = (self.time, self.over);
+        f32::scratch((time + over + most) * size + most * over, |memory| {
+            let (query, memory) = memory.split_at_mut(time * size);
+            let (key, memory) = memory.split_at_mut(over * size);
+            let (mixed, shares) = memory.split_at_mut(most * size);
+            self.turn(inputs, self.view(0, task), self.scale(), query);
+            self.turn(inputs, self.view(1, task), 1.0, key);
+            let value = self.view(2, task);
+            let values = Matrix::new(&inputs[value.input][value.start..], over, size, value.stride);
+            let own = self.out_view(task);
+            for (start, end, keys) in self.blocks() {
                 let rows = end - start;
-                let shares = Matrix::new(&shares, rows, end, end);
-                let seen = self.part(value, task).first(end);
-                let out = MatrixMut::new(&mut out[start * self.size..end * self.size], rows, self.size, self.size);
-                product(out, 0.0, 1.0, shares, seen, 1);
-            }
-        };
-        parts.par_chunks_mut(self.time * self.size).enumerate().for_each(task);
-        self.together(&parts)
-    }
-
-    /// Returns the gradients of query, key and value.
-    fn backward(&self, way: &Way) -> [Vec<f32>; 3] {
-        let part = self.time * self.size;
-        let mut of = [(); 3].map(|()| vec![0f32; way.query.len()]);
-        let [of_query, of_key, of_value] = &mut of;
-        let tasks = of_query.par_chunks_mut(part).zip(of_key.par_chunks_mut(part)).zip(of_value.par_chunks_mut(part));
-        tasks.enumerate().for_each(|(task, ((of_query, of_key), of_value))| {
-            self.backward_task(task, way, [&mut *of_query, &mut *of_key, of_value]);
-            self.turn_back(of_query);
-            self.turn_back(of_key);
-        });
-        of.map(|parts| self.together(&parts))
-    }
-
-    /// Gradients of one head of one sequence, still rotated.
-    fn backward_task(&self, task: usize, way: &Way, [of_query, of_key, of_value]: [&mut [f32]; 3]) {
-        let (query, key) = (self.turned(way.query, task), self.turned(way.key, task));
-        let scale = 1.0 / (self.size as f32).sqrt();
-        let mut shares = vec![0f32; BLOCK.min(self.time) * self.time];
-        let mut of_scores = shares.clone();
-        for (start, end) in self.blocks() {
-            let (rows, size) = (end - start, self.size);
-            self.shares(task, (start, end), &query, &key, &mut shares);
-            let begin = self.start(task) + start * self.width;
-            let grads = Matrix::new(&way.grad[begin..], rows, size, self.width);
-            let values = self.part(way.value, task).first(end);
-            let given = Matrix::new(&shares, rows, end, end);
-            product(
-                MatrixMut::new(&mut of_value[..end * size], end, size, size),
-                1.0,
-                1.0,
-                given.transposed(),
-                grads,
-                1,
-            );
-            product(MatrixMut::new(&mut of_scores, rows, end, end), 0.0, 1.0, grads, values.transposed(), 1);
-            let each = of_scores.chunks_mut(end).zip(shares.chunks(end)).take(rows).enumerate();
-            for (place, (of_scores, shares)) in each {
-                let from = begin + place * self.width;
-                // The mean of the gradients under the probabilities equals the product of the output with its
-                // gradient.
-                let mean = dot(&way.out[from..from + size], &way.grad[from..from + size]);
-                for (of_score, share) in of_scores.iter_mut().zip(shares) {
-                    *of_score = share * (*of_score - mean);
+                let shares = &mut shares[..rows * keys];
+                self.shares(task, start, &query[start * size..end * size], key, keys, shares);
+                if !self.attention.mask.is_none() {
+                    mask_rows(shares, keys, self.attention.mask, self.place_of(task, start), over);
+                }
+                let mixed = &mut mixed[..rows * size];
+                let shares = Matrix::new(shares, rows, keys, keys);
+                let result = MatrixMut::new(mixed, rows, size, size);
+                product(Machine::shared(), result, Start::Zero, shares, values.first(keys));
+                for (row, mixed) in (start..end).zip(mixed.chunks_exact(size)) {
+                    let at = own.start + row * own.stride;
+                    // SAFETY: the rows of the heads of the sequences do not overlap.
+                    unsafe { out.get(at..at + size) }.copy_from_slice(mixed);
                 }
             }
-            let of_scores = Matrix::new(&of_scores, rows, end, end);
-            let queries = Matrix::new(&query[start * size..], rows, size, size);
-            let keys = Matrix::new(&key, end, size, size);
-            let of_queries = MatrixMut::new(&mut of_query[start * size..end * size], rows, size, size);
-            product(of_queries, 0.0, scale, of_scores, keys, 1);
-            let of_keys = MatrixMut::new(&mut of_key[..end * size], end, size, size);
-            product(of_keys, 1.0, scale, of_scores.transposed(), queries, 1);
-        }
+        });
+    }
+
+    /// The rows of a task in the output.
+    fn out_view(&self, task: usize) -> View {
+        let (sequence, head) = (task / self.attention.heads, task % self.attention.heads);
+        View { input: 0, start: sequence * self.time * self.width + head * self.size, stride: self.width }
+    }
+
+    fn backward_task(&self, task: usize, inputs: &[&[f32]], out: &[f32], grad: &[f32], of: &[Option<Parts<f32>>]) {
+        let (machine, size, most) = (Machine::shared(), self.size, BLOCK.min(self.time));
+        let (time, over, mask) = (self.time, self.over, self.attention.mask);
+        f32::scratch(2 * time * size + 3 * over * size + 3 * most * over, |memory| {
+            let (query, memory) = memory.split_at_mut(time * size);
+            let (of_query, memory) = memory.split_at_mut(time * size);
+            let (key, memory) = memory.split_at_mut(over * size);
+            let (of_key, memory) = memory.split_at_mut(over * size);
+            let (of_value, memory) = memory.split_at_mut(over * size);
+            let (shares, memory) = memory.split_at_mut(most * over);
+            let (of_scores, kept) = memory.split_at_mut(most * over);
+            self.turn(inputs, self.view(0, task), self.scale(), query);
+            self.turn(inputs, self.view(1, task), 1.0, key);
+            let value = self.view(2, task);
+            let values = Matrix::new(&inputs[value.input][value.start..], over, size, value.stride);
+            let own = self.out_view(task);
+            of_key.fill(0.0);
+            of_value.fill(0.0);
+            for (start, end, keys) in self.blocks() {
+                let rows = end - start;
+                let (shares, of_scores) = (&mut shares[..rows * keys], &mut of_scores[..rows * keys]);
+                let queries = &query[start * size..end * size];
+                self.shares(task, start, queries, key, keys, shares);
+                let begin = own.start + start * own.stride;
+                let grads = Matrix::new(&grad[begin..], rows, size, own.stride);
+                let given: &[f32] = match mask.is_none() {
+                    true => shares,
+                    false => {
+                        let kept = &mut kept[..rows * keys];
+                        kept.copy_from_slice(shares);
+                        mask_rows(kept, keys, mask, self.place_of(task, start), over);
+                        kept
+                    }
+                };
+                let of_values = MatrixMut::new(&mut of_value[..keys * size], keys, size, size);
+                product(machine, of_values, Start::Out, Matrix::new(given, rows, keys, keys).transposed(), grads);
+                let of_shares = MatrixMut::new(of_scores, rows, keys, keys);
+                product(machine, of_shares, Start::Zero, grads, values.first(keys).transposed());
+                for row in 0..rows {
+                    let at = begin + row * own.stride;
+                    // The mean of the gradients under the probabilities equals the product of the output with its
+                    // gradient.
+                    let mean = dot(&out[at..at + size], &grad[at..at + size]);
+                    let place = self.place_of(task, start + row);
+                    let row = row * keys..(row + 1) * keys;
+                    of_scores_of(&shares[row.clone()], mean, mask, place, &mut of_scores[row]);
+                }
+                let of_scores = Matrix::new(of_scores, rows, keys, keys);
+                let seen = Matrix::new(key, keys, size, size);
+                let of_queries = MatrixMut::new(&mut of_query[start * size..end * size], rows, size, size);
+                product(machine, of_queries, Start::Zero, of_scores, seen);
+                let of_keys = MatrixMut::new(&mut of_key[..keys * size], keys, size, size);
+                let queries = Matrix::new(queries, rows, size, size);
+                product(machine, of_keys, Start::Out, of_scores.transposed(), queries);
+            }
+            self.turn_back(of_query, self.scale());
+            self.turn_back(of_key, 1.0);
+            for (which, part) in [of_query, of_key, of_value].into_iter().enumerate() {
+                self.place(part, self.view(which, task), of);
+            }
+        });
     }
 }
 
-/// Inputs and output, each (batch, time, width), and the gradient of the output.
-struct Way<'a> {
-    query: &'a [f32],
-    key: &'a [f32],
-    value: &'a [f32],
-    out: &'a [f32],
-    grad: &'a [f32],
-}
-
-/// Softmax of the scores of queries from `start` on with the keys up to their own, in rows of `end`.
-struct Soften<'a> {
-    scores: &'a mut [f32],
-    start: usize,
-    end: usize,
-    slope: f32,
-}
-
-impl Kernel for Soften<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run(self) -> Self::Output {
-        let Self { scores, start, end, slope } = self;
-        for (place, row) in scores.chunks_mut(end).enumerate() {
-            let (seen, later) = row.split_at_mut(start + place + 1);
+compiled! {
+    /// Softmax of rows of scores: the first row sees `first` keys and each later one another key, up to all.
+    fn soften(scores: &mut [f32], keys: usize, first: usize, slope: f32) {
+        for (place, row) in scores.chunks_exact_mut(keys).enumerate() {
+            let (seen, later) = row.split_at_mut(keys.min(first + place));
             if slope != 0.0 {
                 let last = seen.len() - 1;
                 seen.iter_mut().enumerate().for_each(|(key, score)| *score -= slope * (last - key) as f32);
@@ -335,40 +418,41 @@ impl Kernel for Soften<'_> {
             later.fill(0.0);
         }
     }
+
+    /// Dropout of rows of probabilities, whose places start `over` apart.
+    fn mask_rows(shares: &mut [f32], keys: usize, mask: Mask, first: usize, over: usize) {
+        for (row, shares) in shares.chunks_exact_mut(keys).enumerate() {
+            let place = first + row * over;
+            shares.iter_mut().enumerate().for_each(|(key, share)| *share *= mask.factor(place + key));
+        }
+    }
+
+    /// Turns the gradients of a row of probabilities after dropout into those of its scores.
+    fn of_scores_of(shares: &[f32], mean: f32, mask: Mask, place: usize, of_scores: &mut [f32]) {
+        let pairs = of_scores.iter_mut().zip(shares);
+        match mask.is_none() {
+            true => pairs.for_each(|(of_score, share)| *of_score = share * (*of_score - mean)),
+            false => {
+                for (key, (of_score, share)) in pairs.enumerate() {
+                    *of_score = share * (*of_score * mask.factor(place + key) - mean);
+                }
+            }
+        }
+    }
 }
 
-impl CustomOp3 for Attention {
-    fn name(&self) -> &'static str {
-        "causal-attention"
+impl Operation for Attend {
+    fn forward(&self, inputs: &[&[f32]], out: &mut [f32]) {
+        let out = Parts::new(out);
+        Machine::shared().pool.run(self.tasks(), |task| self.forward_task(task, inputs, &out));
     }
 
-    fn cpu_fwd(
-        &self,
-        query: &CpuStorage,
-        query_layout: &Layout,
-        key: &CpuStorage,
-        key_layout: &Layout,
-        value: &CpuStorage,
-        value_layout: &Layout,
-    ) -> Candle<(CpuStorage, Shape)> {
-        let problem = Problem::new(*self, query_layout.shape().dims3()?)?;
-        let out = problem.forward(slice(query, query_layout)?, slice(key, key_layout)?, slice(value, value_layout)?);
-        Ok((CpuStorage::F32(out), query_layout.shape().clone()))
+    fn backward(&self, inputs: &[&[f32]], out: &[f32], grad: Memory, of: &mut [Option<Memory>]) {
+        let of: Vec<Option<Parts<f32>>> = of.iter_mut().map(|of| of.as_mut().map(|of| Parts::new(of))).collect();
+        Machine::shared().pool.run(self.tasks(), |task| self.backward_task(task, inputs, out, &grad, &of));
     }
 
-    fn bwd(
-        &self,
-        query: &Tensor,
-        key: &Tensor,
-        value: &Tensor,
-        out: &Tensor,
-        grad: &Tensor,
-    ) -> Candle<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let problem = Problem::new(*self, query.dims3()?)?;
-        let all = [query, key, value, out, grad];
-        let [of_query, of_key, of_value] =
-            with_slices(all, |[query, key, value, out, grad]| problem.backward(&Way { query, key, value, out, grad }))?;
-        let gradient = |numbers: Vec<f32>| tensor(numbers, query).map(Some);
-        Ok((gradient(of_query)?, gradient(of_key)?, gradient(of_value)?))
+    fn needs_output(&self) -> bool {
+        true
     }
 }

@@ -1,6 +1,8 @@
 //! exp, sin and cos without branches, so that the compiler can vectorise loops over them. It cannot vectorise calls
 //! into the system's mathematics library. The error is at most three units in the last place of f32.
 
+use super::inference::{Machine, simd};
+
 /// Adding this constant rounds a small number to an integer, which is then in the low bits.
 const ROUNDER: f32 = 12_582_912.0;
 
@@ -14,19 +16,55 @@ pub trait Kernel {
     fn run(self) -> Self::Output;
 }
 
-/// Runs a loop that is compiled for the widest vectors of this CPU.
-#[inline(always)]
+/// Runs a loop that is compiled for the chosen instruction set.
+#[inline]
 pub fn vectorised<K: Kernel>(kernel: K) -> K::Output {
     struct Call<K>(K);
-    impl<K: Kernel> pulp::NullaryFnOnce for Call<K> {
+    impl<K: Kernel> simd::Kernel for Call<K> {
         type Output = K::Output;
         #[inline(always)]
-        fn call(self) -> K::Output {
+        fn run<S: simd::Simd>(self, _: S) -> K::Output {
             self.0.run()
         }
     }
-    pulp::Arch::new().dispatch(Call(kernel))
+    Machine::shared().dispatch.run(Call(kernel))
 }
+
+/// Defines functions that are compiled for each instruction set and run for the chosen one.
+macro_rules! compiled {
+    ($($(#[$doc:meta])* fn $name:ident($($argument:ident: $type:ty),* $(,)?) $(-> $output:ty)? $body:block)*) => {$(
+        $(#[$doc])*
+        fn $name($($argument: $type),*) $(-> $output)? {
+            #[inline(always)]
+            fn body($($argument: $type),*) $(-> $output)? $body
+
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma,f16c")]
+            fn avx2($($argument: $type),*) $(-> $output)? {
+                body($($argument),*)
+            }
+
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+            fn avx512($($argument: $type),*) $(-> $output)? {
+                body($($argument),*)
+            }
+
+            use $crate::kernels::inference::{Instructions, Machine};
+            match Machine::shared().dispatch.instructions() {
+                // SAFETY: only instruction sets that this machine has are chosen.
+                #[cfg(target_arch = "x86_64")]
+                Instructions::Avx2 => unsafe { avx2($($argument),*) },
+                // SAFETY: as above.
+                #[cfg(target_arch = "x86_64")]
+                Instructions::Avx512 | Instructions::Avx512Bf16 => unsafe { avx512($($argument),*) },
+                _ => body($($argument),*),
+            }
+        }
+    )*};
+}
+
+pub(super) use compiled;
 
 /// e to the power of `x`, with `x` clamped to -87 to 88. NaN stays NaN.
 ///
@@ -42,6 +80,18 @@ pub fn exp(x: f32) -> f32 {
     let series = 1.0 + rest + rest * rest * (0.5 + rest * series);
     let power = (shifted.to_bits().wrapping_sub(ROUNDER.to_bits()).wrapping_add(127)) << 23;
     series * f32::from_bits(power)
+}
+
+/// 1 / (1 + e⁻ˣ)
+#[inline(always)]
+pub fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-x))
+}
+
+/// The hyperbolic tangent, with an absolute error of at most 2e-7.
+#[inline(always)]
+pub fn tanh(x: f32) -> f32 {
+    1.0 - 2.0 / (1.0 + exp(2.0 * x))
 }
 
 /// Angles beyond this have lost too many digits for [`sin_cos`].
@@ -75,6 +125,15 @@ mod tests {
             let x = -87.0 + step as f32 * (175.0 / 400_000.0);
             let (found, expected) = (f64::from(exp(x)), f64::from(x).exp());
             assert!((found / expected - 1.0).abs() < 4e-7, "exp({x}) = {found}");
+            if x.abs() < 20.0 {
+                let wide = f64::from(x);
+                assert!((f64::from(tanh(x)) - wide.tanh()).abs() < 2e-7, "tanh({x}) = {}", tanh(x));
+                assert!(
+                    (f64::from(sigmoid(x)) - 1.0 / (1.0 + (-wide).exp())).abs() < 2e-7,
+                    "sigmoid({x}) = {}",
+                    sigmoid(x)
+                );
+            }
             let x = -8192.0 + step as f32 * (16384.0 / 400_000.0);
             let ((sin, cos), (e_sin, e_cos)) = (sin_cos(x), f64::from(x).sin_cos());
             assert!((f64::from(sin) - e_sin).abs() < 2e-6 && (f64::from(cos) - e_cos).abs() < 2e-6, "{x}: {sin} {cos}");

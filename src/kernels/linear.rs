@@ -1,143 +1,82 @@
-//! Linear layers in one operation. A composition needs five (two reshapes, a transposition, a product, a sum), and
-//! its backward pass fills and adds a tensor for each.
+//! Linear layers.
 
-use anyhow::Result;
-use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Shape, Tensor};
-use rayon::prelude::*;
+use super::{
+    Matrix, MatrixMut, Start,
+    elementary::compiled,
+    inference::{Machine, pool::Parts},
+    product,
+    tape::{Memory, Operation},
+};
 
-use super::{CHUNK, Candle, Matrix, MatrixMut, added, is_plain, product, slice, tensor, with_slices};
+/// Columns that are summed together.
+const BLOCK: usize = 64;
 
-/// `x · weightᵀ + bias`, from (…, inputs) to (…, outputs), with a weight (outputs, inputs) and a bias (outputs).
-/// Computes in the dtype of `x`, regardless of the dtype of the weight.
-pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-    if is_plain(x) && is_plain(weight) {
-        let (x, weight) = (x.contiguous()?, weight.contiguous()?);
-        return Ok(match bias {
-            Some(bias) => x.apply_op3(&weight, bias, Linear)?,
-            None => x.apply_op2(&weight, Linear)?,
-        });
-    }
-    // As one matrix, because Candle multiplies the matrices of a batch one by one.
-    let mut dims = x.dims().to_vec();
-    let inputs = dims.pop().unwrap_or_default();
-    let out = x.reshape(((), inputs))?.matmul(&weight.to_dtype(x.dtype())?.t()?)?;
-    dims.push(weight.dim(0)?);
-    let out = out.reshape(dims)?;
-    match bias {
-        Some(bias) => Ok(out.broadcast_add(&bias.to_dtype(x.dtype())?)?),
-        None => Ok(out),
-    }
+/// `x · weightᵀ + bias`, from (rows, inputs) to (rows, outputs), with a weight (outputs, inputs). The bias is optional.
+#[derive(Clone, Copy)]
+pub(super) struct Linear {
+    pub inputs: usize,
+    pub outputs: usize,
 }
 
-struct Linear;
+impl Operation for Linear {
+    fn forward(&self, inputs: &[&[f32]], out: &mut [f32]) {
+        let Self { inputs: width, outputs } = *self;
+        let rows = out.len() / outputs;
+        let (x, weight) = (Matrix::new(inputs[0], rows, width, width), Matrix::new(inputs[1], outputs, width, width));
+        let start = inputs.get(2).map_or(Start::Zero, |bias| Start::Bias(bias));
+        product(Machine::shared(), MatrixMut::new(out, rows, outputs, outputs), start, x, weight.transposed());
+    }
 
-impl Linear {
-    fn forward(
-        x: (&CpuStorage, &Layout),
-        weight: (&CpuStorage, &Layout),
-        bias: Option<(&CpuStorage, &Layout)>,
-    ) -> Candle<(CpuStorage, Shape)> {
-        let (outputs, inputs) = weight.1.shape().dims2()?;
-        let mut dims = x.1.dims().to_vec();
-        if dims.pop() != Some(inputs) {
-            candle_core::bail!("a layer of {inputs} inputs can't take {:?}", x.1.dims());
+    fn backward(&self, inputs: &[&[f32]], _: &[f32], grad: Memory, of: &mut [Option<Memory>]) {
+        let (machine, Self { inputs: width, outputs }) = (Machine::shared(), *self);
+        let rows = grad.len() / outputs;
+        let (x, weight) = (Matrix::new(inputs[0], rows, width, width), Matrix::new(inputs[1], outputs, width, width));
+        let of_out = Matrix::new(&grad, rows, outputs, outputs);
+        if let Some(of_x) = &mut of[0] {
+            product(machine, MatrixMut::new(of_x, rows, width, width), Start::Zero, of_out, weight);
         }
-        dims.push(outputs);
-        let (x, weight) = (slice(x.0, x.1)?, slice(weight.0, weight.1)?);
-        let rows = x.len() / inputs;
-        let mut out = vec![0f32; rows * outputs];
-        if let Some((bias, layout)) = bias {
-            let bias = slice(bias, layout)?;
-            out.par_chunks_mut(outputs).with_min_len(16).for_each(|row| row.copy_from_slice(bias));
+        if let Some(of_weight) = &mut of[1] {
+            let out = MatrixMut::new(of_weight, outputs, width, width);
+            product(machine, out, Start::Zero, of_out.transposed(), x);
         }
-        let (x, weight) = (Matrix::new(x, rows, inputs, inputs), Matrix::new(weight, outputs, inputs, inputs));
-        let keep = if bias.is_some() { 1.0 } else { 0.0 };
-        product(MatrixMut::new(&mut out, rows, outputs, outputs), keep, 1.0, x, weight.transposed(), threads());
-        Ok((CpuStorage::F32(out), Shape::from(dims)))
-    }
-
-    /// Returns the gradients of the inputs and the weight.
-    fn backward(x: &Tensor, weight: &Tensor, grad: &Tensor) -> Candle<(Tensor, Tensor)> {
-        let (outputs, inputs) = weight.dims2()?;
-        let (of_x, of_weight) = with_slices([x, weight, grad], |[x, weight, grad]| {
-            let rows = x.len() / inputs;
-            let (mut of_x, mut of_weight) = (vec![0f32; x.len()], vec![0f32; weight.len()]);
-            let (x, weight) = (Matrix::new(x, rows, inputs, inputs), Matrix::new(weight, outputs, inputs, inputs));
-            let grad = Matrix::new(grad, rows, outputs, outputs);
-            product(MatrixMut::new(&mut of_x, rows, inputs, inputs), 0.0, 1.0, grad, weight, threads());
-            let out = MatrixMut::new(&mut of_weight, outputs, inputs, inputs);
-            product(out, 0.0, 1.0, grad.transposed(), x, threads());
-            (of_x, of_weight)
-        })?;
-        Ok((tensor(of_x, x)?, tensor(of_weight, weight)?))
-    }
-
-    /// Returns the gradient of the bias.
-    fn sums(bias: &Tensor, grad: &Tensor) -> Candle<Tensor> {
-        let width = bias.elem_count();
-        let of_bias = with_slices([grad], |[grad]| {
-            let sums = grad.par_chunks(CHUNK.div_ceil(width) * width).map(|grad| {
-                let mut sum = vec![0f32; width];
-                grad.chunks(width).for_each(|row| sum.iter_mut().zip(row).for_each(|(sum, grad)| *sum += grad));
-                sum
-            });
-            sums.reduce(|| vec![0f32; width], |a, b| added(a, &b))
-        })?;
-        tensor(of_bias, bias)
+        if let Some(Some(of_bias)) = of.get_mut(2) {
+            column_sums(&grad, of_bias);
+        }
     }
 }
 
-fn threads() -> usize {
-    candle_core::utils::get_num_threads()
+/// The sum of all rows, as long as `sums`.
+pub(super) fn column_sums(rows: &[f32], sums: &mut [f32]) {
+    let width = sums.len();
+    let parts = Parts::new(sums);
+    let block = |number: usize| {
+        let first = number * BLOCK;
+        let count = BLOCK.min(width - first);
+        // SAFETY: each task has its own columns.
+        sum_columns(rows, width, first, unsafe { parts.get(first..first + count) });
+    };
+    let blocks = width.div_ceil(BLOCK);
+    if rows.len() < super::SMALL { (0..blocks).for_each(block) } else { Machine::shared().pool.run(blocks, block) }
 }
 
-impl CustomOp2 for Linear {
-    fn name(&self) -> &'static str {
-        "linear"
-    }
-
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        x_layout: &Layout,
-        weight: &CpuStorage,
-        weight_layout: &Layout,
-    ) -> Candle<(CpuStorage, Shape)> {
-        Self::forward((x, x_layout), (weight, weight_layout), None)
-    }
-
-    fn bwd(&self, x: &Tensor, weight: &Tensor, _: &Tensor, grad: &Tensor) -> Candle<(Option<Tensor>, Option<Tensor>)> {
-        let (of_x, of_weight) = Self::backward(x, weight, grad)?;
-        Ok((Some(of_x), Some(of_weight)))
-    }
-}
-
-impl CustomOp3 for Linear {
-    fn name(&self) -> &'static str {
-        "linear-with-bias"
-    }
-
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        x_layout: &Layout,
-        weight: &CpuStorage,
-        weight_layout: &Layout,
-        bias: &CpuStorage,
-        bias_layout: &Layout,
-    ) -> Candle<(CpuStorage, Shape)> {
-        Self::forward((x, x_layout), (weight, weight_layout), Some((bias, bias_layout)))
-    }
-
-    fn bwd(
-        &self,
-        x: &Tensor,
-        weight: &Tensor,
-        bias: &Tensor,
-        _: &Tensor,
-        grad: &Tensor,
-    ) -> Candle<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let (of_x, of_weight) = Self::backward(x, weight, grad)?;
-        Ok((Some(of_x), Some(of_weight), Some(Self::sums(bias, grad)?)))
+compiled! {
+    /// Sums of the columns from `first` on.
+    fn sum_columns(rows: &[f32], width: usize, first: usize, sums: &mut [f32]) {
+        match sums.as_chunks_mut::<BLOCK>().0 {
+            [sums] => {
+                let mut lanes = [0f32; BLOCK];
+                for row in rows.chunks_exact(width) {
+                    let row = row[first..].first_chunk::<BLOCK>().expect("a block of columns");
+                    lanes.iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
+                }
+                *sums = lanes;
+            }
+            _ => {
+                sums.fill(0.0);
+                for row in rows.chunks_exact(width) {
+                    sums.iter_mut().zip(&row[first..]).for_each(|(sum, value)| *sum += value);
+                }
+            }
+        }
     }
 }

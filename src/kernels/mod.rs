@@ -1,44 +1,60 @@
-//! Operations for training that Candle has no gradient for (norms, softmax over the last dimension), or that take
-//! Candle many passes over memory (linear layers, attention, activations with their gradients, depthwise
-//! convolutions). In f32 on a CPU, each has one kernel for the forward and one for the backward pass. Elsewhere, each
-//! is a composition of Candle's operations. Tests compare the two, and gradients with finite differences. Layers with
-//! weights are in the models. [`inference`] has the kernels of inference, which have no gradients. All `unsafe` code of the
-//! crate is in this folder; `system` has what is not a kernel.
+//! Operations for training. In f32 on a CPU, they are kernels with a forward and a backward pass, and whole networks of them
+//! are one operation of Candle. Elsewhere, they are compositions of Candle's operations. Tests compare the two, and
+//! gradients with finite differences. Layers with weights are in the models.
+//!
+//! - [`Graph`] lists the operations. A network is written once, for any graph, and [`fused`] runs it.
+//! - `tape` runs kernels and records them for the backward pass; `composed` has the compositions.
+//! - [`product`] multiplies matrices; the other files hold one kind of operation each.
+//! - [`inference`] has the kernels of inference, which have no gradients, the threads, and the choice of instructions.
+//!
+//! All `unsafe` code of the crate is in this folder; `system` has what is not a kernel.
 
 mod activation;
 mod attention;
+mod composed;
 mod convolution;
 mod elementary;
+mod graph;
 pub mod inference;
 mod linear;
+mod mask;
 mod norm;
+mod positions;
 mod product;
 mod residual;
-mod softmax;
 mod sum;
 pub mod system;
+mod tape;
 #[cfg(test)]
 mod tests;
 
-pub use activation::{Decay, gate, gelu, sine};
+pub use activation::Decay;
 pub use attention::{Attention, Positions};
-pub use convolution::{Padding, depthwise};
+pub use convolution::{Padding, Taps};
 pub use elementary::{Kernel, exp, vectorised};
-pub use linear::linear;
-pub use norm::{layer_norm, rms_norm};
-pub use product::{Matrix, MatrixMut, product};
-pub use residual::add_scaled;
-pub use softmax::softmax;
+pub use graph::{Graph, Network, fused};
+pub use mask::Mask;
+pub use product::{Matrix, MatrixMut, Start, product};
 pub use sum::sum;
+pub use tape::Buffers;
 
-use std::cell::RefCell;
+use std::{
+    cell::RefCell,
+    ops::Range,
+    sync::{Mutex, PoisonError},
+};
 
 use candle_core::{CpuStorage, DType, InplaceOp1, Layout, Storage, Tensor, bail};
+
+use inference::{Machine, pool::Parts};
 
 type Candle<T> = candle_core::Result<T>;
 
 /// Elements that a thread processes at a time.
-const CHUNK: usize = 16 * 1024;
+const CHUNK: usize = 8 * 1024;
+
+/// Elements that one thread processes in about the time in which two threads could meet.
+const SMALL: usize = 16 * 1024;
 
 /// Returns whether the kernels support the tensor.
 pub fn is_plain(tensor: &Tensor) -> bool {
@@ -57,18 +73,29 @@ fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Candle<&'a [f32]> {
 /// # Errors
 /// Returns an error if a tensor has another dtype or device.
 pub fn with_slices<const N: usize, T>(tensors: [&Tensor; N], with: impl FnOnce([&[f32]; N]) -> T) -> Candle<T> {
-    let tensors = tensors.map(Tensor::contiguous);
-    let mut whole = Vec::with_capacity(N);
-    for tensor in tensors {
-        whole.push(tensor?);
-    }
+    with_all_slices(tensors, |slices| {
+        let mut all = [&[][..]; N];
+        all.copy_from_slice(slices);
+        with(all)
+    })
+}
+
+/// As [`with_slices`], with any number of tensors.
+///
+/// # Errors
+/// Returns an error if a tensor has another dtype or device.
+pub fn with_all_slices<'a, T>(
+    tensors: impl IntoIterator<Item = &'a Tensor>,
+    with: impl FnOnce(&[&[f32]]) -> T,
+) -> Candle<T> {
+    let whole: Vec<Tensor> = tensors.into_iter().map(Tensor::contiguous).collect::<Candle<_>>()?;
     let storages: Vec<_> = whole.iter().map(|tensor| tensor.storage_and_layout()).collect();
-    let mut slices = [&[][..]; N];
-    for (place, (storage, layout)) in slices.iter_mut().zip(&storages) {
+    let mut slices = Vec::with_capacity(whole.len());
+    for (storage, layout) in &storages {
         let Storage::Cpu(storage) = &**storage else { bail!("contiguous f32 on a CPU is required") };
-        *place = slice(storage, layout)?;
+        slices.push(slice(storage, layout)?);
     }
-    Ok(with(slices))
+    Ok(with(&slices))
 }
 
 /// Changes the elements of a contiguous tensor in place, f32 on a CPU.
@@ -97,12 +124,97 @@ fn tensor(values: Vec<f32>, like: &Tensor) -> Candle<Tensor> {
     Tensor::from_vec(values, like.shape(), like.device())
 }
 
-fn added(mut sum: Vec<f32>, more: &[f32]) -> Vec<f32> {
-    sum.iter_mut().zip(more).for_each(|(sum, more)| *sum += more);
-    sum
+/// Calls `task` with ranges of `rows` rows, of about `width` elements each, that cover all rows, on all threads.
+fn share_out(rows: usize, width: usize, task: impl Fn(Range<usize>) + Sync) {
+    if rows * width < SMALL {
+        return task(0..rows);
+    }
+    let size = CHUNK.div_ceil(width.max(1));
+    Machine::shared().pool.run(rows.div_ceil(size), |number| task(number * size..rows.min((number + 1) * size)));
+}
+
+/// Calls `task` with ranges of rows and their parts of `out`, `width` elements for each row.
+fn each_part(out: &mut [f32], width: usize, task: impl Fn(Range<usize>, &mut [f32]) + Sync) {
+    let (rows, out) = (out.len() / width.max(1), Parts::new(out));
+    share_out(rows, width, |rows| {
+        // SAFETY: the ranges of different tasks do not overlap.
+        let part = unsafe { out.get(rows.start * width..rows.end * width) };
+        task(rows, part);
+    });
+}
+
+/// As [`each_part`], with parts of two buffers.
+fn each_part_of_two(
+    (one, one_width): (&mut [f32], usize),
+    (two, two_width): (&mut [f32], usize),
+    task: impl Fn(Range<usize>, &mut [f32], &mut [f32]) + Sync,
+) {
+    let (rows, two) = (one.len() / one_width.max(1), Parts::new(two));
+    assert!(rows * two_width <= two.len(), "rows of two buffers");
+    each_part(one, one_width, |rows, part| {
+        // SAFETY: the ranges of different tasks do not overlap.
+        let other = unsafe { two.get(rows.start * two_width..rows.end * two_width) };
+        task(rows, part, other);
+    });
+}
+
+elementary::compiled! {
+    fn add_slices(sum: &mut [f32], more: &[f32]) {
+        sum.iter_mut().zip(more).for_each(|(sum, more)| *sum += more);
+    }
+}
+
+/// `sum += more`
+fn add_to(sum: &mut [f32], more: &[f32]) {
+    each_part(sum, 1, |part, sum| add_slices(sum, &more[part]));
+}
+
+/// Calls `task` with each item, on all threads. Returns the results in the order of the items.
+pub fn each_of<T: Send, R: Send>(items: impl IntoIterator<Item = T>, task: impl Fn(T) -> R + Sync) -> Vec<R> {
+    let cells: Vec<_> = items.into_iter().map(|item| Mutex::new((Some(item), None))).collect();
+    Machine::shared().pool.run(cells.len(), |number| {
+        let mut cell = cells[number].lock().unwrap_or_else(PoisonError::into_inner);
+        cell.1 = cell.0.take().map(&task);
+    });
+    let result = |cell: Mutex<(Option<T>, Option<R>)>| cell.into_inner().unwrap_or_else(PoisonError::into_inner).1;
+    cells.into_iter().filter_map(result).collect()
+}
+
+/// Calls `with` with the elements of some tensors that are changed at once, f32 on a CPU. All must be different.
+///
+/// # Errors
+/// Returns an error if a tensor has another dtype, device or layout.
+pub fn change_all<T>(tensors: &[&Tensor], with: impl FnOnce(Vec<&mut [f32]>) -> T) -> Candle<T> {
+    /// Borrows one tensor after the other, and calls `with` while all are borrowed.
+    fn borrow<'a>(
+        rest: &[&Tensor],
+        borrowed: &mut Vec<Parts<'a, f32>>,
+        with: &mut dyn FnMut(&[Parts<'a, f32>]),
+    ) -> Candle<()> {
+        let Some((first, rest)) = rest.split_first() else {
+            with(borrowed);
+            return Ok(());
+        };
+        let mut result = Ok(());
+        change(first, |values| {
+            // SAFETY: only the lifetime changes. The view is removed below, while `values` is still borrowed.
+            borrowed.push(unsafe { std::mem::transmute::<Parts<'_, f32>, Parts<'a, f32>>(Parts::new(values)) });
+            result = borrow(rest, borrowed, with);
+            borrowed.pop();
+        })?;
+        result
+    }
+    let (mut with, mut out) = (Some(with), None);
+    borrow(tensors, &mut Vec::with_capacity(tensors.len()), &mut |borrowed| {
+        // SAFETY: each view has the elements of another tensor, which is borrowed mutably and locked.
+        let slices = borrowed.iter().map(|part| unsafe { part.get(0..part.len()) }).collect();
+        out = with.take().map(|with| with(slices));
+    })?;
+    out.map_or_else(|| bail!("tensors were not changed"), Ok)
 }
 
 /// Σ aᵢ·bᵢ, in lanes that the compiler can vectorise.
+#[inline(always)]
 fn dot(a: &[f32], b: &[f32]) -> f32 {
     let mut lanes = [0f32; 16];
     let (a_whole, a_rest) = a.as_chunks::<16>();

@@ -1,64 +1,89 @@
 //! Residual connections.
 
-use anyhow::Result;
-use candle_core::{CpuStorage, CustomOp3, Layout, Shape, Tensor};
-use rayon::prelude::*;
+use super::{
+    Mask, dot, each_part,
+    elementary::compiled,
+    tape::{Memory, Operation},
+};
 
-use super::{CHUNK, Candle, dot, is_plain, slice, tensor, with_slices};
+/// `x + branch`, with dropout of the branch.
+pub(super) struct Add(pub Mask);
 
-/// `x + scale · branch`, with a scalar scale.
-pub fn add_scaled(x: &Tensor, branch: &Tensor, scale: &Tensor) -> Result<Tensor> {
-    if is_plain(x) {
-        return Ok(x.contiguous()?.apply_op3(&branch.contiguous()?, scale, AddScaled)?);
+compiled! {
+    fn add(x: &[f32], branch: &[f32], out: &mut [f32]) {
+        out.iter_mut().zip(x).zip(branch).for_each(|((out, x), branch)| *out = x + branch);
     }
-    Ok((x + branch.broadcast_mul(&scale.to_dtype(branch.dtype())?)?)?)
+
+    fn add_masked(x: &[f32], branch: &[f32], mask: Mask, first: usize, out: &mut [f32]) {
+        for (i, ((out, x), branch)) in out.iter_mut().zip(x).zip(branch).enumerate() {
+            *out = x + mask.factor(first + i) * branch;
+        }
+    }
+
+    fn masked(grad: &[f32], mask: Mask, first: usize, of_branch: &mut [f32]) {
+        for (i, (of_branch, grad)) in of_branch.iter_mut().zip(grad).enumerate() {
+            *of_branch = mask.factor(first + i) * grad;
+        }
+    }
+
+    fn add_times(x: &[f32], branch: &[f32], scale: f32, out: &mut [f32]) {
+        out.iter_mut().zip(x).zip(branch).for_each(|((out, x), branch)| *out = x + scale * branch);
+    }
+
+    fn times(grad: &[f32], scale: f32, out: &mut [f32]) {
+        out.iter_mut().zip(grad).for_each(|(out, grad)| *out = scale * grad);
+    }
+
+    fn product_sum(a: &[f32], b: &[f32]) -> f32 {
+        dot(a, b)
+    }
 }
 
-struct AddScaled;
-
-impl CustomOp3 for AddScaled {
-    fn name(&self) -> &'static str {
-        "add-scaled"
+impl Operation for Add {
+    fn forward(&self, inputs: &[&[f32]], out: &mut [f32]) {
+        let (x, branch, mask) = (inputs[0], inputs[1], self.0);
+        each_part(out, 1, |part, out| {
+            let (x, branch) = (&x[part.clone()], &branch[part.clone()]);
+            if mask.is_none() { add(x, branch, out) } else { add_masked(x, branch, mask, part.start, out) }
+        });
     }
 
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        x_layout: &Layout,
-        branch: &CpuStorage,
-        branch_layout: &Layout,
-        scale: &CpuStorage,
-        scale_layout: &Layout,
-    ) -> Candle<(CpuStorage, Shape)> {
-        let (x, branch, scale) = (slice(x, x_layout)?, slice(branch, branch_layout)?, slice(scale, scale_layout)?[0]);
-        let mut out = vec![0f32; x.len()];
-        let chunk = |((out, x), branch): ((&mut [f32], &[f32]), &[f32])| {
-            for ((out, x), branch) in out.iter_mut().zip(x).zip(branch) {
-                *out = x + scale * branch;
-            }
-        };
-        out.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).zip(branch.par_chunks(CHUNK)).for_each(chunk);
-        Ok((CpuStorage::F32(out), x_layout.shape().clone()))
-    }
-
-    fn bwd(
-        &self,
-        _: &Tensor,
-        branch: &Tensor,
-        scale: &Tensor,
-        _: &Tensor,
-        grad: &Tensor,
-    ) -> Candle<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let (of_branch, of_scale) = with_slices([branch, scale, grad], |[branch, scale, grad]| {
-            let mut of_branch = vec![0f32; branch.len()];
-            let chunks = of_branch.par_chunks_mut(CHUNK).zip(branch.par_chunks(CHUNK)).zip(grad.par_chunks(CHUNK));
-            let sums = chunks.map(|((of_branch, branch), grad)| {
-                of_branch.iter_mut().zip(grad).for_each(|(of_branch, grad)| *of_branch = scale[0] * grad);
-                f64::from(dot(branch, grad))
+    fn backward(&self, _: &[&[f32]], _: &[f32], grad: Memory, of: &mut [Option<Memory>]) {
+        let mask = self.0;
+        if let Some(of_branch) = &mut of[1] {
+            each_part(of_branch, 1, |part, of_branch| match mask.is_none() {
+                true => of_branch.copy_from_slice(&grad[part]),
+                false => masked(&grad[part.clone()], mask, part.start, of_branch),
             });
-            let of_scale: f64 = sums.sum();
-            (of_branch, vec![of_scale as f32])
-        })?;
-        Ok((Some(grad.clone()), Some(tensor(of_branch, branch)?), Some(tensor(of_scale, scale)?)))
+        }
+        if let Some(of_x) = &mut of[0] {
+            *of_x = grad;
+        }
+    }
+}
+
+/// `x + scale · branch`, with a scalar scale.
+pub(super) struct AddScaled;
+
+impl Operation for AddScaled {
+    fn forward(&self, inputs: &[&[f32]], out: &mut [f32]) {
+        let (x, branch, scale) = (inputs[0], inputs[1], inputs[2][0]);
+        each_part(out, 1, |part, out| add_times(&x[part.clone()], &branch[part], scale, out));
+    }
+
+    fn backward(&self, inputs: &[&[f32]], _: &[f32], grad: Memory, of: &mut [Option<Memory>]) {
+        /// Elements whose products are added up in f32.
+        const SUM: usize = 4096;
+        let (branch, scale) = (inputs[1], inputs[2][0]);
+        if let Some(of_scale) = &mut of[2] {
+            let parts = branch.chunks(SUM).zip(grad.chunks(SUM));
+            of_scale[0] = parts.map(|(branch, grad)| f64::from(product_sum(branch, grad))).sum::<f64>() as f32;
+        }
+        if let Some(of_branch) = &mut of[1] {
+            each_part(of_branch, 1, |part, of_branch| times(&grad[part], scale, of_branch));
+        }
+        if let Some(of_x) = &mut of[0] {
+            *of_x = grad;
+        }
     }
 }

@@ -109,7 +109,6 @@ pub fn features() -> Vec<&'static str> {
         ("metal", cfg!(feature = "metal")),
         ("mkl", cfg!(feature = "mkl")),
         ("accelerate", cfg!(feature = "accelerate")),
-        ("avx512", cfg!(feature = "avx512")),
     ];
     all.into_iter().filter(|(_, on)| *on).map(|(feature, _)| feature).collect()
 }

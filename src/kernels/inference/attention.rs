@@ -256,11 +256,12 @@ impl Attention {
                         machine.dispatch.run(Sums {
                             x: turned,
                             stride,
+                            step: E::GROUP,
                             rows,
                             panel: &page[region.keys(*head)],
                             width: PAGE,
                             groups: stride / E::GROUP,
-                            out: &mut scores[at..],
+                            out: Parts::new(&mut scores[at..]),
                             out_stride: BLOCK,
                             add: false,
                         });
@@ -284,11 +285,12 @@ impl Attention {
                             machine.dispatch.run(Sums {
                                 x: &shares[at..],
                                 stride: BLOCK,
+                                step: E::GROUP,
                                 rows,
                                 panel,
                                 width: panel.len() / PAGE,
                                 groups: PAGE.min(to - from - at).div_ceil(E::GROUP),
-                                out: &mut partial.values[element..],
+                                out: Parts::new(&mut partial.values[element..]),
                                 out_stride: partial.width,
                                 add: true,
                             });

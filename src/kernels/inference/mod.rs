@@ -13,12 +13,12 @@
 
 mod attention;
 mod cache;
-mod element;
+pub(super) mod element;
 mod fused;
 mod memory;
-mod packed;
-mod pool;
-mod simd;
+pub(super) mod packed;
+pub(super) mod pool;
+pub(super) mod simd;
 #[cfg(test)]
 mod tests;
 
@@ -30,7 +30,7 @@ pub use packed::{Gate, Linear, Packed, Product, Rows, Source, Then, gated, produ
 pub use simd::Instructions;
 
 use std::sync::{
-    Arc,
+    Arc, OnceLock,
     atomic::{AtomicUsize, Ordering},
 };
 
@@ -40,8 +40,8 @@ use simd::Dispatch;
 /// The threads and the instruction set of kernels.
 #[derive(Clone)]
 pub struct Machine {
-    pool: Arc<Pool>,
-    dispatch: Dispatch,
+    pub(super) pool: Arc<Pool>,
+    pub(super) dispatch: Dispatch,
 }
 
 /// The instruction set that [`Machine::with_threads`] uses: its place in [`Instructions::ALL`] plus 1, or 0 for the fastest.
@@ -59,6 +59,12 @@ impl Machine {
         let selected = SELECTED.load(Ordering::Relaxed).checked_sub(1).map(|place| Instructions::ALL[place]);
         let dispatch = selected.and_then(Dispatch::new).unwrap_or_else(Dispatch::best);
         Self { dispatch, pool: Pool::shared(threads) }
+    }
+
+    /// The threads of trainings, as many as Candle uses. They are started at the first call.
+    pub fn shared() -> &'static Self {
+        static SHARED: OnceLock<Machine> = OnceLock::new();
+        SHARED.get_or_init(|| Self::with_threads(candle_core::utils::get_num_threads()))
     }
 
     /// Selects the instruction set of machines that are made later.

@@ -182,16 +182,17 @@ pub fn place<E: Element>(width: usize, output: usize, input: usize) -> usize {
 
 /// Products of rows with one panel.
 pub struct Sums<'a, E> {
-    /// Rows, `stride` elements apart.
+    /// Rows, `stride` elements apart, with `step` elements from one group of inputs to the next.
     pub x: &'a [E],
     pub stride: usize,
+    pub step: usize,
     pub rows: usize,
     /// `groups` groups of inputs, of `width` outputs each.
     pub panel: &'a [E],
     pub width: usize,
     pub groups: usize,
     /// `width` sums for each row, `out_stride` elements apart.
-    pub out: &'a mut [f32],
+    pub out: Parts<'a, f32>,
     pub out_stride: usize,
     /// True if the products are added to `out`.
     pub add: bool,
@@ -202,15 +203,16 @@ impl<E: Element> Kernel for Sums<'_, E> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Self { rows, stride, width, groups, out_stride, .. } = self;
+        let Self { rows, stride, step, width, groups, out_stride, .. } = self;
         if rows == 0 || width == 0 {
             return;
         }
-        assert!((rows - 1) * stride + groups * E::GROUP <= self.x.len(), "rows are outside of their slice");
+        let row = groups.checked_sub(1).map_or(0, |last| last * step + E::GROUP);
+        assert!((rows - 1) * stride + row <= self.x.len(), "rows are outside of their slice");
         assert!(groups * E::GROUP * width <= self.panel.len() && width.is_multiple_of(STEP), "a panel is too short");
         assert!((rows - 1) * out_stride + width <= self.out.len(), "sums are outside of their slice");
-        let (x, panel, out) = (self.x.as_ptr(), self.panel.as_ptr(), self.out.as_mut_ptr());
-        if rows == 1 && width == PANEL && !self.add {
+        let (x, panel, out) = (self.x.as_ptr(), self.panel.as_ptr(), self.out.start());
+        if rows == 1 && width == PANEL && step == E::GROUP && !self.add {
             // SAFETY: the checks above, for one row.
             return match PANEL / S::LANES {
                 4 => unsafe { one_row::<S, E, 4, 2>(simd, x, panel, groups, out) },
@@ -228,8 +230,9 @@ impl<E: Element> Kernel for Sums<'_, E> {
                     // of the columns from `column` on. The width is a multiple of `STEP`, and so of every vector.
                     unsafe {
                         let tile = Tile {
-                            x: x.add(row * stride + group * E::GROUP),
+                            x: x.add(row * stride + group * step),
                             stride,
+                            step,
                             panel: panel.add((group * width + column) * E::GROUP),
                             width,
                             groups: depth,
@@ -240,7 +243,7 @@ impl<E: Element> Kernel for Sums<'_, E> {
                         let rows = S::ROWS.min(rows - row);
                         column += match S::VECTORS {
                             4 if width - column >= 4 * S::LANES => tile.rows::<S, 4>(simd, rows),
-                            2 => tile.rows::<S, 2>(simd, rows),
+                            2 | 4 if width - column >= 2 * S::LANES => tile.rows::<S, 2>(simd, rows),
                             _ => tile.rows::<S, 1>(simd, rows),
                         };
                     }
@@ -258,6 +261,7 @@ impl<E: Element> Kernel for Sums<'_, E> {
 struct Tile<E> {
     x: *const E,
     stride: usize,
+    step: usize,
     panel: *const E,
     width: usize,
     groups: usize,
@@ -292,7 +296,7 @@ impl<E: Element> Tile<E> {
     #[inline(always)]
     #[expect(clippy::needless_range_loop, reason = "the loops over registers are unrolled")]
     unsafe fn run<S: Simd, const R: usize, const N: usize>(self, simd: S) {
-        let Self { mut x, stride, mut panel, width, groups, out, out_stride, add } = self;
+        let Self { mut x, stride, step, mut panel, width, groups, out, out_stride, add } = self;
         // SAFETY: rows, columns and groups are those that the caller vouches for. After the last group, the pointers are not
         // read; `wrapping_add` may leave the allocation.
         unsafe {
@@ -308,7 +312,7 @@ impl<E: Element> Tile<E> {
                         sums[r][n] = E::multiply_add(simd, sums[r][n], weights[n], x);
                     }
                 }
-                x = x.wrapping_add(E::GROUP);
+                x = x.wrapping_add(step);
                 panel = panel.wrapping_add(width * E::GROUP);
             }
             for r in 0..R {
@@ -403,10 +407,11 @@ impl<E: Element> Linear<E> {
     ) -> T {
         let (panel, width) = self.weights.panel(panel);
         f32::scratch(rows.len() * PANEL, |sums| {
-            let out = &mut *sums;
+            let out = Parts::new(&mut *sums);
             dispatch.run(Sums {
                 x: &x.values[rows.start * x.stride..],
                 stride: x.stride,
+                step: E::GROUP,
                 rows: rows.len(),
                 panel,
                 width,

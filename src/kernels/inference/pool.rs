@@ -256,6 +256,29 @@ impl<'a, T> Parts<'a, T> {
         Self { start: all.as_mut_ptr(), len: all.len(), all: PhantomData }
     }
 
+    /// The first element.
+    pub fn start(&self) -> *mut T {
+        self.start
+    }
+
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// The elements from `first` on.
+    ///
+    /// # Safety
+    /// As long as both views live, no thread may use an element through one that another thread writes through the other.
+    ///
+    /// # Panics
+    /// If there are fewer elements.
+    pub unsafe fn from(&self, first: usize) -> Self {
+        assert!(first <= self.len, "a part is outside of its slice");
+        // SAFETY: the address is in the slice or at its end.
+        Self { start: unsafe { self.start.add(first) }, len: self.len - first, all: PhantomData }
+    }
+
     /// One part.
     ///
     /// # Safety

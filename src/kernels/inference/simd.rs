@@ -120,7 +120,6 @@ impl Dispatch {
     }
 
     /// The chosen instruction set.
-    #[cfg(test)]
     pub fn instructions(self) -> Instructions {
         self.0
     }

@@ -1,6 +1,8 @@
 //! One layer: attention and a feed-forward, each with a norm before it and a residual connection, and the branches of the
 //! bases.
 
+use std::sync::Arc;
+
 use anyhow::Result;
 use candle_core::Tensor;
 use candle_nn::{Init, VarBuilder};
@@ -11,7 +13,7 @@ use super::{
     spectral::Spectral,
     wave::Wave,
 };
-use crate::kernels::{self, Attention, Positions};
+use crate::kernels::{Attention, Graph, Mask, Network, Positions, fused};
 
 pub struct Block {
     attention_norm: Norm,
@@ -49,7 +51,7 @@ impl Block {
             key: projection("k_proj")?,
             value: projection("v_proj")?,
             out: projection("o_proj")?,
-            attention: Attention { heads: config.n_heads, positions },
+            attention: Attention { heads: config.n_heads, positions, is_causal: true, mask: Mask::NONE },
             feed_forward_norm: Norm::new(base, width, weights.pp("norm2"))?,
             up: Linear::new(width, inner, true, weights.pp(up))?,
             activation: match plain {
@@ -72,23 +74,77 @@ impl Block {
 
     /// From (batch, time, width) to the same shape.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let normed = self.attention_norm.forward(x)?;
-        let (query, key) = (self.query.forward(&normed)?, self.key.forward(&normed)?);
-        let heads = self.attention.forward(&query, &key, &self.value.forward(&normed)?)?;
-        let x = (x + self.out.forward(&heads)?)?;
-        let normed = self.feed_forward_norm.forward(&x)?;
-        let fed = self.down.forward(&self.activation.forward(&self.up.forward(&normed)?)?)?;
-        let x = match (&self.alpha, &self.spectral) {
-            (None, _) => (x + fed)?,
-            (Some(alpha), None) => kernels::add_scaled(&x, &fed, alpha)?,
-            // The branch takes the scaled output. It is linear, so scaling after it is equivalent.
-            (Some(alpha), Some(spectral)) => {
-                kernels::add_scaled(&kernels::add_scaled(&x, &fed, alpha)?, &spectral.forward(&fed)?, alpha)?
-            }
-        };
+        let buffers = Arc::default();
+        let Some(spectral) = &self.spectral else { return fused(self, &[x], &buffers) };
+        let x = fused(&Attended(self), &[x], &buffers)?;
+        let fed = fused(&Fed(self), &[&x], &buffers)?;
+        // The branch takes the scaled output. It is linear, so scaling after it is equivalent.
+        fused(&Summed(self), &[&x, &fed, &spectral.forward(&fed)?], &buffers)
+    }
+
+    fn attended<G: Graph>(&self, graph: &mut G, x: &G::Value) -> Result<G::Value> {
+        let normed = self.attention_norm.forward(graph, x)?;
+        let (query, key) = (self.query.forward(graph, &normed)?, self.key.forward(graph, &normed)?);
+        let value = self.value.forward(graph, &normed)?;
+        let heads = graph.attention(&query, &key, &value, self.attention)?;
+        let out = self.out.forward(graph, &heads)?;
+        graph.add(x, &out, Mask::NONE)
+    }
+
+    fn fed<G: Graph>(&self, graph: &mut G, x: &G::Value) -> Result<G::Value> {
+        let normed = self.feed_forward_norm.forward(graph, x)?;
+        let inner = self.up.forward(graph, &normed)?;
+        let inner = self.activation.forward(graph, &inner)?;
+        self.down.forward(graph, &inner)
+    }
+
+    /// The sum of the stream and its branches.
+    fn summed<G: Graph>(&self, graph: &mut G, x: &G::Value, branches: &[G::Value]) -> Result<G::Value> {
+        let mut x = x.clone();
+        for branch in branches {
+            x = match &self.alpha {
+                None => graph.add(&x, branch, Mask::NONE)?,
+                Some(alpha) => graph.add_scaled(&x, branch, alpha)?,
+            };
+        }
+        Ok(x)
+    }
+}
+
+/// The block without a spectral branch.
+impl Network for Block {
+    fn forward<G: Graph>(&self, graph: &mut G, inputs: &[G::Value]) -> Result<G::Value> {
+        let x = self.attended(graph, &inputs[0])?;
+        let fed = self.fed(graph, &x)?;
+        let x = self.summed(graph, &x, &[fed])?;
         match &self.wave {
-            Some(wave) => wave.forward(&x),
+            Some(wave) => wave.forward(graph, &x),
             None => Ok(x),
         }
+    }
+}
+
+struct Attended<'a>(&'a Block);
+
+impl Network for Attended<'_> {
+    fn forward<G: Graph>(&self, graph: &mut G, inputs: &[G::Value]) -> Result<G::Value> {
+        self.0.attended(graph, &inputs[0])
+    }
+}
+
+struct Fed<'a>(&'a Block);
+
+impl Network for Fed<'_> {
+    fn forward<G: Graph>(&self, graph: &mut G, inputs: &[G::Value]) -> Result<G::Value> {
+        self.0.fed(graph, &inputs[0])
+    }
+}
+
+/// The inputs are the stream and its branches.
+struct Summed<'a>(&'a Block);
+
+impl Network for Summed<'_> {
+    fn forward<G: Graph>(&self, graph: &mut G, inputs: &[G::Value]) -> Result<G::Value> {
+        self.0.summed(graph, &inputs[0], &inputs[1..])
     }
 }

@@ -1,11 +1,13 @@
 //! The decoder: from tokens to logits.
 
+use std::sync::Arc;
+
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Tensor};
 use candle_nn::{Init, VarBuilder};
 
 use super::{Encoding, PsannConfig, block::Block, layers::Norm};
-use crate::model::trainable;
+use crate::{kernels::fused, model::trainable};
 
 /// A decoder whose parts can be run separately, so that checkpointing can keep the values between them and recompute a part.
 pub struct Decoder {
@@ -89,7 +91,7 @@ impl Decoder {
     /// # Errors
     /// If the device fails.
     pub fn finish(&self, x: &Tensor) -> Result<Tensor> {
-        self.norm.forward(x)
+        fused(&self.norm, &[x], &Arc::default())
     }
 
     /// From token ids (batch, time) to logits (batch, time, vocabulary), f32.

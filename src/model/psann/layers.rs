@@ -6,7 +6,7 @@ use candle_core::Tensor;
 use candle_nn::{Init, VarBuilder};
 
 use super::{Base, Sine};
-use crate::kernels::{self, Decay};
+use crate::kernels::{Decay, Graph, Mask, Network};
 
 /// A linear layer with the initial values of Glorot and Bengio 2010.
 pub struct Linear {
@@ -28,8 +28,8 @@ impl Linear {
     }
 
     /// From (batch, time, inputs) to (batch, time, outputs).
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        kernels::linear(x, &self.weight, self.bias.as_ref())
+    pub fn forward<G: Graph>(&self, graph: &mut G, x: &G::Value) -> Result<G::Value> {
+        graph.linear(x, &self.weight, self.bias.as_ref())
     }
 }
 
@@ -50,11 +50,17 @@ impl Norm {
         })
     }
 
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    pub fn forward<G: Graph>(&self, graph: &mut G, x: &G::Value) -> Result<G::Value> {
         match self {
-            Self::Rms(scale) => kernels::rms_norm(x, scale, 1e-6),
-            Self::Layer(weight, bias) => kernels::layer_norm(x, weight, bias, 1e-5),
+            Self::Rms(scale) => graph.rms_norm(x, scale, 1e-6),
+            Self::Layer(weight, bias) => graph.layer_norm(x, weight, bias, 1e-5),
         }
+    }
+}
+
+impl Network for Norm {
+    fn forward<G: Graph>(&self, graph: &mut G, inputs: &[G::Value]) -> Result<G::Value> {
+        Self::forward(self, graph, &inputs[0])
     }
 }
 
@@ -76,12 +82,11 @@ impl Activation {
         })
     }
 
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    pub fn forward<G: Graph>(&self, graph: &mut G, x: &G::Value) -> Result<G::Value> {
         match self {
-            Self::Gelu => kernels::gelu(x),
+            Self::Gelu => graph.gelu(x, Mask::NONE),
             Self::Sine { amplitude, frequency, damping, decay } => {
-                let raw = Tensor::stack(&[amplitude, frequency, damping], 0)?;
-                kernels::sine(x, &raw, *decay)
+                graph.sine(x, [amplitude, frequency, damping], *decay)
             }
         }
     }

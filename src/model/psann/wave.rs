@@ -9,7 +9,7 @@ use super::{
     Base, PsannConfig,
     layers::{Activation, Linear, Norm},
 };
-use crate::kernels::{self, Padding};
+use crate::kernels::{Graph, Mask, Padding, Taps};
 
 pub struct Wave {
     norm: Norm,
@@ -42,10 +42,12 @@ impl Wave {
     }
 
     /// From (batch, time, channels) to the same shape.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let normed = self.norm.forward(x)?;
-        let (taps, no_bias) = (self.taps.to_dtype(x.dtype())?, self.no_bias.to_dtype(x.dtype())?);
-        let mixed = kernels::depthwise(&normed, &taps, &no_bias, self.dilation, Padding::Same)?;
-        Ok((x + self.out.forward(&self.activation.forward(&mixed)?)?)?)
+    pub fn forward<G: Graph>(&self, graph: &mut G, x: &G::Value) -> Result<G::Value> {
+        let normed = self.norm.forward(graph, x)?;
+        let taps = Taps { weight: &self.taps, bias: &self.no_bias, dilation: self.dilation, padding: Padding::Same };
+        let mixed = graph.depthwise(&normed, taps)?;
+        let mixed = self.activation.forward(graph, &mixed)?;
+        let mixed = self.out.forward(graph, &mixed)?;
+        graph.add(x, &mixed, Mask::NONE)
     }
 }

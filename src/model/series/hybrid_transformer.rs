@@ -1,5 +1,7 @@
 //! `hybrid_transformer`: attention with RoPE, a feed-forward network and a dilated convolution in each block.
 
+use std::sync::Arc;
+
 use anyhow::Result;
 use candle_core::Tensor;
 use candle_nn::VarBuilder;
@@ -8,6 +10,7 @@ use super::{
     SequenceBackbone, Sizes, Streams,
     layers::{Convolution, Embedding, FeedForward, LayerCost, LayerNorm, Masks, RotaryAttention},
 };
+use crate::kernels::{Buffers, Graph, Mask, Network, fused};
 
 pub struct HybridTransformer {
     embedding: Embedding,
@@ -50,20 +53,30 @@ pub fn build(sizes: &Sizes, weights: VarBuilder) -> Result<Box<dyn SequenceBackb
     }))
 }
 
+impl Network for (&Block, &Masks) {
+    fn forward<G: Graph>(&self, graph: &mut G, inputs: &[G::Value]) -> Result<G::Value> {
+        let ((block, masks), x) = (*self, &inputs[0]);
+        let mixed = block.attention.forward(graph, x, masks)?;
+        let x = block.attention_norm.add(graph, x, &mixed, Mask::NONE)?;
+        let normed = block.feed_forward_norm.forward(graph, &x)?;
+        let fed = block.feed_forward.forward(graph, &normed, masks)?;
+        let x = graph.add(&x, &fed, Mask::NONE)?;
+        let mixed = block.convolution.forward(graph, &x, masks)?;
+        block.convolution_norm.add(graph, &x, &mixed, Mask::NONE)
+    }
+}
+
 impl SequenceBackbone for HybridTransformer {
-    fn embed(&self, series: &Tensor, masks: &mut Masks) -> Result<Streams> {
-        Ok(vec![self.embedding.forward(series, masks)?])
+    fn embed(&self, series: &Tensor, masks: &Masks, buffers: &Arc<Buffers>) -> Result<Streams> {
+        Ok(vec![fused(&(&self.embedding, masks), &[series], buffers)?])
     }
 
-    fn block(&self, number: usize, streams: &Streams, masks: &mut Masks) -> Result<Streams> {
-        let (block, x) = (&self.blocks[number], &streams[0]);
-        let x = block.attention_norm.forward(&(x + block.attention.forward(x, masks)?)?)?;
-        let x = (&x + block.feed_forward.forward(&block.feed_forward_norm.forward(&x)?, masks)?)?;
-        Ok(vec![block.convolution_norm.forward(&(&x + block.convolution.forward(&x, masks)?)?)?])
+    fn block(&self, number: usize, streams: &Streams, masks: &Masks, buffers: &Arc<Buffers>) -> Result<Streams> {
+        Ok(vec![fused(&(&self.blocks[number], masks), &[&streams[0]], buffers)?])
     }
 
-    fn finish(&self, streams: &Streams) -> Result<Tensor> {
-        self.norm.forward(&streams[0])
+    fn norm(&self) -> &LayerNorm {
+        &self.norm
     }
 
     fn cost(&self, batch: usize, time: usize) -> LayerCost {

@@ -2,21 +2,16 @@
 //!
 //! Weights may have another dtype than the activations: a layer computes in the dtype of its input.
 
-use std::{iter::Sum, ops::Add};
+use std::{cell::Cell, iter::Sum, ops::Add};
 
 use anyhow::Result;
-use candle_core::{DType, Device, Tensor};
+use candle_core::Tensor;
 use candle_nn::{Init, VarBuilder};
-use rand::{Rng, SeedableRng, rngs::ChaCha8Rng};
-use rayon::prelude::*;
 
-use crate::kernels::{self, Padding};
+use crate::kernels::{self, Graph, Mask, Network, Padding, Positions, Taps};
 
 /// The epsilon of PyTorch's `LayerNorm`.
 const EPS: f64 = 1e-5;
-
-/// Base of the angles of RoPE.
-const ROPE_THETA: f64 = 10_000.0;
 
 /// Cost of one forward pass of a layer. The cost of a network is the sum over its layers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -66,45 +61,25 @@ impl Dropout {
 
     /// The masks of one stage of the network.
     pub fn stage(self, number: usize) -> Masks {
-        Masks { rate: self.rate, seed: self.seed ^ (number as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) }
+        let seed = self.seed ^ (number as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        Masks { rate: self.rate, seed: Cell::new(seed) }
     }
 }
 
 /// Successive dropout masks.
 pub struct Masks {
     rate: f64,
-    seed: u64,
+    seed: Cell<u64>,
 }
 
 impl Masks {
-    /// Sets numbers of `x` to 0 with the probability of the rate and scales the others by `1 / (1 - rate)`.
-    ///
-    /// # Errors
-    /// When the device fails.
-    pub fn apply(&mut self, x: &Tensor) -> Result<Tensor> {
+    /// The next mask.
+    pub fn draw(&self) -> Mask {
         if self.rate == 0.0 {
-            return Ok(x.clone());
+            return Mask::NONE;
         }
-        self.seed = self.seed.wrapping_add(1);
-        let scale = 1.0 / (1.0 - self.rate);
-        let mask = match x.device() {
-            Device::Cpu => {
-                const CHUNK: usize = 1 << 16;
-                let least = (self.rate * 2f64.powi(32)) as u32;
-                let mut mask = vec![0f32; x.elem_count()];
-                mask.par_chunks_mut(CHUNK).enumerate().for_each(|(number, mask)| {
-                    let mut random = ChaCha8Rng::seed_from_u64(self.seed.wrapping_add((number as u64) << 32));
-                    mask.iter_mut().for_each(|x| *x = if random.next_u32() < least { 0.0 } else { scale as f32 });
-                });
-                Tensor::from_vec(mask, x.shape(), x.device())?
-            }
-            device => {
-                device.set_seed(self.seed)?;
-                let kept = Tensor::rand(0f32, 1f32, x.shape(), device)?.ge(self.rate)?;
-                (kept.to_dtype(DType::F32)? * scale)?
-            }
-        };
-        Ok((x * mask.to_dtype(x.dtype())?)?)
+        self.seed.set(self.seed.get().wrapping_add(1));
+        Mask::new(self.rate, self.seed.get())
     }
 }
 
@@ -125,8 +100,8 @@ impl Linear {
         Ok(Self { weight: weights.get_with_hints((to, from), "weight", uniform(from))?, bias: None })
     }
 
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        kernels::linear(x, &self.weight, self.bias.as_ref())
+    pub fn forward<G: Graph>(&self, graph: &mut G, x: &G::Value) -> Result<G::Value> {
+        graph.linear(x, &self.weight, self.bias.as_ref())
     }
 
     pub fn cost(&self, rows: usize) -> LayerCost {
@@ -152,8 +127,13 @@ impl LayerNorm {
         })
     }
 
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        kernels::layer_norm(x, &self.weight, &self.bias, EPS)
+    pub fn forward<G: Graph>(&self, graph: &mut G, x: &G::Value) -> Result<G::Value> {
+        graph.layer_norm(x, &self.weight, &self.bias, EPS)
+    }
+
+    /// The norm of `x + branch`, with dropout of the branch.
+    pub fn add<G: Graph>(&self, graph: &mut G, x: &G::Value, branch: &G::Value, mask: Mask) -> Result<G::Value> {
+        graph.add_norm(x, branch, mask, &self.weight, &self.bias, EPS)
     }
 }
 
@@ -163,19 +143,8 @@ struct Heads {
 }
 
 impl Heads {
-    /// From (batch, time, width) to (batch, heads, time, width / heads).
-    fn split(&self, x: &Tensor) -> Result<Tensor> {
-        let (batch, time, width) = x.dims3()?;
-        Ok(x.reshape((batch, time, self.count, width / self.count))?.transpose(1, 2)?.contiguous()?)
-    }
-
-    /// Attention of split queries over split keys and values, as (batch, time, width).
-    fn attend(&self, query: &Tensor, key: &Tensor, value: &Tensor, masks: &mut Masks) -> Result<Tensor> {
-        let (batch, heads, time, dim) = query.dims4()?;
-        // Scaling the queries is cheaper than scaling the scores.
-        let scores = (query * (1.0 / (dim as f64).sqrt()))?.matmul(&key.transpose(2, 3)?)?;
-        let mixed = masks.apply(&kernels::softmax(&scores)?)?.matmul(value)?;
-        Ok(mixed.transpose(1, 2)?.contiguous()?.reshape((batch, time, heads * dim))?)
+    fn attention(&self, positions: Positions, masks: &Masks) -> kernels::Attention {
+        kernels::Attention { heads: self.count, positions, is_causal: false, mask: masks.draw() }
     }
 
     /// Cost of scores and of weighted values. The scores are kept before and after softmax.
@@ -208,11 +177,11 @@ impl Attention {
     }
 
     /// From `x` (batch, time, width) and `over` (batch, other time, width) to (batch, time, width).
-    pub fn forward(&self, x: &Tensor, over: &Tensor, masks: &mut Masks) -> Result<Tensor> {
-        let query = self.heads.split(&self.query.forward(x)?)?;
-        let key = self.heads.split(&self.key.forward(over)?)?;
-        let value = self.heads.split(&self.value.forward(over)?)?;
-        self.out.forward(&self.heads.attend(&query, &key, &value, masks)?)
+    pub fn forward<G: Graph>(&self, graph: &mut G, x: &G::Value, over: &G::Value, masks: &Masks) -> Result<G::Value> {
+        let query = self.query.forward(graph, x)?;
+        let (key, value) = (self.key.forward(graph, over)?, self.value.forward(graph, over)?);
+        let mixed = graph.attention(&query, &key, &value, self.heads.attention(Positions::None, masks))?;
+        self.out.forward(graph, &mixed)
     }
 
     pub fn cost(&self, batch: usize, time: usize, over: usize) -> LayerCost {
@@ -222,10 +191,7 @@ impl Attention {
     }
 }
 
-/// Self-attention with one linear layer without bias for queries, keys and values, and RoPE.
-///
-/// RoPE lays out its cosines and sines in halves, `cat(f, f)`, but turns interleaved pairs (2i, 2i+1). The two numbers of a
-/// pair are therefore turned by different angles, and the result is not a pure rotation. The architecture is defined so.
+/// Self-attention with one linear layer without bias for queries, keys and values, and RoPE with its angles in halves.
 pub struct RotaryAttention {
     qkv: Linear,
     out: Linear,
@@ -244,39 +210,16 @@ impl RotaryAttention {
         })
     }
 
-    pub fn forward(&self, x: &Tensor, masks: &mut Masks) -> Result<Tensor> {
-        let all = self.qkv.forward(x)?;
-        let part = |number: usize| self.heads.split(&all.narrow(2, number * self.width, self.width)?.contiguous()?);
-        let (cos, sin) = self.angles(x)?;
-        let query = rotate(&part(0)?, &cos, &sin)?;
-        let key = rotate(&part(1)?, &cos, &sin)?;
-        self.out.forward(&self.heads.attend(&query, &key, &part(2)?, masks)?)
-    }
-
-    /// Cosines and sines (time, width / heads) in the dtype of `x`.
-    fn angles(&self, x: &Tensor) -> Result<(Tensor, Tensor)> {
-        let (time, dim) = (x.dim(1)?, self.width / self.heads.count);
-        let angle = |place: usize| {
-            let (step, number) = (place / dim, place % dim % (dim / 2));
-            (step as f64 * ROPE_THETA.powf(-2.0 * number as f64 / dim as f64)) as f32
-        };
-        let angles = Tensor::from_iter((0..time * dim).map(angle), &Device::Cpu)?.reshape((time, dim))?;
-        let on_device = |values: Tensor| values.to_dtype(x.dtype())?.to_device(x.device());
-        Ok((on_device(angles.cos()?)?, on_device(angles.sin()?)?))
+    pub fn forward<G: Graph>(&self, graph: &mut G, x: &G::Value, masks: &Masks) -> Result<G::Value> {
+        let all = self.qkv.forward(graph, x)?;
+        let mixed = graph.joined_attention(&all, self.heads.attention(Positions::Halves, masks))?;
+        self.out.forward(graph, &mixed)
     }
 
     pub fn cost(&self, batch: usize, time: usize) -> LayerCost {
         let rows = batch * time;
         self.qkv.cost(rows) + self.out.cost(rows) + self.heads.cost(batch, time, time, self.width)
     }
-}
-
-/// `x·cos + turned(x)·sin`, where `turned` maps each pair (a, b) of the last dimension to (-b, a).
-fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
-    let (batch, heads, time, dim) = x.dims4()?;
-    let pairs = x.reshape((batch, heads, time, dim / 2, 2))?;
-    let turned = Tensor::cat(&[pairs.narrow(4, 1, 1)?.neg()?, pairs.narrow(4, 0, 1)?], 4)?.reshape(x.shape())?;
-    Ok((x.broadcast_mul(cos)? + turned.broadcast_mul(sin)?)?)
 }
 
 /// `W₂ · GELU(W₁ · x)`, with dropout after the GELU.
@@ -295,8 +238,10 @@ impl FeedForward {
         })
     }
 
-    pub fn forward(&self, x: &Tensor, masks: &mut Masks) -> Result<Tensor> {
-        self.down.forward(&masks.apply(&kernels::gelu(&self.up.forward(x)?)?)?)
+    pub fn forward<G: Graph>(&self, graph: &mut G, x: &G::Value, masks: &Masks) -> Result<G::Value> {
+        let inner = self.up.forward(graph, x)?;
+        let inner = graph.gelu(&inner, masks.draw())?;
+        self.down.forward(graph, &inner)
     }
 
     pub fn cost(&self, rows: usize) -> LayerCost {
@@ -323,9 +268,9 @@ impl Depthwise {
         })
     }
 
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let (weight, bias) = (self.weight.to_dtype(x.dtype())?, self.bias.to_dtype(x.dtype())?);
-        kernels::depthwise(x, &weight, &bias, self.dilation, self.padding)
+    /// The weights and sizes of the convolution.
+    pub fn taps(&self) -> Taps<'_> {
+        Taps { weight: &self.weight, bias: &self.bias, dilation: self.dilation, padding: self.padding }
     }
 
     pub fn cost(&self, rows: usize) -> LayerCost {
@@ -347,8 +292,10 @@ impl Convolution {
         })
     }
 
-    pub fn forward(&self, x: &Tensor, masks: &mut Masks) -> Result<Tensor> {
-        self.pointwise.forward(&masks.apply(&kernels::gelu(&self.depthwise.forward(x)?)?)?)
+    pub fn forward<G: Graph>(&self, graph: &mut G, x: &G::Value, masks: &Masks) -> Result<G::Value> {
+        let mixed = graph.depthwise(x, self.depthwise.taps())?;
+        let mixed = graph.gelu(&mixed, masks.draw())?;
+        self.pointwise.forward(graph, &mixed)
     }
 
     pub fn cost(&self, rows: usize) -> LayerCost {
@@ -371,12 +318,16 @@ impl Embedding {
         })
     }
 
-    pub fn forward(&self, series: &Tensor, masks: &mut Masks) -> Result<Tensor> {
-        masks.apply(&add_positions(&self.linear.forward(series)?, &self.positions)?)
-    }
-
     pub fn cost(&self, rows: usize) -> LayerCost {
         self.linear.cost(rows)
+    }
+}
+
+impl Network for (&Embedding, &Masks) {
+    fn forward<G: Graph>(&self, graph: &mut G, inputs: &[G::Value]) -> Result<G::Value> {
+        let (embedding, masks) = *self;
+        let x = embedding.linear.forward(graph, &inputs[0])?;
+        graph.add_positions(&x, &embedding.positions, masks.draw())
     }
 }
 
@@ -389,51 +340,20 @@ pub fn learned_positions(count: usize, width: usize, deviation: f64, weights: &V
     Ok(weights.get_with_hints((count, width), "positions", init)?)
 }
 
-/// Adds to each step of `x` (batch, time, width) the vector of its position.
-pub fn add_positions(x: &Tensor, positions: &Tensor) -> Result<Tensor> {
-    Ok(x.broadcast_add(&positions.narrow(0, 0, x.dim(1)?)?.to_dtype(x.dtype())?)?)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn rotation_mixes_the_two_layouts() {
-        let attention = crate::model::trainable::Variables::new(1).frozen(DType::F32, &Device::Cpu);
-        let attention = RotaryAttention::new(8, 2, attention).expect("a layer");
-        let x = Tensor::arange(0f32, 24.0, &Device::Cpu).and_then(|x| x.reshape((1, 3, 8))).expect("numbers");
-        let (cos, sin) = attention.angles(&x).expect("angles");
-        let split = attention.heads.split(&x).expect("heads");
-        let found = rotate(&split, &cos, &sin).and_then(|x| Ok(x.flatten_all()?.to_vec1::<f32>()?)).expect("numbers");
-        let mut expected = Vec::new();
-        for (head, step) in [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)] {
-            let x = |number: usize| (8 * step + 4 * head + number) as f64;
-            // Angles of the four numbers: halves, so number 1 has the angle of number 3.
-            let angle = |number: usize| step as f64 * [1.0, 0.01][number % 2];
-            for pair in [0, 2] {
-                let (a, b) = (x(pair), x(pair + 1));
-                expected.push(a * angle(pair).cos() - b * angle(pair).sin());
-                expected.push(b * angle(pair + 1).cos() + a * angle(pair + 1).sin());
-            }
-        }
-        for (found, expected) in found.iter().zip(expected) {
-            assert!((f64::from(*found) - expected).abs() < 1e-4, "{found} for {expected}");
-        }
-    }
-
-    #[test]
-    fn dropout_keeps_the_mean_and_repeats_a_stage() {
-        let ones = Tensor::ones((300, 300), DType::F32, &Device::Cpu).expect("ones");
+    fn the_masks_of_a_stage_repeat_and_differ() {
         let dropout = Dropout { rate: 0.25, seed: 7 };
-        let draw = |stage| dropout.stage(stage).apply(&ones).and_then(|x| Ok(x.flatten_all()?.to_vec1::<f32>()?));
-        let (first, again, other) = (draw(1).expect("a mask"), draw(1).expect("a mask"), draw(2).expect("a mask"));
-        assert_eq!(first, again);
-        assert_ne!(first, other);
-        assert!(first.iter().all(|x| *x == 0.0 || (*x - 4.0 / 3.0).abs() < 1e-6));
-        let zeros = first.iter().filter(|x| **x == 0.0).count() as f64 / first.len() as f64;
-        assert!((zeros - 0.25).abs() < 0.01, "{zeros}");
-        // Numbers of different chunks are drawn apart.
-        assert_ne!(first[..1000], first[1 << 16..(1 << 16) + 1000]);
+        let draw = |stage| {
+            let masks = dropout.stage(stage);
+            (masks.draw(), masks.draw())
+        };
+        assert_eq!(draw(1), draw(1));
+        assert_ne!(draw(1).0, draw(1).1);
+        assert_ne!(draw(1).0, draw(2).0);
+        assert!(Dropout::OFF.stage(1).draw().is_none());
     }
 }

@@ -16,6 +16,8 @@ mod golden;
 pub use layers::Dropout;
 pub use registry::Architecture;
 
+use std::sync::Arc;
+
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Tensor};
 use candle_nn::VarBuilder;
@@ -24,7 +26,7 @@ use serde::{Deserialize, Serialize};
 use layers::{LayerCost, LayerNorm, Linear, Masks};
 
 use super::trainable;
-use crate::kernels;
+use crate::kernels::{Buffers, Graph, Mask, Network, fused};
 
 /// Tensors that pass from one block to the next. The first is the representation of each step, (batch, time, dim); a
 /// backbone may have others beside it.
@@ -37,13 +39,13 @@ pub trait SequenceBackbone {
     ///
     /// # Errors
     /// When the device fails. So with the other stages.
-    fn embed(&self, series: &Tensor, masks: &mut Masks) -> Result<Streams>;
+    fn embed(&self, series: &Tensor, masks: &Masks, buffers: &Arc<Buffers>) -> Result<Streams>;
 
     /// Streams after a block, from those before it.
-    fn block(&self, number: usize, streams: &Streams, masks: &mut Masks) -> Result<Streams>;
+    fn block(&self, number: usize, streams: &Streams, masks: &Masks, buffers: &Arc<Buffers>) -> Result<Streams>;
 
-    /// The representation (batch, time, dim), from the streams after the last block.
-    fn finish(&self, streams: &Streams) -> Result<Tensor>;
+    /// The norm of the representation (batch, time, dim), which is the first stream after the last block.
+    fn norm(&self) -> &LayerNorm;
 
     /// Cost of a forward pass, as the sum over the layers.
     fn cost(&self, batch: usize, time: usize) -> LayerCost;
@@ -125,6 +127,8 @@ pub struct Forecaster {
     depth: usize,
     max_seq_len: usize,
     dtype: DType,
+    /// Memory that one step leaves to the next.
+    buffers: Arc<Buffers>,
 }
 
 impl Forecaster {
@@ -154,6 +158,7 @@ impl Forecaster {
             depth: sizes.depth,
             max_seq_len: sizes.max_seq_len,
             dtype,
+            buffers: Arc::default(),
         })
     }
 
@@ -202,21 +207,30 @@ impl Forecaster {
     /// # Errors
     /// When the series is longer than there are positions.
     pub fn stage(&self, number: usize, streams: &Streams, dropout: Dropout) -> Result<Streams> {
-        let mut masks = dropout.stage(number);
+        let masks = dropout.stage(number);
         if number == 0 {
             let (series, most) = (&streams[0], self.max_seq_len);
             let time = series.dim(1)?;
             ensure!(time > 0 && time <= most, "a series of {time} steps: the backbone takes 1 to max_seq_len={most}");
-            return self.backbone.embed(&series.to_dtype(self.dtype)?, &mut masks);
+            return self.backbone.embed(&series.to_dtype(self.dtype)?, &masks, &self.buffers);
         }
         if number <= self.depth {
-            return self.backbone.block(number - 1, streams, &mut masks);
+            return self.backbone.block(number - 1, streams, &masks, &self.buffers);
         }
-        let x = self.backbone.finish(streams)?;
-        let last = x.narrow(1, x.dim(1)? - 1, 1)?.squeeze(1)?;
-        let hidden = kernels::gelu(&self.hidden.forward(&self.norm.forward(&last)?)?)?;
-        let forecast = self.out.forward(&hidden)?.to_dtype(DType::F32)?;
+        let forecast = fused(self, &[&streams[0]], &self.buffers)?.to_dtype(DType::F32)?;
         Ok(vec![forecast.reshape(((), self.horizon, self.outputs))?])
+    }
+}
+
+/// The head, from the stream after the last block.
+impl Network for Forecaster {
+    fn forward<G: Graph>(&self, graph: &mut G, inputs: &[G::Value]) -> Result<G::Value> {
+        let last = graph.last(&inputs[0])?;
+        let last = self.backbone.norm().forward(graph, &last)?;
+        let normed = self.norm.forward(graph, &last)?;
+        let hidden = self.hidden.forward(graph, &normed)?;
+        let hidden = graph.gelu(&hidden, Mask::NONE)?;
+        self.out.forward(graph, &hidden)
     }
 }
 

@@ -1,6 +1,8 @@
 //! `omni_mixture`: attention, a feed-forward network, a state mixer and a dilated convolution in each block. Some blocks also
 //! attend to a coarse stream, which is pooled from the fine one.
 
+use std::sync::Arc;
+
 use anyhow::Result;
 use candle_core::Tensor;
 use candle_nn::VarBuilder;
@@ -8,11 +10,11 @@ use candle_nn::VarBuilder;
 use super::{
     SequenceBackbone, Sizes, Streams,
     layers::{
-        Attention, Convolution, Depthwise, Embedding, FeedForward, LayerCost, LayerNorm, Linear, Masks, add_positions,
+        Attention, Convolution, Depthwise, Embedding, FeedForward, LayerCost, LayerNorm, Linear, Masks,
         learned_positions,
     },
 };
-use crate::kernels::{self, Padding};
+use crate::kernels::{Buffers, Graph, Mask, Network, Padding, fused};
 
 pub struct OmniMixture {
     embedding: Embedding,
@@ -42,14 +44,14 @@ struct Mixer {
     into: Linear,
     conv: Depthwise,
     out: Linear,
-    state_dim: usize,
 }
 
 impl Mixer {
-    fn forward(&self, x: &Tensor, masks: &mut Masks) -> Result<Tensor> {
-        let both = self.into.forward(x)?;
-        let (value, gate) = (both.narrow(2, 0, self.state_dim)?, both.narrow(2, self.state_dim, self.state_dim)?);
-        masks.apply(&self.out.forward(&self.conv.forward(&kernels::gate(&value, &gate)?)?)?)
+    fn forward<G: Graph>(&self, graph: &mut G, x: &G::Value) -> Result<G::Value> {
+        let both = self.into.forward(graph, x)?;
+        let opened = graph.gate(&both)?;
+        let mixed = graph.depthwise(&opened, self.conv.taps())?;
+        self.out.forward(graph, &mixed)
     }
 
     fn cost(&self, rows: usize) -> LayerCost {
@@ -65,25 +67,15 @@ struct Coarse {
     linear: Linear,
 }
 
-impl Coarse {
-    fn forward(&self, x: &Tensor, masks: &mut Masks) -> Result<Tensor> {
-        let placed = add_positions(&pool(x, self.factor)?, &self.positions)?;
-        masks.apply(&self.linear.forward(&self.norm.forward(&placed)?)?)
+impl Network for (&Coarse, &Masks) {
+    fn forward<G: Graph>(&self, graph: &mut G, inputs: &[G::Value]) -> Result<G::Value> {
+        let (coarse, masks) = *self;
+        let pooled = graph.pool(&inputs[0], coarse.factor)?;
+        let placed = graph.add_positions(&pooled, &coarse.positions, Mask::NONE)?;
+        let normed = coarse.norm.forward(graph, &placed)?;
+        let out = coarse.linear.forward(graph, &normed)?;
+        graph.drop(&out, masks.draw())
     }
-}
-
-/// Means of `factor` steps each. The last mean is over the steps that are left.
-fn pool(x: &Tensor, factor: usize) -> Result<Tensor> {
-    let (batch, time, width) = x.dims3()?;
-    let whole = time / factor;
-    let mut parts = Vec::new();
-    if whole > 0 {
-        parts.push(x.narrow(1, 0, whole * factor)?.contiguous()?.reshape((batch, whole, factor, width))?.mean(2)?);
-    }
-    if whole * factor < time {
-        parts.push(x.narrow(1, whole * factor, time - whole * factor)?.mean_keepdim(1)?);
-    }
-    Ok(Tensor::cat(&parts, 1)?)
 }
 
 /// Builds the backbone.
@@ -109,7 +101,6 @@ pub fn build(sizes: &Sizes, weights: VarBuilder) -> Result<Box<dyn SequenceBackb
                 into: Linear::new(dim, 2 * state_dim, weights.pp("mixer_in"))?,
                 conv: Depthwise::new(state_dim, state_kernel, 1, Padding::Causal, weights.pp("mixer_conv"))?,
                 out: Linear::new(state_dim, dim, weights.pp("mixer_out"))?,
-                state_dim,
             },
             mixer_norm: LayerNorm::new(dim, weights.pp("mixer_norm"))?,
             convolution: Convolution::new(dim, sizes.conv_kernel, dilation, weights.pp("convolution"))?,
@@ -134,32 +125,47 @@ pub fn build(sizes: &Sizes, weights: VarBuilder) -> Result<Box<dyn SequenceBackb
     }))
 }
 
+/// The inputs are the fine stream and, if the block attends to it, the coarse one.
+impl Network for (&Block, &Masks) {
+    fn forward<G: Graph>(&self, graph: &mut G, inputs: &[G::Value]) -> Result<G::Value> {
+        let ((block, masks), x) = (*self, &inputs[0]);
+        let mixed = block.attention.forward(graph, x, x, masks)?;
+        let x = block.attention_norm.add(graph, x, &mixed, Mask::NONE)?;
+        let normed = block.feed_forward_norm.forward(graph, &x)?;
+        let fed = block.feed_forward.forward(graph, &normed, masks)?;
+        let x = graph.add(&x, &fed, Mask::NONE)?;
+        let mixed = block.mixer.forward(graph, &x)?;
+        let x = block.mixer_norm.add(graph, &x, &mixed, masks.draw())?;
+        let mixed = block.convolution.forward(graph, &x, masks)?;
+        let x = block.convolution_norm.add(graph, &x, &mixed, Mask::NONE)?;
+        let (Some((cross, norm)), Some(coarse)) = (&block.cross, inputs.get(1)) else { return Ok(x) };
+        let mixed = cross.forward(graph, &x, coarse, masks)?;
+        norm.add(graph, &x, &mixed, Mask::NONE)
+    }
+}
+
 impl SequenceBackbone for OmniMixture {
     /// The fine stream, then the coarse one.
-    fn embed(&self, series: &Tensor, masks: &mut Masks) -> Result<Streams> {
-        let x = self.embedding.forward(series, masks)?;
-        let coarse = self.coarse.forward(&x, masks)?;
+    fn embed(&self, series: &Tensor, masks: &Masks, buffers: &Arc<Buffers>) -> Result<Streams> {
+        let x = fused(&(&self.embedding, masks), &[series], buffers)?;
+        let coarse = fused(&(&self.coarse, masks), &[&x], buffers)?;
         Ok(vec![x, coarse])
     }
 
-    fn block(&self, number: usize, streams: &Streams, masks: &mut Masks) -> Result<Streams> {
-        let (block, x, coarse) = (&self.blocks[number], &streams[0], &streams[1]);
-        let x = block.attention_norm.forward(&(x + block.attention.forward(x, x, masks)?)?)?;
-        let x = (&x + block.feed_forward.forward(&block.feed_forward_norm.forward(&x)?, masks)?)?;
-        let x = block.mixer_norm.forward(&(&x + block.mixer.forward(&x, masks)?)?)?;
-        let x = block.convolution_norm.forward(&(&x + block.convolution.forward(&x, masks)?)?)?;
-        let Some((cross, norm)) = &block.cross else { return Ok(vec![x, coarse.clone()]) };
-        let x = norm.forward(&(&x + cross.forward(&x, coarse, masks)?)?)?;
+    fn block(&self, number: usize, streams: &Streams, masks: &Masks, buffers: &Arc<Buffers>) -> Result<Streams> {
+        let (block, coarse) = (&self.blocks[number], &streams[1]);
+        let inputs = [&streams[0], coarse];
+        let x = fused(&(block, masks), &inputs[..if block.cross.is_some() { 2 } else { 1 }], buffers)?;
         // No block attends to the coarse stream after the last crossing, so it is not rebuilt.
-        let coarse = match Some(number) == self.last_cross {
-            true => coarse.clone(),
-            false => self.coarse.forward(&x, masks)?,
+        let coarse = match block.cross.is_some() && Some(number) != self.last_cross {
+            true => fused(&(&self.coarse, masks), &[&x], buffers)?,
+            false => coarse.clone(),
         };
         Ok(vec![x, coarse])
     }
 
-    fn finish(&self, streams: &Streams) -> Result<Tensor> {
-        self.norm.forward(&streams[0])
+    fn norm(&self) -> &LayerNorm {
+        &self.norm
     }
 
     fn cost(&self, batch: usize, time: usize) -> LayerCost {

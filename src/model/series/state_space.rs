@@ -1,6 +1,8 @@
 //! `state_space`: a gated causal convolution in a state of its own width and a feed-forward network in each block. The cost
 //! grows linearly with the sequence.
 
+use std::sync::Arc;
+
 use anyhow::Result;
 use candle_core::Tensor;
 use candle_nn::VarBuilder;
@@ -9,7 +11,7 @@ use super::{
     SequenceBackbone, Sizes, Streams,
     layers::{Depthwise, Embedding, FeedForward, LayerCost, LayerNorm, Linear, Masks},
 };
-use crate::kernels::{self, Padding};
+use crate::kernels::{Buffers, Graph, Network, Padding, fused};
 
 /// Standard deviation of the initial positions.
 const POSITION_DEVIATION: f64 = 0.02;
@@ -28,7 +30,6 @@ struct Block {
     mixer_out: Linear,
     feed_forward_norm: LayerNorm,
     feed_forward: FeedForward,
-    state_dim: usize,
 }
 
 /// Builds the backbone.
@@ -46,7 +47,6 @@ pub fn build(sizes: &Sizes, weights: VarBuilder) -> Result<Box<dyn SequenceBackb
             mixer_out: Linear::new(state_dim, dim, weights.pp("mixer_out"))?,
             feed_forward_norm: LayerNorm::new(dim, weights.pp("feed_forward_norm"))?,
             feed_forward: FeedForward::new(dim, sizes.ff_mult * dim, weights.pp("feed_forward"))?,
-            state_dim,
         })
     };
     let positions = (sizes.max_seq_len, POSITION_DEVIATION);
@@ -57,30 +57,31 @@ pub fn build(sizes: &Sizes, weights: VarBuilder) -> Result<Box<dyn SequenceBackb
     }))
 }
 
-impl Block {
-    fn mix(&self, x: &Tensor) -> Result<Tensor> {
-        let both = self.mixer_in.forward(&self.mixer_norm.forward(x)?)?;
-        let gate = both.narrow(2, 0, self.state_dim)?;
-        let state = both.narrow(2, self.state_dim, self.state_dim)?;
-        let state = self.mixer_conv.forward(&state)?.tanh()?;
-        self.mixer_out.forward(&kernels::gate(&state, &gate)?)
+impl Network for (&Block, &Masks) {
+    fn forward<G: Graph>(&self, graph: &mut G, inputs: &[G::Value]) -> Result<G::Value> {
+        let ((block, masks), x) = (*self, &inputs[0]);
+        let normed = block.mixer_norm.forward(graph, x)?;
+        let both = block.mixer_in.forward(graph, &normed)?;
+        let mixed = graph.gated_convolution(&both, block.mixer_conv.taps())?;
+        let mixed = block.mixer_out.forward(graph, &mixed)?;
+        let x = graph.add(x, &mixed, masks.draw())?;
+        let normed = block.feed_forward_norm.forward(graph, &x)?;
+        let fed = block.feed_forward.forward(graph, &normed, masks)?;
+        graph.add(&x, &fed, masks.draw())
     }
 }
 
 impl SequenceBackbone for StateSpace {
-    fn embed(&self, series: &Tensor, masks: &mut Masks) -> Result<Streams> {
-        Ok(vec![self.embedding.forward(series, masks)?])
+    fn embed(&self, series: &Tensor, masks: &Masks, buffers: &Arc<Buffers>) -> Result<Streams> {
+        Ok(vec![fused(&(&self.embedding, masks), &[series], buffers)?])
     }
 
-    fn block(&self, number: usize, streams: &Streams, masks: &mut Masks) -> Result<Streams> {
-        let (block, x) = (&self.blocks[number], &streams[0]);
-        let x = (x + masks.apply(&block.mix(x)?)?)?;
-        let forward = block.feed_forward.forward(&block.feed_forward_norm.forward(&x)?, masks)?;
-        Ok(vec![(x + masks.apply(&forward)?)?])
+    fn block(&self, number: usize, streams: &Streams, masks: &Masks, buffers: &Arc<Buffers>) -> Result<Streams> {
+        Ok(vec![fused(&(&self.blocks[number], masks), &[&streams[0]], buffers)?])
     }
 
-    fn finish(&self, streams: &Streams) -> Result<Tensor> {
-        self.norm.forward(&streams[0])
+    fn norm(&self) -> &LayerNorm {
+        &self.norm
     }
 
     fn cost(&self, batch: usize, time: usize) -> LayerCost {

@@ -10,7 +10,7 @@ use candle_core::{DType, Tensor, TensorId, Var};
 
 use super::loss;
 use crate::{
-    kernels::{Matrix, MatrixMut, change, is_plain, product, with_slices},
+    kernels::{Matrix, MatrixMut, Start, change, inference::Machine, is_plain, product, with_slices},
     model::psann::Decoder,
 };
 
@@ -103,7 +103,7 @@ pub fn logits(model: &Decoder, sequences: &Sequences, workspace: &mut Workspace)
                     let out = MatrixMut::new(logits, rows, vocab_size, vocab_size);
                     let (states, weights) =
                         (Matrix::new(hidden, rows, width, width), Matrix::new(head, vocab_size, width, width));
-                    product(out, 0.0, 1.0, states, weights.transposed(), candle_core::utils::get_num_threads());
+                    product(Machine::shared(), out, Start::Zero, states, weights.transposed());
                 })
             })??;
             workspace.logits.insert(logits).clone()

@@ -4,9 +4,11 @@
 use anyhow::{Context, Result, ensure};
 use candle_core::{D, DType, Tensor};
 use candle_nn::ops::softmax;
-use rayon::prelude::*;
 
-use crate::kernels::{Kernel, Matrix, MatrixMut, change, exp, is_plain, product, vectorised, with_slices};
+use crate::kernels::{
+    Kernel, Matrix, MatrixMut, Start, change, each_of, exp, inference::Machine, is_plain, product, vectorised,
+    with_slices,
+};
 
 /// Rows whose logits exist at a time on a CPU. A smaller chunk adds to the head's gradient more often.
 const CHUNK: usize = 512;
@@ -51,7 +53,9 @@ impl Workspace {
 /// Transposes (width, rows) to (rows, width), one square at a time.
 fn turn(from: &[f32], to: &mut [f32], rows: usize, width: usize) {
     const SIDE: usize = 32;
-    let strip = |(strip, to): (usize, &mut [f32])| {
+    /// Squares that a thread transposes at a time.
+    const STRIPS: usize = 8;
+    let strip = |strip: usize, to: &mut [f32]| {
         for left in (0..width).step_by(SIDE) {
             for (row, to) in to.chunks_mut(width).enumerate() {
                 let part = left..(left + SIDE).min(width);
@@ -61,7 +65,9 @@ fn turn(from: &[f32], to: &mut [f32], rows: usize, width: usize) {
             }
         }
     };
-    to.par_chunks_mut(SIDE * width).enumerate().with_min_len(8).for_each(strip);
+    each_of(to.chunks_mut(STRIPS * SIDE * width).enumerate(), |(number, to)| {
+        to.chunks_mut(SIDE * width).enumerate().for_each(|(place, to)| strip(number * STRIPS + place, to));
+    });
 }
 
 /// The loss of hidden states.
@@ -108,7 +114,7 @@ fn by_kernel(
     weight: Option<f64>,
     workspace: &mut Workspace,
 ) -> Result<HeadLoss> {
-    let threads = candle_core::utils::get_num_threads();
+    let machine = Machine::shared();
     let ((rows, width), vocab_size) = (hidden.dims2()?, head.dim(0)?);
     let (mut sum, mut correct) = (0.0, 0);
     let mut of_hidden = vec![0f32; if weight.is_some() { rows * width } else { 0 }];
@@ -127,20 +133,19 @@ fn by_kernel(
             let states = Matrix::new(&hidden[start..], count, width, width);
             let logits = &mut logits[..count * vocab_size];
             let out = MatrixMut::new(logits, count, vocab_size, vocab_size);
-            product(out, 0.0, 1.0, states, weights.transposed(), threads);
-            let seen = logits.par_chunks_mut(vocab_size).zip(targets).map(|(logits, target)| {
+            product(machine, out, Start::Zero, states, weights.transposed());
+            let seen = each_of(logits.chunks_mut(vocab_size).zip(targets), |(logits, target)| {
                 vectorised(Soften { logits, target: *target as usize, weight: weight.map(|weight| weight as f32) })
             });
-            let (losses, hits): (Vec<f64>, Vec<usize>) = seen.unzip();
-            sum += losses.iter().sum::<f64>();
-            correct += hits.iter().sum::<usize>();
+            sum += seen.iter().map(|(loss, _)| loss).sum::<f64>();
+            correct += seen.iter().map(|(_, hits)| hits).sum::<usize>();
             if weight.is_some() {
                 let slopes = Matrix::new(logits, count, vocab_size, vocab_size);
                 let of_hidden = MatrixMut::new(&mut of_hidden[start..start + count * width], count, width, width);
-                product(of_hidden, 0.0, 1.0, slopes, weights, threads);
-                let keep = if *parts == 0 && number == 0 { 0.0 } else { 1.0 };
+                product(machine, of_hidden, Start::Zero, slopes, weights);
+                let start = if *parts == 0 && number == 0 { Start::Zero } else { Start::Out };
                 let turned = MatrixMut::new(turned, width, vocab_size, vocab_size);
-                product(turned, keep, 1.0, states.transposed(), slopes, threads);
+                product(machine, turned, start, states.transposed(), slopes);
             }
         }
     })?;

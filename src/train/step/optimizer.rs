@@ -7,13 +7,12 @@ use std::ops::Range;
 
 use anyhow::{Result, ensure};
 use candle_core::{DType, Tensor, Var};
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::kernels::{Kernel, change, is_plain, vectorised, with_slices};
+use crate::kernels::{Kernel, change_all, each_of, is_plain, vectorised, with_all_slices};
 
 /// Elements that a thread processes at a time.
-const CHUNK: usize = 64 * 1024;
+const CHUNK: usize = 16 * 1024;
 
 /// Maximum number of elements that are updated together, unless one variable has more. Their copies add to the memory
 /// of a step.
@@ -163,8 +162,10 @@ impl AdamW {
     pub fn step(&mut self, gradients: &[Tensor]) -> Result<Update> {
         ensure!(gradients.len() == self.variables.len(), "a gradient is missing");
         let mut squares = Squares::default();
-        for bucket in &self.buckets {
-            squares.add(&flat(&gradients[bucket.variables.clone()])?)?;
+        let (plain, others): (Vec<&Tensor>, Vec<&Tensor>) = gradients.iter().partition(|gradient| is_plain(gradient));
+        squares.known += squared(&plain)?;
+        if !others.is_empty() {
+            squares.add(&flat(others)?)?;
         }
         let gradient_norm = squares.sum()?.sqrt();
         if !gradient_norm.is_finite() {
@@ -174,18 +175,20 @@ impl AdamW {
         let clip = (self.options.clip_norm / (gradient_norm + 1e-6)).min(1.0);
         let (mut changes, mut weights) = (Squares::default(), Squares::default());
         let scales = Scales::new(&self.options, self.steps, clip);
+        let mut plain = Vec::new();
         for Bucket { variables, moments } in &mut self.buckets {
             match (&self.variables[variables.clone()], &gradients[variables.clone()]) {
                 ([variable], [gradient]) if is_plain(variable) && is_plain(gradient) => {
-                    let (change, weight) = scales.in_place(variable, moments, gradient)?;
-                    changes.known += change;
-                    weights.known += weight;
+                    plain.push((variable.as_tensor(), &*moments, gradient));
                 }
                 (variables, gradients) => {
                     scales.composed(variables, moments, gradients, &mut changes, &mut weights)?;
                 }
             }
         }
+        let (change, weight) = scales.in_place(&plain)?;
+        changes.known += change;
+        weights.known += weight;
         self.steps += 1;
         Ok(Update { gradient_norm, update_ratio: (changes.sum()? / weights.sum()?).sqrt() })
     }
@@ -213,7 +216,7 @@ struct Squares {
 impl Squares {
     fn add(&mut self, x: &Tensor) -> Result<()> {
         match is_plain(x) {
-            true => self.known += squared(x)?,
+            true => self.known += squared(&[x])?,
             false => self.on_device.push(x.to_dtype(DType::F32)?.sqr()?.sum_all()?),
         }
         Ok(())
@@ -228,19 +231,32 @@ impl Squares {
     }
 }
 
-/// The sum of a tensor's squares, f32 on a CPU.
-fn squared(x: &Tensor) -> Result<f64> {
-    let of_chunk = |chunk: &[f32]| {
-        let mut lanes = [0f32; 16];
-        let (whole, rest) = chunk.as_chunks::<16>();
-        for numbers in whole {
-            lanes.iter_mut().zip(numbers).for_each(|(lane, x)| *lane += x * x);
+/// The sum of the squares of some tensors, f32 on a CPU.
+fn squared(tensors: &[&Tensor]) -> Result<f64> {
+    /// Numbers that are summed in f32.
+    const SUM: usize = 4096;
+    struct Part<'a>(&'a [f32]);
+    impl Kernel for Part<'_> {
+        type Output = f64;
+        #[inline(always)]
+        fn run(self) -> f64 {
+            let mut sum = 0.0;
+            for part in self.0.chunks(SUM) {
+                let mut lanes = [0f32; 16];
+                let (whole, rest) = part.as_chunks::<16>();
+                for numbers in whole {
+                    lanes.iter_mut().zip(numbers).for_each(|(lane, x)| *lane += x * x);
+                }
+                sum += lanes.iter().map(|lane| f64::from(*lane)).sum::<f64>();
+                sum += rest.iter().map(|x| f64::from(x * x)).sum::<f64>();
+            }
+            sum
         }
-        lanes.iter().map(|lane| f64::from(*lane)).sum::<f64>() + rest.iter().map(|x| f64::from(x * x)).sum::<f64>()
-    };
-    // Small chunks, because each is summed in f32. They are added in order, so that the same gradients give the same
-    // norm.
-    let sums: Vec<f64> = with_slices([x], |[x]| x.par_chunks(4096).with_min_len(16).map(of_chunk).collect())?;
+    }
+    // Added in order, so that the same gradients give the same norm.
+    let sums = with_all_slices(tensors.iter().copied(), |slices| {
+        each_of(slices.iter().flat_map(|slice| slice.chunks(CHUNK)), |part| vectorised(Part(part)))
+    })?;
     Ok(sums.iter().sum())
 }
 
@@ -273,26 +289,31 @@ impl Scales {
         }
     }
 
-    /// Squared norms of the update and of the weights before it.
-    fn in_place(&self, variable: &Var, moments: &Tensor, gradient: &Tensor) -> Result<(f64, f64)> {
-        let (mut sums, mut failed) = ((0.0, 0.0), None);
-        with_slices([gradient], |[gradient]| {
-            change(moments, |moments| {
-                let (means, squares) = moments.split_at_mut(gradient.len());
-                let changed = change(variable, |weights| {
-                    let chunks = weights.par_chunks_mut(CHUNK).zip(gradient.par_chunks(CHUNK));
-                    let chunks = chunks.zip(means.par_chunks_mut(CHUNK)).zip(squares.par_chunks_mut(CHUNK));
-                    let chunk = |(((weights, gradient), means), squares): ((_, _), _)| {
-                        vectorised(Chunk { scales: self, weights, gradient, means, squares })
-                    };
-                    // Added in order, so that the same step gives the same sums.
-                    let of_chunks: Vec<(f64, f64)> = chunks.map(chunk).collect();
-                    sums = of_chunks.iter().fold(sums, |sum, more| (sum.0 + more.0, sum.1 + more.1));
-                });
-                failed = failed.take().or(changed.err());
+    /// Updates variables with their moments and gradients, all in one pass. Returns the squared norms of the update and of the
+    /// weights before it.
+    fn in_place(&self, plain: &[(&Tensor, &Tensor, &Tensor)]) -> Result<(f64, f64)> {
+        let changed: Vec<&Tensor> = plain.iter().flat_map(|(variable, moments, _)| [*variable, *moments]).collect();
+        let of_chunks = with_all_slices(plain.iter().map(|(.., gradient)| *gradient), |gradients| {
+            change_all(&changed, |mut changed| {
+                let mut chunks = Vec::new();
+                for (pair, gradient) in changed.chunks_exact_mut(2).zip(gradients) {
+                    let [weights, moments] = pair else { continue };
+                    let (means, squares) = moments.split_at_mut(gradient.len());
+                    let parts = weights.chunks_mut(CHUNK).zip(gradient.chunks(CHUNK));
+                    let parts = parts.zip(means.chunks_mut(CHUNK)).zip(squares.chunks_mut(CHUNK));
+                    chunks.extend(parts.map(|(((weights, gradient), means), squares)| Chunk {
+                        scales: self,
+                        weights,
+                        gradient,
+                        means,
+                        squares,
+                    }));
+                }
+                each_of(chunks, vectorised)
             })
         })??;
-        failed.map_or(Ok(sums), |error| Err(error.into()))
+        // Added in order, so that the same step gives the same sums.
+        Ok(of_chunks.iter().fold((0.0, 0.0), |sum, more| (sum.0 + more.0, sum.1 + more.1)))
     }
 
     fn composed(
