@@ -1,7 +1,7 @@
-//! Kernels of inference on CPUs, for weights and caches in f32 or bf16 with sums in f32.
+//! Kernels of inference on CPUs, for weights and caches in f32, bf16 or f16 with sums in f32, and for quantised weights.
 //!
 //! - `simd` chooses the instruction set at run time, and `pool` holds the threads.
-//! - `packed` holds weights in panels, and multiplies with them. `attention` holds keys and values in the same panels.
+//! - `packed` holds weights in panels, `quantised` in blocks with `tiles` for those of our own, and both multiply with them. `attention` holds keys and values in the same panels.
 //! - `fused` contains the operations between products: norms, rotary positions, activations, sums.
 //!
 //! Operations are functions over slices; each shares its work out to the threads of a [`Machine`]. Activations are row-major.
@@ -16,14 +16,17 @@ mod fused;
 mod memory;
 mod packed;
 mod pool;
+mod quantised;
 mod simd;
 #[cfg(test)]
 mod tests;
+mod tiles;
 
 pub use attention::{Attention, Cache, Heads};
 pub use element::Element;
 pub use fused::{Activation, Angles, RowNorm, add_norm, combine, embed, norm, soft_cap};
-pub use packed::{Gate, Linear, Packed, Product, Rows, Source, Then, gated, products};
+pub use packed::{Gate, Linear, Packed, Product, Rows, Source, Then, Weights, gated, products};
+pub use quantised::Quantised;
 pub use simd::Instructions;
 
 use std::sync::{

@@ -15,13 +15,14 @@ use super::{
 };
 use crate::{
     kernels::inference::{
-        Activation, Angles, Attention, Cache, Element, Gate, Heads, Linear, Machine, Packed, Product, RowNorm, Rows,
-        Source, Then, add_norm, combine, embed, gated, norm, products, soft_cap,
+        Activation, Angles, Attention, Cache, Element, Gate, Heads, Linear, Machine, Packed, Product, Quantised,
+        RowNorm, Rows, Source, Then, Weights, add_norm, combine, embed, gated, norm, products, soft_cap,
     },
     model::{
         causal_lm::{CacheBytes, CausalLm, Footprint},
         config::{ExpertLayout, Experts, ModelConfig, RopeScaling},
         family::ExpertNames,
+        tensors::{Matrices, Tensors},
     },
 };
 
@@ -32,16 +33,16 @@ use crate::{
 /// If the engine does not run this configuration, or a tensor is missing.
 pub fn load(
     config: ModelConfig,
-    weights: VarBuilder,
+    tensors: Tensors,
     layout: ExpertLayout,
     planted: Option<(f64, u64)>,
 ) -> Result<Box<dyn CausalLm>> {
     let threads = rayon::current_num_threads().min(candle_core::utils::get_num_threads());
     let machine = Machine::with_threads(threads);
-    Ok(match weights.dtype() {
-        DType::F32 => Box::new(CpuDecoder::<f32>::load(config, weights, layout, planted, machine)?),
-        DType::BF16 => Box::new(CpuDecoder::<bf16>::load(config, weights, layout, planted, machine)?),
-        DType::F16 => Box::new(CpuDecoder::<f16>::load(config, weights, layout, planted, machine)?),
+    Ok(match tensors.weights.dtype() {
+        DType::F32 => Box::new(CpuDecoder::<f32>::load(config, tensors, layout, planted, machine)?),
+        DType::BF16 => Box::new(CpuDecoder::<bf16>::load(config, tensors, layout, planted, machine)?),
+        DType::F16 => Box::new(CpuDecoder::<f16>::load(config, tensors, layout, planted, machine)?),
         other => bail!("engine tuned has no kernels for {} on a CPU", other.as_str()),
     })
 }
@@ -85,7 +86,7 @@ pub struct CpuDecoder<E> {
     dtype: DType,
     machine: Machine,
     /// `None` if the embedding is also the head.
-    embedding: Option<Packed<E>>,
+    embedding: Option<Weights<E>>,
     embedding_scale: f32,
     layers: Vec<Layer<E>>,
     norm: RowNorm,
@@ -380,10 +381,11 @@ impl<E: Element> Router<E> {
     }
 }
 
-/// Reads weights and packs them, one tensor at a time.
+/// Reads weights and packs or quantises them, one tensor at a time.
 struct Loader<'a> {
     config: &'a ModelConfig,
     machine: &'a Machine,
+    matrices: &'a Matrices,
 }
 
 impl Loader<'_> {
@@ -401,6 +403,7 @@ impl Loader<'_> {
         Ok(with(&E::cpu_storage_as_slice(storage)?[layout.start_offset()..]))
     }
 
+    /// A matrix that is never quantised.
     fn packed<E: Element + WithDType>(
         &self,
         weights: &VarBuilder,
@@ -411,6 +414,32 @@ impl Loader<'_> {
         self.read(weights, (outputs, inputs), name, pack)
     }
 
+    /// A matrix in the form that matrices have.
+    fn matrix<E: Element + WithDType>(
+        &self,
+        weights: &VarBuilder,
+        shape: (usize, usize),
+        name: &str,
+        is_head: bool,
+    ) -> Result<Weights<E>> {
+        if let Matrices::File(file) = self.matrices
+            && let Some(quantised) = file.matrix(self.machine, &format!("{}.{name}", weights.prefix()), shape)?
+        {
+            return Ok(quantised.into());
+        }
+        self.read(weights, shape, name, |values| self.held(values, shape, is_head))?.with_context(|| weights.prefix())
+    }
+
+    /// Values in the form that matrices have.
+    fn held<E: Element>(&self, values: &[E], (outputs, inputs): (usize, usize), is_head: bool) -> Result<Weights<E>> {
+        let Matrices::Quantised(formats) = self.matrices else {
+            return Ok(Packed::new(self.machine, outputs, inputs, Source::row_major(values, inputs)).into());
+        };
+        let format = if is_head { formats.head } else { formats.others };
+        let quantised = Quantised::new(self.machine, format, (outputs, inputs), values);
+        Ok(quantised.context("a weight is not finite")?.into())
+    }
+
     fn linear<E: Element + WithDType>(
         &self,
         weights: &VarBuilder,
@@ -418,7 +447,7 @@ impl Loader<'_> {
         has_bias: bool,
     ) -> Result<Linear<E>> {
         let bias = has_bias.then(|| vector(weights, shape.0, "bias")).transpose()?;
-        Ok(Linear::new(self.packed(weights, shape, "weight")?, bias))
+        Ok(Linear::new(self.matrix(weights, shape, "weight", false)?, bias))
     }
 
     /// A norm as long as `width`, with the offset of the family.
@@ -485,21 +514,19 @@ impl Loader<'_> {
         activation: Activation,
     ) -> Result<FeedForward<E>> {
         let (hidden, inner, count) = (self.config.hidden_size, config.intermediate_size, config.num_experts);
-        let pack = |values: &[E], (outputs, inputs): (usize, usize)| {
-            Linear::new(Packed::new(self.machine, outputs, inputs, Source::row_major(values, inputs)), None)
-        };
+        let held = |values: &[E], shape| Ok(Linear::new(self.held(values, shape, false)?, None));
         let (block, experts) = match layout {
             ExpertLayout::Stacked => {
                 let block = weights.pp("mlp");
                 // For each expert, gate above up.
-                let halves = |values: &[E]| -> Vec<_> {
-                    values.chunks_exact(inner * hidden).map(|half| pack(half, (inner, hidden))).collect()
+                let halves = |values: &[E]| -> Result<Vec<_>> {
+                    values.chunks_exact(inner * hidden).map(|half| held(half, (inner, hidden))).collect()
                 };
-                let halves = self.read(&block, (count, 2 * inner, hidden), "experts.gate_up_proj", halves)?;
-                let downs = |values: &[E]| -> Vec<_> {
-                    values.chunks_exact(hidden * inner).map(|down| pack(down, (hidden, inner))).collect()
+                let halves = self.read(&block, (count, 2 * inner, hidden), "experts.gate_up_proj", halves)??;
+                let downs = |values: &[E]| -> Result<Vec<_>> {
+                    values.chunks_exact(hidden * inner).map(|down| held(down, (hidden, inner))).collect()
                 };
-                let downs = self.read(&block, (count, hidden, inner), "experts.down_proj", downs)?;
+                let downs = self.read(&block, (count, hidden, inner), "experts.down_proj", downs)??;
                 let mut halves = halves.into_iter();
                 let experts =
                     downs.into_iter().map(|down| Some(Expert { gate: halves.next()?, up: halves.next()?, down }));
@@ -521,7 +548,7 @@ impl Loader<'_> {
             }
         };
         let router = Router {
-            linear: self.linear(&block.pp("gate"), (count, hidden), false)?,
+            linear: Linear::new(self.packed(&block.pp("gate"), (count, hidden), "weight")?, None),
             top_k: config.num_experts_per_tok,
             normalise: config.norm_topk_prob,
             number,
@@ -538,23 +565,25 @@ impl<E: Element + WithDType> CpuDecoder<E> {
     /// Builds the model, with the kernels of a machine. See [`load`].
     pub(super) fn load(
         config: ModelConfig,
-        weights: VarBuilder,
+        tensors: impl Into<Tensors>,
         layout: ExpertLayout,
         planted: Option<(f64, u64)>,
         machine: Machine,
     ) -> Result<Self> {
+        let Tensors { weights, matrices } = tensors.into();
         if let Some(reason) = refusal(&config) {
             bail!("engine tuned refuses this model: {reason}");
         }
         let activation = activation(&config.hidden_act).context("an unknown activation")?;
-        let loader = Loader { config: &config, machine: &machine };
+        let loader = Loader { config: &config, machine: &machine, matrices: &matrices };
         let model = weights.pp("model");
         // The largest tensors come first: while they are packed, they are in memory twice, and the others are not in it yet.
         let table = (config.vocab_size, config.hidden_size);
-        let embedding = loader.packed(&model.pp("embed_tokens"), table, "weight")?;
-        let (embedding, head) = match config.tie_word_embeddings {
+        let is_head = config.tie_word_embeddings;
+        let embedding = loader.matrix(&model.pp("embed_tokens"), table, "weight", is_head)?;
+        let (embedding, head) = match is_head {
             true => (None, embedding),
-            false => (Some(embedding), loader.packed(&weights.pp("lm_head"), table, "weight")?),
+            false => (Some(embedding), loader.matrix(&weights.pp("lm_head"), table, "weight", true)?),
         };
         let mut mixtures = 0;
         let mut layer = |number: usize| {
@@ -611,7 +640,28 @@ impl<E: Element> CausalLm for CpuDecoder<E> {
     }
 
     fn footprint(&self) -> Footprint {
-        self.config.footprint(self.dtype)
+        let mut footprint = self.config.footprint(self.dtype);
+        // Quantised matrices have other sizes than `config.footprint` counts.
+        let less = |weights: &Weights<E>| {
+            (weights.outputs() * weights.inputs() * size_of::<E>()) as i64 - weights.bytes() as i64
+        };
+        let of_embedding = self.embedding.as_ref().map_or(0, less);
+        let mut of_step = less(self.head.weights());
+        let mut of_idle = 0;
+        for Layer { q, k, v, o, feed_forward: FeedForward { router, experts, .. }, .. } in &self.layers {
+            of_step += [q, k, v, o].map(|linear| less(linear.weights())).iter().sum::<i64>();
+            let expert = |expert: &Expert<E>| {
+                [&expert.gate, &expert.up, &expert.down].map(|linear| less(linear.weights())).iter().sum::<i64>()
+            };
+            let of_experts: i64 = experts.iter().map(expert).sum();
+            let used = router.as_ref().map_or(1, |router| router.top_k) as i64;
+            let of_used = of_experts * used / experts.len() as i64;
+            of_step += of_used;
+            of_idle += of_experts - of_used;
+        }
+        footprint.step_weight_bytes = footprint.step_weight_bytes.saturating_add_signed(-of_step);
+        footprint.weight_bytes = footprint.weight_bytes.saturating_add_signed(-(of_step + of_idle + of_embedding));
+        footprint
     }
 
     fn vocab_size(&self) -> usize {
