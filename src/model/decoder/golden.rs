@@ -278,40 +278,41 @@ fn divergences(expected: &[f32], found: &[f32], vocab_size: usize) -> Vec<f64> {
     expected.chunks_exact(vocab_size).zip(found.chunks_exact(vocab_size)).map(divergence).collect()
 }
 
-/// Quantised weights stay near the f32 reference, in all instruction sets, and a step computes what a pass over all tokens computes,
-/// less the rounding of inputs that differ by the order of their sums.
+/// The divergence from the f32 reference stays below twice what was measured: at most 0.0039 nats in q8_0 and 0.27 in q4_k on average
+/// over a prompt. The fixtures have wide random weights in rows of 40 to 96, which 4 bits suit badly; a wrong block or scale gives
+/// several nats. Mixtures that choose experts are left out, because rounding may choose another one.
+///
+/// A step computes what a pass over all tokens computes, but for inputs that are rounded differently because sums before them were
+/// added in another order.
 #[test]
 fn quantised_models_stay_close_to_the_reference() {
     let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
-    for (precision, bound) in [(Precision::Q8_0, 1.0), (Precision::Q4K, 10.0)] {
+    let chooses = |fixture: &Fixture| {
+        fixture.config.experts.as_ref().is_some_and(|experts| experts.num_experts_per_tok < experts.num_experts)
+    };
+    let fixtures: Vec<_> = fixtures("generation").into_iter().chain(fixtures("moe")).filter(|f| !chooses(f)).collect();
+    assert!(fixtures.iter().any(|fixture| fixture.config.experts.is_some()), "a mixture that chooses all experts");
+    for (precision, bound) in [(Precision::Q8_0, 0.008), (Precision::Q4K, 0.54)] {
         for set in Instructions::ALL {
             let Some(machine) = Machine::new(2, set) else { continue };
-            let (mut all, mut apart) = (Vec::new(), Vec::new());
-            for fixture in fixtures("generation").into_iter().chain(fixtures("moe")) {
+            let (mut worst, mut worst_step): (f64, f64) = (0.0, 0.0);
+            for fixture in &fixtures {
                 let weights = fixture.checkpoint.weights(DType::F32, &Device::Cpu).expect("weights");
                 let (config, tensors) = (fixture.config.clone(), Tensors::new(weights, precision));
-                let decoder = CpuDecoder::<f32>::load(config, tensors, layout(&fixture), None, machine.clone());
+                let decoder = CpuDecoder::<f32>::load(config, tensors, layout(fixture), None, machine.clone());
                 let mut decoder = decoder.expect(&fixture.name);
-                let vocab_size = fixture.config.vocab_size;
                 for prompt in &fixture.prompts {
                     let expected = numbers(&fixture.tensors[&format!("{}.logits", prompt.name)]);
                     let tokens: Vec<u32> = prompt.ids.iter().chain(&prompt.greedy).copied().collect();
                     let tokens = &tokens[..tokens.len() - 1];
                     let found = decoder.all(tokens, 0);
-                    all.extend(divergences(&expected, &found, vocab_size));
+                    worst = worst.max(mean(&divergences(&expected, &found, fixture.config.vocab_size)));
                     let steps: Vec<f32> = (0..tokens.len()).flat_map(|at| decoder.all(&tokens[at..=at], at)).collect();
-                    apart.extend(divergences(&found, &steps, vocab_size));
+                    worst_step = worst_step.max(mean(&divergences(&found, &steps, fixture.config.vocab_size)));
                 }
             }
-            let most = |values: &[f64]| values.iter().copied().fold(0.0, f64::max);
-            println!(
-                "{precision} with {set}: {:.6} nats on average and {:.6} at most; steps {:.6} and {:.6}",
-                mean(&all),
-                most(&all),
-                mean(&apart),
-                most(&apart)
-            );
-            assert!(mean(&all) <= bound && mean(&apart) <= bound / 10.0, "{precision} with {set}");
+            println!("{precision} with {set}: {worst:.5} nats from the reference, {worst_step:.7} from step to pass");
+            assert!(worst <= bound && worst_step <= 1e-4, "{precision} with {set}: {worst} and {worst_step}");
         }
     }
 }

@@ -161,6 +161,7 @@ pub fn format_name(path: &Path) -> Result<String> {
 
 /// The header of a file, the file, and its size.
 fn content(path: &Path) -> Result<(Content, File, u64)> {
+    ensure!(path.is_file(), "there is no such file");
     let mut file = File::open(path).context("it cannot be opened")?;
     let bytes = file.metadata()?.len();
     let tensors = header::check(&file, bytes)?;
