@@ -61,10 +61,10 @@ fn main() -> ExitCode {
     runner::main(|suite| {
         let settings = suite.settings().clone();
         let (device, seed) = (settings.device, settings.seed);
-        let candidate = Candidate::own("planted", suite.settings(), move |dtype, _| {
+        let candidate = Candidate::own("planted", suite.settings(), move |_, _| {
             let spec = settings.models.first().context("a model is needed")?;
             let engine = *settings.engines_for(spec).first().context("an engine is needed")?;
-            let model = model::load(spec, engine, dtype, device, seed)?.model;
+            let model = model::load(spec, engine, settings.dtype, device, seed)?.model;
             let ballast_bytes = model.footprint().weight_bytes as f64 * planted("PLANTED_MEMORY")?;
             Ok(Slowed { model, by: planted("PLANTED_SLOWDOWN")?, _ballast: vec![1; ballast_bytes as usize] })
         });

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, fmt, str::FromStr, sync::Mutex};
 
 use anyhow::{Result, anyhow, bail};
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, quantized::GgmlDType};
 
 use serde::{Deserialize, Deserializer, Serializer, de::Error as _};
 
@@ -57,10 +57,10 @@ impl DeviceChoice {
     }
 
     /// The default dtype of models on this device: bf16 on accelerators, f32 on a CPU.
-    pub fn default_dtype(self) -> DType {
+    pub fn default_dtype(self) -> Precision {
         match self {
-            Self::Cpu => DType::F32,
-            Self::Cuda(_) | Self::Metal => DType::BF16,
+            Self::Cpu => Precision::F32,
+            Self::Cuda(_) | Self::Metal => Precision::BF16,
         }
     }
 }
@@ -93,8 +93,79 @@ impl FromStr for DeviceChoice {
 
 serde_as_text!(DeviceChoice);
 
-/// Dtypes that models can generate in.
-pub const MODEL_DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
+/// The form of a model's weights: a dtype, or blocks of whole numbers with scales.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Precision {
+    /// 32-bit floating point.
+    F32,
+    /// 16-bit floating point.
+    F16,
+    /// 16-bit floating point with the range of f32.
+    BF16,
+    /// Blocks of 32 weights of 8 bits with a scale.
+    Q8_0,
+    /// Blocks of 256 weights of 4 bits, with a scale and an offset for each 32.
+    Q4K,
+}
+
+impl Precision {
+    /// All forms of weights.
+    pub const ALL: [Self; 5] = [Self::F32, Self::F16, Self::BF16, Self::Q8_0, Self::Q4K];
+
+    /// Name in settings and benchmark ids.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::BF16 => "bf16",
+            Self::Q8_0 => "q8_0",
+            Self::Q4K => "q4k",
+        }
+    }
+
+    /// The dtype of activations, of the cache, and of weights that are not quantised.
+    pub fn dtype(self) -> DType {
+        match self {
+            Self::F32 | Self::Q8_0 | Self::Q4K => DType::F32,
+            Self::F16 => DType::F16,
+            Self::BF16 => DType::BF16,
+        }
+    }
+
+    /// The format of quantised weights; `None` if the weights are not quantised.
+    pub fn blocks(self) -> Option<GgmlDType> {
+        match self {
+            Self::F32 | Self::F16 | Self::BF16 => None,
+            Self::Q8_0 => Some(GgmlDType::Q8_0),
+            Self::Q4K => Some(GgmlDType::Q4K),
+        }
+    }
+
+    /// Bytes of this many weights.
+    pub fn bytes(self, weights: u64) -> u64 {
+        match self.blocks() {
+            None => weights * self.dtype().size_in_bytes() as u64,
+            Some(blocks) => weights.div_ceil(blocks.block_size() as u64) * blocks.type_size() as u64,
+        }
+    }
+}
+
+impl fmt::Display for Precision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Precision {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let found = Self::ALL.into_iter().find(|precision| precision.name() == text);
+        found.ok_or_else(|| anyhow!("{}", unknown("dtype", text, &Self::ALL.map(Self::name))))
+    }
+}
+
+serde_as_text!(Precision);
 
 /// Dtypes that models can be trained in.
 pub const TRAINING_DTYPES: [DType; 2] = [DType::F32, DType::BF16];
@@ -109,8 +180,8 @@ pub fn parse_dtype(text: &str, allowed: &[DType]) -> Result<DType> {
     found.ok_or_else(|| anyhow!("{}", unknown("dtype", text, &names)))
 }
 
-/// Writes and reads one of [`MODEL_DTYPES`] with serde.
-pub mod model_dtype {
+/// Writes and reads one of [`TRAINING_DTYPES`] with serde.
+pub mod training_dtype {
     use super::*;
 
     /// Writes the name of the dtype.
@@ -120,21 +191,6 @@ pub mod model_dtype {
     pub fn serialize<S: Serializer>(dtype: &DType, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(dtype.as_str())
     }
-
-    /// Reads the name of a dtype.
-    ///
-    /// # Errors
-    /// If the dtype is unknown or not one of the list.
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<DType, D::Error> {
-        parse_dtype(&String::deserialize(deserializer)?, &MODEL_DTYPES).map_err(D::Error::custom)
-    }
-}
-
-/// Writes and reads one of [`TRAINING_DTYPES`] with serde.
-pub mod training_dtype {
-    use super::*;
-
-    pub use super::model_dtype::serialize;
 
     /// Reads the name of a dtype.
     ///

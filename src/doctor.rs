@@ -150,7 +150,7 @@ fn gigabytes(bytes: u64) -> String {
 fn known_weights(settings: &Settings) -> Vec<(&ModelSpec, u64)> {
     let weight_bytes = |spec: &ModelSpec| match spec {
         ModelSpec::Mini(name) | ModelSpec::Synthetic(name) => {
-            Some(shape(name).ok()?.parameters() * settings.dtype.size_in_bytes() as u64)
+            Some(settings.dtype.bytes(shape(name).ok()?.parameters()))
         }
         ModelSpec::Hub { .. } | ModelSpec::Path(_) => None,
     };

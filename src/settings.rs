@@ -10,13 +10,12 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use candle_core::DType;
 use serde::{Deserialize, Deserializer, de::Error as _};
 
 pub use crate::kernels::inference::Instructions;
 use crate::{
     config::{Layers, config, from_0_to_10},
-    device::{DeviceChoice, TRAINING_DTYPES, parse_dtype},
+    device::{DeviceChoice, Precision, TRAINING_DTYPES, parse_dtype},
     files::{SETTINGS_MAX_BYTES, read_text_limited},
     model::{Engine, MINI, ModelSpec, psann::Base},
     record::Setting,
@@ -52,14 +51,13 @@ config! {
         /// Device to run on: cpu, cuda:N or metal
         pub device: DeviceChoice = DeviceChoice::Cpu,
 
-        /// Dtype of the models: f32, f16 or bf16
+        /// Dtype of the models: f32, f16, bf16, or on a CPU with engine tuned q8_0 or q4k (quantised weights)
         #[default = "f32 on cpu, bf16 elsewhere"]
-        #[serde(with = "crate::device::model_dtype")]
-        pub dtype: DType = DeviceChoice::Cpu.default_dtype(),
+        pub dtype: Precision = DeviceChoice::Cpu.default_dtype(),
 
         /// Implementations that run the models, separated by commas: stock (candle-transformers as published) and tuned
         /// (the decoder of this crate)
-        #[default = "stock,tuned on embedded models, stock on others"]
+        #[default = "stock,tuned on embedded models, stock on others, tuned with quantised weights"]
         #[serde(deserialize_with = "engines")]
         pub engine: Vec<Engine> = Engine::ALL.to_vec(),
 
@@ -201,7 +199,7 @@ impl Settings {
             settings.out = target.join("candlepower");
         }
         for (key, value) in [
-            ("dtype", settings.dtype.as_str().to_owned()),
+            ("dtype", settings.dtype.to_string()),
             ("out", settings.out.display().to_string()),
             ("threads", settings.threads.unwrap_or_else(candle_core::utils::get_num_threads).to_string()),
         ] {
@@ -212,17 +210,23 @@ impl Settings {
         Ok(Self { run, even_if_disturbed, sources, ..settings })
     }
 
-    /// The engines for a model: as set, or by default all for the embedded models and `stock` for the others.
+    /// The engines for a model: as set, or by default all for the embedded models and `stock` for the others. Only `tuned` runs
+    /// quantised weights.
     pub fn engines_for(&self, model: &ModelSpec) -> Vec<Engine> {
         let is_default = self.sources.get("engine").is_none_or(|setting| setting.from == "default");
-        if is_default && !model.is_mini() { vec![Engine::Stock] } else { self.engine.clone() }
+        match is_default {
+            false => self.engine.clone(),
+            true if self.dtype.blocks().is_some() || model.is_gguf() => vec![Engine::Tuned],
+            true if model.is_mini() => self.engine.clone(),
+            true => vec![Engine::Stock],
+        }
     }
 
     /// The sizes of the groups of trainings that the settings name.
     pub fn training_grid(&self) -> TrainingGrid {
         let is_given = |key: &str| self.sources.get(key).is_some_and(|setting| setting.from != "default");
         let dtypes = match self.precision.as_slice() {
-            [] if is_given("dtype") => vec![self.dtype.as_str()],
+            [] if is_given("dtype") => vec![self.dtype.name()],
             chosen => chosen.to_vec(),
         };
         TrainingGrid {
@@ -362,7 +366,7 @@ mod tests {
     fn by_default_all_scenarios_run_on_the_mini_models_on_the_cpu() {
         let settings = resolve(&[("PATH", "/bin")], None).expect("defaults");
         assert_eq!(settings.models, MINI.map(ModelSpec::Mini));
-        assert_eq!((settings.device, settings.dtype), (DeviceChoice::Cpu, DType::F32));
+        assert_eq!((settings.device, settings.dtype), (DeviceChoice::Cpu, Precision::F32));
         assert_eq!((settings.seed, settings.threads), (42, None));
         assert_eq!(settings.out, Path::new("target/candlepower"));
         assert_eq!(settings.tier_for(&ModelSpec::Mini("llama-mini")), Tier::Full);
@@ -398,13 +402,22 @@ mod tests {
         assert_eq!(settings.engines_for(&large), [Engine::Tuned, Engine::Stock]);
         assert_eq!(settings.engines_for(&mini), settings.engines_for(&large));
         assert!(resolve(&[("CANDLEPOWER_ENGINE", "")], None).is_err());
+
+        let settings = resolve(&[("CANDLEPOWER_DTYPE", "q4k")], None).expect("quantised weights");
+        assert_eq!(settings.dtype, Precision::Q4K);
+        assert_eq!(
+            (settings.engines_for(&mini), settings.engines_for(&large)),
+            (vec![Engine::Tuned], vec![Engine::Tuned])
+        );
+        let file = ModelSpec::Path("model.gguf".into());
+        assert_eq!(resolve(&[], None).expect("defaults").engines_for(&file), [Engine::Tuned]);
     }
 
     #[test]
     fn the_dtype_follows_the_device_unless_given() {
         let cuda = [("CANDLEPOWER_DEVICE", "cuda:1")];
-        assert_eq!(resolve(&cuda, None).expect("cuda").dtype, DType::BF16);
-        assert_eq!(resolve(&cuda, Some("dtype = 'f16'")).expect("cuda").dtype, DType::F16);
+        assert_eq!(resolve(&cuda, None).expect("cuda").dtype, Precision::BF16);
+        assert_eq!(resolve(&cuda, Some("dtype = 'f16'")).expect("cuda").dtype, Precision::F16);
     }
 
     #[test]

@@ -141,25 +141,29 @@ impl Checkpoint {
     /// If it cannot be read, or its vocabulary is larger than the model's. Added tokens may have larger ids: the tokenizer of
     /// gemma-3-1b has one for images, for which the text model has no embedding and which text never produces.
     pub fn tokenizer(&self, vocab_size: usize) -> Result<Option<Tokenizer>> {
-        let Some(file) = &self.tokenizer else { return Ok(None) };
-        let content = read_text_limited(file, TOKENIZER_MAX_BYTES)
-            .with_context(|| format!("{} could not be read", file.display()))?;
-        // `from_str` is compiled in its own crate. The generic `from_bytes` made a tenth of this crate's code.
-        let mut tokenizer = Tokenizer::from_str(&content)
-            .map_err(|error| anyhow::anyhow!("{}: not a tokenizer: {}", file.display(), one_line(&error)))?;
-        // Some files keep the truncation and padding of training, which do not apply to prompts.
-        tokenizer.with_padding(None);
-        tokenizer
-            .with_truncation(None)
-            .map_err(|error| anyhow::anyhow!("{}: not a tokenizer: {}", file.display(), one_line(&error)))?;
-        let largest = tokenizer.get_vocab(false).into_values().max().unwrap_or(0) as usize;
-        ensure!(
-            largest < vocab_size,
-            "{}: it produces token ids up to {largest}, the model has {vocab_size}: they do not belong together",
-            file.display()
-        );
-        Ok(Some(tokenizer))
+        self.tokenizer.as_deref().map(|file| tokenizer(file, vocab_size)).transpose()
     }
+}
+
+/// Reads a `tokenizer.json` for a model with a vocabulary of this size. See [`Checkpoint::tokenizer`].
+pub(super) fn tokenizer(file: &Path, vocab_size: usize) -> Result<Tokenizer> {
+    let content = read_text_limited(file, TOKENIZER_MAX_BYTES)
+        .with_context(|| format!("{} could not be read", file.display()))?;
+    // `from_str` is compiled in its own crate. The generic `from_bytes` made a tenth of this crate's code.
+    let mut tokenizer = Tokenizer::from_str(&content)
+        .map_err(|error| anyhow::anyhow!("{}: not a tokenizer: {}", file.display(), one_line(&error)))?;
+    // Some files keep the truncation and padding of training, which do not apply to prompts.
+    tokenizer.with_padding(None);
+    tokenizer
+        .with_truncation(None)
+        .map_err(|error| anyhow::anyhow!("{}: not a tokenizer: {}", file.display(), one_line(&error)))?;
+    let largest = tokenizer.get_vocab(false).into_values().max().unwrap_or(0) as usize;
+    ensure!(
+        largest < vocab_size,
+        "{}: it produces token ids up to {largest}, the model has {vocab_size}: they do not belong together",
+        file.display()
+    );
+    Ok(tokenizer)
 }
 
 /// The distinct files that an index names.
@@ -194,7 +198,8 @@ pub fn map(files: &[impl AsRef<Path>]) -> Result<MmapedSafetensors> {
     })
 }
 
-fn listed(items: &[String]) -> String {
+/// Some names, and the number of the others.
+pub(super) fn listed(items: &[String]) -> String {
     let named = items[..items.len().min(NAMED)].join(", ");
     match items.len().saturating_sub(NAMED) {
         0 => named,

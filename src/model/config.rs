@@ -106,6 +106,8 @@ pub enum RopeScaling {
         /// Factor of cosines and sines.
         attention_factor: f64,
     },
+    /// Divides each frequency by a number of its own, as GGUF files hold the scaling of Llama 3.
+    Factors(Vec<f32>),
     /// Another type, by its name.
     Other(String),
 }
@@ -118,6 +120,7 @@ impl RopeScaling {
             Self::Llama3 { .. } => "llama3",
             Self::Linear { .. } => "linear",
             Self::Yarn { .. } => "yarn",
+            Self::Factors(_) => "factors",
             Self::Other(name) => name,
         }
     }

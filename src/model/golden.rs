@@ -12,7 +12,7 @@ use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
 use serde::Deserialize;
 
-use crate::device::DeviceChoice;
+use crate::device::{DeviceChoice, Precision};
 
 use super::{
     CausalLm, Engine,
@@ -160,7 +160,7 @@ fn accepted_models_equal_the_reference_and_deviations_are_announced() {
         if refusal(&fixture.config).is_some() {
             continue;
         }
-        let subject = open(fixture.checkpoint.clone(), Engine::Stock, DType::F32, &device()).expect(&fixture.name);
+        let subject = open(fixture.checkpoint.clone(), Engine::Stock, Precision::F32, &device()).expect(&fixture.name);
         let mut model = subject.model;
         for prompt in &fixture.prompts {
             let what = format!("{}, {}", fixture.name, prompt.name);
@@ -202,7 +202,7 @@ fn refused_models_are_computed_wrongly() {
     for fixture in fixtures("generation") {
         let Some(reason) = refusal(&fixture.config) else { continue };
         let error =
-            open(fixture.checkpoint.clone(), Engine::Stock, DType::F32, &Device::Cpu).err().expect("it is refused");
+            open(fixture.checkpoint.clone(), Engine::Stock, Precision::F32, &Device::Cpu).err().expect("it is refused");
         assert!(format!("{error:#}").contains(&reason), "{error:#}");
         let weights = fixture.checkpoint.weights(DType::F32, &Device::Cpu).expect("weights");
         let config = fixture.config.clone();
@@ -239,7 +239,8 @@ fn chunks_of_a_prompt_equal_the_whole_prompt() {
             if (engine.row().refusal)(&fixture.config, &device()).is_some() {
                 continue;
             }
-            let mut model = open(fixture.checkpoint.clone(), engine, DType::F32, &device()).expect(&fixture.name).model;
+            let mut model =
+                open(fixture.checkpoint.clone(), engine, Precision::F32, &device()).expect(&fixture.name).model;
             for prompt in &fixture.prompts {
                 let what = format!("{}, {}, {engine}", fixture.name, prompt.name);
                 let tokens: Vec<u32> = prompt.ids.iter().chain(&prompt.greedy).copied().collect();
@@ -291,7 +292,7 @@ fn every_family_has_an_engine_and_a_fixture() {
 fn half_precisions_run() {
     for fixture in fixtures("generation").iter().filter(|fixture| refusal(&fixture.config).is_none()) {
         let prompt = &fixture.prompts[0];
-        for (dtype, tolerance) in [(DType::BF16, BF16_TOLERANCE), (DType::F16, BF16_TOLERANCE / 4.0)] {
+        for (dtype, tolerance) in [(Precision::BF16, BF16_TOLERANCE), (Precision::F16, BF16_TOLERANCE / 4.0)] {
             let mut model =
                 open(fixture.checkpoint.clone(), Engine::Stock, dtype, &device()).expect(&fixture.name).model;
             let logits = forward(model.as_mut(), &prompt.ids, 0).expect("logits");

@@ -2,7 +2,8 @@
 //!
 //! - `causal_lm` is the trait. `spec` parses the name of a model.
 //! - `family` is the table of model families, `config` reads `config.json`, and `cost` derives bytes and FLOPs from it.
-//! - `hub` and `checkpoint` find files. `shapes` and `synthetic` make models with seeded weights.
+//! - `hub`, `checkpoint` and `gguf` find files. `shapes` and `synthetic` make models with seeded weights. `tensors` is what
+//!   decoders are built from.
 //! - `stock` (candle-transformers) and `decoder` (engine `tuned`) run models.
 //! - `psann` and `series` are models that are trained, with the variables of `trainable`.
 //!
@@ -14,6 +15,7 @@ pub(crate) mod config;
 mod cost;
 pub(crate) mod decoder;
 pub(crate) mod family;
+mod gguf;
 #[cfg(test)]
 pub(crate) mod golden;
 #[cfg(feature = "hub")]
@@ -25,6 +27,7 @@ mod shapes;
 mod spec;
 pub(crate) mod stock;
 pub(crate) mod synthetic;
+mod tensors;
 pub mod trainable;
 
 pub use causal_lm::{CacheBytes, CausalLm, Footprint, LogitRows, Part};
@@ -32,20 +35,20 @@ pub use decoder::ExpertLoad;
 pub use shapes::{MINI, SYNTHETIC, shape};
 pub use spec::ModelSpec;
 
-use std::fmt;
+use std::{fmt, path::Path};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Device};
-use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 use tokenizers::Tokenizer;
 
 use checkpoint::Checkpoint;
 use config::{ExpertLayout, ModelConfig};
 use stock::Stock;
+use tensors::Tensors;
 
 use crate::{
-    device::DeviceChoice,
+    device::{DeviceChoice, Precision},
     measure::memory,
     scenario::{self, FeedForward},
 };
@@ -54,40 +57,79 @@ use crate::{
 ///
 /// # Errors
 /// If the files are wrong, the engine refuses the model, or memory is missing ([`memory::DoesNotFit`]).
-pub fn load(spec: &ModelSpec, engine: Engine, dtype: DType, device: DeviceChoice, seed: u64) -> Result<Subject> {
+pub fn load(
+    spec: &ModelSpec,
+    engine: Engine,
+    precision: Precision,
+    device: DeviceChoice,
+    seed: u64,
+) -> Result<Subject> {
     let device = device.open()?;
     match spec {
         ModelSpec::Mini(name) | ModelSpec::Synthetic(name) => {
             let config = shape(name)?;
-            admit(&config, engine, dtype, &device)?;
+            admit(&config, engine, precision, &device)?;
             let eos_token_ids = config.eos_token_ids.clone();
-            let weights = synthetic::weights(&config, seed, dtype, &device);
-            let model = (engine.row().build)(config, weights, ExpertLayout::Single)?;
+            let weights = synthetic::weights(&config, seed, precision.dtype(), &device);
+            let model = (engine.row().build)(config, Tensors::new(weights, precision), ExpertLayout::Single)?;
             Ok(Subject { model, source: spec.to_string(), tokenizer: None, eos_token_ids })
         }
         #[cfg(feature = "hub")]
-        ModelSpec::Hub { repo, revision } => open(hub::Hub::from_env().fetch(repo, revision)?, engine, dtype, &device),
+        ModelSpec::Hub { repo, revision } => {
+            open(hub::Hub::from_env().fetch(repo, revision)?, engine, precision, &device)
+        }
         #[cfg(not(feature = "hub"))]
         ModelSpec::Hub { .. } => {
             bail!("{spec} can't be downloaded: this program was built without the feature `hub` of candlepower")
         }
-        ModelSpec::Path(folder) => open(Checkpoint::open(folder, spec.to_string())?, engine, dtype, &device),
+        ModelSpec::Path(file) if spec.is_gguf() => {
+            open_gguf(file, spec.to_string(), engine, &device).with_context(|| spec.to_string())
+        }
+        ModelSpec::Path(folder) => open(Checkpoint::open(folder, spec.to_string())?, engine, precision, &device),
     }
+}
+
+/// The name of the form of a model's weights in ids: that of the settings, or that of most weights of a GGUF file. A file that
+/// cannot be read has the name of the settings; loading it says why.
+pub fn dtype_of(spec: &ModelSpec, precision: Precision) -> String {
+    let of_file = match spec {
+        ModelSpec::Path(file) if spec.is_gguf() => gguf::format_name(file).ok(),
+        _ => None,
+    };
+    of_file.unwrap_or_else(|| precision.to_string())
 }
 
 /// Checks the files of a checkpoint and builds its model.
 ///
 /// # Errors
 /// As [`load`].
-pub fn open(checkpoint: Checkpoint, engine: Engine, dtype: DType, device: &Device) -> Result<Subject> {
+pub fn open(checkpoint: Checkpoint, engine: Engine, precision: Precision, device: &Device) -> Result<Subject> {
     let config = ModelConfig::from_json(&checkpoint.config).with_context(|| checkpoint.source.clone())?;
-    admit(&config, engine, dtype, device).with_context(|| checkpoint.source.clone())?;
+    admit(&config, engine, precision, device).with_context(|| checkpoint.source.clone())?;
     let layout = checkpoint.expert_layout()?;
     checkpoint.check(&config.tensors(layout))?;
     let tokenizer = checkpoint.tokenizer(config.vocab_size)?;
     let eos_token_ids = config.eos_token_ids.clone();
-    let model = (engine.row().build)(config, checkpoint.weights(dtype, device)?, layout)?;
+    let weights = checkpoint.weights(precision.dtype(), device)?;
+    let model = (engine.row().build)(config, Tensors::new(weights, precision), layout)?;
     Ok(Subject { model, source: checkpoint.source, tokenizer, eos_token_ids })
+}
+
+/// Checks a GGUF file and builds its model. The tokenizer is a `tokenizer.json` beside the file.
+fn open_gguf(file: &Path, source: String, engine: Engine, device: &Device) -> Result<Subject> {
+    ensure!(engine == Engine::Tuned, "engine {engine} runs no GGUF files; engine {} runs them", Engine::Tuned);
+    ensure!(device.is_cpu(), "GGUF files run on a CPU only");
+    let gguf::Model { config, tensors, bytes } = gguf::open(file)?;
+    let dtype = tensors.weights.dtype();
+    admit_bytes(&config, engine, device, (bytes, bytes + extra_bytes(&config, engine, dtype, device)))?;
+    let beside = file.with_file_name(checkpoint::TOKENIZER);
+    let tokenizer = match beside.exists() {
+        true => Some(checkpoint::tokenizer(&beside, config.vocab_size)?),
+        false => None,
+    };
+    let eos_token_ids = config.eos_token_ids.clone();
+    let model = (engine.row().build)(config, tensors, ExpertLayout::Single)?;
+    Ok(Subject { model, source, tokenizer, eos_token_ids })
 }
 
 /// A decoder of the comparison `moe_top_k`, with seeded weights. `skew` sets how unevenly a mixture uses its experts where
@@ -95,10 +137,16 @@ pub fn open(checkpoint: Checkpoint, engine: Engine, dtype: DType, device: &Devic
 ///
 /// # Errors
 /// If the numbers of experts contradict each other, or memory is missing ([`memory::DoesNotFit`]).
-pub fn expert_grid(feed_forward: FeedForward, skew: f64, dtype: DType, device: &Device, seed: u64) -> Result<Subject> {
+pub fn expert_grid(
+    feed_forward: FeedForward,
+    skew: f64,
+    precision: Precision,
+    device: &Device,
+    seed: u64,
+) -> Result<Subject> {
     let config = decoder::shape::config(feed_forward)?;
-    admit(&config, Engine::Tuned, dtype, device)?;
-    let weights = synthetic::weights(&config, seed, dtype, device);
+    admit(&config, Engine::Tuned, precision, device)?;
+    let weights = Tensors::new(synthetic::weights(&config, seed, precision.dtype(), device), precision);
     let planted = match feed_forward {
         FeedForward::Mixture { skew: own, .. } => Some((own.unwrap_or(skew), seed)),
         FeedForward::Dense { .. } => None,
@@ -110,26 +158,46 @@ pub fn expert_grid(feed_forward: FeedForward, skew: f64, dtype: DType, device: &
 
 /// Memory that a model needs: its weights, and the cache of the longest scenario. `None` for a checkpoint, whose sizes are
 /// known when it is opened.
-pub fn needed_bytes(spec: &ModelSpec, engine: Engine, dtype: DType, device: &Device) -> Option<u64> {
+pub fn needed_bytes(spec: &ModelSpec, engine: Engine, precision: Precision, device: &Device) -> Option<u64> {
     match spec {
-        ModelSpec::Mini(name) | ModelSpec::Synthetic(name) => Some(demand(&shape(name).ok()?, engine, dtype, device).1),
+        ModelSpec::Mini(name) | ModelSpec::Synthetic(name) => {
+            Some(demand(&shape(name).ok()?, engine, precision, device).1)
+        }
         ModelSpec::Hub { .. } | ModelSpec::Path(_) => None,
     }
 }
 
 /// The same for a decoder of the comparison `moe_top_k`.
-pub fn expert_grid_bytes(feed_forward: FeedForward, dtype: DType, device: &Device) -> Option<u64> {
-    Some(demand(&decoder::shape::config(feed_forward).ok()?, Engine::Tuned, dtype, device).1)
+pub fn expert_grid_bytes(feed_forward: FeedForward, precision: Precision, device: &Device) -> Option<u64> {
+    Some(demand(&decoder::shape::config(feed_forward).ok()?, Engine::Tuned, precision, device).1)
 }
 
 /// Bytes of the weights, and of the weights and the cache of the longest scenario.
-fn demand(config: &ModelConfig, engine: Engine, dtype: DType, device: &Device) -> (u64, u64) {
-    let weight_bytes = config.parameters() * dtype.size_in_bytes() as u64;
-    (weight_bytes, weight_bytes + (engine.row().extra_bytes)(config, dtype, device, scenario::longest_generation()))
+fn demand(config: &ModelConfig, engine: Engine, precision: Precision, device: &Device) -> (u64, u64) {
+    let weight_bytes = precision.bytes(config.parameters());
+    (weight_bytes, weight_bytes + extra_bytes(config, engine, precision.dtype(), device))
+}
+
+fn extra_bytes(config: &ModelConfig, engine: Engine, dtype: DType, device: &Device) -> u64 {
+    (engine.row().extra_bytes)(config, dtype, device, scenario::longest_generation())
 }
 
 /// Refuses, before anything is loaded, models that the engine does not run and models that do not fit in memory.
-fn admit(config: &ModelConfig, engine: Engine, dtype: DType, device: &Device) -> Result<()> {
+fn admit(config: &ModelConfig, engine: Engine, precision: Precision, device: &Device) -> Result<()> {
+    if precision.blocks().is_some() {
+        ensure!(engine == Engine::Tuned, "engine {engine} has no dtype {precision}; engine {} has", Engine::Tuned);
+        ensure!(device.is_cpu(), "dtype {precision} is for CPUs only: choose f32, f16 or bf16 on this device");
+    }
+    admit_bytes(config, engine, device, demand(config, engine, precision, device))
+}
+
+/// The same for weights, and weights with their cache, of these sizes.
+fn admit_bytes(
+    config: &ModelConfig,
+    engine: Engine,
+    device: &Device,
+    (weight_bytes, needed_bytes): (u64, u64),
+) -> Result<()> {
     let row = engine.row();
     if let Some(reason) = (row.refusal)(config, device) {
         match Engine::ALL.into_iter().find(|other| (other.row().refusal)(config, device).is_none()) {
@@ -137,7 +205,6 @@ fn admit(config: &ModelConfig, engine: Engine, dtype: DType, device: &Device) ->
             None => bail!("engine {engine} refuses this model: {reason}"),
         }
     }
-    let (weight_bytes, needed_bytes) = demand(config, engine, dtype, device);
     let work = format!("weights of {:.1} GB and the cache", weight_bytes as f64 / 1e9);
     Ok(memory::ensure_fits(&work, needed_bytes, device)?)
 }
@@ -171,7 +238,7 @@ struct EngineRow {
     refusal: fn(&ModelConfig, &Device) -> Option<String>,
     /// Bytes that a model needs in addition to its weights, for a sequence of this many tokens.
     extra_bytes: fn(&ModelConfig, DType, &Device, usize) -> u64,
-    build: fn(ModelConfig, VarBuilder<'static>, ExpertLayout) -> Result<Box<dyn CausalLm>>,
+    build: fn(ModelConfig, Tensors, ExpertLayout) -> Result<Box<dyn CausalLm>>,
 }
 
 impl Engine {
@@ -185,7 +252,7 @@ impl Engine {
                 name: "stock",
                 refusal: |config, _| stock::refusal(config),
                 extra_bytes: |config, dtype, _, tokens| stock::extra_bytes(config, dtype, tokens),
-                build: |config, weights, _| Ok(Box::new(Stock::new(config, weights)?)),
+                build: |config, tensors, _| Ok(Box::new(Stock::new(config, tensors.weights)?)),
             },
             Self::Tuned => EngineRow {
                 name: "tuned",
@@ -193,7 +260,7 @@ impl Engine {
                 extra_bytes: |config, dtype, device, tokens| {
                     decoder::cache_bytes(config, dtype, tokens, device).allocated
                 },
-                build: |config, weights, layout| decoder::load(config, weights, layout, None),
+                build: |config, tensors, layout| decoder::load(config, tensors, layout, None),
             },
         }
     }

@@ -21,7 +21,7 @@ pub enum ModelSpec {
         /// Branch, tag or commit.
         revision: String,
     },
-    /// A folder in the Hub's layout.
+    /// A folder in the Hub's layout, or a GGUF file.
     Path(PathBuf),
 }
 
@@ -60,6 +60,11 @@ impl ModelSpec {
         matches!(self, Self::Mini(_) | Self::Synthetic(_))
     }
 
+    /// Returns whether it is a GGUF file.
+    pub fn is_gguf(&self) -> bool {
+        matches!(self, Self::Path(path) if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")))
+    }
+
     /// Returns whether it is one of the small embedded models.
     pub fn is_mini(&self) -> bool {
         matches!(self, Self::Mini(_))
@@ -90,7 +95,7 @@ impl FromStr for ModelSpec {
                 Some(name) => Ok(Self::Synthetic(name)),
                 None => bail!("unknown shape '{name}': the shapes are {}", SYNTHETIC.join(", ")),
             },
-            Some(("path", "")) => bail!("'path:' needs a folder, as in path:./my-checkpoint"),
+            Some(("path", "")) => bail!("'path:' needs a folder or a GGUF file, as in path:./my-checkpoint"),
             Some(("path", path)) => Ok(Self::Path(path.into())),
             Some(("hub", repo)) => hub(repo),
             Some((scheme, _)) => {
@@ -98,7 +103,7 @@ impl FromStr for ModelSpec {
             }
             None if text.contains('/') => hub(text),
             None => bail!(
-                "unknown model '{text}': name one of {}, synthetic:<shape> ({}), hub:<owner>/<name>[@revision] or path:<folder>",
+                "unknown model '{text}': name one of {}, synthetic:<shape> ({}), hub:<owner>/<name>[@revision] or path:<folder or file.gguf>",
                 MINI.join(", "),
                 SYNTHETIC.join(", ")
             ),
@@ -138,6 +143,7 @@ mod tests {
             assert_eq!(parse(text).to_string(), text);
         }
         assert_eq!(parse("Qwen/Qwen3-1.7B"), parse("hub:Qwen/Qwen3-1.7B@main"));
+        assert!(parse("path:./Model.GGUF").is_gguf() && !parse("path:./gguf").is_gguf());
     }
 
     #[test]

@@ -8,12 +8,12 @@ use std::{
 };
 
 use anyhow::Result;
-use candle_core::DType;
+
 use serde::Deserialize;
 
 use super::{Entry, Report, Sliding, Source, Task, evaluate, score};
 use crate::{
-    device::DeviceChoice,
+    device::{DeviceChoice, Precision},
     model::{self, Engine, ModelSpec},
 };
 
@@ -84,7 +84,7 @@ fn golden() -> Golden {
 
 fn subject(checkpoint: &str, engine: Engine) -> Result<model::Subject> {
     let spec = ModelSpec::Path(fixtures().join("generation").join(checkpoint));
-    model::load(&spec, engine, DType::F32, DeviceChoice::Cpu, 0)
+    model::load(&spec, engine, Precision::F32, DeviceChoice::Cpu, 0)
 }
 
 fn entry(checkpoint: &str, engine: Engine) -> Entry {

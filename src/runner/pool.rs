@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use candle_core::{DType, Device};
 
 use crate::{
@@ -42,8 +42,9 @@ impl Candidate {
         let Settings { dtype, device, seed, .. } = *settings;
         let candidate = |spec: &ModelSpec, engine: Engine| {
             let spec = spec.clone();
-            let about = |engine: Engine| {
-                about(&spec.slug(), &engine.to_string(), settings, &spec.to_string(), spec.is_synthetic())
+            let about = |engine: Engine| record::Subject {
+                dtype: model::dtype_of(&spec, dtype),
+                ..about(&spec.slug(), &engine.to_string(), settings, &spec.to_string(), spec.is_synthetic())
             };
             let is_compared = engine != Engine::Stock && settings.engine.contains(&Engine::Stock);
             Self {
@@ -96,14 +97,15 @@ impl Candidate {
         load: impl Fn(DType, &Device) -> Result<M> + 'static,
     ) -> Self {
         let source = format!("own:{model}");
-        let (dtype, device) = (settings.dtype, settings.device);
+        let (precision, device) = (settings.dtype, settings.device);
         Self {
             about: about(model, "own", settings, &source, false),
             tier: settings.tier.unwrap_or(Tier::Full),
             against: Vec::new(),
             needed_bytes: Box::new(|_| None),
             load: Box::new(move || {
-                let model = Box::new(load(dtype, &device.open()?)?);
+                ensure!(precision.blocks().is_none(), "dtype {precision} is only for models of engine tuned");
+                let model = Box::new(load(precision.dtype(), &device.open()?)?);
                 Ok(Subject { model, source: source.clone(), tokenizer: None, eos_token_ids: Vec::new() })
             }),
         }
@@ -122,7 +124,7 @@ fn about(model: &str, engine: &str, settings: &Settings, source: &str, synthetic
     record::Subject {
         model: model.into(),
         engine: engine.into(),
-        dtype: settings.dtype.as_str().into(),
+        dtype: settings.dtype.to_string(),
         device: settings.device.to_string(),
         source: source.into(),
         synthetic_weights,

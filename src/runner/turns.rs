@@ -186,11 +186,11 @@ mod tests {
     use std::{cell::RefCell, rc::Rc};
 
     use anyhow::bail;
-    use candle_core::{DType, Device};
+    use candle_core::Device;
 
     use super::*;
     use crate::{
-        device::DeviceChoice,
+        device::{DeviceChoice, Precision},
         generate::Request,
         measure::conditions::Moment,
         model,
@@ -319,7 +319,7 @@ mod tests {
     fn dense_2_against_itself_is_on_both_sides_of_one() {
         let dense = || -> Result<Box<dyn Workload>> {
             let feed_forward = FeedForward::Dense { experts: 2 };
-            let subject = model::expert_grid(feed_forward, 0.0, DType::F32, &Device::Cpu, 42)?;
+            let subject = model::expert_grid(feed_forward, 0.0, Precision::F32, &Device::Cpu, 42)?;
             let request = Request { new_tokens: 8, sampling: Sampling::GREEDY, seed: 42, stop: Vec::new() };
             let subject = Rc::new(RefCell::new(subject));
             Ok(Box::new(GenerationWorkload::new(subject, 0, vec![1, 2, 3], request, DeviceChoice::Cpu)?))

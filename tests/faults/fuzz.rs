@@ -1,4 +1,4 @@
-//! Mutations of the files that others may have made: `config.json`, headers of safetensors, records, and YAML. No reader may
+//! Mutations of the files that others may have made: `config.json`, headers of safetensors and of GGUF files, records, and YAML. No reader may
 //! panic, hang, or answer in more than its lines.
 //!
 //! Each target runs the files of `tests/faults/corpus`, then seeded mutations for two seconds, or for as long as
@@ -12,10 +12,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use candle_core::DType;
 use candlepower::{
     config::Layers,
-    device::DeviceChoice,
+    device::{DeviceChoice, Precision},
     model::{Engine, ModelSpec, load},
     record,
     report::{compare, export, history, joined, table},
@@ -137,10 +136,10 @@ fn checkpoint() -> tempfile::TempDir {
     folder
 }
 
-fn read_checkpoint(folder: &Path) {
-    let spec: ModelSpec = format!("path:{}", folder.display()).parse().expect("a specification");
+fn read_checkpoint(path: &Path) {
+    let spec: ModelSpec = format!("path:{}", path.display()).parse().expect("a specification");
     for engine in Engine::ALL {
-        if let Err(error) = load(&spec, engine, DType::F32, DeviceChoice::Cpu, 1) {
+        if let Err(error) = load(&spec, engine, Precision::F32, DeviceChoice::Cpu, 1) {
             is_line(&error);
         }
     }
@@ -169,6 +168,21 @@ fn headers_of_safetensors() {
         let _ = fs::remove_file(&file);
         fs::write(&file, [input, &whole[header..]].concat()).expect("written");
         read_checkpoint(folder.path());
+    });
+}
+
+/// Bytes of the GGUF fixture that are mutated: the whole header and some weights.
+const GGUF_HEADER_BYTES: usize = 4096;
+
+#[test]
+fn headers_of_gguf_files() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("model.gguf");
+    let whole = fs::read("fixtures/gguf/mixtral-8x2.gguf").expect("a file");
+    let (header, weights) = whole.split_at(GGUF_HEADER_BYTES);
+    fuzz("gguf", &[header.to_vec()], |input| {
+        fs::write(&file, [input, weights].concat()).expect("written");
+        read_checkpoint(&file);
     });
 }
 

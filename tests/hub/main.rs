@@ -4,8 +4,11 @@ mod server;
 
 use std::{fs, path::Path, process::Command, time::Duration};
 
-use candle_core::{DType, Device};
-use candlepower::model::{Engine, checkpoint::Checkpoint, hub::Hub, open};
+use candle_core::Device;
+use candlepower::{
+    device::Precision,
+    model::{Engine, checkpoint::Checkpoint, hub::Hub, open},
+};
 use server::{COMMIT, Fault, REPO, Server, TOKEN, Wrong};
 use tempfile::TempDir;
 
@@ -66,7 +69,7 @@ impl World {
 
 /// Asserts that the checkpoint is complete: its model runs.
 fn assert_runs(checkpoint: Checkpoint) {
-    let mut model = open(checkpoint, Engine::Stock, DType::F32, &Device::Cpu).expect("a model").model;
+    let mut model = open(checkpoint, Engine::Stock, Precision::F32, &Device::Cpu).expect("a model").model;
     model.forward(&[5, 6, 7], 0).expect("logits");
 }
 

@@ -4,7 +4,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, Result, ensure};
 use candlepower::{
-    device::{MODEL_DTYPES, parse_dtype},
+    device::Precision,
     output,
     quality::{self, Entry, Sliding, Source},
     record::{self, BenchmarkId, Measures, Record},
@@ -122,7 +122,7 @@ impl Perplexity {
 
 /// Splits a variant such as `tuned-f32`, `tuned` or `f32` into settings.
 fn parts(variant: &str) -> Vec<(&'static str, String)> {
-    let is_dtype = |text: &str| parse_dtype(text, &MODEL_DTYPES).is_ok();
+    let is_dtype = |text: &str| text.parse::<Precision>().is_ok();
     match variant.rsplit_once('-') {
         _ if is_dtype(variant) => vec![("dtype", variant.to_owned())],
         Some((engine, dtype)) => vec![("engine", engine.to_owned()), ("dtype", dtype.to_owned())],

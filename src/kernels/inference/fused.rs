@@ -3,7 +3,7 @@
 use super::{
     Machine,
     element::Element,
-    packed::{Packed, Rows},
+    packed::{Rows, Weights},
     simd::{Kernel, Simd},
 };
 use crate::kernels::exp;
@@ -143,7 +143,7 @@ fn rows_of(values: &[f32], width: usize) -> usize {
 ///
 /// # Panics
 /// If a token has no row.
-pub fn embed<E: Element>(machine: &Machine, table: &Packed<E>, tokens: &[u32], scale: f32, out: &mut [f32]) {
+pub fn embed<E: Element>(machine: &Machine, table: &Weights<E>, tokens: &[u32], scale: f32, out: &mut [f32]) {
     let width = table.inputs();
     machine.each_row(&mut out[..tokens.len() * width], width, |number, row| {
         table.row(tokens[number] as usize, row);

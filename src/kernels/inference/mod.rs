@@ -1,7 +1,7 @@
-//! Kernels of inference on CPUs, for weights and caches in f32 or bf16 with sums in f32.
+//! Kernels of inference on CPUs, for weights and caches in f32, bf16 or f16 with sums in f32, and for quantised weights.
 //!
 //! - `simd` chooses the instruction set at run time, and `pool` holds the threads.
-//! - `packed` holds weights in panels, and multiplies with them.
+//! - `packed` holds weights in panels, `quantised` in blocks with `tiles` for those of our own, and both multiply with them.
 //! - `cache` holds the keys and values of sequences in pages of the same panels. `attention` reads them.
 //! - `fused` contains the operations between products: norms, rotary positions, activations, sums.
 //!
@@ -18,15 +18,18 @@ mod fused;
 mod memory;
 pub(super) mod packed;
 pub(super) mod pool;
+mod quantised;
 pub(super) mod simd;
 #[cfg(test)]
 mod tests;
+mod tiles;
 
 pub use attention::Attention;
 pub use cache::{Heads, PAGE, Pages, Region, Sequence, Span};
 pub use element::Element;
 pub use fused::{Activation, Angles, RowNorm, add_norm, combine, embed, norm, soft_cap};
-pub use packed::{Gate, Linear, Packed, Product, Rows, Source, Then, gated, products};
+pub use packed::{Gate, Linear, Packed, Product, Rows, Source, Then, Weights, gated, products};
+pub use quantised::Quantised;
 pub use simd::Instructions;
 
 use std::sync::{

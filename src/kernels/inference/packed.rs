@@ -1,4 +1,4 @@
-//! Linear layers with packed weights.
+//! Linear layers, and weights in panels. [`quantised`](super::quantised) has weights in blocks.
 //!
 //! Weights are packed once, into panels of 64 outputs: for each input (in bf16: for each pair of inputs), the weights of the 64
 //! outputs lie side by side. A product passes blocks of rows over a part of a panel that stays in a core's cache, with the sums
@@ -11,6 +11,7 @@ use super::{
     fused::Activation,
     memory::Buffer,
     pool::Parts,
+    quantised::{Inputs, Quantised, Shared},
     simd::{Dispatch, Kernel, Simd},
 };
 
@@ -22,13 +23,13 @@ pub const STEP: usize = 16;
 
 /// Bytes of each row of the input that are multiplied at a time. A panel of this depth has 256 KB and stays in the L2 cache,
 /// and a block of six rows stays in the L1 cache.
-const DEPTH_BYTES: usize = 4096;
+pub const DEPTH_BYTES: usize = 4096;
 
 /// Rows of a task: their sums with a panel stay in the L2 cache too. A multiple of the rows of every tile.
 const CHUNK: usize = 264;
 
 /// Distance of prefetches in the product of one row, in bytes.
-const AHEAD: usize = 4096;
+pub const AHEAD: usize = 4096;
 
 /// Inputs or outputs in memory: `count` rows, `stride` elements apart.
 ///
@@ -58,6 +59,11 @@ impl<'a, E: Element> Rows<'a, E> {
     /// Distance of rows in elements.
     pub fn stride(&self) -> usize {
         self.stride
+    }
+
+    /// All rows.
+    pub fn all(&self) -> &'a [E] {
+        self.values
     }
 
     /// One row, with the zero at its end.
@@ -136,16 +142,6 @@ impl<E: Element> Packed<E> {
         Self { panels, outputs, inputs }
     }
 
-    /// Number of outputs.
-    pub fn outputs(&self) -> usize {
-        self.outputs
-    }
-
-    /// Number of inputs.
-    pub fn inputs(&self) -> usize {
-        self.inputs
-    }
-
     /// Writes the weights of one output, as f32.
     ///
     /// # Panics
@@ -156,10 +152,6 @@ impl<E: Element> Packed<E> {
         for (input, value) in row.iter_mut().enumerate() {
             *value = panel[place::<E>(width, output % PANEL, input)].to_f32();
         }
-    }
-
-    fn panel_count(&self) -> usize {
-        self.outputs.div_ceil(PANEL)
     }
 
     fn groups(&self) -> usize {
@@ -373,9 +365,70 @@ unsafe fn one_row<S: Simd, E: Element, const N: usize, const U: usize>(
     }
 }
 
+/// The weights of a linear layer.
+pub enum Weights<E> {
+    /// In panels.
+    Packed(Packed<E>),
+    /// In blocks.
+    Quantised(Quantised),
+}
+
+impl<E> From<Packed<E>> for Weights<E> {
+    fn from(packed: Packed<E>) -> Self {
+        Self::Packed(packed)
+    }
+}
+
+impl<E> From<Quantised> for Weights<E> {
+    fn from(quantised: Quantised) -> Self {
+        Self::Quantised(quantised)
+    }
+}
+
+impl<E: Element> Weights<E> {
+    /// Number of outputs.
+    pub fn outputs(&self) -> usize {
+        match self {
+            Self::Packed(packed) => packed.outputs,
+            Self::Quantised(quantised) => quantised.outputs(),
+        }
+    }
+
+    /// Number of inputs.
+    pub fn inputs(&self) -> usize {
+        match self {
+            Self::Packed(packed) => packed.inputs,
+            Self::Quantised(quantised) => quantised.inputs(),
+        }
+    }
+
+    /// Bytes of the weights. The zeros that fill a panel do not count.
+    pub fn bytes(&self) -> u64 {
+        match self {
+            Self::Packed(packed) => (packed.outputs * packed.inputs * size_of::<E>()) as u64,
+            Self::Quantised(quantised) => quantised.bytes() as u64,
+        }
+    }
+
+    /// Writes the weights of one output, as f32.
+    ///
+    /// # Panics
+    /// If there is no such output, or `row` does not have an element for each input.
+    pub fn row(&self, output: usize, row: &mut [f32]) {
+        match self {
+            Self::Packed(packed) => packed.row(output, row),
+            Self::Quantised(quantised) => quantised.row(output, row),
+        }
+    }
+
+    fn panel_count(&self) -> usize {
+        self.outputs().div_ceil(PANEL)
+    }
+}
+
 /// A linear layer.
 pub struct Linear<E> {
-    weights: Packed<E>,
+    weights: Weights<E>,
     /// Zeros where the layer has no bias.
     bias: Vec<f32>,
 }
@@ -385,53 +438,62 @@ impl<E: Element> Linear<E> {
     ///
     /// # Panics
     /// If the bias does not have an element for each output.
-    pub fn new(weights: Packed<E>, bias: Option<Vec<f32>>) -> Self {
-        let bias = bias.unwrap_or_else(|| vec![0.0; weights.outputs]);
-        assert_eq!(bias.len(), weights.outputs, "elements of a bias");
+    pub fn new(weights: impl Into<Weights<E>>, bias: Option<Vec<f32>>) -> Self {
+        let weights = weights.into();
+        let bias = bias.unwrap_or_else(|| vec![0.0; weights.outputs()]);
+        assert_eq!(bias.len(), weights.outputs(), "elements of a bias");
         Self { weights, bias }
     }
 
-    /// The packed weights.
-    pub fn weights(&self) -> &Packed<E> {
+    /// The weights.
+    pub fn weights(&self) -> &Weights<E> {
         &self.weights
+    }
+
+    /// The inputs as the weights are multiplied with them, if that is not as they are.
+    fn inputs_of(&self, machine: &Machine, x: Rows<E>, shared: &mut Shared<E>) -> Option<Inputs> {
+        match &self.weights {
+            Weights::Packed(_) => None,
+            Weights::Quantised(weights) => weights.inputs_of(machine, x, shared),
+        }
     }
 
     /// Computes the sums of some rows of `x` with a panel, [`PANEL`] for each row, and passes them on.
     fn with_sums<T>(
         &self,
         dispatch: Dispatch,
-        x: Rows<E>,
+        (x, inputs): (Rows<E>, Option<&Inputs>),
         rows: std::ops::Range<usize>,
         panel: usize,
         with: impl FnOnce(&[f32]) -> T,
     ) -> T {
-        let (panel, width) = self.weights.panel(panel);
         f32::scratch(rows.len() * PANEL, |sums| {
-            let out = Parts::new(&mut *sums);
-            dispatch.run(Sums {
-                x: &x.values[rows.start * x.stride..],
-                stride: x.stride,
-                step: E::GROUP,
-                rows: rows.len(),
-                panel,
-                width,
-                groups: self.weights.groups(),
-                out,
-                out_stride: PANEL,
-                add: false,
-            });
+            match &self.weights {
+                Weights::Quantised(weights) => weights.sums(dispatch, (x, inputs), rows, panel, sums),
+                Weights::Packed(weights) => {
+                    let (panel, width) = weights.panel(panel);
+                    dispatch.run(Sums {
+                        x: &x.values[rows.start * x.stride..],
+                        stride: x.stride,
+                        step: E::GROUP,
+                        rows: rows.len(),
+                        panel,
+                        width,
+                        groups: weights.groups(),
+                        out: Parts::new(&mut *sums),
+                        out_stride: PANEL,
+                        add: false,
+                    });
+                }
+            }
             with(sums)
         })
     }
 
     fn check(&self, x: Rows<E>, out: usize) {
-        assert!(
-            x.stride >= self.weights.groups() * E::GROUP,
-            "rows of {} for {} inputs",
-            x.stride,
-            self.weights.inputs
-        );
-        assert!(x.count * self.weights.outputs <= out, "too little room for the results");
+        let inputs = self.weights.inputs();
+        assert!(x.stride >= Rows::<E>::stride_of(inputs), "rows of {} for {inputs} inputs", x.stride);
+        assert!(x.count * self.weights.outputs() <= out, "too little room for the results");
     }
 }
 
@@ -460,19 +522,20 @@ pub struct Product<'a, E> {
 /// # Panics
 /// If sizes are inconsistent.
 pub fn products<E: Element>(machine: &Machine, products: Vec<Product<E>>) {
+    let mut shared = Shared::default();
     let all: Vec<_> = products
         .into_iter()
         .map(|Product { x, layer, out, then }| {
             layer.check(x, out.len());
-            (x, layer, Parts::new(out), then)
+            (x, layer.inputs_of(machine, x, &mut shared), layer, Parts::new(out), then)
         })
         .collect();
-    let sizes = all.iter().map(|(x, layer, ..)| (layer.weights.panel_count(), x.count));
+    let sizes = all.iter().map(|(x, _, layer, ..)| (layer.weights.panel_count(), x.count));
     panels(machine, sizes.collect(), |which, panel, rows| {
-        let (x, layer, out, then) = &all[which];
-        let (outputs, first) = (layer.weights.outputs, panel * PANEL);
+        let (x, inputs, layer, out, then) = &all[which];
+        let (outputs, first) = (layer.weights.outputs(), panel * PANEL);
         let columns = first..outputs.min(first + PANEL);
-        layer.with_sums(machine.dispatch, *x, rows.clone(), panel, |sums| {
+        layer.with_sums(machine.dispatch, (*x, inputs.as_ref()), rows.clone(), panel, |sums| {
             for (row, sums) in rows.zip(sums.chunks_exact(PANEL)) {
                 // SAFETY: each task has its own panel or its own rows, so that the parts of tasks do not overlap.
                 let out = unsafe { out.get(row * outputs + columns.start..row * outputs + columns.end) };
@@ -526,25 +589,32 @@ pub struct Gate<'a, E> {
 /// # Panics
 /// If sizes are inconsistent.
 pub fn gated<E: Element>(machine: &Machine, activation: Activation, gates: Vec<Gate<E>>) {
+    let mut shared = Shared::default();
     let all: Vec<_> = gates
         .into_iter()
         .map(|Gate { x, gate, up, out }| {
             gate.check(x, out.len());
             up.check(x, out.len());
-            assert_eq!(gate.weights.outputs, up.weights.outputs, "outputs of gate and up");
-            (x, gate, up, Parts::new(out))
+            assert_eq!(gate.weights.outputs(), up.weights.outputs(), "outputs of gate and up");
+            (
+                x,
+                [gate.inputs_of(machine, x, &mut shared), up.inputs_of(machine, x, &mut shared)],
+                gate,
+                up,
+                Parts::new(out),
+            )
         })
         .collect();
-    let sizes = all.iter().map(|(x, gate, ..)| (gate.weights.panel_count(), x.count));
+    let sizes = all.iter().map(|(x, _, gate, ..)| (gate.weights.panel_count(), x.count));
     panels(machine, sizes.collect(), |which, panel, rows| {
-        let (x, gate, up, out) = &all[which];
-        let (outputs, first) = (gate.weights.outputs, panel * PANEL);
+        let (x, [gate_inputs, up_inputs], gate, up, out) = &all[which];
+        let (outputs, first) = (gate.weights.outputs(), panel * PANEL);
         let columns = first..outputs.min(first + PANEL);
         let stride = Rows::<E>::stride_of(outputs);
         // The last panel also writes the zeros at odd ends.
         let end = if columns.end == outputs { stride } else { columns.end };
-        gate.with_sums(machine.dispatch, *x, rows.clone(), panel, |gates| {
-            up.with_sums(machine.dispatch, *x, rows.clone(), panel, |ups| {
+        gate.with_sums(machine.dispatch, (*x, gate_inputs.as_ref()), rows.clone(), panel, |gates| {
+            up.with_sums(machine.dispatch, (*x, up_inputs.as_ref()), rows.clone(), panel, |ups| {
                 let sums = gates.chunks_exact(PANEL).zip(ups.chunks_exact(PANEL));
                 for (row, (gates, ups)) in rows.zip(sums) {
                     // SAFETY: each task has its own panel or its own rows, so that the parts of tasks do not overlap.

@@ -20,7 +20,7 @@ pub enum Instructions {
     Avx2,
     /// 512-bit vectors.
     Avx512,
-    /// 512-bit vectors with products of bf16.
+    /// 512-bit vectors with products of bf16 and of bytes. Every processor with the first has both.
     Avx512Bf16,
 }
 
@@ -39,7 +39,7 @@ impl Instructions {
                 Self::Portable => true,
                 Self::Avx2 => avx2(),
                 Self::Avx512 => avx512(),
-                Self::Avx512Bf16 => avx512() && has!("avx512bf16"),
+                Self::Avx512Bf16 => avx512() && has!("avx512bf16") && has!("avx512vnni"),
             }
         }
         #[cfg(not(target_arch = "x86_64"))]
@@ -156,6 +156,12 @@ pub trait Simd: Copy {
     type Vector: Copy;
     /// [`Self::LANES`] pairs of bf16.
     type Pairs: Copy;
+    /// [`Self::LANES`] whole numbers.
+    type Ints: Copy;
+    /// Four bytes for each lane.
+    type Bytes: Copy;
+    /// [`Self::dot_signed`] adds this times the sum of the inputs to the product.
+    const OFFSET: i32;
 
     /// A vector of equal numbers.
     fn splat(self, value: f32) -> Self::Vector;
@@ -189,6 +195,33 @@ pub trait Simd: Copy {
     /// `sum + a.0 · b.0 + a.1 · b.1`
     fn multiply_add_pairs(self, sum: Self::Vector, a: Self::Pairs, b: Self::Pairs) -> Self::Vector;
 
+    fn multiply(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
+
+    /// A vector of equal whole numbers.
+    fn ints(self, value: i32) -> Self::Ints;
+
+    /// Converts whole numbers, rounded.
+    fn to_vector(self, ints: Self::Ints) -> Self::Vector;
+
+    /// # Safety
+    /// Four times [`Self::LANES`] bytes must be readable.
+    unsafe fn load_bytes(self, from: *const u8) -> Self::Bytes;
+
+    /// Converts bytes without a sign, one for each lane.
+    ///
+    /// # Safety
+    /// [`Self::LANES`] bytes must be readable.
+    unsafe fn load_small(self, from: *const u8) -> Self::Vector;
+
+    /// The lower and the upper four bits of each byte.
+    fn halves(self, bytes: Self::Bytes) -> (Self::Bytes, Self::Bytes);
+
+    /// Adds the products of four weights of each lane, at most 15, with four inputs.
+    fn dot_unsigned(self, sum: Self::Ints, weights: Self::Bytes, inputs: [i8; 4]) -> Self::Ints;
+
+    /// The same for weights with a sign and inputs from -127, and adds [`Self::OFFSET`] times the sum of the inputs.
+    fn dot_signed(self, sum: Self::Ints, weights: Self::Bytes, inputs: [i8; 4]) -> Self::Ints;
+
     /// Requests the cache line of an address, which need not be valid.
     fn prefetch<T>(self, address: *const T);
 }
@@ -205,6 +238,9 @@ impl Simd for Portable {
     const VECTORS: usize = 1;
     type Vector = [f32; WIDTH];
     type Pairs = [u32; WIDTH];
+    type Ints = [i32; WIDTH];
+    type Bytes = [[u8; 4]; WIDTH];
+    const OFFSET: i32 = 0;
 
     #[inline(always)]
     fn splat(self, value: f32) -> Self::Vector {
@@ -267,6 +303,61 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    fn multiply(self, mut a: Self::Vector, b: Self::Vector) -> Self::Vector {
+        for lane in 0..WIDTH {
+            a[lane] *= b[lane];
+        }
+        a
+    }
+
+    #[inline(always)]
+    fn ints(self, value: i32) -> Self::Ints {
+        [value; WIDTH]
+    }
+
+    #[inline(always)]
+    fn to_vector(self, ints: Self::Ints) -> Self::Vector {
+        ints.map(|value| value as f32)
+    }
+
+    #[inline(always)]
+    unsafe fn load_bytes(self, from: *const u8) -> Self::Bytes {
+        // SAFETY: the caller ensures that the bytes are readable.
+        unsafe { from.cast::<Self::Bytes>().read_unaligned() }
+    }
+
+    #[inline(always)]
+    unsafe fn load_small(self, from: *const u8) -> Self::Vector {
+        // SAFETY: the caller ensures that the bytes are readable.
+        unsafe { from.cast::<[u8; WIDTH]>().read_unaligned() }.map(f32::from)
+    }
+
+    #[inline(always)]
+    fn halves(self, bytes: Self::Bytes) -> (Self::Bytes, Self::Bytes) {
+        (bytes.map(|four| four.map(|byte| byte & 15)), bytes.map(|four| four.map(|byte| byte >> 4)))
+    }
+
+    #[inline(always)]
+    fn dot_unsigned(self, mut sum: Self::Ints, weights: Self::Bytes, inputs: [i8; 4]) -> Self::Ints {
+        for lane in 0..WIDTH {
+            for place in 0..4 {
+                sum[lane] += i32::from(weights[lane][place]) * i32::from(inputs[place]);
+            }
+        }
+        sum
+    }
+
+    #[inline(always)]
+    fn dot_signed(self, mut sum: Self::Ints, weights: Self::Bytes, inputs: [i8; 4]) -> Self::Ints {
+        for lane in 0..WIDTH {
+            for place in 0..4 {
+                sum[lane] += i32::from(weights[lane][place] as i8) * i32::from(inputs[place]);
+            }
+        }
+        sum
+    }
+
+    #[inline(always)]
     fn prefetch<T>(self, _: *const T) {}
 }
 
@@ -293,7 +384,7 @@ mod x86 {
 
     version!(avx2, Avx2, "avx2,fma,f16c");
     version!(avx512, Avx512, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c");
-    version!(avx512_bf16, Avx512Bf16, "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c");
+    version!(avx512_bf16, Avx512Bf16, "avx512bf16,avx512vnni,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c");
 
     // In the implementations below, a token proves that the machine has the instructions, because only the functions above
     // make one. They are safe to call only where the compiler uses these instructions too, hence the blocks. Pointers are
@@ -302,6 +393,11 @@ mod x86 {
     #[inline(always)]
     fn pair_bits([first, second]: [bf16; 2]) -> i32 {
         (u32::from(first.to_bits()) | u32::from(second.to_bits()) << 16) as i32
+    }
+
+    #[inline(always)]
+    fn four(inputs: [i8; 4]) -> i32 {
+        i32::from_le_bytes(inputs.map(|input| input as u8))
     }
 
     #[inline(always)]
@@ -316,6 +412,9 @@ mod x86 {
         const VECTORS: usize = 2;
         type Vector = __m256;
         type Pairs = __m256i;
+        type Ints = __m256i;
+        type Bytes = __m256i;
+        const OFFSET: i32 = 0;
 
         #[inline(always)]
         fn splat(self, value: f32) -> __m256 {
@@ -378,6 +477,65 @@ mod x86 {
         }
 
         #[inline(always)]
+        fn multiply(self, a: __m256, b: __m256) -> __m256 {
+            // SAFETY: as for `splat`.
+            unsafe { _mm256_mul_ps(a, b) }
+        }
+
+        #[inline(always)]
+        fn ints(self, value: i32) -> __m256i {
+            // SAFETY: as for `splat`.
+            unsafe { _mm256_set1_epi32(value) }
+        }
+
+        #[inline(always)]
+        fn to_vector(self, ints: __m256i) -> __m256 {
+            // SAFETY: as for `splat`.
+            unsafe { _mm256_cvtepi32_ps(ints) }
+        }
+
+        #[inline(always)]
+        unsafe fn load_bytes(self, from: *const u8) -> __m256i {
+            // SAFETY: as for `load`.
+            unsafe { _mm256_loadu_si256(from.cast()) }
+        }
+
+        #[inline(always)]
+        unsafe fn load_small(self, from: *const u8) -> __m256 {
+            // SAFETY: as for `load`, with eight bytes.
+            unsafe { _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(from.cast()))) }
+        }
+
+        #[inline(always)]
+        fn halves(self, bytes: __m256i) -> (__m256i, __m256i) {
+            // SAFETY: as for `splat`.
+            unsafe {
+                let lower = _mm256_set1_epi8(15);
+                (_mm256_and_si256(bytes, lower), _mm256_and_si256(_mm256_srli_epi16::<4>(bytes), lower))
+            }
+        }
+
+        #[inline(always)]
+        fn dot_unsigned(self, sum: __m256i, weights: __m256i, inputs: [i8; 4]) -> __m256i {
+            // SAFETY: as for `splat`. Two products of a weight up to 15 fit into 16 bits.
+            unsafe {
+                let pairs = _mm256_maddubs_epi16(weights, _mm256_set1_epi32(four(inputs)));
+                _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+            }
+        }
+
+        #[inline(always)]
+        fn dot_signed(self, sum: __m256i, weights: __m256i, inputs: [i8; 4]) -> __m256i {
+            // SAFETY: as for `splat`. The signs of the inputs are moved to the weights. Two products of 127 with a weight fit into
+            // 16 bits.
+            unsafe {
+                let inputs = _mm256_set1_epi32(four(inputs));
+                let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(inputs), _mm256_sign_epi8(weights, inputs));
+                _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+            }
+        }
+
+        #[inline(always)]
         fn prefetch<T>(self, address: *const T) {
             prefetch(address);
         }
@@ -391,6 +549,8 @@ mod x86 {
             const VECTORS: usize = 4;
             type Vector = __m512;
             type Pairs = __m512i;
+            type Ints = __m512i;
+            type Bytes = __m512i;
 
             #[inline(always)]
             fn splat(self, value: f32) -> __m512 {
@@ -441,6 +601,45 @@ mod x86 {
             }
 
             #[inline(always)]
+            fn multiply(self, a: __m512, b: __m512) -> __m512 {
+                // SAFETY: as for `splat`.
+                unsafe { _mm512_mul_ps(a, b) }
+            }
+
+            #[inline(always)]
+            fn ints(self, value: i32) -> __m512i {
+                // SAFETY: as for `splat`.
+                unsafe { _mm512_set1_epi32(value) }
+            }
+
+            #[inline(always)]
+            fn to_vector(self, ints: __m512i) -> __m512 {
+                // SAFETY: as for `splat`.
+                unsafe { _mm512_cvtepi32_ps(ints) }
+            }
+
+            #[inline(always)]
+            unsafe fn load_bytes(self, from: *const u8) -> __m512i {
+                // SAFETY: as for `load`.
+                unsafe { _mm512_loadu_si512(from.cast()) }
+            }
+
+            #[inline(always)]
+            unsafe fn load_small(self, from: *const u8) -> __m512 {
+                // SAFETY: as for `load`, with 16 bytes.
+                unsafe { _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(from.cast()))) }
+            }
+
+            #[inline(always)]
+            fn halves(self, bytes: __m512i) -> (__m512i, __m512i) {
+                // SAFETY: as for `splat`.
+                unsafe {
+                    let lower = _mm512_set1_epi8(15);
+                    (_mm512_and_si512(bytes, lower), _mm512_and_si512(_mm512_srli_epi16::<4>(bytes), lower))
+                }
+            }
+
+            #[inline(always)]
             fn prefetch<T>(self, address: *const T) {
                 prefetch(address);
             }
@@ -449,6 +648,29 @@ mod x86 {
 
     impl Simd for Avx512 {
         common_512!();
+        const OFFSET: i32 = 0;
+
+        #[inline(always)]
+        fn dot_unsigned(self, sum: __m512i, weights: __m512i, inputs: [i8; 4]) -> __m512i {
+            // SAFETY: as for `splat`. Two products of a weight up to 15 fit into 16 bits.
+            unsafe {
+                let pairs = _mm512_maddubs_epi16(weights, _mm512_set1_epi32(four(inputs)));
+                _mm512_add_epi32(sum, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)))
+            }
+        }
+
+        #[inline(always)]
+        fn dot_signed(self, sum: __m512i, weights: __m512i, inputs: [i8; 4]) -> __m512i {
+            // SAFETY: as for `splat`. The signs of the inputs are moved to the weights. Two products of 127 with a weight fit into
+            // 16 bits.
+            unsafe {
+                let inputs = _mm512_set1_epi32(four(inputs));
+                let negative = _mm512_movepi8_mask(inputs);
+                let signed = _mm512_mask_sub_epi8(weights, negative, _mm512_setzero_si512(), weights);
+                let pairs = _mm512_maddubs_epi16(_mm512_abs_epi8(inputs), signed);
+                _mm512_add_epi32(sum, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)))
+            }
+        }
 
         #[inline(always)]
         fn multiply_add_pairs(self, sum: __m512, a: __m512i, b: __m512i) -> __m512 {
@@ -465,6 +687,23 @@ mod x86 {
 
     impl Simd for Avx512Bf16 {
         common_512!();
+        // The instruction takes bytes without a sign for one operand: those of the weights are moved up by 128.
+        const OFFSET: i32 = 128;
+
+        #[inline(always)]
+        fn dot_unsigned(self, sum: __m512i, weights: __m512i, inputs: [i8; 4]) -> __m512i {
+            // SAFETY: as for `splat`, with the instructions for bytes.
+            unsafe { _mm512_dpbusd_epi32(sum, weights, _mm512_set1_epi32(four(inputs))) }
+        }
+
+        #[inline(always)]
+        fn dot_signed(self, sum: __m512i, weights: __m512i, inputs: [i8; 4]) -> __m512i {
+            // SAFETY: as above.
+            unsafe {
+                let moved = _mm512_xor_si512(weights, _mm512_set1_epi8(-128));
+                _mm512_dpbusd_epi32(sum, moved, _mm512_set1_epi32(four(inputs)))
+            }
+        }
 
         #[inline(always)]
         fn multiply_add_pairs(self, sum: __m512, a: __m512i, b: __m512i) -> __m512 {

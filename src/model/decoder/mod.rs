@@ -22,11 +22,11 @@ pub use routing::ExpertLoad;
 
 use anyhow::Result;
 use candle_core::{DType, Device};
-use candle_nn::VarBuilder;
 
 use super::{
     causal_lm::{CacheBytes, CausalLm},
     config::{ExpertLayout, ModelConfig},
+    tensors::Tensors,
 };
 
 /// Builds the decoder of the device that holds the weights, which must have been checked. `planted` is the skew and the seed of
@@ -36,13 +36,13 @@ use super::{
 /// If the engine does not run this configuration, a tensor is missing, or routes are planted without a mixture.
 pub fn load(
     config: ModelConfig,
-    weights: VarBuilder,
+    tensors: Tensors,
     layout: ExpertLayout,
     planted: Option<(f64, u64)>,
 ) -> Result<Box<dyn CausalLm>> {
-    match weights.device().is_cpu() {
-        true => cpu::load(config, weights, layout, planted),
-        false => Ok(Box::new(forward::Decoder::new(config, weights, layout, planted)?)),
+    match tensors.weights.device().is_cpu() {
+        true => cpu::load(config, tensors, layout, planted),
+        false => Ok(Box::new(forward::Decoder::new(config, tensors.weights, layout, planted)?)),
     }
 }
 

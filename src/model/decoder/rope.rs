@@ -11,6 +11,9 @@ pub fn frequencies(rope: &Rope, head_dim: usize) -> (Vec<f32>, f32) {
     let plain = (0..half).map(|pair| 1.0 / theta.powf((2 * pair) as f32 / head_dim as f32));
     match rope.scaling {
         RopeScaling::None | RopeScaling::Other(_) => (plain.collect(), 1.0),
+        RopeScaling::Factors(ref factors) => {
+            (plain.zip(factors).map(|(frequency, factor)| frequency / factor).collect(), 1.0)
+        }
         RopeScaling::Linear { factor } => (plain.map(|frequency| frequency / factor as f32).collect(), 1.0),
         RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => {
             let scaled = plain.map(|frequency| {

@@ -315,9 +315,9 @@ impl SeriesGrid {
         Layers::new(&Self::default()).yaml(name, preset(name)?).resolve()
     }
 
-    /// The same grid with the device, dtype and seed of the settings.
+    /// The same grid with the device, dtype and seed of the settings: f32 where the settings quantise weights.
     pub fn with_settings(self, settings: &Settings) -> Self {
-        Self { device: settings.device, dtype: settings.dtype, seed: settings.seed, ..self }
+        Self { device: settings.device, dtype: settings.dtype.dtype(), seed: settings.seed, ..self }
     }
 
     /// Every combination, those of the fewest operations first. Combinations of incompatible sizes come last: each fails when

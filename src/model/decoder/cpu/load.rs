@@ -11,7 +11,9 @@ use super::{
     sequences::Sequences,
 };
 use crate::{
-    kernels::inference::{Activation, Attention, Element, Linear, Machine, Packed, RowNorm, Source},
+    kernels::inference::{
+        Activation, Attention, Element, Linear, Machine, Packed, Quantised, RowNorm, Source, Weights,
+    },
     model::{
         causal_lm::CausalLm,
         config::{ExpertLayout, Experts, ModelConfig, RopeScaling},
@@ -20,6 +22,7 @@ use crate::{
             routing::{ExpertLoad, Planted},
         },
         family::ExpertNames,
+        tensors::{Matrices, Tensors},
     },
 };
 
@@ -30,16 +33,16 @@ use crate::{
 /// If the engine does not run this configuration, or a tensor is missing.
 pub fn load(
     config: ModelConfig,
-    weights: VarBuilder,
+    tensors: Tensors,
     layout: ExpertLayout,
     planted: Option<(f64, u64)>,
 ) -> Result<Box<dyn CausalLm>> {
     let threads = rayon::current_num_threads().min(candle_core::utils::get_num_threads());
     let machine = Machine::with_threads(threads);
-    Ok(match weights.dtype() {
-        DType::F32 => Box::new(CpuDecoder::<f32>::load(config, weights, layout, planted, machine)?),
-        DType::BF16 => Box::new(CpuDecoder::<bf16>::load(config, weights, layout, planted, machine)?),
-        DType::F16 => Box::new(CpuDecoder::<f16>::load(config, weights, layout, planted, machine)?),
+    Ok(match tensors.weights.dtype() {
+        DType::F32 => Box::new(CpuDecoder::<f32>::load(config, tensors, layout, planted, machine)?),
+        DType::BF16 => Box::new(CpuDecoder::<bf16>::load(config, tensors, layout, planted, machine)?),
+        DType::F16 => Box::new(CpuDecoder::<f16>::load(config, tensors, layout, planted, machine)?),
         other => bail!("engine tuned has no kernels for {} on a CPU", other.as_str()),
     })
 }
@@ -63,10 +66,11 @@ fn activation(name: &str) -> Option<Activation> {
     }
 }
 
-/// Reads weights and packs them, one tensor at a time.
+/// Reads weights and packs or quantises them, one tensor at a time.
 struct Loader<'a> {
     config: &'a ModelConfig,
     machine: &'a Machine,
+    matrices: &'a Matrices,
 }
 
 impl Loader<'_> {
@@ -84,6 +88,7 @@ impl Loader<'_> {
         Ok(with(&E::cpu_storage_as_slice(storage)?[layout.start_offset()..]))
     }
 
+    /// A matrix that is never quantised.
     fn packed<E: Element + WithDType>(
         &self,
         weights: &VarBuilder,
@@ -94,6 +99,32 @@ impl Loader<'_> {
         self.read(weights, (outputs, inputs), name, pack)
     }
 
+    /// A matrix in the form that matrices have.
+    fn matrix<E: Element + WithDType>(
+        &self,
+        weights: &VarBuilder,
+        shape: (usize, usize),
+        name: &str,
+        is_head: bool,
+    ) -> Result<Weights<E>> {
+        if let Matrices::File(file) = self.matrices
+            && let Some(quantised) = file.matrix(self.machine, &format!("{}.{name}", weights.prefix()), shape)?
+        {
+            return Ok(quantised.into());
+        }
+        self.read(weights, shape, name, |values| self.held(values, shape, is_head))?.with_context(|| weights.prefix())
+    }
+
+    /// Values in the form that matrices have.
+    fn held<E: Element>(&self, values: &[E], (outputs, inputs): (usize, usize), is_head: bool) -> Result<Weights<E>> {
+        let Matrices::Quantised(formats) = self.matrices else {
+            return Ok(Packed::new(self.machine, outputs, inputs, Source::row_major(values, inputs)).into());
+        };
+        let format = if is_head { formats.head } else { formats.others };
+        let quantised = Quantised::new(self.machine, format, (outputs, inputs), values);
+        Ok(quantised.context("a weight is not finite")?.into())
+    }
+
     fn linear<E: Element + WithDType>(
         &self,
         weights: &VarBuilder,
@@ -101,7 +132,7 @@ impl Loader<'_> {
         has_bias: bool,
     ) -> Result<Linear<E>> {
         let bias = has_bias.then(|| vector(weights, shape.0, "bias")).transpose()?;
-        Ok(Linear::new(self.packed(weights, shape, "weight")?, bias))
+        Ok(Linear::new(self.matrix(weights, shape, "weight", false)?, bias))
     }
 
     /// A norm as long as `width`, with the offset of the family.
@@ -167,21 +198,19 @@ impl Loader<'_> {
         activation: Activation,
     ) -> Result<FeedForward<E>> {
         let (hidden, inner, count) = (self.config.hidden_size, config.intermediate_size, config.num_experts);
-        let pack = |values: &[E], (outputs, inputs): (usize, usize)| {
-            Linear::new(Packed::new(self.machine, outputs, inputs, Source::row_major(values, inputs)), None)
-        };
+        let held = |values: &[E], shape| Ok(Linear::new(self.held(values, shape, false)?, None));
         let (block, experts) = match layout {
             ExpertLayout::Stacked => {
                 let block = weights.pp("mlp");
                 // For each expert, gate above up.
-                let halves = |values: &[E]| -> Vec<_> {
-                    values.chunks_exact(inner * hidden).map(|half| pack(half, (inner, hidden))).collect()
+                let halves = |values: &[E]| -> Result<Vec<_>> {
+                    values.chunks_exact(inner * hidden).map(|half| held(half, (inner, hidden))).collect()
                 };
-                let halves = self.read(&block, (count, 2 * inner, hidden), "experts.gate_up_proj", halves)?;
-                let downs = |values: &[E]| -> Vec<_> {
-                    values.chunks_exact(hidden * inner).map(|down| pack(down, (hidden, inner))).collect()
+                let halves = self.read(&block, (count, 2 * inner, hidden), "experts.gate_up_proj", halves)??;
+                let downs = |values: &[E]| -> Result<Vec<_>> {
+                    values.chunks_exact(hidden * inner).map(|down| held(down, (hidden, inner))).collect()
                 };
-                let downs = self.read(&block, (count, hidden, inner), "experts.down_proj", downs)?;
+                let downs = self.read(&block, (count, hidden, inner), "experts.down_proj", downs)??;
                 let mut halves = halves.into_iter();
                 let experts =
                     downs.into_iter().map(|down| Some(Expert { gate: halves.next()?, up: halves.next()?, down }));
@@ -203,7 +232,7 @@ impl Loader<'_> {
             }
         };
         let router = Router {
-            linear: self.linear(&block.pp("gate"), (count, hidden), false)?,
+            linear: Linear::new(self.packed(&block.pp("gate"), (count, hidden), "weight")?, None),
             top_k: config.num_experts_per_tok,
             normalise: config.norm_topk_prob,
             number,
@@ -220,23 +249,25 @@ impl<E: Element + WithDType> CpuDecoder<E> {
     /// Builds the model, with the kernels of a machine. See [`load`].
     pub fn load(
         config: ModelConfig,
-        weights: VarBuilder,
+        tensors: impl Into<Tensors>,
         layout: ExpertLayout,
         planted: Option<(f64, u64)>,
         machine: Machine,
     ) -> Result<Self> {
+        let Tensors { weights, matrices } = tensors.into();
         if let Some(reason) = refusal(&config) {
             bail!("engine tuned refuses this model: {reason}");
         }
         let activation = activation(&config.hidden_act).context("an unknown activation")?;
-        let loader = Loader { config: &config, machine: &machine };
+        let loader = Loader { config: &config, machine: &machine, matrices: &matrices };
         let model = weights.pp("model");
         // The largest tensors come first: while they are packed, they are in memory twice, and the others are not in it yet.
         let table = (config.vocab_size, config.hidden_size);
-        let embedding = loader.packed(&model.pp("embed_tokens"), table, "weight")?;
-        let (embedding, head) = match config.tie_word_embeddings {
+        let is_head = config.tie_word_embeddings;
+        let embedding = loader.matrix(&model.pp("embed_tokens"), table, "weight", is_head)?;
+        let (embedding, head) = match is_head {
             true => (None, embedding),
-            false => (Some(embedding), loader.packed(&weights.pp("lm_head"), table, "weight")?),
+            false => (Some(embedding), loader.matrix(&weights.pp("lm_head"), table, "weight", true)?),
         };
         let mut mixtures = 0;
         let mut layer = |number: usize| {

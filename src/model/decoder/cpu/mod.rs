@@ -25,7 +25,7 @@ use candle_core::{DType, Device, Tensor};
 use super::routing::{ExpertLoad, Planted};
 use crate::{
     kernels::inference::{
-        Angles, Attention, Element, Heads, Linear, Machine, Packed, Product, Region, RowNorm, Rows, Span, Then,
+        Angles, Attention, Element, Heads, Linear, Machine, Product, Region, RowNorm, Rows, Span, Then, Weights,
         add_norm, embed, norm, products, soft_cap,
     },
     model::{
@@ -33,7 +33,7 @@ use crate::{
         config::ModelConfig,
     },
 };
-use feed_forward::FeedForward;
+use feed_forward::{Expert, FeedForward};
 use sequences::{MAX_SEQUENCES, Sequences, allocated_bytes};
 
 /// Bytes of the caches of all layers with `tokens` in the sequence.
@@ -57,7 +57,7 @@ pub struct CpuDecoder<E> {
     dtype: DType,
     machine: Machine,
     /// `None` if the embedding is also the head.
-    embedding: Option<Packed<E>>,
+    embedding: Option<Weights<E>>,
     embedding_scale: f32,
     layers: Vec<Layer<E>>,
     norm: RowNorm,
@@ -301,7 +301,28 @@ impl<E: Element> CausalLm for CpuDecoder<E> {
     }
 
     fn footprint(&self) -> Footprint {
-        self.config.footprint(self.dtype)
+        let mut footprint = self.config.footprint(self.dtype);
+        // Quantised matrices have other sizes than `config.footprint` counts.
+        let less = |weights: &Weights<E>| {
+            (weights.outputs() * weights.inputs() * size_of::<E>()) as i64 - weights.bytes() as i64
+        };
+        let of_embedding = self.embedding.as_ref().map_or(0, less);
+        let mut of_step = less(self.head.weights());
+        let mut of_idle = 0;
+        for Layer { q, k, v, o, feed_forward: FeedForward { router, experts, .. }, .. } in &self.layers {
+            of_step += [q, k, v, o].map(|linear| less(linear.weights())).iter().sum::<i64>();
+            let expert = |expert: &Expert<E>| {
+                [&expert.gate, &expert.up, &expert.down].map(|linear| less(linear.weights())).iter().sum::<i64>()
+            };
+            let of_experts: i64 = experts.iter().map(expert).sum();
+            let used = router.as_ref().map_or(1, |router| router.top_k) as i64;
+            let of_used = of_experts * used / experts.len() as i64;
+            of_step += of_used;
+            of_idle += of_experts - of_used;
+        }
+        footprint.step_weight_bytes = footprint.step_weight_bytes.saturating_add_signed(-of_step);
+        footprint.weight_bytes = footprint.weight_bytes.saturating_add_signed(-(of_step + of_idle + of_embedding));
+        footprint
     }
 
     fn vocab_size(&self) -> usize {

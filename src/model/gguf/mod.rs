@@ -1,0 +1,465 @@
+//! A GGUF file: the metadata of a model, and its tensors in the formats of ggml.
+//!
+//! `header` checks the file before Candle reads its header. The metadata becomes a `config.json`, so that one reader checks the
+//! configurations of all models. Tensors are found by the names of transformers, and matrices stay in the format of the file.
+
+mod header;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fs::File,
+    io::{Read, Seek, SeekFrom},
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use candle_core::{
+    DType, Device, Shape, Tensor,
+    quantized::{
+        GgmlDType,
+        gguf_file::{Content, Value},
+    },
+};
+use candle_nn::{Init, VarBuilder, var_builder::SimpleBackend};
+use serde_json::{Map, json};
+
+use super::{
+    checkpoint::listed,
+    config::{ExpertLayout, ModelConfig, RopeScaling},
+    limits::MOST_WEIGHTS,
+    tensors::{Matrices, Tensors},
+};
+use crate::kernels::inference::{Machine, Quantised};
+
+/// The architectures of GGUF files and those of `config.json`.
+const ARCHITECTURES: [(&str, &str); 4] = [
+    ("llama", "LlamaForCausalLM"),
+    ("qwen3", "Qwen3ForCausalLM"),
+    ("qwen3moe", "Qwen3MoeForCausalLM"),
+    ("gemma3", "Gemma3ForCausalLM"),
+];
+
+/// Keys of the metadata, below the name of the architecture, and those of `config.json`.
+const KEYS: [(&str, &str); 16] = [
+    ("attention.head_count", "num_attention_heads"),
+    ("attention.head_count_kv", "num_key_value_heads"),
+    ("attention.key_length", "head_dim"),
+    ("attention.layer_norm_rms_epsilon", "rms_norm_eps"),
+    ("attention.sliding_window", "sliding_window"),
+    ("attention.sliding_window_pattern", "sliding_window_pattern"),
+    ("block_count", "num_hidden_layers"),
+    ("context_length", "max_position_embeddings"),
+    ("embedding_length", "hidden_size"),
+    ("expert_count", "num_experts"),
+    ("expert_feed_forward_length", "moe_intermediate_size"),
+    ("expert_used_count", "num_experts_per_tok"),
+    ("feed_forward_length", "intermediate_size"),
+    ("final_logit_softcapping", "final_logit_softcapping"),
+    ("rope.freq_base", "rope_theta"),
+    ("rope.freq_base_swa", "rope_local_base_freq"),
+];
+
+/// Parts of a layer as transformers names them, and their names in GGUF files.
+const PARTS: [(&str, &str); 15] = [
+    ("block_sparse_moe.gate", "ffn_gate_inp"),
+    ("input_layernorm", "attn_norm"),
+    ("mlp.down_proj", "ffn_down"),
+    ("mlp.gate", "ffn_gate_inp"),
+    ("mlp.gate_proj", "ffn_gate"),
+    ("mlp.up_proj", "ffn_up"),
+    ("post_feedforward_layernorm", "post_ffw_norm"),
+    ("pre_feedforward_layernorm", "ffn_norm"),
+    ("self_attn.k_norm", "attn_k_norm"),
+    ("self_attn.k_proj", "attn_k"),
+    ("self_attn.o_proj", "attn_output"),
+    ("self_attn.q_norm", "attn_q_norm"),
+    ("self_attn.q_proj", "attn_q"),
+    ("self_attn.v_proj", "attn_v"),
+    ("post_attention_layernorm", "post_attention_norm"),
+];
+
+const EMBEDDING: &str = "token_embd.weight";
+const HEAD: &str = "output.weight";
+/// Numbers that the frequencies of RoPE are divided by.
+const ROPE_FACTORS: &str = "rope_freqs.weight";
+
+/// Layers of the one Gemma3 whose scores are divided by the square root of the width over the heads, as llama.cpp does.
+const LAYERS_OF_GEMMA3_27B: u64 = 62;
+
+/// A model in a file.
+pub struct Model {
+    pub config: ModelConfig,
+    pub tensors: Tensors,
+    /// Bytes of the file.
+    pub bytes: u64,
+}
+
+/// The tensors of a file.
+pub struct Gguf {
+    file: Mutex<File>,
+    /// By the names of transformers.
+    places: HashMap<String, Place>,
+}
+
+/// A tensor in a file.
+struct Stored {
+    format: GgmlDType,
+    shape: Vec<usize>,
+    /// Position of its first byte.
+    start: u64,
+}
+
+/// Where a tensor of a model is.
+struct Place {
+    format: GgmlDType,
+    /// Position of its first byte.
+    start: u64,
+    rows: usize,
+    /// Elements of a row, in whole blocks.
+    width: usize,
+    /// Rows of each head whose halves lie in turns, so that pairs of RoPE are side by side; 0 if they lie one after the other.
+    interleaved: usize,
+    /// Is subtracted from each element: 1 where a family's norms are stored with it, and transformers stores them without.
+    offset: f32,
+}
+
+/// Opens a file, and checks its header and its tensors.
+///
+/// # Errors
+/// One line if it cannot be read, is cut short, or has an architecture or a format that is not supported.
+pub fn open(path: &Path) -> Result<Model> {
+    let (content, file, bytes) = content(path)?;
+    let stored = stored(&content, bytes)?;
+    let mut config = config(&content.metadata, &stored)?;
+    let places = places(&config, &stored, &content.metadata)?;
+    let gguf = Arc::new(Gguf { file: Mutex::new(file), places });
+    if gguf.places.contains_key(ROPE_FACTORS) {
+        let factors = gguf.values(ROPE_FACTORS)?;
+        let is_factor = |factor: &f32| factor.is_finite() && *factor > 0.0;
+        ensure!(factors.iter().all(is_factor), "{ROPE_FACTORS} holds a number that is not above 0");
+        config.rope.scaling = RopeScaling::Factors(factors);
+    }
+    let dtype = match main_format(&stored) {
+        Some(GgmlDType::F16) => DType::F16,
+        Some(GgmlDType::BF16) => DType::BF16,
+        _ => DType::F32,
+    };
+    let weights = VarBuilder::from_backend(Box::new(Backend(gguf.clone())), dtype, Device::Cpu);
+    Ok(Model { config, tensors: Tensors { weights, matrices: Matrices::File(gguf) }, bytes })
+}
+
+/// The name of the format that most weights of a file have, in ids.
+///
+/// # Errors
+/// As [`open`].
+pub fn format_name(path: &Path) -> Result<String> {
+    let (content, _, bytes) = content(path)?;
+    let format = main_format(&stored(&content, bytes)?).context("it has no tensors")?;
+    Ok(format!("{format:?}").to_lowercase())
+}
+
+/// The header of a file, the file, and its size.
+fn content(path: &Path) -> Result<(Content, File, u64)> {
+    ensure!(path.is_file(), "there is no such file");
+    let mut file = File::open(path).context("it cannot be opened")?;
+    let bytes = file.metadata()?.len();
+    let tensors = header::check(&file, bytes)?;
+    file.rewind()?;
+    let content = Content::read(&mut std::io::BufReader::new(&file))?;
+    ensure!(content.tensor_infos.len() == tensors, "two of its tensors have the same name");
+    Ok((content, file, bytes))
+}
+
+/// The tensors by their names, each of which lies in the file.
+fn stored(content: &Content, file_bytes: u64) -> Result<BTreeMap<String, Stored>> {
+    let mut stored = BTreeMap::new();
+    for (name, info) in &content.tensor_infos {
+        let (format, shape) = (info.ggml_dtype, info.shape.dims().to_vec());
+        let elements = shape.iter().try_fold(1u64, |all, size| all.checked_mul(*size as u64));
+        let elements = elements.filter(|elements| *elements <= MOST_WEIGHTS);
+        let elements = elements.with_context(|| format!("{name} has more elements than any model"))?;
+        let width = shape.last().copied().unwrap_or(0);
+        ensure!(
+            width.is_multiple_of(format.block_size()),
+            "{name} has rows of {width} elements, which are not whole blocks of {}",
+            format.block_size()
+        );
+        let bytes = elements / format.block_size() as u64 * format.type_size() as u64;
+        let start = content.tensor_data_offset.checked_add(info.offset);
+        let end = start.and_then(|start| start.checked_add(bytes));
+        ensure!(
+            end.is_some_and(|end| end <= file_bytes),
+            "{name} ends beyond the {file_bytes} bytes of the file: it is cut short"
+        );
+        stored.insert(name.clone(), Stored { format, shape, start: start.unwrap_or(0) });
+    }
+    Ok(stored)
+}
+
+fn main_format(stored: &BTreeMap<String, Stored>) -> Option<GgmlDType> {
+    let mut counts: Vec<(GgmlDType, usize)> = Vec::new();
+    for Stored { format, shape, .. } in stored.values() {
+        let elements: usize = shape.iter().product();
+        match counts.iter_mut().find(|(other, _)| other == format) {
+            Some((_, count)) => *count += elements,
+            None => counts.push((*format, elements)),
+        }
+    }
+    counts.into_iter().max_by_key(|(_, count)| *count).map(|(format, _)| format)
+}
+
+/// The configuration that the metadata describes.
+fn config(metadata: &HashMap<String, Value>, stored: &BTreeMap<String, Stored>) -> Result<ModelConfig> {
+    let text = |key: &str| match metadata.get(key) {
+        Some(Value::String(text)) => Some(text.as_str()),
+        _ => None,
+    };
+    let named = text("general.architecture").context("its metadata has no general.architecture")?;
+    let Some((_, architecture)) = ARCHITECTURES.iter().find(|(name, _)| *name == named) else {
+        let names = ARCHITECTURES.map(|(name, _)| name).join(", ");
+        bail!("its architecture {named} is not supported; the supported ones are {names}")
+    };
+    let of = |key: &str| metadata.get(&format!("{named}.{key}"));
+    let mut json = Map::new();
+    for (key, name) in KEYS {
+        if let Some(value) = of(key) {
+            let value = scalar(value).with_context(|| format!("{named}.{key} is not a number"))?;
+            json.insert(name.into(), value);
+        }
+    }
+    let integer = |json: &Map<String, serde_json::Value>, key: &str| json.get(key).and_then(serde_json::Value::as_u64);
+    // Files of Mixtral have the architecture of Llama.
+    let is_mixtral = named == "llama" && integer(&json, "num_experts").is_some_and(|experts| experts > 0);
+    json.insert("architectures".into(), json!([if is_mixtral { "MixtralForCausalLM" } else { architecture }]));
+    if let (None, Some(width), Some(heads)) =
+        (json.get("head_dim"), integer(&json, "hidden_size"), integer(&json, "num_attention_heads"))
+    {
+        json.insert("head_dim".into(), json!(width.checked_div(heads)));
+    }
+    if let (Some(turned), Some(head_dim)) = (of("rope.dimension_count").and_then(scalar), json.get("head_dim")) {
+        ensure!(
+            turned == *head_dim,
+            "{named}.rope.dimension_count is {turned}: RoPE on a part of each head is not supported"
+        );
+    }
+    let embedding = stored.get(EMBEDDING).with_context(|| format!("it has no tensor {EMBEDDING}"))?;
+    json.insert("vocab_size".into(), json!(embedding.shape[0]));
+    json.insert("tie_word_embeddings".into(), json!(!stored.contains_key(HEAD)));
+    json.insert("norm_topk_prob".into(), json!(true));
+    if named == "gemma3" {
+        let size = match integer(&json, "num_hidden_layers") {
+            Some(LAYERS_OF_GEMMA3_27B) => integer(&json, "hidden_size").zip(integer(&json, "num_attention_heads")),
+            _ => integer(&json, "head_dim").zip(Some(1)),
+        };
+        if let Some(size) = size.and_then(|(size, parts)| size.checked_div(parts)) {
+            json.insert("query_pre_attn_scalar".into(), json!(size));
+        }
+    }
+    ensure!(of("rope.scale_linear").is_none(), "{named}.rope.scale_linear is an old key: convert the model again");
+    if let Some(kind) = text(&format!("{named}.rope.scaling.type")).filter(|kind| *kind != "none") {
+        json.insert(
+            "rope_scaling".into(),
+            json!({
+                "rope_type": kind,
+                "factor": of("rope.scaling.factor").and_then(scalar),
+                "original_max_position_embeddings": of("rope.scaling.original_context_length").and_then(scalar),
+            }),
+        );
+    }
+    if let Some(Value::U32(id)) = metadata.get("tokenizer.ggml.eos_token_id") {
+        json.insert("eos_token_id".into(), json!(id));
+    }
+    let mut config = ModelConfig::from_json(&json.into()).context("its metadata, as a config.json")?;
+    config.qkv_bias = stored.contains_key("blk.0.attn_q.bias");
+    config.o_bias = stored.contains_key("blk.0.attn_output.bias");
+    config.mlp_bias = stored.contains_key("blk.0.ffn_gate.bias");
+    Ok(config)
+}
+
+/// A number or a flag as JSON.
+fn scalar(value: &Value) -> Option<serde_json::Value> {
+    Some(match value {
+        Value::U8(value) => json!(value),
+        Value::I8(value) => json!(value),
+        Value::U16(value) => json!(value),
+        Value::I16(value) => json!(value),
+        Value::U32(value) => json!(value),
+        Value::I32(value) => json!(value),
+        Value::U64(value) => json!(value),
+        Value::I64(value) => json!(value),
+        Value::F32(value) => json!(value),
+        Value::F64(value) => json!(value),
+        Value::Bool(_) | Value::String(_) | Value::Array(_) => return None,
+    })
+}
+
+/// The place of each tensor of a model, after a check that the file has these tensors and no others.
+fn places(
+    config: &ModelConfig,
+    stored: &BTreeMap<String, Stored>,
+    metadata: &HashMap<String, Value>,
+) -> Result<HashMap<String, Place>> {
+    // llama.cpp turns neighbouring elements of Llama's heads. It turns the halves of all other heads, as transformers does.
+    let is_llama = matches!(metadata.get("general.architecture"), Some(Value::String(name)) if name == "llama");
+    let (mut places, mut missing, mut wrong) = (HashMap::new(), Vec::new(), Vec::new());
+    let mut left: BTreeSet<&str> = stored.keys().map(String::as_str).filter(|name| *name != ROPE_FACTORS).collect();
+    for (name, shape) in config.tensors(ExpertLayout::Single) {
+        let (single, stacked) = names_in_file(config, &name);
+        // The tensor, and the expert if the tensor holds all experts of a layer.
+        let (in_file, expert) = match stacked.filter(|(stacked, _)| stored.contains_key(stacked)) {
+            Some((stacked, expert)) => (stacked, Some(expert)),
+            None => (single, None),
+        };
+        let Some(found) = stored.get(&in_file) else {
+            missing.push(in_file);
+            continue;
+        };
+        let expected = match expert {
+            Some(_) => [&[config.experts.as_ref().map_or(0, |experts| experts.num_experts)], &shape[..]].concat(),
+            None => shape.clone(),
+        };
+        if found.shape != expected {
+            wrong.push(format!("{in_file} is {:?} where the metadata makes it {expected:?}", found.shape));
+            continue;
+        }
+        left.remove(in_file.as_str());
+        // Norms and biases are columns, so that a bias has the rows of its matrix.
+        let (rows, width) = (shape[0], shape.get(1).copied().unwrap_or(1));
+        ensure!(
+            width.is_multiple_of(found.format.block_size()),
+            "{in_file} is {:?}; norms and biases must be f32, f16 or bf16",
+            found.format
+        );
+        let bytes = rows * width / found.format.block_size() * found.format.type_size();
+        let is_turned = ["self_attn.q_proj", "self_attn.k_proj"].iter().any(|part| name.contains(part));
+        let place = Place {
+            format: found.format,
+            start: found.start + (expert.unwrap_or(0) * bytes) as u64,
+            rows,
+            width,
+            interleaved: if is_llama && is_turned { config.head_dim } else { 0 },
+            offset: if in_file.ends_with("norm.weight") { config.family.norm_offset as f32 } else { 0.0 },
+        };
+        places.insert(name, place);
+    }
+    if let Some(Stored { format, shape, start }) = stored.get(ROPE_FACTORS) {
+        let rows = config.head_dim / 2;
+        ensure!(
+            format.block_size() == 1 && *shape == [rows],
+            "{ROPE_FACTORS} is {shape:?} of {format:?}, not a number for each pair of a head"
+        );
+        let place = Place { format: *format, start: *start, rows, width: 1, interleaved: 0, offset: 0.0 };
+        places.insert(ROPE_FACTORS.into(), place);
+    }
+    ensure!(missing.is_empty(), "missing {}", listed(&missing));
+    ensure!(wrong.is_empty(), "{}", listed(&wrong));
+    let left: Vec<String> = left.into_iter().map(str::to_owned).collect();
+    ensure!(left.is_empty(), "its architecture has no place for {}", listed(&left));
+    Ok(places)
+}
+
+/// The name of a tensor in files, and for an expert's matrix the name of the tensor that holds it in files that stack experts, with
+/// the number of the expert.
+fn names_in_file(config: &ModelConfig, name: &str) -> (String, Option<(String, usize)>) {
+    match name {
+        "model.embed_tokens.weight" => return (EMBEDDING.into(), None),
+        "model.norm.weight" => return ("output_norm.weight".into(), None),
+        "lm_head.weight" => return (HEAD.into(), None),
+        _ => {}
+    }
+    let parts = name.strip_prefix("model.layers.").and_then(|rest| rest.split_once('.'));
+    let Some((layer, Some((part, kind)))) = parts.map(|(layer, rest)| (layer, rest.rsplit_once('.'))) else {
+        return (name.into(), None);
+    };
+    if let Some(names) = config.family.experts.as_ref().map(|family| &family.names) {
+        let inside = part.strip_prefix(names.block).and_then(|rest| rest.strip_prefix(".experts."));
+        if let Some((Ok(expert), matrix)) = inside.and_then(|rest| rest.split_once('.')).map(|(e, m)| (e.parse(), m)) {
+            let matrices = [(names.gate, "ffn_gate"), (names.up, "ffn_up"), (names.down, "ffn_down")];
+            let own = matrices.into_iter().find(|(other, _)| *other == matrix).map_or(matrix, |(_, own)| own);
+            let stacked = (format!("blk.{layer}.{own}_exps.{kind}"), expert);
+            return (format!("blk.{layer}.{own}.{expert}.{kind}"), Some(stacked));
+        }
+    }
+    let own = match PARTS.into_iter().find(|(other, _)| *other == part) {
+        // In families with one norm before each block, this is that of the feed-forward.
+        Some((_, "post_attention_norm")) if config.family.layer_norms.after_attention.is_none() => "ffn_norm",
+        Some((_, own)) => own,
+        None => part,
+    };
+    (format!("blk.{layer}.{own}.{kind}"), None)
+}
+
+impl Gguf {
+    /// A matrix in the format of the file; `None` if it is not quantised.
+    ///
+    /// # Errors
+    /// If there is no such matrix, or the file cannot be read.
+    pub fn matrix(&self, machine: &Machine, name: &str, shape: (usize, usize)) -> Result<Option<Quantised>> {
+        let place = self.place(name)?;
+        if place.format.block_size() == 1 {
+            return Ok(None);
+        }
+        ensure!((place.rows, place.width) == shape, "{name} has another shape");
+        let bytes = self.bytes(place).with_context(|| name.to_owned())?;
+        let quantised = Quantised::from_bytes(machine, place.format, shape, &bytes, |row| place.row_of(row));
+        Ok(Some(quantised.with_context(|| format!("{name} is {:?}, a format of inputs", place.format))?))
+    }
+
+    fn place(&self, name: &str) -> Result<&Place> {
+        self.places.get(name).with_context(|| format!("the file has no {name}"))
+    }
+
+    /// Reads a tensor. Its bytes were found to lie in the file when it was opened.
+    fn bytes(&self, place: &Place) -> Result<Vec<u8>> {
+        let Place { format, start, rows, width, .. } = *place;
+        let mut bytes = vec![0; rows * width / format.block_size() * format.type_size()];
+        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        file.seek(SeekFrom::Start(start)).and_then(|_| file.read_exact(&mut bytes)).context("it cannot be read")?;
+        Ok(bytes)
+    }
+
+    /// A tensor as f32.
+    fn values(&self, name: &str) -> Result<Vec<f32>> {
+        let place = self.place(name)?;
+        let bytes = self.bytes(place).with_context(|| name.to_owned())?;
+        let stored = place.format.from_data(bytes.into()).dequantize(place.rows * place.width)?;
+        let stored: &[f32] = stored.as_slice()?;
+        let rows = (0..place.rows).flat_map(|row| &stored[place.row_of(row) * place.width..][..place.width]);
+        Ok(rows.map(|value| value - place.offset).collect())
+    }
+}
+
+impl Place {
+    /// The place of a row in the file.
+    fn row_of(&self, row: usize) -> usize {
+        match self.interleaved {
+            0 => row,
+            head_dim => {
+                let (head, place, half) = (row / head_dim, row % head_dim, head_dim / 2);
+                head * head_dim + place % half * 2 + place / half
+            }
+        }
+    }
+}
+
+/// Gives the tensors as f32, by the names of transformers.
+struct Backend(Arc<Gguf>);
+
+impl SimpleBackend for Backend {
+    fn get(&self, shape: Shape, name: &str, _: Init, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
+        let values = self.0.values(name).map_err(|error| candle_core::Error::Msg(format!("{error:#}")))?;
+        Tensor::from_vec(values, shape, device)?.to_dtype(dtype)
+    }
+
+    fn get_unchecked(&self, name: &str, _: DType, _: &Device) -> candle_core::Result<Tensor> {
+        Err(candle_core::Error::Msg(format!("{name}: tensors of a GGUF file are read by their shape")))
+    }
+
+    fn contains_tensor(&self, name: &str) -> bool {
+        self.0.places.contains_key(name)
+    }
+}
+
+#[cfg(test)]
+mod tests;

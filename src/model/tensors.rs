@@ -1,0 +1,51 @@
+//! The weights from which a decoder is built, and the form in which it holds them.
+
+use std::sync::Arc;
+
+use candle_core::quantized::GgmlDType;
+use candle_nn::VarBuilder;
+
+use super::gguf::Gguf;
+use crate::device::Precision;
+
+/// The weights of a model.
+pub struct Tensors {
+    /// Every tensor, by the name that transformers gives it, in the dtype of activations.
+    pub weights: VarBuilder<'static>,
+    /// The form in which engine `tuned` holds matrices on CPUs.
+    pub matrices: Matrices,
+}
+
+/// The form of the matrices of linear layers. Routers of mixtures, norms and biases are not quantised.
+#[derive(Clone)]
+pub enum Matrices {
+    /// In the dtype of activations.
+    Plain,
+    /// Quantised while they are loaded.
+    Quantised(Formats),
+    /// As a file holds them.
+    File(Arc<Gguf>),
+}
+
+/// The formats of quantised matrices.
+#[derive(Clone, Copy)]
+pub struct Formats {
+    /// That of the head, and of an embedding that is also the head. Its errors are those of the logits, without a layer between.
+    pub head: GgmlDType,
+    /// That of all other matrices.
+    pub others: GgmlDType,
+}
+
+impl Tensors {
+    /// Weights that are held in a precision.
+    pub fn new(weights: VarBuilder<'static>, precision: Precision) -> Self {
+        let quantised = |others| Matrices::Quantised(Formats { head: GgmlDType::Q8_0, others });
+        Self { weights, matrices: precision.blocks().map_or(Matrices::Plain, quantised) }
+    }
+}
+
+impl From<VarBuilder<'static>> for Tensors {
+    fn from(weights: VarBuilder<'static>) -> Self {
+        Self { weights, matrices: Matrices::Plain }
+    }
+}
