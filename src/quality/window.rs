@@ -30,6 +30,8 @@ impl Window {
 }
 
 impl Sliding {
+    /// Windows of `length` tokens that move by `stride`.
+    ///
     /// # Errors
     /// When a window predicts nothing, or the stride is 0 or above the window.
     pub fn new(length: usize, stride: usize) -> Result<Self> {
