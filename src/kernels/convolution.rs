@@ -11,12 +11,16 @@ use candle_core::Tensor;
 use super::{
     SMALL, each_part, each_part_of_two,
     elementary::{compiled, sigmoid, tanh},
-    inference::{Machine, pool::Parts},
+    inference::{
+        Machine,
+        pool::Parts,
+        simd::{Kernel, Simd},
+    },
     linear::column_sums,
     tape::{Memory, Operation, destination},
 };
 
-/// Channels that are summed in registers.
+/// Channels of a task of the gradient of the weights: at least two vectors.
 const BLOCK: usize = 32;
 
 /// Position of the taps of a convolution.
@@ -87,6 +91,18 @@ impl Depthwise {
         (tap * self.dilation) as isize - self.before as isize
     }
 
+    /// Fills some rows, with their distance: see [`Convolved`].
+    fn convolve(
+        &self,
+        x: Strided,
+        weights: &[f32],
+        bias: Option<&[f32]>,
+        rows: Range<usize>,
+        (out, out_stride): (&mut [f32], usize),
+    ) {
+        Machine::shared().dispatch.run(Convolved { sizes: *self, x, weights, bias, rows, out, out_stride });
+    }
+
     /// The weight (channels, 1, taps) as (taps, channels).
     fn turned(&self, weight: &[f32]) -> Vec<f32> {
         let (channels, taps) = (self.channels, self.taps);
@@ -102,7 +118,7 @@ impl Depthwise {
             let count = BLOCK.min(channels - first);
             // SAFETY: each task has its own channels.
             let of_weight = unsafe { parts.get(first * taps..(first + count) * taps) };
-            tap_sums(*self, x, grad, first, of_weight);
+            Machine::shared().dispatch.run(TapSums { sizes: *self, x, grad, first, of_weight });
         };
         let blocks = channels.div_ceil(BLOCK);
         if grad.len() < SMALL { (0..blocks).for_each(block) } else { Machine::shared().pool.run(blocks, block) }
@@ -117,79 +133,170 @@ fn seen(time: usize, offset: isize) -> Range<usize> {
     before.min(after)..after
 }
 
-compiled! {
-    /// Fills some rows, `out_stride` elements apart: the bias, plus for each tap the row of `x` at its offset times its row of
-    /// `weights` (taps, channels). A backward convolution has the opposite offsets.
-    fn convolved(
-        sizes: Depthwise,
-        x: Strided,
-        weights: &[f32],
-        bias: Option<&[f32]>,
-        is_backward: bool,
-        rows: Range<usize>,
-        out: &mut [f32],
-        out_stride: usize,
-    ) {
-        let Depthwise { time, channels, taps, .. } = sizes;
-        let start = rows.start;
-        for number in rows {
-            let (sequence, step) = (number / time * time, (number % time) as isize);
-            let out = &mut out[(number - start) * out_stride..][..channels];
-            for first in (0..channels).step_by(BLOCK) {
-                let mut sums = [0f32; BLOCK];
-                let count = BLOCK.min(channels - first);
-                if let Some(bias) = bias {
-                    sums[..count].copy_from_slice(&bias[first..first + count]);
+/// Fills some rows, `out_stride` elements apart: the bias, plus for each tap the row of `x` at its offset times its row of
+/// `weights` (taps, channels). Without a bias, it is a backward convolution, whose offsets are the opposite.
+struct Convolved<'a> {
+    sizes: Depthwise,
+    x: Strided<'a>,
+    weights: &'a [f32],
+    bias: Option<&'a [f32]>,
+    rows: Range<usize>,
+    out: &'a mut [f32],
+    out_stride: usize,
+}
+
+impl Convolved<'_> {
+    /// Fills `N` vectors of channels of a row from the rows of some taps. Returns the number of channels.
+    #[inline(always)]
+    fn vectors<S: Simd, const N: usize>(&mut self, simd: S, row: usize, taps: &Range<usize>, first: usize) -> usize {
+        let (channels, len) = (self.sizes.channels, N * S::LANES);
+        let mut sums = [simd.splat(0.0); N];
+        if let Some(bias) = self.bias {
+            sums = vectors(simd, &bias[first..]);
+        }
+        for tap in taps.clone() {
+            let x: [S::Vector; N] = vectors(simd, &self.x.values[self.from(row, tap) * self.x.stride + first..]);
+            let weights: [S::Vector; N] = vectors(simd, &self.weights[tap * channels + first..]);
+            for n in 0..N {
+                sums[n] = simd.multiply_add(sums[n], x[n], weights[n]);
+            }
+        }
+        let start = (row - self.rows.start) * self.out_stride + first;
+        store(simd, sums, &mut self.out[start..start + len]);
+        len
+    }
+
+    /// The row that a tap reads for a row.
+    #[inline(always)]
+    fn from(&self, row: usize, tap: usize) -> usize {
+        let offset = self.sizes.offset(tap);
+        row.wrapping_add_signed(if self.bias.is_none() { -offset } else { offset })
+    }
+
+    /// The taps that read a step of the sequence.
+    #[inline(always)]
+    fn taps(&self, row: usize) -> Range<usize> {
+        let sequence = row / self.sizes.time * self.sizes.time;
+        let sees = |tap: &usize| (sequence..sequence + self.sizes.time).contains(&self.from(row, *tap));
+        let first = (0..self.sizes.taps).find(sees).unwrap_or(0);
+        first..first + (first..self.sizes.taps).take_while(sees).count()
+    }
+}
+
+impl Kernel for Convolved<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(mut self, simd: S) {
+        let channels = self.sizes.channels;
+        for row in self.rows.clone() {
+            let (taps, mut first) = (self.taps(row), 0);
+            while first + S::LANES <= channels {
+                first += match channels - first >= 4 * S::LANES {
+                    true => self.vectors::<S, 4>(simd, row, &taps, first),
+                    false => self.vectors::<S, 1>(simd, row, &taps, first),
+                };
+            }
+            for channel in first..channels {
+                let mut sum = self.bias.map_or(0.0, |bias| bias[channel]);
+                for tap in taps.clone() {
+                    let x = self.x.values[self.from(row, tap) * self.x.stride + channel];
+                    sum += x * self.weights[tap * channels + channel];
                 }
-                for tap in 0..taps {
-                    let offset = if is_backward { -sizes.offset(tap) } else { sizes.offset(tap) };
-                    let from = step + offset;
-                    if from < 0 || from >= time as isize {
-                        continue;
-                    }
-                    let x = &x.values[(sequence + from as usize) * x.stride + first..][..count];
-                    let weights = &weights[tap * channels + first..][..count];
-                    match (x.as_chunks::<BLOCK>().0, weights.as_chunks::<BLOCK>().0) {
-                        ([x], [weights]) => {
-                            for i in 0..BLOCK {
-                                sums[i] += x[i] * weights[i];
-                            }
-                        }
-                        _ => sums.iter_mut().zip(x).zip(weights).for_each(|((sum, x), weight)| *sum += x * weight),
-                    }
-                }
-                out[first..first + count].copy_from_slice(&sums[..count]);
+                self.out[(row - self.rows.start) * self.out_stride + channel] = sum;
             }
         }
     }
+}
 
-    /// Fills the gradients of the weights of the channels from `first` on, (channels, taps).
-    fn tap_sums(sizes: Depthwise, x: Strided, grad: &[f32], first: usize, of_weight: &mut [f32]) {
-        let Depthwise { time, channels, taps, .. } = sizes;
-        let count = of_weight.len() / taps;
+/// Fills the gradients of the weights of the channels from `first` on, (channels, taps).
+struct TapSums<'a> {
+    sizes: Depthwise,
+    x: Strided<'a>,
+    grad: &'a [f32],
+    first: usize,
+    of_weight: &'a mut [f32],
+}
+
+impl TapSums<'_> {
+    /// Fills the gradients of `N` vectors of channels, from `first` of these channels on. Returns their number.
+    #[inline(always)]
+    fn vectors<S: Simd, const N: usize>(&mut self, simd: S, tap: usize, first: usize) -> usize {
+        let Depthwise { time, channels, taps, .. } = self.sizes;
+        let (offset, channel, len) = (self.sizes.offset(tap), self.first + first, N * S::LANES);
+        let mut sums = [simd.splat(0.0); N];
+        for sequence in (0..self.grad.len() / channels).step_by(time) {
+            for row in seen(time, offset).map(|step| sequence + step) {
+                let from = row.wrapping_add_signed(offset);
+                let x: [S::Vector; N] = vectors(simd, &self.x.values[from * self.x.stride + channel..]);
+                let grad: [S::Vector; N] = vectors(simd, &self.grad[row * channels + channel..]);
+                for n in 0..N {
+                    sums[n] = simd.multiply_add(sums[n], x[n], grad[n]);
+                }
+            }
+        }
+        let mut found = [0f32; BLOCK];
+        store(simd, sums, &mut found[..len]);
+        for (place, sum) in found[..len].iter().enumerate() {
+            self.of_weight[(first + place) * taps + tap] = *sum;
+        }
+        len
+    }
+}
+
+impl Kernel for TapSums<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(mut self, simd: S) {
+        let Depthwise { time, channels, taps, .. } = self.sizes;
+        let count = self.of_weight.len() / taps;
         for tap in 0..taps {
-            let (offset, mut sums) = (sizes.offset(tap), [0f32; BLOCK]);
-            for sequence in (0..grad.len() / channels).step_by(time) {
-                for step in seen(time, offset) {
-                    let from = (sequence as isize + step as isize + offset) as usize;
-                    let x = &x.values[from * x.stride + first..][..count];
-                    let grad = &grad[(sequence + step) * channels + first..][..count];
-                    match (x.as_chunks::<BLOCK>().0, grad.as_chunks::<BLOCK>().0) {
-                        ([x], [grad]) => {
-                            for i in 0..BLOCK {
-                                sums[i] += x[i] * grad[i];
-                            }
-                        }
-                        _ => sums.iter_mut().zip(x).zip(grad).for_each(|((sum, x), grad)| *sum += x * grad),
+            let mut first = 0;
+            while first + S::LANES <= count {
+                first += match count - first >= 2 * S::LANES {
+                    true => self.vectors::<S, 2>(simd, tap, first),
+                    false => self.vectors::<S, 1>(simd, tap, first),
+                };
+            }
+            let offset = self.sizes.offset(tap);
+            for channel in first..count {
+                let mut sum = 0.0;
+                for sequence in (0..self.grad.len() / channels).step_by(time) {
+                    for row in seen(time, offset).map(|step| sequence + step) {
+                        let x = self.x.values[row.wrapping_add_signed(offset) * self.x.stride + self.first + channel];
+                        sum += x * self.grad[row * channels + self.first + channel];
                     }
                 }
-            }
-            for (channel, sum) in sums[..count].iter().enumerate() {
-                of_weight[channel * taps + tap] = *sum;
+                self.of_weight[channel * taps + tap] = sum;
             }
         }
     }
+}
 
+/// The first vectors of a slice.
+#[inline(always)]
+fn vectors<S: Simd, const N: usize>(simd: S, from: &[f32]) -> [S::Vector; N] {
+    let from = &from[..N * S::LANES];
+    let mut vectors = [simd.splat(0.0); N];
+    for (n, vector) in vectors.iter_mut().enumerate() {
+        // SAFETY: the slice has this many vectors.
+        *vector = unsafe { simd.load(from.as_ptr().add(n * S::LANES)) };
+    }
+    vectors
+}
+
+/// Writes vectors to a slice.
+#[inline(always)]
+fn store<S: Simd, const N: usize>(simd: S, vectors: [S::Vector; N], to: &mut [f32]) {
+    let to = &mut to[..N * S::LANES];
+    for (n, vector) in vectors.into_iter().enumerate() {
+        // SAFETY: the slice has this many vectors.
+        unsafe { simd.store(to.as_mut_ptr().add(n * S::LANES), vector) };
+    }
+}
+
+compiled! {
     /// `sigmoid(gate) · tanh(state)`, with the gate in the first half of each row of `both`; `state` becomes its tanh.
     fn opened(both: &[f32], width: usize, state: &mut [f32], out: &mut [f32]) {
         let rows = out.chunks_exact_mut(width).zip(both.chunks_exact(2 * width)).zip(state.chunks_exact_mut(width));
@@ -222,7 +329,7 @@ impl Operation for Depthwise {
         let weights = self.turned(inputs[1]);
         let x = Strided { values: inputs[0], stride: self.channels };
         each_part(out, self.channels, |rows, out| {
-            convolved(*self, x, &weights, Some(inputs[2]), false, rows, out, self.channels);
+            self.convolve(x, &weights, Some(inputs[2]), rows, (out, self.channels));
         });
     }
 
@@ -231,7 +338,7 @@ impl Operation for Depthwise {
             let weights = self.turned(inputs[1]);
             let grad = Strided { values: &grad, stride: self.channels };
             each_part(of_x, self.channels, |rows, of_x| {
-                convolved(*self, grad, &weights, None, true, rows, of_x, self.channels);
+                self.convolve(grad, &weights, None, rows, (of_x, self.channels));
             });
         }
         if let Some(of_weight) = &mut of[1] {
@@ -258,7 +365,7 @@ impl Operation for GatedConvolution {
         let x = Strided { values: &both[width.min(both.len())..], stride: 2 * width };
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         each_part_of_two((out, width), (&mut state, width), |rows, out, state| {
-            convolved(self.sizes, x, &weights, Some(inputs[2]), false, rows.clone(), state, width);
+            self.sizes.convolve(x, &weights, Some(inputs[2]), rows.clone(), (state, width));
             opened(&both[rows.start * 2 * width..rows.end * 2 * width], width, state, out);
         });
     }
@@ -277,7 +384,7 @@ impl Operation for GatedConvolution {
         let weights = self.sizes.turned(inputs[1]);
         let of_state = Strided { values: &grad, stride: width };
         each_part(of_both, 2 * width, |rows, of_both| {
-            convolved(self.sizes, of_state, &weights, None, true, rows, &mut of_both[width..], 2 * width);
+            self.sizes.convolve(of_state, &weights, None, rows, (&mut of_both[width..], 2 * width));
         });
         if let Some(of_weight) = &mut rest[0] {
             let x = Strided { values: &both[width.min(both.len())..], stride: 2 * width };
