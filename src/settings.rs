@@ -403,8 +403,11 @@ mod tests {
         assert_eq!(settings.engines_for(&mini), settings.engines_for(&large));
         assert!(resolve(&[("CANDLEPOWER_ENGINE", "")], None).is_err());
 
+        for precision in Precision::ALL {
+            let settings = resolve(&[("CANDLEPOWER_DTYPE", &precision.to_string())], None).expect("a dtype");
+            assert_eq!(settings.dtype, precision);
+        }
         let settings = resolve(&[("CANDLEPOWER_DTYPE", "q4k")], None).expect("quantised weights");
-        assert_eq!(settings.dtype, Precision::Q4K);
         assert_eq!(
             (settings.engines_for(&mini), settings.engines_for(&large)),
             (vec![Engine::Tuned], vec![Engine::Tuned])

@@ -175,7 +175,11 @@ pub fn expert_grid_bytes(feed_forward: FeedForward, precision: Precision, device
 /// Bytes of the weights, and of the weights and the cache of the longest scenario.
 fn demand(config: &ModelConfig, engine: Engine, precision: Precision, device: &Device) -> (u64, u64) {
     let weight_bytes = precision.bytes(config.parameters());
-    (weight_bytes, weight_bytes + extra_bytes(config, engine, precision.dtype(), device))
+    let all = weight_bytes + extra_bytes(config, engine, precision.dtype(), device);
+    // The head is the largest tensor and is loaded first. Before it is quantised, it is in memory as f32.
+    let head = (config.vocab_size * config.hidden_size) as u64;
+    let while_loading = precision.blocks().map_or(0, |_| Precision::F32.bytes(head) + precision.bytes(head));
+    (weight_bytes, all.max(while_loading))
 }
 
 fn extra_bytes(config: &ModelConfig, engine: Engine, dtype: DType, device: &Device) -> u64 {
