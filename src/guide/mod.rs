@@ -11,6 +11,7 @@
 //! | [`experimental`] | features that no real GPU has run |
 //! | [`duels`] | judging a change: `candlepower duel` |
 //! | [`load`] | loads on a server: schedules, latencies, verdicts, shards |
+//! | [`peers`] | other systems beside the engines, and their protocol |
 //! | [`reports`] | tables, comparisons, histories, exports, data formats |
 //! | [`deviations`] | known differences from the reference implementations |
 //! | [`methodology`] | what is timed, and known biases |
@@ -44,6 +45,9 @@ pub mod duels {}
 
 #[doc = include_str!("load.md")]
 pub mod load {}
+
+#[doc = include_str!("peers.md")]
+pub mod peers {}
 
 #[doc = include_str!("reports.md")]
 pub mod reports {}

@@ -2,7 +2,8 @@
 //!
 //! - `causal_lm` is the trait. `spec` parses the name of a model.
 //! - `family` is the table of model families, `config` reads `config.json`, and `cost` derives bytes and FLOPs from it.
-//! - `hub` and `checkpoint` find files. `shapes` and `synthetic` make models with seeded weights.
+//! - `hub` and `checkpoint` find files. `shapes` and `synthetic` make models with seeded weights. `external` describes a model
+//!   to another process.
 //! - `stock` (candle-transformers) and `decoder` (engine `tuned`) run models.
 //! - `psann` and `series` are models that are trained, with the variables of `trainable`.
 //!
@@ -13,6 +14,7 @@ pub mod checkpoint;
 pub(crate) mod config;
 mod cost;
 pub(crate) mod decoder;
+mod external;
 pub(crate) mod family;
 #[cfg(test)]
 pub(crate) mod golden;
@@ -29,6 +31,7 @@ pub mod trainable;
 
 pub use causal_lm::{CacheBytes, CausalLm, Footprint, Part};
 pub use decoder::ExpertLoad;
+pub use external::External;
 pub use shapes::{MINI, SYNTHETIC, shape};
 pub use spec::ModelSpec;
 
@@ -65,13 +68,21 @@ pub fn load(spec: &ModelSpec, engine: Engine, dtype: DType, device: DeviceChoice
             let model = (engine.row().build)(config, weights, ExpertLayout::Single)?;
             Ok(Subject { model, source: spec.to_string(), tokenizer: None, eos_token_ids })
         }
+        ModelSpec::Hub { .. } | ModelSpec::Path(_) => open(found(spec)?, engine, dtype, &device),
+    }
+}
+
+/// The files of a checkpoint. Fetches those of the Hub.
+fn found(spec: &ModelSpec) -> Result<Checkpoint> {
+    match spec {
         #[cfg(feature = "hub")]
-        ModelSpec::Hub { repo, revision } => open(hub::Hub::from_env().fetch(repo, revision)?, engine, dtype, &device),
+        ModelSpec::Hub { repo, revision } => hub::Hub::from_env().fetch(repo, revision),
         #[cfg(not(feature = "hub"))]
         ModelSpec::Hub { .. } => {
             bail!("{spec} can't be downloaded: this program was built without the feature `hub` of candlepower")
         }
-        ModelSpec::Path(folder) => open(Checkpoint::open(folder, spec.to_string())?, engine, dtype, &device),
+        ModelSpec::Path(folder) => Checkpoint::open(folder, spec.to_string()),
+        ModelSpec::Mini(_) | ModelSpec::Synthetic(_) => bail!("{spec} has no files"),
     }
 }
 

@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     record::{
-        MeasureUnit, Measures, Record,
+        MeasureUnit, Measures, Record, Status,
         measures::{TableColumn, TableKey, table_columns},
         parse,
     },
@@ -288,7 +288,7 @@ impl Watched {
         };
         let run = self.path.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy().into_owned();
         let mut first =
-            format!("{run}: {} benchmarks, {} failed", self.benchmarks.len(), count(|r| r.measures.is_none()));
+            format!("{run}: {} benchmarks, {} failed", self.benchmarks.len(), count(|r| r.status == Status::Failed));
         let disturbed = count(is_disturbed);
         if disturbed > 0 {
             first.push_str(&format!(", {disturbed} disturbed (!)"));
@@ -407,7 +407,7 @@ impl Benchmark {
 }
 
 fn headline(record: &Record) -> String {
-    let Some(metrics) = record.measures.as_ref().map(Measures::metrics) else { return "failed".into() };
+    let Some(metrics) = record.measures.as_ref().map(Measures::metrics) else { return record.status.to_string() };
     metrics.first().map_or(String::new(), |metric| {
         let unit = if metric.unit == MeasureUnit::Bytes { "MB" } else { metric.unit.name() };
         format!("{} {unit}", quantity(metric.value, metric.unit))

@@ -10,7 +10,7 @@ use candlepower::{
     report::table,
     runner::{self, Candidate, Session},
     scenario::Sampling,
-    settings::Settings,
+    settings::{EngineChoice, Settings},
     workload::GenerationWorkload,
 };
 use clap::Args;
@@ -84,9 +84,12 @@ impl Run {
         );
         let [spec] = settings.models.as_slice() else { bail!("--model={}: name one model", self.model) };
         let engine = match settings.engines_for(spec)[..] {
-            [engine] => engine,
+            [EngineChoice::Own(engine)] => engine,
             // By default, an embedded model has several.
-            [engine, ..] if settings.sources["engine"].from == "default" => engine,
+            [EngineChoice::Own(engine), ..] if settings.sources["engine"].from == "default" => engine,
+            [EngineChoice::Peer(_)] => {
+                bail!("--engine={}: peers run under `candlepower bench`", settings.sources["engine"].value)
+            }
             _ => bail!("--engine={}: name one engine", settings.sources["engine"].value),
         };
         let session = Session::new(settings.clone())?;
