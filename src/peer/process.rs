@@ -38,7 +38,7 @@ pub struct Peer {
 }
 
 /// A benchmark that a peer does not run.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Unsupported {
     peer: String,
     reason: String,

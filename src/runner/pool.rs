@@ -8,14 +8,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow};
 use candle_core::{DType, Device};
 
 use crate::{
     measure::memory::{self, DoesNotFit},
     model::{self, CausalLm, Engine, External, ModelSpec, Subject},
     output,
-    peer::PeerName,
+    peer::{PeerName, Unsupported},
     record,
     scenario::{Counterpart, EXPERT_GRID, Tier},
     settings::{EngineChoice, Settings},
@@ -137,6 +137,17 @@ impl Candidate {
     }
 }
 
+/// Makes an error again, for every benchmark that it concerns.
+fn again(error: &anyhow::Error) -> Box<dyn Fn() -> anyhow::Error> {
+    match error.downcast_ref::<Unsupported>().cloned() {
+        Some(unsupported) => Box::new(move || unsupported.clone().into()),
+        None => {
+            let reason = format!("{error:#}");
+            Box::new(move || anyhow!("{reason}"))
+        }
+    }
+}
+
 /// The need and the loader of an engine.
 fn own(spec: ModelSpec, engine: Engine, settings: &Settings) -> (Need, Load) {
     let Settings { dtype, device, seed, .. } = *settings;
@@ -201,8 +212,9 @@ struct Place {
     subject: Option<Loaded>,
     /// Memory that loading the subject took.
     bytes: u64,
-    /// Why loading failed. The pool does not retry, because every scenario would repeat a failed download.
-    unloadable: Option<String>,
+    /// Makes the error with which loading failed. The pool does not retry, because every scenario would repeat a failed
+    /// download.
+    unloadable: Option<Box<dyn Fn() -> anyhow::Error>>,
 }
 
 impl Pool {
@@ -231,13 +243,13 @@ impl Pool {
         if let Some(subject) = &self.places[place].subject {
             return Ok(subject.clone());
         }
-        if let Some(reason) = &self.places[place].unloadable {
-            bail!("{reason}");
+        if let Some(error) = &self.places[place].unloadable {
+            return Err(error());
         }
         let loaded = self.load(place);
         // A model that does not fit now may fit once others are released, and refusing it takes no time.
         let lasting = loaded.as_ref().err().filter(|error| !error.is::<DoesNotFit>());
-        self.places[place].unloadable = lasting.map(|error| format!("{error:#}"));
+        self.places[place].unloadable = lasting.map(again);
         Ok(self.places[place].subject.insert(loaded?).clone())
     }
 

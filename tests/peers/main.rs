@@ -118,7 +118,7 @@ fn entries() -> String {
         "missing" => "[peers.missing]\ncommand = '/no/such/program'\n".to_owned(),
         _ => format!("[peers.{name}]\ncommand = ['python3', '{}', '{name}']\ntimeout_s = 2\n", script.display()),
     };
-    ["plain"].into_iter().chain(FAULTS.map(|(name, _)| name)).map(entry).collect()
+    ["plain", "other-dtype"].into_iter().chain(FAULTS.map(|(name, _)| name)).map(entry).collect()
 }
 
 /// A failed record has the reason, in one line without control characters, and so has standard error.
@@ -205,7 +205,8 @@ fn what_a_peer_does_not_support_is_left_out() {
     if !has_python("match 0:\n case _: pass") {
         return;
     }
-    let world = World::new(&("engine = ['tuned', 'peer:plain']\nmodels = ['llama-mini']\n".to_owned() + &entries()));
+    let engines = "engine = ['tuned', 'peer:plain', 'peer:other-dtype']\nmodels = ['llama-mini']\n";
+    let world = World::new(&(engines.to_owned() + &entries()));
     let output = world.run(&[]);
     let errors = text(&output.stderr);
     assert!(output.status.success(), "{errors}");
@@ -216,16 +217,21 @@ fn what_a_peer_does_not_support_is_left_out() {
         [
             ("tiny/llama-mini/tuned-f32-cpu", Status::Measured),
             ("tiny/llama-mini/plain-f32-cpu", Status::Measured),
+            ("tiny/llama-mini/other-dtype-f32-cpu", Status::Excluded),
             ("drawn/llama-mini/tuned-f32-cpu", Status::Measured),
             ("drawn/llama-mini/plain-f32-cpu", Status::Excluded),
+            ("drawn/llama-mini/other-dtype-f32-cpu", Status::Excluded),
         ]
     );
-    let reason = "peer plain does not support it: it chooses tokens by argmax only";
-    assert_eq!(records[3].reason.as_deref(), Some(reason));
-    assert!(errors.contains(&format!("drawn/llama-mini/plain-f32-cpu: excluded: {reason}")), "{errors}");
+    let drawn = "peer plain does not support it: it chooses tokens by argmax only";
+    let dtype = "peer other-dtype does not support it: it computes in f64 only";
+    for (place, reason) in [(2, dtype), (4, drawn), (5, dtype)] {
+        assert_eq!(records[place].reason.as_deref(), Some(reason));
+        assert!(errors.contains(&format!("{}: excluded: {reason}", records[place].id)), "{errors}");
+    }
     assert!(text(&output.stdout).contains("3 measured, 0 failed"));
     assert_eq!(records[0].ratios.len(), 1);
-    assert!(records[2].ratios.is_empty());
+    assert!(records[3].ratios.is_empty());
 }
 
 /// A list names peers without starting them, and an unknown one is refused at once.

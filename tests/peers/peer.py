@@ -18,6 +18,8 @@ for line in sys.stdin:
     match request["request"]:
         case "describe":
             answer(protocol=7 if FAULT == "version" else 1, name="plain", version="1.0")
+        case "load" if FAULT == "other-dtype":
+            answer(unsupported="it computes in f64 only")
         case "load" if FAULT == "refuses":
             answer(error="no memory\nis left")
         case "load":
