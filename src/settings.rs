@@ -419,7 +419,7 @@ mod tests {
         let settings = resolve(&[], None).expect("defaults");
         let [stock, tuned] = Engine::ALL.map(EngineChoice::Own);
         assert_eq!(settings.engines_for(&mini), [stock.clone(), tuned.clone()]);
-        assert_eq!(settings.engines_for(&large), [stock.clone()]);
+        assert_eq!(settings.engines_for(&large), std::slice::from_ref(&stock));
         let settings = resolve(&[("CANDLEPOWER_ENGINE", "tuned, stock,tuned")], None).expect("engines");
         assert_eq!(settings.engines_for(&large), [tuned, stock]);
         assert_eq!(settings.engines_for(&mini), settings.engines_for(&large));
