@@ -328,7 +328,7 @@ fn counted(counters: &gpu::Counters) -> Finding {
 }
 
 fn quiet() -> Finding {
-    let watch = Watch::start(DeviceChoice::Cpu);
+    let watch = Watch::start(DeviceChoice::Cpu, Vec::new());
     thread::sleep(Duration::from_secs(1));
     let conditions = watch.end().conditions;
     if conditions.doubts.is_empty() {

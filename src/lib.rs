@@ -84,6 +84,7 @@
 
 pub mod config;
 pub mod device;
+mod dialogue;
 #[cfg(feature = "cli")]
 pub mod doctor;
 #[cfg(feature = "cli")]
@@ -99,6 +100,7 @@ pub mod measure;
 pub mod model;
 pub mod names;
 pub mod output;
+pub mod peer;
 pub mod quality;
 pub mod record;
 pub mod report;

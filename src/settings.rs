@@ -5,8 +5,9 @@ use std::{
     collections::BTreeMap,
     env,
     ffi::OsString,
-    io,
+    fmt, io,
     path::{Path, PathBuf},
+    str::FromStr,
 };
 
 use anyhow::{Context, Result, bail};
@@ -14,12 +15,14 @@ use serde::{Deserialize, Deserializer, de::Error as _};
 
 pub use crate::kernels::inference::Instructions;
 use crate::{
-    config::{Layers, config, from_0_to_10},
+    config::{Layers, config, from_0_to_10, serde_as_text, unknown},
     device::{DeviceChoice, Precision, TRAINING_DTYPES, parse_dtype},
     files::{SETTINGS_MAX_BYTES, read_text_limited},
     model::{Engine, MINI, ModelSpec, psann::Base},
+    peer::{self, Launch, PeerName},
     record::Setting,
     scenario::{Tier, TrainingGrid},
+    text,
 };
 
 /// The settings file, in the working directory.
@@ -55,11 +58,11 @@ config! {
         #[default = "f32 on cpu, bf16 elsewhere"]
         pub dtype: Precision = DeviceChoice::Cpu.default_dtype(),
 
-        /// Implementations that run the models, separated by commas: stock (candle-transformers as published) and tuned
-        /// (the decoder of this crate)
+        /// Implementations that run the models, separated by commas: stock (candle-transformers as published), tuned (the
+        /// decoder of this crate) and peer:NAME (another system)
         #[default = "stock,tuned on embedded models, stock on others, tuned with quantised weights"]
         #[serde(deserialize_with = "engines")]
-        pub engine: Vec<Engine> = Engine::ALL.to_vec(),
+        pub engine: Vec<EngineChoice> = Engine::ALL.map(EngineChoice::Own).to_vec(),
 
         /// Number of scenarios: quick, standard or full
         #[default = "full on mini models, quick on others"]
@@ -130,8 +133,105 @@ config! {
         pub run: Option<String>,
         /// True if a disturbed run may become a reference.
         pub even_if_disturbed: bool,
+        /// How each peer is started that the engines name or the file has an entry for.
+        pub peers: BTreeMap<PeerName, Launch>,
         /// For each key, its value as written and the name of its source.
         pub sources: BTreeMap<String, Setting>,
+    }
+}
+
+/// An implementation that runs models: an engine of this crate, or a peer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EngineChoice {
+    /// An engine of this crate.
+    Own(Engine),
+    /// Another system, in a process of its own.
+    Peer(PeerName),
+}
+
+impl EngineChoice {
+    /// The name in ids and records.
+    pub fn id(&self) -> String {
+        match self {
+            Self::Own(engine) => engine.to_string(),
+            Self::Peer(name) => name.to_string(),
+        }
+    }
+
+    /// The name of a peer.
+    pub fn peer(&self) -> Option<&PeerName> {
+        match self {
+            Self::Own(_) => None,
+            Self::Peer(name) => Some(name),
+        }
+    }
+}
+
+/// The start of the name of a peer in settings.
+const PEER: &str = "peer:";
+
+impl fmt::Display for EngineChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Own(engine) => engine.fmt(f),
+            Self::Peer(name) => write!(f, "{PEER}{name}"),
+        }
+    }
+}
+
+impl FromStr for EngineChoice {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        if let Some(name) = text.strip_prefix(PEER) {
+            return Ok(Self::Peer(name.parse()?));
+        }
+        if let Some(engine) = Engine::ALL.into_iter().find(|engine| engine.to_string() == text) {
+            return Ok(Self::Own(engine));
+        }
+        let engines = Engine::ALL.map(Self::Own).into_iter().map(|engine| engine.to_string());
+        let names: Vec<String> = engines.chain(peer::adapters().map(|name| format!("{PEER}{name}"))).collect();
+        bail!(unknown("name", text, &names.iter().map(String::as_str).collect::<Vec<_>>()))
+    }
+}
+
+serde_as_text!(EngineChoice);
+
+/// The tables `[peers.<name>]` of the settings file, and its other keys.
+struct Entries {
+    /// The text without the tables.
+    rest: String,
+    peers: BTreeMap<PeerName, Launch>,
+    /// A line for each wrong entry.
+    problems: Vec<String>,
+}
+
+impl Entries {
+    fn of(text: &str) -> Self {
+        let mut entries = Self { rest: text.to_owned(), peers: BTreeMap::new(), problems: Vec::new() };
+        // The layers report a text that is not TOML.
+        let Ok(mut all) = toml::from_str::<toml::Table>(text) else { return entries };
+        let Some(tables) = all.remove("peers") else { return entries };
+        entries.rest = all.to_string();
+        let toml::Value::Table(tables) = tables else {
+            entries.problems.push(format!("peers in {FILE}: tables are expected, such as [peers.transformers]"));
+            return entries;
+        };
+        for (given, table) in tables {
+            let launch = || -> Result<(PeerName, Launch)> {
+                let name: PeerName = given.parse()?;
+                let launch = Launch::new(&name, Some(&table.try_into()?))?;
+                Ok((name, launch))
+            };
+            match launch() {
+                Ok((name, launch)) => drop(entries.peers.insert(name, launch)),
+                Err(error) => {
+                    let reason = format!("{error:#}").trim().replace('\n', " ");
+                    entries.problems.push(format!("peers.{} in {FILE}: {reason}", text::line(&given)));
+                }
+            }
+        }
+        entries
     }
 }
 
@@ -175,13 +275,28 @@ impl Settings {
             }
         }
         let mut layers = Layers::new(&Self::default());
-        if let Some(text) = file {
-            layers = layers.toml(FILE, text);
+        let Entries { rest, mut peers, mut problems } = Entries::of(file.unwrap_or_default());
+        if file.is_some() {
+            layers = layers.toml(FILE, &rest);
         }
         let layers = layers.environment(PREFIX, variables).flags(flags);
         let mut sources: BTreeMap<_, _> =
             layers.sources().map(|(key, value, from)| (key.name.to_owned(), Setting { value, from })).collect();
-        let mut settings = layers.resolve()?;
+        let resolved = layers.resolve();
+        // A peer whose entry is wrong would be reported twice.
+        let named = resolved.iter().filter(|_| problems.is_empty()).flat_map(|settings| &settings.engine);
+        for name in named.filter_map(EngineChoice::peer).collect::<Vec<_>>() {
+            match Launch::new(name, None) {
+                _ if peers.contains_key(name) => {}
+                Ok(launch) => drop(peers.insert(name.clone(), launch)),
+                Err(error) => problems.push(format!("engine peer:{name}: {error:#}")),
+            }
+        }
+        let mut settings = match resolved {
+            Ok(settings) if problems.is_empty() => settings,
+            Ok(_) => bail!(problems.join("\n")),
+            Err(error) => bail!([vec![format!("{error:#}")], problems].concat().join("\n")),
+        };
         if !settings.batch.is_empty() && !settings.batch_tokens.is_empty() {
             bail!("batch and batch_tokens are both set: a batch has either so many sequences or so many tokens");
         }
@@ -207,18 +322,18 @@ impl Settings {
                 setting.value = value;
             }
         }
-        Ok(Self { run, even_if_disturbed, sources, ..settings })
+        Ok(Self { run, even_if_disturbed, peers, sources, ..settings })
     }
 
     /// The engines for a model: as set, or by default all for the embedded models and `stock` for the others. Only `tuned` runs
     /// quantised weights.
-    pub fn engines_for(&self, model: &ModelSpec) -> Vec<Engine> {
+    pub fn engines_for(&self, model: &ModelSpec) -> Vec<EngineChoice> {
         let is_default = self.sources.get("engine").is_none_or(|setting| setting.from == "default");
         match is_default {
             false => self.engine.clone(),
-            true if self.dtype.blocks().is_some() || model.is_gguf() => vec![Engine::Tuned],
+            true if self.dtype.blocks().is_some() || model.is_gguf() => vec![EngineChoice::Own(Engine::Tuned)],
             true if model.is_mini() => self.engine.clone(),
-            true => vec![Engine::Stock],
+            true => vec![EngineChoice::Own(Engine::Stock)],
         }
     }
 
@@ -282,7 +397,7 @@ fn models<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<ModelSpec>, 
     distinct(deserializer, "at least one model is needed")
 }
 
-fn engines<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Engine>, D::Error> {
+fn engines<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<EngineChoice>, D::Error> {
     distinct(deserializer, "at least one engine is needed")
 }
 
@@ -396,10 +511,11 @@ mod tests {
     fn embedded_models_run_on_every_engine_unless_one_is_given() {
         let (mini, large) = (ModelSpec::Mini("llama-mini"), ModelSpec::Synthetic("qwen3-1.7b"));
         let settings = resolve(&[], None).expect("defaults");
-        assert_eq!(settings.engines_for(&mini), Engine::ALL);
-        assert_eq!(settings.engines_for(&large), [Engine::Stock]);
+        let [stock, tuned] = Engine::ALL.map(EngineChoice::Own);
+        assert_eq!(settings.engines_for(&mini), [stock.clone(), tuned.clone()]);
+        assert_eq!(settings.engines_for(&large), std::slice::from_ref(&stock));
         let settings = resolve(&[("CANDLEPOWER_ENGINE", "tuned, stock,tuned")], None).expect("engines");
-        assert_eq!(settings.engines_for(&large), [Engine::Tuned, Engine::Stock]);
+        assert_eq!(settings.engines_for(&large), [tuned.clone(), stock]);
         assert_eq!(settings.engines_for(&mini), settings.engines_for(&large));
         assert!(resolve(&[("CANDLEPOWER_ENGINE", "")], None).is_err());
 
@@ -410,10 +526,41 @@ mod tests {
         let settings = resolve(&[("CANDLEPOWER_DTYPE", "q4k")], None).expect("quantised weights");
         assert_eq!(
             (settings.engines_for(&mini), settings.engines_for(&large)),
-            (vec![Engine::Tuned], vec![Engine::Tuned])
+            (vec![tuned.clone()], vec![tuned.clone()])
         );
         let file = ModelSpec::Path("model.gguf".into());
-        assert_eq!(resolve(&[], None).expect("defaults").engines_for(&file), [Engine::Tuned]);
+        assert_eq!(resolve(&[], None).expect("defaults").engines_for(&file), [tuned]);
+    }
+
+    #[test]
+    fn a_peer_is_an_adapter_or_has_an_entry() {
+        let file = "seed = 7\n[peers.mine]\ncommand = 'mine --fast'\n[peers.transformers]\ntimeout_s = 5";
+        let environment = [("CANDLEPOWER_ENGINE", "tuned,peer:mine,peer:transformers-compiled")];
+        let settings = resolve(&environment, Some(file)).expect("good settings");
+        let names: Vec<&str> = settings.peers.keys().map(PeerName::as_str).collect();
+        assert_eq!((names, settings.seed), (vec!["mine", "transformers", "transformers-compiled"], 7));
+        assert_eq!(settings.engine[1].to_string(), "peer:mine");
+        assert_eq!((settings.engine[1].id(), settings.engine[0].id()), ("mine".into(), "tuned".into()));
+        let timeouts: Vec<u64> = settings.peers.values().map(|launch| launch.timeout.as_secs()).collect();
+        assert_eq!(timeouts, [1800, 5, 1800]);
+        for (engine, file, parts) in [
+            ("peer:other", "", &["engine peer:other: unknown peer 'other': the known ones are transformers"] as &[_]),
+            ("peer:stock", "", &["CANDLEPOWER_ENGINE='peer:stock': a peer can't be named 'stock'"]),
+            ("peer:../x", "", &["CANDLEPOWER_ENGINE='peer:../x': '../x' can't be the name"]),
+            (
+                "stock",
+                "seed = -1\n[peers.x]",
+                &["seed in candlepower.toml='-1'", "peers.x in candlepower.toml: unknown"],
+            ),
+            ("peer:mine", "[peers.mine]\ncommand = 7", &["peers.mine in candlepower.toml: expected a text or a list"]),
+            ("stock", "peers = 3", &["peers in candlepower.toml: tables are expected"]),
+            ("stock", "[peers.'a/b']\ncommand = 'x'", &["peers.a/b in candlepower.toml: "]),
+            ("stock", "[peers.mine]\nwait = 1", &["peers.mine in candlepower.toml: unknown field `wait`"]),
+        ] {
+            let message = resolve(&[("CANDLEPOWER_ENGINE", engine)], Some(file)).expect_err(engine).to_string();
+            assert_eq!(message.lines().count(), parts.len(), "{message}");
+            assert!(parts.iter().all(|part| message.contains(part)), "{parts:?} is missing from:\n{message}");
+        }
     }
 
     #[test]

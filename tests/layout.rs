@@ -10,11 +10,11 @@ use std::{
 /// own line but itself.
 const LEVELS: [&[&str]; 11] = [
     &["text", "files"],
-    &["error", "output"],
+    &["error", "output", "dialogue"],
     &["config", "names"],
     &["scenario", "device", "kernels"],
     &["record"],
-    &["measure", "report", "load"],
+    &["measure", "report", "load", "peer"],
     &["model"],
     &["generate", "train", "settings"],
     &["workload", "quality"],

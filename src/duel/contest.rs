@@ -18,6 +18,7 @@ use super::{
     sequential::{Interval, Ratios},
 };
 use crate::{
+    device::DeviceChoice,
     measure::{conditions::Watch, statistics::median},
     record::{self, Conditions, Record, SampleUnit, Sink, Status},
     report::duel::{Contestant, Duel, Row, Verdict},
@@ -230,7 +231,7 @@ impl Contest<'_> {
         // Between two samples of a side, the other side fills the caches. A single iteration is long enough not to notice.
         let warm_up = usize::from(iterations > 1);
 
-        let watch = Watch::start_for(sides.iter().map(Process::id).collect());
+        let watch = Watch::start(DeviceChoice::Cpu, sides.iter().map(Process::id).collect());
         let mut random = ChaCha8Rng::seed_from_u64(seed());
         let mut samples = [Samples::default(), Samples::default()];
         let mut ratios = Ratios::default();

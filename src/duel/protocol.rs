@@ -1,18 +1,18 @@
 //! The messages between a duel and its sides: one JSON object per line. A side answers each request with one reply, and
 //! greets first.
 
-use std::io::{self, BufRead, Read};
+use std::io::{self, BufRead};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::{record::Record, text};
+use crate::{dialogue, record::Record};
 
 /// Version of the protocol. It is raised when a message changes its meaning or is removed, not when a field is added.
 pub const VERSION: u32 = 1;
 
 /// Longest line that is read.
-const LINE_MAX_BYTES: u64 = 64 << 20;
+pub const LINE_MAX_BYTES: u64 = 64 << 20;
 
 /// A request to a side.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -87,17 +87,7 @@ pub struct Sample {
 /// # Errors
 /// When the line is not a message, is longer than 64 MiB, or breaks off.
 pub fn read<M: DeserializeOwned>(input: &mut impl BufRead) -> Result<Option<M>> {
-    let mut line = Vec::new();
-    input.take(LINE_MAX_BYTES).read_until(b'\n', &mut line)?;
-    if line.is_empty() {
-        return Ok(None);
-    }
-    ensure!(line.ends_with(b"\n"), "its last line breaks off");
-    let message = serde_json::from_slice(&line);
-    message.map(Some).or_else(|_| {
-        let shown: String = String::from_utf8_lossy(line.trim_ascii()).chars().take(60).collect();
-        bail!("'{}' is not a message of the duel's protocol", text::line(&shown))
-    })
+    dialogue::read_line(input, LINE_MAX_BYTES)?.map(|line| dialogue::parse(&line)).transpose()
 }
 
 /// Writes a message.
@@ -105,8 +95,7 @@ pub fn read<M: DeserializeOwned>(input: &mut impl BufRead) -> Result<Option<M>> 
 /// # Errors
 /// When the reader has closed its end.
 pub fn write(output: &mut impl io::Write, message: &impl Serialize) -> Result<()> {
-    let mut line = serde_json::to_vec(message)?;
-    line.push(b'\n');
+    let line = dialogue::line_of(message)?;
     output.write_all(&line).and_then(|()| output.flush()).context("the other side of the duel has ended")
 }
 

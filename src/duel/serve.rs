@@ -121,7 +121,7 @@ impl Server {
     fn prepare(&mut self, index: usize) -> Result<Running> {
         self.session.prepare()?;
         let workload = self.catalogue.prepare(index)?;
-        let observation = self.session.observe()?;
+        let observation = self.session.observe(workload.helpers())?;
         Ok(Running { index, workload, samples: Vec::new(), observation, windows: Vec::new() })
     }
 

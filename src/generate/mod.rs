@@ -8,7 +8,7 @@ mod summary;
 mod timeline;
 
 pub use prompt::{encode, prompt_ids};
-pub use run::{Request, check_lengths, run};
+pub use run::{Request, check_lengths, check_lengths_within, run};
 pub use sampler::{Candidate, Sampler};
-pub use summary::{digest, routing, summarise};
+pub use summary::{Required, digest, routing, summarise};
 pub use timeline::{FinishReason, Timeline};

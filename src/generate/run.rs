@@ -63,6 +63,7 @@ pub fn run(model: &mut dyn CausalLm, prompt: &[u32], request: &Request) -> Resul
     sequence.push(next);
     let tokens = sequence.split_off(prompt.len());
     let Spent { sampling, waiting } = spent;
+    let sampling = Some(sampling);
     Ok(Timeline { prompt_tokens: prompt.len(), ttft, steps, sampling, waiting, tokens, finish_reason })
 }
 
@@ -72,7 +73,14 @@ pub fn run(model: &mut dyn CausalLm, prompt: &[u32], request: &Request) -> Resul
 /// # Errors
 /// Returns an error with both lengths in one line.
 pub fn check_lengths(model: &dyn CausalLm, prompt_tokens: usize, new_tokens: usize) -> Result<()> {
-    let longest = model.max_position_embeddings();
+    check_lengths_within(model.max_position_embeddings(), prompt_tokens, new_tokens)
+}
+
+/// Does the same for a model whose longest sequence has `longest` tokens.
+///
+/// # Errors
+/// See [`check_lengths`].
+pub fn check_lengths_within(longest: usize, prompt_tokens: usize, new_tokens: usize) -> Result<()> {
     ensure!(prompt_tokens > 0, "the prompt is empty: at least one token is needed");
     ensure!(new_tokens > 0, "the number of new tokens is 0: request at least one");
     ensure!(
@@ -191,7 +199,7 @@ mod tests {
             assert_eq!(timeline.tokens, [6, 7, 8, 9]);
             assert_eq!((timeline.prompt_tokens, timeline.steps.len()), (3, 3));
             assert_eq!(timeline.finish_reason, FinishReason::Length);
-            assert!(timeline.sampling < timeline.total());
+            assert!(timeline.sampling.is_some_and(|sampling| sampling < timeline.total()));
         }
     }
 

@@ -6,19 +6,59 @@ use sha2::{Digest, Sha256};
 use super::{FinishReason, Request, Timeline};
 use crate::{
     measure::statistics::{median, ms, percentile, sample_means},
-    model::CausalLm,
+    model::{CacheBytes, CausalLm, Footprint},
     record::{self, Limits},
 };
 
-/// Summarises generations of the same work on the same model. `samples` holds the number of generations of each
-/// sample, and `peak_bytes` is the peak memory of all of them. Without `limits`, MBU and MFU are empty. Only the model
-/// knows its routing, which is left empty: see [`routing`].
+/// The cache that a generation takes, and the work that it requires.
+#[derive(Clone, Copy, Debug)]
+pub struct Required {
+    /// The cache at the end.
+    pub cache: CacheBytes,
+    /// Bytes and operations.
+    pub work: record::Work,
+    /// True if the time in which steps wait for the device is known.
+    pub shows_waiting: bool,
+}
+
+impl Required {
+    /// What `model` requires for a prompt and so many decode steps.
+    pub fn by(model: &dyn CausalLm, prompt_tokens: usize, steps: usize) -> Self {
+        let (cache, flops) = (|tokens| model.cache_bytes(tokens), model.prefill_flops(prompt_tokens));
+        let shows_waiting = !model.device().is_cpu();
+        Self { shows_waiting, ..Self::of(&model.footprint(), cache, flops, prompt_tokens, steps) }
+    }
+
+    /// What a model of this size requires. `cache` gives the size of the cache with so many tokens.
+    pub fn of(
+        footprint: &Footprint,
+        cache: impl Fn(usize) -> CacheBytes,
+        prefill_flops: u64,
+        prompt_tokens: usize,
+        steps: usize,
+    ) -> Self {
+        // The step at a position reads every weight once, and the cache of all earlier tokens and of its own.
+        let decode_bytes: u64 =
+            (1..=steps).map(|step| footprint.step_weight_bytes + cache(prompt_tokens + step).used).sum();
+        let work = record::Work {
+            prefill_bytes: footprint.step_weight_bytes + cache(prompt_tokens).used,
+            prefill_flops,
+            step_bytes: decode_bytes.checked_div(steps as u64).unwrap_or_default(),
+            step_flops: footprint.flops_per_token,
+        };
+        Self { cache: cache(prompt_tokens + steps), work, shows_waiting: false }
+    }
+}
+
+/// Summarises generations of the same work on the same model. `required` gives what a prompt and so many decode steps
+/// require. `samples` holds the number of generations of each sample, and `peak_bytes` is the peak memory of all of them.
+/// Without `limits`, MBU and MFU are empty. Only the model knows its routing, which is left empty: see [`routing`].
 ///
 /// # Errors
 /// Returns an error if there is no generation, or if their tokens differ. Then the model keeps state from one
 /// generation to the next, and the generations did different work.
 pub fn summarise(
-    model: &dyn CausalLm,
+    required: impl FnOnce(usize, usize) -> Required,
     request: &Request,
     timelines: &[Timeline],
     samples: &[usize],
@@ -41,11 +81,9 @@ pub fn summarise(
     every_step_ms.sort_unstable_by(f64::total_cmp);
     let itl_ms = |share| (steps > 0).then(|| percentile(&every_step_ms, share));
 
-    let footprint = model.footprint();
-    // The step at a position reads every weight once, and the cache of all earlier tokens and of its own.
-    let decode_bytes: u64 =
-        (1..=steps).map(|step| footprint.step_weight_bytes + model.cache_bytes(prompt_tokens + step).used).sum();
-    let cache = model.cache_bytes(prompt_tokens + steps);
+    let Required { cache, work, shows_waiting } = required(prompt_tokens, steps);
+    let sampling_share = |timeline: &Timeline| Some(timeline.sampling?.as_secs_f64() / timeline.total().as_secs_f64());
+    let sampling_shares: Option<Vec<f64>> = timelines.iter().map(sampling_share).collect();
     Ok(record::Generation {
         prompt_tokens,
         new_tokens: request.new_tokens,
@@ -65,8 +103,8 @@ pub fn summarise(
         prefill_tokens_per_s: 1e3 * prompt_tokens as f64 / ttft_ms,
         decode_tokens_per_s: (steps > 0).then(|| 1e3 * steps as f64 / decode_ms),
         tokens_per_s: 1e3 * generated_tokens as f64 / total_ms,
-        sampling_share: over_samples(&|timeline| timeline.sampling.as_secs_f64() / timeline.total().as_secs_f64()),
-        waiting_share: (steps > 0 && !model.device().is_cpu()).then(|| {
+        sampling_share: sampling_shares.map(median),
+        waiting_share: (steps > 0 && shows_waiting).then(|| {
             let share = |timeline: &Timeline| timeline.waiting.div_duration_f64(timeline.steps.iter().sum());
             over_samples(&share)
         }),
@@ -75,9 +113,8 @@ pub fn summarise(
         peak_bytes,
         mbu: limits
             .filter(|_| steps > 0)
-            .map(|limits| decode_bytes as f64 / (decode_ms / 1e3) / limits.read_bytes_per_s),
-        mfu: limits
-            .map(|limits| model.prefill_flops(prompt_tokens) as f64 / (ttft_ms / 1e3) / limits.matrix_flops_per_s),
+            .map(|limits| (work.step_bytes * steps as u64) as f64 / (decode_ms / 1e3) / limits.read_bytes_per_s),
+        mfu: limits.map(|limits| work.prefill_flops as f64 / (ttft_ms / 1e3) / limits.matrix_flops_per_s),
         joules_per_token: None,
         finish_reason: match first.finish_reason {
             FinishReason::Length => "length".into(),
@@ -85,12 +122,7 @@ pub fn summarise(
         },
         generated_tokens,
         token_digest: digest(&first.tokens),
-        work: Some(record::Work {
-            prefill_bytes: footprint.step_weight_bytes + model.cache_bytes(prompt_tokens).used,
-            prefill_flops: model.prefill_flops(prompt_tokens),
-            step_bytes: decode_bytes.checked_div(steps as u64).unwrap_or_default(),
-            step_flops: footprint.flops_per_token,
-        }),
+        work: Some(work),
         routing: None,
         itl_by_position_ms: (0..steps).map(|step| over_samples(&|timeline| ms(timeline.steps[step]))).collect(),
     })
@@ -123,10 +155,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::{
-        model::{CacheBytes, Footprint},
-        scenario::Sampling,
-    };
+    use crate::scenario::Sampling;
 
     struct Weighed;
 
@@ -166,11 +195,15 @@ mod tests {
             prompt_tokens: 4,
             ttft: Duration::from_millis(ttft_ms),
             steps: steps_ms.iter().map(|step| Duration::from_millis(*step)).collect(),
-            sampling: Duration::from_millis(1),
+            sampling: Some(Duration::from_millis(1)),
             waiting: Duration::ZERO,
             tokens: tokens.to_vec(),
             finish_reason: FinishReason::Length,
         }
+    }
+
+    fn weighed(prompt_tokens: usize, steps: usize) -> Required {
+        Required::by(&Weighed, prompt_tokens, steps)
     }
 
     fn request(new_tokens: usize) -> Request {
@@ -193,7 +226,7 @@ mod tests {
             matrix: None,
             exceeded: Vec::new(),
         };
-        let measures = summarise(&Weighed, &request(3), &timelines, &[1, 1, 1], Some(9999), Some(&limits))
+        let measures = summarise(weighed, &request(3), &timelines, &[1, 1, 1], Some(9999), Some(&limits))
             .expect("the same tokens");
         // The totals are 16, 28 and 66 ms; decode times 6, 8 and 26; sorted steps 2, 3, 4, 5, 6, 20.
         close(measures.total_ms, 28.0);
@@ -205,7 +238,7 @@ mod tests {
         close(measures.prefill_tokens_per_s, 200.0);
         close(measures.decode_tokens_per_s.expect("steps"), 250.0);
         close(measures.tokens_per_s, 3.0 / 0.028);
-        close(measures.sampling_share, 1.0 / 28.0);
+        close(measures.sampling_share.expect("known"), 1.0 / 28.0);
         assert_eq!(measures.waiting_share, None, "a CPU does not wait for a device");
         // Two steps read 1000 bytes of weights each, and the cache of 5 and 6 tokens, in 8 ms.
         close(measures.mbu.expect("limits"), (2000.0 + 50.0 + 60.0) / 0.008 / 1e6);
@@ -220,7 +253,7 @@ mod tests {
 
     #[test]
     fn one_token_has_no_latency_between_tokens() {
-        let measures = summarise(&Weighed, &request(1), &[timeline(10, &[], &[7])], &[1], None, None).expect("one");
+        let measures = summarise(weighed, &request(1), &[timeline(10, &[], &[7])], &[1], None, None).expect("one");
         assert_eq!((measures.itl_p50_ms, measures.tpot_ms, measures.decode_tokens_per_s), (None, None, None));
         assert_eq!((measures.mbu, measures.mfu), (None, None));
         close(measures.tokens_per_s, 100.0);
@@ -230,7 +263,7 @@ mod tests {
     fn generations_that_differ_are_not_summed_up() {
         let timelines = [timeline(10, &[2], &[7, 8]), timeline(10, &[2], &[7, 9])];
         let error =
-            summarise(&Weighed, &request(2), &timelines, &[1, 1], None, None).expect_err("they differ").to_string();
+            summarise(weighed, &request(2), &timelines, &[1, 1], None, None).expect_err("they differ").to_string();
         assert!(error.contains("keeps state"), "{error}");
     }
 

@@ -13,8 +13,8 @@ pub struct Timeline {
     pub ttft: Duration,
     /// Inter-token latencies: one for each token after the first, sampling included.
     pub steps: Vec<Duration>,
-    /// Total time of sampling: from logits to ids.
-    pub sampling: Duration,
+    /// Total time of sampling: from logits to ids. `None` if it is not known apart.
+    pub sampling: Option<Duration>,
     /// Time of the decode steps spent waiting for the device after all work was submitted. Near 0 on a CPU.
     pub waiting: Duration,
     /// The generated ids.

@@ -12,6 +12,7 @@
 //! | [`duels`] | judging a change: `candlepower duel` |
 //! | [`load`] | loads on a server: schedules, latencies, verdicts, shards |
 //! | [`quality`] | perplexity, divergence from a reference, tasks |
+//! | [`peers`] | other systems beside the engines, and their protocol |
 //! | [`reports`] | tables, comparisons, histories, exports, data formats |
 //! | [`deviations`] | known differences from the reference implementations |
 //! | [`methodology`] | what is timed, and known biases |
@@ -49,6 +50,9 @@ pub mod load {}
 
 #[doc = include_str!("quality.md")]
 pub mod quality {}
+
+#[doc = include_str!("peers.md")]
+pub mod peers {}
 
 #[doc = include_str!("reports.md")]
 pub mod reports {}

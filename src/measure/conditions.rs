@@ -43,7 +43,8 @@ pub struct Moment {
 }
 
 impl Moment {
-    /// Reads the counters. Takes some tens of microseconds.
+    /// Reads the counters of a benchmark in this process.
+    #[cfg(test)]
     pub fn now() -> Self {
         Self::with(&[])
     }
@@ -111,23 +112,23 @@ impl Ticks {
 }
 
 impl Watch {
-    /// Starts observing for a benchmark on this device.
-    pub fn start(device: DeviceChoice) -> Self {
+    /// Starts observing for a benchmark on this device. The CPU time of the processes `helpers` counts as the benchmark's.
+    pub fn start(device: DeviceChoice, helpers: Vec<u32>) -> Self {
         let gpu = match device {
             DeviceChoice::Cuda(ordinal) => gpu::Watch::start(ordinal),
             DeviceChoice::Cpu | DeviceChoice::Metal => None,
         };
-        Self { helpers: Vec::new(), started: Moment::now(), gpu }
+        Self { started: Moment::with(&helpers), helpers, gpu }
     }
 
-    /// Starts observing a benchmark that runs in these processes on a CPU.
-    pub fn start_for(processes: Vec<u32>) -> Self {
-        Self { started: Moment::with(&processes), helpers: processes, gpu: None }
+    /// Reads the counters. Takes some tens of microseconds.
+    pub fn moment(&self) -> Moment {
+        Moment::with(&self.helpers)
     }
 
     /// Ends the observation.
     pub fn end(self) -> Seen {
-        let conditions = judge(&self.started, &Moment::with(&self.helpers));
+        let conditions = judge(&self.started, &self.moment());
         let (load, throttled) = self.gpu.and_then(gpu::Watch::end).unzip();
         Seen { conditions: conditions.with_gpu(load), throttled: throttled.unwrap_or_default() }
     }
@@ -195,9 +196,8 @@ fn judge(started: &Moment, ended: &Moment) -> Conditions {
 /// Reads Linux's /proc; `None` elsewhere. The time of this process and of `helpers` is `own`.
 fn ticks(helpers: &[u32]) -> Option<Ticks> {
     let mut ticks = parse(&fs::read_to_string("/proc/stat").ok()?, &fs::read_to_string("/proc/self/stat").ok()?)?;
-    for process in helpers {
-        ticks.own += own_ticks(&fs::read_to_string(format!("/proc/{process}/stat")).ok()?)?;
-    }
+    let of_helper = |process: &u32| own_ticks(&fs::read_to_string(format!("/proc/{process}/stat")).ok()?);
+    ticks.own += helpers.iter().filter_map(of_helper).sum::<u64>();
     Some(ticks)
 }
 
@@ -212,13 +212,12 @@ fn parse(stat: &str, own: &str) -> Option<Ticks> {
     Some(Ticks { total: busy + idle + iowait + stolen, busy, stolen, own: own_ticks(own)?, cores })
 }
 
-/// CPU time of a process.
+/// CPU time of a process, and of the processes that it started and that have ended.
 fn own_ticks(stat: &str) -> Option<u64> {
     // The name, in parentheses, can contain any characters. The state is the first field after it.
     let (_, after_name) = stat.rsplit_once(')')?;
     let fields: Vec<&str> = after_name.split_whitespace().collect();
-    let (utime, stime): (u64, u64) = (fields.get(11)?.parse().ok()?, fields.get(12)?.parse().ok()?);
-    Some(utime + stime)
+    fields.get(11..15)?.iter().map(|ticks| ticks.parse::<u64>().ok()).sum()
 }
 
 #[cfg(test)]
@@ -297,7 +296,7 @@ mod tests {
     #[test]
     #[cfg(target_os = "linux")]
     fn this_process_is_seen_to_work() {
-        let watch = Watch::start(DeviceChoice::Cpu);
+        let watch = Watch::start(DeviceChoice::Cpu, Vec::new());
         let started = std::time::Instant::now();
         while started.elapsed().as_millis() < 100 {
             std::hint::spin_loop();

@@ -3,7 +3,7 @@
 //! - `causal_lm` is the trait. `spec` parses the name of a model.
 //! - `family` is the table of model families, `config` reads `config.json`, and `cost` derives bytes and FLOPs from it.
 //! - `hub`, `checkpoint` and `gguf` find files. `shapes` and `synthetic` make models with seeded weights. `tensors` is what
-//!   decoders are built from.
+//!   decoders are built from. `external` describes a model to another process.
 //! - `stock` (candle-transformers) and `decoder` (engine `tuned`) run models.
 //! - `psann` and `series` are models that are trained, with the variables of `trainable`.
 //!
@@ -14,6 +14,7 @@ pub mod checkpoint;
 pub(crate) mod config;
 mod cost;
 pub(crate) mod decoder;
+mod external;
 pub(crate) mod family;
 mod gguf;
 #[cfg(test)]
@@ -32,6 +33,7 @@ pub mod trainable;
 
 pub use causal_lm::{CacheBytes, CausalLm, Footprint, LogitRows, Part};
 pub use decoder::ExpertLoad;
+pub use external::External;
 pub use shapes::{MINI, SYNTHETIC, shape};
 pub use spec::ModelSpec;
 
@@ -74,18 +76,24 @@ pub fn load(
             let model = (engine.row().build)(config, Tensors::new(weights, precision), ExpertLayout::Single)?;
             Ok(Subject { model, source: spec.to_string(), tokenizer: None, eos_token_ids })
         }
-        #[cfg(feature = "hub")]
-        ModelSpec::Hub { repo, revision } => {
-            open(hub::Hub::from_env().fetch(repo, revision)?, engine, precision, &device)
+        ModelSpec::Path(file) if spec.is_gguf() => {
+            open_gguf(file, spec.to_string(), engine, &device).with_context(|| spec.to_string())
         }
+        ModelSpec::Hub { .. } | ModelSpec::Path(_) => open(found(spec)?, engine, precision, &device),
+    }
+}
+
+/// The files of a checkpoint. Fetches those of the Hub.
+fn found(spec: &ModelSpec) -> Result<Checkpoint> {
+    match spec {
+        #[cfg(feature = "hub")]
+        ModelSpec::Hub { repo, revision } => hub::Hub::from_env().fetch(repo, revision),
         #[cfg(not(feature = "hub"))]
         ModelSpec::Hub { .. } => {
             bail!("{spec} can't be downloaded: this program was built without the feature `hub` of candlepower")
         }
-        ModelSpec::Path(file) if spec.is_gguf() => {
-            open_gguf(file, spec.to_string(), engine, &device).with_context(|| spec.to_string())
-        }
-        ModelSpec::Path(folder) => open(Checkpoint::open(folder, spec.to_string())?, engine, precision, &device),
+        ModelSpec::Path(folder) => Checkpoint::open(folder, spec.to_string()),
+        ModelSpec::Mini(_) | ModelSpec::Synthetic(_) => bail!("{spec} has no files"),
     }
 }
 

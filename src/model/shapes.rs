@@ -67,8 +67,16 @@ const fn names<const COUNT: usize>(kind: Kind) -> [&'static str; COUNT] {
 /// # Errors
 /// If no row has this name.
 pub fn shape(name: &str) -> Result<ModelConfig> {
+    ModelConfig::from_json(&serde_json::from_str(text(name)?)?)
+}
+
+/// The text of its `config.json`.
+///
+/// # Errors
+/// If no row has this name.
+pub fn text(name: &str) -> Result<&'static str> {
     let row = SHAPES.iter().find(|row| row.name == name).with_context(|| format!("unknown shape '{name}'"))?;
-    ModelConfig::from_json(&serde_json::from_str(row.config)?)
+    Ok(row.config)
 }
 
 #[cfg(test)]

@@ -373,8 +373,8 @@ measures! {
         tokens_per_s: f64 => Row {
             unit: MeasureUnit::TokensPerS, better: HIGHER, tables: &[(TableKey::Generation, 10, "tok/s")], ..Row::DATA
         },
-        /// Share of the total time spent choosing tokens.
-        sampling_share: f64 => Row { unit: MeasureUnit::Share, better: LOWER, ..Row::DATA },
+        /// Share of the total time spent choosing tokens. Empty for a peer, which does not tell it apart.
+        sampling_share: Option<f64> => Row { unit: MeasureUnit::Share, better: LOWER, ..Row::DATA },
         /// Share of decode time spent waiting for the GPU after all work was submitted. Near 0 %: launch-bound. Near 100 %:
         /// GPU-bound. Empty on a CPU.
         #[serde(default)]

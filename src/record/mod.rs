@@ -19,7 +19,10 @@ pub use measures::{Evaluation, Generation, MeasureUnit, Quality, Serving, Sweep,
 pub use read::{Read, latest, parse, read};
 pub use sink::{RECORDS, Sink, check_writable, temporary_that_stays, write_whole};
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -56,9 +59,9 @@ pub struct Record {
     pub duel: Option<Duel>,
     /// The model and the implementation that ran it.
     pub subject: Subject,
-    /// The end of the benchmark: measured or failed.
+    /// The end of the benchmark: measured, failed or excluded.
     pub status: Status,
-    /// Why the benchmark failed.
+    /// Why the benchmark failed or is excluded.
     pub reason: Option<String>,
     /// Known reason why the output differs from that of the reference implementation.
     pub deviates: Option<String>,
@@ -102,6 +105,18 @@ pub enum Status {
     Measured,
     /// The record has a reason instead of measures.
     Failed,
+    /// A peer does not support the benchmark. The record has a reason instead of measures.
+    Excluded,
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Measured => "measured",
+            Self::Failed => "failed",
+            Self::Excluded => "excluded",
+        })
+    }
 }
 
 /// The model that was measured, and the implementation that ran it.
@@ -126,6 +141,20 @@ pub struct Subject {
     /// Sizes that the scenario sweeps, by name, for example `dim` and `depth`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub sizes: BTreeMap<String, u64>,
+    /// The process that ran the model, if a peer did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer: Option<Peer>,
+}
+
+/// Another system that ran a model in a process of its own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Peer {
+    /// Name of the system, as it gives it.
+    pub name: String,
+    /// Versions of the system and of what it runs on, as it gives them.
+    pub version: String,
+    /// Command that started it.
+    pub command: String,
 }
 
 /// The measures of a benchmark, by the kind of scenario.

@@ -8,16 +8,17 @@ use chrono::{DateTime, Utc};
 
 use super::{joined::Row, ratios::medians, text_table::markdown};
 use crate::record::{
-    Better, MeasureUnit, Measures, PairedRatio, Record, Status, Sweep, Training,
+    Better, MeasureUnit, Measures, PairedRatio, Record, Sweep, Training,
     columns::Column,
     measures::{self, Measure},
 };
 use crate::scenario::Counterpart;
 
 /// The columns of each paired ratio: the median, and the ends of its interval.
-const RATIOS: [(Counterpart, [&str; 3]); 5] = [
+const RATIOS: [(Counterpart, [&str; 3]); 6] = [
     (Counterpart::Scenario, ["scenario_ratio", "scenario_ratio_low", "scenario_ratio_high"]),
     (Counterpart::Stock, ["stock_ratio", "stock_ratio_low", "stock_ratio_high"]),
+    (Counterpart::Peer, ["peer_ratio", "peer_ratio_low", "peer_ratio_high"]),
     (Counterpart::ActiveTwin, ["active_twin_ratio", "active_twin_ratio_low", "active_twin_ratio_high"]),
     (Counterpart::TotalTwin, ["total_twin_ratio", "total_twin_ratio_low", "total_twin_ratio_high"]),
     (Counterpart::Plain, ["plain_ratio", "plain_ratio_low", "plain_ratio_high"]),
@@ -63,8 +64,13 @@ pub fn results() -> Vec<Column<Row>> {
             .synthetic_weights),
         of_record!("parameters", "Parameters of the model.", |record| record.subject.parameters),
         of_record!("weight_bytes", "Bytes of the weights.", |record| record.subject.weight_bytes),
-        of_record!("status", "`measured` or `failed`.", |record| status(record)),
-        of_record!("reason", "Why the benchmark failed.", |record| record.reason.clone()),
+        of_record!("peer", "Name and version of the peer that ran the model.", |record| record
+            .subject
+            .peer
+            .as_ref()
+            .map(|peer| format!("{} {}", peer.name, peer.version))),
+        of_record!("status", "`measured`, `failed` or `excluded`.", |record| record.status.to_string()),
+        of_record!("reason", "Why the benchmark failed or is excluded.", |record| record.reason.clone()),
         of_record!("deviates", "Known reason why the output differs from the reference implementation's.", |record| {
             record.deviates.clone()
         }),
@@ -148,7 +154,7 @@ pub fn sweep(labels: &LabelTemplate) -> Vec<Column<Record>> {
         Column::new("dtype", "Type of the weights and activations.", |record: &Record| record.subject.dtype.clone()),
         Column::new("device", "Device that ran the model.", |record: &Record| record.subject.device.clone()),
         Column::new("parameters", "Parameters of the model.", |record: &Record| record.subject.parameters),
-        Column::new("status", "`measured` or `failed`.", status),
+        Column::new("status", "`measured` or `failed`.", |record: &Record| record.status.to_string()),
         Column::new("reason", "Why the benchmark failed.", |record: &Record| record.reason.clone()),
     ]);
     columns.extend(of_source(labels));
@@ -305,13 +311,6 @@ fn training(record: &Record) -> Option<&Training> {
 
 fn at(record: &Record) -> Option<DateTime<Utc>> {
     DateTime::parse_from_rfc3339(&record.at).ok().map(|at| at.to_utc())
-}
-
-fn status(record: &Record) -> String {
-    match record.status {
-        Status::Measured => "measured".into(),
-        Status::Failed => "failed".into(),
-    }
 }
 
 fn architecture(record: &Record) -> String {

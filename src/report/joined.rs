@@ -74,8 +74,9 @@ pub fn join(records: &Path, criterion_home: &Path) -> Result<Joined> {
             problems.push(format!("{}: a sandbox record is no measurement and is left out", record.id));
             continue;
         }
-        if record.status == Status::Failed {
-            problems.push(format!("{}: failed: {}", record.id, record.reason.as_deref().unwrap_or("no reason given")));
+        if record.status != Status::Measured {
+            let reason = record.reason.as_deref().unwrap_or("no reason given");
+            problems.push(format!("{}: {}: {reason}", record.id, record.status));
         }
         let mut row = Row { criterion: None, record };
         let sample_ms = row.record.measures.as_ref().map(Measures::sample_ms).unwrap_or_default();

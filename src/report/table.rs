@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     record::{
-        Generation, MeasureUnit, Measures, Record, Status, Training,
+        self, Generation, MeasureUnit, Measures, Record, Status, Training,
         measures::{Missing, TableColumn, TableKey, table_columns},
     },
     scenario::{
@@ -118,10 +118,11 @@ const PARAMETERS: ExtraColumn = ExtraColumn {
 };
 
 /// Headers of the columns of paired ratios.
-const RATIOS: [&str; 5] = [ACTIVE_TWIN, TOTAL_TWIN, TIME_OF_PLAIN, TIME_OF_SCENARIO, TIME_OF_STOCK];
+const RATIOS: [&str; 6] = [ACTIVE_TWIN, TOTAL_TWIN, TIME_OF_PLAIN, TIME_OF_SCENARIO, TIME_OF_STOCK, TIME_OF_PEER];
 const TIME_OF_PLAIN: &str = "time / plain";
 const TIME_OF_SCENARIO: &str = "time / medium";
 const TIME_OF_STOCK: &str = "time / stock";
+const TIME_OF_PEER: &str = "time / peer";
 
 /// The shares of the best limits come last: a narrow terminal leaves them out first.
 const fn of_best(limit: Limit) -> ExtraColumn {
@@ -264,6 +265,13 @@ const FAMILIES: [Family; 9] = [
                 let of_medians = ratios::of_medians(record, all, &record.scenario, "stock").filter(|_| !is_stock);
                 ratios::cell(record, Counterpart::Stock, of_medians)
             }),
+            result(57, TIME_OF_PEER, |record, all| {
+                let is_compared = record.subject.engine != "stock" && record.subject.peer.is_none();
+                let peer = all.iter().find(|other| other.subject.peer.is_some()).filter(|_| is_compared);
+                let of_medians =
+                    peer.and_then(|peer| ratios::of_medians(record, all, &record.scenario, &peer.subject.engine));
+                ratios::cell(record, Counterpart::Peer, of_medians)
+            }),
             of_best(Limit::Read),
             of_best(Limit::Matrix),
         ],
@@ -316,7 +324,7 @@ impl Cells {
 }
 
 fn table(family: &Family, records: &[&Record], marks: &mut Vec<String>) -> Table {
-    let (measured, failed): (Vec<&Record>, Vec<&Record>) =
+    let (measured, unmeasured): (Vec<&Record>, Vec<&Record>) =
         records.iter().partition(|record| record.status == Status::Measured);
 
     let names = family.names.iter().map(|column| Cells {
@@ -362,6 +370,7 @@ fn table(family: &Family, records: &[&Record], marks: &mut Vec<String>) -> Table
         notes.push("Weights are synthetic: seeded, not trained.".into());
     }
     notes.extend(family.note.map(str::to_owned));
+    notes.extend(peers(&measured));
     if columns.iter().any(|column| column.header == VERSUS_BEST) {
         notes.push(format!(
             "{VERSUS_BEST} is the rate of the fastest row of the scenario over that of the row. The rows were measured one \
@@ -370,8 +379,10 @@ fn table(family: &Family, records: &[&Record], marks: &mut Vec<String>) -> Table
     }
     notes.extend(about_ratios.into_iter().chain(about_shares));
     notes.extend(used.into_iter().map(|number| format!("[{}] {}", number + 1, marks[number])));
-    let reason = |record: &&Record| format!("{}: failed: {}", record.id, record.reason.as_deref().unwrap_or_default());
-    notes.extend(failed.iter().map(reason));
+    let reason = |record: &&Record| {
+        format!("{}: {}: {}", record.id, record.status, record.reason.as_deref().unwrap_or_default())
+    };
+    notes.extend(unmeasured.iter().map(reason));
     Table {
         key: family.key,
         title: family.title,
@@ -381,6 +392,17 @@ fn table(family: &Family, records: &[&Record], marks: &mut Vec<String>) -> Table
         words,
         notes,
     }
+}
+
+/// Names the system behind each peer.
+fn peers(records: &[&Record]) -> BTreeSet<String> {
+    let peer = |record: &&Record| {
+        let subject = &record.subject;
+        let record::Peer { name, version, .. } = subject.peer.as_ref()?;
+        let weights = if subject.synthetic_weights { " It draws other weights." } else { "" };
+        Some(format!("Peer {} is {name} {version}.{weights}", subject.engine))
+    };
+    records.iter().filter_map(peer).collect()
 }
 
 /// Indices of the record's reasons to doubt among all marks, to which new ones are added.
@@ -493,8 +515,11 @@ fn on_stock<'a>(record: &Record, all: &[&'a Record]) -> Option<&'a Record> {
     all.iter().find(is_stock).copied()
 }
 
-/// Returns whether a generation chose other tokens than `stock` did.
+/// Returns whether a generation chose other tokens than `stock` did. The weights that a peer draws from a seed are others.
 fn differs_from_stock(record: &Record, all: &[&Record]) -> bool {
+    if record.subject.peer.is_some() && record.subject.synthetic_weights {
+        return false;
+    }
     let digest = |record| generation(record).map(|measures| &measures.token_digest);
     on_stock(record, all).is_some_and(|stock| digest(stock).is_some() && digest(stock) != digest(record))
 }

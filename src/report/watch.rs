@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     record::{
-        MeasureUnit, Measures, Record,
+        MeasureUnit, Measures, Record, Status,
         measures::{TableColumn, TableKey, table_columns},
         parse,
     },
@@ -287,8 +287,7 @@ impl Watched {
             self.benchmarks.values().filter(|benchmark| is_counted(&benchmark.last)).count()
         };
         let run = self.path.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy().into_owned();
-        let mut first =
-            format!("{run}: {} benchmarks, {} failed", self.benchmarks.len(), count(|r| r.measures.is_none()));
+        let mut first = format!("{run}: {} benchmarks, {} failed", self.benchmarks.len(), count(is_failed));
         let disturbed = count(is_disturbed);
         if disturbed > 0 {
             first.push_str(&format!(", {disturbed} disturbed (!)"));
@@ -406,8 +405,15 @@ impl Benchmark {
     }
 }
 
+/// Returns whether a benchmark has no result although it should have one.
+fn is_failed(record: &Record) -> bool {
+    record.measures.is_none() && record.status != Status::Excluded
+}
+
 fn headline(record: &Record) -> String {
-    let Some(metrics) = record.measures.as_ref().map(Measures::metrics) else { return "failed".into() };
+    let Some(metrics) = record.measures.as_ref().map(Measures::metrics) else {
+        return if is_failed(record) { "failed".into() } else { record.status.to_string() };
+    };
     metrics.first().map_or(String::new(), |metric| {
         let unit = if metric.unit == MeasureUnit::Bytes { "MB" } else { metric.unit.name() };
         format!("{} {unit}", quantity(metric.value, metric.unit))

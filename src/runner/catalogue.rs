@@ -106,7 +106,7 @@ impl Catalogue {
         let Settings { seed, device, .. } = self.settings;
         Ok(match &self.benchmarks[index].work {
             Work::Generation { scenario, pool, place } => {
-                Box::new(generation_workload(&mut self.pools[*pool], *place, scenario, seed, device)?)
+                generation_workload(&mut self.pools[*pool], *place, scenario, seed, device)?
             }
             Work::Language { group, entry } => {
                 let dtype = language_subject(entry, &self.settings)?.dtype;

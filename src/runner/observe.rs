@@ -10,7 +10,7 @@ use crate::{
     device::DeviceChoice,
     measure::{
         Gauge, Reading,
-        conditions::{Moment, Seen, Watch, Window},
+        conditions::{Seen, Watch, Window},
     },
     record::{Conditions, Limits, Measures, Spread},
 };
@@ -30,9 +30,9 @@ pub struct Observation {
 }
 
 impl Observation {
-    /// Starts with a reading of the limits.
-    pub fn start(gauge: Rc<Gauge>, device: DeviceChoice) -> Self {
-        let watch = Watch::start(device);
+    /// Starts with a reading of the limits. The CPU time of the processes `helpers` counts as the benchmark's.
+    pub fn start(gauge: Rc<Gauge>, device: DeviceChoice, helpers: Vec<u32>) -> Self {
+        let watch = Watch::start(device, helpers);
         let mut started = Self { gauge, readings: Vec::new(), read_at: Instant::now(), watch };
         started.read();
         started
@@ -43,9 +43,9 @@ impl Observation {
         if self.read_at.elapsed() >= BETWEEN_READINGS {
             self.read();
         }
-        let from = Moment::now();
+        let from = self.watch.moment();
         let taken = take();
-        (taken, Window { from, to: Moment::now() })
+        (taken, Window { from, to: self.watch.moment() })
     }
 
     /// Ends with a reading of the limits.

@@ -8,21 +8,41 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use candle_core::{DType, Device};
 
 use crate::{
     measure::memory::{self, DoesNotFit},
-    model::{self, CausalLm, Engine, ModelSpec, Subject},
-    output, record,
+    model::{self, CausalLm, Engine, External, ModelSpec, Subject},
+    output,
+    peer::{PeerName, Unsupported},
+    record,
     scenario::{Counterpart, Tier, expert_grid},
-    settings::Settings,
+    settings::{EngineChoice, Settings},
     text,
-    workload::SharedSubject,
+    workload::{PeerSubject, SharedPeer, SharedSubject},
 };
 
 /// Tells the memory that a model takes on a device; `None` if only loading it tells.
 type Need = Box<dyn Fn(&Device) -> Option<u64>>;
+
+/// Loads a candidate.
+type Load = Box<dyn Fn() -> Result<Loaded>>;
+
+/// A candidate that is ready to run.
+#[derive(Clone)]
+pub enum Loaded {
+    /// A model in this process.
+    Model(SharedSubject),
+    /// A model in the process of a peer.
+    Peer(SharedPeer),
+}
+
+impl From<Subject> for Loaded {
+    fn from(subject: Subject) -> Self {
+        Self::Model(Rc::new(RefCell::new(subject)))
+    }
+}
 
 /// A model that can be loaded.
 pub struct Candidate {
@@ -33,32 +53,29 @@ pub struct Candidate {
     /// The subjects that it is compared with in each scenario.
     pub against: Vec<(Counterpart, record::Subject)>,
     needed_bytes: Need,
-    load: Box<dyn Fn() -> Result<Subject>>,
+    load: Load,
 }
 
 impl Candidate {
     /// Returns the models that the settings name, each on its engines.
     pub fn from_settings(settings: &Settings) -> Vec<Self> {
-        let Settings { dtype, device, seed, .. } = *settings;
-        let candidate = |spec: &ModelSpec, engine: Engine| {
-            let spec = spec.clone();
-            let about = |engine: Engine| record::Subject {
-                dtype: model::dtype_of(&spec, dtype),
-                ..about(&spec.slug(), &engine.to_string(), settings, &spec.to_string(), spec.is_synthetic())
+        let candidate = |spec: &ModelSpec, engine: &EngineChoice, all: &[EngineChoice]| {
+            let about = |engine: &EngineChoice| record::Subject {
+                dtype: model::dtype_of(spec, settings.dtype),
+                ..about(&spec.slug(), &engine.id(), settings, &spec.to_string(), spec.is_synthetic())
             };
-            let is_compared = engine != Engine::Stock && settings.engine.contains(&Engine::Stock);
-            Self {
-                about: about(engine),
-                tier: settings.tier_for(&spec),
-                against: is_compared.then(|| (Counterpart::Stock, about(Engine::Stock))).into_iter().collect(),
-                needed_bytes: {
-                    let spec = spec.clone();
-                    Box::new(move |device| model::needed_bytes(&spec, engine, dtype, device))
-                },
-                load: Box::new(move || model::load(&spec, engine, dtype, device, seed)),
-            }
+            let (needed_bytes, load) = match engine {
+                EngineChoice::Own(engine) => own(spec.clone(), *engine, settings),
+                EngineChoice::Peer(name) => peer(spec.clone(), name.clone(), settings.clone()),
+            };
+            let against = all.iter().filter_map(|other| Some((role(engine, other)?, about(other))));
+            let against = against.collect();
+            Self { about: about(engine), tier: settings.tier_for(spec), against, needed_bytes, load }
         };
-        let on_engines = |spec| settings.engines_for(spec).into_iter().map(move |engine| candidate(spec, engine));
+        let on_engines = |spec| {
+            let engines = settings.engines_for(spec);
+            engines.iter().map(|engine| candidate(spec, engine, &engines)).collect::<Vec<_>>()
+        };
         settings.models.iter().flat_map(on_engines).collect()
     }
 
@@ -80,7 +97,9 @@ impl Candidate {
                 tier,
                 against: twins.map(|(counterpart, twin)| (counterpart, about(&twin.name(skew)))).collect(),
                 needed_bytes: Box::new(move |device| model::expert_grid_bytes(feed_forward, dtype, device)),
-                load: Box::new(move || model::expert_grid(feed_forward, skew, dtype, &device.open()?, seed)),
+                load: Box::new(
+                    move || Ok(model::expert_grid(feed_forward, skew, dtype, &device.open()?, seed)?.into()),
+                ),
             });
         }
         candidates
@@ -106,7 +125,7 @@ impl Candidate {
             load: Box::new(move || {
                 ensure!(precision.blocks().is_none(), "dtype {precision} is only for models of engine tuned");
                 let model = Box::new(load(precision.dtype(), &device.open()?)?);
-                Ok(Subject { model, source: source.clone(), tokenizer: None, eos_token_ids: Vec::new() })
+                Ok(Subject { model, source: source.clone(), tokenizer: None, eos_token_ids: Vec::new() }.into())
             }),
         }
     }
@@ -117,6 +136,57 @@ impl Candidate {
         self.about.source = subject.source.clone();
         self.about.parameters = Some(footprint.parameters);
         self.about.weight_bytes = Some(footprint.weight_bytes);
+    }
+}
+
+/// Makes an error again, for every benchmark that it concerns.
+fn again(error: &anyhow::Error) -> Box<dyn Fn() -> anyhow::Error> {
+    match error.downcast_ref::<Unsupported>().cloned() {
+        Some(unsupported) => Box::new(move || unsupported.clone().into()),
+        None => {
+            let reason = format!("{error:#}");
+            Box::new(move || anyhow!("{reason}"))
+        }
+    }
+}
+
+/// The need and the loader of an engine.
+fn own(spec: ModelSpec, engine: Engine, settings: &Settings) -> (Need, Load) {
+    let Settings { dtype, device, seed, .. } = *settings;
+    let known = spec.clone();
+    let needed_bytes = Box::new(move |device: &Device| model::needed_bytes(&known, engine, dtype, device));
+    (needed_bytes, Box::new(move || Ok(model::load(&spec, engine, dtype, device, seed)?.into())))
+}
+
+/// The need and the loader of a peer.
+fn peer(spec: ModelSpec, name: PeerName, settings: Settings) -> (Need, Load) {
+    let Settings { dtype: precision, device, seed, .. } = settings;
+    let dtype = precision.dtype();
+    let known = spec.clone();
+    let needed_bytes = move |device: &Device| {
+        let model = known.is_synthetic().then(|| External::of(&known).ok()).flatten()?;
+        Some(model.needed_bytes(dtype, device))
+    };
+    let load = move || {
+        ensure!(precision.blocks().is_none(), "dtype {precision} is only for models of engine tuned");
+        let launch = settings.peers.get(&name).with_context(|| format!("peer {name} has no command"))?;
+        let threads = candle_core::utils::get_num_threads();
+        let model = External::of(&spec)?;
+        let subject = PeerSubject::load((&name, launch), model, (dtype, device, threads, seed), &settings.out)?;
+        Ok(Loaded::Peer(Rc::new(RefCell::new(subject))))
+    };
+    (Box::new(needed_bytes), Box::new(load))
+}
+
+/// The role of `other` for an engine of the same model; `None` if the two are not compared. Every engine is compared with
+/// `stock`, and those of this crate with the peers.
+fn role(engine: &EngineChoice, other: &EngineChoice) -> Option<Counterpart> {
+    use EngineChoice::{Own, Peer};
+    match (engine, other) {
+        (Own(Engine::Stock), _) => None,
+        (_, Own(Engine::Stock)) => Some(Counterpart::Stock),
+        (Own(_), Peer(_)) => Some(Counterpart::Peer),
+        _ => None,
     }
 }
 
@@ -131,6 +201,7 @@ fn about(model: &str, engine: &str, settings: &Settings, source: &str, synthetic
         parameters: None,
         weight_bytes: None,
         sizes: BTreeMap::new(),
+        peer: None,
     }
 }
 
@@ -142,11 +213,12 @@ pub struct Pool {
 
 struct Place {
     candidate: Candidate,
-    subject: Option<SharedSubject>,
+    subject: Option<Loaded>,
     /// Memory that loading the subject took.
     bytes: u64,
-    /// Why loading failed. The pool does not retry, because every scenario would repeat a failed download.
-    unloadable: Option<String>,
+    /// Makes the error with which loading failed. The pool does not retry, because every scenario would repeat a failed
+    /// download.
+    unloadable: Option<Box<dyn Fn() -> anyhow::Error>>,
 }
 
 impl Pool {
@@ -171,21 +243,21 @@ impl Pool {
 
     /// Returns the subject and loads it first if needed. If it does not fit in memory, the pool unloads the other
     /// subjects and retries.
-    pub fn subject(&mut self, place: usize) -> Result<SharedSubject> {
+    pub fn subject(&mut self, place: usize) -> Result<Loaded> {
         if let Some(subject) = &self.places[place].subject {
             return Ok(subject.clone());
         }
-        if let Some(reason) = &self.places[place].unloadable {
-            bail!("{reason}");
+        if let Some(error) = &self.places[place].unloadable {
+            return Err(error());
         }
         let loaded = self.load(place);
         // A model that does not fit now may fit once others are released, and refusing it takes no time.
         let lasting = loaded.as_ref().err().filter(|error| !error.is::<DoesNotFit>());
-        self.places[place].unloadable = lasting.map(|error| format!("{error:#}"));
-        Ok(self.places[place].subject.insert(Rc::new(RefCell::new(loaded?))).clone())
+        self.places[place].unloadable = lasting.map(again);
+        Ok(self.places[place].subject.insert(loaded?).clone())
     }
 
-    fn load(&mut self, place: usize) -> Result<Subject> {
+    fn load(&mut self, place: usize) -> Result<Loaded> {
         let started = Instant::now();
         let mut before = memory::current_bytes(&self.device);
         let mut loaded = (self.places[place].candidate.load)();
@@ -197,8 +269,12 @@ impl Pool {
         }
         let subject = loaded?;
         self.places[place].bytes = memory::current_bytes(&self.device).saturating_sub(before);
-        self.places[place].candidate.learn(&subject);
-        let about = &self.places[place].candidate.about;
+        let candidate = &mut self.places[place].candidate;
+        match &subject {
+            Loaded::Model(subject) => candidate.learn(&subject.borrow()),
+            Loaded::Peer(subject) => subject.borrow().describe(&mut candidate.about),
+        }
+        let about = &candidate.about;
         if started.elapsed() > Duration::from_secs(1) {
             let seconds = started.elapsed().as_secs_f64();
             output::report(format_args!("{}: loaded in {seconds:.1} s", text::line(&about.model)));

@@ -191,6 +191,7 @@ fn subject(model: &str, engine: &str) -> Subject {
         parameters: Some(30_000_000),
         weight_bytes: Some(120_000_000),
         sizes: BTreeMap::new(),
+        peer: None,
     }
 }
 
@@ -231,7 +232,7 @@ fn generation(scenario: &scenario::Generation, feed_forward: Option<FeedForward>
         prefill_tokens_per_s: 1e3 * scenario.prompt_tokens as f64 / ttft_ms,
         decode_tokens_per_s: decodes(1e3 / tpot_ms),
         tokens_per_s: 1e3 * scenario.new_tokens as f64 / total_ms,
-        sampling_share: 0.001,
+        sampling_share: Some(0.001),
         cache_used_bytes: 6144 * scenario.total_tokens() as u64,
         cache_allocated_bytes: 6144 * scenario.total_tokens() as u64,
         peak_bytes: Some(130_000_000 + draw.between(0.0, 1e6) as u64),

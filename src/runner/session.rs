@@ -19,6 +19,7 @@ use crate::{
     kernels::{inference, system::set_variable},
     measure::{Gauge, gpu, machine, memory},
     names::PathName,
+    peer::Unsupported,
     record::{self, BenchmarkId, Machine, Record, SCHEMA, Sink, Software, Status},
     settings::{Settings, most_threads},
     workload::{Measured, Outcome},
@@ -92,12 +93,12 @@ impl Session {
         self.gauge().map(drop)
     }
 
-    /// Starts to observe the machine for a benchmark.
+    /// Starts to observe the machine for a benchmark, whose work the processes `helpers` do beside this one.
     ///
     /// # Errors
     /// Returns an error if the device fails.
-    pub(crate) fn observe(&self) -> Result<Observation> {
-        Ok(Observation::start(self.gauge()?, self.settings.device))
+    pub(crate) fn observe(&self, helpers: Vec<u32>) -> Result<Observation> {
+        Ok(Observation::start(self.gauge()?, self.settings.device, helpers))
     }
 
     /// Makes the record of a benchmark that has just ended.
@@ -110,7 +111,10 @@ impl Session {
     ) -> Record {
         let (status, reason, measures, mut unmeasured) = match outcome.measured {
             Ok(Measured { measures, unmeasured }) => (Status::Measured, None, Some(measures), unmeasured),
-            Err(error) => (Status::Failed, Some(one_line(&format!("{error:#}"))), None, BTreeMap::new()),
+            Err(error) => {
+                let status = if error.is::<Unsupported>() { Status::Excluded } else { Status::Failed };
+                (status, Some(one_line(&format!("{error:#}"))), None, BTreeMap::new())
+            }
         };
         if let Some(reason) = &self.gpu_unknown {
             unmeasured.insert("machine.gpu".into(), reason.clone());

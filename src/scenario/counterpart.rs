@@ -13,6 +13,8 @@ pub enum Counterpart {
     Scenario,
     /// The same model and scenario on the engine `stock`.
     Stock,
+    /// The same model and scenario in another system.
+    Peer,
     /// The dense decoder as wide as the experts of one token.
     ActiveTwin,
     /// The dense decoder as wide as all experts.
@@ -26,6 +28,7 @@ impl fmt::Display for Counterpart {
         f.write_str(match self {
             Self::Scenario => "scenario",
             Self::Stock => "stock",
+            Self::Peer => "peer",
             Self::ActiveTwin => "active twin",
             Self::TotalTwin => "total twin",
             Self::Plain => "plain",

@@ -2,15 +2,15 @@
 
 use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
 
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 
-use super::{Iteration, Measured, Outcome, Workload, drop_warm_up};
+use super::{Iteration, Measured, Outcome, Workload, drop_warm_up, energy::Energy};
 use crate::{
     device::DeviceChoice,
-    generate::{self, Request, Timeline},
-    measure::{gpu, memory::Peak},
+    generate::{self, Request, Required, Timeline},
+    measure::memory::Peak,
     model::Subject,
-    record::{Limits, Measures, Routing},
+    record::{self, Limits, Measures, Routing},
 };
 
 /// A loaded model that a pool and a workload share. One thread uses it.
@@ -21,14 +21,12 @@ pub struct GenerationWorkload {
     subject: SharedSubject,
     prompt: Vec<u32>,
     request: Request,
-    device: DeviceChoice,
     deviates: Option<String>,
     timelines: Vec<Timeline>,
     /// Use of the experts by the last generation.
     routing: Option<Routing>,
     peak: Peak,
-    joules: Vec<f64>,
-    energy_unknown: Option<String>,
+    energy: Energy,
 }
 
 impl GenerationWorkload {
@@ -53,13 +51,11 @@ impl GenerationWorkload {
             subject,
             prompt,
             request,
-            device,
             deviates,
             timelines: Vec::new(),
             routing: None,
             peak,
-            joules: Vec::new(),
-            energy_unknown: None,
+            energy: Energy::of(device),
         })
     }
 
@@ -68,37 +64,34 @@ impl GenerationWorkload {
         self.timelines.last().map_or(&[], |timeline| &timeline.tokens)
     }
 
-    fn energy_joules(&self) -> Result<f64> {
-        match self.device {
-            DeviceChoice::Cuda(ordinal) => gpu::energy_joules(ordinal),
-            DeviceChoice::Cpu | DeviceChoice::Metal => Err(anyhow!("energy is not measured on {}", self.device)),
-        }
-    }
-
     fn measures(&self, samples: &[usize], limits: &Limits) -> Result<Measured> {
         let subject = self.subject.borrow();
-        let (model, peak_bytes) = (subject.model.as_ref(), self.peak.most().ok());
-        let timelines = &self.timelines;
-        let mut measures = generate::summarise(model, &self.request, timelines, samples, peak_bytes, Some(limits))?;
-        measures.routing = self.routing.clone();
-        let mut unmeasured = BTreeMap::new();
-        let mut note = |field: &str, reason: &str| unmeasured.insert(field.to_owned(), reason.to_owned());
-        if !self.joules.is_empty() {
-            let joules = self.joules.iter().sum::<f64>() / self.joules.len() as f64;
-            measures.joules_per_token = Some(joules / measures.generated_tokens as f64);
-        } else if let Some(reason) = &self.energy_unknown {
-            note("joules_per_token", reason);
-        }
-        if let Err(reason) = self.peak.most() {
-            note("peak_bytes", reason);
-        }
-        if measures.tpot_ms.is_none() {
-            for field in ["itl_p50_ms", "itl_p95_ms", "itl_p99_ms", "tpot_ms", "decode_tokens_per_s", "mbu"] {
-                note(field, "only one token was generated");
-            }
-        }
-        Ok(Measured { measures: Measures::Generation(measures), unmeasured })
+        let required = |prompt_tokens, steps| Required::by(subject.model.as_ref(), prompt_tokens, steps);
+        let peak_bytes = self.peak.most();
+        let measures =
+            generate::summarise(required, &self.request, &self.timelines, samples, peak_bytes.ok(), Some(limits))?;
+        let measures = record::Generation { routing: self.routing.clone(), ..measures };
+        Ok(measured(measures, &self.energy, peak_bytes.err()))
     }
+}
+
+/// Adds the energy, and the reasons for empty fields.
+pub(super) fn measured(mut measures: record::Generation, energy: &Energy, no_peak: Option<&str>) -> Measured {
+    let mut unmeasured = BTreeMap::new();
+    let mut note = |field: &str, reason: &str| unmeasured.insert(field.to_owned(), reason.to_owned());
+    match energy.mean_joules() {
+        Ok(joules) => measures.joules_per_token = Some(joules / measures.generated_tokens as f64),
+        Err(reason) => drop(note("joules_per_token", reason)),
+    }
+    if let Some(reason) = no_peak {
+        note("peak_bytes", reason);
+    }
+    if measures.tpot_ms.is_none() {
+        for field in ["itl_p50_ms", "itl_p95_ms", "itl_p99_ms", "tpot_ms", "decode_tokens_per_s", "mbu"] {
+            note(field, "only one token was generated");
+        }
+    }
+    Measured { measures: Measures::Generation(measures), unmeasured }
 }
 
 impl Workload for GenerationWorkload {
@@ -106,13 +99,8 @@ impl Workload for GenerationWorkload {
     /// that shares the subject neither counts nor frees this one's cache.
     fn iterate(&mut self) -> Result<Iteration> {
         self.peak.begin();
-        let before = self.energy_joules();
         let mut subject = self.subject.borrow_mut();
-        let timeline = generate::run(subject.model.as_mut(), &self.prompt, &self.request)?;
-        match (before, self.energy_joules()) {
-            (Ok(before), Ok(after)) => self.joules.push(after - before),
-            (Err(error), _) | (_, Err(error)) => self.energy_unknown = Some(format!("{error:#}")),
-        }
+        let timeline = self.energy.over(|| generate::run(subject.model.as_mut(), &self.prompt, &self.request))?;
         let peak_bytes = self.peak.end();
         self.routing = generate::routing(subject.model.as_ref());
         subject.model.reset()?;
@@ -124,7 +112,7 @@ impl Workload for GenerationWorkload {
 
     fn forget_last(&mut self) {
         self.timelines.pop();
-        self.joules.pop();
+        self.energy.iterations().pop();
     }
 
     fn output_digest(&self) -> Option<String> {
@@ -133,7 +121,7 @@ impl Workload for GenerationWorkload {
 
     fn finish(mut self: Box<Self>, samples: &[usize], limits: &Limits) -> Outcome {
         drop_warm_up(&mut self.timelines, samples);
-        drop_warm_up(&mut self.joules, samples);
+        drop_warm_up(self.energy.iterations(), samples);
         Outcome { measured: self.measures(samples, limits), deviates: self.deviates }
     }
 }

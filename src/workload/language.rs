@@ -61,6 +61,7 @@ pub fn language_subject(entry: &Trained, settings: &Settings) -> Result<record::
         // The trained weights are f32 in every compute precision.
         weight_bytes: Some(4 * parameters),
         sizes: sizes.into_iter().map(|(name, size)| (name.to_owned(), size as u64)).collect(),
+        peer: None,
     })
 }
 

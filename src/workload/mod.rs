@@ -1,14 +1,18 @@
-//! One iteration of each kind of benchmark: a generation, a step of a language model, a step of a network for series.
+//! One iteration of each kind of benchmark: a generation, here or by a peer, a step of a language model, a step of a network
+//! for series.
 //!
 //! A [`Workload`] runs iterations and turns those that count into measures. It does not decide how often it runs: the
 //! runners do. Each file implements one kind.
 
+mod energy;
 mod generation;
 mod language;
+mod peer;
 pub mod series;
 
 pub use generation::{GenerationWorkload, SharedSubject};
 pub use language::{LanguageWorkload, language_bytes, language_subject};
+pub use peer::{PeerSubject, PeerWorkload, SharedPeer};
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -30,6 +34,11 @@ pub trait Workload {
     /// Digest of the output of the last iteration; `None` if the output is not compared.
     fn output_digest(&self) -> Option<String> {
         None
+    }
+
+    /// Ids of the processes that do the work beside this one.
+    fn helpers(&self) -> Vec<u32> {
+        Vec::new()
     }
 
     /// Ends the work and summarises the last iterations. `samples` holds the number of iterations of each sample, in

@@ -420,6 +420,7 @@ impl Saving {
             parameters: None,
             weight_bytes: None,
             sizes: Default::default(),
+            peer: None,
         };
         let failed = (report.summary.all.requests == report.summary.all.failed)
             .then(|| report.verdict.reasons.first().cloned().unwrap_or_default());

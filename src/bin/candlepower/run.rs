@@ -11,7 +11,7 @@ use candlepower::{
     report::table,
     runner::{self, Candidate, Session},
     scenario::{GENERATION, Generation, Sampling, Tier},
-    settings::Settings,
+    settings::{EngineChoice, Settings},
     workload::{GenerationWorkload, Outcome, SharedSubject},
 };
 use clap::Args;
@@ -114,9 +114,12 @@ impl Run {
         );
         let [spec] = settings.models.as_slice() else { bail!("--model={}: name one model", self.model) };
         let engine = match settings.engines_for(spec)[..] {
-            [engine] => engine,
+            [EngineChoice::Own(engine)] => engine,
             // By default, an embedded model has several.
-            [engine, ..] if settings.sources["engine"].from == "default" => engine,
+            [EngineChoice::Own(engine), ..] if settings.sources["engine"].from == "default" => engine,
+            [EngineChoice::Peer(_)] => {
+                bail!("--engine={}: peers run under `candlepower bench`", settings.sources["engine"].value)
+            }
             _ => bail!("--engine={}: name one engine", settings.sources["engine"].value),
         };
         let mut session = Session::new(settings.clone())?;

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use candlepower::{
     model,
     record::{self, Measures, Record},
     runner::{Candidate, Session},
-    settings::Settings,
+    settings::{EngineChoice, Settings},
     workload::{Measured, Outcome},
 };
 
@@ -18,8 +18,11 @@ pub fn load(settings: &Settings) -> Result<Vec<(record::Subject, model::Subject)
     for spec in &settings.models {
         let engines = settings.engines_for(spec);
         for engine in engines.iter().take(if is_default { 1 } else { engines.len() }) {
-            let subject = model::load(spec, *engine, settings.dtype, settings.device, settings.seed)?;
-            let one = Settings { models: vec![spec.clone()], engine: vec![*engine], ..settings.clone() };
+            let EngineChoice::Own(own) = engine else {
+                bail!("engine {engine}: a peer gives no logits, so it has no score: name stock or tuned")
+            };
+            let subject = model::load(spec, *own, settings.dtype, settings.device, settings.seed)?;
+            let one = Settings { models: vec![spec.clone()], engine: vec![engine.clone()], ..settings.clone() };
             let mut candidate = Candidate::from_settings(&one).remove(0);
             candidate.learn(&subject);
             loaded.push((candidate.about, subject));

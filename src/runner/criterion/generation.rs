@@ -11,9 +11,9 @@ use crate::{
     generate::{self, Request},
     measure::TokenTime,
     record::BenchmarkId,
-    runner::pool::{Candidate, Pool},
+    runner::pool::{Candidate, Loaded, Pool},
     scenario::{Counterpart, Generation},
-    workload::GenerationWorkload,
+    workload::{GenerationWorkload, PeerWorkload, Workload},
 };
 
 impl Suite {
@@ -34,9 +34,7 @@ impl Suite {
                 subject: candidate.about.clone(),
                 counterparts: counterparts(scenario, &candidate),
                 needs: Box::new(move || (place, pool.borrow().needed_bytes(place))),
-                prepare: Box::new(move || {
-                    Ok(Box::new(workload(&mut pool.borrow_mut(), place, scenario, seed, device)?))
-                }),
+                prepare: Box::new(move || workload(&mut pool.borrow_mut(), place, scenario, seed, device)),
             });
         }
         let mut turns = Turns::new(&entries, generations(), &self.session);
@@ -83,13 +81,21 @@ pub(in crate::runner) fn workload(
     scenario: &Generation,
     seed: u64,
     device: DeviceChoice,
-) -> Result<GenerationWorkload> {
-    let subject = pool.subject(place)?;
-    let bytes_beside = pool.bytes_beside(place);
-    let prompt = {
-        let loaded = subject.borrow();
-        generate::prompt_ids(loaded.tokenizer.as_ref(), loaded.model.vocab_size(), scenario.prompt_tokens, seed)?
-    };
+) -> Result<Box<dyn Workload>> {
     let request = Request { new_tokens: scenario.new_tokens, sampling: scenario.sampling, seed, stop: Vec::new() };
-    GenerationWorkload::new(subject, bytes_beside, prompt, request, device)
+    match pool.subject(place)? {
+        Loaded::Model(subject) => {
+            let bytes_beside = pool.bytes_beside(place);
+            let prompt = {
+                let loaded = subject.borrow();
+                let vocab_size = loaded.model.vocab_size();
+                generate::prompt_ids(loaded.tokenizer.as_ref(), vocab_size, scenario.prompt_tokens, seed)?
+            };
+            Ok(Box::new(GenerationWorkload::new(subject, bytes_beside, prompt, request, device)?))
+        }
+        Loaded::Peer(subject) => {
+            let prompt = subject.borrow().prompt(scenario.prompt_tokens, seed)?;
+            Ok(Box::new(PeerWorkload::new(subject, prompt, request)?))
+        }
+    }
 }

@@ -30,7 +30,7 @@ use crate::{
     files,
     measure::{PeakBytes, conditions::Window, memory, peak_bytes},
     output,
-    record::{self, PairedRatio, Record, check_writable},
+    record::{self, PairedRatio, Record, Status, check_writable},
     report,
     scenario::Counterpart,
     settings::{EVEN_IF_DISTURBED, Settings, criterion_home},
@@ -160,7 +160,9 @@ impl Suite {
                     is_inside = true;
                     let start = || -> Result<_> {
                         session.prepare()?;
-                        Ok(((entry.prepare)()?, session.observe()?))
+                        let workload = (entry.prepare)()?;
+                        let observation = session.observe(workload.helpers())?;
+                        Ok((workload, observation))
                     };
                     let (workload, observation) = match &mut running {
                         Some(running) => running,
@@ -278,8 +280,10 @@ impl Suite {
         record.ratios = ratios;
         record.unmeasured.extend(ended.unpaired.map(|reason| ("ratios".to_owned(), reason)));
         self.ran += 1;
-        if let Some(reason) = &record.reason {
-            self.failed(format!("{}: {reason}", record.id));
+        match (&record.reason, record.status) {
+            (Some(reason), Status::Excluded) => output::report(format_args!("\n{}: excluded: {reason}", record.id)),
+            (Some(reason), _) => self.failed(format!("{}: {reason}", record.id)),
+            (None, _) => {}
         }
         if self.measures {
             if let Err(error) = self.session.append(&mut record) {

@@ -173,7 +173,8 @@ fn measure(set: &[usize], entries: &[Entry], plan: Plan, session: &Session) -> R
     }
 
     output::report(format_args!("Measuring {work}, such as {}", entries[set[0]].id()));
-    let mut observation = session.observe()?;
+    let helpers = workloads.iter().flatten().flat_map(|workload| workload.helpers()).collect();
+    let mut observation = session.observe(helpers)?;
     let turns = turns::take(workloads, plan, |run| observation.sample(run).1);
     let observed = observation.end();
 

@@ -191,6 +191,7 @@ pub fn series_subject(combination: &Combination, grid: &SeriesGrid) -> Subject {
         parameters,
         weight_bytes: parameters.map(|count| count * grid.dtype.size_in_bytes() as u64),
         sizes: combination.sizes(),
+        peer: None,
     }
 }
 

@@ -1,0 +1,204 @@
+//! A running peer. It may be any program, so every answer is checked.
+
+use std::{
+    fmt,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, anyhow, bail, ensure};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::{
+    PeerName,
+    launch::{self, Launch},
+    protocol::{Described, Generated, LINE_MAX_BYTES, Loaded, Model, Ready, Request, VERSION},
+};
+use crate::{
+    dialogue::{Dialogue, quoted},
+    record,
+    scenario::Sampling,
+};
+
+/// How long a peer may take to end after it is told to.
+const GOODBYE: Duration = Duration::from_secs(2);
+
+/// A running peer. Dropping it ends the process.
+pub struct Peer {
+    /// Its name in errors.
+    name: String,
+    dialogue: Dialogue,
+    timeout: Duration,
+    threads: usize,
+    /// Name, version and command for records.
+    about: record::Peer,
+    /// Why the peer is not asked any more: it has ended, or it broke the protocol and was ended.
+    lost: Option<String>,
+}
+
+/// A benchmark that a peer does not run.
+#[derive(Clone, Debug)]
+pub struct Unsupported {
+    peer: String,
+    reason: String,
+}
+
+impl fmt::Display for Unsupported {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} does not support it: {}", self.peer, self.reason)
+    }
+}
+
+impl std::error::Error for Unsupported {}
+
+impl Peer {
+    /// Starts a peer and asks what it is. `out` is the folder of the records.
+    ///
+    /// # Errors
+    /// When it does not start, or does not speak this version of the protocol.
+    pub fn start(name: &PeerName, launch: &Launch, out: &Path, threads: usize) -> Result<Self> {
+        let words = launch.words(name, out)?;
+        let process = launch::process(&words, threads);
+        let own_name = format!("peer {name}");
+        let dialogue = Dialogue::start(&own_name, process, LINE_MAX_BYTES, None)?;
+        let about = record::Peer { name: String::new(), version: String::new(), command: words.join(" ") };
+        let mut peer = Self { name: own_name, dialogue, timeout: launch.start_timeout, threads, about, lost: None };
+        let described: Described = peer.ask(&Request::Describe { protocol: VERSION }, |described: &Described, _| {
+            ensure!(
+                described.protocol == VERSION,
+                "it speaks version {} of the protocol, and this program version {VERSION}",
+                described.protocol
+            );
+            Ok(())
+        })?;
+        peer.about.name = quoted(described.name.as_bytes());
+        peer.about.version = quoted(described.version.as_bytes());
+        peer.timeout = launch.timeout;
+        Ok(peer)
+    }
+
+    /// Process id.
+    pub fn id(&self) -> u32 {
+        self.dialogue.id()
+    }
+
+    /// Name, version and command for records.
+    pub fn about(&self) -> &record::Peer {
+        &self.about
+    }
+
+    /// Loads a model with so many `parameters`.
+    ///
+    /// # Errors
+    /// When the peer cannot load it, or loads something else.
+    pub fn load(&mut self, model: Model, dtype: &str, device: &str, parameters: u64) -> Result<Loaded> {
+        let threads = self.threads;
+        self.ask(&Request::Load { model, dtype, device, threads }, |loaded: &Loaded, _| {
+            let found = (loaded.dtype.as_str(), loaded.device.as_str(), loaded.threads);
+            ensure!(
+                found == (dtype, device, threads),
+                "it loaded the model in {} on {} with {} threads instead of in {dtype} on {device} with {threads} threads",
+                quoted(loaded.dtype.as_bytes()),
+                quoted(loaded.device.as_bytes()),
+                loaded.threads
+            );
+            ensure!(
+                loaded.parameters == parameters,
+                "it loaded a model of {} parameters instead of {parameters}",
+                loaded.parameters
+            );
+            Ok(())
+        })
+    }
+
+    /// Empties the sequence and prepares one of up to `tokens`.
+    ///
+    /// # Errors
+    /// When the peer fails, and [`Unsupported`] when it does not sample so or hold so many tokens.
+    pub fn reset(&mut self, tokens: usize, sampling: Sampling, seed: u64) -> Result<()> {
+        self.ask(&Request::Reset { tokens, sampling, seed }, |_: &Ready, _| Ok(())).map(drop)
+    }
+
+    /// Computes a prompt and chooses the first token, of a vocabulary of `vocab_size`.
+    ///
+    /// # Errors
+    /// When the peer fails or its answer is wrong.
+    pub fn prefill(&mut self, ids: &[u32], vocab_size: usize) -> Result<Generated> {
+        self.ask(&Request::Prefill { ids }, |generated, elapsed| check(generated, 1, vocab_size, elapsed))
+    }
+
+    /// Chooses `count` more tokens.
+    ///
+    /// # Errors
+    /// When the peer fails or its answer is wrong.
+    pub fn step(&mut self, count: usize, vocab_size: usize) -> Result<Generated> {
+        self.ask(&Request::Step { count }, |generated, elapsed| check(generated, count, vocab_size, elapsed))
+    }
+
+    /// Asks, and checks the answer, given the time that it took. After a wrong answer the peer is not asked again.
+    fn ask<T: DeserializeOwned>(
+        &mut self,
+        request: &Request,
+        check: impl FnOnce(&T, Duration) -> Result<()>,
+    ) -> Result<T> {
+        if let Some(reason) = &self.lost {
+            bail!("it is not asked again: {reason}");
+        }
+        let started = Instant::now();
+        let answered = self.dialogue.send(request).and_then(|()| self.dialogue.receive::<Value>(self.timeout));
+        let elapsed = started.elapsed();
+        if let Some(refusal) = answered.as_ref().ok().and_then(|answer| self.refusal(answer)) {
+            return Err(refusal);
+        }
+        let checked = answered.and_then(|answer| {
+            let read = serde_json::from_value::<T>(answer);
+            let read = read.map_err(|error| anyhow!("its answer is wrong: {}", quoted(error.to_string().as_bytes())));
+            let checked = read.and_then(|answer| check(&answer, elapsed).map(|()| answer));
+            checked.map_err(|error| self.dialogue.complaint(error))
+        });
+        if let Err(error) = &checked {
+            self.lost = Some(format!("{error:#}"));
+            self.dialogue.end(Duration::ZERO);
+        }
+        checked
+    }
+
+    /// Why the peer did not serve a request, if it says so.
+    fn refusal(&self, answer: &Value) -> Option<anyhow::Error> {
+        let told = |key: &str| Some(quoted(answer.get(key)?.as_str()?.as_bytes()));
+        let unsupported = |reason| anyhow!(Unsupported { peer: self.name.clone(), reason });
+        told("unsupported").map(unsupported).or_else(|| told("error").map(|reason| anyhow!("{}: {reason}", self.name)))
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        if self.lost.is_none() && self.dialogue.send(&Request::Close {}).is_ok() {
+            self.dialogue.end(GOODBYE);
+        }
+    }
+}
+
+/// Checks that tokens are as many as asked for and of the vocabulary, and that their times are possible.
+fn check(generated: &Generated, count: usize, vocab_size: usize, elapsed: Duration) -> Result<()> {
+    let Generated { tokens, ns, .. } = generated;
+    ensure!(
+        tokens.len() == count && ns.len() == count,
+        "it sent {} tokens and {} times instead of {count} of each",
+        tokens.len(),
+        ns.len()
+    );
+    if let Some(token) = tokens.iter().find(|token| **token as usize >= vocab_size) {
+        bail!("it chose token {token}, but the vocabulary of the model has {vocab_size} tokens");
+    }
+    ensure!(!ns.contains(&0), "a token took 0 ns");
+    let sum: u128 = ns.iter().map(|ns| u128::from(*ns)).sum();
+    ensure!(
+        sum <= elapsed.as_nanos(),
+        "its times add up to {:.3} s, but its answer came after {:.3} s",
+        sum as f64 / 1e9,
+        elapsed.as_secs_f64()
+    );
+    Ok(())
+}

@@ -1,0 +1,88 @@
+//! The messages between candlepower and a peer: one JSON object per line. `src/guide/peers.md` specifies them. Instead of the
+//! answer to a request, a peer may send `{"unsupported": reason}` or `{"error": reason}`.
+
+use serde::{Deserialize, Serialize};
+
+use crate::scenario::Sampling;
+
+/// Version of the protocol. It is raised when a message changes its meaning or is removed, not when a field is added.
+pub const VERSION: u32 = 1;
+
+/// Longest line of a peer.
+pub const LINE_MAX_BYTES: u64 = 4 << 20;
+
+/// A request to a peer.
+#[derive(Clone, Debug, Serialize)]
+#[serde(tag = "request", rename_all = "snake_case")]
+pub enum Request<'a> {
+    /// Describe yourself. The answer is [`Described`].
+    Describe {
+        /// [`VERSION`].
+        protocol: u32,
+    },
+    /// Load a model. The answer is [`Loaded`].
+    Load { model: Model<'a>, dtype: &'a str, device: &'a str, threads: usize },
+    /// Empty the sequence and prepare one of up to `tokens`. The answer is [`Ready`].
+    Reset { tokens: usize, sampling: Sampling, seed: u64 },
+    /// Compute the prompt and choose a token. The answer is [`Generated`].
+    Prefill { ids: &'a [u32] },
+    /// Choose `count` more tokens. The answer is [`Generated`].
+    Step { count: usize },
+    /// End. There is no answer.
+    Close {},
+}
+
+/// The model that a peer loads.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Model<'a> {
+    /// The shape of a published model with weights drawn from a seed.
+    Seeded {
+        /// The text of its `config.json`.
+        config: &'a str,
+        /// Seed of the weights.
+        seed: u64,
+    },
+    /// A folder in the layout of the Hub.
+    Folder(&'a str),
+}
+
+/// What a peer is.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Described {
+    pub protocol: u32,
+    pub name: String,
+    pub version: String,
+}
+
+/// What a peer has loaded.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub struct Loaded {
+    /// Data type of the weights and the computation.
+    pub dtype: String,
+    /// Device of the model.
+    pub device: String,
+    /// CPU threads that it computes with.
+    pub threads: usize,
+    /// Number of parameters. A head that is tied to the embedding counts once.
+    pub parameters: u64,
+    /// Bytes of the weights in memory.
+    pub weight_bytes: u64,
+}
+
+/// The sequence is empty.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Ready {}
+
+/// Tokens that a peer has chosen.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+pub struct Generated {
+    /// Ids of the tokens.
+    pub tokens: Vec<u32>,
+    /// Time of each token, by a monotonic clock.
+    pub ns: Vec<u64>,
+    /// Bytes that the cache of the sequence holds.
+    pub cache_bytes: u64,
+    /// Peak memory since the last reset, weights included; `None` if the peer does not count it.
+    pub peak_bytes: Option<u64>,
+}

@@ -1,0 +1,181 @@
+//! One generation of a peer per iteration. The peer takes the times, because those of this process would include the way
+//! between the two.
+
+use std::{cell::RefCell, path::Path, rc::Rc, thread, time::Duration};
+
+use anyhow::Result;
+use candle_core::DType;
+
+use super::{Iteration, Measured, Outcome, Workload, drop_warm_up, energy::Energy, generation::measured};
+use crate::{
+    device::DeviceChoice,
+    generate::{self, FinishReason, Request, Required, Timeline},
+    model::{CacheBytes, External},
+    peer::{Generated, Launch, Loaded, Model, Peer, PeerName},
+    record::{self, Limits},
+};
+
+/// Pause before and after a generation, which is not timed. Waiting threads of OpenMP and of our own pools spin for some
+/// milliseconds, and those of one side must not slow down the other.
+const SETTLE: Duration = Duration::from_millis(30);
+
+/// A peer that has loaded a model.
+pub struct PeerSubject {
+    peer: Peer,
+    model: External,
+    loaded: Loaded,
+    dtype: DType,
+    device: DeviceChoice,
+}
+
+/// A peer that a pool and a workload share.
+pub type SharedPeer = Rc<RefCell<PeerSubject>>;
+
+impl PeerSubject {
+    /// Starts a peer and lets it load a model. `out` is the folder of the records, and `seed` that of seeded weights.
+    ///
+    /// # Errors
+    /// Returns an error if memory is missing, or the peer does not start or load.
+    pub fn load(
+        (name, launch): (&PeerName, &Launch),
+        model: External,
+        (dtype, device, threads, seed): (DType, DeviceChoice, usize, u64),
+        out: &Path,
+    ) -> Result<Self> {
+        model.ensure_fits(dtype, &device.open()?)?;
+        let mut peer = Peer::start(name, launch, out, threads)?;
+        let folder;
+        let weights = match model.shape() {
+            Some(config) => Model::Seeded { config, seed },
+            None => {
+                folder = model.folder()?;
+                Model::Folder(&folder)
+            }
+        };
+        let parameters = model.config().parameters();
+        let loaded = peer.load(weights, dtype.as_str(), &device.to_string(), parameters)?;
+        Ok(Self { peer, model, loaded, dtype, device })
+    }
+
+    /// Fills in the properties that only the running peer knows.
+    pub fn describe(&self, subject: &mut record::Subject) {
+        subject.source = self.model.source().to_owned();
+        subject.parameters = Some(self.loaded.parameters);
+        subject.weight_bytes = Some(self.loaded.weight_bytes);
+        subject.peer = Some(self.peer.about().clone());
+    }
+
+    /// Makes a prompt, as for the engines.
+    ///
+    /// # Errors
+    /// See [`generate::prompt_ids`].
+    pub fn prompt(&self, tokens: usize, seed: u64) -> Result<Vec<u32>> {
+        generate::prompt_ids(self.model.tokenizer(), self.model.config().vocab_size, tokens, seed)
+    }
+
+    fn reset(&mut self, tokens: usize, request: &Request) -> Result<()> {
+        self.peer.reset(tokens, request.sampling, request.seed)
+    }
+
+    /// Runs one generation.
+    fn generate(&mut self, prompt: &[u32], request: &Request) -> Result<(Timeline, Generated)> {
+        let vocab_size = self.model.config().vocab_size;
+        self.reset(prompt.len() + request.new_tokens, request)?;
+        let first = self.peer.prefill(prompt, vocab_size)?;
+        let rest = match request.new_tokens {
+            1 => Generated { tokens: Vec::new(), ns: Vec::new(), ..first.clone() },
+            tokens => self.peer.step(tokens - 1, vocab_size)?,
+        };
+        let timeline = Timeline {
+            prompt_tokens: prompt.len(),
+            ttft: first.ns.iter().copied().map(Duration::from_nanos).sum(),
+            steps: rest.ns.iter().copied().map(Duration::from_nanos).collect(),
+            sampling: None,
+            waiting: Duration::ZERO,
+            tokens: first.tokens.into_iter().chain(rest.tokens.iter().copied()).collect(),
+            finish_reason: FinishReason::Length,
+        };
+        let peak_bytes = first.peak_bytes.zip(rest.peak_bytes).map(|(first, rest)| first.max(rest));
+        Ok((timeline, Generated { peak_bytes, ..rest }))
+    }
+}
+
+/// Generations of a peer with one prompt.
+pub struct PeerWorkload {
+    subject: SharedPeer,
+    prompt: Vec<u32>,
+    request: Request,
+    timelines: Vec<Timeline>,
+    /// Bytes of the cache after the last generation.
+    cache_bytes: u64,
+    /// Peak of all generations; `None` if the peer does not count it.
+    peak_bytes: Option<u64>,
+    energy: Energy,
+}
+
+impl PeerWorkload {
+    /// Prepares generations. The peer is asked whether it supports them.
+    ///
+    /// # Errors
+    /// Returns an error if the generation is too long for the model, and [`Unsupported`](crate::peer::Unsupported) if the
+    /// peer does not run it.
+    pub fn new(subject: SharedPeer, prompt: Vec<u32>, request: Request) -> Result<Self> {
+        let mut loaded = subject.borrow_mut();
+        let longest = loaded.model.config().max_position_embeddings;
+        generate::check_lengths_within(longest, prompt.len(), request.new_tokens)?;
+        loaded.reset(prompt.len() + request.new_tokens, &request)?;
+        let energy = Energy::of(loaded.device);
+        drop(loaded);
+        Ok(Self { subject, prompt, request, timelines: Vec::new(), cache_bytes: 0, peak_bytes: None, energy })
+    }
+
+    fn measures(&self, samples: &[usize], limits: &Limits) -> Result<Measured> {
+        let subject = self.subject.borrow();
+        let (config, dtype) = (subject.model.config(), subject.dtype);
+        let cache =
+            |tokens| CacheBytes { used: subject.model.used_cache_bytes(dtype, tokens), allocated: self.cache_bytes };
+        let footprint = config.footprint(dtype);
+        let required = |prompt_tokens, steps| {
+            Required::of(&footprint, cache, config.prefill_flops(prompt_tokens), prompt_tokens, steps)
+        };
+        let (timelines, peak_bytes) = (&self.timelines, self.peak_bytes);
+        let measures = generate::summarise(required, &self.request, timelines, samples, peak_bytes, Some(limits))?;
+        let no_peak = peak_bytes.is_none().then_some("the peer does not count it");
+        let mut measured = measured(measures, &self.energy, no_peak);
+        measured.unmeasured.insert("sampling_share".into(), "the peer does not tell it apart".into());
+        Ok(measured)
+    }
+}
+
+impl Workload for PeerWorkload {
+    fn iterate(&mut self) -> Result<Iteration> {
+        let mut subject = self.subject.borrow_mut();
+        thread::sleep(SETTLE);
+        let (timeline, last) = self.energy.over(|| subject.generate(&self.prompt, &self.request))?;
+        thread::sleep(SETTLE);
+        self.cache_bytes = last.cache_bytes;
+        self.peak_bytes = last.peak_bytes.map(|peak| peak.max(self.peak_bytes.unwrap_or_default()));
+        let time = timeline.total();
+        self.timelines.push(timeline);
+        Ok(Iteration { time, peak_bytes: last.peak_bytes.unwrap_or_default() })
+    }
+
+    fn forget_last(&mut self) {
+        self.timelines.pop();
+        self.energy.iterations().pop();
+    }
+
+    fn output_digest(&self) -> Option<String> {
+        Some(generate::digest(self.timelines.last().map_or(&[], |timeline| &timeline.tokens)))
+    }
+
+    fn helpers(&self) -> Vec<u32> {
+        vec![self.subject.borrow().peer.id()]
+    }
+
+    fn finish(mut self: Box<Self>, samples: &[usize], limits: &Limits) -> Outcome {
+        drop_warm_up(&mut self.timelines, samples);
+        drop_warm_up(self.energy.iterations(), samples);
+        Outcome { measured: self.measures(samples, limits), deviates: None }
+    }
+}

@@ -1,0 +1,311 @@
+//! Tests peers. With `BENCH_TARGET` set, this program is a bench target with short scenarios. Under `cargo test`, it runs itself
+//! as a target with peers that misbehave in every possible way. Skips, with a message, what Python is missing for.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, ExitCode, Output},
+};
+
+use candlepower::{
+    generate,
+    measure::CountingAllocator,
+    record::{Generation, Measures, Record, Status},
+    runner::{self, Candidate},
+    scenario::{self, Counterpart, Sampling, Tier},
+};
+use tempfile::TempDir;
+
+#[global_allocator]
+static ALLOCATOR: CountingAllocator = CountingAllocator;
+
+const BENCH_TARGET: &str = "BENCH_TARGET";
+
+const PROMPT_TOKENS: usize = 12;
+const NEW_TOKENS: usize = 8;
+
+fn bench_target() -> ExitCode {
+    let scenario = |key, sampling| scenario::Generation {
+        key,
+        prompt_tokens: PROMPT_TOKENS,
+        new_tokens: NEW_TOKENS,
+        sampling,
+        tier: Tier::Quick,
+        against: None,
+        purpose: "to be looked at",
+    };
+    let drawn = Sampling { temperature: 0.8, ..Sampling::GREEDY };
+    let scenarios = [scenario("tiny", Sampling::GREEDY), scenario("drawn", drawn)];
+    runner::main(|suite| {
+        let candidates = Candidate::from_settings(suite.settings());
+        suite.generation(&scenarios, candidates);
+    })
+}
+
+/// Each fault, and a part of the reason of the failed record.
+const FAULTS: [(&str, &str); 14] = [
+    ("dies", "peer dies ended (exit status: 1): out of luck \\u{1b}[2J!!!"),
+    ("hangs", "peer hangs: it did not answer within 2 s"),
+    ("lengths", "it sent 2 tokens and 1 times instead of 1 of each"),
+    ("garbage", "'Loading checkpoint shards: 100%' is not a message of the protocol"),
+    ("long-line", "it sent a line of over 4194304 bytes"),
+    ("version", "it speaks version 7 of the protocol, and this program version 1"),
+    ("negative", "its answer is wrong: invalid value: integer `-5`, expected u64"),
+    ("nan", "is not a message of the protocol: expected value"),
+    ("clock", "its times add up to 1000000.000 s, but its answer came after 0."),
+    ("vocabulary", "it chose token 16384, but the vocabulary of the model has 16384 tokens"),
+    ("refuses", "peer refuses: no memory\\nis left"),
+    ("other-model", "it loaded a model of 1 parameters instead of 31201792"),
+    ("closes", "peer closes closed its output"),
+    ("missing", "peer missing could not be started: /no/such/program"),
+];
+
+struct World(TempDir);
+
+impl World {
+    /// A folder with the settings file `toml`.
+    fn new(toml: &str) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        fs::write(folder.path().join("candlepower.toml"), toml).expect("written");
+        Self(folder)
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        let mut command = Command::new(std::env::current_exe().expect("this program"));
+        for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("CANDLEPOWER_")) {
+            command.env_remove(name);
+        }
+        // Cargo's variables would make the target join a run.
+        command.env_remove("CARGO").env_remove("RUST_BACKTRACE").env(BENCH_TARGET, "1");
+        command.env("CRITERION_HOME", self.0.path().join("criterion")).env("CANDLEPOWER_OUT", "out");
+        command.arg("--bench").args(arguments).current_dir(self.0.path()).output().expect("it starts")
+    }
+
+    /// Returns the records of the last run.
+    fn records(&self) -> Vec<Record> {
+        let runs = fs::read_dir(self.0.path().join("out")).expect("runs");
+        let files = runs.map(|run| run.expect("a run").path().join("records.jsonl")).filter(|file| file.is_file());
+        let last = files.max().expect("a run");
+        let text = fs::read_to_string(last).expect("records");
+        text.lines().map(|line| serde_json::from_str(line).expect("a record a line")).collect()
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn generation(record: &Record) -> &Generation {
+    match &record.measures {
+        Some(Measures::Generation(measures)) => measures,
+        _ => panic!("{}: {:?}", record.id, record.reason),
+    }
+}
+
+fn has_python(imports: &str) -> bool {
+    let python = Command::new("python3").args(["-c", imports]).output();
+    let is_there = python.is_ok_and(|output| output.status.success());
+    if !is_there {
+        println!("skipped: python3 -c '{imports}' does not run");
+    }
+    is_there
+}
+
+/// Entries of the peer of this folder: a good one, and one for each fault.
+fn entries() -> String {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/peers/peer.py");
+    let entry = |name: &str| match name {
+        "missing" => "[peers.missing]\ncommand = '/no/such/program'\n".to_owned(),
+        _ => format!("[peers.{name}]\ncommand = ['python3', '{}', '{name}']\ntimeout_s = 2\n", script.display()),
+    };
+    ["plain", "other-dtype"].into_iter().chain(FAULTS.map(|(name, _)| name)).map(entry).collect()
+}
+
+/// A failed record has the reason, in one line without control characters, and so has standard error.
+fn check_failure(record: &Record, part: &str, errors: &str) {
+    let reason = record.reason.as_deref().expect("a reason");
+    assert!(reason.contains(part) && reason.lines().count() == 1, "{}: {part} is missing from: {reason}", record.id);
+    assert!(reason.len() < 1000 && !reason.contains('\u{1b}'), "{reason}");
+    assert!(record.status == Status::Failed && record.measures.is_none() && errors.contains(reason));
+}
+
+fn every_fault_gives_a_failed_record() {
+    if !has_python("match 0:\n case _: pass") {
+        return;
+    }
+    let names: Vec<String> = FAULTS.iter().map(|(name, _)| format!("'peer:{name}'")).collect();
+    let settings = format!("engine = [{}, 'peer:plain']\nmodels = ['llama-mini']\npairing = false\n", names.join(", "));
+    let world = World::new(&(settings + &entries()));
+    let output = world.run(&["^tiny/"]);
+    let errors = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{errors}");
+    let records = world.records();
+    assert_eq!(records.len(), FAULTS.len() + 1);
+    for ((name, part), record) in FAULTS.iter().zip(&records) {
+        assert_eq!(record.subject.engine, *name);
+        check_failure(record, part, &errors);
+    }
+    assert_eq!(records[FAULTS.len()].status, Status::Measured);
+}
+
+/// A peer is measured in turns with the engines, and a failure affects nothing else.
+fn peers_stand_beside_the_engines() {
+    if !has_python("match 0:\n case _: pass") {
+        return;
+    }
+    let engines = "engine = ['stock', 'tuned', 'peer:plain', 'peer:dies']\nmodels = ['llama-mini']\n";
+    let world = World::new(&(engines.to_owned() + &entries()));
+    let output = world.run(&["^tiny/"]);
+    let (errors, shown) = (text(&output.stderr), text(&output.stdout));
+    assert_eq!(output.status.code(), Some(1), "{errors}");
+    let records = world.records();
+    let [stock, tuned, plain, dead] = records.as_slice() else { panic!("{records:?}") };
+    check_failure(dead, FAULTS[0].1, &errors);
+
+    let ratios = |record: &Record| -> Vec<(Counterpart, String)> {
+        record.ratios.iter().map(|ratio| (ratio.counterpart, ratio.to.clone())).collect()
+    };
+    assert_eq!(ratios(stock), []);
+    assert_eq!(
+        ratios(tuned),
+        [(Counterpart::Stock, stock.id.clone()), (Counterpart::Peer, plain.id.clone())],
+        "peers that failed have no ratio"
+    );
+    assert_eq!(ratios(plain), [(Counterpart::Stock, stock.id.clone())]);
+    assert_eq!(plain.ratios[0].pairs, 10);
+
+    let measures = generation(plain);
+    assert_eq!((measures.samples, measures.prompt_tokens, measures.generated_tokens), (10, PROMPT_TOKENS, NEW_TOKENS));
+    assert_eq!(measures.token_digest, generate::digest(&[0, 0, 1, 2, 3, 4, 5, 6]));
+    assert!((measures.ttft_ms - 1.0).abs() < 1e-9 && measures.tpot_ms.is_some_and(|ms| (ms - 1.0).abs() < 1e-9));
+    assert_eq!((measures.cache_allocated_bytes, measures.peak_bytes, measures.sampling_share), (4096, None, None));
+    for field in ["peak_bytes", "sampling_share"] {
+        assert!(plain.unmeasured.contains_key(field), "{field} has no reason");
+    }
+    // What a model requires does not depend on who runs it.
+    assert_eq!((measures.work, measures.cache_used_bytes), {
+        let tuned = generation(tuned);
+        (tuned.work, tuned.cache_used_bytes)
+    });
+    assert!(measures.mbu.is_some() && measures.mfu.is_some());
+    let peer = plain.subject.peer.as_ref().expect("a peer");
+    assert_eq!((peer.name.as_str(), peer.version.as_str()), ("plain", "1.0"));
+    assert!(peer.command.starts_with("python3 ") && stock.subject.peer.is_none());
+    assert_eq!((plain.subject.parameters, plain.subject.synthetic_weights), (Some(31_201_792), true));
+    assert_eq!(plain.deviates, None);
+
+    for part in ["time / stock", "time / peer", "Peer plain is plain 1.0. It draws other weights."] {
+        assert!(shown.contains(part), "{part} is missing from:\n{shown}");
+    }
+    assert!(!shown.contains("tokens differ"), "weights that are drawn twice differ:\n{shown}");
+}
+
+/// A benchmark that a peer does not support is no failure.
+fn what_a_peer_does_not_support_is_left_out() {
+    if !has_python("match 0:\n case _: pass") {
+        return;
+    }
+    let engines = "engine = ['tuned', 'peer:plain', 'peer:other-dtype']\nmodels = ['llama-mini']\n";
+    let world = World::new(&(engines.to_owned() + &entries()));
+    let output = world.run(&[]);
+    let errors = text(&output.stderr);
+    assert!(output.status.success(), "{errors}");
+    let records = world.records();
+    let statuses: Vec<(&str, Status)> = records.iter().map(|record| (record.id.as_str(), record.status)).collect();
+    assert_eq!(
+        statuses,
+        [
+            ("tiny/llama-mini/tuned-f32-cpu", Status::Measured),
+            ("tiny/llama-mini/plain-f32-cpu", Status::Measured),
+            ("tiny/llama-mini/other-dtype-f32-cpu", Status::Excluded),
+            ("drawn/llama-mini/tuned-f32-cpu", Status::Measured),
+            ("drawn/llama-mini/plain-f32-cpu", Status::Excluded),
+            ("drawn/llama-mini/other-dtype-f32-cpu", Status::Excluded),
+        ]
+    );
+    let drawn = "peer plain does not support it: it chooses tokens by argmax only";
+    let dtype = "peer other-dtype does not support it: it computes in f64 only";
+    for (place, reason) in [(2, dtype), (4, drawn), (5, dtype)] {
+        assert_eq!(records[place].reason.as_deref(), Some(reason));
+        assert!(errors.contains(&format!("{}: excluded: {reason}", records[place].id)), "{errors}");
+    }
+    assert!(text(&output.stdout).contains("3 measured, 0 failed"));
+    assert_eq!(records[0].ratios.len(), 1);
+    assert!(records[3].ratios.is_empty());
+}
+
+/// A list names peers without starting them, and an unknown one is refused at once.
+fn a_list_starts_no_peer() {
+    let world = World::new("engine = ['peer:missing']\nmodels = ['llama-mini']\n[peers.missing]\ncommand = '/no/such'");
+    let output = world.run(&["--list"]);
+    assert!(text(&output.stdout).contains("tiny/llama-mini/missing-f32-cpu: benchmark"), "{}", text(&output.stderr));
+    let output = World::new("engine = ['peer:other']").run(&["--list"]);
+    let errors = text(&output.stderr);
+    assert!(output.status.code() == Some(2) && errors.contains("engine peer:other: unknown peer 'other'"), "{errors}");
+}
+
+/// The fixtures were made by transformers, so that both engines read the same weights and must choose the same tokens.
+fn transformers_chooses_the_tokens_of_tuned() {
+    if !has_python("import torch, transformers") {
+        return;
+    }
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/generation");
+    let folder = |name: &str| -> PathBuf { fixtures.join(name) };
+    let models = ["llama-gqa-tied", "llama-mha-untied", "qwen3-gqa-tied", "gemma3-short-window"].map(folder);
+    let listed: Vec<String> = models.iter().map(|folder| format!("'path:{}'", folder.display())).collect();
+    let world = World::new(&format!("models = [{}]\nengine = ['tuned', 'peer:transformers']", listed.join(", ")));
+    let output = world.run(&["^tiny/"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let records = world.records();
+    assert_eq!(records.len(), 2 * models.len());
+    for pair in records.chunks(2) {
+        let [tuned, peer] = pair else { panic!("a pair") };
+        assert_eq!((tuned.subject.engine.as_str(), peer.subject.engine.as_str()), ("tuned", "transformers"));
+        assert_eq!(tuned.subject.model, peer.subject.model);
+        let ([tuned, peer], id) = ([tuned, peer].map(generation), &peer.id);
+        assert_eq!(tuned.token_digest, peer.token_digest, "{id}");
+        assert_eq!(tuned.work, peer.work, "{id}");
+        // A sliding layer of transformers keeps one token less than its window, because the next one is not in it yet.
+        assert!(peer.cache_allocated_bytes > peer.cache_used_bytes / 2, "{id}");
+        assert!(!cfg!(target_os = "linux") || peer.peak_bytes.is_some(), "{id}");
+    }
+}
+
+/// The shapes with seeded weights load as well, in each dtype.
+fn transformers_runs_the_embedded_shapes() {
+    if !has_python("import torch, transformers") {
+        return;
+    }
+    for dtype in ["f32", "bf16"] {
+        let world = World::new(&format!("dtype = '{dtype}'\nengine = ['tuned', 'peer:transformers']"));
+        let output = world.run(&["^tiny/"]);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        let records = world.records();
+        assert_eq!(records.len(), 6);
+        for record in records {
+            assert_eq!((record.status, &record.deviates), (Status::Measured, &None), "{}", record.id);
+            assert_eq!(generation(&record).generated_tokens, NEW_TOKENS);
+        }
+        assert!(!text(&output.stdout).contains("tokens differ"));
+    }
+}
+
+fn main() -> ExitCode {
+    if std::env::var_os(BENCH_TARGET).is_some() {
+        return bench_target();
+    }
+    let tests: [(&str, fn()); 6] = [
+        ("every_fault_gives_a_failed_record", every_fault_gives_a_failed_record),
+        ("peers_stand_beside_the_engines", peers_stand_beside_the_engines),
+        ("what_a_peer_does_not_support_is_left_out", what_a_peer_does_not_support_is_left_out),
+        ("a_list_starts_no_peer", a_list_starts_no_peer),
+        ("transformers_chooses_the_tokens_of_tuned", transformers_chooses_the_tokens_of_tuned),
+        ("transformers_runs_the_embedded_shapes", transformers_runs_the_embedded_shapes),
+    ];
+    let wanted = std::env::args().skip(1).find(|argument| !argument.starts_with('-')).unwrap_or_default();
+    for (name, test) in tests.iter().filter(|(name, _)| name.contains(&wanted)) {
+        test();
+        println!("test {name} ... ok");
+    }
+    ExitCode::SUCCESS
+}
