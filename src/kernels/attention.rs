@@ -120,11 +120,14 @@ impl Attention {
 /// Cosine and sine of the angle of the first number of a pair, then of the second.
 type Turn = [f32; 4];
 
+/// An encoding, and the numbers of steps and of elements that it turns.
+type Places = (Positions, usize, usize);
+
 impl Positions {
     /// The turns of (time, half of a head); empty if nothing is turned.
     fn turns(self, time: usize, size: usize) -> Arc<Vec<Turn>> {
         /// Those of the last call: successive layers turn by the same angles.
-        static LAST: Mutex<Option<((Positions, usize, usize), Arc<Vec<Turn>>)>> = Mutex::new(None);
+        static LAST: Mutex<Option<(Places, Arc<Vec<Turn>>)>> = Mutex::new(None);
         if !matches!(self, Self::Rope | Self::Halves) {
             return Arc::default();
         }
