@@ -17,7 +17,7 @@ const LEVELS: [&[&str]; 11] = [
     &["measure", "report", "load"],
     &["model"],
     &["generate", "train", "settings"],
-    &["workload"],
+    &["workload", "serve"],
     &["runner", "doctor"],
     &["duel"],
 ];

@@ -2,13 +2,14 @@
 //!
 //! - `causal_lm` is the trait. `spec` parses the name of a model.
 //! - `family` is the table of model families, `config` reads `config.json`, and `cost` derives bytes and FLOPs from it.
-//! - `hub` and `checkpoint` find files. `shapes` and `synthetic` make models with seeded weights.
+//! - `hub` and `checkpoint` find files, and `chat` the template of conversations among them. `shapes` and `synthetic` make models with seeded weights.
 //! - `stock` (candle-transformers) and `decoder` (engine `tuned`) run models.
 //! - `psann` and `series` are models that are trained, with the variables of `trainable`.
 //!
 //! Nothing here reads a clock.
 
 mod causal_lm;
+mod chat;
 pub mod checkpoint;
 pub(crate) mod config;
 mod cost;
@@ -28,6 +29,7 @@ pub(crate) mod synthetic;
 pub mod trainable;
 
 pub use causal_lm::{CacheBytes, CausalLm, Footprint, Part};
+pub use chat::{ChatTemplate, chat_template};
 pub use decoder::ExpertLoad;
 pub use shapes::{MINI, SYNTHETIC, shape};
 pub use spec::ModelSpec;

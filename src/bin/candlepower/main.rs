@@ -14,6 +14,7 @@ mod process;
 mod report;
 mod run;
 mod sandbox;
+mod serve;
 mod sweep;
 mod train;
 mod watch;
@@ -50,6 +51,8 @@ enum What {
     Bench(bench::Bench),
     /// Send requests to an OpenAI-compatible server by a schedule, and measure the answers
     Load(Box<load::Load>),
+    /// Serve a model through an OpenAI-compatible interface
+    Serve(Box<serve::Serve>),
     /// Train and run backbones for series over a grid of architectures and sizes
     Sweep(Box<sweep::Sweep>),
     /// Train a language model on a text: losses, a curve, perplexity against a bigram model
@@ -141,6 +144,7 @@ fn main() -> ExitCode {
             What::Run(run) => run.run(),
             What::List(list) => list.run(),
             What::Load(load) => load.run(),
+            What::Serve(serve) => serve.run(),
             What::Doctor(doctor) => doctor.run(),
             What::Bench(bench) => bench.run(),
             What::Compare(compare) => compare.run(),

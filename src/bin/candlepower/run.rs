@@ -6,7 +6,8 @@ use anyhow::{Context, Result, bail, ensure};
 use candlepower::{
     generate::{self, Request},
     measure::memory,
-    model, output,
+    model::{self, Engine, ModelSpec},
+    output,
     report::table,
     runner::{self, Candidate, Session},
     scenario::Sampling,
@@ -24,6 +25,18 @@ impl Select for OneModel {
     fn takes(key: &str) -> bool {
         !["models", "tier", "skew", "out", "pairing"].contains(&key)
     }
+}
+
+/// The model and the engine of a command that takes one of each.
+pub fn only_model(settings: &Settings, typed: &str) -> Result<(ModelSpec, Engine)> {
+    let [spec] = settings.models.as_slice() else { bail!("--model={typed}: name one model") };
+    let engine = match settings.engines_for(spec)[..] {
+        [engine] => engine,
+        // By default, an embedded model has several.
+        [engine, ..] if settings.sources["engine"].from == "default" => engine,
+        _ => bail!("--engine={}: name one engine", settings.sources["engine"].value),
+    };
+    Ok((spec.clone(), engine))
 }
 
 #[derive(Args)]
@@ -82,18 +95,12 @@ impl Run {
             self.warmup.checked_add(self.trials).is_some(),
             "--warmup and --trials: their sum is too large to count"
         );
-        let [spec] = settings.models.as_slice() else { bail!("--model={}: name one model", self.model) };
-        let engine = match settings.engines_for(spec)[..] {
-            [engine] => engine,
-            // By default, an embedded model has several.
-            [engine, ..] if settings.sources["engine"].from == "default" => engine,
-            _ => bail!("--engine={}: name one engine", settings.sources["engine"].value),
-        };
+        let (spec, engine) = only_model(&settings, &self.model)?;
         let session = Session::new(settings.clone())?;
         // The buffers that measure the limits must not count as the model's memory.
         session.prepare()?;
         let bytes_beside = memory::current_bytes(session.device());
-        let loaded = model::load(spec, engine, settings.dtype, settings.device, settings.seed)?;
+        let loaded = model::load(&spec, engine, settings.dtype, settings.device, settings.seed)?;
         let prompt = self.prompt_ids(&loaded, settings.seed)?;
         let stop = if self.stop_at_eos { loaded.eos_token_ids.clone() } else { Vec::new() };
         let request = Request { new_tokens: self.max_new_tokens, sampling, seed: settings.seed, stop };
