@@ -70,7 +70,7 @@ async fn connection(
     let mut connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(limits.read_timeout)
-        .max_buf_size(MAX_HEAD_BYTES)
+        .max_header_size(MAX_HEAD_BYTES)
         .serve_connection(TokioIo::new(stream), service);
     let ended = {
         let mut stop = pin!(stopped.wait_for(|stopped| *stopped));

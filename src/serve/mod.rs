@@ -19,6 +19,8 @@ mod connection;
 mod engine;
 mod error;
 mod exchange;
+#[cfg(test)]
+mod golden;
 mod http;
 mod metrics;
 mod queue;
@@ -82,7 +84,7 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            max_connections: 1024,
+            max_connections: 512,
             max_queue: 256,
             max_sequences: 16,
             max_body_bytes: 1 << 20,
@@ -179,6 +181,17 @@ impl Server {
         let listener = TcpListener::bind(options.address).with_context(cannot)?;
         listener.set_nonblocking(true).with_context(cannot)?;
         let address = listener.local_addr().with_context(cannot)?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(CLIENT_THREADS)
+            .max_blocking_threads(CLIENT_THREADS)
+            .thread_name("clients")
+            .enable_all()
+            .build()
+            .context("the threads of clients do not start")?;
+        let listener = {
+            let _inside = runtime.enter();
+            tokio::net::TcpListener::from_std(listener).with_context(cannot)?
+        };
 
         let (queue, metrics) = (Arc::new(Queue::new(limits.max_queue)), Arc::new(Metrics::default()));
         let (tell, told) = mpsc::sync_channel(1);
@@ -196,20 +209,9 @@ impl Server {
             return Err(ended.err().unwrap_or_else(|| anyhow!("the model ended before it was loaded")));
         };
 
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(CLIENT_THREADS)
-            .max_blocking_threads(CLIENT_THREADS)
-            .thread_name("clients")
-            .enable_all()
-            .build()
-            .context("the threads of clients do not start")?;
         let sequences = loaded.sequences;
         let shared = Arc::new(Shared::new(options, loaded, queue.clone(), metrics));
         let (stop, stopped) = watch::channel(false);
-        let listener = {
-            let _inside = runtime.enter();
-            tokio::net::TcpListener::from_std(listener)?
-        };
         let accepting = runtime.spawn(connection::accept(listener, http::router(shared), limits, stopped));
         Ok(Self { address, sequences, queue, engine, runtime, stop, accepting })
     }

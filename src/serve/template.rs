@@ -15,6 +15,7 @@ const NAME: &str = "chat";
 
 /// A message of a conversation.
 #[derive(Clone, Debug)]
+#[cfg_attr(test, derive(serde::Deserialize))]
 pub struct Message {
     pub role: String,
     pub content: String,

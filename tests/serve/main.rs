@@ -164,7 +164,7 @@ fn every_client_gets_the_tokens_of_its_own_prompt() {
     });
     let log = log.lock().expect("no panic");
     assert!(log.steps.iter().all(|tokens| *tokens <= 16), "{:?}", log.steps);
-    assert_eq!(log.widest, 8);
+    assert!((4..=8).contains(&log.widest), "{} sequences in the widest step", log.widest);
 }
 
 /// The embedded model on both engines: `stock` refuses or ignores what is not one call per prompt, `tuned` splits prompts.
