@@ -14,7 +14,7 @@ use std::{
 const BUCKETS_S: [f64; 17] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0];
 
-/// What the server has done since it started.
+/// Counts since the start of the server.
 #[derive(Default)]
 pub struct Metrics {
     /// Number of answers by endpoint and status.

@@ -199,7 +199,7 @@ impl Server {
             let (queue, metrics) = (queue.clone(), metrics.clone());
             thread::Builder::new().name("engine".into()).spawn(move || {
                 let ran = caught(|| run(load, &limits, &queue, &metrics, &tell));
-                // Those who wait learn of the end when their jobs are dropped.
+                // Waiting clients learn of the end when their jobs are dropped.
                 queue.close();
                 ran
             })?

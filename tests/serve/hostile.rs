@@ -171,7 +171,7 @@ fn nonsense_is_refused_in_json() {
         assert_eq!(refused.status, status, "{method} {path}");
         refused.error();
     }
-    // What is not HTTP gets HTTP's own answer.
+    // Bytes that are not HTTP get HTTP's own answer.
     assert_eq!(raw(running.address, b"\x16\x03\x01\x02\x00 hello\r\n\r\n").status, 400);
     goes_on(&running);
 }

@@ -24,7 +24,7 @@ pub const PANICS: u32 = 299;
 pub const FAILS: u32 = 298;
 pub const NOT_A_NUMBER: u32 = 297;
 
-/// What the model was asked for.
+/// The steps that the model was asked for.
 #[derive(Default, Debug)]
 pub struct Log {
     /// Tokens of each step.
