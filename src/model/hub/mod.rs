@@ -100,11 +100,11 @@ impl Hub {
         Ok(Checkpoint { config: read_json(&config)?, weights, tokenizer, source: format!("hub:{repo}@{commit}") })
     }
 
-    /// Returns the paths of those of the files that the repository has, as [`fetch`](Self::fetch) does.
+    /// Returns the paths of those files at a commit that the repository has.
     ///
     /// # Errors
     /// As [`fetch`](Self::fetch).
-    pub(crate) fn fetch_optional(&self, repo: &str, commit: &str, files: &[&str]) -> Result<Vec<PathBuf>> {
+    pub fn fetch_optional(&self, repo: &str, commit: &str, files: &[&str]) -> Result<Vec<PathBuf>> {
         let (fetcher, commit) = (self.fetcher(repo)?, commit.parse()?);
         let found = files.iter().map(|file| fetcher.optional(file, &commit));
         Ok(found.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
