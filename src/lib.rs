@@ -106,6 +106,8 @@ pub mod record;
 pub mod report;
 pub mod runner;
 pub mod scenario;
+#[cfg(feature = "serve")]
+pub mod serve;
 pub mod settings;
 pub mod text;
 pub mod train;

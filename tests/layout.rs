@@ -17,7 +17,7 @@ const LEVELS: [&[&str]; 11] = [
     &["measure", "report", "load", "peer"],
     &["model"],
     &["generate", "train", "settings"],
-    &["workload", "quality"],
+    &["workload", "quality", "serve"],
     &["runner", "doctor"],
     &["duel"],
 ];

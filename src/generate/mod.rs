@@ -9,6 +9,8 @@ mod timeline;
 
 pub use prompt::{encode, prompt_ids};
 pub use run::{Request, check_lengths, check_lengths_within, run};
+#[cfg(feature = "serve")]
+pub(crate) use run::{check_logits, with_logits};
 pub use sampler::{Candidate, Sampler};
 pub use summary::{Required, digest, routing, summarise};
 pub use timeline::{FinishReason, Timeline};

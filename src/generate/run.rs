@@ -108,12 +108,7 @@ fn step(
 ) -> Result<u32> {
     let vocab_size = model.vocab_size();
     let logits = model.forward(tokens, position)?;
-    ensure!(
-        logits.dims() == [vocab_size] && logits.dtype() == DType::F32,
-        "the model's logits are {} of shape {:?}; f32 of shape [{vocab_size}] is needed",
-        logits.dtype().as_str(),
-        logits.dims()
-    );
+    check_logits(&logits, vocab_size)?;
     let given = Instant::now();
     model.device().synchronize()?;
     let started = Instant::now();
@@ -124,8 +119,19 @@ fn step(
     Ok(next)
 }
 
+/// Checks that logits are as the trait promises.
+pub(crate) fn check_logits(logits: &Tensor, vocab_size: usize) -> Result<()> {
+    ensure!(
+        logits.dims() == [vocab_size] && logits.dtype() == DType::F32,
+        "the model's logits are {} of shape {:?}; f32 of shape [{vocab_size}] is needed",
+        logits.dtype().as_str(),
+        logits.dims()
+    );
+    Ok(())
+}
+
 /// Passes the logits to `body` as a slice: in place on a CPU, copied from other devices.
-fn with_logits<T>(logits: &Tensor, use_them: impl FnOnce(&[f32]) -> Result<T>) -> Result<T> {
+pub(crate) fn with_logits<T>(logits: &Tensor, use_them: impl FnOnce(&[f32]) -> Result<T>) -> Result<T> {
     let (storage, layout) = logits.storage_and_layout();
     if let (Storage::Cpu(CpuStorage::F32(values)), Some((start, end))) = (&*storage, layout.contiguous_offsets()) {
         return use_them(&values[start..end]);

@@ -10,6 +10,7 @@
 //! | [`gpu`] | accelerators |
 //! | [`experimental`] | features that no real GPU has run |
 //! | [`duels`] | judging a change: `candlepower duel` |
+//! | [`serve`] | a model behind an OpenAI-compatible interface |
 //! | [`load`] | loads on a server: schedules, latencies, verdicts, shards |
 //! | [`quality`] | perplexity, divergence from a reference, tasks |
 //! | [`peers`] | other systems beside the engines, and their protocol |
@@ -44,6 +45,9 @@ pub mod experimental {}
 
 #[doc = include_str!("duels.md")]
 pub mod duels {}
+
+#[doc = include_str!("serve.md")]
+pub mod serve {}
 
 #[doc = include_str!("load.md")]
 pub mod load {}

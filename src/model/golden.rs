@@ -102,7 +102,7 @@ pub fn folders(kind: &str) -> Vec<PathBuf> {
     let mut folders: Vec<_> = fs::read_dir(root.join(kind))
         .expect("a folder of fixtures")
         .map(|entry| entry.expect("an entry").path())
-        .filter(|folder| folder.join("golden.safetensors").is_file())
+        .filter(|folder| ["golden.safetensors", "golden.json"].iter().any(|file| folder.join(file).is_file()))
         .collect();
     folders.sort();
     assert!(!folders.is_empty(), "no fixtures of {kind} below {}", root.display());

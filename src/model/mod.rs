@@ -2,14 +2,16 @@
 //!
 //! - `causal_lm` is the trait. `spec` parses the name of a model.
 //! - `family` is the table of model families, `config` reads `config.json`, and `cost` derives bytes and FLOPs from it.
-//! - `hub`, `checkpoint` and `gguf` find files. `shapes` and `synthetic` make models with seeded weights. `tensors` is what
-//!   decoders are built from. `external` describes a model to another process.
+//! - `hub`, `checkpoint` and `gguf` find files, and `chat` the template of conversations among them. `shapes` and `synthetic`
+//!   make models with seeded weights. `tensors` is what decoders are built from. `external` describes a model to another
+//!   process.
 //! - `stock` (candle-transformers) and `decoder` (engine `tuned`) run models.
 //! - `psann` and `series` are models that are trained, with the variables of `trainable`.
 //!
 //! Nothing here reads a clock.
 
 mod causal_lm;
+mod chat;
 pub mod checkpoint;
 pub(crate) mod config;
 mod cost;
@@ -32,6 +34,7 @@ mod tensors;
 pub mod trainable;
 
 pub use causal_lm::{CacheBytes, CausalLm, Footprint, LogitRows, Part};
+pub use chat::{ChatTemplate, chat_template};
 pub use decoder::ExpertLoad;
 pub use external::External;
 pub use shapes::{MINI, SYNTHETIC, shape};

@@ -97,6 +97,22 @@ fn a_tokenizer_is_not_needed() {
 }
 
 #[test]
+fn a_chat_template_is_fetched_if_there_is_one() {
+    let world = world(SINGLE);
+    let fetch = || {
+        let files = ["chat_template.jinja", "tokenizer_config.json"];
+        world.hub().fetch_optional(REPO, COMMIT, &files).expect("fetched")
+    };
+    assert_eq!(fetch().len(), 1);
+    world.server.add("chat_template.jinja", b"{{ messages }}".to_vec());
+    let found = fetch();
+    assert_eq!((found.len(), fs::read(&found[0]).expect("a template")), (2, b"{{ messages }}".to_vec()));
+    world.server.requests();
+    assert_eq!(fetch(), found);
+    assert!(world.server.requests().is_empty(), "the cache has both");
+}
+
+#[test]
 fn shards_are_fetched_through_the_index() {
     let world = world(SHARDED);
     let checkpoint = world.fetch().expect("fetched");

@@ -16,6 +16,7 @@ mod process;
 mod report;
 mod run;
 mod sandbox;
+mod serve;
 mod subjects;
 mod sweep;
 mod train;
@@ -57,6 +58,8 @@ enum What {
     Eval(Box<eval::Eval>),
     /// Send requests to an OpenAI-compatible server by a schedule, and measure the answers
     Load(Box<load::Load>),
+    /// Serve a model through an OpenAI-compatible interface
+    Serve(Box<serve::Serve>),
     /// Train and run backbones for series over a grid of architectures and sizes
     Sweep(Box<sweep::Sweep>),
     /// Train a language model on a text: losses, a curve, perplexity against a bigram model
@@ -150,6 +153,7 @@ fn main() -> ExitCode {
             What::Load(load) => load.run(),
             What::Perplexity(perplexity) => perplexity.run(),
             What::Eval(eval) => eval.run(),
+            What::Serve(serve) => serve.run(),
             What::Doctor(doctor) => doctor.run(),
             What::Bench(bench) => bench.run(),
             What::Compare(compare) => compare.run(),

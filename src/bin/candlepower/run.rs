@@ -6,7 +6,8 @@ use anyhow::{Context, Result, bail, ensure};
 use candlepower::{
     generate::{self, Request},
     measure::memory,
-    model, output,
+    model::{self, Engine, ModelSpec},
+    output,
     record::{Record, Subject},
     report::table,
     runner::{self, Candidate, Session},
@@ -45,6 +46,19 @@ fn print_json(record: &Record, tokens: &[u32]) -> Result<()> {
     json["tokens"] = tokens.into();
     output::print_data(&json.to_string());
     Ok(())
+}
+
+/// The model and the engine of a command that takes one of each.
+pub fn only_model(settings: &Settings, typed: &str) -> Result<(ModelSpec, Engine)> {
+    let [spec] = settings.models.as_slice() else { bail!("--model={typed}: name one model") };
+    let engine = &settings.sources["engine"];
+    match settings.engines_for(spec)[..] {
+        [EngineChoice::Own(own)] => Ok((spec.clone(), own)),
+        // By default, an embedded model has several.
+        [EngineChoice::Own(own), ..] if engine.from == "default" => Ok((spec.clone(), own)),
+        [EngineChoice::Peer(_)] => bail!("--engine={}: peers run under `candlepower bench`", engine.value),
+        _ => bail!("--engine={}: name one engine", engine.value),
+    }
 }
 
 #[derive(Args)]
@@ -112,21 +126,12 @@ impl Run {
             self.warmup.checked_add(self.trials).is_some(),
             "--warmup and --trials: their sum is too large to count"
         );
-        let [spec] = settings.models.as_slice() else { bail!("--model={}: name one model", self.model) };
-        let engine = match settings.engines_for(spec)[..] {
-            [EngineChoice::Own(engine)] => engine,
-            // By default, an embedded model has several.
-            [EngineChoice::Own(engine), ..] if settings.sources["engine"].from == "default" => engine,
-            [EngineChoice::Peer(_)] => {
-                bail!("--engine={}: peers run under `candlepower bench`", settings.sources["engine"].value)
-            }
-            _ => bail!("--engine={}: name one engine", settings.sources["engine"].value),
-        };
+        let (spec, engine) = only_model(&settings, &self.model)?;
         let mut session = Session::new(settings.clone())?;
         // The buffers that measure the limits must not count as the model's memory.
         session.prepare()?;
         let bytes_beside = memory::current_bytes(session.device());
-        let loaded = model::load(spec, engine, settings.dtype, settings.device, settings.seed)?;
+        let loaded = model::load(&spec, engine, settings.dtype, settings.device, settings.seed)?;
         // An engine that is not given is the first of the candidates.
         let mut candidate = Candidate::from_settings(&settings).remove(0);
         candidate.learn(&loaded);

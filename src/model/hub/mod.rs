@@ -100,6 +100,16 @@ impl Hub {
         Ok(Checkpoint { config: read_json(&config)?, weights, tokenizer, source: format!("hub:{repo}@{commit}") })
     }
 
+    /// Returns the paths of those files at a commit that the repository has.
+    ///
+    /// # Errors
+    /// As [`fetch`](Self::fetch).
+    pub fn fetch_optional(&self, repo: &str, commit: &str, files: &[&str]) -> Result<Vec<PathBuf>> {
+        let (fetcher, commit) = (self.fetcher(repo)?, commit.parse()?);
+        let found = files.iter().map(|file| fetcher.optional(file, &commit));
+        Ok(found.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
+    }
+
     fn fetcher<'a>(&self, repo: &'a str) -> Result<Fetcher<'a>> {
         let (owner, name) = repo.split_once('/').with_context(|| format!("{repo} is no <owner>/<name>"))?;
         let endpoint = self.endpoint.clone().or_else(|| set("HF_ENDPOINT")).unwrap_or_else(|| ENDPOINT.into());
@@ -434,6 +444,9 @@ fn check_format(path: &Path, file: &PathName) -> Result<(), Failure> {
         return map(&[path]).map(drop).map_err(|error| Failure::Damaged(one_line(&format!("{error:#}"))));
     }
     let content = read_limited(path, max_bytes(file))?;
+    if file.as_str().ends_with(".jinja") {
+        return Ok(());
+    }
     match serde_json::from_slice::<IgnoredAny>(&content) {
         Ok(_) => Ok(()),
         Err(_) => Err(Failure::Unexpected(not_json(&content, file.as_str()))),

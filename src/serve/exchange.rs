@@ -1,0 +1,195 @@
+//! The answer to one request: events of the engine as text, with stop strings and a deadline.
+
+use std::{
+    future::poll_fn,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll, ready},
+    time::Instant,
+};
+
+use hyper::StatusCode;
+use tokio::{sync::mpsc, time::Sleep};
+
+use super::{
+    error::ApiError,
+    http::Shared,
+    queue::{Event, Finish, Logprobs},
+    text::{Codec, Decoding, Stops},
+};
+
+/// A part of a choice: the text of some tokens.
+#[derive(Debug)]
+pub struct Delta {
+    pub choice: usize,
+    pub text: String,
+    /// The tokens of the text, if log-probabilities are wanted.
+    pub tokens: Vec<(u32, Logprobs)>,
+    /// Number of characters in the tokens of the choice before these.
+    pub offset: usize,
+    pub finish: Option<Finish>,
+}
+
+/// Numbers of tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    pub prompt_tokens: usize,
+    pub completion_tokens: usize,
+    pub cached_tokens: usize,
+}
+
+/// A request in the engine. Dropping it cancels its sequences.
+pub struct Exchange {
+    shared: Arc<Shared>,
+    events: mpsc::Receiver<(usize, Event)>,
+    choices: Vec<Choice>,
+    /// Number of choices that have not ended.
+    open: usize,
+    received: Instant,
+    deadline: Pin<Box<Sleep>>,
+    usage: Usage,
+}
+
+/// One sequence of the answer.
+pub struct Choice {
+    decoding: Decoding,
+    stops: Stops,
+    is_finished: bool,
+    cancelled: Arc<AtomicBool>,
+    /// False for further choices of a prompt, whose tokens count once.
+    counts_prompt: bool,
+    /// Tokens whose text is held back.
+    tokens: Vec<(u32, Logprobs)>,
+    /// Number of characters in the tokens that were given.
+    offset: usize,
+}
+
+impl Choice {
+    pub fn new(stop: Vec<String>, cancelled: Arc<AtomicBool>, counts_prompt: bool) -> Self {
+        Self {
+            decoding: Decoding::default(),
+            stops: Stops::new(stop),
+            is_finished: false,
+            cancelled,
+            counts_prompt,
+            tokens: Vec::new(),
+            offset: 0,
+        }
+    }
+}
+
+impl Exchange {
+    pub fn new(
+        shared: Arc<Shared>,
+        events: mpsc::Receiver<(usize, Event)>,
+        choices: Vec<Choice>,
+        prompt_tokens: usize,
+        received: Instant,
+        deadline: Instant,
+    ) -> Self {
+        let open = choices.len();
+        let deadline = Box::pin(tokio::time::sleep_until(deadline.into()));
+        let usage = Usage { prompt_tokens, ..Usage::default() };
+        Self { shared, events, choices, open, received, deadline, usage }
+    }
+
+    /// Tokens so far.
+    pub fn usage(&self) -> Usage {
+        self.usage
+    }
+
+    /// Converts the text of the answer.
+    pub fn codec(&self) -> &Codec {
+        self.shared.codec()
+    }
+
+    /// Number of choices.
+    pub fn choices(&self) -> usize {
+        self.choices.len()
+    }
+
+    /// The next part of the answer; `None` at its end.
+    pub async fn next(&mut self) -> Option<Result<Delta, ApiError>> {
+        poll_fn(|cx| self.poll_next(cx)).await
+    }
+
+    /// As [`next`](Self::next). An error is the end, too.
+    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Delta, ApiError>>> {
+        loop {
+            if self.open == 0 {
+                return Poll::Ready(None);
+            }
+            if self.deadline.as_mut().poll(cx).is_ready() {
+                let limit_s = self.shared.limits().request_timeout.as_secs_f64();
+                let problem = format!("the answer was not complete within {limit_s} s");
+                return self.fail(ApiError::new(StatusCode::GATEWAY_TIMEOUT, problem));
+            }
+            match ready!(self.events.poll_recv(cx)) {
+                Some((choice, event)) => match self.take(choice, event) {
+                    Ok(Some(delta)) => return Poll::Ready(Some(Ok(delta))),
+                    Ok(None) => {}
+                    Err(error) => return self.fail(error),
+                },
+                None => {
+                    let problem = "the engine has failed and the server is ending";
+                    return self.fail(ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, problem));
+                }
+            }
+        }
+    }
+
+    fn fail(&mut self, error: ApiError) -> Poll<Option<Result<Delta, ApiError>>> {
+        self.open = 0;
+        self.events.close();
+        Poll::Ready(Some(Err(error)))
+    }
+
+    fn take(&mut self, index: usize, event: Event) -> Result<Option<Delta>, ApiError> {
+        let Some(choice) = self.choices.get_mut(index).filter(|choice| !choice.is_finished) else { return Ok(None) };
+        let (id, logprobs, finish) = match event {
+            Event::Started { cached_tokens } => {
+                self.usage.cached_tokens += if choice.counts_prompt { cached_tokens } else { 0 };
+                return Ok(None);
+            }
+            Event::Failed(reason) => return Err(ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, reason)),
+            Event::Token { id, logprobs, finish } => (id, logprobs, finish),
+        };
+        let metrics = self.shared.metrics();
+        if self.usage.completion_tokens == 0 {
+            metrics.time_to_first_token.add(self.received.elapsed());
+        }
+        self.usage.completion_tokens += 1;
+        let codec = self.shared.codec();
+        // The token that ends a sequence has no text.
+        let (mut text, mut stopped) = match finish {
+            Some(Finish::Stop) => (String::new(), false),
+            _ => {
+                choice.tokens.extend(logprobs.map(|logprobs| (id, logprobs)));
+                choice.stops.push(&choice.decoding.push(codec, id))
+            }
+        };
+        if finish.is_some() && !stopped {
+            let (rest, stopped_at_end) = choice.stops.push(&choice.decoding.finish(codec));
+            text += &rest;
+            stopped = stopped_at_end;
+            text += &choice.stops.finish();
+        }
+        let finish = if stopped { Some(Finish::Stop) } else { finish };
+        if finish.is_some() {
+            choice.is_finished = true;
+            choice.cancelled.store(true, Ordering::Relaxed);
+            self.open -= 1;
+            if self.open == 0 {
+                metrics.request.add(self.received.elapsed());
+            }
+        } else if text.is_empty() {
+            return Ok(None);
+        }
+        let (tokens, offset) = (std::mem::take(&mut choice.tokens), choice.offset);
+        choice.offset += tokens.iter().map(|(id, _)| codec.token_text(*id).chars().count()).sum::<usize>();
+        Ok(Some(Delta { choice: index, text, tokens, offset, finish }))
+    }
+}

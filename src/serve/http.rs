@@ -1,0 +1,394 @@
+//! Routes, keys, and the way of a request into the engine.
+
+use std::{
+    future::poll_fn,
+    hash::{BuildHasher, RandomState},
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Instant,
+};
+
+use axum::{
+    Router,
+    body::{Body, Bytes, HttpBody},
+    extract::{Path, Request, State},
+    http::HeaderMap,
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use hyper::{
+    StatusCode,
+    header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HeaderValue},
+};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use tokio::{sync::mpsc, time::timeout};
+
+use super::{
+    Limits, Loaded, Options,
+    error::ApiError,
+    exchange::{Choice, Exchange},
+    metrics::Metrics,
+    queue::{Job, Queue, Refusal},
+    request::{Endpoint, Generation, Input, MAX_CHOICES, Prompt},
+    response::{self, Head, Stream},
+    text::Codec,
+};
+
+/// Bytes beyond the limit that are read and dropped, because a client that is still sending would not see the answer.
+const MAX_DROPPED_BYTES: usize = 64 << 20;
+
+/// New tokens of a completion that states no limit, as at OpenAI.
+const COMPLETION_TOKENS: usize = 16;
+
+/// Longest wait that a full server asks for.
+const MAX_RETRY_AFTER_S: f64 = 60.0;
+
+const COMPLETIONS: &str = "/v1/completions";
+const CHAT: &str = "/v1/chat/completions";
+const MODELS: &str = "/v1/models";
+const HEALTH: &str = "/health";
+const METRICS: &str = "/metrics";
+
+/// The state that all requests share.
+pub struct Shared {
+    options: Options,
+    loaded: Loaded,
+    queue: Arc<Queue>,
+    metrics: Arc<Metrics>,
+    eos_token_ids: Arc<[u32]>,
+    /// Digest of the key, so that a comparison takes as long for every key.
+    key: Option<[u8; 32]>,
+    /// Draws ids and seeds.
+    random: RandomState,
+    drawn: AtomicU64,
+    started_at: i64,
+}
+
+impl Shared {
+    pub fn new(options: Options, loaded: Loaded, queue: Arc<Queue>, metrics: Arc<Metrics>) -> Self {
+        Self {
+            key: options.api_key.as_deref().map(digest),
+            eos_token_ids: loaded.eos_token_ids.clone().into(),
+            options,
+            loaded,
+            queue,
+            metrics,
+            random: RandomState::new(),
+            drawn: AtomicU64::new(0),
+            started_at: chrono::Utc::now().timestamp(),
+        }
+    }
+
+    pub fn limits(&self) -> &Limits {
+        &self.options.limits
+    }
+
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    pub fn codec(&self) -> &Codec {
+        &self.loaded.codec
+    }
+
+    /// A number that no client can foresee.
+    fn draw(&self) -> u64 {
+        self.random.hash_one(self.drawn.fetch_add(1, Ordering::Relaxed))
+    }
+
+    fn is_authorized(&self, headers: &HeaderMap) -> bool {
+        let Some(key) = &self.key else { return true };
+        let given = headers.get(AUTHORIZATION).map(HeaderValue::as_bytes).unwrap_or_default();
+        let given = given.strip_prefix(b"Bearer ").map(digest);
+        // Every byte is compared, whatever the first ones were.
+        given.is_some_and(|given| given.iter().zip(key).fold(0, |differing, (a, b)| differing | (a ^ b)) == 0)
+    }
+
+    fn model(&self) -> Value {
+        json!({
+            "id": self.options.model,
+            "object": "model",
+            "created": self.started_at,
+            "owned_by": "candlepower",
+            "max_model_len": self.loaded.max_length,
+        })
+    }
+}
+
+fn digest(key: impl AsRef<[u8]>) -> [u8; 32] {
+    Sha256::digest(key.as_ref()).into()
+}
+
+/// All routes.
+pub fn router(shared: Arc<Shared>) -> Router {
+    let completions = |State(shared), request| complete(shared, Endpoint::Completions, request);
+    let chat = |State(shared), request| complete(shared, Endpoint::Chat, request);
+    Router::new()
+        .route(COMPLETIONS, post(completions))
+        .route(CHAT, post(chat))
+        .route(MODELS, get(models))
+        .route("/v1/models/{*model}", get(model))
+        .route(HEALTH, get(health))
+        .route(METRICS, get(metrics))
+        .fallback(async || ApiError::new(StatusCode::NOT_FOUND, "there is nothing at this path"))
+        .method_not_allowed_fallback(async || {
+            ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "this path has another method")
+        })
+        .layer(middleware::from_fn_with_state(shared.clone(), around))
+        .with_state(shared)
+}
+
+/// Checks the key and counts the answer.
+async fn around(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
+    let path = request.uri().path();
+    // Paths become labels of metrics, so their number must not depend on clients.
+    let known = [COMPLETIONS, CHAT, MODELS, HEALTH, METRICS].into_iter().find(|known| *known == path);
+    let response = if known == Some(HEALTH) || shared.is_authorized(request.headers()) {
+        next.run(request).await
+    } else {
+        let problem = "the API key is missing or wrong: send the header 'Authorization: Bearer <key>'";
+        ApiError::new(StatusCode::UNAUTHORIZED, problem).with_code("invalid_api_key").into_response()
+    };
+    shared.metrics.answer(known.unwrap_or("other"), response.status().as_u16());
+    response
+}
+
+async fn models(State(shared): State<Arc<Shared>>) -> Response {
+    json_response(&json!({"object": "list", "data": [shared.model()]}))
+}
+
+async fn model(State(shared): State<Arc<Shared>>, Path(model): Path<String>) -> Response {
+    if model == shared.options.model {
+        return json_response(&shared.model());
+    }
+    let problem = format!("'{model}' is not served here; the model is '{}'", shared.options.model);
+    ApiError::new(StatusCode::NOT_FOUND, problem).with_code("model_not_found").into_response()
+}
+
+async fn health(State(shared): State<Arc<Shared>>) -> Response {
+    match shared.queue.refusal() {
+        None => json_response(&json!({"status": "ok"})),
+        Some(refusal) => shared.refused(refusal).into_response(),
+    }
+}
+
+async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
+    let text = shared.metrics.text(shared.queue.len());
+    let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+    ([(CONTENT_TYPE, kind)], text).into_response()
+}
+
+fn json_response(value: &Value) -> Response {
+    ([(CONTENT_TYPE, HeaderValue::from_static("application/json"))], value.to_string()).into_response()
+}
+
+/// Answers a request for text.
+async fn complete(shared: Arc<Shared>, endpoint: Endpoint, request: Request) -> Result<Response, ApiError> {
+    let (parts, body) = request.into_parts();
+    let kind = parts.headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
+    // A page in a browser can send other types to this machine without asking.
+    if !kind.to_ascii_lowercase().starts_with(b"application/json") {
+        let problem = "send the header 'Content-Type: application/json'";
+        return Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, problem));
+    }
+    let body = read_body(&parts.headers, body, shared.limits()).await?;
+    let received = Instant::now();
+
+    // Long prompts take a while to encode.
+    let prepared = {
+        let shared = shared.clone();
+        tokio::task::spawn_blocking(move || shared.prepare(endpoint, &body)).await
+    };
+    let failed = |_| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "the request could not be prepared");
+    let Prepared { generation, prompts, max_new_tokens } = prepared.map_err(failed)??;
+
+    let head = Head {
+        endpoint,
+        id: format!("{}-{:016x}", if endpoint == Endpoint::Chat { "chatcmpl" } else { "cmpl" }, shared.draw()),
+        created: chrono::Utc::now().timestamp(),
+        model: shared.options.model.clone(),
+    };
+    let (stream, include_usage) = (generation.stream, generation.include_usage);
+    let exchange = shared.submit(generation, &prompts, max_new_tokens, received)?;
+    if !stream {
+        return Ok(json_response(&response::whole(&head, exchange).await?));
+    }
+    let body = Body::new(Stream::start(head, exchange, include_usage).await?);
+    let headers = [
+        (CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8")),
+        (CACHE_CONTROL, HeaderValue::from_static("no-cache")),
+    ];
+    Ok((headers, body).into_response())
+}
+
+/// Reads a body up to the limits.
+async fn read_body(headers: &HeaderMap, mut body: Body, limits: &Limits) -> Result<Vec<u8>, ApiError> {
+    let max = limits.max_body_bytes;
+    let too_large = || {
+        let problem = format!("the body is larger than {max} bytes");
+        ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, problem)
+    };
+    let stated: Option<u64> = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+    let waits = headers.contains_key(EXPECT);
+    if stated.is_some_and(|stated| stated > max as u64 && (waits || stated > MAX_DROPPED_BYTES as u64)) {
+        return Err(too_large());
+    }
+    let mut bytes = Vec::new();
+    let mut received = 0usize;
+    let reading = async {
+        while let Some(frame) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
+            let frame =
+                frame.map_err(|_| ApiError::bad("the body ended before its length, or is not as its headers say"))?;
+            let data: Bytes = frame.into_data().unwrap_or_default();
+            received = received.saturating_add(data.len());
+            if received <= max {
+                bytes.extend_from_slice(&data);
+            } else if received > MAX_DROPPED_BYTES {
+                break;
+            }
+        }
+        Ok(())
+    };
+    match timeout(limits.read_timeout, reading).await {
+        Ok(read) => read?,
+        Err(_) => {
+            let problem = format!("the body was not complete within {} s", limits.read_timeout.as_secs_f64());
+            return Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, problem));
+        }
+    }
+    if received > max { Err(too_large()) } else { Ok(bytes) }
+}
+
+/// A checked request with the tokens of its prompts.
+struct Prepared {
+    generation: Generation,
+    prompts: Vec<Arc<[u32]>>,
+    max_new_tokens: usize,
+}
+
+impl Shared {
+    fn prepare(&self, endpoint: Endpoint, body: &[u8]) -> Result<Prepared, ApiError> {
+        let mut generation = Generation::parse(endpoint, body, &self.options.model)?;
+        let (param, prompts) = match std::mem::replace(&mut generation.input, Input::Prompts(Vec::new())) {
+            Input::Prompts(prompts) => {
+                let tokens = |prompt| match prompt {
+                    Prompt::Text(text) => self.encode(&text, true),
+                    Prompt::Tokens(tokens) => Ok(tokens),
+                };
+                ("prompt", prompts.into_iter().map(tokens).collect::<Result<Vec<_>, _>>()?)
+            }
+            Input::Messages(messages) => {
+                let rendered = self.loaded.template.render(&messages);
+                let (text, special) = rendered.map_err(|error| ApiError::field("messages", error))?;
+                ("messages", vec![self.encode(&text, special)?])
+            }
+        };
+        if prompts.len() * generation.choices > MAX_CHOICES {
+            let problem = format!("prompts times choices are more than {MAX_CHOICES}");
+            return Err(ApiError::field("n", problem));
+        }
+        for prompt in &prompts {
+            self.check_prompt(param, prompt)?;
+        }
+        let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
+        let max_new_tokens = self.new_tokens(endpoint, longest, generation.max_new_tokens)?;
+        Ok(Prepared { generation, prompts: prompts.into_iter().map(Arc::from).collect(), max_new_tokens })
+    }
+
+    fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>, ApiError> {
+        let failed = |error: anyhow::Error| ApiError::bad(format!("{error:#}"));
+        self.loaded.codec.encode(text, special).map_err(failed)
+    }
+
+    fn check_prompt(&self, param: &str, prompt: &[u32]) -> Result<(), ApiError> {
+        let (tokens, vocab_size) = (prompt.len(), self.loaded.vocab_size);
+        if let Some(id) = prompt.iter().find(|id| **id as usize >= vocab_size) {
+            return Err(ApiError::field(param, format!("token {id} is not in the vocabulary of {vocab_size} tokens")));
+        }
+        let longest = self.limits().max_prompt_tokens.min(self.loaded.max_length - 1);
+        match tokens {
+            0 => Err(ApiError::field(param, "it has no tokens")),
+            _ if tokens > longest => {
+                Err(ApiError::too_long(param, format!("it has {tokens} tokens, and at most {longest} are accepted")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The limit of new tokens after a prompt.
+    fn new_tokens(&self, endpoint: Endpoint, prompt: usize, wanted: Option<usize>) -> Result<usize, ApiError> {
+        let max_length = self.loaded.max_length;
+        let (room, limit) = (max_length - prompt, self.limits().max_new_tokens);
+        match (wanted, endpoint) {
+            (Some(wanted), _) if wanted > room => {
+                let problem = format!("{prompt} prompt and {wanted} new tokens are more than the model's {max_length}");
+                Err(ApiError::too_long("max_tokens", problem))
+            }
+            (Some(wanted), _) if wanted > limit => {
+                Err(ApiError::field("max_tokens", format!("{wanted} are more than this server's limit, {limit}")))
+            }
+            (Some(wanted), _) => Ok(wanted),
+            (None, Endpoint::Completions) => Ok(COMPLETION_TOKENS.min(limit).min(room)),
+            (None, Endpoint::Chat) => Ok(limit.min(room)),
+        }
+    }
+
+    /// Puts a request into the queue.
+    fn submit(
+        self: &Arc<Self>,
+        generation: Generation,
+        prompts: &[Arc<[u32]>],
+        max_new_tokens: usize,
+        received: Instant,
+    ) -> Result<Exchange, ApiError> {
+        let count = prompts.len() * generation.choices;
+        // Each choice starts, has its tokens, and may fail.
+        let (sender, events) = mpsc::channel(count * (max_new_tokens + 2));
+        let seed = generation.seed.unwrap_or_else(|| self.draw());
+        let stop: Arc<[u32]> = if generation.ignore_eos { Arc::from([]) } else { self.eos_token_ids.clone() };
+        let (mut jobs, mut choices) = (Vec::with_capacity(count), Vec::with_capacity(count));
+        for choice in 0..count {
+            let cancelled = Arc::new(AtomicBool::new(false));
+            let counts_prompt = choice % generation.choices == 0;
+            choices.push(Choice::new(generation.stop.clone(), cancelled.clone(), counts_prompt));
+            jobs.push(Job {
+                prompt: prompts[choice / generation.choices].clone(),
+                max_new_tokens,
+                sampling: generation.sampling,
+                seed: seed.wrapping_add(choice as u64),
+                stop: stop.clone(),
+                logprobs: generation.logprobs,
+                choice,
+                events: sender.clone(),
+                cancelled,
+            });
+        }
+        self.queue.push(jobs).map_err(|refusal| self.refused(refusal))?;
+        let prompt_tokens = prompts.iter().map(|prompt| prompt.len()).sum();
+        let deadline = received + self.limits().request_timeout;
+        Ok(Exchange::new(self.clone(), events, choices, prompt_tokens, received, deadline))
+    }
+
+    fn refused(&self, refusal: Refusal) -> ApiError {
+        match refusal {
+            Refusal::Full => {
+                // The time in which about half of the waiting requests will have ended.
+                let turns = self.queue.len() as f64 / self.loaded.sequences as f64 / 2.0;
+                let wait_s = self.metrics.request.mean_s().unwrap_or(1.0) * turns;
+                let problem = format!("the queue of {} requests is full", self.limits().max_queue);
+                ApiError::new(StatusCode::TOO_MANY_REQUESTS, problem)
+                    .with_code("queue_full")
+                    .retry_after(wait_s.clamp(1.0, MAX_RETRY_AFTER_S).ceil() as u64)
+            }
+            Refusal::Draining => ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "the server is ending").retry_after(1),
+            Refusal::Closed => {
+                ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "the engine has failed and the server is ending")
+            }
+        }
+    }
+}

@@ -1,0 +1,483 @@
+//! The body of a request: its fields, checked one by one, so that an error names the field and what it may be.
+
+use std::ops::RangeInclusive;
+
+use serde_json::{Map, Value};
+
+use super::{error::ApiError, template::Message};
+use crate::{error::nearest, scenario::Sampling, text};
+
+/// Sequences of one request: prompts times choices.
+pub const MAX_CHOICES: usize = 32;
+/// Stop strings of a request.
+const MAX_STOPS: usize = 4;
+/// Bytes of a stop string.
+const MAX_STOP_BYTES: usize = 256;
+/// Alternatives of each token: the limits of OpenAI's completions and chats.
+const MAX_LOGPROBS: [i64; 2] = [5, 20];
+
+/// Fields that change nothing that this server does.
+const IGNORED: [&str; 8] = [
+    "metadata",
+    "parallel_tool_calls",
+    "prompt_cache_key",
+    "prompt_cache_retention",
+    "safety_identifier",
+    "service_tier",
+    "store",
+    "user",
+];
+
+/// Fields of OpenAI's interface that the server refuses, unless their value asks for nothing.
+const UNSUPPORTED: [&str; 18] = [
+    "audio",
+    "best_of",
+    "echo",
+    "frequency_penalty",
+    "function_call",
+    "functions",
+    "logit_bias",
+    "modalities",
+    "moderation",
+    "prediction",
+    "presence_penalty",
+    "reasoning_effort",
+    "response_format",
+    "suffix",
+    "tool_choice",
+    "tools",
+    "verbosity",
+    "web_search_options",
+];
+
+/// Fields that both endpoints know.
+const COMMON: [&str; 14] = [
+    "ignore_eos",
+    "logprobs",
+    "max_tokens",
+    "model",
+    "n",
+    "repetition_penalty",
+    "seed",
+    "stop",
+    "stream",
+    "stream_options",
+    "temperature",
+    "top_k",
+    "top_logprobs",
+    "top_p",
+];
+
+/// The two ways to ask for text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Endpoint {
+    /// `/v1/completions`
+    Completions,
+    /// `/v1/chat/completions`
+    Chat,
+}
+
+/// A checked request.
+#[derive(Debug)]
+pub struct Generation {
+    pub input: Input,
+    pub max_new_tokens: Option<usize>,
+    /// Choices of each prompt.
+    pub choices: usize,
+    pub sampling: Sampling,
+    pub seed: Option<u64>,
+    pub stop: Vec<String>,
+    /// Number of alternatives of each token, if log-probabilities are wanted.
+    pub logprobs: Option<usize>,
+    pub stream: bool,
+    pub include_usage: bool,
+    pub ignore_eos: bool,
+}
+
+#[derive(Debug)]
+pub enum Input {
+    Prompts(Vec<Prompt>),
+    Messages(Vec<Message>),
+}
+
+#[derive(Debug, PartialEq)]
+pub enum Prompt {
+    Text(String),
+    Tokens(Vec<u32>),
+}
+
+impl Generation {
+    /// Checks a body for a model of this name.
+    pub fn parse(endpoint: Endpoint, body: &[u8], model: &str) -> Result<Self, ApiError> {
+        let text = std::str::from_utf8(body).map_err(|_| ApiError::bad("the body is not UTF-8"))?;
+        let body: Value =
+            serde_json::from_str(text).map_err(|error| ApiError::bad(format!("the body is not JSON: {error}")))?;
+        let Value::Object(fields) = body else { return Err(ApiError::bad("the body is not a JSON object")) };
+        let mut fields = Fields(fields);
+        let named = fields.text("model")?.ok_or_else(|| ApiError::field("model", "it is missing"))?;
+        if named != model {
+            let error = ApiError::new(
+                hyper::StatusCode::NOT_FOUND,
+                format!("model: '{named}' is not served here; the model is '{model}'"),
+            );
+            return Err(error.with_code("model_not_found"));
+        }
+        let input = match endpoint {
+            Endpoint::Completions => Input::Prompts(fields.prompts()?),
+            Endpoint::Chat => Input::Messages(fields.messages()?),
+        };
+        let max_new_tokens = match endpoint {
+            Endpoint::Completions => fields.count("max_tokens")?,
+            Endpoint::Chat => {
+                let (new, old) = (fields.count("max_completion_tokens")?, fields.count("max_tokens")?);
+                if new.is_some() && old.is_some() && new != old {
+                    return Err(ApiError::field("max_tokens", "it differs from max_completion_tokens"));
+                }
+                new.or(old)
+            }
+        };
+        let stream = fields.flag("stream")?;
+        let generation = Self {
+            input,
+            max_new_tokens,
+            choices: fields.integer("n", 1..=MAX_CHOICES as i64)?.map_or(1, |n| n as usize),
+            sampling: fields.sampling()?,
+            seed: fields.integer("seed", i64::MIN..=i64::MAX)?.map(|seed| seed as u64),
+            stop: fields.stops()?,
+            logprobs: fields.logprobs(endpoint)?,
+            stream,
+            include_usage: fields.include_usage(stream)?,
+            ignore_eos: fields.flag("ignore_eos")?,
+        };
+        fields.finish(endpoint)?;
+        Ok(generation)
+    }
+}
+
+/// The fields that have not been read yet.
+struct Fields(Map<String, Value>);
+
+impl Fields {
+    /// Takes a field. `null` is the same as no field.
+    fn take(&mut self, name: &str) -> Option<Value> {
+        self.0.remove(name).filter(|value| !value.is_null())
+    }
+
+    fn text(&mut self, name: &str) -> Result<Option<String>, ApiError> {
+        match self.take(name) {
+            None => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text)),
+            Some(other) => Err(ApiError::field(name, format!("expected a string, not {}", shown(&other)))),
+        }
+    }
+
+    /// A field that is `false` if it is missing.
+    fn flag(&mut self, name: &str) -> Result<bool, ApiError> {
+        match self.take(name) {
+            None => Ok(false),
+            Some(Value::Bool(flag)) => Ok(flag),
+            Some(other) => Err(ApiError::field(name, format!("expected true or false, not {}", shown(&other)))),
+        }
+    }
+
+    fn integer(&mut self, name: &str, range: RangeInclusive<i64>) -> Result<Option<i64>, ApiError> {
+        let Some(value) = self.take(name) else { return Ok(None) };
+        match value.as_i64().filter(|number| range.contains(number)) {
+            Some(number) => Ok(Some(number)),
+            None => {
+                let (low, high) = (range.start(), range.end());
+                Err(ApiError::field(
+                    name,
+                    format!("expected a whole number from {low} to {high}, not {}", shown(&value)),
+                ))
+            }
+        }
+    }
+
+    /// A number of tokens. Its upper limit depends on the prompt.
+    fn count(&mut self, name: &str) -> Result<Option<usize>, ApiError> {
+        Ok(self.integer(name, 1..=i64::from(u32::MAX))?.map(|count| count as usize))
+    }
+
+    fn number(&mut self, name: &str, range: RangeInclusive<f64>) -> Result<Option<f32>, ApiError> {
+        let Some(value) = self.take(name) else { return Ok(None) };
+        match value.as_f64().filter(|number| range.contains(number)) {
+            Some(number) => Ok(Some(number as f32)),
+            None => {
+                let (low, high) = (range.start(), range.end());
+                Err(ApiError::field(name, format!("expected a number from {low} to {high}, not {}", shown(&value))))
+            }
+        }
+    }
+
+    fn prompts(&mut self) -> Result<Vec<Prompt>, ApiError> {
+        let wrong = || ApiError::field("prompt", "expected a string, an array of token ids, or an array of either");
+        let prompt = self.take("prompt").ok_or_else(|| ApiError::field("prompt", "it is missing"))?;
+        let prompts = match prompt {
+            Value::String(text) => vec![Prompt::Text(text)],
+            Value::Array(items) if items.first().is_some_and(Value::is_number) => {
+                vec![Prompt::Tokens(tokens(items).ok_or_else(wrong)?)]
+            }
+            Value::Array(items) => {
+                if items.len() > MAX_CHOICES {
+                    return Err(ApiError::field("prompt", format!("at most {MAX_CHOICES} prompts are supported")));
+                }
+                let one = |item| match item {
+                    Value::String(text) => Some(Prompt::Text(text)),
+                    Value::Array(items) => tokens(items).map(Prompt::Tokens),
+                    _ => None,
+                };
+                items.into_iter().map(one).collect::<Option<Vec<_>>>().ok_or_else(wrong)?
+            }
+            _ => return Err(wrong()),
+        };
+        if prompts.is_empty() { Err(ApiError::field("prompt", "it is empty")) } else { Ok(prompts) }
+    }
+
+    fn messages(&mut self) -> Result<Vec<Message>, ApiError> {
+        let messages = self.take("messages").ok_or_else(|| ApiError::field("messages", "it is missing"))?;
+        let Value::Array(messages) = messages else {
+            return Err(ApiError::field("messages", "expected an array of messages"));
+        };
+        if messages.is_empty() {
+            return Err(ApiError::field("messages", "it is empty"));
+        }
+        messages.into_iter().enumerate().map(|(index, message)| self::message(index, message)).collect()
+    }
+
+    fn sampling(&mut self) -> Result<Sampling, ApiError> {
+        let top_k = self.integer("top_k", -1..=i64::from(i32::MAX))?;
+        let sampling = Sampling {
+            repetition_penalty: self.number("repetition_penalty", 0.01..=100.0)?.filter(|penalty| *penalty != 1.0),
+            temperature: self.number("temperature", 0.0..=2.0)?.unwrap_or(1.0),
+            // Servers write "all" as -1 or 0.
+            top_k: top_k.filter(|k| *k > 0).map(|k| k as usize),
+            top_p: self.number("top_p", 1e-6..=1.0)?.filter(|p| *p < 1.0),
+        };
+        sampling.validate().map_err(|error| ApiError::bad(error.to_string()))?;
+        Ok(sampling)
+    }
+
+    fn stops(&mut self) -> Result<Vec<String>, ApiError> {
+        let wrong = || {
+            let expected = format!("expected a string or up to {MAX_STOPS}, each of 1 to {MAX_STOP_BYTES} bytes");
+            ApiError::field("stop", expected)
+        };
+        let stops: Vec<String> = match self.take("stop") {
+            None => Vec::new(),
+            Some(Value::String(stop)) => vec![stop],
+            Some(stops) => serde_json::from_value(stops).map_err(|_| wrong())?,
+        };
+        let is_good = stops.len() <= MAX_STOPS && stops.iter().all(|stop| (1..=MAX_STOP_BYTES).contains(&stop.len()));
+        if is_good { Ok(stops) } else { Err(wrong()) }
+    }
+
+    /// A number in completions; a flag and a number in chats.
+    fn logprobs(&mut self, endpoint: Endpoint) -> Result<Option<usize>, ApiError> {
+        let [in_completions, in_chats] = MAX_LOGPROBS;
+        if endpoint == Endpoint::Completions {
+            return Ok(self.integer("logprobs", 0..=in_completions)?.map(|count| count as usize));
+        }
+        let wanted = self.flag("logprobs")?;
+        match self.integer("top_logprobs", 0..=in_chats)? {
+            Some(_) if !wanted => Err(ApiError::field("top_logprobs", "it needs logprobs: true")),
+            count => Ok(wanted.then_some(count.unwrap_or(0) as usize)),
+        }
+    }
+
+    fn include_usage(&mut self, stream: bool) -> Result<bool, ApiError> {
+        let Some(options) = self.take("stream_options") else { return Ok(false) };
+        let Value::Object(options) = options else {
+            return Err(ApiError::field("stream_options", "expected an object"));
+        };
+        if !stream {
+            return Err(ApiError::field("stream_options", "it needs stream: true"));
+        }
+        let mut options = Self(options);
+        let include = options.flag("include_usage")?;
+        // Padding against observers of an encrypted connection.
+        options.flag("include_obfuscation")?;
+        match options.0.keys().next() {
+            Some(unknown) => Err(ApiError::field("stream_options", format!("unknown field '{unknown}'"))),
+            None => Ok(include),
+        }
+    }
+
+    /// Refuses fields that would have been ignored although they ask for something.
+    fn finish(mut self, endpoint: Endpoint) -> Result<(), ApiError> {
+        self.0.retain(|name, value| !IGNORED.contains(&name.as_str()) && !value.is_null());
+        for (name, value) in &self.0 {
+            if UNSUPPORTED.contains(&name.as_str()) {
+                if asks_for_nothing(name, value) {
+                    continue;
+                }
+                return Err(ApiError::field(name, "this server does not support it").with_code("unsupported_parameter"));
+            }
+            let own: &[&str] = match endpoint {
+                Endpoint::Completions => &["prompt"],
+                Endpoint::Chat => &["messages", "max_completion_tokens"],
+            };
+            let hint = nearest(name, &[&COMMON, own].concat()).filter(|near| near != name);
+            let hint = hint.map_or_else(String::new, |near| format!(": did you mean {near}?"));
+            return Err(ApiError::field(name, format!("unknown field{hint}")).with_code("unknown_parameter"));
+        }
+        Ok(())
+    }
+}
+
+/// Returns whether a field that is not supported has a value that is the same as leaving it out.
+fn asks_for_nothing(name: &str, value: &Value) -> bool {
+    match (name, value) {
+        (_, Value::Bool(false)) => true,
+        (_, Value::Array(items)) if items.is_empty() => true,
+        (_, Value::Object(fields)) if fields.is_empty() => true,
+        ("best_of", number) => number.as_i64() == Some(1),
+        ("modalities", kinds) => *kinds == serde_json::json!(["text"]),
+        ("response_format", format) => format["type"] == "text",
+        ("tool_choice", choice) => choice == "none",
+        ("suffix", suffix) => suffix == "",
+        (_, number) => number.as_f64() == Some(0.0),
+    }
+}
+
+/// Token ids. Their upper limit depends on the model.
+fn tokens(items: Vec<Value>) -> Option<Vec<u32>> {
+    items.into_iter().map(|id| u32::try_from(id.as_u64()?).ok()).collect()
+}
+
+fn message(index: usize, message: Value) -> Result<Message, ApiError> {
+    const ROLES: [&str; 4] = ["assistant", "developer", "system", "user"];
+    let place = |field: &str| format!("messages[{index}].{field}");
+    let role = message["role"].as_str().unwrap_or_default();
+    if !ROLES.contains(&role) {
+        return Err(ApiError::field(&place("role"), format!("expected one of {}", ROLES.join(", "))));
+    }
+    let content = match &message["content"] {
+        Value::String(text) => text.clone(),
+        Value::Array(parts) => {
+            let text = |part: &Value| part["text"].as_str().filter(|_| part["type"] == "text").map(str::to_owned);
+            parts
+                .iter()
+                .map(text)
+                .collect::<Option<String>>()
+                .ok_or_else(|| ApiError::field(&place("content"), "only parts of type text are supported"))?
+        }
+        _ => return Err(ApiError::field(&place("content"), "expected a string or an array of parts")),
+    };
+    for field in ["tool_calls", "function_call", "audio"] {
+        if !message[field].is_null() {
+            return Err(ApiError::field(&place(field), "this server does not support it"));
+        }
+    }
+    Ok(Message { role: role.to_owned(), content })
+}
+
+/// A value in an error, shortened.
+fn shown(value: &Value) -> String {
+    const MAX_CHARS: usize = 40;
+    let text = text::line(&value.to_string());
+    match text.char_indices().nth(MAX_CHARS) {
+        Some((at, _)) => format!("{}…", &text[..at]),
+        None => text,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn parse(endpoint: Endpoint, body: Value) -> Result<Generation, Value> {
+        Generation::parse(endpoint, body.to_string().as_bytes(), "m").map_err(|error| error.json()["error"].clone())
+    }
+
+    #[test]
+    fn defaults_are_those_of_openai() {
+        let found =
+            parse(Endpoint::Completions, json!({"model": "m", "prompt": "a", "user": "x", "tools": []})).expect("good");
+        assert!(matches!(&found.input, Input::Prompts(prompts) if *prompts == [Prompt::Text("a".into())]));
+        let plain = Sampling { repetition_penalty: None, temperature: 1.0, top_k: None, top_p: None };
+        assert_eq!((found.sampling, found.choices, found.stream, found.logprobs), (plain, 1, false, None));
+        let parts = json!([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]);
+        let body = json!({
+            "model": "m", "messages": [{"role": "user", "content": parts}], "max_completion_tokens": 7, "top_k": -1,
+            "top_p": 1, "temperature": 0, "stop": ["x", "y"], "logprobs": true, "seed": -3, "stream": true,
+            "stream_options": {"include_usage": true}, "response_format": {"type": "text"},
+        });
+        let found = parse(Endpoint::Chat, body).expect("good");
+        assert!(matches!(&found.input, Input::Messages(messages) if messages[0].content == "ab"));
+        assert_eq!((found.sampling, found.max_new_tokens), (Sampling::GREEDY, Some(7)));
+        assert_eq!((found.logprobs, found.seed, found.include_usage), (Some(0), Some(-3i64 as u64), true));
+    }
+
+    #[test]
+    fn prompts_come_in_four_forms() {
+        let prompts = |prompt: Value| match parse(Endpoint::Completions, json!({"model": "m", "prompt": prompt})) {
+            Ok(Generation { input: Input::Prompts(prompts), .. }) => prompts,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(prompts(json!([1, 2])), [Prompt::Tokens(vec![1, 2])]);
+        assert_eq!(prompts(json!([[1], [2, 3]])), [Prompt::Tokens(vec![1]), Prompt::Tokens(vec![2, 3])]);
+        assert_eq!(prompts(json!(["a", [2]])), [Prompt::Text("a".into()), Prompt::Tokens(vec![2])]);
+    }
+
+    #[test]
+    fn an_error_names_the_field_and_what_it_may_be() {
+        for (field, value, part) in [
+            ("temperature", json!(-1), "temperature: expected a number from 0 to 2, not -1"),
+            ("temperature", json!("hot"), "not \"hot\""),
+            ("top_p", json!(0), "expected a number from 0.000001 to 1"),
+            ("max_tokens", json!(-5), "expected a whole number from 1 to 4294967295, not -5"),
+            ("max_tokens", json!(1.5), "not 1.5"),
+            ("max_tokens", json!(u64::MAX), "not 18446744073709551615"),
+            ("n", json!(33), "from 1 to 32"),
+            ("n", json!("x".repeat(1000)), "xxx…"),
+            ("seed", json!(1e300), "expected a whole number"),
+            ("stop", json!([""]), "each of 1 to 256 bytes"),
+            ("stop", json!(["a", "b", "c", "d", "e"]), "up to 4"),
+            ("logprobs", json!(6), "from 0 to 5"),
+            ("stream", json!(1), "expected true or false"),
+            ("stream_options", json!({}), "it needs stream: true"),
+            ("prompt", json!([]), "it is empty"),
+            ("prompt", json!([1, -1]), "expected a string, an array of token ids"),
+            ("prompt", json!([1, 4_294_967_296_u64]), "expected a string, an array of token ids"),
+            ("prompt", json!([[1], 2]), "expected a string, an array of token ids"),
+            ("prompt", json!(null), "it is missing"),
+            ("tools", json!([{}]), "this server does not support it"),
+            ("best_of", json!(2), "this server does not support it"),
+            ("temprature", json!(1), "unknown field: did you mean temperature?"),
+            ("max_completion_tokens", json!(1), "unknown field"),
+        ] {
+            let mut body = json!({"model": "m", "prompt": "a"});
+            body[field] = value;
+            let error = parse(Endpoint::Completions, body).expect_err(part);
+            assert_eq!(error["param"], field, "{error}");
+            let message = error["message"].as_str().expect("a message");
+            assert!(message.contains(part) && message.starts_with(field), "{message}");
+        }
+        for (body, part) in [
+            (json!({"model": "m", "messages": []}), "messages: it is empty"),
+            (
+                json!({"model": "m", "messages": [{"role": "tool", "content": "a"}]}),
+                "messages[0].role: expected one of",
+            ),
+            (json!({"model": "m", "messages": [{"role": "user"}]}), "messages[0].content: expected a string"),
+            (json!({"model": "m", "messages": [1]}), "messages[0].role"),
+            (
+                json!({"model": "m", "messages": [{"role": "user", "content": [{"type": "image_url"}]}]}),
+                "only parts of type text",
+            ),
+            (json!({"model": "m", "messages": "a"}), "expected an array"),
+            (json!({"model": "other", "messages": []}), "'other' is not served here; the model is 'm'"),
+            (json!([]), "not a JSON object"),
+        ] {
+            let error = parse(Endpoint::Chat, body).expect_err(part);
+            assert!(error["message"].as_str().is_some_and(|message| message.contains(part)), "{error}");
+        }
+        for body in [&b"{\"model\": \"\xff\"}"[..], b"{", b"", &[b'['; 100_000], b"{\"model\": 1e999}"] {
+            let error = Generation::parse(Endpoint::Chat, body, "m").expect_err("no JSON").json();
+            assert!(error["error"]["message"].as_str().is_some_and(|message| message.contains("body")), "{error}");
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! Many clients at once: no answer is lost, mixed up or wrong, and memory stays flat.
+
+use std::{
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use candlepower::{
+    load::{self, Api, Arrivals, Limits as LoadLimits, Plan, Run, Shape, Shard, Target, Turns},
+    serve::Limits,
+};
+use serde_json::json;
+
+use crate::{COMPLETIONS, body, client::get, prompt, serve, streamed, text, toy::greedy, with};
+
+const CLIENTS: u32 = 50;
+const DURATION: Duration = Duration::from_secs(6);
+
+/// Resident bytes of this process, server and clients together.
+fn resident_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? << 10)
+}
+
+#[test]
+fn fifty_clients_get_their_own_answers() {
+    let limits = Limits { max_queue: 32, step_tokens: 64, ..Limits::default() };
+    let (running, _) = serve(16, Duration::from_millis(1), limits);
+    let (answered, refused) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let started = Instant::now();
+    let mut early = None;
+    thread::scope(|scope| {
+        for client in 0..CLIENTS {
+            let (running, answered, refused) = (&running, &answered, &refused);
+            scope.spawn(move || {
+                for round in 0.. {
+                    if started.elapsed() > DURATION {
+                        return;
+                    }
+                    let prompt = prompt(client * 7 + round, 3 + (client + round) % 60);
+                    let new = 1 + (client as usize * 3 + round as usize) % 30;
+                    let stream = (client + round).is_multiple_of(2);
+                    let answer = running.post(COMPLETIONS, &with(body(&prompt, new), json!({"stream": stream})));
+                    match answer.status {
+                        429 => {
+                            refused.fetch_add(1, Ordering::Relaxed);
+                            thread::sleep(Duration::from_millis(20));
+                            continue;
+                        }
+                        status => assert_eq!(status, 200, "{answer:?}"),
+                    }
+                    let found = match stream {
+                        true => streamed(&answer.events(), 0),
+                        false => answer.json()["choices"][0]["text"].as_str().expect("text").to_owned(),
+                    };
+                    assert_eq!(found, text(&greedy(&prompt, new)), "client {client}, round {round}");
+                    answered.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        thread::sleep(DURATION / 3);
+        early = resident_bytes();
+    });
+    let answered = answered.into_inner();
+    assert!(answered > 200, "{answered} answers");
+    if let (Some(early), Some(late)) = (early, resident_bytes()) {
+        assert!(late < early + (16 << 20), "{early} bytes after a third of the time, {late} at the end");
+    }
+    running.until("running_sequences", 0.0);
+    let text = get(running.address, "/metrics").text();
+    let count = format!("candlepower_requests_total{{endpoint=\"{COMPLETIONS}\",status=\"200\"}} {answered}");
+    assert!(text.contains(&count), "{count} is not in\n{text}");
+}
+
+/// The load generator of this crate finds nothing unusual, and counts the tokens that it asked for.
+#[test]
+fn the_load_generator_agrees_with_the_counts() {
+    let (running, _) = serve(8, Duration::from_millis(1), Limits::default());
+    let shape = Shape {
+        seed: 1,
+        arrivals: Arrivals::Closed { clients: 12 },
+        duration_s: Some(1.5),
+        requests: None,
+        prompt_tokens: "24".parse().expect("a length"),
+        max_new_tokens: "9".parse().expect("a length"),
+        shared_prefix_tokens: 12,
+        turns: Turns { count: 1, think_ms: 0.0 },
+        trace: None,
+    };
+    for api in [Api::Completions, Api::Chat] {
+        let report = load::run(
+            &Run {
+                plan: Plan::new(shape.clone()).expect("a plan"),
+                shard: Shard::WHOLE,
+                target: Target {
+                    url: format!("http://{}", running.address),
+                    api,
+                    model: "toy".into(),
+                    api_key: None,
+                    headers: Vec::new(),
+                    extra: serde_json::Map::new(),
+                    timeout: Duration::from_secs(20),
+                    retries: 0,
+                },
+                tokens: None,
+                objectives: Vec::new(),
+                steady_from_s: 0.0,
+                limits: LoadLimits { min_duration_s: 0.0, percentile: 0.5, confidence: 0.5, ..LoadLimits::default() },
+                start_at: None,
+                exchanges_to: None,
+            },
+            &mut |_| {},
+        )
+        .expect("a report");
+        let all = &report.summary.all;
+        assert!(all.requests > 20 && all.failed == 0, "{}", report.text());
+        let tokens = &report.tally.tokens;
+        assert_eq!(tokens.output_lengths.keys().copied().collect::<Vec<_>>(), [9], "{}", report.text());
+        // A chat adds the words "user:" and "assistant:".
+        let expected = if api == Api::Chat { 26 } else { 24 };
+        assert_eq!(tokens.prompt_lengths.keys().copied().collect::<Vec<_>>(), [expected]);
+    }
+    assert!(running.metric("cached_prompt_tokens_total") > 0.0);
+}
