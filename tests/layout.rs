@@ -18,7 +18,7 @@ const LEVELS: [&[&str]; 11] = [
     &["model"],
     &["generate", "train", "settings"],
     &["workload"],
-    &["runner", "doctor"],
+    &["runner", "doctor", "wrap"],
     &["duel"],
 ];
 

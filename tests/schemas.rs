@@ -6,16 +6,19 @@ use std::{fs, path::Path};
 use candlepower::{
     record::Record,
     report::{compare::Comparison, duel::Duel, history::History},
+    wrap::{Memory, Power},
 };
 use schemars::{Schema, schema_for};
 
 #[test]
 fn the_schemas_are_those_of_the_types() {
-    let schemas: [(&str, Schema); 4] = [
+    let schemas: [(&str, Schema); 6] = [
         ("record.json", schema_for!(Record)),
         ("comparison.json", schema_for!(Comparison)),
         ("duel.json", schema_for!(Duel)),
         ("history.json", schema_for!(Vec<History>)),
+        ("memory.json", schema_for!(Memory)),
+        ("power.json", schema_for!(Power)),
     ];
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/report/schemas");
     for (file, schema) in schemas {

@@ -11,6 +11,7 @@
 //! | [`experimental`] | features that no real GPU has run |
 //! | [`duels`] | judging a change: `candlepower duel` |
 //! | [`load`] | loads on a server: schedules, latencies, verdicts, shards |
+//! | [`wrappers`] | memory and power of any command |
 //! | [`reports`] | tables, comparisons, histories, exports, data formats |
 //! | [`deviations`] | known differences from the reference implementations |
 //! | [`methodology`] | what is timed, and known biases |
@@ -44,6 +45,9 @@ pub mod duels {}
 
 #[doc = include_str!("load.md")]
 pub mod load {}
+
+#[doc = include_str!("wrappers.md")]
+pub mod wrappers {}
 
 #[doc = include_str!("reports.md")]
 pub mod reports {}

@@ -8,6 +8,8 @@ mod limits;
 pub mod machine;
 pub mod memory;
 pub mod peak_bytes;
+pub mod processes;
+pub mod rapl;
 pub mod statistics;
 mod token_time;
 

@@ -17,11 +17,16 @@ mod sandbox;
 mod sweep;
 mod train;
 mod watch;
+mod wrap;
 
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
-use candlepower::{measure::CountingAllocator, output, text};
+use candlepower::{
+    measure::CountingAllocator,
+    output, text,
+    wrap::{MemoryMeter, PowerMeter},
+};
 use clap::{
     Parser, Subcommand,
     error::{ContextKind, ContextValue, ErrorKind},
@@ -50,6 +55,10 @@ enum What {
     Bench(bench::Bench),
     /// Send requests to an OpenAI-compatible server by a schedule, and measure the answers
     Load(Box<load::Load>),
+    /// Run any command and measure the memory of its processes and of GPUs
+    Memory(wrap::Wrap),
+    /// Run any command and measure the energy and power of the machine meanwhile
+    Power(wrap::Wrap),
     /// Train and run backbones for series over a grid of architectures and sizes
     Sweep(Box<sweep::Sweep>),
     /// Train a language model on a text: losses, a curve, perplexity against a bigram model
@@ -141,6 +150,8 @@ fn main() -> ExitCode {
             What::Run(run) => run.run(),
             What::List(list) => list.run(),
             What::Load(load) => load.run(),
+            What::Memory(wrap) => wrap.run::<MemoryMeter>(),
+            What::Power(wrap) => wrap.run::<PowerMeter>(),
             What::Doctor(doctor) => doctor.run(),
             What::Bench(bench) => bench.run(),
             What::Compare(compare) => compare.run(),

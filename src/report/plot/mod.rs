@@ -15,7 +15,7 @@ use resvg::{tiny_skia, usvg};
 
 pub use chart::shortened;
 use chart::{Chart, Colour, Style};
-pub use over_time::{history, loss_curve, sparkline};
+pub use over_time::{history, loss_curve, over_seconds, sparkline};
 pub use serving::latency_over_rate;
 
 use super::joined::Row;
