@@ -81,6 +81,9 @@ pub struct Record {
     pub software: Software,
     /// Value and source of each setting, by setting.
     pub settings: BTreeMap<String, Setting>,
+    /// Command line that made the record, where the other fields do not determine it; absent for a benchmark.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub command: Option<String>,
 }
 
 /// The part of a benchmark in a duel, whose two sides took samples in turns. The records of the other side have the same id.

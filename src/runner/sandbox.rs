@@ -158,6 +158,7 @@ fn template(run: &str, now: DateTime<Utc>) -> Record {
         machine: Machine { name: MACHINE.into(), cpu: MACHINE.into(), ..machine::machine(1, None) },
         software: machine::software(),
         settings: BTreeMap::new(),
+        command: None,
     }
 }
 

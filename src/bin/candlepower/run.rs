@@ -89,7 +89,8 @@ impl Run {
             [engine, ..] if settings.sources["engine"].from == "default" => engine,
             _ => bail!("--engine={}: name one engine", settings.sources["engine"].value),
         };
-        let session = Session::new(settings.clone())?;
+        let command = runner::own_command(std::env::args_os(), &settings);
+        let session = Session::new(settings.clone())?.with_command(command.clone());
         // The buffers that measure the limits must not count as the model's memory.
         session.prepare()?;
         let bytes_beside = memory::current_bytes(session.device());
@@ -119,6 +120,7 @@ impl Run {
             let text = text.map_err(|error| anyhow::anyhow!("the tokens cannot be decoded: {error}"))?;
             output::print_line(format_args!("\n{text}"));
         }
+        output::print_line(format_args!("\nrepeat: {command}"));
         Ok(ExitCode::SUCCESS)
     }
 
