@@ -117,7 +117,20 @@ pub fn needed_bytes(spec: &ModelSpec, engine: Engine, dtype: DType, device: &Dev
     }
 }
 
-/// The same for a decoder of the comparison `moe_top_k`.
+/// The longest sequence of a model. `None` for a model of the Hub, which is known when it is loaded, and for a checkpoint that
+/// cannot be read.
+pub fn max_position_embeddings(spec: &ModelSpec) -> Option<usize> {
+    let config = match spec {
+        ModelSpec::Mini(name) | ModelSpec::Synthetic(name) => shape(name),
+        ModelSpec::Path(folder) => {
+            Checkpoint::open(folder, spec.to_string()).and_then(|files| ModelConfig::from_json(&files.config))
+        }
+        ModelSpec::Hub { .. } => return None,
+    };
+    Some(config.ok()?.max_position_embeddings)
+}
+
+/// [`needed_bytes`] for a decoder of the comparison `moe_top_k`.
 pub fn expert_grid_bytes(feed_forward: FeedForward, dtype: DType, device: &Device) -> Option<u64> {
     Some(demand(&decoder::shape::config(feed_forward).ok()?, Engine::Tuned, dtype, device).1)
 }

@@ -15,8 +15,8 @@ use crate::{
         Stability, Status, Subject, Sweep, Training, Work,
     },
     scenario::{
-        self, EXPERT_GRID, FeedForward, GENERATION, MOE_TOP_K, Phase, Quantity, SWEEP, TRAININGS, Tier, Trained,
-        TrainingScenario,
+        self, EXPERT_GRID, FeedForward, GENERATION, LONG_CONTEXT, MOE_TOP_K, Phase, Quantity, SWEEP, TRAININGS, Tier,
+        Trained, TrainingScenario,
     },
     workload::series::{SeriesGrid, series_subject},
 };
@@ -24,7 +24,7 @@ use crate::{
 /// Stands for the machine in records.
 const MACHINE: &str = "sandbox";
 
-/// Makes one record of each benchmark of a default run and one of a failed benchmark, `times` times.
+/// Makes one record of each benchmark of a default run, of each long context, and of a failed benchmark, `times` times.
 ///
 /// # Errors
 /// Returns an error if the preset of the sweep cannot be read.
@@ -32,7 +32,10 @@ pub fn records(run: &str, seed: u64, times: usize, now: DateTime<Utc>) -> Result
     let config = SeriesGrid::preset("smoke")?;
     let mut kinds: Vec<Kind> = Vec::new();
     kinds.extend(
-        GENERATION.iter().flat_map(|scenario| MINI.map(|model| Kind::Generation(scenario, model.into(), None))),
+        GENERATION
+            .iter()
+            .chain(LONG_CONTEXT)
+            .flat_map(|scenario| MINI.map(|model| Kind::Generation(scenario, model.into(), None))),
     );
     for scenario in MOE_TOP_K {
         kinds.extend(

@@ -8,7 +8,10 @@ use super::{Iteration, Measured, Outcome, Workload, drop_warm_up};
 use crate::{
     device::DeviceChoice,
     generate::{self, Request, Timeline},
-    measure::{gpu, memory::Peak},
+    measure::{
+        gpu,
+        memory::{self, Peak},
+    },
     model::Subject,
     record::{Limits, Measures, Routing},
 };
@@ -35,7 +38,7 @@ impl GenerationWorkload {
     /// Prepares generations. `bytes_beside` is the memory in use that does not belong to the subject.
     ///
     /// # Errors
-    /// Returns an error if the generation is too long for the model.
+    /// Returns an error if the generation is too long for the model, or its attention scores do not fit in memory.
     pub fn new(
         subject: SharedSubject,
         bytes_beside: u64,
@@ -46,6 +49,8 @@ impl GenerationWorkload {
         let loaded = subject.borrow();
         let model = loaded.model.as_ref();
         generate::check_lengths(model, prompt.len(), request.new_tokens)?;
+        let work = format!("the attention scores of {} tokens", prompt.len());
+        memory::ensure_fits(&work, model.score_bytes(prompt.len()), model.device())?;
         let deviates = model.deviates(prompt.len(), request.new_tokens);
         let peak = Peak::new(model.device(), bytes_beside);
         drop(loaded);
