@@ -120,11 +120,11 @@ pub const MOE_TOP_K: &[Generation] = &[
 /// enough.
 #[rustfmt::skip]
 pub const LONG_CONTEXT: &[Generation] = &[
-    row("long_context_1k",  1 << 10, DEEP_STEPS, Sampling::GREEDY, Tier::Full, "a prompt of 1K tokens, and steps at that depth"),
-    row("long_context_2k",  2 << 10, DEEP_STEPS, Sampling::GREEDY, Tier::Full, "a prompt of 2K tokens, and steps at that depth"),
-    row("long_context_4k",  4 << 10, DEEP_STEPS, Sampling::GREEDY, Tier::Full, "a prompt of 4K tokens, and steps at that depth"),
-    row("long_context_8k",  8 << 10, DEEP_STEPS, Sampling::GREEDY, Tier::Full, "a prompt of 8K tokens, and steps at that depth"),
-    row("long_context_16k", 16 << 10, DEEP_STEPS, Sampling::GREEDY, Tier::Full, "a prompt of 16K tokens, and steps at that depth"),
+    row("depth-1k",  1 << 10, DEEP_STEPS, Sampling::GREEDY, Tier::Full, "a prompt of 1K tokens, and steps at that depth"),
+    row("depth-2k",  2 << 10, DEEP_STEPS, Sampling::GREEDY, Tier::Full, "a prompt of 2K tokens, and steps at that depth"),
+    row("depth-4k",  4 << 10, DEEP_STEPS, Sampling::GREEDY, Tier::Full, "a prompt of 4K tokens, and steps at that depth"),
+    row("depth-8k",  8 << 10, DEEP_STEPS, Sampling::GREEDY, Tier::Full, "a prompt of 8K tokens, and steps at that depth"),
+    row("depth-16k", 16 << 10, DEEP_STEPS, Sampling::GREEDY, Tier::Full, "a prompt of 16K tokens, and steps at that depth"),
 ];
 
 /// Enough steps for a median, and few beside a long prompt.

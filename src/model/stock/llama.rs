@@ -14,8 +14,8 @@ pub(super) const MODULE: Module = Module {
     deviates: never_deviates,
     load,
     rope_table_bytes: shared_rope_tables,
-    // The scores before and after the mask, in f32 whatever the dtype is.
-    bytes_per_score: |_, device| if uses_flash_attn(device) { 0 } else { 2 * size_of::<f32>() },
+    // The scores before and after the mask, and the probabilities, in f32 whatever the dtype is.
+    bytes_per_score: |_, device| if uses_flash_attn(device) { 0 } else { 3 * size_of::<f32>() },
     preallocates_cache: false,
 };
 

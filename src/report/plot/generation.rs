@@ -159,7 +159,7 @@ fn over_depth(
         Axis::new(Scale::log(points().flat_map(|(_, rate, bound)| [*rate, *bound])), unit),
     );
     Styles::new(&rows, model, variant).explain(&mut chart);
-    chart.text_key(&format!("thin: bound by {bound}"));
+    chart.text_key(&format!("thin: {bound}"));
     for (style, points) in &lines {
         chart.guide(&points.iter().map(|(depth, _, bound)| (*depth, *bound)).collect::<Vec<_>>());
         chart.dotted_line(&points.iter().map(|(depth, rate, _)| (*depth, *rate)).collect::<Vec<_>>(), *style);
@@ -284,7 +284,10 @@ mod tests {
         for draw in [prefill_over_depth, decode_over_depth] {
             let svg = draw(&rows).expect("values").svg("a plot");
             assert_eq!((svg.matches("<polyline").count(), svg.matches("<circle").count()), (2, 5), "{svg}");
-            assert!(svg.contains("16.384k") && svg.contains("thin: bound by "), "{svg}");
+            assert!(
+                svg.contains("16.384k") && (svg.contains("thin: matrix rate") || svg.contains("thin: bandwidth")),
+                "{svg}"
+            );
             assert!(draw(&rows[5..]).is_none());
         }
     }
