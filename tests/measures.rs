@@ -76,6 +76,8 @@ fn names_and_places_are_unambiguous() {
         TableKey::Checkpointing,
         TableKey::Training,
         TableKey::Serving,
+        TableKey::Loading,
+        TableKey::Tokenizing,
         TableKey::Live,
     ] {
         let places: Vec<u8> = table_columns(key).iter().map(|column| column.place).collect();

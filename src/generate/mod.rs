@@ -7,7 +7,7 @@ mod sampler;
 mod summary;
 mod timeline;
 
-pub use prompt::{encode, prompt_ids};
+pub use prompt::{encode, prompt_ids, prompt_text};
 pub use run::{Request, check_lengths, run};
 pub use sampler::{Candidate, Sampler};
 pub use summary::{digest, routing, summarise};

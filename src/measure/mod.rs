@@ -7,6 +7,7 @@ pub mod gpu;
 mod limits;
 pub mod machine;
 pub mod memory;
+pub mod page_cache;
 pub mod peak_bytes;
 pub mod processes;
 pub mod rapl;

@@ -32,7 +32,7 @@ pub use decoder::ExpertLoad;
 pub use shapes::{MINI, SYNTHETIC, shape};
 pub use spec::ModelSpec;
 
-use std::fmt;
+use std::{fmt, path::PathBuf};
 
 use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device};
@@ -65,14 +65,41 @@ pub fn load(spec: &ModelSpec, engine: Engine, dtype: DType, device: DeviceChoice
             let model = (engine.row().build)(config, weights, ExpertLayout::Single)?;
             Ok(Subject { model, source: spec.to_string(), tokenizer: None, eos_token_ids })
         }
+        ModelSpec::Hub { .. } | ModelSpec::Path(_) => open(checkpoint(spec)?, engine, dtype, &device),
+    }
+}
+
+/// The files of a model. Downloads those of a model of the Hub that are not in its cache.
+fn checkpoint(spec: &ModelSpec) -> Result<Checkpoint> {
+    match spec {
+        ModelSpec::Mini(_) | ModelSpec::Synthetic(_) => bail!("{spec} has no files: its weights are seeded"),
         #[cfg(feature = "hub")]
-        ModelSpec::Hub { repo, revision } => open(hub::Hub::from_env().fetch(repo, revision)?, engine, dtype, &device),
+        ModelSpec::Hub { repo, revision } => hub::Hub::from_env().fetch(repo, revision),
         #[cfg(not(feature = "hub"))]
         ModelSpec::Hub { .. } => {
             bail!("{spec} can't be downloaded: this program was built without the feature `hub` of candlepower")
         }
-        ModelSpec::Path(folder) => open(Checkpoint::open(folder, spec.to_string())?, engine, dtype, &device),
+        ModelSpec::Path(folder) => Checkpoint::open(folder, spec.to_string()),
     }
+}
+
+/// The files of the weights of a model, and a specification that finds them without asking the Hub.
+///
+/// # Errors
+/// If the model has no files, or they cannot be found or downloaded.
+pub fn files(spec: &ModelSpec) -> Result<(ModelSpec, Vec<PathBuf>)> {
+    let weights = checkpoint(spec)?.weights;
+    let folder = weights.first().and_then(|file| file.parent()).with_context(|| format!("{spec} has no files"))?;
+    Ok((ModelSpec::Path(folder.to_owned()), weights))
+}
+
+/// The tokenizer of a model; `None` if its files have none.
+///
+/// # Errors
+/// If the model has no files, or the tokenizer cannot be read.
+pub fn tokenizer(spec: &ModelSpec) -> Result<Option<Tokenizer>> {
+    let files = checkpoint(spec)?;
+    files.tokenizer(ModelConfig::from_json(&files.config)?.vocab_size)
 }
 
 /// Checks the files of a checkpoint and builds its model.
@@ -122,9 +149,7 @@ pub fn needed_bytes(spec: &ModelSpec, engine: Engine, dtype: DType, device: &Dev
 pub fn max_position_embeddings(spec: &ModelSpec) -> Option<usize> {
     let config = match spec {
         ModelSpec::Mini(name) | ModelSpec::Synthetic(name) => shape(name),
-        ModelSpec::Path(folder) => {
-            Checkpoint::open(folder, spec.to_string()).and_then(|files| ModelConfig::from_json(&files.config))
-        }
+        ModelSpec::Path(_) => checkpoint(spec).and_then(|files| ModelConfig::from_json(&files.config)),
         ModelSpec::Hub { .. } => return None,
     };
     Some(config.ok()?.max_position_embeddings)

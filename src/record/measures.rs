@@ -142,6 +142,10 @@ pub enum TableKey {
     Training,
     /// Requests to a server.
     Serving,
+    /// Loads of checkpoints.
+    Loading,
+    /// Passes of tokenizers.
+    Tokenizing,
     /// The view of `candlepower watch`.
     Live,
 }
@@ -168,6 +172,8 @@ pub enum MeasureUnit {
     Tokens,
     /// Milliseconds.
     Ms,
+    /// Microseconds.
+    Us,
     /// Tokens per second.
     TokensPerS,
     /// Windows of a series per second.
@@ -176,6 +182,8 @@ pub enum MeasureUnit {
     RequestsPerS,
     /// Bytes.
     Bytes,
+    /// Bytes per second. Tables print MB/s.
+    BytesPerS,
     /// From 0 to 1. Tables print it in percent.
     Share,
     /// A quotient of two like quantities.
@@ -197,10 +205,12 @@ impl MeasureUnit {
             Self::None | Self::Count | Self::Ratio | Self::Loss => "",
             Self::Tokens => "tokens",
             Self::Ms => "ms",
+            Self::Us => "µs",
             Self::TokensPerS => "tok/s",
             Self::WindowsPerS => "samples/s",
             Self::RequestsPerS => "requests/s",
             Self::Bytes => "bytes",
+            Self::BytesPerS => "bytes/s",
             Self::Share => "share",
             Self::Bits => "bits",
             Self::Joules => "J",
@@ -212,6 +222,7 @@ impl MeasureUnit {
     pub const fn base(self) -> (&'static str, f64) {
         match self {
             Self::Ms => ("seconds", 1e-3),
+            Self::Us => ("seconds", 1e-6),
             Self::Bytes => ("bytes", 1.0),
             Self::Joules => ("joules", 1.0),
             Self::Watts => ("watts", 1.0),
@@ -221,6 +232,7 @@ impl MeasureUnit {
             | Self::TokensPerS
             | Self::WindowsPerS
             | Self::RequestsPerS
+            | Self::BytesPerS
             | Self::Share
             | Self::Ratio
             | Self::Bits
@@ -253,7 +265,15 @@ impl Measure {
 
 /// The rows of every kind of benchmark.
 pub fn all() -> impl Iterator<Item = &'static Measure> {
-    [Generation::MEASURES, Sweep::MEASURES, Training::MEASURES, Serving::MEASURES].into_iter().flatten().flatten()
+    let kinds = [
+        Generation::MEASURES,
+        Sweep::MEASURES,
+        Training::MEASURES,
+        Serving::MEASURES,
+        Loading::MEASURES,
+        Tokenizing::MEASURES,
+    ];
+    kinds.into_iter().flatten().flatten()
 }
 
 /// A column of a table for people.
@@ -706,6 +726,70 @@ measures! {
         /// Median time to the end of each group of consecutive requests, in the order of the schedule. A comparison takes
         /// groups, because the times of neighbours depend on each other.
         sample_e2e_ms: Vec<f64>,
+    }
+    derived {}
+}
+
+measures! {
+    /// Measures of loads of a checkpoint: from opening its files until the model is ready.
+    Loading {
+        /// Files of the weights.
+        files: usize => Row { unit: MeasureUnit::Count, ..Row::DATA },
+        /// Size of the files of the weights.
+        file_bytes: u64 => Row { unit: MeasureUnit::Bytes, tables: &[(TableKey::Loading, 20, "files MB")], ..Row::DATA },
+        /// Samples that were measured, warm-up excluded.
+        samples: usize => Row { unit: MeasureUnit::Count, ..Row::DATA },
+        /// Mean time of the loads of each sample, in the order of measurement.
+        sample_ms: Vec<f64>,
+        /// Median time of a load.
+        load_ms: f64 => Row {
+            unit: MeasureUnit::Ms, better: LOWER, export: Some((10, "load")),
+            tables: &[(TableKey::Loading, 10, "load ms")], ..Row::DATA
+        },
+        /// Size of the files divided by the median time.
+        load_bytes_per_s: f64 => Row {
+            unit: MeasureUnit::BytesPerS, better: HIGHER, tables: &[(TableKey::Loading, 30, "MB/s")], ..Row::DATA
+        },
+        /// Bytes that storage delivered during a load: the median. Near 0 if the page cache held the files.
+        storage_bytes: Option<u64> => Row {
+            unit: MeasureUnit::Bytes, tables: &[(TableKey::Loading, 40, "from storage MB")], ..Row::DATA
+        },
+        /// Peak memory of a load.
+        peak_bytes: Option<u64> => Row {
+            unit: MeasureUnit::Bytes, better: LOWER, export: Some((20, "peak_memory")),
+            tables: &[(TableKey::Loading, 50, "peak MB")], ..Row::DATA
+        },
+    }
+    derived {}
+}
+
+measures! {
+    /// Measures of passes of a tokenizer over one text.
+    Tokenizing {
+        /// Size of the text.
+        text_bytes: u64 => Row { unit: MeasureUnit::Bytes, ..Row::DATA },
+        /// Tokens of the text.
+        text_tokens: usize => Row {
+            unit: MeasureUnit::Tokens, tables: &[(TableKey::Tokenizing, 30, "tokens")], ..Row::DATA
+        },
+        /// Samples that were measured, warm-up excluded.
+        samples: usize => Row { unit: MeasureUnit::Count, ..Row::DATA },
+        /// Mean time of the passes of each sample, in the order of measurement.
+        sample_ms: Vec<f64>,
+        /// Median time of a pass.
+        pass_ms: f64 => Row { unit: MeasureUnit::Ms, better: LOWER, ..Row::DATA },
+        /// Size of the text divided by the median time of a pass.
+        text_bytes_per_s: f64 => Row {
+            unit: MeasureUnit::BytesPerS, better: HIGHER, export: Some((10, "text_bytes_per_s")),
+            tables: &[(TableKey::Tokenizing, 10, "MB/s")], ..Row::DATA
+        },
+        /// Median time of a pass divided by the tokens of the text.
+        token_us: f64 => Row {
+            unit: MeasureUnit::Us, better: LOWER, export: Some((20, "token")),
+            tables: &[(TableKey::Tokenizing, 20, "µs/token")], ..Row::DATA
+        },
+        /// First 16 hexadecimal digits of the SHA-256 of the ids as little-endian u32. Equal digests mean equal tokens.
+        token_digest: String => Row::DATA,
     }
     derived {}
 }

@@ -15,7 +15,7 @@ mod sink;
 
 pub use baseline::{Estimate, Samples, baseline, baselines, estimates};
 pub use id::{BenchmarkId, Variant, group};
-pub use measures::{Generation, MeasureUnit, Serving, Sweep, Training};
+pub use measures::{Generation, Loading, MeasureUnit, Serving, Sweep, Tokenizing, Training};
 pub use read::{Read, latest, parse, read};
 pub use sink::{RECORDS, Sink, check_writable, temporary_that_stays, write_whole};
 
@@ -143,6 +143,10 @@ pub enum Measures {
     Training(Training),
     /// Requests to a server.
     Serving(Serving),
+    /// Loads of a checkpoint.
+    Loading(Loading),
+    /// Passes of a tokenizer.
+    Tokenizing(Tokenizing),
 }
 
 impl Measures {
@@ -154,6 +158,8 @@ impl Measures {
             Self::Sweep(measures) => &measures.sample_ms,
             Self::Training(measures) => &measures.sample_ms,
             Self::Serving(_) => &[],
+            Self::Loading(measures) => &measures.sample_ms,
+            Self::Tokenizing(measures) => &measures.sample_ms,
         }
     }
 
@@ -173,7 +179,7 @@ impl Measures {
     pub fn mbu(&self) -> Option<f64> {
         match self {
             Self::Generation(measures) => measures.mbu,
-            Self::Sweep(_) | Self::Training(_) | Self::Serving(_) => None,
+            Self::Sweep(_) | Self::Training(_) | Self::Serving(_) | Self::Loading(_) | Self::Tokenizing(_) => None,
         }
     }
 
@@ -183,7 +189,7 @@ impl Measures {
             Self::Generation(measures) => measures.mfu,
             Self::Sweep(measures) => measures.mfu,
             Self::Training(measures) => measures.mfu,
-            Self::Serving(_) => None,
+            Self::Serving(_) | Self::Loading(_) | Self::Tokenizing(_) => None,
         }
     }
 
@@ -193,7 +199,8 @@ impl Measures {
             Self::Generation(measures) => measures.peak_bytes,
             Self::Sweep(measures) => measures.peak_bytes,
             Self::Training(measures) => measures.peak_bytes,
-            Self::Serving(_) => None,
+            Self::Loading(measures) => measures.peak_bytes,
+            Self::Serving(_) | Self::Tokenizing(_) => None,
         }
     }
 
@@ -217,7 +224,8 @@ impl Measures {
     pub fn output_digest(&self) -> Option<&str> {
         match self {
             Self::Generation(measures) => Some(&measures.token_digest),
-            Self::Sweep(_) | Self::Training(_) | Self::Serving(_) => None,
+            Self::Tokenizing(measures) => Some(&measures.token_digest),
+            Self::Sweep(_) | Self::Training(_) | Self::Serving(_) | Self::Loading(_) => None,
         }
     }
 }

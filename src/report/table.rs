@@ -131,7 +131,7 @@ const fn of_best(limit: Limit) -> ExtraColumn {
     }
 }
 
-const FAMILIES: [Family; 7] = [
+const FAMILIES: [Family; 9] = [
     Family {
         key: TableKey::MixturePrefill,
         title: "Mixtures of experts: prefill",
@@ -225,6 +225,24 @@ const FAMILIES: [Family; 7] = [
         names: &[SCENARIO, MODEL],
         extra: &[],
         note: Some("Times count from the schedule of each request. Failed requests are not in the times."),
+    },
+    Family {
+        key: TableKey::Loading,
+        title: "Loading",
+        is_split: false,
+        takes: |record| matches!(record.measures, Some(Measures::Loading(_))),
+        names: &[SCENARIO, MODEL, VARIANT],
+        extra: &[],
+        note: Some("A cold load is cold if storage delivered the files: some file systems keep files in memory."),
+    },
+    Family {
+        key: TableKey::Tokenizing,
+        title: "Tokenizers",
+        is_split: false,
+        takes: |record| matches!(record.measures, Some(Measures::Tokenizing(_))),
+        names: &[SCENARIO, MODEL, VARIANT],
+        extra: &[],
+        note: None,
     },
     Family {
         key: TableKey::Generation,
@@ -414,11 +432,12 @@ fn cell(column: &TableColumn, value: Option<(f64, MeasureUnit)>) -> String {
 pub(super) fn quantity(value: f64, unit: MeasureUnit) -> String {
     match unit {
         MeasureUnit::Count | MeasureUnit::Tokens => format!("{value:.0}"),
-        MeasureUnit::Bytes => number(Some(value / 1e6)),
+        MeasureUnit::Bytes | MeasureUnit::BytesPerS => number(Some(value / 1e6)),
         MeasureUnit::Share => format!("{:.0} %", value * 100.0),
         MeasureUnit::Loss => format!("{value:.3}"),
         MeasureUnit::None
         | MeasureUnit::Ms
+        | MeasureUnit::Us
         | MeasureUnit::TokensPerS
         | MeasureUnit::WindowsPerS
         | MeasureUnit::RequestsPerS

@@ -409,7 +409,11 @@ impl Benchmark {
 fn headline(record: &Record) -> String {
     let Some(metrics) = record.measures.as_ref().map(Measures::metrics) else { return "failed".into() };
     metrics.first().map_or(String::new(), |metric| {
-        let unit = if metric.unit == MeasureUnit::Bytes { "MB" } else { metric.unit.name() };
+        let unit = match metric.unit {
+            MeasureUnit::Bytes => "MB",
+            MeasureUnit::BytesPerS => "MB/s",
+            other => other.name(),
+        };
         format!("{} {unit}", quantity(metric.value, metric.unit))
     })
 }

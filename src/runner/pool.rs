@@ -130,7 +130,13 @@ impl Candidate {
     }
 }
 
-fn about(model: &str, engine: &str, settings: &Settings, source: &str, synthetic_weights: bool) -> record::Subject {
+pub(super) fn about(
+    model: &str,
+    engine: &str,
+    settings: &Settings,
+    source: &str,
+    synthetic_weights: bool,
+) -> record::Subject {
     record::Subject {
         model: model.into(),
         engine: engine.into(),

@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use crate::{
     config::Config,
     record::{Record, Setting},
-    scenario::{GENERATIONS, SWEEP, TRAININGS},
+    scenario::{CHECKPOINTS, GENERATIONS, SWEEP, TRAININGS},
     settings::{PREFIX, Settings},
     text,
 };
@@ -47,7 +47,8 @@ fn target(record: &Record) -> Option<&'static str> {
     let scenario = record.scenario.as_str();
     let generation = GENERATIONS.iter().find(|(_, table)| table.iter().any(|row| row.key == scenario));
     let training = TRAININGS.iter().find(|(_, table)| table.iter().any(|row| row.key == scenario));
-    let found = generation.map(|row| row.0).or(training.map(|row| row.0));
+    let checkpoint = CHECKPOINTS.iter().find(|(_, table)| table.iter().any(|row| row.key == scenario));
+    let found = generation.map(|row| row.0).or(training.map(|row| row.0)).or(checkpoint.map(|row| row.0));
     found.or(SWEEP.contains(scenario).then_some("sweep")).filter(|_| record.subject.engine != "own")
 }
 
@@ -115,6 +116,9 @@ mod tests {
             ("checkpoint_memory_bytes", "--bench memory "),
             ("training_sweep_train", "--bench training "),
             ("architecture_sweep_infer", "--bench sweep "),
+            ("depth-4k", "--bench long_context "),
+            ("load_cold", "--bench load "),
+            ("tokenizer_stream", "--bench tokenizer "),
         ] {
             let command = reproduction(&sample(|record| record.scenario = scenario.into())).expect(scenario);
             assert!(command.contains(target), "{command}");

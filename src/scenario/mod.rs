@@ -1,12 +1,14 @@
 //! Tables of what is measured. A scenario states the kind and the amount of work; it holds no tensors, clocks or models. To
 //! add a scenario, add its row to a table here and to the table of the README.
 
+mod checkpoint;
 mod counterpart;
 mod generation;
 mod moe;
 mod sweep;
 mod training;
 
+pub use checkpoint::{CheckpointScenario, CheckpointWork, LOAD, Pass, TOKENIZER, TOKENIZER_TEXT_BYTES};
 pub use counterpart::Counterpart;
 pub use generation::{GENERATION, Generation, LONG_CONTEXT, MOE_TOP_K, Sampling};
 pub use moe::{EXPERT_GRID, ExpertGrid, FeedForward, dense_name};
@@ -26,6 +28,9 @@ pub const GENERATIONS: &[(&str, &[Generation])] =
 /// Every table of trainings, with the bench target that runs it.
 pub const TRAININGS: &[(&str, &[TrainingScenario])] =
     &[("training", PSANN_THROUGHPUT), ("training", TRAINING_SWEEP), ("memory", CHECKPOINT_MEMORY)];
+
+/// Every table of benchmarks of the files of a checkpoint, with the bench target that runs it.
+pub const CHECKPOINTS: &[(&str, &[CheckpointScenario])] = &[("load", LOAD), ("tokenizer", TOKENIZER)];
 
 /// Length in tokens of the longest sequence of the generation scenarios. A model must fit in memory with a cache of this
 /// length. The long contexts are left out: a model that is too large for them runs the others.
