@@ -39,6 +39,18 @@ pub fn check_room(folder: &Path) -> io::Result<()> {
     file.as_file().sync_data()
 }
 
+/// Checks that a file can be created, or replaced by another one, before the work whose result it will hold.
+///
+/// # Errors
+/// When its folder does not exist or cannot be written to, or when there is something else than a regular file.
+pub fn check_replaceable(path: &Path) -> io::Result<()> {
+    if fs::metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
+        return Err(io::Error::new(ErrorKind::InvalidInput, "it is not a regular file"));
+    }
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    tempfile::Builder::new().prefix(TEMPORARY.0).suffix(TEMPORARY.1).tempfile_in(folder).map(drop)
+}
+
 /// Largest settings file or list of benchmarks: a person writes those.
 pub const SETTINGS_MAX_BYTES: u64 = 1 << 20;
 
@@ -75,6 +87,20 @@ pub fn read_text_limited(path: &Path, max_bytes: u64) -> io::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_result_can_be_written_to_a_folder_that_exists() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("result.json");
+        check_replaceable(&file).expect("new");
+        fs::write(&file, "old").expect("written");
+        check_replaceable(&file).expect("old");
+        assert_eq!(fs::read(&file).expect("read"), b"old");
+        assert_eq!(fs::read_dir(&folder).expect("a folder").count(), 1, "nothing is left behind");
+        for path in ["/dev/null", ".", "none/result.json"] {
+            assert!(check_replaceable(&folder.path().join(path)).is_err(), "{path}");
+        }
+    }
 
     #[test]
     fn only_regular_files_up_to_the_limit_are_read() {

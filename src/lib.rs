@@ -112,6 +112,8 @@ pub mod settings;
 pub mod text;
 pub mod train;
 pub mod workload;
+#[cfg(feature = "cli")]
+pub mod wrap;
 
 pub use {anyhow, candle_core, criterion};
 

@@ -158,6 +158,14 @@ impl EngineChoice {
         }
     }
 
+    /// An engine of this crate.
+    pub fn own(&self) -> Option<Engine> {
+        match self {
+            Self::Own(engine) => Some(*engine),
+            Self::Peer(_) => None,
+        }
+    }
+
     /// The name of a peer.
     pub fn peer(&self) -> Option<&PeerName> {
         match self {

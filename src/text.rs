@@ -80,6 +80,16 @@ pub fn openmetrics(text: &str) -> String {
     text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
 
+/// For a word of a POSIX shell's command line: quoted where the shell would not take it as it is.
+pub fn shell(word: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_=+,.:/@".contains(c);
+    // zsh replaces a word that begins with an equals sign.
+    if !word.is_empty() && !word.starts_with('=') && word.chars().all(is_plain) {
+        return word.to_owned();
+    }
+    format!("'{}'", word.replace('\'', "'\\''"))
+}
+
 fn escaped(text: &str, is_escaped: impl Fn(char) -> bool) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
@@ -128,6 +138,9 @@ mod tests {
             (csv, "medium/a/b", "medium/a/b"),
             (openmetrics, "a\"b\\c\nd", "a\\\"b\\\\c\\nd"),
             (openmetrics, "a\u{1b}[2J", "a\\\\u{1b}[2J"),
+            (shell, "--model=path:./a-b_c@1", "--model=path:./a-b_c@1"),
+            (shell, "", "''"),
+            (shell, "it's $5; `ls` \"a\"", "'it'\\''s $5; `ls` \"a\"'"),
             (json, "{\"a\": \"\u{9b}2J\u{202e}\"}\n", "{\"a\": \"\\u009b2J\\u202e\"}\n"),
         ] {
             assert_eq!(function(text), safe, "{text:?}");

@@ -2,9 +2,14 @@
 
 use std::{hint::black_box, sync::Mutex};
 
-use candlepower::measure::{
-    CountingAllocator,
-    allocator::{current_bytes, peak_bytes, reset_peak},
+use candle_core::DType;
+use candlepower::{
+    device::DeviceChoice,
+    measure::{
+        CountingAllocator,
+        allocator::{current_bytes, peak_bytes, reset_peak},
+    },
+    model::{self, Engine, ModelSpec},
 };
 
 #[global_allocator]
@@ -97,4 +102,20 @@ fn zeroed_memory_stays_untouched() {
     // A page has at least 4 KiB.
     assert!(resident_pages * 4096 < 512 * MIB, "{resident_pages} pages are resident");
     assert!(zeroed.iter().step_by(64 << 20).all(|byte| *byte == 0));
+}
+
+/// What a long prompt takes beside weights and cache is known before it starts.
+#[test]
+fn attention_scores_take_the_memory_that_is_predicted() {
+    let _guard = ONE_AT_A_TIME.lock().expect("no test failed before");
+    for (name, holds_scores) in [("llama-mini", true), ("qwen3-mini", false), ("gemma3-mini", true)] {
+        let loaded = model::load(&ModelSpec::Mini(name), Engine::Stock, DType::F32, DeviceChoice::Cpu, 42);
+        let mut model = loaded.expect(name).model;
+        let tokens = vec![7; 2048];
+        let predicted = model.score_bytes(tokens.len()) / MIB;
+        let (peak, _) = seen(|| model.forward(&tokens, 0).expect(name));
+        let rest = peak.saturating_sub(predicted);
+        assert_eq!(predicted > 0, holds_scores, "{name}");
+        assert!(predicted <= peak + peak / 50 && rest < 120, "{name}: {predicted} MiB predicted, {peak} MiB taken");
+    }
 }

@@ -397,6 +397,46 @@ fn targets_of_one_cargo_share_a_run() {
     assert!(stderr(&output).contains("can't be the name of a file or folder") && !world.path("elsewhere").exists());
 }
 
+/// The command of a record runs in a shell, with a `cargo` that starts this target with the arguments after `--`.
+#[cfg(all(unix, feature = "cli"))]
+fn a_record_is_repeated_by_its_command() {
+    use std::os::unix::fs::PermissionsExt;
+    let world = World::new();
+    let settings = [("CANDLEPOWER_SEED", "7"), ("CANDLEPOWER_THREADS", "1"), ("CANDLEPOWER_RUN", "first")];
+    assert!(world.run(&["--bench", "^tiny/(first|last)"], &settings).status.success());
+    let record = world.records().pop().expect("a record");
+    let command = runner::reproduction(&record).expect("a command");
+    assert_eq!(command, "CANDLEPOWER_SEED=7 CANDLEPOWER_THREADS=1 cargo bench -- '^tiny/last/own-f32-cpu$'");
+
+    let cargo = world.path("cargo");
+    let script = "#!/bin/sh\nwhile [ \"$1\" != -- ]; do shift; done\nshift\nexec \"$TARGET\" --bench \"$@\"\n";
+    fs::write(&cargo, script).expect("written");
+    fs::set_permissions(&cargo, fs::Permissions::from_mode(0o755)).expect("it can be run");
+    let path = format!("{}:{}", world.0.path().display(), std::env::var("PATH").unwrap_or_default());
+    let target = world.command(&[], &[("CANDLEPOWER_RUN", "second")]);
+    let mut shell = Command::new("sh");
+    for (key, value) in target.get_envs() {
+        match value {
+            Some(value) => shell.env(key, value),
+            None => shell.env_remove(key),
+        };
+    }
+    shell.args(["-c", &command]).current_dir(world.0.path()).env("PATH", path).env("TARGET", target.get_program());
+    let output = shell.output().expect("a shell");
+    assert!(output.status.success(), "{}", stderr(&output));
+    let records = world.records();
+    let [.., again] = records.as_slice() else { panic!("no record") };
+    assert_eq!((records.len(), again.run.as_str(), again.id.as_str()), (3, "second", record.id.as_str()));
+    let digest = |record: &Record| record.measures.as_ref().and_then(|m| Some(m.output_digest()?.to_owned()));
+    assert_eq!(digest(again), digest(&record));
+    for setting in ["seed", "threads"] {
+        assert_eq!(again.settings[setting], record.settings[setting]);
+    }
+}
+
+#[cfg(not(all(unix, feature = "cli")))]
+fn a_record_is_repeated_by_its_command() {}
+
 /// A pipe whose reader is closed, as `head` leaves it.
 fn closed() -> Stdio {
     io::pipe().expect("a pipe").1.into()
@@ -493,7 +533,7 @@ fn main() -> ExitCode {
     if std::env::var_os(BENCH_TARGET).is_some() {
         return bench_target();
     }
-    let tests: [(&str, fn()); 15] = [
+    let tests: [(&str, fn()); 16] = [
         ("failures_are_isolated", failures_are_isolated),
         ("a_panic_says_where_it_happened", a_panic_says_where_it_happened),
         ("records_hold_criterions_samples", records_hold_criterions_samples),
@@ -506,6 +546,7 @@ fn main() -> ExitCode {
         ("baselines_are_kept_and_compared", baselines_are_kept_and_compared),
         ("what_can_not_start_says_why", what_can_not_start_says_why),
         ("targets_of_one_cargo_share_a_run", targets_of_one_cargo_share_a_run),
+        ("a_record_is_repeated_by_its_command", a_record_is_repeated_by_its_command),
         ("closed_streams_lose_no_record", closed_streams_lose_no_record),
         ("a_full_folder_of_criterion_loses_no_record", a_full_folder_of_criterion_loses_no_record),
         ("options_that_are_not_utf8_or_too_large_are_refused", options_that_are_not_utf8_or_too_large_are_refused),

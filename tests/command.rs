@@ -79,6 +79,55 @@ fn generated_ids_are_the_references() {
     }
 }
 
+/// The printed line runs in a shell, in which `candlepower` is this program.
+#[cfg(unix)]
+#[test]
+fn a_run_prints_the_command_that_repeats_it() {
+    let folder = checkpoint();
+    let program = Path::new(env!("CARGO_BIN_EXE_candlepower"));
+    let path =
+        format!("{}:{}", program.parent().expect("a folder").display(), std::env::var("PATH").unwrap_or_default());
+    fs::write(folder.path().join("candlepower.toml"), "threads = 1").expect("written");
+    let arguments = ["run", "--model", "path:.", "--prompt", "How fast\ndoesn't it $burn?", "--max-new-tokens", "6"];
+    let more = ["--temperature", "1.5", "--seed", "9", "--warmup", "0", "--trials", "1"];
+    let all = [&arguments[..], &more].concat();
+    let output = candlepower(folder.path(), &all, &[("CANDLEPOWER_DTYPE", "bf16")]);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let line = text[text.rfind("\nrepeat: ").expect("a line")..].trim().trim_start_matches("repeat: ").to_owned();
+    assert!(line.starts_with("CANDLEPOWER_DTYPE=bf16 CANDLEPOWER_THREADS=1 candlepower run --model path:. "), "{line}");
+    let record = |output: Output| -> Value {
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).expect("one JSON object")
+    };
+    let shell = |line: &str| {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", line]).env("PATH", &path).current_dir(folder.path());
+        shell.output().expect("a shell")
+    };
+    fs::remove_file(folder.path().join("candlepower.toml")).expect("removed");
+    let again = record(shell(&format!("{line} --json")));
+    let first = record(candlepower(
+        folder.path(),
+        &[&all[..], &["--json"]].concat(),
+        &[("CANDLEPOWER_DTYPE", "bf16"), ("CANDLEPOWER_THREADS", "1")],
+    ));
+    for field in ["id", "command"] {
+        assert_eq!(again[field], first[field], "{field}");
+    }
+    assert_eq!(again["measures"]["token_digest"], first["measures"]["token_digest"]);
+    assert_eq!(again["settings"]["threads"]["value"], "1");
+
+    // A record in a file gives the same line.
+    fs::write(folder.path().join("records.jsonl"), first.to_string() + "\n").expect("written");
+    let report = |id: &str| candlepower(folder.path(), &["report", "records.jsonl", "--reproduce", id], &[]);
+    let id = first["id"].as_str().expect("an id");
+    let printed = String::from_utf8_lossy(&report(id).stdout).into_owned();
+    assert_eq!(printed.trim_end(), first["command"].as_str().expect("a command"));
+    assert_refused(&report(&format!("{id}s")), &format!("did you mean {id}?"));
+    assert!(!folder.path().join("target-reports").exists(), "no report is written");
+}
+
 /// A pipe whose reader is closed, as `head` leaves it.
 fn closed_pipe() -> Stdio {
     io::pipe().expect("a pipe").1.into()

@@ -18,7 +18,7 @@ const LEVELS: [&[&str]; 11] = [
     &["model"],
     &["generate", "train", "settings"],
     &["workload", "quality", "serve"],
-    &["runner", "doctor"],
+    &["runner", "doctor", "wrap"],
     &["duel"],
 ];
 

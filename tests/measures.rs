@@ -78,6 +78,8 @@ fn names_and_places_are_unambiguous() {
         TableKey::Serving,
         TableKey::Quality,
         TableKey::Evaluation,
+        TableKey::Loading,
+        TableKey::Tokenizing,
         TableKey::Live,
     ] {
         let places: Vec<u8> = table_columns(key).iter().map(|column| column.place).collect();

@@ -98,6 +98,49 @@ fn a_sandbox_makes_every_kind_of_file_and_is_marked_in_each() {
     assert!(!history.status.success(), "made-up figures have no history");
 }
 
+/// SQLite reads the text, by its shell or by Python, and has every record once although it reads it twice.
+#[test]
+fn an_export_as_sql_is_a_table_of_sqlite() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let here = folder.path();
+    let records = record("short/a'b/stock-f32-cpu", 1.0, 1000) + &record("short/c/stock-f32-cpu", 2.0, 3000);
+    fs::write(here.join("records.jsonl"), records).expect("written");
+    succeeds(here, &["export", "records.jsonl", "--format", "sql", "--to", "results.sql"]);
+    let query = "SELECT count(*) || ' ' || sum(peak_bytes) || ' ' || max(json_extract(record, '$.id')) FROM results";
+    let load = "for _ in 1 2; do sqlite3 results.sqlite < results.sql; done";
+    let python = "import sqlite3\nbase = sqlite3.connect('results.sqlite')\nfor _ in range(2): \
+                  base.executescript(open('results.sql').read())\nprint(base.execute(QUERY).fetchone()[0])";
+    let shell = Command::new("sh")
+        .args(["-c", &format!("{load}; sqlite3 results.sqlite \"{query}\"")])
+        .current_dir(here)
+        .output()
+        .expect("a shell");
+    let output = match shell.status.success() {
+        true => shell,
+        false => {
+            let python = python.replace("QUERY", &format!("\"{query}\""));
+            match Command::new("python3").args(["-c", &python]).current_dir(here).output() {
+                Ok(output) if output.status.success() => output,
+                _ => return println!("skipped: neither SQLite's shell nor Python's module is here"),
+            }
+        }
+    };
+    assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "2 4000 short/c/stock-f32-cpu");
+}
+
+#[test]
+fn an_export_for_readers_of_llama_bench_is_one_object_a_line() {
+    let folder = tempfile::tempdir().expect("a folder");
+    fs::write(folder.path().join("records.jsonl"), record("short/a/stock-f32-cpu", 1.0, 1000)).expect("written");
+    let text = succeeds(folder.path(), &["export", "records.jsonl", "--format", "llama-bench-jsonl"]);
+    let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let names: Vec<&String> = lines[0].as_object().expect("an object").keys().collect();
+    for name in ["build_commit", "model_n_params", "type_k", "n_prompt", "n_gen", "n_depth", "avg_ts", "samples_ns"] {
+        assert!(names.iter().any(|known| *known == name), "{name} is missing from {names:?}");
+    }
+    assert_eq!(lines.len(), 3);
+}
+
 #[test]
 fn made_up_records_among_measured_ones_are_left_out_and_named() {
     let folder = tempfile::tempdir().expect("a folder");

@@ -7,6 +7,7 @@ use candlepower::{
     quality::{Evaluation, Report},
     record::Record,
     report::{compare::Comparison, duel::Duel, history::History},
+    wrap::{Memory, Power},
 };
 use schemars::{Schema, schema_for};
 
@@ -19,6 +20,8 @@ fn the_schemas_are_those_of_the_types() {
         ("history.json", schema_for!(Vec<History>)),
         ("perplexity.json", schema_for!(Report)),
         ("evaluation.json", schema_for!(Evaluation)),
+        ("memory.json", schema_for!(Memory)),
+        ("power.json", schema_for!(Power)),
     ];
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/report/schemas");
     for (file, schema) in schemas {

@@ -9,6 +9,11 @@ use crate::error::one_line;
 /// The text of prompts. It is repeated for longer prompts.
 const TEXT: &str = include_str!("prompt.txt");
 
+/// The text of prompts, repeated until it has at least so many bytes.
+pub fn prompt_text(bytes: usize) -> String {
+    TEXT.repeat(bytes.div_ceil(TEXT.len()))
+}
+
 /// Makes a prompt of exactly `tokens` ids. With a tokenizer, the prompt is real text, with the beginning-of-sequence
 /// id in front if the tokenizer adds one. Without a tokenizer, the ids are seeded.
 ///

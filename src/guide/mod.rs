@@ -14,6 +14,7 @@
 //! | [`load`] | loads on a server: schedules, latencies, verdicts, shards |
 //! | [`quality`] | perplexity, divergence from a reference, tasks |
 //! | [`peers`] | other systems beside the engines, and their protocol |
+//! | [`wrappers`] | memory and power of any command |
 //! | [`reports`] | tables, comparisons, histories, exports, data formats |
 //! | [`deviations`] | known differences from the reference implementations |
 //! | [`methodology`] | what is timed, and known biases |
@@ -57,6 +58,9 @@ pub mod quality {}
 
 #[doc = include_str!("peers.md")]
 pub mod peers {}
+
+#[doc = include_str!("wrappers.md")]
+pub mod wrappers {}
 
 #[doc = include_str!("reports.md")]
 pub mod reports {}

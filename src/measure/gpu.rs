@@ -25,9 +25,13 @@ use crate::{
 /// Initialised once, because it loads a library.
 static NVML: OnceLock<Result<Nvml, String>> = OnceLock::new();
 
-fn with_device<T>(ordinal: usize, look: impl FnOnce(&Nvml, &Device) -> Result<T>) -> Result<T> {
+fn nvml() -> Result<&'static Nvml> {
     let nvml = NVML.get_or_init(|| Nvml::init().map_err(|error| error.to_string()));
-    let nvml = nvml.as_ref().map_err(|error| anyhow!("NVML is unavailable: {error}"))?;
+    nvml.as_ref().map_err(|error| anyhow!("NVML is unavailable: {error}"))
+}
+
+fn with_device<T>(ordinal: usize, look: impl FnOnce(&Nvml, &Device) -> Result<T>) -> Result<T> {
+    let nvml = nvml()?;
     let visible = env::var("CUDA_VISIBLE_DEVICES").ok();
     let device = match which(ordinal, visible.as_deref())? {
         Which::Index(index) => {
@@ -81,6 +85,26 @@ pub fn of(device: DeviceChoice) -> Result<Option<Gpu>> {
     })
 }
 
+/// Names of the GPUs that CUDA shows, in its order.
+///
+/// # Errors
+/// Returns an error if NVML is unavailable, or does not know a device that CUDA shows.
+pub fn names() -> Result<Vec<String>> {
+    let count = match env::var("CUDA_VISIBLE_DEVICES") {
+        Ok(visible) => visible.split(',').filter(|name| !name.trim().is_empty()).count(),
+        Err(_) => nvml()?.device_count()? as usize,
+    };
+    (0..count).map(|ordinal| with_device(ordinal, |_, device| Ok(device.name()?))).collect()
+}
+
+/// Memory of a GPU that is in use, by all processes together.
+///
+/// # Errors
+/// Returns an error if NVML is unavailable, or does not report it.
+pub fn used_bytes(ordinal: usize) -> Result<u64> {
+    with_device(ordinal, |_, device| Ok(device.memory_info()?.used))
+}
+
 /// Energy that a GPU has used since its driver was loaded, in joules.
 ///
 /// # Errors
@@ -95,6 +119,14 @@ fn joules(millijoules: u64) -> f64 {
 
 fn watts(milliwatts: u32) -> f64 {
     f64::from(milliwatts) / 1e3
+}
+
+/// Power that a GPU draws now, in watts.
+///
+/// # Errors
+/// Returns an error if NVML is unavailable, or the GPU does not report it.
+pub fn power_watts(ordinal: usize) -> Result<f64> {
+    with_device(ordinal, |_, device| Ok(watts(device.power_usage()?)))
 }
 
 /// Counters of a GPU at one moment. A counter that the GPU lacks is `None`, with the reason in `unmeasured`.
@@ -253,7 +285,14 @@ mod tests {
     #[test]
     fn without_a_gpu_the_reason_is_given() {
         // On a machine that has one, the counters are there instead.
-        let errors = [Counters::sample(0).err(), energy_joules(0).err(), of(DeviceChoice::Cuda(0)).err()];
+        let errors = [
+            Counters::sample(0).err(),
+            energy_joules(0).err(),
+            power_watts(0).err(),
+            used_bytes(0).err(),
+            names().err(),
+            of(DeviceChoice::Cuda(0)).err(),
+        ];
         for error in errors.into_iter().flatten().map(|error| error.to_string()) {
             assert!(error.len() > 10 && !error.contains('\n'), "{error}");
         }

@@ -7,7 +7,10 @@ pub mod gpu;
 mod limits;
 pub mod machine;
 pub mod memory;
+pub mod page_cache;
 pub mod peak_bytes;
+pub mod processes;
+pub mod rapl;
 pub mod statistics;
 mod token_time;
 

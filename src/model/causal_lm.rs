@@ -130,6 +130,13 @@ pub trait CausalLm {
         (flops_per_token - head_flops) * tokens as u64 + head_flops
     }
 
+    /// Memory that a prompt of `tokens` takes beside weights, cache and what grows in proportion to it: that of attention scores of
+    /// all pairs of tokens. A prompt that does not fit is refused. The default is 0.
+    fn score_bytes(&self, tokens: usize) -> u64 {
+        let _ = tokens;
+        0
+    }
+
     /// Tokens that each expert computed since the last reset, in a mixture of experts.
     fn expert_load(&self) -> Option<&ExpertLoad> {
         None

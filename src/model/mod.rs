@@ -40,7 +40,10 @@ pub use external::External;
 pub use shapes::{MINI, SYNTHETIC, shape};
 pub use spec::ModelSpec;
 
-use std::{fmt, path::Path};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Device};
@@ -86,9 +89,10 @@ pub fn load(
     }
 }
 
-/// The files of a checkpoint. Fetches those of the Hub.
+/// The files of a model. Downloads those of a model of the Hub that are not in its cache.
 fn found(spec: &ModelSpec) -> Result<Checkpoint> {
     match spec {
+        ModelSpec::Mini(_) | ModelSpec::Synthetic(_) => bail!("{spec} has no files: its weights are seeded"),
         #[cfg(feature = "hub")]
         ModelSpec::Hub { repo, revision } => hub::Hub::from_env().fetch(repo, revision),
         #[cfg(not(feature = "hub"))]
@@ -96,7 +100,6 @@ fn found(spec: &ModelSpec) -> Result<Checkpoint> {
             bail!("{spec} can't be downloaded: this program was built without the feature `hub` of candlepower")
         }
         ModelSpec::Path(folder) => Checkpoint::open(folder, spec.to_string()),
-        ModelSpec::Mini(_) | ModelSpec::Synthetic(_) => bail!("{spec} has no files"),
     }
 }
 
@@ -108,6 +111,30 @@ pub fn dtype_of(spec: &ModelSpec, precision: Precision) -> String {
         _ => None,
     };
     of_file.unwrap_or_else(|| precision.to_string())
+}
+
+/// The files of the weights of a model, and a specification that finds them without asking the Hub.
+///
+/// # Errors
+/// If the model has no files, or they cannot be found or downloaded.
+pub fn files(spec: &ModelSpec) -> Result<(ModelSpec, Vec<PathBuf>)> {
+    if let ModelSpec::Path(file) = spec
+        && spec.is_gguf()
+    {
+        return Ok((spec.clone(), vec![file.clone()]));
+    }
+    let weights = found(spec)?.weights;
+    let folder = weights.first().and_then(|file| file.parent()).with_context(|| format!("{spec} has no files"))?;
+    Ok((ModelSpec::Path(folder.to_owned()), weights))
+}
+
+/// The tokenizer of a model; `None` if its files have none.
+///
+/// # Errors
+/// If the model has no files, or the tokenizer cannot be read.
+pub fn tokenizer(spec: &ModelSpec) -> Result<Option<Tokenizer>> {
+    let files = found(spec)?;
+    files.tokenizer(ModelConfig::from_json(&files.config)?.vocab_size)
 }
 
 /// Checks the files of a checkpoint and builds its model.
@@ -178,7 +205,18 @@ pub fn needed_bytes(spec: &ModelSpec, engine: Engine, precision: Precision, devi
     }
 }
 
-/// The same for a decoder of the comparison `moe_top_k`.
+/// The longest sequence of a model. `None` for a model of the Hub, which is known when it is loaded, and for a checkpoint that
+/// cannot be read.
+pub fn max_position_embeddings(spec: &ModelSpec) -> Option<usize> {
+    let config = match spec {
+        ModelSpec::Mini(name) | ModelSpec::Synthetic(name) => shape(name),
+        ModelSpec::Path(_) => found(spec).and_then(|files| ModelConfig::from_json(&files.config)),
+        ModelSpec::Hub { .. } => return None,
+    };
+    Some(config.ok()?.max_position_embeddings)
+}
+
+/// [`needed_bytes`] for a decoder of the comparison `moe_top_k`.
 pub fn expert_grid_bytes(feed_forward: FeedForward, precision: Precision, device: &Device) -> Option<u64> {
     Some(demand(&decoder::shape::config(feed_forward).ok()?, Engine::Tuned, precision, device).1)
 }

@@ -146,6 +146,10 @@ pub enum TableKey {
     Quality,
     /// Tasks scored by log-likelihood.
     Evaluation,
+    /// Loads of checkpoints.
+    Loading,
+    /// Passes of tokenizers.
+    Tokenizing,
     /// The view of `candlepower watch`.
     Live,
 }
@@ -172,6 +176,8 @@ pub enum MeasureUnit {
     Tokens,
     /// Milliseconds.
     Ms,
+    /// Microseconds.
+    Us,
     /// Tokens per second.
     TokensPerS,
     /// Windows of a series per second.
@@ -180,6 +186,8 @@ pub enum MeasureUnit {
     RequestsPerS,
     /// Bytes.
     Bytes,
+    /// Bytes per second. Tables print MB/s.
+    BytesPerS,
     /// From 0 to 1. Tables print it in percent.
     Share,
     /// A share of answers, from 0 to 1. Tables print it in percent with two more digits than a [`Share`](Self::Share).
@@ -207,10 +215,12 @@ impl MeasureUnit {
             Self::None | Self::Count | Self::Ratio | Self::Loss | Self::Perplexity => "",
             Self::Tokens => "tokens",
             Self::Ms => "ms",
+            Self::Us => "µs",
             Self::TokensPerS => "tok/s",
             Self::WindowsPerS => "samples/s",
             Self::RequestsPerS => "requests/s",
             Self::Bytes => "bytes",
+            Self::BytesPerS => "bytes/s",
             Self::Share | Self::Accuracy => "share",
             Self::Bits => "bits",
             Self::Nats => "nats",
@@ -223,6 +233,7 @@ impl MeasureUnit {
     pub const fn base(self) -> (&'static str, f64) {
         match self {
             Self::Ms => ("seconds", 1e-3),
+            Self::Us => ("seconds", 1e-6),
             Self::Bytes => ("bytes", 1.0),
             Self::Joules => ("joules", 1.0),
             Self::Watts => ("watts", 1.0),
@@ -232,6 +243,7 @@ impl MeasureUnit {
             | Self::TokensPerS
             | Self::WindowsPerS
             | Self::RequestsPerS
+            | Self::BytesPerS
             | Self::Share
             | Self::Accuracy
             | Self::Ratio
@@ -274,6 +286,8 @@ pub fn all() -> impl Iterator<Item = &'static Measure> {
         Serving::MEASURES,
         Quality::MEASURES,
         Evaluation::MEASURES,
+        Loading::MEASURES,
+        Tokenizing::MEASURES,
     ];
     kinds.into_iter().flatten().flatten()
 }
@@ -834,6 +848,70 @@ measures! {
         questions_sha256: String => Row::DATA,
         /// Negative log-likelihood of the correct choice of each question, in the order of the file.
         question_nll: Vec<f64>,
+    }
+    derived {}
+}
+
+measures! {
+    /// Measures of loads of a checkpoint: from opening its files until the model is ready.
+    Loading {
+        /// Files of the weights.
+        files: usize => Row { unit: MeasureUnit::Count, ..Row::DATA },
+        /// Size of the files of the weights.
+        file_bytes: u64 => Row { unit: MeasureUnit::Bytes, tables: &[(TableKey::Loading, 20, "files MB")], ..Row::DATA },
+        /// Samples that were measured, warm-up excluded.
+        samples: usize => Row { unit: MeasureUnit::Count, ..Row::DATA },
+        /// Mean time of the loads of each sample, in the order of measurement.
+        sample_ms: Vec<f64>,
+        /// Median time of a load.
+        load_ms: f64 => Row {
+            unit: MeasureUnit::Ms, better: LOWER, export: Some((10, "load")),
+            tables: &[(TableKey::Loading, 10, "load ms")], ..Row::DATA
+        },
+        /// Size of the files divided by the median time.
+        load_bytes_per_s: f64 => Row {
+            unit: MeasureUnit::BytesPerS, better: HIGHER, tables: &[(TableKey::Loading, 30, "MB/s")], ..Row::DATA
+        },
+        /// Bytes that storage delivered during a load: the median. Near 0 if the page cache held the files.
+        storage_bytes: Option<u64> => Row {
+            unit: MeasureUnit::Bytes, tables: &[(TableKey::Loading, 40, "from storage MB")], ..Row::DATA
+        },
+        /// Peak memory of a load.
+        peak_bytes: Option<u64> => Row {
+            unit: MeasureUnit::Bytes, better: LOWER, export: Some((20, "peak_memory")),
+            tables: &[(TableKey::Loading, 50, "peak MB")], ..Row::DATA
+        },
+    }
+    derived {}
+}
+
+measures! {
+    /// Measures of passes of a tokenizer over one text.
+    Tokenizing {
+        /// Size of the text.
+        text_bytes: u64 => Row { unit: MeasureUnit::Bytes, ..Row::DATA },
+        /// Tokens of the text.
+        text_tokens: usize => Row {
+            unit: MeasureUnit::Tokens, tables: &[(TableKey::Tokenizing, 30, "tokens")], ..Row::DATA
+        },
+        /// Samples that were measured, warm-up excluded.
+        samples: usize => Row { unit: MeasureUnit::Count, ..Row::DATA },
+        /// Mean time of the passes of each sample, in the order of measurement.
+        sample_ms: Vec<f64>,
+        /// Median time of a pass.
+        pass_ms: f64 => Row { unit: MeasureUnit::Ms, better: LOWER, ..Row::DATA },
+        /// Size of the text divided by the median time of a pass.
+        text_bytes_per_s: f64 => Row {
+            unit: MeasureUnit::BytesPerS, better: HIGHER, export: Some((10, "text_bytes_per_s")),
+            tables: &[(TableKey::Tokenizing, 10, "MB/s")], ..Row::DATA
+        },
+        /// Median time of a pass divided by the tokens of the text.
+        token_us: f64 => Row {
+            unit: MeasureUnit::Us, better: LOWER, export: Some((20, "token")),
+            tables: &[(TableKey::Tokenizing, 20, "µs/token")], ..Row::DATA
+        },
+        /// First 16 hexadecimal digits of the SHA-256 of the ids as little-endian u32. Equal digests mean equal tokens.
+        token_digest: String => Row::DATA,
     }
     derived {}
 }

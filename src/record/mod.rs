@@ -15,7 +15,7 @@ mod sink;
 
 pub use baseline::{Estimate, Samples, baseline, baselines, estimates};
 pub use id::{BenchmarkId, Variant, group};
-pub use measures::{Evaluation, Generation, MeasureUnit, Quality, Serving, Sweep, Training};
+pub use measures::{Evaluation, Generation, Loading, MeasureUnit, Quality, Serving, Sweep, Tokenizing, Training};
 pub use read::{Read, latest, parse, read};
 pub use sink::{RECORDS, Sink, check_writable, temporary_that_stays, write_whole};
 
@@ -84,6 +84,9 @@ pub struct Record {
     pub software: Software,
     /// Value and source of each setting, by setting.
     pub settings: BTreeMap<String, Setting>,
+    /// Command line that made the record, where the other fields do not determine it; absent for a benchmark.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub command: Option<String>,
 }
 
 /// The part of a benchmark in a duel, whose two sides took samples in turns. The records of the other side have the same id.
@@ -173,6 +176,10 @@ pub enum Measures {
     Quality(Quality),
     /// A task scored by log-likelihood.
     Evaluation(Evaluation),
+    /// Loads of a checkpoint.
+    Loading(Loading),
+    /// Passes of a tokenizer.
+    Tokenizing(Tokenizing),
 }
 
 impl Measures {
@@ -184,6 +191,8 @@ impl Measures {
             Self::Sweep(measures) => &measures.sample_ms,
             Self::Training(measures) => &measures.sample_ms,
             Self::Serving(_) | Self::Quality(_) | Self::Evaluation(_) => &[],
+            Self::Loading(measures) => &measures.sample_ms,
+            Self::Tokenizing(measures) => &measures.sample_ms,
         }
     }
 
@@ -205,7 +214,7 @@ impl Measures {
     pub fn mbu(&self) -> Option<f64> {
         match self {
             Self::Generation(measures) => measures.mbu,
-            Self::Sweep(_) | Self::Training(_) | Self::Serving(_) | Self::Quality(_) | Self::Evaluation(_) => None,
+            _ => None,
         }
     }
 
@@ -215,7 +224,7 @@ impl Measures {
             Self::Generation(measures) => measures.mfu,
             Self::Sweep(measures) => measures.mfu,
             Self::Training(measures) => measures.mfu,
-            Self::Serving(_) | Self::Quality(_) | Self::Evaluation(_) => None,
+            _ => None,
         }
     }
 
@@ -225,7 +234,8 @@ impl Measures {
             Self::Generation(measures) => measures.peak_bytes,
             Self::Sweep(measures) => measures.peak_bytes,
             Self::Training(measures) => measures.peak_bytes,
-            Self::Serving(_) | Self::Quality(_) | Self::Evaluation(_) => None,
+            Self::Loading(measures) => measures.peak_bytes,
+            Self::Serving(_) | Self::Quality(_) | Self::Evaluation(_) | Self::Tokenizing(_) => None,
         }
     }
 
@@ -250,7 +260,8 @@ impl Measures {
     pub fn output_digest(&self) -> Option<&str> {
         match self {
             Self::Generation(measures) => Some(&measures.token_digest),
-            Self::Sweep(_) | Self::Training(_) | Self::Serving(_) | Self::Quality(_) | Self::Evaluation(_) => None,
+            Self::Tokenizing(measures) => Some(&measures.token_digest),
+            _ => None,
         }
     }
 }

@@ -39,7 +39,7 @@ pub mod watch;
 mod write;
 
 #[cfg(feature = "cli")]
-pub use plot::{Over, latency_over_rate, loss_curve};
+pub use plot::{Over, latency_over_rate, loss_curve, over_seconds};
 pub use ratios::disturbance;
 #[cfg(feature = "cli")]
 pub use write::{LOG, write, zip};

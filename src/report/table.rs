@@ -132,7 +132,7 @@ const fn of_best(limit: Limit) -> ExtraColumn {
     }
 }
 
-const FAMILIES: [Family; 9] = [
+const FAMILIES: [Family; 11] = [
     Family {
         key: TableKey::MixturePrefill,
         title: "Mixtures of experts: prefill",
@@ -241,6 +241,24 @@ const FAMILIES: [Family; 9] = [
         title: "Tasks",
         is_split: false,
         takes: |record| matches!(record.measures, Some(Measures::Evaluation(_))),
+        names: &[SCENARIO, MODEL, VARIANT],
+        extra: &[],
+        note: None,
+    },
+    Family {
+        key: TableKey::Loading,
+        title: "Loading",
+        is_split: false,
+        takes: |record| matches!(record.measures, Some(Measures::Loading(_))),
+        names: &[SCENARIO, MODEL, VARIANT],
+        extra: &[],
+        note: Some("A cold load is cold if storage delivered the files: some file systems keep files in memory."),
+    },
+    Family {
+        key: TableKey::Tokenizing,
+        title: "Tokenizers",
+        is_split: false,
+        takes: |record| matches!(record.measures, Some(Measures::Tokenizing(_))),
         names: &[SCENARIO, MODEL, VARIANT],
         extra: &[],
         note: None,
@@ -454,7 +472,7 @@ fn cell(column: &TableColumn, value: Option<(f64, MeasureUnit)>) -> String {
 pub(super) fn quantity(value: f64, unit: MeasureUnit) -> String {
     match unit {
         MeasureUnit::Count | MeasureUnit::Tokens => format!("{value:.0}"),
-        MeasureUnit::Bytes => number(Some(value / 1e6)),
+        MeasureUnit::Bytes | MeasureUnit::BytesPerS => number(Some(value / 1e6)),
         MeasureUnit::Share => format!("{:.0} %", value * 100.0),
         MeasureUnit::Accuracy => format!("{:.2} %", value * 100.0),
         MeasureUnit::Loss | MeasureUnit::Perplexity => format!("{value:.3}"),
@@ -462,6 +480,7 @@ pub(super) fn quantity(value: f64, unit: MeasureUnit) -> String {
         MeasureUnit::Nats => format!("{value:.4}"),
         MeasureUnit::None
         | MeasureUnit::Ms
+        | MeasureUnit::Us
         | MeasureUnit::TokensPerS
         | MeasureUnit::WindowsPerS
         | MeasureUnit::RequestsPerS

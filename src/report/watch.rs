@@ -415,7 +415,11 @@ fn headline(record: &Record) -> String {
         return if is_failed(record) { "failed".into() } else { record.status.to_string() };
     };
     metrics.first().map_or(String::new(), |metric| {
-        let unit = if metric.unit == MeasureUnit::Bytes { "MB" } else { metric.unit.name() };
+        let unit = match metric.unit {
+            MeasureUnit::Bytes => "MB",
+            MeasureUnit::BytesPerS => "MB/s",
+            other => other.name(),
+        };
         format!("{} {unit}", quantity(metric.value, metric.unit))
     })
 }

@@ -54,11 +54,12 @@ impl Catalogue {
         for (target, table) in GENERATIONS {
             let candidates = match *target {
                 "moe" => Candidate::expert_grid(&all.settings),
+                "long_context" => Candidate::long_context(&all.settings),
                 _ => Candidate::from_settings(&all.settings),
             };
             let pool = Pool::new(candidates, session.device().clone());
             for scenario in *table {
-                for place in pool.in_tier(scenario.tier) {
+                for place in pool.that_run(scenario) {
                     let id = BenchmarkId::new(scenario.key, &pool.candidate(place).about);
                     let work = Work::Generation { scenario, pool: all.pools.len(), place };
                     all.benchmarks.push(Benchmark { id, target, work });

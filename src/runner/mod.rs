@@ -3,8 +3,8 @@
 //! `criterion` runs the groups of a bench target and is the only caller of Criterion. `plain` runs the same workloads in
 //! a loop, for the command. Both use `session`, which holds the state that all records of a process share, and `pool`,
 //! which loads models. `turns` takes the samples of benchmarks that are compared alternately. `observe` reads the machine's
-//! limits and load around samples. `catalogue` finds the benchmarks of all targets by id. `sandbox` makes marked records
-//! without measuring.
+//! limits and load around samples. `catalogue` finds the benchmarks of all targets by id. `reproduce` gives the
+//! command line that repeats a measurement. `sandbox` makes marked records without measuring.
 
 #[cfg(feature = "cli")]
 mod catalogue;
@@ -12,6 +12,8 @@ mod criterion;
 mod observe;
 mod plain;
 mod pool;
+#[cfg(feature = "cli")]
+mod reproduce;
 pub mod sandbox;
 mod session;
 mod turns;
@@ -24,6 +26,8 @@ pub(crate) use observe::Observation;
 pub use observe::Surroundings;
 pub use plain::{Progress, Shard, State, generate, repeat, sweep};
 pub use pool::Candidate;
+#[cfg(feature = "cli")]
+pub use reproduce::{own_command, reproduction};
 pub use session::{Session, let_waiting_threads_sleep, set_threads};
 
 use std::{panic, process::ExitCode};

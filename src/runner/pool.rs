@@ -17,7 +17,7 @@ use crate::{
     output,
     peer::{PeerName, Unsupported},
     record,
-    scenario::{Counterpart, Tier, expert_grid},
+    scenario::{Counterpart, Generation, Tier, expert_grid},
     settings::{EngineChoice, Settings},
     text,
     workload::{PeerSubject, SharedPeer, SharedSubject},
@@ -53,6 +53,8 @@ pub struct Candidate {
     /// The subjects that it is compared with in each scenario.
     pub against: Vec<(Counterpart, record::Subject)>,
     needed_bytes: Need,
+    /// The longest sequence in tokens; `None` if only loading the model tells.
+    longest: Option<usize>,
     load: Load,
 }
 
@@ -70,13 +72,27 @@ impl Candidate {
             };
             let against = all.iter().filter_map(|other| Some((role(engine, other)?, about(other))));
             let against = against.collect();
-            Self { about: about(engine), tier: settings.tier_for(spec), against, needed_bytes, load }
+            Self {
+                about: about(engine),
+                tier: settings.tier_for(spec),
+                longest: model::max_position_embeddings(spec),
+                against,
+                needed_bytes,
+                load,
+            }
         };
         let on_engines = |spec| {
             let engines = settings.engines_for(spec);
             engines.iter().map(|engine| candidate(spec, engine, &engines)).collect::<Vec<_>>()
         };
         settings.models.iter().flat_map(on_engines).collect()
+    }
+
+    /// Returns the models that the settings name, for the long contexts: in the smallest tier unless the settings name one,
+    /// because a long prompt takes minutes on a CPU.
+    pub fn long_context(settings: &Settings) -> Vec<Self> {
+        let tier = settings.tier.unwrap_or(Tier::Quick);
+        Self::from_settings(settings).into_iter().map(|candidate| Self { tier, ..candidate }).collect()
     }
 
     /// Returns the mixtures of experts that `moe_top_k` compares, and their dense twins.
@@ -96,6 +112,7 @@ impl Candidate {
                 about: about(&name),
                 tier,
                 against: twins.map(|(counterpart, twin)| (counterpart, about(&twin.name(skew)))).collect(),
+                longest: None,
                 needed_bytes: Box::new(move |device| model::expert_grid_bytes(feed_forward, dtype, device)),
                 load: Box::new(
                     move || Ok(model::expert_grid(feed_forward, skew, dtype, &device.open()?, seed)?.into()),
@@ -122,6 +139,7 @@ impl Candidate {
             tier: settings.tier.unwrap_or(Tier::Full),
             against: Vec::new(),
             needed_bytes: Box::new(|_| None),
+            longest: None,
             load: Box::new(move || {
                 ensure!(precision.blocks().is_none(), "dtype {precision} is only for models of engine tuned");
                 let model = Box::new(load(precision.dtype(), &device.open()?)?);
@@ -190,7 +208,13 @@ fn role(engine: &EngineChoice, other: &EngineChoice) -> Option<Counterpart> {
     }
 }
 
-fn about(model: &str, engine: &str, settings: &Settings, source: &str, synthetic_weights: bool) -> record::Subject {
+pub(super) fn about(
+    model: &str,
+    engine: &str,
+    settings: &Settings,
+    source: &str,
+    synthetic_weights: bool,
+) -> record::Subject {
     record::Subject {
         model: model.into(),
         engine: engine.into(),
@@ -232,9 +256,21 @@ impl Pool {
         }
     }
 
-    /// Returns the places of the candidates that run scenarios of this tier.
-    pub fn in_tier(&self, tier: Tier) -> Vec<usize> {
-        (0..self.places.len()).filter(|&place| self.places[place].candidate.tier >= tier).collect()
+    /// Returns the places of the candidates whose tier includes the scenario and whose sequences are long enough for it, as
+    /// far as that is known before they are loaded.
+    pub fn that_run(&self, scenario: &Generation) -> Vec<usize> {
+        let is_included = |place: &usize| self.places[*place].candidate.tier >= scenario.tier;
+        (0..self.places.len()).filter(is_included).filter(|place| self.is_long_enough(*place, scenario)).collect()
+    }
+
+    /// Returns whether a candidate is long enough for a scenario, or its length is not known yet.
+    pub fn is_long_enough(&self, place: usize, scenario: &Generation) -> bool {
+        let Place { candidate, subject, .. } = &self.places[place];
+        let loaded = subject.as_ref().and_then(|loaded| match loaded {
+            Loaded::Model(subject) => Some(subject.borrow().model.max_position_embeddings()),
+            Loaded::Peer(_) => None,
+        });
+        loaded.or(candidate.longest).is_none_or(|longest| scenario.total_tokens() <= longest)
     }
 
     pub fn candidate(&self, place: usize) -> &Candidate {
@@ -296,5 +332,32 @@ impl Pool {
     /// Frees the memory of the subject.
     pub fn release(&mut self, place: usize) {
         self.places[place].subject = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{model::SYNTHETIC, scenario::LONG_CONTEXT};
+
+    fn running(settings: &Settings) -> Vec<(&'static str, usize)> {
+        let pool = Pool::new(Candidate::long_context(settings), Device::Cpu);
+        LONG_CONTEXT.iter().map(|scenario| (scenario.key, pool.that_run(scenario).len())).collect()
+    }
+
+    #[test]
+    fn long_contexts_run_on_request_on_models_that_are_long_enough() {
+        let engine = vec![EngineChoice::Own(Engine::Tuned)];
+        let settings = Settings { engine, ..Settings::default() };
+        assert!(running(&settings).iter().all(|(_, count)| *count == 0), "nothing runs by default");
+        // The embedded models have 8192 positions.
+        let full = Settings { tier: Some(Tier::Full), ..settings };
+        let counts: Vec<usize> = running(&full).into_iter().map(|(_, count)| count).collect();
+        let models = full.models.len() * full.engines_for(&full.models[0]).len();
+        assert_eq!(counts, [models, models, models, 0, 0]);
+        let published = SYNTHETIC.map(ModelSpec::Synthetic).to_vec();
+        let count = published.len();
+        let published = Settings { models: published, ..full };
+        assert!(running(&published).iter().all(|(_, found)| *found == count), "{:?}", running(&published));
     }
 }

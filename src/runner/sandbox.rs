@@ -11,12 +11,12 @@ use crate::{
     measure::machine,
     model::MINI,
     record::{
-        BenchmarkId, Conditions, Evaluation, Generation, Limits, Machine, Measures, Quality, Record, Routing, SCHEMA,
-        Serving, Spread, Stability, Status, Subject, Sweep, Training, Work,
+        BenchmarkId, Conditions, Evaluation, Generation, Limits, Loading, Machine, Measures, Quality, Record, Routing,
+        SCHEMA, Serving, Spread, Stability, Status, Subject, Sweep, Tokenizing, Training, Work,
     },
     scenario::{
-        self, EXPERT_GRID, FeedForward, GENERATION, MOE_TOP_K, Phase, Quantity, SWEEP, TRAININGS, Tier, Trained,
-        TrainingGrid, TrainingScenario,
+        self, CHECKPOINTS, CheckpointScenario, CheckpointWork, EXPERT_GRID, FeedForward, GENERATION, LONG_CONTEXT,
+        MOE_TOP_K, Phase, Quantity, SWEEP, TRAININGS, Tier, Trained, TrainingGrid, TrainingScenario,
     },
     workload::series::{SeriesGrid, series_subject},
 };
@@ -24,7 +24,7 @@ use crate::{
 /// Stands for the machine in records.
 const MACHINE: &str = "sandbox";
 
-/// Makes one record of each benchmark of a default run and one of a failed benchmark, `times` times.
+/// Makes one record of each benchmark of a default run, of each long context, and of a failed benchmark, `times` times.
 ///
 /// # Errors
 /// Returns an error if the preset of the sweep cannot be read.
@@ -32,7 +32,10 @@ pub fn records(run: &str, seed: u64, times: usize, now: DateTime<Utc>) -> Result
     let config = SeriesGrid::preset("smoke")?;
     let mut kinds: Vec<Kind> = Vec::new();
     kinds.extend(
-        GENERATION.iter().flat_map(|scenario| MINI.map(|model| Kind::Generation(scenario, model.into(), None))),
+        GENERATION
+            .iter()
+            .chain(LONG_CONTEXT)
+            .flat_map(|scenario| MINI.map(|model| Kind::Generation(scenario, model.into(), None))),
     );
     for scenario in MOE_TOP_K {
         kinds.extend(
@@ -54,6 +57,7 @@ pub fn records(run: &str, seed: u64, times: usize, now: DateTime<Utc>) -> Result
     kinds.extend([1, 4, 16].map(Kind::Serving));
     kinds.extend(MINI.map(Kind::Quality));
     kinds.extend(["lambada_openai", "hellaswag"].map(Kind::Evaluation));
+    kinds.extend(CHECKPOINTS.iter().flat_map(|(_, table)| table.iter()).map(Kind::Checkpoint));
     kinds.push(Kind::Failed);
     let template = template(run, now);
     let all = (0..times).flat_map(move |_| kinds.clone()).enumerate();
@@ -75,6 +79,7 @@ enum Kind {
     Evaluation(&'static str),
     /// Requests per second of the load.
     Serving(u32),
+    Checkpoint(&'static CheckpointScenario),
     Failed,
 }
 
@@ -126,6 +131,9 @@ impl Kind {
                 let scenario = format!("eval_{task}-00000000_n256");
                 return Self::made_up(template, &scenario, subject(MINI[0], "tuned"), Some(evaluation(task, draw)));
             }
+            Self::Checkpoint(scenario) => {
+                (scenario.key, subject("sandbox-model", "tuned"), Some(files(scenario, draw)))
+            }
             Self::Failed => ("medium", subject("sandbox-model", "stock"), None),
         };
         Self::made_up(template, scenario, subject, measures)
@@ -173,6 +181,7 @@ fn template(run: &str, now: DateTime<Utc>) -> Record {
         machine: Machine { name: MACHINE.into(), cpu: MACHINE.into(), ..machine::machine(1, None) },
         software: machine::software(),
         settings: BTreeMap::new(),
+        command: None,
     }
 }
 
@@ -329,6 +338,38 @@ fn evaluation(task: &str, draw: &mut Draw) -> Measures {
     })
 }
 
+fn files(scenario: &CheckpointScenario, draw: &mut Draw) -> Measures {
+    let file_bytes = 120_000_000;
+    match scenario.work {
+        CheckpointWork::Load { is_cold } => {
+            let load_ms = draw.between(40.0, 60.0) * if is_cold { 4.0 } else { 1.0 };
+            Measures::Loading(Loading {
+                files: 1,
+                file_bytes,
+                samples: 10,
+                sample_ms: draw.around(load_ms, 10),
+                load_ms,
+                load_bytes_per_s: file_bytes as f64 / load_ms * 1e3,
+                storage_bytes: Some(if is_cold { file_bytes } else { 0 }),
+                peak_bytes: Some(2 * file_bytes),
+            })
+        }
+        CheckpointWork::Tokenizer(_) => {
+            let (text_bytes, text_tokens, pass_ms) = (65_536, 20_000, draw.between(10.0, 20.0));
+            Measures::Tokenizing(Tokenizing {
+                text_bytes,
+                text_tokens,
+                samples: 10,
+                sample_ms: draw.around(pass_ms, 10),
+                pass_ms,
+                text_bytes_per_s: text_bytes as f64 / pass_ms * 1e3,
+                token_us: pass_ms * 1e3 / text_tokens as f64,
+                token_digest: "0000000000000000".into(),
+            })
+        }
+    }
+}
+
 fn combination(trains: bool, draw: &mut Draw) -> Sweep {
     let step_ms = draw.between(5.0, 100.0);
     let losses = match trains {
@@ -392,6 +433,9 @@ mod tests {
         assert!(records.iter().all(|record| record.sandbox && record.machine.name == MACHINE));
         let has = |key: &str| records.iter().any(|record| record.scenario == key && record.measures.is_some());
         for scenario in scenario::GENERATIONS.iter().flat_map(|(_, table)| table.iter()) {
+            assert!(has(scenario.key), "{}", scenario.key);
+        }
+        for scenario in CHECKPOINTS.iter().flat_map(|(_, table)| table.iter()) {
             assert!(has(scenario.key), "{}", scenario.key);
         }
         assert!(has(SWEEP.train) && has(SWEEP.forward));

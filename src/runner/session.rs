@@ -33,6 +33,8 @@ pub struct Session {
     /// Why [`Machine::gpu`] is empty although a GPU is used.
     gpu_unknown: Option<String>,
     software: Software,
+    /// Command line of records, where one is needed to repeat them.
+    command: Option<String>,
     /// Made when the first benchmark is prepared, so that a list allocates nothing.
     gauge: OnceCell<Rc<Gauge>>,
     /// Opened with the first record, so that a list or a smoke test creates no folder.
@@ -59,6 +61,7 @@ impl Session {
             machine: machine::machine(threads, gpu.unwrap_or_default()),
             gpu_unknown,
             software: machine::software(),
+            command: None,
             device,
             settings,
             gauge: OnceCell::new(),
@@ -69,6 +72,12 @@ impl Session {
     /// The settings in force.
     pub fn settings(&self) -> &Settings {
         &self.settings
+    }
+
+    /// Puts the command line into the records to come.
+    #[must_use]
+    pub fn with_command(self, command: String) -> Self {
+        Self { command: Some(command), ..self }
     }
 
     /// The open device of the settings.
@@ -150,6 +159,7 @@ impl Session {
             machine: self.machine.clone(),
             software: self.software.clone(),
             settings: self.settings.sources.clone(),
+            command: self.command.clone(),
         }
     }
 

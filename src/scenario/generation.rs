@@ -116,6 +116,20 @@ pub const MOE_TOP_K: &[Generation] = &[
     row("moe_top_k_decode",  1,   64, Sampling::GREEDY, Tier::Quick, "steps that read the chosen experts only"),
 ];
 
+/// Prompts of growing length, and steps at that depth. They run only if the tier is set to full, on models that are long
+/// enough.
+#[rustfmt::skip]
+pub const LONG_CONTEXT: &[Generation] = &[
+    row("depth-1k",  1 << 10, DEEP_STEPS, Sampling::GREEDY, Tier::Full, "a prompt of 1K tokens, and steps at that depth"),
+    row("depth-2k",  2 << 10, DEEP_STEPS, Sampling::GREEDY, Tier::Full, "a prompt of 2K tokens, and steps at that depth"),
+    row("depth-4k",  4 << 10, DEEP_STEPS, Sampling::GREEDY, Tier::Full, "a prompt of 4K tokens, and steps at that depth"),
+    row("depth-8k",  8 << 10, DEEP_STEPS, Sampling::GREEDY, Tier::Full, "a prompt of 8K tokens, and steps at that depth"),
+    row("depth-16k", 16 << 10, DEEP_STEPS, Sampling::GREEDY, Tier::Full, "a prompt of 16K tokens, and steps at that depth"),
+];
+
+/// Enough steps for a median, and few beside a long prompt.
+const DEEP_STEPS: usize = 16;
+
 impl Generation {
     const fn against(self, key: &'static str) -> Self {
         Self { against: Some(key), ..self }

@@ -1,14 +1,16 @@
 //! Tables of what is measured. A scenario states the kind and the amount of work; it holds no tensors, clocks or models. To
 //! add a scenario, add its row to a table here and to the table of the README.
 
+mod checkpoint;
 mod counterpart;
 mod generation;
 mod moe;
 mod sweep;
 mod training;
 
+pub use checkpoint::{CheckpointScenario, CheckpointWork, LOAD, Pass, TOKENIZER, TOKENIZER_TEXT_BYTES};
 pub use counterpart::Counterpart;
-pub use generation::{GENERATION, Generation, MOE_TOP_K, Sampling};
+pub use generation::{GENERATION, Generation, LONG_CONTEXT, MOE_TOP_K, Sampling};
 pub use moe::{EXPERT_GRID, ExpertGrid, FeedForward, dense_name, expert_grid};
 pub use sweep::{SWEEP, SweepScenario};
 pub use training::{
@@ -21,16 +23,20 @@ use std::{fmt, str::FromStr};
 use crate::config::{serde_as_text, unknown};
 
 /// Every table of generation scenarios, with the bench target that runs it.
-pub const GENERATIONS: &[(&str, &[Generation])] = &[("generation", GENERATION), ("moe", MOE_TOP_K)];
+pub const GENERATIONS: &[(&str, &[Generation])] =
+    &[("generation", GENERATION), ("moe", MOE_TOP_K), ("long_context", LONG_CONTEXT)];
 
 /// Every table of trainings, with the bench target that runs it.
 pub const TRAININGS: &[(&str, &[TrainingScenario])] =
     &[("training", PSANN_THROUGHPUT), ("training", TRAINING_SWEEP), ("memory", CHECKPOINT_MEMORY)];
 
-/// Length in tokens of the longest sequence of any generation scenario. A model must fit in memory with a cache of this
-/// length.
+/// Every table of benchmarks of the files of a checkpoint, with the bench target that runs it.
+pub const CHECKPOINTS: &[(&str, &[CheckpointScenario])] = &[("load", LOAD), ("tokenizer", TOKENIZER)];
+
+/// Length in tokens of the longest sequence of the generation scenarios. A model must fit in memory with a cache of this
+/// length. The long contexts are left out: a model that is too large for them runs the others.
 pub fn longest_generation() -> usize {
-    GENERATIONS.iter().flat_map(|(_, table)| *table).map(Generation::total_tokens).max().unwrap_or(0)
+    GENERATION.iter().chain(MOE_TOP_K).map(Generation::total_tokens).max().unwrap_or(0)
 }
 
 /// Returns whether the samples of a group are bytes rather than times.

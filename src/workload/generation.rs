@@ -8,7 +8,7 @@ use super::{Iteration, Measured, Outcome, Workload, drop_warm_up, energy::Energy
 use crate::{
     device::DeviceChoice,
     generate::{self, Request, Required, Timeline},
-    measure::memory::Peak,
+    measure::memory::{self, Peak},
     model::Subject,
     record::{self, Limits, Measures, Routing},
 };
@@ -33,7 +33,7 @@ impl GenerationWorkload {
     /// Prepares generations. `bytes_beside` is the memory in use that does not belong to the subject.
     ///
     /// # Errors
-    /// Returns an error if the generation is too long for the model.
+    /// Returns an error if the generation is too long for the model, or its attention scores do not fit in memory.
     pub fn new(
         subject: SharedSubject,
         bytes_beside: u64,
@@ -44,6 +44,8 @@ impl GenerationWorkload {
         let loaded = subject.borrow();
         let model = loaded.model.as_ref();
         generate::check_lengths(model, prompt.len(), request.new_tokens)?;
+        let work = format!("the attention scores of {} tokens", prompt.len());
+        memory::ensure_fits(&work, model.score_bytes(prompt.len()), model.device())?;
         let deviates = model.deviates(prompt.len(), request.new_tokens);
         let peak = Peak::new(model.device(), bytes_beside);
         drop(loaded);

@@ -1,15 +1,17 @@
 //! One iteration of each kind of benchmark: a generation, here or by a peer, a step of a language model, a step of a network
-//! for series.
+//! for series, a load of a checkpoint, a pass of a tokenizer.
 //!
 //! A [`Workload`] runs iterations and turns those that count into measures. It does not decide how often it runs: the
 //! runners do. Each file implements one kind.
 
+mod checkpoint;
 mod energy;
 mod generation;
 mod language;
 mod peer;
 pub mod series;
 
+pub use checkpoint::{EMBEDDED_TOKENIZER, LoadWorkload, TokenizerWorkload};
 pub use generation::{GenerationWorkload, SharedSubject};
 pub use language::{LanguageWorkload, language_bytes, language_subject};
 pub use peer::{PeerSubject, PeerWorkload, SharedPeer};

@@ -1,6 +1,7 @@
 // NVML (libnvidia-ml.so.1) of the simulated device, with the counters of a busy GPU.
 //
 // SIMULATED_NVML_LACKS     a missing counter: clocks, temperature, power, energy or reasons
+// SIMULATED_NVML_USED      bytes of memory in use, 0 by default
 // SIMULATED_NVML_REASONS   throttling reasons as NVML's bits: 4 is the power limit
 #include <stdint.h>
 #include <stdio.h>
@@ -57,8 +58,10 @@ struct memory {
 };
 int nvmlDeviceGetMemoryInfo_v2(void *device, struct memory *memory) {
     const char *bytes = getenv("SIMULATED_CUDA_BYTES");
+    const char *used = getenv("SIMULATED_NVML_USED");
     memory->total = bytes ? strtoull(bytes, NULL, 10) : 16ull << 30;
-    memory->reserved = memory->used = 0, memory->free = memory->total;
+    memory->used = used ? strtoull(used, NULL, 10) : 0;
+    memory->reserved = 0, memory->free = memory->total - memory->used;
     return SUCCESS;
 }
 

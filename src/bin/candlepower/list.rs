@@ -8,7 +8,7 @@ use candlepower::{
     model::{MINI, SYNTHETIC, series::Architecture, shape},
     output,
     report::text_table::markdown,
-    scenario::{GENERATIONS, TRAININGS, Tier},
+    scenario::{CHECKPOINTS, GENERATIONS, TRAININGS, Tier},
     settings::Settings,
     workload::series::{PRESETS, SeriesGrid},
 };
@@ -52,6 +52,14 @@ impl List {
             let entries = |tier| group.entries(tier, &grid).len().to_string();
             let [quick, standard, full] = [Tier::Quick, Tier::Standard, Tier::Full].map(entries);
             rows.push(row(&[group.key, target, group.purpose, &quick, &standard, &full]));
+        }
+        output::print_line(markdown(&rows, 3));
+
+        let mut rows = vec![row(&["files of a checkpoint", "bench target", "purpose"])];
+        for (target, scenario) in
+            CHECKPOINTS.iter().flat_map(|(target, table)| table.iter().map(move |row| (*target, row)))
+        {
+            rows.push(row(&[scenario.key, target, scenario.purpose]));
         }
         output::print_line(markdown(&rows, 3));
 

@@ -455,6 +455,8 @@ impl Saving {
             machine: machine::machine(std::thread::available_parallelism().map_or(1, usize::from), None),
             software: machine::software(),
             settings: self.settings.sources.clone(),
+            // It may hold an API key.
+            command: None,
         }
     }
 }

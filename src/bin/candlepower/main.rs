@@ -21,11 +21,16 @@ mod subjects;
 mod sweep;
 mod train;
 mod watch;
+mod wrap;
 
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
-use candlepower::{measure::CountingAllocator, output, text};
+use candlepower::{
+    measure::CountingAllocator,
+    output, text,
+    wrap::{MemoryMeter, PowerMeter},
+};
 use clap::{
     Parser, Subcommand,
     error::{ContextKind, ContextValue, ErrorKind},
@@ -60,6 +65,10 @@ enum What {
     Load(Box<load::Load>),
     /// Serve a model through an OpenAI-compatible interface
     Serve(Box<serve::Serve>),
+    /// Run any command and measure the memory of its processes and of GPUs
+    Memory(wrap::Wrap),
+    /// Run any command and measure the energy and power of the machine meanwhile
+    Power(wrap::Wrap),
     /// Train and run backbones for series over a grid of architectures and sizes
     Sweep(Box<sweep::Sweep>),
     /// Train a language model on a text: losses, a curve, perplexity against a bigram model
@@ -154,6 +163,8 @@ fn main() -> ExitCode {
             What::Perplexity(perplexity) => perplexity.run(),
             What::Eval(eval) => eval.run(),
             What::Serve(serve) => serve.run(),
+            What::Memory(wrap) => wrap.run::<MemoryMeter>(),
+            What::Power(wrap) => wrap.run::<PowerMeter>(),
             What::Doctor(doctor) => doctor.run(),
             What::Bench(bench) => bench.run(),
             What::Compare(compare) => compare.run(),

@@ -11,6 +11,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use candlepower::measure::processes::is_in_foreground;
+
 /// How often a process and the signals are looked at.
 const INTERVAL: Duration = Duration::from_millis(100);
 
@@ -37,6 +39,11 @@ impl Signals {
     #[cfg(not(unix))]
     pub fn catch() -> io::Result<Self> {
         Ok(Self::default())
+    }
+
+    /// The last signal, once.
+    pub fn take(&self) -> Option<u8> {
+        u8::try_from(self.0.swap(0, Ordering::Relaxed)).ok().filter(|signal| *signal > 0)
     }
 
     /// The last signal.
@@ -86,6 +93,54 @@ pub fn run(command: &mut Command, budget: Option<Duration>, signals: &Signals) -
         }
         thread::sleep(INTERVAL);
     }
+}
+
+/// How often [`accompany`] looks whether its process has ended.
+const PRECISION: Duration = Duration::from_millis(2);
+
+/// Waits for a process, calls `look` at intervals from its start on, and passes signals on to it.
+///
+/// # Errors
+/// When the process cannot be waited for.
+pub fn accompany(
+    child: &mut Child,
+    interval: Duration,
+    signals: &Signals,
+    mut look: impl FnMut(),
+) -> io::Result<ExitStatus> {
+    let mut due = Instant::now();
+    loop {
+        if Instant::now() >= due {
+            look();
+            // A reading that took longer than the interval is not made up for.
+            due = (due + interval).max(Instant::now());
+        }
+        if let Some(status) = child.try_wait()? {
+            return Ok(status);
+        }
+        if let Some(signal) = signals.take() {
+            pass_on(child, signal);
+        }
+        thread::sleep(PRECISION.min(due.saturating_duration_since(Instant::now())));
+    }
+}
+
+/// Sends a signal to a process that has not been waited for. A terminal has sent its SIGINT to both.
+fn pass_on(child: &Child, signal: u8) {
+    const SIGINT: u8 = 2;
+    if cfg!(unix) && !(signal == SIGINT && is_in_foreground()) {
+        let _ = Command::new("kill").args([format!("-{signal}"), child.id().to_string()]).status();
+    }
+}
+
+/// The exit code of a process, as shells give it.
+pub fn exit_code_of(status: ExitStatus) -> ExitCode {
+    #[cfg(unix)]
+    if let Some(signal) = std::os::unix::process::ExitStatusExt::signal(&status) {
+        return exit_code(u8::try_from(signal).unwrap_or(u8::MAX - 128));
+    }
+    let code = status.code().and_then(|code| u8::try_from(code & 0xff).ok());
+    code.map_or(ExitCode::FAILURE, ExitCode::from)
 }
 
 fn stop(child: &mut Child) {

@@ -8,9 +8,10 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use candlepower::{
+    error::nearest,
     output,
-    record::RECORDS,
-    report,
+    record::{self, RECORDS, Record},
+    report, runner,
     settings::{Settings, criterion_home},
 };
 use chrono::Utc;
@@ -29,6 +30,9 @@ pub struct Report {
     /// Write the report even if the run was disturbed
     #[arg(long)]
     even_if_disturbed: bool,
+    /// Print the command that repeats the benchmark with this id, and write no report
+    #[arg(long, value_name = "ID", conflicts_with_all = ["zip", "even_if_disturbed"])]
+    reproduce: Option<String>,
 }
 
 impl Report {
@@ -38,6 +42,10 @@ impl Report {
             [] => vec![records(None, &settings.out)?],
             runs => runs.iter().map(|run| records(Some(run), &settings.out)).collect::<Result<_>>()?,
         };
+        if let Some(id) = &self.reproduce {
+            output::print_line(runner::reproduction(&record_of(id, &files)?)?);
+            return Ok(ExitCode::SUCCESS);
+        }
         let criterion_home = criterion_home();
         let joined = report::joined::join_all(&files, &criterion_home)?;
         let disturbance = report::disturbance(joined.rows.iter().map(|row| &row.record));
@@ -60,6 +68,23 @@ impl Report {
             output::print_line(report::zip(&folder)?.display());
         }
         Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// The last record of a benchmark.
+fn record_of(id: &str, files: &[PathBuf]) -> Result<Record> {
+    let mut ids = Vec::new();
+    for file in files.iter().rev() {
+        for record in record::latest(file)?.records {
+            if record.id == id {
+                return Ok(record);
+            }
+            ids.push(record.id);
+        }
+    }
+    match nearest(id, &ids.iter().map(String::as_str).collect::<Vec<_>>()) {
+        Some(near) => bail!("there is no record of '{id}': did you mean {near}?"),
+        None => bail!("there is no record of '{id}'"),
     }
 }
 

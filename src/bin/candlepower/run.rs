@@ -127,7 +127,8 @@ impl Run {
             "--warmup and --trials: their sum is too large to count"
         );
         let (spec, engine) = only_model(&settings, &self.model)?;
-        let mut session = Session::new(settings.clone())?;
+        let command = runner::own_command(std::env::args_os(), &settings);
+        let mut session = Session::new(settings.clone())?.with_command(command.clone());
         // The buffers that measure the limits must not count as the model's memory.
         session.prepare()?;
         let bytes_beside = memory::current_bytes(session.device());
@@ -160,6 +161,7 @@ impl Run {
             let text = text.map_err(|error| anyhow::anyhow!("the tokens cannot be decoded: {error}"))?;
             output::print_line(format_args!("\n{text}"));
         }
+        output::print_line(format_args!("\nrepeat: {command}"));
         Ok(ExitCode::SUCCESS)
     }
 

@@ -164,7 +164,9 @@ impl Sweep {
             ("dtype", grid.dtype.as_str().to_owned()),
             ("seed", grid.seed.to_string()),
         ];
-        let mut session = Session::new(Settings::load(&[self.settings.given(), &of_grid].concat())?)?;
+        let settings = Settings::load(&[self.settings.given(), &of_grid].concat())?;
+        let command = runner::own_command(std::env::args_os(), &settings);
+        let mut session = Session::new(settings)?.with_command(command);
         grid.combinations()?;
         let path = session.join(self.run.as_ref().map(PathName::as_str))?;
         let folder = path.parent().map(PathBuf::from).unwrap_or_default();

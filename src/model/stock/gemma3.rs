@@ -15,6 +15,8 @@ pub(super) const MODULE: Module = Module {
     load,
     // Each layer has its own tables.
     rope_table_bytes: |config, dtype| rope_table(config) * (config.num_hidden_layers * dtype.size_in_bytes()) as u64,
+    // The scores before and after the mask, and the probabilities.
+    bytes_per_score: |dtype, device| if uses_flash_attn(device) { 0 } else { 3 * dtype.size_in_bytes() },
     preallocates_cache: true,
 };
 
@@ -35,7 +37,7 @@ impl Published for gemma3::Model {
 }
 
 fn load(config: &ModelConfig, weights: VarBuilder<'static>) -> Result<Box<dyn Published>> {
-    Ok(Box::new(gemma3::Model::new(uses_flash_attn(&weights), &published(config)?, weights)?))
+    Ok(Box::new(gemma3::Model::new(uses_flash_attn(weights.device()), &published(config)?, weights)?))
 }
 
 fn refusal(config: &ModelConfig) -> Option<String> {

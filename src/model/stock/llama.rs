@@ -14,6 +14,8 @@ pub(super) const MODULE: Module = Module {
     deviates: never_deviates,
     load,
     rope_table_bytes: shared_rope_tables,
+    // The scores before and after the mask, and the probabilities, in f32 whatever the dtype is.
+    bytes_per_score: |_, device| if uses_flash_attn(device) { 0 } else { 3 * size_of::<f32>() },
     preallocates_cache: false,
 };
 
@@ -35,7 +37,7 @@ impl Published for Llama {
 }
 
 fn load(config: &ModelConfig, weights: VarBuilder<'static>) -> Result<Box<dyn Published>> {
-    let published = published(config, uses_flash_attn(&weights));
+    let published = published(config, uses_flash_attn(weights.device()));
     let pristine = llama::Cache::new(true, weights.dtype(), &published, weights.device())?;
     let model = llama::Llama::load(weights, &published)?;
     Ok(Box::new(Llama { model, cache: pristine.clone(), pristine }))

@@ -33,6 +33,9 @@ struct Module {
     load: fn(&ModelConfig, VarBuilder<'static>) -> Result<Box<dyn Published>>,
     /// Bytes of its RoPE tables, which cover every position.
     rope_table_bytes: fn(&ModelConfig, DType) -> u64,
+    /// Bytes that a prompt takes at once for each pair of tokens and each head: all copies of the scores. 0 for attention that
+    /// does not hold them.
+    bytes_per_score: fn(DType, &Device) -> usize,
     /// True if the caches of full layers have room for `max_position_embeddings` from the start.
     preallocates_cache: bool,
 }
@@ -117,6 +120,11 @@ impl CausalLm for Stock {
         self.config.prefill_flops(tokens)
     }
 
+    fn score_bytes(&self, tokens: usize) -> u64 {
+        let scores = self.config.num_attention_heads as u64 * (tokens as u64).saturating_pow(2);
+        scores.saturating_mul((self.module.bytes_per_score)(self.dtype, &self.device) as u64)
+    }
+
     fn deviates(&self, prompt_tokens: usize, _: usize) -> Option<String> {
         (self.module.deviates)(&self.config, self.dtype, prompt_tokens)
     }
@@ -170,8 +178,8 @@ fn shared_rope_tables(config: &ModelConfig, _: DType) -> u64 {
     4 * rope_table(config)
 }
 
-fn uses_flash_attn(weights: &VarBuilder) -> bool {
-    cfg!(feature = "flash-attn") && weights.device().is_cuda()
+fn uses_flash_attn(device: &Device) -> bool {
+    cfg!(feature = "flash-attn") && device.is_cuda()
 }
 
 fn activation(name: &str) -> Result<Activation> {

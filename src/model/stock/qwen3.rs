@@ -14,6 +14,8 @@ pub(super) const MODULE: Module = Module {
     deviates: never_deviates,
     load,
     rope_table_bytes: shared_rope_tables,
+    // Candle's flash attention for CPUs needs none. Elsewhere, the scores and the probabilities.
+    bytes_per_score: |dtype, device| if device.is_cpu() { 0 } else { 2 * dtype.size_in_bytes() },
     preallocates_cache: false,
 };
 

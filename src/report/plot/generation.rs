@@ -5,7 +5,10 @@ use super::{
     chart::{Axis, Chart, Colour, Scale, Style},
     distinct, generations, model, scenario, variant,
 };
-use crate::report::{joined::Row, statistics::median};
+use crate::{
+    report::{joined::Row, statistics::median},
+    scenario::LONG_CONTEXT,
+};
 
 /// A bar: its height, an interval, and a line across it.
 struct Value {
@@ -104,6 +107,66 @@ pub fn ttft(rows: &[Row]) -> Option<Chart> {
     Some(chart)
 }
 
+/// Rate of a prompt pass over its length, below the rate of the matrix products that it needs.
+pub fn prefill_over_depth(rows: &[Row]) -> Option<Chart> {
+    over_depth(rows, "prompt, tokens", "prefill, tok/s", "matrix rate", |row| {
+        let (measures, limits) = (row.generation()?, row.record.limits.as_ref()?);
+        let flops_per_token = measures.work?.prefill_flops as f64 / measures.prompt_tokens as f64;
+        Some((measures.prefill_tokens_per_s, limits.matrix_flops_per_s / flops_per_token))
+    })
+}
+
+/// Rate of decode steps over their depth, below the rate at which weights and cache can be read.
+pub fn decode_over_depth(rows: &[Row]) -> Option<Chart> {
+    over_depth(rows, "tokens before the steps", "decode, tok/s", "bandwidth", |row| {
+        let (measures, limits) = (row.generation()?, row.record.limits.as_ref()?);
+        Some((measures.decode_tokens_per_s?, limits.read_bytes_per_s / measures.work?.step_bytes as f64))
+    })
+}
+
+/// Rates of the long contexts over their depth, with a thin line for the bound of each model and engine.
+fn over_depth(
+    rows: &[Row],
+    depth: &str,
+    unit: &str,
+    bound: &str,
+    rate_and_bound: fn(&Row) -> Option<(f64, f64)>,
+) -> Option<Chart> {
+    let is_long = |row: &&Row| LONG_CONTEXT.iter().any(|scenario| scenario.key == row.record.scenario);
+    let rows: Vec<&Row> = rows.iter().filter(is_long).filter(|row| rate_and_bound(row).is_some()).collect();
+    let subjects = distinct(rows.iter().map(|row| format!("{} {}", model(row), variant(row))));
+    // Depth, rate and bound of a subject, in order of depth.
+    let lines: Vec<(Style, Vec<(f64, f64, f64)>)> = subjects
+        .iter()
+        .filter_map(|subject| {
+            let own: Vec<&Row> =
+                rows.iter().filter(|row| format!("{} {}", model(row), variant(row)) == *subject).copied().collect();
+            let mut points: Vec<(f64, f64, f64)> = own
+                .iter()
+                .filter_map(|row| {
+                    let (rate, bound) = rate_and_bound(row)?;
+                    Some((row.generation()?.prompt_tokens as f64, rate, bound))
+                })
+                .collect();
+            points.sort_by(|a, b| a.0.total_cmp(&b.0));
+            Some((Styles::new(&rows, model, variant).of(own.first()?), points))
+        })
+        .collect();
+    let points = || lines.iter().flat_map(|(_, points)| points);
+    points().next()?;
+    let mut chart = Chart::new(
+        Axis::at(points().map(|(depth, ..)| *depth).collect(), depth),
+        Axis::new(Scale::log(points().flat_map(|(_, rate, bound)| [*rate, *bound])), unit),
+    );
+    Styles::new(&rows, model, variant).explain(&mut chart);
+    chart.text_key(&format!("thin: {bound}"));
+    for (style, points) in &lines {
+        chart.guide(&points.iter().map(|(depth, _, bound)| (*depth, *bound)).collect::<Vec<_>>());
+        chart.dotted_line(&points.iter().map(|(depth, rate, _)| (*depth, *rate)).collect::<Vec<_>>(), *style);
+    }
+    Some(chart)
+}
+
 /// The roofline model (Williams, Waterman and Patterson, 2009): the rate of each benchmark below its bound by bandwidth and
 /// matrix rate.
 pub fn roofline(rows: &[Row]) -> Option<Chart> {
@@ -191,3 +254,41 @@ pub fn step_latency(rows: &[Row]) -> Option<Chart> {
 
 /// The colour of a single line.
 pub const ONLY: Style = Style { colour: Colour(0), dash: 0 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::{Measures, Record};
+
+    #[test]
+    fn the_long_contexts_are_a_line_below_their_bound() {
+        let row = |scenario: &str, prompt_tokens: usize, rate: f64| {
+            let mut record: Record =
+                serde_json::from_str(include_str!("../../record/sample.json")).expect("the sample");
+            record.scenario = scenario.into();
+            let Some(Measures::Generation(measures)) = &mut record.measures else { panic!("a generation") };
+            measures.prompt_tokens = prompt_tokens;
+            measures.prefill_tokens_per_s = rate;
+            measures.decode_tokens_per_s = Some(rate / 10.0);
+            measures.work = Some(crate::record::Work {
+                prefill_bytes: 1,
+                prefill_flops: 1_000_000 * prompt_tokens as u64,
+                step_bytes: 1_000_000,
+                step_flops: 1,
+            });
+            Row { record, criterion: None }
+        };
+        let mut rows: Vec<Row> =
+            LONG_CONTEXT.iter().map(|scenario| row(scenario.key, scenario.prompt_tokens, 1000.0)).collect();
+        rows.push(row("short", 64, 1e9));
+        for draw in [prefill_over_depth, decode_over_depth] {
+            let svg = draw(&rows).expect("values").svg("a plot");
+            assert_eq!((svg.matches("<polyline").count(), svg.matches("<circle").count()), (2, 5), "{svg}");
+            assert!(
+                svg.contains("16.384k") && (svg.contains("thin: matrix rate") || svg.contains("thin: bandwidth")),
+                "{svg}"
+            );
+            assert!(draw(&rows[5..]).is_none());
+        }
+    }
+}

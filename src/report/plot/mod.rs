@@ -15,7 +15,7 @@ use resvg::{tiny_skia, usvg};
 
 pub use chart::shortened;
 use chart::{Chart, Colour, Style};
-pub use over_time::{Over, history, loss_curve, sparkline};
+pub use over_time::{Over, history, loss_curve, over_seconds, sparkline};
 pub use serving::latency_over_rate;
 
 use super::joined::Row;
@@ -86,7 +86,7 @@ const fn plot(file: &'static str, beside: TableKey, title: &'static str, draw: f
 }
 
 #[rustfmt::skip]
-const PLOTS: [PlotRow; 16] = [
+const PLOTS: [PlotRow; 18] = [
     plot("tokens_per_s.svg", TableKey::Generation,
         "Generated tokens per second, end to end, with Criterion's 95 % interval", generation::tokens_per_s),
     plot("ttft.svg", TableKey::Generation, "Time to first token over the length of the prompt", generation::ttft),
@@ -96,6 +96,10 @@ const PLOTS: [PlotRow; 16] = [
     plot("roofline.svg", TableKey::Generation, "Roofline: rate over operations per byte that must be read", generation::roofline),
     plot("step_latency.svg", TableKey::Generation,
         "Inter-token latency over position, in the longest scenarios", generation::step_latency),
+    plot("long_context_prefill.svg", TableKey::Generation,
+        "Prefill over the length of the prompt, in the long contexts", generation::prefill_over_depth),
+    plot("long_context_decode.svg", TableKey::Generation,
+        "Decode over the length of the sequence, in the long contexts", generation::decode_over_depth),
     plot("expert_load.svg", TableKey::MixturePrefill,
         "Load of the experts, the busiest first, mean over the layers; the least even mixtures", mixtures::expert_load),
     plot("mixture_prefill.svg", TableKey::MixturePrefill,

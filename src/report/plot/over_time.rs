@@ -1,4 +1,4 @@
-//! Plots over time or steps: the history of a benchmark, and the losses of a training.
+//! Plots over time or steps: the history of a benchmark, a command that is measured, and the losses of a training.
 
 use std::fmt::Write;
 
@@ -54,6 +54,21 @@ pub fn sparkline(values: &[f64], moved: &[usize]) -> String {
         }
     }
     svg + "</svg>"
+}
+
+/// Named lines over the seconds of a command, as a file. `None` if no line has a point.
+pub fn over_seconds(title: &str, unit: &str, lines: &[(String, Vec<(f64, f64)>)]) -> Option<String> {
+    let points = || lines.iter().flat_map(|(_, points)| points);
+    points().next()?;
+    let mut chart = Chart::new(
+        Axis::new(Scale::from_zero(points().map(|(x, _)| *x)), "s"),
+        Axis::new(Scale::from_zero(points().map(|(_, y)| *y)), unit),
+    );
+    for (number, (name, points)) in lines.iter().enumerate() {
+        chart.colour_key(Colour(number), name);
+        chart.line(points, Style { colour: Colour(number), dash: 0 });
+    }
+    Some(super::standalone(&chart.svg(title)))
 }
 
 /// The x axis of a loss curve.

@@ -23,7 +23,7 @@ impl Suite {
         let pool = RefCell::new(Pool::new(candidates, self.session.device().clone()));
         let mut benchmarks: Vec<(&Generation, usize)> = Vec::new();
         for scenario in scenarios {
-            benchmarks.extend(pool.borrow().in_tier(scenario.tier).into_iter().map(|place| (scenario, place)));
+            benchmarks.extend(pool.borrow().that_run(scenario).into_iter().map(|place| (scenario, place)));
         }
         let mut entries: Vec<Entry> = Vec::new();
         for &(scenario, place) in &benchmarks {
@@ -49,7 +49,12 @@ impl Suite {
             for number in own {
                 let place = benchmarks[number].1;
                 group.throughput(Throughput::Elements(scenario.counted_tokens() as u64));
-                let ended = self.entry(&mut group, &entries, number, &mut turns, |iteration, _| iteration.time);
+                // The length of a model from the Hub is known once its first benchmark has loaded it.
+                let is_long_enough = pool.borrow().is_long_enough(place, scenario);
+                let ended = match is_long_enough {
+                    true => self.entry(&mut group, &entries, number, &mut turns, |iteration, _| iteration.time),
+                    false => None,
+                };
                 if let Some(mut ended) = ended {
                     // Loading the model has filled in its size.
                     ended.subject = pool.borrow().candidate(place).about.clone();

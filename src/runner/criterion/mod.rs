@@ -6,6 +6,7 @@
 //! full; a benchmark whose samples were all taken keeps its record then.
 
 mod baseline;
+mod checkpoint;
 mod generation;
 mod paired;
 mod steps;

@@ -1,4 +1,8 @@
-//! Exports of a run for other tools. Each export has every metric of every benchmark; [`Measures::metrics`] lists them.
+//! Exports of a run for other tools. Those for dashboards have every metric of every benchmark; [`Measures::metrics`] lists
+//! them.
+
+mod llama_bench;
+mod sql;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -27,12 +31,16 @@ pub enum Format {
     Openmetrics,
     /// YAML entries for a registry of metrics
     Registry,
+    /// The lines of llama.cpp's `llama-bench -o jsonl`
+    LlamaBenchJsonl,
+    /// SQL for the shell of SQLite: `candlepower export --format sql | sqlite3 results.sqlite`
+    Sql,
 }
 
 /// The records in a format.
 ///
 /// # Errors
-/// When the text cannot be encoded.
+/// When the text cannot be encoded, or the run has nothing that the format can hold.
 pub fn export(records: &[&Record], format: Format) -> Result<String> {
     let rows: Vec<Exported> = records
         .iter()
@@ -47,6 +55,8 @@ pub fn export(records: &[&Record], format: Format) -> Result<String> {
         Format::Bencher => bencher(&rows),
         Format::Openmetrics => Ok(openmetrics(&rows)),
         Format::Registry => registry(&rows),
+        Format::LlamaBenchJsonl => llama_bench::llama_bench(records),
+        Format::Sql => sql::sql(records),
     }
 }
 
@@ -99,7 +109,7 @@ fn bencher(rows: &[Exported]) -> Result<String> {
             measures.insert(
                 "latency".into(),
                 json!({
-                    "value": super::statistics::median(sample_ms) * 1e6,
+                    "value": crate::report::statistics::median(sample_ms) * 1e6,
                     "lower_value": extreme(f64::min),
                     "upper_value": extreme(f64::max),
                 }),
@@ -208,7 +218,7 @@ mod tests {
     use super::*;
 
     fn record(edit: impl Fn(&mut Record)) -> Record {
-        let mut record = serde_json::from_str(include_str!("../record/sample.json")).expect("the sample");
+        let mut record = serde_json::from_str(include_str!("../../record/sample.json")).expect("the sample");
         edit(&mut record);
         record
     }

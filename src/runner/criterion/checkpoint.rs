@@ -1,0 +1,94 @@
+//! The groups of the files of checkpoints: loads, and passes of tokenizers.
+
+use anyhow::Result;
+use criterion::{SamplingMode, Throughput, measurement::WallTime};
+
+use super::{Entry, NOISE_THRESHOLD, Suite, long_steps, paired::Turns};
+use crate::{
+    model::ModelSpec,
+    runner::pool::about,
+    scenario::{CheckpointScenario, CheckpointWork, Pass, TOKENIZER_TEXT_BYTES},
+    settings::{EngineChoice, Settings},
+    workload::{EMBEDDED_TOKENIZER, LoadWorkload, TokenizerWorkload, Workload},
+};
+
+impl Suite {
+    /// Runs the scenarios on the models of the settings that have files. Without any, tokenizers run on an embedded one.
+    pub fn checkpoints(&mut self, scenarios: &[CheckpointScenario]) {
+        let settings = self.settings().clone();
+        let mut criterion = self.criterion(WallTime, NOISE_THRESHOLD);
+        for scenario in scenarios {
+            let entries = match scenario.work {
+                CheckpointWork::Load { is_cold } => loads(scenario.key, is_cold, &settings),
+                CheckpointWork::Tokenizer(pass) => passes(scenario.key, pass, &settings),
+            };
+            if entries.is_empty() {
+                continue;
+            }
+            let mut turns = Turns::new(&entries, long_steps(), &self.session);
+            let mut group = criterion.benchmark_group(scenario.key);
+            group.sampling_mode(SamplingMode::Flat);
+            if matches!(scenario.work, CheckpointWork::Tokenizer(_)) {
+                group.throughput(Throughput::Bytes(TOKENIZER_TEXT_BYTES as u64));
+            }
+            for place in 0..entries.len() {
+                let ended = self.entry(&mut group, &entries, place, &mut turns, |iteration, _| iteration.time);
+                if let Some(ended) = ended {
+                    self.keep(ended);
+                }
+            }
+            self.conclude(scenario.key, || group.finish());
+        }
+        self.conclude("all groups", || criterion.final_summary());
+    }
+}
+
+/// A load of each checkpoint by each of its engines.
+fn loads<'a>(key: &'a str, is_cold: bool, settings: &'a Settings) -> Vec<Entry<'a>> {
+    let (dtype, device) = (settings.dtype, settings.device);
+    let mut entries = Vec::new();
+    for spec in settings.models.iter().filter(|spec| !spec.is_synthetic()) {
+        // A peer loads its files in a way of its own.
+        for engine in settings.engines_for(spec).iter().filter_map(EngineChoice::own) {
+            let prepare = move || -> Result<Box<dyn Workload>> {
+                Ok(Box::new(LoadWorkload::new(spec, engine, dtype, device, is_cold)?))
+            };
+            entries.push(entry(key, &spec.slug(), &engine.to_string(), &spec.to_string(), settings, prepare));
+        }
+    }
+    entries
+}
+
+/// A pass of the tokenizer of each checkpoint, or of the embedded one.
+fn passes<'a>(key: &'a str, pass: Pass, settings: &'a Settings) -> Vec<Entry<'a>> {
+    let own: Vec<&ModelSpec> = settings.models.iter().filter(|spec| !spec.is_synthetic()).collect();
+    let specs = if own.is_empty() { vec![None] } else { own.into_iter().map(Some).collect() };
+    let of = |spec: Option<&'a ModelSpec>| {
+        let name = spec.map_or_else(|| EMBEDDED_TOKENIZER.to_owned(), ModelSpec::slug);
+        let source = spec.map_or_else(|| format!("embedded:{EMBEDDED_TOKENIZER}"), ToString::to_string);
+        let prepare = move || -> Result<Box<dyn Workload>> { Ok(Box::new(TokenizerWorkload::new(spec, pass)?)) };
+        let mut made = entry(key, &name, "tokenizers", &source, settings, prepare);
+        // A tokenizer makes ids, and runs on the CPU whatever the device of the model is.
+        made.subject.dtype = "u32".into();
+        made.subject.device = "cpu".into();
+        made
+    };
+    specs.into_iter().map(of).collect()
+}
+
+fn entry<'a>(
+    key: &'a str,
+    name: &str,
+    engine: &str,
+    source: &str,
+    settings: &Settings,
+    prepare: impl Fn() -> Result<Box<dyn Workload>> + 'a,
+) -> Entry<'a> {
+    Entry {
+        scenario: key,
+        subject: about(name, engine, settings, source, false),
+        counterparts: Vec::new(),
+        needs: Box::new(|| (0, 0)),
+        prepare: Box::new(prepare),
+    }
+}
