@@ -528,7 +528,7 @@ mod tests {
         assert!(resolve(&[("CANDLEPOWER_ENGINE", "")], None).is_err());
 
         for precision in Precision::ALL {
-            let settings = resolve(&[("CANDLEPOWER_DTYPE", &precision.to_string())], None).expect("a dtype");
+            let settings = resolve(&[("CANDLEPOWER_DTYPE", precision.to_string().as_str())], None).expect("a dtype");
             assert_eq!(settings.dtype, precision);
         }
         let settings = resolve(&[("CANDLEPOWER_DTYPE", "q4k")], None).expect("quantised weights");
