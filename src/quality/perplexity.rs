@@ -155,8 +155,8 @@ pub fn score(
             let mut rows = rows.collect::<Result<Vec<_>>>()?;
             let mut expected =
                 reference.as_deref_mut().map(|entry| entry.model.logit_rows(inputs, from)).transpose()?;
-            for (number, target) in (window.first + 1..).zip(&ids[window.first..window.end]) {
-                let at = || format!("token {number} of {}", source.name);
+            for (place, target) in (window.first + 1..).zip(&ids[window.first..window.end]) {
+                let at = || format!("token {place} of {}", source.name);
                 let expected = expected.as_mut().map(|rows| Row::next(rows, vocab_size));
                 let expected = expected.transpose().with_context(at)?;
                 if let Some(row) = &expected {
