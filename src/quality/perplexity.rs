@@ -155,15 +155,15 @@ pub fn score(
             let mut rows = rows.collect::<Result<Vec<_>>>()?;
             let mut expected =
                 reference.as_deref_mut().map(|entry| entry.model.logit_rows(inputs, from)).transpose()?;
-            for index in window.first..window.end {
-                let at = || format!("token {} of {}", index + 1, source.name);
+            for (place, target) in (window.first + 1..).zip(&ids[window.first..window.end]) {
+                let at = || format!("token {place} of {}", source.name);
                 let expected = expected.as_mut().map(|rows| Row::next(rows, vocab_size));
                 let expected = expected.transpose().with_context(at)?;
                 if let Some(row) = &expected {
-                    reference_tally.add(ids[index], row, None);
+                    reference_tally.add(*target, row, None);
                 }
                 for (rows, tally) in rows.iter_mut().zip(&mut tallies) {
-                    tally.add(ids[index], &Row::next(rows, vocab_size).with_context(at)?, expected.as_ref());
+                    tally.add(*target, &Row::next(rows, vocab_size).with_context(at)?, expected.as_ref());
                 }
             }
         }
