@@ -19,7 +19,7 @@ use crate::{compare::percent, flags::Format};
 /// threads=1 or CANDLEPOWER_THREADS=1.
 ///
 /// Examples: `candlepower duel main .`, `candlepower duel . candle=../candle -- '^medium/'`,
-/// `candlepower duel . features=avx512`, `candlepower duel threads=1 threads=2`
+/// `candlepower duel . features=mkl`, `candlepower duel threads=1 threads=2`
 #[derive(Args)]
 pub struct Duel {
     /// The earlier side
