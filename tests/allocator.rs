@@ -2,9 +2,8 @@
 
 use std::{hint::black_box, sync::Mutex};
 
-use candle_core::DType;
 use candlepower::{
-    device::DeviceChoice,
+    device::{DeviceChoice, Precision},
     measure::{
         CountingAllocator,
         allocator::{current_bytes, peak_bytes, reset_peak},
@@ -109,7 +108,7 @@ fn zeroed_memory_stays_untouched() {
 fn attention_scores_take_the_memory_that_is_predicted() {
     let _guard = ONE_AT_A_TIME.lock().expect("no test failed before");
     for (name, holds_scores) in [("llama-mini", true), ("qwen3-mini", false), ("gemma3-mini", true)] {
-        let loaded = model::load(&ModelSpec::Mini(name), Engine::Stock, DType::F32, DeviceChoice::Cpu, 42);
+        let loaded = model::load(&ModelSpec::Mini(name), Engine::Stock, Precision::F32, DeviceChoice::Cpu, 42);
         let mut model = loaded.expect(name).model;
         let tokens = vec![7; 2048];
         let predicted = model.score_bytes(tokens.len()) / MIB;
