@@ -16,8 +16,7 @@ use std::{
 
 use candlepower::{
     anyhow::Result,
-    candle_core::DType,
-    device::DeviceChoice,
+    device::{DeviceChoice, Precision},
     generate::{self, Sampler},
     model::{self, Engine, ModelSpec, Subject},
     scenario::Sampling,
@@ -171,7 +170,7 @@ fn every_client_gets_the_tokens_of_its_own_prompt() {
 #[test]
 fn an_embedded_model_says_the_same_as_in_process() {
     let spec = ModelSpec::Mini("llama-mini");
-    let load = |engine| model::load(&spec, engine, DType::F32, DeviceChoice::Cpu, 42).expect("a model");
+    let load = |engine| model::load(&spec, engine, Precision::F32, DeviceChoice::Cpu, 42).expect("a model");
     let prompt: Vec<u32> = (0..40).map(|id| id * 37 % 16384).collect();
     for engine in Engine::ALL {
         let request = generate::Request { new_tokens: 10, sampling: Sampling::GREEDY, seed: 0, stop: Vec::new() };
@@ -180,7 +179,7 @@ fn an_embedded_model_says_the_same_as_in_process() {
         let spec = spec.clone();
         let limits = Limits { step_tokens: 16, ..Limits::default() };
         let running = Running::start(None, limits, move || {
-            model::load(&spec, engine, DType::F32, DeviceChoice::Cpu, 42).expect("a model")
+            model::load(&spec, engine, Precision::F32, DeviceChoice::Cpu, 42).expect("a model")
         });
         thread::scope(|scope| {
             for _ in 0..4 {
