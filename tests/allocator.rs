@@ -103,18 +103,23 @@ fn zeroed_memory_stays_untouched() {
     assert!(zeroed.iter().step_by(64 << 20).all(|byte| *byte == 0));
 }
 
-/// What a long prompt takes beside weights and cache is known before it starts.
+/// What a long prompt takes beside weights and cache is known before it starts. The rest grows in proportion to the prompt; one
+/// copy of Llama's scores is 128 MiB.
 #[test]
 fn attention_scores_take_the_memory_that_is_predicted() {
     let _guard = ONE_AT_A_TIME.lock().expect("no test failed before");
-    for (name, holds_scores) in [("llama-mini", true), ("qwen3-mini", false), ("gemma3-mini", true)] {
+    for (name, most_rest) in [("llama-mini", 120), ("qwen3-mini", 200), ("gemma3-mini", 200)] {
         let loaded = model::load(&ModelSpec::Mini(name), Engine::Stock, Precision::F32, DeviceChoice::Cpu, 42);
         let mut model = loaded.expect(name).model;
         let tokens = vec![7; 2048];
         let predicted = model.score_bytes(tokens.len()) / MIB;
         let (peak, _) = seen(|| model.forward(&tokens, 0).expect(name));
+        // Candle's attention for CPUs, which its Qwen3 uses, holds no scores.
+        assert_eq!(predicted > 0, name != "qwen3-mini", "{name}");
         let rest = peak.saturating_sub(predicted);
-        assert_eq!(predicted > 0, holds_scores, "{name}");
-        assert!(predicted <= peak + peak / 50 && rest < 120, "{name}: {predicted} MiB predicted, {peak} MiB taken");
+        assert!(
+            predicted <= peak + peak / 50 && rest < most_rest,
+            "{name}: {predicted} MiB predicted, {peak} MiB taken"
+        );
     }
 }
