@@ -123,9 +123,7 @@ impl Attention {
         let rows = queries.values.len() / row_len;
         let out_stride = Rows::<E>::stride_of(row_len);
         assert!(
-            queries.values.len() == rows * row_len
-                && out.len() >= rows * out_stride
-                && spans.iter().all(|span| span.rows.end <= rows),
+            queries.values.len() == rows * row_len && out.len() >= rows * out_stride && Span::count_rows(spans) <= rows,
             "sizes of queries differ"
         );
         assert!(spans.iter().all(Span::fits), "keys are missing");

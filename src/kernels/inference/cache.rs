@@ -76,7 +76,7 @@ impl Region {
         let width = heads * head_dim;
         let rows = values.len() / width;
         assert!(
-            keys.values.len() == values.len() && spans.iter().all(|span| span.rows.end <= rows),
+            keys.values.len() == values.len() && Span::count_rows(spans) <= rows,
             "sizes of keys and values differ"
         );
         // The pages that are written, with their rows and the place of the first row.
@@ -207,6 +207,17 @@ pub struct Span<E> {
 }
 
 impl<E: Element> Span<E> {
+    /// Number of rows of all spans.
+    ///
+    /// # Panics
+    /// If the rows of a span do not start where those of the span before it end.
+    pub(super) fn count_rows(spans: &[Self]) -> usize {
+        spans.iter().fold(0, |end, Self { rows, .. }| {
+            assert!(rows.start == end && rows.end >= end, "rows do not follow each other");
+            rows.end
+        })
+    }
+
     /// Returns whether the sequence has room for the tokens.
     pub(super) fn fits(&self) -> bool {
         self.sequence.missing_pages(self.rows.len()) == 0
