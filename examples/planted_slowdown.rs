@@ -11,6 +11,7 @@ use candlepower::{
     model::{self, CausalLm, Footprint},
     runner::{self, Candidate},
     scenario::GENERATION,
+    settings::EngineChoice,
 };
 
 #[global_allocator]
@@ -63,7 +64,8 @@ fn main() -> ExitCode {
         let (device, seed) = (settings.device, settings.seed);
         let candidate = Candidate::own("planted", suite.settings(), move |dtype, _| {
             let spec = settings.models.first().context("a model is needed")?;
-            let engine = *settings.engines_for(spec).first().context("an engine is needed")?;
+            let engines = settings.engines_for(spec);
+            let engine = engines.iter().find_map(EngineChoice::own).context("an engine of candlepower is needed")?;
             let model = model::load(spec, engine, dtype, device, seed)?.model;
             let ballast_bytes = model.footprint().weight_bytes as f64 * planted("PLANTED_MEMORY")?;
             Ok(Slowed { model, by: planted("PLANTED_SLOWDOWN")?, _ballast: vec![1; ballast_bytes as usize] })

@@ -122,6 +122,14 @@ impl EngineChoice {
         }
     }
 
+    /// The engine, if it is of this crate.
+    pub fn own(&self) -> Option<Engine> {
+        match self {
+            Self::Own(engine) => Some(*engine),
+            Self::Peer(_) => None,
+        }
+    }
+
     /// The name of a peer.
     pub fn peer(&self) -> Option<&PeerName> {
         match self {
