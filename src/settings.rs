@@ -158,7 +158,7 @@ impl EngineChoice {
         }
     }
 
-    /// An engine of this crate.
+    /// The engine, if it is of this crate.
     pub fn own(&self) -> Option<Engine> {
         match self {
             Self::Own(engine) => Some(*engine),

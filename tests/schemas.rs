@@ -13,7 +13,7 @@ use schemars::{Schema, schema_for};
 
 #[test]
 fn the_schemas_are_those_of_the_types() {
-    let schemas: [(&str, Schema); 6] = [
+    let schemas: [(&str, Schema); 8] = [
         ("record.json", schema_for!(Record)),
         ("comparison.json", schema_for!(Comparison)),
         ("duel.json", schema_for!(Duel)),
