@@ -237,7 +237,9 @@ fn compared_benchmarks_are_measured_in_turns() {
     let [of_scenario] = ratios("small/first/own-f32-cpu").as_slice() else { panic!("{records:?}") };
     // Five tokens instead of three, two milliseconds each.
     assert!(of_scenario.ratio > 1.3 && of_scenario.ratio < 2.0, "{of_scenario:?}");
-    assert_eq!((of_scenario.counterpart, of_scenario.pairs), (Counterpart::Scenario, 10));
+    // Ten samples, each in several slices.
+    assert!(of_scenario.pairs > 10 && of_scenario.pairs.is_multiple_of(10), "{of_scenario:?}");
+    assert_eq!(of_scenario.counterpart, Counterpart::Scenario);
     // The two models are the same.
     let [itself] = ratios("tiny/last/own-f32-cpu").as_slice() else { panic!("{records:?}") };
     assert_eq!((itself.to.as_str(), itself.counterpart), ("tiny/first/own-f32-cpu", Counterpart::ActiveTwin));

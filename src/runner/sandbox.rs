@@ -111,7 +111,9 @@ impl Kind {
             Self::Training(group, entry) => {
                 let sizes = [("d_model", entry.shape.d_model), ("n_layers", entry.shape.n_layers)];
                 let sizes = sizes.into_iter().map(|(name, size)| (name.to_owned(), size as u64)).collect();
-                let of = Subject { sizes, ..subject(&entry.name(), "tuned") };
+                let subject = subject(&entry.name(), "tuned");
+                let dtype = entry.dtype.map_or(subject.dtype.clone(), str::to_owned);
+                let of = Subject { sizes, dtype, ..subject };
                 (group.key, of, Some(Measures::Training(training(group, entry, draw))))
             }
             Self::Serving(rate) => {

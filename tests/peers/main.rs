@@ -172,7 +172,9 @@ fn peers_stand_beside_the_engines() {
         "peers that failed have no ratio"
     );
     assert_eq!(ratios(plain), [(Counterpart::Stock, stock.id.clone())]);
-    assert_eq!(plain.ratios[0].pairs, 10);
+    // Ten samples, each in some slices.
+    let pairs = plain.ratios[0].pairs;
+    assert!(pairs >= 10 && pairs.is_multiple_of(10), "{pairs} pairs");
 
     let measures = generation(plain);
     assert_eq!((measures.samples, measures.prompt_tokens, measures.generated_tokens), (10, PROMPT_TOKENS, NEW_TOKENS));

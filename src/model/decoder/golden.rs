@@ -49,6 +49,9 @@ impl Whole for Decoder {
 
 impl Whole for CpuDecoder<f32> {
     fn all(&mut self, tokens: &[u32], position: usize) -> Vec<f32> {
+        if position == 0 {
+            self.reset().expect("a reset");
+        }
         let hidden = self.hidden(&[Part { sequence: 0, tokens, position }]).expect("a pass");
         self.logits(&hidden)
     }
