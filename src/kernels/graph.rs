@@ -24,7 +24,6 @@ use super::{
 /// weights are tensors.
 ///
 /// Operations return an error if shapes do not go together, or the device fails.
-#[expect(clippy::missing_errors_doc, reason = "in the description above")]
 pub trait Graph {
     /// A tensor in the course of the network.
     type Value: Clone;

@@ -74,7 +74,7 @@ fn github(rows: &[Exported], better: Better) -> Result<String> {
         .map(|(row, place, metric)| {
             let commit = row.record.software.commit.as_deref().unwrap_or("unknown");
             // The headline follows from the time of a sample, so it spreads as the samples do.
-            let spread = (place == 0).then(|| relative_deviation(&row.measures.sample_ms())).flatten();
+            let spread = (place == 0).then(|| relative_deviation(row.measures.sample_ms())).flatten();
             let mut entry = json!({
                 "name": format!("{} {}", row.record.exported_id(), metric.name),
                 "unit": metric.unit.name(),

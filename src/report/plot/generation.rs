@@ -135,13 +135,14 @@ fn over_depth(
     let is_long = |row: &&Row| LONG_CONTEXT.iter().any(|scenario| scenario.key == row.record.scenario);
     let rows: Vec<&Row> = rows.iter().filter(is_long).filter(|row| rate_and_bound(row).is_some()).collect();
     let subjects = distinct(rows.iter().map(|row| format!("{} {}", model(row), variant(row))));
-    // Depth, rate and bound of a subject, in order of depth.
-    let lines: Vec<(Style, Vec<(f64, f64, f64)>)> = subjects
+    /// Depth, rate and bound.
+    type Point = (f64, f64, f64);
+    let lines: Vec<(Style, Vec<Point>)> = subjects
         .iter()
         .filter_map(|subject| {
             let own: Vec<&Row> =
                 rows.iter().filter(|row| format!("{} {}", model(row), variant(row)) == *subject).copied().collect();
-            let mut points: Vec<(f64, f64, f64)> = own
+            let mut points: Vec<Point> = own
                 .iter()
                 .filter_map(|row| {
                     let (rate, bound) = rate_and_bound(row)?;
