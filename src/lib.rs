@@ -82,38 +82,53 @@
 
 #![warn(missing_docs)]
 
-pub mod config;
 pub mod device;
 mod dialogue;
-#[cfg(feature = "cli")]
-pub mod doctor;
-#[cfg(feature = "cli")]
-pub mod duel;
-pub mod error;
-pub mod files;
 pub mod generate;
 pub mod guide;
 mod kernels;
-#[cfg(feature = "serve")]
-pub mod load;
 pub mod measure;
 pub mod model;
-pub mod names;
-pub mod output;
-pub mod peer;
-pub mod quality;
 pub mod record;
-pub mod report;
 pub mod runner;
 pub mod scenario;
-#[cfg(feature = "serve")]
-pub mod serve;
 pub mod settings;
-pub mod text;
 pub mod train;
 pub mod workload;
 #[cfg(feature = "cli")]
 pub mod wrap;
+
+// The command and the tests of this package use these modules. They are not part of the API and change without notice.
+#[doc(hidden)]
+pub mod config;
+#[cfg(feature = "cli")]
+#[doc(hidden)]
+pub mod doctor;
+#[cfg(feature = "cli")]
+#[doc(hidden)]
+pub mod duel;
+#[doc(hidden)]
+pub mod error;
+#[doc(hidden)]
+pub mod files;
+#[cfg(feature = "serve")]
+#[doc(hidden)]
+pub mod load;
+#[doc(hidden)]
+pub mod names;
+#[doc(hidden)]
+pub mod output;
+#[doc(hidden)]
+pub mod peer;
+#[doc(hidden)]
+pub mod quality;
+#[doc(hidden)]
+pub mod report;
+#[cfg(feature = "serve")]
+#[doc(hidden)]
+pub mod serve;
+#[doc(hidden)]
+pub mod text;
 
 pub use {anyhow, candle_core, criterion};
 

@@ -103,7 +103,7 @@ fn zeroed_memory_stays_untouched() {
     assert!(zeroed.iter().step_by(64 << 20).all(|byte| *byte == 0));
 }
 
-/// What a long prompt takes beside weights and cache is known before it starts. The rest grows in proportion to the prompt; one
+/// The memory that a long prompt takes beside weights and cache is known before it starts. The rest grows in proportion to the prompt; one
 /// copy of Llama's scores is 128 MiB.
 #[test]
 fn attention_scores_take_the_memory_that_is_predicted() {

@@ -22,14 +22,14 @@ pub struct Required {
 }
 
 impl Required {
-    /// What `model` requires for a prompt and so many decode steps.
+    /// The bytes and operations that `model` requires for a prompt and so many decode steps.
     pub fn by(model: &dyn CausalLm, prompt_tokens: usize, steps: usize) -> Self {
         let (cache, flops) = (|tokens| model.cache_bytes(tokens), model.prefill_flops(prompt_tokens));
         let shows_waiting = !model.device().is_cpu();
         Self { shows_waiting, ..Self::of(&model.footprint(), cache, flops, prompt_tokens, steps) }
     }
 
-    /// What a model of this size requires. `cache` gives the size of the cache with so many tokens.
+    /// The bytes and operations that a model of this size requires. `cache` gives the size of the cache with so many tokens.
     pub fn of(
         footprint: &Footprint,
         cache: impl Fn(usize) -> CacheBytes,

@@ -4,7 +4,7 @@
 //!
 //! - [`Graph`] lists the operations. A network is written once, for any graph, and [`fused`] runs it.
 //! - `tape` runs kernels and records them for the backward pass; `composed` has the compositions.
-//! - [`product`] multiplies matrices; the other files hold one kind of operation each.
+//! - [`product`](mod@product) multiplies matrices; the other files hold one kind of operation each.
 //! - [`inference`] has the kernels of inference, which have no gradients, the threads, and the choice of instructions.
 //!
 //! All `unsafe` code of the crate is in this folder; `system` has what is not a kernel.

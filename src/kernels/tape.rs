@@ -241,7 +241,7 @@ impl Tape {
     }
 }
 
-/// What the backward pass needs.
+/// The values that the backward pass needs.
 struct Recorded {
     buffers: Arc<Buffers>,
     nodes: usize,

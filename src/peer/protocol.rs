@@ -47,7 +47,7 @@ pub enum Model<'a> {
     Folder(&'a str),
 }
 
-/// What a peer is.
+/// The description of a peer.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Described {
     pub protocol: u32,
@@ -55,7 +55,7 @@ pub struct Described {
     pub version: String,
 }
 
-/// What a peer has loaded.
+/// The description of a loaded model.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 pub struct Loaded {
     /// Data type of the weights and the computation.

@@ -238,7 +238,7 @@ fn check<'a>(
     })
 }
 
-/// What is known of one subject.
+/// The results of one subject.
 #[derive(Default)]
 struct Tally {
     /// Negative log-likelihood of each target.

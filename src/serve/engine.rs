@@ -30,7 +30,7 @@ pub struct Engine<'a> {
     metrics: &'a Metrics,
     vocab_size: usize,
     step_tokens: usize,
-    /// False if the model takes several tokens only into an empty sequence. Prompts then run in one call, whatever the budget.
+    /// False if the model takes several tokens only into an empty sequence. Prompts then run in one call, even above the budget.
     appends: bool,
     slots: Vec<Slot>,
     /// Number of sequences that were admitted so far.

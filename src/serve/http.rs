@@ -105,7 +105,7 @@ impl Shared {
         let Some(key) = &self.key else { return true };
         let given = headers.get(AUTHORIZATION).map(HeaderValue::as_bytes).unwrap_or_default();
         let given = given.strip_prefix(b"Bearer ").map(digest);
-        // Every byte is compared, whatever the first ones were.
+        // Every byte is compared, even if the first ones differ.
         given.is_some_and(|given| given.iter().zip(key).fold(0, |differing, (a, b)| differing | (a ^ b)) == 0)
     }
 

@@ -184,7 +184,7 @@ fn peers_stand_beside_the_engines() {
     for field in ["peak_bytes", "sampling_share"] {
         assert!(plain.unmeasured.contains_key(field), "{field} has no reason");
     }
-    // What a model requires does not depend on who runs it.
+    // The requirements of a model do not depend on who runs it.
     assert_eq!((measures.work, measures.cache_used_bytes), {
         let tuned = generation(tuned);
         (tuned.work, tuned.cache_used_bytes)

@@ -14,7 +14,7 @@ pub(super) const MODULE: Module = Module {
     deviates: never_deviates,
     load,
     rope_table_bytes: shared_rope_tables,
-    // The scores before and after the mask, and the probabilities, in f32 whatever the dtype is.
+    // The scores before and after the mask, and the probabilities, in f32 for every dtype.
     bytes_per_score: |_, device| if uses_flash_attn(device) { 0 } else { 3 * size_of::<f32>() },
     preallocates_cache: false,
 };

@@ -68,7 +68,7 @@ fn passes<'a>(key: &'a str, pass: Pass, settings: &'a Settings) -> Vec<Entry<'a>
         let source = spec.map_or_else(|| format!("embedded:{EMBEDDED_TOKENIZER}"), ToString::to_string);
         let prepare = move || -> Result<Box<dyn Workload>> { Ok(Box::new(TokenizerWorkload::new(spec, pass)?)) };
         let mut made = entry(key, &name, "tokenizers", &source, settings, prepare);
-        // A tokenizer makes ids, and runs on the CPU whatever the device of the model is.
+        // A tokenizer makes ids, and runs on the CPU for every device of the model.
         made.subject.dtype = "u32".into();
         made.subject.device = "cpu".into();
         made

@@ -181,7 +181,7 @@ fn batches_equal_the_sequences_alone() {
     println!("f32: at most {worst_f32} from the sequence alone; bf16: {worst_bf16} of its norm");
 }
 
-/// A sequence that shares the tokens of another continues as one that computed them, whatever becomes of the other.
+/// A sequence that shares the tokens of another continues as one that computed them, even if the other is released.
 #[test]
 fn a_shared_prefix_equals_a_computed_one() {
     for fixture in fixtures("generation").into_iter().chain(fixtures("moe")) {
