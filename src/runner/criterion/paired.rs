@@ -46,8 +46,9 @@ pub struct Taken {
 /// Time that Criterion spends on its warm-up where durations are stored: one call.
 const NO_WARM_UP: Duration = Duration::from_micros(1);
 
-/// So short that Criterion asks for one iteration for each sample.
-const NO_MEASURING: Duration = Duration::from_nanos(1);
+/// Time of measuring where durations are stored. Criterion asks for some hundred iterations for each sample then, and gets the
+/// stored duration for each. It would warn if it could ask for one only.
+const NO_MEASURING: Duration = Duration::from_millis(1);
 
 impl Turns {
     /// Finds the sets among the entries that Criterion's filter selects.
@@ -87,8 +88,8 @@ impl Turns {
         self.alone.get(&place).map(String::as_str)
     }
 
-    /// Makes Criterion measure the next benchmark of the group itself, or ask once for each stored sample. Settings of a
-    /// group stay for all benchmarks that follow.
+    /// Makes Criterion measure the next benchmark of the group itself, or ask for the stored samples. Settings of a group stay
+    /// for all benchmarks that follow.
     pub fn pace<M: Measurement>(&self, group: &mut BenchmarkGroup<'_, M>, is_stored: bool) {
         let (warm_up, measuring) = match is_stored {
             true => (NO_WARM_UP, NO_MEASURING),
