@@ -434,7 +434,7 @@ fn bases<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Base>, D::Err
     Ok(unique(Vec::deserialize(deserializer)?))
 }
 
-/// Reads sizes of a benchmark. What they need is compared with the memory before it is allocated.
+/// Reads sizes of a benchmark. Their demand is compared with the memory before it is allocated.
 fn sizes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<usize>, D::Error> {
     let sizes = unique(Vec::<usize>::deserialize(deserializer)?);
     match sizes.iter().all(|size| (1..=MOST).contains(size)) {

@@ -10,7 +10,7 @@ import traceback
 PROTOCOL = 1
 REQUESTS = ("describe", "load", "reset", "prefill", "step")
 
-# Only answers may go to standard output. What libraries print goes to standard error.
+# Only answers may go to standard output. The output of libraries goes to standard error.
 _answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
 os.dup2(2, 1)
 
