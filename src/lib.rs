@@ -93,6 +93,8 @@ pub mod record;
 pub mod runner;
 pub mod scenario;
 pub mod settings;
+#[cfg(any(feature = "hub", feature = "serve"))]
+mod tls;
 pub mod train;
 pub mod workload;
 #[cfg(feature = "cli")]

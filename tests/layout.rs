@@ -11,7 +11,7 @@ use std::{
 const LEVELS: [&[&str]; 11] = [
     &["text", "files"],
     &["error", "output", "dialogue"],
-    &["config", "names"],
+    &["config", "names", "tls"],
     &["scenario", "device", "kernels"],
     &["record"],
     &["measure", "report", "load", "peer"],

@@ -17,7 +17,7 @@ use super::{
     generator::Clock,
     sse::{Item, Parser},
 };
-use crate::text;
+use crate::{text, tls};
 
 /// Most bytes that are kept of an error's body.
 const ERROR_BODY_BYTES: usize = 2048;
@@ -146,7 +146,7 @@ impl Client {
             headers.insert(name, value);
         }
         // A proxy or a redirect would be measured as part of the server.
-        let http = reqwest::Client::builder()
+        let http = tls::client()
             .default_headers(headers)
             .redirect(Policy::none())
             .no_proxy()

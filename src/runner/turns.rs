@@ -138,7 +138,7 @@ pub fn ratio(of: &Turn, to: &Turn, counterpart: Counterpart, id: &str) -> Option
 
 /// The sets of benchmarks that are measured together: those that `counterparts` connects, directly or through others.
 /// `selected` are the ids that run, in their order; the others are in no set. A benchmark without a selected counterpart
-/// is in no set either. The members of a set are in the order of a round: near their first counterpart, so that little
+/// is a set of its own. The members of a set are in the order of a round: near their first counterpart, so that little
 /// time passes between the two.
 pub fn sets(selected: &[&str], counterparts: impl Fn(&str) -> Vec<String>) -> Vec<Vec<usize>> {
     let place: BTreeMap<&str, usize> = selected.iter().enumerate().map(|(place, id)| (*id, place)).collect();
@@ -159,8 +159,7 @@ pub fn sets(selected: &[&str], counterparts: impl Fn(&str) -> Vec<String>) -> Ve
     for (member, name) in set.into_iter().enumerate() {
         sets.entry(name).or_default().push(member);
     }
-    let several = sets.into_values().filter(|members| members.len() > 1);
-    several.map(|members| round(&members, &neighbour)).collect()
+    sets.into_values().map(|members| round(&members, &neighbour)).collect()
 }
 
 /// The members with each one that others are compared with in the middle of those.
@@ -358,9 +357,9 @@ mod tests {
             _ => Vec::new(),
         };
         let all = ["moe-4x2", "other", "moe-16x2", "dense-2", "dense-16", "plain", "kept"];
-        assert_eq!(sets(&all, counterparts), [vec![0, 3, 2, 4], vec![5, 6]]);
+        assert_eq!(sets(&all, counterparts), [vec![0, 3, 2, 4], vec![1], vec![5, 6]]);
         // A filter that leaves one member leaves nothing to compare.
-        assert_eq!(sets(&["moe-16x2", "kept"], counterparts), Vec::<Vec<usize>>::new());
+        assert_eq!(sets(&["moe-16x2", "kept"], counterparts), [[0], [1]]);
         assert_eq!(sets(&["moe-16x2", "dense-2"], counterparts), [[1, 0]]);
         // `c` is compared with `b`, which is compared with `a`: all of them are in the round, once.
         let chain = |id: &str| match id {

@@ -22,7 +22,7 @@ use tokio::{
 };
 
 use super::cache::is_commit;
-use crate::{error::one_line, names::PathName};
+use crate::{error::one_line, names::PathName, tls};
 
 /// How often a request is tried again when the Hub is busy or out of reach.
 pub const RETRIES: usize = 5;
@@ -107,7 +107,7 @@ impl Http {
         });
         let authorization = authorization.transpose().ok().context("HF_TOKEN holds a character that no token has")?;
         let agent = concat!("candlepower/", env!("CARGO_PKG_VERSION"));
-        let client = Client::builder().user_agent(agent).redirect(Policy::none()).build();
+        let client = tls::client().user_agent(agent).redirect(Policy::none()).build();
         let client = client.map_err(|error| anyhow::anyhow!("no HTTPS client could be made: {}", cause(&error)))?;
         let runtime = Builder::new_current_thread().enable_all().build().context("no HTTP client could be made")?;
         ensure!(!patience.is_zero(), "the time that the Hub is waited for is 0");

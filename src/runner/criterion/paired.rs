@@ -1,5 +1,6 @@
-//! Benchmarks of a target that are measured in turns. When Criterion reaches the first of a set, the samples of all its
-//! members are taken. Criterion then gets the stored durations of each, so that its statistics, plots and baselines remain.
+//! The sets of benchmarks of a target that are measured in turns; a benchmark that is compared with no other is a set of its
+//! own. When Criterion reaches the first of a set, the samples of all its members are taken. Criterion then gets the stored
+//! durations of each, so that its statistics, plots and baselines remain.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -30,11 +31,11 @@ pub struct Turns {
     sets: Vec<Vec<usize>>,
     /// Results that Criterion has not received yet, by place.
     taken: BTreeMap<usize, Result<Taken>>,
-    /// Why entries are measured alone, by place.
+    /// Why entries that are compared with others are measured alone, by place.
     alone: BTreeMap<usize, String>,
 }
 
-/// A benchmark that was measured in turns.
+/// The samples of a benchmark.
 pub struct Taken {
     /// Mean of each sample.
     pub samples: Vec<Iteration>,
@@ -54,30 +55,37 @@ impl Turns {
     /// Finds the sets among the entries that Criterion's filter selects.
     pub fn new(entries: &[Entry], plan: Plan, session: &Session) -> Self {
         let mut turns = Self { plan, sets: Vec::new(), taken: BTreeMap::new(), alone: BTreeMap::new() };
-        let are_compared = entries.iter().any(|entry| !entry.counterparts.is_empty());
-        if !measures() || !are_compared {
+        if !measures() {
             return turns;
         }
-        let reason = match selection(session) {
+        let is_paired = session.settings().pairing;
+        let reason = match selection() {
             Ok(selected) => {
-                turns.sets = sets(entries, &selected);
-                "what it is compared with was not selected".to_owned()
+                turns.sets = sets(entries, &selected, is_paired);
+                let reason =
+                    if is_paired { "what it is compared with was not selected" } else { "pairing is switched off" };
+                reason.to_owned()
             }
             Err(reason) => format!("{reason:#}"),
         };
-        let in_sets: BTreeSet<usize> = turns.sets.iter().flatten().copied().collect();
+        let in_sets: BTreeSet<usize> = turns.sets.iter().filter(|set| set.len() > 1).flatten().copied().collect();
         let is_alone = |place: &usize| !entries[*place].counterparts.is_empty() && !in_sets.contains(place);
         turns.alone = (0..entries.len()).filter(is_alone).map(|place| (place, reason.clone())).collect();
         turns
     }
 
-    /// The result of an entry that is measured in turns. Measures its set first, if that is due.
+    /// The result of an entry of a set. Measures the set first, if that is due. The members of a set that does not fit in
+    /// memory are measured alone. Returns `None` if Criterion is to take the samples itself.
     pub fn take(&mut self, place: usize, entries: &[Entry], session: &Session) -> Option<Result<Taken>> {
-        if let Some(due) = self.sets.iter().position(|set| set.contains(&place)) {
+        while let Some(due) = self.sets.iter().position(|set| set.contains(&place)) {
             let set = self.sets.swap_remove(due);
             match measure(&set, entries, self.plan, session) {
                 Ok(taken) => self.taken.extend(set.into_iter().zip(taken)),
-                Err(reason) => self.alone.extend(set.into_iter().map(|place| (place, format!("{reason:#}")))),
+                Err(reason) if set.len() > 1 => {
+                    self.sets.extend(set.iter().map(|place| vec![*place]));
+                    self.alone.extend(set.into_iter().map(|place| (place, format!("{reason:#}"))));
+                }
+                Err(error) => drop(self.taken.insert(place, Err(error))),
             }
         }
         self.taken.remove(&place)
@@ -123,9 +131,8 @@ pub fn plan(warm_up: Duration, measuring: Duration) -> Plan {
 /// The ids that Criterion's filter selects.
 ///
 /// # Errors
-/// Returns the reason if nothing is to be paired.
-fn selection(session: &Session) -> Result<BTreeSet<String>> {
-    ensure!(session.settings().pairing, "pairing is switched off");
+/// Returns the reason why Criterion has to take the samples itself.
+fn selection() -> Result<BTreeSet<String>> {
     ensure!(!given("--quick"), "--quick takes too few samples");
     ensure!(!given("--load-baseline"), "a loaded baseline has no samples of this run");
     // Only Criterion knows its filter, and it tells only by listing. The list of this program with the same arguments is
@@ -139,14 +146,14 @@ fn selection(session: &Session) -> Result<BTreeSet<String>> {
     Ok(text.lines().filter_map(|line| line.strip_suffix(": benchmark")).map(str::to_owned).collect())
 }
 
-/// The sets among the selected entries, as places in the list of entries.
-fn sets(entries: &[Entry], selected: &BTreeSet<String>) -> Vec<Vec<usize>> {
+/// The sets among the selected entries, as places in the list of entries. Without pairing, each entry is a set.
+fn sets(entries: &[Entry], selected: &BTreeSet<String>, is_paired: bool) -> Vec<Vec<usize>> {
     let ids: Vec<String> = entries.iter().map(Entry::id).collect();
     let places: Vec<usize> = (0..entries.len()).filter(|place| selected.contains(&ids[*place])).collect();
     let counterparts: BTreeMap<&str, &Entry> = ids.iter().map(String::as_str).zip(entries).collect();
     let chosen: Vec<&str> = places.iter().map(|place| ids[*place].as_str()).collect();
     let sets = turns::sets(&chosen, |id| {
-        let of = counterparts.get(id).map(|entry| entry.counterparts.iter());
+        let of = counterparts.get(id).filter(|_| is_paired).map(|entry| entry.counterparts.iter());
         of.into_iter().flatten().map(|(_, id)| id.clone()).collect()
     });
     sets.into_iter().map(|set| set.into_iter().map(|member| places[member]).collect()).collect()
@@ -155,25 +162,33 @@ fn sets(entries: &[Entry], selected: &BTreeSet<String>) -> Vec<Vec<usize>> {
 /// Measures the members of a set in turns.
 ///
 /// # Errors
-/// Returns the reason if not all of them fit in memory at once. Other failures are results of single members.
+/// Returns the reason if several members do not fit in memory at once. Other failures are results of single members.
 fn measure(set: &[usize], entries: &[Entry], plan: Plan, session: &Session) -> Result<Vec<Result<Taken>>> {
     session.prepare()?;
-    let needs: BTreeMap<usize, u64> = set.iter().map(|place| (entries[*place].needs)()).collect();
+    let first = entries[set[0]].id();
     let work = format!("{} benchmarks in turns", set.len());
-    memory::ensure_fits(&work, needs.values().sum(), session.device())?;
+    let is_alone = set.len() == 1;
+    if !is_alone {
+        let needs: BTreeMap<usize, u64> = set.iter().map(|place| (entries[*place].needs)()).collect();
+        memory::ensure_fits(&work, needs.values().sum(), session.device())?;
+    }
     let mut workloads: Vec<Result<Box<dyn Workload>>> = Vec::new();
     for place in set {
         let prepared = caught(|| (entries[*place].prepare)());
         // Models whose size is known only now.
         if let Err(error) = &prepared
             && error.is::<DoesNotFit>()
+            && !is_alone
         {
             return Err(anyhow!("{work}: {error:#}"));
         }
         workloads.push(prepared);
     }
 
-    output::report(format_args!("Measuring {work}, such as {}", entries[set[0]].id()));
+    match is_alone {
+        true => output::report(format_args!("Measuring {first}")),
+        false => output::report(format_args!("Measuring {work}, such as {first}")),
+    }
     let helpers = workloads.iter().flatten().flat_map(|workload| workload.helpers()).collect();
     let mut observation = session.observe(helpers)?;
     let turns = turns::take(workloads, plan, |run| observation.sample(run).1);
