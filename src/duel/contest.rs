@@ -1,4 +1,5 @@
-//! The measurement: two running sides take samples in turns until the ratio is known well enough.
+//! The measurement: two running sides take samples in turns, in legs between which both start anew, until the ratio is known
+//! well enough.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -7,7 +8,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use chrono::Utc;
 use rand::{Rng, SeedableRng, rngs::ChaCha8Rng};
 
@@ -15,7 +16,7 @@ use super::{
     filter::Filter,
     process::{Answer, Process},
     protocol::{Listed, Sample},
-    sequential::{Interval, Ratios},
+    sequential::Ratios,
 };
 use crate::{
     device::DeviceChoice,
@@ -32,6 +33,12 @@ const SAMPLE: Duration = Duration::from_millis(200);
 
 /// Most iterations of a sample.
 const ITERATIONS: usize = 100_000;
+
+/// Time of the samples of a leg in relation to the time of starting its sides.
+const SHARE: u32 = 2;
+
+/// The sides start anew if the time of a benchmark is enough for so many starts: eight legs are the least that decide.
+const STARTS: u32 = 8 * (1 + SHARE);
 
 /// A side that is built.
 #[derive(Clone, Debug)]
@@ -103,13 +110,13 @@ pub fn measure([a, b]: [&Program; 2], rules: &Rules, folders: Folders, mut progr
     let mut left = rules.budget;
     let mut number = 0;
     for (target, ids) in targets {
-        let mut sides = [start("A", a, Some(&target), folders)?, start("B", b, Some(&target), folders)?];
+        let start = |side: usize| start(["A", "B"][side], [a, b][side], Some(&target), folders);
         for id in ids {
             let time = left / (count - number) as u32;
             number += 1;
             let started = Instant::now();
             let ended = Contest { id: &id, level: rules.level / count as f64, resolve: rules.resolve, time }
-                .run(&mut sides, &keepers)?;
+                .run(&start, &keepers)?;
             left = left.saturating_sub(started.elapsed());
             match ended {
                 Ended::Measured(row) => {
@@ -212,53 +219,86 @@ struct Samples {
     digests: BTreeSet<Option<String>>,
 }
 
-impl Contest<'_> {
-    fn run(&self, sides: &mut [Process; 2], keepers: &[Keeper; 2]) -> Result<Ended> {
-        for (index, side) in sides.iter_mut().enumerate() {
-            if let Answer::Failed(record) = side.prepare(self.id)? {
-                return failed(index, record, keepers);
-            }
-        }
-        let started = Instant::now();
-        let mut shortest = SAMPLE;
-        for (index, side) in sides.iter_mut().enumerate() {
-            match warm_up(side)? {
-                Answer::Done(time) => shortest = shortest.min(time),
-                Answer::Failed(record) => return failed(index, record, keepers),
-            }
-        }
-        let iterations = (SAMPLE.as_nanos().div_ceil(shortest.as_nanos().max(1)) as usize).min(ITERATIONS);
-        // Between two samples of a side, the other side fills the caches. A single iteration is long enough not to notice.
-        let warm_up = usize::from(iterations > 1);
+/// A failure of a benchmark on a side, or of the duel.
+enum Halt {
+    Failed(usize, Box<Record>),
+    Broken(anyhow::Error),
+}
 
-        let watch = Watch::start(DeviceChoice::Cpu, sides.iter().map(Process::id).collect());
+impl From<anyhow::Error> for Halt {
+    fn from(error: anyhow::Error) -> Self {
+        Self::Broken(error)
+    }
+}
+
+impl<T> Answer<T> {
+    fn of(self, side: usize) -> Result<T, Halt> {
+        match self {
+            Self::Done(done) => Ok(done),
+            Self::Failed(record) => Err(Halt::Failed(side, record)),
+        }
+    }
+}
+
+/// Two sides with their models loaded.
+struct Leg {
+    sides: [Process; 2],
+    /// Iterations of a sample, and those before it that do not count.
+    iterations: usize,
+    warm_up: usize,
+    watch: Watch,
+    /// Time that starting the sides took.
+    start_time: Duration,
+}
+
+impl Contest<'_> {
+    fn run(&self, start: &impl Fn(usize) -> Result<Process>, keepers: &[Keeper; 2]) -> Result<Ended> {
+        match self.measure(start, keepers) {
+            Ok(ended) => Ok(ended),
+            Err(Halt::Failed(side, record)) => {
+                let record = keepers[side].keep(record, None)?;
+                Ok(Ended::Failed(format!("{}: {}", ["A", "B"][side], reason(&record))))
+            }
+            Err(Halt::Broken(error)) => Err(error),
+        }
+    }
+
+    fn measure(&self, start: &impl Fn(usize) -> Result<Process>, keepers: &[Keeper; 2]) -> Result<Ended, Halt> {
+        let started = Instant::now();
         let mut random = ChaCha8Rng::seed_from_u64(seed());
         let mut samples = [Samples::default(), Samples::default()];
         let mut ratios = Ratios::default();
-        let mut interval: Option<Interval>;
-        let mut is_resolved: bool;
-        loop {
-            let first = (random.next_u32() & 1) as usize;
-            for index in [first, 1 - first, 1 - first, first] {
-                match sides[index].sample(warm_up, iterations)? {
-                    Answer::Done(sample) => samples[index].push(&self.unit(), &sample, warm_up)?,
-                    Answer::Failed(record) => return failed(index, record, keepers),
+        let (leg, interval, is_resolved) = loop {
+            let mut leg = self.start(start, &mut random)?;
+            // A side's memory stays where it is while its process runs, and some of it may be slower. If there is time, both
+            // sides start anew again and again, and a leg has one vote.
+            let starts_anew = self.time >= STARTS * leg.start_time;
+            let mut interval;
+            let mut is_resolved;
+            let mut pairs = [Vec::new(), Vec::new()];
+            let mut sampled = Duration::ZERO;
+            loop {
+                let (block, time) = self.block(&mut leg, &mut samples, &mut random)?;
+                sampled += time;
+                pairs.iter_mut().zip(block).for_each(|(all, ratio)| all.push(ratio));
+                if starts_anew && sampled < SHARE * leg.start_time {
+                    continue;
+                }
+                ratios.push(pairs.each_mut().map(|all| median(std::mem::take(all))));
+                interval = ratios.interval(self.level);
+                is_resolved = interval.is_some_and(|interval| interval.is_within(self.resolve));
+                if starts_anew || is_resolved || started.elapsed() >= self.time {
+                    break;
                 }
             }
-            let [.., a1, a2] = samples[0].values.as_slice() else { bail!("a block without samples") };
-            let [.., b1, b2] = samples[1].values.as_slice() else { bail!("a block without samples") };
-            // Of each side, the first sample of the block is in the first pair.
-            ratios.push([b1 / a1, b2 / a2]);
-            interval = ratios.interval(self.level);
-            is_resolved = interval.is_some_and(|interval| interval.is_within(self.resolve));
             if is_resolved || started.elapsed() >= self.time {
-                break;
+                break (leg, interval, is_resolved);
             }
-        }
-        let conditions = watch.end().conditions;
+        };
+        let conditions = leg.watch.end().conditions;
         let seconds = started.elapsed().as_secs_f64();
 
-        let [a, b] = sides;
+        let [mut a, mut b] = leg.sides;
         let records =
             [keepers[0].keep(a.finish()?, Some(&conditions))?, keepers[1].keep(b.finish()?, Some(&conditions))?];
         for (name, record) in ["A", "B"].iter().zip(&records) {
@@ -277,13 +317,59 @@ impl Contest<'_> {
             low: interval.map(|(low, _)| low),
             high: interval.map(|(_, high)| high),
             verdict: Verdict::of(self.unit(), interval, is_resolved),
-            pairs: 2 * ratios.blocks(),
+            pairs: a.values.len(),
             seconds,
             memory_ratio: peak(&records[0]).zip(peak(&records[1])).map(|(a, b)| b as f64 / a as f64),
             same_work: (!digests.contains(&None)).then_some(digests.len() == 1),
             a: median(a.values),
             b: median(b.values),
         }))
+    }
+
+    /// Starts both sides, prepares the benchmark and warms up. A random number decides which side is first, because the first
+    /// one gets other memory than the second.
+    fn start(&self, start: &impl Fn(usize) -> Result<Process>, random: &mut ChaCha8Rng) -> Result<Leg, Halt> {
+        let started = Instant::now();
+        let first = coin(random);
+        let mut shortest = SAMPLE;
+        let mut ready = |side: usize| -> Result<Process, Halt> {
+            let mut process = start(side)?;
+            process.prepare(self.id)?.of(side)?;
+            shortest = shortest.min(warm_up(&mut process)?.of(side)?);
+            Ok(process)
+        };
+        let (one, other) = (ready(first)?, ready(1 - first)?);
+        let sides = if first == 0 { [one, other] } else { [other, one] };
+        let iterations = (SAMPLE.as_nanos().div_ceil(shortest.as_nanos().max(1)) as usize).min(ITERATIONS);
+        Ok(Leg {
+            iterations,
+            // Between two samples of a side, the other side fills the caches. A single iteration is long enough not to notice.
+            warm_up: usize::from(iterations > 1),
+            watch: Watch::start(DeviceChoice::Cpu, sides.iter().map(Process::id).collect()),
+            sides,
+            start_time: started.elapsed(),
+        })
+    }
+
+    /// Takes two samples of each side. Returns the ratios of the two pairs, and the time of all samples.
+    fn block(
+        &self,
+        leg: &mut Leg,
+        samples: &mut [Samples; 2],
+        random: &mut ChaCha8Rng,
+    ) -> Result<([f64; 2], Duration), Halt> {
+        let first = coin(random);
+        let mut time = Duration::ZERO;
+        for side in [first, 1 - first, 1 - first, first] {
+            let sample = leg.sides[side].sample(leg.warm_up, leg.iterations)?.of(side)?;
+            time += Duration::from_nanos(sample.ns.iter().sum());
+            samples[side].push(&self.unit(), &sample, leg.warm_up)?;
+        }
+        let [[.., a1, a2], [.., b1, b2]] = samples.each_ref().map(|side| side.values.as_slice()) else {
+            return Err(Halt::Broken(anyhow!("a block without samples")));
+        };
+        // Of each side, the first sample of the block is in the first pair.
+        Ok(([b1 / a1, b2 / a2], time))
     }
 
     fn unit(&self) -> SampleUnit {
@@ -306,10 +392,9 @@ fn warm_up(side: &mut Process) -> Result<Answer<Duration>> {
     Ok(Answer::Done(last))
 }
 
-/// Keeps the record of a side that failed.
-fn failed(index: usize, record: Box<Record>, keepers: &[Keeper; 2]) -> Result<Ended> {
-    let record = keepers[index].keep(record, None)?;
-    Ok(Ended::Failed(format!("{}: {}", ["A", "B"][index], reason(&record))))
+/// 0 or 1.
+fn coin(random: &mut ChaCha8Rng) -> usize {
+    (random.next_u32() & 1) as usize
 }
 
 fn reason(record: &Record) -> String {

@@ -1,7 +1,9 @@
 //! The statistics of a duel: the ratio of two sides and an interval that is valid whenever sampling stops.
 //!
 //! Samples come in blocks of four, `A B B A` or `B A A B`, as a fair coin decides. The first two samples and the last two
-//! are pairs, and each pair gives a ratio B / A. The estimate is the median of the ratios.
+//! are pairs, and each pair gives a ratio B / A. The estimate is the median of the ratios. If the sides start anew during the
+//! duel, the blocks between two starts count as one, with the medians of their first and of their second ratios. Another coin
+//! decides which side starts first.
 //!
 //! A block votes on a candidate ratio `m` if both of its pairs are on the same side of `m`. If `m` is the true ratio, the
 //! coin makes both votes equally likely, whatever else the machine does meanwhile: swapping the sides turns one vote into

@@ -1,8 +1,7 @@
 //! Huge pages: fewer translations of addresses.
 
-/// Size and alignment of a huge page. A buffer without any is left as it is.
-#[cfg(target_os = "linux")]
-const HUGE_PAGE_BYTES: usize = 2 << 20;
+/// Size and alignment of a huge page on most systems. A buffer without any is left as it is.
+pub const HUGE_PAGE_BYTES: usize = 2 << 20;
 
 /// Asks Linux to back memory that nothing has touched yet with huge pages. Many systems do so only on request.
 #[cfg(target_os = "linux")]

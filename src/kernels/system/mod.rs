@@ -6,7 +6,7 @@ mod huge_pages;
 #[cfg(feature = "cuda")]
 pub mod pool;
 
-pub use huge_pages::ask_for_huge_pages;
+pub use huge_pages::{HUGE_PAGE_BYTES, ask_for_huge_pages};
 
 use std::path::Path;
 
