@@ -5,10 +5,14 @@ use std::{
     env,
     ffi::OsString,
     fs::{self, File},
+    io,
     path::{Path, PathBuf},
+    process::Command,
+    time::SystemTime,
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use sha2::{Digest, Sha256};
 
 use super::{
     guard::{guarded, wait},
@@ -77,7 +81,8 @@ fn snapshot(repository: &Path, head: String, slot: &Slot) -> Result<Source> {
 /// versions, features and paths apart by their hashes. It does not do so with the crate itself, which has the same hash in
 /// every worktree, and is compiled again only if its files are newer than the last build. Therefore builds take turns, a
 /// worktree is made when the builds before it have ended, and the program is copied. For the same reason the folder is not
-/// that of the checkout: a later `cargo build` there would take the files of a duel for its own.
+/// that of the checkout: a later `cargo build` there would take the files of a duel for its own. The last few programs are kept,
+/// so that another duel of the same commits starts at once.
 ///
 /// # Errors
 /// The first error of the compiler, and the file with the rest.
@@ -96,8 +101,17 @@ pub fn build(
         output::report("waiting until another duel has been built");
         turn.lock().context("the builds of duels could not take turns")?;
     }
-    let worktree = slot.worktree(label, &source.commit)?;
     let target = root.join("build");
+    let kept = slot.folder().join(format!("candlepower-{label}{}", env::consts::EXE_SUFFIX));
+    // A checkout of Candle may have changed since it was compiled.
+    let earlier = replaced.is_empty().then(|| earlier(&target, side, source));
+    if let Some(earlier) = &earlier
+        && fs::copy(earlier, &kept).is_ok()
+    {
+        output::report(format_args!("{name} was built for an earlier duel"));
+        return Ok(kept);
+    }
+    let worktree = slot.worktree(label, &source.commit)?;
     let log = slot.log(&format!("build-{label}"));
     let mut cargo = guarded(program, env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(&worktree).args(["build", "--release", "--bin", "candlepower", "--target-dir"]).arg(&target);
@@ -125,9 +139,43 @@ pub fn build(
         );
     }
     let built = target.join("release").join(format!("candlepower{}", env::consts::EXE_SUFFIX));
-    let kept = slot.folder().join(format!("candlepower-{label}{}", env::consts::EXE_SUFFIX));
     fs::copy(&built, &kept).with_context(|| format!("{name}: {} could not be copied", built.display()))?;
+    if let Some(earlier) = earlier {
+        // The next duel builds it again if this fails.
+        let _ = keep(&kept, &earlier);
+    }
     Ok(kept)
+}
+
+/// Programs that are kept for later duels.
+const PROGRAMS: usize = 8;
+
+/// Where the program of a commit is kept. The name depends on all that a build depends on.
+fn earlier(target: &Path, side: &Side, source: &Source) -> PathBuf {
+    let mut hash = Sha256::new();
+    let compiler = Command::new(env::var_os("RUSTC").unwrap_or_else(|| "rustc".into())).arg("-vV").output();
+    let flags = ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS"].map(env::var_os);
+    hash.update(format!("{} {:?} {flags:?} ", source.commit, side.features));
+    hash.update(compiler.map(|output| output.stdout).unwrap_or_default());
+    let name: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    target.join("programs").join(name)
+}
+
+/// Keeps a program, and removes those that were kept first.
+fn keep(program: &Path, to: &Path) -> io::Result<()> {
+    let folder = to.parent().unwrap_or(to);
+    fs::create_dir_all(folder)?;
+    let temporary = to.with_extension("tmp");
+    fs::copy(program, &temporary)?;
+    fs::rename(temporary, to)?;
+    let mut kept: Vec<(SystemTime, PathBuf)> = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        kept.push((entry.metadata()?.modified()?, entry.path()));
+    }
+    kept.sort();
+    let surplus = kept.len().saturating_sub(PROGRAMS);
+    kept[..surplus].iter().try_for_each(|(_, path)| fs::remove_file(path))
 }
 
 /// The crates of a side's checkout of Candle, with their folders.
