@@ -53,7 +53,7 @@ impl Perplexity {
         let settings = Settings::load(&given)?;
         let reference = self.reference.as_deref().map(|variant| {
             let model = &settings.models[0];
-            let first = [("models", model.to_string()), ("engine", settings.engines_for(model)[0].to_string())];
+            let first = [("models", model.to_string()), ("engine", settings.variants_for(model)[0].0.to_string())];
             let of_reference = Settings::load(&[given.as_slice(), &first, &parts(variant)].concat());
             of_reference.with_context(|| format!("--reference={variant}"))
         });
