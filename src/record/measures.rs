@@ -805,6 +805,15 @@ measures! {
             unit: MeasureUnit::Accuracy, better: HIGHER, export: Some((50, "top1_agreement")),
             tables: &[(TableKey::Quality, 70, "same top-1")], missing: Missing::NoColumn, ..Row::DATA
         },
+        /// Tokens that the model computed for windows of the text, divided by the time. In the group `perplexity`, those of a window
+        /// over its median time. `null` in records from before this field.
+        scored_tokens_per_s: Option<f64> => Row {
+            unit: MeasureUnit::TokensPerS, better: HIGHER, tables: &[(TableKey::Quality, 80, "scored tok/s")],
+            missing: Missing::NoColumn, ..Row::DATA
+        },
+        /// Mean time to score a window in each sample, in the order of measurement. Empty outside of the group `perplexity`.
+        #[serde(default)]
+        sample_ms: Vec<f64>,
         /// Negative log-likelihood of the targets of each window, scaled so that the mean over the windows is `nll`.
         window_nll: Vec<f64>,
     }

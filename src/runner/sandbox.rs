@@ -319,6 +319,8 @@ fn quality(draw: &mut Draw) -> Quality {
         kl_standard_error: Some(1e-6),
         kl_max: Some(draw.between(1e-3, 2e-3)),
         top1_agreement: Some(draw.between(0.98, 1.0)),
+        scored_tokens_per_s: Some(draw.between(900.0, 1100.0)),
+        sample_ms: Vec::new(),
         window_nll: windows,
     }
 }
