@@ -144,6 +144,8 @@ pub enum TableKey {
     Serving,
     /// Likelihood of a text.
     Quality,
+    /// Size, speed and quality of a model in several dtypes.
+    Dtypes,
     /// Tasks scored by log-likelihood.
     Evaluation,
     /// Loads of checkpoints.

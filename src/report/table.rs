@@ -5,6 +5,7 @@
 use std::{collections::BTreeSet, fmt::Write};
 
 use super::{
+    dtypes,
     ratios::{self, Limit},
     text_table::{TERMINAL_WIDTH, markdown, terminal, wrapped},
 };
@@ -324,6 +325,7 @@ pub fn tables<'a>(records: impl Iterator<Item = &'a Record>) -> Vec<Table> {
         }
         tables.extend(groups.iter().map(|group| table(family, group, &mut marks)));
     }
+    tables.extend(dtypes::tables(&records));
     tables
 }
 
