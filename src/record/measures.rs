@@ -414,6 +414,14 @@ measures! {
             ],
             ..Row::DATA
         },
+        /// Peak memory as it is predicted before the first generation: weights, cache and activations. Empty for engines whose
+        /// activations are not known.
+        predicted_peak_bytes: Option<u64> => Row { unit: MeasureUnit::Bytes, ..Row::DATA },
+        /// Implementation of attention: `paged` (kernels of engine `tuned`), `candle` or `flash-attn`. Empty for models of your own
+        /// and for peers.
+        attention: Option<String> => Row::DATA,
+        /// Dtype of keys and values in the cache. Empty for models of your own and for peers.
+        cache_dtype: Option<String> => Row::DATA,
         /// Model bandwidth utilization (MBU) of decode: bytes that the steps must read, divided by their time, as a share of
         /// `read_bytes_per_s`.
         mbu: Option<f64> => Row {

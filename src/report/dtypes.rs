@@ -86,8 +86,12 @@ fn table(group: &[Cost]) -> Table {
         ]
     };
     let Cost { record, .. } = &group[0];
-    let mut scenarios: Vec<&str> = group.iter().filter_map(|cost| Some(cost.decode?.1)).collect();
-    scenarios.dedup();
+    let mut scenarios: Vec<&str> = Vec::new();
+    for (_, scenario) in group.iter().filter_map(|cost| cost.decode) {
+        if !scenarios.contains(&scenario) {
+            scenarios.push(scenario);
+        }
+    }
     let mut notes = Vec::new();
     if !scenarios.is_empty() {
         notes.push(format!("Decode rates are those of the scenario {}.", scenarios.join(" or ")));

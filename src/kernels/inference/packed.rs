@@ -410,6 +410,14 @@ impl<E: Element> Weights<E> {
         }
     }
 
+    /// Bytes of a row of inputs in the form that the weights are multiplied with, if that is not as it is.
+    pub fn input_bytes(&self) -> usize {
+        match self {
+            Self::Packed(_) => 0,
+            Self::Quantised(quantised) => quantised.input_bytes(),
+        }
+    }
+
     /// Writes the weights of one output, as f32.
     ///
     /// # Panics

@@ -171,6 +171,15 @@ impl Quantised {
         }
     }
 
+    /// Bytes of a row of many, in the form that the weights are multiplied with: 0 if that is as it is.
+    pub fn input_bytes(&self) -> usize {
+        match &self.held {
+            Held::Q8(_) | Held::Q4(_) => GroupRows::row_bytes(self.inputs),
+            Held::Fp8(_) => self.inputs * size_of::<f32>(),
+            Held::Blocks(_) => 0,
+        }
+    }
+
     /// Writes the weights of one output, as f32.
     ///
     /// # Panics
