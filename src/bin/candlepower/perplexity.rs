@@ -54,7 +54,7 @@ impl Perplexity {
         let settings = Settings::load(&given)?;
         let reference = self.reference.as_deref().map(|variant| {
             let model = &settings.models[0];
-            let (engine, dtype) = &settings.variants_for(model)[0];
+            let (engine, dtype) = settings.variants_for(model)[0].clone();
             let first =
                 [("models", model.to_string()), ("engine", engine.to_string()), ("dtype", dtype.to_string())];
             let of_reference = Settings::load(&[given.as_slice(), &first, &parts(variant)].concat());

@@ -34,7 +34,7 @@ impl F8E4M3 {
     const MAX_BITS: u32 = 0x7e;
     /// The smallest number with all bits of the mantissa.
     const MIN_NORMAL: f32 = 1.0 / 64.0;
-    /// The quotient of a number and that of [`Self::as_half`].
+    /// The quotient of a number and that of [`Self::to_half`].
     pub const OF_HALF: f32 = 256.0;
 
     /// Rounds to the nearest, or the even of two nearest. Numbers beyond the largest become the largest. NaN does too: weights are
@@ -54,7 +54,7 @@ impl F8E4M3 {
 
     /// The number, divided by [`Self::OF_HALF`], which is exact.
     #[inline(always)]
-    pub fn as_half(self) -> f16 {
+    pub fn to_half(self) -> f16 {
         // The shift leaves two copies of the sign, of which one is cleared.
         f16::from_bits((i16::from(self.0 as i8) << 7) as u16 & 0xbf80)
     }
@@ -107,8 +107,9 @@ impl Fp8 {
             for some in (0..inputs).step_by(STEP).map(|from| from..inputs.min(from + STEP)) {
                 for output in 0..count {
                     let scale = scales[first + output];
-                    for (input, value) in some.clone().zip(row(first + output).skip(some.start)) {
-                        panel[place::<f32>(width, output, input)] = F8E4M3::from_f32(value / scale);
+                    let values = &values[(first + output) * inputs..][some.clone()];
+                    for (input, value) in some.clone().zip(values) {
+                        panel[place::<f32>(width, output, input)] = F8E4M3::from_f32(value.to_f32() / scale);
                     }
                 }
             }
@@ -126,7 +127,7 @@ impl Fp8 {
     pub fn row(&self, output: usize, row: &mut [f32]) {
         let (panel, width) = self.panel(output / PANEL);
         for (input, value) in row.iter_mut().enumerate() {
-            *value = panel[place::<f32>(width, output % PANEL, input)].as_half().to_f32() * self.scales[output];
+            *value = panel[place::<f32>(width, output % PANEL, input)].to_half().to_f32() * self.scales[output];
         }
     }
 
@@ -165,7 +166,7 @@ mod tests {
     use crate::kernels::inference::{Instructions, simd::Kernel};
 
     fn to_f32(number: F8E4M3) -> f32 {
-        number.as_half().to_f32() * F8E4M3::OF_HALF
+        number.to_half().to_f32() * F8E4M3::OF_HALF
     }
 
     /// Every number of the format, but NaN.
@@ -231,7 +232,7 @@ mod tests {
             let mut found = vec![f32::NAN; numbers.len()];
             dispatch.run(Load(&numbers, &mut found));
             for (number, found) in numbers.iter().zip(found) {
-                assert_eq!(found.to_bits(), number.as_half().to_f32().to_bits(), "{set}, {number:?}");
+                assert_eq!(found.to_bits(), number.to_half().to_f32().to_bits(), "{set}, {number:?}");
             }
         }
     }

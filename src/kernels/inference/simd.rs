@@ -303,7 +303,7 @@ impl Simd for Portable {
     #[inline(always)]
     unsafe fn load_f8(self, from: *const F8E4M3) -> Self::Vector {
         // SAFETY: the caller ensures that the numbers are readable.
-        unsafe { from.cast::<[F8E4M3; WIDTH]>().read_unaligned() }.map(|number| number.as_half().to_f32())
+        unsafe { from.cast::<[F8E4M3; WIDTH]>().read_unaligned() }.map(|number| number.to_half().to_f32())
     }
 
     #[inline(always)]

@@ -18,13 +18,12 @@ use crate::{
 pub fn divergence_over_rate(rows: &[Row]) -> Option<Chart> {
     let records: Vec<&Record> = rows.iter().map(|row| &row.record).collect();
     let groups = costs(&records);
-    let decode = |cost: &Cost| cost.decode.map(|(rate, _)| rate);
-    let scored = |cost: &Cost| cost.quality.scored_tokens_per_s;
-    let has_decode = groups.iter().flatten().any(|cost| decode(cost).is_some());
-    let (rate, label) = match has_decode {
-        true => (&decode as &dyn Fn(&Cost) -> Option<f64>, "decode tok/s"),
-        false => (&scored as &dyn Fn(&Cost) -> Option<f64>, "scored tok/s"),
+    let has_decode = groups.iter().flatten().any(|cost| cost.decode.is_some());
+    let rate = |cost: &Cost| match has_decode {
+        true => cost.decode.map(|(rate, _)| rate),
+        false => cost.quality.scored_tokens_per_s,
     };
+    let label = if has_decode { "decode tok/s" } else { "scored tok/s" };
     let mut points: Vec<(&Row, (f64, f64), String)> = Vec::new();
     for group in &groups {
         for cost in group {
