@@ -214,8 +214,11 @@ impl Quantised {
             return Some(inputs.clone());
         }
         let numbers = || -> Vec<f32> {
-            let rows = (0..x.count()).flat_map(|row| &x.row(row)[..self.inputs]);
-            rows.map(|value| value.to_f32()).collect()
+            let mut all = Vec::with_capacity(x.count() * self.inputs);
+            for row in 0..x.count() {
+                all.extend(x.row(row)[..self.inputs].iter().map(|value| value.to_f32()));
+            }
+            all
         };
         let inputs = match &self.held {
             Held::Q8(_) | Held::Q4(_) => Inputs::Groups(Arc::new(GroupRows::new(machine, x, self.inputs))),
