@@ -234,9 +234,7 @@ const FAMILIES: [Family; 11] = [
         is_split: true,
         takes: |record| matches!(record.measures, Some(Measures::Quality(_))),
         names: &[SCENARIO, MODEL, VARIANT, NameColumn { header: "reference", text: reference }],
-        extra: &[result(75, "weights MB", |record, _| {
-            record.subject.weight_bytes.map_or_else(String::new, |bytes| number(Some(bytes as f64 / 1e6)))
-        })],
+        extra: &[],
         note: Some("Standard errors are computed as if tokens were independent."),
     },
     Family {
