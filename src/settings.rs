@@ -579,7 +579,10 @@ mod tests {
         let quantised = vec![(tuned.clone(), Precision::Q4K)];
         assert_eq!((settings.variants_for(&mini), settings.variants_for(&large)), (quantised.clone(), quantised));
         let file = ModelSpec::Path("model.gguf".into());
-        assert_eq!(resolve(&[], Some("dtype = ['f32', 'bf16']")).expect("dtypes").variants_for(&file), [in_f32(&tuned)]);
+        assert_eq!(
+            resolve(&[], Some("dtype = ['f32', 'bf16']")).expect("dtypes").variants_for(&file),
+            [in_f32(&tuned)]
+        );
     }
 
     #[test]
@@ -587,7 +590,10 @@ mod tests {
         let (mini, large) = (ModelSpec::Mini("llama-mini"), ModelSpec::Synthetic("qwen3-1.7b"));
         let [stock, tuned] = Engine::ALL.map(EngineChoice::Own);
         let settings = resolve(&[("CANDLEPOWER_DTYPE", "bf16, q8_0,bf16")], None).expect("dtypes");
-        assert_eq!((settings.first_dtype(), settings.sources["dtype"].value.as_str()), (Precision::BF16, "bf16,q8_0,bf16"));
+        assert_eq!(
+            (settings.first_dtype(), settings.sources["dtype"].value.as_str()),
+            (Precision::BF16, "bf16,q8_0,bf16")
+        );
         let of = |engine: &EngineChoice, dtype| (engine.clone(), dtype);
         let [bf16, q8_0] = [Precision::BF16, Precision::Q8_0];
         assert_eq!(settings.variants_for(&mini), [of(&stock, bf16), of(&tuned, bf16), of(&tuned, q8_0)]);

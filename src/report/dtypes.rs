@@ -67,7 +67,14 @@ pub fn tables(records: &[&Record]) -> Vec<Table> {
 
 fn table(group: &[Cost]) -> Table {
     let header = [
-        "variant", "weights MB", "bits / weight", "scored tok/s", "decode tok/s", "perplexity", "std error", "mean KL nats",
+        "variant",
+        "weights MB",
+        "bits / weight",
+        "scored tok/s",
+        "decode tok/s",
+        "perplexity",
+        "std error",
+        "mean KL nats",
         "same top-1",
     ];
     let row = |cost: &Cost| {

@@ -15,7 +15,8 @@ use crate::{
         measures::{Missing, TableColumn, TableKey, table_columns},
     },
     scenario::{
-        CHECKPOINT_MEMORY, Counterpart, GENERATION, LONG_CONTEXT, MOE_TOP_K, PSANN_THROUGHPUT, SWEEP, TRAINING_SWEEP, dense_name,
+        CHECKPOINT_MEMORY, Counterpart, GENERATION, LONG_CONTEXT, MOE_TOP_K, PSANN_THROUGHPUT, SWEEP, TRAINING_SWEEP,
+        dense_name,
     },
     text,
 };

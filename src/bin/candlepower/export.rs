@@ -65,6 +65,10 @@ fn to_sqlite(file: &Path, sql: &str) -> Result<()> {
     };
     let written = shell.stdin.take().context("sqlite3 takes no input")?.write_all(sql.as_bytes());
     let ended = shell.wait_with_output().context("sqlite3")?;
-    ensure!(ended.status.success(), "sqlite3 did not write {shown}: {}", one_line(&String::from_utf8_lossy(&ended.stderr)));
+    ensure!(
+        ended.status.success(),
+        "sqlite3 did not write {shown}: {}",
+        one_line(&String::from_utf8_lossy(&ended.stderr))
+    );
     written.with_context(|| format!("sqlite3 did not read the records for {shown}"))
 }

@@ -55,8 +55,7 @@ impl Perplexity {
         let reference = self.reference.as_deref().map(|variant| {
             let model = &settings.models[0];
             let (engine, dtype) = settings.variants_for(model)[0].clone();
-            let first =
-                [("models", model.to_string()), ("engine", engine.to_string()), ("dtype", dtype.to_string())];
+            let first = [("models", model.to_string()), ("engine", engine.to_string()), ("dtype", dtype.to_string())];
             let of_reference = Settings::load(&[given.as_slice(), &first, &parts(variant)].concat());
             of_reference.with_context(|| format!("--reference={variant}"))
         });

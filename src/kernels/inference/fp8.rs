@@ -197,7 +197,8 @@ mod tests {
         let values: Vec<f32> = all().map(to_f32).collect();
         let ties = values.windows(2).map(|pair| (pair[0] + pair[1]) / 2.0);
         let values: Vec<f32> = dense.chain(small).chain(ties).filter(|value| value.abs() <= F8E4M3::MAX).collect();
-        let tensor = Tensor::new(values.as_slice(), &Device::Cpu).and_then(|t| t.to_dtype(DType::F8E4M3)?.to_dtype(DType::F32));
+        let tensor =
+            Tensor::new(values.as_slice(), &Device::Cpu).and_then(|t| t.to_dtype(DType::F8E4M3)?.to_dtype(DType::F32));
         let expected: Vec<f32> = tensor.and_then(|tensor| tensor.to_vec1()).expect("converted");
         for (value, expected) in values.iter().zip(expected) {
             let found = to_f32(F8E4M3::from_f32(*value));

@@ -113,11 +113,11 @@ mod tests {
             candle_core::safetensors::save(&tensors, &file).expect("written");
             let mut model = PsannLm::load(&config, DType::F32, &file, &Device::Cpu).expect("a model");
             let tokens: Vec<u32> = (0..20).map(|token| token * 7 % 40).collect();
-            let rows: Vec<Vec<f32>> =
-                model.logit_rows(&tokens, 3).expect("rows").collect::<Result<_>>().expect("rows");
+            let rows: Vec<Vec<f32>> = model.logit_rows(&tokens, 3).expect("rows").collect::<Result<_>>().expect("rows");
             assert_eq!(rows.len(), 17);
             for (position, token) in tokens.iter().enumerate() {
-                let row: Vec<f32> = model.forward(&[*token], position).and_then(|row| Ok(row.to_vec1()?)).expect("a row");
+                let row: Vec<f32> =
+                    model.forward(&[*token], position).and_then(|row| Ok(row.to_vec1()?)).expect("a row");
                 if position >= 3 {
                     let far = row.iter().zip(&rows[position - 3]).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
                     assert!(far < 1e-5, "{base}, position {position}: {far}");

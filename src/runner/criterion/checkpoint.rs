@@ -83,11 +83,5 @@ fn entry<'a>(
     subject: record::Subject,
     prepare: impl Fn() -> Result<Box<dyn Workload>> + 'a,
 ) -> Entry<'a> {
-    Entry {
-        scenario: key,
-        subject,
-        counterparts: Vec::new(),
-        needs: Box::new(|| (0, 0)),
-        prepare: Box::new(prepare),
-    }
+    Entry { scenario: key, subject, counterparts: Vec::new(), needs: Box::new(|| (0, 0)), prepare: Box::new(prepare) }
 }

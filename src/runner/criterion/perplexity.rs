@@ -91,9 +91,7 @@ fn variants<'a>(spec: &'a ModelSpec, settings: &Settings) -> Vec<Variant<'a>> {
 }
 
 /// Each variant of a model with its reference. The reference itself has none.
-fn with_reference<'a, 'b>(
-    own: &'a [Variant<'b>],
-) -> impl Iterator<Item = (&'a Variant<'b>, Option<&'a Variant<'b>>)> {
+fn with_reference<'a, 'b>(own: &'a [Variant<'b>]) -> impl Iterator<Item = (&'a Variant<'b>, Option<&'a Variant<'b>>)> {
     let exact = own.iter().position(|variant| (variant.engine, variant.dtype) == (Engine::Tuned, Precision::F32));
     let reference = exact.unwrap_or(0);
     own.iter().enumerate().map(move |(place, variant)| (variant, own.get(reference).filter(|_| place != reference)))

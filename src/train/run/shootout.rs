@@ -373,7 +373,8 @@ mod tests {
         );
         assert!(board.contains("waveresnet, seed 1: diverged: not finite at step 3"), "{board}");
         assert!(!board.contains(" tie") && !board.contains("hellaswag"), "{board}");
-        let with_scores = |seed, acc| Entry { hellaswag_acc: Some(acc), ..entry("respsann", seed, Some(4.0), Some(true)) };
+        let with_scores =
+            |seed, acc| Entry { hellaswag_acc: Some(acc), ..entry("respsann", seed, Some(4.0), Some(true)) };
         let board = Shootout { entries: vec![with_scores(1, 0.25), with_scores(2, 0.5)] }.leaderboard();
         assert!(board.contains("hellaswag acc |") && board.contains("0.3750") && !board.contains("lambada"), "{board}");
         let equal = ["respsann", "waveresnet"].map(|base| entry(base, 1, Some(4.0), Some(true)));

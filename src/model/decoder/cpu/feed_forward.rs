@@ -57,7 +57,8 @@ impl<E: Element> FeedForward<E> {
     /// Bytes of a token's inputs in the form that quantised weights are multiplied with, of the larger of both halves.
     pub fn input_bytes(&self) -> usize {
         let per_token = self.router.as_ref().map_or(1, |router| router.top_k);
-        let of_expert = |expert: &Expert<E>| expert.gate.weights().input_bytes().max(expert.down.weights().input_bytes());
+        let of_expert =
+            |expert: &Expert<E>| expert.gate.weights().input_bytes().max(expert.down.weights().input_bytes());
         per_token * self.experts.first().map_or(0, of_expert)
     }
 

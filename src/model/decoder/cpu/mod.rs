@@ -351,14 +351,19 @@ impl<E: Element> CausalLm for CpuDecoder<E> {
         let numbers = |width: usize| width * size_of::<f32>();
         let of_layer = |layer: &Layer<E>| {
             let queries = layer.q.weights().outputs();
-            let normed_output = layer.after_attention.as_ref().or(layer.after_feed_forward.as_ref()).map_or(0, |_| hidden);
+            let normed_output =
+                layer.after_attention.as_ref().or(layer.after_feed_forward.as_ref()).map_or(0, |_| hidden);
             // `Memory`, and the widest inputs in the form of quantised weights, which are released after each operation.
             elements(hidden)
                 + numbers(queries + 2 * num_key_value_heads * head_dim)
                 + elements(queries)
                 + numbers(normed_output)
                 + layer.feed_forward.token_bytes(hidden)
-                + [&layer.q, &layer.o].map(|linear| linear.weights().input_bytes()).into_iter().max().unwrap_or(0)
+                + [&layer.q, &layer.o]
+                    .map(|linear| linear.weights().input_bytes())
+                    .into_iter()
+                    .max()
+                    .unwrap_or(0)
                     .max(layer.feed_forward.input_bytes())
         };
         // The tokens, the residual stream, and sines and cosines of both rotary positions.
