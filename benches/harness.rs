@@ -54,7 +54,7 @@ fn main() -> ExitCode {
         let mut pairs: Vec<(f64, f64)> = Vec::new();
         group.bench_function("llama-mini", |bencher| {
             let mut bench = || -> Result<()> {
-                let subject = model::load(&spec, Engine::Stock, settings.dtype, device, settings.seed)?;
+                let subject = model::load(&spec, Engine::Stock, settings.first_dtype(), device, settings.seed)?;
                 let subject = Rc::new(RefCell::new(subject));
                 let prompt: Vec<u32> = (0..64).collect();
                 let request = Request { new_tokens: NEW_TOKENS, sampling: Sampling::GREEDY, seed: 0, stop: Vec::new() };

@@ -11,7 +11,6 @@ use candlepower::{
     model::{self, CausalLm, Footprint},
     runner::{self, Candidate},
     scenario::GENERATION,
-    settings::EngineChoice,
 };
 
 #[global_allocator]
@@ -64,9 +63,10 @@ fn main() -> ExitCode {
         let (device, seed) = (settings.device, settings.seed);
         let candidate = Candidate::own("planted", suite.settings(), move |_, _| {
             let spec = settings.models.first().context("a model is needed")?;
-            let engines = settings.engines_for(spec);
-            let engine = engines.iter().find_map(EngineChoice::own).context("an engine of this crate is needed")?;
-            let model = model::load(spec, engine, settings.dtype, device, seed)?.model;
+            let variants = settings.variants_for(spec);
+            let own = variants.iter().find_map(|(engine, dtype)| Some((engine.own()?, *dtype)));
+            let (engine, dtype) = own.context("an engine of this crate is needed")?;
+            let model = model::load(spec, engine, dtype, device, seed)?.model;
             let ballast_bytes = model.footprint().weight_bytes as f64 * planted("PLANTED_MEMORY")?;
             Ok(Slowed { model, by: planted("PLANTED_SLOWDOWN")?, _ballast: vec![1; ballast_bytes as usize] })
         });

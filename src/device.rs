@@ -93,7 +93,7 @@ impl FromStr for DeviceChoice {
 
 serde_as_text!(DeviceChoice);
 
-/// The form of a model's weights: a dtype, or blocks of whole numbers with scales.
+/// The form of a model's weights: a dtype, or a quantised one with scales.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Precision {
     /// 32-bit floating point.
@@ -106,11 +106,13 @@ pub enum Precision {
     Q8_0,
     /// Blocks of 256 weights of 4 bits, with a scale and an offset for each 32.
     Q4K,
+    /// 8-bit floating point with three bits of mantissa, and a scale for each row of a matrix.
+    F8E4M3,
 }
 
 impl Precision {
     /// All forms of weights.
-    pub const ALL: [Self; 5] = [Self::F32, Self::F16, Self::BF16, Self::Q8_0, Self::Q4K];
+    pub const ALL: [Self; 6] = [Self::F32, Self::F16, Self::BF16, Self::Q8_0, Self::Q4K, Self::F8E4M3];
 
     /// Name in settings and benchmark ids.
     pub fn name(self) -> &'static str {
@@ -120,30 +122,37 @@ impl Precision {
             Self::BF16 => "bf16",
             Self::Q8_0 => "q8_0",
             Self::Q4K => "q4k",
+            Self::F8E4M3 => "f8e4m3",
         }
     }
 
     /// The dtype of activations, of the cache, and of weights that are not quantised.
     pub fn dtype(self) -> DType {
         match self {
-            Self::F32 | Self::Q8_0 | Self::Q4K => DType::F32,
+            Self::F32 | Self::Q8_0 | Self::Q4K | Self::F8E4M3 => DType::F32,
             Self::F16 => DType::F16,
             Self::BF16 => DType::BF16,
         }
     }
 
-    /// The format of quantised weights; `None` if the weights are not quantised.
+    /// Returns whether the weights are quantised.
+    pub fn is_quantised(self) -> bool {
+        matches!(self, Self::Q8_0 | Self::Q4K | Self::F8E4M3)
+    }
+
+    /// The blocks of quantised weights; `None` if the weights are not in blocks.
     pub fn blocks(self) -> Option<GgmlDType> {
         match self {
-            Self::F32 | Self::F16 | Self::BF16 => None,
+            Self::F32 | Self::F16 | Self::BF16 | Self::F8E4M3 => None,
             Self::Q8_0 => Some(GgmlDType::Q8_0),
             Self::Q4K => Some(GgmlDType::Q4K),
         }
     }
 
-    /// Bytes of this many weights.
+    /// Bytes of this many weights, without those that rows add: padding, or the scales of FP8.
     pub fn bytes(self, weights: u64) -> u64 {
         match self.blocks() {
+            None if self == Self::F8E4M3 => weights,
             None => weights * self.dtype().size_in_bytes() as u64,
             Some(blocks) => weights.div_ceil(blocks.block_size() as u64) * blocks.type_size() as u64,
         }

@@ -150,7 +150,8 @@ fn gigabytes(bytes: u64) -> String {
 fn known_weights(settings: &Settings) -> Vec<(&ModelSpec, u64)> {
     let weight_bytes = |spec: &ModelSpec| match spec {
         ModelSpec::Mini(name) | ModelSpec::Synthetic(name) => {
-            Some(settings.dtype.bytes(shape(name).ok()?.parameters()))
+            let parameters = shape(name).ok()?.parameters();
+            settings.dtype.iter().map(|dtype| dtype.bytes(parameters)).max()
         }
         ModelSpec::Hub { .. } | ModelSpec::Path(_) => None,
     };

@@ -54,9 +54,11 @@ config! {
         /// Device to run on: cpu, cuda:N or metal
         pub device: DeviceChoice = DeviceChoice::Cpu,
 
-        /// Dtype of the models: f32, f16, bf16, or on a CPU with engine tuned q8_0 or q4k (quantised weights)
+        /// Dtypes of the models, separated by commas: f32, f16, bf16, or on a CPU with engine tuned q8_0, q4k or f8e4m3
+        /// (quantised weights)
         #[default = "f32 on cpu, bf16 elsewhere"]
-        pub dtype: Precision = DeviceChoice::Cpu.default_dtype(),
+        #[serde(deserialize_with = "dtypes")]
+        pub dtype: Vec<Precision> = vec![DeviceChoice::Cpu.default_dtype()],
 
         /// Implementations that run the models, separated by commas: stock (candle-transformers as published), tuned (the
         /// decoder of this crate) and peer:NAME (another system)
@@ -316,13 +318,13 @@ impl Settings {
         // These defaults depend on other settings or on the machine. Records hold the value that is used.
         let is_default = |key: &str| sources.get(key).is_some_and(|setting: &Setting| setting.from == "default");
         if is_default("dtype") {
-            settings.dtype = settings.device.default_dtype();
+            settings.dtype = vec![settings.device.default_dtype()];
         }
         if is_default("out") {
             settings.out = target.join("candlepower");
         }
         for (key, value) in [
-            ("dtype", settings.dtype.to_string()),
+            ("dtype", settings.first_dtype().to_string()),
             ("out", settings.out.display().to_string()),
             ("threads", settings.threads.unwrap_or_else(candle_core::utils::get_num_threads).to_string()),
         ] {
@@ -333,23 +335,55 @@ impl Settings {
         Ok(Self { run, even_if_disturbed, peers, sources, ..settings })
     }
 
-    /// The engines for a model: as set, or by default all for the embedded models and `stock` for the others. Only `tuned` runs
-    /// quantised weights.
-    pub fn engines_for(&self, model: &ModelSpec) -> Vec<EngineChoice> {
+    /// The dtype of what runs in one: the first.
+    pub fn first_dtype(&self) -> Precision {
+        self.dtype.first().copied().unwrap_or(self.device.default_dtype())
+    }
+
+    /// The same settings with one model on one engine in one dtype.
+    pub fn with_variant(&self, model: &ModelSpec, engine: EngineChoice, dtype: Precision) -> Self {
+        Self { models: vec![model.clone()], engine: vec![engine], dtype: vec![dtype], ..self.clone() }
+    }
+
+    /// The engines for a model, each in every dtype, without those that lack the dtype. If none has it, they remain, and running
+    /// them says why.
+    pub fn variants_for(&self, model: &ModelSpec) -> Vec<(EngineChoice, Precision)> {
+        let mut variants = self.all_variants(model);
+        if variants.iter().any(has_dtype) {
+            variants.retain(has_dtype);
+        }
+        variants
+    }
+
+    /// The engines in the dtypes that [`Self::variants_for`] leaves out for one of the models.
+    pub fn left_out(&self) -> Vec<(EngineChoice, Precision)> {
+        let of_model = |model| {
+            let run = self.variants_for(model);
+            self.all_variants(model).into_iter().filter(move |variant| !run.contains(variant))
+        };
+        unique(self.models.iter().flat_map(of_model).collect())
+    }
+
+    /// The engines for a model, each in every dtype: as set, or by default all for the embedded models, `stock` for the others, and
+    /// `tuned` for quantised weights. A GGUF file has dtypes of its own.
+    fn all_variants(&self, model: &ModelSpec) -> Vec<(EngineChoice, Precision)> {
         let is_default = self.sources.get("engine").is_none_or(|setting| setting.from == "default");
-        match is_default {
+        let dtypes = if model.is_gguf() { vec![self.first_dtype()] } else { self.dtype.clone() };
+        let engines = |dtype: Precision| match is_default {
             false => self.engine.clone(),
-            true if self.dtype.blocks().is_some() || model.is_gguf() => vec![EngineChoice::Own(Engine::Tuned)],
+            true if dtype.is_quantised() || model.is_gguf() => vec![EngineChoice::Own(Engine::Tuned)],
             true if model.is_mini() => self.engine.clone(),
             true => vec![EngineChoice::Own(Engine::Stock)],
-        }
+        };
+        dtypes.into_iter().flat_map(|dtype| engines(dtype).into_iter().map(move |engine| (engine, dtype))).collect()
     }
 
     /// The sizes of the groups of trainings that the settings name.
     pub fn training_grid(&self) -> TrainingGrid {
         let is_given = |key: &str| self.sources.get(key).is_some_and(|setting| setting.from != "default");
         let dtypes = match self.precision.as_slice() {
-            [] if is_given("dtype") => vec![self.dtype.name()],
+            // Quantised weights are not trained: those runs have the dtype of their activations.
+            [] if is_given("dtype") => unique(self.dtype.iter().map(|dtype| dtype.dtype().as_str()).collect()),
             chosen => chosen.to_vec(),
         };
         TrainingGrid {
@@ -366,6 +400,11 @@ impl Settings {
     pub fn tier_for(&self, model: &ModelSpec) -> Tier {
         self.tier.unwrap_or(if model.is_mini() { Tier::Standard } else { Tier::Quick })
     }
+}
+
+/// Returns whether an engine has a dtype: only `tuned` has quantised weights.
+fn has_dtype((engine, dtype): &(EngineChoice, Precision)) -> bool {
+    !dtype.is_quantised() || *engine == EngineChoice::Own(Engine::Tuned)
 }
 
 /// The folder of Criterion's baselines and reports.
@@ -408,6 +447,10 @@ fn models<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<ModelSpec>, 
 
 fn engines<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<EngineChoice>, D::Error> {
     distinct(deserializer, "at least one engine is needed")
+}
+
+fn dtypes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Precision>, D::Error> {
+    distinct(deserializer, "at least one dtype is needed")
 }
 
 /// Reads at least one item. Repetitions are removed.
@@ -490,7 +533,7 @@ mod tests {
     fn by_default_the_standard_scenarios_run_on_the_mini_models_on_the_cpu() {
         let settings = resolve(&[("PATH", "/bin")], None).expect("defaults");
         assert_eq!(settings.models, MINI.map(ModelSpec::Mini));
-        assert_eq!((settings.device, settings.dtype), (DeviceChoice::Cpu, Precision::F32));
+        assert_eq!((settings.device, settings.dtype.as_slice()), (DeviceChoice::Cpu, &[Precision::F32][..]));
         assert_eq!((settings.seed, settings.threads), (42, None));
         assert_eq!(settings.out, Path::new("target/candlepower"));
         assert_eq!(settings.tier_for(&ModelSpec::Mini("llama-mini")), Tier::Standard);
@@ -521,24 +564,51 @@ mod tests {
         let (mini, large) = (ModelSpec::Mini("llama-mini"), ModelSpec::Synthetic("qwen3-1.7b"));
         let settings = resolve(&[], None).expect("defaults");
         let [stock, tuned] = Engine::ALL.map(EngineChoice::Own);
-        assert_eq!(settings.engines_for(&mini), [stock.clone(), tuned.clone()]);
-        assert_eq!(settings.engines_for(&large), std::slice::from_ref(&stock));
+        let in_f32 = |engine: &EngineChoice| (engine.clone(), Precision::F32);
+        assert_eq!(settings.variants_for(&mini), [in_f32(&stock), in_f32(&tuned)]);
+        assert_eq!(settings.variants_for(&large), [in_f32(&stock)]);
         let settings = resolve(&[("CANDLEPOWER_ENGINE", "tuned, stock,tuned")], None).expect("engines");
-        assert_eq!(settings.engines_for(&large), [tuned.clone(), stock]);
-        assert_eq!(settings.engines_for(&mini), settings.engines_for(&large));
+        assert_eq!(settings.variants_for(&large), [in_f32(&tuned), in_f32(&stock)]);
+        assert_eq!(settings.variants_for(&mini), settings.variants_for(&large));
         assert!(resolve(&[("CANDLEPOWER_ENGINE", "")], None).is_err());
 
         for precision in Precision::ALL {
             let settings = resolve(&[("CANDLEPOWER_DTYPE", precision.to_string().as_str())], None).expect("a dtype");
-            assert_eq!(settings.dtype, precision);
+            assert_eq!(settings.dtype, [precision]);
         }
         let settings = resolve(&[("CANDLEPOWER_DTYPE", "q4k")], None).expect("quantised weights");
-        assert_eq!(
-            (settings.engines_for(&mini), settings.engines_for(&large)),
-            (vec![tuned.clone()], vec![tuned.clone()])
-        );
+        let quantised = vec![(tuned.clone(), Precision::Q4K)];
+        assert_eq!((settings.variants_for(&mini), settings.variants_for(&large)), (quantised.clone(), quantised));
         let file = ModelSpec::Path("model.gguf".into());
-        assert_eq!(resolve(&[], None).expect("defaults").engines_for(&file), [tuned]);
+        assert_eq!(
+            resolve(&[], Some("dtype = ['f32', 'bf16']")).expect("dtypes").variants_for(&file),
+            [in_f32(&tuned)]
+        );
+    }
+
+    #[test]
+    fn dtypes_stand_side_by_side_without_the_engines_that_lack_them() {
+        let (mini, large) = (ModelSpec::Mini("llama-mini"), ModelSpec::Synthetic("qwen3-1.7b"));
+        let [stock, tuned] = Engine::ALL.map(EngineChoice::Own);
+        let settings = resolve(&[("CANDLEPOWER_DTYPE", "bf16, q8_0,bf16")], None).expect("dtypes");
+        assert_eq!(
+            (settings.first_dtype(), settings.sources["dtype"].value.as_str()),
+            (Precision::BF16, "bf16,q8_0,bf16")
+        );
+        let of = |engine: &EngineChoice, dtype| (engine.clone(), dtype);
+        let [bf16, q8_0] = [Precision::BF16, Precision::Q8_0];
+        assert_eq!(settings.variants_for(&mini), [of(&stock, bf16), of(&tuned, bf16), of(&tuned, q8_0)]);
+        assert_eq!(settings.variants_for(&large), [of(&stock, bf16), of(&tuned, q8_0)]);
+        assert!(settings.left_out().is_empty(), "the default engines follow the dtype");
+        let engines = [("CANDLEPOWER_ENGINE", "stock,tuned"), ("CANDLEPOWER_DTYPE", "q8_0,bf16")];
+        let settings = resolve(&engines, None).expect("dtypes");
+        assert_eq!(settings.variants_for(&large), [of(&tuned, q8_0), of(&stock, bf16), of(&tuned, bf16)]);
+        assert_eq!(settings.left_out(), [of(&stock, q8_0)]);
+        // Without another engine that has the dtype, the refusal of this one is a failure.
+        let settings = resolve(&[("CANDLEPOWER_ENGINE", "stock")], Some("dtype = ['q8_0']")).expect("a dtype");
+        assert_eq!((settings.variants_for(&large), settings.left_out()), (vec![of(&stock, q8_0)], Vec::new()));
+        assert!(resolve(&[("CANDLEPOWER_DTYPE", ",")], None).is_err());
+        assert_eq!(settings.training_grid().dtypes, ["f32"]);
     }
 
     #[test]
@@ -575,8 +645,8 @@ mod tests {
     #[test]
     fn the_dtype_follows_the_device_unless_given() {
         let cuda = [("CANDLEPOWER_DEVICE", "cuda:1")];
-        assert_eq!(resolve(&cuda, None).expect("cuda").dtype, Precision::BF16);
-        assert_eq!(resolve(&cuda, Some("dtype = 'f16'")).expect("cuda").dtype, Precision::F16);
+        assert_eq!(resolve(&cuda, None).expect("cuda").dtype, [Precision::BF16]);
+        assert_eq!(resolve(&cuda, Some("dtype = 'f16'")).expect("cuda").dtype, [Precision::F16]);
     }
 
     #[test]

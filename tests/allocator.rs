@@ -103,6 +103,25 @@ fn zeroed_memory_stays_untouched() {
     assert!(zeroed.iter().step_by(64 << 20).all(|byte| *byte == 0));
 }
 
+/// Engine `tuned` on a CPU knows the memory of a prompt before it starts. Buffers of the test runner and of rotary positions, which grow
+/// by doubling, are the rest.
+#[test]
+fn the_memory_of_a_prompt_is_predicted() {
+    let _guard = ONE_AT_A_TIME.lock().expect("no test failed before");
+    for name in ["llama-mini", "gemma3-mini"] {
+        for dtype in [Precision::F32, Precision::BF16, Precision::Q8_0, Precision::F8E4M3] {
+            let loaded = model::load(&ModelSpec::Mini(name), Engine::Tuned, dtype, DeviceChoice::Cpu, 42);
+            let mut model = loaded.expect(name).model;
+            let tokens = vec![7; 4096];
+            let prompt_bytes = model.prompt_bytes(tokens.len()).expect("it is known");
+            let predicted = (prompt_bytes + model.cache_bytes(tokens.len()).allocated) as f64 / MIB as f64;
+            let (peak, _) = seen(|| model.forward(&tokens, 0).expect(name));
+            let ratio = peak as f64 / predicted;
+            assert!((0.95..1.05).contains(&ratio), "{name} in {dtype}: {predicted:.1} MiB predicted, {peak} MiB taken");
+        }
+    }
+}
+
 /// The memory that a long prompt takes beside weights and cache is known before it starts. The rest grows in proportion to the prompt; one
 /// copy of Llama's scores is 128 MiB.
 #[test]

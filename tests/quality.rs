@@ -214,6 +214,14 @@ fn files_that_cannot_be_scored_are_refused_in_one_line() {
     assert_refused(here, &of(WITHOUT_TOKENIZER, "text.txt"), "has no tokenizer for the text text.txt");
     fs::copy(&ids, here.join("ids.txt")).expect("copied");
     assert_refused(here, &of("nonsense", "ids.txt"), "nonsense");
+    fs::write(here.join("cut.gguf"), b"GGUF\x03\0\0\0").expect("written");
+    assert_refused(here, &of("path:cut.gguf", "ids.txt"), "cut short");
+    // Version 3 without tensors, and one key with a text.
+    let text = |text: &str| [&(text.len() as u64).to_le_bytes()[..], text.as_bytes()].concat();
+    let key = [text("general.architecture"), 8u32.to_le_bytes().to_vec(), text("mamba")].concat();
+    let header = [&b"GGUF\x03\0\0\0"[..], &0u64.to_le_bytes(), &1u64.to_le_bytes(), &key].concat();
+    fs::write(here.join("mamba.gguf"), header).expect("written");
+    assert_refused(here, &of("path:mamba.gguf", "ids.txt"), "architecture mamba is not supported");
     let both: &'static str = concat!(
         "path:",
         env!("CARGO_MANIFEST_DIR"),

@@ -128,6 +128,38 @@ fn an_export_as_sql_is_a_table_of_sqlite() {
     assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "2 4000 short/c/stock-f32-cpu");
 }
 
+/// The shell of SQLite writes the database. Without the shell or the name of a file, one line says what to do.
+#[test]
+fn an_export_to_sqlite_is_a_database_or_says_why_not() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let here = folder.path();
+    let records = record("short/a/stock-f32-cpu", 1.0, 1000) + &record("short/b/stock-f32-cpu", 2.0, 3000);
+    fs::write(here.join("records.jsonl"), records).expect("written");
+    fs::write(here.join("text.sqlite"), "no database").expect("written");
+    let export = |to: &[&str], path: Option<&str>| {
+        let arguments = [&["export", "records.jsonl", "--format", "sqlite"], to].concat();
+        candlepower(here, &arguments, &path.map(|path| ("PATH", path)).into_iter().collect::<Vec<_>>())
+    };
+    let refused = |output: Output, part: &str| {
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && error.contains(part) && error.lines().count() == 1, "{error}");
+    };
+    refused(export(&[], None), "name the file of the database with --to");
+    refused(export(&["--to", "a.sqlite"], Some("")), "sqlite3, was not found");
+    assert!(!here.join("a.sqlite").exists());
+    if Command::new("sqlite3").arg("--version").output().is_err() {
+        return println!("skipped: SQLite's shell is not here");
+    }
+    refused(export(&["--to", "text.sqlite"], None), "text.sqlite: ");
+    for _ in 0..2 {
+        let output = export(&["--to", "a.sqlite"], None);
+        assert!(output.status.success() && output.stdout.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    let query = ["a.sqlite", "SELECT count(*) || ' ' || sum(peak_bytes) FROM results"];
+    let found = Command::new("sqlite3").args(query).current_dir(here).output().expect("the shell");
+    assert_eq!(String::from_utf8_lossy(&found.stdout).trim(), "2 4000");
+}
+
 #[test]
 fn an_export_for_readers_of_llama_bench_is_one_object_a_line() {
     let folder = tempfile::tempdir().expect("a folder");

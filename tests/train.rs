@@ -150,11 +150,28 @@ fn a_learning_rate_that_diverges_is_said_and_recorded() {
 }
 
 #[test]
+fn questions_that_are_missing_are_found_before_the_training() {
+    let folder = folder();
+    for (more, part) in [
+        (&["--eval", "--data", "absent"][..], "absent/lambada_openai.jsonl"),
+        (&["--eval"], "--data"),
+        (&["--data", "absent"], "--eval"),
+    ] {
+        let output = run(folder.path(), &[&["shootout", "--config", "tiny.yaml", "--out", "out"], more].concat());
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && error.lines().count() == 1 && error.contains(part), "{error}");
+        assert!(!folder.path().join("out").exists());
+    }
+}
+
+#[test]
 fn a_shootout_ranks_bases_and_marks_those_that_see_later_tokens() {
     let folder = folder();
     let given =
         ["shootout", "--config", "tiny.yaml", "--set", "bases=sgrpsann,respsann,transformer", "--set", "seeds=1,2"];
-    let output = run(folder.path(), &[&given[..], &["--set", "steps=12", "--out", "out"]].concat());
+    let data = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/quality");
+    let more = ["--set", "steps=12", "--out", "out", "--eval", "--data", data, "--limit", "3"];
+    let output = run(folder.path(), &[&given[..], &more].concat());
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let out = folder.path().join("out");
     let board = fs::read_to_string(out.join("leaderboard.md")).expect("a leaderboard");
@@ -168,7 +185,12 @@ fn a_shootout_ranks_bases_and_marks_those_that_see_later_tokens() {
         let name = format!("runs/{}_seed{}/metrics.json", entry["base"].as_str().expect("a base"), entry["seed"]);
         let metrics = json(&out.join(name));
         assert_eq!(metrics["val_loss"], entry["val_loss"]);
-        assert_eq!(entry["causal"], Value::from(entry["base"] != "sgrpsann"));
+        let is_causal = entry["base"] != "sgrpsann";
+        assert_eq!(entry["causal"], Value::from(is_causal));
+        for score in ["lambada_acc", "lambada_ppl", "hellaswag_acc", "hellaswag_acc_norm"] {
+            assert_eq!(entry[score].is_f64(), is_causal, "a model that sees later tokens has no {score}: {entry}");
+        }
     }
+    assert!(board.contains("hellaswag acc_norm"), "{board}");
     assert_eq!(fs::read_to_string(out.join("summary.csv")).expect("a table").lines().count(), 7);
 }

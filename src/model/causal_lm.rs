@@ -137,6 +137,17 @@ pub trait CausalLm {
         0
     }
 
+    /// Memory that a prompt of `tokens` takes beside weights and cache: activations and attention scores. `None` if it is not known.
+    fn prompt_bytes(&self, tokens: usize) -> Option<u64> {
+        let _ = tokens;
+        None
+    }
+
+    /// The implementation of attention, and the dtype of keys and values in its cache. `None` if they are not known.
+    fn attention(&self) -> Option<(&'static str, DType)> {
+        None
+    }
+
     /// Tokens that each expert computed since the last reset, in a mixture of experts.
     fn expert_load(&self) -> Option<&ExpertLoad> {
         None

@@ -227,7 +227,7 @@ fn demand(config: &ModelConfig, engine: Engine, precision: Precision, device: &D
     let all = weight_bytes + extra_bytes(config, engine, precision.dtype(), device);
     // The head is the largest tensor and is loaded first. Before it is quantised, it is in memory as f32.
     let head = (config.vocab_size * config.hidden_size) as u64;
-    let while_loading = precision.blocks().map_or(0, |_| Precision::F32.bytes(head) + precision.bytes(head));
+    let while_loading = if precision.is_quantised() { Precision::F32.bytes(head) + precision.bytes(head) } else { 0 };
     (weight_bytes, all.max(while_loading))
 }
 
@@ -237,7 +237,7 @@ fn extra_bytes(config: &ModelConfig, engine: Engine, dtype: DType, device: &Devi
 
 /// Refuses, before anything is loaded, models that the engine does not run and models that do not fit in memory.
 fn admit(config: &ModelConfig, engine: Engine, precision: Precision, device: &Device) -> Result<()> {
-    if precision.blocks().is_some() {
+    if precision.is_quantised() {
         ensure!(engine == Engine::Tuned, "engine {engine} has no dtype {precision}; engine {} has", Engine::Tuned);
         ensure!(device.is_cpu(), "dtype {precision} is for CPUs only: choose f32, f16 or bf16 on this device");
     }

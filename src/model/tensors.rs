@@ -31,16 +31,31 @@ pub enum Matrices {
 #[derive(Clone, Copy)]
 pub struct Formats {
     /// That of the head, and of an embedding that is also the head. Its errors are those of the logits, without a layer between.
-    pub head: GgmlDType,
+    pub head: Format,
     /// That of all other matrices.
-    pub others: GgmlDType,
+    pub others: Format,
+}
+
+/// The format of a quantised matrix.
+#[derive(Clone, Copy)]
+pub enum Format {
+    /// Blocks of whole numbers with scales.
+    Blocks(GgmlDType),
+    /// FP8 (E4M3) with a scale for each output.
+    F8E4M3,
 }
 
 impl Tensors {
     /// Weights that are held in a precision.
     pub fn new(weights: VarBuilder<'static>, precision: Precision) -> Self {
-        let quantised = |others| Matrices::Quantised(Formats { head: GgmlDType::Q8_0, others });
-        Self { weights, matrices: precision.blocks().map_or(Matrices::Plain, quantised) }
+        let matrices = match (precision, precision.blocks()) {
+            (Precision::F8E4M3, _) => Matrices::Quantised(Formats { head: Format::F8E4M3, others: Format::F8E4M3 }),
+            (_, Some(others)) => {
+                Matrices::Quantised(Formats { head: Format::Blocks(GgmlDType::Q8_0), others: Format::Blocks(others) })
+            }
+            (_, None) => Matrices::Plain,
+        };
+        Self { weights, matrices }
     }
 }
 

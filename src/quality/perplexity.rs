@@ -205,6 +205,20 @@ pub fn score(
     })
 }
 
+/// Negative log-likelihood of each target of a window, in nats.
+///
+/// # Errors
+/// When the model fails, or returns too few or other rows.
+pub fn score_window(model: &mut dyn CausalLm, ids: &[u32], window: Window) -> Result<Vec<f64>> {
+    if window.targets() == 0 {
+        return Ok(Vec::new());
+    }
+    let vocab_size = model.vocab_size();
+    let mut rows = model.logit_rows(&ids[window.begin..window.end - 1], window.first - 1 - window.begin)?;
+    let targets = ids[window.first..window.end].iter();
+    targets.map(|target| Ok(-Row::next(&mut rows, vocab_size)?.log_probability(*target))).collect()
+}
+
 /// Refuses a file or a window that does not fit the models, and models that do not fit one another.
 fn check<'a>(
     source: &Source,
@@ -386,6 +400,7 @@ impl Report {
             kl_max: divergence.as_ref().map(|divergence| divergence.kl_max),
             top1_agreement: divergence.as_ref().map(|divergence| divergence.top1_agreement),
             window_nll: scored.window_nll.clone(),
+            ..Quality::default()
         };
         let unmeasured = scored.figures.unmeasured().into_iter().flat_map(|(figure, why)| {
             let fields: &[&str] = match figure.as_str() {
@@ -483,6 +498,19 @@ mod tests {
         let report = scored(&ids, 4, 4, &mut [entry("a", 11.0)]).expect("a report");
         assert!((report.first.transformers_nll - report.first.nll).abs() < 1e-12, "{report:?}");
         assert_eq!(report.tokens, 7);
+    }
+
+    #[test]
+    fn a_window_alone_has_the_score_that_it_has_in_the_text() {
+        let ids = [1, 2, 3, 4, 5, 6, 7, 9, 1, 2];
+        let sliding = Sliding::new(4, 2).expect("a stride");
+        let mut entries = [entry("a", 11.0)];
+        let report = scored(&ids, 4, 2, &mut entries).expect("a report");
+        let windows = sliding.over(ids.len());
+        let alone = windows.iter().map(|window| score_window(entries[0].model.as_mut(), &ids, *window));
+        let nll: Vec<f64> = alone.flat_map(|nll| nll.expect("a score")).collect();
+        assert_eq!(nll.len() as u64, report.tokens);
+        assert!((nll.iter().sum::<f64>() / nll.len() as f64 - report.first.nll).abs() < 1e-12);
     }
 
     #[test]

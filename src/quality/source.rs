@@ -43,7 +43,7 @@ impl Source {
     pub fn read(path: &Path) -> Result<Self> {
         let name = path.display().to_string();
         let bytes = read_limited(path, MAX_BYTES).with_context(|| name.clone())?;
-        let sha256 = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+        let sha256 = sha256(&bytes);
         let size = bytes.len() as u64;
         let text = String::from_utf8(bytes).map_err(|error| error.utf8_error().valid_up_to());
         let text = text.map_err(|at| anyhow::anyhow!("{name} is not UTF-8: byte {at} is invalid"))?;
@@ -56,6 +56,16 @@ impl Source {
             false => Content::Text(text),
         };
         Ok(Self { name, sha256, bytes: size, content })
+    }
+
+    /// A text that is not in a file of its own.
+    pub fn of_text(name: &str, text: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            sha256: sha256(text.as_bytes()),
+            bytes: text.len() as u64,
+            content: Content::Text(text.to_owned()),
+        }
     }
 
     /// The tokens for a model. The tokenizer adds the special tokens that it adds to a prompt.
@@ -101,6 +111,11 @@ impl Source {
         let stem: String = stem.chars().map(plain).take(NAME_CHARS).collect();
         format!("{stem}-{}", &self.sha256[..8])
     }
+}
+
+/// The SHA-256 of a content, in hexadecimal.
+fn sha256(content: &[u8]) -> String {
+    Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn ids(text: &str) -> Result<Vec<u32>> {

@@ -27,6 +27,11 @@ impl Window {
     pub fn targets(&self) -> usize {
         self.end.saturating_sub(self.first)
     }
+
+    /// Tokens that a model computes for the targets: all but the last.
+    pub fn inputs(&self) -> usize {
+        (self.end - self.begin).saturating_sub(1)
+    }
 }
 
 impl Sliding {

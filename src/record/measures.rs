@@ -144,6 +144,8 @@ pub enum TableKey {
     Serving,
     /// Likelihood of a text.
     Quality,
+    /// Size, speed and quality of a model in several dtypes.
+    Dtypes,
     /// Tasks scored by log-likelihood.
     Evaluation,
     /// Loads of checkpoints.
@@ -412,6 +414,14 @@ measures! {
             ],
             ..Row::DATA
         },
+        /// Peak memory as it is predicted before the first generation: weights, cache and activations. Empty for engines whose
+        /// activations are not known.
+        predicted_peak_bytes: Option<u64> => Row { unit: MeasureUnit::Bytes, ..Row::DATA },
+        /// Implementation of attention: `paged` (kernels of engine `tuned`), `candle` or `flash-attn`. Empty for models of your own
+        /// and for peers.
+        attention: Option<String> => Row::DATA,
+        /// Dtype of keys and values in the cache. Empty for models of your own and for peers.
+        cache_dtype: Option<String> => Row::DATA,
         /// Model bandwidth utilization (MBU) of decode: bytes that the steps must read, divided by their time, as a share of
         /// `read_bytes_per_s`.
         mbu: Option<f64> => Row {
@@ -805,6 +815,15 @@ measures! {
             unit: MeasureUnit::Accuracy, better: HIGHER, export: Some((50, "top1_agreement")),
             tables: &[(TableKey::Quality, 70, "same top-1")], missing: Missing::NoColumn, ..Row::DATA
         },
+        /// Tokens that the model computed for windows of the text, divided by the time. In the group `perplexity`, those of a window
+        /// over its median time. `null` in records from before this field.
+        scored_tokens_per_s: Option<f64> => Row {
+            unit: MeasureUnit::TokensPerS, better: HIGHER, tables: &[(TableKey::Quality, 80, "scored tok/s")],
+            missing: Missing::NoColumn, ..Row::DATA
+        },
+        /// Mean time to score a window in each sample, in the order of measurement. Empty outside of the group `perplexity`.
+        #[serde(default)]
+        sample_ms: Vec<f64>,
         /// Negative log-likelihood of the targets of each window, scaled so that the mean over the windows is `nll`.
         window_nll: Vec<f64>,
     }

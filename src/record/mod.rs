@@ -183,14 +183,15 @@ pub enum Measures {
 }
 
 impl Measures {
-    /// Time of each sample, as Criterion received it. Empty for a benchmark of memory, and for loads and qualities, which
-    /// Criterion does not run.
+    /// Time of each sample, as Criterion received it. Empty for a benchmark of memory, and for what Criterion does not run: loads of
+    /// a server, tasks, and texts that the command scores.
     pub fn sample_ms(&self) -> &[f64] {
         match self {
             Self::Generation(measures) => &measures.sample_total_ms,
             Self::Sweep(measures) => &measures.sample_ms,
             Self::Training(measures) => &measures.sample_ms,
-            Self::Serving(_) | Self::Quality(_) | Self::Evaluation(_) => &[],
+            Self::Serving(_) | Self::Evaluation(_) => &[],
+            Self::Quality(measures) => &measures.sample_ms,
             Self::Loading(measures) => &measures.sample_ms,
             Self::Tokenizing(measures) => &measures.sample_ms,
         }

@@ -1,6 +1,7 @@
 //! Output for people and other tools, made from records and Criterion's baselines. Nothing here measures.
 //!
 //! - [`summary`] is a run at a glance, and [`table`] has the tables of results.
+//! - `dtypes` joins the perplexities of a run with its generations.
 //! - [`joined`] joins the records of a run with Criterion's estimates.
 //! - `write` writes the folder of a report: tables, plots, an HTML page, and the data files that [`columns`] lists.
 //! - [`compare`] compares two runs, `duel` shows the result of measuring two programs in turns, and [`history`] follows a benchmark over many reports.
@@ -12,6 +13,7 @@
 
 pub mod columns;
 pub mod compare;
+mod dtypes;
 #[cfg(feature = "cli")]
 pub mod duel;
 pub mod export;

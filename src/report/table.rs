@@ -5,6 +5,7 @@
 use std::{collections::BTreeSet, fmt::Write};
 
 use super::{
+    dtypes,
     ratios::{self, Limit},
     text_table::{TERMINAL_WIDTH, markdown, terminal, wrapped},
 };
@@ -14,7 +15,8 @@ use crate::{
         measures::{Missing, TableColumn, TableKey, table_columns},
     },
     scenario::{
-        CHECKPOINT_MEMORY, Counterpart, GENERATION, MOE_TOP_K, PSANN_THROUGHPUT, SWEEP, TRAINING_SWEEP, dense_name,
+        CHECKPOINT_MEMORY, Counterpart, GENERATION, LONG_CONTEXT, MOE_TOP_K, PSANN_THROUGHPUT, SWEEP, TRAINING_SWEEP,
+        dense_name,
     },
     text,
 };
@@ -270,6 +272,11 @@ const FAMILIES: [Family; 11] = [
         takes: |record| matches!(record.measures, Some(Measures::Generation(_))),
         names: &[SCENARIO, MODEL, VARIANT],
         extra: &[
+            result(101, "predicted MB", |record, _| {
+                let is_long = LONG_CONTEXT.iter().any(|scenario| scenario.key == record.scenario);
+                let bytes = generation(record).filter(|_| is_long).and_then(|measures| measures.predicted_peak_bytes);
+                bytes.map_or_else(String::new, |bytes| number(Some(bytes as f64 / 1e6)))
+            }),
             // A narrow terminal leaves it out before what was measured.
             result(249, VERSUS_BEST, |record, all| versus_best(record, all, generation_rate)),
             result(55, TIME_OF_SCENARIO, |record, all| {
@@ -322,6 +329,7 @@ pub fn tables<'a>(records: impl Iterator<Item = &'a Record>) -> Vec<Table> {
         }
         tables.extend(groups.iter().map(|group| table(family, group, &mut marks)));
     }
+    tables.extend(dtypes::tables(&records));
     tables
 }
 

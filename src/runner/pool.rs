@@ -12,6 +12,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use candle_core::{DType, Device};
 
 use crate::{
+    device::{DeviceChoice, Precision},
     measure::memory::{self, DoesNotFit},
     model::{self, CausalLm, Engine, External, ModelSpec, Subject},
     output,
@@ -59,19 +60,20 @@ pub struct Candidate {
 }
 
 impl Candidate {
-    /// Returns the models that the settings name, each on its engines.
+    /// Returns the models that the settings name, each on its engines in their dtypes.
     pub fn from_settings(settings: &Settings) -> Vec<Self> {
-        let candidate = |spec: &ModelSpec, engine: &EngineChoice, all: &[EngineChoice]| {
-            let about = |engine: &EngineChoice| record::Subject {
-                dtype: model::dtype_of(spec, settings.dtype),
-                ..about(&spec.slug(), &engine.id(), settings, &spec.to_string(), spec.is_synthetic())
+        type Variant = (EngineChoice, Precision);
+        let candidate = |spec: &ModelSpec, (engine, dtype): &Variant, all: &[Variant]| {
+            let about = |engine: &EngineChoice| {
+                let names = (spec.slug(), engine.id(), model::dtype_of(spec, *dtype));
+                about(names, settings.device, &spec.to_string(), spec.is_synthetic())
             };
             let (needed_bytes, load) = match engine {
-                EngineChoice::Own(engine) => own(spec.clone(), *engine, settings),
-                EngineChoice::Peer(name) => peer(spec.clone(), name.clone(), settings.clone()),
+                EngineChoice::Own(engine) => own(spec.clone(), *engine, *dtype, settings),
+                EngineChoice::Peer(name) => peer(spec.clone(), name.clone(), *dtype, settings.clone()),
             };
-            let against = all.iter().filter_map(|other| Some((role(engine, other)?, about(other))));
-            let against = against.collect();
+            let others = all.iter().filter(|(_, other)| other == dtype);
+            let against = others.filter_map(|(other, _)| Some((role(engine, other)?, about(other)))).collect();
             Self {
                 about: about(engine),
                 tier: settings.tier_for(spec),
@@ -81,11 +83,11 @@ impl Candidate {
                 load,
             }
         };
-        let on_engines = |spec| {
-            let engines = settings.engines_for(spec);
-            engines.iter().map(|engine| candidate(spec, engine, &engines)).collect::<Vec<_>>()
+        let in_variants = |spec| {
+            let variants = settings.variants_for(spec);
+            variants.iter().map(|variant| candidate(spec, variant, &variants)).collect::<Vec<_>>()
         };
-        settings.models.iter().flat_map(on_engines).collect()
+        settings.models.iter().flat_map(in_variants).collect()
     }
 
     /// Returns the models that the settings name, for the long contexts: in the smallest tier unless the settings name one,
@@ -97,19 +99,25 @@ impl Candidate {
 
     /// Returns the mixtures of experts that `moe_top_k` compares, and their dense twins.
     pub fn expert_grid(settings: &Settings) -> Vec<Self> {
-        let Settings { dtype, device, seed, skew, .. } = *settings;
+        let Settings { device, seed, skew, .. } = *settings;
         let tier = settings.tier.unwrap_or(Tier::Full);
         let mut candidates: Vec<Self> = Vec::new();
-        for feed_forward in expert_grid(tier, &settings.experts, &settings.top_k) {
+        let in_dtypes = |feed_forward| settings.dtype.iter().map(move |dtype| (feed_forward, *dtype));
+        for (feed_forward, dtype) in
+            expert_grid(tier, &settings.experts, &settings.top_k).into_iter().flat_map(in_dtypes)
+        {
             let name = feed_forward.name(skew);
-            if candidates.iter().any(|candidate| candidate.about.model == name) {
+            let source = format!("synthetic:{name}");
+            let about = |name: &str| {
+                about((name.to_owned(), Engine::Tuned.to_string(), dtype.to_string()), device, &source, true)
+            };
+            let own = about(&name);
+            let is_known = |known: &Self| (&known.about.model, &known.about.dtype) == (&own.model, &own.dtype);
+            if candidates.iter().any(is_known) {
                 continue;
             }
-            let source = format!("synthetic:{name}");
-            let about = |name: &str| about(name, &Engine::Tuned.to_string(), settings, &source, true);
             let twins = feed_forward.twins().into_iter();
             candidates.push(Self {
-                about: about(&name),
                 tier,
                 against: twins.map(|(counterpart, twin)| (counterpart, about(&twin.name(skew)))).collect(),
                 longest: None,
@@ -117,6 +125,7 @@ impl Candidate {
                 load: Box::new(
                     move || Ok(model::expert_grid(feed_forward, skew, dtype, &device.open()?, seed)?.into()),
                 ),
+                about: own,
             });
         }
         candidates
@@ -125,7 +134,7 @@ impl Candidate {
     /// Makes a candidate from your own model, named `model` in ids. It runs every scenario unless the settings name a
     /// tier.
     ///
-    /// `load` gets the dtype and the device of the settings. The pool calls it when the first benchmark of the model
+    /// `load` gets the first dtype and the device of the settings. The pool calls it when the first benchmark of the model
     /// runs.
     pub fn own<M: CausalLm + 'static>(
         model: &str,
@@ -133,15 +142,15 @@ impl Candidate {
         load: impl Fn(DType, &Device) -> Result<M> + 'static,
     ) -> Self {
         let source = format!("own:{model}");
-        let (precision, device) = (settings.dtype, settings.device);
+        let (precision, device) = (settings.first_dtype(), settings.device);
         Self {
-            about: about(model, "own", settings, &source, false),
+            about: about((model.to_owned(), "own".to_owned(), precision.to_string()), device, &source, false),
             tier: settings.tier.unwrap_or(Tier::Full),
             against: Vec::new(),
             needed_bytes: Box::new(|_| None),
             longest: None,
             load: Box::new(move || {
-                ensure!(precision.blocks().is_none(), "dtype {precision} is only for models of engine tuned");
+                ensure!(!precision.is_quantised(), "dtype {precision} is only for models of engine tuned");
                 let model = Box::new(load(precision.dtype(), &device.open()?)?);
                 Ok(Subject { model, source: source.clone(), tokenizer: None, eos_token_ids: Vec::new() }.into())
             }),
@@ -169,16 +178,16 @@ fn again(error: &anyhow::Error) -> Box<dyn Fn() -> anyhow::Error> {
 }
 
 /// The need and the loader of an engine.
-fn own(spec: ModelSpec, engine: Engine, settings: &Settings) -> (Need, Load) {
-    let Settings { dtype, device, seed, .. } = *settings;
+fn own(spec: ModelSpec, engine: Engine, dtype: Precision, settings: &Settings) -> (Need, Load) {
+    let Settings { device, seed, .. } = *settings;
     let known = spec.clone();
     let needed_bytes = Box::new(move |device: &Device| model::needed_bytes(&known, engine, dtype, device));
     (needed_bytes, Box::new(move || Ok(model::load(&spec, engine, dtype, device, seed)?.into())))
 }
 
 /// The need and the loader of a peer.
-fn peer(spec: ModelSpec, name: PeerName, settings: Settings) -> (Need, Load) {
-    let Settings { dtype: precision, device, seed, .. } = settings;
+fn peer(spec: ModelSpec, name: PeerName, precision: Precision, settings: Settings) -> (Need, Load) {
+    let Settings { device, seed, .. } = settings;
     let dtype = precision.dtype();
     let known = spec.clone();
     let needed_bytes = move |device: &Device| {
@@ -186,7 +195,7 @@ fn peer(spec: ModelSpec, name: PeerName, settings: Settings) -> (Need, Load) {
         Some(model.needed_bytes(dtype, device))
     };
     let load = move || {
-        ensure!(precision.blocks().is_none(), "dtype {precision} is only for models of engine tuned");
+        ensure!(!precision.is_quantised(), "dtype {precision} is only for models of engine tuned");
         let launch = settings.peers.get(&name).with_context(|| format!("peer {name} has no command"))?;
         let threads = candle_core::utils::get_num_threads();
         let model = External::of(&spec)?;
@@ -209,17 +218,16 @@ fn role(engine: &EngineChoice, other: &EngineChoice) -> Option<Counterpart> {
 }
 
 pub(super) fn about(
-    model: &str,
-    engine: &str,
-    settings: &Settings,
+    (model, engine, dtype): (String, String, String),
+    device: DeviceChoice,
     source: &str,
     synthetic_weights: bool,
 ) -> record::Subject {
     record::Subject {
-        model: model.into(),
-        engine: engine.into(),
-        dtype: settings.dtype.to_string(),
-        device: settings.device.to_string(),
+        model,
+        engine,
+        dtype,
+        device: device.to_string(),
         source: source.into(),
         synthetic_weights,
         parameters: None,
@@ -353,7 +361,7 @@ mod tests {
         // The embedded models have 8192 positions.
         let full = Settings { tier: Some(Tier::Full), ..settings };
         let counts: Vec<usize> = running(&full).into_iter().map(|(_, count)| count).collect();
-        let models = full.models.len() * full.engines_for(&full.models[0]).len();
+        let models = full.models.len() * full.variants_for(&full.models[0]).len();
         assert_eq!(counts, [models, models, models, 0, 0]);
         let published = SYNTHETIC.map(ModelSpec::Synthetic).to_vec();
         let count = published.len();

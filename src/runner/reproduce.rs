@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use crate::{
     config::Config,
     record::{Record, Setting},
-    scenario::{CHECKPOINTS, GENERATIONS, SWEEP, TRAININGS},
+    scenario::{CHECKPOINTS, GENERATIONS, PERPLEXITY, SWEEP, TRAININGS},
     settings::{PREFIX, Settings},
     text,
 };
@@ -49,7 +49,8 @@ fn target(record: &Record) -> Option<&'static str> {
     let training = TRAININGS.iter().find(|(_, table)| table.iter().any(|row| row.key == scenario));
     let checkpoint = CHECKPOINTS.iter().find(|(_, table)| table.iter().any(|row| row.key == scenario));
     let found = generation.map(|row| row.0).or(training.map(|row| row.0)).or(checkpoint.map(|row| row.0));
-    found.or(SWEEP.contains(scenario).then_some("sweep")).filter(|_| record.subject.engine != "own")
+    let perplexity = PERPLEXITY.iter().any(|row| row.key == scenario).then_some("perplexity");
+    found.or(perplexity).or(SWEEP.contains(scenario).then_some("sweep")).filter(|_| record.subject.engine != "own")
 }
 
 /// Assignments of the environment for the settings that were given. The folder of the records does not change what is
@@ -119,6 +120,7 @@ mod tests {
             ("depth-4k", "--bench long_context "),
             ("load_cold", "--bench load "),
             ("tokenizer_stream", "--bench tokenizer "),
+            ("perplexity", "--bench perplexity "),
         ] {
             let command = reproduction(&sample(|record| record.scenario = scenario.into())).expect(scenario);
             assert!(command.contains(target), "{command}");

@@ -247,6 +247,9 @@ fn generation(scenario: &scenario::Generation, feed_forward: Option<FeedForward>
         cache_used_bytes: 6144 * scenario.total_tokens() as u64,
         cache_allocated_bytes: 6144 * scenario.total_tokens() as u64,
         peak_bytes: Some(130_000_000 + draw.between(0.0, 1e6) as u64),
+        predicted_peak_bytes: Some(130_000_000),
+        attention: Some("paged".into()),
+        cache_dtype: Some("f32".into()),
         mbu: decodes(0.12 / tpot_ms / 0.05),
         mfu: Some(0.06 * scenario.prompt_tokens as f64 / ttft_ms / 0.25),
         finish_reason: "length".into(),
@@ -319,6 +322,8 @@ fn quality(draw: &mut Draw) -> Quality {
         kl_standard_error: Some(1e-6),
         kl_max: Some(draw.between(1e-3, 2e-3)),
         top1_agreement: Some(draw.between(0.98, 1.0)),
+        scored_tokens_per_s: Some(draw.between(900.0, 1100.0)),
+        sample_ms: Vec::new(),
         window_nll: windows,
     }
 }

@@ -5,6 +5,7 @@ mod checkpoint;
 mod counterpart;
 mod generation;
 mod moe;
+mod perplexity;
 mod sweep;
 mod training;
 
@@ -12,6 +13,7 @@ pub use checkpoint::{CheckpointScenario, CheckpointWork, LOAD, Pass, TOKENIZER, 
 pub use counterpart::Counterpart;
 pub use generation::{GENERATION, Generation, LONG_CONTEXT, MOE_TOP_K, Sampling};
 pub use moe::{EXPERT_GRID, ExpertGrid, FeedForward, dense_name, expert_grid};
+pub use perplexity::{PERPLEXITY, PerplexityScenario};
 pub use sweep::{SWEEP, SweepScenario};
 pub use training::{
     Batch, CHECKPOINT_MEMORY, PSANN_THROUGHPUT, Phase, Quantity, Shape, TRAINING_SWEEP, Trained, TrainingGrid,

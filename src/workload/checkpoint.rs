@@ -12,7 +12,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use candle_core::Device;
 use tokenizers::Tokenizer;
 
-use super::{Iteration, Measured, Outcome, Workload, drop_warm_up};
+use super::{EMBEDDED, Iteration, Measured, NO_SAMPLE, Outcome, Workload, drop_warm_up};
 use crate::{
     device::{DeviceChoice, Precision},
     error::one_line,
@@ -28,12 +28,6 @@ use crate::{
 
 /// Name of the embedded tokenizer in ids.
 pub const EMBEDDED_TOKENIZER: &str = "bpe-mini";
-
-/// The embedded tokenizer: byte pairs of a small vocabulary, as in the fixture `llama-gqa-tied`.
-const EMBEDDED: &str = include_str!("tokenizer.json");
-
-/// Why a benchmark without a sample fails.
-const NO_SAMPLE: &str = "no sample was taken";
 
 /// Loads of one checkpoint by one engine.
 pub struct LoadWorkload {

@@ -22,6 +22,8 @@ pub struct GenerationWorkload {
     prompt: Vec<u32>,
     request: Request,
     deviates: Option<String>,
+    /// Peak memory as it was predicted before the first generation.
+    predicted_bytes: Option<u64>,
     timelines: Vec<Timeline>,
     /// Use of the experts by the last generation.
     routing: Option<Routing>,
@@ -33,7 +35,7 @@ impl GenerationWorkload {
     /// Prepares generations. `bytes_beside` is the memory in use that does not belong to the subject.
     ///
     /// # Errors
-    /// Returns an error if the generation is too long for the model, or its attention scores do not fit in memory.
+    /// Returns an error if the generation is too long for the model, or its attention scores and activations do not fit in memory.
     pub fn new(
         subject: SharedSubject,
         bytes_beside: u64,
@@ -44,8 +46,13 @@ impl GenerationWorkload {
         let loaded = subject.borrow();
         let model = loaded.model.as_ref();
         generate::check_lengths(model, prompt.len(), request.new_tokens)?;
-        let work = format!("the attention scores of {} tokens", prompt.len());
-        memory::ensure_fits(&work, model.score_bytes(prompt.len()), model.device())?;
+        let tokens = prompt.len() + request.new_tokens.saturating_sub(1);
+        let prompt_bytes = model.prompt_bytes(prompt.len());
+        let work = format!("the attention scores and activations of {} tokens", prompt.len());
+        let needed_bytes = model.score_bytes(prompt.len()).max(prompt_bytes.unwrap_or_default());
+        memory::ensure_fits(&work, needed_bytes, model.device())?;
+        let of_model = model.footprint().weight_bytes + model.cache_bytes(tokens).allocated;
+        let predicted_bytes = prompt_bytes.map(|bytes| of_model + bytes);
         let deviates = model.deviates(prompt.len(), request.new_tokens);
         let peak = Peak::new(model.device(), bytes_beside);
         drop(loaded);
@@ -54,6 +61,7 @@ impl GenerationWorkload {
             prompt,
             request,
             deviates,
+            predicted_bytes,
             timelines: Vec::new(),
             routing: None,
             peak,
@@ -72,7 +80,14 @@ impl GenerationWorkload {
         let peak_bytes = self.peak.most();
         let measures =
             generate::summarise(required, &self.request, &self.timelines, samples, peak_bytes.ok(), Some(limits))?;
-        let measures = record::Generation { routing: self.routing.clone(), ..measures };
+        let (attention, cache_dtype) = subject.model.attention().unzip();
+        let measures = record::Generation {
+            routing: self.routing.clone(),
+            predicted_peak_bytes: self.predicted_bytes,
+            attention: attention.map(str::to_owned),
+            cache_dtype: cache_dtype.map(|dtype| dtype.as_str().to_owned()),
+            ..measures
+        };
         Ok(measured(measures, &self.energy, peak_bytes.err()))
     }
 }

@@ -53,7 +53,7 @@ pub fn language_subject(entry: &Trained, settings: &Settings) -> Result<record::
     Ok(record::Subject {
         model: entry.name(),
         engine: "tuned".into(),
-        dtype: entry.dtype.unwrap_or(settings.dtype.dtype().as_str()).into(),
+        dtype: entry.dtype.unwrap_or(settings.first_dtype().dtype().as_str()).into(),
         device: settings.device.to_string(),
         source: format!("synthetic:{}", config.base),
         synthetic_weights: true,

@@ -1,5 +1,5 @@
 //! One iteration of each kind of benchmark: a generation, here or by a peer, a step of a language model, a step of a network
-//! for series, a load of a checkpoint, a pass of a tokenizer.
+//! for series, a load of a checkpoint, a pass of a tokenizer, a score of a window of text.
 //!
 //! A [`Workload`] runs iterations and turns those that count into measures. It does not decide how often it runs: the
 //! runners do. Each file implements one kind.
@@ -9,12 +9,14 @@ mod energy;
 mod generation;
 mod language;
 mod peer;
+mod perplexity;
 pub mod series;
 
 pub use checkpoint::{EMBEDDED_TOKENIZER, LoadWorkload, TokenizerWorkload};
 pub use generation::{GenerationWorkload, SharedSubject};
 pub use language::{LanguageWorkload, language_bytes, language_subject};
 pub use peer::{PeerSubject, PeerWorkload, SharedPeer};
+pub use perplexity::{PerplexityWorkload, Timed};
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -81,6 +83,12 @@ pub struct Measured {
     /// Field → why it is empty.
     pub unmeasured: BTreeMap<String, String>,
 }
+
+/// The embedded tokenizer: byte pairs of a small vocabulary, as in the fixture `llama-gqa-tied`.
+const EMBEDDED: &str = include_str!("tokenizer.json");
+
+/// Why a benchmark without a sample fails.
+const NO_SAMPLE: &str = "no sample was taken";
 
 /// Removes all but the last `samples.iter().sum()` items: those of the warm-up.
 fn drop_warm_up<T>(items: &mut Vec<T>, samples: &[usize]) {

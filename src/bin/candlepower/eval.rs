@@ -49,7 +49,8 @@ impl Eval {
         record::check_writable(&settings.out)?;
         let mut loaded = subjects::load(&settings)?;
         let [(about, subject)] = loaded.as_mut_slice() else {
-            bail!("--model={} --engine={}: name one of each", self.model, settings.sources["engine"].value)
+            let given = |key: &str| &settings.sources[key].value;
+            bail!("--model={} --engine={} --dtype={}: name one of each", self.model, given("engine"), given("dtype"))
         };
 
         let mut evaluation = Evaluation { source: subject.source.clone(), tasks: Vec::new() };

@@ -8,7 +8,7 @@ use candlepower::{
     model::{MINI, SYNTHETIC, series::Architecture, shape},
     output,
     report::text_table::markdown,
-    scenario::{CHECKPOINTS, GENERATIONS, TRAININGS, Tier},
+    scenario::{CHECKPOINTS, GENERATIONS, PERPLEXITY, TRAININGS, Tier},
     settings::Settings,
     workload::series::{PRESETS, SeriesGrid},
 };
@@ -62,6 +62,14 @@ impl List {
             rows.push(row(&[scenario.key, target, scenario.purpose]));
         }
         output::print_line(markdown(&rows, 3));
+
+        let mut rows = vec![row(&["quality", "bench target", "smallest tier", "purpose", "window", "stride"])];
+        for scenario in PERPLEXITY {
+            let (window, stride) = (scenario.window_tokens.to_string(), scenario.stride_tokens.to_string());
+            let tier = scenario.tier.to_string();
+            rows.push(row(&[scenario.key, "perplexity", &tier, scenario.purpose, &window, &stride]));
+        }
+        output::print_line(markdown(&rows, 4));
 
         let mut rows = vec![row(&["backbone of the sweep", "other names", "presets"])];
         for architecture in Architecture::all() {

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use candlepower::{
     device::Precision,
     output,
-    quality::{self, Entry, Sliding, Source},
+    quality::{self, Entry, Sliding, Source, Window},
     record::{self, BenchmarkId, Measures, Record},
     report::{
         table,
@@ -14,6 +14,7 @@ use candlepower::{
     },
     runner::Session,
     settings::Settings,
+    workload::Timed,
 };
 use clap::Args;
 use indicatif::ProgressBar;
@@ -53,7 +54,8 @@ impl Perplexity {
         let settings = Settings::load(&given)?;
         let reference = self.reference.as_deref().map(|variant| {
             let model = &settings.models[0];
-            let first = [("models", model.to_string()), ("engine", settings.engines_for(model)[0].to_string())];
+            let (engine, dtype) = settings.variants_for(model)[0].clone();
+            let first = [("models", model.to_string()), ("engine", engine.to_string()), ("dtype", dtype.to_string())];
             let of_reference = Settings::load(&[given.as_slice(), &first, &parts(variant)].concat());
             of_reference.with_context(|| format!("--reference={variant}"))
         });
@@ -81,7 +83,8 @@ impl Perplexity {
             .into_iter()
             .map(|(about, subject)| {
                 let id = BenchmarkId::new(&scenario, &about).to_string();
-                (about, Entry { id, model: subject.model })
+                let (model, spent) = Timed::new(subject.model);
+                ((about, spent), Entry { id, model: Box::new(model) })
             })
             .unzip();
         let (entries, reference) = entries.split_at_mut(count);
@@ -93,13 +96,15 @@ impl Perplexity {
         })?;
         bar.finish_and_clear();
 
+        let computed: usize = sliding.over(ids.len()).iter().map(Window::inputs).sum();
         let mut records: Vec<Record> = Vec::new();
-        for (about, scored) in abouts.into_iter().zip(report.subjects.iter().chain(&report.reference)) {
+        for ((about, spent), scored) in abouts.into_iter().zip(report.subjects.iter().chain(&report.reference)) {
             // A subject that is also the reference has a record with its divergence.
             if records.iter().any(|record| record.id == scored.id) {
                 continue;
             }
-            let (measures, unmeasured) = report.measures(scored);
+            let (mut measures, unmeasured) = report.measures(scored);
+            measures.scored_tokens_per_s = Some(computed as f64 / spent.get().as_secs_f64());
             let measures = Measures::Quality(measures);
             let deviates = scored.deviates.clone();
             let mut record = subjects::record(&session, &scenario, about, measures, unmeasured, deviates);

@@ -4,6 +4,7 @@ use std::{cell::RefCell, process::ExitCode, rc::Rc};
 
 use anyhow::{Context, Result, bail, ensure};
 use candlepower::{
+    device::Precision,
     generate::{self, Request},
     measure::memory,
     model::{self, Engine, ModelSpec},
@@ -48,15 +49,16 @@ fn print_json(record: &Record, tokens: &[u32]) -> Result<()> {
     Ok(())
 }
 
-/// The model and the engine of a command that takes one of each.
-pub fn only_model(settings: &Settings, typed: &str) -> Result<(ModelSpec, Engine)> {
+/// The model, the engine and the dtype of a command that takes one of each.
+pub fn only_model(settings: &Settings, typed: &str) -> Result<(ModelSpec, Engine, Precision)> {
     let [spec] = settings.models.as_slice() else { bail!("--model={typed}: name one model") };
+    let [dtype] = settings.dtype[..] else { bail!("--dtype={}: name one dtype", settings.sources["dtype"].value) };
     let engine = &settings.sources["engine"];
-    match settings.engines_for(spec)[..] {
-        [EngineChoice::Own(own)] => Ok((spec.clone(), own)),
+    match settings.variants_for(spec)[..] {
+        [(EngineChoice::Own(own), _)] => Ok((spec.clone(), own, dtype)),
         // By default, an embedded model has several.
-        [EngineChoice::Own(own), ..] if engine.from == "default" => Ok((spec.clone(), own)),
-        [EngineChoice::Peer(_)] => bail!("--engine={}: peers run under `candlepower bench`", engine.value),
+        [(EngineChoice::Own(own), _), ..] if engine.from == "default" => Ok((spec.clone(), own, dtype)),
+        [(EngineChoice::Peer(_), _)] => bail!("--engine={}: peers run under `candlepower bench`", engine.value),
         _ => bail!("--engine={}: name one engine", engine.value),
     }
 }
@@ -126,13 +128,13 @@ impl Run {
             self.warmup.checked_add(self.trials).is_some(),
             "--warmup and --trials: their sum is too large to count"
         );
-        let (spec, engine) = only_model(&settings, &self.model)?;
+        let (spec, engine, dtype) = only_model(&settings, &self.model)?;
         let command = runner::own_command(std::env::args_os(), &settings);
         let mut session = Session::new(settings.clone())?.with_command(command.clone());
         // The buffers that measure the limits must not count as the model's memory.
         session.prepare()?;
         let bytes_beside = memory::current_bytes(session.device());
-        let loaded = model::load(&spec, engine, settings.dtype, settings.device, settings.seed)?;
+        let loaded = model::load(&spec, engine, dtype, settings.device, settings.seed)?;
         // An engine that is not given is the first of the candidates.
         let mut candidate = Candidate::from_settings(&settings).remove(0);
         candidate.learn(&loaded);

@@ -78,7 +78,7 @@ pub struct Serve {
 impl Serve {
     pub fn run(self) -> Result<ExitCode> {
         let settings = Settings::load(&[self.settings.given(), &[("models", self.model.clone())]].concat())?;
-        let (spec, engine) = only_model(&settings, &self.model)?;
+        let (spec, engine, dtype) = only_model(&settings, &self.model)?;
         let api_key = self.api_key_file.as_deref().map(api_key).transpose()?;
         if !self.host.is_loopback() && api_key.is_none() {
             note(&format!("{} is reachable from the network, and there is no --api-key-file", self.host));
@@ -103,7 +103,7 @@ impl Serve {
         Session::new(settings.clone())?;
         let options =
             Options { address: SocketAddr::new(self.host, self.port), model: self.model.clone(), api_key, limits };
-        let (dtype, device) = (settings.dtype, settings.device);
+        let device = settings.device;
         let server = Server::start(options, move || {
             let subject = model::load(&spec, engine, dtype, device, settings.seed)?;
             // Without the template, only chats are refused.

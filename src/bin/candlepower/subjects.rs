@@ -11,19 +11,22 @@ use candlepower::{
     workload::{Measured, Outcome},
 };
 
-/// Loads the models of the settings, each on the engines that they name, or on one engine if they name none.
+/// Loads the models of the settings in every dtype, each on the engines that they name, or on one engine if they name none.
 pub fn load(settings: &Settings) -> Result<Vec<(record::Subject, model::Subject)>> {
     let is_default = settings.sources["engine"].from == "default";
     let mut loaded = Vec::new();
     for spec in &settings.models {
-        let engines = settings.engines_for(spec);
-        for engine in engines.iter().take(if is_default { 1 } else { engines.len() }) {
+        let mut known = Vec::new();
+        for (engine, dtype) in settings.variants_for(spec) {
+            if is_default && known.contains(&dtype) {
+                continue;
+            }
+            known.push(dtype);
             let EngineChoice::Own(own) = engine else {
                 bail!("engine {engine}: a peer gives no logits, so it has no score: name stock or tuned")
             };
-            let subject = model::load(spec, *own, settings.dtype, settings.device, settings.seed)?;
-            let one = Settings { models: vec![spec.clone()], engine: vec![engine.clone()], ..settings.clone() };
-            let mut candidate = Candidate::from_settings(&one).remove(0);
+            let subject = model::load(spec, own, dtype, settings.device, settings.seed)?;
+            let mut candidate = Candidate::from_settings(&settings.with_variant(spec, engine, dtype)).remove(0);
             candidate.learn(&subject);
             loaded.push((candidate.about, subject));
         }

@@ -5,9 +5,11 @@ use std::{path::PathBuf, process::ExitCode};
 use anyhow::{Context, Result};
 use candlepower::{
     config::Layers,
+    model::{Subject, psann::PsannLm},
     output,
+    quality::{self, Questions, Task},
     runner::{let_waiting_threads_sleep, set_threads},
-    train::run::{self, Progress, Text, TrainConfig},
+    train::run::{self, Progress, TaskScores, Text, TrainConfig, Trained},
 };
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -99,13 +101,29 @@ pub struct Shootout {
     /// Folder of the shoot-out; if it was interrupted, the same command resumes it
     #[arg(long, default_value = "target/candlepower/shootout")]
     out: PathBuf,
+    /// Score each trained model in the tasks lambada_openai and hellaswag
+    #[arg(long, requires = "data")]
+    eval: bool,
+    /// Folder with a file <task>.jsonl for each task
+    #[arg(long, requires = "eval")]
+    data: Option<PathBuf>,
+    /// Most questions of each task
+    #[arg(long, default_value_t = 256, requires = "eval")]
+    limit: usize,
 }
 
 impl Shootout {
     pub fn run(self) -> Result<ExitCode> {
+        // A file of questions that cannot be read is found before hours of training.
+        let read = |folder: &PathBuf| {
+            let questions = |task: Task| Ok((task, task.read(folder, self.limit)?));
+            ["lambada_openai", "hellaswag"].iter().map(|name| questions(name.parse()?)).collect::<Result<Vec<_>>>()
+        };
+        let tasks = self.data.as_ref().map(read).transpose()?.unwrap_or_default();
         let (config, text) = self.configuration.read(TrainConfig::shootout())?;
         let bar = bar();
-        let ended = run::shootout(&config, &text, &self.out, |name, step| show(&bar, name, step));
+        let progress = |name: &str, step: &Progress| show(&bar, name, step);
+        let ended = run::shootout(&config, &text, &self.out, progress, |trained| scores(trained, &tasks));
         bar.finish_and_clear();
         let shootout = ended?;
         output::print_line(shootout.leaderboard());
@@ -120,6 +138,27 @@ impl Shootout {
         }
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// The scores of a trained model in the tasks.
+fn scores(trained: Trained, tasks: &[(Task, Questions)]) -> Result<TaskScores> {
+    let mut scores = TaskScores::default();
+    if tasks.is_empty() {
+        return Ok(scores);
+    }
+    let Trained { config, model, weights, tokenizer } = trained;
+    let loaded = PsannLm::load(&model, config.dtype, &weights, &config.device.open()?)?;
+    let source = weights.display().to_string();
+    let mut subject =
+        Subject { model: Box::new(loaded), source, tokenizer: Some(tokenizer.clone()), eos_token_ids: Vec::new() };
+    for (task, questions) in tasks {
+        let result = quality::evaluate(task.name(), *task, questions, &mut subject, |_| {})?;
+        match result.acc_norm {
+            Some(acc_norm) => (scores.hellaswag_acc, scores.hellaswag_acc_norm) = (Some(result.acc), Some(acc_norm)),
+            None => (scores.lambada_acc, scores.lambada_ppl) = (Some(result.acc), result.perplexity),
+        }
+    }
+    Ok(scores)
 }
 
 fn bar() -> ProgressBar {

@@ -44,6 +44,23 @@ pub trait Element: Copy + Default + Send + Sync + 'static {
     fn scratch<T>(len: usize, with: impl FnOnce(&mut [Self]) -> T) -> T;
 }
 
+/// A type that weights may be stored in, to be multiplied with inputs of the type `E`.
+pub trait Operand<E: Element>: Copy {
+    /// Groups of weights, converted.
+    ///
+    /// # Safety
+    /// [`Simd::LANES`] groups must be readable.
+    unsafe fn load<S: Simd>(simd: S, from: *const Self) -> E::Groups<S>;
+}
+
+impl<E: Element> Operand<E> for E {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(simd: S, from: *const Self) -> E::Groups<S> {
+        // SAFETY: as the caller ensures.
+        unsafe { <E as Element>::load(simd, from) }
+    }
+}
+
 /// Lends a vector from a list of unused ones, so that calls can be nested.
 macro_rules! scratch {
     ($element:ty, $len:ident, $with:ident) => {{

@@ -1,7 +1,8 @@
 //! Kernels of inference on CPUs, for weights and caches in f32, bf16 or f16 with sums in f32, and for quantised weights.
 //!
 //! - `simd` chooses the instruction set at run time, and `pool` holds the threads.
-//! - `packed` holds weights in panels, `quantised` in blocks with `tiles` for those of our own, and both multiply with them.
+//! - `packed` holds weights in panels. `quantised` holds them in blocks, with `tiles` for those of our own, or in `fp8`. All multiply with
+//!   them.
 //! - `cache` holds the keys and values of sequences in pages of the same panels. `attention` reads them.
 //! - `fused` contains the operations between products: norms, rotary positions, activations, sums.
 //!
@@ -14,6 +15,7 @@
 mod attention;
 mod cache;
 pub(super) mod element;
+mod fp8;
 mod fused;
 mod memory;
 pub(super) mod packed;

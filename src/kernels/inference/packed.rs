@@ -7,7 +7,7 @@
 
 use super::{
     Machine,
-    element::Element,
+    element::{Element, Operand},
     fused::Activation,
     memory::Buffer,
     pool::Parts,
@@ -172,15 +172,15 @@ pub fn place<E: Element>(width: usize, output: usize, input: usize) -> usize {
     (input / E::GROUP * width + output) * E::GROUP + input % E::GROUP
 }
 
-/// Products of rows with one panel.
-pub struct Sums<'a, E> {
+/// Products of rows with one panel, whose weights are stored as `W`.
+pub struct Sums<'a, E, W = E> {
     /// Rows, `stride` elements apart, with `step` elements from one group of inputs to the next.
     pub x: &'a [E],
     pub stride: usize,
     pub step: usize,
     pub rows: usize,
     /// `groups` groups of inputs, of `width` outputs each.
-    pub panel: &'a [E],
+    pub panel: &'a [W],
     pub width: usize,
     pub groups: usize,
     /// `width` sums for each row, `out_stride` elements apart.
@@ -190,7 +190,7 @@ pub struct Sums<'a, E> {
     pub add: bool,
 }
 
-impl<E: Element> Kernel for Sums<'_, E> {
+impl<E: Element, W: Operand<E>> Kernel for Sums<'_, E, W> {
     type Output = ();
 
     #[inline(always)]
@@ -207,8 +207,8 @@ impl<E: Element> Kernel for Sums<'_, E> {
         if rows == 1 && width == PANEL && step == E::GROUP && !self.add {
             // SAFETY: the checks above, for one row.
             return match PANEL / S::LANES {
-                4 => unsafe { one_row::<S, E, 4, 2>(simd, x, panel, groups, out) },
-                _ => unsafe { one_row::<S, E, 8, 1>(simd, x, panel, groups, out) },
+                4 => unsafe { one_row::<S, E, W, 4, 2>(simd, x, panel, groups, out) },
+                _ => unsafe { one_row::<S, E, W, 8, 1>(simd, x, panel, groups, out) },
             };
         }
         let deepest = DEPTH_BYTES / size_of::<E>() / E::GROUP;
@@ -250,11 +250,11 @@ impl<E: Element> Kernel for Sums<'_, E> {
 }
 
 /// Products of a few rows with a few vectors of outputs.
-struct Tile<E> {
+struct Tile<E, W> {
     x: *const E,
     stride: usize,
     step: usize,
-    panel: *const E,
+    panel: *const W,
     width: usize,
     groups: usize,
     out: *mut f32,
@@ -262,7 +262,7 @@ struct Tile<E> {
     add: bool,
 }
 
-impl<E: Element> Tile<E> {
+impl<E: Element, W: Operand<E>> Tile<E, W> {
     /// Computes `rows` rows, at most six, and `N` vectors. Returns the number of columns.
     ///
     /// # Safety
@@ -294,9 +294,9 @@ impl<E: Element> Tile<E> {
         unsafe {
             let mut sums = [[simd.splat(0.0); N]; R];
             for _ in 0..groups {
-                let mut weights = [E::load(simd, panel); N];
+                let mut weights = [W::load(simd, panel); N];
                 for n in 1..N {
-                    weights[n] = E::load(simd, panel.add(n * S::LANES * E::GROUP));
+                    weights[n] = W::load(simd, panel.add(n * S::LANES * E::GROUP));
                 }
                 for r in 0..R {
                     let x = E::splat(simd, x.add(r * stride));
@@ -325,10 +325,10 @@ impl<E: Element> Tile<E> {
 /// `groups` groups of `x` and of the panel, and [`PANEL`] sums must lie in memory.
 #[inline(always)]
 #[expect(clippy::needless_range_loop, reason = "the loops over registers are unrolled")]
-unsafe fn one_row<S: Simd, E: Element, const N: usize, const U: usize>(
+unsafe fn one_row<S: Simd, E: Element, W: Operand<E>, const N: usize, const U: usize>(
     simd: S,
     mut x: *const E,
-    mut panel: *const E,
+    mut panel: *const W,
     groups: usize,
     out: *mut f32,
 ) {
@@ -341,7 +341,7 @@ unsafe fn one_row<S: Simd, E: Element, const N: usize, const U: usize>(
                 for n in 0..N {
                     let weights = panel.add((u * PANEL + n * S::LANES) * E::GROUP);
                     simd.prefetch(weights.wrapping_byte_add(AHEAD));
-                    sums[u][n] = E::multiply_add(simd, sums[u][n], E::load(simd, weights), x);
+                    sums[u][n] = E::multiply_add(simd, sums[u][n], W::load(simd, weights), x);
                 }
             }
             x = x.wrapping_add(U * E::GROUP);
@@ -351,7 +351,7 @@ unsafe fn one_row<S: Simd, E: Element, const N: usize, const U: usize>(
         for _ in 0..groups % U {
             let x = E::splat(simd, x);
             for n in 0..N {
-                let weights = E::load(simd, panel.add(n * S::LANES * E::GROUP));
+                let weights = W::load(simd, panel.add(n * S::LANES * E::GROUP));
                 sums[0][n] = E::multiply_add(simd, sums[0][n], weights, x);
             }
         }
@@ -407,6 +407,14 @@ impl<E: Element> Weights<E> {
         match self {
             Self::Packed(packed) => (packed.outputs * packed.inputs * size_of::<E>()) as u64,
             Self::Quantised(quantised) => quantised.bytes() as u64,
+        }
+    }
+
+    /// Bytes of a row of inputs in the form that the weights are multiplied with, if that is not as it is.
+    pub fn input_bytes(&self) -> usize {
+        match self {
+            Self::Packed(_) => 0,
+            Self::Quantised(quantised) => quantised.input_bytes(),
         }
     }
 

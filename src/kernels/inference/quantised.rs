@@ -1,4 +1,4 @@
-//! Weights in blocks of whole numbers that share a scale, in the formats of GGUF files, which Candle defines.
+//! Weights in blocks of whole numbers that share a scale, in the formats of GGUF files, which Candle defines, or in FP8.
 //!
 //! The formats in which weights are quantised here are kept in [`tiles`](super::tiles). Of files, blocks of other formats are kept
 //! as they are: a few rows of inputs are quantised for them and multiplied by Candle's dot products; for more rows, a part of a
@@ -23,6 +23,7 @@ use candle_core::quantized::{
 use super::{
     Instructions, Machine,
     element::Element,
+    fp8::Fp8,
     packed::{DEPTH_BYTES, PANEL, Rows, STEP, Sums, place},
     pool::Parts,
     simd::Dispatch,
@@ -36,7 +37,7 @@ const FEW: usize = 16;
 /// Inputs that are converted at a time: a multiple of the length of every block.
 const CONVERTED: usize = 256;
 
-/// A matrix of weights in blocks.
+/// A matrix of weights in blocks or in FP8.
 pub struct Quantised {
     held: Held,
     outputs: usize,
@@ -46,20 +47,31 @@ pub struct Quantised {
 enum Held {
     Q8(Tiles<Q8Tile>),
     Q4(Tiles<Q4Tile>),
+    Fp8(Fp8),
     Blocks(Box<dyn Blocks>),
 }
 
-/// Rows of inputs, quantised.
+/// Rows of inputs in the form that weights are multiplied with.
 #[derive(Clone)]
 pub enum Inputs {
     /// For tiles.
     Groups(Arc<GroupRows>),
+    /// For FP8: rows without space between them.
+    Numbers(Arc<Vec<f32>>),
     /// Blocks of the type that Candle multiplies the weights with.
     Blocks(Arc<dyn Any + Send + Sync>),
 }
 
-/// The address and the number of rows, the inputs of each, and the format of their blocks, or `None` for tiles.
-type Key<E> = (*const E, usize, usize, Option<GgmlDType>);
+/// The form of inputs.
+#[derive(Clone, Copy, PartialEq)]
+enum Form {
+    Groups,
+    Numbers,
+    Blocks(GgmlDType),
+}
+
+/// The address and the number of rows, the inputs of each, and their form.
+type Key<E> = (*const E, usize, usize, Form);
 
 /// Quantised inputs of the layers of one operation. Layers that multiply the same rows share them.
 pub struct Shared<E>(Vec<(Key<E>, Inputs)>);
@@ -89,6 +101,17 @@ impl Quantised {
             GgmlDType::Q4K => Held::Q4(quantised::<Q4Tile, BlockQ4K, E>(machine, shape, values, &is_finite)),
             _ => return None,
         };
+        is_finite.into_inner().then_some(Self { held, outputs, inputs })
+    }
+
+    /// Quantises weights to FP8: (outputs, inputs) in row-major order. `None` if one is not finite.
+    ///
+    /// # Panics
+    /// If there are not as many values.
+    pub fn fp8<E: Element>(machine: &Machine, shape @ (outputs, inputs): (usize, usize), values: &[E]) -> Option<Self> {
+        assert_eq!(values.len(), outputs * inputs, "values of {outputs} x {inputs} weights");
+        let is_finite = AtomicBool::new(true);
+        let held = Held::Fp8(Fp8::new(machine, shape, values, &is_finite));
         is_finite.into_inner().then_some(Self { held, outputs, inputs })
     }
 
@@ -138,12 +161,22 @@ impl Quantised {
         self.inputs
     }
 
-    /// Bytes of all blocks.
+    /// Bytes of the weights, with their scales.
     pub fn bytes(&self) -> usize {
         match &self.held {
             Held::Q8(tiles) => tiles.bytes(),
             Held::Q4(tiles) => tiles.bytes(),
+            Held::Fp8(weights) => weights.bytes(),
             Held::Blocks(blocks) => blocks.bytes(),
+        }
+    }
+
+    /// Bytes of a row of many, in the form that the weights are multiplied with: 0 if that is as it is.
+    pub fn input_bytes(&self) -> usize {
+        match &self.held {
+            Held::Q8(_) | Held::Q4(_) => GroupRows::row_bytes(self.inputs),
+            Held::Fp8(_) => self.inputs * size_of::<f32>(),
+            Held::Blocks(_) => 0,
         }
     }
 
@@ -156,6 +189,7 @@ impl Quantised {
         match &self.held {
             Held::Q8(tiles) => tiles.row(output, row),
             Held::Q4(tiles) => tiles.row(output, row),
+            Held::Fp8(weights) => weights.row(output, row),
             Held::Blocks(blocks) => blocks.convert(output, 0, row),
         }
     }
@@ -167,22 +201,30 @@ impl Quantised {
         x: Rows<E>,
         shared: &mut Shared<E>,
     ) -> Option<Inputs> {
-        let format = match &self.held {
-            Held::Q8(_) | Held::Q4(_) => None,
-            Held::Blocks(blocks) => Some(blocks.format_of_inputs()),
+        let form = match &self.held {
+            Held::Q8(_) | Held::Q4(_) => Form::Groups,
+            Held::Fp8(_) => Form::Numbers,
+            Held::Blocks(blocks) => Form::Blocks(blocks.format_of_inputs()),
         };
-        if x.count() == 0 || (format.is_some() && x.count() > FEW) {
+        if x.count() == 0 || (matches!(form, Form::Blocks(_)) && x.count() > FEW) {
             return None;
         }
-        let key = (x.all().as_ptr(), x.count(), self.inputs, format);
+        let key = (x.all().as_ptr(), x.count(), self.inputs, form);
         if let Some((_, inputs)) = shared.0.iter().find(|(other, _)| *other == key) {
             return Some(inputs.clone());
         }
+        let numbers = || -> Vec<f32> {
+            let mut all = Vec::with_capacity(x.count() * self.inputs);
+            for row in 0..x.count() {
+                all.extend(x.row(row)[..self.inputs].iter().map(|value| value.to_f32()));
+            }
+            all
+        };
         let inputs = match &self.held {
             Held::Q8(_) | Held::Q4(_) => Inputs::Groups(Arc::new(GroupRows::new(machine, x, self.inputs))),
+            Held::Fp8(_) => Inputs::Numbers(Arc::new(numbers())),
             Held::Blocks(blocks) => {
-                let rows = (0..x.count()).flat_map(|row| &x.row(row)[..self.inputs]);
-                let values: Vec<f32> = rows.map(|value| value.to_f32()).collect();
+                let values = numbers();
                 // Blocks would hide a number that is not finite.
                 if !values.iter().all(|value| value.is_finite()) {
                     return None;
@@ -207,6 +249,7 @@ impl Quantised {
         match (&self.held, inputs) {
             (Held::Q8(tiles), Some(Inputs::Groups(x))) => tiles.sums(dispatch, x, rows, panel, sums),
             (Held::Q4(tiles), Some(Inputs::Groups(x))) => tiles.sums(dispatch, x, rows, panel, sums),
+            (Held::Fp8(weights), Some(Inputs::Numbers(x))) => weights.sums(dispatch, x, rows, panel, sums),
             (Held::Blocks(blocks), Some(Inputs::Blocks(x))) => {
                 blocks.multiply(dispatch.instructions() == Instructions::Portable, &**x, rows, outputs, sums);
             }

@@ -11,6 +11,8 @@ use std::{fmt, str::FromStr};
 use half::{bf16, f16};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
+use super::fp8::F8E4M3;
+
 /// A set of vector instructions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Instructions {
@@ -192,6 +194,12 @@ pub trait Simd: Copy {
     /// [`Self::LANES`] numbers must be readable.
     unsafe fn load_half(self, from: *const f16) -> Self::Vector;
 
+    /// Converts numbers from FP8, divided by [`F8E4M3::OF_HALF`]. The pattern of NaN becomes a number.
+    ///
+    /// # Safety
+    /// [`Self::LANES`] numbers must be readable.
+    unsafe fn load_f8(self, from: *const F8E4M3) -> Self::Vector;
+
     /// `sum + a.0 · b.0 + a.1 · b.1`
     fn multiply_add_pairs(self, sum: Self::Vector, a: Self::Pairs, b: Self::Pairs) -> Self::Vector;
 
@@ -293,6 +301,12 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    unsafe fn load_f8(self, from: *const F8E4M3) -> Self::Vector {
+        // SAFETY: the caller ensures that the numbers are readable.
+        unsafe { from.cast::<[F8E4M3; WIDTH]>().read_unaligned() }.map(|number| number.to_half().to_f32())
+    }
+
+    #[inline(always)]
     fn multiply_add_pairs(self, mut sum: Self::Vector, a: Self::Pairs, b: Self::Pairs) -> Self::Vector {
         for lane in 0..WIDTH {
             let first = f32::from_bits(a[lane] << 16) * f32::from_bits(b[lane] << 16);
@@ -367,7 +381,7 @@ mod x86 {
 
     use half::{bf16, f16};
 
-    use super::{Kernel, Simd};
+    use super::{F8E4M3, Kernel, Simd};
 
     /// Makes the function that compiles a kernel for a set of instructions.
     macro_rules! version {
@@ -462,6 +476,15 @@ mod x86 {
         unsafe fn load_half(self, from: *const f16) -> __m256 {
             // SAFETY: as for `load`, with the conversions of F16C, which are checked with AVX2.
             unsafe { _mm256_cvtph_ps(_mm_loadu_si128(from.cast())) }
+        }
+
+        #[inline(always)]
+        unsafe fn load_f8(self, from: *const F8E4M3) -> __m256 {
+            // SAFETY: as for `load_half`, with eight bytes. The shift leaves two copies of the sign, of which one is cleared.
+            unsafe {
+                let shifted = _mm_slli_epi16::<7>(_mm_cvtepi8_epi16(_mm_loadl_epi64(from.cast())));
+                _mm256_cvtph_ps(_mm_and_si128(shifted, _mm_set1_epi16(0xbf80u16 as i16)))
+            }
         }
 
         #[inline(always)]
@@ -598,6 +621,15 @@ mod x86 {
             unsafe fn load_half(self, from: *const f16) -> __m512 {
                 // SAFETY: as for `load`.
                 unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) }
+            }
+
+            #[inline(always)]
+            unsafe fn load_f8(self, from: *const F8E4M3) -> __m512 {
+                // SAFETY: as for `load`, with 16 bytes. The shift leaves two copies of the sign, of which one is cleared.
+                unsafe {
+                    let shifted = _mm256_slli_epi16::<7>(_mm256_cvtepi8_epi16(_mm_loadu_si128(from.cast())));
+                    _mm512_cvtph_ps(_mm256_and_si256(shifted, _mm256_set1_epi16(0xbf80u16 as i16)))
+                }
             }
 
             #[inline(always)]

@@ -587,6 +587,58 @@ fn products_of_blocks_equal_those_of_their_weights() {
     quantised_products_are_sums::<bf16>(0.03);
 }
 
+fn fp8_products_are_sums<E: Element>() {
+    for machine in machines() {
+        for (rows, inputs, outputs) in SIZES {
+            let what = format!("{}: {rows} x {inputs} x {outputs}", machine.instructions());
+            let values = elements::<E>(outputs * inputs, 5);
+            let weights = Quantised::fp8(&machine, (outputs, inputs), &values).expect("finite weights");
+            assert_eq!(weights.bytes(), outputs * (inputs + 4), "{what}");
+            let plain = rows_of(&weights);
+            let bias = numbers(outputs, 4);
+            let layer = Linear::<E>::new(weights, Some(bias.clone()));
+            let x = elements::<E>(rows * inputs, 3);
+            let of_numbers: Vec<f32> = x.iter().map(|x| x.to_f32()).collect();
+            let expected = plain_product(&of_numbers, &plain, &bias, inputs);
+            let padded = in_rows(&x, inputs);
+            let x = Rows::new(&padded, rows, Rows::<E>::stride_of(inputs));
+            let mut found = vec![f32::NAN; rows * outputs];
+            products(&machine, vec![Product { x, layer: &layer, out: &mut found, then: Then::Store }]);
+            near::<E>(&found, &expected, (inputs as f64).sqrt(), &what);
+        }
+    }
+}
+
+#[test]
+fn products_of_fp8_equal_those_of_their_weights() {
+    fp8_products_are_sums::<f32>();
+    fp8_products_are_sums::<bf16>();
+    fp8_products_are_sums::<f16>();
+}
+
+/// Three bits of mantissa: an error of a sixteenth at most, or of half the smallest step, which is a 512th of a unit of the scale.
+#[test]
+fn weights_in_fp8_have_the_precision_of_the_format() {
+    let machine = Machine::with_threads(3);
+    for (outputs, inputs) in [(1, 1), (5, 40), (70, 257)] {
+        let mut values = numbers(outputs * inputs, 2);
+        values[0] *= 1e-6;
+        let weights = Quantised::fp8(&machine, (outputs, inputs), &values).expect("weights");
+        for (row, found) in values.chunks(inputs).zip(rows_of(&weights).chunks(inputs)) {
+            let most = row.iter().fold(0f32, |most, value| most.max(value.abs()));
+            for (value, found) in row.iter().zip(found) {
+                let bound = value.abs() / 16.0 + most / 448.0 / 1024.0;
+                assert!((found - value).abs() <= bound * 1.00001, "{outputs} x {inputs}: {found} for {value}");
+            }
+        }
+    }
+    let zeros = Quantised::fp8(&machine, (3, 20), &[0f32; 60]).expect("weights");
+    assert!(rows_of(&zeros).iter().all(|value| *value == 0.0));
+    for wrong in [f32::NAN, f32::INFINITY] {
+        assert!(Quantised::fp8(&machine, (2, 40), &[vec![0.5; 79], vec![wrong]].concat()).is_none());
+    }
+}
+
 /// The gates of a feed-forward whose layers have different formats.
 #[test]
 fn gates_of_blocks_are_activated() {
@@ -613,13 +665,17 @@ fn gates_of_blocks_are_activated() {
     }
 }
 
-/// Whole numbers do not hide a number that is not finite.
+/// Whole numbers do not hide a number that is not finite, and FP8 does not either.
 #[test]
 fn inputs_that_are_not_finite_stay_so() {
     for machine in machines() {
-        for format in FORMATS {
+        for format in FORMATS.map(Some).into_iter().chain([None]) {
             for wrong in [f32::NAN, f32::NEG_INFINITY] {
-                let layer = Linear::<f32>::new(quantised(&machine, format, (20, 512)).0, None);
+                let weights = match format {
+                    Some(format) => quantised(&machine, format, (20, 512)).0,
+                    None => Quantised::fp8(&machine, (20, 512), &numbers(20 * 512, 21)).expect("weights"),
+                };
+                let layer = Linear::<f32>::new(weights, None);
                 let mut x = numbers(3 * 512, 1);
                 x[512 + 300] = wrong;
                 let mut found = vec![0.0; 60];

@@ -47,6 +47,11 @@ pub struct GroupRows {
 }
 
 impl GroupRows {
+    /// Bytes of a row of this many inputs.
+    pub fn row_bytes(inputs: usize) -> usize {
+        inputs.next_multiple_of(PADDING) / GROUP * size_of::<Group>()
+    }
+
     /// Quantises the first `inputs` elements of each row. A row with a number that is not finite becomes NaN.
     pub fn new<E: Element>(machine: &Machine, x: Rows<E>, inputs: usize) -> Self {
         let per_row = inputs.next_multiple_of(PADDING) / GROUP;

@@ -189,6 +189,10 @@ impl CausalLm for Decoder {
         self.config.prefill_flops(tokens)
     }
 
+    fn attention(&self) -> Option<(&'static str, DType)> {
+        Some(("candle", self.dtype))
+    }
+
     fn planted_skew(&self) -> Option<f64> {
         self.planted.as_ref().map(|planted| planted.skew)
     }

@@ -125,6 +125,10 @@ impl CausalLm for Stock {
         scores.saturating_mul((self.module.bytes_per_score)(self.dtype, &self.device) as u64)
     }
 
+    fn attention(&self) -> Option<(&'static str, DType)> {
+        Some((if uses_flash_attn(&self.device) { "flash-attn" } else { "candle" }, self.dtype))
+    }
+
     fn deviates(&self, prompt_tokens: usize, _: usize) -> Option<String> {
         (self.module.deviates)(&self.config, self.dtype, prompt_tokens)
     }

@@ -35,6 +35,8 @@ pub enum Format {
     LlamaBenchJsonl,
     /// SQL for the shell of SQLite: `candlepower export --format sql | sqlite3 results.sqlite`
     Sql,
+    /// A database of SQLite, which its shell `sqlite3` writes to the file of --to
+    Sqlite,
 }
 
 /// The records in a format.
@@ -56,7 +58,7 @@ pub fn export(records: &[&Record], format: Format) -> Result<String> {
         Format::Openmetrics => Ok(openmetrics(&rows)),
         Format::Registry => registry(&rows),
         Format::LlamaBenchJsonl => llama_bench::llama_bench(records),
-        Format::Sql => sql::sql(records),
+        Format::Sql | Format::Sqlite => sql::sql(records),
     }
 }
 

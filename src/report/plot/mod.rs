@@ -2,6 +2,7 @@
 //! or the engine.
 
 mod chart;
+mod dtypes;
 mod forest;
 mod generation;
 mod mixtures;
@@ -86,7 +87,7 @@ const fn plot(file: &'static str, beside: TableKey, title: &'static str, draw: f
 }
 
 #[rustfmt::skip]
-const PLOTS: [PlotRow; 18] = [
+const PLOTS: [PlotRow; 19] = [
     plot("tokens_per_s.svg", TableKey::Generation,
         "Generated tokens per second, end to end, with Criterion's 95 % interval", generation::tokens_per_s),
     plot("ttft.svg", TableKey::Generation, "Time to first token over the length of the prompt", generation::ttft),
@@ -114,6 +115,8 @@ const PLOTS: [PlotRow; 18] = [
     plot("throughput_forward.svg", TableKey::Training,
         "Language models forward to the loss, over the batch", training::throughput_forward),
     plot("throughput_train.svg", TableKey::Training, "Language models in training, over the batch", training::throughput_train),
+    plot("dtypes.svg", TableKey::Dtypes,
+        "Divergence from the reference over speed, with the size of the weights", dtypes::divergence_over_rate),
 ];
 
 /// Every plot for which the rows have values.

@@ -5,10 +5,12 @@ use criterion::{SamplingMode, Throughput, measurement::WallTime};
 
 use super::{Entry, NOISE_THRESHOLD, Suite, long_steps, paired::Turns};
 use crate::{
-    model::ModelSpec,
+    device::DeviceChoice,
+    model::{self, ModelSpec},
+    record,
     runner::pool::about,
     scenario::{CheckpointScenario, CheckpointWork, Pass, TOKENIZER_TEXT_BYTES},
-    settings::{EngineChoice, Settings},
+    settings::Settings,
     workload::{EMBEDDED_TOKENIZER, LoadWorkload, TokenizerWorkload, Workload},
 };
 
@@ -45,15 +47,17 @@ impl Suite {
 
 /// A load of each checkpoint by each of its engines.
 fn loads<'a>(key: &'a str, is_cold: bool, settings: &'a Settings) -> Vec<Entry<'a>> {
-    let (dtype, device) = (settings.dtype, settings.device);
+    let device = settings.device;
     let mut entries = Vec::new();
     for spec in settings.models.iter().filter(|spec| !spec.is_synthetic()) {
         // A peer loads its files in a way of its own.
-        for engine in settings.engines_for(spec).iter().filter_map(EngineChoice::own) {
+        for (engine, dtype) in settings.variants_for(spec) {
+            let Some(engine) = engine.own() else { continue };
             let prepare = move || -> Result<Box<dyn Workload>> {
                 Ok(Box::new(LoadWorkload::new(spec, engine, dtype, device, is_cold)?))
             };
-            entries.push(entry(key, &spec.slug(), &engine.to_string(), &spec.to_string(), settings, prepare));
+            let names = (spec.slug(), engine.to_string(), model::dtype_of(spec, dtype));
+            entries.push(entry(key, about(names, device, &spec.to_string(), false), prepare));
         }
     }
     entries
@@ -67,28 +71,17 @@ fn passes<'a>(key: &'a str, pass: Pass, settings: &'a Settings) -> Vec<Entry<'a>
         let name = spec.map_or_else(|| EMBEDDED_TOKENIZER.to_owned(), ModelSpec::slug);
         let source = spec.map_or_else(|| format!("embedded:{EMBEDDED_TOKENIZER}"), ToString::to_string);
         let prepare = move || -> Result<Box<dyn Workload>> { Ok(Box::new(TokenizerWorkload::new(spec, pass)?)) };
-        let mut made = entry(key, &name, "tokenizers", &source, settings, prepare);
         // A tokenizer makes ids, and runs on the CPU for every device of the model.
-        made.subject.dtype = "u32".into();
-        made.subject.device = "cpu".into();
-        made
+        let names = (name, "tokenizers".to_owned(), "u32".to_owned());
+        entry(key, about(names, DeviceChoice::Cpu, &source, false), prepare)
     };
     specs.into_iter().map(of).collect()
 }
 
 fn entry<'a>(
     key: &'a str,
-    name: &str,
-    engine: &str,
-    source: &str,
-    settings: &Settings,
+    subject: record::Subject,
     prepare: impl Fn() -> Result<Box<dyn Workload>> + 'a,
 ) -> Entry<'a> {
-    Entry {
-        scenario: key,
-        subject: about(name, engine, settings, source, false),
-        counterparts: Vec::new(),
-        needs: Box::new(|| (0, 0)),
-        prepare: Box::new(prepare),
-    }
+    Entry { scenario: key, subject, counterparts: Vec::new(), needs: Box::new(|| (0, 0)), prepare: Box::new(prepare) }
 }

@@ -10,6 +10,7 @@ use crate::{
     device::DeviceChoice,
     generate::{self, Request},
     measure::TokenTime,
+    output,
     record::BenchmarkId,
     runner::pool::{Candidate, Loaded, Pool},
     scenario::{Counterpart, Generation},
@@ -20,6 +21,7 @@ impl Suite {
     /// Runs the scenarios on every candidate whose tier includes them.
     pub fn generation(&mut self, scenarios: &[Generation], candidates: Vec<Candidate>) {
         let (seed, device) = (self.settings().seed, self.settings().device);
+        self.report_left_out(&candidates);
         let pool = RefCell::new(Pool::new(candidates, self.session.device().clone()));
         let mut benchmarks: Vec<(&Generation, usize)> = Vec::new();
         for scenario in scenarios {
@@ -68,6 +70,19 @@ impl Suite {
             self.conclude(scenario.key, || group.finish());
         }
         self.conclude("all groups", || criterion.final_summary());
+    }
+
+    /// Says which engines lack a dtype of the settings, if they run in another one.
+    fn report_left_out(&self, candidates: &[Candidate]) {
+        if !self.measures {
+            return;
+        }
+        for (engine, dtype) in self.settings().left_out() {
+            let engine = engine.id();
+            if candidates.iter().any(|candidate| candidate.about.engine == engine) {
+                output::report(format_args!("engine {engine} has no dtype {dtype} and is left out there"));
+            }
+        }
     }
 }
 

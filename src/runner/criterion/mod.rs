@@ -9,6 +9,7 @@ mod baseline;
 mod checkpoint;
 mod generation;
 mod paired;
+mod perplexity;
 mod steps;
 
 #[cfg(feature = "cli")]

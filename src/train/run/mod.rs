@@ -8,5 +8,5 @@ mod training;
 
 pub use config::TrainConfig;
 pub use corpus::Text;
-pub use shootout::{Entry, Shootout, shootout};
+pub use shootout::{Entry, Shootout, TaskScores, Trained, shootout};
 pub use training::{Outcome, Progress, run};

@@ -1,13 +1,21 @@
 //! Training of several bases with several seeds on the same tokens, and their leaderboard.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use serde::Serialize;
+use tokenizers::Tokenizer;
 
-use super::{Outcome, Progress, Text, TrainConfig, run, training};
+use super::{
+    Outcome, Progress, Text, TrainConfig, run,
+    training::{self, WEIGHTS},
+};
 use crate::{
-    device::DeviceChoice, error::caught, model::psann::Base, record::write_whole, report::text_table::markdown,
+    device::DeviceChoice,
+    error::caught,
+    model::psann::{Base, PsannConfig},
+    record::write_whole,
+    report::text_table::markdown,
 };
 
 /// The result of a shoot-out.
@@ -48,10 +56,47 @@ pub struct Entry {
     pub bigram_ppl: Option<f64>,
     /// True if its loss is that of a causal language model.
     pub causal: Option<bool>,
+    /// Share of the questions of `lambada_openai` that greedy decoding answers. `null` for a task that was not asked.
+    pub lambada_acc: Option<f64>,
+    /// Perplexity of the last words of `lambada_openai`.
+    pub lambada_ppl: Option<f64>,
+    /// Share of the questions of `hellaswag` whose label is the most likely ending.
+    pub hellaswag_acc: Option<f64>,
+    /// The same by log-likelihood per character.
+    pub hellaswag_acc_norm: Option<f64>,
+}
+
+/// Scores of a trained model in tasks.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct TaskScores {
+    /// See [`Entry::lambada_acc`].
+    pub lambada_acc: Option<f64>,
+    /// See [`Entry::lambada_ppl`].
+    pub lambada_ppl: Option<f64>,
+    /// See [`Entry::hellaswag_acc`].
+    pub hellaswag_acc: Option<f64>,
+    /// See [`Entry::hellaswag_acc_norm`].
+    pub hellaswag_acc_norm: Option<f64>,
+}
+
+/// A trained model that is scored.
+pub struct Trained<'a> {
+    /// The configuration of its training.
+    pub config: &'a TrainConfig,
+    /// The model.
+    pub model: PsannConfig,
+    /// Its weights.
+    pub weights: PathBuf,
+    /// Its tokenizer.
+    pub tokenizer: &'a Tokenizer,
 }
 
 impl Entry {
-    fn new(base: String, seed: u64, device: DeviceChoice, outcome: Result<Outcome>) -> Self {
+    fn new(base: String, seed: u64, device: DeviceChoice, ended: Result<(Outcome, TaskScores)>) -> Self {
+        let (outcome, scores) = match ended {
+            Ok((outcome, scores)) => (Ok(outcome), scores),
+            Err(error) => (Err(error), TaskScores::default()),
+        };
         let reason = outcome.as_ref().err().map(|error| crate::error::one_line(&format!("{error:#}")));
         let outcome = outcome.ok();
         let of = |get: fn(&Outcome) -> Option<f64>| outcome.as_ref().and_then(get);
@@ -74,13 +119,17 @@ impl Entry {
             parameters: outcome.as_ref().map(|outcome| outcome.parameters),
             bigram_ppl: of(|outcome| Some(outcome.bigram_perplexity)),
             causal: outcome.as_ref().map(|outcome| outcome.causal),
+            lambada_acc: scores.lambada_acc,
+            lambada_ppl: scores.lambada_ppl,
+            hellaswag_acc: scores.hellaswag_acc,
+            hellaswag_acc_norm: scores.hellaswag_acc_norm,
         }
     }
 }
 
 /// Trains every base with every seed, each in `runs/<base>_seed<seed>`, and writes `summary.json`, `summary.csv` and
 /// `leaderboard.md`. A training that fails or diverges becomes an entry with the reason, and the others continue.
-/// Finished trainings are not repeated.
+/// Finished trainings are not repeated. `score` scores each model that is finished and causal; an error of it fails the entry.
 ///
 /// # Errors
 /// Returns an error if the folder contains another shoot-out, or a file cannot be written.
@@ -89,6 +138,7 @@ pub fn shootout(
     text: &Text,
     folder: &Path,
     mut progress: impl FnMut(&str, &Progress),
+    mut score: impl FnMut(Trained) -> Result<TaskScores>,
 ) -> Result<Shootout> {
     let trainings = config.bases.iter().flat_map(|base| config.seeds.iter().map(move |seed| (*base, *seed)));
     let of = |(base, seed): (Base, u64)| {
@@ -104,8 +154,19 @@ pub fn shootout(
     let mut entries = Vec::new();
     for training in trainings {
         let (config, folder, name) = of(training);
-        let outcome = caught(|| run(&config, text, &folder, |step| progress(&name, step)));
-        entries.push(Entry::new(training.0.to_string(), training.1, config.device, outcome));
+        let ended = caught(|| {
+            let outcome = run(&config, text, &folder, |step| progress(&name, step))?;
+            let is_scored = outcome.causal && outcome.first_non_finite_step.is_none();
+            let trained = || Trained {
+                config: &config,
+                model: config.model(training.0, text.vocab_size),
+                weights: folder.join(WEIGHTS),
+                tokenizer: &text.tokenizer,
+            };
+            let scores = if is_scored { score(trained())? } else { TaskScores::default() };
+            Ok((outcome, scores))
+        });
+        entries.push(Entry::new(training.0.to_string(), training.1, config.device, ended));
     }
     let shootout = Shootout { entries };
     let mut text = serde_json::to_vec_pretty(&shootout.entries)?;
@@ -147,13 +208,16 @@ impl Shootout {
             "parameters M",
             "seeds",
         ];
-        let mut rows = vec![head.map(str::to_owned).to_vec()];
+        let asked = TASKS.iter().filter(|(_, get, _)| self.entries.iter().any(|entry| get(entry).is_some()));
+        let asked: Vec<_> = asked.collect();
+        let head = head.iter().copied().chain(asked.iter().map(|(name, ..)| *name));
+        let mut rows = vec![head.map(str::to_owned).collect::<Vec<_>>()];
         let number =
             |value: Option<f64>, digits: usize| value.map_or("n/a".to_owned(), |value| format!("{value:.digits$}"));
         let counts = |line: &Line| line.causal && line.loss.is_some();
         for line in &lines {
             let better = lines.iter().filter(|other| counts(other) && other.loss < line.loss).count();
-            rows.push(vec![
+            let mut cells = vec![
                 if counts(line) { (better + 1).to_string() } else { "-".into() },
                 format!("{}{}", line.base, if line.causal { "" } else { " (not causal)" }),
                 number(line.loss, 4),
@@ -164,7 +228,9 @@ impl Shootout {
                 number(line.peak_mb, 0),
                 number(line.parameters.map(|count| count as f64 / 1e6), 2),
                 line.seeds.clone(),
-            ]);
+            ];
+            cells.extend(asked.iter().map(|(_, get, digits)| number(self.mean(&line.base, *get), *digits)));
+            rows.push(cells);
         }
         let mut text = format!("# Leaderboard\n\n{}", markdown(&rows, 2));
         if let Some(bigram) = self.entries.iter().find_map(|entry| entry.bigram_ppl) {
@@ -207,13 +273,17 @@ impl Shootout {
         found
     }
 
+    /// The mean over the finished trainings of a base.
+    fn mean(&self, base: &str, get: fn(&Entry) -> Option<f64>) -> Option<f64> {
+        let finished = self.entries.iter().filter(|entry| entry.base == base && entry.val_loss.is_some());
+        let values: Vec<f64> = finished.filter_map(get).collect();
+        (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
+    }
+
     fn line(&self, base: &str) -> Line {
         let of: Vec<&Entry> = self.entries.iter().filter(|entry| entry.base == base).collect();
         let finished: Vec<&Entry> = of.iter().copied().filter(|entry| entry.val_loss.is_some()).collect();
-        let mean = |get: fn(&Entry) -> Option<f64>| {
-            let values: Vec<f64> = finished.iter().filter_map(|entry| get(entry)).collect();
-            (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
-        };
+        let mean = |get| self.mean(base, get);
         Line {
             base: base.to_owned(),
             causal: of.iter().all(|entry| entry.causal != Some(false)),
@@ -228,6 +298,17 @@ impl Shootout {
         }
     }
 }
+
+/// A column of the leaderboard: its header, its value, and the digits after the point.
+type Column = (&'static str, fn(&Entry) -> Option<f64>, usize);
+
+/// The columns of tasks, which are left out if no model has a score.
+const TASKS: [Column; 4] = [
+    ("lambada acc", |entry| entry.lambada_acc, 4),
+    ("lambada ppl", |entry| entry.lambada_ppl, 1),
+    ("hellaswag acc", |entry| entry.hellaswag_acc, 4),
+    ("hellaswag acc_norm", |entry| entry.hellaswag_acc_norm, 4),
+];
 
 struct Line {
     base: String,
@@ -264,6 +345,10 @@ mod tests {
             parameters: Some(1_000_000),
             bigram_ppl: Some(200.0),
             causal,
+            lambada_acc: None,
+            lambada_ppl: None,
+            hellaswag_acc: None,
+            hellaswag_acc_norm: None,
         };
         let shootout = Shootout {
             entries: vec![
@@ -287,7 +372,11 @@ mod tests {
             "{board}"
         );
         assert!(board.contains("waveresnet, seed 1: diverged: not finite at step 3"), "{board}");
-        assert!(!board.contains(" tie"), "{board}");
+        assert!(!board.contains(" tie") && !board.contains("hellaswag"), "{board}");
+        let with_scores =
+            |seed, acc| Entry { hellaswag_acc: Some(acc), ..entry("respsann", seed, Some(4.0), Some(true)) };
+        let board = Shootout { entries: vec![with_scores(1, 0.25), with_scores(2, 0.5)] }.leaderboard();
+        assert!(board.contains("hellaswag acc |") && board.contains("0.3750") && !board.contains("lambada"), "{board}");
         let equal = ["respsann", "waveresnet"].map(|base| entry(base, 1, Some(4.0), Some(true)));
         let board = Shootout { entries: equal.to_vec() }.leaderboard();
         assert_eq!(board.lines().filter(|line| line.starts_with("| 1 ")).count(), 2, "{board}");

@@ -28,6 +28,7 @@ use crate::{
 
 const STATE: &str = "state.safetensors";
 const METRICS: &str = "metrics.json";
+pub(super) const WEIGHTS: &str = "model.safetensors";
 
 /// The result of a training, `metrics.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -225,7 +226,7 @@ pub fn run(config: &TrainConfig, text: &Text, folder: &Path, mut progress: impl 
     let weights: HashMap<String, Tensor> =
         language.named().into_iter().map(|(name, variable)| (name, variable.as_tensor().clone())).collect();
     let weights = safetensors::serialize(&weights, None).context("the weights could not be written")?;
-    write_whole(&folder.join("model.safetensors"), &weights)?;
+    write_whole(&folder.join(WEIGHTS), &weights)?;
     // Written last, because its presence means that all other files are complete.
     let mut text = serde_json::to_vec_pretty(&outcome)?;
     text.push(b'\n');

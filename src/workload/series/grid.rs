@@ -317,7 +317,7 @@ impl SeriesGrid {
 
     /// The same grid with the device, dtype and seed of the settings: f32 where the settings quantise weights.
     pub fn with_settings(self, settings: &Settings) -> Self {
-        Self { device: settings.device, dtype: settings.dtype.dtype(), seed: settings.seed, ..self }
+        Self { device: settings.device, dtype: settings.first_dtype().dtype(), seed: settings.seed, ..self }
     }
 
     /// Every combination, those of the fewest operations first. Combinations of incompatible sizes come last: each fails when

@@ -41,6 +41,27 @@ pub(super) struct Memory<E> {
 }
 
 impl<E: Element> FeedForward<E> {
+    /// Bytes of [`Memory`] for each token of width `hidden`.
+    pub fn token_bytes(&self, hidden: usize) -> usize {
+        let elements = |width: usize| Rows::<E>::stride_of(width) * size_of::<E>();
+        let inner = self.experts.first().map_or(0, |expert| elements(expert.gate.weights().outputs()));
+        match &self.router {
+            None => inner,
+            Some(Router { linear, top_k, .. }) => {
+                let of_expert = inner + elements(hidden) + hidden * size_of::<f32>();
+                linear.weights().outputs() * size_of::<f32>() + top_k * of_expert
+            }
+        }
+    }
+
+    /// Bytes of a token's inputs in the form that quantised weights are multiplied with, of the larger of both halves.
+    pub fn input_bytes(&self) -> usize {
+        let per_token = self.router.as_ref().map_or(1, |router| router.top_k);
+        let of_expert =
+            |expert: &Expert<E>| expert.gate.weights().input_bytes().max(expert.down.weights().input_bytes());
+        per_token * self.experts.first().map_or(0, of_expert)
+    }
+
     /// Adds the feed-forward of `x`, the rows of `spans`, to `sum`. `planted` replaces the choices of a router. `load` counts
     /// them.
     pub fn add_to(

@@ -22,7 +22,7 @@ use crate::{
             routing::{ExpertLoad, Planted},
         },
         family::ExpertNames,
-        tensors::{Matrices, Tensors},
+        tensors::{Format, Matrices, Tensors},
     },
 };
 
@@ -121,7 +121,10 @@ impl Loader<'_> {
             return Ok(Packed::new(self.machine, outputs, inputs, Source::row_major(values, inputs)).into());
         };
         let format = if is_head { formats.head } else { formats.others };
-        let quantised = Quantised::new(self.machine, format, (outputs, inputs), values);
+        let quantised = match format {
+            Format::Blocks(blocks) => Quantised::new(self.machine, blocks, (outputs, inputs), values),
+            Format::F8E4M3 => Quantised::fp8(self.machine, (outputs, inputs), values),
+        };
         Ok(quantised.context("a weight is not finite")?.into())
     }
 

@@ -345,6 +345,37 @@ impl<E: Element> CausalLm for CpuDecoder<E> {
         self.config.prefill_flops(tokens)
     }
 
+    fn prompt_bytes(&self, tokens: usize) -> Option<u64> {
+        let ModelConfig { hidden_size: hidden, head_dim, num_key_value_heads, .. } = self.config;
+        let elements = |width: usize| Rows::<E>::stride_of(width) * size_of::<E>();
+        let numbers = |width: usize| width * size_of::<f32>();
+        let of_layer = |layer: &Layer<E>| {
+            let queries = layer.q.weights().outputs();
+            let normed_output =
+                layer.after_attention.as_ref().or(layer.after_feed_forward.as_ref()).map_or(0, |_| hidden);
+            // `Memory`, and the widest inputs in the form of quantised weights, which are released after each operation.
+            elements(hidden)
+                + numbers(queries + 2 * num_key_value_heads * head_dim)
+                + elements(queries)
+                + numbers(normed_output)
+                + layer.feed_forward.token_bytes(hidden)
+                + [&layer.q, &layer.o]
+                    .map(|linear| linear.weights().input_bytes())
+                    .into_iter()
+                    .max()
+                    .unwrap_or(0)
+                    .max(layer.feed_forward.input_bytes())
+        };
+        // The tokens, the residual stream, and sines and cosines of both rotary positions.
+        let of_stream = size_of::<u32>() + numbers(hidden) + 2 * numbers(head_dim);
+        let of_token = of_stream + self.layers.iter().map(of_layer).max().unwrap_or(0);
+        Some((of_token * tokens + numbers(self.config.vocab_size)) as u64)
+    }
+
+    fn attention(&self) -> Option<(&'static str, DType)> {
+        Some(("paged", self.dtype))
+    }
+
     fn planted_skew(&self) -> Option<f64> {
         self.planted.as_ref().map(|planted| planted.skew)
     }

@@ -1,0 +1,13 @@
+//! Quality of the models of the settings, on each engine in each dtype: perplexity of an embedded text, divergence from the
+//! reference, and the time to score a window.
+
+use std::process::ExitCode;
+
+use candlepower::{measure::CountingAllocator, runner, scenario::PERPLEXITY};
+
+#[global_allocator]
+static ALLOCATOR: CountingAllocator = CountingAllocator;
+
+fn main() -> ExitCode {
+    runner::main(|suite| suite.perplexity(PERPLEXITY))
+}
