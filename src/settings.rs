@@ -96,8 +96,8 @@ config! {
         #[serde(deserialize_with = "sizes")]
         pub seq: Vec<usize> = Vec::new(),
 
-        /// Numbers of sequences in a batch in the groups of trainings, separated by commas
-        #[default = "those of the tier"]
+        /// Numbers of sequences in a batch, separated by commas, in the groups of generation and of trainings
+        #[default = "1 in generation, those of the tier in trainings"]
         #[serde(deserialize_with = "sizes")]
         pub batch: Vec<usize> = Vec::new(),
 
@@ -359,6 +359,11 @@ impl Settings {
             batch_tokens: self.batch_tokens.clone(),
             dtypes,
         }
+    }
+
+    /// Numbers of sequences in a batch of generations.
+    pub fn generation_batches(&self) -> Vec<usize> {
+        if self.batch.is_empty() { vec![1] } else { self.batch.clone() }
     }
 
     /// The tier for a model: as set, or by default full for the embedded models and quick for the others.

@@ -343,6 +343,31 @@ fn a_filter_and_a_tier_choose() {
     assert!(!String::from_utf8_lossy(&output.stdout).contains("small/"));
 }
 
+/// A model that holds one sequence runs a batch one sequence after the other. Its ids carry the batch unless it is 1.
+fn batches_of_the_settings_run() {
+    let world = World::new();
+    let output = world.run(&["--bench", "^(tiny|small)/last"], &[("CANDLEPOWER_BATCH", "1,3")]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let records = world.records();
+    let found = |id: &str| {
+        let record = records.iter().find(|record| record.id == id).expect(id);
+        let Some(Measures::Generation(measures)) = &record.measures else { panic!("{record:?}") };
+        (record, measures)
+    };
+    let (alone, of_one) = found("tiny/last/own-f32-cpu");
+    let (batch, of_three) = found("tiny/last-b3/own-f32-cpu");
+    assert_eq!((of_one.batch, alone.subject.sizes.len()), (None, 0));
+    assert_eq!((of_three.batch, batch.subject.sizes["batch"]), (Some(3), 3));
+    // Three sequences take three times as long, less what varies.
+    let ratio = of_three.total_ms / of_one.total_ms;
+    assert!(ratio > 2.0 && ratio < 4.5, "{ratio}");
+    assert_ne!(of_one.token_digest, of_three.token_digest);
+    let [compared] = found("small/last-b3/own-f32-cpu").0.ratios.as_slice() else { panic!("{records:?}") };
+    assert_eq!(compared.to, "tiny/last-b3/own-f32-cpu");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("tok/s per sequence"), "{text}");
+}
+
 fn a_smoke_test_runs_but_keeps_nothing() {
     let world = World::new();
     assert!(world.run(&["--bench", "--test", "first"], &[]).status.success());
@@ -539,7 +564,7 @@ fn main() -> ExitCode {
     if std::env::var_os(BENCH_TARGET).is_some() {
         return bench_target();
     }
-    let tests: [(&str, fn()); 16] = [
+    let tests: [(&str, fn()); 17] = [
         ("failures_are_isolated", failures_are_isolated),
         ("a_panic_says_where_it_happened", a_panic_says_where_it_happened),
         ("records_hold_criterions_samples", records_hold_criterions_samples),
@@ -548,6 +573,7 @@ fn main() -> ExitCode {
         ("a_disturbed_run_is_no_baseline", a_disturbed_run_is_no_baseline),
         ("a_list_loads_nothing", a_list_loads_nothing),
         ("a_filter_and_a_tier_choose", a_filter_and_a_tier_choose),
+        ("batches_of_the_settings_run", batches_of_the_settings_run),
         ("a_smoke_test_runs_but_keeps_nothing", a_smoke_test_runs_but_keeps_nothing),
         ("baselines_are_kept_and_compared", baselines_are_kept_and_compared),
         ("what_can_not_start_says_why", what_can_not_start_says_why),

@@ -322,7 +322,7 @@ mod tests {
             let subject = model::expert_grid(feed_forward, 0.0, Precision::F32, &Device::Cpu, 42)?;
             let request = Request { new_tokens: 8, sampling: Sampling::GREEDY, seed: 42, stop: Vec::new() };
             let subject = Rc::new(RefCell::new(subject));
-            Ok(Box::new(GenerationWorkload::new(subject, 0, vec![1, 2, 3], request, DeviceChoice::Cpu)?))
+            Ok(Box::new(GenerationWorkload::new(subject, 0, vec![vec![1, 2, 3]], request, DeviceChoice::Cpu)?))
         };
         let turns = take(vec![dense(), dense()], Plan { samples: 20, ..PLAN }, window);
         let turns: Vec<&Turn> = turns.iter().map(|turn| turn.as_ref().expect("it works")).collect();
