@@ -17,7 +17,7 @@ use crate::{
     output,
     peer::{PeerName, Unsupported},
     record,
-    scenario::{Counterpart, Generation, Tier, expert_grid},
+    scenario::{Counterpart, EXPERT_HIDDEN_SIZE, Generation, Tier, expert_grid},
     settings::{EngineChoice, Settings},
     text,
     workload::{PeerSubject, SharedPeer, SharedSubject},
@@ -100,23 +100,28 @@ impl Candidate {
         let Settings { dtype, device, seed, skew, .. } = *settings;
         let tier = settings.tier.unwrap_or(Tier::Full);
         let mut candidates: Vec<Self> = Vec::new();
-        for feed_forward in expert_grid(tier, &settings.experts, &settings.top_k) {
-            let name = feed_forward.name(skew);
+        for decoder in expert_grid(tier, &settings.experts, &settings.top_k, &settings.hidden_size) {
+            let name = decoder.name(skew);
             if candidates.iter().any(|candidate| candidate.about.model == name) {
                 continue;
             }
             let source = format!("synthetic:{name}");
-            let about = |name: &str| about(name, &Engine::Tuned.to_string(), settings, &source, true);
-            let twins = feed_forward.twins().into_iter();
+            let sizes = match decoder.hidden_size {
+                EXPERT_HIDDEN_SIZE => BTreeMap::new(),
+                other => BTreeMap::from([("hidden_size".to_owned(), other as u64)]),
+            };
+            let about = |name: &str| record::Subject {
+                sizes: sizes.clone(),
+                ..about(name, &Engine::Tuned.to_string(), settings, &source, true)
+            };
+            let twins = decoder.twins().into_iter();
             candidates.push(Self {
                 about: about(&name),
                 tier,
                 against: twins.map(|(counterpart, twin)| (counterpart, about(&twin.name(skew)))).collect(),
                 longest: None,
-                needed_bytes: Box::new(move |device| model::expert_grid_bytes(feed_forward, dtype, device)),
-                load: Box::new(
-                    move || Ok(model::expert_grid(feed_forward, skew, dtype, &device.open()?, seed)?.into()),
-                ),
+                needed_bytes: Box::new(move |device| model::expert_grid_bytes(decoder, dtype, device)),
+                load: Box::new(move || Ok(model::expert_grid(decoder, skew, dtype, &device.open()?, seed)?.into())),
             });
         }
         candidates

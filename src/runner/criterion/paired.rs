@@ -26,7 +26,7 @@ use crate::{
 /// The sets of a target, and what they have measured.
 pub struct Turns {
     plan: Plan,
-    /// Sets that are not measured yet, as places in the list of entries.
+    /// Sets that are not measured yet, as places in the list of entries. A set of one has counted iterations.
     sets: Vec<Vec<usize>>,
     /// Results that Criterion has not received yet, by place.
     taken: BTreeMap<usize, Result<Taken>>,
@@ -55,12 +55,15 @@ impl Turns {
     pub fn new(entries: &[Entry], plan: Plan, session: &Session) -> Self {
         let mut turns = Self { plan, sets: Vec::new(), taken: BTreeMap::new(), alone: BTreeMap::new() };
         let are_compared = entries.iter().any(|entry| !entry.counterparts.is_empty());
-        if !measures() || !are_compared {
+        let (is_counted, is_paired) = (plan.iterations.is_some(), session.settings().pairing);
+        if !measures() || !(are_compared || is_counted) {
             return turns;
         }
-        let reason = match selection(session) {
+        let selected = if is_paired || is_counted { selection() } else { Ok(BTreeSet::new()) };
+        let reason = match &selected {
+            Ok(_) if !is_paired => "pairing is switched off".to_owned(),
             Ok(selected) => {
-                turns.sets = sets(entries, &selected);
+                turns.sets = sets(entries, selected);
                 "what it is compared with was not selected".to_owned()
             }
             Err(reason) => format!("{reason:#}"),
@@ -68,6 +71,11 @@ impl Turns {
         let in_sets: BTreeSet<usize> = turns.sets.iter().flatten().copied().collect();
         let is_alone = |place: &usize| !entries[*place].counterparts.is_empty() && !in_sets.contains(place);
         turns.alone = (0..entries.len()).filter(is_alone).map(|place| (place, reason.clone())).collect();
+        // Criterion fills a time with iterations. To count them, each benchmark that is left is a set of its own.
+        if let (true, Ok(selected)) = (is_counted, selected) {
+            let is_left = |place: &usize| !in_sets.contains(place) && selected.contains(&entries[*place].id());
+            turns.sets.extend((0..entries.len()).filter(is_left).map(|place| vec![place]));
+        }
         turns
     }
 
@@ -77,6 +85,7 @@ impl Turns {
             let set = self.sets.swap_remove(due);
             match measure(&set, entries, self.plan, session) {
                 Ok(taken) => self.taken.extend(set.into_iter().zip(taken)),
+                Err(reason) if set.len() == 1 => drop(self.taken.insert(place, Err(reason))),
                 Err(reason) => self.alone.extend(set.into_iter().map(|place| (place, format!("{reason:#}")))),
             }
         }
@@ -116,6 +125,7 @@ pub fn plan(warm_up: Duration, measuring: Duration) -> Plan {
     Plan {
         warm_up: given("--warm-up-time", warm_up),
         measuring: given("--measurement-time", measuring),
+        iterations: None,
         samples: argument("--sample-size").and_then(|size| size.parse().ok()).unwrap_or(super::SAMPLES),
     }
 }
@@ -124,8 +134,7 @@ pub fn plan(warm_up: Duration, measuring: Duration) -> Plan {
 ///
 /// # Errors
 /// Returns the reason if nothing is to be paired.
-fn selection(session: &Session) -> Result<BTreeSet<String>> {
-    ensure!(session.settings().pairing, "pairing is switched off");
+fn selection() -> Result<BTreeSet<String>> {
     ensure!(!given("--quick"), "--quick takes too few samples");
     ensure!(!given("--load-baseline"), "a loaded baseline has no samples of this run");
     // Only Criterion knows its filter, and it tells only by listing. The list of this program with the same arguments is
@@ -159,7 +168,8 @@ fn sets(entries: &[Entry], selected: &BTreeSet<String>) -> Vec<Vec<usize>> {
 fn measure(set: &[usize], entries: &[Entry], plan: Plan, session: &Session) -> Result<Vec<Result<Taken>>> {
     session.prepare()?;
     let needs: BTreeMap<usize, u64> = set.iter().map(|place| (entries[*place].needs)()).collect();
-    let work = format!("{} benchmarks in turns", set.len());
+    let (first, is_one) = (entries[set[0]].id(), set.len() == 1);
+    let work = if is_one { first.clone() } else { format!("{} benchmarks in turns", set.len()) };
     memory::ensure_fits(&work, needs.values().sum(), session.device())?;
     let mut workloads: Vec<Result<Box<dyn Workload>>> = Vec::new();
     for place in set {
@@ -167,13 +177,15 @@ fn measure(set: &[usize], entries: &[Entry], plan: Plan, session: &Session) -> R
         // Models whose size is known only now.
         if let Err(error) = &prepared
             && error.is::<DoesNotFit>()
+            && !is_one
         {
             return Err(anyhow!("{work}: {error:#}"));
         }
         workloads.push(prepared);
     }
 
-    output::report(format_args!("Measuring {work}, such as {}", entries[set[0]].id()));
+    let such_as = if is_one { String::new() } else { format!(", such as {first}") };
+    output::report(format_args!("Measuring {work}{such_as}"));
     let helpers = workloads.iter().flatten().flat_map(|workload| workload.helpers()).collect();
     let mut observation = session.observe(helpers)?;
     let turns = turns::take(workloads, plan, |run| observation.sample(run).1);
