@@ -229,6 +229,7 @@ mod tests {
             read_bytes_per_s: 1e6,
             matrix_flops_per_s: 1e6,
             matrix_dtype: "f32".into(),
+            matrix_library: None,
             read: None,
             matrix: None,
             exceeded: Vec::new(),

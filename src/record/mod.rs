@@ -376,10 +376,14 @@ pub struct Stability {
 pub struct Limits {
     /// Bandwidth of reading memory much larger than any cache, on every thread.
     pub read_bytes_per_s: f64,
-    /// Rate of a large matrix product on Candle, in `matrix_dtype`.
+    /// Rate of a large matrix product: of those for the dtype of the models, the fastest.
     pub matrix_flops_per_s: f64,
     /// Data type of the matrix product.
     pub matrix_dtype: String,
+    /// Implementation of the matrix product: `candlepower` or `candle`. `null` in records from before this field, whose product
+    /// was Candle's.
+    #[serde(default)]
+    pub matrix_library: Option<String>,
     /// The readings of the bandwidth. `null` in records of schema 1.
     #[serde(default)]
     pub read: Option<Spread>,

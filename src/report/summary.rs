@@ -61,12 +61,18 @@ const LIMITS: [Limit; 2] = [
     },
     Limit {
         name: "matrices are multiplied at",
-        value: |limits| format!("{:.0} GFLOP/s in {}", limits.matrix_flops_per_s / 1e9, limits.matrix_dtype),
+        value: matrix_rate,
         measure: "mfu",
         phase: "prefill or step",
         of: "the matrix rate",
     },
 ];
+
+/// Rate, dtype and implementation of the matrix product that is the limit.
+pub fn matrix_rate(limits: &Limits) -> String {
+    let library = limits.matrix_library.as_ref().map_or_else(String::new, |library| format!(" by {library}"));
+    format!("{:.0} GFLOP/s in {}{library}", limits.matrix_flops_per_s / 1e9, limits.matrix_dtype)
+}
 
 /// A value of a card.
 struct Figure {
