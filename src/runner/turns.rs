@@ -1,4 +1,4 @@
-//! Turns: benchmarks that exist to be compared take their samples alternately, so that whatever changes on the machine
+//! Turns: benchmarks that exist to be compared take their samples alternately, so that a change on the machine
 //! meets all of them. Sample `i` of every member is taken in one round. A round has slices, in which each member runs a part
 //! of its sample, and each slice starts with another member.
 

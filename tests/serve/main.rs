@@ -5,6 +5,8 @@ mod client;
 mod command;
 mod hostile;
 mod load;
+#[path = "../load/short_run.rs"]
+mod short_run;
 mod toy;
 
 use std::{
