@@ -60,7 +60,7 @@ fn main() -> ExitCode {
                 let request = Request { new_tokens: NEW_TOKENS, sampling: Sampling::GREEDY, seed: 0, stop: Vec::new() };
                 let bytes_beside = memory::current_bytes(&device.open()?);
                 let mut workload =
-                    GenerationWorkload::new(subject.clone(), bytes_beside, prompt.clone(), request, device)?;
+                    GenerationWorkload::new(subject.clone(), bytes_beside, vec![prompt.clone()], request, device)?;
                 let bare = || bare_loop(subject.borrow_mut().model.as_mut(), &prompt);
                 bencher.iter_custom(|iterations| {
                     let mut total = Duration::ZERO;

@@ -17,6 +17,7 @@ use crate::{
         memory,
     },
     model::{ModelSpec, shape},
+    report::summary::matrix_rate,
     settings::Settings,
     text,
 };
@@ -343,16 +344,15 @@ fn quiet() -> Finding {
 }
 
 fn memory_and_matrix(settings: &Settings) -> Finding {
-    let measured = || -> Result<_> { limits(&settings.device.open()?) };
+    let measured = || -> Result<_> { limits(&settings.device.open()?, settings.dtype) };
     match measured() {
         Ok(limits) => finding(
             "limits",
             Fine,
             format!(
-                "read bandwidth {:.1} GB/s, matrix products {:.0} GFLOP/s in {}",
+                "read bandwidth {:.1} GB/s, matrix products {}",
                 limits.read_bytes_per_s / 1e9,
-                limits.matrix_flops_per_s / 1e9,
-                limits.matrix_dtype
+                matrix_rate(&limits)
             ),
         ),
         Err(error) => finding("limits", Warning, format!("not measured: {}", one_line(&format!("{error:#}")))),

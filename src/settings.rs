@@ -41,7 +41,8 @@ pub const EVEN_IF_DISTURBED: &str = "CANDLEPOWER_EVEN_IF_DISTURBED";
 const FIXTURES: &str = "CANDLEPOWER_FIXTURES";
 
 /// The keys that choose the sizes of the grids of mixtures and of trainings.
-pub const GRID: [&str; 7] = ["experts", "top_k", "bases", "seq", "batch", "batch_tokens", "precision"];
+pub const GRID: [&str; 9] =
+    ["experts", "top_k", "hidden_size", "bases", "seq", "batch", "batch_tokens", "precision", "steps"];
 
 config! {
     /// The settings.
@@ -88,6 +89,12 @@ config! {
         #[serde(deserialize_with = "sizes")]
         pub top_k: Vec<usize> = Vec::new(),
 
+        /// Hidden sizes of the decoders in moe_top_k, separated by commas
+        #[alias = "hidden"]
+        #[default = "512"]
+        #[serde(deserialize_with = "sizes")]
+        pub hidden_size: Vec<usize> = Vec::new(),
+
         /// Bases of the groups psann_throughput, separated by commas
         #[default = "all"]
         #[serde(deserialize_with = "bases")]
@@ -98,8 +105,8 @@ config! {
         #[serde(deserialize_with = "sizes")]
         pub seq: Vec<usize> = Vec::new(),
 
-        /// Numbers of sequences in a batch in the groups of trainings, separated by commas
-        #[default = "those of the tier"]
+        /// Numbers of sequences in a batch, separated by commas, in the groups of generation and of trainings
+        #[default = "1 in generation, those of the tier in trainings"]
         #[serde(deserialize_with = "sizes")]
         pub batch: Vec<usize> = Vec::new(),
 
@@ -112,6 +119,11 @@ config! {
         #[default = "dtype if it is set, otherwise f32,bf16"]
         #[serde(deserialize_with = "precisions")]
         pub precision: Vec<&'static str> = Vec::new(),
+
+        /// Measured steps of each benchmark of time in the groups of trainings, rounded up to a multiple of the samples
+        #[default = "as many as fit half a second, at least one for each sample"]
+        #[serde(deserialize_with = "size")]
+        pub steps: Option<usize> = None,
 
         /// Measure benchmarks that are compared in turns: true or false
         pub pairing: bool = true,
@@ -395,6 +407,11 @@ impl Settings {
         }
     }
 
+    /// Numbers of sequences in a batch of generations.
+    pub fn generation_batches(&self) -> Vec<usize> {
+        if self.batch.is_empty() { vec![1] } else { self.batch.clone() }
+    }
+
     /// The tier for a model: as set, or by default standard for the embedded models and quick for the others. With tier full,
     /// the embedded models take a third more time.
     pub fn tier_for(&self, model: &ModelSpec) -> Tier {
@@ -484,6 +501,14 @@ fn sizes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<usize>, D::Er
     match sizes.iter().all(|size| (1..=MOST).contains(size)) {
         true => Ok(sizes),
         false => Err(D::Error::custom(format!("expected whole numbers from 1 to {MOST}"))),
+    }
+}
+
+fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<usize>, D::Error> {
+    match Option::deserialize(deserializer) {
+        Ok(None) => Ok(None),
+        Ok(Some(size)) if (1..=MOST).contains(&size) => Ok(Some(size)),
+        _ => Err(D::Error::custom(format!("expected a whole number from 1 to {MOST}"))),
     }
 }
 
@@ -609,6 +634,22 @@ mod tests {
         assert_eq!((settings.variants_for(&large), settings.left_out()), (vec![of(&stock, q8_0)], Vec::new()));
         assert!(resolve(&[("CANDLEPOWER_DTYPE", ",")], None).is_err());
         assert_eq!(settings.training_grid().dtypes, ["f32"]);
+    }
+
+    #[test]
+    fn sizes_of_grids_are_whole_numbers() {
+        let file = "hidden = [256, 512]\nsteps = 200\nbatch = 4";
+        let settings = resolve(&[("CANDLEPOWER_EXPERTS", "64")], Some(file)).expect("good settings");
+        assert_eq!((settings.hidden_size.as_slice(), settings.steps), ([256, 512].as_slice(), Some(200)));
+        assert_eq!((settings.generation_batches(), settings.training_grid().rows), (vec![4], vec![4]));
+        let settings = resolve(&[], None).expect("defaults");
+        assert_eq!((settings.generation_batches(), settings.steps), (vec![1], None));
+        assert!(settings.training_grid().rows.is_empty());
+        for (key, value) in [("STEPS", "0"), ("STEPS", "many"), ("BATCH", "1,0"), ("HIDDEN_SIZE", "-1")] {
+            let variable = format!("CANDLEPOWER_{key}");
+            let message = resolve(&[(&variable, value)], None).expect_err(value).to_string();
+            assert!(message.starts_with(&format!("{variable}='{value}'")), "{message}");
+        }
     }
 
     #[test]

@@ -24,6 +24,9 @@ use tempfile::TempDir;
 static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 const BENCH_TARGET: &str = "BENCH_TARGET";
+
+/// Criterion's option for short samples: ten of 10 ms.
+const SHORT: [&str; 2] = ["--measurement-time", "0.1"];
 const VOCAB_SIZE: usize = 100;
 
 /// Counts upwards, until it fails as its name says.
@@ -34,7 +37,7 @@ struct Model {
 
 impl CausalLm for Model {
     fn forward(&mut self, tokens: &[u32], _: usize) -> Result<Tensor> {
-        // Long enough that Criterion plans one generation per sample.
+        // Long beside what the suite adds.
         std::thread::sleep(std::time::Duration::from_millis(2));
         let mut logits = [0f32; VOCAB_SIZE];
         let last = tokens[tokens.len() - 1] as usize;
@@ -113,7 +116,12 @@ impl World {
         Self(tempfile::tempdir().expect("a folder"))
     }
 
+    /// Runs the target with short samples. A benchmark otherwise takes two seconds, and most tests are not about its length.
     fn run(&self, arguments: &[&str], environment: &[(&str, &str)]) -> Output {
+        self.run_at_its_pace(&[arguments, &SHORT].concat(), environment)
+    }
+
+    fn run_at_its_pace(&self, arguments: &[&str], environment: &[(&str, &str)]) -> Output {
         self.command(arguments, environment).output().expect("it starts")
     }
 
@@ -202,10 +210,14 @@ fn a_panic_says_where_it_happened() {
 /// A record contains the samples that Criterion measured, regardless of the warm-up and measurement times.
 fn records_hold_criterions_samples() {
     let world = World::new();
-    for options in
-        [&[] as &[&str], &["--warm-up-time", "0.1"], &["--measurement-time", "0.5"], &["--sample-size", "12"]]
-    {
-        let output = world.run(&[&["--bench", "^tiny/first"], options].concat(), &[]);
+    for (run, options) in [
+        ("1", &[] as &[&str]),
+        ("2", &["--warm-up-time", "0.1", "--measurement-time", "0.1"]),
+        ("3", &["--measurement-time", "0.5"]),
+        ("4", &["--sample-size", "12", "--measurement-time", "0.1"]),
+    ] {
+        let arguments = [&["--bench", "^tiny/first"], options].concat();
+        let output = world.run_at_its_pace(&arguments, &[("CANDLEPOWER_RUN", run)]);
         assert!(output.status.success(), "{}", stderr(&output));
         let record = world.records().pop().expect("a record");
         let Some(Measures::Generation(measures)) = &record.measures else { panic!("{record:?}") };
@@ -221,15 +233,13 @@ fn records_hold_criterions_samples() {
         for (found, expected) in measures.sample_total_ms.iter().zip(&expected) {
             assert!((found - expected).abs() < 1e-5, "{options:?}: {found}, not {expected}");
         }
-        // Without `CARGO`, the target opens a run whose name is the time in seconds.
-        std::thread::sleep(std::time::Duration::from_millis(1100));
     }
 }
 
 /// Benchmarks that are compared are measured in turns, and Criterion gets their samples.
 fn compared_benchmarks_are_measured_in_turns() {
     let world = World::new();
-    let output = world.run(&["--bench", "^(tiny|small)/(first|last)/"], &[]);
+    let output = world.run_at_its_pace(&["--bench", "^(tiny|small)/(first|last)/"], &[]);
     assert!(output.status.success(), "{}", stderr(&output));
     let records = world.records();
     let ratios = |id: &str| &records.iter().find(|record| record.id == id).expect(id).ratios;
@@ -300,13 +310,13 @@ fn a_disturbed_run_is_no_baseline() {
     let baseline = world.path("criterion/tiny/first/own-f32-cpu/noisy");
     let busy = Busy(vec![loop_forever(), loop_forever()]);
     let arguments = ["--bench", "^tiny/first", "--save-baseline", "noisy", "--measurement-time", "1"];
-    let output = world.run(&arguments, &[]);
+    let output = world.run_at_its_pace(&arguments, &[]);
     let errors = stderr(&output);
     assert_eq!(output.status.code(), Some(1), "{errors}");
     assert!(errors.contains("baseline noisy was not saved, because the run was disturbed: 1 of 1"), "{errors}");
     assert!(!baseline.exists() && !baseline.with_file_name("noisy.pending").exists());
     assert_eq!(world.records().len(), 1, "it can be looked at");
-    let output = world.run(&arguments, &[(EVEN_IF_DISTURBED, "1")]);
+    let output = world.run_at_its_pace(&arguments, &[(EVEN_IF_DISTURBED, "1")]);
     assert!(output.status.success() && baseline.join("sample.json").is_file(), "{}", stderr(&output));
     drop(busy);
 }
@@ -341,6 +351,31 @@ fn a_filter_and_a_tier_choose() {
     assert!(!world.path("loaded-panics").exists());
     let output = world.run(&["--bench", "--list"], &[("CANDLEPOWER_TIER", "quick")]);
     assert!(!String::from_utf8_lossy(&output.stdout).contains("small/"));
+}
+
+/// A model that holds one sequence runs a batch one sequence after the other. Its ids carry the batch unless it is 1.
+fn batches_of_the_settings_run() {
+    let world = World::new();
+    let output = world.run(&["--bench", "^(tiny|small)/last"], &[("CANDLEPOWER_BATCH", "1,3")]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let records = world.records();
+    let found = |id: &str| {
+        let record = records.iter().find(|record| record.id == id).expect(id);
+        let Some(Measures::Generation(measures)) = &record.measures else { panic!("{record:?}") };
+        (record, measures)
+    };
+    let (alone, of_one) = found("tiny/last/own-f32-cpu");
+    let (batch, of_three) = found("tiny/last-b3/own-f32-cpu");
+    assert_eq!((of_one.batch, alone.subject.sizes.len()), (None, 0));
+    assert_eq!((of_three.batch, batch.subject.sizes["batch"]), (Some(3), 3));
+    // Three sequences take three times as long, less what varies.
+    let ratio = of_three.total_ms / of_one.total_ms;
+    assert!(ratio > 2.0 && ratio < 4.5, "{ratio}");
+    assert_ne!(of_one.token_digest, of_three.token_digest);
+    let [compared] = found("small/last-b3/own-f32-cpu").0.ratios.as_slice() else { panic!("{records:?}") };
+    assert_eq!(compared.to, "tiny/last-b3/own-f32-cpu");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("tok/s per sequence"), "{text}");
 }
 
 fn a_smoke_test_runs_but_keeps_nothing() {
@@ -415,7 +450,10 @@ fn a_record_is_repeated_by_its_command() {
     assert_eq!(command, "CANDLEPOWER_SEED=7 CANDLEPOWER_THREADS=1 cargo bench -- '^tiny/last/own-f32-cpu$'");
 
     let cargo = world.path("cargo");
-    let script = "#!/bin/sh\nwhile [ \"$1\" != -- ]; do shift; done\nshift\nexec \"$TARGET\" --bench \"$@\"\n";
+    let script = format!(
+        "#!/bin/sh\nwhile [ \"$1\" != -- ]; do shift; done\nshift\nexec \"$TARGET\" --bench \"$@\" {}\n",
+        SHORT.join(" ")
+    );
     fs::write(&cargo, script).expect("written");
     fs::set_permissions(&cargo, fs::Permissions::from_mode(0o755)).expect("it can be run");
     let path = format!("{}:{}", world.0.path().display(), std::env::var("PATH").unwrap_or_default());
@@ -459,7 +497,8 @@ fn closed_streams_lose_no_record() {
         (full(), Stdio::piped(), if has_full { 2 } else { 0 }),
     ] {
         let world = World::new();
-        let mut command = world.command(&["--bench", "^(tiny|small)/(first|last)/"], &[]);
+        let arguments = [&["--bench", "^(tiny|small)/(first|last)/"] as &[_], &SHORT].concat();
+        let mut command = world.command(&arguments, &[]);
         let output = command.stdout(stdout).stderr(stderr).output().expect("it starts");
         let errors = self::stderr(&output);
         assert_eq!(output.status.code(), Some(code), "{errors}");
@@ -482,7 +521,8 @@ fn a_full_folder_of_criterion_loses_no_record() {
     for kilobytes in [4, 20, 200, 600] {
         let world = World::new();
         fs::create_dir(world.path("criterion")).expect("a folder");
-        let inner = world.command(&["--bench", "^(tiny|small)/(first|fails|last)/"], &[]);
+        let arguments = [&["--bench", "^(tiny|small)/(first|fails|last)/"] as &[_], &SHORT].concat();
+        let inner = world.command(&arguments, &[]);
         let mut command = Command::new("unshare");
         for (key, value) in inner.get_envs() {
             match value {
@@ -539,7 +579,7 @@ fn main() -> ExitCode {
     if std::env::var_os(BENCH_TARGET).is_some() {
         return bench_target();
     }
-    let tests: [(&str, fn()); 16] = [
+    let tests: [(&str, fn()); 17] = [
         ("failures_are_isolated", failures_are_isolated),
         ("a_panic_says_where_it_happened", a_panic_says_where_it_happened),
         ("records_hold_criterions_samples", records_hold_criterions_samples),
@@ -548,6 +588,7 @@ fn main() -> ExitCode {
         ("a_disturbed_run_is_no_baseline", a_disturbed_run_is_no_baseline),
         ("a_list_loads_nothing", a_list_loads_nothing),
         ("a_filter_and_a_tier_choose", a_filter_and_a_tier_choose),
+        ("batches_of_the_settings_run", batches_of_the_settings_run),
         ("a_smoke_test_runs_but_keeps_nothing", a_smoke_test_runs_but_keeps_nothing),
         ("baselines_are_kept_and_compared", baselines_are_kept_and_compared),
         ("what_can_not_start_says_why", what_can_not_start_says_why),

@@ -41,7 +41,7 @@ fn streams_and_exit_codes_are_those_of_the_command() {
         let mut command = candlepower(folder.path(), &arguments);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("the command starts");
-        // The result does not go to standard output, whatever its bytes are.
+        // The result does not go to standard output, and its bytes are arbitrary.
         child.stdin.take().expect("piped").write_all(b"\x1b[1mdata\xff\n").expect("written");
         let output = child.wait_with_output().expect("it ends");
         let error = String::from_utf8_lossy(&output.stderr);

@@ -6,7 +6,7 @@
 //! decides which side starts first.
 //!
 //! A block votes on a candidate ratio `m` if both of its pairs are on the same side of `m`. If `m` is the true ratio, the
-//! coin makes both votes equally likely, whatever else the machine does meanwhile: swapping the sides turns one vote into
+//! coin makes both votes equally likely, under any other load of the machine: swapping the sides turns one vote into
 //! the other. A drift makes the two pairs disagree, and the block does not vote. After `above` votes for a larger ratio and
 //! `below` for a smaller one, the mixture of all bets on a biased coin has the value
 //!

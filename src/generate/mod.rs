@@ -7,7 +7,7 @@ mod sampler;
 mod summary;
 mod timeline;
 
-pub use prompt::{encode, prompt_ids, prompt_text};
+pub use prompt::{encode, prompt_batch, prompt_ids, prompt_text};
 pub use run::{Request, check_lengths, check_lengths_within, run};
 #[cfg(feature = "serve")]
 pub(crate) use run::{check_logits, with_logits};

@@ -20,10 +20,46 @@ pub fn prompt_text(bytes: usize) -> String {
 /// # Errors
 /// Returns an error if the tokenizer cannot encode the text, or does not return more ids for a longer text.
 pub fn prompt_ids(tokenizer: Option<&Tokenizer>, vocab_size: usize, tokens: usize, seed: u64) -> Result<Vec<u32>> {
-    let Some(tokenizer) = tokenizer else { return Ok(seeded_ids(vocab_size, tokens, seed)) };
+    match tokenizer {
+        None => Ok(seeded_ids(vocab_size, tokens, seed)),
+        Some(tokenizer) => text_ids(tokenizer, TEXT, tokens),
+    }
+}
+
+/// Makes a batch of prompts, each of exactly `tokens` ids. The first is that of [`prompt_ids`]. The text of the others begins
+/// at other words, or their ids have the seeds that follow.
+///
+/// # Errors
+/// As [`prompt_ids`].
+pub fn prompt_batch(
+    tokenizer: Option<&Tokenizer>,
+    vocab_size: usize,
+    tokens: usize,
+    batch: usize,
+    seed: u64,
+) -> Result<Vec<Vec<u32>>> {
+    let prompt = |number: usize| match tokenizer {
+        None => Ok(seeded_ids(vocab_size, tokens, seed.wrapping_add(number as u64))),
+        Some(tokenizer) => text_ids(tokenizer, &text_from(number * BETWEEN_PROMPTS), tokens),
+    };
+    (0..batch).map(prompt).collect()
+}
+
+/// Words between the beginnings of two prompts of a batch: a prime, so that many prompts begin at different words.
+const BETWEEN_PROMPTS: usize = 61;
+
+/// The text of prompts from a word on, with the words before it at the end.
+fn text_from(word: usize) -> String {
+    let words: Vec<&str> = TEXT.split_inclusive(char::is_whitespace).collect();
+    let (before, after) = words.split_at(word % words.len());
+    after.iter().chain(before).copied().collect()
+}
+
+/// The first `tokens` ids of a text that is repeated.
+fn text_ids(tokenizer: &Tokenizer, text: &str, tokens: usize) -> Result<Vec<u32>> {
     let (mut copies, mut made) = (1, 0);
     loop {
-        let mut ids = opening(tokenizer, &TEXT.repeat(copies))?;
+        let mut ids = opening(tokenizer, &text.repeat(copies))?;
         if ids.len() >= tokens {
             ids.truncate(tokens);
             return Ok(ids);
@@ -114,6 +150,20 @@ mod tests {
         // Where the text repeats, its words repeat too.
         assert_eq!(prompt_ids(Some(&plain), 9, text + 3, 42).expect("ids")[text..], [3, 4, 5]);
         assert_eq!(encode(&both, "a candle").expect("ids"), [1, 6, 4, 2]);
+    }
+
+    #[test]
+    fn prompts_of_a_batch_differ_and_begin_with_the_usual_one() {
+        let plain = words("");
+        for tokenizer in [None, Some(&plain)] {
+            let prompts = prompt_batch(tokenizer, 9, 200, 64, 42).expect("prompts");
+            assert_eq!(prompts[0], prompt_ids(tokenizer, 9, 200, 42).expect("ids"));
+            assert!(prompts.iter().all(|prompt| prompt.len() == 200));
+            let distinct: std::collections::BTreeSet<_> = prompts.iter().collect();
+            assert_eq!(distinct.len(), prompts.len());
+        }
+        assert_eq!(text_from(0), TEXT);
+        assert_eq!(text_from(61).len(), TEXT.len());
     }
 
     #[test]

@@ -6,7 +6,10 @@ use anyhow::{Context, Result, ensure};
 use candle_core::{CpuStorage, DType, Storage, Tensor};
 
 use super::{FinishReason, Sampler, Timeline};
-use crate::{model::CausalLm, scenario::Sampling};
+use crate::{
+    model::{CausalLm, Part},
+    scenario::Sampling,
+};
 
 /// A request for tokens that follow a prompt.
 #[derive(Clone, Debug)]
@@ -21,50 +24,105 @@ pub struct Request {
     pub stop: Vec<u32>,
 }
 
-/// Generates tokens after a prompt. Resets the model before it starts the clock.
+/// Generates tokens after each prompt of a batch, whose sequences advance together: in each step, by a token each. Resets the
+/// model before it starts the clock. The sampler of the first sequence has the seed of the request, and each other one the seed
+/// that follows.
+///
+/// A model that holds fewer sequences than the batch has generates them in parts, one after the other. The time of a step is
+/// then the sum of the times of its parts.
 ///
 /// # Errors
-/// Returns an error if the prompt is empty or too long, if the model fails, or if its logits are not usable.
-pub fn run(model: &mut dyn CausalLm, prompt: &[u32], request: &Request) -> Result<Timeline> {
-    check_lengths(model, prompt.len(), request.new_tokens)?;
-    let vocab_size = model.vocab_size();
-    if let Some(id) = prompt.iter().find(|id| **id as usize >= vocab_size) {
-        anyhow::bail!("the prompt contains token {id}, but the vocabulary of the model has {vocab_size} tokens");
+/// Returns an error if a prompt is empty or too long, if the model fails, or if its logits are not usable.
+pub fn run(model: &mut dyn CausalLm, prompts: &[Vec<u32>], request: &Request) -> Result<Timeline> {
+    let (vocab_size, at_once) = (model.vocab_size(), model.max_sequences().max(1));
+    let mut sequences = Vec::with_capacity(prompts.len());
+    for (number, prompt) in prompts.iter().enumerate() {
+        check_lengths(model, prompt.len(), request.new_tokens)?;
+        if let Some(id) = prompt.iter().find(|id| **id as usize >= vocab_size) {
+            anyhow::bail!("the prompt contains token {id}, but the vocabulary of the model has {vocab_size} tokens");
+        }
+        sequences.push(Sequence::new(number % at_once, prompt, request, request.seed.wrapping_add(number as u64))?);
+    }
+    model.reset()?;
+    let mut whole = Timeline { sampling: Some(Duration::ZERO), ..Timeline::default() };
+    let mut parts = sequences.chunks_mut(at_once).peekable();
+    while let Some(part) = parts.next() {
+        generate(model, part, request, &mut whole)?;
+        // The last part stays, because a caller may ask for what the model knows about it.
+        if parts.peek().is_some() {
+            part.iter().try_for_each(|sequence| model.release(sequence.number))?;
+        }
+    }
+    let has_ended = |sequence: &Sequence| sequence.has_ended(request);
+    whole.finish_reason =
+        if sequences.iter().all(has_ended) { FinishReason::EndOfSequence } else { FinishReason::Length };
+    whole.prompt_tokens = prompts.first().map_or(0, Vec::len);
+    whole.tokens = sequences.into_iter().zip(prompts).map(|(mut sequence, prompt)| sequence.tokens.split_off(prompt.len())).collect();
+    Ok(whole)
+}
+
+/// A sequence that grows.
+struct Sequence {
+    /// Its number in the model.
+    number: usize,
+    /// The prompt and the tokens that follow it.
+    tokens: Vec<u32>,
+    /// How many of the tokens the model holds.
+    held: usize,
+    sampler: Sampler,
+}
+
+impl Sequence {
+    fn new(number: usize, prompt: &[u32], request: &Request, seed: u64) -> Result<Self> {
+        let mut tokens = Vec::with_capacity(prompt.len() + request.new_tokens);
+        tokens.extend_from_slice(prompt);
+        Ok(Self { number, tokens, held: 0, sampler: Sampler::new(request.sampling, seed)? })
     }
 
-    let mut sampler = Sampler::new(request.sampling, request.seed)?;
-    let mut sequence = Vec::with_capacity(prompt.len() + request.new_tokens);
-    sequence.extend_from_slice(prompt);
-    let mut steps = Vec::with_capacity(request.new_tokens - 1);
-    let mut spent = Spent::default();
-    let mut finish_reason = FinishReason::Length;
-    model.reset()?;
-    model.device().synchronize()?;
+    /// Returns whether the last token ends the sequence.
+    fn has_ended(&self, request: &Request) -> bool {
+        self.tokens.last().is_some_and(|token| request.stop.contains(token))
+    }
 
+    /// The tokens that the model does not hold yet.
+    fn part(&self) -> Part<'_> {
+        Part { sequence: self.number, tokens: &self.tokens[self.held..], position: self.held }
+    }
+}
+
+/// Generates sequences that the model holds at once, and adds their times to `whole`.
+fn generate(
+    model: &mut dyn CausalLm,
+    sequences: &mut [Sequence],
+    request: &Request,
+    whole: &mut Timeline,
+) -> Result<()> {
+    let mut active: Vec<&mut Sequence> = sequences.iter_mut().collect();
+    let mut spent = Spent::default();
+    model.device().synchronize()?;
     let started = Instant::now();
-    let mut next = step(model, prompt, 0, &mut sampler, &sequence, &mut spent)?;
+    step(model, &mut active, &mut spent)?;
     let mut last = Instant::now();
-    let ttft = last - started;
+    whole.ttft += last - started;
     spent.waiting = Duration::ZERO;
-    for _ in 1..request.new_tokens {
-        if request.stop.contains(&next) {
+    for number in 0..request.new_tokens - 1 {
+        if !request.stop.is_empty() {
+            active.retain(|sequence| !sequence.has_ended(request));
+        }
+        if active.is_empty() {
             break;
         }
-        sequence.push(next);
-        let position = sequence.len() - 1;
-        next = step(model, &[next], position, &mut sampler, &sequence, &mut spent)?;
+        step(model, &mut active, &mut spent)?;
         let now = Instant::now();
-        steps.push(now - last);
+        match whole.steps.get_mut(number) {
+            Some(step) => *step += now - last,
+            None => whole.steps.push(now - last),
+        }
         last = now;
     }
-    if request.stop.contains(&next) {
-        finish_reason = FinishReason::EndOfSequence;
-    }
-    sequence.push(next);
-    let tokens = sequence.split_off(prompt.len());
-    let Spent { sampling, waiting } = spent;
-    let sampling = Some(sampling);
-    Ok(Timeline { prompt_tokens: prompt.len(), ttft, steps, sampling, waiting, tokens, finish_reason })
+    whole.waiting += spent.waiting;
+    whole.sampling = whole.sampling.map(|sampling| sampling + spent.sampling);
+    Ok(())
 }
 
 /// Checks that a generation has a prompt and at least one new token, and fits in the model. Callers check before they
@@ -97,26 +155,31 @@ struct Spent {
     waiting: Duration,
 }
 
-/// Runs one forward pass and samples the next token.
-fn step(
-    model: &mut dyn CausalLm,
-    tokens: &[u32],
-    position: usize,
-    sampler: &mut Sampler,
-    sequence: &[u32],
-    spent: &mut Spent,
-) -> Result<u32> {
+/// Appends the newest tokens of all sequences in one step, and samples the next token of each.
+fn step(model: &mut dyn CausalLm, sequences: &mut [&mut Sequence], spent: &mut Spent) -> Result<()> {
     let vocab_size = model.vocab_size();
-    let logits = model.forward(tokens, position)?;
-    check_logits(&logits, vocab_size)?;
+    let parts: Vec<Part> = sequences.iter().map(|sequence| sequence.part()).collect();
+    let logits = model.forward_batch(&parts)?;
+    ensure!(
+        logits.len() == sequences.len(),
+        "the model gave {} rows of logits for a batch of {}",
+        logits.len(),
+        sequences.len()
+    );
+    logits.iter().try_for_each(|logits| check_logits(logits, vocab_size))?;
     let given = Instant::now();
     model.device().synchronize()?;
     let started = Instant::now();
     spent.waiting += started - given;
-    let next = with_logits(&logits, |logits| sampler.sample(logits, sequence))
-        .with_context(|| format!("at position {}", sequence.len()))?;
+    for (sequence, logits) in sequences.iter_mut().zip(&logits) {
+        let Sequence { tokens, held, sampler, .. } = &mut **sequence;
+        let next = with_logits(logits, |logits| sampler.sample(logits, tokens))
+            .with_context(|| format!("at position {}", tokens.len()))?;
+        *held = tokens.len();
+        tokens.push(next);
+    }
     spent.sampling += started.elapsed();
-    Ok(next)
+    Ok(())
 }
 
 /// Checks that logits are as the trait promises.
@@ -149,27 +212,48 @@ mod tests {
 
     /// Counts up: the next token is the last plus one. Checks that the loop calls it as the trait promises.
     struct Counter {
-        held: usize,
+        /// Number of tokens of each sequence.
+        held: Vec<usize>,
+        /// Number of parts in each step.
+        parts: Vec<usize>,
         vocab_size: usize,
         bad_logit: Option<f32>,
         spoil: fn(Tensor) -> candle_core::Result<Tensor>,
     }
 
     fn counter() -> Counter {
-        Counter { held: 0, vocab_size: 50, bad_logit: None, spoil: Ok }
+        Counter { held: vec![0], parts: Vec::new(), vocab_size: 50, bad_logit: None, spoil: Ok }
+    }
+
+    impl Counter {
+        fn append(&mut self, part: &Part) -> Result<Tensor> {
+            let held = &mut self.held[part.sequence];
+            assert_eq!(part.position, *held, "the position is what the cache holds");
+            *held += part.tokens.len();
+            let mut logits = vec![0f32; self.vocab_size];
+            let next = (part.tokens[part.tokens.len() - 1] as usize + 1) % self.vocab_size;
+            logits[next] = self.bad_logit.unwrap_or(1.0);
+            Ok((self.spoil)(Tensor::from_vec(logits, self.vocab_size, &Device::Cpu)?)?)
+        }
     }
 
     impl CausalLm for Counter {
         fn forward(&mut self, tokens: &[u32], position: usize) -> Result<Tensor> {
-            assert_eq!(position, self.held, "the position is what the cache holds");
-            self.held += tokens.len();
-            let mut logits = vec![0f32; self.vocab_size];
-            let next = (tokens[tokens.len() - 1] as usize + 1) % self.vocab_size;
-            logits[next] = self.bad_logit.unwrap_or(1.0);
-            Ok((self.spoil)(Tensor::from_vec(logits, self.vocab_size, &Device::Cpu)?)?)
+            Ok(self.forward_batch(&[Part { sequence: 0, tokens, position }])?.remove(0))
+        }
+        fn max_sequences(&self) -> usize {
+            self.held.len()
+        }
+        fn forward_batch(&mut self, parts: &[Part]) -> Result<Vec<Tensor>> {
+            self.parts.push(parts.len());
+            parts.iter().map(|part| self.append(part)).collect()
+        }
+        fn release(&mut self, sequence: usize) -> Result<()> {
+            self.held[sequence] = 0;
+            Ok(())
         }
         fn reset(&mut self) -> Result<()> {
-            self.held = 0;
+            self.held.fill(0);
             Ok(())
         }
         fn footprint(&self) -> Footprint {
@@ -201,20 +285,44 @@ mod tests {
     fn tokens_and_times_are_as_many_as_asked_for() {
         let mut model = counter();
         for _ in 0..2 {
-            let timeline = run(&mut model, &[3, 4, 5], &request(4, &[])).expect("runs");
-            assert_eq!(timeline.tokens, [6, 7, 8, 9]);
+            let timeline = run(&mut model, &[vec![3, 4, 5]], &request(4, &[])).expect("runs");
+            assert_eq!(timeline.tokens, [[6, 7, 8, 9]]);
             assert_eq!((timeline.prompt_tokens, timeline.steps.len()), (3, 3));
             assert_eq!(timeline.finish_reason, FinishReason::Length);
             assert!(timeline.sampling.is_some_and(|sampling| sampling < timeline.total()));
         }
     }
 
+    /// Five sequences of which the model holds two at once: three parts, each with a prompt step and two more.
+    #[test]
+    fn a_batch_runs_in_parts_that_the_model_holds() {
+        let mut model = Counter { held: vec![0; 2], ..counter() };
+        let prompts: Vec<Vec<u32>> = (0..5).map(|number| vec![10 * number, 10 * number + 3]).collect();
+        for _ in 0..2 {
+            model.parts.clear();
+            let timeline = run(&mut model, &prompts, &request(3, &[])).expect("runs");
+            assert_eq!(timeline.tokens, [[4, 5, 6], [14, 15, 16], [24, 25, 26], [34, 35, 36], [44, 45, 46]]);
+            assert_eq!(model.parts, [2, 2, 2, 2, 2, 2, 1, 1, 1]);
+            assert_eq!((timeline.prompt_tokens, timeline.steps.len()), (2, 2));
+        }
+    }
+
+    /// A sequence that has ended takes no part in later steps.
+    #[test]
+    fn sequences_of_a_batch_end_each_for_itself() {
+        let mut model = Counter { held: vec![0; 2], ..counter() };
+        let timeline = run(&mut model, &[vec![3], vec![5]], &request(9, &[7])).expect("runs");
+        assert_eq!(timeline.tokens, [vec![4, 5, 6, 7], vec![6, 7]]);
+        assert_eq!(model.parts, [2, 2, 1, 1]);
+        assert_eq!((timeline.steps.len(), timeline.finish_reason), (3, FinishReason::EndOfSequence));
+    }
+
     #[test]
     fn a_sequence_ends_only_where_asked_to() {
-        let timeline = run(&mut counter(), &[3], &request(30, &[9, 7])).expect("runs");
-        assert_eq!(timeline.tokens, [4, 5, 6, 7]);
+        let timeline = run(&mut counter(), &[vec![3]], &request(30, &[9, 7])).expect("runs");
+        assert_eq!(timeline.tokens, [[4, 5, 6, 7]]);
         assert_eq!(timeline.finish_reason, FinishReason::EndOfSequence);
-        let timeline = run(&mut counter(), &[3], &request(4, &[7])).expect("runs");
+        let timeline = run(&mut counter(), &[vec![3]], &request(4, &[7])).expect("runs");
         assert_eq!(timeline.finish_reason, FinishReason::EndOfSequence);
     }
 
@@ -235,7 +343,7 @@ mod tests {
             (counter(), vec![50], request(1, &[]), "token 50, but the vocabulary of the model has 50 tokens"),
             (nan, vec![1], request(1, &[]), "logits are not finite"),
         ] {
-            let error = format!("{:#}", run(&mut model, &prompt, &request).expect_err(part));
+            let error = format!("{:#}", run(&mut model, &[prompt], &request).expect_err(part));
             assert!(error.contains(part), "{error}");
             assert_eq!(error.lines().count(), 1);
         }

@@ -22,14 +22,27 @@ pub struct Required {
 }
 
 impl Required {
-    /// The bytes and operations that `model` requires for a prompt and so many decode steps.
-    pub fn by(model: &dyn CausalLm, prompt_tokens: usize, steps: usize) -> Self {
-        let (cache, flops) = (|tokens| model.cache_bytes(tokens), model.prefill_flops(prompt_tokens));
+    /// The bytes and operations that `model` requires for the prompts of a batch and so many decode steps. A step reads each
+    /// weight once for all sequences.
+    pub fn by(model: &dyn CausalLm, sequences: usize, prompt_tokens: usize, steps: usize) -> Self {
+        let (count, held) = (sequences as u64, sequences.min(model.max_sequences()) as u64);
+        let cache = |tokens| {
+            let CacheBytes { used, allocated } = model.cache_bytes(tokens);
+            CacheBytes { used: count * used, allocated: held * allocated }
+        };
+        let one = model.footprint();
+        let footprint = Footprint {
+            step_weight_bytes: model.step_weight_bytes(sequences),
+            flops_per_token: count * one.flops_per_token,
+            ..one
+        };
+        let flops = count * model.prefill_flops(prompt_tokens);
         let shows_waiting = !model.device().is_cpu();
-        Self { shows_waiting, ..Self::of(&model.footprint(), cache, flops, prompt_tokens, steps) }
+        Self { shows_waiting, ..Self::of(&footprint, cache, flops, prompt_tokens, steps) }
     }
 
-    /// The bytes and operations that a model of this size requires. `cache` gives the size of the cache with so many tokens.
+    /// The bytes and operations of a step and a prompt of this footprint. `cache` gives the size of the cache after so many
+    /// tokens.
     pub fn of(
         footprint: &Footprint,
         cache: impl Fn(usize) -> CacheBytes,
@@ -70,8 +83,8 @@ pub fn summarise(
         timelines.iter().all(|timeline| timeline.tokens == first.tokens),
         "the same prompt and seed made different tokens: the model keeps state from one generation to the next"
     );
-    let (prompt_tokens, generated_tokens) = (first.prompt_tokens, first.tokens.len());
-    let steps = first.steps.len();
+    let (prompt_tokens, steps, sequences) = (first.prompt_tokens, first.steps.len(), first.tokens.len());
+    let all_tokens = first.tokens.concat();
     let over_samples = |of: &dyn Fn(&Timeline) -> f64| median(timelines.iter().map(of).collect());
     let total_ms = over_samples(&|timeline| ms(timeline.total()));
     let ttft_ms = over_samples(&|timeline| ms(timeline.ttft));
@@ -85,6 +98,7 @@ pub fn summarise(
     let sampling_share = |timeline: &Timeline| Some(timeline.sampling?.as_secs_f64() / timeline.total().as_secs_f64());
     let sampling_shares: Option<Vec<f64>> = timelines.iter().map(sampling_share).collect();
     Ok(record::Generation {
+        batch: (sequences > 1).then_some(sequences),
         prompt_tokens,
         new_tokens: request.new_tokens,
         sampling: request.sampling,
@@ -100,9 +114,9 @@ pub fn summarise(
         itl_p95_ms: itl_ms(0.95),
         itl_p99_ms: itl_ms(0.99),
         tpot_ms: (steps > 0).then(|| decode_ms / steps as f64),
-        prefill_tokens_per_s: 1e3 * prompt_tokens as f64 / ttft_ms,
-        decode_tokens_per_s: (steps > 0).then(|| 1e3 * steps as f64 / decode_ms),
-        tokens_per_s: 1e3 * generated_tokens as f64 / total_ms,
+        prefill_tokens_per_s: 1e3 * (sequences * prompt_tokens) as f64 / ttft_ms,
+        decode_tokens_per_s: (steps > 0).then(|| 1e3 * (all_tokens.len() - sequences) as f64 / decode_ms),
+        tokens_per_s: 1e3 * all_tokens.len() as f64 / total_ms,
         sampling_share: sampling_shares.map(median),
         waiting_share: (steps > 0 && shows_waiting).then(|| {
             let share = |timeline: &Timeline| timeline.waiting.div_duration_f64(timeline.steps.iter().sum());
@@ -120,8 +134,8 @@ pub fn summarise(
             FinishReason::Length => "length".into(),
             FinishReason::EndOfSequence => "end_of_sequence".into(),
         },
-        generated_tokens,
-        token_digest: digest(&first.tokens),
+        generated_tokens: first.tokens.iter().map(Vec::len).max().unwrap_or_default(),
+        token_digest: digest(&all_tokens),
         predicted_peak_bytes: None,
         attention: None,
         cache_dtype: None,
@@ -200,17 +214,29 @@ mod tests {
             steps: steps_ms.iter().map(|step| Duration::from_millis(*step)).collect(),
             sampling: Some(Duration::from_millis(1)),
             waiting: Duration::ZERO,
-            tokens: tokens.to_vec(),
+            tokens: vec![tokens.to_vec()],
             finish_reason: FinishReason::Length,
         }
     }
 
     fn weighed(prompt_tokens: usize, steps: usize) -> Required {
-        Required::by(&Weighed, prompt_tokens, steps)
+        Required::by(&Weighed, 1, prompt_tokens, steps)
     }
 
     fn request(new_tokens: usize) -> Request {
         Request { new_tokens, sampling: Sampling::GREEDY, seed: 42, stop: Vec::new() }
+    }
+
+    fn limits() -> Limits {
+        Limits {
+            read_bytes_per_s: 1e6,
+            matrix_flops_per_s: 1e6,
+            matrix_dtype: "f32".into(),
+            matrix_library: None,
+            read: None,
+            matrix: None,
+            exceeded: Vec::new(),
+        }
     }
 
     fn close(found: f64, expected: f64) {
@@ -221,14 +247,7 @@ mod tests {
     fn figures_worked_out_by_hand() {
         let timelines =
             [timeline(10, &[2, 4], &[7, 8, 9]), timeline(20, &[3, 5], &[7, 8, 9]), timeline(40, &[6, 20], &[7, 8, 9])];
-        let limits = Limits {
-            read_bytes_per_s: 1e6,
-            matrix_flops_per_s: 1e6,
-            matrix_dtype: "f32".into(),
-            read: None,
-            matrix: None,
-            exceeded: Vec::new(),
-        };
+        let limits = limits();
         let measures = summarise(weighed, &request(3), &timelines, &[1, 1, 1], Some(9999), Some(&limits))
             .expect("the same tokens");
         // The totals are 16, 28 and 66 ms; decode times 6, 8 and 26; sorted steps 2, 3, 4, 5, 6, 20.
@@ -252,6 +271,29 @@ mod tests {
         assert_eq!((work.step_bytes, work.step_flops, work.prefill_flops), (1055, 300, 1200));
         assert_eq!(work.prefill_bytes, 1000 + 40);
         assert_eq!((measures.samples, measures.peak_bytes), (3, Some(9999)));
+    }
+
+    /// Three sequences with the times of the first generation above: the weights are read once per step, everything else three
+    /// times.
+    #[test]
+    fn figures_of_a_batch_worked_out_by_hand() {
+        let timeline = Timeline { tokens: vec![vec![7, 8, 9]; 3], ..timeline(10, &[2, 4], &[]) };
+        let limits = limits();
+        let required = |prompt_tokens, steps| Required::by(&Weighed, 3, prompt_tokens, steps);
+        let measures =
+            summarise(required, &request(3), &[timeline], &[1], None, Some(&limits)).expect("one generation");
+        assert_eq!((measures.batch, measures.prompt_tokens, measures.generated_tokens), (Some(3), 4, 3));
+        close(measures.prefill_tokens_per_s, 12.0 / 0.010);
+        close(measures.decode_tokens_per_s.expect("steps"), 6.0 / 0.006);
+        close(measures.tokens_per_s, 9.0 / 0.016);
+        close(measures.mbu.expect("limits"), (2000.0 + 3.0 * (50.0 + 60.0)) / 0.006 / 1e6);
+        close(measures.mfu.expect("limits"), 3.0 * 4.0 * 300.0 / 0.010 / 1e6);
+        // The model holds one sequence at once.
+        assert_eq!((measures.cache_used_bytes, measures.cache_allocated_bytes), (180, 4096));
+        let work = measures.work.expect("the work");
+        assert_eq!((work.step_bytes, work.step_flops), (1000 + 3 * 55, 900));
+        assert_eq!((work.prefill_bytes, work.prefill_flops), (1000 + 3 * 40, 3600));
+        assert_eq!(measures.token_digest, digest(&[7, 8, 9, 7, 8, 9, 7, 8, 9]));
     }
 
     #[test]

@@ -4,32 +4,34 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// Times and tokens of one generation. The device is idle at the end of every duration.
-#[derive(Clone, Debug, PartialEq)]
+/// Times and tokens of one generation, of a sequence or of a batch of them. The device is idle at the end of every duration.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Timeline {
-    /// Length of the prompt.
+    /// Length of the prompt, or of each prompt of a batch.
     pub prompt_tokens: usize,
-    /// Time to first token: from the start of the prompt to the first token, sampling included.
+    /// Time to first token: from the start of the prompt to the first token of every sequence, sampling included.
     pub ttft: Duration,
-    /// Inter-token latencies: one for each token after the first, sampling included.
+    /// Inter-token latencies: one for each token after the first, sampling included. A step of a batch has a token for each
+    /// sequence.
     pub steps: Vec<Duration>,
     /// Total time of sampling: from logits to ids. `None` if it is not known apart.
     pub sampling: Option<Duration>,
     /// Time of the decode steps spent waiting for the device after all work was submitted. Near 0 on a CPU.
     pub waiting: Duration,
-    /// The generated ids.
-    pub tokens: Vec<u32>,
+    /// The generated ids of each sequence.
+    pub tokens: Vec<Vec<u32>>,
     /// Why the generation ended.
     pub finish_reason: FinishReason,
 }
 
 /// Reason for the end of a generation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FinishReason {
     /// The requested number of tokens was generated.
+    #[default]
     Length,
-    /// An end-of-sequence token was generated, and the request stops at those.
+    /// Every sequence generated an end-of-sequence token, and the request stops at those.
     EndOfSequence,
 }
 

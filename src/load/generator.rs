@@ -1,5 +1,5 @@
-//! Sends a plan. One thread waits for the times at which requests are due and hands each to the runtime, whatever became of
-//! the earlier ones: no request is skipped, moved or spread out. Another thread writes prompts ahead of their time, and the
+//! Sends a plan. One thread waits for the times at which requests are due and hands each to the runtime, without waiting
+//! for the earlier ones: no request is skipped, moved or spread out. Another thread writes prompts ahead of their time, and the
 //! caller's thread counts the answers.
 
 use std::{

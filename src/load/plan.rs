@@ -126,20 +126,19 @@ impl Plan {
         let mut plan = Self { shape, requests: Vec::new() };
         let until_ns = plan.shape.duration_s.map_or(u64::MAX, |duration_s| (duration_s * 1e9) as u64);
         let most = plan.shape.requests.unwrap_or(u64::MAX);
+        let ensure_end = || -> Result<()> {
+            ensure!(
+                until_ns < u64::MAX || most < u64::MAX,
+                "nothing ends the load in time: give a duration below 500 years, or a number of requests"
+            );
+            Ok(())
+        };
         match (&plan.shape.trace, plan.shape.arrivals) {
             (Some(path), _) => plan.requests = trace(path, until_ns, most)?,
             (None, Arrivals::Trace) => anyhow::bail!("arrivals of a trace need the file of a trace"),
-            (None, Arrivals::Closed { .. }) => {
-                ensure!(
-                    until_ns < u64::MAX || most < u64::MAX,
-                    "nothing ends the load in time: give a duration below 500 years, or a number of requests"
-                );
-            }
+            (None, Arrivals::Closed { .. }) => ensure_end()?,
             (None, Arrivals::Open { .. }) => {
-                ensure!(
-                    until_ns < u64::MAX || most < u64::MAX,
-                    "nothing ends the load in time: give a duration below 500 years, or a number of requests"
-                );
+                ensure_end()?;
                 let turns = u64::from(plan.shape.turns.count);
                 let starts = plan.shape.arrivals.times(plan.shape.seed).take_while(|at| *at < until_ns);
                 for (session, due_ns) in (0..most.div_ceil(turns)).zip(starts) {

@@ -79,7 +79,7 @@ pub fn most_over(percentile: f64, confidence: f64, requests: u64) -> Option<u64>
     Some(low)
 }
 
-/// Ranks, from 1, of the sorted values between which the percentile lies with the given confidence, whatever the
+/// Ranks, from 1, of the sorted values between which the percentile lies with the given confidence, for every
 /// distribution. An end is `None` if the values are too few to have it.
 ///
 /// `dependence` is the variance of the share of values above the percentile, divided by its variance for independent

@@ -4,18 +4,20 @@
 //! On a shared machine both change within seconds. A [`Gauge`] therefore reads them in short passes, before, between
 //! and after the samples of a benchmark.
 
-use std::{
-    cell::Cell,
-    hint::black_box,
-    time::{Duration, Instant},
-};
+use std::{cell::Cell, hint::black_box};
 
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 
-use super::{machine, memory, statistics::percentile};
+use super::{
+    machine,
+    matrix::{Matrices, best_of},
+    memory,
+    statistics::percentile,
+};
 use crate::{
+    device::Precision,
     kernels::{sum, system::ask_for_huge_pages},
     record::{Limits, Spread},
 };
@@ -34,23 +36,15 @@ const PART_BYTES: usize = 4 << 20;
 /// Copies that are submitted to a device at once, so that launch and synchronisation do not count.
 const COPIES: usize = 8;
 
-/// Rows and columns of the square matrices, on a CPU and on other devices, which need more work to be busy.
-const MATRIX_ON_CPU: usize = 1536;
-const MATRIX_ON_DEVICE: usize = 8192;
-
-/// Minimum number of passes of a reading, and the time that its passes must fill. The best pass counts, because an
-/// interruption only makes a pass longer. Longer readings would hide the changes that readings are for.
-const PASSES: usize = 2;
-const FILL: Duration = Duration::from_millis(30);
-
 /// Readings of [`limits`], which has no benchmark around which it could take them.
 const READINGS: usize = 5;
 
 /// Reads the limits of a device.
 ///
-/// On a CPU, all threads read a buffer of a quarter of a gigabyte or four times the caches, and Candle multiplies f32
-/// matrices of 1536 rows and columns. The dtype is f32 for all models, because Candle widens 16-bit products to f32.
-/// The buffer stays allocated and is written once before it is read, because untouched pages all share the zero page.
+/// On a CPU, all threads read a buffer of a quarter of a gigabyte or four times the caches, and multiply matrices of 1536 rows
+/// and columns by the fastest product that there is for the dtype of the models: that of our kernels in this dtype, that of our
+/// kernels in f32, or Candle's in f32, to which Candle widens 16-bit products. The fastest is chosen once. The buffer stays
+/// allocated and is written once before it is read, because untouched pages all share the zero page.
 /// On Linux it consists of huge pages, if the system grants them: with small ones, translating addresses costs a sixth
 /// of the bandwidth, and the share depends on where the pages happen to lie. Binding threads to cores and choosing the
 /// thread that touches a page first made no difference on one socket.
@@ -63,17 +57,16 @@ const READINGS: usize = 5;
 /// bandwidth varies with their load and nothing reports it.
 pub struct Gauge {
     device: Device,
-    /// `None` on devices other than a CPU.
-    on_cpu: Option<OnCpu>,
+    /// Buffer that is read; empty on devices other than a CPU.
+    memory: Vec<u64>,
+    /// Implementation and dtype of the matrix product.
+    product: (&'static str, &'static str),
+    /// The product on a CPU; `None` on other devices, where it is made for each reading.
+    matrices: Option<Matrices>,
     /// The reading of an idle device, before models took its memory.
     first: Reading,
     /// The best of all readings, each limit for itself.
     best: Cell<Reading>,
-}
-
-struct OnCpu {
-    memory: Vec<u64>,
-    matrices: (Tensor, Tensor),
 }
 
 /// The limits at one time.
@@ -86,21 +79,19 @@ pub struct Reading {
 }
 
 impl Gauge {
-    /// Allocates what the readings need and takes the first one.
+    /// Allocates what the readings need and takes the first one. `precision` is that of the models.
     ///
     /// # Errors
     /// Returns an error if the device fails.
-    pub fn new(device: &Device) -> Result<Self> {
-        let on_cpu = match device.is_cpu() {
-            true => {
-                Some(OnCpu { memory: written(buffer_bytes()), matrices: matrices(device, DType::F32, MATRIX_ON_CPU)? })
-            }
-            false => None,
-        };
+    pub fn new(device: &Device, precision: Precision) -> Result<Self> {
+        let memory = if device.is_cpu() { written(buffer_bytes()) } else { Vec::new() };
+        let matrices = Matrices::fastest(device, precision)?;
+        let product = (matrices.library, matrices.dtype);
         // The first pass starts threads.
-        reading(device, on_cpu.as_ref())?;
-        let first = reading(device, on_cpu.as_ref())?;
-        Ok(Self { device: device.clone(), on_cpu, first, best: Cell::new(first) })
+        reading(device, &memory, &matrices)?;
+        let first = reading(device, &memory, &matrices)?;
+        let matrices = device.is_cpu().then_some(matrices);
+        Ok(Self { device: device.clone(), memory, product, matrices, first, best: Cell::new(first) })
     }
 
     /// Reads the limits. Takes about 60 ms.
@@ -108,7 +99,10 @@ impl Gauge {
     /// # Errors
     /// Returns an error if the device fails.
     pub fn read(&self) -> Result<Reading> {
-        let reading = reading(&self.device, self.on_cpu.as_ref())?;
+        let reading = match &self.matrices {
+            Some(matrices) => reading(&self.device, &self.memory, matrices)?,
+            None => reading(&self.device, &self.memory, &Matrices::fastest(&self.device, Precision::BF16)?)?,
+        };
         let best = self.best.get();
         self.best.set(Reading {
             read_bytes_per_s: best.read_bytes_per_s.max(reading.read_bytes_per_s),
@@ -120,9 +114,8 @@ impl Gauge {
     /// Summarises readings: medians, extremes, and the best of the gauge. Without a reading, the first of the gauge
     /// counts.
     pub fn limits(&self, readings: &[Reading]) -> Limits {
-        let dtype = if self.device.is_cpu() { DType::F32 } else { DType::BF16 };
         let readings = if readings.is_empty() { std::slice::from_ref(&self.first) } else { readings };
-        summarise(readings, self.best.get(), dtype)
+        summarise(readings, self.best.get(), self.product)
     }
 }
 
@@ -130,25 +123,19 @@ impl Gauge {
 ///
 /// # Errors
 /// Returns an error if the device fails.
-pub fn limits(device: &Device) -> Result<Limits> {
-    let gauge = Gauge::new(device)?;
+pub fn limits(device: &Device, precision: Precision) -> Result<Limits> {
+    let gauge = Gauge::new(device, precision)?;
     let readings = (0..READINGS).map(|_| gauge.read()).collect::<Result<Vec<_>>>()?;
     Ok(gauge.limits(&readings))
 }
 
-fn reading(device: &Device, on_cpu: Option<&OnCpu>) -> Result<Reading> {
-    let (read_bytes_per_s, matrix_flops_per_s) = match on_cpu {
-        Some(OnCpu { memory, matrices }) => (read_bytes_per_s(memory)?, matrix_flops_per_s(device, matrices)?),
-        None => {
-            let read_bytes_per_s = copied_bytes_per_s(device)?;
-            (read_bytes_per_s, matrix_flops_per_s(device, &matrices(device, DType::BF16, MATRIX_ON_DEVICE)?)?)
-        }
-    };
-    Ok(Reading { read_bytes_per_s, matrix_flops_per_s })
+fn reading(device: &Device, memory: &[u64], matrices: &Matrices) -> Result<Reading> {
+    let read_bytes_per_s = if device.is_cpu() { read_bytes_per_s(memory)? } else { copied_bytes_per_s(device)? };
+    Ok(Reading { read_bytes_per_s, matrix_flops_per_s: matrices.flops_per_s()? })
 }
 
 /// Summarises at least one reading.
-fn summarise(readings: &[Reading], best: Reading, matrix_dtype: DType) -> Limits {
+fn summarise(readings: &[Reading], best: Reading, (library, dtype): (&str, &str)) -> Limits {
     let of = |limit: fn(&Reading) -> f64| {
         let mut values: Vec<f64> = readings.iter().map(limit).collect();
         values.sort_unstable_by(f64::total_cmp);
@@ -158,8 +145,15 @@ fn summarise(readings: &[Reading], best: Reading, matrix_dtype: DType) -> Limits
     };
     let (read_bytes_per_s, read) = of(|reading| reading.read_bytes_per_s);
     let (matrix_flops_per_s, matrix) = of(|reading| reading.matrix_flops_per_s);
-    let matrix_dtype = matrix_dtype.as_str().into();
-    Limits { read_bytes_per_s, matrix_flops_per_s, matrix_dtype, read, matrix, exceeded: Vec::new() }
+    Limits {
+        read_bytes_per_s,
+        matrix_flops_per_s,
+        matrix_dtype: dtype.into(),
+        matrix_library: Some(library.into()),
+        read,
+        matrix,
+        exceeded: Vec::new(),
+    }
 }
 
 fn buffer_bytes() -> usize {
@@ -198,34 +192,6 @@ fn copied_bytes_per_s(device: &Device) -> Result<f64> {
     Ok((2 * COPIES * BUFFER_BYTES) as f64 / best_of(pass)?.as_secs_f64())
 }
 
-fn matrices(device: &Device, dtype: DType, size: usize) -> Result<(Tensor, Tensor)> {
-    // Random values, because some CPUs are faster on zeros.
-    let random = || Tensor::randn(0f32, 1f32, (size, size), device)?.to_dtype(dtype);
-    let matrices = (random()?, random()?);
-    device.synchronize()?;
-    Ok(matrices)
-}
-
-fn matrix_flops_per_s(device: &Device, (a, b): &(Tensor, Tensor)) -> Result<f64> {
-    let best = best_of(|| {
-        black_box(a.matmul(b)?);
-        Ok(device.synchronize()?)
-    })?;
-    Ok(2.0 * (a.dim(0)? as f64).powi(3) / best.as_secs_f64())
-}
-
-/// Returns the shortest of several passes.
-fn best_of(mut pass: impl FnMut() -> Result<()>) -> Result<Duration> {
-    let (mut best, mut passes, begun) = (Duration::MAX, 0, Instant::now());
-    while passes < PASSES || begun.elapsed() < FILL {
-        let started = Instant::now();
-        pass()?;
-        best = best.min(started.elapsed());
-        passes += 1;
-    }
-    Ok(best)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -241,7 +207,8 @@ mod tests {
 
     #[test]
     fn a_processor_has_limits() {
-        let limits = limits(&Device::Cpu).expect("a processor has limits");
+        let limits = limits(&Device::Cpu, Precision::F32).expect("a processor has limits");
+        assert_eq!(limits.matrix_dtype, "f32");
         assert!(limits.read_bytes_per_s > 1e8 && limits.matrix_flops_per_s > 1e8, "{limits:?}");
         let read = limits.read.expect("readings");
         assert_eq!(read.readings, READINGS);
@@ -253,7 +220,8 @@ mod tests {
     fn readings_have_a_median_a_spread_and_the_best_of_the_run() {
         let reading = |read_bytes_per_s, matrix_flops_per_s| Reading { read_bytes_per_s, matrix_flops_per_s };
         let readings = [reading(40.0, 7.0), reading(60.0, 9.0), reading(44.0, 8.0)];
-        let limits = summarise(&readings, reading(70.0, 9.0), DType::F32);
+        let limits = summarise(&readings, reading(70.0, 9.0), ("candle", "f32"));
+        assert_eq!((limits.matrix_library.as_deref(), limits.matrix_dtype.as_str()), (Some("candle"), "f32"));
         assert_eq!((limits.read_bytes_per_s, limits.matrix_flops_per_s), (44.0, 8.0));
         let spread = |lowest, highest, best_of_run| Some(Spread { readings: 3, lowest, highest, best_of_run });
         assert_eq!((limits.read, limits.matrix), (spread(40.0, 60.0, 70.0), spread(7.0, 9.0, 9.0)));

@@ -6,6 +6,7 @@ pub mod conditions;
 pub mod gpu;
 mod limits;
 pub mod machine;
+mod matrix;
 pub mod memory;
 pub mod page_cache;
 pub mod peak_bytes;

@@ -123,6 +123,14 @@ pub trait CausalLm {
         CacheBytes { used: bytes, allocated: bytes }
     }
 
+    /// Bytes of weights that a decode step of so many sequences reads. The default is that of one sequence,
+    /// [`Footprint::step_weight_bytes`], because a step can read each weight once for all of them. Override it for a mixture
+    /// of experts, where sequences choose different experts.
+    fn step_weight_bytes(&self, sequences: usize) -> u64 {
+        let _ = sequences;
+        self.footprint().step_weight_bytes
+    }
+
     /// Floating-point operations of a prompt of `tokens`. The default counts the products with the weights, and those of the
     /// head only for the last position. It leaves out attention's quadratic term.
     fn prefill_flops(&self, tokens: usize) -> u64 {

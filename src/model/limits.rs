@@ -1,6 +1,7 @@
 //! Bounds on sizes, checked before anything is allocated by them: those in `config.json` here, those of trainings and of the
-//! sweep by [`check_sizes`] where their keys are. A file from elsewhere, or a slip of the finger, may hold any number; within these bounds no size and no product of sizes overflows, and a list with an entry for each layer or expert
-//! fits in memory. Whether a model's weights fit is another question, which [`DoesNotFit`](crate::measure::memory::DoesNotFit) answers.
+//! sweep by [`check_sizes`] where their keys are. A file from elsewhere, or a slip of the finger, may hold any number; within
+//! these bounds no size and no product of sizes overflows, and a list with an entry for each layer or expert fits in memory.
+//! [`DoesNotFit`](crate::measure::memory::DoesNotFit) is the error for weights that do not fit.
 
 use anyhow::{Result, ensure};
 use serde_json::Value;

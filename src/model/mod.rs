@@ -58,7 +58,7 @@ use tensors::Tensors;
 use crate::{
     device::{DeviceChoice, Precision},
     measure::memory,
-    scenario::{self, FeedForward},
+    scenario::{self, ExpertDecoder, FeedForward},
 };
 
 /// Loads a model. `seed` applies to models with seeded weights.
@@ -170,27 +170,27 @@ fn open_gguf(file: &Path, source: String, engine: Engine, device: &Device) -> Re
     Ok(Subject { model, source, tokenizer, eos_token_ids })
 }
 
-/// A decoder of the comparison `moe_top_k`, with seeded weights. `skew` sets how unevenly a mixture uses its experts where
-/// `feed_forward` does not.
+/// A decoder of the comparison `moe_top_k`, with seeded weights. `skew` sets how unevenly a mixture uses its experts where its
+/// feed-forward does not.
 ///
 /// # Errors
 /// If the numbers of experts contradict each other, or memory is missing ([`memory::DoesNotFit`]).
 pub fn expert_grid(
-    feed_forward: FeedForward,
+    decoder: ExpertDecoder,
     skew: f64,
     precision: Precision,
     device: &Device,
     seed: u64,
 ) -> Result<Subject> {
-    let config = decoder::shape::config(feed_forward)?;
+    let config = decoder::shape::config(decoder)?;
     admit(&config, Engine::Tuned, precision, device)?;
     let weights = Tensors::new(synthetic::weights(&config, seed, precision.dtype(), device), precision);
-    let planted = match feed_forward {
+    let planted = match decoder.feed_forward {
         FeedForward::Mixture { skew: own, .. } => Some((own.unwrap_or(skew), seed)),
         FeedForward::Dense { .. } => None,
     };
     let model = decoder::load(config, weights, ExpertLayout::Stacked, planted)?;
-    let source = format!("synthetic:{}", feed_forward.name(skew));
+    let source = format!("synthetic:{}", decoder.name(skew));
     Ok(Subject { model, source, tokenizer: None, eos_token_ids: Vec::new() })
 }
 
@@ -217,8 +217,8 @@ pub fn max_position_embeddings(spec: &ModelSpec) -> Option<usize> {
 }
 
 /// [`needed_bytes`] for a decoder of the comparison `moe_top_k`.
-pub fn expert_grid_bytes(feed_forward: FeedForward, precision: Precision, device: &Device) -> Option<u64> {
-    Some(demand(&decoder::shape::config(feed_forward).ok()?, Engine::Tuned, precision, device).1)
+pub fn expert_grid_bytes(decoder: ExpertDecoder, precision: Precision, device: &Device) -> Option<u64> {
+    Some(demand(&decoder::shape::config(decoder).ok()?, Engine::Tuned, precision, device).1)
 }
 
 /// Bytes of the weights, and of the weights and the cache of the longest scenario.

@@ -164,11 +164,15 @@ impl Peer {
         checked
     }
 
+    /// The error for a benchmark that the peer does not run.
+    pub fn unsupported(&self, reason: String) -> anyhow::Error {
+        Unsupported { peer: self.name.clone(), reason }.into()
+    }
+
     /// Why the peer did not serve a request, if it says so.
     fn refusal(&self, answer: &Value) -> Option<anyhow::Error> {
         let told = |key: &str| Some(quoted(answer.get(key)?.as_str()?.as_bytes()));
-        let unsupported = |reason| anyhow!(Unsupported { peer: self.name.clone(), reason });
-        told("unsupported").map(unsupported).or_else(|| told("error").map(|reason| anyhow!("{}: {reason}", self.name)))
+        told("unsupported").map(|reason| self.unsupported(reason)).or_else(|| told("error").map(|reason| anyhow!("{}: {reason}", self.name)))
     }
 }
 

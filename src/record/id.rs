@@ -59,6 +59,16 @@ pub fn group(id: &str) -> &str {
 }
 
 impl Subject {
+    /// The subject in a batch of so many sequences. The name of the model carries the batch, unless it is 1.
+    #[must_use]
+    pub fn in_batch(mut self, batch: usize) -> Self {
+        if batch > 1 {
+            self.model += &format!("-b{batch}");
+            self.sizes.insert("batch".into(), batch as u64);
+        }
+        self
+    }
+
     /// The last part of the subject's benchmark ids.
     pub fn variant(&self) -> Variant {
         Variant { engine: self.engine.clone(), dtype: self.dtype.clone(), device: self.device.clone() }
@@ -129,6 +139,15 @@ mod tests {
         }
         let id: BenchmarkId = "medium/llama-mini/llama-cpp-q4k-cpu".parse().expect("an id");
         assert_eq!((id.variant.engine.as_str(), id.variant.dtype.as_str()), ("llama-cpp", "q4k"));
+    }
+
+    #[test]
+    fn ids_carry_the_batch_unless_it_is_1() {
+        let record: Record = serde_json::from_str(include_str!("sample.json")).expect("the sample");
+        let of = |batch| BenchmarkId::new("medium", &record.subject.clone().in_batch(batch));
+        assert_eq!(of(1), BenchmarkId::new("medium", &record.subject));
+        assert_eq!(of(16).model, format!("{}-b16", record.subject.model));
+        assert_eq!(record.subject.clone().in_batch(16).sizes["batch"], 16);
     }
 
     #[test]

@@ -340,9 +340,19 @@ measures! {
     /// Measures of a generation scenario. Each time is a median over the samples. Percentiles are over every step of every
     /// sample.
     Generation {
-        /// Tokens of the prompt.
+        /// Sequences of a batch, which advance together. Empty for a single sequence. Rates are those of all sequences.
+        #[serde(default)]
+        batch: Option<usize> => Row {
+            unit: MeasureUnit::Count, missing: Missing::Blank,
+            tables: &[
+                (TableKey::Generation, 5, "batch"), (TableKey::MixturePrefill, 5, "batch"),
+                (TableKey::MixtureDecode, 5, "batch"),
+            ],
+            ..Row::DATA
+        },
+        /// Tokens of the prompt, or of each prompt of a batch.
         prompt_tokens: usize => Row { unit: MeasureUnit::Tokens, ..Row::DATA },
-        /// Tokens that the scenario asks for.
+        /// Tokens that the scenario asks for, of each sequence.
         new_tokens: usize => Row { unit: MeasureUnit::Tokens, ..Row::DATA },
         /// How tokens are chosen.
         sampling: Sampling,
@@ -434,14 +444,14 @@ measures! {
             unit: MeasureUnit::Share, better: HIGHER,
             tables: &[(TableKey::Generation, 80, "MFU"), (TableKey::MixturePrefill, 40, "MFU")], ..Row::DATA
         },
-        /// Energy that the device used, divided by the number of generated tokens.
+        /// Energy that the device used, divided by the number of tokens that all sequences generated.
         joules_per_token: Option<f64> => Row {
             unit: MeasureUnit::Joules, better: LOWER, export: Some((80, "joules_per_token")),
             tables: &[(TableKey::Generation, 110, "J/token")], missing: Missing::NoColumn, ..Row::DATA
         },
         /// `length` or `end_of_sequence`.
         finish_reason: String,
-        /// Tokens that were generated.
+        /// Tokens that each sequence generated.
         generated_tokens: usize,
         /// First 16 hexadecimal digits of the SHA-256 of the generated ids as little-endian u32. Equal digests mean equal
         /// output.
@@ -456,6 +466,20 @@ measures! {
         routing: Option<Routing>,
     }
     derived {
+        /// Generated tokens of one sequence of a batch divided by the time of the whole generation.
+        sequence_tokens_per_s: Option<f64> = |m| Some(m.tokens_per_s / m.batch? as f64) => Row {
+            unit: MeasureUnit::TokensPerS, better: HIGHER, missing: Missing::Blank,
+            tables: &[(TableKey::Generation, 12, "tok/s per sequence")], ..Row::DATA
+        },
+        /// Tokens of one sequence of a batch after the first, divided by the time of their steps.
+        sequence_decode_tokens_per_s: Option<f64> = |m| Some(m.decode_tokens_per_s? / m.batch? as f64) => Row {
+            unit: MeasureUnit::TokensPerS, better: HIGHER, missing: Missing::Blank,
+            tables: &[
+                (TableKey::Generation, 22, "decode tok/s per sequence"),
+                (TableKey::MixtureDecode, 12, "decode tok/s per sequence"),
+            ],
+            ..Row::DATA
+        },
         /// Tokens of the busiest expert divided by the mean over the experts, averaged over the layers. 1 is even.
         load_balance_factor: Option<f64> = |m| Some(m.routing.as_ref()?.load_balance_factor) => Row {
             unit: MeasureUnit::Ratio, better: LOWER, missing: Missing::Blank,
@@ -484,6 +508,13 @@ measures! {
         watts: Option<f64> = |m| Some(m.joules_per_token? * m.tokens_per_s) => Row {
             unit: MeasureUnit::Watts, results: Name::LeftOut, tables: &[(TableKey::Live, 40, "watts")], ..Row::DATA
         },
+    }
+}
+
+impl Generation {
+    /// Number of sequences: that of the batch, or 1.
+    pub fn sequences(&self) -> usize {
+        self.batch.unwrap_or(1)
     }
 }
 

@@ -211,33 +211,25 @@ impl Measures {
         }
     }
 
+    /// The value of the measure with this field, and its unit. `None` if the benchmark does not have it.
+    pub fn measure(&self, field: &str) -> Option<(f64, MeasureUnit)> {
+        let mut named = measures::all().filter(|measure| measure.name == field);
+        named.find_map(|measure| Some(((measure.value)(self)?.number()?, measure.row.unit)))
+    }
+
     /// Model bandwidth utilization, where it is measured.
     pub fn mbu(&self) -> Option<f64> {
-        match self {
-            Self::Generation(measures) => measures.mbu,
-            _ => None,
-        }
+        self.measure("mbu").map(|(share, _)| share)
     }
 
-    /// Model FLOP utilization.
+    /// Model FLOP utilization, where it is measured.
     pub fn mfu(&self) -> Option<f64> {
-        match self {
-            Self::Generation(measures) => measures.mfu,
-            Self::Sweep(measures) => measures.mfu,
-            Self::Training(measures) => measures.mfu,
-            _ => None,
-        }
+        self.measure("mfu").map(|(share, _)| share)
     }
 
-    /// Peak memory.
+    /// Peak memory, where it is measured.
     pub fn peak_bytes(&self) -> Option<u64> {
-        match self {
-            Self::Generation(measures) => measures.peak_bytes,
-            Self::Sweep(measures) => measures.peak_bytes,
-            Self::Training(measures) => measures.peak_bytes,
-            Self::Loading(measures) => measures.peak_bytes,
-            Self::Serving(_) | Self::Quality(_) | Self::Evaluation(_) | Self::Tokenizing(_) => None,
-        }
+        self.measure("peak_bytes").map(|(bytes, _)| bytes as u64)
     }
 
     /// The metrics of the benchmark that dashboards and histories show. The first is the headline. A benchmark of memory
@@ -377,10 +369,14 @@ pub struct Stability {
 pub struct Limits {
     /// Bandwidth of reading memory much larger than any cache, on every thread.
     pub read_bytes_per_s: f64,
-    /// Rate of a large matrix product on Candle, in `matrix_dtype`.
+    /// Rate of a large matrix product: of those for the dtype of the models, the fastest.
     pub matrix_flops_per_s: f64,
     /// Data type of the matrix product.
     pub matrix_dtype: String,
+    /// Implementation of the matrix product: `candlepower` or `candle`. `null` in records from before this field, whose product
+    /// was Candle's.
+    #[serde(default)]
+    pub matrix_library: Option<String>,
     /// The readings of the bandwidth. `null` in records of schema 1.
     #[serde(default)]
     pub read: Option<Spread>,

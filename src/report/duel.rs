@@ -167,7 +167,7 @@ impl Duel {
             text,
             "\nThe change is the median of the ratios B / A of pairs of samples that were taken one after the other. A \
              benchmark stops when its interval reaches at most {:.1} % below and above its middle, or when its time is \
-             spent. The intervals together miss a true ratio in at most one duel of {:.0}, at whatever moment they stop.",
+             spent. The intervals together miss a true ratio in at most one duel of {:.0}, at any moment they stop.",
             self.resolve * 100.0,
             1.0 / self.level
         );

@@ -9,7 +9,7 @@ use super::{
     text_table::TERMINAL_WIDTH,
 };
 use crate::{
-    record::{self, Limits, MeasureUnit, Measures, RECORDS, Record, Status, measures},
+    record::{self, Limits, Measures, RECORDS, Record, Status},
     text,
 };
 
@@ -61,12 +61,18 @@ const LIMITS: [Limit; 2] = [
     },
     Limit {
         name: "matrices are multiplied at",
-        value: |limits| format!("{:.0} GFLOP/s in {}", limits.matrix_flops_per_s / 1e9, limits.matrix_dtype),
+        value: matrix_rate,
         measure: "mfu",
         phase: "prefill or step",
         of: "the matrix rate",
     },
 ];
+
+/// Rate, dtype and implementation of the matrix product that is the limit.
+pub fn matrix_rate(limits: &Limits) -> String {
+    let library = limits.matrix_library.as_ref().map_or_else(String::new, |library| format!(" by {library}"));
+    format!("{:.0} GFLOP/s in {}{library}", limits.matrix_flops_per_s / 1e9, limits.matrix_dtype)
+}
 
 /// A value of a card.
 struct Figure {
@@ -101,13 +107,6 @@ pub struct Engine {
     pub mbu: Option<f64>,
 }
 
-/// The value of the measure with this field, in whatever kind of benchmark the record is of.
-fn measure(record: &Record, field: &str) -> Option<(f64, MeasureUnit)> {
-    let own = record.measures.as_ref()?;
-    let mut named = measures::all().filter(|measure| measure.name == field);
-    named.find_map(|measure| Some(((measure.value)(own)?.number()?, measure.row.unit)))
-}
-
 impl<'a> Summary<'a> {
     /// The summary of records.
     pub fn new(records: impl Iterator<Item = &'a Record>) -> Self {
@@ -134,13 +133,13 @@ impl<'a> Summary<'a> {
         let mut cards: Vec<Card> = Vec::new();
         for record in generations().filter(|record| record.scenario == first.scenario) {
             let figure = |figure: &Figure| {
-                let (value, unit) = measure(record, figure.measure)?;
+                let (value, unit) = record.measures.as_ref()?.measure(figure.measure)?;
                 Some((figure.name, format!("{} {}", quantity(value, unit), unit.name())))
             };
             let engine = Engine {
                 name: record.subject.variant().to_string(),
                 figures: FIGURES.iter().filter_map(figure).collect(),
-                mbu: measure(record, "mbu").map(|(share, _)| share),
+                mbu: record.measures.as_ref().and_then(Measures::mbu),
             };
             match cards.iter_mut().find(|card| card.model == record.subject.model) {
                 Some(card) => card.engines.push(engine),
@@ -190,7 +189,7 @@ impl<'a> Summary<'a> {
 
     /// The results with the largest and the smallest share of a limit.
     fn extremes(&self, limit: &Limit) -> Vec<(&'static str, String)> {
-        let share = |record: &&Record| Some((measure(record, limit.measure)?.0, record.id.clone()));
+        let share = |record: &&Record| Some((record.measures.as_ref()?.measure(limit.measure)?.0, record.id.clone()));
         let mut shares: Vec<(f64, String)> = self.records.iter().filter_map(share).collect();
         shares.sort_by(|a, b| b.0.total_cmp(&a.0));
         let line =

@@ -595,7 +595,12 @@ pub(super) fn twin_time(record: &Record, all: &[&Record], twin: Twin, rate: Rate
         Twin::Active => routing.top_k,
         Twin::Total => routing.num_experts,
     });
-    let twin = all.iter().find(|other| other.subject.model == name && variant(other) == variant(record))?;
+    // Sizes that are not the usual ones follow the name.
+    let is_named = |other: &Record| {
+        let rest = other.subject.model.strip_prefix(&name);
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('-')) && other.subject.sizes == record.subject.sizes
+    };
+    let twin = all.iter().find(|other| is_named(other) && variant(other) == variant(record))?;
     Some(rate(generation(twin)?)? / rate(measures)?)
 }
 

@@ -37,7 +37,7 @@ pub struct Benchmark {
 
 /// The work of an iteration.
 enum Work {
-    Generation { scenario: &'static Generation, pool: usize, place: usize },
+    Generation { scenario: &'static Generation, pool: usize, place: usize, batch: usize },
     Language { group: &'static TrainingScenario, entry: Trained },
     Series { combination: Box<Combination>, phase: Phase },
 }
@@ -51,6 +51,7 @@ impl Catalogue {
         let settings = session.settings().clone();
         let grid = SeriesGrid::preset("smoke")?.with_settings(&settings);
         let mut all = Self { benchmarks: Vec::new(), pools: Vec::new(), grid, settings };
+        let batches = all.settings.generation_batches();
         for (target, table) in GENERATIONS {
             let candidates = match *target {
                 "moe" => Candidate::expert_grid(&all.settings),
@@ -60,9 +61,11 @@ impl Catalogue {
             let pool = Pool::new(candidates, session.device().clone());
             for scenario in *table {
                 for place in pool.that_run(scenario) {
-                    let id = BenchmarkId::new(scenario.key, &pool.candidate(place).about);
-                    let work = Work::Generation { scenario, pool: all.pools.len(), place };
-                    all.benchmarks.push(Benchmark { id, target, work });
+                    for &batch in &batches {
+                        let id = BenchmarkId::new(scenario.key, &pool.candidate(place).about.clone().in_batch(batch));
+                        let work = Work::Generation { scenario, pool: all.pools.len(), place, batch };
+                        all.benchmarks.push(Benchmark { id, target, work });
+                    }
                 }
             }
             all.pools.push(pool);
@@ -106,8 +109,8 @@ impl Catalogue {
     pub fn prepare(&mut self, index: usize) -> Result<Box<dyn Workload>> {
         let Settings { seed, device, .. } = self.settings;
         Ok(match &self.benchmarks[index].work {
-            Work::Generation { scenario, pool, place } => {
-                generation_workload(&mut self.pools[*pool], *place, scenario, seed, device)?
+            Work::Generation { scenario, pool, place, batch } => {
+                generation_workload(&mut self.pools[*pool], *place, (scenario, *batch), seed, device)?
             }
             Work::Language { group, entry } => {
                 let dtype = language_subject(entry, &self.settings)?.dtype;
@@ -123,7 +126,9 @@ impl Catalogue {
     /// Returns an error if the sizes are inconsistent.
     pub fn subject(&self, index: usize) -> Result<Subject> {
         Ok(match &self.benchmarks[index].work {
-            Work::Generation { pool, place, .. } => self.pools[*pool].candidate(*place).about.clone(),
+            Work::Generation { pool, place, batch, .. } => {
+                self.pools[*pool].candidate(*place).about.clone().in_batch(*batch)
+            }
             Work::Language { entry, .. } => language_subject(entry, &self.settings)?,
             Work::Series { combination, .. } => series_subject(combination, &self.grid),
         })

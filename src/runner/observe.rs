@@ -119,8 +119,7 @@ fn why(share: &str, achieved: f64, spread: Spread) -> &'static str {
     } else if achieved <= spread.best_of_run {
         "the machine was faster during the samples than in the readings around them, but not than in the best of the run"
     } else if share == "MFU" {
-        "its matrix products are faster than those of Candle, whose rate is the limit, or the machine was slower in every \
-         reading"
+        "its matrix products are faster than the one whose rate is the limit, or the machine was slower in every reading"
     } else {
         "the benchmark needed less than it is assumed to, for example because caches held a part of the weights, or the \
          machine was slower in every reading"

@@ -31,7 +31,7 @@ pub fn repeat(
     Ok((workload.finish(&vec![1; trials], &around.limits), around))
 }
 
-/// Runs generations as [`repeat`] does. Also returns the token ids of the last generation.
+/// Runs generations of one sequence as [`repeat`] does. Also returns the token ids of the last generation.
 ///
 /// # Errors
 /// Returns an error if a generation fails or the generations differ.
@@ -42,7 +42,7 @@ pub fn generate(
     trials: usize,
 ) -> Result<(Outcome, Surroundings, Vec<u32>)> {
     let around = iterate(session, &mut workload, warm_ups, trials, |_| {})?;
-    let tokens = workload.tokens().to_vec();
+    let tokens = workload.tokens().concat();
     let mut outcome = Box::new(workload).finish(&vec![1; trials], &around.limits);
     outcome.measured = Ok(outcome.measured?);
     Ok((outcome, around, tokens))

@@ -18,7 +18,7 @@ use crate::{
     output,
     peer::{PeerName, Unsupported},
     record,
-    scenario::{Counterpart, Generation, Tier, expert_grid},
+    scenario::{Counterpart, EXPERT_HIDDEN_SIZE, Generation, Tier, expert_grid},
     settings::{EngineChoice, Settings},
     text,
     workload::{PeerSubject, SharedPeer, SharedSubject},
@@ -102,29 +102,31 @@ impl Candidate {
         let Settings { device, seed, skew, .. } = *settings;
         let tier = settings.tier.unwrap_or(Tier::Full);
         let mut candidates: Vec<Self> = Vec::new();
-        let in_dtypes = |feed_forward| settings.dtype.iter().map(move |dtype| (feed_forward, *dtype));
-        for (feed_forward, dtype) in
-            expert_grid(tier, &settings.experts, &settings.top_k).into_iter().flat_map(in_dtypes)
-        {
-            let name = feed_forward.name(skew);
+        let in_dtypes = |decoder| settings.dtype.iter().map(move |dtype| (decoder, *dtype));
+        let decoders = expert_grid(tier, &settings.experts, &settings.top_k, &settings.hidden_size);
+        for (decoder, dtype) in decoders.into_iter().flat_map(in_dtypes) {
+            let name = decoder.name(skew);
             let source = format!("synthetic:{name}");
-            let about = |name: &str| {
-                about((name.to_owned(), Engine::Tuned.to_string(), dtype.to_string()), device, &source, true)
+            let sizes = match decoder.hidden_size {
+                EXPERT_HIDDEN_SIZE => BTreeMap::new(),
+                other => BTreeMap::from([("hidden_size".to_owned(), other as u64)]),
+            };
+            let about = |name: &str| record::Subject {
+                sizes: sizes.clone(),
+                ..about((name.to_owned(), Engine::Tuned.to_string(), dtype.to_string()), device, &source, true)
             };
             let own = about(&name);
             let is_known = |known: &Self| (&known.about.model, &known.about.dtype) == (&own.model, &own.dtype);
             if candidates.iter().any(is_known) {
                 continue;
             }
-            let twins = feed_forward.twins().into_iter();
+            let twins = decoder.twins().into_iter();
             candidates.push(Self {
                 tier,
                 against: twins.map(|(counterpart, twin)| (counterpart, about(&twin.name(skew)))).collect(),
                 longest: None,
-                needed_bytes: Box::new(move |device| model::expert_grid_bytes(feed_forward, dtype, device)),
-                load: Box::new(
-                    move || Ok(model::expert_grid(feed_forward, skew, dtype, &device.open()?, seed)?.into()),
-                ),
+                needed_bytes: Box::new(move |device| model::expert_grid_bytes(decoder, dtype, device)),
+                load: Box::new(move || Ok(model::expert_grid(decoder, skew, dtype, &device.open()?, seed)?.into())),
                 about: own,
             });
         }

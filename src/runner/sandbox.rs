@@ -175,6 +175,7 @@ fn template(run: &str, now: DateTime<Utc>) -> Record {
             read_bytes_per_s: 50e9,
             matrix_flops_per_s: 250e9,
             matrix_dtype: "f32".into(),
+            matrix_library: None,
             read: Some(spread(50e9)),
             matrix: Some(spread(250e9)),
             exceeded: Vec::new(),

@@ -1,4 +1,4 @@
-//! Turns: benchmarks that exist to be compared take their samples alternately, so that whatever changes on the machine
+//! Turns: benchmarks that exist to be compared take their samples alternately, so that a change on the machine
 //! meets all of them. Sample `i` of every member is taken in one round. A round has slices, in which each member runs a part
 //! of its sample, and each slice starts with another member.
 
@@ -21,6 +21,8 @@ pub struct Plan {
     pub warm_up: Duration,
     /// Time that all samples of a benchmark fill. Each has equally many iterations, at least one.
     pub measuring: Duration,
+    /// Iterations of all samples together, instead of those that fill the time; rounded up to a multiple of the samples.
+    pub iterations: Option<usize>,
     /// Number of samples.
     pub samples: usize,
 }
@@ -53,7 +55,11 @@ impl Turn {
         }
         let sample_s = plan.measuring.as_secs_f64() / plan.samples as f64;
         let iteration_s = spent.max(Duration::from_nanos(1)).as_secs_f64() / f64::from(count);
-        let iterations = ((sample_s / iteration_s).ceil() as usize).max(1);
+        let iterations = match plan.iterations {
+            Some(all) => all.div_ceil(plan.samples),
+            None => (sample_s / iteration_s).ceil() as usize,
+        };
+        let iterations = iterations.max(1);
         let slices = (iterations as f64 * iteration_s / SLICE.as_secs_f64()) as usize;
         Ok(Self {
             workload,
@@ -194,7 +200,7 @@ mod tests {
         measure::conditions::Moment,
         model,
         record::Limits,
-        scenario::{FeedForward, Sampling},
+        scenario::{ExpertDecoder, FeedForward, Sampling},
         workload::{GenerationWorkload, Outcome},
     };
 
@@ -250,7 +256,12 @@ mod tests {
         Window { from: Moment::now(), to: Moment::now() }
     }
 
-    const PLAN: Plan = Plan { warm_up: Duration::from_millis(1), measuring: Duration::from_millis(1), samples: 10 };
+    const PLAN: Plan = Plan {
+        warm_up: Duration::from_millis(1),
+        measuring: Duration::from_millis(1),
+        iterations: None,
+        samples: 10,
+    };
 
     #[test]
     fn every_round_starts_with_another_member() {
@@ -266,7 +277,8 @@ mod tests {
     #[test]
     fn samples_are_as_long_as_planned() {
         let machine = machine(|_| 1.0);
-        let plan = Plan { warm_up: Duration::from_millis(250), measuring: Duration::from_millis(3000), samples: 10 };
+        let plan =
+            Plan { warm_up: Duration::from_millis(250), measuring: Duration::from_millis(3000), ..PLAN };
         let turns = take(vec![member(&machine, 0, 100), member(&machine, 1, 1000)], plan, window);
         let counts: Vec<Vec<usize>> = turns.into_iter().map(|turn| turn.expect("it works").into_workload().1).collect();
         assert_eq!(counts, [vec![3; 10], vec![1; 10]]);
@@ -275,9 +287,19 @@ mod tests {
     }
 
     #[test]
+    fn samples_have_as_many_iterations_as_asked_for() {
+        for (asked_for, each) in [(200, 20), (195, 20), (10, 1), (1, 1)] {
+            let machine = machine(|_| 1.0);
+            let turns = take(vec![member(&machine, 0, 7)], Plan { iterations: Some(asked_for), ..PLAN }, window);
+            let counts = turns.into_iter().map(|turn| turn.expect("it works").into_workload().1);
+            assert_eq!(counts.collect::<Vec<_>>(), [vec![each; 10]]);
+        }
+    }
+
+    #[test]
     fn long_samples_are_taken_in_slices() {
         let machine = machine(|_| 1.0);
-        let plan = Plan { warm_up: Duration::from_millis(1), measuring: Duration::from_millis(240), samples: 2 };
+        let plan = Plan { measuring: Duration::from_millis(240), samples: 2, ..PLAN };
         let turns = take(vec![member(&machine, 0, 20), member(&machine, 1, 40)], plan, window);
         let turns: Vec<&Turn> = turns.iter().map(|turn| turn.as_ref().expect("it works")).collect();
         // Three slices of 40 ms in each sample of 120 ms.
@@ -317,11 +339,11 @@ mod tests {
     #[test]
     fn dense_2_against_itself_is_on_both_sides_of_one() {
         let dense = || -> Result<Box<dyn Workload>> {
-            let feed_forward = FeedForward::Dense { experts: 2 };
-            let subject = model::expert_grid(feed_forward, 0.0, Precision::F32, &Device::Cpu, 42)?;
+            let decoder = ExpertDecoder::new(FeedForward::Dense { experts: 2 });
+            let subject = model::expert_grid(decoder, 0.0, Precision::F32, &Device::Cpu, 42)?;
             let request = Request { new_tokens: 8, sampling: Sampling::GREEDY, seed: 42, stop: Vec::new() };
             let subject = Rc::new(RefCell::new(subject));
-            Ok(Box::new(GenerationWorkload::new(subject, 0, vec![1, 2, 3], request, DeviceChoice::Cpu)?))
+            Ok(Box::new(GenerationWorkload::new(subject, 0, vec![vec![1, 2, 3]], request, DeviceChoice::Cpu)?))
         };
         let turns = take(vec![dense(), dense()], Plan { samples: 20, ..PLAN }, window);
         let turns: Vec<&Turn> = turns.iter().map(|turn| turn.as_ref().expect("it works")).collect();

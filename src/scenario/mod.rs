@@ -12,7 +12,9 @@ mod training;
 pub use checkpoint::{CheckpointScenario, CheckpointWork, LOAD, Pass, TOKENIZER, TOKENIZER_TEXT_BYTES};
 pub use counterpart::Counterpart;
 pub use generation::{GENERATION, Generation, LONG_CONTEXT, MOE_TOP_K, Sampling};
-pub use moe::{EXPERT_GRID, ExpertGrid, FeedForward, dense_name, expert_grid};
+pub use moe::{
+    EXPERT_GRID, EXPERT_HIDDEN_SIZE, ExpertDecoder, ExpertGrid, FeedForward, dense_name, expert_grid,
+};
 pub use perplexity::{PERPLEXITY, PerplexityScenario};
 pub use sweep::{SWEEP, SweepScenario};
 pub use training::{

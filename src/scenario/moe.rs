@@ -5,7 +5,41 @@ use std::collections::BTreeSet;
 
 use super::{Counterpart, Tier};
 
-/// One decoder of the comparison.
+/// Width of the decoders, unless a user chooses others.
+pub const EXPERT_HIDDEN_SIZE: usize = 512;
+
+/// A decoder of the comparison.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ExpertDecoder {
+    /// Width of the residual stream, and of each expert.
+    pub hidden_size: usize,
+    /// The feed-forward of each layer.
+    pub feed_forward: FeedForward,
+}
+
+impl ExpertDecoder {
+    /// The decoder of the usual width.
+    pub fn new(feed_forward: FeedForward) -> Self {
+        Self { hidden_size: EXPERT_HIDDEN_SIZE, feed_forward }
+    }
+
+    /// The dense decoders that a mixture is compared with; none for a dense one.
+    pub fn twins(self) -> Vec<(Counterpart, Self)> {
+        let twins = self.feed_forward.twins().into_iter();
+        twins.map(|(counterpart, feed_forward)| (counterpart, Self { feed_forward, ..self })).collect()
+    }
+
+    /// Second part of the benchmark id. It carries the width unless that is the usual one.
+    pub fn name(self, default_skew: f64) -> String {
+        let name = self.feed_forward.name(default_skew);
+        match self.hidden_size {
+            EXPERT_HIDDEN_SIZE => name,
+            other => format!("{name}-h{other}"),
+        }
+    }
+}
+
+/// A row of the grid.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ExpertGrid {
     /// The feed-forward of each layer.
@@ -99,9 +133,20 @@ pub const EXPERT_GRID: &[ExpertGrid] = &[
     dense(32, Tier::Standard),
 ];
 
-/// The feed-forwards of a tier. If the user chose numbers of experts or of those that compute a token, these take the place of
-/// the tier's, and each mixture has its twins. A mixture with fewer experts than compute a token is left out.
-pub fn expert_grid(tier: Tier, experts: &[usize], top_k: &[usize]) -> Vec<FeedForward> {
+/// The decoders of a tier, in each width. If the user chose numbers of experts or of those that compute a token, these take the
+/// place of the tier's, and each mixture has its twins. A mixture with fewer experts than compute a token is left out. Without
+/// a width, the usual one counts.
+pub fn expert_grid(tier: Tier, experts: &[usize], top_k: &[usize], hidden_sizes: &[usize]) -> Vec<ExpertDecoder> {
+    let hidden_sizes = if hidden_sizes.is_empty() { &[EXPERT_HIDDEN_SIZE] } else { hidden_sizes };
+    let feed_forwards = feed_forwards(tier, experts, top_k);
+    let of_width = |hidden_size: &usize| {
+        let hidden_size = *hidden_size;
+        feed_forwards.iter().map(move |feed_forward| ExpertDecoder { hidden_size, feed_forward: *feed_forward })
+    };
+    hidden_sizes.iter().flat_map(of_width).collect()
+}
+
+fn feed_forwards(tier: Tier, experts: &[usize], top_k: &[usize]) -> Vec<FeedForward> {
     let of_tier = EXPERT_GRID.iter().filter(|row| row.tier <= tier).map(|row| row.feed_forward);
     if experts.is_empty() && top_k.is_empty() {
         return of_tier.collect();
@@ -137,13 +182,19 @@ mod tests {
 
     #[test]
     fn chosen_experts_take_the_place_of_the_tiers() {
-        let names = |experts: &[usize], top_k: &[usize]| {
-            let grid = expert_grid(Tier::Quick, experts, top_k);
-            grid.iter().map(|feed_forward| feed_forward.name(0.0)).collect::<Vec<_>>()
+        let names = |experts: &[usize], top_k: &[usize], hidden_sizes: &[usize]| {
+            let grid = expert_grid(Tier::Quick, experts, top_k, hidden_sizes);
+            grid.iter().map(|decoder| decoder.name(0.0)).collect::<Vec<_>>()
         };
-        assert_eq!(names(&[64], &[8]), ["moe-64x8", "dense-8", "dense-64"]);
-        assert_eq!(names(&[], &[1, 32]), ["moe-16x1", "dense-1", "dense-16"]);
-        assert_eq!(names(&[], &[]), ["moe-16x2", "dense-2", "dense-16"]);
+        assert_eq!(names(&[64], &[8], &[]), ["moe-64x8", "dense-8", "dense-64"]);
+        assert_eq!(names(&[64], &[8], &[256]), ["moe-64x8-h256", "dense-8-h256", "dense-64-h256"]);
+        assert_eq!(names(&[], &[1, 32], &[]), ["moe-16x1", "dense-1", "dense-16"]);
+        assert_eq!(names(&[], &[], &[]), ["moe-16x2", "dense-2", "dense-16"]);
+        let widths = ["moe-16x2", "dense-2", "dense-16", "moe-16x2-h96", "dense-2-h96", "dense-16-h96"];
+        assert_eq!(names(&[], &[], &[512, 96]), widths);
+        let narrow = expert_grid(Tier::Quick, &[8], &[2], &[96]);
+        let twins: Vec<String> = narrow[0].twins().iter().map(|(_, twin)| twin.name(0.0)).collect();
+        assert_eq!(twins, ["dense-2-h96", "dense-8-h96"]);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
 
 use anyhow::Result;
+use candle_core::Device;
 
 use super::{Iteration, Measured, Outcome, Workload, drop_warm_up, energy::Energy};
 use crate::{
@@ -11,15 +12,16 @@ use crate::{
     measure::memory::{self, Peak},
     model::Subject,
     record::{self, Limits, Measures, Routing},
+    scenario::Generation,
 };
 
 /// A loaded model that a pool and a workload share. One thread uses it.
 pub type SharedSubject = Rc<RefCell<Subject>>;
 
-/// Generations with one prompt.
+/// Generations with one prompt, or with a batch of prompts.
 pub struct GenerationWorkload {
     subject: SharedSubject,
-    prompt: Vec<u32>,
+    prompts: Vec<Vec<u32>>,
     request: Request,
     deviates: Option<String>,
     /// Peak memory as it was predicted before the first generation.
@@ -32,33 +34,68 @@ pub struct GenerationWorkload {
 }
 
 impl GenerationWorkload {
-    /// Prepares generations. `bytes_beside` is the memory in use that does not belong to the subject.
+    /// Prepares generations of a scenario, with a batch of so many prompts. `bytes_beside` is the memory in use that does not
+    /// belong to the subject.
     ///
     /// # Errors
-    /// Returns an error if the generation is too long for the model, or its attention scores and activations do not fit in memory.
+    /// As [`new`](Self::new), and if the tokenizer cannot make the prompts.
+    pub fn of_scenario(
+        subject: SharedSubject,
+        bytes_beside: u64,
+        (scenario, batch): (&Generation, usize),
+        seed: u64,
+        device: DeviceChoice,
+    ) -> Result<Self> {
+        let Generation { prompt_tokens, new_tokens, sampling, .. } = *scenario;
+        let request = Request { new_tokens, sampling, seed, stop: Vec::new() };
+        let prompts = {
+            let loaded = subject.borrow();
+            let (model, tokenizer) = (loaded.model.as_ref(), loaded.tokenizer.as_ref());
+            generate::check_lengths(model, prompt_tokens, new_tokens)?;
+            let bytes = (batch * scenario.total_tokens() * size_of::<u32>()) as u64;
+            memory::ensure_fits(&format!("the tokens of {batch} sequences"), bytes, &Device::Cpu)?;
+            generate::prompt_batch(tokenizer, model.vocab_size(), prompt_tokens, batch, seed)?
+        };
+        Self::new(subject, bytes_beside, prompts, request, device)
+    }
+
+    /// Prepares generations with these prompts, all of the same length. `bytes_beside` is the memory in use that does not
+    /// belong to the subject.
+    ///
+    /// # Errors
+    /// Returns an error if there is no prompt, the generation is too long for the model, or the attention scores, the activations
+    /// or the cache of a batch do not fit in memory.
     pub fn new(
         subject: SharedSubject,
         bytes_beside: u64,
-        prompt: Vec<u32>,
+        prompts: Vec<Vec<u32>>,
         request: Request,
         device: DeviceChoice,
     ) -> Result<Self> {
         let loaded = subject.borrow();
         let model = loaded.model.as_ref();
-        generate::check_lengths(model, prompt.len(), request.new_tokens)?;
-        let tokens = prompt.len() + request.new_tokens.saturating_sub(1);
-        let prompt_bytes = model.prompt_bytes(prompt.len());
-        let work = format!("the attention scores and activations of {} tokens", prompt.len());
-        let needed_bytes = model.score_bytes(prompt.len()).max(prompt_bytes.unwrap_or_default());
+        let (prompt_tokens, new_tokens) = (prompts.first().map_or(0, Vec::len), request.new_tokens);
+        generate::check_lengths(model, prompt_tokens, new_tokens)?;
+        let sequences = prompts.len().min(model.max_sequences());
+        let prompt_bytes = model.prompt_bytes(sequences * prompt_tokens);
+        let work = format!("the attention scores and activations of {prompt_tokens} tokens");
+        let needed_bytes = model.score_bytes(prompt_tokens).max(prompt_bytes.unwrap_or_default());
         memory::ensure_fits(&work, needed_bytes, model.device())?;
-        let of_model = model.footprint().weight_bytes + model.cache_bytes(tokens).allocated;
+        // The cache of one sequence was counted with the model.
+        let more = sequences.saturating_sub(1);
+        if more > 0 {
+            let bytes = more as u64 * model.cache_bytes(prompt_tokens + new_tokens).allocated;
+            memory::ensure_fits(&format!("the cache of {sequences} sequences"), bytes, model.device())?;
+        }
+        let tokens = prompt_tokens + new_tokens.saturating_sub(1);
+        let of_model = model.footprint().weight_bytes + sequences as u64 * model.cache_bytes(tokens).allocated;
         let predicted_bytes = prompt_bytes.map(|bytes| of_model + bytes);
-        let deviates = model.deviates(prompt.len(), request.new_tokens);
+        let deviates = model.deviates(prompt_tokens, new_tokens);
         let peak = Peak::new(model.device(), bytes_beside);
         drop(loaded);
         Ok(Self {
             subject,
-            prompt,
+            prompts,
             request,
             deviates,
             predicted_bytes,
@@ -69,14 +106,15 @@ impl GenerationWorkload {
         })
     }
 
-    /// Token ids of the last generation.
-    pub fn tokens(&self) -> &[u32] {
+    /// Token ids of each sequence of the last generation.
+    pub fn tokens(&self) -> &[Vec<u32>] {
         self.timelines.last().map_or(&[], |timeline| &timeline.tokens)
     }
 
     fn measures(&self, samples: &[usize], limits: &Limits) -> Result<Measured> {
         let subject = self.subject.borrow();
-        let required = |prompt_tokens, steps| Required::by(subject.model.as_ref(), prompt_tokens, steps);
+        let sequences = self.prompts.len();
+        let required = |prompt_tokens, steps| Required::by(subject.model.as_ref(), sequences, prompt_tokens, steps);
         let peak_bytes = self.peak.most();
         let measures =
             generate::summarise(required, &self.request, &self.timelines, samples, peak_bytes.ok(), Some(limits))?;
@@ -97,7 +135,10 @@ pub(super) fn measured(mut measures: record::Generation, energy: &Energy, no_pea
     let mut unmeasured = BTreeMap::new();
     let mut note = |field: &str, reason: &str| unmeasured.insert(field.to_owned(), reason.to_owned());
     match energy.mean_joules() {
-        Ok(joules) => measures.joules_per_token = Some(joules / measures.generated_tokens as f64),
+        Ok(joules) => {
+            let tokens = measures.sequences() * measures.generated_tokens;
+            measures.joules_per_token = Some(joules / tokens as f64);
+        }
         Err(reason) => drop(note("joules_per_token", reason)),
     }
     if let Some(reason) = no_peak {
@@ -117,7 +158,7 @@ impl Workload for GenerationWorkload {
     fn iterate(&mut self) -> Result<Iteration> {
         self.peak.begin();
         let mut subject = self.subject.borrow_mut();
-        let timeline = self.energy.over(|| generate::run(subject.model.as_mut(), &self.prompt, &self.request))?;
+        let timeline = self.energy.over(|| generate::run(subject.model.as_mut(), &self.prompts, &self.request))?;
         let peak_bytes = self.peak.end();
         self.routing = generate::routing(subject.model.as_ref());
         subject.model.reset()?;
@@ -133,12 +174,58 @@ impl Workload for GenerationWorkload {
     }
 
     fn output_digest(&self) -> Option<String> {
-        Some(generate::digest(self.tokens()))
+        Some(generate::digest(&self.tokens().concat()))
     }
 
     fn finish(mut self: Box<Self>, samples: &[usize], limits: &Limits) -> Outcome {
         drop_warm_up(&mut self.timelines, samples);
         drop_warm_up(self.energy.iterations(), samples);
         Outcome { measured: self.measures(samples, limits), deviates: self.deviates }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        device::Precision,
+        model::{self, Engine, ModelSpec},
+        scenario::{Sampling, Tier},
+    };
+
+    /// On the engine that holds several sequences, and on the one that generates them one after the other.
+    #[test]
+    fn greedy_tokens_of_a_batch_are_those_of_each_prompt_alone() {
+        let scenario = Generation {
+            key: "tiny",
+            prompt_tokens: 20,
+            new_tokens: 6,
+            sampling: Sampling::GREEDY,
+            tier: Tier::Quick,
+            against: None,
+            purpose: "a test",
+        };
+        for engine in Engine::ALL {
+            let spec = ModelSpec::Mini("llama-mini");
+            let subject = model::load(&spec, engine, Precision::F32, DeviceChoice::Cpu, 42).expect("a model");
+            let subject = Rc::new(RefCell::new(subject));
+            let work = |batch| {
+                GenerationWorkload::of_scenario(subject.clone(), 0, (&scenario, batch), 42, DeviceChoice::Cpu)
+            };
+            let mut batch = work(3).expect("a workload");
+            batch.iterate().expect("a generation");
+            assert_eq!(batch.tokens().len(), 3);
+            for (prompt, expected) in batch.prompts.iter().zip(batch.tokens()) {
+                let request = batch.request.clone();
+                let mut alone =
+                    GenerationWorkload::new(subject.clone(), 0, vec![prompt.clone()], request, DeviceChoice::Cpu)
+                        .expect("a workload");
+                alone.iterate().expect("a generation");
+                assert_eq!(alone.tokens(), std::slice::from_ref(expected), "{engine}");
+            }
+            assert_ne!(batch.tokens()[0], batch.tokens()[1], "the prompts differ");
+            let error = work(1 << 40).err().expect("no memory for so many").to_string();
+            assert!(error.contains("the tokens of 1099511627776 sequences"), "{error}");
+        }
     }
 }

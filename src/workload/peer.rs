@@ -13,6 +13,7 @@ use crate::{
     model::{CacheBytes, External},
     peer::{Generated, Launch, Loaded, Model, Peer, PeerName},
     record::{self, Limits},
+    scenario::Generation,
 };
 
 /// Pause before and after a generation, which is not timed. Waiting threads of OpenMP and of our own pools spin for some
@@ -69,7 +70,7 @@ impl PeerSubject {
     ///
     /// # Errors
     /// See [`generate::prompt_ids`].
-    pub fn prompt(&self, tokens: usize, seed: u64) -> Result<Vec<u32>> {
+    fn prompt(&self, tokens: usize, seed: u64) -> Result<Vec<u32>> {
         generate::prompt_ids(self.model.tokenizer(), self.model.config().vocab_size, tokens, seed)
     }
 
@@ -92,7 +93,7 @@ impl PeerSubject {
             steps: rest.ns.iter().copied().map(Duration::from_nanos).collect(),
             sampling: None,
             waiting: Duration::ZERO,
-            tokens: first.tokens.into_iter().chain(rest.tokens.iter().copied()).collect(),
+            tokens: vec![first.tokens.into_iter().chain(rest.tokens.iter().copied()).collect()],
             finish_reason: FinishReason::Length,
         };
         let peak_bytes = first.peak_bytes.zip(rest.peak_bytes).map(|(first, rest)| first.max(rest));
@@ -114,16 +115,22 @@ pub struct PeerWorkload {
 }
 
 impl PeerWorkload {
-    /// Prepares generations. The peer is asked whether it supports them.
+    /// Prepares generations of a scenario. The peer is asked whether it supports them.
     ///
     /// # Errors
     /// Returns an error if the generation is too long for the model, and [`Unsupported`](crate::peer::Unsupported) if the
-    /// peer does not run it.
-    pub fn new(subject: SharedPeer, prompt: Vec<u32>, request: Request) -> Result<Self> {
+    /// peer does not run it: the protocol has no batches.
+    pub fn new(subject: SharedPeer, scenario: &Generation, batch: usize, seed: u64) -> Result<Self> {
         let mut loaded = subject.borrow_mut();
+        if batch > 1 {
+            return Err(loaded.peer.unsupported("peers generate one sequence at a time".into()));
+        }
+        let Generation { prompt_tokens, new_tokens, sampling, .. } = *scenario;
         let longest = loaded.model.config().max_position_embeddings;
-        generate::check_lengths_within(longest, prompt.len(), request.new_tokens)?;
-        loaded.reset(prompt.len() + request.new_tokens, &request)?;
+        generate::check_lengths_within(longest, prompt_tokens, new_tokens)?;
+        let prompt = loaded.prompt(prompt_tokens, seed)?;
+        let request = Request { new_tokens, sampling, seed, stop: Vec::new() };
+        loaded.reset(prompt_tokens + new_tokens, &request)?;
         let energy = Energy::of(loaded.device);
         drop(loaded);
         Ok(Self { subject, prompt, request, timelines: Vec::new(), cache_bytes: 0, peak_bytes: None, energy })
@@ -166,7 +173,8 @@ impl Workload for PeerWorkload {
     }
 
     fn output_digest(&self) -> Option<String> {
-        Some(generate::digest(self.timelines.last().map_or(&[], |timeline| &timeline.tokens)))
+        let tokens = self.timelines.last().map(|timeline| timeline.tokens.concat());
+        Some(generate::digest(&tokens.unwrap_or_default()))
     }
 
     fn helpers(&self) -> Vec<u32> {

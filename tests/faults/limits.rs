@@ -11,7 +11,7 @@ use crate::{
     output::SMALL_SWEEP,
 };
 
-/// Every limit ends in a result or in one line: no abort, whatever the limit.
+/// Every limit ends in a result or in one line, and none in an abort.
 #[test]
 #[cfg(target_os = "linux")]
 fn little_memory_ends_in_one_line() {

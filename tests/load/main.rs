@@ -7,6 +7,7 @@
 mod command;
 mod hostile;
 mod mock;
+mod short_run;
 mod tokens;
 
 use std::{
@@ -15,31 +16,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use candlepower::load::{self, Api, Arrivals, Limits, Plan, Report, Run, Shape, Shard, Spacing, Target, Turns};
+use candlepower::load::{self, Api, Arrivals, Limits, Plan, Report, Run, Shape, Shard, Spacing, Turns};
 use mock::{answer, serve};
+use short_run::short_run;
 
-/// A run of constant arrivals of short requests, with limits that a test of a second can meet.
+/// A run of constant arrivals of short requests.
 pub fn a_run(url: &str, rate: f64, duration_s: f64) -> Run {
-    Run {
-        plan: Plan::new(shape(rate, duration_s)).expect("a plan"),
-        shard: Shard::WHOLE,
-        target: Target {
-            url: url.into(),
-            api: Api::Completions,
-            model: "mock".into(),
-            api_key: None,
-            headers: Vec::new(),
-            extra: serde_json::Map::new(),
-            timeout: Duration::from_secs(20),
-            retries: 0,
-        },
-        tokens: None,
-        objectives: Vec::new(),
-        steady_from_s: 0.0,
-        limits: Limits { min_duration_s: 0.0, percentile: 0.5, confidence: 0.5, ..Limits::default() },
-        start_at: None,
-        exchanges_to: None,
-    }
+    short_run(shape(rate, duration_s), url, "mock", Api::Completions)
 }
 
 pub fn shape(rate: f64, duration_s: f64) -> Shape {
@@ -236,7 +219,7 @@ fn a_search_finds_the_knee() {
     let search = load::search::bisect(10.0, 160.0, 0.5, |rate| {
         let mut run = a_run(&url, rate, 1.5);
         run.objectives = vec!["ttft:120".parse().expect("an objective")];
-        // The test is about the search, whatever else the machine does.
+        // The test is about the search, also on a busy machine.
         run.limits = Limits { max_lateness_p99_ms: 1e4, max_pause_ms: 1e4, ..run.limits };
         load::run(&run, &mut |_| {})
     })

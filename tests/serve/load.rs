@@ -7,12 +7,12 @@ use std::{
 };
 
 use candlepower::{
-    load::{self, Api, Arrivals, Limits as LoadLimits, Plan, Run, Shape, Shard, Target, Turns},
+    load::{self, Api, Arrivals, Shape, Turns},
     serve::Limits,
 };
 use serde_json::json;
 
-use crate::{COMPLETIONS, body, client::get, prompt, serve, streamed, text, toy::greedy, with};
+use crate::{COMPLETIONS, body, client::get, prompt, serve, short_run::short_run, streamed, text, toy::greedy, with};
 
 const CLIENTS: u32 = 50;
 const DURATION: Duration = Duration::from_secs(6);
@@ -90,30 +90,8 @@ fn the_load_generator_agrees_with_the_counts() {
         trace: None,
     };
     for api in [Api::Completions, Api::Chat] {
-        let report = load::run(
-            &Run {
-                plan: Plan::new(shape.clone()).expect("a plan"),
-                shard: Shard::WHOLE,
-                target: Target {
-                    url: format!("http://{}", running.address),
-                    api,
-                    model: "toy".into(),
-                    api_key: None,
-                    headers: Vec::new(),
-                    extra: serde_json::Map::new(),
-                    timeout: Duration::from_secs(20),
-                    retries: 0,
-                },
-                tokens: None,
-                objectives: Vec::new(),
-                steady_from_s: 0.0,
-                limits: LoadLimits { min_duration_s: 0.0, percentile: 0.5, confidence: 0.5, ..LoadLimits::default() },
-                start_at: None,
-                exchanges_to: None,
-            },
-            &mut |_| {},
-        )
-        .expect("a report");
+        let run = short_run(shape.clone(), &format!("http://{}", running.address), "toy", api);
+        let report = load::run(&run, &mut |_| {}).expect("a report");
         let all = &report.summary.all;
         assert!(all.requests > 20 && all.failed == 0, "{}", report.text());
         let tokens = &report.tally.tokens;

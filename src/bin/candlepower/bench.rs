@@ -4,7 +4,7 @@ use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use candlepower::{
-    scenario::GENERATIONS,
+    scenario::{CHECKPOINTS, GENERATIONS, SWEEP, TRAININGS},
     settings::{EVEN_IF_DISTURBED, PREFIX, Settings},
 };
 use clap::Args;
@@ -41,11 +41,10 @@ impl Bench {
         if let Some(filter) = &self.filter {
             let listed = self.cargo().arg("--list").stderr(Stdio::inherit()).output().context(NO_CARGO)?;
             ensure!(listed.status.success(), "cargo could not list the benchmarks: see the messages above");
-            let keys = GENERATIONS.iter().flat_map(|(_, table)| table.iter().map(|scenario| scenario.key));
-            let scenarios = keys.collect::<Vec<_>>().join(", ");
             ensure!(
                 String::from_utf8_lossy(&listed.stdout).contains(": benchmark"),
-                "no benchmark matches '{filter}': the scenarios are {scenarios}; without a filter, all run"
+                "no benchmark matches '{filter}': the groups are {}; without a filter, all run",
+                groups().join(", ")
             );
         }
         let signals = Signals::catch()?;
@@ -77,6 +76,14 @@ impl Bench {
         }
         cargo
     }
+}
+
+/// The first part of the ids of every group.
+fn groups() -> Vec<&'static str> {
+    let generations = GENERATIONS.iter().flat_map(|(_, table)| table.iter().map(|row| row.key));
+    let trainings = TRAININGS.iter().flat_map(|(_, table)| table.iter().map(|row| row.key));
+    let checkpoints = CHECKPOINTS.iter().flat_map(|(_, table)| table.iter().map(|row| row.key));
+    generations.chain(trainings).chain([SWEEP.train, SWEEP.forward]).chain(checkpoints).collect()
 }
 
 const NO_CARGO: &str = "cargo could not be started: is it installed?";

@@ -31,14 +31,7 @@ struct Loaded {
 impl Loaded {
     fn workload(&self, scenario: &Generation, settings: &Settings) -> Result<GenerationWorkload> {
         let Settings { seed, device, .. } = *settings;
-        let prompt = {
-            let loaded = self.subject.borrow();
-            let (tokenizer, vocab_size) = (loaded.tokenizer.as_ref(), loaded.model.vocab_size());
-            generate::prompt_ids(tokenizer, vocab_size, scenario.prompt_tokens, seed)?
-        };
-        let Generation { new_tokens, sampling, .. } = *scenario;
-        let request = Request { new_tokens, sampling, seed, stop: Vec::new() };
-        GenerationWorkload::new(self.subject.clone(), self.bytes_beside, prompt, request, device)
+        GenerationWorkload::of_scenario(self.subject.clone(), self.bytes_beside, (scenario, 1), seed, device)
     }
 }
 
@@ -148,7 +141,7 @@ impl Run {
         let request = Request { new_tokens: self.max_new_tokens, sampling, seed: settings.seed, stop };
 
         let loaded = Rc::new(RefCell::new(loaded));
-        let workload = GenerationWorkload::new(loaded.clone(), bytes_beside, prompt, request, settings.device)?;
+        let workload = GenerationWorkload::new(loaded.clone(), bytes_beside, vec![prompt], request, settings.device)?;
         let (outcome, around, tokens) = runner::generate(&session, workload, self.warmup, self.trials)?;
         let record = session.record("run", about, outcome, Some(around));
         if self.json {

@@ -347,11 +347,11 @@ fn quantised_weights_are_counted_in_blocks() {
         assert_eq!(quantised.step_weight_bytes, quantised.weight_bytes, "the head is the embedding");
         assert_eq!(quantised.cache_bytes_per_token, plain.cache_bytes_per_token);
     }
-    let mixture = || super::shape::mixture(8, 2).expect("a mixture");
+    let mixture = || super::shape::mixture(8, 2, 512).expect("a mixture");
     let weights = synthetic::weights(&mixture(), 1, DType::F32, &Device::Cpu);
     let mixture = super::load(mixture(), Tensors::new(weights, Precision::Q8_0), ExpertLayout::Stacked, None);
     let (found, plain) =
-        (mixture.expect("a model").footprint(), super::shape::mixture(8, 2).expect("a mixture").footprint(DType::F32));
+        (mixture.expect("a model").footprint(), super::shape::mixture(8, 2, 512).expect("a mixture").footprint(DType::F32));
     for (found, plain) in [(found.weight_bytes, plain.weight_bytes), (found.step_weight_bytes, plain.step_weight_bytes)]
     {
         assert!((0.265..0.28).contains(&(found as f64 / plain as f64)), "{found} of {plain}");

@@ -1,7 +1,11 @@
 //! The choice of experts for each token, and how evenly experts are used.
 
+use std::ops::Range;
+
 use anyhow::{Context, Result};
 use rand::{Rng, SeedableRng, rngs::ChaCha8Rng};
+
+use crate::model::causal_lm::Part;
 
 /// The experts of each token of a forward pass in one layer: `top_k` each, the most likely first.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -69,6 +73,9 @@ pub struct Planted {
 /// Period of planted routes in positions.
 const POSITIONS: usize = 2048;
 
+/// Distance of the planted routes of two sequences. Without it, all sequences of a batch would choose the same experts.
+const BETWEEN_SEQUENCES: usize = 797;
+
 impl Planted {
     pub fn new(skew: f64, seed: u64, layers: usize, num_experts: usize) -> Self {
         let layer = |layer: usize| {
@@ -93,6 +100,12 @@ impl Planted {
     pub fn for_load(load: &ExpertLoad, skew: f64, seed: u64) -> Result<Self> {
         let first = load.layers.first().context("cannot plant routes: no layer is a mixture of experts")?;
         Ok(Self::new(skew, seed, load.layers.len(), first.len()))
+    }
+
+    /// Positions whose logits the tokens of a part take. Those of sequence 0 are its own.
+    pub fn positions(part: &Part) -> Range<usize> {
+        let start = part.position + part.sequence * BETWEEN_SEQUENCES;
+        start..start + part.tokens.len()
     }
 
     /// Logits of a layer for `tokens` positions that start at `position`.

@@ -1,6 +1,6 @@
 //! Requests to the Hub: redirects, retries, time-outs and size limits.
 //!
-//! The token goes to the endpoint's own origin only, whatever a redirect says. The headers of an answer about a file (its
+//! The token goes to the endpoint's own origin only, also after a redirect. The headers of an answer about a file (its
 //! commit, hash and size) counts only where that origin says it.
 
 use std::{

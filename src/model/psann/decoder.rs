@@ -20,8 +20,8 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    /// Builds the model from weights, or from initial values if `weights` makes variables. It computes in `dtype`, whatever the
-    /// dtype of the weights.
+    /// Builds the model from weights, or from initial values if `weights` makes variables. It computes in `dtype`, also if
+    /// that is not the dtype of the weights.
     ///
     /// # Errors
     /// If the sizes contradict each other, or a tensor is missing.

@@ -1,5 +1,5 @@
-//! The linear layer, the norms and the activations of all bases. Linear layers multiply in the dtype of their input, whatever
-//! that of their weights; norms and sines compute in f32.
+//! The linear layer, the norms and the activations of all bases. Linear layers multiply in the dtype of their input, which
+//! may differ from that of their weights; norms and sines compute in f32.
 
 use anyhow::Result;
 use candle_core::Tensor;

@@ -45,7 +45,7 @@ struct Tokens {
 }
 
 /// A line for each test of each generation: the prompt, the steps after it, and both together. A generation of one token
-/// is a prompt.
+/// is a prompt. llama-bench runs one sequence, so batches are left out.
 ///
 /// # Errors
 /// Returns an error if there is no generation, or a line cannot be encoded.
@@ -53,12 +53,15 @@ pub fn llama_bench(records: &[&Record]) -> Result<String> {
     let mut lines = String::new();
     for record in records {
         let Some(Measures::Generation(measures)) = &record.measures else { continue };
+        if measures.sequences() > 1 {
+            continue;
+        }
         for test in tests(record, measures) {
             lines += &serde_json::to_string(&test)?;
             lines.push('\n');
         }
     }
-    ensure!(!lines.is_empty(), "llama-bench measures generations, and the run has none");
+    ensure!(!lines.is_empty(), "llama-bench measures generations of one sequence, and the run has none");
     Ok(lines)
 }
 

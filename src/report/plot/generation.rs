@@ -27,7 +27,8 @@ impl Value {
 pub fn tokens_per_s(rows: &[Row]) -> Option<Chart> {
     by_scenario(rows, "tok/s", false, |row| {
         let measures = row.generation()?;
-        let rate = |ns: f64| measures.generated_tokens as f64 / ns * 1e9;
+        let tokens = (measures.sequences() * measures.generated_tokens) as f64;
+        let rate = |ns: f64| tokens / ns * 1e9;
         let interval = row.criterion.map(|estimate| (rate(estimate.high_ns), rate(estimate.low_ns)));
         Some(Value { height: measures.tokens_per_s, interval, notch: None })
     })
@@ -111,7 +112,8 @@ pub fn ttft(rows: &[Row]) -> Option<Chart> {
 pub fn prefill_over_depth(rows: &[Row]) -> Option<Chart> {
     over_depth(rows, "prompt, tokens", "prefill, tok/s", "matrix rate", |row| {
         let (measures, limits) = (row.generation()?, row.record.limits.as_ref()?);
-        let flops_per_token = measures.work?.prefill_flops as f64 / measures.prompt_tokens as f64;
+        let tokens = (measures.sequences() * measures.prompt_tokens) as f64;
+        let flops_per_token = measures.work?.prefill_flops as f64 / tokens;
         Some((measures.prefill_tokens_per_s, limits.matrix_flops_per_s / flops_per_token))
     })
 }
@@ -120,7 +122,8 @@ pub fn prefill_over_depth(rows: &[Row]) -> Option<Chart> {
 pub fn decode_over_depth(rows: &[Row]) -> Option<Chart> {
     over_depth(rows, "tokens before the steps", "decode, tok/s", "bandwidth", |row| {
         let (measures, limits) = (row.generation()?, row.record.limits.as_ref()?);
-        Some((measures.decode_tokens_per_s?, limits.read_bytes_per_s / measures.work?.step_bytes as f64))
+        let bytes_per_token = measures.work?.step_bytes as f64 / measures.sequences() as f64;
+        Some((measures.decode_tokens_per_s?, limits.read_bytes_per_s / bytes_per_token))
     })
 }
 

@@ -75,7 +75,11 @@ pub fn decode(rows: &[Row]) -> Option<Chart> {
 /// Time of evenly used mixtures over that of their dense twins, over the number of experts: a colour for each top-k, and a
 /// dash for each twin.
 fn beside_twins(rows: &[Row], scenario: &str, rate: Rate) -> Option<Chart> {
-    let rows: Vec<&Row> = generations(rows, true).into_iter().filter(|row| row.record.scenario == scenario).collect();
+    let mut rows: Vec<&Row> = generations(rows, true);
+    rows.retain(|row| row.record.scenario == scenario);
+    // One width and one batch, because a line connects points that differ in the number of experts only.
+    let sizes = &rows.first()?.record.subject.sizes;
+    rows.retain(|row| row.record.subject.sizes == *sizes);
     let all: Vec<&Record> = rows.iter().map(|row| &row.record).collect();
     /// Experts of a token, the twin, number of experts, and the ratio of the times.
     type Point = (usize, usize, f64, f64);

@@ -124,7 +124,7 @@ pub fn plots(rows: &[Row]) -> Vec<Plot> {
     PLOTS.iter().filter_map(|row| Some(Plot::new(row, (row.draw)(rows)?))).collect()
 }
 
-/// Name of the model of a row, or of whatever else its colour or dash stands for.
+/// Name of the model of a row, or of another property that its colour or dash stands for.
 type Name = fn(&Row) -> String;
 
 /// The colour of each model and the dash of each scenario or engine, in order of first appearance.

@@ -8,35 +8,37 @@ use criterion::{SamplingMode, Throughput};
 use super::{Entry, NOISE_THRESHOLD, Suite, generations, paired::Turns};
 use crate::{
     device::DeviceChoice,
-    generate::{self, Request},
     measure::TokenTime,
     output,
-    record::BenchmarkId,
+    record::{BenchmarkId, Subject},
     runner::pool::{Candidate, Loaded, Pool},
     scenario::{Counterpart, Generation},
     workload::{GenerationWorkload, PeerWorkload, Workload},
 };
 
 impl Suite {
-    /// Runs the scenarios on every candidate whose tier includes them.
+    /// Runs the scenarios on every candidate whose tier includes them, with each batch of the settings.
     pub fn generation(&mut self, scenarios: &[Generation], candidates: Vec<Candidate>) {
         let (seed, device) = (self.settings().seed, self.settings().device);
         self.report_left_out(&candidates);
         let pool = RefCell::new(Pool::new(candidates, self.session.device().clone()));
-        let mut benchmarks: Vec<(&Generation, usize)> = Vec::new();
+        let batches = self.settings().generation_batches();
+        let mut benchmarks: Vec<(&Generation, usize, usize)> = Vec::new();
         for scenario in scenarios {
-            benchmarks.extend(pool.borrow().that_run(scenario).into_iter().map(|place| (scenario, place)));
+            for place in pool.borrow().that_run(scenario) {
+                benchmarks.extend(batches.iter().map(|batch| (scenario, place, *batch)));
+            }
         }
         let mut entries: Vec<Entry> = Vec::new();
-        for &(scenario, place) in &benchmarks {
+        for &(scenario, place, batch) in &benchmarks {
             let pool = &pool;
             let candidate = Ref::map(pool.borrow(), |pool| pool.candidate(place));
             entries.push(Entry {
                 scenario: scenario.key,
-                subject: candidate.about.clone(),
-                counterparts: counterparts(scenario, &candidate),
+                subject: candidate.about.clone().in_batch(batch),
+                counterparts: counterparts(scenario, &candidate, batch),
                 needs: Box::new(move || (place, pool.borrow().needed_bytes(place))),
-                prepare: Box::new(move || workload(&mut pool.borrow_mut(), place, scenario, seed, device)),
+                prepare: Box::new(move || workload(&mut pool.borrow_mut(), place, (scenario, batch), seed, device)),
             });
         }
         let mut turns = Turns::new(&entries, generations(), &self.session);
@@ -49,8 +51,8 @@ impl Suite {
             let mut group = criterion.benchmark_group(scenario.key);
             group.sampling_mode(SamplingMode::Flat);
             for number in own {
-                let place = benchmarks[number].1;
-                group.throughput(Throughput::Elements(scenario.counted_tokens() as u64));
+                let (_, place, batch) = benchmarks[number];
+                group.throughput(Throughput::Elements((batch * scenario.counted_tokens()) as u64));
                 // The length of a model from the Hub is known once its first benchmark has loaded it.
                 let is_long_enough = pool.borrow().is_long_enough(place, scenario);
                 let ended = match is_long_enough {
@@ -59,11 +61,12 @@ impl Suite {
                 };
                 if let Some(mut ended) = ended {
                     // Loading the model has filled in its size.
-                    ended.subject = pool.borrow().candidate(place).about.clone();
+                    ended.subject = pool.borrow().candidate(place).about.clone().in_batch(batch);
                     self.keep(ended);
                 }
                 let tier = pool.borrow().candidate(place).tier;
-                if scenarios[index + 1..].iter().all(|later| later.tier > tier) {
+                let is_last = batches.last() == Some(&batch);
+                if is_last && scenarios[index + 1..].iter().all(|later| later.tier > tier) {
                     pool.borrow_mut().release(place);
                 }
             }
@@ -86,36 +89,29 @@ impl Suite {
     }
 }
 
-/// Ids of the benchmarks that a candidate is compared with in a scenario.
-fn counterparts(scenario: &Generation, candidate: &Candidate) -> Vec<(Counterpart, String)> {
-    let id = |scenario: &str, subject| BenchmarkId::new(scenario, subject).to_string();
+/// Ids of the benchmarks that a candidate is compared with in a scenario, in the same batch.
+fn counterparts(scenario: &Generation, candidate: &Candidate, batch: usize) -> Vec<(Counterpart, String)> {
+    let id = |scenario: &str, subject: &Subject| {
+        BenchmarkId::new(scenario, &subject.clone().in_batch(batch)).to_string()
+    };
     let of_scenario = scenario.against.map(|other| (Counterpart::Scenario, id(other, &candidate.about)));
     let of_model = candidate.against.iter().map(|(counterpart, subject)| (*counterpart, id(scenario.key, subject)));
     of_scenario.into_iter().chain(of_model).collect()
 }
 
-/// Loads the subject if needed, and makes the prompt.
+/// Loads the subject if needed, and makes the prompts.
 pub(in crate::runner) fn workload(
     pool: &mut Pool,
     place: usize,
-    scenario: &Generation,
+    (scenario, batch): (&Generation, usize),
     seed: u64,
     device: DeviceChoice,
 ) -> Result<Box<dyn Workload>> {
-    let request = Request { new_tokens: scenario.new_tokens, sampling: scenario.sampling, seed, stop: Vec::new() };
-    match pool.subject(place)? {
+    Ok(match pool.subject(place)? {
         Loaded::Model(subject) => {
             let bytes_beside = pool.bytes_beside(place);
-            let prompt = {
-                let loaded = subject.borrow();
-                let vocab_size = loaded.model.vocab_size();
-                generate::prompt_ids(loaded.tokenizer.as_ref(), vocab_size, scenario.prompt_tokens, seed)?
-            };
-            Ok(Box::new(GenerationWorkload::new(subject, bytes_beside, prompt, request, device)?))
+            Box::new(GenerationWorkload::of_scenario(subject, bytes_beside, (scenario, batch), seed, device)?)
         }
-        Loaded::Peer(subject) => {
-            let prompt = subject.borrow().prompt(scenario.prompt_tokens, seed)?;
-            Ok(Box::new(PeerWorkload::new(subject, prompt, request)?))
-        }
-    }
+        Loaded::Peer(subject) => Box::new(PeerWorkload::new(subject, scenario, batch, seed)?),
+    })
 }

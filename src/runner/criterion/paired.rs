@@ -27,7 +27,7 @@ use crate::{
 /// The sets of a target, and what they have measured.
 pub struct Turns {
     plan: Plan,
-    /// Sets that are not measured yet, as places in the list of entries.
+    /// Sets that are not measured yet, as places in the list of entries. A set of one has counted iterations.
     sets: Vec<Vec<usize>>,
     /// Results that Criterion has not received yet, by place.
     taken: BTreeMap<usize, Result<Taken>>,
@@ -124,6 +124,7 @@ pub fn plan(warm_up: Duration, measuring: Duration) -> Plan {
     Plan {
         warm_up: given("--warm-up-time", warm_up),
         measuring: given("--measurement-time", measuring),
+        iterations: None,
         samples: argument("--sample-size").and_then(|size| size.parse().ok()).unwrap_or(super::SAMPLES),
     }
 }

@@ -11,6 +11,7 @@ use crate::{
     device::DeviceChoice,
     measure::{PeakBytes, TokenTime, peak_bytes},
     record::BenchmarkId,
+    runner::turns::Plan,
     scenario::{Phase, Quantity, SWEEP, Tier, Trained, TrainingScenario},
     settings::Settings,
     workload::{
@@ -59,7 +60,9 @@ impl Suite {
                 Err(error) => self.fail(&error),
             }
         }
-        let mut turns = Turns::new(&entries, long_steps(), &self.session);
+        // Peak memory does not depend on the number of steps.
+        let iterations = settings.steps.filter(|_| scenario.quantity == Quantity::Time);
+        let mut turns = Turns::new(&entries, Plan { iterations, ..long_steps() }, &self.session);
         let mut group = criterion.benchmark_group(scenario.key);
         group.sampling_mode(SamplingMode::Flat);
         for (place, entry) in trained.iter().enumerate() {

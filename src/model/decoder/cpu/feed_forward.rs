@@ -1,9 +1,11 @@
 //! The feed-forward of a layer: one expert, or a mixture whose router chooses experts for each token.
 
+use std::ops::Range;
+
 use super::room;
 use crate::{
     kernels::inference::{
-        Activation, Element, Gate, Linear, Machine, Product, Rows, Span, Then, combine, gated, products,
+        Activation, Element, Gate, Linear, Machine, Product, Rows, Then, combine, gated, products,
     },
     model::decoder::routing::{ExpertLoad, Planted, Routes},
 };
@@ -27,6 +29,13 @@ pub(super) struct Expert<E> {
     pub gate: Linear<E>,
     pub up: Linear<E>,
     pub down: Linear<E>,
+}
+
+impl<E: Element> Expert<E> {
+    /// Bytes of the matrices.
+    pub fn weight_bytes(&self) -> u64 {
+        [&self.gate, &self.up, &self.down].map(|linear| linear.weights().bytes()).iter().sum()
+    }
 }
 
 /// Results between operations, kept from layer to layer.
@@ -62,13 +71,13 @@ impl<E: Element> FeedForward<E> {
         per_token * self.experts.first().map_or(0, of_expert)
     }
 
-    /// Adds the feed-forward of `x`, the rows of `spans`, to `sum`. `planted` replaces the choices of a router. `load` counts
-    /// them.
+    /// Adds the feed-forward of `x` to `sum`. `planted` replaces the choices of a router, with the positions of each sequence.
+    /// `load` counts the choices.
     pub fn add_to(
         &self,
         machine: &Machine,
-        (x, spans): (Rows<E>, &[Span<E>]),
-        planted: Option<&Planted>,
+        x: Rows<E>,
+        planted: Option<(&Planted, &[Range<usize>])>,
         load: &mut ExpertLoad,
         memory: &mut Memory<E>,
         sum: &mut [f32],
@@ -77,7 +86,7 @@ impl<E: Element> FeedForward<E> {
             let inputs = vec![(&self.experts[0], x)];
             return run(machine, self.activation, inputs, &mut memory.inner, sum, Then::Add);
         };
-        let routes = router.route(machine, x, planted.map(|planted| (planted, spans)), memory);
+        let routes = router.route(machine, x, planted, memory);
         load.count(router.number, &routes);
         self.mix(machine, &routes, x, memory, sum);
     }
@@ -111,12 +120,12 @@ impl<E: Element> FeedForward<E> {
 }
 
 impl<E: Element> Router<E> {
-    /// Chooses the experts of each row of `x`. Planted routes depend on the positions of spans.
+    /// Chooses the experts of each row of `x`. Planted routes depend on the positions of each sequence.
     pub fn route(
         &self,
         machine: &Machine,
         x: Rows<E>,
-        planted: Option<(&Planted, &[Span<E>])>,
+        planted: Option<(&Planted, &[Range<usize>])>,
         memory: &mut Memory<E>,
     ) -> Routes {
         let experts = self.linear.weights().outputs();
@@ -124,10 +133,9 @@ impl<E: Element> Router<E> {
         products(machine, vec![Product { x, layer: &self.linear, out: logits, then: Then::Store }]);
         match planted {
             None => Routes::choose(logits, experts, self.top_k, self.normalise),
-            Some((planted, spans)) => {
-                let logits = spans.iter().map(Span::positions);
-                let logits: Vec<f32> =
-                    logits.flat_map(|own| planted.logits(self.number, own.start, own.len())).collect();
+            Some((planted, positions)) => {
+                let logits = positions.iter().flat_map(|own| planted.logits(self.number, own.start, own.len()));
+                let logits: Vec<f32> = logits.collect();
                 Routes::choose(&logits, experts, self.top_k, self.normalise)
             }
         }

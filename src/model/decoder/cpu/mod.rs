@@ -19,6 +19,8 @@ mod tests;
 
 pub use load::{load, refusal};
 
+use std::ops::Range;
+
 use anyhow::{Result, ensure};
 use candle_core::{DType, Device, Tensor};
 
@@ -120,10 +122,12 @@ impl<E: Element> CpuDecoder<E> {
         let angles = ropes
             .each_ref()
             .map(|(frequencies, scale)| Angles::new(frequencies, *scale, spans.iter().flat_map(Span::positions)));
+        let planted_positions: Vec<Range<usize>> = parts.iter().map(Planted::positions).collect();
         for (number, layer) in layers.iter().enumerate() {
             let cache = sequences.region(number);
             layer.attend(machine, &mut h, (&mut spans, cache), &angles[layer.rope], memory);
-            layer.feed_forward(machine, &mut h, &spans, memory, planted.as_ref(), load);
+            let planted = planted.as_ref().map(|planted| (planted, planted_positions.as_slice()));
+            layer.feed_forward(machine, &mut h, memory, planted, load);
         }
         sequences.end(parts, spans);
         Ok(h)
@@ -226,9 +230,8 @@ impl<E: Element> Layer<E> {
         &self,
         machine: &Machine,
         h: &mut [f32],
-        spans: &[Span<E>],
         memory: &mut Memory<E>,
-        planted: Option<&Planted>,
+        planted: Option<(&Planted, &[Range<usize>])>,
         load: &mut ExpertLoad,
     ) {
         let Memory { x, out, feed_forward: memory, .. } = memory;
@@ -238,7 +241,7 @@ impl<E: Element> Layer<E> {
         norm(machine, h, &self.before_feed_forward, x);
         let x = Rows::new(x, count, stride);
         add_block::<E>(machine, self.after_feed_forward.as_ref(), h, out, |sum| {
-            self.feed_forward.add_to(machine, (x, spans), planted, load, memory, sum);
+            self.feed_forward.add_to(machine, x, planted, load, memory, sum);
         });
     }
 }
@@ -323,6 +326,18 @@ impl<E: Element> CausalLm for CpuDecoder<E> {
         footprint.step_weight_bytes = footprint.step_weight_bytes.saturating_add_signed(-of_step);
         footprint.weight_bytes = footprint.weight_bytes.saturating_add_signed(-(of_step + of_idle + of_embedding));
         footprint
+    }
+
+    fn step_weight_bytes(&self, sequences: usize) -> u64 {
+        // An expert is idle if none of the sequences chooses it. Each chooses `top_k` of the experts evenly.
+        let more = |layer: &Layer<E>| {
+            let FeedForward { router, experts, .. } = &layer.feed_forward;
+            let Some(router) = router else { return 0.0 };
+            let idle = 1.0 - router.top_k as f64 / experts.len() as f64;
+            let bytes: u64 = experts.iter().map(Expert::weight_bytes).sum();
+            (idle - idle.powf(sequences as f64)) * bytes as f64
+        };
+        self.footprint().step_weight_bytes + self.layers.iter().map(more).sum::<f64>() as u64
     }
 
     fn vocab_size(&self) -> usize {

@@ -308,3 +308,21 @@ fn planted_routes_follow_the_positions_of_each_sequence() {
     model.forward_batch(&parts).expect("a step");
     assert_eq!(model.expert_load(), expected.as_ref());
 }
+
+/// More sequences choose more of the experts, up to all of them. A dense decoder reads the same weights for any number.
+#[test]
+fn a_step_of_more_sequences_reads_more_experts() {
+    for fixture in fixtures("generation").iter().chain(&fixtures("moe")) {
+        let model = decoder(fixture, Machine::with_threads(1), None);
+        let [one, two, many] = [1, 2, 10_000].map(|sequences| model.step_weight_bytes(sequences));
+        assert_eq!(one, model.footprint().step_weight_bytes, "{}", fixture.name);
+        let mut all = fixture.config.clone();
+        let Some(experts) = &mut all.experts else {
+            assert_eq!((two, many), (one, one), "{}", fixture.name);
+            continue;
+        };
+        experts.num_experts_per_tok = experts.num_experts;
+        let all = all.footprint(DType::F32).step_weight_bytes;
+        assert!(one < two && two < many && all - many <= 1, "{}: {one}, {two}, {many} of {all}", fixture.name);
+    }
+}

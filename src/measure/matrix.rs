@@ -1,0 +1,190 @@
+//! Matrix products whose rate is a limit of the machine: those of our kernels and those of Candle.
+
+use std::{
+    cell::RefCell,
+    hint::black_box,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+use candle_core::{DType, Device, Tensor};
+use half::{bf16, f16};
+
+use crate::{
+    device::Precision,
+    kernels::inference::{Element, Linear, Machine, Packed, Product, Quantised, Rows, Source, Then, Weights, products},
+};
+
+/// Rows and columns of the square matrices, on a CPU and on other devices, which need more work to be busy.
+const ON_CPU: usize = 1536;
+const ON_DEVICE: usize = 8192;
+
+/// Minimum number of passes of a reading, and the time that its passes must fill. The best pass counts, because an
+/// interruption only makes a pass longer. Longer readings would hide the changes that readings are for.
+const PASSES: usize = 2;
+const FILL: Duration = Duration::from_millis(30);
+
+/// A product of two square matrices that can be repeated.
+pub struct Matrices {
+    /// Implementation: `candlepower` or `candle`.
+    pub library: &'static str,
+    /// Form of the weights, which are one of the matrices.
+    pub dtype: &'static str,
+    /// Operations of the product.
+    flops: f64,
+    multiply: Box<dyn Fn() -> Result<()>>,
+}
+
+impl Matrices {
+    /// The fastest product on a device, for weights in `precision`.
+    ///
+    /// On a CPU, these are compared: our product in `precision`, our product in f32, and Candle's in f32, to which Candle widens
+    /// all others. On another device it is Candle's in bf16.
+    ///
+    /// # Errors
+    /// Returns an error if the device fails.
+    pub fn fastest(device: &Device, precision: Precision) -> Result<Self> {
+        if !device.is_cpu() {
+            let matrix = || random(ON_DEVICE, DType::BF16, device);
+            return Ok(candle(matrix()?, matrix()?, ON_DEVICE));
+        }
+        let (a, b) = (random(ON_CPU, DType::F32, device)?, random(ON_CPU, DType::F32, device)?);
+        let values = |matrix: &Tensor| matrix.flatten_all()?.to_vec1::<f32>();
+        let (x, weights) = (values(&a)?, values(&b)?);
+        let mut all = vec![candle(a, b, ON_CPU), own(Precision::F32, &x, &weights)?];
+        if precision != Precision::F32 {
+            all.push(own(precision, &x, &weights)?);
+        }
+        best(all)
+    }
+
+    /// Rate of the product: the best of several passes.
+    ///
+    /// # Errors
+    /// Returns an error if the device fails.
+    pub fn flops_per_s(&self) -> Result<f64> {
+        Ok(self.flops / best_of(&self.multiply)?.as_secs_f64())
+    }
+}
+
+/// The product with the highest rate.
+fn best(all: Vec<Matrices>) -> Result<Matrices> {
+    let mut fastest: Option<(f64, Matrices)> = None;
+    for matrices in all {
+        // The first pass starts threads.
+        (matrices.multiply)()?;
+        let rate = matrices.flops_per_s()?;
+        if fastest.as_ref().is_none_or(|(best, _)| rate > *best) {
+            fastest = Some((rate, matrices));
+        }
+    }
+    fastest.map(|(_, matrices)| matrices).context("there is no matrix product")
+}
+
+/// Random values, because some CPUs are faster on zeros.
+fn random(size: usize, dtype: DType, device: &Device) -> Result<Tensor> {
+    let matrix = Tensor::randn(0f32, 1f32, (size, size), device)?.to_dtype(dtype)?;
+    device.synchronize()?;
+    Ok(matrix)
+}
+
+fn candle(a: Tensor, b: Tensor, size: usize) -> Matrices {
+    Matrices {
+        library: "candle",
+        dtype: a.dtype().as_str(),
+        flops: flops(size),
+        multiply: Box::new(move || {
+            black_box(a.matmul(&b)?);
+            Ok(a.device().synchronize()?)
+        }),
+    }
+}
+
+fn own(precision: Precision, x: &[f32], weights: &[f32]) -> Result<Matrices> {
+    let machine = Machine::with_threads(rayon::current_num_threads().min(candle_core::utils::get_num_threads()));
+    if let Some(format) = precision.blocks() {
+        let quantised = Quantised::new(&machine, format, (ON_CPU, ON_CPU), weights);
+        return Ok(of_weights(precision, machine, x, quantised.context("a weight is not finite")?.into()));
+    }
+    Ok(match precision.dtype() {
+        DType::BF16 => packed::<bf16>(precision, machine, x, weights),
+        DType::F16 => packed::<f16>(precision, machine, x, weights),
+        _ => packed::<f32>(precision, machine, x, weights),
+    })
+}
+
+fn packed<E: Element>(precision: Precision, machine: Machine, x: &[f32], weights: &[f32]) -> Matrices {
+    let weights: Vec<E> = weights.iter().map(|value| E::from_f32(*value)).collect();
+    let packed = Packed::new(&machine, ON_CPU, ON_CPU, Source::row_major(&weights, ON_CPU));
+    of_weights::<E>(precision, machine, x, packed.into())
+}
+
+fn of_weights<E: Element>(precision: Precision, machine: Machine, x: &[f32], weights: Weights<E>) -> Matrices {
+    let layer = Linear::new(weights, None);
+    let x: Vec<E> = x.iter().map(|value| E::from_f32(*value)).collect();
+    let out = RefCell::new(vec![0.0; ON_CPU * ON_CPU]);
+    Matrices {
+        library: "candlepower",
+        dtype: precision.name(),
+        flops: flops(ON_CPU),
+        multiply: Box::new(move || {
+            let x = Rows::new(&x, ON_CPU, ON_CPU);
+            let mut out = out.borrow_mut();
+            products(&machine, vec![Product { x, layer: &layer, out: &mut out, then: Then::Store }]);
+            black_box(&mut out);
+            Ok(())
+        }),
+    }
+}
+
+/// Operations of a product of square matrices.
+fn flops(size: usize) -> f64 {
+    2.0 * (size as f64).powi(3)
+}
+
+/// Returns the shortest of several passes.
+pub fn best_of(mut pass: impl FnMut() -> Result<()>) -> Result<Duration> {
+    let (mut best, mut passes, begun) = (Duration::MAX, 0, Instant::now());
+    while passes < PASSES || begun.elapsed() < FILL {
+        let started = Instant::now();
+        pass()?;
+        best = best.min(started.elapsed());
+        passes += 1;
+    }
+    Ok(best)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn the_fastest_product_is_chosen() {
+        let sleeping = |dtype, flops, ms| Matrices {
+            library: "candle",
+            dtype,
+            flops,
+            multiply: Box::new(move || {
+                thread::sleep(Duration::from_millis(ms));
+                Ok(())
+            }),
+        };
+        let chosen = best(vec![sleeping("f32", 1e9, 20), sleeping("bf16", 1e9, 2), sleeping("f16", 2e9, 20)]);
+        assert_eq!(chosen.expect("a product").dtype, "bf16");
+        // Twice the work in about the same time.
+        let chosen = best(vec![sleeping("f32", 1e9, 5), sleeping("f16", 4e9, 5)]);
+        assert_eq!(chosen.expect("a product").dtype, "f16");
+    }
+
+    #[test]
+    fn every_precision_has_a_product() {
+        let (x, weights) = (vec![0.5; ON_CPU * ON_CPU], vec![0.25; ON_CPU * ON_CPU]);
+        for precision in Precision::ALL {
+            let own = own(precision, &x, &weights).expect("a product");
+            assert_eq!((own.library, own.dtype), ("candlepower", precision.name()));
+            (own.multiply)().expect("a pass");
+        }
+    }
+}
