@@ -336,13 +336,25 @@ impl Settings {
     /// The engines for a model: as set, or by default all for the embedded models and `stock` for the others. Only `tuned` runs
     /// quantised weights.
     pub fn engines_for(&self, model: &ModelSpec) -> Vec<EngineChoice> {
-        let is_default = self.sources.get("engine").is_none_or(|setting| setting.from == "default");
-        match is_default {
+        match self.has_default_engines() {
             false => self.engine.clone(),
             true if self.dtype.blocks().is_some() || model.is_gguf() => vec![EngineChoice::Own(Engine::Tuned)],
             true if model.is_mini() => self.engine.clone(),
             true => vec![EngineChoice::Own(Engine::Stock)],
         }
+    }
+
+    /// The engines for loads on the scheduler of the server: as set, without peers, or by default `tuned`, which holds several
+    /// sequences.
+    pub fn serving_engines(&self) -> Vec<EngineChoice> {
+        match self.has_default_engines() {
+            true => vec![EngineChoice::Own(Engine::Tuned)],
+            false => self.engine.iter().filter(|engine| engine.own().is_some()).cloned().collect(),
+        }
+    }
+
+    fn has_default_engines(&self) -> bool {
+        self.sources.get("engine").is_none_or(|setting| setting.from == "default")
     }
 
     /// The sizes of the groups of trainings that the settings name.

@@ -183,14 +183,15 @@ pub enum Measures {
 }
 
 impl Measures {
-    /// Time of each sample, as Criterion received it. Empty for a benchmark of memory, and for loads and qualities, which
-    /// Criterion does not run.
+    /// Time of each sample, as Criterion received it. Empty for a benchmark of memory, and for loads on servers and qualities,
+    /// which Criterion does not run.
     pub fn sample_ms(&self) -> &[f64] {
         match self {
             Self::Generation(measures) => &measures.sample_total_ms,
             Self::Sweep(measures) => &measures.sample_ms,
             Self::Training(measures) => &measures.sample_ms,
-            Self::Serving(_) | Self::Quality(_) | Self::Evaluation(_) => &[],
+            Self::Serving(measures) => &measures.sample_ms,
+            Self::Quality(_) | Self::Evaluation(_) => &[],
             Self::Loading(measures) => &measures.sample_ms,
             Self::Tokenizing(measures) => &measures.sample_ms,
         }
@@ -203,7 +204,9 @@ impl Measures {
             Self::Training(measures) if measures.sample_ms.is_empty() => {
                 (SampleUnit::Bytes, measures.sample_peak_bytes.iter().map(|bytes| *bytes as f64).collect())
             }
-            Self::Serving(measures) => (SampleUnit::Ms, measures.sample_e2e_ms.clone()),
+            Self::Serving(measures) if measures.sample_ms.is_empty() => {
+                (SampleUnit::Ms, measures.sample_e2e_ms.clone())
+            }
             Self::Quality(measures) => (SampleUnit::Nats, measures.window_nll.clone()),
             Self::Evaluation(measures) => (SampleUnit::Nats, measures.question_nll.clone()),
             timed => (SampleUnit::Ms, timed.sample_ms().to_vec()),
@@ -235,7 +238,8 @@ impl Measures {
             Self::Sweep(measures) => measures.peak_bytes,
             Self::Training(measures) => measures.peak_bytes,
             Self::Loading(measures) => measures.peak_bytes,
-            Self::Serving(_) | Self::Quality(_) | Self::Evaluation(_) | Self::Tokenizing(_) => None,
+            Self::Serving(measures) => measures.peak_bytes,
+            Self::Quality(_) | Self::Evaluation(_) | Self::Tokenizing(_) => None,
         }
     }
 
@@ -261,6 +265,7 @@ impl Measures {
         match self {
             Self::Generation(measures) => Some(&measures.token_digest),
             Self::Tokenizing(measures) => Some(&measures.token_digest),
+            Self::Serving(measures) => measures.token_digest.as_deref(),
             _ => None,
         }
     }

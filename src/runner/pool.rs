@@ -11,13 +11,14 @@ use std::{
 use anyhow::{Context, Result, anyhow, ensure};
 use candle_core::{DType, Device};
 
+use super::on_model::OnModel;
 use crate::{
     measure::memory::{self, DoesNotFit},
     model::{self, CausalLm, Engine, External, ModelSpec, Subject},
     output,
     peer::{PeerName, Unsupported},
     record,
-    scenario::{Counterpart, Generation, Tier, expert_grid},
+    scenario::{Counterpart, Tier, expert_grid},
     settings::{EngineChoice, Settings},
     text,
     workload::{PeerSubject, SharedPeer, SharedSubject},
@@ -61,6 +62,15 @@ pub struct Candidate {
 impl Candidate {
     /// Returns the models that the settings name, each on its engines.
     pub fn from_settings(settings: &Settings) -> Vec<Self> {
+        Self::on_engines(settings, |spec| settings.engines_for(spec))
+    }
+
+    /// Returns the models that the settings name, for loads on the scheduler of the server.
+    pub fn serving(settings: &Settings) -> Vec<Self> {
+        Self::on_engines(settings, |_| settings.serving_engines())
+    }
+
+    fn on_engines(settings: &Settings, engines: impl Fn(&ModelSpec) -> Vec<EngineChoice>) -> Vec<Self> {
         let candidate = |spec: &ModelSpec, engine: &EngineChoice, all: &[EngineChoice]| {
             let about = |engine: &EngineChoice| record::Subject {
                 dtype: model::dtype_of(spec, settings.dtype),
@@ -82,7 +92,7 @@ impl Candidate {
             }
         };
         let on_engines = |spec| {
-            let engines = settings.engines_for(spec);
+            let engines = engines(spec);
             engines.iter().map(|engine| candidate(spec, engine, &engines)).collect::<Vec<_>>()
         };
         settings.models.iter().flat_map(on_engines).collect()
@@ -258,13 +268,13 @@ impl Pool {
 
     /// Returns the places of the candidates whose tier includes the scenario and whose sequences are long enough for it, as
     /// far as that is known before they are loaded.
-    pub fn that_run(&self, scenario: &Generation) -> Vec<usize> {
-        let is_included = |place: &usize| self.places[*place].candidate.tier >= scenario.tier;
+    pub fn that_run(&self, scenario: &dyn OnModel) -> Vec<usize> {
+        let is_included = |place: &usize| self.places[*place].candidate.tier >= scenario.tier();
         (0..self.places.len()).filter(is_included).filter(|place| self.is_long_enough(*place, scenario)).collect()
     }
 
     /// Returns whether a candidate is long enough for a scenario, or its length is not known yet.
-    pub fn is_long_enough(&self, place: usize, scenario: &Generation) -> bool {
+    pub fn is_long_enough(&self, place: usize, scenario: &dyn OnModel) -> bool {
         let Place { candidate, subject, .. } = &self.places[place];
         let loaded = subject.as_ref().and_then(|loaded| match loaded {
             Loaded::Model(subject) => Some(subject.borrow().model.max_position_embeddings()),

@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use crate::{
     config::Config,
     record::{Record, Setting},
-    scenario::{CHECKPOINTS, GENERATIONS, SWEEP, TRAININGS},
+    scenario::{CHECKPOINTS, GENERATIONS, SERVINGS, SWEEP, TRAININGS},
     settings::{PREFIX, Settings},
     text,
 };
@@ -48,7 +48,9 @@ fn target(record: &Record) -> Option<&'static str> {
     let generation = GENERATIONS.iter().find(|(_, table)| table.iter().any(|row| row.key == scenario));
     let training = TRAININGS.iter().find(|(_, table)| table.iter().any(|row| row.key == scenario));
     let checkpoint = CHECKPOINTS.iter().find(|(_, table)| table.iter().any(|row| row.key == scenario));
+    let serving = SERVINGS.iter().find(|(_, table)| table.iter().any(|row| row.key == scenario));
     let found = generation.map(|row| row.0).or(training.map(|row| row.0)).or(checkpoint.map(|row| row.0));
+    let found = found.or(serving.map(|row| row.0));
     found.or(SWEEP.contains(scenario).then_some("sweep")).filter(|_| record.subject.engine != "own")
 }
 

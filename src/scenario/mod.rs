@@ -5,6 +5,7 @@ mod checkpoint;
 mod counterpart;
 mod generation;
 mod moe;
+mod serving;
 mod sweep;
 mod training;
 
@@ -12,6 +13,7 @@ pub use checkpoint::{CheckpointScenario, CheckpointWork, LOAD, Pass, TOKENIZER, 
 pub use counterpart::Counterpart;
 pub use generation::{GENERATION, Generation, LONG_CONTEXT, MOE_TOP_K, Sampling};
 pub use moe::{EXPERT_GRID, ExpertGrid, FeedForward, dense_name, expert_grid};
+pub use serving::{Latency, SERVING_LOAD, ServingLoad, Traffic};
 pub use sweep::{SWEEP, SweepScenario};
 pub use training::{
     Batch, CHECKPOINT_MEMORY, PSANN_THROUGHPUT, Phase, Quantity, Shape, TRAINING_SWEEP, Trained, TrainingGrid,
@@ -25,6 +27,9 @@ use crate::config::{serde_as_text, unknown};
 /// Every table of generation scenarios, with the bench target that runs it.
 pub const GENERATIONS: &[(&str, &[Generation])] =
     &[("generation", GENERATION), ("moe", MOE_TOP_K), ("long_context", LONG_CONTEXT)];
+
+/// Every table of loads in this process, with the bench target that runs it.
+pub const SERVINGS: &[(&str, &[ServingLoad])] = &[("serving_load", SERVING_LOAD)];
 
 /// Every table of trainings, with the bench target that runs it.
 pub const TRAININGS: &[(&str, &[TrainingScenario])] =

@@ -3,6 +3,8 @@
 mod client;
 #[cfg(unix)]
 mod command;
+#[cfg(unix)]
+mod full_size;
 mod hostile;
 mod load;
 mod toy;

@@ -4,7 +4,7 @@ use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use candlepower::{
-    scenario::GENERATIONS,
+    scenario::{GENERATIONS, SERVINGS},
     settings::{EVEN_IF_DISTURBED, PREFIX, Settings},
 };
 use clap::Args;
@@ -42,7 +42,8 @@ impl Bench {
             let listed = self.cargo().arg("--list").stderr(Stdio::inherit()).output().context(NO_CARGO)?;
             ensure!(listed.status.success(), "cargo could not list the benchmarks: see the messages above");
             let keys = GENERATIONS.iter().flat_map(|(_, table)| table.iter().map(|scenario| scenario.key));
-            let scenarios = keys.collect::<Vec<_>>().join(", ");
+            let loads = SERVINGS.iter().flat_map(|(_, table)| table.iter().map(|load| load.key));
+            let scenarios = keys.chain(loads).collect::<Vec<_>>().join(", ");
             ensure!(
                 String::from_utf8_lossy(&listed.stdout).contains(": benchmark"),
                 "no benchmark matches '{filter}': the scenarios are {scenarios}; without a filter, all run"
