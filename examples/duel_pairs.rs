@@ -1,6 +1,6 @@
 //! Duels between two programs that are built already, one after the other:
-//! `cargo run --release --example duel_pairs -- A B DUELS FILTER SECONDS`, where A and B are paths of `candlepower`, and each duel
-//! may take so many seconds. Prints the verdict of each duel first in its line. scripts/serving_pairs.sh runs it.
+//! `cargo run --release --example duel_pairs -- A B DUELS FILTER SECONDS`. A and B are paths of programs `candlepower`, and each
+//! duel may take so many seconds. A line for each duel begins with its verdict. scripts/serving_pairs.sh runs it.
 
 use std::{collections::BTreeMap, path::PathBuf, process::ExitCode, time::Duration};
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Tests whether duels of `serving_load` find a planted slowdown of the time between tokens, and nothing where there is nothing.
-# Builds this checkout as it is, and with steps of the scheduler that take longer (scripts/planted_step.patch). Then duels of the
-# program with itself and with the slower one take turns, so that both kinds meet the same machine.
+# Tests whether duels of `serving_load` find a planted slowdown of the time between tokens, and nothing where there is
+# nothing. Builds this checkout as it is, and with steps of the scheduler that take longer (scripts/planted_step.patch). Then
+# duels of the program with itself and with the slower one take turns, so that both kinds meet the same machine.
 #
 #   scripts/serving_pairs.sh [duels] [planted] [filter] [seconds]
 #

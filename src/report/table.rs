@@ -226,8 +226,8 @@ const FAMILIES: [Family; 11] = [
         names: &[SCENARIO, MODEL, VARIANT],
         extra: &[result(145, TIME_OF_STOCK, time_of_stock)],
         note: Some(
-            "Times count from the schedule of each request: of `serving_load`, from its arrival at the scheduler. Failed requests \
-             are not in the times.",
+            "Times count from the schedule of each request, or from its arrival at the scheduler if nothing is sent. Failed \
+             requests are not in the times.",
         ),
     },
     Family {

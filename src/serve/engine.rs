@@ -42,7 +42,8 @@ pub struct Batch {
     pub sequences: usize,
     /// Most tokens, prompts and new tokens together.
     step_tokens: usize,
-    /// False if the model takes several tokens only into an empty sequence. Prompts then run in one call, even above the budget.
+    /// False if the model takes several tokens only into an empty sequence. Prompts then run in one call, even above the
+    /// budget.
     appends: bool,
 }
 

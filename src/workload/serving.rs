@@ -35,8 +35,8 @@ pub struct ServingWorkload {
 }
 
 impl ServingWorkload {
-    /// Draws the requests, and finds out what the scheduler may do with the model. `bytes_beside` is the memory in use that does
-    /// not belong to the subject.
+    /// Draws the requests, and finds out what the scheduler may do with the model. `bytes_beside` is the memory in use that
+    /// does not belong to the subject.
     ///
     /// # Errors
     /// Returns an error if the requests are too long for the model, their caches do not fit in memory, or the model cannot run.
@@ -303,7 +303,8 @@ mod tests {
             // Half of the prompts share a page, and the first of them fills it.
             assert!(measures.cached_tokens >= 64 && measures.cached_tokens.is_multiple_of(2), "{measures:?}");
             assert_eq!(measures.token_digest.as_deref(), digests.last().map(String::as_str));
-            let [ttft, tpot, e2e] = [measures.ttft_p50_ms, measures.tpot_p50_ms, measures.e2e_p50_ms].map(|p| p.expect("times"));
+            let medians = [measures.ttft_p50_ms, measures.tpot_p50_ms, measures.e2e_p50_ms];
+            let [ttft, tpot, e2e] = medians.map(|median| median.expect("times"));
             assert!(0.0 < tpot && tpot < e2e && 0.0 < ttft && ttft < e2e, "{measures:?}");
             assert!(measured.unmeasured.contains_key("lateness_p99_ms"));
             assert_eq!(measures.joules_per_token.is_none(), measured.unmeasured.contains_key("joules_per_token"));

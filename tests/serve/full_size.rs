@@ -98,8 +98,8 @@ fn load(address: SocketAddr, model: &str, clients: u32, duration: Duration) -> (
     (answers, tokens as f64 / started.elapsed().as_secs_f64())
 }
 
-/// Asserts that an answer is that of its prompt alone. Where two tokens are equally likely, the answer may have either, and goes
-/// on as its own beginning does alone. Returns the largest difference of log-probabilities between such tokens.
+/// Asserts that an answer is that of its prompt alone. Where two tokens are equally likely, the answer may have either, and
+/// goes on as its own beginning does alone. Returns the largest difference of log-probabilities between such tokens.
 fn assert_own(address: SocketAddr, model: &str, prompt: &[u32], answer: &[u32]) -> f64 {
     let (mut history, mut rest, mut largest) = (prompt.to_vec(), answer, 0.0);
     loop {

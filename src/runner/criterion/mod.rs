@@ -346,8 +346,8 @@ fn generations() -> Plan {
     paired::plan(Duration::from_millis(1), Duration::from_secs(2))
 }
 
-/// The pace of loads: one untimed iteration, then samples of one. Their latencies are shorter than an iteration, so time does not
-/// decide the number of iterations.
+/// The pace of loads: one untimed iteration, then samples of one. Their latencies are shorter than an iteration, so time
+/// does not decide the number of iterations.
 #[cfg(feature = "serve")]
 fn single_iterations() -> Plan {
     paired::plan(Duration::from_millis(1), Duration::from_millis(1))
