@@ -344,7 +344,7 @@ fn quiet() -> Finding {
 }
 
 fn memory_and_matrix(settings: &Settings) -> Finding {
-    let measured = || -> Result<_> { limits(&settings.device.open()?, settings.dtype) };
+    let measured = || -> Result<_> { limits(&settings.device.open()?, settings.first_dtype()) };
     match measured() {
         Ok(limits) => finding(
             "limits",

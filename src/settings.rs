@@ -360,11 +360,7 @@ impl Settings {
     /// The engines for a model, each in every dtype, without those that lack the dtype. If none has it, they remain, and running
     /// them says why.
     pub fn variants_for(&self, model: &ModelSpec) -> Vec<(EngineChoice, Precision)> {
-        let mut variants = self.all_variants(model);
-        if variants.iter().any(has_dtype) {
-            variants.retain(has_dtype);
-        }
-        variants
+        that_run(self.all_variants(model))
     }
 
     /// The engines in the dtypes that [`Self::variants_for`] leaves out for one of the models.
@@ -379,15 +375,35 @@ impl Settings {
     /// The engines for a model, each in every dtype: as set, or by default all for the embedded models, `stock` for the others, and
     /// `tuned` for quantised weights. A GGUF file has dtypes of its own.
     fn all_variants(&self, model: &ModelSpec) -> Vec<(EngineChoice, Precision)> {
-        let is_default = self.sources.get("engine").is_none_or(|setting| setting.from == "default");
-        let dtypes = if model.is_gguf() { vec![self.first_dtype()] } else { self.dtype.clone() };
-        let engines = |dtype: Precision| match is_default {
+        let is_default = self.has_default_engines();
+        self.in_dtypes(model, |dtype| match is_default {
             false => self.engine.clone(),
             true if dtype.is_quantised() || model.is_gguf() => vec![EngineChoice::Own(Engine::Tuned)],
             true if model.is_mini() => self.engine.clone(),
             true => vec![EngineChoice::Own(Engine::Stock)],
-        };
+        })
+    }
+
+    fn in_dtypes(
+        &self,
+        model: &ModelSpec,
+        engines: impl Fn(Precision) -> Vec<EngineChoice>,
+    ) -> Vec<(EngineChoice, Precision)> {
+        let dtypes = if model.is_gguf() { vec![self.first_dtype()] } else { self.dtype.clone() };
         dtypes.into_iter().flat_map(|dtype| engines(dtype).into_iter().map(move |engine| (engine, dtype))).collect()
+    }
+
+    /// The engines for loads on the scheduler of the server, each in every dtype: as set, without peers, or by default `tuned`,
+    /// which holds several sequences.
+    pub fn serving_variants(&self, model: &ModelSpec) -> Vec<(EngineChoice, Precision)> {
+        match self.has_default_engines() {
+            true => that_run(self.in_dtypes(model, |_| vec![EngineChoice::Own(Engine::Tuned)])),
+            false => self.variants_for(model).into_iter().filter(|(engine, _)| engine.own().is_some()).collect(),
+        }
+    }
+
+    fn has_default_engines(&self) -> bool {
+        self.sources.get("engine").is_none_or(|setting| setting.from == "default")
     }
 
     /// The sizes of the groups of trainings that the settings name.
@@ -417,6 +433,14 @@ impl Settings {
     pub fn tier_for(&self, model: &ModelSpec) -> Tier {
         self.tier.unwrap_or(if model.is_mini() { Tier::Standard } else { Tier::Quick })
     }
+}
+
+/// Those of the engines that have their dtype, or all if none has it.
+fn that_run(mut variants: Vec<(EngineChoice, Precision)>) -> Vec<(EngineChoice, Precision)> {
+    if variants.iter().any(has_dtype) {
+        variants.retain(has_dtype);
+    }
+    variants
 }
 
 /// Returns whether an engine has a dtype: only `tuned` has quantised weights.

@@ -27,6 +27,9 @@ const BENCH_TARGET: &str = "BENCH_TARGET";
 
 /// Criterion's option for short samples: ten of 10 ms.
 const SHORT: [&str; 2] = ["--measurement-time", "0.1"];
+/// The value of [`BENCH_TARGET`] for the groups of `serving_load`.
+#[cfg(feature = "serve")]
+const SERVING: &str = "serving";
 const VOCAB_SIZE: usize = 100;
 
 /// Counts upwards, until it fails as its name says.
@@ -105,7 +108,11 @@ fn bench_target() -> ExitCode {
         let mut candidates: Vec<Candidate> = MODELS.map(own).into();
         let first = candidates[0].about.clone();
         candidates.last_mut().expect("a model").against.push((Counterpart::ActiveTwin, first));
-        suite.generation(&scenarios, candidates);
+        match std::env::var(BENCH_TARGET).as_deref() {
+            #[cfg(feature = "serve")]
+            Ok(SERVING) => suite.serving(candlepower::scenario::SERVING_LOAD, candidates),
+            _ => suite.generation(&scenarios, candidates),
+        }
     })
 }
 
@@ -274,6 +281,41 @@ fn compared_benchmarks_are_measured_in_turns() {
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(text.contains("samples taken in turns") && text.contains("MBU divides by the median limit"), "{text}");
 }
+
+/// A load on models that hold one sequence: the requests wait for each other.
+#[cfg(feature = "serve")]
+fn loads_are_measured_in_turns() {
+    let world = World::new();
+    let output = world.run(&["--bench", "/(first|fails|last)/"], &[(BENCH_TARGET, SERVING)]);
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    let records = world.records();
+    assert_eq!(records.len(), 6);
+    let mut digests = std::collections::BTreeSet::new();
+    for record in &records {
+        if record.subject.model == "fails" {
+            assert!(record.reason.as_ref().is_some_and(|reason| reason.contains("this model fails")), "{record:?}");
+            continue;
+        }
+        let Some(Measures::Serving(measures)) = &record.measures else { panic!("{record:?}") };
+        assert_eq!((measures.sample_ms.len(), measures.requests, measures.cached_tokens), (10, 100, 0));
+        digests.insert(measures.token_digest.clone().expect("a digest"));
+        // The model takes two milliseconds for each token, and one request is answered at a time.
+        let (tpot, ttft) = (measures.tpot_p50_ms.expect("times"), measures.ttft_p50_ms.expect("times"));
+        assert!(tpot >= 2.0 && ttft > 5.0 * tpot, "{measures:?}");
+        assert!(measures.peak_bytes.is_some_and(|bytes| bytes > 0) && record.limits.is_some(), "{record:?}");
+        if record.subject.model == "last" {
+            let [itself] = record.ratios.as_slice() else { panic!("{record:?}") };
+            assert_eq!((itself.pairs, itself.counterpart), (10, Counterpart::ActiveTwin));
+            assert!((itself.ratio - 1.0).abs() < 0.1, "{itself:?}");
+        }
+    }
+    assert_eq!(digests.len(), 1, "both models count, in both groups");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("Serving under load") && text.contains("serving_load_ttft"), "{text}");
+}
+
+#[cfg(not(feature = "serve"))]
+fn loads_are_measured_in_turns() {}
 
 /// A benchmark whose counterpart the filter excludes is measured alone, and its record says why it has no ratio.
 fn what_is_not_paired_says_why() {
@@ -584,6 +626,7 @@ fn main() -> ExitCode {
         ("a_panic_says_where_it_happened", a_panic_says_where_it_happened),
         ("records_hold_criterions_samples", records_hold_criterions_samples),
         ("compared_benchmarks_are_measured_in_turns", compared_benchmarks_are_measured_in_turns),
+        ("loads_are_measured_in_turns", loads_are_measured_in_turns),
         ("what_is_not_paired_says_why", what_is_not_paired_says_why),
         ("a_disturbed_run_is_no_baseline", a_disturbed_run_is_no_baseline),
         ("a_list_loads_nothing", a_list_loads_nothing),

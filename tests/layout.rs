@@ -17,8 +17,8 @@ const LEVELS: [&[&str]; 12] = [
     &["measure", "report", "load", "peer"],
     &["model"],
     &["generate", "train", "settings"],
-    &["quality"],
-    &["workload", "serve"],
+    &["quality", "serve"],
+    &["workload"],
     &["runner", "doctor", "wrap"],
     &["duel"],
 ];

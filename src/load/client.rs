@@ -1,6 +1,6 @@
 //! One request to an OpenAI-compatible server, and the time of every event of its answer.
 
-use std::{collections::BTreeSet, error::Error, time::Duration};
+use std::{collections::BTreeSet, error::Error, net::IpAddr, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
 use reqwest::{
@@ -80,6 +80,14 @@ impl Target {
         let mut url = base;
         url.set_path(&path);
         Ok(url)
+    }
+
+    /// Returns whether the server is reached over loopback, so that it most likely runs on this machine.
+    pub fn is_on_loopback(&self) -> bool {
+        let url = self.endpoint().ok();
+        let host = url.as_ref().and_then(Url::host_str).unwrap_or_default();
+        let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+        host == "localhost" || address.is_ok_and(|address| address.is_loopback())
     }
 
     /// The body of a request for a conversation: messages of the user and answers in turns, the user's last.

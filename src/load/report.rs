@@ -558,6 +558,11 @@ impl From<&Report> for Serving {
             schedule_digest: report.schedule_digest.clone(),
             prompt_digest: digests.join(","),
             sample_e2e_ms: report.sample_e2e_ms(),
+            // A server tells nothing of these.
+            sample_ms: Vec::new(),
+            token_digest: None,
+            peak_bytes: None,
+            joules_per_token: None,
         }
     }
 }

@@ -444,7 +444,8 @@ measures! {
             unit: MeasureUnit::Share, better: HIGHER,
             tables: &[(TableKey::Generation, 80, "MFU"), (TableKey::MixturePrefill, 40, "MFU")], ..Row::DATA
         },
-        /// Energy that the device used, divided by the number of tokens that all sequences generated.
+        /// Energy that the device used, divided by the number of tokens that all sequences generated. On a CPU, it is that of all
+        /// packages and their memory.
         joules_per_token: Option<f64> => Row {
             unit: MeasureUnit::Joules, better: LOWER, export: Some((80, "joules_per_token")),
             tables: &[(TableKey::Generation, 110, "J/token")], missing: Missing::NoColumn, ..Row::DATA
@@ -781,8 +782,26 @@ measures! {
         /// First 16 hexadecimal digits of the SHA-256 of the prompts, or those of each shard joined by commas.
         prompt_digest: String => Row::DATA,
         /// Median time to the end of each group of consecutive requests, in the order of the schedule. A comparison takes
-        /// groups, because the times of neighbours depend on each other.
+        /// groups, because the times of neighbours depend on each other. Empty for a load in this process.
         sample_e2e_ms: Vec<f64>,
+        /// Mean latency of the requests of each sample of a load in this process, in the order of measurement: time to first
+        /// token, or time from the first token to the last, as the scenario says. Empty for a load on a server.
+        #[serde(default)]
+        sample_ms: Vec<f64>,
+        /// First 16 hexadecimal digits of the SHA-256 of the tokens of all answers of a load in this process, as
+        /// little-endian u32. Equal digests mean equal tokens. Empty for a load on a server.
+        token_digest: Option<String>,
+        /// Peak memory of a load in this process, weights included. Empty for a load on a server.
+        peak_bytes: Option<u64> => Row {
+            unit: MeasureUnit::Bytes, better: LOWER, export: Some((90, "peak_memory")),
+            tables: &[(TableKey::Serving, 140, "peak MB")], missing: Missing::NoColumn, ..Row::DATA
+        },
+        /// Energy divided by the tokens of answers: that of the device for a load in this process, and that of the CPUs, their
+        /// memory and the GPUs of this machine for a load on a server that runs on it.
+        joules_per_token: Option<f64> => Row {
+            unit: MeasureUnit::Joules, better: LOWER, export: Some((100, "joules_per_token")),
+            tables: &[(TableKey::Serving, 150, "J/token")], missing: Missing::NoColumn, ..Row::DATA
+        },
     }
     derived {}
 }

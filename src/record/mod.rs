@@ -190,8 +190,9 @@ impl Measures {
             Self::Generation(measures) => &measures.sample_total_ms,
             Self::Sweep(measures) => &measures.sample_ms,
             Self::Training(measures) => &measures.sample_ms,
-            Self::Serving(_) | Self::Evaluation(_) => &[],
+            Self::Serving(measures) => &measures.sample_ms,
             Self::Quality(measures) => &measures.sample_ms,
+            Self::Evaluation(_) => &[],
             Self::Loading(measures) => &measures.sample_ms,
             Self::Tokenizing(measures) => &measures.sample_ms,
         }
@@ -204,7 +205,9 @@ impl Measures {
             Self::Training(measures) if measures.sample_ms.is_empty() => {
                 (SampleUnit::Bytes, measures.sample_peak_bytes.iter().map(|bytes| *bytes as f64).collect())
             }
-            Self::Serving(measures) => (SampleUnit::Ms, measures.sample_e2e_ms.clone()),
+            Self::Serving(measures) if measures.sample_ms.is_empty() => {
+                (SampleUnit::Ms, measures.sample_e2e_ms.clone())
+            }
             Self::Quality(measures) => (SampleUnit::Nats, measures.window_nll.clone()),
             Self::Evaluation(measures) => (SampleUnit::Nats, measures.question_nll.clone()),
             timed => (SampleUnit::Ms, timed.sample_ms().to_vec()),
@@ -254,6 +257,7 @@ impl Measures {
         match self {
             Self::Generation(measures) => Some(&measures.token_digest),
             Self::Tokenizing(measures) => Some(&measures.token_digest),
+            Self::Serving(measures) => measures.token_digest.as_deref(),
             _ => None,
         }
     }

@@ -225,9 +225,12 @@ const FAMILIES: [Family; 11] = [
         title: "Serving under load",
         is_split: false,
         takes: |record| matches!(record.measures, Some(Measures::Serving(_))),
-        names: &[SCENARIO, MODEL],
-        extra: &[],
-        note: Some("Times count from the schedule of each request. Failed requests are not in the times."),
+        names: &[SCENARIO, MODEL, VARIANT],
+        extra: &[result(145, TIME_OF_STOCK, time_of_stock)],
+        note: Some(
+            "Times count from the schedule of each request, or from its arrival at the scheduler if nothing is sent. Failed \
+             requests are not in the times.",
+        ),
     },
     Family {
         key: TableKey::Quality,
@@ -285,11 +288,7 @@ const FAMILIES: [Family; 11] = [
                 let of_medians = other.and_then(|other| ratios::of_medians(record, all, other, &record.subject.engine));
                 ratios::cell(record, Counterpart::Scenario, of_medians)
             }),
-            result(56, TIME_OF_STOCK, |record, all| {
-                let is_stock = record.subject.engine == "stock";
-                let of_medians = ratios::of_medians(record, all, &record.scenario, "stock").filter(|_| !is_stock);
-                ratios::cell(record, Counterpart::Stock, of_medians)
-            }),
+            result(56, TIME_OF_STOCK, time_of_stock),
             result(57, TIME_OF_PEER, |record, all| {
                 let is_compared = record.subject.engine != "stock" && record.subject.peer.is_none();
                 let peer = all.iter().find(|other| other.subject.peer.is_some()).filter(|_| is_compared);
@@ -303,6 +302,13 @@ const FAMILIES: [Family; 11] = [
         note: None,
     },
 ];
+
+/// Time of a benchmark divided by that of engine `stock`.
+fn time_of_stock(record: &Record, all: &[&Record]) -> String {
+    let is_stock = record.subject.engine == "stock";
+    let of_medians = ratios::of_medians(record, all, &record.scenario, "stock").filter(|_| !is_stock);
+    ratios::cell(record, Counterpart::Stock, of_medians)
+}
 
 const ACTIVE_TWIN: &str = "time / active twin";
 const TOTAL_TWIN: &str = "time / total twin";

@@ -4,12 +4,13 @@ use anyhow::{Context, Result};
 
 use super::{
     Session,
-    criterion::{generation_workload, training_tier},
+    criterion::training_tier,
+    on_model::OnModel,
     pool::{Candidate, Pool},
 };
 use crate::{
     record::{BenchmarkId, Subject},
-    scenario::{GENERATIONS, Generation, Phase, SWEEP, TRAININGS, Trained, TrainingScenario},
+    scenario::{GENERATIONS, Phase, SERVINGS, SWEEP, TRAININGS, Trained, TrainingScenario},
     settings::Settings,
     workload::{
         LanguageWorkload, Workload, language_subject,
@@ -21,7 +22,7 @@ use crate::{
 pub struct Catalogue {
     settings: Settings,
     benchmarks: Vec<Benchmark>,
-    /// Candidates of the targets in [`GENERATIONS`], in the same order.
+    /// Candidates of the targets in [`GENERATIONS`] and [`SERVINGS`], in the same order.
     pools: Vec<Pool>,
     grid: SeriesGrid,
 }
@@ -37,7 +38,7 @@ pub struct Benchmark {
 
 /// The work of an iteration.
 enum Work {
-    Generation { scenario: &'static Generation, pool: usize, place: usize, batch: usize },
+    OnModel { scenario: &'static dyn OnModel, pool: usize, place: usize, batch: usize },
     Language { group: &'static TrainingScenario, entry: Trained },
     Series { combination: Box<Combination>, phase: Phase },
 }
@@ -52,23 +53,17 @@ impl Catalogue {
         let grid = SeriesGrid::preset("smoke")?.with_settings(&settings);
         let mut all = Self { benchmarks: Vec::new(), pools: Vec::new(), grid, settings };
         let batches = all.settings.generation_batches();
-        for (target, table) in GENERATIONS {
-            let candidates = match *target {
+        for &(target, table) in GENERATIONS {
+            let candidates = match target {
                 "moe" => Candidate::expert_grid(&all.settings),
                 "long_context" => Candidate::long_context(&all.settings),
                 _ => Candidate::from_settings(&all.settings),
             };
-            let pool = Pool::new(candidates, session.device().clone());
-            for scenario in *table {
-                for place in pool.that_run(scenario) {
-                    for &batch in &batches {
-                        let id = BenchmarkId::new(scenario.key, &pool.candidate(place).about.clone().in_batch(batch));
-                        let work = Work::Generation { scenario, pool: all.pools.len(), place, batch };
-                        all.benchmarks.push(Benchmark { id, target, work });
-                    }
-                }
-            }
-            all.pools.push(pool);
+            all.add(target, table, Pool::new(candidates, session.device().clone()), &batches);
+        }
+        for &(target, table) in SERVINGS {
+            let candidates = Candidate::serving(&all.settings);
+            all.add(target, table, Pool::new(candidates, session.device().clone()), &[1]);
         }
         let training_grid = all.settings.training_grid();
         for (target, group) in TRAININGS.iter().flat_map(|(target, table)| table.iter().map(move |row| (*target, row)))
@@ -86,6 +81,20 @@ impl Catalogue {
             }
         }
         Ok(all)
+    }
+
+    /// Adds the benchmarks of a bench target that runs on the candidates of a pool.
+    fn add<S: OnModel + 'static>(&mut self, target: &'static str, table: &'static [S], pool: Pool, batches: &[usize]) {
+        for scenario in table {
+            for place in pool.that_run(scenario) {
+                for &batch in batches {
+                    let id = BenchmarkId::new(scenario.key(), &pool.candidate(place).about.clone().in_batch(batch));
+                    let work = Work::OnModel { scenario, pool: self.pools.len(), place, batch };
+                    self.benchmarks.push(Benchmark { id, target, work });
+                }
+            }
+        }
+        self.pools.push(pool);
     }
 
     /// Every benchmark.
@@ -109,8 +118,8 @@ impl Catalogue {
     pub fn prepare(&mut self, index: usize) -> Result<Box<dyn Workload>> {
         let Settings { seed, device, .. } = self.settings;
         Ok(match &self.benchmarks[index].work {
-            Work::Generation { scenario, pool, place, batch } => {
-                generation_workload(&mut self.pools[*pool], *place, (scenario, *batch), seed, device)?
+            Work::OnModel { scenario, pool, place, batch } => {
+                scenario.workload(&mut self.pools[*pool], (*place, *batch), seed, device)?
             }
             Work::Language { group, entry } => {
                 let dtype = language_subject(entry, &self.settings)?.dtype;
@@ -126,7 +135,7 @@ impl Catalogue {
     /// Returns an error if the sizes are inconsistent.
     pub fn subject(&self, index: usize) -> Result<Subject> {
         Ok(match &self.benchmarks[index].work {
-            Work::Generation { pool, place, batch, .. } => {
+            Work::OnModel { pool, place, batch, .. } => {
                 self.pools[*pool].candidate(*place).about.clone().in_batch(*batch)
             }
             Work::Language { entry, .. } => language_subject(entry, &self.settings)?,
@@ -144,7 +153,8 @@ mod tests {
         let session = Session::new(Settings::default()).expect("a session");
         let catalogue = Catalogue::new(&session).expect("a catalogue");
         let targets: std::collections::BTreeSet<_> = catalogue.benchmarks().iter().map(|one| one.target).collect();
-        assert_eq!(targets.into_iter().collect::<Vec<_>>(), ["generation", "memory", "moe", "sweep", "training"]);
+        let expected = ["generation", "memory", "moe", "serving_load", "sweep", "training"];
+        assert_eq!(targets.into_iter().collect::<Vec<_>>(), expected);
         for (index, benchmark) in catalogue.benchmarks().iter().enumerate() {
             let id = benchmark.id.to_string();
             assert_eq!(catalogue.find(&id).expect("found"), index, "{id}");

@@ -1,15 +1,17 @@
 //! Runs workloads and keeps their records.
 //!
-//! `criterion` runs the groups of a bench target and is the only caller of Criterion. `plain` runs the same workloads in
-//! a loop, for the command. Both use `session`, which holds the state that all records of a process share, and `pool`,
-//! which loads models. `turns` takes the samples of benchmarks that are compared alternately. `observe` reads the machine's
-//! limits and load around samples. `catalogue` finds the benchmarks of all targets by id. `reproduce` gives the
-//! command line that repeats a measurement. `sandbox` makes marked records without measuring.
+//! `criterion` runs the groups of a bench target and is the only caller of Criterion. `plain` runs the same workloads in a
+//! loop, for the command. Both use `session`, which holds the state that all records of a process share, and `pool`, which
+//! loads models. `on_model` has the kinds of scenarios that run on them. `turns` takes the samples of benchmarks that are
+//! compared alternately. `observe` reads the machine's limits and load around samples. `catalogue` finds the benchmarks of
+//! all targets by id. `reproduce` gives the command line that repeats a measurement. `sandbox` makes marked records without
+//! measuring.
 
 #[cfg(feature = "cli")]
 mod catalogue;
 mod criterion;
 mod observe;
+mod on_model;
 mod plain;
 mod pool;
 #[cfg(feature = "cli")]

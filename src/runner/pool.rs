@@ -11,6 +11,7 @@ use std::{
 use anyhow::{Context, Result, anyhow, ensure};
 use candle_core::{DType, Device};
 
+use super::on_model::OnModel;
 use crate::{
     device::{DeviceChoice, Precision},
     measure::memory::{self, DoesNotFit},
@@ -18,7 +19,7 @@ use crate::{
     output,
     peer::{PeerName, Unsupported},
     record,
-    scenario::{Counterpart, EXPERT_HIDDEN_SIZE, Generation, Tier, expert_grid},
+    scenario::{Counterpart, EXPERT_HIDDEN_SIZE, Tier, expert_grid},
     settings::{EngineChoice, Settings},
     text,
     workload::{PeerSubject, SharedPeer, SharedSubject},
@@ -59,10 +60,21 @@ pub struct Candidate {
     load: Load,
 }
 
+/// An engine and its dtype.
+type Variant = (EngineChoice, Precision);
+
 impl Candidate {
     /// Returns the models that the settings name, each on its engines in their dtypes.
     pub fn from_settings(settings: &Settings) -> Vec<Self> {
-        type Variant = (EngineChoice, Precision);
+        Self::in_variants(settings, |spec| settings.variants_for(spec))
+    }
+
+    /// Returns the models that the settings name, for loads on the scheduler of the server.
+    pub fn serving(settings: &Settings) -> Vec<Self> {
+        Self::in_variants(settings, |spec| settings.serving_variants(spec))
+    }
+
+    fn in_variants(settings: &Settings, variants: impl Fn(&ModelSpec) -> Vec<Variant>) -> Vec<Self> {
         let candidate = |spec: &ModelSpec, (engine, dtype): &Variant, all: &[Variant]| {
             let about = |engine: &EngineChoice| {
                 let names = (spec.slug(), engine.id(), model::dtype_of(spec, *dtype));
@@ -84,7 +96,7 @@ impl Candidate {
             }
         };
         let in_variants = |spec| {
-            let variants = settings.variants_for(spec);
+            let variants = variants(spec);
             variants.iter().map(|variant| candidate(spec, variant, &variants)).collect::<Vec<_>>()
         };
         settings.models.iter().flat_map(in_variants).collect()
@@ -268,13 +280,13 @@ impl Pool {
 
     /// Returns the places of the candidates whose tier includes the scenario and whose sequences are long enough for it, as
     /// far as that is known before they are loaded.
-    pub fn that_run(&self, scenario: &Generation) -> Vec<usize> {
-        let is_included = |place: &usize| self.places[*place].candidate.tier >= scenario.tier;
+    pub fn that_run(&self, scenario: &dyn OnModel) -> Vec<usize> {
+        let is_included = |place: &usize| self.places[*place].candidate.tier >= scenario.tier();
         (0..self.places.len()).filter(is_included).filter(|place| self.is_long_enough(*place, scenario)).collect()
     }
 
     /// Returns whether a candidate is long enough for a scenario, or its length is not known yet.
-    pub fn is_long_enough(&self, place: usize, scenario: &Generation) -> bool {
+    pub fn is_long_enough(&self, place: usize, scenario: &dyn OnModel) -> bool {
         let Place { candidate, subject, .. } = &self.places[place];
         let loaded = subject.as_ref().and_then(|loaded| match loaded {
             Loaded::Model(subject) => Some(subject.borrow().model.max_position_embeddings()),

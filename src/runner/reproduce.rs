@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use crate::{
     config::Config,
     record::{Record, Setting},
-    scenario::{CHECKPOINTS, GENERATIONS, PERPLEXITY, SWEEP, TRAININGS},
+    scenario::{CHECKPOINTS, GENERATIONS, PERPLEXITY, SERVINGS, SWEEP, TRAININGS},
     settings::{PREFIX, Settings},
     text,
 };
@@ -48,9 +48,11 @@ fn target(record: &Record) -> Option<&'static str> {
     let generation = GENERATIONS.iter().find(|(_, table)| table.iter().any(|row| row.key == scenario));
     let training = TRAININGS.iter().find(|(_, table)| table.iter().any(|row| row.key == scenario));
     let checkpoint = CHECKPOINTS.iter().find(|(_, table)| table.iter().any(|row| row.key == scenario));
+    let serving = SERVINGS.iter().find(|(_, table)| table.iter().any(|row| row.key == scenario));
     let found = generation.map(|row| row.0).or(training.map(|row| row.0)).or(checkpoint.map(|row| row.0));
     let perplexity = PERPLEXITY.iter().any(|row| row.key == scenario).then_some("perplexity");
-    found.or(perplexity).or(SWEEP.contains(scenario).then_some("sweep")).filter(|_| record.subject.engine != "own")
+    let found = found.or(perplexity).or(serving.map(|row| row.0));
+    found.or(SWEEP.contains(scenario).then_some("sweep")).filter(|_| record.subject.engine != "own")
 }
 
 /// Assignments of the environment for the settings that were given. The folder of the records does not change what is

@@ -16,7 +16,8 @@ use crate::{
     },
     scenario::{
         self, CHECKPOINTS, CheckpointScenario, CheckpointWork, EXPERT_GRID, FeedForward, GENERATION, LONG_CONTEXT,
-        MOE_TOP_K, Phase, Quantity, SWEEP, TRAININGS, Tier, Trained, TrainingGrid, TrainingScenario,
+        Latency, MOE_TOP_K, Phase, Quantity, SERVINGS, SWEEP, ServingLoad, TRAININGS, Tier, Traffic, Trained,
+        TrainingGrid, TrainingScenario,
     },
     workload::series::{SeriesGrid, series_subject},
 };
@@ -55,6 +56,7 @@ pub fn records(run: &str, seed: u64, times: usize, now: DateTime<Utc>) -> Result
         kinds.extend(groups.iter().flat_map(entries).map(|(group, entry)| Kind::Training(group, entry)));
     }
     kinds.extend([1, 4, 16].map(Kind::Serving));
+    kinds.extend(SERVINGS.iter().flat_map(|(_, table)| table.iter()).map(Kind::Load));
     kinds.extend(MINI.map(Kind::Quality));
     kinds.extend(["lambada_openai", "hellaswag"].map(Kind::Evaluation));
     kinds.extend(CHECKPOINTS.iter().flat_map(|(_, table)| table.iter()).map(Kind::Checkpoint));
@@ -79,6 +81,7 @@ enum Kind {
     Evaluation(&'static str),
     /// Requests per second of the load.
     Serving(u32),
+    Load(&'static ServingLoad),
     Checkpoint(&'static CheckpointScenario),
     Failed,
 }
@@ -125,6 +128,7 @@ impl Kind {
                     Some(serving(*rate, draw)),
                 );
             }
+            Self::Load(scenario) => (scenario.key, subject(MINI[0], "tuned"), Some(load(scenario, draw))),
             Self::Quality(model) => {
                 let scenario = "perplexity_sandbox-00000000_w1024_s256";
                 (scenario, subject(model, "tuned"), Some(Measures::Quality(quality(draw))))
@@ -300,6 +304,38 @@ fn serving(rate: u32, draw: &mut Draw) -> Measures {
     })
 }
 
+/// A load in this process, whose samples are one of its latencies.
+fn load(scenario: &ServingLoad, draw: &mut Draw) -> Measures {
+    let Traffic { requests, new_tokens, .. } = scenario.traffic;
+    let (ttft_ms, tpot_ms) = (draw.between(40.0, 60.0), draw.between(8.0, 12.0));
+    let decode_ms = f64::from(new_tokens - 1) * tpot_ms;
+    let requests = 10 * requests;
+    let output_tokens = requests * u64::from(new_tokens);
+    let duration_s = output_tokens as f64 * tpot_ms / 1e3;
+    Measures::Serving(Serving {
+        valid: true,
+        requests,
+        duration_s,
+        requests_per_s: requests as f64 / duration_s,
+        output_tokens_per_s: output_tokens as f64 / duration_s,
+        ttft_p50_ms: Some(ttft_ms),
+        ttft_p99_ms: Some(2.0 * ttft_ms),
+        tpot_p50_ms: Some(tpot_ms),
+        tpot_p99_ms: Some(1.5 * tpot_ms),
+        e2e_p50_ms: Some(ttft_ms + decode_ms),
+        e2e_p99_ms: Some(2.0 * ttft_ms + 1.5 * decode_ms),
+        output_tokens_by_usage: Some(output_tokens),
+        chunks: output_tokens,
+        schedule_digest: "0000000000000000".into(),
+        prompt_digest: "0000000000000000".into(),
+        token_digest: Some("0000000000000000".into()),
+        sample_ms: draw.around(if scenario.latency == Latency::Ttft { ttft_ms } else { decode_ms }, 10),
+        peak_bytes: Some(140_000_000),
+        // No other measure is made up.
+        ..Serving::default()
+    })
+}
+
 /// A subject and its divergence from a reference.
 fn quality(draw: &mut Draw) -> Quality {
     let nll = draw.between(2.0, 3.0);
@@ -444,6 +480,9 @@ mod tests {
             assert!(has(scenario.key), "{}", scenario.key);
         }
         for scenario in CHECKPOINTS.iter().flat_map(|(_, table)| table.iter()) {
+            assert!(has(scenario.key), "{}", scenario.key);
+        }
+        for scenario in SERVINGS.iter().flat_map(|(_, table)| table.iter()) {
             assert!(has(scenario.key), "{}", scenario.key);
         }
         assert!(has(SWEEP.train) && has(SWEEP.forward));

@@ -89,7 +89,7 @@ impl Session {
         if let Some(gauge) = self.gauge.get() {
             return Ok(gauge.clone());
         }
-        let gauge = Rc::new(Gauge::new(&self.device, self.settings.dtype)?);
+        let gauge = Rc::new(Gauge::new(&self.device, self.settings.first_dtype())?);
         Ok(self.gauge.get_or_init(|| gauge).clone())
     }
 

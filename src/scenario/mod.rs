@@ -6,16 +6,16 @@ mod counterpart;
 mod generation;
 mod moe;
 mod perplexity;
+mod serving;
 mod sweep;
 mod training;
 
 pub use checkpoint::{CheckpointScenario, CheckpointWork, LOAD, Pass, TOKENIZER, TOKENIZER_TEXT_BYTES};
 pub use counterpart::Counterpart;
 pub use generation::{GENERATION, Generation, LONG_CONTEXT, MOE_TOP_K, Sampling};
-pub use moe::{
-    EXPERT_GRID, EXPERT_HIDDEN_SIZE, ExpertDecoder, ExpertGrid, FeedForward, dense_name, expert_grid,
-};
+pub use moe::{EXPERT_GRID, EXPERT_HIDDEN_SIZE, ExpertDecoder, ExpertGrid, FeedForward, dense_name, expert_grid};
 pub use perplexity::{PERPLEXITY, PerplexityScenario};
+pub use serving::{Latency, SERVING_LOAD, ServingLoad, Traffic};
 pub use sweep::{SWEEP, SweepScenario};
 pub use training::{
     Batch, CHECKPOINT_MEMORY, PSANN_THROUGHPUT, Phase, Quantity, Shape, TRAINING_SWEEP, Trained, TrainingGrid,
@@ -29,6 +29,9 @@ use crate::config::{serde_as_text, unknown};
 /// Every table of generation scenarios, with the bench target that runs it.
 pub const GENERATIONS: &[(&str, &[Generation])] =
     &[("generation", GENERATION), ("moe", MOE_TOP_K), ("long_context", LONG_CONTEXT)];
+
+/// Every table of loads in this process, with the bench target that runs it.
+pub const SERVINGS: &[(&str, &[ServingLoad])] = &[("serving_load", SERVING_LOAD)];
 
 /// Every table of trainings, with the bench target that runs it.
 pub const TRAININGS: &[(&str, &[TrainingScenario])] =

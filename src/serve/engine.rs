@@ -29,12 +29,32 @@ pub struct Engine<'a> {
     queue: &'a Queue,
     metrics: &'a Metrics,
     vocab_size: usize,
-    step_tokens: usize,
-    /// False if the model takes several tokens only into an empty sequence. Prompts then run in one call, even above the budget.
-    appends: bool,
+    batch: Batch,
     slots: Vec<Slot>,
     /// Number of sequences that were admitted so far.
     admitted: u64,
+}
+
+/// Limits of a step.
+#[derive(Clone, Copy, Debug)]
+pub struct Batch {
+    /// Most sequences.
+    pub sequences: usize,
+    /// Most tokens, prompts and new tokens together.
+    step_tokens: usize,
+    /// False if the model takes several tokens only into an empty sequence. Prompts then run in one call, even above the
+    /// budget.
+    appends: bool,
+}
+
+impl Batch {
+    /// Finds out how many sequences the model holds, at most `most`, and whether it appends to them. Leaves it empty and warm.
+    ///
+    /// # Errors
+    /// If the model can't run at all.
+    pub fn of(model: &mut dyn CausalLm, most: usize, step_tokens: usize) -> Result<Self> {
+        Ok(Self { sequences: model.max_sequences().clamp(1, most), step_tokens, appends: appends(model)? })
+    }
 }
 
 /// A sequence of the model.
@@ -69,34 +89,36 @@ impl Slot {
 }
 
 impl<'a> Engine<'a> {
-    /// # Errors
-    /// If the model can't run at all.
-    pub fn new(
-        model: &'a mut dyn CausalLm,
-        sequences: usize,
-        step_tokens: usize,
-        queue: &'a Queue,
-        metrics: &'a Metrics,
-    ) -> Result<Self> {
+    /// An engine for an empty model.
+    pub fn new(model: &'a mut dyn CausalLm, batch: Batch, queue: &'a Queue, metrics: &'a Metrics) -> Self {
         let vocab_size = model.vocab_size();
-        let appends = appends(model)?;
-        let slots = (0..sequences).map(|_| Slot::default()).collect();
-        Ok(Self { model, queue, metrics, vocab_size, step_tokens, appends, slots, admitted: 0 })
+        let slots = (0..batch.sequences).map(|_| Slot::default()).collect();
+        Self { model, queue, metrics, vocab_size, batch, slots, admitted: 0 }
     }
 
     /// Runs until the queue ends.
     pub fn run(&mut self) {
-        loop {
-            self.drop_cancelled();
-            self.admit();
-            let running = self.slots.iter().filter(|slot| slot.running.is_some()).count();
-            self.metrics.running.set(running);
-            if running > 0 {
-                self.step();
-            } else if !self.queue.wait() {
-                return;
-            }
+        while self.turn() || self.queue.wait() {}
+    }
+
+    /// Admits what waits and runs a step. Returns `false` if there is nothing to run.
+    pub fn turn(&mut self) -> bool {
+        self.drop_cancelled();
+        self.admit();
+        let running = self.slots.iter().filter(|slot| slot.running.is_some()).count();
+        self.metrics.running.set(running);
+        if running > 0 {
+            self.step();
         }
+        running > 0
+    }
+
+    /// Leaves the model empty.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn end(mut self) -> Result<()> {
+        (0..self.slots.len()).try_for_each(|place| self.clear(place))
     }
 
     fn drop_cancelled(&mut self) {
@@ -135,7 +157,7 @@ impl<'a> Engine<'a> {
         // The last token is computed in any case, because its logits are needed.
         let (_, needed) = prompt.split_last().unwrap_or((&0, &[]));
         let slots = &self.slots;
-        let common = |place: &usize| if self.appends { slots[*place].common(needed) } else { 0 };
+        let common = |place: &usize| if self.batch.appends { slots[*place].common(needed) } else { 0 };
         let free = || (0..slots.len()).filter(|place| slots[*place].running.is_none());
         let source = (0..slots.len()).max_by_key(common).unwrap_or(0);
         let shared = common(&source);
@@ -187,14 +209,14 @@ impl<'a> Engine<'a> {
         let slots = &self.slots;
         let mut order: Vec<usize> = (0..slots.len()).filter(|place| slots[*place].running.is_some()).collect();
         order.sort_by_key(|place| (slots[*place].pending() > 1, slots[*place].used));
-        let mut left = self.step_tokens;
+        let mut left = self.batch.step_tokens;
         let mut plan = Vec::with_capacity(order.len());
         for place in order {
             if left == 0 {
                 break;
             }
             let pending = slots[place].pending();
-            let count = if self.appends { pending.min(left) } else { pending };
+            let count = if self.batch.appends { pending.min(left) } else { pending };
             left = left.saturating_sub(count);
             plan.push((place, count));
         }

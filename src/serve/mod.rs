@@ -8,6 +8,7 @@
 //!     response  JSON and server-sent events
 //!   queue     bounded; full means 429
 //!     engine  the thread that owns the model: one loop of steps over all sequences
+//! replay      a load on queue and engine without clients, for benchmarks
 //! ```
 //!
 //! `text` converts between text and tokens, `template` writes conversations as prompts, `metrics` counts.
@@ -24,11 +25,14 @@ mod golden;
 mod http;
 mod metrics;
 mod queue;
+mod replay;
 mod request;
 mod response;
 mod template;
 mod text;
 
+pub(crate) use engine::Batch;
+pub(crate) use replay::{Answer, Arrival, Replay, replay};
 pub use template::Template;
 
 use std::{
@@ -261,12 +265,12 @@ fn run(
     let Subject { mut model, tokenizer, eos_token_ids, .. } = subject;
     let (vocab_size, max_length) = (model.vocab_size(), model.max_position_embeddings());
     ensure!(vocab_size > 0 && max_length > 1, "the model has no room for a prompt and an answer");
-    let sequences = model.max_sequences().clamp(1, limits.max_sequences);
+    let batch = Batch::of(model.as_mut(), limits.max_sequences, limits.step_tokens)?;
+    let sequences = batch.sequences;
     check_memory(model.as_ref(), sequences, limits)?;
     let codec = Codec::new(tokenizer, vocab_size);
-    let mut engine = Engine::new(model.as_mut(), sequences, limits.step_tokens, queue, metrics)?;
     let _ = tell.send(Loaded { codec, template, eos_token_ids, vocab_size, max_length, sequences });
-    engine.run();
+    Engine::new(model.as_mut(), batch, queue, metrics).run();
     Ok(())
 }
 

@@ -1,27 +1,43 @@
-//! Energy of iterations, where the device counts it.
+//! Energy of iterations, where the device counts it: a GPU by NVML, and the CPU packages with their memory by RAPL.
 
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 
-use crate::{device::DeviceChoice, measure::gpu};
+use crate::{
+    device::DeviceChoice,
+    error::one_line,
+    measure::{gpu, rapl},
+};
 
 /// Energy of iterations.
 pub struct Energy {
-    device: DeviceChoice,
+    counter: Result<Counter, String>,
     joules: Vec<f64>,
     /// Why the energy of an iteration is unknown.
     unknown: Option<String>,
 }
 
+enum Counter {
+    /// Number of the GPU.
+    Gpu(usize),
+    Cpu(Vec<rapl::Zone>),
+}
+
 impl Energy {
     /// Nothing yet.
     pub fn of(device: DeviceChoice) -> Self {
-        Self { device, joules: Vec::new(), unknown: None }
+        let counter = match device {
+            DeviceChoice::Cuda(ordinal) => Ok(Counter::Gpu(ordinal)),
+            DeviceChoice::Cpu => reason(rapl::zones()).map(Counter::Cpu),
+            DeviceChoice::Metal => Err(format!("energy is not measured on {device}")),
+        };
+        Self { counter, joules: Vec::new(), unknown: None }
     }
 
-    fn counted(&self) -> Result<f64> {
-        match self.device {
-            DeviceChoice::Cuda(ordinal) => gpu::energy_joules(ordinal),
-            DeviceChoice::Cpu | DeviceChoice::Metal => Err(anyhow!("energy is not measured on {}", self.device)),
+    fn counted(&mut self) -> Result<f64, String> {
+        match &mut self.counter {
+            Ok(Counter::Gpu(ordinal)) => reason(gpu::energy_joules(*ordinal)),
+            Ok(Counter::Cpu(zones)) => reason(zones.iter_mut().map(rapl::Zone::joules).sum()),
+            Err(why) => Err(why.clone()),
         }
     }
 
@@ -34,7 +50,7 @@ impl Energy {
         let done = iteration()?;
         match (before, self.counted()) {
             (Ok(before), Ok(after)) => self.joules.push(after - before),
-            (Err(error), _) | (_, Err(error)) => self.unknown = Some(format!("{error:#}")),
+            (Err(why), _) | (_, Err(why)) => self.unknown = Some(why),
         }
         Ok(done)
     }
@@ -49,10 +65,49 @@ impl Energy {
     /// # Errors
     /// Returns the reason if it is unknown.
     pub fn mean_joules(&self) -> Result<f64, &str> {
+        let mean = self.joules.iter().sum::<f64>() / self.joules.len() as f64;
         match (self.joules.is_empty(), &self.unknown) {
-            (false, _) => Ok(self.joules.iter().sum::<f64>() / self.joules.len() as f64),
-            (true, Some(reason)) => Err(reason),
+            (false, _) if mean > 0.0 => Ok(mean),
+            (false, _) => Err("the counter did not move: the iterations were too short"),
+            (true, Some(why)) => Err(why),
             (true, None) => Err("nothing was run"),
+        }
+    }
+}
+
+fn reason<T>(read: Result<T>) -> Result<T, String> {
+    read.map_err(|error| one_line(&format!("{error:#}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn energy_is_a_mean_or_has_a_reason_and_is_never_0() {
+        let energy =
+            |joules: &[f64]| Energy { counter: Err("no counter".into()), joules: joules.to_vec(), unknown: None };
+        assert_eq!(energy(&[2.0, 4.0]).mean_joules(), Ok(3.0));
+        assert!(energy(&[0.0, 0.0]).mean_joules().expect_err("too short").contains("did not move"));
+        let mut unknown = energy(&[]);
+        assert_eq!(unknown.mean_joules(), Err("nothing was run"));
+        unknown.over(|| Ok(())).expect("it ran");
+        assert_eq!(unknown.mean_joules(), Err("no counter"));
+    }
+
+    #[test]
+    fn an_idle_cpu_has_energy_where_the_kernel_counts_it() {
+        let mut energy = Energy::of(DeviceChoice::Cpu);
+        let sleep = || {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            Ok(())
+        };
+        energy.over(sleep).expect("it ran");
+        match (rapl::zones(), energy.mean_joules()) {
+            (Ok(_), Ok(joules)) => assert!(joules > 0.0 && joules < 1e3, "{joules} J"),
+            // A virtual machine may have counters that stand still.
+            (Ok(_), Err(why)) => assert!(why.contains("did not move"), "{why}"),
+            (Err(error), why) => assert_eq!(why, Err(one_line(&format!("{error:#}")).as_str())),
         }
     }
 }

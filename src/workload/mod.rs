@@ -1,5 +1,5 @@
-//! One iteration of each kind of benchmark: a generation, here or by a peer, a step of a language model, a step of a network
-//! for series, a load of a checkpoint, a pass of a tokenizer, a score of a window of text.
+//! One iteration of each kind of benchmark: a generation, here or by a peer, a load on the scheduler of the server, a step of a
+//! language model, a step of a network for series, a load of a checkpoint, a pass of a tokenizer, a score of a window of text.
 //!
 //! A [`Workload`] runs iterations and turns those that count into measures. It does not decide how often it runs: the
 //! runners do. Each file implements one kind.
@@ -11,12 +11,16 @@ mod language;
 mod peer;
 mod perplexity;
 pub mod series;
+#[cfg(feature = "serve")]
+mod serving;
 
 pub use checkpoint::{EMBEDDED_TOKENIZER, LoadWorkload, TokenizerWorkload};
 pub use generation::{GenerationWorkload, SharedSubject};
 pub use language::{LanguageWorkload, language_bytes, language_subject};
 pub use peer::{PeerSubject, PeerWorkload, SharedPeer};
 pub use perplexity::{PerplexityWorkload, Timed};
+#[cfg(feature = "serve")]
+pub use serving::ServingWorkload;
 
 use std::{collections::BTreeMap, time::Duration};
 

@@ -62,6 +62,8 @@ fn a_load_is_a_record_that_other_commands_read() {
         assert_eq!(tally["tokens"]["output_lengths"]["4"], requests);
         assert_eq!(tally["tokens"]["prompt_lengths"]["8"], requests);
         assert_eq!(measures["prompt_digest"].as_str().map(str::len), Some(16));
+        let (joules, why) = (&measures["joules_per_token"], &record["unmeasured"]["joules_per_token"]);
+        assert!(joules.as_f64().map_or(why.is_string(), |joules| joules > 0.0 && why.is_null()), "{joules} {why}");
         let lines =
             std::fs::read_to_string(here.join("records").join(run).join("load_poisson_50_p8_n4.requests.jsonl"));
         let lines = lines.expect("requests");
@@ -140,6 +142,49 @@ fn a_stopped_generator_is_invalid() {
     assert!(code == Some(1) && is_found, "{code:?} {reasons}");
     let (code, is_found, reasons) = stood_still(false);
     assert!(code == Some(0) && !is_found, "{code:?} {reasons}");
+}
+
+/// The energy of another machine, and that of a part of the answers, cannot be known.
+#[test]
+fn energy_that_cannot_be_known_has_a_reason() {
+    let (folder, url) = (tempfile::tempdir().expect("a folder"), instant());
+    let port = url.rsplit(':').next().expect("a port");
+    // Another loopback address by a name that does not say so.
+    let elsewhere = format!("http://0.0.0.0:{port}");
+    for (url, more, part) in [
+        (&elsewhere, ["--json", "--requests=1"], "the server's machine"),
+        (&url, ["--json", "--shard=1/2"], "other shards"),
+    ] {
+        let record = json(&load(folder.path(), "a", url, &more).output().expect("it starts"));
+        assert_eq!(record["measures"]["joules_per_token"], Value::Null, "{record}");
+        let why = record["unmeasured"]["joules_per_token"].as_str().expect("a reason");
+        assert!(why.contains(part), "{why}");
+    }
+}
+
+/// A load that is killed leaves the records before it as they were, and no line of its own that is not whole.
+#[test]
+fn a_killed_load_leaves_whole_records() {
+    let (folder, url) = (tempfile::tempdir().expect("a folder"), instant());
+    assert!(load(folder.path(), "a", &url, &["--requests=2"]).output().expect("it starts").status.success());
+    let mut killed = load(folder.path(), "a", &url, &["--duration=20", "--name=killed"]);
+    let mut killed = killed.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts");
+    thread::sleep(Duration::from_millis(1500));
+    killed.kill().expect("killed");
+    killed.wait().expect("an end");
+    let files =
+        std::fs::read_dir(folder.path().join("records/a")).expect("a run").map(|file| file.expect("a file").path());
+    let mut lines = 0;
+    for file in
+        files.filter(|file| file.extension().is_some_and(|extension| extension == "jsonl" || extension == "json"))
+    {
+        for line in std::fs::read_to_string(&file).expect("text").lines() {
+            serde_json::from_str::<Value>(line).unwrap_or_else(|error| panic!("{}: {error}: {line}", file.display()));
+            lines += 1;
+        }
+    }
+    assert_eq!(lines, 4, "one record, one report and two requests");
+    assert!(load(folder.path(), "a", &url, &["--requests=2"]).output().expect("it starts").status.success());
 }
 
 #[test]

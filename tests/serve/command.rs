@@ -26,7 +26,7 @@ fn candlepower(folder: &Path, arguments: &[&str]) -> Command {
 }
 
 /// Starts a server and reads its address.
-fn start(folder: &Path, arguments: &[&str]) -> (Child, SocketAddr) {
+pub fn start(folder: &Path, arguments: &[&str]) -> (Child, SocketAddr) {
     let mut child = candlepower(folder, &[&["--port", "0"], arguments].concat()).spawn().expect("it starts");
     let mut line = String::new();
     BufReader::new(child.stdout.as_mut().expect("a pipe")).read_line(&mut line).expect("a line");
@@ -34,7 +34,8 @@ fn start(folder: &Path, arguments: &[&str]) -> (Child, SocketAddr) {
     (child, address.unwrap_or_else(|| panic!("no address: {line:?}")))
 }
 
-fn signal(child: &Child, name: &str) {
+/// Sends a signal to a server.
+pub fn signal(child: &Child, name: &str) {
     assert!(Command::new("kill").args([name, &child.id().to_string()]).status().expect("kill").success());
 }
 

@@ -4,7 +4,7 @@ use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use candlepower::{
-    scenario::{CHECKPOINTS, GENERATIONS, SWEEP, TRAININGS},
+    scenario::{CHECKPOINTS, GENERATIONS, SERVINGS, SWEEP, TRAININGS},
     settings::{EVEN_IF_DISTURBED, PREFIX, Settings},
 };
 use clap::Args;
@@ -83,7 +83,8 @@ fn groups() -> Vec<&'static str> {
     let generations = GENERATIONS.iter().flat_map(|(_, table)| table.iter().map(|row| row.key));
     let trainings = TRAININGS.iter().flat_map(|(_, table)| table.iter().map(|row| row.key));
     let checkpoints = CHECKPOINTS.iter().flat_map(|(_, table)| table.iter().map(|row| row.key));
-    generations.chain(trainings).chain([SWEEP.train, SWEEP.forward]).chain(checkpoints).collect()
+    let loads = SERVINGS.iter().flat_map(|(_, table)| table.iter().map(|row| row.key));
+    generations.chain(loads).chain(trainings).chain([SWEEP.train, SWEEP.forward]).chain(checkpoints).collect()
 }
 
 const NO_CARGO: &str = "cargo could not be started: is it installed?";

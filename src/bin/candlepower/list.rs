@@ -8,7 +8,7 @@ use candlepower::{
     model::{MINI, SYNTHETIC, series::Architecture, shape},
     output,
     report::text_table::markdown,
-    scenario::{CHECKPOINTS, GENERATIONS, PERPLEXITY, TRAININGS, Tier},
+    scenario::{CHECKPOINTS, GENERATIONS, PERPLEXITY, SERVINGS, TRAININGS, Tier},
     settings::Settings,
     workload::series::{PRESETS, SeriesGrid},
 };
@@ -44,6 +44,13 @@ impl List {
             ]));
         }
         output::print_line(markdown(&rows, 5));
+
+        let mut rows = vec![row(&["load", "bench target", "smallest tier", "purpose", "requests", "new tokens"])];
+        for (target, load) in SERVINGS.iter().flat_map(|(target, table)| table.iter().map(move |row| (*target, row))) {
+            let (requests, new) = (load.traffic.requests.to_string(), load.traffic.new_tokens.to_string());
+            rows.push(row(&[load.key, target, &load.tier.to_string(), load.purpose, &requests, &new]));
+        }
+        output::print_line(markdown(&rows, 4));
 
         let mut rows = vec![row(&["training", "bench target", "purpose", "quick", "standard", "full"])];
         for (target, group) in TRAININGS.iter().flat_map(|(target, table)| table.iter().map(move |row| (*target, row)))

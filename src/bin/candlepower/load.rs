@@ -17,9 +17,10 @@ use candlepower::{
     measure::machine,
     names::PathName,
     output,
-    record::{self, Conditions, Measures, Record, Sink, Status, Subject, write_whole},
+    record::{self, Conditions, Measures, Record, Serving, Sink, Status, Subject, write_whole},
     report::latency_over_rate,
     settings::Settings,
+    wrap::{Meter, Power, PowerMeter, Ran},
 };
 use chrono::{DateTime, SecondsFormat, Utc};
 use clap::{Args, Subcommand, ValueEnum};
@@ -291,12 +292,30 @@ impl Options {
         };
         // Drawn on standard error, and only if that is a terminal.
         let line = ProgressBar::new_spinner();
-        let report = load::run(&run, &mut |progress| line.set_message(state(progress)))?;
+        let mut meter = self.power_meter(&run.target);
+        let report = load::run(&run, &mut |progress| {
+            if let Ok(meter) = &mut meter {
+                meter.look(std::process::id(), progress.elapsed_s);
+            }
+            line.set_message(state(progress));
+        })?;
+        let ran = Ran { duration_s: report.summary.all.seconds, ..Ran::default() };
+        let power = meter.map(|meter| meter.end(ran));
         line.finish();
         write_whole(&file(".json"), &serde_json::to_vec(&report)?)?;
-        let record = saving.record(&scenario, &report);
+        let joules_per_token = power.and_then(|power| joules_per_token(power, report.tally.all.output_tokens));
+        let record = saving.record(&scenario, &report, joules_per_token);
         saving.sink.append(&record)?;
         Ok((record, report))
+    }
+
+    /// Reads the counters of this machine, or gives the reason why they do not tell the energy of the answers.
+    fn power_meter(&self, target: &Target) -> Result<PowerMeter, String> {
+        match (target.is_on_loopback(), self.shard == Shard::WHOLE) {
+            (true, true) => Ok(PowerMeter::start()),
+            (false, _) => Err("the counters of the server's machine cannot be read here".into()),
+            (true, false) => Err("the server answers the other shards too".into()),
+        }
     }
 
     fn shape(&self, rate: Option<f64>) -> Result<Shape> {
@@ -407,7 +426,7 @@ struct Saving {
 }
 
 impl Saving {
-    fn record(&self, scenario: &str, report: &Report) -> Record {
+    fn record(&self, scenario: &str, report: &Report, joules_per_token: Result<f64, String>) -> Record {
         let name = report.model.rsplit(['/', ':']).next().unwrap_or_default();
         let name: String = name.chars().map(|c| if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' }).collect();
         let subject = Subject {
@@ -425,9 +444,11 @@ impl Saving {
         let failed = (report.summary.all.requests == report.summary.all.failed)
             .then(|| report.verdict.reasons.first().cloned().unwrap_or_default());
         let by_server = "a server does not state it";
+        let no_joules = joules_per_token.as_ref().err().map(|reason| ("joules_per_token", reason.as_str()));
         let unmeasured = [
             ("subject.parameters", by_server),
             ("subject.weight_bytes", by_server),
+            ("peak_bytes", by_server),
             ("limits", "the limits of the server's machine are not known here"),
             ("conditions.other_cpu_share", "a load does not observe the machine; its own lateness is measured instead"),
             (
@@ -444,11 +465,17 @@ impl Saving {
             scenario: scenario.to_owned(),
             subject,
             status: if failed.is_some() { Status::Failed } else { Status::Measured },
-            measures: failed.is_none().then(|| Measures::Serving(report.into())),
+            unmeasured: unmeasured
+                .into_iter()
+                .chain(no_joules)
+                .map(|(field, why)| (field.into(), why.into()))
+                .collect(),
+            measures: failed.is_none().then(|| {
+                Measures::Serving(Serving { joules_per_token: joules_per_token.ok(), ..Serving::from(report) })
+            }),
             reason: failed,
             duel: None,
             deviates: None,
-            unmeasured: unmeasured.map(|(field, why)| (field.to_owned(), why.to_owned())).into(),
             limits: None,
             conditions: Some(Conditions { doubts: report.verdict.reasons.clone(), ..Conditions::default() }),
             ratios: Vec::new(),
@@ -458,6 +485,16 @@ impl Saving {
             // It may hold an API key.
             command: None,
         }
+    }
+}
+
+/// Energy of the machine during a load, for each token of the answers, or the reason why it is unknown.
+fn joules_per_token(power: Power, output_tokens: u64) -> Result<f64, String> {
+    let reasons = || power.unmeasured.iter().map(|(what, why)| format!("{what}: {why}")).collect::<Vec<_>>().join("; ");
+    match power.joules {
+        Some(joules) if output_tokens > 0 => Ok(joules / output_tokens as f64),
+        Some(_) => Err("no token was generated".into()),
+        None => Err(reasons()),
     }
 }
 

@@ -7,13 +7,11 @@
 
 mod baseline;
 mod checkpoint;
-mod generation;
+mod models;
 mod paired;
 mod perplexity;
 mod steps;
 
-#[cfg(feature = "cli")]
-pub(super) use generation::workload as generation_workload;
 #[cfg(feature = "cli")]
 pub(super) use steps::tier as training_tier;
 
@@ -347,6 +345,13 @@ impl Suite {
 /// second. `--sample-size` and similar options override this.
 fn generations() -> Plan {
     paired::plan(Duration::from_millis(1), Duration::from_secs(2))
+}
+
+/// The pace of loads: one untimed iteration, then samples of one. Their latencies are shorter than an iteration, so time
+/// does not decide the number of iterations.
+#[cfg(feature = "serve")]
+fn single_iterations() -> Plan {
+    paired::plan(Duration::from_millis(1), Duration::from_millis(1))
 }
 
 /// The pace of training steps: a second of steps in ten samples, after a short warm-up.

@@ -1,0 +1,113 @@
+//! Scenarios that run on the models of a pool: what the runner has to know of each kind.
+
+use anyhow::Result;
+
+use super::pool::{Loaded, Pool};
+use crate::{
+    device::DeviceChoice,
+    scenario::{Generation, Tier},
+    workload::{GenerationWorkload, PeerWorkload, Workload},
+};
+
+/// A scenario that runs on a model.
+pub trait OnModel {
+    /// First part of the benchmark id.
+    fn key(&self) -> &'static str;
+
+    /// The smallest tier that runs it.
+    fn tier(&self) -> Tier;
+
+    /// Key of the scenario that it is compared with, on the same model.
+    fn against(&self) -> Option<&'static str>;
+
+    /// Tokens in the longest sequence at its end.
+    fn total_tokens(&self) -> usize;
+
+    /// Tokens of its throughput.
+    fn counted_tokens(&self) -> usize;
+
+    /// Loads the subject at a place if needed, and prepares its work in a batch of so many sequences.
+    fn workload(
+        &self,
+        pool: &mut Pool,
+        at: (usize, usize),
+        seed: u64,
+        device: DeviceChoice,
+    ) -> Result<Box<dyn Workload>>;
+}
+
+impl OnModel for Generation {
+    fn key(&self) -> &'static str {
+        self.key
+    }
+
+    fn tier(&self) -> Tier {
+        self.tier
+    }
+
+    fn against(&self) -> Option<&'static str> {
+        self.against
+    }
+
+    fn total_tokens(&self) -> usize {
+        self.total_tokens()
+    }
+
+    fn counted_tokens(&self) -> usize {
+        self.counted_tokens()
+    }
+
+    fn workload(
+        &self,
+        pool: &mut Pool,
+        (place, batch): (usize, usize),
+        seed: u64,
+        device: DeviceChoice,
+    ) -> Result<Box<dyn Workload>> {
+        Ok(match pool.subject(place)? {
+            Loaded::Model(subject) => {
+                let bytes_beside = pool.bytes_beside(place);
+                Box::new(GenerationWorkload::of_scenario(subject, bytes_beside, (self, batch), seed, device)?)
+            }
+            Loaded::Peer(subject) => Box::new(PeerWorkload::new(subject, self, batch, seed)?),
+        })
+    }
+}
+
+#[cfg(feature = "serve")]
+impl OnModel for crate::scenario::ServingLoad {
+    fn key(&self) -> &'static str {
+        self.key
+    }
+
+    fn tier(&self) -> Tier {
+        self.tier
+    }
+
+    fn against(&self) -> Option<&'static str> {
+        None
+    }
+
+    fn total_tokens(&self) -> usize {
+        self.traffic.total_tokens()
+    }
+
+    fn counted_tokens(&self) -> usize {
+        self.counted_tokens()
+    }
+
+    fn workload(
+        &self,
+        pool: &mut Pool,
+        (place, _): (usize, usize),
+        seed: u64,
+        device: DeviceChoice,
+    ) -> Result<Box<dyn Workload>> {
+        let Loaded::Model(subject) = pool.subject(place)? else {
+            anyhow::bail!("a peer does not run on the scheduler of this crate")
+        };
+        let bytes_beside = pool.bytes_beside(place);
+        let Self { traffic, latency, .. } = self;
+        Ok(Box::new(crate::workload::ServingWorkload::new(subject, bytes_beside, traffic, *latency, seed, device)?))
+    }
+}
