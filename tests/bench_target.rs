@@ -40,6 +40,8 @@ impl CausalLm for Model {
         let last = tokens[tokens.len() - 1] as usize;
         match self.name {
             "panics" => panic!("this model panics"),
+            // The standard library aborts a process whose allocation fails.
+            "aborts" => drop(std::hint::black_box(Vec::<u8>::with_capacity(isize::MAX as usize))),
             "fails" => bail!("this model fails\nand goes on about it"),
             "nan" => logits[3] = f32::NAN,
             "remembers" => logits[(last + self.generations as usize) % VOCAB_SIZE] = 1.0,
@@ -65,7 +67,7 @@ impl CausalLm for Model {
     }
 }
 
-const MODELS: [&str; 8] = ["first", "unloadable", "panics", "fails", "nan", "remembers", "large", "last"];
+const MODELS: [&str; 9] = ["first", "unloadable", "panics", "aborts", "fails", "nan", "remembers", "large", "last"];
 
 /// Fails for want of memory at the first two attempts: that of a set, and the one after others are released.
 fn load_large() -> Result<()> {
@@ -157,11 +159,13 @@ fn failures_are_isolated() {
     assert!(!errors.contains("panicked") && !errors.contains("stack backtrace"), "{errors}");
     let records = world.records();
     assert_eq!(records.len(), 2 * MODELS.len());
+    assert!(records.iter().all(|record| record.run == records[0].run), "processes of one guard share a run");
     for record in &records {
         let expected = match record.subject.model.as_str() {
             "first" | "large" | "last" => None,
             "unloadable" => Some("can't be loaded"),
             "panics" => Some("this model panics"),
+            "aborts" if cfg!(unix) => Some("the process that measured it was ended by SIGABRT"),
             "fails" => Some("this model fails"),
             "nan" => Some("1 of 100 logits are not finite"),
             "remembers" => Some("keeps state"),

@@ -2,7 +2,7 @@
 //! due, gives Criterion the durations, and keeps a record. Nothing else calls Criterion's `iter_custom`.
 //!
 //! A benchmark that fails does not affect the others. The failure becomes a record and a line on standard error, the
-//! remaining benchmarks run, and the process ends with exit code 1. Criterion panics if it cannot print or if its folder is
+//! remaining benchmarks run, and the process ends with exit code 1. So they do if it ends the process: see `guard`. Criterion panics if it cannot print or if its folder is
 //! full; a benchmark whose samples were all taken keeps its record then.
 
 mod baseline;
@@ -25,13 +25,13 @@ use self::{
     baseline::Pending,
     paired::{Taken, Turns},
 };
-use super::{Session, Surroundings, in_one_line, turns::Plan};
+use super::{Session, Surroundings, guarded, in_one_line, turns::Plan};
 use crate::{
     error::{abort, caught, explained},
     files,
     measure::{PeakBytes, conditions::Window, memory, peak_bytes},
     output,
-    record::{self, PairedRatio, Record, Status, check_writable},
+    record::{self, Guarded, PairedRatio, Record, Status, check_writable},
     report,
     scenario::Counterpart,
     settings::{EVEN_IF_DISTURBED, Settings, criterion_home},
@@ -43,8 +43,9 @@ use crate::{
 ///
 /// The exit code is 0 if every selected benchmark was measured, 1 if one failed, and 2 if the target could not start.
 pub fn main(body: impl FnOnce(&mut Suite)) -> ExitCode {
-    in_one_line(|| {
-        let session = Session::new(Settings::load(&[])?)?;
+    let start = |guarded: Option<Guarded>| {
+        let goes_on = guarded.as_ref().is_some_and(|guarded| guarded.since.is_some());
+        let session = Session::new(Settings::load(&[])?)?.with_guard(guarded)?;
         for (option, least, most) in [("--sample-size", 10, 100_000), ("--nresamples", 1, 10_000_000)] {
             if let Some(text) = argument(option) {
                 let fits = text.parse::<usize>().is_ok_and(|number| (least..=most).contains(&number));
@@ -60,7 +61,7 @@ pub fn main(body: impl FnOnce(&mut Suite)) -> ExitCode {
         }
         let pending = match argument("--save-baseline").or_else(|| argument("-s")) {
             Some(name) if measures() && !session.settings().even_if_disturbed => {
-                Some(Pending::open(criterion_home(), name)?)
+                Some(if goes_on { Pending::again(criterion_home(), name) } else { Pending::open(criterion_home(), name)? })
             }
             _ => None,
         };
@@ -75,7 +76,9 @@ pub fn main(body: impl FnOnce(&mut Suite)) -> ExitCode {
         };
         body(&mut suite);
         Ok(suite.close())
-    })
+    };
+    // A list or a smoke test ends with the first benchmark that ends its process.
+    in_one_line(|| if measures() { guarded(start) } else { start(None) })
 }
 
 /// The benchmarks of one process.
@@ -131,6 +134,11 @@ impl Suite {
         value: impl Fn(Iteration, usize) -> M::Value,
     ) -> Option<Ended> {
         let entry = &entries[place];
+        if let Some(record) = self.session.done_before(&entry.id()) {
+            let record = record.clone();
+            self.recall(record);
+            return None;
+        }
         let taken = turns.take(place, entries, &self.session);
         turns.pace(group, taken.is_some());
         let ran = match taken {
@@ -160,6 +168,7 @@ impl Suite {
                 group.bench_function(entry.criterion_id(), |bencher| {
                     is_inside = true;
                     let start = || -> Result<_> {
+                        session.note(entry.scenario, &entry.subject);
                         session.prepare()?;
                         let workload = (entry.prepare)()?;
                         let observation = session.observe(workload.helpers())?;
@@ -292,6 +301,15 @@ impl Suite {
             }
             self.records.push(record);
         }
+    }
+
+    /// Counts a record that an earlier process of the guard kept and reported.
+    fn recall(&mut self, record: Record) {
+        self.ran += 1;
+        if let (Some(reason), Status::Failed) = (&record.reason, record.status) {
+            self.failed.push(format!("{}: {reason}", record.id));
+        }
+        self.records.push(record);
     }
 
     /// Criterion with our defaults. A named baseline is saved under its pending name.

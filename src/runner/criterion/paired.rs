@@ -120,7 +120,7 @@ pub fn plan(warm_up: Duration, measuring: Duration) -> Plan {
     }
 }
 
-/// The ids that Criterion's filter selects.
+/// The ids that Criterion's filter selects and that have no record yet.
 ///
 /// # Errors
 /// Returns the reason if nothing is to be paired.
@@ -136,7 +136,8 @@ fn selection(session: &Session) -> Result<BTreeSet<String>> {
     let output = list.output().context("the list of benchmarks could not be made")?;
     ensure!(output.status.success(), "the list of benchmarks could not be made: {}", output.status);
     let text = String::from_utf8_lossy(&output.stdout);
-    Ok(text.lines().filter_map(|line| line.strip_suffix(": benchmark")).map(str::to_owned).collect())
+    let ids = text.lines().filter_map(|line| line.strip_suffix(": benchmark"));
+    Ok(ids.filter(|id| session.done_before(id).is_none()).map(str::to_owned).collect())
 }
 
 /// The sets among the selected entries, as places in the list of entries.
@@ -163,6 +164,7 @@ fn measure(set: &[usize], entries: &[Entry], plan: Plan, session: &Session) -> R
     memory::ensure_fits(&work, needs.values().sum(), session.device())?;
     let mut workloads: Vec<Result<Box<dyn Workload>>> = Vec::new();
     for place in set {
+        session.note(entries[*place].scenario, &entries[*place].subject);
         let prepared = caught(|| (entries[*place].prepare)());
         // Models whose size is known only now.
         if let Err(error) = &prepared
@@ -176,7 +178,8 @@ fn measure(set: &[usize], entries: &[Entry], plan: Plan, session: &Session) -> R
     output::report(format_args!("Measuring {work}, such as {}", entries[set[0]].id()));
     let helpers = workloads.iter().flatten().flat_map(|workload| workload.helpers()).collect();
     let mut observation = session.observe(helpers)?;
-    let turns = turns::take(workloads, plan, |run| observation.sample(run).1);
+    let begin = |member: usize| session.note(entries[set[member]].scenario, &entries[set[member]].subject);
+    let turns = turns::take(workloads, plan, begin, |run| observation.sample(run).1);
     let observed = observation.end();
 
     let ids: BTreeMap<String, usize> =
