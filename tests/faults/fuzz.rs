@@ -243,7 +243,7 @@ fn records_of_others() {
         }
         if let Ok(joined) = joined::join(&file, &folder.path().join("criterion")) {
             let to = tempfile::tempdir().expect("a folder");
-            match candlepower::report::write(&joined, to.path(), chrono::Utc::now()) {
+            match candlepower::report::write(&joined, &[], to.path(), chrono::Utc::now()) {
                 Ok(written) => assert!(written.starts_with(to.path()) && written.is_dir()),
                 Err(error) => is_line(&error),
             }

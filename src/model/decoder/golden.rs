@@ -13,7 +13,7 @@ use crate::{
         checkpoint::read_json,
         config::{ExpertLayout, ModelConfig},
         golden::{
-            Errors, Fixture, Prompt, TOLERANCE, at_device, device, difference, fixtures, incrementally, numbers,
+            Errors, Fixture, TOLERANCE, at_device, device, difference, fixtures, incrementally, numbers,
         },
         open, shape, synthetic,
         tensors::Tensors,
