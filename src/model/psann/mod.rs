@@ -15,5 +15,5 @@ mod layers;
 mod spectral;
 mod wave;
 
-pub use config::{Base, Encoding, PsannConfig, Sine};
+pub use config::{Base, Encoding, PsannConfig, Sine, SineParameter};
 pub use decoder::{Cost, Decoder};

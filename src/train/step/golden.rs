@@ -11,7 +11,6 @@ use super::{
     optimizer::Options,
 };
 use crate::{
-    kernels::Decay,
     model::{
         golden::{Errors, apart, at_device, device, numbers},
         psann::{Base, PsannConfig},
@@ -22,6 +21,8 @@ const LOGIT_TOLERANCE: f32 = 1e-4;
 const LOSS_TOLERANCE: f32 = 1e-5;
 /// Tolerance of a gradient's elements, as a share of its largest.
 const GRADIENT_TOLERANCE: f32 = 1e-3;
+/// A smaller gradient is 0 but for rounding: of a parameter that does nothing, or that is at a bound.
+const ROUNDING: f32 = 1e-7;
 const LATER_LOSS_TOLERANCE: f64 = 1e-3;
 
 /// Tolerance of logits in f64, as a share of the norm of the reference's.
@@ -74,14 +75,17 @@ fn logits_losses_gradients_and_steps_are_as_psannlms() {
             let far = (pass.loss_sum * weight - f64::from(numbers(&golden["loss"])[0])).abs();
             assert!(far <= f64::from(at_device(LOSS_TOLERANCE)), "{name}: loss {far} from the reference");
             for (tensor, grad) in named.keys().zip(&grads) {
-                let expected = &golden[&format!("grad.{tensor}")];
-                let most = numbers(expected).iter().fold(0f32, |most, x| most.max(x.abs()));
-                if config.sine.decay_mode == Decay::None && tensor.ends_with("_d") {
-                    assert!(most == 0.0 && numbers(grad).iter().all(|x| *x == 0.0), "{name}: {tensor} does nothing");
+                let Some(expected) = golden.get(&format!("grad.{tensor}")) else {
+                    assert!(!config.trains(tensor), "{name}: {tensor} has no gradient in the reference");
                     continue;
-                }
-                let far = apart(grad, expected) / most;
-                assert!(far <= GRADIENT_TOLERANCE, "{name}: gradient of {tensor} is off by {far} of its largest");
+                };
+                let most = numbers(expected).iter().fold(0f32, |most, x| most.max(x.abs()));
+                let far = apart(grad, expected);
+                let is_zero = most <= ROUNDING && far <= ROUNDING;
+                assert!(
+                    is_zero || far <= GRADIENT_TOLERANCE * most,
+                    "{name}: gradient of {tensor} is off by {far}, its largest is {most}"
+                );
             }
         }
 
