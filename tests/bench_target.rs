@@ -24,6 +24,8 @@ use tempfile::TempDir;
 static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 const BENCH_TARGET: &str = "BENCH_TARGET";
+/// Gives two models one name.
+const TWICE: &str = "TWICE";
 const VOCAB_SIZE: usize = 100;
 
 /// Counts upwards, until it fails as its name says.
@@ -102,6 +104,9 @@ fn bench_target() -> ExitCode {
             })
         };
         let mut candidates: Vec<Candidate> = MODELS.map(own).into();
+        if std::env::var_os(TWICE).is_some() {
+            candidates.insert(1, own("first"));
+        }
         let first = candidates[0].about.clone();
         candidates.last_mut().expect("a model").against.push((Counterpart::ActiveTwin, first));
         suite.generation(&scenarios, candidates);
@@ -522,6 +527,18 @@ fn a_full_folder_of_criterion_loses_no_record() {
     }
 }
 
+fn a_name_of_two_models_is_refused_once() {
+    let world = World::new();
+    let output = world.run(&["--bench", "^(tiny|small)/first/"], &[(TWICE, "1")]);
+    let errors = stderr(&output);
+    assert_eq!(output.status.code(), Some(1), "{errors}");
+    let told = "first/own-f32-cpu: two models have this name; only the first is measured: rename the other";
+    // When it is found, and in the list of failures.
+    assert_eq!(errors.matches(told).count(), 2, "{errors}");
+    let records = world.records();
+    assert!(records.len() == 2 && records.iter().all(|record| record.status == Status::Measured), "{errors}");
+}
+
 /// Criterion's options are read by the suite too.
 fn options_that_are_not_utf8_or_too_large_are_refused() {
     let world = World::new();
@@ -543,7 +560,7 @@ fn main() -> ExitCode {
     if std::env::var_os(BENCH_TARGET).is_some() {
         return bench_target();
     }
-    let tests: [(&str, fn()); 16] = [
+    let tests: [(&str, fn()); 17] = [
         ("failures_are_isolated", failures_are_isolated),
         ("a_panic_says_where_it_happened", a_panic_says_where_it_happened),
         ("records_hold_criterions_samples", records_hold_criterions_samples),
@@ -559,6 +576,7 @@ fn main() -> ExitCode {
         ("a_record_is_repeated_by_its_command", a_record_is_repeated_by_its_command),
         ("closed_streams_lose_no_record", closed_streams_lose_no_record),
         ("a_full_folder_of_criterion_loses_no_record", a_full_folder_of_criterion_loses_no_record),
+        ("a_name_of_two_models_is_refused_once", a_name_of_two_models_is_refused_once),
         ("options_that_are_not_utf8_or_too_large_are_refused", options_that_are_not_utf8_or_too_large_are_refused),
     ];
     let wanted = std::env::args().skip(1).find(|argument| !argument.starts_with('-')).unwrap_or_default();

@@ -19,6 +19,7 @@ use super::{
 };
 use crate::{
     error::one_line,
+    generate::TooLong,
     kernels::{inference, system::set_variable},
     measure::{Gauge, gpu, machine, memory},
     names::PathName,
@@ -161,7 +162,9 @@ impl Session {
         let (status, reason, measures, mut unmeasured) = match outcome.measured {
             Ok(Measured { measures, unmeasured }) => (Status::Measured, None, Some(measures), unmeasured),
             Err(error) => {
-                let status = if error.is::<Unsupported>() { Status::Excluded } else { Status::Failed };
+                // The benchmark is not for this subject.
+                let is_excluded = error.is::<Unsupported>() || error.is::<TooLong>();
+                let status = if is_excluded { Status::Excluded } else { Status::Failed };
                 (status, Some(one_line(&format!("{error:#}"))), None, BTreeMap::new())
             }
         };

@@ -1,8 +1,11 @@
 //! The generation groups: one group per scenario, one entry per model, one generation per iteration.
 
-use std::cell::{Ref, RefCell};
+use std::{
+    cell::{Ref, RefCell},
+    collections::BTreeSet,
+};
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use criterion::{SamplingMode, Throughput};
 
 use super::{Entry, NOISE_THRESHOLD, Suite, generations, paired::Turns};
@@ -20,6 +23,7 @@ impl Suite {
     /// Runs the scenarios on every candidate whose tier includes them.
     pub fn generation(&mut self, scenarios: &[Generation], candidates: Vec<Candidate>) {
         let (seed, device) = (self.settings().seed, self.settings().device);
+        let candidates = self.distinct(candidates);
         let pool = RefCell::new(Pool::new(candidates, self.session.device().clone()));
         let mut benchmarks: Vec<(&Generation, usize)> = Vec::new();
         for scenario in scenarios {
@@ -68,6 +72,23 @@ impl Suite {
             self.conclude(scenario.key, || group.finish());
         }
         self.conclude("all groups", || criterion.final_summary());
+    }
+}
+
+impl Suite {
+    /// Refuses candidates with the name, engine, dtype and device of another, because their benchmarks would have the same ids.
+    fn distinct(&mut self, candidates: Vec<Candidate>) -> Vec<Candidate> {
+        let mut known = BTreeSet::new();
+        let mut kept = Vec::new();
+        for candidate in candidates {
+            let name = format!("{}/{}", candidate.about.model, candidate.about.variant());
+            if known.insert(name.clone()) {
+                kept.push(candidate);
+            } else {
+                self.fail(&anyhow!("{name}: two models have this name; only the first is measured: rename the other"));
+            }
+        }
+        kept
     }
 }
 

@@ -48,6 +48,12 @@ pub struct Entry {
     pub bigram_ppl: Option<f64>,
     /// True if its loss is that of a causal language model.
     pub causal: Option<bool>,
+    /// Norm of the gradient in the last step, before clipping.
+    pub gradient_norm: Option<f64>,
+    /// Norm of the last update divided by that of the weights.
+    pub update_ratio: Option<f64>,
+    /// The first step whose loss or gradient was not finite, counted from 1.
+    pub first_non_finite_step: Option<usize>,
 }
 
 impl Entry {
@@ -74,6 +80,9 @@ impl Entry {
             parameters: outcome.as_ref().map(|outcome| outcome.parameters),
             bigram_ppl: of(|outcome| Some(outcome.bigram_perplexity)),
             causal: outcome.as_ref().map(|outcome| outcome.causal),
+            gradient_norm: of(|outcome| outcome.gradient_norm),
+            update_ratio: of(|outcome| outcome.update_ratio),
+            first_non_finite_step: outcome.as_ref().and_then(|outcome| outcome.first_non_finite_step),
         }
     }
 }
@@ -264,6 +273,9 @@ mod tests {
             parameters: Some(1_000_000),
             bigram_ppl: Some(200.0),
             causal,
+            gradient_norm: Some(1.0),
+            update_ratio: Some(1e-3),
+            first_non_finite_step: None,
         };
         let shootout = Shootout {
             entries: vec![
