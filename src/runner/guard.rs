@@ -105,5 +105,5 @@ pub(super) fn end_with_guard() -> io::Result<()> {
         let _ = io::stdin().read(&mut [0]);
         process::exit(1);
     };
-    thread::Builder::new().name("guarded".into()).stack_size(1 << 16).spawn(wait).map(drop)
+    thread::Builder::new().name("guarded".into()).stack_size(1 << 18).spawn(wait).map(drop)
 }

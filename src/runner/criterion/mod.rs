@@ -43,7 +43,7 @@ use crate::{
 ///
 /// The exit code is 0 if every selected benchmark was measured, 1 if one failed, and 2 if the target could not start.
 pub fn main(body: impl FnOnce(&mut Suite)) -> ExitCode {
-    let start = |guarded: Option<Guarded>| {
+    let start = |guarded: Option<Guarded>| -> Result<ExitCode> {
         let goes_on = guarded.as_ref().is_some_and(|guarded| guarded.since.is_some());
         let session = Session::new(Settings::load(&[])?)?.with_guard(guarded)?;
         for (option, least, most) in [("--sample-size", 10, 100_000), ("--nresamples", 1, 10_000_000)] {
