@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
-"""Makes fixtures/generation/bf16_errors.json: the error of PyTorch's bf16 logits on each checkpoint in fixtures/generation.
+"""Makes bf16_errors.json beside fixtures: the error of PyTorch in bf16 on each of them.
 
-    python3 -m venv .venv && .venv/bin/pip install -r scripts/requirements-fixtures.txt
+    python3 -m venv .venv && .venv/bin/pip install -r scripts/requirements-fixtures.txt -r scripts/requirements-psann.txt
     .venv/bin/python scripts/make_bf16_errors.py [FIXTURES]
 
-For each fixture and prompt, the file holds the relative error of the logits after the last token of the prompt: the norm of
-the difference from the golden logits, which are f32, over their norm. Tests hold the engine `tuned` in bf16 against it.
+For each fixture and case, the file holds the relative error: the norm of the difference from the golden values, which are f32,
+over their norm. In `generation`, the cases are prompts, and the values are the logits after the last token of each. In
+`psann` and `temporal`, they are all logits and the output. Weights and activations are bf16. Tests hold results in bf16
+against these errors.
 """
 
 import json
@@ -14,27 +16,57 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def relative(found, expected):
+    return round(((found.float() - expected).norm() / expected.norm()).item(), 6)
+
+
+def generation(folder, golden):
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.bfloat16, attn_implementation="eager", local_files_only=True
+    ).eval()
+    errors = {}
+    for prompt in json.loads((folder / "golden.json").read_text())["prompts"]:
+        ids = prompt["ids"]
+        logits = model(torch.tensor([ids]), use_cache=False).logits[0, -1]
+        errors[prompt["name"]] = relative(logits, golden[f"{prompt['name']}.logits"][len(ids) - 1])
+    return errors
+
+
+def psann(folder, golden):
+    from make_psann_fixtures import build
+
+    config = json.loads((folder / "config.json").read_text())
+    model = build(config.pop("base"), config)
+    model.load_state_dict(load_file(folder / "model.safetensors"))
+    return {"logits": relative(model.to(torch.bfloat16)(golden["ids"][:, :-1]), golden["logits"])}
+
+
+def temporal(folder, golden):
+    from make_temporal_fixtures import Forecaster
+
+    config = json.loads((folder / "config.json").read_text())
+    model = Forecaster(config["architecture"], config["sizes"], config["horizon"], config["outputs"])
+    model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
+    output = model.to(torch.bfloat16)(golden["series"].to(torch.bfloat16))
+    return {"output": relative(output, golden["output"])}
+
+
 def main():
     fixtures = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "fixtures"
-    errors = {}
-    for folder in sorted(path for path in (fixtures / "generation").iterdir() if path.is_dir()):
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.bfloat16, attn_implementation="eager", local_files_only=True
-        ).eval()
-        golden = load_file(folder / "golden.safetensors")
-        errors[folder.name] = {}
-        for prompt in json.loads((folder / "golden.json").read_text())["prompts"]:
-            ids = prompt["ids"]
-            with torch.no_grad():
-                logits = model(torch.tensor([ids]), use_cache=False).logits[0, -1].float()
-            expected = golden[f"{prompt['name']}.logits"][len(ids) - 1]
-            errors[folder.name][prompt["name"]] = round(((logits - expected).norm() / expected.norm()).item(), 6)
-    (fixtures / "generation" / "bf16_errors.json").write_text(json.dumps(errors, indent=1, sort_keys=True) + "\n")
+    for errors_of in (generation, psann, temporal):
+        kind = fixtures / errors_of.__name__
+        errors = {}
+        for folder in sorted(path for path in kind.iterdir() if path.is_dir()):
+            # Positions are f32 in some models, whose next layer refuses their results without the casts of autocast.
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=errors_of is not generation):
+                errors[folder.name] = errors_of(folder, load_file(folder / "golden.safetensors"))
+        (kind / "bf16_errors.json").write_text(json.dumps(errors, indent=1, sort_keys=True) + "\n")
 
 
 if __name__ == "__main__":

@@ -119,10 +119,11 @@ def write(folder, arch, out):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=FIXTURES / "gguf", help="folder of the files")
+    parser.add_argument("--fixtures", type=Path, default=FIXTURES, help="folder of the checkpoints")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     for name, arch in SELECTED.items():
-        write(FIXTURES / name, arch, args.out / f"{Path(name).name}.gguf")
+        write(args.fixtures / name, arch, args.out / f"{Path(name).name}.gguf")
 
 
 if __name__ == "__main__":

@@ -40,6 +40,11 @@ FIXTURES = [
     ("waveresnet-wave", "waveresnet", {"wave_interleave": True, "wave_kernel_size": 5, "wave_dilation_growth": 2}, 2, 21),
     ("transformer-rope", "transformer", {}, 2, 21),
     ("transformer-alibi", "transformer", {"positional_encoding": "alibi", "n_heads": 2}, 2, 21),
+    ("respsann-bounds", "respsann", {"sine": {
+        "amp_init_std": 0.2, "freq_range": [0.8, 1.4], "amp_bounds": [0.9, 1.3], "freq_bounds": [None, 1.2],
+        "damp_bounds": [0.5, None], "learnable": ["amplitude", "decay"]}}, 2, 21),
+    ("respsann-frozen", "respsann", {"sine": {"trainable": False}}, 2, 21),
+    ("sgrpsann-closed", "sgrpsann", {"k_fft": 16, "gate_strength": 0.0}, 2, 23),
 ]
 
 
@@ -92,7 +97,7 @@ def made(base, overrides, batch, time, seed):
     logits, loss = loss_of(model, inputs, targets)
     loss.backward()
     golden = {"ids": ids, "logits": logits.detach(), "loss": loss.detach().reshape(1)}
-    golden |= {f"grad.{key}": value.grad.clone() for key, value in model.named_parameters()}
+    golden |= {f"grad.{key}": value.grad.clone() for key, value in model.named_parameters() if value.requires_grad}
     golden["losses"] = losses_of(model, inputs, targets)
 
     double = build(base, sizes)

@@ -39,5 +39,7 @@ job validation cargo test --quiet --release "${with[@]}" --lib golden
 job throughput bench '^psann_throughput'
 job memory bench '^checkpoint_memory'
 job corpus candlepower train ${TINY_CONFIG:+--config "$TINY_CONFIG"} --set "device=$DEVICE" --out "$OUT_DIR/tiny_corpus"
-job report candlepower report "$BENCH_OUT/batch" --to "$OUT_DIR/report" --even-if-disturbed
+trained=()
+[ -f "$OUT_DIR/tiny_corpus/metrics.json" ] && trained=("$OUT_DIR/tiny_corpus")
+job report candlepower report "$BENCH_OUT/batch" "${trained[@]}" --to "$OUT_DIR/report" --even-if-disturbed
 exit $failed

@@ -20,7 +20,7 @@ use crate::{
     files::{SETTINGS_MAX_BYTES, read_text_limited},
     model::{Engine, MINI, ModelSpec, psann::Base},
     peer::{self, Launch, PeerName},
-    record::Setting,
+    record::{GUARDED, Setting},
     scenario::{Tier, TrainingGrid},
     text,
 };
@@ -32,7 +32,7 @@ pub const FILE: &str = "candlepower.toml";
 pub const PREFIX: &str = "CANDLEPOWER_";
 
 /// Names the run that records are appended to. It starts with [`PREFIX`], but is not a setting.
-const RUN: &str = "CANDLEPOWER_RUN";
+pub(crate) const RUN: &str = "CANDLEPOWER_RUN";
 
 /// Lets a disturbed run become a reference. It starts with [`PREFIX`], but is not a setting: it is meant for one run.
 pub const EVEN_IF_DISTURBED: &str = "CANDLEPOWER_EVEN_IF_DISTURBED";
@@ -292,7 +292,9 @@ impl Settings {
                 Some(_) if variable == EVEN_IF_DISTURBED => {
                     even_if_disturbed = !["", "0", "false"].contains(&value.as_str())
                 }
-                Some(key) if variable != FIXTURES => variables.push((key.to_owned(), value)),
+                Some(key) if ![FIXTURES, GUARDED].contains(&variable.as_str()) => {
+                    variables.push((key.to_owned(), value))
+                }
                 _ => {}
             }
         }

@@ -80,6 +80,15 @@ pub fn openmetrics(text: &str) -> String {
     text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
 
+/// A name as one segment of a relative URL.
+pub fn url(name: &str) -> String {
+    let segment = |byte: u8| match byte {
+        b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => char::from(byte).to_string(),
+        _ => format!("%{byte:02X}"),
+    };
+    name.bytes().map(segment).collect()
+}
+
 /// For a word of a POSIX shell's command line: quoted where the shell would not take it as it is.
 pub fn shell(word: &str) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_=+,.:/@".contains(c);

@@ -30,6 +30,8 @@ const SHORT: [&str; 2] = ["--measurement-time", "0.1"];
 /// The value of [`BENCH_TARGET`] for the groups of `serving_load`.
 #[cfg(feature = "serve")]
 const SERVING: &str = "serving";
+/// Gives two models one name.
+const TWICE: &str = "TWICE";
 const VOCAB_SIZE: usize = 100;
 
 /// Counts upwards, until it fails as its name says.
@@ -46,6 +48,8 @@ impl CausalLm for Model {
         let last = tokens[tokens.len() - 1] as usize;
         match self.name {
             "panics" => panic!("this model panics"),
+            // The standard library aborts a process whose allocation fails.
+            "aborts" => drop(std::hint::black_box(Vec::<u8>::with_capacity(isize::MAX as usize))),
             "fails" => bail!("this model fails\nand goes on about it"),
             "nan" => logits[3] = f32::NAN,
             "remembers" => logits[(last + self.generations as usize) % VOCAB_SIZE] = 1.0,
@@ -71,7 +75,7 @@ impl CausalLm for Model {
     }
 }
 
-const MODELS: [&str; 8] = ["first", "unloadable", "panics", "fails", "nan", "remembers", "large", "last"];
+const MODELS: [&str; 9] = ["first", "unloadable", "panics", "aborts", "fails", "nan", "remembers", "large", "last"];
 
 /// Fails for want of memory at the first two attempts: that of a set, and the one after others are released.
 fn load_large() -> Result<()> {
@@ -106,6 +110,9 @@ fn bench_target() -> ExitCode {
             })
         };
         let mut candidates: Vec<Candidate> = MODELS.map(own).into();
+        if std::env::var_os(TWICE).is_some() {
+            candidates.insert(1, own("first"));
+        }
         let first = candidates[0].about.clone();
         candidates.last_mut().expect("a model").against.push((Counterpart::ActiveTwin, first));
         match std::env::var(BENCH_TARGET).as_deref() {
@@ -172,11 +179,13 @@ fn failures_are_isolated() {
     assert!(!errors.contains("panicked") && !errors.contains("stack backtrace"), "{errors}");
     let records = world.records();
     assert_eq!(records.len(), 2 * MODELS.len());
+    assert!(records.iter().all(|record| record.run == records[0].run), "processes of one guard share a run");
     for record in &records {
         let expected = match record.subject.model.as_str() {
             "first" | "large" | "last" => None,
             "unloadable" => Some("can't be loaded"),
             "panics" => Some("this model panics"),
+            "aborts" if cfg!(unix) => Some("the process that measured it was ended by SIGABRT"),
             "fails" => Some("this model fails"),
             "nan" => Some("1 of 100 logits are not finite"),
             "remembers" => Some("keeps state"),
@@ -600,6 +609,18 @@ fn a_full_folder_of_criterion_loses_no_record() {
     }
 }
 
+fn a_name_of_two_models_is_refused_once() {
+    let world = World::new();
+    let output = world.run(&["--bench", "^(tiny|small)/first/"], &[(TWICE, "1")]);
+    let errors = stderr(&output);
+    assert_eq!(output.status.code(), Some(1), "{errors}");
+    let told = "first/own-f32-cpu: two models have this name; only the first is measured: rename the other";
+    // When it is found, and in the list of failures.
+    assert_eq!(errors.matches(told).count(), 2, "{errors}");
+    let records = world.records();
+    assert!(records.len() == 2 && records.iter().all(|record| record.status == Status::Measured), "{errors}");
+}
+
 /// Criterion's options are read by the suite too.
 fn options_that_are_not_utf8_or_too_large_are_refused() {
     let world = World::new();
@@ -639,6 +660,7 @@ fn main() -> ExitCode {
         ("a_record_is_repeated_by_its_command", a_record_is_repeated_by_its_command),
         ("closed_streams_lose_no_record", closed_streams_lose_no_record),
         ("a_full_folder_of_criterion_loses_no_record", a_full_folder_of_criterion_loses_no_record),
+        ("a_name_of_two_models_is_refused_once", a_name_of_two_models_is_refused_once),
         ("options_that_are_not_utf8_or_too_large_are_refused", options_that_are_not_utf8_or_too_large_are_refused),
     ];
     let wanted = std::env::args().skip(1).find(|argument| !argument.starts_with('-')).unwrap_or_default();

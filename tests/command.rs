@@ -499,3 +499,21 @@ fn a_report_holds_what_was_measured_and_names_what_is_missing() {
     fs::write(&records, "nonsense\n").expect("written");
     assert_refused(&report(&["mine"]), "holds no record that can be read");
 }
+
+/// The checkpoint has 256 positions, and some scenarios need more.
+#[test]
+fn scenarios_that_are_too_long_are_excluded_without_an_error() {
+    let folder = checkpoint();
+    let arguments = ["run", "--model", "path:.", "--suite", "quick", "--warmup", "0", "--trials", "1"];
+    let output = candlepower(folder.path(), &arguments, &[]);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && !errors.contains("error"), "{errors}");
+    assert!(errors.contains(": excluded: 256 prompt and 256 new tokens are more than the model's 256"), "{errors}");
+    let runs = fs::read_dir(folder.path().join("target/candlepower")).expect("a run");
+    let records = runs.map(|run| run.expect("a run").path().join("records.jsonl")).next().expect("a run");
+    let records = fs::read_to_string(records).expect("records");
+    let statuses: Vec<Value> =
+        records.lines().map(|line| serde_json::from_str::<Value>(line).expect("a record")["status"].clone()).collect();
+    assert!(statuses.contains(&json!("measured")) && statuses.contains(&json!("excluded")), "{statuses:?}");
+    assert!(!statuses.contains(&json!("failed")), "{statuses:?}");
+}

@@ -194,3 +194,74 @@ fn a_shootout_ranks_bases_and_marks_those_that_see_later_tokens() {
     assert!(board.contains("hellaswag acc_norm"), "{board}");
     assert_eq!(fs::read_to_string(out.join("summary.csv")).expect("a table").lines().count(), 7);
 }
+
+/// One folder holds the records of a run, a training and a shoot-out.
+#[test]
+fn trainings_and_shootouts_are_reported() {
+    let folder = folder();
+    let path = folder.path();
+    let succeeds = |arguments: &[&str]| {
+        let output = run(path, arguments);
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).expect("UTF-8")
+    };
+    succeeds(&["train", "--config", "tiny.yaml", "--out", "runs/a training"]);
+    let shootout = ["shootout", "--config", "tiny.yaml", "--set", "bases=respsann,transformer", "--set", "seeds=1"];
+    succeeds(&[&shootout[..], &["--set", "steps=4", "--out", "runs/shootout"]].concat());
+
+    let alone = path.join(succeeds(&["report", "runs/a training"]).trim());
+    let readme = fs::read_to_string(alone.join("README.md")).expect("a README");
+    assert!(readme.contains("## Training a training") && readme.contains("| waveresnet"), "{readme}");
+    assert!(readme.contains("](trainings/a%20training/loss_curve.svg)"), "{readme}");
+    let machine = json(&path.join("runs/a training/metrics.json"))["machine"]["name"].clone();
+    assert_eq!(alone.parent().and_then(Path::file_name).and_then(|name| name.to_str()), machine.as_str());
+    for file in ["config_used.yaml", "loss.csv", "loss_curve.png", "metrics.json"] {
+        let (kept, made) = (alone.join("trainings/a training").join(file), path.join("runs/a training").join(file));
+        assert_eq!(fs::read(kept).expect(file), fs::read(made).expect(file));
+    }
+    assert!(!alone.join("trainings/a training/model.safetensors").exists() && !alone.join("results.csv").exists());
+
+    succeeds(&["sandbox"]);
+    let plan = ["report", "sandbox", "runs/a training", "runs/shootout", "--zip"];
+    let written = succeeds(&plan);
+    let whole = path.join(written.lines().next().expect("a folder"));
+    let page = fs::read_to_string(whole.join("index.html")).expect("a page");
+    for part in ["Training a training", "Training shootout", "href=\"trainings/shootout\"", "href=\"results.csv\""] {
+        assert!(page.contains(part), "{part}");
+    }
+    let board = fs::read(whole.join("trainings/shootout/leaderboard.md")).expect("a leaderboard");
+    assert_eq!(board, fs::read(path.join("runs/shootout/leaderboard.md")).expect("a leaderboard"));
+    assert!(whole.join("trainings/shootout/runs/transformer_seed1/loss.csv").is_file());
+    let archive = fs::read(whole.with_extension("zip")).expect("an archive");
+    let name = b"trainings/shootout/runs/transformer_seed1/loss.csv";
+    assert!(archive.windows(name.len()).any(|part| part == name));
+
+    let refused = |arguments: &[&str], part: &str| {
+        let output = run(path, arguments);
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(2) && error.lines().count() == 1 && error.contains(part), "{error}");
+    };
+    fs::remove_file(path.join("runs/a training/metrics.json")).expect("removed");
+    refused(&["report", "runs/a training"], "has not ended");
+    fs::create_dir_all(path.join("other")).expect("a folder");
+    succeeds(&["train", "--config", "tiny.yaml", "--out", "other/shootout"]);
+    refused(&["report", "runs/shootout", "other/shootout"], "two folders of trainings are named shootout");
+}
+
+/// Threads divide the work into the same parts in any number, so the sums have the same order.
+#[test]
+fn the_number_of_threads_does_not_change_a_training() {
+    let folder = folder();
+    let train = |threads: &str, out: &str| {
+        let sizes =
+            ["--d-model", "64", "--d-mlp", "160", "--batch-tokens", "512", "--steps", "12", "--base", "sgrpsann"];
+        let given = ["train", "--config", "tiny.yaml", "--threads", threads, "--out", out];
+        let output = run(folder.path(), &[&given[..], &sizes].concat());
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        ["loss.csv", "model.safetensors"].map(|file| fs::read(folder.path().join(out).join(file)).expect(file))
+    };
+    let one = train("1", "one");
+    for (threads, out) in [("2", "two"), ("2", "again"), ("3", "three")] {
+        assert!(train(threads, out) == one, "{threads} threads");
+    }
+}

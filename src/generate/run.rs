@@ -1,6 +1,9 @@
 //! The token loop and its clock.
 
-use std::time::{Duration, Instant};
+use std::{
+    fmt,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, ensure};
 use candle_core::{CpuStorage, DType, Storage, Tensor};
@@ -141,16 +144,30 @@ pub fn check_lengths(model: &dyn CausalLm, prompt_tokens: usize, new_tokens: usi
 /// Does the same for a model whose longest sequence has `longest` tokens.
 ///
 /// # Errors
-/// See [`check_lengths`].
+/// See [`check_lengths`]. Lengths that are too large for the model are [`TooLong`].
 pub fn check_lengths_within(longest: usize, prompt_tokens: usize, new_tokens: usize) -> Result<()> {
     ensure!(prompt_tokens > 0, "the prompt is empty: at least one token is needed");
     ensure!(new_tokens > 0, "the number of new tokens is 0: request at least one");
-    ensure!(
-        prompt_tokens.checked_add(new_tokens).is_some_and(|tokens| tokens <= longest),
-        "{prompt_tokens} prompt and {new_tokens} new tokens are more than the model's {longest}"
-    );
-    Ok(())
+    let fits = prompt_tokens.checked_add(new_tokens).is_some_and(|tokens| tokens <= longest);
+    if fits { Ok(()) } else { Err(TooLong { prompt_tokens, new_tokens, longest }.into()) }
 }
+
+/// A generation that is longer than the model's longest sequence.
+#[derive(Debug)]
+pub struct TooLong {
+    prompt_tokens: usize,
+    new_tokens: usize,
+    longest: usize,
+}
+
+impl fmt::Display for TooLong {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { prompt_tokens, new_tokens, longest } = self;
+        write!(f, "{prompt_tokens} prompt and {new_tokens} new tokens are more than the model's {longest}")
+    }
+}
+
+impl std::error::Error for TooLong {}
 
 /// Durations of the parts of one step.
 #[derive(Default)]

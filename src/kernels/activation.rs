@@ -123,12 +123,28 @@ pub enum Decay {
     None,
 }
 
+/// The form of a sine: what damps it, and the bounds of its positive parameters.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Waveform {
+    /// The quantity that damps it.
+    pub decay: Decay,
+    /// Least and largest amplitude, frequency and damping. A parameter outside has the value of the bound, and no gradient.
+    pub bounds: [(f32, f32); 3],
+}
+
+impl From<Decay> for Waveform {
+    /// Without bounds.
+    fn from(decay: Decay) -> Self {
+        Self { decay, bounds: [(f32::NEG_INFINITY, f32::INFINITY); 3] }
+    }
+}
+
 /// Added to frequencies, so that none is 0.
 pub(super) const LEAST_FREQUENCY: f32 = 1e-6;
 
 /// `A·exp(−d·g(z))·sin(f·z)`, with `A` = softplus of the first row of `raw` (3, width), `f` of the second plus a
-/// small constant, `d` of the third (SineParam of psann 2.0.1). Inputs: `z` and the three rows.
-pub(super) struct Sine(pub Decay);
+/// small constant, `d` of the third, each within its bounds (SineParam of psann 2.0.1). Inputs: `z` and the three rows.
+pub(super) struct Sine(pub Waveform);
 
 /// The positive parameters, and their derivatives with respect to the raw ones.
 struct Waves {
@@ -139,18 +155,26 @@ struct Waves {
 }
 
 impl Sine {
-    fn waves(raw: &[&[f32]]) -> Waves {
-        let softplus = |raw: &f32| raw.max(0.0) + (-raw.abs()).exp().ln_1p();
-        let slopes = raw.iter().copied().flatten().map(|raw| 1.0 / (1.0 + (-raw).exp())).collect();
-        let row = |row: usize| raw[row].iter().map(softplus).collect::<Vec<f32>>();
-        let (amplitude, mut frequency, decay) = (row(0), row(1), row(2));
-        frequency.iter_mut().for_each(|frequency| *frequency += LEAST_FREQUENCY);
+    fn waves(&self, raw: &[&[f32]]) -> Waves {
+        let mut slopes = Vec::with_capacity(raw.iter().map(|row| row.len()).sum());
+        let mut row = |row: usize, least: f32| -> Vec<f32> {
+            let (low, high) = self.0.bounds[row];
+            let parameter = |raw: &f32| {
+                let value = raw.max(0.0) + (-raw.abs()).exp().ln_1p() + least;
+                // NaN is not outside, so that it is not hidden.
+                let is_outside = value < low || value > high;
+                slopes.push(if is_outside { 0.0 } else { 1.0 / (1.0 + (-raw).exp()) });
+                value.clamp(low, high)
+            };
+            raw[row].iter().map(parameter).collect()
+        };
+        let (amplitude, frequency, decay) = (row(0, 0.0), row(1, LEAST_FREQUENCY), row(2, 0.0));
         Waves { amplitude, frequency, decay, slopes }
     }
 
     #[inline(always)]
     fn distance(&self, z: f32) -> f32 {
-        match self.0 {
+        match self.0.decay {
             Decay::Abs => z.abs(),
             // Unlike `max`, this keeps NaN.
             Decay::Relu => {
@@ -166,7 +190,7 @@ impl Sine {
 
     #[inline(always)]
     fn slope(&self, z: f32) -> f32 {
-        match self.0 {
+        match self.0.decay {
             // 0 at 0, as in PyTorch.
             Decay::Abs => f32::from(u8::from(z > 0.0)) - f32::from(u8::from(z < 0.0)),
             Decay::Relu => f32::from(u8::from(z > 0.0)),
@@ -218,7 +242,7 @@ impl Row {
         let angles = &mut self.faded;
         angles.iter_mut().zip(z).zip(&waves.frequency).for_each(|((angle, z), f)| *angle = z * f);
         sines(angles, &mut self.sin, &mut self.cos);
-        match sine.0 {
+        match sine.0.decay {
             Decay::Abs => self.fade(waves, z, f32::abs),
             Decay::Relu => self.fade(waves, z, |z| if z < 0.0 { 0.0 } else { z }),
             Decay::None => self.faded.fill(1.0),
@@ -303,7 +327,7 @@ impl Kernel for BackwardRows<'_> {
 
 impl Operation for Sine {
     fn forward(&self, inputs: &[&[f32]], out: &mut [f32]) {
-        let (z, waves) = (inputs[0], Self::waves(&inputs[1..]));
+        let (z, waves) = (inputs[0], self.waves(&inputs[1..]));
         let width = waves.amplitude.len();
         each_part(out, width, |rows, out| {
             let z = &z[rows.start * width..rows.end * width];
@@ -312,7 +336,7 @@ impl Operation for Sine {
     }
 
     fn backward(&self, inputs: &[&[f32]], _: &[f32], grad: Memory, of: &mut [Option<Memory>]) {
-        let (z, waves) = (inputs[0], Self::waves(&inputs[1..]));
+        let (z, waves) = (inputs[0], self.waves(&inputs[1..]));
         let width = waves.amplitude.len();
         let size = CHUNK.div_ceil(width) * width;
         let mut unwanted = Vec::new();

@@ -5,7 +5,7 @@ use anyhow::Result;
 use candle_core::{D, DType, Tensor};
 use candle_nn::ops::sigmoid;
 
-use super::{Attention, Decay, Graph, Mask, Taps, activation::LEAST_FREQUENCY};
+use super::{Attention, Decay, Graph, Mask, Taps, Waveform, activation::LEAST_FREQUENCY};
 
 /// The graph that Candle keeps itself.
 pub(super) struct Composed;
@@ -75,23 +75,25 @@ impl Graph for Composed {
         Ok((value * sigmoid(&gate)?)?)
     }
 
-    fn sine(&mut self, z: &Tensor, [amplitude, frequency, damping]: [&Tensor; 3], decay: Decay) -> Result<Tensor> {
+    fn sine(&mut self, z: &Tensor, [amplitude, frequency, damping]: [&Tensor; 3], form: Waveform) -> Result<Tensor> {
         let wide = wide(z)?;
-        let positive = |raw: &Tensor| -> Result<Tensor> {
+        let positive = |raw: &Tensor, least: f32, (low, high): (f32, f32)| -> Result<Tensor> {
             let raw = raw.to_dtype(wide.dtype())?;
-            Ok((raw.relu()? + (raw.abs()?.neg()?.exp()? + 1.0)?.log()?)?)
+            let value = ((raw.relu()? + (raw.abs()?.neg()?.exp()? + 1.0)?.log()?)? + f64::from(least))?;
+            Ok(if low.is_finite() || high.is_finite() { value.clamp(low, high)? } else { value })
         };
-        let wave = wide.broadcast_mul(&(positive(frequency)? + f64::from(LEAST_FREQUENCY))?)?.sin()?;
-        let distance = match decay {
+        let [of_amplitude, of_frequency, of_damping] = form.bounds;
+        let wave = wide.broadcast_mul(&positive(frequency, LEAST_FREQUENCY, of_frequency)?)?.sin()?;
+        let distance = match form.decay {
             Decay::Abs => Some(wide.abs()?),
             Decay::Relu => Some(wide.relu()?),
             Decay::None => None,
         };
         let wave = match distance {
-            Some(distance) => (wave * distance.broadcast_mul(&positive(damping)?)?.neg()?.exp()?)?,
+            Some(distance) => (wave * distance.broadcast_mul(&positive(damping, 0.0, of_damping)?)?.neg()?.exp()?)?,
             None => wave,
         };
-        Ok(wave.broadcast_mul(&positive(amplitude)?)?.to_dtype(z.dtype())?)
+        Ok(wave.broadcast_mul(&positive(amplitude, 0.0, of_amplitude)?)?.to_dtype(z.dtype())?)
     }
 
     fn depthwise(&mut self, x: &Tensor, taps: Taps) -> Result<Tensor> {

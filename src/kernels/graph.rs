@@ -6,7 +6,7 @@ use anyhow::Result;
 use candle_core::Tensor;
 
 use super::{
-    Attention, Buffers, Decay, Mask, Taps,
+    Attention, Buffers, Mask, Taps, Waveform,
     activation::{Gate, Gelu, Sine},
     attention::{Attend, Sources},
     composed::Composed,
@@ -64,7 +64,7 @@ pub trait Graph {
     fn gate(&mut self, both: &Self::Value) -> Result<Self::Value>;
 
     /// `A·exp(−d·g(z))·sin(f·z)`, with `A`, `f` and `d` the softplus of the rows of `raw`.
-    fn sine(&mut self, z: &Self::Value, raw: [&Tensor; 3], decay: Decay) -> Result<Self::Value>;
+    fn sine(&mut self, z: &Self::Value, raw: [&Tensor; 3], form: Waveform) -> Result<Self::Value>;
 
     /// A depthwise convolution over time.
     fn depthwise(&mut self, x: &Self::Value, taps: Taps) -> Result<Self::Value>;
@@ -239,10 +239,10 @@ impl Graph for Tape {
         self.run(Gate(half), vec![both.clone()], widened(both, half))
     }
 
-    fn sine(&mut self, z: &Value, raw: [&Tensor; 3], decay: Decay) -> Result<Value> {
+    fn sine(&mut self, z: &Value, raw: [&Tensor; 3], form: Waveform) -> Result<Value> {
         Self::same_width(z, &raw)?;
         let inputs = self.weights(z, raw)?;
-        self.run(Sine(decay), inputs, z.dims().to_vec())
+        self.run(Sine(form), inputs, z.dims().to_vec())
     }
 
     fn depthwise(&mut self, x: &Value, taps: Taps) -> Result<Value> {

@@ -28,7 +28,7 @@ mod tape;
 #[cfg(test)]
 mod tests;
 
-pub use activation::Decay;
+pub use activation::{Decay, Waveform};
 pub use attention::{Attention, Positions};
 pub use convolution::{Padding, Taps};
 pub use elementary::{Kernel, exp, vectorised};

@@ -226,8 +226,8 @@ fn operations_of_language_models_are_as_the_compositions() {
                 &[&shape, &[width], &[width], &[width]],
                 network!(1, decay => Decay, |graph, x, w, decay| {
                     // Without decay, its parameter has no part in the result of the composition.
-                    let x = graph.sine(&x[0], [&w[0], &w[1], &w[2]], decay)?;
-                    graph.sine(&x, [&w[0], &w[1], &w[2]], Decay::Abs)
+                    let x = graph.sine(&x[0], [&w[0], &w[1], &w[2]], decay.into())?;
+                    graph.sine(&x, [&w[0], &w[1], &w[2]], Decay::Abs.into())
                 }),
             );
         }
@@ -239,7 +239,7 @@ fn operations_of_language_models_are_as_the_compositions() {
 fn wide_angles_and_missing_numbers_go_through_the_sine() {
     let z = Tensor::new(&[[1e7f32, -3e5], [f32::NAN, 2.0]], &Device::Cpu).expect("numbers");
     let raw = [1f32, 0.5, -30.0].map(|raw| Tensor::new(&[raw, raw], &Device::Cpu).expect("numbers"));
-    let sine = network!(1, () => (), |graph, x, w, none| graph.sine(&x[0], [&w[0], &w[1], &w[2]], Decay::None));
+    let sine = network!(1, () => (), |graph, x, w, none| graph.sine(&x[0], [&w[0], &w[1], &w[2]], Decay::None.into()));
     let all = |z: Tensor| [&[z], &raw[..]].concat();
     let found = numbers(&sine(&all(z.clone())).expect("an output"));
     // f32 times f32, as in the kernel, whose product is rounded before the sine.
@@ -277,7 +277,7 @@ fn gradients_are_finite_differences() {
         &[&[5, 6], &[3, 6], &[3]],
         &network!(1, () => (), |graph, x, w, none| graph.linear(&x[0], &w[0], Some(&w[1]))),
     );
-    let sine = network!(1, () => (), |graph, x, w, none| graph.sine(&x[0], [&w[0], &w[1], &w[2]], Decay::Relu));
+    let sine = network!(1, () => (), |graph, x, w, none| graph.sine(&x[0], [&w[0], &w[1], &w[2]], Decay::Relu.into()));
     check(&[&[5, 6], &[6], &[6], &[6]], &sine);
     let attention = Attention { heads: 2, positions: Positions::Halves, is_causal: false, mask: Mask::new(0.2, 1) };
     let joined = network!(1, attention => Attention, |graph, x, w, options| graph.joined_attention(&x[0], options));

@@ -23,6 +23,8 @@ use crate::{text, tls};
 const ERROR_BODY_BYTES: usize = 2048;
 /// Most bytes of text, and most events, that are kept of an answer.
 const ANSWER_MAX: usize = 16 << 20;
+/// Most tokens that an event may state. Each token of an answer becomes a number in its line.
+const TOKENS_MAX: u64 = 16 << 20;
 /// Longest wait that a server may ask for before another attempt.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(60);
 /// First wait before another attempt when the server names none. It doubles with each attempt.
@@ -290,6 +292,14 @@ struct Usage {
     prompt_tokens_details: Option<PromptDetails>,
 }
 
+impl Usage {
+    /// Every number of tokens in it.
+    fn counts(&self) -> impl Iterator<Item = u64> {
+        let cached = self.prompt_tokens_details.as_ref().and_then(|details| details.cached_tokens);
+        [self.prompt_tokens, self.completion_tokens, cached].into_iter().flatten()
+    }
+}
+
 #[derive(Clone, Deserialize)]
 struct PromptDetails {
     #[serde(default)]
@@ -388,6 +398,11 @@ fn take(item: Item, at_ns: u64, answer: &mut Answer, failed: &mut Option<Failure
     if event.choices.is_none() && event.usage.is_none() {
         let detail = format!("an event is not a completion: {}", shortened(&data));
         *failed = Some(Failure { outcome: Outcome::BadEvent, detail });
+        return;
+    }
+    let stated = event.usage.iter().flat_map(Usage::counts).max();
+    if let Some(stated) = stated.filter(|stated| *stated > TOKENS_MAX) {
+        *failed = Some(Failure { outcome: Outcome::BadEvent, detail: format!("an event states {stated} tokens") });
         return;
     }
     let running = event.usage.as_ref().and_then(|usage| usage.completion_tokens);

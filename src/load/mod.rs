@@ -40,5 +40,6 @@ pub use objective::{Objective, Timed};
 pub use plan::{Plan, Planned, Shape, Shard, Turns};
 pub use prompt::Tokens;
 pub use report::{Latency, Percentile, Report, Summary, merge};
+pub use sse::{Item, Parser};
 pub use tally::{Tally, TokenCounts, Window};
 pub use verdict::{Limits, Verdict};

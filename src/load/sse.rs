@@ -9,9 +9,12 @@ const EVENT_MAX_BYTES: usize = 16 << 20;
 pub enum Item {
     /// An event with its name, empty if it has none, and its data.
     Event {
+        /// The field `event`.
         name: String,
+        /// The fields `data`, joined by line breaks.
         data: String,
     },
+    /// A line that begins with a colon.
     Comment,
     /// The event is not UTF-8.
     NotText,

@@ -671,6 +671,10 @@ measures! {
             unit: MeasureUnit::Loss, missing: Missing::Blank, tables: &[(TableKey::Training, 140, "last loss")],
             ..Row::DATA
         },
+        /// Norm of all gradients in the last measured step, before clipping.
+        gradient_norm: Option<f64> = |m| m.stability.as_ref()?.gradient_norms.last().copied() => Row::DATA,
+        /// Norm of the last measured update divided by that of the weights.
+        update_ratio: Option<f64> = |m| m.stability.as_ref()?.update_ratios.last().copied() => Row::DATA,
     }
 }
 

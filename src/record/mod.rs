@@ -6,6 +6,7 @@
 
 mod baseline;
 pub mod columns;
+mod guarded;
 mod id;
 pub mod measures;
 #[cfg(feature = "cli")]
@@ -14,9 +15,11 @@ mod read;
 mod sink;
 
 pub use baseline::{Estimate, Samples, baseline, baselines, estimates};
+pub use guarded::{GUARDED, Guarded, Note};
 pub use id::{BenchmarkId, Variant, group};
 pub use measures::{Evaluation, Generation, Loading, MeasureUnit, Quality, Serving, Sweep, Tokenizing, Training};
 pub use read::{Read, latest, parse, read};
+pub(crate) use sink::parent_process;
 pub use sink::{RECORDS, Sink, check_writable, temporary_that_stays, write_whole};
 
 use std::{

@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::Record;
+use super::{Guarded, Record};
 pub use crate::files::temporary_that_stays;
 use crate::{files, names::PathName};
 
@@ -151,14 +151,18 @@ fn opened_by(out: &Path, cargo_process: u32) -> Option<String> {
     (opened == OpenedBy { cargo_process }).then_some(newest)
 }
 
+/// The process that started the program. A guard that started this process for it does not count.
 #[cfg(unix)]
-fn parent_process() -> Option<u32> {
-    Some(std::os::unix::process::parent_id())
+pub(crate) fn parent_process() -> Option<u32> {
+    match Guarded::of_this_process() {
+        Some(guarded) => guarded.started_by,
+        None => Some(std::os::unix::process::parent_id()),
+    }
 }
 
 /// On other systems each bench target opens its own run.
 #[cfg(not(unix))]
-fn parent_process() -> Option<u32> {
+pub(crate) fn parent_process() -> Option<u32> {
     None
 }
 

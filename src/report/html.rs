@@ -6,15 +6,17 @@ use super::{
     joined::Joined,
     plot::Plot,
     summary::{Card, Summary},
-    table::{self, Table},
+    table,
+    trained::Trained,
+    write::TRAININGS,
 };
-use crate::text::xml as escaped;
+use crate::text::{self, xml as escaped};
 
 const STYLE: &str = include_str!("page.css");
 const SCRIPT: &str = include_str!("page.js");
 
 /// The page. `files` are the names of the data files beside it.
-pub fn page(title: &str, joined: &Joined, plots: &[Plot], files: &[&str]) -> String {
+pub fn page(title: &str, joined: &Joined, trained: &[Trained], plots: &[Plot], files: &[&str]) -> String {
     let mut body = String::new();
     let _ = writeln!(body, "<main>\n<h1>{}</h1>", escaped(title));
     if let Some(row) = joined.rows.first() {
@@ -30,8 +32,9 @@ pub fn page(title: &str, joined: &Joined, plots: &[Plot], files: &[&str]) -> Str
             escaped(commit)
         );
     }
-    let summary = Summary::new(joined.rows.iter().map(|row| &row.record));
-    first_screen(&mut body, &summary);
+    if !joined.rows.is_empty() {
+        first_screen(&mut body, &Summary::new(joined.rows.iter().map(|row| &row.record)));
+    }
 
     let tables = table::tables(joined.rows.iter().map(|row| &row.record));
     let links = tables.iter().enumerate().map(|(number, table)| {
@@ -39,7 +42,9 @@ pub fn page(title: &str, joined: &Joined, plots: &[Plot], files: &[&str]) -> Str
         let scenario = table.scenario.as_ref().filter(|_| !is_only);
         (format!("#table-{number}"), scenario.map_or(table.title, String::as_str).to_owned())
     });
-    let files = files.iter().map(|file| ((*file).to_owned(), (*file).to_owned()));
+    let folders =
+        trained.iter().map(|one| (format!("{TRAININGS}/{}", text::url(one.name.as_str())), one.name.to_string()));
+    let files = files.iter().map(|file| ((*file).to_owned(), (*file).to_owned())).chain(folders);
     for (label, links) in [("Tables", links.collect::<Vec<_>>()), ("Data", files.collect())] {
         let links: Vec<String> =
             links.iter().map(|(to, text)| format!("<a href=\"{}\">{}</a>", escaped(to), escaped(text))).collect();
@@ -63,10 +68,16 @@ pub fn page(title: &str, joined: &Joined, plots: &[Plot], files: &[&str]) -> Str
             }
             body.push_str("</div>\n");
         }
-        element(&mut body, table, &heading);
+        element(&mut body, &table.rows, table.words, &heading);
         for note in &table.notes {
             let _ = writeln!(body, "<p class=\"note\">{}</p>", escaped(note));
         }
+        body.push_str("</section>\n");
+    }
+    for one in trained {
+        let heading = format!("Training {}", escaped(one.name.as_str()));
+        let _ = writeln!(body, "<section>\n<h2>{heading}</h2>");
+        element(&mut body, &one.rows, 4, &heading);
         body.push_str("</section>\n");
     }
     if !joined.problems.is_empty() {
@@ -135,16 +146,16 @@ fn card(body: &mut String, card: &Card) {
     body.push_str("</div>\n</article>\n");
 }
 
-/// A table that can be sorted. A button in each header makes this possible without a mouse.
-fn element(body: &mut String, table: &Table, name: &str) {
+/// A table that can be sorted, whose first columns hold `words`. A button in each header makes this possible without a mouse.
+fn element(body: &mut String, rows: &[Vec<String>], words: usize, name: &str) {
     let _ = writeln!(body, "<div class=\"wide\" role=\"region\" aria-label=\"{name}\" tabindex=\"0\"><table>");
-    for (index, row) in table.rows.iter().enumerate() {
+    for (index, row) in rows.iter().enumerate() {
         if index < 2 {
             body.push_str(if index == 0 { "<thead>" } else { "</thead><tbody>" });
         }
         body.push_str("<tr>");
         for (column, cell) in row.iter().enumerate() {
-            let class = if column < table.words { " class=\"word\"" } else { "" };
+            let class = if column < words { " class=\"word\"" } else { "" };
             let cell = escaped(cell);
             let _ = match index {
                 0 => write!(body, "<th scope=\"col\"{class}><button type=\"button\">{cell}</button></th>"),

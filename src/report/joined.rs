@@ -107,13 +107,13 @@ pub fn join(records: &Path, criterion_home: &Path) -> Result<Joined> {
     Ok(Joined { rows, problems, is_sandbox })
 }
 
-/// Joins several files of records, such as those of shards. Of a benchmark that is in several files, the last counts.
+/// Joins several files of records, such as those of shards, or none. Of a benchmark that is in several files, the last counts.
 ///
 /// # Errors
 /// When a file cannot be read or contains no record.
 pub fn join_all(files: &[PathBuf], criterion_home: &Path) -> Result<Joined> {
     let parts = files.iter().map(|file| join(file, criterion_home)).collect::<Result<Vec<_>>>()?;
-    let is_sandbox = parts.iter().all(|part| part.is_sandbox);
+    let is_sandbox = !parts.is_empty() && parts.iter().all(|part| part.is_sandbox);
     let mut merged = Joined { rows: Vec::new(), problems: Vec::new(), is_sandbox };
     let mut places = BTreeMap::new();
     for (part, file) in parts.into_iter().zip(files) {

@@ -3,7 +3,8 @@
 //! - [`summary`] is a run at a glance, and [`table`] has the tables of results.
 //! - `dtypes` joins the perplexities of a run with its generations.
 //! - [`joined`] joins the records of a run with Criterion's estimates.
-//! - `write` writes the folder of a report: tables, plots, an HTML page, and the data files that [`columns`] lists.
+//! - `write` writes the folder of a report: tables, plots, an HTML page, and the data files that [`columns`] lists. `trained` reads
+//!   folders of trainings for it.
 //! - [`compare`] compares two runs, `duel` shows the result of measuring two programs in turns, and [`history`] follows a benchmark over many reports.
 //! - [`watch`] draws a run while it is in progress.
 //! - [`export`] writes formats of other tools.
@@ -34,6 +35,8 @@ pub mod sweep;
 pub mod table;
 pub mod text_table;
 #[cfg(feature = "cli")]
+mod trained;
+#[cfg(feature = "cli")]
 mod training;
 #[cfg(feature = "cli")]
 pub mod watch;
@@ -43,5 +46,7 @@ mod write;
 #[cfg(feature = "cli")]
 pub use plot::{Over, latency_over_rate, loss_curve, over_seconds};
 pub use ratios::disturbance;
+#[cfg(feature = "cli")]
+pub use trained::Trained;
 #[cfg(feature = "cli")]
 pub use write::{LOG, write, zip};

@@ -2,14 +2,16 @@
 
 use std::fmt::Write;
 
-use super::{joined::Joined, plot::Plot, summary::Summary, table, text_table::markdown};
+use super::{
+    joined::Joined, plot::Plot, summary::Summary, table, text_table::markdown, trained::Trained, write::TRAININGS,
+};
 use crate::text;
 
 /// Characters of a full bar.
 const BAR: usize = 10;
 
 /// The text of `README.md`. The plots are files beside it.
-pub fn readme(title: &str, joined: &Joined, plots: &[Plot]) -> String {
+pub fn readme(title: &str, joined: &Joined, trained: &[Trained], plots: &[Plot]) -> String {
     let mut text = format!("# {}\n\n", text::markdown(title));
     if let Some(row) = joined.rows.first() {
         let (machine, software) = (&row.record.machine, &row.record.software);
@@ -25,11 +27,18 @@ pub fn readme(title: &str, joined: &Joined, plots: &[Plot]) -> String {
             text::markdown(&row.record.run)
         );
     }
-    first_screen(&mut text, &Summary::new(joined.rows.iter().map(|row| &row.record)));
-    text.push_str(
-        "`cargo bench` and `candlepower report` made this report. The settings are in `environment.yaml`, and the results in \
-         [`results.csv`](results.csv). [`index.html`](index.html) has the same tables, sortable.\n\n",
-    );
+    if joined.rows.is_empty() {
+        text.push_str(
+            "`candlepower report` made this report. [`index.html`](index.html) has the same tables, sortable.\n\n",
+        );
+    } else {
+        first_screen(&mut text, &Summary::new(joined.rows.iter().map(|row| &row.record)));
+        text.push_str(
+            "`cargo bench` and `candlepower report` made this report. The settings are in `environment.yaml`, and the results in \
+             [`results.csv`](results.csv). [`index.html`](index.html) has the same tables, sortable.\n\n",
+        );
+    }
+    trainings(&mut text, trained);
     let tables = table::tables(joined.rows.iter().map(|row| &row.record));
     for (number, table) in tables.iter().enumerate() {
         let _ = write!(text, "## {}\n\n{}\n", text::markdown(&table.heading()), table.markdown());
@@ -61,6 +70,23 @@ pub fn readme(title: &str, joined: &Joined, plots: &[Plot]) -> String {
         }
     }
     text
+}
+
+/// A table and the loss curves of each folder of trainings.
+fn trainings(text: &mut String, trained: &[Trained]) {
+    for one in trained {
+        let name = text::markdown(one.name.as_str());
+        let _ = writeln!(text, "## Training {name}\n");
+        if let Some(machine) = &one.machine {
+            let cpu = text::markdown(machine.gpu.as_ref().map_or(&machine.cpu, |gpu| &gpu.name));
+            let _ = writeln!(text, "On {cpu}, {} threads. The files are in `{TRAININGS}/{name}`.\n", machine.threads);
+        }
+        let _ = writeln!(text, "{}", markdown(&one.rows, 4));
+        for curve in one.curves() {
+            let path: Vec<_> = curve.iter().map(|part| text::url(&part.to_string_lossy())).collect();
+            let _ = writeln!(text, "![Loss]({TRAININGS}/{}/{})\n", text::url(one.name.as_str()), path.join("/"));
+        }
+    }
 }
 
 /// The limits of the machine, the counts, and one row for each model and engine.

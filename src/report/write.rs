@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use zip::{ZipWriter, write::SimpleFileOptions};
@@ -19,7 +19,9 @@ use super::{
     joined::{Joined, Row},
     plot::plots,
     readme::readme,
-    table, training,
+    table,
+    trained::Trained,
+    training,
 };
 use crate::{
     files::{is_temporary, read_limited},
@@ -38,13 +40,19 @@ const LOG_MAX_BYTES: u64 = 1 << 30;
 
 const LOG_HEAD: &str = "# Generation log\n";
 
+/// Folder of the files of trainings in a report.
+pub const TRAININGS: &str = "trainings";
+
 /// Writes `<root>/<machine>/<utc>/` and a row of the machine's log, and returns the folder.
 ///
 /// # Errors
-/// When the folder cannot be written to.
-pub fn write(joined: &Joined, root: &Path, now: DateTime<Utc>) -> Result<PathBuf> {
-    let first = joined.rows.first().context("a report needs at least one benchmark")?;
-    let machine: PathName = first.record.machine.name.parse().context("the machine's name")?;
+/// When there is neither a benchmark nor a training that names its machine, two trainings have one name, or the folder cannot
+/// be written to.
+pub fn write(joined: &Joined, trained: &[Trained], root: &Path, now: DateTime<Utc>) -> Result<PathBuf> {
+    let of_rows = joined.rows.iter().map(|row| &row.record.machine);
+    let machine = of_rows.chain(trained.iter().filter_map(|trained| trained.machine.as_ref())).next();
+    let machine = machine.context("a report needs a benchmark, or a training whose metrics.json names its machine")?;
+    let machine: PathName = machine.name.parse().context("the machine's name")?;
     let reports = root.join(&machine);
     fs::create_dir_all(&reports).with_context(|| format!("{} could not be created", root.display()))?;
     // The folder gets its name only when it is complete.
@@ -54,13 +62,14 @@ pub fn write(joined: &Joined, root: &Path, now: DateTime<Utc>) -> Result<PathBuf
     let plots = plots(&joined.rows);
 
     let records: Vec<&Record> = joined.rows.iter().map(|row| &row.record).collect();
-    let mut data = vec![
-        ("results.csv", columns::csv(&results(), &joined.rows)?),
-        ("results.parquet", columns::parquet(&results(), &joined.rows)?),
-        ("results.jsonl", jsonl(&joined.rows)?),
-        ("environment.yaml", environment(joined, first)?.into_bytes()),
-    ];
-    data.extend(training::files(&records)?);
+    let mut data = Vec::new();
+    if let Some(first) = joined.rows.first() {
+        data.push(("results.csv", columns::csv(&results(), &joined.rows)?));
+        data.push(("results.parquet", columns::parquet(&results(), &joined.rows)?));
+        data.push(("results.jsonl", jsonl(&joined.rows)?));
+        data.push(("environment.yaml", environment(joined, first)?.into_bytes()));
+        data.extend(training::files(&records)?);
+    }
     for (name, content) in &data {
         write_whole(&filling.path().join(name), content)?;
     }
@@ -69,9 +78,21 @@ pub fn write(joined: &Joined, root: &Path, now: DateTime<Utc>) -> Result<PathBuf
         write_whole(&file, plot.file_svg().as_bytes())?;
         write_whole(&file.with_extension("png"), &plot.png()?)?;
     }
-    write_whole(&filling.path().join("README.md"), readme(&title, joined, &plots).as_bytes())?;
+    for (number, one) in trained.iter().enumerate() {
+        ensure!(
+            trained[..number].iter().all(|other| other.name != one.name),
+            "two folders of trainings are named {}: make a report of each, or rename one",
+            one.name
+        );
+        for (below, content) in &one.files {
+            let file = filling.path().join(TRAININGS).join(&one.name).join(below);
+            file.parent().map_or(Ok(()), fs::create_dir_all).context("a folder could not be created")?;
+            write_whole(&file, content)?;
+        }
+    }
+    write_whole(&filling.path().join("README.md"), readme(&title, joined, trained, &plots).as_bytes())?;
     let files: Vec<&str> = data.iter().map(|(name, _)| *name).collect();
-    let page = html::page(&title, joined, &plots, &files);
+    let page = html::page(&title, joined, trained, &plots, &files);
     write_whole(&filling.path().join("index.html"), page.as_bytes())?;
 
     let folder = named_by_time(filling.keep(), &reports, now)?;
@@ -103,16 +124,25 @@ fn named_by_time(filled: PathBuf, reports: &Path, now: DateTime<Utc>) -> Result<
 pub fn zip(folder: &Path) -> Result<PathBuf> {
     let name = folder.file_name().context("a report's folder has a name")?.to_string_lossy().into_owned();
     let mut archive = ZipWriter::new(Cursor::new(Vec::new()));
-    let mut files: Vec<PathBuf> = fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
-    files.sort();
-    for file in files {
-        let inside = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        archive.start_file(format!("{name}/{inside}"), SimpleFileOptions::default())?;
+    for file in files_below(folder)? {
+        let inside: Vec<_> = file.strip_prefix(folder)?.iter().map(|part| part.to_string_lossy()).collect();
+        archive.start_file(format!("{name}/{}", inside.join("/")), SimpleFileOptions::default())?;
         archive.write_all(&fs::read(&file).with_context(|| format!("{} could not be read", file.display()))?)?;
     }
     let file = folder.with_extension("zip");
     write_whole(&file, archive.finish()?.get_ref())?;
     Ok(file)
+}
+
+/// All files of a report, sorted.
+fn files_below(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.is_dir() { files.extend(files_below(&path)?) } else { files.push(path) }
+    }
+    files.sort();
+    Ok(files)
 }
 
 fn jsonl(rows: &[Row]) -> Result<Vec<u8>> {

@@ -175,8 +175,8 @@ pub enum State<'a> {
 }
 
 /// Runs every combination of a shard of a grid in training and in forecasting, and appends a record of each to the
-/// session's run. Skips benchmarks that the run has already measured, and tries those again that failed. A benchmark that
-/// fails becomes a record with the reason.
+/// session's run. Skips benchmarks that the run has already measured, and tries those again that failed under an earlier guard.
+/// A benchmark that fails becomes a record with the reason.
 ///
 /// # Errors
 /// Returns an error if the grid is empty, the run was begun with another grid, or records cannot be read or written.
@@ -201,10 +201,12 @@ pub fn sweep(
         let scenario = SWEEP.key(phase);
         let subject = series_subject(combination, grid);
         let id = BenchmarkId::new(scenario, &subject);
-        if done.contains(&id.to_string()) {
+        let name = id.to_string();
+        if done.contains(&name) || session.done_before(&name).is_some() {
             progress(Progress { number, total, id: &id, state: State::DoneBefore });
             continue;
         }
+        session.note(scenario, &subject);
         let ran = caught(|| {
             session.prepare()?;
             let mut workload = Box::new(SeriesWorkload::new(combination, phase, grid)?);

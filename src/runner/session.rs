@@ -9,18 +9,22 @@ use std::{
     thread,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use candle_core::Device;
 use chrono::{SecondsFormat, Utc};
 
-use super::observe::{Observation, Surroundings};
+use super::{
+    guard,
+    observe::{Observation, Surroundings},
+};
 use crate::{
     error::one_line,
+    generate::TooLong,
     kernels::{inference, system::set_variable},
     measure::{Gauge, gpu, machine, memory},
     names::PathName,
     peer::Unsupported,
-    record::{self, BenchmarkId, Machine, Record, SCHEMA, Sink, Software, Status},
+    record::{self, BenchmarkId, Guarded, Machine, Note, RECORDS, Record, SCHEMA, Sink, Software, Status},
     settings::{Settings, most_threads},
     workload::{Measured, Outcome},
 };
@@ -39,6 +43,10 @@ pub struct Session {
     gauge: OnceCell<Rc<Gauge>>,
     /// Opened with the first record, so that a list or a smoke test creates no folder.
     sink: Option<Sink>,
+    /// The guard of this process.
+    guarded: Option<Guarded>,
+    /// Records of the processes that the guard started before this one, by id.
+    before: BTreeMap<String, Record>,
 }
 
 impl Session {
@@ -66,6 +74,8 @@ impl Session {
             settings,
             gauge: OnceCell::new(),
             sink: None,
+            guarded: None,
+            before: BTreeMap::new(),
         })
     }
 
@@ -78,6 +88,37 @@ impl Session {
     #[must_use]
     pub fn with_command(self, command: String) -> Self {
         Self { command: Some(command), ..self }
+    }
+
+    /// Notes each benchmark for the guard of this process, and ends with the guard.
+    ///
+    /// # Errors
+    /// Returns an error if the records of an earlier process cannot be read.
+    pub fn with_guard(mut self, guarded: Option<Guarded>) -> Result<Self> {
+        if let Some(guarded) = &guarded {
+            guard::end_with_guard().context("a thread could not be started")?;
+            if let Some(run) = &self.settings.run {
+                let done = guarded.done(&self.settings.out.join(run).join(RECORDS))?;
+                self.before = done.into_iter().map(|record| (record.id.clone(), record)).collect();
+            }
+        }
+        Ok(Self { guarded, ..self })
+    }
+
+    /// The record of a benchmark that an earlier process of the guard has kept.
+    pub fn done_before(&self, id: &str) -> Option<&Record> {
+        self.before.get(id)
+    }
+
+    /// Notes a benchmark that is about to be prepared or warmed up. If it ends the process, the guard keeps its record. A note
+    /// that cannot be written leaves the benchmark without a guard.
+    pub fn note(&self, scenario: &str, subject: &record::Subject) {
+        let Some(guarded) = &self.guarded else { return };
+        let outcome = Outcome::failed(anyhow!("it ended the process that measured it"));
+        let mut record = self.record(scenario, subject.clone(), outcome, None);
+        let run = self.sink.as_ref().map(Sink::run).or(self.settings.run.as_deref());
+        record.run = run.unwrap_or_default().to_owned();
+        let _ = guarded.write(&Note { out: self.settings.out.clone(), record });
     }
 
     /// The open device of the settings.
@@ -121,7 +162,9 @@ impl Session {
         let (status, reason, measures, mut unmeasured) = match outcome.measured {
             Ok(Measured { measures, unmeasured }) => (Status::Measured, None, Some(measures), unmeasured),
             Err(error) => {
-                let status = if error.is::<Unsupported>() { Status::Excluded } else { Status::Failed };
+                // The benchmark is not for this subject.
+                let is_excluded = error.is::<Unsupported>() || error.is::<TooLong>();
+                let status = if is_excluded { Status::Excluded } else { Status::Failed };
                 (status, Some(one_line(&format!("{error:#}"))), None, BTreeMap::new())
             }
         };
@@ -183,7 +226,11 @@ impl Session {
         };
         let sink = self.sink.insert(sink);
         record.run = sink.run().to_owned();
-        sink.append(record)
+        sink.append(record)?;
+        if let Some(guarded) = &self.guarded {
+            guarded.clear();
+        }
+        Ok(())
     }
 
     /// The file of records, once it exists.

@@ -111,15 +111,19 @@ fn mean(iterations: &[Iteration]) -> Iteration {
     Iteration { time: time / iterations.len().max(1) as u32, peak_bytes }
 }
 
-/// Takes the samples of all members in turns. `run` runs a part of a sample and returns its window. A member that fails takes
-/// no part in later slices, and the others go on.
+/// Takes the samples of all members in turns. `begin` is called before a member warms up. `run` runs a part of a sample and
+/// returns its window. A member that fails takes no part in later slices, and the others go on.
 pub fn take(
     members: Vec<Result<Box<dyn Workload>>>,
     plan: Plan,
+    mut begin: impl FnMut(usize),
     mut run: impl FnMut(&mut dyn FnMut()) -> Window,
 ) -> Vec<Result<Turn>> {
-    let mut turns: Vec<Result<Turn>> =
-        members.into_iter().map(|workload| workload.and_then(|workload| Turn::warm_up(workload, plan))).collect();
+    let mut warm_up = |(member, workload): (usize, Result<Box<dyn Workload>>)| {
+        begin(member);
+        Turn::warm_up(workload?, plan)
+    };
+    let mut turns: Vec<Result<Turn>> = members.into_iter().enumerate().map(&mut warm_up).collect();
     let count = turns.len();
     // All members have equally many slices, so that each slice of one has its pair.
     let slices = turns.iter().flatten().map(|turn| turn.slices).min().unwrap_or(1);
@@ -263,7 +267,7 @@ mod tests {
     fn every_round_starts_with_another_member() {
         let machine = machine(|_| 1.0);
         let members = (0..3).map(|number| member(&machine, number, 100)).collect();
-        let turns = take(members, Plan { samples: 4, ..PLAN }, window);
+        let turns = take(members, Plan { samples: 4, ..PLAN }, |_| (), window);
         assert!(turns.iter().all(|turn| turn.as_ref().is_ok_and(|turn| turn.samples.len() == 4)));
         let warm_up = [0, 1, 2];
         let rounds = [[0, 1, 2], [1, 2, 0], [2, 0, 1], [0, 1, 2]].concat();
@@ -274,7 +278,7 @@ mod tests {
     fn samples_are_as_long_as_planned() {
         let machine = machine(|_| 1.0);
         let plan = Plan { warm_up: Duration::from_millis(250), measuring: Duration::from_millis(3000), ..PLAN };
-        let turns = take(vec![member(&machine, 0, 100), member(&machine, 1, 1000)], plan, window);
+        let turns = take(vec![member(&machine, 0, 100), member(&machine, 1, 1000)], plan, |_| (), window);
         let counts: Vec<Vec<usize>> = turns.into_iter().map(|turn| turn.expect("it works").into_workload().1).collect();
         assert_eq!(counts, [vec![3; 10], vec![1; 10]]);
         let warm_up = [0, 0, 0, 1];
@@ -295,7 +299,7 @@ mod tests {
     fn long_samples_are_taken_in_slices() {
         let machine = machine(|_| 1.0);
         let plan = Plan { measuring: Duration::from_millis(240), samples: 2, ..PLAN };
-        let turns = take(vec![member(&machine, 0, 20), member(&machine, 1, 40)], plan, window);
+        let turns = take(vec![member(&machine, 0, 20), member(&machine, 1, 40)], plan, |_| (), window);
         let turns: Vec<&Turn> = turns.iter().map(|turn| turn.as_ref().expect("it works")).collect();
         // Three slices of 40 ms in each sample of 120 ms.
         let rounds = [[0, 0, 1], [1, 0, 0], [0, 0, 1], [1, 0, 0], [0, 0, 1], [1, 0, 0]].concat();
@@ -310,7 +314,7 @@ mod tests {
     #[test]
     fn a_machine_that_slows_down_leaves_the_ratio() {
         let machine = machine(|now| if now < Duration::from_millis(1100) { 1.0 } else { 0.5 });
-        let turns = take(vec![member(&machine, 0, 110), member(&machine, 1, 100)], PLAN, window);
+        let turns = take(vec![member(&machine, 0, 110), member(&machine, 1, 100)], PLAN, |_| (), window);
         let [slower, faster] = turns.as_slice() else { panic!("two members") };
         let (slower, faster) = (slower.as_ref().expect("it works"), faster.as_ref().expect("it works"));
         assert!(slower.means()[9].time > slower.means()[0].time, "the machine did slow down");
@@ -323,7 +327,7 @@ mod tests {
     #[test]
     fn a_program_against_itself_gives_one() {
         let machine = machine(|now| 1.0 + 0.5 * (now.as_secs_f64()).sin());
-        let turns = take(vec![member(&machine, 0, 20), member(&machine, 1, 20)], PLAN, window);
+        let turns = take(vec![member(&machine, 0, 20), member(&machine, 1, 20)], PLAN, |_| (), window);
         let turns: Vec<&Turn> = turns.iter().map(|turn| turn.as_ref().expect("it works")).collect();
         let ratio = ratio(turns[0], turns[1], Counterpart::ActiveTwin, "itself").expect("pairs");
         assert!((ratio.ratio - 1.0).abs() < 0.01 && ratio.low <= 1.0 && ratio.high >= 1.0, "{ratio:?}");
@@ -340,7 +344,7 @@ mod tests {
             let subject = Rc::new(RefCell::new(subject));
             Ok(Box::new(GenerationWorkload::new(subject, 0, vec![vec![1, 2, 3]], request, DeviceChoice::Cpu)?))
         };
-        let turns = take(vec![dense(), dense()], Plan { samples: 20, ..PLAN }, window);
+        let turns = take(vec![dense(), dense()], Plan { samples: 20, ..PLAN }, |_| (), window);
         let turns: Vec<&Turn> = turns.iter().map(|turn| turn.as_ref().expect("it works")).collect();
         let ratios: Vec<f64> =
             turns[0].slice_ms.iter().zip(&turns[1].slice_ms).map(|(one, other)| one / other).collect();
@@ -358,7 +362,7 @@ mod tests {
             Ok(Box::new(failing) as Box<dyn Workload>),
             Err(anyhow::anyhow!("it cannot be loaded")),
         ];
-        let turns = take(members, PLAN, window);
+        let turns = take(members, PLAN, |_| (), window);
         assert!(turns[0].as_ref().is_ok_and(|turn| turn.samples.len() == 10));
         let errors = turns[1..].iter().map(|turn| turn.as_ref().err().expect("a failure").to_string());
         assert_eq!(errors.collect::<Vec<_>>(), ["member 1 fails", "it cannot be loaded"]);

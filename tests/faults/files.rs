@@ -37,6 +37,27 @@ fn huge(path: &Path) {
     File::create(path).and_then(|file| file.set_len(1 << 40)).expect("a sparse file");
 }
 
+/// All of them, and a part of the error.
+pub const PUTS: [(Put, &str); 4] = [
+    (fifo, "not a regular file"),
+    (endless, "not a regular file"),
+    (folder, "not a regular file"),
+    (huge, "larger than"),
+];
+
+const RUN: &[&str] = &["run", "--model", "path:.", "--prompt-tokens", "4"];
+
+/// Files, and commands that read them.
+pub const READ: [(&str, &[&str]); 7] = [
+    ("config.json", RUN),
+    ("tokenizer.json", RUN),
+    ("candlepower.toml", &["list"]),
+    ("sweep.yaml", &["sweep", "--config", "sweep.yaml"]),
+    ("train.yaml", &["train", "--config", "train.yaml"]),
+    ("nightly.json", &["nightly", "nightly.json"]),
+    ("corpus.txt", &["train", "--corpus", "corpus.txt"]),
+];
+
 fn checkpoint() -> TempDir {
     let folder = tempfile::tempdir().expect("a folder");
     for file in ["config.json", "tokenizer.json", "model.safetensors"] {
@@ -48,23 +69,8 @@ fn checkpoint() -> TempDir {
 #[test]
 #[cfg(unix)]
 fn what_is_not_a_file_of_a_size_is_not_read() {
-    let model = ["run", "--model", "path:.", "--prompt-tokens", "4"];
-    let puts: [(Put, &str); 4] = [
-        (fifo, "not a regular file"),
-        (endless, "not a regular file"),
-        (folder, "not a regular file"),
-        (huge, "larger than"),
-    ];
-    for (put, part) in puts {
-        for (file, args) in [
-            ("config.json", &model[..]),
-            ("tokenizer.json", &model),
-            ("candlepower.toml", &["list"]),
-            ("sweep.yaml", &["sweep", "--config", "sweep.yaml"]),
-            ("train.yaml", &["train", "--config", "train.yaml"]),
-            ("nightly.json", &["nightly", "nightly.json"]),
-            ("corpus.txt", &["train", "--corpus", "corpus.txt"]),
-        ] {
+    for (put, part) in PUTS {
+        for (file, args) in READ {
             let at = checkpoint();
             let path = at.path().join(file);
             let _ = fs::remove_file(&path);

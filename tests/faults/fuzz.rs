@@ -1,5 +1,5 @@
-//! Mutations of the files that others may have made: `config.json`, headers of safetensors and of GGUF files, records, and YAML. No reader may
-//! panic, hang, or answer in more than its lines.
+//! Mutations of the files that others may have made: `config.json`, headers of safetensors and of GGUF files, records, and YAML.
+//! No reader may panic, hang, or answer in more than its lines. `connections` does the same to what comes over a network.
 //!
 //! Each target runs the files of `tests/faults/corpus`, then seeded mutations for two seconds, or for as long as
 //! `FUZZ_SECONDS` says. A failure names its seed and leaves the input in the system's folder for temporary files; a copy in
@@ -24,11 +24,11 @@ use candlepower::{
 use rand::{Rng, RngExt, SeedableRng, rngs::ChaCha8Rng};
 
 /// Longest time for one input.
-const LONGEST: Duration = Duration::from_secs(20);
+pub const LONGEST: Duration = Duration::from_secs(20);
 
 const FIXTURE: &str = "fixtures/generation/llama-gqa-tied";
 
-fn seconds() -> u64 {
+pub fn seconds() -> u64 {
     std::env::var("FUZZ_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(2)
 }
 
@@ -61,7 +61,7 @@ const HARD: [&[u8]; 24] = [
 ];
 
 /// Changes a few places of an input.
-fn mutated(input: &[u8], random: &mut ChaCha8Rng) -> Vec<u8> {
+pub fn mutated(input: &[u8], random: &mut ChaCha8Rng) -> Vec<u8> {
     let mut output = input.to_vec();
     for _ in 0..random.random_range(1..=4) {
         let place = random.random_range(0..=output.len());
@@ -89,14 +89,20 @@ fn mutated(input: &[u8], random: &mut ChaCha8Rng) -> Vec<u8> {
     output
 }
 
-/// Runs the corpus and mutations of it and of the `seeds` through a reader.
-fn fuzz(target: &str, seeds: &[Vec<u8>], read: impl Fn(&[u8])) {
+/// The files of a target's corpus.
+pub fn corpus(target: &str) -> Vec<Vec<u8>> {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/faults/corpus").join(target);
     let mut files: Vec<PathBuf> =
         fs::read_dir(&corpus).expect("a corpus").map(|entry| entry.expect("an entry").path()).collect();
     files.sort();
     assert!(!files.is_empty(), "{target} has no corpus");
-    let mut inputs: Vec<Vec<u8>> = files.iter().map(|file| fs::read(file).expect("a file")).collect();
+    files.iter().map(|file| fs::read(file).expect("a file")).collect()
+}
+
+/// Runs the corpus and mutations of it and of the `seeds` through a reader.
+pub fn fuzz(target: &str, seeds: &[Vec<u8>], read: impl Fn(&[u8])) {
+    let mut inputs = corpus(target);
+    let files = inputs.len();
     inputs.extend_from_slice(seeds);
     let run = |input: &[u8], about: &str| {
         let started = Instant::now();
@@ -118,7 +124,7 @@ fn fuzz(target: &str, seeds: &[Vec<u8>], read: impl Fn(&[u8])) {
         run(&mutated(&input, &mut random), &format!("seed {count}"));
         count += 1;
     }
-    println!("{target}: {} files and {count} mutations", files.len());
+    println!("{target}: {files} files and {count} mutations");
     assert!(count > 0);
 }
 
@@ -237,7 +243,7 @@ fn records_of_others() {
         }
         if let Ok(joined) = joined::join(&file, &folder.path().join("criterion")) {
             let to = tempfile::tempdir().expect("a folder");
-            match candlepower::report::write(&joined, to.path(), chrono::Utc::now()) {
+            match candlepower::report::write(&joined, &[], to.path(), chrono::Utc::now()) {
                 Ok(written) => assert!(written.starts_with(to.path()) && written.is_dir()),
                 Err(error) => is_line(&error),
             }

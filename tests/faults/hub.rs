@@ -100,12 +100,12 @@ fn names_from_a_server_do_not_leave_the_cache() {
     }
 }
 
-#[test]
-fn what_a_hub_does_not_send_is_told_apart() {
+/// Broken answers to the request for the description and to those for files, and a part of the error.
+pub fn broken() -> [(Answer, Answer, &'static str); 19] {
     let file = |body: &[u8]| reply(200, &[("ETag", "\"e\"")], body);
     let json = |text: &str| reply(200, &[], text.as_bytes());
     let to = |location: &str| reply(302, &[("Location", location)], b"");
-    for (of_info, of_files, part) in [
+    [
         (json("<!DOCTYPE html><p>Sign in"), file(b"{}"), "sent a page of HTML instead of its description"),
         (json("[1, 2]"), file(b"{}"), "JSON of another shape"),
         (json("{\"sha\": 5}"), file(b"{}"), "JSON of another shape"),
@@ -125,7 +125,12 @@ fn what_a_hub_does_not_send_is_told_apart() {
         (info(), Answer::Bytes(head(200, &[("ETag", "\"e\"")], Some(1 << 60))), "larger than"),
         (info(), Answer::Endless(head(200, &[("ETag", "\"e\"")], None)), "larger than"),
         (Answer::Endless(head(200, &[], None)), file(b"{}"), "larger than"),
-    ] {
+    ]
+}
+
+#[test]
+fn what_a_hub_does_not_send_is_told_apart() {
+    for (of_info, of_files, part) in broken() {
         let own = Stage::start(move |path| if path == INFO { of_info.clone() } else { of_files.clone() });
         let error = error(&own.endpoint, "");
         assert!(error.contains(part) && error.starts_with("a/b"), "{part}: {error}");
@@ -147,18 +152,23 @@ fn names_of_files_are_shown_without_escape_sequences() {
     assert!(error.contains("only \\u{1b}]0;owned\\u{7}\\n.bin"), "{error}");
 }
 
-#[test]
-fn a_hub_that_lets_wait_is_given_up() {
+/// Answers that do not end, and a part of the error.
+pub fn slow() -> [(Answer, Answer, &'static str); 6] {
     let slow_head = Answer::Drip(Vec::new(), head(200, &[("X", &"x".repeat(1000))], None));
     let file_head = head(200, &[("ETag", "\"e\"")], Some(5000));
-    for (of_info, of_files, part) in [
+    [
         (Answer::Silence, Answer::Silence, "did not answer within 400ms"),
         (slow_head.clone(), Answer::Silence, "did not answer within 400ms"),
         (info(), Answer::Silence, "did not answer within 400ms"),
         (info(), slow_head, "did not answer within 400ms"),
         (Answer::Drip(head(200, &[], Some(5000)), b" ".to_vec()), Answer::Silence, "less than 1 KiB/s"),
         (info(), Answer::Drip(file_head, b" ".to_vec()), "less than 1 KiB/s"),
-    ] {
+    ]
+}
+
+#[test]
+fn a_hub_that_lets_wait_is_given_up() {
+    for (of_info, of_files, part) in slow() {
         let own = Stage::start(move |path| if path == INFO { of_info.clone() } else { of_files.clone() });
         let error = error(&own.endpoint, "");
         assert!(error.contains(part), "{part}: {error}");

@@ -335,7 +335,8 @@ fn a_sweep_killed_at_a_record_loses_that_record_alone() {
     let arguments: Vec<&str> = SMALL_SWEEP.iter().map(|text| if *text == "8" { "8,12" } else { text }).collect();
     // A record is longer than 3 blocks and shorter than 6 of them.
     let output = output(&mut limited(folder.path(), "ulimit -f 10", &arguments));
-    assert!(output.status.code().is_none(), "{}", stderr(&output));
+    const SIGXFSZ: i32 = 25;
+    assert_eq!(output.status.code(), Some(128 + SIGXFSZ), "{}", stderr(&output));
     let file = folder.path().join("target/candlepower/r/records.jsonl");
     let torn = fs::read(&file).expect("records");
     let whole = torn.split(|byte| *byte == b'\n').filter(|line| serde_json::from_slice::<Record>(line).is_ok()).count();
@@ -345,6 +346,61 @@ fn a_sweep_killed_at_a_record_loses_that_record_alone() {
     assert_eq!(stderr(&output).matches("done before").count(), whole);
     let read = candlepower::record::read(&file).expect("records");
     assert_eq!((read.records.len(), read.problems.len()), (4, 1), "{:?}", read.problems);
+}
+
+/// A sweep of two benchmarks that take seconds, and the id of the process that measures them.
+#[cfg(target_os = "linux")]
+fn long_sweep(folder: &Path) -> (Vec<&'static str>, std::process::Child, u32) {
+    let mut arguments = SMALL_SWEEP.to_vec();
+    let steps = arguments.iter().position(|argument| *argument == "--steps").expect("a number of steps");
+    arguments[steps + 1] = "4000";
+    arguments.extend(["--log-every-n-steps", "10"]);
+    let log = folder.join("log");
+    let mut command = candlepower(folder);
+    command.args(&arguments).stdout(Stdio::null()).stderr(fs::File::create(&log).expect("a file"));
+    let child = command.spawn().expect("it starts");
+    wait_for("a step", || fs::read_to_string(&log).is_ok_and(|log| log.contains(": step ")));
+    let parent_of = |id: u32| -> Option<u32> {
+        let stat = fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
+        stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
+    };
+    let ids = fs::read_dir("/proc").expect("processes").flatten();
+    let ids = ids.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let measuring = ids.into_iter().find(|id| parent_of(*id) == Some(child.id())).expect("a process");
+    (arguments, child, measuring)
+}
+
+/// A signal stands for a failed allocation, which aborts the process, and for a system without memory, which kills it.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_combination_that_ends_its_process_leaves_the_others() {
+    for (signal, name) in [("-ABRT", "SIGABRT"), ("-KILL", "SIGKILL")] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (arguments, mut child, measuring) = long_sweep(folder.path());
+        assert!(Command::new("kill").args([signal, &measuring.to_string()]).status().expect("kill").success());
+        assert_eq!(child.wait().expect("it ends").code(), Some(1));
+        let records = records_of(folder.path(), "r");
+        let [failed, measured] = records.as_slice() else { panic!("{records:?}") };
+        assert_eq!((failed.status, measured.status), (Status::Failed, Status::Measured));
+        let expected = format!("the process that measured it was ended by {name}");
+        assert!(failed.reason.as_ref().is_some_and(|reason| reason.starts_with(&expected)), "{:?}", failed.reason);
+        succeeds(folder.path(), &arguments);
+        let file = folder.path().join("target/candlepower/r/records.jsonl");
+        let read = candlepower::record::latest(&file).expect("records");
+        assert!(read.records.len() == 2 && read.records.iter().all(|record| record.status == Status::Measured));
+    }
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn the_process_that_measures_ends_with_the_one_that_guards_it() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (_, mut child, measuring) = long_sweep(folder.path());
+    child.kill().expect("killed");
+    child.wait().expect("it ended");
+    let state = || fs::read_to_string(format!("/proc/{measuring}/stat")).unwrap_or_default();
+    wait_for("its end", || state().is_empty() || state().contains(") Z"));
+    assert_eq!(records_of(folder.path(), "r").len(), 0);
 }
 
 #[test]

@@ -2,6 +2,8 @@
 //! the folders that a command was given is written or removed.
 
 mod command;
+mod connections;
+mod count;
 mod files;
 mod fuzz;
 mod hub;

@@ -82,6 +82,12 @@ fn each_hostile_stream_has_its_class() {
         Outcome::BadEvent
     );
     assert_eq!(
+        class("more tokens than memory", |_, s| {
+            head(s) && chunk(s, text_event("a").as_bytes()) && chunk(s, usage_event(1, u64::MAX).as_bytes()) && done(s)
+        }),
+        Outcome::BadEvent
+    );
+    assert_eq!(
         class("bytes that are no text", |_, s| head(s) && chunk(s, b"data: \xff\xfe\n\n") && done(s)),
         Outcome::BadEvent
     );

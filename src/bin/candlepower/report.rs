@@ -11,7 +11,8 @@ use candlepower::{
     error::nearest,
     output,
     record::{self, RECORDS, Record},
-    report, runner,
+    report::{self, Trained},
+    runner,
     settings::{Settings, criterion_home},
 };
 use chrono::Utc;
@@ -19,7 +20,8 @@ use clap::Args;
 
 #[derive(Args)]
 pub struct Report {
-    /// Names of runs, their folders, or files of records, such as those of shards [default: the last run]
+    /// Names of runs, their folders, files of records, such as those of shards, or folders of trainings and shoot-outs
+    /// [default: the last run]
     runs: Vec<String>,
     /// Folder of reports; the report goes into a folder named after the machine
     #[arg(long, default_value = "target-reports")]
@@ -38,10 +40,16 @@ pub struct Report {
 impl Report {
     pub fn run(self) -> Result<ExitCode> {
         let settings = Settings::load(&[])?;
-        let files = match self.runs.as_slice() {
-            [] => vec![records(None, &settings.out)?],
-            runs => runs.iter().map(|run| records(Some(run), &settings.out)).collect::<Result<_>>()?,
-        };
+        let (mut files, mut trained) = (Vec::new(), Vec::new());
+        for run in &self.runs {
+            match Trained::read(Path::new(run))? {
+                Some(found) => trained.push(found),
+                None => files.push(records(Some(run), &settings.out)?),
+            }
+        }
+        if self.runs.is_empty() {
+            files.push(records(None, &settings.out)?);
+        }
         if let Some(id) = &self.reproduce {
             output::print_line(runner::reproduction(&record_of(id, &files)?)?);
             return Ok(ExitCode::SUCCESS);
@@ -54,7 +62,7 @@ impl Report {
                 "the run was disturbed, so no report of it is kept: {reason}; --even-if-disturbed writes it nevertheless"
             );
         }
-        let folder = report::write(&joined, &self.to, Utc::now())?;
+        let folder = report::write(&joined, &trained, &self.to, Utc::now())?;
         for problem in &joined.problems {
             crate::note(problem);
         }
@@ -95,7 +103,7 @@ pub fn records(run: Option<&str>, out: &Path) -> Result<PathBuf> {
     [path.to_owned(), path.join(RECORDS), path.join("results.jsonl"), out.join(run).join(RECORDS)]
         .into_iter()
         .find(|file| file.is_file())
-        .with_context(|| format!("{run} is neither a file of records nor a run in {}", out.display()))
+        .with_context(|| format!("{run} is neither a file of records, nor a training, nor a run in {}", out.display()))
 }
 
 /// The file of records that was modified last.

@@ -9,7 +9,7 @@ use candlepower::{
     measure::memory,
     model::{self, Engine, ModelSpec},
     output,
-    record::{Record, Subject},
+    record::{Record, Status, Subject},
     report::table,
     runner::{self, Candidate, Session},
     scenario::{GENERATION, Generation, Sampling, Tier},
@@ -178,8 +178,12 @@ impl Run {
             if self.json {
                 print_json(&record, &tokens)?;
             }
-            if let Some(reason) = &record.reason {
-                output::report(format_args!("error: {}: {reason}", record.id));
+            match (&record.reason, record.status) {
+                (Some(reason), Status::Excluded) => {
+                    output::report(format_args!("{}: excluded: {reason}", record.id));
+                }
+                (Some(reason), _) => output::report(format_args!("error: {}: {reason}", record.id)),
+                (None, _) => {}
             }
             records.push(record);
         }
@@ -191,7 +195,7 @@ impl Run {
                 output::print_line(format_args!("Records: {}", path.display()));
             }
         }
-        let has_failed = records.iter().any(|record| record.reason.is_some());
+        let has_failed = records.iter().any(|record| record.status == Status::Failed);
         Ok(if has_failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
     }
 

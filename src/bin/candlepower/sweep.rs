@@ -13,7 +13,7 @@ use candlepower::{
     files::{SETTINGS_MAX_BYTES, read_text_limited},
     names::PathName,
     output,
-    record::{self, Measures, Record, Status, columns, write_whole},
+    record::{self, Guarded, Measures, Record, Status, columns, write_whole},
     report::{
         columns::{self as report_columns, LabelTemplate},
         sweep::{self, Ranking},
@@ -158,6 +158,10 @@ impl Sweep {
         if let Some(Command::Summarise(summarise)) = &self.command {
             return summarise.run();
         }
+        runner::guarded(|guarded| self.measure(guarded))
+    }
+
+    fn measure(self, guarded: Option<Guarded>) -> Result<ExitCode> {
         let grid = self.grid()?;
         let of_grid = [
             ("device", grid.device.to_string()),
@@ -166,9 +170,10 @@ impl Sweep {
         ];
         let settings = Settings::load(&[self.settings.given(), &of_grid].concat())?;
         let command = runner::own_command(std::env::args_os(), &settings);
-        let mut session = Session::new(settings)?.with_command(command);
+        let mut session = Session::new(settings)?.with_command(command).with_guard(guarded)?;
         grid.combinations()?;
-        let path = session.join(self.run.as_ref().map(PathName::as_str))?;
+        let of_settings = session.settings().run.clone();
+        let path = session.join(self.run.as_ref().map(PathName::as_str).or(of_settings.as_deref()))?;
         let folder = path.parent().map(PathBuf::from).unwrap_or_default();
         let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
         output::report(format_args!("Run {name}. If it is interrupted, --run {name} resumes it."));

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     error::nearest,
-    kernels::Decay,
+    kernels::{Decay, Waveform},
     model::limits::{MOST_WEIGHTS, check_sizes},
 };
 
@@ -89,23 +89,152 @@ impl FromStr for Encoding {
     }
 }
 
-/// Initial values of the activation `A·exp(−d·g(z))·sin(f·z)`, and its decay function `g`.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+/// A parameter of the activation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SineParameter {
+    /// `A`.
+    Amplitude,
+    /// `f`.
+    Frequency,
+    /// `d`.
+    Decay,
+}
+
+/// Least and largest value of a parameter; `None` for no bound.
+type Bounds = Option<(Option<f64>, Option<f64>)>;
+
+/// The activation `A·exp(−d·g(z))·sin(f·z)`: initial values and bounds of its parameters, and its decay function `g`. Names,
+/// defaults and meaning are those of psannlm's `SineConfig`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Sine {
     /// Initial amplitude `A` of each channel.
     pub amp_init: f64,
+    /// Standard deviation of the initial amplitudes, to first order; 0 for equal ones.
+    pub amp_init_std: f64,
     /// Initial frequency `f` of each channel.
     pub freq_init: f64,
+    /// Standard deviation of the initial frequencies.
+    pub freq_init_std: f64,
     /// Initial damping `d` of each channel.
     pub damp_init: f64,
+    /// Standard deviation of the initial dampings.
+    pub damp_init_std: f64,
+    /// False if the parameters keep their initial values.
+    pub trainable: bool,
     /// The decay function `g`.
     pub decay_mode: Decay,
+    /// The parameters that are trained. Overrides `trainable`.
+    pub learnable: Option<Vec<SineParameter>>,
+    /// Bounds of the amplitude.
+    pub amp_bounds: Bounds,
+    /// Bounds of the frequency.
+    pub freq_bounds: Bounds,
+    /// Bounds of the damping.
+    pub damp_bounds: Bounds,
+    /// Range from which the initial amplitude of each activation is drawn, by its name. A standard deviation overrides it.
+    pub amp_range: Option<(f64, f64)>,
+    /// Range of the initial frequency.
+    pub freq_range: Option<(f64, f64)>,
+    /// Range of the initial damping.
+    pub damp_range: Option<(f64, f64)>,
+    /// Axis of the channels. Only the last, -1, is supported.
+    pub feature_dim: i64,
 }
 
 impl Default for Sine {
     fn default() -> Self {
-        Self { amp_init: 1.0, freq_init: 1.0, damp_init: 0.01, decay_mode: Decay::Abs }
+        Self {
+            amp_init: 1.0,
+            amp_init_std: 0.0,
+            freq_init: 1.0,
+            freq_init_std: 0.0,
+            damp_init: 0.01,
+            damp_init_std: 0.0,
+            trainable: true,
+            decay_mode: Decay::Abs,
+            learnable: None,
+            amp_bounds: None,
+            freq_bounds: None,
+            damp_bounds: None,
+            amp_range: None,
+            freq_range: None,
+            damp_range: None,
+            feature_dim: -1,
+        }
+    }
+}
+
+/// How the initial values of a parameter are chosen.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Initial {
+    /// The same for all channels.
+    Equal(f64),
+    /// Drawn once for all channels from a range.
+    Drawn(f64, f64),
+    /// Drawn for each channel, with a mean and a standard deviation.
+    Spread(f64, f64),
+}
+
+impl Sine {
+    /// Name, initial value, standard deviation, bounds and range of each parameter.
+    fn parameters(&self) -> [(&'static str, f64, f64, Bounds, Option<(f64, f64)>); 3] {
+        [
+            ("amp", self.amp_init, self.amp_init_std, self.amp_bounds, self.amp_range),
+            ("freq", self.freq_init, self.freq_init_std, self.freq_bounds, self.freq_range),
+            ("damp", self.damp_init, self.damp_init_std, self.damp_bounds, self.damp_range),
+        ]
+    }
+
+    /// Initial values of amplitude, frequency and damping.
+    pub(super) fn initial(&self) -> [Initial; 3] {
+        self.parameters().map(|(_, mean, deviation, _, range)| match range {
+            _ if deviation > 0.0 => Initial::Spread(mean, deviation),
+            Some((one, other)) => Initial::Drawn(one.min(other), one.max(other)),
+            None => Initial::Equal(mean),
+        })
+    }
+
+    /// The form of the activation.
+    pub(super) fn form(&self) -> Waveform {
+        let mut form = Waveform::from(self.decay_mode);
+        for (to, (_, _, _, bounds, _)) in form.bounds.iter_mut().zip(self.parameters()) {
+            let (low, high) = bounds.unwrap_or_default();
+            *to = (low.map_or(to.0, |low| low as f32), high.map_or(to.1, |high| high as f32));
+        }
+        form
+    }
+
+    /// Returns whether a parameter is trained.
+    fn trains(&self, parameter: SineParameter) -> bool {
+        self.learnable.as_ref().map_or(self.trainable, |learnable| learnable.contains(&parameter))
+    }
+
+    /// # Errors
+    /// If a value is out of its range.
+    fn check(&self, base: Base) -> Result<()> {
+        let positive = |value: f64| value > 0.0 && value.is_finite();
+        for (name, initial, deviation, bounds, range) in self.parameters() {
+            ensure!(positive(initial), "{base}: sine {name}_init={initial}: it must be greater than 0");
+            ensure!(deviation.is_finite(), "{base}: sine {name}_init_std={deviation}: it must be a number");
+            if let Some((one, other)) = range {
+                ensure!(
+                    positive(one) && positive(other),
+                    "{base}: sine {name}_range=[{one}, {other}]: both must be greater than 0"
+                );
+            }
+            if let (Some(low), Some(high)) = bounds.unwrap_or_default() {
+                ensure!(low <= high, "{base}: sine {name}_bounds=[{low}, {high}]: the first must not be the larger");
+            }
+            let (low, high) = bounds.unwrap_or_default();
+            ensure!(
+                [low, high].into_iter().flatten().all(f64::is_finite),
+                "{base}: sine {name}_bounds: a bound must be a number or null"
+            );
+        }
+        ensure!(self.feature_dim == -1, "{base}: sine feature_dim={}: only -1 is supported", self.feature_dim);
+        Ok(())
     }
 }
 
@@ -220,12 +349,19 @@ impl PsannConfig {
             "{base}: wave_kernel_size={}: a convolution of the same length needs an odd one",
             self.wave_kernel_size
         );
-        for (name, value) in
-            [("amp_init", self.sine.amp_init), ("freq_init", self.sine.freq_init), ("damp_init", self.sine.damp_init)]
-        {
-            ensure!(value > 0.0 && value.is_finite(), "{base}: sine {name}={value}: it must be greater than 0");
-        }
-        Ok(())
+        ensure!(
+            self.gate_strength >= 0.0 && self.gate_strength.is_finite() && self.gate_init.is_finite(),
+            "{base}: gate_strength={}, gate_init={}: they must be numbers, and the first at least 0",
+            self.gate_strength,
+            self.gate_init
+        );
+        self.sine.check(base)
+    }
+
+    /// Returns whether the weight of this name is trained. Parameters of the activation may keep their initial values.
+    pub fn trains(&self, name: &str) -> bool {
+        let of = [("._A", SineParameter::Amplitude), ("._f", SineParameter::Frequency), ("._d", SineParameter::Decay)];
+        of.into_iter().all(|(end, parameter)| !name.ends_with(end) || self.sine.trains(parameter))
     }
 }
 
@@ -249,9 +385,29 @@ mod tests {
         assert!(error(|c| (c.d_model, c.n_layers) = (1 << 20, 1 << 14)).contains("n_layers * d_model * d_model is"));
         assert!(error(|c| c.wave_kernel_size = 4).contains("needs an odd one"));
         assert!(error(|c| c.sine.freq_init = 0.0).contains("freq_init=0"));
+        assert!(error(|c| c.sine.amp_bounds = Some((Some(2.0), Some(1.0)))).contains("amp_bounds=[2, 1]"));
+        assert!(error(|c| c.sine.damp_range = Some((0.0, 1.0))).contains("damp_range=[0, 1]"));
+        assert!(error(|c| c.sine.feature_dim = 1).contains("feature_dim=1"));
+        assert!(error(|c| c.gate_strength = -1.0).contains("gate_strength=-1"));
         let config =
             PsannConfig { positional_encoding: Encoding::Alibi, d_model: 12, n_heads: 4, ..PsannConfig::default() };
         config.check().expect("ALiBi turns nothing");
+    }
+
+    #[test]
+    fn psannlms_keys_of_the_activation_are_read() {
+        let text = r#"{"sine": {"amp_bounds": [0.5, null], "freq_range": [2.0, 1.0], "damp_init_std": 0.1,
+            "learnable": ["amplitude", "decay"], "feature_dim": -1}}"#;
+        let config: PsannConfig = serde_json::from_str(text).expect("a configuration");
+        config.check().expect("psannlm accepts it");
+        let trained = ["_A", "_f", "_d"].map(|name| config.trains(&format!("blocks.0.mlp.act.{name}")));
+        assert_eq!((trained, config.trains("head.weight")), ([true, false, true], true));
+        let initial = [Initial::Equal(1.0), Initial::Drawn(1.0, 2.0), Initial::Spread(0.01, 0.1)];
+        assert_eq!(config.sine.initial(), initial);
+        let unbounded = (f32::NEG_INFINITY, f32::INFINITY);
+        assert_eq!(config.sine.form().bounds, [(0.5, f32::INFINITY), unbounded, unbounded]);
+        let frozen = PsannConfig { sine: Sine { trainable: false, ..Sine::default() }, ..PsannConfig::default() };
+        assert!(!frozen.trains("blocks.0.mlp.act._A") && frozen.trains("blocks.0.mlp.fc1.weight"));
     }
 
     #[test]

@@ -17,5 +17,5 @@ mod spectral;
 mod wave;
 
 pub use causal::PsannLm;
-pub use config::{Base, Encoding, PsannConfig, Sine};
+pub use config::{Base, Encoding, PsannConfig, Sine, SineParameter};
 pub use decoder::{Cost, Decoder};

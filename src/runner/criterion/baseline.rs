@@ -34,6 +34,11 @@ impl Pending {
         Ok(pending)
     }
 
+    /// The baseline that an earlier process of the same run opened.
+    pub fn again(criterion_home: PathBuf, name: String) -> Self {
+        Self { criterion_home, name }
+    }
+
     /// Name of the baseline.
     pub fn name(&self) -> &str {
         &self.name

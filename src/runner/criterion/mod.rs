@@ -2,8 +2,8 @@
 //! due, gives Criterion the durations, and keeps a record. Nothing else calls Criterion's `iter_custom`.
 //!
 //! A benchmark that fails does not affect the others. The failure becomes a record and a line on standard error, the
-//! remaining benchmarks run, and the process ends with exit code 1. Criterion panics if it cannot print or if its folder is
-//! full; a benchmark whose samples were all taken keeps its record then.
+//! remaining benchmarks run, and the process ends with exit code 1. They also run if a benchmark ends its process: see `guard`.
+//! Criterion panics if it cannot print or if its folder is full; a benchmark whose samples were all taken keeps its record then.
 
 mod baseline;
 mod checkpoint;
@@ -24,13 +24,13 @@ use self::{
     baseline::Pending,
     paired::{Taken, Turns},
 };
-use super::{Session, Surroundings, in_one_line, turns::Plan};
+use super::{Session, Surroundings, guarded, in_one_line, turns::Plan};
 use crate::{
     error::{abort, caught, explained},
     files,
     measure::{PeakBytes, conditions::Window, memory, peak_bytes},
     output,
-    record::{self, PairedRatio, Record, Status, check_writable},
+    record::{self, Guarded, PairedRatio, Record, Status, check_writable},
     report,
     scenario::Counterpart,
     settings::{EVEN_IF_DISTURBED, Settings, criterion_home},
@@ -42,8 +42,9 @@ use crate::{
 ///
 /// The exit code is 0 if every selected benchmark was measured, 1 if one failed, and 2 if the target could not start.
 pub fn main(body: impl FnOnce(&mut Suite)) -> ExitCode {
-    in_one_line(|| {
-        let session = Session::new(Settings::load(&[])?)?;
+    let start = |guarded: Option<Guarded>| -> Result<ExitCode> {
+        let goes_on = guarded.as_ref().is_some_and(|guarded| guarded.since.is_some());
+        let session = Session::new(Settings::load(&[])?)?.with_guard(guarded)?;
         for (option, least, most) in [("--sample-size", 10, 100_000), ("--nresamples", 1, 10_000_000)] {
             if let Some(text) = argument(option) {
                 let fits = text.parse::<usize>().is_ok_and(|number| (least..=most).contains(&number));
@@ -58,9 +59,11 @@ pub fn main(body: impl FnOnce(&mut Suite)) -> ExitCode {
             output::redirect(&format!("{error:#}"));
         }
         let pending = match argument("--save-baseline").or_else(|| argument("-s")) {
-            Some(name) if measures() && !session.settings().even_if_disturbed => {
-                Some(Pending::open(criterion_home(), name)?)
-            }
+            Some(name) if measures() && !session.settings().even_if_disturbed => Some(if goes_on {
+                Pending::again(criterion_home(), name)
+            } else {
+                Pending::open(criterion_home(), name)?
+            }),
             _ => None,
         };
         let mut suite = Suite {
@@ -74,7 +77,9 @@ pub fn main(body: impl FnOnce(&mut Suite)) -> ExitCode {
         };
         body(&mut suite);
         Ok(suite.close())
-    })
+    };
+    // A list or a smoke test ends with the first benchmark that ends its process.
+    in_one_line(|| if measures() { guarded(start) } else { start(None) })
 }
 
 /// The benchmarks of one process.
@@ -130,6 +135,11 @@ impl Suite {
         value: impl Fn(Iteration, usize) -> M::Value,
     ) -> Option<Ended> {
         let entry = &entries[place];
+        if let Some(record) = self.session.done_before(&entry.id()) {
+            let record = record.clone();
+            self.recall(record);
+            return None;
+        }
         let taken = turns.take(place, entries, &self.session);
         turns.pace(group, taken.is_some());
         let ran = match taken {
@@ -159,6 +169,7 @@ impl Suite {
                 group.bench_function(entry.criterion_id(), |bencher| {
                     is_inside = true;
                     let start = || -> Result<_> {
+                        session.note(entry.scenario, &entry.subject);
                         session.prepare()?;
                         let workload = (entry.prepare)()?;
                         let observation = session.observe(workload.helpers())?;
@@ -291,6 +302,15 @@ impl Suite {
             }
             self.records.push(record);
         }
+    }
+
+    /// Counts a record that an earlier process of the guard kept and reported.
+    fn recall(&mut self, record: Record) {
+        self.ran += 1;
+        if let (Some(reason), Status::Failed) = (&record.reason, record.status) {
+            self.failed.push(format!("{}: {reason}", record.id));
+        }
+        self.records.push(record);
     }
 
     /// Criterion with our defaults. A named baseline is saved under its pending name.

@@ -1,7 +1,11 @@
 //! The groups that run on models: one group per scenario, one entry per model, one generation or one load per iteration.
 
-use std::cell::{Ref, RefCell};
+use std::{
+    cell::{Ref, RefCell},
+    collections::BTreeSet,
+};
 
+use anyhow::anyhow;
 use criterion::{SamplingMode, Throughput};
 
 use super::{Entry, NOISE_THRESHOLD, Suite, generations, paired::Turns};
@@ -33,6 +37,7 @@ impl Suite {
     fn on_models<S: OnModel>(&mut self, scenarios: &[S], candidates: Vec<Candidate>, batches: &[usize], plan: Plan) {
         let (seed, device) = (self.settings().seed, self.settings().device);
         self.report_left_out(&candidates);
+        let candidates = self.distinct(candidates);
         let pool = RefCell::new(Pool::new(candidates, self.session.device().clone()));
         let mut benchmarks: Vec<(&S, usize, usize)> = Vec::new();
         for scenario in scenarios {
@@ -85,6 +90,21 @@ impl Suite {
             self.conclude(scenario.key(), || group.finish());
         }
         self.conclude("all groups", || criterion.final_summary());
+    }
+
+    /// Refuses candidates with the name, engine, dtype and device of another, because their benchmarks would have the same ids.
+    fn distinct(&mut self, candidates: Vec<Candidate>) -> Vec<Candidate> {
+        let mut known = BTreeSet::new();
+        let mut kept = Vec::new();
+        for candidate in candidates {
+            let name = format!("{}/{}", candidate.about.model, candidate.about.variant());
+            if known.insert(name.clone()) {
+                kept.push(candidate);
+            } else {
+                self.fail(&anyhow!("{name}: two models have this name; only the first is measured: rename the other"));
+            }
+        }
+        kept
     }
 
     /// Says which engines lack a dtype of the settings, if they run in another one.

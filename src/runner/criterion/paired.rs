@@ -59,7 +59,7 @@ impl Turns {
             return turns;
         }
         let is_paired = session.settings().pairing;
-        let reason = match selection() {
+        let reason = match selection(session) {
             Ok(selected) => {
                 turns.sets = sets(entries, &selected, is_paired);
                 let reason =
@@ -129,11 +129,11 @@ pub fn plan(warm_up: Duration, measuring: Duration) -> Plan {
     }
 }
 
-/// The ids that Criterion's filter selects.
+/// The ids that Criterion's filter selects and that have no record yet.
 ///
 /// # Errors
 /// Returns the reason why Criterion has to take the samples itself.
-fn selection() -> Result<BTreeSet<String>> {
+fn selection(session: &Session) -> Result<BTreeSet<String>> {
     ensure!(!given("--quick"), "--quick takes too few samples");
     ensure!(!given("--load-baseline"), "a loaded baseline has no samples of this run");
     // Only Criterion knows its filter, and it tells only by listing. The list of this program with the same arguments is
@@ -144,7 +144,8 @@ fn selection() -> Result<BTreeSet<String>> {
     let output = list.output().context("the list of benchmarks could not be made")?;
     ensure!(output.status.success(), "the list of benchmarks could not be made: {}", output.status);
     let text = String::from_utf8_lossy(&output.stdout);
-    Ok(text.lines().filter_map(|line| line.strip_suffix(": benchmark")).map(str::to_owned).collect())
+    let ids = text.lines().filter_map(|line| line.strip_suffix(": benchmark"));
+    Ok(ids.filter(|id| session.done_before(id).is_none()).map(str::to_owned).collect())
 }
 
 /// The sets among the selected entries, as places in the list of entries. Without pairing, each entry is a set.
@@ -175,6 +176,7 @@ fn measure(set: &[usize], entries: &[Entry], plan: Plan, session: &Session) -> R
     }
     let mut workloads: Vec<Result<Box<dyn Workload>>> = Vec::new();
     for place in set {
+        session.note(entries[*place].scenario, &entries[*place].subject);
         let prepared = caught(|| (entries[*place].prepare)());
         // Models whose size is known only now.
         if let Err(error) = &prepared
@@ -192,7 +194,8 @@ fn measure(set: &[usize], entries: &[Entry], plan: Plan, session: &Session) -> R
     }
     let helpers = workloads.iter().flatten().flat_map(|workload| workload.helpers()).collect();
     let mut observation = session.observe(helpers)?;
-    let turns = turns::take(workloads, plan, |run| observation.sample(run).1);
+    let begin = |member: usize| session.note(entries[set[member]].scenario, &entries[set[member]].subject);
+    let turns = turns::take(workloads, plan, begin, |run| observation.sample(run).1);
     let observed = observation.end();
 
     let ids: BTreeMap<String, usize> =

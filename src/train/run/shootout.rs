@@ -56,6 +56,12 @@ pub struct Entry {
     pub bigram_ppl: Option<f64>,
     /// True if its loss is that of a causal language model.
     pub causal: Option<bool>,
+    /// Norm of the gradient in the last step, before clipping.
+    pub gradient_norm: Option<f64>,
+    /// Norm of the last update divided by that of the weights.
+    pub update_ratio: Option<f64>,
+    /// The first step whose loss or gradient was not finite, counted from 1.
+    pub first_non_finite_step: Option<usize>,
     /// Share of the questions of `lambada_openai` that greedy decoding answers. `null` for a task that was not asked.
     pub lambada_acc: Option<f64>,
     /// Perplexity of the last words of `lambada_openai`.
@@ -123,6 +129,9 @@ impl Entry {
             lambada_ppl: scores.lambada_ppl,
             hellaswag_acc: scores.hellaswag_acc,
             hellaswag_acc_norm: scores.hellaswag_acc_norm,
+            gradient_norm: of(|outcome| outcome.gradient_norm),
+            update_ratio: of(|outcome| outcome.update_ratio),
+            first_non_finite_step: outcome.as_ref().and_then(|outcome| outcome.first_non_finite_step),
         }
     }
 }
@@ -349,6 +358,9 @@ mod tests {
             lambada_ppl: None,
             hellaswag_acc: None,
             hellaswag_acc_norm: None,
+            gradient_norm: Some(1.0),
+            update_ratio: Some(1e-3),
+            first_non_finite_step: None,
         };
         let shootout = Shootout {
             entries: vec![

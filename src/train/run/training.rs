@@ -19,9 +19,12 @@ use super::{Text, TrainConfig, corpus::hexadecimal};
 use crate::{
     error::one_line,
     files::{SETTINGS_MAX_BYTES, is_temporary, read_limited, read_text_limited},
-    measure::memory::{self, Peak},
+    measure::{
+        gpu, machine,
+        memory::{self, Peak},
+    },
     model::psann::Decoder,
-    record::write_whole,
+    record::{Machine, write_whole},
     report,
     train::step::language::{Language, Plan},
 };
@@ -77,6 +80,9 @@ pub struct Outcome {
     pub peak_bytes: Option<u64>,
     /// Path of the text.
     pub corpus_path: String,
+    /// Machine of the process that finished the training. Missing in files from before this field.
+    #[serde(default)]
+    pub machine: Option<Machine>,
 }
 
 /// Progress of a training.
@@ -221,6 +227,10 @@ pub fn run(config: &TrainConfig, text: &Text, folder: &Path, mut progress: impl 
         train_tokens_per_s: (predicted > 0).then(|| predicted as f64 / spent.as_secs_f64()),
         peak_bytes: peak.most().ok(),
         corpus_path: config.corpus.display().to_string(),
+        machine: Some(machine::machine(
+            candle_core::utils::get_num_threads(),
+            gpu::of(config.device).unwrap_or_default(),
+        )),
     };
     write_losses(folder, &points)?;
     let weights: HashMap<String, Tensor> =

@@ -10,23 +10,21 @@ use super::{
     language::{Language, Plan},
     optimizer::Options,
 };
-use crate::{
-    kernels::Decay,
-    model::{
-        golden::{apart, at_device, device, numbers},
-        psann::{Base, PsannConfig},
-    },
+use crate::model::{
+    golden::{Errors, apart, at_device, device, numbers},
+    psann::{Base, PsannConfig},
 };
 
 const LOGIT_TOLERANCE: f32 = 1e-4;
 const LOSS_TOLERANCE: f32 = 1e-5;
 /// Tolerance of a gradient's elements, as a share of its largest.
 const GRADIENT_TOLERANCE: f32 = 1e-3;
+/// A smaller gradient is 0 but for rounding: of a parameter that does nothing, or that is at a bound.
+const ROUNDING: f32 = 1e-7;
 const LATER_LOSS_TOLERANCE: f64 = 1e-3;
 
-/// Tolerance of logits in bf16, as a share of the norm of the reference's. PyTorch's own bf16 deviates by up to 0.042
-/// on these fixtures when it computes in bf16, and by up to 0.053 when the weights are bf16 too.
-const BF16_TOLERANCE: f32 = 0.05;
+/// Tolerance of logits in f64, as a share of the norm of the reference's.
+const F64_TOLERANCE: f32 = 1e-5;
 
 struct Fixture {
     name: String,
@@ -75,14 +73,17 @@ fn logits_losses_gradients_and_steps_are_as_psannlms() {
             let far = (pass.loss_sum * weight - f64::from(numbers(&golden["loss"])[0])).abs();
             assert!(far <= f64::from(at_device(LOSS_TOLERANCE)), "{name}: loss {far} from the reference");
             for (tensor, grad) in named.keys().zip(&grads) {
-                let expected = &golden[&format!("grad.{tensor}")];
-                let most = numbers(expected).iter().fold(0f32, |most, x| most.max(x.abs()));
-                if config.sine.decay_mode == Decay::None && tensor.ends_with("_d") {
-                    assert!(most == 0.0 && numbers(grad).iter().all(|x| *x == 0.0), "{name}: {tensor} does nothing");
+                let Some(expected) = golden.get(&format!("grad.{tensor}")) else {
+                    assert!(!config.trains(tensor), "{name}: {tensor} has no gradient in the reference");
                     continue;
-                }
-                let far = apart(grad, expected) / most;
-                assert!(far <= GRADIENT_TOLERANCE, "{name}: gradient of {tensor} is off by {far} of its largest");
+                };
+                let most = numbers(expected).iter().fold(0f32, |most, x| most.max(x.abs()));
+                let far = apart(grad, expected);
+                let is_zero = most <= ROUNDING && far <= ROUNDING;
+                assert!(
+                    is_zero || far <= GRADIENT_TOLERANCE * most,
+                    "{name}: gradient of {tensor} is off by {far}, its largest is {most}"
+                );
             }
         }
 
@@ -104,22 +105,28 @@ fn logits_losses_gradients_and_steps_are_as_psannlms() {
 }
 
 /// Tests the code that a GPU runs, and 16-bit dtypes everywhere: the compositions instead of the kernels of
-/// [`crate::kernels`].
+/// [`crate::kernels`]. In bf16 they are as close as PyTorch.
 #[test]
 fn the_compositions_give_the_same() {
+    let mut errors = Errors::of("psann");
     for Fixture { name, config, language, golden, .. } in fixtures() {
         let ids = golden["ids"].to_dtype(DType::U32).expect("ids");
         let inputs = ids.narrow(1, 0, ids.dim(1).expect("time") - 1).and_then(|ids| ids.contiguous()).expect("inputs");
         let weights: HashMap<String, Tensor> =
             language.named().into_iter().map(|(name, variable)| (name, variable.as_tensor().clone())).collect();
-        for (dtype, tolerance) in [(DType::F64, 1e-5), (DType::BF16, BF16_TOLERANCE)] {
+        for dtype in [DType::F64, DType::BF16] {
             let weights = candle_nn::VarBuilder::from_tensors(weights.clone(), DType::F32, &device());
             let logits =
                 crate::model::psann::Decoder::new(&config, dtype, weights).and_then(|model| model.forward(&inputs));
+            let logits = logits.expect("logits");
+            if dtype == DType::BF16 {
+                errors.add(&name, "logits", &numbers(&logits), &numbers(&golden["logits"]));
+                continue;
+            }
             let size = |x: &Tensor| numbers(x).iter().map(|x| x * x).sum::<f32>().sqrt();
-            let far =
-                size(&(logits.expect("logits") - &golden["logits"]).expect("a difference")) / size(&golden["logits"]);
-            assert!(far <= tolerance, "{name}, {dtype:?}: {far} of the reference's norm away");
+            let far = size(&(logits - &golden["logits"]).expect("a difference")) / size(&golden["logits"]);
+            assert!(far <= F64_TOLERANCE, "{name}, {dtype:?}: {far} of the reference's norm away");
         }
     }
+    errors.check("compositions in bf16", 1.0);
 }

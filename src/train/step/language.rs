@@ -49,7 +49,8 @@ impl Step {
 pub struct Language {
     model: Decoder,
     variables: Variables,
-    /// In the order of their names, as in the optimizer.
+    /// Names of the variables that are trained, and these, in the order of the names, as in the optimizer.
+    names: Vec<String>,
     trained: Vec<Var>,
     optimizer: AdamW,
     workspace: Workspace,
@@ -66,10 +67,11 @@ impl Language {
         ensure!(plan.micro_rows > 0, "a micro-batch needs a sequence");
         let variables = Variables::new(seed);
         let model = Decoder::new(config, plan.dtype, variables.builder(DType::F32, device))?;
-        let trained = variables.all();
+        let (names, trained): (Vec<_>, Vec<_>) =
+            variables.named().into_iter().filter(|(name, _)| config.trains(name)).unzip();
         let optimizer = AdamW::new(trained.clone(), options)?;
         let workspace = Workspace::default();
-        Ok(Self { model, variables, trained, optimizer, workspace, plan, device: device.clone() })
+        Ok(Self { model, variables, names, trained, optimizer, workspace, plan, device: device.clone() })
     }
 
     /// Weights by psannlm's names, in the order of the gradients.
@@ -141,7 +143,7 @@ impl Language {
     pub fn state(&self) -> Result<HashMap<String, Tensor>> {
         let weights = self.variables.named();
         let moments: Vec<_> =
-            weights.keys().map(|name| format!("{name}.moments")).zip(self.optimizer.moments()?).collect();
+            self.names.iter().map(|name| format!("{name}.moments")).zip(self.optimizer.moments()?).collect();
         Ok(weights.into_iter().map(|(name, variable)| (name, variable.as_tensor().clone())).chain(moments).collect())
     }
 
@@ -150,8 +152,8 @@ impl Language {
     /// # Errors
     /// Returns an error if the state belongs to another model.
     pub fn resume(&mut self, mut state: HashMap<String, Tensor>, steps: usize) -> Result<()> {
-        let names = self.variables.named();
-        let moments: Option<Vec<Tensor>> = names.keys().map(|name| state.remove(&format!("{name}.moments"))).collect();
+        let moments = self.names.iter().map(|name| state.remove(&format!("{name}.moments")));
+        let moments: Option<Vec<Tensor>> = moments.collect();
         let Some(moments) = moments else { anyhow::bail!("the optimizer's moments are missing") };
         self.optimizer.resume(&moments, steps)?;
         self.variables.assign(&state)
