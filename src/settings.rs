@@ -21,7 +21,7 @@ use crate::{
     model::{Engine, MINI, ModelSpec, psann::Base},
     peer::{self, Launch, PeerName},
     record::Setting,
-    scenario::{Tier, TrainingGrid},
+    scenario::{SWEEP_PRESETS, Tier, TrainingGrid},
     text,
 };
 
@@ -40,8 +40,8 @@ pub const EVEN_IF_DISTURBED: &str = "CANDLEPOWER_EVEN_IF_DISTURBED";
 /// Names the folder of the golden tests' files. It starts with [`PREFIX`], but is not a setting.
 const FIXTURES: &str = "CANDLEPOWER_FIXTURES";
 
-/// The keys that choose the sizes of the grids of mixtures and of trainings.
-pub const GRID: [&str; 7] = ["experts", "top_k", "bases", "seq", "batch", "batch_tokens", "precision"];
+/// The keys that choose the sizes of the grids of mixtures, of trainings and of the sweep.
+pub const GRID: [&str; 8] = ["experts", "top_k", "bases", "seq", "batch", "batch_tokens", "precision", "preset"];
 
 config! {
     /// The settings.
@@ -110,6 +110,10 @@ config! {
         #[default = "dtype if it is set, otherwise f32,bf16"]
         #[serde(deserialize_with = "precisions")]
         pub precision: Vec<&'static str> = Vec::new(),
+
+        /// Preset of the groups architecture_sweep: smoke, baseline-cpu, hybrid-gpu, omni-gpu or growth
+        #[serde(deserialize_with = "preset")]
+        pub preset: String = SWEEP_PRESETS[0].to_owned(),
 
         /// Measure benchmarks that are compared in turns: true or false
         pub pairing: bool = true,
@@ -345,6 +349,11 @@ impl Settings {
         }
     }
 
+    /// The peers among the engines.
+    pub fn peer_names(&self) -> Vec<PeerName> {
+        self.engine.iter().filter_map(EngineChoice::peer).cloned().collect()
+    }
+
     /// The sizes of the groups of trainings that the settings name.
     pub fn training_grid(&self) -> TrainingGrid {
         let is_given = |key: &str| self.sources.get(key).is_some_and(|setting| setting.from != "default");
@@ -450,6 +459,14 @@ fn precisions<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<&'static
     let names = Vec::<String>::deserialize(deserializer)?;
     let named = |name: &String| parse_dtype(name, &TRAINING_DTYPES).map(|dtype| dtype.as_str());
     names.iter().map(named).collect::<Result<_>>().map(unique).map_err(D::Error::custom)
+}
+
+fn preset<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let name = String::deserialize(deserializer)?;
+    match SWEEP_PRESETS.contains(&name.as_str()) {
+        true => Ok(name),
+        false => Err(D::Error::custom(unknown("preset", &name, &SWEEP_PRESETS))),
+    }
 }
 
 fn folder<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Error> {
@@ -586,6 +603,7 @@ mod tests {
             ("CANDLEPOWER_SKEW", "-1"),
             ("CANDLEPOWER_THREADS", "4096000"),
             ("CANDLEPOWER_MODEL", "llama-mini"),
+            ("CANDLEPOWER_PRESET", "baseline"),
         ];
         let file = "dtype = 'f8'\ntier = 'everything'\nout = ''\nengine = 'tund'\ncolour = 'red'";
         let environment = environment.iter().map(|(key, value)| (key.to_string(), value.to_string()));
@@ -597,6 +615,7 @@ mod tests {
             "CANDLEPOWER_SKEW='-1'",
             "CANDLEPOWER_THREADS='4096000': expected a whole number from 1 to ",
             "did you mean CANDLEPOWER_MODELS?",
+            "CANDLEPOWER_PRESET='baseline': unknown preset 'baseline'",
             "dtype in candlepower.toml='f8': unknown dtype 'f8'",
             "--seed='-1': expected a whole number",
             "tier in candlepower.toml='everything': unknown tier 'everything': expected one of quick, standard, full",

@@ -7,8 +7,10 @@ import sys
 import threading
 import traceback
 
-PROTOCOL = 1
-REQUESTS = ("describe", "load", "reset", "prefill", "step")
+PROTOCOL = 2
+REQUESTS = ("describe", "load", "reset", "prefill", "step", "train", "forward")
+# Kinds of work, and the method that an adapter has if it does them.
+WORK = {"generate": "prefill", "train": "train", "forward": "forward"}
 
 # Only answers may go to standard output. The output of libraries goes to standard error.
 _answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -22,6 +24,7 @@ class Unsupported(Exception):
 def serve(adapter):
     """Answers requests by the adapter's methods of the same names. Each takes the request and returns the answer."""
     requests = queue.SimpleQueue()
+    about = {"protocol": PROTOCOL, "work": [work for work, method in WORK.items() if hasattr(adapter, method)]}
 
     def read():
         for line in sys.stdin.buffer:
@@ -32,9 +35,12 @@ def serve(adapter):
     threading.Thread(target=read, daemon=True).start()
     while (request := requests.get())["request"] != "close":
         try:
-            if request["request"] not in REQUESTS:
-                raise Unsupported(f"the request {request['request']}")
-            answer = getattr(adapter, request["request"])(request)
+            name = request["request"]
+            if name not in REQUESTS or not hasattr(adapter, name):
+                raise Unsupported(f"the request {name}")
+            answer = getattr(adapter, name)(request)
+            if name == "describe":
+                answer |= about
         except Unsupported as reason:
             answer = {"unsupported": str(reason)}
         except Exception as error:

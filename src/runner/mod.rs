@@ -2,7 +2,7 @@
 //!
 //! `criterion` runs the groups of a bench target and is the only caller of Criterion. `plain` runs the same workloads in
 //! a loop, for the command. Both use `session`, which holds the state that all records of a process share, and `pool`,
-//! which loads models. `turns` takes the samples of benchmarks that are compared alternately. `observe` reads the machine's
+//! which loads models. `peers` holds the processes of peers whose iterations are steps. `turns` takes the samples of benchmarks that are compared alternately. `observe` reads the machine's
 //! limits and load around samples. `catalogue` finds the benchmarks of all targets by id. `reproduce` gives the
 //! command line that repeats a measurement. `sandbox` makes marked records without measuring.
 
@@ -10,6 +10,7 @@
 mod catalogue;
 mod criterion;
 mod observe;
+mod peers;
 mod plain;
 mod pool;
 #[cfg(feature = "cli")]

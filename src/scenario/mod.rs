@@ -12,7 +12,7 @@ pub use checkpoint::{CheckpointScenario, CheckpointWork, LOAD, Pass, TOKENIZER, 
 pub use counterpart::Counterpart;
 pub use generation::{GENERATION, Generation, LONG_CONTEXT, MOE_TOP_K, Sampling};
 pub use moe::{EXPERT_GRID, ExpertGrid, FeedForward, dense_name, expert_grid};
-pub use sweep::{SWEEP, SweepScenario};
+pub use sweep::{SWEEP, SWEEP_PRESETS, SweepScenario};
 pub use training::{
     Batch, CHECKPOINT_MEMORY, PSANN_THROUGHPUT, Phase, Quantity, Shape, TRAINING_SWEEP, Trained, TrainingGrid,
     TrainingScenario,

@@ -117,6 +117,7 @@ pub fn plan(warm_up: Duration, measuring: Duration) -> Plan {
         warm_up: given("--warm-up-time", warm_up),
         measuring: given("--measurement-time", measuring),
         samples: argument("--sample-size").and_then(|size| size.parse().ok()).unwrap_or(super::SAMPLES),
+        block: 1,
     }
 }
 
