@@ -26,6 +26,7 @@ const FILES: &[(&str, &str)] = &[
     ("backbones.py", include_str!("../../scripts/peers/backbones.py")),
     ("llama_cpp.py", include_str!("../../scripts/peers/llama_cpp.py")),
     ("gguf_file.py", include_str!("../../scripts/peers/gguf_file.py")),
+    ("jax_llama.py", include_str!("../../scripts/peers/jax_llama.py")),
 ];
 
 /// A peer that needs no entry in `candlepower.toml`.
@@ -41,6 +42,7 @@ const ADAPTERS: &[Adapter] = &[
     Adapter { name: "torch", file: "torch_training.py", arguments: &[] },
     Adapter { name: "torch-compiled", file: "torch_training.py", arguments: &["--compile"] },
     Adapter { name: "llama.cpp", file: "llama_cpp.py", arguments: &[] },
+    Adapter { name: "jax", file: "jax_llama.py", arguments: &[] },
 ];
 
 /// Names of the peers that need no entry.
@@ -167,7 +169,7 @@ mod tests {
             (
                 "",
                 "unknown peer 'mine': the known ones are transformers, transformers-compiled, torch, torch-compiled, \
-                 llama.cpp; for another, add [peers.mine]",
+                 llama.cpp, jax; for another, add [peers.mine]",
             ),
             ("command = ' '", "it names no program"),
             ("command = []", "it names no program"),

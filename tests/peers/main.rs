@@ -432,6 +432,21 @@ fn llama_cpp_runs_the_embedded_shapes() {
     }
 }
 
+/// JAX runs the shape of Llama and leaves the others out.
+fn jax_runs_the_shape_of_llama() {
+    if !has_python("import jax") {
+        return;
+    }
+    for dtype in ["f32", "bf16"] {
+        let world = World::new(&format!("dtype = '{dtype}'\nengine = ['tuned', 'peer:jax']"));
+        let output = world.run(&["^tiny/"]);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        let peers: Vec<Record> = world.records().into_iter().filter(|record| record.subject.engine == "jax").collect();
+        let statuses: Vec<Status> = peers.iter().map(|record| record.status).collect();
+        assert_eq!(statuses, [Status::Measured, Status::Excluded, Status::Excluded]);
+    }
+}
+
 /// A list names peers without starting them, and an unknown one is refused at once.
 fn a_list_starts_no_peer() {
     let world = World::new("engine = ['peer:missing']\nmodels = ['llama-mini']\n[peers.missing]\ncommand = '/no/such'");
@@ -492,7 +507,7 @@ fn main() -> ExitCode {
     if std::env::var_os(BENCH_TARGET).is_some() {
         return bench_target();
     }
-    let tests: [(&str, fn()); 11] = [
+    let tests: [(&str, fn()); 12] = [
         ("every_fault_gives_a_failed_record", every_fault_gives_a_failed_record),
         ("peers_stand_beside_the_engines", peers_stand_beside_the_engines),
         ("what_a_peer_does_not_support_is_left_out", what_a_peer_does_not_support_is_left_out),
@@ -502,6 +517,7 @@ fn main() -> ExitCode {
         ("torch_runs_every_model_that_is_trained", torch_runs_every_model_that_is_trained),
         ("llama_cpp_chooses_the_tokens_of_tuned", llama_cpp_chooses_the_tokens_of_tuned),
         ("llama_cpp_runs_the_embedded_shapes", llama_cpp_runs_the_embedded_shapes),
+        ("jax_runs_the_shape_of_llama", jax_runs_the_shape_of_llama),
         ("transformers_chooses_the_tokens_of_tuned", transformers_chooses_the_tokens_of_tuned),
         ("transformers_runs_the_embedded_shapes", transformers_runs_the_embedded_shapes),
     ];
