@@ -344,8 +344,9 @@ mod tests {
         assert_eq!((ratio.pairs, ratio.ratio), (10, 2.0));
         // A long sample is cut into slices that are whole blocks.
         let long = Plan { measuring: Duration::from_millis(2000), samples: 1, block: 5, ..PLAN };
-        let turns = take(vec![sleepy(0, 100), sleepy(1, 100)], long, window);
-        assert!(turns.iter().flatten().all(|turn| turn.samples[0].len() >= 4 * turn.slice_ms.len()));
+        let turns = take(vec![member(&machine, 0, 100), member(&machine, 1, 100)], long, window);
+        let lengths = turns.iter().flatten().map(|turn| (turn.samples[0].len(), turn.slice_ms.len()));
+        assert_eq!(lengths.collect::<Vec<_>>(), [(20, 5); 2]);
     }
 
     /// The machine halves its speed in the middle. Samples one after the other would give a ratio of 2.2 or 0.55.
