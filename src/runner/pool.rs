@@ -187,9 +187,10 @@ fn peer(spec: ModelSpec, name: PeerName, settings: Settings) -> (Need, Load) {
     let load = move || {
         let launch = settings.peers.get(&name).with_context(|| format!("peer {name} has no command"))?;
         let threads = candle_core::utils::get_num_threads();
+        let (model, dtype) = (External::of(&spec)?, model::dtype_of(&spec, precision));
+        model.ensure_fits(precision, &device.open()?)?;
         let peer = Peer::start(&name, launch, &settings.out, threads)?;
-        let dtype = model::dtype_of(&spec, precision);
-        let subject = PeerSubject::load(peer, External::of(&spec)?, (precision, &dtype), device, seed)?;
+        let subject = PeerSubject::load(peer, model, (precision, &dtype), device, seed)?;
         Ok(Loaded::Peer(Rc::new(RefCell::new(subject))))
     };
     (Box::new(needed_bytes), Box::new(load))

@@ -71,8 +71,9 @@ const FAULTS: [(&str, &str); 14] = [
 ];
 
 /// The same for trainings.
-const TRAINING_FAULTS: [(&str, &str); 10] = [
+const TRAINING_FAULTS: [(&str, &str); 11] = [
     ("dies", "peer dies ended (exit status: 1): out of luck \\u{1b}[2J!!!"),
+    ("dies-later", "peer dies-later ended (exit status: 1): killed in the middle"),
     ("hangs", "peer hangs: it did not answer within 2 s"),
     ("garbage", "'Loading checkpoint shards: 100%' is not a message of the protocol"),
     ("clock", "its times add up to 1000000.000 s, but its answer came after 0."),

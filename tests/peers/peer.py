@@ -8,6 +8,7 @@ import time
 FAULT, *COUNTS = sys.argv[1:]
 PARAMETERS = dict(zip(("seeded", "language", "series"), map(int, COUNTS)))
 WORK = ["generate"] if FAULT == "only-generates" else ["generate", "train", "forward"]
+steps = 0
 
 
 def answer(**fields):
@@ -37,11 +38,13 @@ for line in sys.stdin:
             answer()
         case "prefill" | "step" | "train" | "forward" as name:
             count = request.get("count", 1)
+            steps += count
             time.sleep(0.002 * count)
             tokens, ns = list(range(count)), [1_000_000] * count
             losses = [] if forecasts else [2.5] * count
             match FAULT:
                 case "dies": sys.exit("out of luck \x1b[2J" + "!" * 5000)
+                case "dies-later" if steps > 10: sys.exit("killed in the middle")
                 case "hangs": time.sleep(60)
                 case "lengths": tokens.append(0)
                 case "garbage": print("Loading checkpoint shards: 100%")

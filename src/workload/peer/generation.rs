@@ -30,7 +30,7 @@ impl PeerSubject {
     /// Lets a peer load a model, in a precision with its name in ids. `seed` is that of seeded weights.
     ///
     /// # Errors
-    /// Returns an error if memory is missing, or the peer does not load the model.
+    /// Returns an error if the peer does not load the model.
     pub fn load(
         mut peer: Peer,
         model: External,
@@ -38,7 +38,6 @@ impl PeerSubject {
         device: DeviceChoice,
         seed: u64,
     ) -> Result<Self> {
-        model.ensure_fits(precision, &device.open()?)?;
         let path;
         let weights = match model.shape() {
             Some(config) => Model::Seeded { config, seed },
