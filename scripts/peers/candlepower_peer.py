@@ -1,5 +1,6 @@
 """The part of candlepower's protocol for peers that adapters in Python share. src/guide/peers.md specifies the messages."""
 
+import ctypes
 import json
 import os
 import queue
@@ -59,6 +60,10 @@ class Memory:
     """Peak memory of the process above that before a model was loaded. Linux counts it; elsewhere it is None."""
 
     def __init__(self):
+        # What an earlier model has left goes back to the system first. Only glibc has the function.
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+        if trim is not None:
+            trim(0)
         self.before = _status("VmRSS")
 
     def begin(self):
