@@ -394,7 +394,8 @@ fn llama_cpp_chooses_the_tokens_of_tuned() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let world = World::new("");
     for name in ["llama-mini", "qwen3-mini", "gemma3-mini"] {
-        let program = "import gguf_file, json, sys; gguf_file.write_seeded(sys.argv[2], json.load(open(sys.argv[1])), 'f32', 1)";
+        let program =
+            "import gguf_file, json, sys; gguf_file.write_seeded(sys.argv[2], json.load(open(sys.argv[1])), 'f32', 1)";
         let shape = root.join("src/model/shapes").join(name).with_extension("json");
         let file = world.0.path().join(name).with_extension("gguf");
         let mut python = Command::new("python3");

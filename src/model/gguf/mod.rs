@@ -426,7 +426,9 @@ impl Gguf {
     fn bytes(&self, place: &Place) -> Result<Vec<u8>> {
         let mut bytes = vec![0; place.bytes()];
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
-        file.seek(SeekFrom::Start(place.start)).and_then(|_| file.read_exact(&mut bytes)).context("it cannot be read")?;
+        file.seek(SeekFrom::Start(place.start))
+            .and_then(|_| file.read_exact(&mut bytes))
+            .context("it cannot be read")?;
         Ok(bytes)
     }
 

@@ -130,9 +130,8 @@ impl Suite {
         for phase in [Phase::Train, Phase::Forward] {
             let scenario = SWEEP.key(phase);
             let on_engines = |combination| engines(&peers).map(move |peer| (combination, peer));
-            let entry = |(place, (combination, peer))| {
-                series_entry(combination, phase, &grid, (peer, &peers, &running), place)
-            };
+            let entry =
+                |(place, (combination, peer))| series_entry(combination, phase, &grid, (peer, &peers, &running), place);
             let entries: Vec<Entry> = combinations.iter().flat_map(on_engines).enumerate().map(entry).collect();
             let mut turns = Turns::new(&entries, beside_peers(steps(), &peers), &self.session);
             let mut group = criterion.benchmark_group(scenario);

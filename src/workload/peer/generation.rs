@@ -4,8 +4,8 @@ use std::{cell::RefCell, rc::Rc, thread, time::Duration};
 
 use anyhow::Result;
 
-use super::SETTLE;
 use super::super::{Iteration, Measured, Outcome, Workload, drop_warm_up, energy::Energy, generation::measured};
+use super::SETTLE;
 use crate::{
     device::{DeviceChoice, Precision},
     generate::{self, FinishReason, Request, Required, Timeline},

@@ -6,8 +6,7 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use super::super::{
-    Iteration, Measured, Outcome, Workload, drop_warm_up,
-    language,
+    Iteration, Measured, Outcome, Workload, drop_warm_up, language,
     series::{self, Combination, SeriesGrid},
 };
 use crate::{
@@ -76,12 +75,7 @@ impl PeerSteps {
     ///
     /// # Errors
     /// As [`Self::language`].
-    pub fn series(
-        peer: Rc<RefCell<Peer>>,
-        combination: &Combination,
-        phase: Phase,
-        grid: &SeriesGrid,
-    ) -> Result<Self> {
+    pub fn series(peer: Rc<RefCell<Peer>>, combination: &Combination, phase: Phase, grid: &SeriesGrid) -> Result<Self> {
         let task = &combination.task;
         let cost = series::cost(task)?;
         let needed_bytes = series::needed_bytes(task, &cost, phase, grid.dtype);
