@@ -1,5 +1,5 @@
-//! Backbones for series: training steps and forecasts over architectures and sizes, for the small grid `smoke`.
-//! `candlepower sweep` runs other grids.
+//! Backbones for series: training steps and forecasts over architectures and sizes, for the small grid `smoke` or the preset
+//! that `CANDLEPOWER_PRESET` names.
 
 use std::process::ExitCode;
 
@@ -9,5 +9,6 @@ use candlepower::{measure::CountingAllocator, runner};
 static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 fn main() -> ExitCode {
-    runner::main(|suite| suite.sweep("smoke"))
+    runner::let_waiting_threads_sleep();
+    runner::main(runner::Suite::sweep)
 }

@@ -11,12 +11,16 @@ those of the files.
 
 import argparse
 import json
-import math
+import sys
 from pathlib import Path
 
 import gguf
 import numpy
 from safetensors.numpy import load_file
+
+# Last, because the folder has a file with the name of a package.
+sys.path.append(str(Path(__file__).resolve().parent / "peers"))
+import gguf_file
 
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
 SELECTED = {
@@ -33,55 +37,15 @@ def interleaved(weights, heads):
     return weights.reshape(heads, 2, -1, *weights.shape[1:]).swapaxes(1, 2).reshape(weights.shape)
 
 
-def rope_factors(rope, theta, head_dim):
-    """The numbers that Llama 3's scaling divides the frequencies by."""
-    low = rope["original_max_position_embeddings"] / rope["low_freq_factor"]
-    high = rope["original_max_position_embeddings"] / rope["high_freq_factor"]
-    factors = []
-    for pair in range(head_dim // 2):
-        wavelength = 2 * math.pi * theta ** (2 * pair / head_dim)
-        if wavelength < high:
-            factors.append(1.0)
-        elif wavelength > low:
-            factors.append(rope["factor"])
-        else:
-            smooth = (rope["original_max_position_embeddings"] / wavelength - rope["low_freq_factor"]) / (
-                rope["high_freq_factor"] - rope["low_freq_factor"]
-            )
-            factors.append(1 / ((1 - smooth) / rope["factor"] + smooth))
-    return numpy.array(factors, dtype=numpy.float32)
-
-
 def write(folder, arch, out):
     config = json.loads((folder / "config.json").read_text())
     tensors = load_file(folder / "model.safetensors")
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
-    head_dim = config.get("head_dim") or config["hidden_size"] // heads
     experts = config.get("num_experts") or config.get("num_local_experts")
-    rope = config["rope_parameters"]
-    full = rope.get("full_attention", rope)
+    rope = gguf_file.full_rope(config)
 
     writer = gguf.GGUFWriter(out, gguf.MODEL_ARCH_NAMES[arch])
-    writer.add_block_count(config["num_hidden_layers"])
-    writer.add_context_length(config["max_position_embeddings"])
-    writer.add_embedding_length(config["hidden_size"])
-    writer.add_feed_forward_length(config["intermediate_size"])
-    writer.add_head_count(heads)
-    writer.add_head_count_kv(kv_heads)
-    writer.add_key_length(head_dim)
-    writer.add_value_length(head_dim)
-    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_rope_freq_base(full["rope_theta"])
-    writer.add_vocab_size(config["vocab_size"])
-    writer.add_file_type(gguf.LlamaFileType.ALL_F32)
-    if arch == gguf.MODEL_ARCH.LLAMA:
-        writer.add_rope_dimension_count(head_dim)
-    if arch == gguf.MODEL_ARCH.GEMMA3:
-        # Files do not hold the pattern of sliding layers and the base of their RoPE, which are the same in all models.
-        layers = range(config["num_hidden_layers"])
-        assert config["layer_types"] == [f"{'sliding' if (n + 1) % 6 else 'full'}_attention" for n in layers]
-        assert rope["sliding_attention"]["rope_theta"] == 10000
-        writer.add_sliding_window(config["sliding_window"])
+    gguf_file.add_sizes(writer, arch, config, gguf.LlamaFileType.ALL_F32)
     if experts:
         writer.add_expert_count(experts)
         writer.add_expert_used_count(config["num_experts_per_tok"])
@@ -107,8 +71,8 @@ def write(folder, arch, out):
     for name, parts in sorted(stacks.items()):
         stacked = numpy.stack([parts[number] for number in range(len(parts))])
         writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), stacked)
-    if full.get("rope_type") == "llama3":
-        factors = rope_factors(full, full["rope_theta"], head_dim)
+    if rope.get("rope_type") == "llama3":
+        factors = gguf_file.rope_factors(rope, gguf_file.head_dim(config))
         writer.add_tensor(names.get_name("rope_freqs.weight", try_suffixes=(".weight",)) or "rope_freqs.weight", factors)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

@@ -21,7 +21,7 @@ use crate::{
     model::{Engine, MINI, ModelSpec, psann::Base},
     peer::{self, Launch, PeerName},
     record::{GUARDED, Setting},
-    scenario::{Tier, TrainingGrid},
+    scenario::{SWEEP_PRESETS, Tier, TrainingGrid},
     text,
 };
 
@@ -40,9 +40,9 @@ pub const EVEN_IF_DISTURBED: &str = "CANDLEPOWER_EVEN_IF_DISTURBED";
 /// Names the folder of the golden tests' files. It starts with [`PREFIX`], but is not a setting.
 const FIXTURES: &str = "CANDLEPOWER_FIXTURES";
 
-/// The keys that choose the sizes of the grids of mixtures and of trainings.
-pub const GRID: [&str; 9] =
-    ["experts", "top_k", "hidden_size", "bases", "seq", "batch", "batch_tokens", "precision", "steps"];
+/// The keys that choose the sizes of the grids of mixtures, of trainings and of the sweep.
+pub const GRID: [&str; 10] =
+    ["experts", "top_k", "hidden_size", "bases", "seq", "batch", "batch_tokens", "precision", "steps", "preset"];
 
 config! {
     /// The settings.
@@ -124,6 +124,9 @@ config! {
         #[default = "as many as fit half a second, at least one for each sample"]
         #[serde(deserialize_with = "size")]
         pub steps: Option<usize> = None,
+        /// Preset of the groups architecture_sweep: smoke, baseline-cpu, hybrid-gpu, omni-gpu or growth
+        #[serde(deserialize_with = "preset")]
+        pub preset: String = SWEEP_PRESETS[0].to_owned(),
 
         /// Measure benchmarks that are compared in turns: true or false
         pub pairing: bool = true,
@@ -404,6 +407,11 @@ impl Settings {
         }
     }
 
+    /// The peers among the engines.
+    pub fn peer_names(&self) -> Vec<PeerName> {
+        self.engine.iter().filter_map(EngineChoice::peer).cloned().collect()
+    }
+
     fn has_default_engines(&self) -> bool {
         self.sources.get("engine").is_none_or(|setting| setting.from == "default")
     }
@@ -447,7 +455,7 @@ fn that_run(mut variants: Vec<(EngineChoice, Precision)>) -> Vec<(EngineChoice, 
 
 /// Returns whether an engine has a dtype: only `tuned` has quantised weights.
 fn has_dtype((engine, dtype): &(EngineChoice, Precision)) -> bool {
-    !dtype.is_quantised() || *engine == EngineChoice::Own(Engine::Tuned)
+    !dtype.is_quantised() || *engine != EngineChoice::Own(Engine::Stock)
 }
 
 /// The folder of Criterion's baselines and reports.
@@ -545,6 +553,14 @@ fn precisions<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<&'static
     let names = Vec::<String>::deserialize(deserializer)?;
     let named = |name: &String| parse_dtype(name, &TRAINING_DTYPES).map(|dtype| dtype.as_str());
     names.iter().map(named).collect::<Result<_>>().map(unique).map_err(D::Error::custom)
+}
+
+fn preset<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let name = String::deserialize(deserializer)?;
+    match SWEEP_PRESETS.contains(&name.as_str()) {
+        true => Ok(name),
+        false => Err(D::Error::custom(unknown("preset", &name, &SWEEP_PRESETS))),
+    }
 }
 
 fn folder<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Error> {
@@ -724,6 +740,7 @@ mod tests {
             ("CANDLEPOWER_SKEW", "-1"),
             ("CANDLEPOWER_THREADS", "4096000"),
             ("CANDLEPOWER_MODEL", "llama-mini"),
+            ("CANDLEPOWER_PRESET", "baseline"),
         ];
         let file = "dtype = 'f8'\ntier = 'everything'\nout = ''\nengine = 'tund'\ncolour = 'red'";
         let environment = environment.iter().map(|(key, value)| (key.to_string(), value.to_string()));
@@ -735,6 +752,7 @@ mod tests {
             "CANDLEPOWER_SKEW='-1'",
             "CANDLEPOWER_THREADS='4096000': expected a whole number from 1 to ",
             "did you mean CANDLEPOWER_MODELS?",
+            "CANDLEPOWER_PRESET='baseline': unknown preset 'baseline'",
             "dtype in candlepower.toml='f8': unknown dtype 'f8'",
             "--seed='-1': expected a whole number",
             "tier in candlepower.toml='everything': unknown tier 'everything': expected one of quick, standard, full",

@@ -1,5 +1,6 @@
 """The part of candlepower's protocol for peers that adapters in Python share. src/guide/peers.md specifies the messages."""
 
+import ctypes
 import json
 import os
 import queue
@@ -7,8 +8,10 @@ import sys
 import threading
 import traceback
 
-PROTOCOL = 1
-REQUESTS = ("describe", "load", "reset", "prefill", "step")
+PROTOCOL = 2
+REQUESTS = ("describe", "load", "reset", "prefill", "step", "train", "forward")
+# Kinds of work, and the method that an adapter has if it does them.
+WORK = {"generate": "prefill", "train": "train", "forward": "forward"}
 
 # Only answers may go to standard output. The output of libraries goes to standard error.
 _answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -22,6 +25,7 @@ class Unsupported(Exception):
 def serve(adapter):
     """Answers requests by the adapter's methods of the same names. Each takes the request and returns the answer."""
     requests = queue.SimpleQueue()
+    about = {"protocol": PROTOCOL, "work": [work for work, method in WORK.items() if hasattr(adapter, method)]}
 
     def read():
         for line in sys.stdin.buffer:
@@ -32,9 +36,12 @@ def serve(adapter):
     threading.Thread(target=read, daemon=True).start()
     while (request := requests.get())["request"] != "close":
         try:
-            if request["request"] not in REQUESTS:
-                raise Unsupported(f"the request {request['request']}")
-            answer = getattr(adapter, request["request"])(request)
+            name = request["request"]
+            if name not in REQUESTS or not hasattr(adapter, name):
+                raise Unsupported(f"the request {name}")
+            answer = getattr(adapter, name)(request)
+            if name == "describe":
+                answer |= about
         except Unsupported as reason:
             answer = {"unsupported": str(reason)}
         except Exception as error:
@@ -53,6 +60,10 @@ class Memory:
     """Peak memory of the process above that before a model was loaded. Linux counts it; elsewhere it is None."""
 
     def __init__(self):
+        # What an earlier model has left goes back to the system first. Only glibc has the function.
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+        if trim is not None:
+            trim(0)
         self.before = _status("VmRSS")
 
     def begin(self):

@@ -40,7 +40,7 @@ class Transformers:
     def describe(self, request):
         mode = "compiled" if self.is_compiled else "eager"
         version = f"{transformers.__version__}, torch {torch.__version__}, {mode}"
-        return {"protocol": candlepower_peer.PROTOCOL, "name": "transformers", "version": version}
+        return {"name": "transformers", "version": version}
 
     def load(self, request):
         torch.set_num_threads(request["threads"])
@@ -48,8 +48,12 @@ class Transformers:
         name = request["device"]
         self.device = torch.device(DEVICES.get(name) or name.replace("cuda", "cuda:"))
         self.memory = Memory()
-        dtype = DTYPES[request["dtype"]]
         model = request["model"]
+        if "gguf" in model:
+            raise Unsupported("the adapter reads safetensors, not GGUF files")
+        if request["dtype"] not in DTYPES:
+            raise Unsupported(f"the adapter computes in {', '.join(DTYPES)}, not in {request['dtype']}")
+        dtype = DTYPES[request["dtype"]]
         if "folder" in model:
             self.model = AutoModelForCausalLM.from_pretrained(
                 model["folder"], dtype=dtype, local_files_only=True, use_safetensors=True, **ATTENTION)

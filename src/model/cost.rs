@@ -7,6 +7,9 @@ use super::{
     config::{ExpertLayout, ModelConfig},
 };
 
+/// The name that transformers gives the embedding.
+const EMBEDDING: &str = "model.embed_tokens.weight";
+
 /// Parameters of the matrices of one layer.
 struct LayerMatrices {
     /// Those that multiply each token: of a mixture, the router and the experts that compute one token.
@@ -40,6 +43,27 @@ impl ModelConfig {
             flops_per_token: 2 * multiplied,
             head_flops: 2 * head,
         }
+    }
+
+    /// The footprint with tensors of other sizes than those of one dtype. `bytes` gives that of a tensor from the name that
+    /// transformers gives it and its shape. The cache is in `dtype`.
+    pub fn footprint_of(&self, dtype: DType, bytes: impl Fn(&str, &[usize]) -> u64) -> Footprint {
+        let (mut weight_bytes, mut unread, mut of_experts) = (0, 0, 0);
+        for (name, shape) in self.tensors(ExpertLayout::Single) {
+            let bytes = bytes(&name, &shape);
+            weight_bytes += bytes;
+            if name.contains(".experts.") {
+                of_experts += bytes;
+            }
+            if name == EMBEDDING && !self.tie_word_embeddings {
+                unread += bytes;
+            }
+        }
+        let idle = self.experts.as_ref().map_or(0, |experts| {
+            let (all, used) = (experts.num_experts as u64, experts.num_experts_per_tok as u64);
+            of_experts / all * (all - used)
+        });
+        Footprint { weight_bytes, step_weight_bytes: weight_bytes - unread - idle, ..self.footprint(dtype) }
     }
 
     /// Floating-point operations of a prompt of `tokens`, attention included. Only the last position needs the head.
@@ -87,7 +111,24 @@ impl ModelConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{SYNTHETIC, shape};
+    use crate::{
+        model::{SYNTHETIC, decoder, shape},
+        scenario::FeedForward,
+    };
+
+    /// Tensors of the sizes of a dtype have the footprint of the dtype, idle experts included.
+    #[test]
+    fn a_footprint_by_tensors_is_that_of_the_dtype() {
+        let mixture = decoder::shape::config(FeedForward::Mixture { num_experts: 8, top_k: 2, skew: None });
+        let shapes = SYNTHETIC.map(|name| shape(name).expect("a shape")).into_iter().chain([mixture.expect("a shape")]);
+        for config in shapes {
+            for tie_word_embeddings in [true, false] {
+                let config = ModelConfig { tie_word_embeddings, ..config.clone() };
+                let bytes = |_: &str, shape: &[usize]| 2 * shape.iter().product::<usize>() as u64;
+                assert_eq!(config.footprint_of(DType::BF16, bytes), config.footprint(DType::BF16));
+            }
+        }
+    }
 
     /// Every matrix is multiplied with each token, except an embedding that is not the head.
     #[test]

@@ -1,19 +1,32 @@
 //! A model that another process loads: its configuration and its tokenizer, without its weights.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use anyhow::{Context, Result};
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, quantized::GgmlDType};
 use tokenizers::Tokenizer;
 
-use super::{ModelSpec, checkpoint::Checkpoint, config::ModelConfig, decoder, found, shapes};
+use super::{
+    Footprint, ModelSpec,
+    checkpoint::Checkpoint,
+    config::ModelConfig,
+    decoder, found,
+    gguf::{self, Gguf},
+    shapes,
+    tensors::Matrices,
+    tokenizer_beside,
+};
 use crate::{
+    device::Precision,
     measure::memory::{self, DoesNotFit},
     scenario,
 };
 
 /// Main memory of a framework without a model, in its process.
-const FRAMEWORK_BYTES: u64 = 500_000_000;
+pub const FRAMEWORK_BYTES: u64 = 500_000_000;
 
 /// A model that another process loads.
 pub struct External {
@@ -29,6 +42,8 @@ enum Origin {
     Shape(&'static str),
     /// A folder in the layout of the Hub.
     Folder(PathBuf),
+    /// A GGUF file, its tensors, and the dtype of activations.
+    Gguf(PathBuf, Arc<Gguf>, DType),
 }
 
 impl External {
@@ -41,6 +56,17 @@ impl External {
             let text = shapes::text(name)?;
             let config = super::shape(name)?;
             return Ok(Self { config, origin: Origin::Shape(text), source: spec.to_string(), tokenizer: None });
+        }
+        if let ModelSpec::Path(file) = spec
+            && spec.is_gguf()
+        {
+            let source = spec.to_string();
+            let gguf::Model { config, tensors, .. } = gguf::open(file).with_context(|| source.clone())?;
+            let dtype = tensors.weights.dtype();
+            let Matrices::File(tensors) = tensors.matrices else { anyhow::bail!("{source} is no file") };
+            let tokenizer = tokenizer_beside(file, config.vocab_size)?;
+            let file = std::path::absolute(file).with_context(|| source.clone())?;
+            return Ok(Self { config, origin: Origin::Gguf(file, tensors, dtype), source, tokenizer });
         }
         let checkpoint = found(spec)?;
         let config = ModelConfig::from_json(&checkpoint.config).with_context(|| checkpoint.source.clone())?;
@@ -69,18 +95,54 @@ impl External {
     pub fn shape(&self) -> Option<&'static str> {
         match self.origin {
             Origin::Shape(text) => Some(text),
-            Origin::Folder(_) => None,
+            Origin::Folder(_) | Origin::Gguf(..) => None,
         }
     }
 
-    /// The folder of a model with trained weights, as text.
+    /// The folder or the GGUF file of a model with trained weights, as text.
     ///
     /// # Errors
     /// If it has none, or its name is not UTF-8.
-    pub fn folder(&self) -> Result<String> {
-        let Origin::Folder(folder) = &self.origin else { anyhow::bail!("{} has no folder", self.source) };
-        let text = folder.to_str().map(str::to_owned);
-        text.with_context(|| format!("{} is not UTF-8, and a peer needs its name", folder.display()))
+    pub fn path(&self) -> Result<String> {
+        let (Origin::Folder(path) | Origin::Gguf(path, ..)) = &self.origin else {
+            anyhow::bail!("{} has no files", self.source)
+        };
+        let text = path.to_str().map(str::to_owned);
+        text.with_context(|| format!("{} is not UTF-8, and a peer needs its name", path.display()))
+    }
+
+    /// Returns whether it is a GGUF file.
+    pub fn is_gguf(&self) -> bool {
+        matches!(self.origin, Origin::Gguf(..))
+    }
+
+    /// The dtype of activations and of the cache: that of a precision, or of a GGUF file.
+    pub fn dtype(&self, precision: Precision) -> DType {
+        match self.origin {
+            Origin::Gguf(.., dtype) => dtype,
+            Origin::Shape(_) | Origin::Folder(_) => precision.dtype(),
+        }
+    }
+
+    /// The footprint in a precision, or in the formats of a GGUF file. Quantised weights are those of engine `tuned`: the head,
+    /// and an embedding that is also the head, have `q8_0`.
+    pub(crate) fn footprint(&self, precision: Precision) -> Footprint {
+        let (dtype, config) = (self.dtype(precision), &self.config);
+        match (&self.origin, precision.blocks()) {
+            (Origin::Gguf(_, file, _), _) => config.footprint_of(dtype, |name, _| file.tensor_bytes(name)),
+            (_, None) => config.footprint(dtype),
+            (_, Some(blocks)) => config.footprint_of(dtype, |name, shape| {
+                let (rows, width) = (shape[..shape.len() - 1].iter().product::<usize>(), shape[shape.len() - 1]);
+                let is_head = name == "lm_head.weight" || name == "model.embed_tokens.weight";
+                let is_matrix = shape.len() > 1 && !name.ends_with("gate.weight");
+                let format = if is_head { GgmlDType::Q8_0 } else { blocks };
+                let row_bytes = match is_matrix {
+                    true => width.div_ceil(format.block_size()) * format.type_size(),
+                    false => width * DType::F32.size_in_bytes(),
+                };
+                (rows * row_bytes) as u64
+            }),
+        }
     }
 
     /// Bytes of the cache that a step after `tokens` reads.
@@ -89,37 +151,55 @@ impl External {
     }
 
     /// Memory that the other process needs on a device: the weights, the cache of the longest scenario, and its framework.
-    pub fn needed_bytes(&self, dtype: DType, device: &Device) -> u64 {
+    pub fn needed_bytes(&self, precision: Precision, device: &Device) -> u64 {
         let framework = if device.is_cpu() { FRAMEWORK_BYTES } else { 0 };
-        let cache = self.used_cache_bytes(dtype, scenario::longest_generation());
-        self.config.footprint(dtype).weight_bytes + cache + framework
+        let cache = self.used_cache_bytes(self.dtype(precision), scenario::longest_generation());
+        self.footprint(precision).weight_bytes + cache + framework
     }
 
     /// Checks that the model fits in memory.
     ///
     /// # Errors
     /// If it does not.
-    pub fn ensure_fits(&self, dtype: DType, device: &Device) -> Result<(), DoesNotFit> {
-        let weight_bytes = self.config.footprint(dtype).weight_bytes;
+    pub fn ensure_fits(&self, precision: Precision, device: &Device) -> Result<(), DoesNotFit> {
+        let weight_bytes = self.footprint(precision).weight_bytes;
         let work = format!("weights of {:.1} GB, the cache and a peer", weight_bytes as f64 / 1e9);
-        memory::ensure_fits(&work, self.needed_bytes(dtype, device), device)
+        memory::ensure_fits(&work, self.needed_bytes(precision, device), device)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{device::DeviceChoice, model::Engine};
 
     #[test]
     fn a_shape_has_a_text_and_a_checkpoint_a_folder() {
         let shape = External::of(&ModelSpec::Mini("llama-mini")).expect("a shape");
-        assert!(shape.shape().is_some_and(|text| text.contains("\"vocab_size\": 16384")) && shape.folder().is_err());
+        assert!(shape.shape().is_some_and(|text| text.contains("\"vocab_size\": 16384")) && shape.path().is_err());
         assert!(shape.tokenizer().is_none());
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/generation/llama-gqa-tied");
         let checkpoint = External::of(&ModelSpec::Path(folder.clone())).expect("a checkpoint");
-        assert_eq!(Path::new(&checkpoint.folder().expect("a folder")), folder);
+        assert_eq!(Path::new(&checkpoint.path().expect("a folder")), folder);
         assert!(checkpoint.shape().is_none() && checkpoint.tokenizer().is_some());
-        assert!(checkpoint.needed_bytes(DType::F32, &Device::Cpu) > FRAMEWORK_BYTES);
+        assert!(checkpoint.needed_bytes(Precision::F32, &Device::Cpu) > FRAMEWORK_BYTES);
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/gguf/llama-mqa-llama3.gguf");
+        let gguf = External::of(&ModelSpec::Path(file.clone())).expect("a file");
+        assert!(gguf.is_gguf() && Path::new(&gguf.path().expect("a file")) == file && gguf.shape().is_none());
+        // The file holds f32, which is not the precision of the settings.
+        assert_eq!(gguf.footprint(Precision::Q4K), gguf.config.footprint(DType::F32));
         assert!(External::of(&ModelSpec::Path("none".into())).is_err());
+    }
+
+    /// Engine `tuned` and a peer read the same bytes for a token.
+    #[test]
+    fn quantised_weights_have_the_footprint_of_the_engine() {
+        for precision in [Precision::BF16, Precision::Q8_0, Precision::Q4K] {
+            let spec = ModelSpec::Mini("llama-mini");
+            let subject = crate::model::load(&spec, Engine::Tuned, precision, DeviceChoice::Cpu, 1).expect("a model");
+            let shape = External::of(&spec).expect("a shape");
+            let (engine, peer) = (subject.model.footprint(), shape.footprint(precision));
+            assert_eq!(engine.step_weight_bytes, peer.step_weight_bytes, "{precision}");
+        }
     }
 }

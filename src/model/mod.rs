@@ -36,7 +36,7 @@ pub mod trainable;
 pub use causal_lm::{CacheBytes, CausalLm, Footprint, LogitRows, Part};
 pub use chat::{ChatTemplate, chat_template};
 pub use decoder::ExpertLoad;
-pub use external::External;
+pub use external::{External, FRAMEWORK_BYTES};
 pub use shapes::{MINI, SYNTHETIC, shape};
 pub use spec::ModelSpec;
 
@@ -160,14 +160,16 @@ fn open_gguf(file: &Path, source: String, engine: Engine, device: &Device) -> Re
     let gguf::Model { config, tensors, bytes } = gguf::open(file)?;
     let dtype = tensors.weights.dtype();
     admit_bytes(&config, engine, device, (bytes, bytes + extra_bytes(&config, engine, dtype, device)))?;
-    let beside = file.with_file_name(checkpoint::TOKENIZER);
-    let tokenizer = match beside.exists() {
-        true => Some(checkpoint::tokenizer(&beside, config.vocab_size)?),
-        false => None,
-    };
+    let tokenizer = tokenizer_beside(file, config.vocab_size)?;
     let eos_token_ids = config.eos_token_ids.clone();
     let model = (engine.row().build)(config, tensors, ExpertLayout::Single)?;
     Ok(Subject { model, source, tokenizer, eos_token_ids })
+}
+
+/// The tokenizer of a `tokenizer.json` beside a GGUF file, if there is one.
+fn tokenizer_beside(file: &Path, vocab_size: usize) -> Result<Option<Tokenizer>> {
+    let beside = file.with_file_name(checkpoint::TOKENIZER);
+    beside.exists().then(|| checkpoint::tokenizer(&beside, vocab_size)).transpose()
 }
 
 /// A decoder of the comparison `moe_top_k`, with seeded weights. `skew` sets how unevenly a mixture uses its experts where its

@@ -22,6 +22,11 @@ const FOLDER: &str = "peers";
 const FILES: &[(&str, &str)] = &[
     ("candlepower_peer.py", include_str!("../../scripts/peers/candlepower_peer.py")),
     ("transformers.py", include_str!("../../scripts/peers/transformers.py")),
+    ("torch_training.py", include_str!("../../scripts/peers/torch_training.py")),
+    ("backbones.py", include_str!("../../scripts/peers/backbones.py")),
+    ("llama_cpp.py", include_str!("../../scripts/peers/llama_cpp.py")),
+    ("gguf_file.py", include_str!("../../scripts/peers/gguf_file.py")),
+    ("jax_llama.py", include_str!("../../scripts/peers/jax_llama.py")),
 ];
 
 /// A peer that needs no entry in `candlepower.toml`.
@@ -34,6 +39,10 @@ struct Adapter {
 const ADAPTERS: &[Adapter] = &[
     Adapter { name: "transformers", file: "transformers.py", arguments: &[] },
     Adapter { name: "transformers-compiled", file: "transformers.py", arguments: &["--compile"] },
+    Adapter { name: "torch", file: "torch_training.py", arguments: &[] },
+    Adapter { name: "torch-compiled", file: "torch_training.py", arguments: &["--compile"] },
+    Adapter { name: "llama.cpp", file: "llama_cpp.py", arguments: &[] },
+    Adapter { name: "jax", file: "jax_llama.py", arguments: &[] },
 ];
 
 /// Names of the peers that need no entry.
@@ -159,7 +168,8 @@ mod tests {
         for (entry, part) in [
             (
                 "",
-                "unknown peer 'mine': the known ones are transformers, transformers-compiled; for another, add [peers.mine]",
+                "unknown peer 'mine': the known ones are transformers, transformers-compiled, torch, torch-compiled, \
+                 llama.cpp, jax; for another, add [peers.mine]",
             ),
             ("command = ' '", "it names no program"),
             ("command = []", "it names no program"),

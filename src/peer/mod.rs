@@ -13,4 +13,4 @@ mod protocol;
 pub use launch::{Entry, Launch, adapters};
 pub use name::PeerName;
 pub use process::{Peer, Unsupported};
-pub use protocol::{Generated, Loaded, Model};
+pub use protocol::{Generated, Loaded, Model, Ran, Work};

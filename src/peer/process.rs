@@ -13,12 +13,12 @@ use serde_json::Value;
 use super::{
     PeerName,
     launch::{self, Launch},
-    protocol::{Described, Generated, LINE_MAX_BYTES, Loaded, Model, Ready, Request, VERSION},
+    protocol::{Described, Generated, LINE_MAX_BYTES, Loaded, Model, OLDEST, Ran, Ready, Request, VERSION, Work},
 };
 use crate::{
     dialogue::{Dialogue, quoted},
     record,
-    scenario::Sampling,
+    scenario::{Phase, Sampling},
 };
 
 /// How long a peer may take to end after it is told to.
@@ -31,6 +31,8 @@ pub struct Peer {
     dialogue: Dialogue,
     timeout: Duration,
     threads: usize,
+    /// Names of the kinds of work that it does.
+    work: Vec<String>,
     /// Name, version and command for records.
     about: record::Peer,
     /// Why the peer is not asked any more: it has ended, or it broke the protocol and was ended.
@@ -63,15 +65,17 @@ impl Peer {
         let own_name = format!("peer {name}");
         let dialogue = Dialogue::start(&own_name, process, LINE_MAX_BYTES, None)?;
         let about = record::Peer { name: String::new(), version: String::new(), command: words.join(" ") };
-        let mut peer = Self { name: own_name, dialogue, timeout: launch.start_timeout, threads, about, lost: None };
+        let (timeout, work) = (launch.start_timeout, Vec::new());
+        let mut peer = Self { name: own_name, dialogue, timeout, threads, work, about, lost: None };
         let described: Described = peer.ask(&Request::Describe { protocol: VERSION }, |described: &Described, _| {
             ensure!(
-                described.protocol == VERSION,
-                "it speaks version {} of the protocol, and this program version {VERSION}",
+                (OLDEST..=VERSION).contains(&described.protocol),
+                "it speaks version {} of the protocol, and this program versions {OLDEST} to {VERSION}",
                 described.protocol
             );
             Ok(())
         })?;
+        peer.work = described.work.iter().map(|kind| quoted(kind.as_bytes())).collect();
         peer.about.name = quoted(described.name.as_bytes());
         peer.about.version = quoted(described.version.as_bytes());
         peer.timeout = launch.timeout;
@@ -88,13 +92,24 @@ impl Peer {
         &self.about
     }
 
-    /// Loads a model with so many `parameters`.
+    /// Loads a model with so many `parameters`, for one kind of work. It takes the place of the model before.
     ///
     /// # Errors
-    /// When the peer cannot load it, or loads something else.
-    pub fn load(&mut self, model: Model, dtype: &str, device: &str, parameters: u64) -> Result<Loaded> {
+    /// When the peer cannot load it, or loads something else, and [`Unsupported`] when it does not do this work.
+    pub fn load(
+        &mut self,
+        model: &Model,
+        work: Work,
+        (dtype, device): (&str, &str),
+        parameters: u64,
+    ) -> Result<Loaded> {
+        if !self.work.iter().any(|kind| kind == work.name()) {
+            let does = if self.work.is_empty() { "nothing".to_owned() } else { self.work.join(" and ") };
+            let reason = format!("it does not {}, it does {does}", work.name());
+            return Err(Unsupported { peer: self.name.clone(), reason }.into());
+        }
         let threads = self.threads;
-        self.ask(&Request::Load { model, dtype, device, threads }, |loaded: &Loaded, _| {
+        self.ask(&Request::Load { model, work, dtype, device, threads }, |loaded: &Loaded, _| {
             let found = (loaded.dtype.as_str(), loaded.device.as_str(), loaded.threads);
             ensure!(
                 found == (dtype, device, threads),
@@ -134,6 +149,27 @@ impl Peer {
     /// When the peer fails or its answer is wrong.
     pub fn step(&mut self, count: usize, vocab_size: usize) -> Result<Generated> {
         self.ask(&Request::Step { count }, |generated, elapsed| check(generated, count, vocab_size, elapsed))
+    }
+
+    /// Runs `count` steps of the loaded model, one right after the other. Each has a loss if `has_losses`.
+    ///
+    /// # Errors
+    /// When the peer fails or its answer is wrong.
+    pub fn run(&mut self, phase: Phase, count: usize, has_losses: bool) -> Result<Ran> {
+        let request = match phase {
+            Phase::Train => Request::Train { count },
+            Phase::Forward => Request::Forward { count },
+        };
+        self.ask(&request, |ran: &Ran, elapsed| {
+            let losses = if has_losses { count } else { 0 };
+            ensure!(
+                ran.ns.len() == count && ran.losses.len() == losses,
+                "it sent {} times and {} losses instead of {count} and {losses}",
+                ran.ns.len(),
+                ran.losses.len()
+            );
+            check_times(&ran.ns, elapsed)
+        })
     }
 
     /// Asks, and checks the answer, given the time that it took. After a wrong answer the peer is not asked again.
@@ -198,7 +234,12 @@ fn check(generated: &Generated, count: usize, vocab_size: usize, elapsed: Durati
     if let Some(token) = tokens.iter().find(|token| **token as usize >= vocab_size) {
         bail!("it chose token {token}, but the vocabulary of the model has {vocab_size} tokens");
     }
-    ensure!(!ns.contains(&0), "a token took 0 ns");
+    check_times(ns, elapsed)
+}
+
+/// Checks that times are possible in an answer that took `elapsed`.
+fn check_times(ns: &[u64], elapsed: Duration) -> Result<()> {
+    ensure!(!ns.contains(&0), "it sent a time of 0 ns");
     let sum: u128 = ns.iter().map(|ns| u128::from(*ns)).sum();
     ensure!(
         sum <= elapsed.as_nanos(),

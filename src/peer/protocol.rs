@@ -2,11 +2,16 @@
 //! answer to a request, a peer may send `{"unsupported": reason}` or `{"error": reason}`.
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
-use crate::scenario::Sampling;
+use crate::scenario::{Phase, Sampling};
 
-/// Version of the protocol. It is raised when a message changes its meaning or is removed, not when a field is added.
-pub const VERSION: u32 = 1;
+/// Version of the protocol. It is raised when a kind of work is added, or a message changes its meaning or is removed, not when
+/// a field is added.
+pub const VERSION: u32 = 2;
+
+/// The oldest version that a peer may speak. Its peers generate and do nothing else.
+pub const OLDEST: u32 = 1;
 
 /// Longest line of a peer.
 pub const LINE_MAX_BYTES: u64 = 4 << 20;
@@ -20,20 +25,56 @@ pub enum Request<'a> {
         /// [`VERSION`].
         protocol: u32,
     },
-    /// Load a model. The answer is [`Loaded`].
-    Load { model: Model<'a>, dtype: &'a str, device: &'a str, threads: usize },
+    /// Load a model for one kind of work, instead of the one before. The answer is [`Loaded`].
+    Load { model: &'a Model<'a>, work: Work, dtype: &'a str, device: &'a str, threads: usize },
     /// Empty the sequence and prepare one of up to `tokens`. The answer is [`Ready`].
     Reset { tokens: usize, sampling: Sampling, seed: u64 },
     /// Compute the prompt and choose a token. The answer is [`Generated`].
     Prefill { ids: &'a [u32] },
     /// Choose `count` more tokens. The answer is [`Generated`].
     Step { count: usize },
+    /// Run `count` training steps. The answer is [`Ran`].
+    Train { count: usize },
+    /// Run `count` forward passes. The answer is [`Ran`].
+    Forward { count: usize },
     /// End. There is no answer.
     Close {},
 }
 
+/// A kind of work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Work {
+    /// Tokens after a prompt.
+    Generate,
+    /// Training steps.
+    Train,
+    /// Forward passes: to the loss of a language model, or to a forecast of a series.
+    Forward,
+}
+
+impl Work {
+    /// Its name in the protocol.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Generate => "generate",
+            Self::Train => "train",
+            Self::Forward => "forward",
+        }
+    }
+}
+
+impl From<Phase> for Work {
+    fn from(phase: Phase) -> Self {
+        match phase {
+            Phase::Train => Self::Train,
+            Phase::Forward => Self::Forward,
+        }
+    }
+}
+
 /// The model that a peer loads.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Model<'a> {
     /// The shape of a published model with weights drawn from a seed.
@@ -45,6 +86,12 @@ pub enum Model<'a> {
     },
     /// A folder in the layout of the Hub.
     Folder(&'a str),
+    /// A GGUF file.
+    Gguf(&'a str),
+    /// A language model of psannlm with its batch and optimizer: an object whose keys the guide lists.
+    Language(Value),
+    /// A network of the sweep with its windows and optimizer: an object whose keys the guide lists.
+    Series(Value),
 }
 
 /// The description of a peer.
@@ -53,6 +100,13 @@ pub struct Described {
     pub protocol: u32,
     pub name: String,
     pub version: String,
+    /// Names of the kinds of work that the peer does. A peer of the oldest version does not send them.
+    #[serde(default = "only_generation")]
+    pub work: Vec<String>,
+}
+
+fn only_generation() -> Vec<String> {
+    vec![Work::Generate.name().to_owned()]
 }
 
 /// The description of a loaded model.
@@ -84,5 +138,17 @@ pub struct Generated {
     /// Bytes that the cache of the sequence holds.
     pub cache_bytes: u64,
     /// Peak memory since the last reset, weights included; `None` if the peer does not count it.
+    pub peak_bytes: Option<u64>,
+}
+
+/// Steps that a peer has run.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+pub struct Ran {
+    /// Time of each step, by a monotonic clock.
+    pub ns: Vec<u64>,
+    /// Loss of each step, before its update. `None` for one that is not finite. Empty for forecasts.
+    #[serde(default)]
+    pub losses: Vec<Option<f64>>,
+    /// Peak memory during the steps, weights included; `None` if the peer does not count it.
     pub peak_bytes: Option<u64>,
 }

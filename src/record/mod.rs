@@ -359,7 +359,7 @@ pub struct Routing {
 }
 
 /// Loss, gradients and updates of each measured step, in order. If training diverges, the benchmark fails and the reason
-/// names the step.
+/// names the step. A peer tells its losses only.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Stability {
     /// Mean cross-entropy before the update, in nats.

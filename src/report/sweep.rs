@@ -71,11 +71,12 @@ pub fn read_rows(path: &Path) -> Result<Vec<ResultRow>> {
     read(path).with_context(|| format!("{} cannot be read", path.display()))
 }
 
-/// The last record of each benchmark of a sweep.
+/// The last record of each benchmark of a sweep. The columns do not tell engines apart, so peers are left out.
 fn read_records(path: &Path) -> Result<Vec<ResultRow>> {
     let read = record::latest(path)?;
     let columns = columns::sweep(&LabelTemplate::default());
-    let of_sweep = read.records.into_iter().filter(|record| SWEEP.contains(&record.scenario));
+    let is_own = |record: &Record| SWEEP.contains(&record.scenario) && record.subject.peer.is_none();
+    let of_sweep = read.records.into_iter().filter(is_own);
     let row = |record: Record| {
         let cell = |column: &Column<Record>| Some((column.name.to_owned(), of_cell((column.get)(&record)?)));
         columns.iter().filter_map(cell).collect()

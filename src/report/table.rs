@@ -126,6 +126,16 @@ const TIME_OF_SCENARIO: &str = "time / medium";
 const TIME_OF_STOCK: &str = "time / stock";
 const TIME_OF_PEER: &str = "time / peer";
 
+/// The time of a row of this crate divided by that of the first peer.
+const fn time_of_peer(place: u8) -> ExtraColumn {
+    result(place, TIME_OF_PEER, |record, all| {
+        let is_compared = record.subject.engine != "stock" && record.subject.peer.is_none();
+        let peer = all.iter().find(|other| other.subject.peer.is_some()).filter(|_| is_compared);
+        let of_medians = peer.and_then(|peer| ratios::of_medians(record, all, &record.scenario, &peer.subject.engine));
+        ratios::cell(record, Counterpart::Peer, of_medians)
+    })
+}
+
 /// The shares of the best limits come last: a narrow terminal leaves them out first.
 const fn of_best(limit: Limit) -> ExtraColumn {
     match limit {
@@ -176,6 +186,7 @@ const FAMILIES: [Family; 11] = [
         ],
         extra: &[
             result(15, VERSUS_BEST, |record, all| versus_best(record, all, windows_rate)),
+            time_of_peer(16),
             of_best(Limit::Matrix),
             PARAMETERS,
         ],
@@ -198,6 +209,7 @@ const FAMILIES: [Family; 11] = [
                 let of_medians = plain_ratio(record, all, |measures| Some(measures.step_p50_ms));
                 ratios::cell(record, Counterpart::Plain, of_medians)
             }),
+            time_of_peer(75),
         ],
         note: Some(
             "Activations are the peak memory of a step minus the memory in use between steps. The ratios are relative to \
@@ -215,6 +227,7 @@ const FAMILIES: [Family; 11] = [
         names: &[SCENARIO, MODEL, VARIANT],
         extra: &[
             result(25, VERSUS_BEST, |record, all| versus_best(record, all, training_rate)),
+            time_of_peer(26),
             of_best(Limit::Matrix),
             ExtraColumn { place: 80, ..PARAMETERS },
         ],
@@ -289,13 +302,7 @@ const FAMILIES: [Family; 11] = [
                 ratios::cell(record, Counterpart::Scenario, of_medians)
             }),
             result(56, TIME_OF_STOCK, time_of_stock),
-            result(57, TIME_OF_PEER, |record, all| {
-                let is_compared = record.subject.engine != "stock" && record.subject.peer.is_none();
-                let peer = all.iter().find(|other| other.subject.peer.is_some()).filter(|_| is_compared);
-                let of_medians =
-                    peer.and_then(|peer| ratios::of_medians(record, all, &record.scenario, &peer.subject.engine));
-                ratios::cell(record, Counterpart::Peer, of_medians)
-            }),
+            time_of_peer(57),
             of_best(Limit::Read),
             of_best(Limit::Matrix),
         ],

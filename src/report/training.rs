@@ -36,12 +36,13 @@ pub fn files(records: &[&Record]) -> Result<Vec<(&'static str, Vec<u8>)>> {
     Ok(files)
 }
 
-/// The measured records of the groups.
+/// The measured records of the groups. The files have no column for the engine, so they hold candlepower's own.
 fn of<'a>(records: &[&'a Record], groups: &[TrainingScenario]) -> Vec<&'a Record> {
     records
         .iter()
         .copied()
         .filter(|record| groups.iter().any(|group| group.key == record.scenario) && record.measures.is_some())
+        .filter(|record| record.subject.peer.is_none())
         .collect()
 }
 

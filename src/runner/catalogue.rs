@@ -50,7 +50,7 @@ impl Catalogue {
     /// Returns an error if the sizes of a benchmark are inconsistent.
     pub fn new(session: &Session) -> Result<Self> {
         let settings = session.settings().clone();
-        let grid = SeriesGrid::preset("smoke")?.with_settings(&settings);
+        let grid = SeriesGrid::of_settings(&settings)?;
         let mut all = Self { benchmarks: Vec::new(), pools: Vec::new(), grid, settings };
         let batches = all.settings.generation_batches();
         for &(target, table) in GENERATIONS {

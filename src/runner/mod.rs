@@ -3,9 +3,10 @@
 //! `criterion` runs the groups of a bench target and is the only caller of Criterion. `plain` runs the same workloads in a
 //! loop, for the command. Both use `session`, which holds the state that all records of a process share, and `pool`, which
 //! loads models. `guard` keeps a benchmark that ends its process from ending the others. `on_model` has the kinds of scenarios
-//! that run on models. `turns` takes the samples of benchmarks that are compared alternately. `observe` reads the machine's
-//! limits and load around samples. `catalogue` finds the benchmarks of all targets by id. `reproduce` gives the command line
-//! that repeats a measurement. `sandbox` makes marked records without measuring.
+//! that run on models. `peers` holds the processes of peers whose iterations are steps. `turns` takes the samples of benchmarks
+//! that are compared alternately. `observe` reads the machine's limits and load around samples. `catalogue` finds the
+//! benchmarks of all targets by id. `reproduce` gives the command line that repeats a measurement. `sandbox` makes marked
+//! records without measuring.
 
 #[cfg(feature = "cli")]
 mod catalogue;
@@ -13,6 +14,7 @@ mod criterion;
 mod guard;
 mod observe;
 mod on_model;
+mod peers;
 mod plain;
 mod pool;
 #[cfg(feature = "cli")]

@@ -17,7 +17,7 @@ use crate::{
     measure::memory::{self, DoesNotFit},
     model::{self, CausalLm, Engine, External, ModelSpec, Subject},
     output,
-    peer::{PeerName, Unsupported},
+    peer::{Peer, PeerName, Unsupported},
     record,
     scenario::{Counterpart, EXPERT_HIDDEN_SIZE, Tier, expert_grid},
     settings::{EngineChoice, Settings},
@@ -181,7 +181,7 @@ impl Candidate {
 }
 
 /// Makes an error again, for every benchmark that it concerns.
-fn again(error: &anyhow::Error) -> Box<dyn Fn() -> anyhow::Error> {
+pub(super) fn again(error: &anyhow::Error) -> Box<dyn Fn() -> anyhow::Error> {
     match error.downcast_ref::<Unsupported>().cloned() {
         Some(unsupported) => Box::new(move || unsupported.clone().into()),
         None => {
@@ -202,18 +202,18 @@ fn own(spec: ModelSpec, engine: Engine, dtype: Precision, settings: &Settings) -
 /// The need and the loader of a peer.
 fn peer(spec: ModelSpec, name: PeerName, precision: Precision, settings: Settings) -> (Need, Load) {
     let Settings { device, seed, .. } = settings;
-    let dtype = precision.dtype();
     let known = spec.clone();
     let needed_bytes = move |device: &Device| {
         let model = known.is_synthetic().then(|| External::of(&known).ok()).flatten()?;
-        Some(model.needed_bytes(dtype, device))
+        Some(model.needed_bytes(precision, device))
     };
     let load = move || {
-        ensure!(!precision.is_quantised(), "dtype {precision} is only for models of engine tuned");
         let launch = settings.peers.get(&name).with_context(|| format!("peer {name} has no command"))?;
         let threads = candle_core::utils::get_num_threads();
-        let model = External::of(&spec)?;
-        let subject = PeerSubject::load((&name, launch), model, (dtype, device, threads, seed), &settings.out)?;
+        let (model, dtype) = (External::of(&spec)?, model::dtype_of(&spec, precision));
+        model.ensure_fits(precision, &device.open()?)?;
+        let peer = Peer::start(&name, launch, &settings.out, threads)?;
+        let subject = PeerSubject::load(peer, model, (precision, &dtype), device, seed)?;
         Ok(Loaded::Peer(Rc::new(RefCell::new(subject))))
     };
     (Box::new(needed_bytes), Box::new(load))

@@ -2,7 +2,7 @@
 //! meets all of them. Sample `i` of every member is taken in one round. A round has slices, in which each member runs a part
 //! of its sample, and each slice starts with another member.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, thread, time::Duration};
 
 use anyhow::Result;
 
@@ -11,7 +11,7 @@ use crate::{
     measure::{conditions::Window, statistics},
     record::PairedRatio,
     scenario::Counterpart,
-    workload::{Iteration, Workload},
+    workload::{Iteration, SETTLE, Workload},
 };
 
 /// How many samples are taken, and how long each is.
@@ -25,6 +25,16 @@ pub struct Plan {
     pub iterations: Option<usize>,
     /// Number of samples.
     pub samples: usize,
+    /// Least iterations of a member before the next one's turn. The first of several is not counted: it finds the caches cold
+    /// and the threads of the member asleep.
+    pub block: usize,
+}
+
+impl Plan {
+    /// Iterations of a block that count.
+    fn counted(&self) -> usize {
+        (self.block - 1).max(1)
+    }
 }
 
 /// Least time of a member's part in a slice. The first iteration after another member finds the caches cold, which must not
@@ -37,6 +47,8 @@ pub struct Turn {
     iterations: usize,
     /// The most slices in which its part is long enough.
     slices: usize,
+    /// True if the first iteration of a part is not counted.
+    has_lead: bool,
     /// The iterations of each sample.
     pub samples: Vec<Vec<Iteration>>,
     /// The time of each sample, with the other members' parts between its own.
@@ -59,12 +71,13 @@ impl Turn {
             Some(all) => all.div_ceil(plan.samples),
             None => (sample_s / iteration_s).ceil() as usize,
         };
-        let iterations = iterations.max(1);
+        let iterations = iterations.max(plan.counted());
         let slices = (iterations as f64 * iteration_s / SLICE.as_secs_f64()) as usize;
         Ok(Self {
             workload,
             iterations,
-            slices: slices.clamp(1, iterations),
+            slices: slices.clamp(1, iterations / plan.counted()),
+            has_lead: plan.block > 1,
             samples: Vec::new(),
             windows: Vec::new(),
             slice_ms: Vec::new(),
@@ -76,7 +89,14 @@ impl Turn {
         let part = self.iterations * slice / slices..self.iterations * (slice + 1) / slices;
         let mut taken = Ok(Vec::new());
         let window = run(&mut || {
-            taken = caught(|| part.clone().map(|_| self.workload.iterate()).collect::<Result<Vec<_>>>());
+            taken = caught(|| {
+                if self.has_lead {
+                    thread::sleep(SETTLE);
+                    self.workload.iterate()?;
+                    self.workload.forget_last();
+                }
+                self.workload.repeat(part.len())
+            });
         });
         let taken = taken?;
         self.slice_ms.push(statistics::ms(mean(&taken).time));
@@ -260,8 +280,13 @@ mod tests {
         Window { from: Moment::now(), to: Moment::now() }
     }
 
-    const PLAN: Plan =
-        Plan { warm_up: Duration::from_millis(1), measuring: Duration::from_millis(1), iterations: None, samples: 10 };
+    const PLAN: Plan = Plan {
+        warm_up: Duration::from_millis(1),
+        measuring: Duration::from_millis(1),
+        iterations: None,
+        samples: 10,
+        block: 1,
+    };
 
     #[test]
     fn every_round_starts_with_another_member() {
@@ -277,7 +302,8 @@ mod tests {
     #[test]
     fn samples_are_as_long_as_planned() {
         let machine = machine(|_| 1.0);
-        let plan = Plan { warm_up: Duration::from_millis(250), measuring: Duration::from_millis(3000), ..PLAN };
+        let (warm_up, measuring) = (Duration::from_millis(250), Duration::from_millis(3000));
+        let plan = Plan { warm_up, measuring, ..PLAN };
         let turns = take(vec![member(&machine, 0, 100), member(&machine, 1, 1000)], plan, |_| (), window);
         let counts: Vec<Vec<usize>> = turns.into_iter().map(|turn| turn.expect("it works").into_workload().1).collect();
         assert_eq!(counts, [vec![3; 10], vec![1; 10]]);
@@ -308,6 +334,43 @@ mod tests {
         let ratio = ratio(turns[1], turns[0], Counterpart::Plain, "a").expect("pairs");
         assert_eq!((ratio.pairs, turns[0].windows.len()), (6, 2));
         assert!((ratio.ratio - 2.0).abs() < 1e-9, "{ratio:?}");
+    }
+
+    /// Members whose first iteration after another one's turn is slow, as that of threads that have fallen asleep.
+    #[test]
+    fn the_first_iteration_of_a_block_is_not_counted() {
+        struct Sleepy(Fake);
+        impl Workload for Sleepy {
+            fn iterate(&mut self) -> Result<Iteration> {
+                let is_awake = self.0.machine.borrow().log.last() == Some(&self.0.member);
+                let ran = self.0.iterate()?;
+                Ok(Iteration { time: if is_awake { ran.time } else { 5 * ran.time }, ..ran })
+            }
+
+            fn forget_last(&mut self) {}
+
+            fn finish(self: Box<Self>, samples: &[usize], limits: &Limits) -> Outcome {
+                Box::new(self.0).finish(samples, limits)
+            }
+        }
+        let machine = machine(|_| 1.0);
+        let sleepy = |member: usize, ms: u64| -> Result<Box<dyn Workload>> {
+            let work = Duration::from_millis(ms);
+            Ok(Box::new(Sleepy(Fake { machine: machine.clone(), member, work, fails_after: usize::MAX })))
+        };
+        let plan = Plan { block: 5, ..PLAN };
+        let turns = take(vec![sleepy(0, 100), sleepy(1, 200)], plan, window);
+        let turns: Vec<&Turn> = turns.iter().map(|turn| turn.as_ref().expect("it works")).collect();
+        let blocks = [[0; 5], [1; 5], [1; 5], [0; 5]].concat();
+        assert_eq!(machine.borrow().log[..22], [vec![0, 1], blocks].concat());
+        assert!(turns.iter().all(|turn| turn.samples.iter().all(|sample| sample.len() == 4)));
+        let ratio = ratio(turns[1], turns[0], Counterpart::Peer, "peer").expect("pairs");
+        assert_eq!((ratio.pairs, ratio.ratio), (10, 2.0));
+        // A long sample is cut into slices that are whole blocks.
+        let long = Plan { measuring: Duration::from_millis(2000), samples: 1, block: 5, ..PLAN };
+        let turns = take(vec![member(&machine, 0, 100), member(&machine, 1, 100)], long, window);
+        let lengths = turns.iter().flatten().map(|turn| (turn.samples[0].len(), turn.slice_ms.len()));
+        assert_eq!(lengths.collect::<Vec<_>>(), [(20, 5); 2]);
     }
 
     /// The machine halves its speed in the middle. Samples one after the other would give a ratio of 2.2 or 0.55.

@@ -16,7 +16,7 @@ pub use generation::{GENERATION, Generation, LONG_CONTEXT, MOE_TOP_K, Sampling};
 pub use moe::{EXPERT_GRID, EXPERT_HIDDEN_SIZE, ExpertDecoder, ExpertGrid, FeedForward, dense_name, expert_grid};
 pub use perplexity::{PERPLEXITY, PerplexityScenario};
 pub use serving::{Latency, SERVING_LOAD, ServingLoad, Traffic};
-pub use sweep::{SWEEP, SweepScenario};
+pub use sweep::{SWEEP, SWEEP_PRESETS, SweepScenario};
 pub use training::{
     Batch, CHECKPOINT_MEMORY, PSANN_THROUGHPUT, Phase, Quantity, Shape, TRAINING_SWEEP, Trained, TrainingGrid,
     TrainingScenario,

@@ -14,6 +14,9 @@ pub struct SweepScenario {
 pub const SWEEP: SweepScenario =
     SweepScenario { train: "architecture_sweep_train", forward: "architecture_sweep_infer" };
 
+/// Names of the grids that the sweep's groups can run. The first is the default.
+pub const SWEEP_PRESETS: [&str; 5] = ["smoke", "baseline-cpu", "hybrid-gpu", "omni-gpu", "growth"];
+
 impl SweepScenario {
     /// The first part of the benchmark ids of a phase.
     pub fn key(&self, phase: Phase) -> &'static str {

@@ -28,9 +28,59 @@ use crate::{
     },
 };
 
-fn config(entry: &Trained) -> Result<PsannConfig> {
+/// The configuration of an entry.
+///
+/// # Errors
+/// Returns an error if the base is unknown.
+pub(super) fn config(entry: &Trained) -> Result<PsannConfig> {
     let scenario::Shape { base, d_model, n_layers, n_heads, d_mlp, vocab_size } = entry.shape;
     Ok(PsannConfig { base: base.parse()?, d_model, n_layers, n_heads, d_mlp, vocab_size, ..PsannConfig::default() })
+}
+
+/// The cost of one sequence of an entry.
+///
+/// # Errors
+/// Returns an error if the sizes are inconsistent.
+pub(super) fn cost(entry: &Trained) -> Result<Cost> {
+    Decoder::cost(&config(entry)?, entry.batch.tokens_per_row)
+}
+
+/// The measures that follow from the times of steps, of which `samples` holds the number in each sample. The other fields are
+/// empty.
+///
+/// # Errors
+/// Returns an error if no step was measured.
+pub(super) fn timed(
+    entry: &Trained,
+    phase: Phase,
+    cost: &Cost,
+    times: &[Duration],
+    samples: &[usize],
+    limits: &Limits,
+) -> Result<record::Training> {
+    let steps = statistics::summarise(times, samples).context("no step was measured")?;
+    let passes = if phase == Phase::Train { 3 } else { 1 };
+    let flops = (passes * cost.forward_flops * entry.batch.rows as u64) as f64;
+    Ok(record::Training {
+        phase: phase.name().into(),
+        batch_tokens: entry.batch_tokens(),
+        tokens_per_row: entry.batch.tokens_per_row,
+        micro_batches: 1,
+        checkpointing: entry.checkpointing,
+        steps: times.len(),
+        samples: samples.len(),
+        sample_ms: steps.sample_ms,
+        sample_peak_bytes: Vec::new(),
+        step_p50_ms: steps.p50_ms,
+        step_p95_ms: steps.p95_ms,
+        step_p99_ms: steps.p99_ms,
+        tokens_per_s: 1e3 * entry.batch_tokens() as f64 / steps.p50_ms,
+        peak_bytes: None,
+        allocated_bytes: None,
+        reserved_bytes: None,
+        mfu: Some(flops / (steps.p50_ms / 1e3) / limits.matrix_flops_per_s),
+        stability: None,
+    })
 }
 
 /// Describes an entry for records.
@@ -38,8 +88,7 @@ fn config(entry: &Trained) -> Result<PsannConfig> {
 /// # Errors
 /// Returns an error if the sizes are inconsistent.
 pub fn language_subject(entry: &Trained, settings: &Settings) -> Result<record::Subject> {
-    let config = config(entry)?;
-    let parameters = Decoder::cost(&config, entry.batch.tokens_per_row)?.parameters;
+    let (config, parameters) = (config(entry)?, cost(entry)?.parameters);
     let sizes = [
         ("batch", entry.batch.rows),
         ("batch_tokens", entry.batch_tokens()),
@@ -99,7 +148,7 @@ impl LanguageWorkload {
         let (config, opened) = (config(entry)?, device.open()?);
         let dtype = parse_dtype(dtype, &TRAINING_DTYPES)
             .with_context(|| format!("language models cannot be trained in {dtype}: set CANDLEPOWER_DTYPE"))?;
-        let cost = Decoder::cost(&config, entry.batch.tokens_per_row)?;
+        let cost = cost(entry)?;
         let micro_rows = rows_that_fit(entry, phase, &cost, dtype, &opened)?;
         if micro_rows < entry.batch.rows {
             let (name, rows) = (entry.name(), entry.batch.rows);
@@ -133,10 +182,7 @@ impl LanguageWorkload {
     }
 
     fn measures(&self, samples: &[usize], limits: &Limits) -> Result<Measured> {
-        let steps = statistics::summarise(&self.times, samples).context("no step was measured")?;
-        let scenario::Batch { rows, tokens_per_row, .. } = self.entry.batch;
-        let passes = if self.phase == Phase::Train { 3 } else { 1 };
-        let flops = (passes * self.cost.forward_flops * rows as u64) as f64;
+        let timed = timed(&self.entry, self.phase, &self.cost, &self.times, samples, limits)?;
         let mut unmeasured = BTreeMap::new();
         let mut note = |field: &str, reason: &str| unmeasured.insert(field.to_owned(), reason.to_owned());
         let uncounted = self.peak.most().err();
@@ -161,24 +207,14 @@ impl LanguageWorkload {
         };
         let sample_peak_bytes = if in_time { Vec::new() } else { samples.iter().map(of_sample).collect() };
         let measures = record::Training {
-            phase: self.phase.name().into(),
-            batch_tokens: self.entry.batch_tokens(),
-            tokens_per_row,
             micro_batches: self.micro_batches,
-            checkpointing: self.entry.checkpointing,
-            steps: self.times.len(),
-            samples: samples.len(),
-            sample_ms: if in_time { steps.sample_ms } else { Vec::new() },
+            sample_ms: if in_time { timed.sample_ms } else { Vec::new() },
             sample_peak_bytes,
-            step_p50_ms: steps.p50_ms,
-            step_p95_ms: steps.p95_ms,
-            step_p99_ms: steps.p99_ms,
-            tokens_per_s: 1e3 * self.entry.batch_tokens() as f64 / steps.p50_ms,
             peak_bytes: self.peaks.iter().max().copied().filter(|_| uncounted.is_none()),
             allocated_bytes: Some(self.allocated_bytes).filter(|_| uncounted.is_none()),
             reserved_bytes: reserved_bytes.ok(),
-            mfu: Some(flops / (steps.p50_ms / 1e3) / limits.matrix_flops_per_s),
             stability: (self.phase == Phase::Train).then(|| self.stability.clone()),
+            ..timed
         };
         Ok(Measured { measures: Measures::Training(measures), unmeasured })
     }
@@ -249,9 +285,8 @@ impl Workload for LanguageWorkload {
 /// # Errors
 /// Returns an error if the sizes are inconsistent or the dtype is not one of training.
 pub fn language_bytes(entry: &Trained, phase: Phase, dtype: &str, device: DeviceChoice) -> Result<u64> {
-    let cost = Decoder::cost(&config(entry)?, entry.batch.tokens_per_row)?;
     let is_cpu = device == DeviceChoice::Cpu;
-    Ok(needed_bytes(entry, phase, &cost, parse_dtype(dtype, &TRAINING_DTYPES)?, is_cpu, entry.batch.rows))
+    Ok(needed_bytes(entry, phase, &cost(entry)?, parse_dtype(dtype, &TRAINING_DTYPES)?, is_cpu, entry.batch.rows))
 }
 
 /// Returns how many sequences of a batch fit in the available memory at a time.

@@ -1,5 +1,5 @@
-//! One iteration of each kind of benchmark: a generation, here or by a peer, a load on the scheduler of the server, a step of a
-//! language model, a step of a network for series, a load of a checkpoint, a pass of a tokenizer, a score of a window of text.
+//! One iteration of each kind of benchmark: a generation, a step of a language model, a step of a network for series, each here
+//! or by a peer, a load on the scheduler of the server, a load of a checkpoint, a pass of a tokenizer, a score of a window of text.
 //!
 //! A [`Workload`] runs iterations and turns those that count into measures. It does not decide how often it runs: the
 //! runners do. Each file implements one kind.
@@ -17,7 +17,7 @@ mod serving;
 pub use checkpoint::{EMBEDDED_TOKENIZER, LoadWorkload, TokenizerWorkload};
 pub use generation::{GenerationWorkload, SharedSubject};
 pub use language::{LanguageWorkload, language_bytes, language_subject};
-pub use peer::{PeerSubject, PeerWorkload, SharedPeer};
+pub use peer::{PeerSteps, PeerSubject, PeerWorkload, SETTLE, SharedPeer};
 pub use perplexity::{PerplexityWorkload, Timed};
 #[cfg(feature = "serve")]
 pub use serving::ServingWorkload;
@@ -35,6 +35,14 @@ pub trait Workload {
     /// # Errors
     /// Returns an error if the model or the device fails, or the output is wrong.
     fn iterate(&mut self) -> Result<Iteration>;
+
+    /// Runs iterations one right after the other.
+    ///
+    /// # Errors
+    /// As [`Self::iterate`].
+    fn repeat(&mut self, count: usize) -> Result<Vec<Iteration>> {
+        (0..count).map(|_| self.iterate()).collect()
+    }
 
     /// Leaves the last iteration out of the results. It was a warm-up between two samples.
     fn forget_last(&mut self);

@@ -2,6 +2,7 @@
 //! as a target with peers that misbehave in every possible way. Skips, with a message, what Python is missing for.
 
 use std::{
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
     process::{Command, ExitCode, Output},
@@ -10,9 +11,15 @@ use std::{
 use candlepower::{
     generate,
     measure::CountingAllocator,
+    model,
     record::{Generation, Measures, Record, Status},
     runner::{self, Candidate},
-    scenario::{self, Counterpart, Sampling, Tier},
+    scenario::{self, Counterpart, PSANN_THROUGHPUT, Sampling, TRAINING_SWEEP, Tier, TrainingGrid},
+    settings::Settings,
+    workload::{
+        language_subject,
+        series::{SeriesGrid, series_subject},
+    },
 };
 use tempfile::TempDir;
 
@@ -39,6 +46,9 @@ fn bench_target() -> ExitCode {
     runner::main(|suite| {
         let candidates = Candidate::from_settings(suite.settings());
         suite.generation(&scenarios, candidates);
+        suite.training(PSANN_THROUGHPUT);
+        suite.training(TRAINING_SWEEP);
+        suite.sweep();
     })
 }
 
@@ -49,7 +59,7 @@ const FAULTS: [(&str, &str); 14] = [
     ("lengths", "it sent 2 tokens and 1 times instead of 1 of each"),
     ("garbage", "'Loading checkpoint shards: 100%' is not a message of the protocol"),
     ("long-line", "it sent a line of over 4194304 bytes"),
-    ("version", "it speaks version 7 of the protocol, and this program version 1"),
+    ("version", "it speaks version 7 of the protocol, and this program versions 1 to 2"),
     ("negative", "its answer is wrong: invalid value: integer `-5`, expected u64"),
     ("nan", "is not a message of the protocol: expected value"),
     ("clock", "its times add up to 1000000.000 s, but its answer came after 0."),
@@ -59,6 +69,24 @@ const FAULTS: [(&str, &str); 14] = [
     ("closes", "peer closes closed its output"),
     ("missing", "peer missing could not be started: /no/such/program"),
 ];
+
+/// The same for trainings.
+const TRAINING_FAULTS: [(&str, &str); 11] = [
+    ("dies", "peer dies ended (exit status: 1): out of luck \\u{1b}[2J!!!"),
+    ("dies-later", "peer dies-later ended (exit status: 1): killed in the middle"),
+    ("hangs", "peer hangs: it did not answer within 2 s"),
+    ("garbage", "'Loading checkpoint shards: 100%' is not a message of the protocol"),
+    ("clock", "its times add up to 1000000.000 s, but its answer came after 0."),
+    ("losses", "it sent 1 times and 2 losses instead of 1 and 1"),
+    ("nan-loss", "is not a message of the protocol: expected value"),
+    ("diverges", "it diverged: the loss of step 1 is not a finite number"),
+    ("refuses", "peer refuses: no memory\\nis left"),
+    ("other-model", "it loaded a model of 1 parameters instead of"),
+    ("missing", "peer missing could not be started: /no/such/program"),
+];
+
+/// Small sizes of the groups of trainings.
+const SMALL: &str = "seq = [16]\nbatch = [1]\nprecision = ['f32']\n";
 
 struct World(TempDir);
 
@@ -71,6 +99,15 @@ impl World {
     }
 
     fn run(&self, arguments: &[&str]) -> Output {
+        self.start(&[&["--bench"], arguments].concat())
+    }
+
+    /// Runs each benchmark once, without measuring.
+    fn run_once(&self, arguments: &[&str]) -> Output {
+        self.start(&[&["--bench", "--test"], arguments].concat())
+    }
+
+    fn start(&self, arguments: &[&str]) -> Output {
         let mut command = Command::new(std::env::current_exe().expect("this program"));
         for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("CANDLEPOWER_")) {
             command.env_remove(name);
@@ -78,7 +115,7 @@ impl World {
         // Cargo's variables would make the target join a run.
         command.env_remove("CARGO").env_remove("RUST_BACKTRACE").env(BENCH_TARGET, "1");
         command.env("CRITERION_HOME", self.0.path().join("criterion")).env("CANDLEPOWER_OUT", "out");
-        command.arg("--bench").args(arguments).current_dir(self.0.path()).output().expect("it starts")
+        command.args(arguments).current_dir(self.0.path()).output().expect("it starts")
     }
 
     /// Returns the records of the last run.
@@ -114,11 +151,31 @@ fn has_python(imports: &str) -> bool {
 /// Entries of the peer of this folder: a good one, and one for each fault.
 fn entries() -> String {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/peers/peer.py");
+    let counts = parameters().map(|count| format!("'{count}'")).join(", ");
     let entry = |name: &str| match name {
         "missing" => "[peers.missing]\ncommand = '/no/such/program'\n".to_owned(),
-        _ => format!("[peers.{name}]\ncommand = ['python3', '{}', '{name}']\ntimeout_s = 2\n", script.display()),
+        _ => {
+            let script = script.display();
+            format!("[peers.{name}]\ncommand = ['python3', '{script}', '{name}', {counts}]\ntimeout_s = 2\n")
+        }
     };
-    ["plain", "other-dtype"].into_iter().chain(FAULTS.map(|(name, _)| name)).map(entry).collect()
+    let faults = FAULTS.iter().chain(&TRAINING_FAULTS).map(|(name, _)| *name);
+    let others = ["plain", "other-dtype", "only-generates", "first-version"].into_iter();
+    others.chain(faults).collect::<BTreeSet<_>>().into_iter().map(entry).collect()
+}
+
+/// Parameters of the models that the peer of this folder loads: of `llama-mini`, of the small language model, and of the first
+/// network of the sweep that the tests select.
+fn parameters() -> [u64; 3] {
+    let grid = TrainingGrid { tokens_per_row: vec![16], rows: vec![1], ..TrainingGrid::default() };
+    let trained = TRAINING_SWEEP[0].entries(Tier::Quick, &grid).remove(0);
+    let language = language_subject(&trained, &Settings::default()).expect("a model");
+    let grid = SeriesGrid::preset("smoke").expect("a preset");
+    let combinations = grid.combinations().expect("combinations");
+    let state_space = combinations.iter().find(|combination| combination.name.starts_with("state_space-d48-l2"));
+    let series = series_subject(state_space.expect("a network"), &grid);
+    let llama = model::shape("llama-mini").expect("a shape").parameters();
+    [llama, language.parameters.expect("a count"), series.parameters.expect("a count")]
 }
 
 /// A failed record has the reason, in one line without control characters, and so has standard error.
@@ -209,7 +266,7 @@ fn what_a_peer_does_not_support_is_left_out() {
     }
     let engines = "engine = ['tuned', 'peer:plain', 'peer:other-dtype']\nmodels = ['llama-mini']\n";
     let world = World::new(&(engines.to_owned() + &entries()));
-    let output = world.run(&[]);
+    let output = world.run(&["^(tiny|drawn)/"]);
     let errors = text(&output.stderr);
     assert!(output.status.success(), "{errors}");
     let records = world.records();
@@ -234,6 +291,162 @@ fn what_a_peer_does_not_support_is_left_out() {
     assert!(text(&output.stdout).contains("3 measured, 0 failed"));
     assert_eq!(records[0].ratios.len(), 1);
     assert!(records[3].ratios.is_empty());
+}
+
+/// A peer that fails in a training affects nothing else, and is told apart from one that does not train.
+fn every_fault_of_a_training_gives_a_failed_record() {
+    if !has_python("match 0:\n case _: pass") {
+        return;
+    }
+    let names: Vec<String> = TRAINING_FAULTS.iter().map(|(name, _)| format!("'peer:{name}'")).collect();
+    let engines = format!("engine = ['peer:plain', {}, 'peer:first-version']\n", names.join(", "));
+    let world = World::new(&(engines + SMALL + &entries()));
+    let output = world.run(&["^training_sweep_train/"]);
+    let errors = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{errors}");
+    let records = world.records();
+    let [own, plain, faulty @ .., first] = records.as_slice() else { panic!("{records:?}") };
+    assert_eq!((own.status, plain.status, faulty.len()), (Status::Measured, Status::Measured, TRAINING_FAULTS.len()));
+    for ((name, part), record) in TRAINING_FAULTS.iter().zip(faulty) {
+        assert_eq!(record.subject.engine, *name);
+        check_failure(record, part, &errors);
+    }
+    assert_eq!(own.ratios.len(), 1, "peers that failed have no ratio");
+    assert_eq!(first.status, Status::Excluded, "peers of version 1 generate only");
+}
+
+/// Trainings and the sweep run on candlepower and on peers, in turns.
+fn peers_train_beside_candlepower() {
+    if !has_python("match 0:\n case _: pass") {
+        return;
+    }
+    let engines = "engine = ['tuned', 'peer:plain', 'peer:only-generates']\n";
+    let world = World::new(&(engines.to_owned() + &SMALL.replace("16", "16, 32") + &entries()));
+    let output = world.run(&["(training_sweep|architecture_sweep)_[a-z]*/(respsann|state_space-d48-l2)"]);
+    let (errors, shown) = (text(&output.stderr), text(&output.stdout));
+    assert!(output.status.success(), "{errors}");
+    let records = world.records();
+    assert_eq!(records.len(), 18, "two groups with two lengths, and two groups of the sweep");
+    for group in records.chunks(3) {
+        let [own, plain, left_out] = group else { panic!("a group") };
+        assert_eq!((own.subject.engine.as_str(), plain.subject.engine.as_str()), ("tuned", "plain"));
+        assert_eq!(own.subject.parameters, plain.subject.parameters);
+        let [ratio] = own.ratios.as_slice() else { panic!("{}: {:?}", own.id, own.ratios) };
+        assert_eq!((ratio.counterpart, &ratio.to), (Counterpart::Peer, &plain.id));
+        assert!(plain.ratios.is_empty() && ratio.pairs >= 10, "{ratio:?}");
+        let reason = left_out.reason.as_deref().expect("a reason");
+        assert_eq!(left_out.status, Status::Excluded);
+        assert!(reason.starts_with("peer only-generates does not support it: it does not "), "{reason}");
+        assert!(reason.ends_with(", it does generate") && plain.subject.peer.is_some() && own.subject.peer.is_none());
+
+        let measures = plain.measures.as_ref().expect("measures");
+        assert_eq!(measures.sample_ms(), [1.0; 10]);
+        // The first step of each block of five is not counted.
+        let steps = |record: &Record| match record.measures.as_ref().expect("measures") {
+            Measures::Training(measures) => measures.steps,
+            Measures::Sweep(measures) => measures.steps,
+            other => panic!("{other:?}"),
+        };
+        assert!(steps(plain) >= 40 && steps(plain).is_multiple_of(10) && steps(own) >= 40, "{}", own.id);
+        match measures {
+            Measures::Training(measures) => {
+                assert_eq!(measures.tokens_per_s, 1e3 * measures.batch_tokens as f64);
+                let losses = measures.stability.as_ref().map(|stability| &stability.losses);
+                let is_trained = plain.scenario == "training_sweep_train";
+                assert_eq!(losses.is_some_and(|losses| *losses == vec![2.5; measures.steps]), is_trained);
+            }
+            Measures::Sweep(measures) => {
+                let is_trained = plain.scenario == "architecture_sweep_train";
+                assert_eq!(measures.last_loss, is_trained.then_some(2.5));
+                assert_eq!(measures.windows_per_s, 8_000.0);
+            }
+            other => panic!("{other:?}"),
+        }
+        assert!(plain.unmeasured.contains_key("peak_bytes"), "{:?}", plain.unmeasured);
+    }
+    assert_eq!(errors.matches(": excluded: ").count(), 4, "one line for each group:\n{errors}");
+    for part in ["time / peer", "Peer plain is plain 1.0."] {
+        assert!(shown.contains(part), "{part} is missing from:\n{shown}");
+    }
+}
+
+/// PyTorch builds each language model and each network with as many parameters, and runs a step of each.
+fn torch_runs_every_model_that_is_trained() {
+    if !has_python("import torch, psannlm") {
+        return;
+    }
+    for precision in ["f32", "bf16"] {
+        let settings = format!("engine = ['peer:torch']\ndtype = '{precision}'\nseq = [16]\nbatch = [1]\n");
+        let output = World::new(&settings).run_once(&["/torch-"]);
+        let (errors, shown) = (text(&output.stderr), text(&output.stdout));
+        assert!(output.status.success(), "{errors}");
+        let ran = shown.lines().filter(|line| line.contains("/torch-") && line.starts_with("Testing")).count();
+        // Four bases and a small one, and the networks of the preset, each in two groups.
+        assert_eq!(ran, 2 * (4 + 1) + 2 * 12, "{shown}");
+    }
+}
+
+/// llama.cpp reads the file that its adapter writes, and chooses the tokens of engine `tuned`.
+fn llama_cpp_chooses_the_tokens_of_tuned() {
+    if !has_python("import llama_cpp, gguf") {
+        return;
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let world = World::new("");
+    for name in ["llama-mini", "qwen3-mini", "gemma3-mini"] {
+        let program =
+            "import gguf_file, json, sys; gguf_file.write_seeded(sys.argv[2], json.load(open(sys.argv[1])), 'f32', 1)";
+        let shape = root.join("src/model/shapes").join(name).with_extension("json");
+        let file = world.0.path().join(name).with_extension("gguf");
+        let mut python = Command::new("python3");
+        python.args(["-c", program]).args([&shape, &file]).env("PYTHONPATH", root.join("scripts/peers"));
+        assert!(python.status().expect("it starts").success(), "{name}");
+    }
+    let settings = "models = ['path:llama-mini.gguf', 'path:qwen3-mini.gguf', 'path:gemma3-mini.gguf']\n";
+    fs::write(world.0.path().join("candlepower.toml"), settings.to_owned() + "engine = ['tuned', 'peer:llama.cpp']")
+        .expect("written");
+    let output = world.run(&["^tiny/"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let records = world.records();
+    assert_eq!(records.len(), 6);
+    for pair in records.chunks(2) {
+        let ([tuned, peer], id) = ([&pair[0], &pair[1]].map(generation), &pair[1].id);
+        assert_eq!(tuned.token_digest, peer.token_digest, "{id}");
+        assert_eq!(tuned.work, peer.work, "{id}");
+    }
+}
+
+/// The seeded shapes run on llama.cpp in each precision, with the bytes that engine `tuned` reads for a token.
+fn llama_cpp_runs_the_embedded_shapes() {
+    if !has_python("import llama_cpp, gguf") {
+        return;
+    }
+    for dtype in ["f16", "bf16", "q8_0", "q4k"] {
+        let world = World::new(&format!("dtype = '{dtype}'\nengine = ['tuned', 'peer:llama.cpp']"));
+        let output = world.run(&["^tiny/"]);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        let records = world.records();
+        assert_eq!(records.len(), 6);
+        for pair in records.chunks(2) {
+            assert_eq!(pair[1].status, Status::Measured);
+            assert_eq!(generation(&pair[0]).work, generation(&pair[1]).work, "{}", pair[1].id);
+        }
+    }
+}
+
+/// JAX runs the shape of Llama and leaves the others out.
+fn jax_runs_the_shape_of_llama() {
+    if !has_python("import jax") {
+        return;
+    }
+    for dtype in ["f32", "bf16"] {
+        let world = World::new(&format!("dtype = '{dtype}'\nengine = ['tuned', 'peer:jax']"));
+        let output = world.run(&["^tiny/"]);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        let peers: Vec<Record> = world.records().into_iter().filter(|record| record.subject.engine == "jax").collect();
+        let statuses: Vec<Status> = peers.iter().map(|record| record.status).collect();
+        assert_eq!(statuses, [Status::Measured, Status::Excluded, Status::Excluded]);
+    }
 }
 
 /// A list names peers without starting them, and an unknown one is refused at once.
@@ -296,11 +509,17 @@ fn main() -> ExitCode {
     if std::env::var_os(BENCH_TARGET).is_some() {
         return bench_target();
     }
-    let tests: [(&str, fn()); 6] = [
+    let tests: [(&str, fn()); 12] = [
         ("every_fault_gives_a_failed_record", every_fault_gives_a_failed_record),
         ("peers_stand_beside_the_engines", peers_stand_beside_the_engines),
         ("what_a_peer_does_not_support_is_left_out", what_a_peer_does_not_support_is_left_out),
+        ("every_fault_of_a_training_gives_a_failed_record", every_fault_of_a_training_gives_a_failed_record),
+        ("peers_train_beside_candlepower", peers_train_beside_candlepower),
         ("a_list_starts_no_peer", a_list_starts_no_peer),
+        ("torch_runs_every_model_that_is_trained", torch_runs_every_model_that_is_trained),
+        ("llama_cpp_chooses_the_tokens_of_tuned", llama_cpp_chooses_the_tokens_of_tuned),
+        ("llama_cpp_runs_the_embedded_shapes", llama_cpp_runs_the_embedded_shapes),
+        ("jax_runs_the_shape_of_llama", jax_runs_the_shape_of_llama),
         ("transformers_chooses_the_tokens_of_tuned", transformers_chooses_the_tokens_of_tuned),
         ("transformers_runs_the_embedded_shapes", transformers_runs_the_embedded_shapes),
     ];

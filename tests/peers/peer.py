@@ -1,12 +1,14 @@
-"""A peer of candlepower without any framework. The argument names its fault."""
+"""A peer of candlepower without any framework. The arguments are its fault and the parameters of the models that it loads."""
 
 import json
 import os
 import sys
 import time
 
-FAULT = sys.argv[1]
-PARAMETERS = 31201792  # Those of llama-mini.
+FAULT, *COUNTS = sys.argv[1:]
+PARAMETERS = dict(zip(("seeded", "language", "series"), map(int, COUNTS)))
+WORK = ["generate"] if FAULT == "only-generates" else ["generate", "train", "forward"]
+steps = 0
 
 
 def answer(**fields):
@@ -16,25 +18,33 @@ def answer(**fields):
 for line in sys.stdin:
     request = json.loads(line)
     match request["request"]:
+        case "describe" if FAULT == "first-version":
+            answer(protocol=1, name="plain", version="1.0")
         case "describe":
-            answer(protocol=7 if FAULT == "version" else 1, name="plain", version="1.0")
+            answer(protocol=7 if FAULT == "version" else 2, name="plain", version="1.0", work=WORK)
         case "load" if FAULT == "other-dtype":
             answer(unsupported="it computes in f64 only")
         case "load" if FAULT == "refuses":
             answer(error="no memory\nis left")
         case "load":
+            kind, = request["model"]
+            forecasts = kind == "series" and request["work"] == "forward"
             about = {key: request[key] for key in ("dtype", "device", "threads")}
-            answer(**about, parameters=1 if FAULT == "other-model" else PARAMETERS, weight_bytes=4 * PARAMETERS)
+            count = 1 if FAULT == "other-model" else PARAMETERS[kind]
+            answer(**about, parameters=count, weight_bytes=4 * count)
         case "reset" if request["sampling"]["temperature"] > 0:
             answer(unsupported="it chooses tokens by argmax only")
         case "reset":
             answer()
-        case "prefill" | "step":
+        case "prefill" | "step" | "train" | "forward" as name:
             count = request.get("count", 1)
+            steps += count
             time.sleep(0.002 * count)
             tokens, ns = list(range(count)), [1_000_000] * count
+            losses = [] if forecasts else [2.5] * count
             match FAULT:
                 case "dies": sys.exit("out of luck \x1b[2J" + "!" * 5000)
+                case "dies-later" if steps > 10: sys.exit("killed in the middle")
                 case "hangs": time.sleep(60)
                 case "lengths": tokens.append(0)
                 case "garbage": print("Loading checkpoint shards: 100%")
@@ -44,6 +54,12 @@ for line in sys.stdin:
                 case "clock": ns[0] = 10**15
                 case "vocabulary": tokens[0] = 16384
                 case "closes": os.close(1); time.sleep(60)
-            answer(tokens=tokens, ns=ns, cache_bytes=4096)
+                case "losses": losses.append(2.5)
+                case "nan-loss": losses[-1] = float("nan")
+                case "diverges": losses[-1] = None
+            if name in ("train", "forward"):
+                answer(losses=losses, ns=ns)
+            else:
+                answer(tokens=tokens, ns=ns, cache_bytes=4096)
         case "close":
             break

@@ -390,6 +390,13 @@ fn names_in_file(config: &ModelConfig, name: &str) -> (String, Option<(String, u
     (format!("blk.{layer}.{own}.{kind}"), None)
 }
 
+impl Place {
+    /// Bytes of the tensor.
+    fn bytes(&self) -> usize {
+        self.rows * self.width / self.format.block_size() * self.format.type_size()
+    }
+}
+
 impl Gguf {
     /// A matrix in the format of the file; `None` if it is not quantised.
     ///
@@ -406,16 +413,22 @@ impl Gguf {
         Ok(Some(quantised.with_context(|| format!("{name} is {:?}, a format of inputs", place.format))?))
     }
 
+    /// Bytes of a tensor, by the name of transformers; 0 if there is none.
+    pub fn tensor_bytes(&self, name: &str) -> u64 {
+        self.places.get(name).map_or(0, |place| place.bytes() as u64)
+    }
+
     fn place(&self, name: &str) -> Result<&Place> {
         self.places.get(name).with_context(|| format!("the file has no {name}"))
     }
 
     /// Reads a tensor. Its bytes were found to lie in the file when it was opened.
     fn bytes(&self, place: &Place) -> Result<Vec<u8>> {
-        let Place { format, start, rows, width, .. } = *place;
-        let mut bytes = vec![0; rows * width / format.block_size() * format.type_size()];
+        let mut bytes = vec![0; place.bytes()];
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
-        file.seek(SeekFrom::Start(start)).and_then(|_| file.read_exact(&mut bytes)).context("it cannot be read")?;
+        file.seek(SeekFrom::Start(place.start))
+            .and_then(|_| file.read_exact(&mut bytes))
+            .context("it cannot be read")?;
         Ok(bytes)
     }
 

@@ -1,4 +1,5 @@
-//! Plots of training steps: the architecture sweep, gradient checkpointing, and language models.
+//! Plots of training steps: the architecture sweep, gradient checkpointing, and language models. They show candlepower's own
+//! steps: beside a peer, the tables have ratios.
 
 use super::{
     Styles,
@@ -24,6 +25,10 @@ fn training_measures(row: &Row) -> Option<&Training> {
     }
 }
 
+fn is_own(row: &Row) -> bool {
+    row.record.subject.peer.is_none()
+}
+
 fn architecture(row: &Row) -> String {
     row.record.subject.architecture_and_sizes().0.to_owned()
 }
@@ -35,7 +40,7 @@ fn dtype(row: &Row) -> String {
 /// Samples per second over parameters: a colour for each architecture, and hollow dots for forecasts.
 pub fn sweep(rows: &[Row]) -> Option<Chart> {
     let point = |row: &Row| Some((row.record.subject.parameters? as f64, sweep_measures(row)?.windows_per_s));
-    let rows: Vec<&Row> = rows.iter().filter(|row| point(row).is_some()).collect();
+    let rows: Vec<&Row> = rows.iter().filter(|row| is_own(row) && point(row).is_some()).collect();
     let points: Vec<(f64, f64)> = rows.iter().filter_map(|row| point(row)).collect();
     if points.is_empty() {
         return None;
@@ -102,7 +107,8 @@ fn lines(
     point: fn(&Row) -> Option<(f64, f64)>,
     name: fn(&Row) -> String,
 ) -> Option<Chart> {
-    let rows: Vec<&Row> = rows.iter().filter(|row| row.record.scenario == scenario && point(row).is_some()).collect();
+    let is_shown = |row: &&Row| row.record.scenario == scenario && is_own(row) && point(row).is_some();
+    let rows: Vec<&Row> = rows.iter().filter(is_shown).collect();
     let key = |row: &Row| (name(row), dtype(row));
     let mut lines: Vec<(&Row, Vec<(f64, f64)>)> = Vec::new();
     for &row in &rows {

@@ -15,7 +15,7 @@ mod steps;
 #[cfg(feature = "cli")]
 pub(super) use steps::tier as training_tier;
 
-use std::{iter::Sum, process::ExitCode, time::Duration};
+use std::{collections::BTreeSet, iter::Sum, process::ExitCode, time::Duration};
 
 use anyhow::{Result, bail, ensure};
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, PlottingBackend, measurement::Measurement};
@@ -30,6 +30,7 @@ use crate::{
     files,
     measure::{PeakBytes, conditions::Window, memory, peak_bytes},
     output,
+    peer::PeerName,
     record::{self, Guarded, PairedRatio, Record, Status, check_writable},
     report,
     scenario::Counterpart,
@@ -72,6 +73,7 @@ pub fn main(body: impl FnOnce(&mut Suite)) -> ExitCode {
             pending,
             records: Vec::new(),
             ran: 0,
+            excluded: BTreeSet::new(),
             failed: Vec::new(),
             problems: Vec::new(),
         };
@@ -90,6 +92,8 @@ pub struct Suite {
     pending: Option<Pending>,
     records: Vec<Record>,
     ran: usize,
+    /// Groups and engines whose exclusion was reported, with the reason.
+    excluded: BTreeSet<(String, String, String)>,
     /// The failures: id and reason.
     failed: Vec<String>,
     /// Failures of Criterion's reports, whose records were kept.
@@ -182,9 +186,9 @@ impl Suite {
                     bencher.iter_custom(|iterations| {
                         samples.push(iterations as usize);
                         let number = samples.len();
-                        let once = |_| workload.iterate().unwrap_or_else(|error| abort(error));
                         let (sum, window) = observation.sample(|| {
-                            (0..iterations).map(once).map(|iteration| value(iteration, number)).sum::<M::Value>()
+                            let taken = workload.repeat(iterations as usize).unwrap_or_else(|error| abort(error));
+                            taken.into_iter().map(|iteration| value(iteration, number)).sum::<M::Value>()
                         });
                         windows.push(window);
                         sum
@@ -292,7 +296,12 @@ impl Suite {
         record.unmeasured.extend(ended.unpaired.map(|reason| ("ratios".to_owned(), reason)));
         self.ran += 1;
         match (&record.reason, record.status) {
-            (Some(reason), Status::Excluded) => output::report(format_args!("\n{}: excluded: {reason}", record.id)),
+            (Some(reason), Status::Excluded) => {
+                let key = (record.scenario.clone(), record.subject.engine.clone(), reason.clone());
+                if self.excluded.insert(key) {
+                    output::report(format_args!("\n{}: excluded: {reason}", record.id));
+                }
+            }
             (Some(reason), _) => self.failed(format!("{}: {reason}", record.id)),
             (None, _) => {}
         }
@@ -383,6 +392,14 @@ fn steps() -> Plan {
 fn long_steps() -> Plan {
     paired::plan(Duration::from_millis(1), Duration::from_millis(500))
 }
+
+/// The pace of steps beside those of a peer: in blocks.
+fn beside_peers(plan: Plan, peers: &[PeerName]) -> Plan {
+    if peers.is_empty() { plan } else { Plan { block: BLOCK, ..plan } }
+}
+
+/// Least steps in a row where a peer takes part.
+const BLOCK: usize = 5;
 
 /// Criterion for samples in bytes, with a noise threshold that reports a change of one percent.
 pub fn bytes() -> Criterion<PeakBytes> {

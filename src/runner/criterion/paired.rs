@@ -126,6 +126,7 @@ pub fn plan(warm_up: Duration, measuring: Duration) -> Plan {
         measuring: given("--measurement-time", measuring),
         iterations: None,
         samples: argument("--sample-size").and_then(|size| size.parse().ok()).unwrap_or(super::SAMPLES),
+        block: 1,
     }
 }
 

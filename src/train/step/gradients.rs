@@ -10,7 +10,7 @@ use candle_core::{DType, Tensor, TensorId, Var};
 
 use super::loss;
 use crate::{
-    kernels::{Matrix, MatrixMut, Start, change, inference::Machine, is_plain, product, with_slices},
+    kernels::{change, is_plain, with_slices},
     model::psann::Decoder,
 };
 
@@ -70,7 +70,7 @@ impl Sequences {
         self.ids.chunks(self.length).flat_map(|row| &row[1..]).copied().collect()
     }
 
-    fn input(&self, model: &Decoder) -> Result<Tensor> {
+    pub(super) fn input(&self, model: &Decoder) -> Result<Tensor> {
         let shape = (self.rows(), self.length - 1);
         Ok(Tensor::from_vec(self.inputs(), shape, model.embedding().device())?)
     }
@@ -86,39 +86,10 @@ fn hidden(model: &Decoder, sequences: &Sequences) -> Result<Tensor> {
     rows_of(&model.finish(&x)?)
 }
 
-/// Logits (rows, time, vocabulary) of all tokens, f32, without gradients. They are valid until the next call.
-///
-/// # Errors
-/// Returns an error if a token is not in the vocabulary, or the device fails.
-pub fn logits(model: &Decoder, sequences: &Sequences, workspace: &mut Workspace) -> Result<Tensor> {
-    let hidden = hidden(model, sequences)?;
-    let head = model.head().detach();
-    let ((rows, width), vocab_size) = (hidden.dims2()?, head.dim(0)?);
-    let logits = match is_plain(&hidden) && is_plain(&head) {
-        true => {
-            let known = workspace.logits.take().filter(|logits| logits.dims() == [rows, vocab_size]);
-            let logits = known.map_or_else(|| Tensor::zeros((rows, vocab_size), DType::F32, head.device()), Ok)?;
-            with_slices([&hidden, &head], |[hidden, head]| {
-                change(&logits, |logits| {
-                    let out = MatrixMut::new(logits, rows, vocab_size, vocab_size);
-                    let (states, weights) =
-                        (Matrix::new(hidden, rows, width, width), Matrix::new(head, vocab_size, width, width));
-                    product(Machine::shared(), out, Start::Zero, states, weights.transposed());
-                })
-            })??;
-            workspace.logits.insert(logits).clone()
-        }
-        false => hidden.matmul(&head.to_dtype(hidden.dtype())?.t()?)?.to_dtype(DType::F32)?,
-    };
-    Ok(logits.reshape((sequences.rows(), sequences.length - 1, ()))?)
-}
-
 /// Buffers that are reused from one batch to the next.
 #[derive(Default)]
 pub struct Workspace {
     loss: loss::Workspace,
-    /// (rows, vocabulary)
-    logits: Option<Tensor>,
     /// (vocabulary, width): the gradient of the embedding table.
     of_table: Option<Tensor>,
     /// Its rows that are not 0.

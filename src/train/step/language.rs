@@ -126,16 +126,6 @@ impl Language {
         Ok(sum)
     }
 
-    /// Logits (rows, time, vocabulary) of all tokens, f32, without gradients. They are valid until the next call.
-    ///
-    /// # Errors
-    /// See [`Self::step`].
-    pub fn logits(&mut self, batch: &Sequences) -> Result<Tensor> {
-        let logits = gradients::logits(&self.model, batch, &mut self.workspace)?;
-        self.device.synchronize()?;
-        Ok(logits)
-    }
-
     /// Returns everything that the next steps depend on: weights by their names, moments as `<name>.moments`.
     ///
     /// # Errors
@@ -281,11 +271,12 @@ mod tests {
     }
 
     #[test]
-    fn logits_are_the_models_and_make_the_loss() {
+    fn the_loss_is_that_of_the_models_logits() {
         let mut language = language(Base::Respsann, PLAN);
         for number in 0..2 {
             let batch = batch(3, number);
-            let logits = language.logits(&batch).expect("logits");
+            let inputs = batch.input(&language.model).expect("ids");
+            let logits = language.model.forward(&inputs).expect("logits");
             assert_eq!(logits.dims(), [3, 12, 50]);
             let targets = Tensor::new(batch.targets(), &Device::Cpu).expect("ids");
             let loss = logits.flatten(0, 1).and_then(|logits| candle_nn::loss::cross_entropy(&logits, &targets));

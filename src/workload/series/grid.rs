@@ -315,8 +315,16 @@ impl SeriesGrid {
         Layers::new(&Self::default()).yaml(name, preset(name)?).resolve()
     }
 
+    /// The grid of the preset that the settings name, with their device, dtype and seed.
+    ///
+    /// # Errors
+    /// When there is no preset of this name.
+    pub fn of_settings(settings: &Settings) -> Result<Self> {
+        Ok(Self::preset(&settings.preset)?.with_settings(settings))
+    }
+
     /// The same grid with the device, dtype and seed of the settings: f32 where the settings quantise weights.
-    pub fn with_settings(self, settings: &Settings) -> Self {
+    fn with_settings(self, settings: &Settings) -> Self {
         Self { device: settings.device, dtype: settings.first_dtype().dtype(), seed: settings.seed, ..self }
     }
 
@@ -518,6 +526,7 @@ fn limited(batches: usize, limit: Option<f64>) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::scenario::SWEEP_PRESETS;
 
     fn flag(key: &str, value: &str) -> Result<SeriesGrid> {
         Layers::new(&SeriesGrid::default()).flags(&[(key, value.to_owned())]).resolve()
@@ -626,6 +635,14 @@ mod tests {
         let read = |text| Layers::new(&SeriesGrid::default()).yaml("a.yaml", text).resolve().expect("a grid").device;
         assert_eq!(read("accelerator: cuda:1"), DeviceChoice::Cuda(1));
         assert_eq!(read("device: cuda:1"), DeviceChoice::Cuda(1));
+    }
+
+    #[test]
+    fn the_settings_know_the_presets() {
+        assert_eq!(PRESETS.map(|(name, _)| name), SWEEP_PRESETS);
+        let settings = Settings { preset: "baseline-cpu".into(), seed: 7, ..Settings::default() };
+        let grid = SeriesGrid::of_settings(&settings).expect("a preset");
+        assert_eq!((grid.model_dims, grid.seed), (vec![256], 7));
     }
 
     #[test]

@@ -38,8 +38,7 @@ pub struct SeriesWorkload {
     steps_of: Steps,
     batches: Batches,
     held_out_batches: usize,
-    /// Windows of a step, and the batches that they come in.
-    windows: usize,
+    task: Task,
     batches_per_step: usize,
     cost: Cost,
     steps: Vec<Duration>,
@@ -55,12 +54,8 @@ impl SeriesWorkload {
     pub fn new(combination: &Combination, phase: Phase, grid: &SeriesGrid) -> Result<Self> {
         let (task, device) = (&combination.task, grid.device.open()?);
         let cost = cost(task)?;
-        let needed_bytes = match phase {
-            Phase::Train => cost.training_bytes(grid.dtype, task.training.gradient_checkpointing),
-            Phase::Forward => cost.forecast_bytes(grid.dtype),
-        };
-        memory::ensure_fits("one batch", needed_bytes + series_bytes(task), &device)?;
-        let batches_per_step = if phase == Phase::Train { task.training.accumulate } else { 1 };
+        memory::ensure_fits("one batch", needed_bytes(task, &cost, phase, grid.dtype), &device)?;
+        let batches_per_step = batches_per_step(task, phase);
         let bytes_beside = memory::current_bytes(&device);
         let batches = Batches::new(task, &device)?;
         let steps_of = match phase {
@@ -72,7 +67,7 @@ impl SeriesWorkload {
             steps_of,
             batches,
             held_out_batches: combination.held_out_batches,
-            windows: task.window.batch * batches_per_step,
+            task: task.clone(),
             batches_per_step,
             cost,
             steps: Vec::new(),
@@ -91,9 +86,7 @@ impl SeriesWorkload {
     }
 
     fn measures(&self, samples: &[usize], limits: &Limits) -> Result<Measured> {
-        let steps = statistics::summarise(&self.steps, samples).context("no step was measured")?;
-        let step_p50_ms = steps.p50_ms;
-        let passes = if self.phase == Phase::Train { 3 * self.batches_per_step as u64 } else { 1 };
+        let timed = timed(&self.task, self.phase, &self.cost, &self.steps, samples, limits)?;
         let held_out_loss = match &self.steps_of {
             Steps::Train(training) => {
                 let batches = (0..self.held_out_batches).map(|number| self.batches.held_out(number));
@@ -110,18 +103,11 @@ impl SeriesWorkload {
             unmeasured.extend(["first_loss", "last_loss", "held_out_loss"].map(|field| (field.into(), reason.into())));
         }
         let measures = Sweep {
-            steps: self.steps.len(),
-            samples: samples.len(),
-            sample_ms: steps.sample_ms,
-            step_p50_ms,
-            step_p95_ms: steps.p95_ms,
-            step_p99_ms: steps.p99_ms,
-            windows_per_s: 1e3 * self.windows as f64 / step_p50_ms,
             peak_bytes: self.peak.most().ok(),
-            mfu: Some((passes * self.cost.forward_flops) as f64 / (step_p50_ms / 1e3) / limits.matrix_flops_per_s),
             first_loss: self.losses.first().copied(),
             last_loss: self.last_loss(),
             held_out_loss,
+            ..timed
         };
         Ok(Measured { measures: Measures::Sweep(measures), unmeasured })
     }
@@ -169,6 +155,52 @@ impl Workload for SeriesWorkload {
     }
 }
 
+/// Batches of a step.
+fn batches_per_step(task: &Task, phase: Phase) -> usize {
+    if phase == Phase::Train { task.training.accumulate } else { 1 }
+}
+
+/// The measures that follow from the times of steps, of which `samples` holds the number in each sample. The other fields are
+/// empty.
+///
+/// # Errors
+/// Returns an error if no step was measured.
+pub(super) fn timed(
+    task: &Task,
+    phase: Phase,
+    cost: &Cost,
+    times: &[Duration],
+    samples: &[usize],
+    limits: &Limits,
+) -> Result<Sweep> {
+    let steps = statistics::summarise(times, samples).context("no step was measured")?;
+    let batches = batches_per_step(task, phase);
+    let passes = if phase == Phase::Train { 3 * batches as u64 } else { 1 };
+    Ok(Sweep {
+        steps: times.len(),
+        samples: samples.len(),
+        sample_ms: steps.sample_ms,
+        step_p50_ms: steps.p50_ms,
+        step_p95_ms: steps.p95_ms,
+        step_p99_ms: steps.p99_ms,
+        windows_per_s: 1e3 * (task.window.batch * batches) as f64 / steps.p50_ms,
+        peak_bytes: None,
+        mfu: Some((passes * cost.forward_flops) as f64 / (steps.p50_ms / 1e3) / limits.matrix_flops_per_s),
+        first_loss: None,
+        last_loss: None,
+        held_out_loss: None,
+    })
+}
+
+/// Memory of the steps of a network, with its batches and the series that they are cut from.
+pub(super) fn needed_bytes(task: &Task, cost: &Cost, phase: Phase, dtype: DType) -> u64 {
+    let of_steps = match phase {
+        Phase::Train => cost.training_bytes(dtype, task.training.gradient_checkpointing),
+        Phase::Forward => cost.forecast_bytes(dtype),
+    };
+    of_steps + series_bytes(task)
+}
+
 /// Memory of a batch and of the series that it is cut from, of which a copy of a batch is made.
 fn series_bytes(task: &Task) -> u64 {
     let Window { batch, time, horizon, outputs } = task.window;
@@ -195,6 +227,10 @@ pub fn series_subject(combination: &Combination, grid: &SeriesGrid) -> Subject {
     }
 }
 
-fn cost(task: &Task) -> Result<Cost> {
+/// The cost of a forward pass.
+///
+/// # Errors
+/// Returns an error if the sizes are inconsistent.
+pub(super) fn cost(task: &Task) -> Result<Cost> {
     Forecaster::cost(task.architecture, &task.sizes, &task.window)
 }

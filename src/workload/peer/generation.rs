@@ -1,31 +1,26 @@
-//! One generation of a peer per iteration. The peer takes the times, because those of this process would include the way
-//! between the two.
+//! One generation of a peer per iteration.
 
-use std::{cell::RefCell, path::Path, rc::Rc, thread, time::Duration};
+use std::{cell::RefCell, rc::Rc, thread, time::Duration};
 
 use anyhow::Result;
-use candle_core::DType;
 
-use super::{Iteration, Measured, Outcome, Workload, drop_warm_up, energy::Energy, generation::measured};
+use super::super::{Iteration, Measured, Outcome, Workload, drop_warm_up, energy::Energy, generation::measured};
+use super::SETTLE;
 use crate::{
-    device::DeviceChoice,
+    device::{DeviceChoice, Precision},
     generate::{self, FinishReason, Request, Required, Timeline},
     model::{CacheBytes, External},
-    peer::{Generated, Launch, Loaded, Model, Peer, PeerName},
+    peer::{Generated, Loaded, Model, Peer, Work},
     record::{self, Limits},
     scenario::Generation,
 };
-
-/// Pause before and after a generation, which is not timed. Waiting threads of OpenMP and of our own pools spin for some
-/// milliseconds, and those of one side must not slow down the other.
-const SETTLE: Duration = Duration::from_millis(30);
 
 /// A peer that has loaded a model.
 pub struct PeerSubject {
     peer: Peer,
     model: External,
     loaded: Loaded,
-    dtype: DType,
+    precision: Precision,
     device: DeviceChoice,
 }
 
@@ -33,29 +28,28 @@ pub struct PeerSubject {
 pub type SharedPeer = Rc<RefCell<PeerSubject>>;
 
 impl PeerSubject {
-    /// Starts a peer and lets it load a model. `out` is the folder of the records, and `seed` that of seeded weights.
+    /// Lets a peer load a model, in a precision with its name in ids. `seed` is that of seeded weights.
     ///
     /// # Errors
-    /// Returns an error if memory is missing, or the peer does not start or load.
+    /// Returns an error if the peer does not load the model.
     pub fn load(
-        (name, launch): (&PeerName, &Launch),
+        mut peer: Peer,
         model: External,
-        (dtype, device, threads, seed): (DType, DeviceChoice, usize, u64),
-        out: &Path,
+        (precision, dtype): (Precision, &str),
+        device: DeviceChoice,
+        seed: u64,
     ) -> Result<Self> {
-        model.ensure_fits(dtype, &device.open()?)?;
-        let mut peer = Peer::start(name, launch, out, threads)?;
-        let folder;
+        let path;
         let weights = match model.shape() {
             Some(config) => Model::Seeded { config, seed },
             None => {
-                folder = model.folder()?;
-                Model::Folder(&folder)
+                path = model.path()?;
+                if model.is_gguf() { Model::Gguf(&path) } else { Model::Folder(&path) }
             }
         };
         let parameters = model.config().parameters();
-        let loaded = peer.load(weights, dtype.as_str(), &device.to_string(), parameters)?;
-        Ok(Self { peer, model, loaded, dtype, device })
+        let loaded = peer.load(&weights, Work::Generate, (dtype, &device.to_string()), parameters)?;
+        Ok(Self { peer, model, loaded, precision, device })
     }
 
     /// Fills in the properties that only the running peer knows.
@@ -138,12 +132,12 @@ impl PeerWorkload {
 
     fn measures(&self, samples: &[usize], limits: &Limits) -> Result<Measured> {
         let subject = self.subject.borrow();
-        let (config, dtype) = (subject.model.config(), subject.dtype);
-        let cache =
-            |tokens| CacheBytes { used: subject.model.used_cache_bytes(dtype, tokens), allocated: self.cache_bytes };
-        let footprint = config.footprint(dtype);
+        let model = &subject.model;
+        let dtype = model.dtype(subject.precision);
+        let cache = |tokens| CacheBytes { used: model.used_cache_bytes(dtype, tokens), allocated: self.cache_bytes };
+        let footprint = model.footprint(subject.precision);
         let required = |prompt_tokens, steps| {
-            Required::of(&footprint, cache, config.prefill_flops(prompt_tokens), prompt_tokens, steps)
+            Required::of(&footprint, cache, model.config().prefill_flops(prompt_tokens), prompt_tokens, steps)
         };
         let (timelines, peak_bytes) = (&self.timelines, self.peak_bytes);
         let measures = generate::summarise(required, &self.request, timelines, samples, peak_bytes, Some(limits))?;

@@ -1,0 +1,15 @@
+//! Work that a peer does in a process of its own. The peer takes the times, because those of this process would include the way
+//! between the two. `generation` has one generation per iteration, and `steps` a step of a language model or of a network for
+//! series.
+
+mod generation;
+mod steps;
+
+pub use generation::{PeerSubject, PeerWorkload, SharedPeer};
+pub use steps::PeerSteps;
+
+use std::time::Duration;
+
+/// Pause between the work of a peer and that of this process, which is not timed. Waiting threads of OpenMP and of our own
+/// pools spin for some milliseconds, and those of one side must not slow down the other.
+pub const SETTLE: Duration = Duration::from_millis(30);
