@@ -453,7 +453,7 @@ fn that_run(mut variants: Vec<(EngineChoice, Precision)>) -> Vec<(EngineChoice, 
     variants
 }
 
-/// Returns whether an engine has a dtype: only `tuned` has quantised weights.
+/// Returns whether an engine has a dtype: `stock` has no quantised weights. A peer tells itself.
 fn has_dtype((engine, dtype): &(EngineChoice, Precision)) -> bool {
     !dtype.is_quantised() || *engine != EngineChoice::Own(Engine::Stock)
 }

@@ -113,13 +113,14 @@ mod tests {
     use super::*;
     use crate::{
         model::{SYNTHETIC, decoder, shape},
-        scenario::FeedForward,
+        scenario::{ExpertDecoder, FeedForward},
     };
 
     /// Tensors of the sizes of a dtype have the footprint of the dtype, idle experts included.
     #[test]
     fn a_footprint_by_tensors_is_that_of_the_dtype() {
-        let mixture = decoder::shape::config(FeedForward::Mixture { num_experts: 8, top_k: 2, skew: None });
+        let mixture = FeedForward::Mixture { num_experts: 8, top_k: 2, skew: None };
+        let mixture = decoder::shape::config(ExpertDecoder::new(mixture));
         let shapes = SYNTHETIC.map(|name| shape(name).expect("a shape")).into_iter().chain([mixture.expect("a shape")]);
         for config in shapes {
             for tie_word_embeddings in [true, false] {

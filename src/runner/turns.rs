@@ -315,7 +315,8 @@ mod tests {
     fn samples_have_as_many_iterations_as_asked_for() {
         for (asked_for, each) in [(200, 20), (195, 20), (10, 1), (1, 1)] {
             let machine = machine(|_| 1.0);
-            let turns = take(vec![member(&machine, 0, 7)], Plan { iterations: Some(asked_for), ..PLAN }, window);
+            let turns =
+                take(vec![member(&machine, 0, 7)], Plan { iterations: Some(asked_for), ..PLAN }, |_| (), window);
             let counts = turns.into_iter().map(|turn| turn.expect("it works").into_workload().1);
             assert_eq!(counts.collect::<Vec<_>>(), [vec![each; 10]]);
         }
@@ -359,7 +360,7 @@ mod tests {
             Ok(Box::new(Sleepy(Fake { machine: machine.clone(), member, work, fails_after: usize::MAX })))
         };
         let plan = Plan { block: 5, ..PLAN };
-        let turns = take(vec![sleepy(0, 100), sleepy(1, 200)], plan, window);
+        let turns = take(vec![sleepy(0, 100), sleepy(1, 200)], plan, |_| (), window);
         let turns: Vec<&Turn> = turns.iter().map(|turn| turn.as_ref().expect("it works")).collect();
         let blocks = [[0; 5], [1; 5], [1; 5], [0; 5]].concat();
         assert_eq!(machine.borrow().log[..22], [vec![0, 1], blocks].concat());
@@ -368,7 +369,7 @@ mod tests {
         assert_eq!((ratio.pairs, ratio.ratio), (10, 2.0));
         // A long sample is cut into slices that are whole blocks.
         let long = Plan { measuring: Duration::from_millis(2000), samples: 1, block: 5, ..PLAN };
-        let turns = take(vec![member(&machine, 0, 100), member(&machine, 1, 100)], long, window);
+        let turns = take(vec![member(&machine, 0, 100), member(&machine, 1, 100)], long, |_| (), window);
         let lengths = turns.iter().flatten().map(|turn| (turn.samples[0].len(), turn.slice_ms.len()));
         assert_eq!(lengths.collect::<Vec<_>>(), [(20, 5); 2]);
     }

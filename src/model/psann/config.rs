@@ -177,9 +177,11 @@ pub(super) enum Initial {
     Spread(f64, f64),
 }
 
+/// Name, initial value, standard deviation, bounds and range of a parameter.
+type Parameter = (&'static str, f64, f64, Bounds, Option<(f64, f64)>);
+
 impl Sine {
-    /// Name, initial value, standard deviation, bounds and range of each parameter.
-    fn parameters(&self) -> [(&'static str, f64, f64, Bounds, Option<(f64, f64)>); 3] {
+    fn parameters(&self) -> [Parameter; 3] {
         [
             ("amp", self.amp_init, self.amp_init_std, self.amp_bounds, self.amp_range),
             ("freq", self.freq_init, self.freq_init_std, self.freq_bounds, self.freq_range),
