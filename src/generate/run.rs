@@ -57,7 +57,11 @@ pub fn run(model: &mut dyn CausalLm, prompts: &[Vec<u32>], request: &Request) ->
     whole.finish_reason =
         if sequences.iter().all(has_ended) { FinishReason::EndOfSequence } else { FinishReason::Length };
     whole.prompt_tokens = prompts.first().map_or(0, Vec::len);
-    whole.tokens = sequences.into_iter().zip(prompts).map(|(mut sequence, prompt)| sequence.tokens.split_off(prompt.len())).collect();
+    whole.tokens = sequences
+        .into_iter()
+        .zip(prompts)
+        .map(|(mut sequence, prompt)| sequence.tokens.split_off(prompt.len()))
+        .collect();
     Ok(whole)
 }
 

@@ -104,7 +104,7 @@ fn own(precision: Precision, x: &[f32], weights: &[f32]) -> Result<Matrices> {
     let machine = Machine::with_threads(rayon::current_num_threads().min(candle_core::utils::get_num_threads()));
     if let Some(format) = precision.blocks() {
         let quantised = Quantised::new(&machine, format, (ON_CPU, ON_CPU), weights);
-        return Ok(of_weights(precision, machine, x, quantised.context("a weight is not finite")?.into()));
+        return Ok(of_weights::<f32>(precision, machine, x, quantised.context("a weight is not finite")?.into()));
     }
     Ok(match precision.dtype() {
         DType::BF16 => packed::<bf16>(precision, machine, x, weights),

@@ -172,7 +172,9 @@ impl Peer {
     /// Why the peer did not serve a request, if it says so.
     fn refusal(&self, answer: &Value) -> Option<anyhow::Error> {
         let told = |key: &str| Some(quoted(answer.get(key)?.as_str()?.as_bytes()));
-        told("unsupported").map(|reason| self.unsupported(reason)).or_else(|| told("error").map(|reason| anyhow!("{}: {reason}", self.name)))
+        told("unsupported")
+            .map(|reason| self.unsupported(reason))
+            .or_else(|| told("error").map(|reason| anyhow!("{}: {reason}", self.name)))
     }
 }
 

@@ -257,12 +257,8 @@ mod tests {
         Window { from: Moment::now(), to: Moment::now() }
     }
 
-    const PLAN: Plan = Plan {
-        warm_up: Duration::from_millis(1),
-        measuring: Duration::from_millis(1),
-        iterations: None,
-        samples: 10,
-    };
+    const PLAN: Plan =
+        Plan { warm_up: Duration::from_millis(1), measuring: Duration::from_millis(1), iterations: None, samples: 10 };
 
     #[test]
     fn every_round_starts_with_another_member() {
@@ -278,8 +274,7 @@ mod tests {
     #[test]
     fn samples_are_as_long_as_planned() {
         let machine = machine(|_| 1.0);
-        let plan =
-            Plan { warm_up: Duration::from_millis(250), measuring: Duration::from_millis(3000), ..PLAN };
+        let plan = Plan { warm_up: Duration::from_millis(250), measuring: Duration::from_millis(3000), ..PLAN };
         let turns = take(vec![member(&machine, 0, 100), member(&machine, 1, 1000)], plan, window);
         let counts: Vec<Vec<usize>> = turns.into_iter().map(|turn| turn.expect("it works").into_workload().1).collect();
         assert_eq!(counts, [vec![3; 10], vec![1; 10]]);

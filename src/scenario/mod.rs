@@ -11,9 +11,7 @@ mod training;
 pub use checkpoint::{CheckpointScenario, CheckpointWork, LOAD, Pass, TOKENIZER, TOKENIZER_TEXT_BYTES};
 pub use counterpart::Counterpart;
 pub use generation::{GENERATION, Generation, LONG_CONTEXT, MOE_TOP_K, Sampling};
-pub use moe::{
-    EXPERT_GRID, EXPERT_HIDDEN_SIZE, ExpertDecoder, ExpertGrid, FeedForward, dense_name, expert_grid,
-};
+pub use moe::{EXPERT_GRID, EXPERT_HIDDEN_SIZE, ExpertDecoder, ExpertGrid, FeedForward, dense_name, expert_grid};
 pub use sweep::{SWEEP, SweepScenario};
 pub use training::{
     Batch, CHECKPOINT_MEMORY, PSANN_THROUGHPUT, Phase, Quantity, Shape, TRAINING_SWEEP, Trained, TrainingGrid,

@@ -193,9 +193,8 @@ mod tests {
             let spec = ModelSpec::Mini("llama-mini");
             let subject = model::load(&spec, engine, Precision::F32, DeviceChoice::Cpu, 42).expect("a model");
             let subject = Rc::new(RefCell::new(subject));
-            let work = |batch| {
-                GenerationWorkload::of_scenario(subject.clone(), 0, (&scenario, batch), 42, DeviceChoice::Cpu)
-            };
+            let work =
+                |batch| GenerationWorkload::of_scenario(subject.clone(), 0, (&scenario, batch), 42, DeviceChoice::Cpu);
             let mut batch = work(3).expect("a workload");
             batch.iterate().expect("a generation");
             assert_eq!(batch.tokens().len(), 3);

@@ -176,7 +176,8 @@ fn an_embedded_model_says_the_same_as_in_process() {
     let prompt: Vec<u32> = (0..40).map(|id| id * 37 % 16384).collect();
     for engine in Engine::ALL {
         let request = generate::Request { new_tokens: 10, sampling: Sampling::GREEDY, seed: 0, stop: Vec::new() };
-        let timeline = generate::run(load(engine).model.as_mut(), std::slice::from_ref(&prompt), &request).expect("tokens");
+        let timeline =
+            generate::run(load(engine).model.as_mut(), std::slice::from_ref(&prompt), &request).expect("tokens");
         let expected = text(&timeline.tokens[0]);
         let spec = spec.clone();
         let limits = Limits { step_tokens: 16, ..Limits::default() };

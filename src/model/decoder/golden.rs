@@ -347,8 +347,10 @@ fn quantised_weights_are_counted_in_blocks() {
     let mixture = || super::shape::mixture(8, 2, 512).expect("a mixture");
     let weights = synthetic::weights(&mixture(), 1, DType::F32, &Device::Cpu);
     let mixture = super::load(mixture(), Tensors::new(weights, Precision::Q8_0), ExpertLayout::Stacked, None);
-    let (found, plain) =
-        (mixture.expect("a model").footprint(), super::shape::mixture(8, 2, 512).expect("a mixture").footprint(DType::F32));
+    let (found, plain) = (
+        mixture.expect("a model").footprint(),
+        super::shape::mixture(8, 2, 512).expect("a mixture").footprint(DType::F32),
+    );
     for (found, plain) in [(found.weight_bytes, plain.weight_bytes), (found.step_weight_bytes, plain.step_weight_bytes)]
     {
         assert!((0.265..0.28).contains(&(found as f64 / plain as f64)), "{found} of {plain}");

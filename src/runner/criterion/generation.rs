@@ -76,9 +76,8 @@ impl Suite {
 
 /// Ids of the benchmarks that a candidate is compared with in a scenario, in the same batch.
 fn counterparts(scenario: &Generation, candidate: &Candidate, batch: usize) -> Vec<(Counterpart, String)> {
-    let id = |scenario: &str, subject: &Subject| {
-        BenchmarkId::new(scenario, &subject.clone().in_batch(batch)).to_string()
-    };
+    let id =
+        |scenario: &str, subject: &Subject| BenchmarkId::new(scenario, &subject.clone().in_batch(batch)).to_string();
     let of_scenario = scenario.against.map(|other| (Counterpart::Scenario, id(other, &candidate.about)));
     let of_model = candidate.against.iter().map(|(counterpart, subject)| (*counterpart, id(scenario.key, subject)));
     of_scenario.into_iter().chain(of_model).collect()
