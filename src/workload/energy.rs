@@ -85,11 +85,8 @@ mod tests {
 
     #[test]
     fn energy_is_a_mean_or_has_a_reason_and_is_never_0() {
-        let energy = |joules: &[f64]| Energy {
-            counter: Err("no counter".into()),
-            joules: joules.to_vec(),
-            unknown: None,
-        };
+        let energy =
+            |joules: &[f64]| Energy { counter: Err("no counter".into()), joules: joules.to_vec(), unknown: None };
         assert_eq!(energy(&[2.0, 4.0]).mean_joules(), Ok(3.0));
         assert!(energy(&[0.0, 0.0]).mean_joules().expect_err("too short").contains("did not move"));
         let mut unknown = energy(&[]);

@@ -298,7 +298,10 @@ mod tests {
             let measured = work.finish(&[1, 1], &limits()).measured.expect("measures");
             let Measures::Serving(measures) = measured.measures else { panic!("another kind") };
             assert_eq!(measures.requests, 2 * scenario.traffic.requests);
-            assert_eq!(measures.output_tokens_by_usage, Some(measures.requests * u64::from(scenario.traffic.new_tokens)));
+            assert_eq!(
+                measures.output_tokens_by_usage,
+                Some(measures.requests * u64::from(scenario.traffic.new_tokens))
+            );
             assert_eq!(measures.sample_ms, times[1..].iter().map(|time| ms(*time)).collect::<Vec<_>>());
             // Half of the prompts share a page, and the first of them fills it.
             assert!(measures.cached_tokens >= 64 && measures.cached_tokens.is_multiple_of(2), "{measures:?}");

@@ -172,9 +172,12 @@ fn a_killed_load_leaves_whole_records() {
     thread::sleep(Duration::from_millis(1500));
     killed.kill().expect("killed");
     killed.wait().expect("an end");
-    let files = std::fs::read_dir(folder.path().join("records/a")).expect("a run").map(|file| file.expect("a file").path());
+    let files =
+        std::fs::read_dir(folder.path().join("records/a")).expect("a run").map(|file| file.expect("a file").path());
     let mut lines = 0;
-    for file in files.filter(|file| file.extension().is_some_and(|extension| extension == "jsonl" || extension == "json")) {
+    for file in
+        files.filter(|file| file.extension().is_some_and(|extension| extension == "jsonl" || extension == "json"))
+    {
         for line in std::fs::read_to_string(&file).expect("text").lines() {
             serde_json::from_str::<Value>(line).unwrap_or_else(|error| panic!("{}: {error}: {line}", file.display()));
             lines += 1;

@@ -86,7 +86,9 @@ fn load(address: SocketAddr, model: &str, clients: u32, duration: Duration) -> (
                         return;
                     }
                     let number = (client + round) % PROMPTS;
-                    let Some(tokens) = ask(address, model, number, (client + round).is_multiple_of(2)) else { continue };
+                    let Some(tokens) = ask(address, model, number, (client + round).is_multiple_of(2)) else {
+                        continue;
+                    };
                     assert_eq!(tokens.len(), NEW_TOKENS, "client {client}, round {round}");
                     *answers.lock().expect("no panic").entry((number, tokens)).or_default() += 1;
                 }
@@ -161,7 +163,9 @@ fn fifty_clients_at_full_size() {
     println!("{model}: {count} answers, {} of them different; ties within {gap:.3} nats", answers.len());
     println!("one client {alone_tokens_per_s:.2} tok/s, {CLIENTS} clients {tokens_per_s:.2} tok/s: {ratio:.2} times");
     println!("resident after a quarter {}, at the end {}", mb(early), mb(late));
-    for line in metrics.lines().filter(|line| line.contains("_requests_total{") || line.contains("_step_duration_seconds_")) {
+    for line in
+        metrics.lines().filter(|line| line.contains("_requests_total{") || line.contains("_step_duration_seconds_"))
+    {
         println!("{line}");
     }
     signal(&child, "-TERM");

@@ -465,7 +465,11 @@ impl Saving {
             scenario: scenario.to_owned(),
             subject,
             status: if failed.is_some() { Status::Failed } else { Status::Measured },
-            unmeasured: unmeasured.into_iter().chain(no_joules).map(|(field, why)| (field.into(), why.into())).collect(),
+            unmeasured: unmeasured
+                .into_iter()
+                .chain(no_joules)
+                .map(|(field, why)| (field.into(), why.into()))
+                .collect(),
             measures: failed.is_none().then(|| {
                 Measures::Serving(Serving { joules_per_token: joules_per_token.ok(), ..Serving::from(report) })
             }),

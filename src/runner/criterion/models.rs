@@ -50,7 +50,8 @@ impl Suite {
         let mut turns = Turns::new(&entries, plan, &self.session);
         let mut criterion = self.criterion(TokenTime, NOISE_THRESHOLD);
         for (index, scenario) in scenarios.iter().enumerate() {
-            let own: Vec<usize> = (0..entries.len()).filter(|entry| benchmarks[*entry].0.key() == scenario.key()).collect();
+            let own: Vec<usize> =
+                (0..entries.len()).filter(|entry| benchmarks[*entry].0.key() == scenario.key()).collect();
             if own.is_empty() {
                 continue;
             }
