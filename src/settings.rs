@@ -278,7 +278,9 @@ impl Settings {
                 Some(_) if variable == EVEN_IF_DISTURBED => {
                     even_if_disturbed = !["", "0", "false"].contains(&value.as_str())
                 }
-                Some(key) if ![FIXTURES, GUARDED].contains(&variable.as_str()) => variables.push((key.to_owned(), value)),
+                Some(key) if ![FIXTURES, GUARDED].contains(&variable.as_str()) => {
+                    variables.push((key.to_owned(), value))
+                }
                 _ => {}
             }
         }

@@ -512,10 +512,8 @@ fn scenarios_that_are_too_long_are_excluded_without_an_error() {
     let runs = fs::read_dir(folder.path().join("target/candlepower")).expect("a run");
     let records = runs.map(|run| run.expect("a run").path().join("records.jsonl")).next().expect("a run");
     let records = fs::read_to_string(records).expect("records");
-    let statuses: Vec<Value> = records
-        .lines()
-        .map(|line| serde_json::from_str::<Value>(line).expect("a record")["status"].clone())
-        .collect();
+    let statuses: Vec<Value> =
+        records.lines().map(|line| serde_json::from_str::<Value>(line).expect("a record")["status"].clone()).collect();
     assert!(statuses.contains(&json!("measured")) && statuses.contains(&json!("excluded")), "{statuses:?}");
     assert!(!statuses.contains(&json!("failed")), "{statuses:?}");
 }

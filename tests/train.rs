@@ -231,7 +231,8 @@ fn trainings_and_shootouts_are_reported() {
 fn the_number_of_threads_does_not_change_a_training() {
     let folder = folder();
     let train = |threads: &str, out: &str| {
-        let sizes = ["--d-model", "64", "--d-mlp", "160", "--batch-tokens", "512", "--steps", "12", "--base", "sgrpsann"];
+        let sizes =
+            ["--d-model", "64", "--d-mlp", "160", "--batch-tokens", "512", "--steps", "12", "--base", "sgrpsann"];
         let given = ["train", "--config", "tiny.yaml", "--threads", threads, "--out", out];
         let output = run(folder.path(), &[&given[..], &sizes].concat());
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

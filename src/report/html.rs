@@ -42,7 +42,8 @@ pub fn page(title: &str, joined: &Joined, trained: &[Trained], plots: &[Plot], f
         let scenario = table.scenario.as_ref().filter(|_| !is_only);
         (format!("#table-{number}"), scenario.map_or(table.title, String::as_str).to_owned())
     });
-    let folders = trained.iter().map(|one| (format!("{TRAININGS}/{}", text::url(one.name.as_str())), one.name.to_string()));
+    let folders =
+        trained.iter().map(|one| (format!("{TRAININGS}/{}", text::url(one.name.as_str())), one.name.to_string()));
     let files = files.iter().map(|file| ((*file).to_owned(), (*file).to_owned())).chain(folders);
     for (label, links) in [("Tables", links.collect::<Vec<_>>()), ("Data", files.collect())] {
         let links: Vec<String> =

@@ -2,7 +2,9 @@
 
 use std::fmt::Write;
 
-use super::{joined::Joined, plot::Plot, summary::Summary, table, text_table::markdown, trained::Trained, write::TRAININGS};
+use super::{
+    joined::Joined, plot::Plot, summary::Summary, table, text_table::markdown, trained::Trained, write::TRAININGS,
+};
 use crate::text;
 
 /// Characters of a full bar.
@@ -26,7 +28,9 @@ pub fn readme(title: &str, joined: &Joined, trained: &[Trained], plots: &[Plot])
         );
     }
     if joined.rows.is_empty() {
-        text.push_str("`candlepower report` made this report. [`index.html`](index.html) has the same tables, sortable.\n\n");
+        text.push_str(
+            "`candlepower report` made this report. [`index.html`](index.html) has the same tables, sortable.\n\n",
+        );
     } else {
         first_screen(&mut text, &Summary::new(joined.rows.iter().map(|row| &row.record)));
         text.push_str(

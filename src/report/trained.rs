@@ -148,7 +148,8 @@ impl Trained {
         }
         let whole = fs::canonicalize(folder).with_context(|| format!("{} can't be read", folder.display()))?;
         let name: PathName = whole.file_name().unwrap_or_default().to_string_lossy().parse()?;
-        let mut trained = Self { machine: None, rows: vec![HEADER.map(str::to_owned).to_vec()], files: Vec::new(), name };
+        let mut trained =
+            Self { machine: None, rows: vec![HEADER.map(str::to_owned).to_vec()], files: Vec::new(), name };
         trained.keep(&whole, Path::new(""))?;
         if is_shootout {
             for run in runs(&whole)? {

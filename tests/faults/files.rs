@@ -38,8 +38,12 @@ fn huge(path: &Path) {
 }
 
 /// All of them, and a part of the error.
-pub const PUTS: [(Put, &str); 4] =
-    [(fifo, "not a regular file"), (endless, "not a regular file"), (folder, "not a regular file"), (huge, "larger than")];
+pub const PUTS: [(Put, &str); 4] = [
+    (fifo, "not a regular file"),
+    (endless, "not a regular file"),
+    (folder, "not a regular file"),
+    (huge, "larger than"),
+];
 
 const RUN: &[&str] = &["run", "--model", "path:.", "--prompt-tokens", "4"];
 

@@ -12,9 +12,7 @@ use crate::{
         CausalLm, Engine, Part,
         checkpoint::read_json,
         config::{ExpertLayout, ModelConfig},
-        golden::{
-            Errors, Fixture, TOLERANCE, at_device, device, difference, fixtures, incrementally, numbers,
-        },
+        golden::{Errors, Fixture, TOLERANCE, at_device, device, difference, fixtures, incrementally, numbers},
         open, shape, synthetic,
         tensors::Tensors,
     },

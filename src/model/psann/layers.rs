@@ -85,9 +85,7 @@ impl Activation {
     pub fn forward<G: Graph>(&self, graph: &mut G, x: &G::Value) -> Result<G::Value> {
         match self {
             Self::Gelu => graph.gelu(x, Mask::NONE),
-            Self::Sine { amplitude, frequency, damping, form } => {
-                graph.sine(x, [amplitude, frequency, damping], *form)
-            }
+            Self::Sine { amplitude, frequency, damping, form } => graph.sine(x, [amplitude, frequency, damping], *form),
         }
     }
 }

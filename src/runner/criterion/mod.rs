@@ -60,9 +60,11 @@ pub fn main(body: impl FnOnce(&mut Suite)) -> ExitCode {
             output::redirect(&format!("{error:#}"));
         }
         let pending = match argument("--save-baseline").or_else(|| argument("-s")) {
-            Some(name) if measures() && !session.settings().even_if_disturbed => {
-                Some(if goes_on { Pending::again(criterion_home(), name) } else { Pending::open(criterion_home(), name)? })
-            }
+            Some(name) if measures() && !session.settings().even_if_disturbed => Some(if goes_on {
+                Pending::again(criterion_home(), name)
+            } else {
+                Pending::open(criterion_home(), name)?
+            }),
             _ => None,
         };
         let mut suite = Suite {

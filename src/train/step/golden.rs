@@ -10,11 +10,9 @@ use super::{
     language::{Language, Plan},
     optimizer::Options,
 };
-use crate::{
-    model::{
-        golden::{Errors, apart, at_device, device, numbers},
-        psann::{Base, PsannConfig},
-    },
+use crate::model::{
+    golden::{Errors, apart, at_device, device, numbers},
+    psann::{Base, PsannConfig},
 };
 
 const LOGIT_TOLERANCE: f32 = 1e-4;
