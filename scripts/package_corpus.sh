@@ -1,6 +1,7 @@
 #!/bin/sh
-# Makes a corpus of about 50 MB, one paragraph per line, from the documentation of the Linux kernel in Debian's package
-# linux-doc-6.1 (GPL-2.0), for machines that reach a Debian mirror but not Project Gutenberg. Needs apt-get, dpkg-deb and python3.
+# Makes a corpus of about 50 MB of English, one paragraph per line, from the HTML documentation in Debian's packages, for machines
+# that reach a Debian mirror but not Project Gutenberg. The text has the licences of the packages. Needs apt-get, dpkg-deb
+# and python3, and the lists of `apt-get update`.
 #
 #   scripts/package_corpus.sh corpus.txt
 #
@@ -11,7 +12,7 @@ case $out in /*) ;; *) out=$PWD/$out ;; esac
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$work"
-for package in ${PACKAGES:-linux-doc-6.1}; do
+for package in ${PACKAGES:-linux-doc-6.1 postgresql-doc-15 sqlite3-doc python3.11-doc git-doc r-doc-html libreoffice-help-en-us openjdk-17-doc}; do
     apt-get download "$package" >&2
 done
 for file in ./*.deb; do
