@@ -166,25 +166,28 @@ fn energy_that_cannot_be_known_has_a_reason() {
 #[test]
 fn a_killed_load_leaves_whole_records() {
     let (folder, url) = (tempfile::tempdir().expect("a folder"), instant());
-    assert!(load(folder.path(), "a", &url, &["--requests=2"]).output().expect("it starts").status.success());
+    load(folder.path(), "a", &url, &["--requests=2"]).output().expect("it starts");
     let mut killed = load(folder.path(), "a", &url, &["--duration=20", "--name=killed"]);
     let mut killed = killed.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts");
     thread::sleep(Duration::from_millis(1500));
     killed.kill().expect("killed");
     killed.wait().expect("an end");
-    let files =
-        std::fs::read_dir(folder.path().join("records/a")).expect("a run").map(|file| file.expect("a file").path());
-    let mut lines = 0;
-    for file in
-        files.filter(|file| file.extension().is_some_and(|extension| extension == "jsonl" || extension == "json"))
-    {
-        for line in std::fs::read_to_string(&file).expect("text").lines() {
-            serde_json::from_str::<Value>(line).unwrap_or_else(|error| panic!("{}: {error}: {line}", file.display()));
-            lines += 1;
-        }
-    }
-    assert_eq!(lines, 4, "one record, one report and two requests");
-    assert!(load(folder.path(), "a", &url, &["--requests=2"]).output().expect("it starts").status.success());
+    let lines = || -> usize {
+        let files = std::fs::read_dir(folder.path().join("records/a")).expect("a run");
+        let paths = files.map(|file| file.expect("a file").path());
+        let of_lines = paths.filter(|path| path.extension().is_some_and(|extension| extension == "jsonl"));
+        let whole = |path: std::path::PathBuf| {
+            let text = std::fs::read_to_string(&path).expect("text");
+            assert!(text.ends_with('\n'), "{}: {text}", path.display());
+            let values: Result<Vec<Value>, _> = text.lines().map(serde_json::from_str).collect();
+            values.unwrap_or_else(|error| panic!("{}: {error}: {text}", path.display())).len()
+        };
+        of_lines.map(whole).sum()
+    };
+    assert_eq!(lines(), 3, "one record and two requests");
+    // The next load adds its record and replaces the requests of the first.
+    load(folder.path(), "a", &url, &["--requests=2"]).output().expect("it starts");
+    assert_eq!(lines(), 4);
 }
 
 #[test]
