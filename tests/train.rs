@@ -254,7 +254,7 @@ fn the_number_of_threads_does_not_change_a_training() {
     let folder = folder();
     let train = |threads: &str, out: &str| {
         let sizes =
-            ["--d-model", "64", "--d-mlp", "160", "--batch-tokens", "512", "--steps", "12", "--base", "sgrpsann"];
+            ["--d-model", "64", "--d-mlp", "160", "--batch-tokens", "512", "--steps", "12", "--bases", "sgrpsann"];
         let given = ["train", "--config", "tiny.yaml", "--threads", threads, "--out", out];
         let output = run(folder.path(), &[&given[..], &sizes].concat());
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

@@ -39,7 +39,8 @@ fn exchanged(address: SocketAddr, request: &[u8]) -> Vec<u8> {
 fn answered(answer: &[u8]) -> Option<(u16, &[u8])> {
     let end = answer.windows(4).position(|four| four == b"\r\n\r\n")?;
     let head = std::str::from_utf8(&answer[..end]).expect("a head in UTF-8");
-    let status = head.strip_prefix("HTTP/1.1 ").and_then(|rest| rest.get(..3)).expect("a status");
+    // The version is that of the request.
+    let status = head.strip_prefix("HTTP/1.").and_then(|rest| rest.get(2..5)).expect("a status");
     Some((status.parse().expect("a number"), &answer[end + 4..]))
 }
 

@@ -104,6 +104,9 @@ pub enum SineParameter {
 /// Least and largest value of a parameter; `None` for no bound.
 type Bounds = Option<(Option<f64>, Option<f64>)>;
 
+/// Range of an initial value.
+type Range = Option<(f64, f64)>;
+
 /// The activation `A·exp(−d·g(z))·sin(f·z)`: initial values and bounds of its parameters, and its decay function `g`. Names,
 /// defaults and meaning are those of psannlm's `SineConfig`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -134,11 +137,11 @@ pub struct Sine {
     /// Bounds of the damping.
     pub damp_bounds: Bounds,
     /// Range from which the initial amplitude of each activation is drawn, by its name. A standard deviation overrides it.
-    pub amp_range: Option<(f64, f64)>,
+    pub amp_range: Range,
     /// Range of the initial frequency.
-    pub freq_range: Option<(f64, f64)>,
+    pub freq_range: Range,
     /// Range of the initial damping.
-    pub damp_range: Option<(f64, f64)>,
+    pub damp_range: Range,
     /// Axis of the channels. Only the last, -1, is supported.
     pub feature_dim: i64,
 }
@@ -178,7 +181,7 @@ pub(super) enum Initial {
 }
 
 /// Name, initial value, standard deviation, bounds and range of a parameter.
-type Parameter = (&'static str, f64, f64, Bounds, Option<(f64, f64)>);
+type Parameter = (&'static str, f64, f64, Bounds, Range);
 
 impl Sine {
     fn parameters(&self) -> [Parameter; 3] {
