@@ -8,7 +8,7 @@ use std::{
 
 /// The folders and files directly below `src`, lowest first. Each may import those of the lines above it, and nothing of its
 /// own line but itself.
-const LEVELS: [&[&str]; 11] = [
+const LEVELS: [&[&str]; 12] = [
     &["text", "files"],
     &["error", "output", "dialogue"],
     &["config", "names"],
@@ -20,6 +20,7 @@ const LEVELS: [&[&str]; 11] = [
     &["workload", "quality", "serve"],
     &["runner", "doctor", "wrap"],
     &["duel"],
+    &["recommend"],
 ];
 
 /// Every Rust file below a folder.
