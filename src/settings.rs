@@ -119,10 +119,10 @@ config! {
         #[serde(deserialize_with = "folder")]
         pub out: PathBuf = Path::new("target").join("candlepower"),
 
-        /// Number of CPU threads
+        /// Number of CPU threads; several, separated by commas, for the group threads_scaling: other benchmarks have the most
         #[default = "one per physical core"]
         #[serde(deserialize_with = "threads")]
-        pub threads: Option<usize> = None,
+        pub threads: Vec<usize> = Vec::new(),
 
         /// Instruction set of the CPU kernels of engine tuned and of trainings: portable, avx2, avx512 or avx512bf16
         #[default = "the fastest that the machine has"]
@@ -324,7 +324,7 @@ impl Settings {
         for (key, value) in [
             ("dtype", settings.dtype.to_string()),
             ("out", settings.out.display().to_string()),
-            ("threads", settings.threads.unwrap_or_else(candle_core::utils::get_num_threads).to_string()),
+            ("threads", settings.threads_in_force().to_string()),
         ] {
             if let Some(setting) = sources.get_mut(key).filter(|setting| setting.from == "default") {
                 setting.value = value;
@@ -359,6 +359,27 @@ impl Settings {
             batch_tokens: self.batch_tokens.clone(),
             dtypes,
         }
+    }
+
+    /// The number of threads of the process, if it is set: the largest of several.
+    pub fn most_threads(&self) -> Option<usize> {
+        self.threads.iter().copied().max()
+    }
+
+    /// The number of threads of the process: as set, or one per physical core.
+    pub fn threads_in_force(&self) -> usize {
+        self.most_threads().unwrap_or_else(candle_core::utils::get_num_threads)
+    }
+
+    /// The numbers of threads of `threads_scaling`, sorted: those that are set, or without several, 1, 2, 4 and so on up to
+    /// those of the process.
+    pub fn thread_counts(&self) -> Vec<usize> {
+        let mut counts = self.threads.clone();
+        if counts.len() < 2 {
+            counts = up_to(self.threads_in_force());
+        }
+        counts.sort_unstable();
+        counts
     }
 
     /// The tier for a model: as set, or by default full for the embedded models and quick for the others.
@@ -460,13 +481,18 @@ fn folder<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Erro
     }
 }
 
-fn threads<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<usize>, D::Error> {
+fn threads<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<usize>, D::Error> {
     let most = most_threads();
-    match Option::deserialize(deserializer) {
-        Ok(None) => Ok(None),
-        Ok(Some(threads)) if (1..=most).contains(&threads) => Ok(Some(threads)),
-        _ => Err(D::Error::custom(format!("expected a whole number from 1 to {most}"))),
+    match Vec::<usize>::deserialize(deserializer) {
+        Ok(threads) if threads.iter().all(|threads| (1..=most).contains(threads)) => Ok(unique(threads)),
+        _ => Err(D::Error::custom(format!("expected a whole number from 1 to {most}, or several"))),
     }
+}
+
+/// 1, 2, 4 and so on up to `most`, which is the last.
+pub fn up_to(most: usize) -> Vec<usize> {
+    let powers = (0..).map(|power| 1 << power).take_while(|count| *count < most);
+    powers.chain([most]).collect()
 }
 
 /// The largest number of threads: eight for each core, and at least 64. More threads than cores wait for one another, and
@@ -490,7 +516,7 @@ mod tests {
         let settings = resolve(&[("PATH", "/bin")], None).expect("defaults");
         assert_eq!(settings.models, MINI.map(ModelSpec::Mini));
         assert_eq!((settings.device, settings.dtype), (DeviceChoice::Cpu, Precision::F32));
-        assert_eq!((settings.seed, settings.threads), (42, None));
+        assert_eq!((settings.seed, settings.most_threads()), (42, None));
         assert_eq!(settings.out, Path::new("target/candlepower"));
         assert_eq!(settings.tier_for(&ModelSpec::Mini("llama-mini")), Tier::Full);
         assert_eq!(settings.tier_for(&ModelSpec::Synthetic("qwen3-1.7b")), Tier::Quick);
@@ -538,6 +564,21 @@ mod tests {
         );
         let file = ModelSpec::Path("model.gguf".into());
         assert_eq!(resolve(&[], None).expect("defaults").engines_for(&file), [tuned]);
+    }
+
+    #[test]
+    fn several_numbers_of_threads_are_measured_and_the_process_has_the_most() {
+        let settings = resolve(&[("CANDLEPOWER_THREADS", "4,1,2,4")], None).expect("a list");
+        assert_eq!((settings.thread_counts(), settings.most_threads()), (vec![1, 2, 4], Some(4)));
+        assert_eq!(settings.sources["threads"].value, "4,1,2,4");
+        let settings = resolve(&[], Some("threads = 6")).expect("one");
+        assert_eq!((settings.thread_counts(), settings.threads_in_force()), (vec![1, 2, 4, 6], 6));
+        assert_eq!(resolve(&[], Some("threads = [1, 3]")).expect("a list").thread_counts(), [1, 3]);
+        assert_eq!((up_to(1), up_to(8)), (vec![1], vec![1, 2, 4, 8]));
+        for threads in ["0", "1,0", "two"] {
+            let error = resolve(&[("CANDLEPOWER_THREADS", threads)], None).expect_err(threads).to_string();
+            assert!(error.contains("expected a whole number from 1 to") && error.lines().count() == 1, "{error}");
+        }
     }
 
     #[test]

@@ -18,7 +18,7 @@ use crate::{
     device::{DeviceChoice, Precision},
     model::{Engine, ModelSpec},
     quality::Source,
-    settings::{EngineChoice, Settings},
+    settings::{EngineChoice, Settings, up_to},
 };
 
 /// What is to be recommended, and how long that may take.
@@ -55,14 +55,13 @@ pub fn recommend(settings: &Settings, request: &Request, progress: impl FnMut(&s
     let [spec] = settings.models.as_slice() else { bail!("--model: name one model") };
     let first = settings.engines_for(spec).into_iter().next().context("there is no engine")?;
     ensure!(first.own().is_some(), "--engine={first}: a peer has settings of its own, name stock or tuned");
-    let threads = settings.sources.get("threads").map_or_else(String::new, |setting| setting.value.clone());
     let mut best: Values = request.given.iter().cloned().collect();
     best.extend([
         ("models", spec.to_string()),
         ("tier", "quick".into()),
         ("engine", first.to_string()),
         ("dtype", settings.dtype.to_string()),
-        ("threads", threads),
+        ("threads", settings.threads_in_force().to_string()),
     ]);
     let mut search = Search {
         request,
@@ -239,8 +238,7 @@ fn dtypes(settings: &Settings, spec: &ModelSpec, engine: Engine) -> Vec<String> 
 /// One thread, twice as many, and so on up to one for each logical core.
 fn threads() -> Vec<String> {
     let cores = thread::available_parallelism().map_or(1, usize::from);
-    let powers = (0..).map(|power| 1 << power).take_while(|threads| *threads < cores);
-    powers.chain([cores]).map(|threads: usize| threads.to_string()).collect()
+    up_to(cores).into_iter().map(|threads| threads.to_string()).collect()
 }
 
 #[cfg(test)]
@@ -248,14 +246,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn alternatives_are_those_of_the_engine_and_of_the_machine() {
+    fn alternatives_are_those_of_the_engine() {
         let (settings, mini) = (Settings::default(), ModelSpec::Mini("llama-mini"));
         assert_eq!(dtypes(&settings, &mini, Engine::Stock), ["f32", "f16", "bf16"]);
         assert_eq!(dtypes(&settings, &mini, Engine::Tuned), ["f32", "f16", "bf16", "q8_0", "q4k"]);
         assert!(dtypes(&settings, &ModelSpec::Path("model.gguf".into()), Engine::Tuned).is_empty());
-        let threads: Vec<usize> = threads().iter().map(|threads| threads.parse().expect("a number")).collect();
-        assert!(threads.is_sorted_by(|a, b| a < b), "{threads:?}");
-        let cores = thread::available_parallelism().map_or(1, usize::from);
-        assert_eq!((threads.first(), threads.last()), (Some(&1), Some(&cores)));
     }
 }

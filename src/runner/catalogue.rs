@@ -55,6 +55,7 @@ impl Catalogue {
             let candidates = match *target {
                 "moe" => Candidate::expert_grid(&all.settings),
                 "long_context" => Candidate::long_context(&all.settings),
+                "threads_scaling" => Candidate::threads_scaling(&all.settings),
                 _ => Candidate::from_settings(&all.settings),
             };
             let pool = Pool::new(candidates, session.device().clone());

@@ -13,10 +13,10 @@ use candle_core::{DType, Device};
 
 use crate::{
     measure::memory::{self, DoesNotFit},
-    model::{self, CausalLm, Engine, External, ModelSpec, Subject},
+    model::{self, CausalLm, Engine, External, ModelSpec, Parallel, Subject},
     output,
     peer::{PeerName, Unsupported},
-    record,
+    record::{self, FEWEST},
     scenario::{Counterpart, Generation, Tier, expert_grid},
     settings::{EngineChoice, Settings},
     text,
@@ -93,6 +93,55 @@ impl Candidate {
     pub fn long_context(settings: &Settings) -> Vec<Self> {
         let tier = settings.tier.unwrap_or(Tier::Quick);
         Self::from_settings(settings).into_iter().map(|candidate| Self { tier, ..candidate }).collect()
+    }
+
+    /// Returns the models that the settings name on engine `tuned`, with each number of threads. They run if the settings name
+    /// several numbers, or the tier.
+    pub fn threads_scaling(settings: &Settings) -> Vec<Self> {
+        let tier = if settings.threads.len() > 1 { Tier::Full } else { settings.tier.unwrap_or(Tier::Quick) };
+        let parallel = |threads| Parallel { threads: Some(threads) };
+        Self::scaled(settings, tier, &settings.thread_counts(), ("threads", "t"), parallel)
+    }
+
+    /// Returns the models that the settings name on engine `tuned`, in several degrees of parallelism, fewest first. Each is
+    /// compared with the first. Subjects have the degree among their sizes, under a name, and in the name of the engine,
+    /// after a mark.
+    fn scaled(
+        settings: &Settings,
+        tier: Tier,
+        degrees: &[usize],
+        (name, mark): (&str, &str),
+        parallel: fn(usize) -> Parallel,
+    ) -> Vec<Self> {
+        let Some(&fewest) = degrees.first() else { return Vec::new() };
+        let Settings { dtype, device, seed, .. } = *settings;
+        let candidate = |spec: &ModelSpec, degree: usize| {
+            let about = |degree: usize| record::Subject {
+                dtype: model::dtype_of(spec, dtype),
+                sizes: [(name, degree), (FEWEST, fewest)].map(|(name, size)| (name.to_owned(), size as u64)).into(),
+                ..about(
+                    &spec.slug(),
+                    &format!("{}-{mark}{degree}", Engine::Tuned),
+                    settings,
+                    &spec.to_string(),
+                    spec.is_synthetic(),
+                )
+            };
+            let (needed_bytes, _) = own(spec.clone(), Engine::Tuned, settings);
+            let loaded = spec.clone();
+            Self {
+                about: about(degree),
+                tier,
+                against: if degree == fewest { Vec::new() } else { vec![(Counterpart::Fewest, about(fewest))] },
+                needed_bytes,
+                longest: model::max_position_embeddings(spec),
+                load: Box::new(move || {
+                    Ok(model::load_parallel(&loaded, Engine::Tuned, dtype, device, seed, parallel(degree))?.into())
+                }),
+            }
+        };
+        let of_model = |spec| degrees.iter().map(move |degree| candidate(spec, *degree));
+        settings.models.iter().flat_map(of_model).collect()
     }
 
     /// Returns the mixtures of experts that `moe_top_k` compares, and their dense twins.
@@ -343,6 +392,20 @@ mod tests {
     fn running(settings: &Settings) -> Vec<(&'static str, usize)> {
         let pool = Pool::new(Candidate::long_context(settings), Device::Cpu);
         LONG_CONTEXT.iter().map(|scenario| (scenario.key, pool.that_run(scenario).len())).collect()
+    }
+
+    #[test]
+    fn each_number_of_threads_is_a_candidate_beside_the_fewest() {
+        let settings = Settings { threads: vec![2, 1], models: vec![ModelSpec::Mini("llama-mini")], ..Settings::default() };
+        let candidates = Candidate::threads_scaling(&settings);
+        let engines: Vec<&str> = candidates.iter().map(|candidate| candidate.about.engine.as_str()).collect();
+        assert_eq!(engines, ["tuned-t1", "tuned-t2"]);
+        assert_eq!(candidates[1].about.sizes, [(FEWEST, 1), ("threads", 2)].map(|(k, v)| (k.to_owned(), v)).into());
+        assert!(candidates[0].against.is_empty());
+        assert_eq!(candidates[1].against, [(Counterpart::Fewest, candidates[0].about.clone())]);
+        assert!(candidates.iter().all(|candidate| candidate.tier == Tier::Full));
+        let one = Settings { threads: vec![2], ..settings };
+        assert!(Candidate::threads_scaling(&one).iter().all(|candidate| candidate.tier == Tier::Quick));
     }
 
     #[test]

@@ -117,6 +117,7 @@ mod tests {
             ("training_sweep_train", "--bench training "),
             ("architecture_sweep_infer", "--bench sweep "),
             ("depth-4k", "--bench long_context "),
+            ("threads_scaling", "--bench threads_scaling "),
             ("load_cold", "--bench load "),
             ("tokenizer_stream", "--bench tokenizer "),
         ] {

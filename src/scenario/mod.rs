@@ -10,7 +10,7 @@ mod training;
 
 pub use checkpoint::{CheckpointScenario, CheckpointWork, LOAD, Pass, TOKENIZER, TOKENIZER_TEXT_BYTES};
 pub use counterpart::Counterpart;
-pub use generation::{GENERATION, Generation, LONG_CONTEXT, MOE_TOP_K, Sampling};
+pub use generation::{GENERATION, Generation, LONG_CONTEXT, MOE_TOP_K, Sampling, THREADS_SCALING};
 pub use moe::{EXPERT_GRID, ExpertGrid, FeedForward, dense_name, expert_grid};
 pub use sweep::{SWEEP, SweepScenario};
 pub use training::{
@@ -23,8 +23,12 @@ use std::{fmt, str::FromStr};
 use crate::config::{serde_as_text, unknown};
 
 /// Every table of generation scenarios, with the bench target that runs it.
-pub const GENERATIONS: &[(&str, &[Generation])] =
-    &[("generation", GENERATION), ("moe", MOE_TOP_K), ("long_context", LONG_CONTEXT)];
+pub const GENERATIONS: &[(&str, &[Generation])] = &[
+    ("generation", GENERATION),
+    ("moe", MOE_TOP_K),
+    ("long_context", LONG_CONTEXT),
+    ("threads_scaling", THREADS_SCALING),
+];
 
 /// Every table of trainings, with the bench target that runs it.
 pub const TRAININGS: &[(&str, &[TrainingScenario])] =

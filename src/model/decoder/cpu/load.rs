@@ -22,6 +22,7 @@ use crate::{
             routing::{ExpertLoad, Planted},
         },
         family::ExpertNames,
+        parallel::Parallel,
         tensors::{Matrices, Tensors},
     },
 };
@@ -36,9 +37,10 @@ pub fn load(
     tensors: Tensors,
     layout: ExpertLayout,
     planted: Option<(f64, u64)>,
+    parallel: Parallel,
 ) -> Result<Box<dyn CausalLm>> {
-    let threads = rayon::current_num_threads().min(candle_core::utils::get_num_threads());
-    let machine = Machine::with_threads(threads);
+    let of_process = || rayon::current_num_threads().min(candle_core::utils::get_num_threads());
+    let machine = Machine::with_threads(parallel.threads.unwrap_or_else(of_process));
     Ok(match tensors.weights.dtype() {
         DType::F32 => Box::new(CpuDecoder::<f32>::load(config, tensors, layout, planted, machine)?),
         DType::BF16 => Box::new(CpuDecoder::<bf16>::load(config, tensors, layout, planted, machine)?),
