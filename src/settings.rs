@@ -18,7 +18,7 @@ use crate::{
     config::{Layers, config, from_0_to_10, serde_as_text, unknown},
     device::{DeviceChoice, Precision, TRAINING_DTYPES, parse_dtype},
     files::{SETTINGS_MAX_BYTES, read_text_limited},
-    model::{Engine, MINI, ModelSpec, psann::Base},
+    model::{Engine, MINI, ModelSpec, Parallel, psann::Base},
     peer::{self, Launch, PeerName},
     record::Setting,
     scenario::{Tier, TrainingGrid},
@@ -123,6 +123,12 @@ config! {
         #[default = "one per physical core"]
         #[serde(deserialize_with = "threads")]
         pub threads: Vec<usize> = Vec::new(),
+
+        /// Ranks among which the layers of engine tuned are sharded on a CPU; several, separated by commas, for the group
+        /// tensor_parallel: other benchmarks are then not sharded
+        #[default = "1; 1,2,4 in the group"]
+        #[serde(deserialize_with = "ranks")]
+        pub tensor_parallel: Vec<usize> = Vec::new(),
 
         /// Instruction set of the CPU kernels of engine tuned and of trainings: portable, avx2, avx512 or avx512bf16
         #[default = "the fastest that the machine has"]
@@ -382,6 +388,29 @@ impl Settings {
         counts
     }
 
+    /// How a model on an engine is divided: engine `tuned` among the ranks that are set, if that is one number.
+    pub fn parallel(&self, engine: Engine) -> Parallel {
+        match (engine, self.tensor_parallel.as_slice()) {
+            (Engine::Tuned, &[ranks]) => Parallel { ranks, ..Parallel::default() },
+            _ => Parallel::default(),
+        }
+    }
+
+    /// The name of an engine in ids, with its number of ranks if there are several.
+    pub fn engine_id(&self, engine: &EngineChoice) -> String {
+        match engine.own().map(|own| self.parallel(own).ranks) {
+            Some(ranks @ 2..) => format!("{}-tp{ranks}", engine.id()),
+            _ => engine.id(),
+        }
+    }
+
+    /// The numbers of ranks of the group `tensor_parallel`, sorted.
+    pub fn rank_counts(&self) -> Vec<usize> {
+        let mut counts = if self.tensor_parallel.len() < 2 { vec![1, 2, 4] } else { self.tensor_parallel.clone() };
+        counts.sort_unstable();
+        counts
+    }
+
     /// The tier for a model: as set, or by default full for the embedded models and quick for the others.
     pub fn tier_for(&self, model: &ModelSpec) -> Tier {
         self.tier.unwrap_or(if model.is_mini() { Tier::Full } else { Tier::Quick })
@@ -489,6 +518,16 @@ fn threads<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<usize>, D::
     }
 }
 
+fn ranks<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<usize>, D::Error> {
+    match Vec::<usize>::deserialize(deserializer) {
+        Ok(ranks) if ranks.iter().all(|ranks| (1..=MOST_RANKS).contains(ranks)) => Ok(unique(ranks)),
+        _ => Err(D::Error::custom(format!("expected a whole number from 1 to {MOST_RANKS}, or several"))),
+    }
+}
+
+/// The largest number of ranks, each of which is a thread.
+const MOST_RANKS: usize = 64;
+
 /// 1, 2, 4 and so on up to `most`, which is the last.
 pub fn up_to(most: usize) -> Vec<usize> {
     let powers = (0..).map(|power| 1 << power).take_while(|count| *count < most);
@@ -578,6 +617,23 @@ mod tests {
         for threads in ["0", "1,0", "two"] {
             let error = resolve(&[("CANDLEPOWER_THREADS", threads)], None).expect_err(threads).to_string();
             assert!(error.contains("expected a whole number from 1 to") && error.lines().count() == 1, "{error}");
+        }
+    }
+
+    #[test]
+    fn one_number_of_ranks_shards_and_several_are_for_the_group() {
+        let ranks = |text: &str| resolve(&[("CANDLEPOWER_TENSOR_PARALLEL", text)], None);
+        let settings = ranks("2").expect("one");
+        let [stock, tuned] = Engine::ALL.map(EngineChoice::Own);
+        assert_eq!((settings.engine_id(&stock).as_str(), settings.engine_id(&tuned).as_str()), ("stock", "tuned-tp2"));
+        assert_eq!((settings.parallel(Engine::Tuned).ranks, settings.parallel(Engine::Stock).ranks), (2, 1));
+        assert_eq!(settings.rank_counts(), [1, 2, 4]);
+        let settings = ranks("8,2").expect("several");
+        assert_eq!((settings.engine_id(&tuned).as_str(), settings.rank_counts()), ("tuned", vec![2, 8]));
+        assert_eq!(ranks("1").expect("one").engine_id(&tuned), "tuned");
+        for text in ["0", "65", "two"] {
+            let error = ranks(text).expect_err(text).to_string();
+            assert!(error.contains("expected a whole number from 1 to 64"), "{error}");
         }
     }
 

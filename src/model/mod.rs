@@ -5,7 +5,7 @@
 //! - `hub`, `checkpoint` and `gguf` find files, and `chat` the template of conversations among them. `shapes` and `synthetic`
 //!   make models with seeded weights. `tensors` is what decoders are built from. `external` describes a model to another
 //!   process.
-//! - `parallel` says how many threads a model has. `stock` (candle-transformers) and `decoder` (engine `tuned`) run models.
+//! - `parallel` says how many threads and ranks a model has. `stock` (candle-transformers) and `decoder` (engine `tuned`) run models.
 //! - `psann` and `series` are models that are trained, with the variables of `trainable`.
 //!
 //! Nothing here reads a clock.
@@ -38,7 +38,7 @@ pub use causal_lm::{CacheBytes, CausalLm, Footprint, LogitRows, Part};
 pub use chat::{ChatTemplate, chat_template};
 pub use decoder::ExpertLoad;
 pub use external::External;
-pub use parallel::Parallel;
+pub use parallel::{Parallel, apart};
 pub use shapes::{MINI, SYNTHETIC, shape};
 pub use spec::ModelSpec;
 
@@ -77,7 +77,7 @@ pub fn load(
     load_parallel(spec, engine, precision, device, seed, Parallel::default())
 }
 
-/// As [`load`], with threads of the model's own. Only engine `tuned` on a CPU has them.
+/// As [`load`], with threads of the model's own, or sharded over ranks. Only engine `tuned` on a CPU can be.
 ///
 /// # Errors
 /// As [`load`], and if the engine or the device does not divide its work so.
@@ -92,7 +92,7 @@ pub fn load_parallel(
     let device = device.open()?;
     ensure!(
         parallel == Parallel::default() || (engine == Engine::Tuned && device.is_cpu()),
-        "engine {engine} has the threads of its process; engine {} on a CPU can have its own",
+        "engine {engine} on this device has neither ranks nor threads of its own; engine {} on a CPU has",
         Engine::Tuned
     );
     match spec {

@@ -460,6 +460,13 @@ measures! {
         /// Use of the experts. `null` for a dense model.
         #[serde(default)]
         routing: Option<Routing>,
+        /// Bytes that each rank of a sharded model passed to sums over the ranks in one generation. Empty for a model that is
+        /// not sharded.
+        #[serde(default)]
+        reduced_bytes: Option<u64> => Row {
+            unit: MeasureUnit::Bytes, better: LOWER, tables: &[(TableKey::Scaling, 70, "reduced MB")],
+            missing: Missing::NoColumn, ..Row::DATA
+        },
     }
     derived {
         /// Tokens of the busiest expert divided by the mean over the experts, averaged over the layers. 1 is even.

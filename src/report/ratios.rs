@@ -45,7 +45,7 @@ pub fn of_medians(record: &Record, all: &[&Record], scenario: &str, engine: &str
 /// Number of threads or ranks of a subject that was measured with several, and the fewest of them.
 pub fn degrees(record: &Record) -> Option<(f64, f64)> {
     let size = |name: &str| record.subject.sizes.get(name).map(|size| *size as f64);
-    Some((size("threads")?, size(FEWEST)?))
+    Some((size("threads").or(size("ranks"))?, size(FEWEST)?))
 }
 
 /// Parallel efficiency: how many times faster than with the fewest threads or ranks, over how many times as many there are.

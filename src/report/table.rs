@@ -14,8 +14,8 @@ use crate::{
         measures::{Missing, TableColumn, TableKey, table_columns},
     },
     scenario::{
-        CHECKPOINT_MEMORY, Counterpart, GENERATION, MOE_TOP_K, PSANN_THROUGHPUT, SWEEP, THREADS_SCALING, TRAINING_SWEEP,
-        dense_name,
+        CHECKPOINT_MEMORY, Counterpart, GENERATION, MOE_TOP_K, PSANN_THROUGHPUT, SWEEP, TENSOR_PARALLEL, THREADS_SCALING,
+        TRAINING_SWEEP, dense_name,
     },
     text,
 };
@@ -270,7 +270,9 @@ const FAMILIES: [Family; 12] = [
         key: TableKey::Scaling,
         title: "Scaling",
         is_split: true,
-        takes: |record| THREADS_SCALING.iter().any(|scenario| scenario.key == record.scenario),
+        takes: |record| {
+            THREADS_SCALING.iter().chain(TENSOR_PARALLEL).any(|scenario| scenario.key == record.scenario)
+        },
         names: &[SCENARIO, MODEL, VARIANT],
         extra: &[
             result(30, TIME_OF_FEWEST, |record, all| {

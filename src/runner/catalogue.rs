@@ -56,6 +56,7 @@ impl Catalogue {
                 "moe" => Candidate::expert_grid(&all.settings),
                 "long_context" => Candidate::long_context(&all.settings),
                 "threads_scaling" => Candidate::threads_scaling(&all.settings),
+                "tensor_parallel" => Candidate::tensor_parallel(&all.settings),
                 _ => Candidate::from_settings(&all.settings),
             };
             let pool = Pool::new(candidates, session.device().clone());

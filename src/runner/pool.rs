@@ -64,7 +64,7 @@ impl Candidate {
         let candidate = |spec: &ModelSpec, engine: &EngineChoice, all: &[EngineChoice]| {
             let about = |engine: &EngineChoice| record::Subject {
                 dtype: model::dtype_of(spec, settings.dtype),
-                ..about(&spec.slug(), &engine.id(), settings, &spec.to_string(), spec.is_synthetic())
+                ..about(&spec.slug(), &settings.engine_id(engine), settings, &spec.to_string(), spec.is_synthetic())
             };
             let (needed_bytes, load) = match engine {
                 EngineChoice::Own(engine) => own(spec.clone(), *engine, settings),
@@ -99,8 +99,16 @@ impl Candidate {
     /// several numbers, or the tier.
     pub fn threads_scaling(settings: &Settings) -> Vec<Self> {
         let tier = if settings.threads.len() > 1 { Tier::Full } else { settings.tier.unwrap_or(Tier::Quick) };
-        let parallel = |threads| Parallel { threads: Some(threads) };
+        let parallel = |threads| Parallel { threads: Some(threads), ..Parallel::default() };
         Self::scaled(settings, tier, &settings.thread_counts(), ("threads", "t"), parallel)
+    }
+
+    /// Returns the models that the settings name on engine `tuned`, sharded over each number of ranks. They run if the settings
+    /// name several numbers, or the tier.
+    pub fn tensor_parallel(settings: &Settings) -> Vec<Self> {
+        let tier = if settings.tensor_parallel.len() > 1 { Tier::Full } else { settings.tier.unwrap_or(Tier::Quick) };
+        let parallel = |ranks| Parallel { ranks, ..Parallel::default() };
+        Self::scaled(settings, tier, &settings.rank_counts(), ("ranks", "tp"), parallel)
     }
 
     /// Returns the models that the settings name on engine `tuned`, in several degrees of parallelism, fewest first. Each is
@@ -220,9 +228,10 @@ fn again(error: &anyhow::Error) -> Box<dyn Fn() -> anyhow::Error> {
 /// The need and the loader of an engine.
 fn own(spec: ModelSpec, engine: Engine, settings: &Settings) -> (Need, Load) {
     let Settings { dtype, device, seed, .. } = *settings;
+    let parallel = settings.parallel(engine);
     let known = spec.clone();
     let needed_bytes = Box::new(move |device: &Device| model::needed_bytes(&known, engine, dtype, device));
-    (needed_bytes, Box::new(move || Ok(model::load(&spec, engine, dtype, device, seed)?.into())))
+    (needed_bytes, Box::new(move || Ok(model::load_parallel(&spec, engine, dtype, device, seed, parallel)?.into())))
 }
 
 /// The need and the loader of a peer.

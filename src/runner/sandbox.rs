@@ -16,7 +16,7 @@ use crate::{
     },
     scenario::{
         self, CHECKPOINTS, CheckpointScenario, CheckpointWork, EXPERT_GRID, FeedForward, GENERATION, LONG_CONTEXT,
-        MOE_TOP_K, Phase, Quantity, SWEEP, THREADS_SCALING, TRAININGS, Tier, Trained, TrainingGrid, TrainingScenario,
+        MOE_TOP_K, Phase, Quantity, SWEEP, TENSOR_PARALLEL, THREADS_SCALING, TRAININGS, Tier, Trained, TrainingGrid, TrainingScenario,
     },
     workload::series::{SeriesGrid, series_subject},
 };
@@ -24,7 +24,7 @@ use crate::{
 /// Stands for the machine in records.
 const MACHINE: &str = "sandbox";
 
-/// Makes one record of each benchmark of a default run, of each long context, of threads, and of a failed benchmark, `times` times.
+/// Makes one record of each benchmark of a default run, of each long context, of threads and ranks, and of a failed benchmark, `times` times.
 ///
 /// # Errors
 /// Returns an error if the preset of the sweep cannot be read.
@@ -36,6 +36,7 @@ pub fn records(run: &str, seed: u64, times: usize, now: DateTime<Utc>) -> Result
             .iter()
             .chain(LONG_CONTEXT)
             .chain(THREADS_SCALING)
+            .chain(TENSOR_PARALLEL)
             .flat_map(|scenario| MINI.map(|model| Kind::Generation(scenario, model.into(), None))),
     );
     for scenario in MOE_TOP_K {

@@ -134,6 +134,11 @@ const DEEP_STEPS: usize = 16;
 pub const THREADS_SCALING: &[Generation] =
     &[row("threads_scaling", 256, 64, Sampling::GREEDY, Tier::Full, "engine tuned over its number of threads")];
 
+/// A generation of one model, sharded over several numbers of ranks. It runs if the settings name several, or the tier is set to
+/// full.
+pub const TENSOR_PARALLEL: &[Generation] =
+    &[row("tensor_parallel", 256, 64, Sampling::GREEDY, Tier::Full, "engine tuned, sharded over several ranks")];
+
 impl Generation {
     const fn against(self, key: &'static str) -> Self {
         Self { against: Some(key), ..self }

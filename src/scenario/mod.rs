@@ -10,7 +10,7 @@ mod training;
 
 pub use checkpoint::{CheckpointScenario, CheckpointWork, LOAD, Pass, TOKENIZER, TOKENIZER_TEXT_BYTES};
 pub use counterpart::Counterpart;
-pub use generation::{GENERATION, Generation, LONG_CONTEXT, MOE_TOP_K, Sampling, THREADS_SCALING};
+pub use generation::{GENERATION, Generation, LONG_CONTEXT, MOE_TOP_K, Sampling, TENSOR_PARALLEL, THREADS_SCALING};
 pub use moe::{EXPERT_GRID, ExpertGrid, FeedForward, dense_name, expert_grid};
 pub use sweep::{SWEEP, SweepScenario};
 pub use training::{
@@ -28,6 +28,7 @@ pub const GENERATIONS: &[(&str, &[Generation])] = &[
     ("moe", MOE_TOP_K),
     ("long_context", LONG_CONTEXT),
     ("threads_scaling", THREADS_SCALING),
+    ("tensor_parallel", TENSOR_PARALLEL),
 ];
 
 /// Every table of trainings, with the bench target that runs it.

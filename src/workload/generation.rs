@@ -25,6 +25,8 @@ pub struct GenerationWorkload {
     timelines: Vec<Timeline>,
     /// Use of the experts by the last generation.
     routing: Option<Routing>,
+    /// Bytes that each rank of a sharded model passed to the others in the last generation.
+    reduced_bytes: Option<u64>,
     peak: Peak,
     energy: Energy,
 }
@@ -56,6 +58,7 @@ impl GenerationWorkload {
             deviates,
             timelines: Vec::new(),
             routing: None,
+            reduced_bytes: None,
             peak,
             energy: Energy::of(device),
         })
@@ -72,7 +75,7 @@ impl GenerationWorkload {
         let peak_bytes = self.peak.most();
         let measures =
             generate::summarise(required, &self.request, &self.timelines, samples, peak_bytes.ok(), Some(limits))?;
-        let measures = record::Generation { routing: self.routing.clone(), ..measures };
+        let measures = record::Generation { routing: self.routing.clone(), reduced_bytes: self.reduced_bytes, ..measures };
         Ok(measured(measures, &self.energy, peak_bytes.err()))
     }
 }
@@ -105,6 +108,7 @@ impl Workload for GenerationWorkload {
         let timeline = self.energy.over(|| generate::run(subject.model.as_mut(), &self.prompt, &self.request))?;
         let peak_bytes = self.peak.end();
         self.routing = generate::routing(subject.model.as_ref());
+        self.reduced_bytes = subject.model.reduced_bytes();
         subject.model.reset()?;
         self.peak.settle();
         let time = timeline.total();

@@ -7,12 +7,17 @@ use super::{
 };
 use crate::{
     report::{joined::Row, ratios::degrees},
-    scenario::THREADS_SCALING,
+    scenario::{TENSOR_PARALLEL, THREADS_SCALING},
 };
 
 /// Generated tokens per second over threads.
 pub fn over_threads(rows: &[Row]) -> Option<Chart> {
     over(rows, THREADS_SCALING[0].key, "threads")
+}
+
+/// Generated tokens per second over ranks.
+pub fn over_ranks(rows: &[Row]) -> Option<Chart> {
+    over(rows, TENSOR_PARALLEL[0].key, "ranks")
 }
 
 /// Rates over a degree of parallelism: a line for each model, and a thin one for a rate in proportion to the degree.

@@ -1,6 +1,6 @@
 //! The feed-forward of a layer: one expert, or a mixture whose router chooses experts for each token.
 
-use super::room;
+use super::rank::room;
 use crate::{
     kernels::inference::{
         Activation, Element, Gate, Linear, Machine, Product, Rows, Span, Then, combine, gated, products,
