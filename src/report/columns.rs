@@ -134,7 +134,7 @@ pub fn results() -> Vec<Column<Row>> {
     columns.extend(RATIOS.iter().flat_map(|&(counterpart, names)| ratio_columns(counterpart, names)));
     columns.push(of_record!(
         "parallel_efficiency",
-        "How many times faster than with the fewest threads or ranks, over how many times as many there are.",
+        "How many times faster than with the fewest threads, over how many times as many there are.",
         |record| efficiency(record)
     ));
     columns

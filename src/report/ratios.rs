@@ -48,8 +48,10 @@ pub fn degrees(record: &Record) -> Option<(f64, f64)> {
     Some((size("threads").or(size("ranks"))?, size(FEWEST)?))
 }
 
-/// Parallel efficiency: how many times faster than with the fewest threads or ranks, over how many times as many there are.
+/// Parallel efficiency: how many times faster than with the fewest threads, over how many times as many there are.
 pub fn efficiency(record: &Record) -> Option<f64> {
+    // Ranks divide the threads that one rank has alone, so more of them need not be faster.
+    record.subject.sizes.get("threads")?;
     let (own, fewest) = degrees(record)?;
     if own == fewest {
         return Some(1.0);

@@ -290,7 +290,8 @@ const FAMILIES: [Family; 12] = [
             of_best(Limit::Matrix),
         ],
         note: Some(
-            "Efficiency is how many times faster a row is than that with the fewest, over how many times as many it has.",
+            "Time / fewest is relative to the fewest threads or ranks. Efficiency is the speed-up over the factor of the \
+             threads. Ranks divide the threads of the process.",
         ),
     },
     Family {

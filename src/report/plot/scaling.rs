@@ -1,4 +1,4 @@
-//! Plots of one model over its number of threads or ranks.
+//! Plots of one model over its number of threads.
 
 use super::{
     Styles,
@@ -7,23 +7,14 @@ use super::{
 };
 use crate::{
     report::{joined::Row, ratios::degrees},
-    scenario::{TENSOR_PARALLEL, THREADS_SCALING},
+    scenario::THREADS_SCALING,
 };
 
-/// Generated tokens per second over threads.
+/// Generated tokens per second over threads: a line for each model, and a thin one for a rate in proportion to the threads.
 pub fn over_threads(rows: &[Row]) -> Option<Chart> {
-    over(rows, THREADS_SCALING[0].key, "threads")
-}
-
-/// Generated tokens per second over ranks.
-pub fn over_ranks(rows: &[Row]) -> Option<Chart> {
-    over(rows, TENSOR_PARALLEL[0].key, "ranks")
-}
-
-/// Rates over a degree of parallelism: a line for each model, and a thin one for a rate in proportion to the degree.
-fn over(rows: &[Row], key: &str, degree: &str) -> Option<Chart> {
+    let is_scaled = |row: &Row| THREADS_SCALING.iter().any(|scenario| scenario.key == row.record.scenario);
     let rate = |row: &Row| Some((degrees(&row.record)?.0, row.generation()?.tokens_per_s));
-    let rows: Vec<&Row> = rows.iter().filter(|row| row.record.scenario == key && rate(row).is_some()).collect();
+    let rows: Vec<&Row> = rows.iter().filter(|row| is_scaled(row) && rate(row).is_some()).collect();
     let lines: Vec<(&Row, Vec<(f64, f64)>)> = distinct(rows.iter().map(|row| model(row)))
         .iter()
         .filter_map(|name| {
@@ -35,12 +26,12 @@ fn over(rows: &[Row], key: &str, degree: &str) -> Option<Chart> {
         .collect();
     let ideal = |points: &[(f64, f64)]| {
         let (fewest, rate) = points[0];
-        points.iter().map(|(degree, _)| (*degree, rate * degree / fewest)).collect::<Vec<_>>()
+        points.iter().map(|(threads, _)| (*threads, rate * threads / fewest)).collect::<Vec<_>>()
     };
     let all = || lines.iter().flat_map(|(_, points)| points.iter().copied().chain(ideal(points)));
     all().next()?;
     let mut chart = Chart::new(
-        Axis::at(all().map(|(degree, _)| degree).collect(), degree),
+        Axis::at(all().map(|(threads, _)| threads).collect(), "threads"),
         Axis::new(Scale::from_zero(all().map(|(_, rate)| rate)), "tok/s"),
     );
     let styles = Styles::new(&rows, model, scenario);
