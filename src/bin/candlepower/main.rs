@@ -62,7 +62,7 @@ enum What {
     Perplexity(Box<perplexity::Perplexity>),
     /// Score tasks by log-likelihood, as lm-evaluation-harness does
     Eval(Box<eval::Eval>),
-    /// Measure engines, dtypes, threads and batches of a model on this machine, and write the best settings
+    /// Measure engines, dtypes, threads and batches of a model, less those given as flags, and write the best settings
     Recommend(Box<recommend::Recommend>),
     /// Send requests to an OpenAI-compatible server by a schedule, and measure the answers
     Load(Box<load::Load>),

@@ -27,7 +27,6 @@ pub struct Recommend {
     /// llama-mini, synthetic:<shape>, hub:<owner>/<name>[@revision] or path:<folder>
     #[arg(long)]
     model: String,
-    /// Settings that are given are not varied
     #[command(flatten)]
     settings: Flags<Settings, OneModel>,
     /// What the settings are chosen for: latency, throughput or memory
