@@ -5,7 +5,8 @@
 //! - `hub`, `checkpoint` and `gguf` find files, and `chat` the template of conversations among them. `shapes` and `synthetic`
 //!   make models with seeded weights. `tensors` is what decoders are built from. `external` describes a model to another
 //!   process.
-//! - `parallel` says how many threads and ranks a model has. `stock` (candle-transformers) and `decoder` (engine `tuned`) run models.
+//! - `stock` (candle-transformers) and `decoder` (engine `tuned`) run models. `parallel` says how many threads and ranks a model
+//!   has.
 //! - `psann` and `series` are models that are trained, with the variables of `trainable`.
 //!
 //! Nothing here reads a clock.

@@ -24,7 +24,8 @@ use crate::{
 /// Stands for the machine in records.
 const MACHINE: &str = "sandbox";
 
-/// Makes one record of each benchmark of a default run, of each long context, of threads and ranks, and of a failed benchmark, `times` times.
+/// Makes one record of each benchmark of a default run, of each long context, of threads and ranks, and of a failed benchmark,
+/// `times` times.
 ///
 /// # Errors
 /// Returns an error if the preset of the sweep cannot be read.

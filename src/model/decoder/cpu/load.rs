@@ -1,7 +1,8 @@
 //! Reads the weights of a decoder, or the part of a rank, and packs them one tensor at a time.
 //!
-//! A rank holds outputs of the projections of queries, keys and values and of the first half of each feed-forward, and the inputs that
-//! follow from them of the output projection and of the second half. So its addends to both sums need nothing of the others.
+//! A rank holds outputs of the projections of queries, keys and values and of the first half of each feed-forward. Of the output
+//! projection and of the second half, it holds the inputs that these outputs are. So its addends to both sums need nothing of the
+//! other ranks.
 
 use std::ops::Range;
 
@@ -105,8 +106,8 @@ impl Cut {
     }
 }
 
-/// The sizes of the part of each rank: of the heads and of the inner widths. Key-value heads that are fewer than the ranks are held
-/// by several.
+/// The sizes of the part of each rank: of the heads and of the inner widths. Key-value heads that are fewer than the ranks are
+/// held by several.
 ///
 /// # Errors
 /// If a size cannot be divided among the ranks.

@@ -1,9 +1,9 @@
 //! The decoder on CPUs: every family of the table, on the kernels of [`inference`](crate::kernels::inference).
 //!
-//! The forward pass is that of a rank: [`Rank::pass`]. It appends tokens to one sequence or to several, whose tokens are rows that
-//! follow each other. Linear layers, norms and feed-forwards do not distinguish the sequences, so a step of several reads the
-//! weights once. Only rotary positions, the cache and attention depend on the sequence of a row. A decoder has one rank, or several
-//! that share the work of each layer (tensor parallelism).
+//! The forward pass is that of a rank: [`Rank::pass`]. It appends tokens to one sequence or to several, whose tokens are rows
+//! that follow each other. Linear layers, norms and feed-forwards do not distinguish the sequences, so a step of several reads the
+//! weights once. Only rotary positions, the cache and attention depend on the sequence of a row. A decoder has one rank, or
+//! several that share the work of each layer (tensor parallelism).
 //!
 //! The residual stream is f32, and what is multiplied has the dtype `E` of the weights. The threads meet five times per layer:
 //! for queries, keys and values; for attention; for its output; for the first half of the feed-forward; for the second half.

@@ -100,8 +100,8 @@ impl<E: Element> Rank<E> {
         Ok(())
     }
 
-    /// The forward pass: appends the tokens of `parts`, which have begun. Returns the residual stream after the last layer for all of
-    /// them: (tokens, hidden).
+    /// The forward pass: appends the tokens of `parts`, which have begun. Returns the residual stream after the last layer for
+    /// all of them: (tokens, hidden).
     pub fn pass(&mut self, parts: &[Part]) -> Vec<f32> {
         let tokens: Vec<u32> = parts.iter().flat_map(|part| part.tokens).copied().collect();
         let mut h = self.embed(&tokens);
@@ -228,8 +228,8 @@ impl<E: Element> Layer<E> {
     }
 }
 
-/// Adds the output of a block to the residual stream: the sum over the ranks, each of which computes an addend, with the norm that
-/// some families apply to it.
+/// Adds the output of a block to the residual stream: the sum of the addends of the ranks, with the norm that some families apply
+/// to it.
 fn add_block<E: Element>(
     (machine, reduce): On,
     norm: Option<&RowNorm>,
