@@ -21,6 +21,7 @@ const LEVELS: [&[&str]; 12] = [
     &["workload"],
     &["runner", "doctor", "wrap"],
     &["duel"],
+    &["recommend"],
 ];
 
 /// Every Rust file below a folder.

@@ -81,7 +81,7 @@ fn composed(fixture: &Fixture, planted: Option<(f64, u64)>) -> Option<Box<dyn Wh
 fn on_cpu(fixture: &Fixture, planted: Option<(f64, u64)>, instructions: Instructions) -> Option<Box<dyn Whole>> {
     let machine = Machine::new(2, instructions)?;
     let weights = fixture.checkpoint.weights(DType::F32, &Device::Cpu).expect("weights");
-    let decoder = CpuDecoder::<f32>::load(fixture.config.clone(), weights, layout(fixture), planted, machine);
+    let decoder = CpuDecoder::<f32>::load(fixture.config.clone(), weights, layout(fixture), planted, machine, 1);
     Some(Box::new(decoder.expect(&fixture.name)))
 }
 
@@ -252,8 +252,8 @@ fn half_precisions_are_as_close_as_those_of_pytorch() {
         for fixture in fixtures("generation") {
             let weights = |dtype| fixture.checkpoint.weights(dtype, &Device::Cpu).expect("weights");
             let (config, layout) = (|| fixture.config.clone(), ExpertLayout::Single);
-            let bf16 = CpuDecoder::<bf16>::load(config(), weights(DType::BF16), layout, None, machine.clone());
-            let f16 = CpuDecoder::<f16>::load(config(), weights(DType::F16), layout, None, machine.clone());
+            let bf16 = CpuDecoder::<bf16>::load(config(), weights(DType::BF16), layout, None, machine.clone(), 1);
+            let f16 = CpuDecoder::<f16>::load(config(), weights(DType::F16), layout, None, machine.clone(), 1);
             let (mut bf16, mut f16) = (bf16.expect("bf16"), f16.expect("f16"));
             for prompt in &fixture.prompts {
                 pytorch.push(of_pytorch[&fixture.name][&prompt.name]);
@@ -305,7 +305,7 @@ fn quantised_models_stay_close_to_the_reference() {
             for fixture in &fixtures {
                 let weights = fixture.checkpoint.weights(DType::F32, &Device::Cpu).expect("weights");
                 let (config, tensors) = (fixture.config.clone(), Tensors::new(weights, precision));
-                let decoder = CpuDecoder::<f32>::load(config, tensors, layout(fixture), None, machine.clone());
+                let decoder = CpuDecoder::<f32>::load(config, tensors, layout(fixture), None, machine.clone(), 1);
                 let mut decoder = decoder.expect(&fixture.name);
                 for prompt in &fixture.prompts {
                     let expected = numbers(&fixture.tensors[&format!("{}.logits", prompt.name)]);
