@@ -13,7 +13,12 @@ fn recommend(folder: &Path, arguments: &[&str]) -> Output {
     for (key, _) in std::env::vars().filter(|(key, _)| key.starts_with("CANDLEPOWER_")) {
         command.env_remove(key);
     }
-    command.current_dir(folder).args(["recommend", "--model", "llama-mini"]).args(arguments).output().expect("an output")
+    command
+        .current_dir(folder)
+        .args(["recommend", "--model", "llama-mini"])
+        .args(arguments)
+        .output()
+        .expect("an output")
 }
 
 fn refused(output: &Output, part: &str) {

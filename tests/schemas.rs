@@ -5,8 +5,8 @@ use std::{fs, path::Path};
 
 use candlepower::{
     quality::{Evaluation, Report},
-    record::Record,
     recommend::Recommendation,
+    record::Record,
     report::{compare::Comparison, duel::Duel, history::History},
     wrap::{Memory, Power},
 };

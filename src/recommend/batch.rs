@@ -71,7 +71,12 @@ impl Workload for Batch {
 ///
 /// # Errors
 /// Returns an error if the model cannot be loaded or fails.
-pub fn measure(spec: &ModelSpec, engine: Engine, settings: &Settings, time: Duration) -> Result<Vec<(usize, Vec<Ratio>)>> {
+pub fn measure(
+    spec: &ModelSpec,
+    engine: Engine,
+    settings: &Settings,
+    time: Duration,
+) -> Result<Vec<(usize, Vec<Ratio>)>> {
     let started = Instant::now();
     let subject = model::load(spec, engine, settings.dtype, settings.device, settings.seed)?;
     let (most, longest) = (subject.model.max_sequences(), subject.model.max_position_embeddings());

@@ -66,7 +66,12 @@ impl Contest<'_> {
     ///
     /// # Errors
     /// Returns an error if neither candidate runs, or a setting is wrong.
-    pub fn measure(&self, [holder, challenger]: [&Values; 2], time: Duration, doubts: &mut Vec<String>) -> Result<Ended> {
+    pub fn measure(
+        &self,
+        [holder, challenger]: [&Values; 2],
+        time: Duration,
+        doubts: &mut Vec<String>,
+    ) -> Result<Ended> {
         let started = Instant::now();
         let (first, second) = (self.start("holder", holder), self.start("challenger", challenger));
         let (first, second) = match (first, second) {
@@ -109,7 +114,9 @@ impl Contest<'_> {
         let peaks = |turn: &Turn| turn.means().iter().map(|sample| sample.peak_bytes as f64).collect::<Vec<_>>();
         let paired = match self.goal {
             Goal::Latency | Goal::Throughput => turns::paired(of, to),
-            Goal::Memory if peaks(of).contains(&0.0) => bail!("the memory of this device is not counted: choose another goal"),
+            Goal::Memory if peaks(of).contains(&0.0) => {
+                bail!("the memory of this device is not counted: choose another goal")
+            }
             Goal::Memory => statistics::paired_ratio(&peaks(of), &peaks(to)),
         };
         paired.map(Ratio::from).ok_or_else(|| anyhow!("no sample was taken"))

@@ -86,7 +86,9 @@ impl FromStr for Floor {
         };
         match found {
             Some(floor) => Ok(floor),
-            None => bail!("'{text}': expected none, kl=NATS such as kl=0.01, or perplexity=SHARE such as perplexity=1%"),
+            None => {
+                bail!("'{text}': expected none, kl=NATS such as kl=0.01, or perplexity=SHARE such as perplexity=1%")
+            }
         }
     }
 }
@@ -116,7 +118,12 @@ pub fn measure(
     let length = WINDOW.min(ids.len()).min(longest);
     let source = match text {
         Some(source) => source.clone(),
-        None => Source { name: "the embedded text".into(), sha256: String::new(), bytes: 0, content: Content::Ids(ids.clone()) },
+        None => Source {
+            name: "the embedded text".into(),
+            sha256: String::new(),
+            bytes: 0,
+            content: Content::Ids(ids.clone()),
+        },
     };
     let mut entries = [Entry { id: precision.to_string(), model: load(precision)?.model }];
     let mut reference = Entry { id: Precision::F32.to_string(), model: reference.model };

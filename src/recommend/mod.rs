@@ -298,7 +298,8 @@ mod tests {
 
     #[test]
     fn the_reason_is_the_ratio_to_the_runner_up() {
-        let comparisons = [comparison("bf16", "f32", 0.6), comparison("q8_0", "bf16", 0.8), comparison("q4k", "q8_0", 1.1)];
+        let comparisons =
+            [comparison("bf16", "f32", 0.6), comparison("q8_0", "bf16", 0.8), comparison("q4k", "q8_0", 1.1)];
         let choice = Choice::new(Goal::Latency, "dtype", "q8_0", &comparisons);
         assert_eq!(choice.reason, "time 0.909 (0.901 to 0.917) of that with q4k, the runner-up");
         let kept = Choice::new(Goal::Memory, "dtype", "f32", &[comparison("bf16", "f32", 1.0)]);

@@ -169,7 +169,15 @@ impl<P: FnMut(&str)> Search<'_, P> {
         if verdict == Verdict::Better {
             self.best = challenger;
         }
-        self.keep(Comparison { setting: setting.into(), value: value.into(), against, verdict, ratio, quality, reason });
+        self.keep(Comparison {
+            setting: setting.into(),
+            value: value.into(),
+            against,
+            verdict,
+            ratio,
+            quality,
+            reason,
+        });
         Ok(())
     }
 

@@ -14,8 +14,8 @@ use crate::{
         measures::{Missing, TableColumn, TableKey, table_columns},
     },
     scenario::{
-        CHECKPOINT_MEMORY, Counterpart, GENERATION, MOE_TOP_K, PSANN_THROUGHPUT, SWEEP, TENSOR_PARALLEL, THREADS_SCALING,
-        TRAINING_SWEEP, dense_name,
+        CHECKPOINT_MEMORY, Counterpart, GENERATION, MOE_TOP_K, PSANN_THROUGHPUT, SWEEP, TENSOR_PARALLEL,
+        THREADS_SCALING, TRAINING_SWEEP, dense_name,
     },
     text,
 };
@@ -270,17 +270,14 @@ const FAMILIES: [Family; 12] = [
         key: TableKey::Scaling,
         title: "Scaling",
         is_split: true,
-        takes: |record| {
-            THREADS_SCALING.iter().chain(TENSOR_PARALLEL).any(|scenario| scenario.key == record.scenario)
-        },
+        takes: |record| THREADS_SCALING.iter().chain(TENSOR_PARALLEL).any(|scenario| scenario.key == record.scenario),
         names: &[SCENARIO, MODEL, VARIANT],
         extra: &[
             result(30, TIME_OF_FEWEST, |record, all| {
                 let fewest = ratios::degrees(record).filter(|(own, fewest)| own != fewest).map(|(_, fewest)| fewest);
                 let engine = record.subject.engine.trim_end_matches(|c: char| c.is_ascii_digit());
-                let of_medians = fewest.and_then(|fewest| {
-                    ratios::of_medians(record, all, &record.scenario, &format!("{engine}{fewest}"))
-                });
+                let of_medians = fewest
+                    .and_then(|fewest| ratios::of_medians(record, all, &record.scenario, &format!("{engine}{fewest}")));
                 ratios::cell(record, Counterpart::Fewest, of_medians)
             }),
             result(40, "efficiency", |record, _| {
@@ -469,7 +466,8 @@ fn marks_of(record: &Record, all: &[&Record], marks: &mut Vec<String>) -> Vec<us
     let is_crowded = threads > record.machine.logical_cores as u64;
     let crowded = is_crowded.then(|| "it has more threads than the machine has cores".to_owned());
     let exceeded = record.limits.iter().flat_map(|limits| &limits.exceeded);
-    let notes = deviates.chain(differs).chain(crowded).chain(doubts.chain(exceeded).cloned()).chain(ratios::held_back(record));
+    let notes =
+        deviates.chain(differs).chain(crowded).chain(doubts.chain(exceeded).cloned()).chain(ratios::held_back(record));
     notes.map(&mut number).collect()
 }
 

@@ -405,7 +405,8 @@ mod tests {
 
     #[test]
     fn each_number_of_threads_is_a_candidate_beside_the_fewest() {
-        let settings = Settings { threads: vec![2, 1], models: vec![ModelSpec::Mini("llama-mini")], ..Settings::default() };
+        let settings =
+            Settings { threads: vec![2, 1], models: vec![ModelSpec::Mini("llama-mini")], ..Settings::default() };
         let candidates = Candidate::threads_scaling(&settings);
         let engines: Vec<&str> = candidates.iter().map(|candidate| candidate.about.engine.as_str()).collect();
         assert_eq!(engines, ["tuned-t1", "tuned-t2"]);

@@ -16,7 +16,8 @@ use crate::{
     },
     scenario::{
         self, CHECKPOINTS, CheckpointScenario, CheckpointWork, EXPERT_GRID, FeedForward, GENERATION, LONG_CONTEXT,
-        MOE_TOP_K, Phase, Quantity, SWEEP, TENSOR_PARALLEL, THREADS_SCALING, TRAININGS, Tier, Trained, TrainingGrid, TrainingScenario,
+        MOE_TOP_K, Phase, Quantity, SWEEP, TENSOR_PARALLEL, THREADS_SCALING, TRAININGS, Tier, Trained, TrainingGrid,
+        TrainingScenario,
     },
     workload::series::{SeriesGrid, series_subject},
 };

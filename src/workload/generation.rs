@@ -75,7 +75,8 @@ impl GenerationWorkload {
         let peak_bytes = self.peak.most();
         let measures =
             generate::summarise(required, &self.request, &self.timelines, samples, peak_bytes.ok(), Some(limits))?;
-        let measures = record::Generation { routing: self.routing.clone(), reduced_bytes: self.reduced_bytes, ..measures };
+        let measures =
+            record::Generation { routing: self.routing.clone(), reduced_bytes: self.reduced_bytes, ..measures };
         Ok(measured(measures, &self.energy, peak_bytes.err()))
     }
 }

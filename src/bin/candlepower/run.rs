@@ -186,7 +186,9 @@ impl Run {
         let mut whole = model::load(spec, Engine::Tuned, settings.dtype, settings.device, settings.seed)?;
         let apart = model::apart(loaded.model.as_mut(), whole.model.as_mut(), &prompt)?;
         let ranks = &settings.sources["tensor_parallel"].value;
-        output::report(format_args!("logits of {ranks} ranks: at most {apart:.1e} from those of the model in one part"));
+        output::report(format_args!(
+            "logits of {ranks} ranks: at most {apart:.1e} from those of the model in one part"
+        ));
         // Other dtypes round the addends of the ranks.
         ensure!(
             settings.dtype != Precision::F32 || apart <= TOLERANCE,

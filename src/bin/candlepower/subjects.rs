@@ -21,7 +21,14 @@ pub fn load(settings: &Settings) -> Result<Vec<(record::Subject, model::Subject)
             let EngineChoice::Own(own) = engine else {
                 bail!("engine {engine}: a peer gives no logits, so it has no score: name stock or tuned")
             };
-            let subject = model::load_parallel(spec, *own, settings.dtype, settings.device, settings.seed, settings.parallel(*own))?;
+            let subject = model::load_parallel(
+                spec,
+                *own,
+                settings.dtype,
+                settings.device,
+                settings.seed,
+                settings.parallel(*own),
+            )?;
             let one = Settings { models: vec![spec.clone()], engine: vec![engine.clone()], ..settings.clone() };
             let mut candidate = Candidate::from_settings(&one).remove(0);
             candidate.learn(&subject);

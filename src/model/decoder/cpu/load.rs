@@ -364,7 +364,10 @@ impl<E: Element + WithDType> CpuDecoder<E> {
         }
         let part = part_of(&config, ranks)?;
         let is_file = matches!(tensors.matrices, Matrices::File(_));
-        ensure!(ranks == 1 || !is_file, "the blocks of a GGUF file are not divided among ranks: leave out tensor_parallel");
+        ensure!(
+            ranks == 1 || !is_file,
+            "the blocks of a GGUF file are not divided among ranks: leave out tensor_parallel"
+        );
         let (team, reduces) = match ranks {
             1 => (None, vec![None]),
             _ => {
