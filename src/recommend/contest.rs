@@ -125,7 +125,8 @@ impl Contest<'_> {
     /// Starts the process of a candidate, and lets it load its model and generate once.
     fn start(&self, name: &str, values: &Values) -> Result<Remote> {
         let settings = Settings::load(&flags(values))?;
-        let about = Candidate::from_settings(&settings).remove(0).about;
+        let batch = settings.generation_batches()[0];
+        let about = Candidate::from_settings(&settings).remove(0).about.in_batch(batch);
         let id = BenchmarkId::new(self.goal.scenario(), &about);
         let mut command = Command::new(self.program);
         command.args(["duel-side", "generation"]);

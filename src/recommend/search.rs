@@ -55,6 +55,9 @@ pub fn recommend(settings: &Settings, request: &Request, progress: impl FnMut(&s
     let [spec] = settings.models.as_slice() else { bail!("--model: name one model") };
     let (first, dtype) = settings.variants_for(spec).into_iter().next().context("there is no engine")?;
     ensure!(first.own().is_some(), "--engine={first}: a peer has settings of its own, name stock or tuned");
+    let is_given = |setting: &str| request.given.iter().any(|(key, _)| *key == setting);
+    let is_one = settings.dtype.len() == 1 || !is_given("dtype");
+    ensure!(is_one, "--dtype={}: name one dtype", settings.sources["dtype"].value);
     let mut best: Values = request.given.iter().cloned().collect();
     best.extend([
         ("models", spec.to_string()),
@@ -73,7 +76,6 @@ pub fn recommend(settings: &Settings, request: &Request, progress: impl FnMut(&s
         progress,
         end: started + request.budget,
     };
-    let is_given = |setting: &str| request.given.iter().any(|(key, _)| *key == setting);
     let mut sequences = None;
     let stages: Vec<&'static str> = STAGES.into_iter().filter(|setting| !is_given(setting)).collect();
     for (place, setting) in stages.iter().enumerate() {

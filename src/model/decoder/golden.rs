@@ -17,7 +17,9 @@ use crate::{
         golden::{
             Fixture, Prompt, TOLERANCE, at_device, device, difference, fixtures, folders, incrementally, numbers,
         },
-        open, shape, synthetic,
+        open,
+        parallel::Parallel,
+        shape, synthetic,
         tensors::Tensors,
     },
 };
@@ -329,7 +331,7 @@ fn quantised_weights_are_counted_in_blocks() {
     let config = shape("llama-mini").expect("a shape");
     let footprint = |precision: Precision| {
         let weights = synthetic::weights(&config, 1, precision.dtype(), &Device::Cpu);
-        super::load(config.clone(), Tensors::new(weights, precision), ExpertLayout::Single, None)
+        super::load(config.clone(), Tensors::new(weights, precision), ExpertLayout::Single, None, Parallel::default())
             .expect("a model")
             .footprint()
     };
@@ -349,7 +351,13 @@ fn quantised_weights_are_counted_in_blocks() {
     }
     let mixture = || super::shape::mixture(8, 2, 512).expect("a mixture");
     let weights = synthetic::weights(&mixture(), 1, DType::F32, &Device::Cpu);
-    let mixture = super::load(mixture(), Tensors::new(weights, Precision::Q8_0), ExpertLayout::Stacked, None);
+    let mixture = super::load(
+        mixture(),
+        Tensors::new(weights, Precision::Q8_0),
+        ExpertLayout::Stacked,
+        None,
+        Parallel::default(),
+    );
     let (found, plain) = (
         mixture.expect("a model").footprint(),
         super::shape::mixture(8, 2, 512).expect("a mixture").footprint(DType::F32),

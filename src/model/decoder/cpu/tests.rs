@@ -321,17 +321,19 @@ fn ranks_equal_the_reference() {
     assert!(checked > 0 && refused > 0);
 }
 
-/// Blocks of quantised weights begin anew at the inputs of each rank, so their errors differ.
+/// Blocks and scales of quantised weights begin anew at the inputs of each rank, so their errors differ.
 #[test]
 fn ranks_of_quantised_weights_are_near_those_of_the_whole() {
     for fixture in fixtures("generation") {
-        let Ok(mut parts) = sharded(&fixture, Precision::Q8_0, 2) else { continue };
-        let mut whole = sharded(&fixture, Precision::Q8_0, 1).expect(&fixture.name);
-        let tokens = Draw(17).tokens(40, fixture.config.vocab_size);
-        let (found, expected) = (step(&mut parts, 0, &tokens, 0), step(&mut whole, 0, &tokens, 0));
-        let error: f32 = found.iter().zip(&expected).map(|(a, b)| (a - b).powi(2)).sum();
-        let relative = (error / expected.iter().map(|logit| logit.powi(2)).sum::<f32>()).sqrt();
-        assert!(relative <= BF16_TOLERANCE, "{}: {relative}", fixture.name);
+        for precision in [Precision::Q8_0, Precision::F8E4M3] {
+            let Ok(mut parts) = sharded(&fixture, precision, 2) else { continue };
+            let mut whole = sharded(&fixture, precision, 1).expect(&fixture.name);
+            let tokens = Draw(17).tokens(40, fixture.config.vocab_size);
+            let (found, expected) = (step(&mut parts, 0, &tokens, 0), step(&mut whole, 0, &tokens, 0));
+            let error: f32 = found.iter().zip(&expected).map(|(a, b)| (a - b).powi(2)).sum();
+            let relative = (error / expected.iter().map(|logit| logit.powi(2)).sum::<f32>()).sqrt();
+            assert!(relative <= BF16_TOLERANCE, "{} in {precision}: {relative}", fixture.name);
+        }
     }
 }
 
