@@ -49,7 +49,7 @@ use Level::{Note, Ok as Fine, Warning};
 
 /// Checks the machine, the build and the settings. Takes two to three seconds.
 pub fn examine(settings: &Settings) -> Vec<Finding> {
-    let threads = settings.threads.unwrap_or_else(candle_core::utils::get_num_threads);
+    let threads = settings.threads_in_force();
     let machine = machine::machine(threads, None);
     let software = machine::software();
     let mut findings = vec![

@@ -124,6 +124,9 @@ pub mod output;
 pub mod peer;
 #[doc(hidden)]
 pub mod quality;
+#[cfg(feature = "cli")]
+#[doc(hidden)]
+pub mod recommend;
 #[doc(hidden)]
 pub mod report;
 #[cfg(feature = "serve")]

@@ -18,7 +18,7 @@ use crate::{
     config::{Layers, config, from_0_to_10, serde_as_text, unknown},
     device::{DeviceChoice, Precision, TRAINING_DTYPES, parse_dtype},
     files::{SETTINGS_MAX_BYTES, read_text_limited},
-    model::{Engine, MINI, ModelSpec, psann::Base},
+    model::{Engine, MINI, ModelSpec, Parallel, psann::Base},
     peer::{self, Launch, PeerName},
     record::{GUARDED, Setting},
     scenario::{SWEEP_PRESETS, Tier, TrainingGrid},
@@ -136,10 +136,16 @@ config! {
         #[serde(deserialize_with = "folder")]
         pub out: PathBuf = Path::new("target").join("candlepower"),
 
-        /// Number of CPU threads
+        /// Number of CPU threads; several, separated by commas, for the group threads_scaling: other benchmarks have the most
         #[default = "one per physical core"]
         #[serde(deserialize_with = "threads")]
-        pub threads: Option<usize> = None,
+        pub threads: Vec<usize> = Vec::new(),
+
+        /// Ranks among which the layers of engine tuned are sharded on a CPU; several, separated by commas, for the group
+        /// tensor_parallel: other benchmarks are then not sharded
+        #[default = "1; 1,2,4 in the group"]
+        #[serde(deserialize_with = "ranks")]
+        pub tensor_parallel: Vec<usize> = Vec::new(),
 
         /// Instruction set of the CPU kernels of engine tuned and of trainings: portable, avx2, avx512 or avx512bf16
         #[default = "the fastest that the machine has"]
@@ -343,7 +349,7 @@ impl Settings {
         for (key, value) in [
             ("dtype", settings.first_dtype().to_string()),
             ("out", settings.out.display().to_string()),
-            ("threads", settings.threads.unwrap_or_else(candle_core::utils::get_num_threads).to_string()),
+            ("threads", settings.threads_in_force().to_string()),
         ] {
             if let Some(setting) = sources.get_mut(key).filter(|setting| setting.from == "default") {
                 setting.value = value;
@@ -389,13 +395,20 @@ impl Settings {
         })
     }
 
+    /// The dtypes of a model: as set. A GGUF file has dtypes of its own, and is run once.
+    pub fn dtypes_for(&self, model: &ModelSpec) -> Vec<Precision> {
+        if model.is_gguf() { vec![self.first_dtype()] } else { self.dtype.clone() }
+    }
+
     fn in_dtypes(
         &self,
         model: &ModelSpec,
         engines: impl Fn(Precision) -> Vec<EngineChoice>,
     ) -> Vec<(EngineChoice, Precision)> {
-        let dtypes = if model.is_gguf() { vec![self.first_dtype()] } else { self.dtype.clone() };
-        dtypes.into_iter().flat_map(|dtype| engines(dtype).into_iter().map(move |engine| (engine, dtype))).collect()
+        self.dtypes_for(model)
+            .into_iter()
+            .flat_map(|dtype| engines(dtype).into_iter().map(move |engine| (engine, dtype)))
+            .collect()
     }
 
     /// The engines for loads on the scheduler of the server, each in every dtype: as set, without peers, or by default `tuned`,
@@ -436,6 +449,50 @@ impl Settings {
     /// Numbers of sequences in a batch of generations.
     pub fn generation_batches(&self) -> Vec<usize> {
         if self.batch.is_empty() { vec![1] } else { self.batch.clone() }
+    }
+
+    /// The number of threads of the process, if it is set: the largest of several.
+    pub fn most_threads(&self) -> Option<usize> {
+        self.threads.iter().copied().max()
+    }
+
+    /// The number of threads of the process: as set, or one per physical core.
+    pub fn threads_in_force(&self) -> usize {
+        self.most_threads().unwrap_or_else(candle_core::utils::get_num_threads)
+    }
+
+    /// The numbers of threads of `threads_scaling`, sorted: those that are set, or without several, 1, 2, 4 and so on up to
+    /// those of the process.
+    pub fn thread_counts(&self) -> Vec<usize> {
+        let mut counts = self.threads.clone();
+        if counts.len() < 2 {
+            counts = up_to(self.threads_in_force());
+        }
+        counts.sort_unstable();
+        counts
+    }
+
+    /// How a model on an engine is divided: engine `tuned` among the ranks that are set, if that is one number.
+    pub fn parallel(&self, engine: Engine) -> Parallel {
+        match (engine, self.tensor_parallel.as_slice()) {
+            (Engine::Tuned, &[ranks]) => Parallel { ranks, ..Parallel::default() },
+            _ => Parallel::default(),
+        }
+    }
+
+    /// The name of an engine in ids, with its number of ranks if there are several.
+    pub fn engine_id(&self, engine: &EngineChoice) -> String {
+        match engine.own().map(|own| self.parallel(own).ranks) {
+            Some(ranks @ 2..) => format!("{}-tp{ranks}", engine.id()),
+            _ => engine.id(),
+        }
+    }
+
+    /// The numbers of ranks of the group `tensor_parallel`, sorted.
+    pub fn rank_counts(&self) -> Vec<usize> {
+        let mut counts = if self.tensor_parallel.len() < 2 { vec![1, 2, 4] } else { self.tensor_parallel.clone() };
+        counts.sort_unstable();
+        counts
     }
 
     /// The tier for a model: as set, or by default standard for the embedded models and quick for the others. With tier full,
@@ -571,13 +628,28 @@ fn folder<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Erro
     }
 }
 
-fn threads<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<usize>, D::Error> {
+fn threads<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<usize>, D::Error> {
     let most = most_threads();
-    match Option::deserialize(deserializer) {
-        Ok(None) => Ok(None),
-        Ok(Some(threads)) if (1..=most).contains(&threads) => Ok(Some(threads)),
-        _ => Err(D::Error::custom(format!("expected a whole number from 1 to {most}"))),
+    match Vec::<usize>::deserialize(deserializer) {
+        Ok(threads) if threads.iter().all(|threads| (1..=most).contains(threads)) => Ok(unique(threads)),
+        _ => Err(D::Error::custom(format!("expected a whole number from 1 to {most}, or several"))),
     }
+}
+
+fn ranks<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<usize>, D::Error> {
+    match Vec::<usize>::deserialize(deserializer) {
+        Ok(ranks) if ranks.iter().all(|ranks| (1..=MOST_RANKS).contains(ranks)) => Ok(unique(ranks)),
+        _ => Err(D::Error::custom(format!("expected a whole number from 1 to {MOST_RANKS}, or several"))),
+    }
+}
+
+/// The largest number of ranks, each of which is a thread.
+const MOST_RANKS: usize = 64;
+
+/// 1, 2, 4 and so on up to `most`, which is the last.
+pub fn up_to(most: usize) -> Vec<usize> {
+    let powers = (0..).map(|power| 1 << power).take_while(|count| *count < most);
+    powers.chain([most]).collect()
 }
 
 /// The largest number of threads: eight for each core, and at least 64. More threads than cores wait for one another, and
@@ -601,7 +673,7 @@ mod tests {
         let settings = resolve(&[("PATH", "/bin")], None).expect("defaults");
         assert_eq!(settings.models, MINI.map(ModelSpec::Mini));
         assert_eq!((settings.device, settings.dtype.as_slice()), (DeviceChoice::Cpu, &[Precision::F32][..]));
-        assert_eq!((settings.seed, settings.threads), (42, None));
+        assert_eq!((settings.seed, settings.most_threads()), (42, None));
         assert_eq!(settings.out, Path::new("target/candlepower"));
         assert_eq!(settings.tier_for(&ModelSpec::Mini("llama-mini")), Tier::Standard);
         assert_eq!(settings.tier_for(&ModelSpec::Synthetic("qwen3-1.7b")), Tier::Quick);
@@ -691,6 +763,38 @@ mod tests {
             let variable = format!("CANDLEPOWER_{key}");
             let message = resolve(&[(&variable, value)], None).expect_err(value).to_string();
             assert!(message.starts_with(&format!("{variable}='{value}'")), "{message}");
+        }
+    }
+
+    #[test]
+    fn several_numbers_of_threads_are_measured_and_the_process_has_the_most() {
+        let settings = resolve(&[("CANDLEPOWER_THREADS", "4,1,2,4")], None).expect("a list");
+        assert_eq!((settings.thread_counts(), settings.most_threads()), (vec![1, 2, 4], Some(4)));
+        assert_eq!(settings.sources["threads"].value, "4,1,2,4");
+        let settings = resolve(&[], Some("threads = 6")).expect("one");
+        assert_eq!((settings.thread_counts(), settings.threads_in_force()), (vec![1, 2, 4, 6], 6));
+        assert_eq!(resolve(&[], Some("threads = [1, 3]")).expect("a list").thread_counts(), [1, 3]);
+        assert_eq!((up_to(1), up_to(8)), (vec![1], vec![1, 2, 4, 8]));
+        for threads in ["0", "1,0", "two"] {
+            let error = resolve(&[("CANDLEPOWER_THREADS", threads)], None).expect_err(threads).to_string();
+            assert!(error.contains("expected a whole number from 1 to") && error.lines().count() == 1, "{error}");
+        }
+    }
+
+    #[test]
+    fn one_number_of_ranks_shards_and_several_are_for_the_group() {
+        let ranks = |text: &str| resolve(&[("CANDLEPOWER_TENSOR_PARALLEL", text)], None);
+        let settings = ranks("2").expect("one");
+        let [stock, tuned] = Engine::ALL.map(EngineChoice::Own);
+        assert_eq!((settings.engine_id(&stock).as_str(), settings.engine_id(&tuned).as_str()), ("stock", "tuned-tp2"));
+        assert_eq!((settings.parallel(Engine::Tuned).ranks, settings.parallel(Engine::Stock).ranks), (2, 1));
+        assert_eq!(settings.rank_counts(), [1, 2, 4]);
+        let settings = ranks("8,2").expect("several");
+        assert_eq!((settings.engine_id(&tuned).as_str(), settings.rank_counts()), ("tuned", vec![2, 8]));
+        assert_eq!(ranks("1").expect("one").engine_id(&tuned), "tuned");
+        for text in ["0", "65", "two"] {
+            let error = ranks(text).expect_err(text).to_string();
+            assert!(error.contains("expected a whole number from 1 to 64"), "{error}");
         }
     }
 

@@ -62,6 +62,35 @@ fn run(folder: &TempDir, more: &[&str]) -> Output {
     candlepower(folder.path(), &[&arguments, more].concat(), &[])
 }
 
+/// Two key-value heads on four ranks are copied.
+#[test]
+fn a_sharded_model_generates_the_tokens_of_the_model_in_one_part() {
+    let model = format!("path:{FIXTURE}");
+    let arguments = ["run", "--model", &model, "--prompt-tokens", "9", "--max-new-tokens", "5", "--json"];
+    let run = |more: &[&str]| candlepower(Path::new("."), &[&arguments, more].concat(), &[]);
+    let record = |output: &Output| -> Value { serde_json::from_slice(&output.stdout).expect("one JSON object") };
+    let whole = record(&run(&["--engine", "tuned"]));
+    for ranks in ["2", "4"] {
+        let output = run(&["--engine", "tuned", "--tensor-parallel", ranks]);
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(error.contains(&format!("logits of {ranks} ranks: at most ")), "{error}");
+        let record = record(&output);
+        assert_eq!(record["tokens"], whole["tokens"], "{ranks} ranks");
+        let id = record["id"].as_str().expect("an id");
+        assert!(id.ends_with(&format!("/tuned-tp{ranks}-f32-cpu")), "{id}");
+        assert!(record["measures"]["reduced_bytes"].as_u64() > Some(0), "{record}");
+    }
+    assert_eq!(whole["measures"]["reduced_bytes"], Value::Null);
+    for (more, part) in [
+        (&["--engine", "tuned", "--tensor-parallel", "3"][..], "num_attention_heads=4 cannot be divided among 3 ranks"),
+        (&["--engine", "tuned", "--tensor-parallel", "1,2"], "--tensor-parallel=1,2: name one number of ranks"),
+        (&["--engine", "stock", "--tensor-parallel", "2"], "engine stock is not sharded"),
+        (&["--engine", "tuned", "--tensor-parallel", "0"], "expected a whole number from 1 to 64"),
+    ] {
+        assert_refused(&run(more), part);
+    }
+}
+
 #[test]
 fn generated_ids_are_the_references() {
     let golden = fs::read(Path::new(FIXTURE).join("golden.json")).expect("golden.json");

@@ -80,6 +80,7 @@ fn names_and_places_are_unambiguous() {
         TableKey::Evaluation,
         TableKey::Loading,
         TableKey::Tokenizing,
+        TableKey::Scaling,
         TableKey::Live,
     ] {
         let places: Vec<u8> = table_columns(key).iter().map(|column| column.place).collect();

@@ -5,6 +5,7 @@ use std::{fs, path::Path};
 
 use candlepower::{
     quality::{Evaluation, Report},
+    recommend::Recommendation,
     record::Record,
     report::{compare::Comparison, duel::Duel, history::History},
     wrap::{Memory, Power},
@@ -13,13 +14,14 @@ use schemars::{Schema, schema_for};
 
 #[test]
 fn the_schemas_are_those_of_the_types() {
-    let schemas: [(&str, Schema); 8] = [
+    let schemas: [(&str, Schema); 9] = [
         ("record.json", schema_for!(Record)),
         ("comparison.json", schema_for!(Comparison)),
         ("duel.json", schema_for!(Duel)),
         ("history.json", schema_for!(Vec<History>)),
         ("perplexity.json", schema_for!(Report)),
         ("evaluation.json", schema_for!(Evaluation)),
+        ("recommendation.json", schema_for!(Recommendation)),
         ("memory.json", schema_for!(Memory)),
         ("power.json", schema_for!(Power)),
     ];

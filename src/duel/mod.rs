@@ -23,6 +23,7 @@ mod slot;
 pub use contest::{Folders, Program, Rules, measure};
 pub use filter::Filter;
 pub use guard::guard;
+pub(crate) use process::{Answer, Process};
 pub use serve::serve;
 pub use side::Side;
 

@@ -65,7 +65,8 @@ impl Required {
 
 /// Summarises generations of the same work on the same model. `required` gives what a prompt and so many decode steps
 /// require. `samples` holds the number of generations of each sample, and `peak_bytes` is the peak memory of all of them.
-/// Without `limits`, MBU and MFU are empty. Only the model knows its routing, which is left empty: see [`routing`].
+/// Without `limits`, MBU and MFU are empty. Only the model knows its routing and what its ranks
+/// reduce, which are left empty: see [`routing`].
 ///
 /// # Errors
 /// Returns an error if there is no generation, or if their tokens differ. Then the model keeps state from one
@@ -141,6 +142,7 @@ pub fn summarise(
         cache_dtype: None,
         work: Some(work),
         routing: None,
+        reduced_bytes: None,
         itl_by_position_ms: (0..steps).map(|step| over_samples(&|timeline| ms(timeline.steps[step]))).collect(),
     })
 }

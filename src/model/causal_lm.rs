@@ -161,6 +161,11 @@ pub trait CausalLm {
         None
     }
 
+    /// Bytes that each rank has passed to sums over the ranks since the last reset, where the layers are sharded over ranks.
+    fn reduced_bytes(&self) -> Option<u64> {
+        None
+    }
+
     /// The skew with which tokens are routed to experts, if it is set instead of computed by the routers.
     fn planted_skew(&self) -> Option<f64> {
         None

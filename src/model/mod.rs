@@ -5,7 +5,8 @@
 //! - `hub`, `checkpoint` and `gguf` find files, and `chat` the template of conversations among them. `shapes` and `synthetic`
 //!   make models with seeded weights. `tensors` is what decoders are built from. `external` describes a model to another
 //!   process.
-//! - `stock` (candle-transformers) and `decoder` (engine `tuned`) run models.
+//! - `stock` (candle-transformers) and `decoder` (engine `tuned`) run models. `parallel` says how many threads and ranks a model
+//!   has.
 //! - `psann` and `series` are models that are trained, with the variables of `trainable`.
 //!
 //! Nothing here reads a clock.
@@ -24,6 +25,7 @@ pub(crate) mod golden;
 #[cfg(feature = "hub")]
 pub mod hub;
 pub(crate) mod limits;
+mod parallel;
 pub mod psann;
 pub mod series;
 mod shapes;
@@ -37,6 +39,7 @@ pub use causal_lm::{CacheBytes, CausalLm, Footprint, LogitRows, Part};
 pub use chat::{ChatTemplate, chat_template};
 pub use decoder::ExpertLoad;
 pub use external::{External, FRAMEWORK_BYTES};
+pub use parallel::{Parallel, apart};
 pub use shapes::{MINI, SYNTHETIC, shape};
 pub use spec::ModelSpec;
 
@@ -72,20 +75,40 @@ pub fn load(
     device: DeviceChoice,
     seed: u64,
 ) -> Result<Subject> {
+    load_parallel(spec, engine, precision, device, seed, Parallel::default())
+}
+
+/// As [`load`], with threads of the model's own, or sharded over ranks. Only engine `tuned` on a CPU can be.
+///
+/// # Errors
+/// As [`load`], and if the engine or the device does not divide its work so.
+pub fn load_parallel(
+    spec: &ModelSpec,
+    engine: Engine,
+    precision: Precision,
+    device: DeviceChoice,
+    seed: u64,
+    parallel: Parallel,
+) -> Result<Subject> {
     let device = device.open()?;
+    ensure!(
+        parallel == Parallel::default() || (engine == Engine::Tuned && device.is_cpu()),
+        "engine {engine} on this device has neither ranks nor threads of its own; engine {} on a CPU has",
+        Engine::Tuned
+    );
     match spec {
         ModelSpec::Mini(name) | ModelSpec::Synthetic(name) => {
             let config = shape(name)?;
             admit(&config, engine, precision, &device)?;
             let eos_token_ids = config.eos_token_ids.clone();
             let weights = synthetic::weights(&config, seed, precision.dtype(), &device);
-            let model = (engine.row().build)(config, Tensors::new(weights, precision), ExpertLayout::Single)?;
+            let model = (engine.row().build)(config, Tensors::new(weights, precision), ExpertLayout::Single, parallel)?;
             Ok(Subject { model, source: spec.to_string(), tokenizer: None, eos_token_ids })
         }
         ModelSpec::Path(file) if spec.is_gguf() => {
-            open_gguf(file, spec.to_string(), engine, &device).with_context(|| spec.to_string())
+            open_gguf(file, spec.to_string(), engine, &device, parallel).with_context(|| spec.to_string())
         }
-        ModelSpec::Hub { .. } | ModelSpec::Path(_) => open(found(spec)?, engine, precision, &device),
+        ModelSpec::Hub { .. } | ModelSpec::Path(_) => open_parallel(found(spec)?, engine, precision, &device, parallel),
     }
 }
 
@@ -142,6 +165,16 @@ pub fn tokenizer(spec: &ModelSpec) -> Result<Option<Tokenizer>> {
 /// # Errors
 /// As [`load`].
 pub fn open(checkpoint: Checkpoint, engine: Engine, precision: Precision, device: &Device) -> Result<Subject> {
+    open_parallel(checkpoint, engine, precision, device, Parallel::default())
+}
+
+fn open_parallel(
+    checkpoint: Checkpoint,
+    engine: Engine,
+    precision: Precision,
+    device: &Device,
+    parallel: Parallel,
+) -> Result<Subject> {
     let config = ModelConfig::from_json(&checkpoint.config).with_context(|| checkpoint.source.clone())?;
     admit(&config, engine, precision, device).with_context(|| checkpoint.source.clone())?;
     let layout = checkpoint.expert_layout()?;
@@ -149,12 +182,12 @@ pub fn open(checkpoint: Checkpoint, engine: Engine, precision: Precision, device
     let tokenizer = checkpoint.tokenizer(config.vocab_size)?;
     let eos_token_ids = config.eos_token_ids.clone();
     let weights = checkpoint.weights(precision.dtype(), device)?;
-    let model = (engine.row().build)(config, Tensors::new(weights, precision), layout)?;
+    let model = (engine.row().build)(config, Tensors::new(weights, precision), layout, parallel)?;
     Ok(Subject { model, source: checkpoint.source, tokenizer, eos_token_ids })
 }
 
 /// Checks a GGUF file and builds its model. The tokenizer is a `tokenizer.json` beside the file.
-fn open_gguf(file: &Path, source: String, engine: Engine, device: &Device) -> Result<Subject> {
+fn open_gguf(file: &Path, source: String, engine: Engine, device: &Device, parallel: Parallel) -> Result<Subject> {
     ensure!(engine == Engine::Tuned, "engine {engine} runs no GGUF files; engine {} runs them", Engine::Tuned);
     ensure!(device.is_cpu(), "GGUF files run on a CPU only");
     let gguf::Model { config, tensors, bytes } = gguf::open(file)?;
@@ -162,7 +195,7 @@ fn open_gguf(file: &Path, source: String, engine: Engine, device: &Device) -> Re
     admit_bytes(&config, engine, device, (bytes, bytes + extra_bytes(&config, engine, dtype, device)))?;
     let tokenizer = tokenizer_beside(file, config.vocab_size)?;
     let eos_token_ids = config.eos_token_ids.clone();
-    let model = (engine.row().build)(config, tensors, ExpertLayout::Single)?;
+    let model = (engine.row().build)(config, tensors, ExpertLayout::Single, parallel)?;
     Ok(Subject { model, source, tokenizer, eos_token_ids })
 }
 
@@ -191,7 +224,7 @@ pub fn expert_grid(
         FeedForward::Mixture { skew: own, .. } => Some((own.unwrap_or(skew), seed)),
         FeedForward::Dense { .. } => None,
     };
-    let model = decoder::load(config, weights, ExpertLayout::Stacked, planted)?;
+    let model = decoder::load(config, weights, ExpertLayout::Stacked, planted, Parallel::default())?;
     let source = format!("synthetic:{}", decoder.name(skew));
     Ok(Subject { model, source, tokenizer: None, eos_token_ids: Vec::new() })
 }
@@ -293,7 +326,7 @@ struct EngineRow {
     refusal: fn(&ModelConfig, &Device) -> Option<String>,
     /// Bytes that a model needs in addition to its weights, for a sequence of this many tokens.
     extra_bytes: fn(&ModelConfig, DType, &Device, usize) -> u64,
-    build: fn(ModelConfig, Tensors, ExpertLayout) -> Result<Box<dyn CausalLm>>,
+    build: fn(ModelConfig, Tensors, ExpertLayout, Parallel) -> Result<Box<dyn CausalLm>>,
 }
 
 impl Engine {
@@ -307,7 +340,7 @@ impl Engine {
                 name: "stock",
                 refusal: |config, _| stock::refusal(config),
                 extra_bytes: |config, dtype, _, tokens| stock::extra_bytes(config, dtype, tokens),
-                build: |config, tensors, _| Ok(Box::new(Stock::new(config, tensors.weights)?)),
+                build: |config, tensors, _, _| Ok(Box::new(Stock::new(config, tensors.weights)?)),
             },
             Self::Tuned => EngineRow {
                 name: "tuned",
@@ -315,7 +348,7 @@ impl Engine {
                 extra_bytes: |config, dtype, device, tokens| {
                     decoder::cache_bytes(config, dtype, tokens, device).allocated
                 },
-                build: |config, tensors, layout| decoder::load(config, tensors, layout, None),
+                build: |config, tensors, layout, parallel| decoder::load(config, tensors, layout, None, parallel),
             },
         }
     }

@@ -152,6 +152,8 @@ pub enum TableKey {
     Loading,
     /// Passes of tokenizers.
     Tokenizing,
+    /// Generations of one model over threads or ranks.
+    Scaling,
     /// The view of `candlepower watch`.
     Live,
 }
@@ -386,18 +388,25 @@ measures! {
         /// Prompt tokens divided by the time to first token.
         prefill_tokens_per_s: f64 => Row {
             unit: MeasureUnit::TokensPerS, better: HIGHER, export: Some((30, "prefill_tokens_per_s")),
-            tables: &[(TableKey::Generation, 25, "prefill tok/s"), (TableKey::MixturePrefill, 10, "prefill tok/s")],
+            tables: &[
+                (TableKey::Generation, 25, "prefill tok/s"), (TableKey::MixturePrefill, 10, "prefill tok/s"),
+                (TableKey::Scaling, 25, "prefill tok/s"),
+            ],
             ..Row::DATA
         },
         /// Tokens after the first divided by the time of their steps.
         decode_tokens_per_s: Option<f64> => Row {
             unit: MeasureUnit::TokensPerS, better: HIGHER, export: Some((20, "decode_tokens_per_s")),
-            tables: &[(TableKey::Generation, 20, "decode tok/s"), (TableKey::MixtureDecode, 10, "decode tok/s")],
+            tables: &[
+                (TableKey::Generation, 20, "decode tok/s"), (TableKey::MixtureDecode, 10, "decode tok/s"),
+                (TableKey::Scaling, 20, "decode tok/s"),
+            ],
             ..Row::DATA
         },
         /// Generated tokens divided by the time of the whole generation. This is the headline of a generation.
         tokens_per_s: f64 => Row {
-            unit: MeasureUnit::TokensPerS, better: HIGHER, tables: &[(TableKey::Generation, 10, "tok/s")], ..Row::DATA
+            unit: MeasureUnit::TokensPerS, better: HIGHER,
+            tables: &[(TableKey::Generation, 10, "tok/s"), (TableKey::Scaling, 10, "tok/s")], ..Row::DATA
         },
         /// Share of the total time spent choosing tokens. Empty for a peer, which does not tell it apart.
         sampling_share: Option<f64> => Row { unit: MeasureUnit::Share, better: LOWER, ..Row::DATA },
@@ -420,7 +429,8 @@ measures! {
             unit: MeasureUnit::Bytes, better: LOWER, export: Some((70, "peak_memory")),
             tables: &[
                 (TableKey::Generation, 100, "peak MB"), (TableKey::MixturePrefill, 100, "peak MB"),
-                (TableKey::MixtureDecode, 100, "peak MB"), (TableKey::Live, 30, "peak MB"),
+                (TableKey::MixtureDecode, 100, "peak MB"), (TableKey::Scaling, 100, "peak MB"),
+                (TableKey::Live, 30, "peak MB"),
             ],
             ..Row::DATA
         },
@@ -436,13 +446,19 @@ measures! {
         /// `read_bytes_per_s`.
         mbu: Option<f64> => Row {
             unit: MeasureUnit::Share, better: HIGHER,
-            tables: &[(TableKey::Generation, 60, "MBU"), (TableKey::MixtureDecode, 40, "MBU")], ..Row::DATA
+            tables: &[
+                (TableKey::Generation, 60, "MBU"), (TableKey::MixtureDecode, 40, "MBU"), (TableKey::Scaling, 60, "MBU"),
+            ],
+            ..Row::DATA
         },
         /// Model FLOP utilization (MFU): required operations divided by time, as a share of `matrix_flops_per_s`. Generations
         /// count the prefill over the time to first token. Training counts three forward passes over the median step.
         mfu: Option<f64> => Row {
             unit: MeasureUnit::Share, better: HIGHER,
-            tables: &[(TableKey::Generation, 80, "MFU"), (TableKey::MixturePrefill, 40, "MFU")], ..Row::DATA
+            tables: &[
+                (TableKey::Generation, 80, "MFU"), (TableKey::MixturePrefill, 40, "MFU"), (TableKey::Scaling, 80, "MFU"),
+            ],
+            ..Row::DATA
         },
         /// Energy that the device used, divided by the number of tokens that all sequences generated. On a CPU, it is that of all
         /// packages and their memory.
@@ -465,6 +481,13 @@ measures! {
         /// Use of the experts. `null` for a dense model.
         #[serde(default)]
         routing: Option<Routing>,
+        /// Bytes that each rank of a sharded model passed to sums over the ranks in one generation. Empty for a model that is
+        /// not sharded.
+        #[serde(default)]
+        reduced_bytes: Option<u64> => Row {
+            unit: MeasureUnit::Bytes, better: LOWER, tables: &[(TableKey::Scaling, 70, "reduced MB")],
+            missing: Missing::NoColumn, ..Row::DATA
+        },
     }
     derived {
         /// Generated tokens of one sequence of a batch divided by the time of the whole generation.

@@ -103,6 +103,9 @@ pub struct Duel {
     pub given: String,
 }
 
+/// Name of the size of a subject that has the fewest threads or ranks that it is compared with.
+pub const FEWEST: &str = "fewest";
+
 /// Result of running a benchmark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]

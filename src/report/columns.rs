@@ -6,7 +6,11 @@ use std::str::FromStr;
 use anyhow::{Result, ensure};
 use chrono::{DateTime, Utc};
 
-use super::{joined::Row, ratios::medians, text_table::markdown};
+use super::{
+    joined::Row,
+    ratios::{efficiency, medians},
+    text_table::markdown,
+};
 use crate::record::{
     Better, MeasureUnit, Measures, PairedRatio, Record, Sweep, Training,
     columns::Column,
@@ -15,13 +19,14 @@ use crate::record::{
 use crate::scenario::Counterpart;
 
 /// The columns of each paired ratio: the median, and the ends of its interval.
-const RATIOS: [(Counterpart, [&str; 3]); 6] = [
+const RATIOS: [(Counterpart, [&str; 3]); 7] = [
     (Counterpart::Scenario, ["scenario_ratio", "scenario_ratio_low", "scenario_ratio_high"]),
     (Counterpart::Stock, ["stock_ratio", "stock_ratio_low", "stock_ratio_high"]),
     (Counterpart::Peer, ["peer_ratio", "peer_ratio_low", "peer_ratio_high"]),
     (Counterpart::ActiveTwin, ["active_twin_ratio", "active_twin_ratio_low", "active_twin_ratio_high"]),
     (Counterpart::TotalTwin, ["total_twin_ratio", "total_twin_ratio_low", "total_twin_ratio_high"]),
     (Counterpart::Plain, ["plain_ratio", "plain_ratio_low", "plain_ratio_high"]),
+    (Counterpart::Fewest, ["fewest_ratio", "fewest_ratio_low", "fewest_ratio_high"]),
 ];
 
 fn ratio_columns(counterpart: Counterpart, [median, low, high]: [&'static str; 3]) -> Vec<Column<Row>> {
@@ -127,6 +132,11 @@ pub fn results() -> Vec<Column<Row>> {
         }),
     ]);
     columns.extend(RATIOS.iter().flat_map(|&(counterpart, names)| ratio_columns(counterpart, names)));
+    columns.push(of_record!(
+        "parallel_efficiency",
+        "How many times faster than with the fewest threads, over how many times as many there are.",
+        |record| efficiency(record)
+    ));
     columns
 }
 

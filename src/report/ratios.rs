@@ -8,7 +8,7 @@ use super::{
     table::{number, quantity},
 };
 use crate::{
-    record::{Hindrance, Limits, MeasureUnit, Measures, Record, Spread},
+    record::{FEWEST, Hindrance, Limits, MeasureUnit, Measures, Record, Spread},
     scenario::Counterpart,
 };
 
@@ -40,6 +40,24 @@ pub fn of_medians(record: &Record, all: &[&Record], scenario: &str, engine: &str
         (!sample_ms.is_empty()).then(|| median(sample_ms))
     };
     Some(of(record)? / of(all.iter().find(is_other)?)?)
+}
+
+/// Number of threads or ranks of a subject that was measured with several, and the fewest of them.
+pub fn degrees(record: &Record) -> Option<(f64, f64)> {
+    let size = |name: &str| record.subject.sizes.get(name).map(|size| *size as f64);
+    Some((size("threads").or(size("ranks"))?, size(FEWEST)?))
+}
+
+/// Parallel efficiency: how many times faster than with the fewest threads, over how many times as many there are.
+pub fn efficiency(record: &Record) -> Option<f64> {
+    // Ranks divide the threads that one rank has alone, so more of them need not be faster.
+    record.subject.sizes.get("threads")?;
+    let (own, fewest) = degrees(record)?;
+    if own == fewest {
+        return Some(1.0);
+    }
+    let paired = record.ratios.iter().find(|ratio| ratio.counterpart == Counterpart::Fewest)?;
+    Some(fewest / own / paired.ratio)
 }
 
 /// The note below a table with ratios: how they were made.

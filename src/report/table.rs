@@ -15,8 +15,8 @@ use crate::{
         measures::{Missing, TableColumn, TableKey, table_columns},
     },
     scenario::{
-        CHECKPOINT_MEMORY, Counterpart, GENERATION, LONG_CONTEXT, MOE_TOP_K, PSANN_THROUGHPUT, SWEEP, TRAINING_SWEEP,
-        dense_name,
+        CHECKPOINT_MEMORY, Counterpart, GENERATION, LONG_CONTEXT, MOE_TOP_K, PSANN_THROUGHPUT, SWEEP, TENSOR_PARALLEL,
+        THREADS_SCALING, TRAINING_SWEEP, dense_name,
     },
     text,
 };
@@ -120,11 +120,13 @@ const PARAMETERS: ExtraColumn = ExtraColumn {
 };
 
 /// Headers of the columns of paired ratios.
-const RATIOS: [&str; 6] = [ACTIVE_TWIN, TOTAL_TWIN, TIME_OF_PLAIN, TIME_OF_SCENARIO, TIME_OF_STOCK, TIME_OF_PEER];
+const RATIOS: [&str; 7] =
+    [ACTIVE_TWIN, TOTAL_TWIN, TIME_OF_PLAIN, TIME_OF_SCENARIO, TIME_OF_STOCK, TIME_OF_PEER, TIME_OF_FEWEST];
 const TIME_OF_PLAIN: &str = "time / plain";
 const TIME_OF_SCENARIO: &str = "time / medium";
 const TIME_OF_STOCK: &str = "time / stock";
 const TIME_OF_PEER: &str = "time / peer";
+const TIME_OF_FEWEST: &str = "time / fewest";
 
 /// The time of a row of this crate divided by that of the first peer.
 const fn time_of_peer(place: u8) -> ExtraColumn {
@@ -144,7 +146,7 @@ const fn of_best(limit: Limit) -> ExtraColumn {
     }
 }
 
-const FAMILIES: [Family; 11] = [
+const FAMILIES: [Family; 12] = [
     Family {
         key: TableKey::MixturePrefill,
         title: "Mixtures of experts: prefill",
@@ -280,6 +282,31 @@ const FAMILIES: [Family; 11] = [
         names: &[SCENARIO, MODEL, VARIANT],
         extra: &[],
         note: None,
+    },
+    Family {
+        key: TableKey::Scaling,
+        title: "Scaling",
+        is_split: true,
+        takes: |record| THREADS_SCALING.iter().chain(TENSOR_PARALLEL).any(|scenario| scenario.key == record.scenario),
+        names: &[SCENARIO, MODEL, VARIANT],
+        extra: &[
+            result(30, TIME_OF_FEWEST, |record, all| {
+                let fewest = ratios::degrees(record).filter(|(own, fewest)| own != fewest).map(|(_, fewest)| fewest);
+                let engine = record.subject.engine.trim_end_matches(|c: char| c.is_ascii_digit());
+                let of_medians = fewest
+                    .and_then(|fewest| ratios::of_medians(record, all, &record.scenario, &format!("{engine}{fewest}")));
+                ratios::cell(record, Counterpart::Fewest, of_medians)
+            }),
+            result(40, "efficiency", |record, _| {
+                ratios::efficiency(record).map_or_else(String::new, |share| quantity(share, MeasureUnit::Share))
+            }),
+            of_best(Limit::Read),
+            of_best(Limit::Matrix),
+        ],
+        note: Some(
+            "Time / fewest is relative to the fewest threads or ranks. Efficiency is the speed-up over the factor of the \
+             threads. Ranks divide the threads of the process.",
+        ),
     },
     Family {
         key: TableKey::Generation,
@@ -455,8 +482,12 @@ fn marks_of(record: &Record, all: &[&Record], marks: &mut Vec<String>) -> Vec<us
     };
     let deviates = record.deviates.iter().map(|why| format!("deviates: {why}"));
     let differs = differs_from_stock(record, all).then(|| "its tokens differ from those of stock".to_owned());
+    let threads = record.subject.sizes.get("threads").copied().unwrap_or_default();
+    let is_crowded = threads > record.machine.logical_cores as u64;
+    let crowded = is_crowded.then(|| "it has more threads than the machine has cores".to_owned());
     let exceeded = record.limits.iter().flat_map(|limits| &limits.exceeded);
-    let notes = deviates.chain(differs).chain(doubts.chain(exceeded).cloned()).chain(ratios::held_back(record));
+    let notes =
+        deviates.chain(differs).chain(crowded).chain(doubts.chain(exceeded).cloned()).chain(ratios::held_back(record));
     notes.map(&mut number).collect()
 }
 

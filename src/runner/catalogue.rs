@@ -57,6 +57,8 @@ impl Catalogue {
             let candidates = match target {
                 "moe" => Candidate::expert_grid(&all.settings),
                 "long_context" => Candidate::long_context(&all.settings),
+                "threads_scaling" => Candidate::threads_scaling(&all.settings),
+                "tensor_parallel" => Candidate::tensor_parallel(&all.settings),
                 _ => Candidate::from_settings(&all.settings),
             };
             all.add(target, table, Pool::new(candidates, session.device().clone()), &batches);

@@ -21,7 +21,7 @@ mod pool;
 mod reproduce;
 pub mod sandbox;
 mod session;
-mod turns;
+pub(crate) mod turns;
 
 #[cfg(feature = "cli")]
 pub(crate) use catalogue::Catalogue;

@@ -15,10 +15,10 @@ use super::on_model::OnModel;
 use crate::{
     device::{DeviceChoice, Precision},
     measure::memory::{self, DoesNotFit},
-    model::{self, CausalLm, Engine, External, ModelSpec, Subject},
+    model::{self, CausalLm, Engine, External, ModelSpec, Parallel, Subject},
     output,
     peer::{Peer, PeerName, Unsupported},
-    record,
+    record::{self, FEWEST},
     scenario::{Counterpart, EXPERT_HIDDEN_SIZE, Tier, expert_grid},
     settings::{EngineChoice, Settings},
     text,
@@ -77,7 +77,7 @@ impl Candidate {
     fn in_variants(settings: &Settings, variants: impl Fn(&ModelSpec) -> Vec<Variant>) -> Vec<Self> {
         let candidate = |spec: &ModelSpec, (engine, dtype): &Variant, all: &[Variant]| {
             let about = |engine: &EngineChoice| {
-                let names = (spec.slug(), engine.id(), model::dtype_of(spec, *dtype));
+                let names = (spec.slug(), settings.engine_id(engine), model::dtype_of(spec, *dtype));
                 about(names, settings.device, &spec.to_string(), spec.is_synthetic())
             };
             let (needed_bytes, load) = match engine {
@@ -107,6 +107,65 @@ impl Candidate {
     pub fn long_context(settings: &Settings) -> Vec<Self> {
         let tier = settings.tier.unwrap_or(Tier::Quick);
         Self::from_settings(settings).into_iter().map(|candidate| Self { tier, ..candidate }).collect()
+    }
+
+    /// Returns the models that the settings name on engine `tuned`, with each number of threads. They run if the settings name
+    /// several numbers, or the tier.
+    pub fn threads_scaling(settings: &Settings) -> Vec<Self> {
+        let tier = if settings.threads.len() > 1 { Tier::Full } else { settings.tier.unwrap_or(Tier::Quick) };
+        let parallel = |threads| Parallel { threads: Some(threads), ..Parallel::default() };
+        Self::scaled(settings, tier, &settings.thread_counts(), ("threads", "t"), parallel)
+    }
+
+    /// Returns the models that the settings name on engine `tuned`, sharded over each number of ranks. They run if the settings
+    /// name several numbers, or the tier.
+    pub fn tensor_parallel(settings: &Settings) -> Vec<Self> {
+        let tier = if settings.tensor_parallel.len() > 1 { Tier::Full } else { settings.tier.unwrap_or(Tier::Quick) };
+        let parallel = |ranks| Parallel { ranks, ..Parallel::default() };
+        Self::scaled(settings, tier, &settings.rank_counts(), ("ranks", "tp"), parallel)
+    }
+
+    /// Returns the models that the settings name on engine `tuned`, in several degrees of parallelism, fewest first. Each is
+    /// compared with the first. Subjects have the degree among their sizes, under a name, and in the name of the engine,
+    /// after a mark.
+    fn scaled(
+        settings: &Settings,
+        tier: Tier,
+        degrees: &[usize],
+        (name, mark): (&str, &str),
+        parallel: fn(usize) -> Parallel,
+    ) -> Vec<Self> {
+        let Some(&fewest) = degrees.first() else { return Vec::new() };
+        let Settings { device, seed, .. } = *settings;
+        let candidate = |spec: &ModelSpec, dtype: Precision, degree: usize| {
+            let about = |degree: usize| {
+                let engine = format!("{}-{mark}{degree}", Engine::Tuned);
+                let names = (spec.slug(), engine, model::dtype_of(spec, dtype));
+                let sizes = [(name, degree), (FEWEST, fewest)];
+                record::Subject {
+                    sizes: sizes.map(|(name, size)| (name.to_owned(), size as u64)).into(),
+                    ..about(names, device, &spec.to_string(), spec.is_synthetic())
+                }
+            };
+            let (needed_bytes, _) = own(spec.clone(), Engine::Tuned, dtype, settings);
+            let loaded = spec.clone();
+            Self {
+                about: about(degree),
+                tier,
+                against: if degree == fewest { Vec::new() } else { vec![(Counterpart::Fewest, about(fewest))] },
+                needed_bytes,
+                longest: model::max_position_embeddings(spec),
+                load: Box::new(move || {
+                    Ok(model::load_parallel(&loaded, Engine::Tuned, dtype, device, seed, parallel(degree))?.into())
+                }),
+            }
+        };
+        let in_dtypes = |spec| settings.dtypes_for(spec).into_iter().map(move |dtype| (spec, dtype));
+        let variants = settings.models.iter().flat_map(in_dtypes);
+        variants
+            .flat_map(|(spec, dtype)| degrees.iter().map(move |degree| (spec, dtype, *degree)))
+            .map(|(spec, dtype, degree)| candidate(spec, dtype, degree))
+            .collect()
     }
 
     /// Returns the mixtures of experts that `moe_top_k` compares, and their dense twins.
@@ -194,9 +253,10 @@ pub(super) fn again(error: &anyhow::Error) -> Box<dyn Fn() -> anyhow::Error> {
 /// The need and the loader of an engine.
 fn own(spec: ModelSpec, engine: Engine, dtype: Precision, settings: &Settings) -> (Need, Load) {
     let Settings { device, seed, .. } = *settings;
+    let parallel = settings.parallel(engine);
     let known = spec.clone();
     let needed_bytes = Box::new(move |device: &Device| model::needed_bytes(&known, engine, dtype, device));
-    (needed_bytes, Box::new(move || Ok(model::load(&spec, engine, dtype, device, seed)?.into())))
+    (needed_bytes, Box::new(move || Ok(model::load_parallel(&spec, engine, dtype, device, seed, parallel)?.into())))
 }
 
 /// The need and the loader of a peer.
@@ -365,6 +425,21 @@ mod tests {
     fn running(settings: &Settings) -> Vec<(&'static str, usize)> {
         let pool = Pool::new(Candidate::long_context(settings), Device::Cpu);
         LONG_CONTEXT.iter().map(|scenario| (scenario.key, pool.that_run(scenario).len())).collect()
+    }
+
+    #[test]
+    fn each_number_of_threads_is_a_candidate_beside_the_fewest() {
+        let settings =
+            Settings { threads: vec![2, 1], models: vec![ModelSpec::Mini("llama-mini")], ..Settings::default() };
+        let candidates = Candidate::threads_scaling(&settings);
+        let engines: Vec<&str> = candidates.iter().map(|candidate| candidate.about.engine.as_str()).collect();
+        assert_eq!(engines, ["tuned-t1", "tuned-t2"]);
+        assert_eq!(candidates[1].about.sizes, [(FEWEST, 1), ("threads", 2)].map(|(k, v)| (k.to_owned(), v)).into());
+        assert!(candidates[0].against.is_empty());
+        assert_eq!(candidates[1].against, [(Counterpart::Fewest, candidates[0].about.clone())]);
+        assert!(candidates.iter().all(|candidate| candidate.tier == Tier::Full));
+        let one = Settings { threads: vec![2], ..settings };
+        assert!(Candidate::threads_scaling(&one).iter().all(|candidate| candidate.tier == Tier::Quick));
     }
 
     #[test]

@@ -120,6 +120,8 @@ mod tests {
             ("training_sweep_train", "--bench training "),
             ("architecture_sweep_infer", "--bench sweep "),
             ("depth-4k", "--bench long_context "),
+            ("threads_scaling", "--bench threads_scaling "),
+            ("tensor_parallel", "--bench tensor_parallel "),
             ("load_cold", "--bench load "),
             ("tokenizer_stream", "--bench tokenizer "),
             ("perplexity", "--bench perplexity "),

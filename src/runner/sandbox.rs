@@ -16,8 +16,8 @@ use crate::{
     },
     scenario::{
         self, CHECKPOINTS, CheckpointScenario, CheckpointWork, EXPERT_GRID, FeedForward, GENERATION, LONG_CONTEXT,
-        Latency, MOE_TOP_K, Phase, Quantity, SERVINGS, SWEEP, ServingLoad, TRAININGS, Tier, Traffic, Trained,
-        TrainingGrid, TrainingScenario,
+        Latency, MOE_TOP_K, Phase, Quantity, SERVINGS, SWEEP, ServingLoad, TENSOR_PARALLEL, THREADS_SCALING, TRAININGS,
+        Tier, Traffic, Trained, TrainingGrid, TrainingScenario,
     },
     workload::series::{SeriesGrid, series_subject},
 };
@@ -25,7 +25,8 @@ use crate::{
 /// Stands for the machine in records.
 const MACHINE: &str = "sandbox";
 
-/// Makes one record of each benchmark of a default run, of each long context, and of a failed benchmark, `times` times.
+/// Makes one record of each benchmark of a default run, of each long context, of threads and ranks, and of a failed benchmark,
+/// `times` times.
 ///
 /// # Errors
 /// Returns an error if the preset of the sweep cannot be read.
@@ -36,6 +37,8 @@ pub fn records(run: &str, seed: u64, times: usize, now: DateTime<Utc>) -> Result
         GENERATION
             .iter()
             .chain(LONG_CONTEXT)
+            .chain(THREADS_SCALING)
+            .chain(TENSOR_PARALLEL)
             .flat_map(|scenario| MINI.map(|model| Kind::Generation(scenario, model.into(), None))),
     );
     for scenario in MOE_TOP_K {

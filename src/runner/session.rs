@@ -58,7 +58,7 @@ impl Session {
         // The first record would find this out only after its measurement.
         settings.run.as_deref().map(str::parse::<PathName>).transpose().context("CANDLEPOWER_RUN")?;
         // Threads come first, because opening a device may start some.
-        let threads = set_threads(settings.threads)?;
+        let threads = set_threads(settings.most_threads())?;
         if let Some(instructions) = settings.instructions {
             inference::Machine::select(instructions);
         }

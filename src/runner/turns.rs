@@ -8,7 +8,10 @@ use anyhow::Result;
 
 use super::caught;
 use crate::{
-    measure::{conditions::Window, statistics},
+    measure::{
+        conditions::Window,
+        statistics::{self, Paired},
+    },
     record::PairedRatio,
     scenario::Counterpart,
     workload::{Iteration, SETTLE, Workload},
@@ -160,9 +163,13 @@ pub fn take(
 }
 
 /// Median of the paired ratios of time between two members, with its interval. Returns `None` without a pair.
+pub fn paired(of: &Turn, to: &Turn) -> Option<Paired> {
+    statistics::paired_ratio(&of.slice_ms, &to.slice_ms)
+}
+
+/// The same for the record of a benchmark: `id` is that of the other, in this role.
 pub fn ratio(of: &Turn, to: &Turn, counterpart: Counterpart, id: &str) -> Option<PairedRatio> {
-    let paired = statistics::paired_ratio(&of.slice_ms, &to.slice_ms)?;
-    let statistics::Paired { ratio, low, high, level, pairs } = paired;
+    let Paired { ratio, low, high, level, pairs } = paired(of, to)?;
     Some(PairedRatio { counterpart, to: id.to_owned(), ratio, low, high, level, pairs })
 }
 

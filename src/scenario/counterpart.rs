@@ -21,6 +21,8 @@ pub enum Counterpart {
     TotalTwin,
     /// The same training without gradient checkpointing.
     Plain,
+    /// The same benchmark with the fewest threads or ranks.
+    Fewest,
 }
 
 impl fmt::Display for Counterpart {
@@ -32,6 +34,7 @@ impl fmt::Display for Counterpart {
             Self::ActiveTwin => "active twin",
             Self::TotalTwin => "total twin",
             Self::Plain => "plain",
+            Self::Fewest => "fewest",
         })
     }
 }

@@ -130,6 +130,15 @@ pub const LONG_CONTEXT: &[Generation] = &[
 /// Enough steps for a median, and few beside a long prompt.
 const DEEP_STEPS: usize = 16;
 
+/// A generation of one model on several numbers of threads. It runs if the settings name several, or the tier is set to full.
+pub const THREADS_SCALING: &[Generation] =
+    &[row("threads_scaling", 256, 64, Sampling::GREEDY, Tier::Full, "engine tuned over its number of threads")];
+
+/// A generation of one model, sharded over several numbers of ranks. It runs if the settings name several, or the tier is set to
+/// full.
+pub const TENSOR_PARALLEL: &[Generation] =
+    &[row("tensor_parallel", 256, 64, Sampling::GREEDY, Tier::Full, "engine tuned, sharded over several ranks")];
+
 impl Generation {
     const fn against(self, key: &'static str) -> Self {
         Self { against: Some(key), ..self }

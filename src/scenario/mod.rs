@@ -12,7 +12,7 @@ mod training;
 
 pub use checkpoint::{CheckpointScenario, CheckpointWork, LOAD, Pass, TOKENIZER, TOKENIZER_TEXT_BYTES};
 pub use counterpart::Counterpart;
-pub use generation::{GENERATION, Generation, LONG_CONTEXT, MOE_TOP_K, Sampling};
+pub use generation::{GENERATION, Generation, LONG_CONTEXT, MOE_TOP_K, Sampling, TENSOR_PARALLEL, THREADS_SCALING};
 pub use moe::{EXPERT_GRID, EXPERT_HIDDEN_SIZE, ExpertDecoder, ExpertGrid, FeedForward, dense_name, expert_grid};
 pub use perplexity::{PERPLEXITY, PerplexityScenario};
 pub use serving::{Latency, SERVING_LOAD, ServingLoad, Traffic};
@@ -27,8 +27,13 @@ use std::{fmt, str::FromStr};
 use crate::config::{serde_as_text, unknown};
 
 /// Every table of generation scenarios, with the bench target that runs it.
-pub const GENERATIONS: &[(&str, &[Generation])] =
-    &[("generation", GENERATION), ("moe", MOE_TOP_K), ("long_context", LONG_CONTEXT)];
+pub const GENERATIONS: &[(&str, &[Generation])] = &[
+    ("generation", GENERATION),
+    ("moe", MOE_TOP_K),
+    ("long_context", LONG_CONTEXT),
+    ("threads_scaling", THREADS_SCALING),
+    ("tensor_parallel", TENSOR_PARALLEL),
+];
 
 /// Every table of loads in this process, with the bench target that runs it.
 pub const SERVINGS: &[(&str, &[ServingLoad])] = &[("serving_load", SERVING_LOAD)];

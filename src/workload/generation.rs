@@ -29,6 +29,8 @@ pub struct GenerationWorkload {
     timelines: Vec<Timeline>,
     /// Use of the experts by the last generation.
     routing: Option<Routing>,
+    /// Bytes that each rank of a sharded model passed to the others in the last generation.
+    reduced_bytes: Option<u64>,
     peak: Peak,
     energy: Energy,
 }
@@ -101,6 +103,7 @@ impl GenerationWorkload {
             predicted_bytes,
             timelines: Vec::new(),
             routing: None,
+            reduced_bytes: None,
             peak,
             energy: Energy::of(device),
         })
@@ -121,6 +124,7 @@ impl GenerationWorkload {
         let (attention, cache_dtype) = subject.model.attention().unzip();
         let measures = record::Generation {
             routing: self.routing.clone(),
+            reduced_bytes: self.reduced_bytes,
             predicted_peak_bytes: self.predicted_bytes,
             attention: attention.map(str::to_owned),
             cache_dtype: cache_dtype.map(|dtype| dtype.as_str().to_owned()),
@@ -161,6 +165,7 @@ impl Workload for GenerationWorkload {
         let timeline = self.energy.over(|| generate::run(subject.model.as_mut(), &self.prompts, &self.request))?;
         let peak_bytes = self.peak.end();
         self.routing = generate::routing(subject.model.as_ref());
+        self.reduced_bytes = subject.model.reduced_bytes();
         subject.model.reset()?;
         self.peak.settle();
         let time = timeline.total();

@@ -21,7 +21,7 @@ impl Doctor {
     pub fn run(self) -> Result<ExitCode> {
         let settings = Settings::load(self.settings.given())?;
         // Set before the thread pool starts, so that the limits are those of a benchmark.
-        set_threads(settings.threads)?;
+        set_threads(settings.most_threads())?;
         let findings = doctor::examine(&settings);
         if self.json {
             output::print_data(&serde_json::to_string(&findings)?);

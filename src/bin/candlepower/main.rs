@@ -13,6 +13,7 @@ mod load;
 mod nightly;
 mod perplexity;
 mod process;
+mod recommend;
 mod report;
 mod run;
 mod sandbox;
@@ -61,6 +62,8 @@ enum What {
     Perplexity(Box<perplexity::Perplexity>),
     /// Score tasks by log-likelihood, as lm-evaluation-harness does
     Eval(Box<eval::Eval>),
+    /// Measure engines, dtypes, threads and batches of a model, less those given as flags, and write the best settings
+    Recommend(Box<recommend::Recommend>),
     /// Send requests to an OpenAI-compatible server by a schedule, and measure the answers
     Load(Box<load::Load>),
     /// Serve a model through an OpenAI-compatible interface
@@ -162,6 +165,7 @@ fn main() -> ExitCode {
             What::Load(load) => load.run(),
             What::Perplexity(perplexity) => perplexity.run(),
             What::Eval(eval) => eval.run(),
+            What::Recommend(recommend) => recommend.run(),
             What::Serve(serve) => serve.run(),
             What::Memory(wrap) => wrap.run::<MemoryMeter>(),
             What::Power(wrap) => wrap.run::<PowerMeter>(),

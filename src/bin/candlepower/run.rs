@@ -56,6 +56,9 @@ pub fn only_model(settings: &Settings, typed: &str) -> Result<(ModelSpec, Engine
     }
 }
 
+/// Largest difference of logits in f32 between a sharded model and the model in one part.
+const TOLERANCE: f32 = 1e-4;
+
 #[derive(Args)]
 pub struct Run {
     /// llama-mini, synthetic:<shape>, hub:<owner>/<name>[@revision] or path:<folder>
@@ -127,7 +130,18 @@ impl Run {
         // The buffers that measure the limits must not count as the model's memory.
         session.prepare()?;
         let bytes_beside = memory::current_bytes(session.device());
-        let loaded = model::load(&spec, engine, dtype, settings.device, settings.seed)?;
+        let parallel = settings.parallel(engine);
+        let ranks = &settings.sources["tensor_parallel"];
+        ensure!(settings.tensor_parallel.len() < 2, "--tensor-parallel={}: name one number of ranks", ranks.value);
+        ensure!(
+            engine == Engine::Tuned || settings.tensor_parallel.is_empty(),
+            "--tensor-parallel={}: engine {engine} is not sharded, engine tuned on a CPU is",
+            ranks.value
+        );
+        let mut loaded = model::load_parallel(&spec, engine, dtype, settings.device, settings.seed, parallel)?;
+        if parallel.ranks > 1 {
+            self.check_ranks(&mut loaded, (&spec, dtype), &settings)?;
+        }
         // An engine that is not given is the first of the candidates.
         let mut candidate = Candidate::from_settings(&settings).remove(0);
         candidate.learn(&loaded);
@@ -158,6 +172,29 @@ impl Run {
         }
         output::print_line(format_args!("\nrepeat: {command}"));
         Ok(ExitCode::SUCCESS)
+    }
+
+    /// Compares the logits of a sharded model with those of the model in one part.
+    fn check_ranks(
+        &self,
+        loaded: &mut model::Subject,
+        (spec, dtype): (&ModelSpec, Precision),
+        settings: &Settings,
+    ) -> Result<()> {
+        let prompt = self.prompt_ids(loaded, settings.seed)?;
+        let mut whole = model::load(spec, Engine::Tuned, dtype, settings.device, settings.seed)?;
+        let apart = model::apart(loaded.model.as_mut(), whole.model.as_mut(), &prompt)?;
+        let ranks = &settings.sources["tensor_parallel"].value;
+        output::report(format_args!(
+            "logits of {ranks} ranks: at most {apart:.1e} from those of the model in one part"
+        ));
+        // Other dtypes round the addends of the ranks.
+        ensure!(
+            dtype != Precision::F32 || apart <= TOLERANCE,
+            "--tensor-parallel={ranks}: the logits are up to {apart:.1e} from those of the model in one part, more than \
+             {TOLERANCE:.0e}"
+        );
+        Ok(())
     }
 
     /// Runs every scenario of a tier. One that fails becomes a record with the reason, and the others run.

@@ -103,9 +103,9 @@ impl Serve {
         Session::new(settings.clone())?;
         let options =
             Options { address: SocketAddr::new(self.host, self.port), model: self.model.clone(), api_key, limits };
-        let device = settings.device;
+        let (device, parallel) = (settings.device, settings.parallel(engine));
         let server = Server::start(options, move || {
-            let subject = model::load(&spec, engine, dtype, device, settings.seed)?;
+            let subject = model::load_parallel(&spec, engine, dtype, device, settings.seed, parallel)?;
             // Without the template, only chats are refused.
             let found = subject.source.parse().and_then(|source| model::chat_template(&source));
             let template = found.map_or_else(

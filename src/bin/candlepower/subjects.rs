@@ -25,7 +25,8 @@ pub fn load(settings: &Settings) -> Result<Vec<(record::Subject, model::Subject)
             let EngineChoice::Own(own) = engine else {
                 bail!("engine {engine}: a peer gives no logits, so it has no score: name stock or tuned")
             };
-            let subject = model::load(spec, own, dtype, settings.device, settings.seed)?;
+            let parallel = settings.parallel(own);
+            let subject = model::load_parallel(spec, own, dtype, settings.device, settings.seed, parallel)?;
             let mut candidate = Candidate::from_settings(&settings.with_variant(spec, engine, dtype)).remove(0);
             candidate.learn(&subject);
             loaded.push((candidate.about, subject));

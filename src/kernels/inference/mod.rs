@@ -66,6 +66,16 @@ impl Machine {
         Self { dispatch, pool: Pool::shared(threads) }
     }
 
+    /// Machines that run at the same time: each has an equal part of the threads, and at least one.
+    pub fn split(self, count: usize) -> Vec<Self> {
+        if count == 1 {
+            return vec![self];
+        }
+        let threads = self.threads() / count;
+        // Machines that shared a pool would wait for it in turns.
+        (0..count).map(|_| Self { pool: Arc::new(Pool::new(threads)), dispatch: self.dispatch }).collect()
+    }
+
     /// The threads of trainings, as many as Candle uses. They are started at the first call.
     pub fn shared() -> &'static Self {
         static SHARED: OnceLock<Machine> = OnceLock::new();

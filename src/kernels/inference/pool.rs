@@ -81,7 +81,7 @@ impl Pool {
     }
 
     /// Starts the threads. If the system has no more threads, the pool has fewer.
-    fn new(threads: usize) -> Self {
+    pub(super) fn new(threads: usize) -> Self {
         let shared = Arc::new(Shared {
             state: AtomicU64::new(0),
             job: UnsafeCell::new(Job { tasks: 0, run: &|_| {} }),

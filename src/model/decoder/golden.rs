@@ -13,7 +13,9 @@ use crate::{
         checkpoint::read_json,
         config::{ExpertLayout, ModelConfig},
         golden::{Errors, Fixture, TOLERANCE, at_device, device, difference, fixtures, incrementally, numbers},
-        open, shape, synthetic,
+        open,
+        parallel::Parallel,
+        shape, synthetic,
         tensors::Tensors,
     },
 };
@@ -77,7 +79,7 @@ fn composed(fixture: &Fixture, planted: Option<(f64, u64)>) -> Option<Box<dyn Wh
 fn on_cpu(fixture: &Fixture, planted: Option<(f64, u64)>, instructions: Instructions) -> Option<Box<dyn Whole>> {
     let machine = Machine::new(2, instructions)?;
     let weights = fixture.checkpoint.weights(DType::F32, &Device::Cpu).expect("weights");
-    let decoder = CpuDecoder::<f32>::load(fixture.config.clone(), weights, layout(fixture), planted, machine);
+    let decoder = CpuDecoder::<f32>::load(fixture.config.clone(), weights, layout(fixture), planted, machine, 1);
     Some(Box::new(decoder.expect(&fixture.name)))
 }
 
@@ -228,8 +230,8 @@ fn half_precisions_are_as_close_as_those_of_pytorch() {
         for fixture in fixtures("generation") {
             let weights = |dtype| fixture.checkpoint.weights(dtype, &Device::Cpu).expect("weights");
             let (config, layout) = (|| fixture.config.clone(), ExpertLayout::Single);
-            let bf16 = CpuDecoder::<bf16>::load(config(), weights(DType::BF16), layout, None, machine.clone());
-            let f16 = CpuDecoder::<f16>::load(config(), weights(DType::F16), layout, None, machine.clone());
+            let bf16 = CpuDecoder::<bf16>::load(config(), weights(DType::BF16), layout, None, machine.clone(), 1);
+            let f16 = CpuDecoder::<f16>::load(config(), weights(DType::F16), layout, None, machine.clone(), 1);
             let (mut bf16, mut f16) = (bf16.expect("bf16"), f16.expect("f16"));
             for prompt in &fixture.prompts {
                 let add = |errors: &mut Errors, model: &mut dyn CausalLm| {
@@ -282,7 +284,7 @@ fn quantised_models_stay_close_to_the_reference() {
             for fixture in &fixtures {
                 let weights = fixture.checkpoint.weights(DType::F32, &Device::Cpu).expect("weights");
                 let (config, tensors) = (fixture.config.clone(), Tensors::new(weights, precision));
-                let decoder = CpuDecoder::<f32>::load(config, tensors, layout(fixture), None, machine.clone());
+                let decoder = CpuDecoder::<f32>::load(config, tensors, layout(fixture), None, machine.clone(), 1);
                 let mut decoder = decoder.expect(&fixture.name);
                 for prompt in &fixture.prompts {
                     let expected = numbers(&fixture.tensors[&format!("{}.logits", prompt.name)]);
@@ -306,7 +308,7 @@ fn quantised_weights_are_counted_in_blocks() {
     let config = shape("llama-mini").expect("a shape");
     let footprint = |precision: Precision| {
         let weights = synthetic::weights(&config, 1, precision.dtype(), &Device::Cpu);
-        super::load(config.clone(), Tensors::new(weights, precision), ExpertLayout::Single, None)
+        super::load(config.clone(), Tensors::new(weights, precision), ExpertLayout::Single, None, Parallel::default())
             .expect("a model")
             .footprint()
     };
@@ -326,7 +328,13 @@ fn quantised_weights_are_counted_in_blocks() {
     }
     let mixture = || super::shape::mixture(8, 2, 512).expect("a mixture");
     let weights = synthetic::weights(&mixture(), 1, DType::F32, &Device::Cpu);
-    let mixture = super::load(mixture(), Tensors::new(weights, Precision::Q8_0), ExpertLayout::Stacked, None);
+    let mixture = super::load(
+        mixture(),
+        Tensors::new(weights, Precision::Q8_0),
+        ExpertLayout::Stacked,
+        None,
+        Parallel::default(),
+    );
     let (found, plain) = (
         mixture.expect("a model").footprint(),
         super::shape::mixture(8, 2, 512).expect("a mixture").footprint(DType::F32),

@@ -26,11 +26,12 @@ use candle_core::{DType, Device};
 use super::{
     causal_lm::{CacheBytes, CausalLm},
     config::{ExpertLayout, ModelConfig},
+    parallel::Parallel,
     tensors::Tensors,
 };
 
 /// Builds the decoder of the device that holds the weights, which must have been checked. `planted` is the skew and the seed of
-/// routes that are drawn instead of computed.
+/// routes that are drawn instead of computed. `parallel` is for the decoder on CPUs.
 ///
 /// # Errors
 /// If the engine does not run this configuration, a tensor is missing, or routes are planted without a mixture.
@@ -39,9 +40,10 @@ pub fn load(
     tensors: Tensors,
     layout: ExpertLayout,
     planted: Option<(f64, u64)>,
+    parallel: Parallel,
 ) -> Result<Box<dyn CausalLm>> {
     match tensors.weights.device().is_cpu() {
-        true => cpu::load(config, tensors, layout, planted),
+        true => cpu::load(config, tensors, layout, planted, parallel),
         false => Ok(Box::new(forward::Decoder::new(config, tensors.weights, layout, planted)?)),
     }
 }

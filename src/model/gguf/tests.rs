@@ -11,7 +11,7 @@ use super::*;
 use crate::{
     device::Precision,
     model::{
-        CausalLm, Engine,
+        CausalLm, Engine, Parallel,
         golden::{Fixture, TOLERANCE, difference, fixtures, incrementally, numbers, root},
         open_gguf, shape, synthetic,
     },
@@ -140,7 +140,7 @@ fn loaded(bytes: &[u8]) -> Result<Box<dyn CausalLm>> {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("model.gguf");
     fs::write(&path, bytes).expect("written");
-    Ok(open_gguf(&path, "path:model.gguf".into(), Engine::Tuned, &Device::Cpu)?.model)
+    Ok(open_gguf(&path, "path:model.gguf".into(), Engine::Tuned, &Device::Cpu, Parallel::default())?.model)
 }
 
 fn of_fixture(fixture: &Fixture, format: GgmlDType) -> Option<Vec<u8>> {
@@ -200,7 +200,7 @@ fn blocks_of_a_file_are_those_of_a_quantised_model() {
     let bytes = file(&metadata(&config).expect("metadata"), &tensors(&config, &weights, GgmlDType::Q8_0));
     let mut of_file = loaded(&bytes).expect("a model");
     let own = Tensors::new(weights, Precision::Q8_0);
-    let mut own = (Engine::Tuned.row().build)(config, own, ExpertLayout::Single).expect("a model");
+    let mut own = (Engine::Tuned.row().build)(config, own, ExpertLayout::Single, Parallel::default()).expect("a model");
     assert_eq!(of_file.footprint(), own.footprint());
     for tokens in [&[3u32][..], &[7, 5, 1, 4000, 17, 99, 3, 12, 80, 7, 7, 1, 6, 30, 40, 50, 60, 70, 80, 90]] {
         let [found, expected] = [&mut of_file, &mut own].map(|model| {

@@ -7,6 +7,7 @@ mod forest;
 mod generation;
 mod mixtures;
 mod over_time;
+mod scaling;
 mod serving;
 mod training;
 
@@ -87,7 +88,7 @@ const fn plot(file: &'static str, beside: TableKey, title: &'static str, draw: f
 }
 
 #[rustfmt::skip]
-const PLOTS: [PlotRow; 19] = [
+const PLOTS: [PlotRow; 20] = [
     plot("tokens_per_s.svg", TableKey::Generation,
         "Generated tokens per second, end to end, with Criterion's 95 % interval", generation::tokens_per_s),
     plot("ttft.svg", TableKey::Generation, "Time to first token over the length of the prompt", generation::ttft),
@@ -101,6 +102,7 @@ const PLOTS: [PlotRow; 19] = [
         "Prefill over the length of the prompt, in the long contexts", generation::prefill_over_depth),
     plot("long_context_decode.svg", TableKey::Generation,
         "Decode over the length of the sequence, in the long contexts", generation::decode_over_depth),
+    plot("threads_scaling.svg", TableKey::Scaling, "Generated tokens per second over threads, with their ideal", scaling::over_threads),
     plot("expert_load.svg", TableKey::MixturePrefill,
         "Load of the experts, the busiest first, mean over the layers; the least even mixtures", mixtures::expert_load),
     plot("mixture_prefill.svg", TableKey::MixturePrefill,

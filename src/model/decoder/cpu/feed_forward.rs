@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::room;
+use super::rank::room;
 use crate::{
     kernels::inference::{Activation, Element, Gate, Linear, Machine, Product, Rows, Then, combine, gated, products},
     model::decoder::routing::{ExpertLoad, Planted, Routes},

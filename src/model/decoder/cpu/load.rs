@@ -1,14 +1,22 @@
-//! Reads the weights of a decoder, and packs them one tensor at a time.
+//! Reads the weights of a decoder, or the part of a rank, and packs them one tensor at a time.
+//!
+//! A rank holds outputs of the projections of queries, keys and values and of the first half of each feed-forward. Of the output
+//! projection and of the second half, it holds the inputs that these outputs are. So its addends to both sums need nothing of the
+//! other ranks.
 
-use anyhow::{Context, Result, bail};
+use std::ops::Range;
+
+use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Storage, WithDType};
 use candle_nn::VarBuilder;
 use half::{bf16, f16};
 
 use super::{
-    CpuDecoder, Layer, Memory,
+    CpuDecoder,
     feed_forward::{Expert, FeedForward, Router},
+    rank::{Layer, Memory, Rank},
     sequences::Sequences,
+    team::{Reduce, Team},
 };
 use crate::{
     kernels::inference::{
@@ -22,6 +30,7 @@ use crate::{
             routing::{ExpertLoad, Planted},
         },
         family::ExpertNames,
+        parallel::Parallel,
         tensors::{Format, Matrices, Tensors},
     },
 };
@@ -30,19 +39,20 @@ use crate::{
 /// that are drawn instead of computed.
 ///
 /// # Errors
-/// If the engine does not run this configuration, or a tensor is missing.
+/// If the engine does not run this configuration, it cannot be divided among the ranks, or a tensor is missing.
 pub fn load(
     config: ModelConfig,
     tensors: Tensors,
     layout: ExpertLayout,
     planted: Option<(f64, u64)>,
+    parallel: Parallel,
 ) -> Result<Box<dyn CausalLm>> {
-    let threads = rayon::current_num_threads().min(candle_core::utils::get_num_threads());
-    let machine = Machine::with_threads(threads);
+    let of_process = || rayon::current_num_threads().min(candle_core::utils::get_num_threads());
+    let machine = Machine::with_threads(parallel.threads.unwrap_or_else(of_process));
     Ok(match tensors.weights.dtype() {
-        DType::F32 => Box::new(CpuDecoder::<f32>::load(config, tensors, layout, planted, machine)?),
-        DType::BF16 => Box::new(CpuDecoder::<bf16>::load(config, tensors, layout, planted, machine)?),
-        DType::F16 => Box::new(CpuDecoder::<f16>::load(config, tensors, layout, planted, machine)?),
+        DType::F32 => Box::new(CpuDecoder::<f32>::load(config, tensors, layout, planted, machine, parallel.ranks)?),
+        DType::BF16 => Box::new(CpuDecoder::<bf16>::load(config, tensors, layout, planted, machine, parallel.ranks)?),
+        DType::F16 => Box::new(CpuDecoder::<f16>::load(config, tensors, layout, planted, machine, parallel.ranks)?),
         other => bail!("engine tuned has no kernels for {} on a CPU", other.as_str()),
     })
 }
@@ -66,9 +76,71 @@ fn activation(name: &str) -> Option<Activation> {
     }
 }
 
+/// One of `parts` parts of the same size; the sizes differ by one where `parts` does not divide a length.
+#[derive(Clone, Copy)]
+struct Share {
+    part: usize,
+    parts: usize,
+}
+
+impl Share {
+    fn of(self, len: usize) -> Range<usize> {
+        self.part * len / self.parts..(self.part + 1) * len / self.parts
+    }
+}
+
+/// The part of a matrix that a rank holds.
+#[derive(Clone, Copy)]
+enum Cut {
+    Outputs(Share),
+    Inputs(Share),
+}
+
+impl Cut {
+    /// The outputs and the inputs.
+    fn ranges(self, (outputs, inputs): (usize, usize)) -> (Range<usize>, Range<usize>) {
+        match self {
+            Self::Outputs(share) => (share.of(outputs), 0..inputs),
+            Self::Inputs(share) => (0..outputs, share.of(inputs)),
+        }
+    }
+}
+
+/// The sizes of the part of each rank: of the heads and of the inner widths. Key-value heads that are fewer than the ranks are
+/// held by several.
+///
+/// # Errors
+/// If a size cannot be divided among the ranks.
+fn part_of(config: &ModelConfig, ranks: usize) -> Result<ModelConfig> {
+    let divided = |name: &str, size: usize| {
+        let is_whole = size.is_multiple_of(ranks);
+        ensure!(is_whole, "{name}={size} cannot be divided among {ranks} ranks: choose another tensor_parallel");
+        Ok(size / ranks)
+    };
+    let mut part = config.clone();
+    part.num_attention_heads = divided("num_attention_heads", config.num_attention_heads)?;
+    let kv_heads = config.num_key_value_heads;
+    part.num_key_value_heads = match ranks.is_multiple_of(kv_heads) {
+        true => 1,
+        false => divided("num_key_value_heads", kv_heads)?,
+    };
+    if (0..config.num_hidden_layers).any(|layer| config.experts_of(layer).is_none()) {
+        part.intermediate_size = divided("intermediate_size", config.intermediate_size)?;
+    }
+    if let Some(experts) = &mut part.experts {
+        experts.intermediate_size = divided("the inner width of an expert", experts.intermediate_size)?;
+    }
+    Ok(part)
+}
+
 /// Reads weights and packs or quantises them, one tensor at a time.
 struct Loader<'a> {
+    /// The sizes of the tensors.
     config: &'a ModelConfig,
+    /// The sizes of the part of the rank.
+    part: &'a ModelConfig,
+    /// The part of the rank.
+    share: Share,
     machine: &'a Machine,
     matrices: &'a Matrices,
 }
@@ -99,43 +171,70 @@ impl Loader<'_> {
         self.read(weights, (outputs, inputs), name, pack)
     }
 
-    /// A matrix in the form that matrices have.
+    /// The part of a matrix, in the form that matrices have.
     fn matrix<E: Element + WithDType>(
         &self,
         weights: &VarBuilder,
         shape: (usize, usize),
-        name: &str,
+        cut: Cut,
         is_head: bool,
     ) -> Result<Weights<E>> {
+        // A file is not sharded.
         if let Matrices::File(file) = self.matrices
-            && let Some(quantised) = file.matrix(self.machine, &format!("{}.{name}", weights.prefix()), shape)?
+            && let Some(quantised) = file.matrix(self.machine, &format!("{}.weight", weights.prefix()), shape)?
         {
             return Ok(quantised.into());
         }
-        self.read(weights, shape, name, |values| self.held(values, shape, is_head))?.with_context(|| weights.prefix())
+        self.read(weights, shape, "weight", |values| self.held(values, shape, cut, is_head))?
+            .with_context(|| weights.prefix())
     }
 
-    /// Values in the form that matrices have.
-    fn held<E: Element>(&self, values: &[E], (outputs, inputs): (usize, usize), is_head: bool) -> Result<Weights<E>> {
+    /// The part of row-major values, in the form that matrices have.
+    fn held<E: Element>(
+        &self,
+        values: &[E],
+        shape @ (_, stride): (usize, usize),
+        cut: Cut,
+        is_head: bool,
+    ) -> Result<Weights<E>> {
+        let (outputs, inputs) = cut.ranges(shape);
+        let part = (outputs.len(), inputs.len());
         let Matrices::Quantised(formats) = self.matrices else {
-            return Ok(Packed::new(self.machine, outputs, inputs, Source::row_major(values, inputs)).into());
+            let values = &values[outputs.start * stride + inputs.start..];
+            let source = Source { values, output_stride: stride, input_stride: 1 };
+            return Ok(Packed::new(self.machine, part.0, part.1, source).into());
         };
         let format = if is_head { formats.head } else { formats.others };
+        let rows: Vec<E>;
+        let values = match part == shape {
+            true => values,
+            false => {
+                rows = outputs.flat_map(|row| &values[row * stride..][inputs.clone()]).copied().collect();
+                &rows
+            }
+        };
         let quantised = match format {
-            Format::Blocks(blocks) => Quantised::new(self.machine, blocks, (outputs, inputs), values),
-            Format::F8E4M3 => Quantised::fp8(self.machine, (outputs, inputs), values),
+            Format::Blocks(blocks) => Quantised::new(self.machine, blocks, part, values),
+            Format::F8E4M3 => Quantised::fp8(self.machine, part, values),
         };
         Ok(quantised.context("a weight is not finite")?.into())
     }
 
+    /// The part of a linear layer. Of ranks that share the inputs, the first adds the bias.
     fn linear<E: Element + WithDType>(
         &self,
         weights: &VarBuilder,
         shape: (usize, usize),
+        cut: Cut,
         has_bias: bool,
     ) -> Result<Linear<E>> {
-        let bias = has_bias.then(|| vector(weights, shape.0, "bias")).transpose()?;
-        Ok(Linear::new(self.matrix(weights, shape, "weight", false)?, bias))
+        let bias = || vector(weights, shape.0, "bias");
+        let bias = match cut {
+            Cut::Outputs(share) if has_bias => Some(bias()?[share.of(shape.0)].to_vec()),
+            Cut::Inputs(Share { part: 0, .. }) if has_bias => Some(bias()?),
+            _ => None,
+        };
+        Ok(Linear::new(self.matrix(weights, shape, cut, false)?, bias))
     }
 
     /// A norm as long as `width`, with the offset of the family.
@@ -154,22 +253,27 @@ impl Loader<'_> {
         let ModelConfig { hidden_size: hidden, head_dim, qkv_bias, o_bias, family, .. } = *self.config;
         let (heads, kv_heads) = (self.config.num_attention_heads, self.config.num_key_value_heads);
         let attention = weights.pp("self_attn");
-        let linear = |name: &str, shape, has_bias| self.linear(&attention.pp(name), shape, has_bias);
+        let linear = |name: &str, shape, cut, has_bias| self.linear(&attention.pp(name), shape, cut, has_bias);
+        let (outputs, inputs) = (Cut::Outputs(self.share), Cut::Inputs(self.share));
+        // Several ranks hold a head that is not divided.
+        let Share { part, parts } = self.share;
+        let kv_parts = parts.min(kv_heads);
+        let kv_outputs = Cut::Outputs(Share { part: part * kv_parts / parts, parts: kv_parts });
         let norm = |name: &str| self.norm(&weights.pp(name), hidden);
         let head_norm = |name: &str| self.norm(&attention.pp(name), head_dim);
         let is_sliding = self.config.sliding_layers[number];
         Ok(Layer {
             before_attention: norm(family.layer_norms.before_attention)?,
-            q: linear("q_proj", (heads * head_dim, hidden), qkv_bias)?,
-            k: linear("k_proj", (kv_heads * head_dim, hidden), qkv_bias)?,
-            v: linear("v_proj", (kv_heads * head_dim, hidden), qkv_bias)?,
-            o: linear("o_proj", (hidden, heads * head_dim), o_bias)?,
+            q: linear("q_proj", (heads * head_dim, hidden), outputs, qkv_bias)?,
+            k: linear("k_proj", (kv_heads * head_dim, hidden), kv_outputs, qkv_bias)?,
+            v: linear("v_proj", (kv_heads * head_dim, hidden), kv_outputs, qkv_bias)?,
+            o: linear("o_proj", (hidden, heads * head_dim), inputs, o_bias)?,
             qk_norms: match family.has_qk_norm {
                 true => Some((head_norm("q_norm")?, head_norm("k_norm")?)),
                 false => None,
             },
             attention: Attention {
-                heads,
+                heads: self.part.num_attention_heads,
                 scale: self.config.query_pre_attn_scalar.sqrt().recip() as f32,
                 window: self.config.sliding_window.filter(|_| is_sliding),
             },
@@ -183,11 +287,11 @@ impl Loader<'_> {
 
     fn dense<E: Element + WithDType>(&self, weights: &VarBuilder, activation: Activation) -> Result<FeedForward<E>> {
         let ModelConfig { hidden_size: hidden, intermediate_size: inner, mlp_bias, .. } = *self.config;
-        let linear = |name: &str, shape| self.linear(&weights.pp("mlp").pp(name), shape, mlp_bias);
+        let linear = |name: &str, shape, cut| self.linear(&weights.pp("mlp").pp(name), shape, cut, mlp_bias);
         let expert = Expert {
-            gate: linear("gate_proj", (inner, hidden))?,
-            up: linear("up_proj", (inner, hidden))?,
-            down: linear("down_proj", (hidden, inner))?,
+            gate: linear("gate_proj", (inner, hidden), Cut::Outputs(self.share))?,
+            up: linear("up_proj", (inner, hidden), Cut::Outputs(self.share))?,
+            down: linear("down_proj", (hidden, inner), Cut::Inputs(self.share))?,
         };
         Ok(FeedForward { router: None, experts: vec![expert], activation })
     }
@@ -201,17 +305,18 @@ impl Loader<'_> {
         activation: Activation,
     ) -> Result<FeedForward<E>> {
         let (hidden, inner, count) = (self.config.hidden_size, config.intermediate_size, config.num_experts);
-        let held = |values: &[E], shape| Ok(Linear::new(self.held(values, shape, false)?, None));
+        let (outputs, inputs) = (Cut::Outputs(self.share), Cut::Inputs(self.share));
+        let held = |values: &[E], shape, cut| Ok(Linear::new(self.held(values, shape, cut, false)?, None));
         let (block, experts) = match layout {
             ExpertLayout::Stacked => {
                 let block = weights.pp("mlp");
                 // For each expert, gate above up.
                 let halves = |values: &[E]| -> Result<Vec<_>> {
-                    values.chunks_exact(inner * hidden).map(|half| held(half, (inner, hidden))).collect()
+                    values.chunks_exact(inner * hidden).map(|half| held(half, (inner, hidden), outputs)).collect()
                 };
                 let halves = self.read(&block, (count, 2 * inner, hidden), "experts.gate_up_proj", halves)??;
                 let downs = |values: &[E]| -> Result<Vec<_>> {
-                    values.chunks_exact(hidden * inner).map(|down| held(down, (hidden, inner))).collect()
+                    values.chunks_exact(hidden * inner).map(|down| held(down, (hidden, inner), inputs)).collect()
                 };
                 let downs = self.read(&block, (count, hidden, inner), "experts.down_proj", downs)??;
                 let mut halves = halves.into_iter();
@@ -223,11 +328,11 @@ impl Loader<'_> {
                 let block = weights.pp(names.block);
                 let expert = |expert: usize| {
                     let weights = block.pp("experts").pp(expert);
-                    let linear = |name: &str, shape| self.linear(&weights.pp(name), shape, false);
+                    let linear = |name: &str, shape, cut| self.linear(&weights.pp(name), shape, cut, false);
                     Ok(Expert {
-                        gate: linear(names.gate, (inner, hidden))?,
-                        up: linear(names.up, (inner, hidden))?,
-                        down: linear(names.down, (hidden, inner))?,
+                        gate: linear(names.gate, (inner, hidden), outputs)?,
+                        up: linear(names.up, (inner, hidden), outputs)?,
+                        down: linear(names.down, (hidden, inner), inputs)?,
                     })
                 };
                 let experts = (0..count).map(expert).collect::<Result<_>>()?;
@@ -249,40 +354,75 @@ fn vector(weights: &VarBuilder, len: usize, name: &str) -> Result<Vec<f32>> {
 }
 
 impl<E: Element + WithDType> CpuDecoder<E> {
-    /// Builds the model, with the kernels of a machine. See [`load`].
+    /// Builds the model for a number of ranks, which divide the threads of a machine. See [`load`].
     pub fn load(
         config: ModelConfig,
         tensors: impl Into<Tensors>,
         layout: ExpertLayout,
         planted: Option<(f64, u64)>,
         machine: Machine,
+        ranks: usize,
     ) -> Result<Self> {
-        let Tensors { weights, matrices } = tensors.into();
+        let tensors = tensors.into();
         if let Some(reason) = refusal(&config) {
             bail!("engine tuned refuses this model: {reason}");
         }
+        let part = part_of(&config, ranks)?;
+        let is_file = matches!(tensors.matrices, Matrices::File(_));
+        ensure!(
+            ranks == 1 || !is_file,
+            "the blocks of a GGUF file are not divided among ranks: leave out tensor_parallel"
+        );
+        let (team, reduces) = match ranks {
+            1 => (None, vec![None]),
+            _ => {
+                let (team, reduces) = Team::new(ranks)?;
+                (Some(team), reduces.into_iter().map(Some).collect())
+            }
+        };
+        let machines = machine.split(ranks);
+        let rank = |(number, (reduce, machine)): (usize, (Option<Reduce>, Machine))| {
+            let share = Share { part: number, parts: ranks };
+            let loader = Loader { config: &config, part: &part, share, machine: &machine, matrices: &tensors.matrices };
+            let mut rank: Rank<E> = loader.rank(&tensors.weights, layout, planted)?;
+            rank.reduce = reduce;
+            Ok(rank)
+        };
+        let ranks = reduces.into_iter().zip(machines).enumerate().map(rank).collect::<Result<_>>()?;
+        Ok(Self { dtype: tensors.weights.dtype(), config, ranks, team })
+    }
+}
+
+impl Loader<'_> {
+    /// Everything that a rank holds.
+    fn rank<E: Element + WithDType>(
+        &self,
+        weights: &VarBuilder,
+        layout: ExpertLayout,
+        planted: Option<(f64, u64)>,
+    ) -> Result<Rank<E>> {
+        let config = self.config;
         let activation = activation(&config.hidden_act).context("an unknown activation")?;
-        let loader = Loader { config: &config, machine: &machine, matrices: &matrices };
         let model = weights.pp("model");
         // The largest tensors come first: while they are packed, they are in memory twice, and the others are not in it yet.
         let table = (config.vocab_size, config.hidden_size);
-        let is_head = config.tie_word_embeddings;
-        let embedding = loader.matrix(&model.pp("embed_tokens"), table, "weight", is_head)?;
+        let (cut, is_head) = (Cut::Outputs(self.share), config.tie_word_embeddings);
+        let embedding = self.matrix(&model.pp("embed_tokens"), table, cut, is_head)?;
         let (embedding, head) = match is_head {
             true => (None, embedding),
-            false => (Some(embedding), loader.matrix(&weights.pp("lm_head"), table, "weight", true)?),
+            false => (Some(embedding), self.matrix(&weights.pp("lm_head"), table, cut, true)?),
         };
         let mut mixtures = 0;
         let mut layer = |number: usize| {
             let weights = model.pp("layers").pp(number);
             let feed_forward = match config.experts_of(number).zip(config.family.experts.as_ref()) {
-                None => loader.dense(&weights, activation)?,
+                None => self.dense(&weights, activation)?,
                 Some((experts, family)) => {
                     mixtures += 1;
-                    loader.mixture(&weights, (experts, &family.names), mixtures - 1, layout, activation)?
+                    self.mixture(&weights, (experts, &family.names), mixtures - 1, layout, activation)?
                 }
             };
-            loader.layer(&weights, number, feed_forward)
+            self.layer(&weights, number, feed_forward)
         };
         let layers = (0..config.num_hidden_layers).map(&mut layer).collect::<Result<_>>()?;
         let load = config.experts.as_ref().map_or_else(ExpertLoad::default, |experts| {
@@ -296,20 +436,22 @@ impl<E: Element + WithDType> CpuDecoder<E> {
             true => E::round((config.hidden_size as f32).sqrt()),
             false => 1.0,
         };
-        Ok(Self {
-            norm: loader.norm(&model.pp("norm"), config.hidden_size)?,
-            dtype: weights.dtype(),
+        Ok(Rank {
+            norm: self.norm(&model.pp("norm"), config.hidden_size)?,
+            vocabulary: self.share.of(config.vocab_size),
             embedding,
             embedding_scale,
             layers,
             head: Linear::new(head, None),
             ropes: [global, local],
             memory: Memory::default(),
-            sequences: Sequences::new(&config),
+            sequences: Sequences::new(self.part),
+            spans: Vec::new(),
             load,
             planted,
-            config,
-            machine,
+            config: self.part.clone(),
+            machine: self.machine.clone(),
+            reduce: None,
         })
     }
 }

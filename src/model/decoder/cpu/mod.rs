@@ -1,42 +1,43 @@
 //! The decoder on CPUs: every family of the table, on the kernels of [`inference`](crate::kernels::inference).
 //!
-//! [`CpuDecoder::hidden`] is the forward pass. It appends tokens to one sequence or to several, whose tokens are rows that
-//! follow each other. Linear layers, norms and feed-forwards do not distinguish the sequences, so a step of several reads the
-//! weights once. Only rotary positions, the cache and attention depend on the sequence of a row.
+//! The forward pass is that of a rank: [`Rank::pass`]. It appends tokens to one sequence or to several, whose tokens are rows
+//! that follow each other. Linear layers, norms and feed-forwards do not distinguish the sequences, so a step of several reads the
+//! weights once. Only rotary positions, the cache and attention depend on the sequence of a row. A decoder has one rank, or
+//! several that share the work of each layer (tensor parallelism).
 //!
 //! The residual stream is f32, and what is multiplied has the dtype `E` of the weights. The threads meet five times per layer:
 //! for queries, keys and values; for attention; for its output; for the first half of the feed-forward; for the second half.
 //!
-//! - `load` reads and packs the weights.
+//! - `load` reads and packs the weights, or the part of a rank.
 //! - `sequences` holds the sequences and their pages.
-//! - `feed_forward` computes one expert or a mixture.
+//! - `rank` is the forward pass, and `feed_forward` computes one expert or a mixture.
+//! - `team` runs several ranks at the same time, and sums over them.
 
 mod feed_forward;
 mod load;
+mod rank;
 mod sequences;
+mod team;
 #[cfg(test)]
 mod tests;
 
 pub use load::{load, refusal};
 
-use std::ops::Range;
-
 use anyhow::{Result, ensure};
 use candle_core::{DType, Device, Tensor};
 
-use super::routing::{ExpertLoad, Planted};
+use super::routing::ExpertLoad;
 use crate::{
-    kernels::inference::{
-        Angles, Attention, Element, Heads, Linear, Machine, Product, Region, RowNorm, Rows, Span, Then, Weights,
-        add_norm, embed, norm, products, soft_cap,
-    },
+    kernels::inference::{Element, Weights},
     model::{
         causal_lm::{CacheBytes, CausalLm, Footprint, LogitRows, Part},
         config::ModelConfig,
     },
 };
 use feed_forward::{Expert, FeedForward};
-use sequences::{MAX_SEQUENCES, Sequences, allocated_bytes};
+use rank::{Layer, Rank};
+use sequences::{MAX_SEQUENCES, allocated_bytes};
+use team::Team;
 
 /// Bytes of the caches of all layers with `tokens` in the sequence.
 pub fn cache_bytes(config: &ModelConfig, dtype: DType, tokens: usize) -> CacheBytes {
@@ -57,80 +58,27 @@ const LOGIT_ROWS: usize = 64;
 pub struct CpuDecoder<E> {
     config: ModelConfig,
     dtype: DType,
-    machine: Machine,
-    /// `None` if the embedding is also the head.
-    embedding: Option<Weights<E>>,
-    embedding_scale: f32,
-    layers: Vec<Layer<E>>,
-    norm: RowNorm,
-    head: Linear<E>,
-    /// Frequencies and scale of the rotary positions of global and of local layers.
-    ropes: [(Vec<f32>, f32); 2],
-    memory: Memory<E>,
-    sequences: Sequences<E>,
-    load: ExpertLoad,
-    planted: Option<Planted>,
-}
-
-struct Layer<E> {
-    before_attention: RowNorm,
-    q: Linear<E>,
-    k: Linear<E>,
-    v: Linear<E>,
-    o: Linear<E>,
-    qk_norms: Option<(RowNorm, RowNorm)>,
-    attention: Attention,
-    /// Index of its RoPE.
-    rope: usize,
-    after_attention: Option<RowNorm>,
-    before_feed_forward: RowNorm,
-    feed_forward: FeedForward<E>,
-    after_feed_forward: Option<RowNorm>,
-}
-
-/// Results between operations, kept from layer to layer. Vectors grow to the longest pass.
-#[derive(Default)]
-struct Memory<E> {
-    /// Inputs of a block, after its norm.
-    x: Vec<E>,
-    q: Vec<f32>,
-    k: Vec<f32>,
-    v: Vec<f32>,
-    heads: Vec<E>,
-    /// Output of a block that has a norm after it.
-    out: Vec<f32>,
-    feed_forward: feed_forward::Memory<E>,
-}
-
-/// The first `len` elements, of any value.
-fn room<T: Copy + Default>(memory: &mut Vec<T>, len: usize) -> &mut [T] {
-    if memory.len() < len {
-        memory.resize(len, T::default());
-    }
-    &mut memory[..len]
+    /// One, or several that share each layer.
+    ranks: Vec<Rank<E>>,
+    /// The threads of several ranks.
+    team: Option<Team>,
 }
 
 impl<E: Element> CpuDecoder<E> {
     /// Appends the tokens of `parts`. Returns the residual stream after the last layer for all of them: (tokens, hidden).
     pub(super) fn hidden(&mut self, parts: &[Part]) -> Result<Vec<f32>> {
         parts.iter().try_for_each(|part| self.check(part))?;
-        let Self { config, machine, embedding, head, layers, ropes, memory, sequences, load, planted, .. } = self;
-        let mut spans = sequences.begin(parts)?;
-        let tokens: Vec<u32> = parts.iter().flat_map(|part| part.tokens).copied().collect();
-        let mut h = vec![0.0; tokens.len() * config.hidden_size];
-        embed(machine, embedding.as_ref().unwrap_or(head.weights()), &tokens, self.embedding_scale, &mut h);
-        let angles = ropes
-            .each_ref()
-            .map(|(frequencies, scale)| Angles::new(frequencies, *scale, spans.iter().flat_map(Span::positions)));
-        let planted_positions: Vec<Range<usize>> = parts.iter().map(Planted::positions).collect();
-        for (number, layer) in layers.iter().enumerate() {
-            let cache = sequences.region(number);
-            layer.attend(machine, &mut h, (&mut spans, cache), &angles[layer.rope], memory);
-            let planted = planted.as_ref().map(|planted| (planted, planted_positions.as_slice()));
-            layer.feed_forward(machine, &mut h, memory, planted, load);
+        // All ranks have room before one starts, because those that started would wait for the others.
+        self.ranks.iter_mut().try_for_each(|rank| rank.begin(parts))?;
+        Ok(self.each(|rank| rank.pass(parts)).swap_remove(0))
+    }
+
+    /// Calls `task` with every rank, with several at the same time.
+    fn each<T: Send>(&mut self, task: impl Fn(&mut Rank<E>) -> T + Sync) -> Vec<T> {
+        match &self.team {
+            Some(team) => team.each(&mut self.ranks, task),
+            None => self.ranks.iter_mut().map(task).collect(),
         }
-        sequences.end(parts, spans);
-        Ok(h)
     }
 
     /// Checks the tokens of a part and the length of its sequence.
@@ -156,19 +104,26 @@ impl<E: Element> CpuDecoder<E> {
         Ok(Tensor::from_vec(self.logits(&last), (parts.len(), self.config.vocab_size), &Device::Cpu)?)
     }
 
-    /// Logits of rows of the residual stream: (rows, vocabulary).
+    /// Logits of rows of the residual stream: (rows, vocabulary). Each rank computes those of its tokens.
     pub(super) fn logits(&mut self, h: &[f32]) -> Vec<f32> {
-        let (hidden, rows) = (self.config.hidden_size, h.len() / self.config.hidden_size);
-        let stride = Rows::<E>::stride_of(hidden);
-        let x = room(&mut self.memory.x, rows * stride);
-        norm(&self.machine, h, &self.norm, x);
-        let mut logits = vec![0.0; rows * self.config.vocab_size];
-        let x = Rows::new(x, rows, stride);
-        products(&self.machine, vec![Product { x, layer: &self.head, out: &mut logits, then: Then::Store }]);
-        if let Some(cap) = self.config.final_logit_softcapping {
-            soft_cap::<E>(&self.machine, &mut logits, cap as f32);
+        let mut parts = self.each(|rank| rank.logits(h));
+        if parts.len() == 1 {
+            return parts.swap_remove(0);
+        }
+        let rows = h.len() / self.config.hidden_size;
+        let mut logits = Vec::with_capacity(rows * self.config.vocab_size);
+        for row in 0..rows {
+            for (rank, part) in self.ranks.iter().zip(&parts) {
+                let width = rank.vocabulary.len();
+                logits.extend_from_slice(&part[row * width..][..width]);
+            }
         }
         logits
+    }
+
+    /// Ranks that hold the same key-value heads, because there are fewer heads than ranks.
+    fn kv_copies(&self) -> usize {
+        self.ranks.iter().map(|rank| rank.config.num_key_value_heads).sum::<usize>() / self.config.num_key_value_heads
     }
 }
 
@@ -176,89 +131,8 @@ impl<E: Element> CpuDecoder<E> {
 impl CpuDecoder<f32> {
     /// The routes of a layer for the inputs of its feed-forward, and its output; `None` if it is dense.
     pub(super) fn mixture(&mut self, layer: usize, x: &[f32]) -> Option<(super::routing::Routes, Vec<f32>)> {
-        let Self { machine, memory: Memory { feed_forward: memory, .. }, .. } = self;
-        let feed_forward = &self.layers[layer].feed_forward;
-        let x = Rows::new(x, x.len() / self.config.hidden_size, self.config.hidden_size);
-        let routes = feed_forward.router.as_ref()?.route(machine, x, None, memory);
-        let mut sum = vec![0.0; x.count() * x.stride()];
-        feed_forward.mix(machine, &routes, x, memory, &mut sum);
-        Some((routes, sum))
+        self.ranks[0].mixture(layer, x)
     }
-}
-
-impl<E: Element> Layer<E> {
-    /// Adds attention to the residual stream: that of each token over its sequence.
-    fn attend(
-        &self,
-        machine: &Machine,
-        h: &mut [f32],
-        (spans, cache): (&mut [Span<E>], Region),
-        angles: &Angles,
-        memory: &mut Memory<E>,
-    ) {
-        let Self { q, k, v, o, .. } = self;
-        let Memory { x, heads, out, q: q_out, k: k_out, v: v_out, .. } = memory;
-        let stride = Rows::<E>::stride_of(q.weights().inputs());
-        let count = h.len() / q.weights().inputs();
-        let x = room(x, count * stride);
-        norm(machine, h, &self.before_attention, x);
-        let x = Rows::new(x, count, stride);
-        let [queries, keys, values] =
-            [(q_out, q), (k_out, k), (v_out, v)].map(|(out, layer)| room(out, count * layer.weights().outputs()));
-        products(
-            machine,
-            vec![
-                Product { x, layer: q, out: queries, then: Then::Store },
-                Product { x, layer: k, out: keys, then: Then::Store },
-                Product { x, layer: v, out: values, then: Then::Store },
-            ],
-        );
-        let (q_norm, k_norm) = self.qk_norms.as_ref().map(|(q, k)| (q, k)).unzip();
-        cache.append(machine, spans, Heads { values: keys, norm: k_norm }, values, angles);
-        let stride = Rows::<E>::stride_of(o.weights().inputs());
-        let heads = room(heads, count * stride);
-        let queries = Heads { values: queries, norm: q_norm };
-        self.attention.apply(machine, (spans, cache), queries, angles, heads);
-        let x = Rows::new(heads, count, stride);
-        add_block::<E>(machine, self.after_attention.as_ref(), h, out, |sum| {
-            products(machine, vec![Product { x, layer: o, out: sum, then: Then::Add }]);
-        });
-    }
-
-    /// Adds the feed-forward to the residual stream.
-    fn feed_forward(
-        &self,
-        machine: &Machine,
-        h: &mut [f32],
-        memory: &mut Memory<E>,
-        planted: Option<(&Planted, &[Range<usize>])>,
-        load: &mut ExpertLoad,
-    ) {
-        let Memory { x, out, feed_forward: memory, .. } = memory;
-        let hidden = self.before_feed_forward.weight.len();
-        let (count, stride) = (h.len() / hidden, Rows::<E>::stride_of(hidden));
-        let x = room(x, count * stride);
-        norm(machine, h, &self.before_feed_forward, x);
-        let x = Rows::new(x, count, stride);
-        add_block::<E>(machine, self.after_feed_forward.as_ref(), h, out, |sum| {
-            self.feed_forward.add_to(machine, x, planted, load, memory, sum);
-        });
-    }
-}
-
-/// Adds the output of a block to the residual stream, with the norm that some families apply to it.
-fn add_block<E: Element>(
-    machine: &Machine,
-    norm: Option<&RowNorm>,
-    h: &mut [f32],
-    out: &mut Vec<f32>,
-    add_to: impl FnOnce(&mut [f32]),
-) {
-    let Some(norm) = norm else { return add_to(h) };
-    let out = room(out, h.len());
-    out.fill(0.0);
-    add_to(out);
-    add_norm::<E>(machine, out, norm, h);
 }
 
 impl<E: Element> CausalLm for CpuDecoder<E> {
@@ -267,8 +141,11 @@ impl<E: Element> CausalLm for CpuDecoder<E> {
     }
 
     fn reset(&mut self) -> Result<()> {
-        self.sequences.clear();
-        self.load.clear();
+        for rank in &mut self.ranks {
+            rank.sequences.clear();
+            rank.load.clear();
+        }
+        self.team.iter().for_each(Team::clear);
         Ok(())
     }
 
@@ -296,32 +173,38 @@ impl<E: Element> CausalLm for CpuDecoder<E> {
     }
 
     fn release(&mut self, sequence: usize) -> Result<()> {
-        self.sequences.release(sequence)
+        self.ranks.iter_mut().try_for_each(|rank| rank.sequences.release(sequence))
     }
 
     fn share_prefix(&mut self, from: usize, to: usize, tokens: usize) -> Result<usize> {
-        self.sequences.share(from, to, tokens)
+        // All ranks share as many pages.
+        let shared = self.ranks.iter_mut().map(|rank| rank.sequences.share(from, to, tokens));
+        Ok(shared.collect::<Result<Vec<_>>>()?.swap_remove(0))
     }
 
     fn footprint(&self) -> Footprint {
         let mut footprint = self.config.footprint(self.dtype);
-        // Quantised matrices have other sizes than `config.footprint` counts.
-        let less = |weights: &Weights<E>| {
-            (weights.outputs() * weights.inputs() * size_of::<E>()) as i64 - weights.bytes() as i64
+        // Quantised matrices have other sizes than `config.footprint` counts, and it counts one of several copies.
+        let less = |weights: &Weights<E>, copies: usize| {
+            (weights.outputs() * weights.inputs() * size_of::<E>() / copies) as i64 - weights.bytes() as i64
         };
-        let of_embedding = self.embedding.as_ref().map_or(0, less);
-        let mut of_step = less(self.head.weights());
-        let mut of_idle = 0;
-        for Layer { q, k, v, o, feed_forward: FeedForward { router, experts, .. }, .. } in &self.layers {
-            of_step += [q, k, v, o].map(|linear| less(linear.weights())).iter().sum::<i64>();
-            let expert = |expert: &Expert<E>| {
-                [&expert.gate, &expert.up, &expert.down].map(|linear| less(linear.weights())).iter().sum::<i64>()
-            };
-            let of_experts: i64 = experts.iter().map(expert).sum();
-            let used = router.as_ref().map_or(1, |router| router.top_k) as i64;
-            let of_used = of_experts * used / experts.len() as i64;
-            of_step += of_used;
-            of_idle += of_experts - of_used;
+        let kv_copies = self.kv_copies();
+        let (mut of_embedding, mut of_step, mut of_idle) = (0, 0, 0);
+        for rank in &self.ranks {
+            of_embedding += rank.embedding.as_ref().map_or(0, |weights| less(weights, 1));
+            of_step += less(rank.head.weights(), 1);
+            for Layer { q, k, v, o, feed_forward: FeedForward { router, experts, .. }, .. } in &rank.layers {
+                of_step += [q, o].map(|linear| less(linear.weights(), 1)).iter().sum::<i64>();
+                of_step += [k, v].map(|linear| less(linear.weights(), kv_copies)).iter().sum::<i64>();
+                let expert = |expert: &Expert<E>| {
+                    [&expert.gate, &expert.up, &expert.down].map(|linear| less(linear.weights(), 1)).iter().sum::<i64>()
+                };
+                let of_experts: i64 = experts.iter().map(expert).sum();
+                let used = router.as_ref().map_or(1, |router| router.top_k) as i64;
+                let of_used = of_experts * used / experts.len() as i64;
+                of_step += of_used;
+                of_idle += of_experts - of_used;
+            }
         }
         footprint.step_weight_bytes = footprint.step_weight_bytes.saturating_add_signed(-of_step);
         footprint.weight_bytes = footprint.weight_bytes.saturating_add_signed(-(of_step + of_idle + of_embedding));
@@ -337,7 +220,8 @@ impl<E: Element> CausalLm for CpuDecoder<E> {
             let bytes: u64 = experts.iter().map(Expert::weight_bytes).sum();
             (idle - idle.powf(sequences as f64)) * bytes as f64
         };
-        self.footprint().step_weight_bytes + self.layers.iter().map(more).sum::<f64>() as u64
+        self.footprint().step_weight_bytes
+            + self.ranks.iter().flat_map(|rank| &rank.layers).map(more).sum::<f64>() as u64
     }
 
     fn vocab_size(&self) -> usize {
@@ -353,7 +237,9 @@ impl<E: Element> CausalLm for CpuDecoder<E> {
     }
 
     fn cache_bytes(&self, tokens: usize) -> CacheBytes {
-        cache_bytes(&self.config, self.dtype, tokens)
+        let CacheBytes { used, allocated } = cache_bytes(&self.config, self.dtype, tokens);
+        let copies = self.kv_copies() as u64;
+        CacheBytes { used: used * copies, allocated: allocated * copies }
     }
 
     fn prefill_flops(&self, tokens: usize) -> u64 {
@@ -361,30 +247,10 @@ impl<E: Element> CausalLm for CpuDecoder<E> {
     }
 
     fn prompt_bytes(&self, tokens: usize) -> Option<u64> {
-        let ModelConfig { hidden_size: hidden, head_dim, num_key_value_heads, .. } = self.config;
-        let elements = |width: usize| Rows::<E>::stride_of(width) * size_of::<E>();
-        let numbers = |width: usize| width * size_of::<f32>();
-        let of_layer = |layer: &Layer<E>| {
-            let queries = layer.q.weights().outputs();
-            let normed_output =
-                layer.after_attention.as_ref().or(layer.after_feed_forward.as_ref()).map_or(0, |_| hidden);
-            // `Memory`, and the widest inputs in the form of quantised weights, which are released after each operation.
-            elements(hidden)
-                + numbers(queries + 2 * num_key_value_heads * head_dim)
-                + elements(queries)
-                + numbers(normed_output)
-                + layer.feed_forward.token_bytes(hidden)
-                + [&layer.q, &layer.o]
-                    .map(|linear| linear.weights().input_bytes())
-                    .into_iter()
-                    .max()
-                    .unwrap_or(0)
-                    .max(layer.feed_forward.input_bytes())
-        };
-        // The tokens, the residual stream, and sines and cosines of both rotary positions.
-        let of_stream = size_of::<u32>() + numbers(hidden) + 2 * numbers(head_dim);
-        let of_token = of_stream + self.layers.iter().map(of_layer).max().unwrap_or(0);
-        Some((of_token * tokens + numbers(self.config.vocab_size)) as u64)
+        let of_token: usize = self.ranks.iter().map(Rank::token_bytes).sum();
+        // Those of several ranks are joined.
+        let rows = 1 + usize::from(self.team.is_some());
+        Some((of_token * tokens + rows * self.config.vocab_size * size_of::<f32>()) as u64)
     }
 
     fn attention(&self) -> Option<(&'static str, DType)> {
@@ -392,10 +258,15 @@ impl<E: Element> CausalLm for CpuDecoder<E> {
     }
 
     fn planted_skew(&self) -> Option<f64> {
-        self.planted.as_ref().map(|planted| planted.skew)
+        self.ranks[0].planted.as_ref().map(|planted| planted.skew)
     }
 
     fn expert_load(&self) -> Option<&ExpertLoad> {
-        Some(&self.load).filter(|load| !load.layers.is_empty())
+        // Every rank chooses the same experts.
+        Some(&self.ranks[0].load).filter(|load| !load.layers.is_empty())
+    }
+
+    fn reduced_bytes(&self) -> Option<u64> {
+        self.team.as_ref().map(Team::reduced_bytes)
     }
 }

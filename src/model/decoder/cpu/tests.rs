@@ -8,10 +8,12 @@ use half::bf16;
 
 use super::{CpuDecoder, MAX_SEQUENCES, cache_bytes};
 use crate::{
+    device::Precision,
     kernels::inference::{Instructions, Machine},
     model::{
         CausalLm, Part,
         golden::{Fixture, Prompt, TOLERANCE, difference, fixtures, numbers},
+        tensors::Tensors,
     },
 };
 
@@ -39,7 +41,7 @@ fn weights(fixture: &Fixture, dtype: DType) -> VarBuilder<'static> {
 
 fn decoder(fixture: &Fixture, machine: Machine, planted: Option<(f64, u64)>) -> CpuDecoder<f32> {
     let layout = fixture.checkpoint.expert_layout().expect("a header");
-    CpuDecoder::load(fixture.config.clone(), weights(fixture, DType::F32), layout, planted, machine)
+    CpuDecoder::load(fixture.config.clone(), weights(fixture, DType::F32), layout, planted, machine, 1)
         .expect(&fixture.name)
 }
 
@@ -166,7 +168,7 @@ fn batches_equal_the_sequences_alone() {
 
         let layout = fixture.checkpoint.expert_layout().expect("a header");
         let (config, machine) = (fixture.config.clone(), Machine::with_threads(2));
-        let bf16 = CpuDecoder::<bf16>::load(config, weights(&fixture, DType::BF16), layout, None, machine);
+        let bf16 = CpuDecoder::<bf16>::load(config, weights(&fixture, DType::BF16), layout, None, machine, 1);
         let mut bf16 = bf16.expect(&fixture.name);
         let expected: Vec<_> = sequences.iter().map(|tokens| alone(&mut bf16, tokens)).collect();
         bf16.reset().expect("a reset");
@@ -267,6 +269,74 @@ fn impossible_steps_are_refused_in_one_line() {
     assert_eq!(model.max_sequences(), MAX_SEQUENCES);
 }
 
+/// A decoder that is sharded over ranks, or why it is not.
+fn sharded(fixture: &Fixture, precision: Precision, ranks: usize) -> anyhow::Result<CpuDecoder<f32>> {
+    let layout = fixture.checkpoint.expert_layout().expect("a header");
+    let tensors = Tensors::new(weights(fixture, DType::F32), precision);
+    CpuDecoder::load(fixture.config.clone(), tensors, layout, None, Machine::with_threads(4), ranks)
+}
+
+/// Tied and untied heads, fewer key-value heads than ranks, biases and mixtures are among the fixtures.
+#[test]
+fn ranks_equal_the_reference() {
+    let (mut checked, mut refused, mut worst) = (0, 0, 0f32);
+    for fixture in fixtures("generation").into_iter().chain(fixtures("moe")) {
+        let whole = sharded(&fixture, Precision::F32, 1).expect(&fixture.name).footprint();
+        for ranks in [1, 2, 4] {
+            let mut model = match sharded(&fixture, Precision::F32, ranks) {
+                Ok(model) => model,
+                Err(error) => {
+                    let error = format!("{error:#}");
+                    assert!(error.contains("cannot be divided among") && error.lines().count() == 1, "{error}");
+                    assert!(!fixture.config.num_attention_heads.is_multiple_of(ranks), "{}: {error}", fixture.name);
+                    refused += 1;
+                    continue;
+                }
+            };
+            let (prompts, sequences) = sequences(&fixture);
+            in_batches(&mut model, &sequences, 4, |place, tokens, logits| {
+                let far = difference(logits, &fixture.logits(prompts[place], tokens - 1));
+                assert!(far <= TOLERANCE, "{}, {ranks} ranks, {tokens} tokens: {far}", fixture.name);
+                worst = worst.max(far);
+                checked += 1;
+            });
+            // Copies of key-value heads take memory.
+            let has_copies = ranks > fixture.config.num_key_value_heads;
+            let footprint = model.footprint();
+            assert_eq!(footprint.weight_bytes > whole.weight_bytes, has_copies, "{}, {ranks} ranks", fixture.name);
+            assert!(footprint.weight_bytes >= whole.weight_bytes && footprint.parameters == whole.parameters);
+
+            model.reset().expect("a reset");
+            let tokens = Draw(13).tokens(150, fixture.config.vocab_size);
+            let expected = step(&mut model, 1, &tokens, 0);
+            assert_eq!(model.share_prefix(1, 2, 140).expect("shared"), 128, "two pages");
+            let far = difference(&step(&mut model, 2, &tokens[128..], 128), &expected);
+            assert!(far <= TOLERANCE, "{}, {ranks} ranks, a shared prefix: {far}", fixture.name);
+            // The embedding, and two blocks of each layer, for each of the tokens that were computed.
+            let sums = (1 + 2 * fixture.config.num_hidden_layers) * (150 + 22) * fixture.config.hidden_size;
+            assert_eq!(model.reduced_bytes(), (ranks > 1).then_some(4 * sums as u64), "{}", fixture.name);
+        }
+    }
+    println!("{checked} steps of sharded decoders, at most {worst} from the reference");
+    assert!(checked > 0 && refused > 0);
+}
+
+/// Blocks and scales of quantised weights begin anew at the inputs of each rank, so their errors differ.
+#[test]
+fn ranks_of_quantised_weights_are_near_those_of_the_whole() {
+    for fixture in fixtures("generation") {
+        for precision in [Precision::Q8_0, Precision::F8E4M3] {
+            let Ok(mut parts) = sharded(&fixture, precision, 2) else { continue };
+            let mut whole = sharded(&fixture, precision, 1).expect(&fixture.name);
+            let tokens = Draw(17).tokens(40, fixture.config.vocab_size);
+            let (found, expected) = (step(&mut parts, 0, &tokens, 0), step(&mut whole, 0, &tokens, 0));
+            let error: f32 = found.iter().zip(&expected).map(|(a, b)| (a - b).powi(2)).sum();
+            let relative = (error / expected.iter().map(|logit| logit.powi(2)).sum::<f32>()).sqrt();
+            assert!(relative <= BF16_TOLERANCE, "{} in {precision}: {relative}", fixture.name);
+        }
+    }
+}
+
 #[test]
 fn released_pages_are_used_again() {
     let fixture = fixtures("generation").into_iter().next().expect("a fixture");
@@ -275,17 +345,17 @@ fn released_pages_are_used_again() {
     let page_bytes = cache_bytes(&fixture.config, DType::F32, 1).allocated;
     for _ in 0..3 {
         step(&mut model, 4, &tokens, 0);
-        assert_eq!(model.sequences.unused_pages(), 0, "all three pages are in use");
+        assert_eq!(model.ranks[0].sequences.unused_pages(), 0, "all three pages are in use");
         model.release(4).expect("a number");
-        assert_eq!(model.sequences.unused_pages(), 3);
+        assert_eq!(model.ranks[0].sequences.unused_pages(), 3);
         step(&mut model, 0, &tokens[..64], 0);
         step(&mut model, 63, &tokens[..1], 0);
-        assert_eq!(model.sequences.unused_pages(), 1);
+        assert_eq!(model.ranks[0].sequences.unused_pages(), 1);
         assert_eq!(model.share_prefix(0, 7, 64).expect("shared"), 64);
         model.release(0).expect("a number");
-        assert_eq!(model.sequences.unused_pages(), 1, "another sequence shares the page");
+        assert_eq!(model.ranks[0].sequences.unused_pages(), 1, "another sequence shares the page");
         model.reset().expect("a reset");
-        assert_eq!(model.sequences.unused_pages(), 3);
+        assert_eq!(model.ranks[0].sequences.unused_pages(), 3);
     }
     assert_eq!(model.cache_bytes(130).allocated, 3 * page_bytes);
     let footprint = model.footprint();
