@@ -92,7 +92,7 @@ impl Contest<'_> {
         let (device, helpers) = (Settings::load(&flags(holder))?.device, vec![first.process.id(), second.process.id()]);
         let watch = Watch::start(device, helpers);
         let members: Vec<Result<Box<dyn Workload>>> = vec![Ok(Box::new(first)), Ok(Box::new(second))];
-        let mut taken = turns::take(members, plan, |run| {
+        let mut taken = turns::take(members, plan, |_| (), |run| {
             let from = watch.moment();
             run();
             Window { from, to: watch.moment() }
@@ -149,7 +149,7 @@ impl Contest<'_> {
 fn plan(left: Duration, round: Duration) -> Option<Plan> {
     let rounds = (left.as_secs_f64() / round.as_secs_f64()) as usize;
     let samples = rounds.checked_sub(1).filter(|samples| *samples >= FEWEST)?.min(MOST);
-    Some(Plan { warm_up: Duration::from_millis(1), measuring: SAMPLE * samples as u32, iterations: None, samples })
+    Some(Plan { warm_up: Duration::from_millis(1), measuring: SAMPLE * samples as u32, iterations: None, samples, block: 1 })
 }
 
 fn missing() -> Result<Turn> {
