@@ -319,6 +319,9 @@ pub enum Engine {
     Tuned,
 }
 
+/// Builds a model of weights that have been checked.
+type Build = fn(ModelConfig, Tensors, ExpertLayout, Parallel) -> Result<Box<dyn CausalLm>>;
+
 /// The properties of an engine.
 struct EngineRow {
     name: &'static str,
@@ -326,7 +329,7 @@ struct EngineRow {
     refusal: fn(&ModelConfig, &Device) -> Option<String>,
     /// Bytes that a model needs in addition to its weights, for a sequence of this many tokens.
     extra_bytes: fn(&ModelConfig, DType, &Device, usize) -> u64,
-    build: fn(ModelConfig, Tensors, ExpertLayout, Parallel) -> Result<Box<dyn CausalLm>>,
+    build: Build,
 }
 
 impl Engine {

@@ -162,7 +162,7 @@ impl<E: Element> Rank<E> {
         let rows: Vec<u32> = tokens.iter().map(row).collect();
         embed(machine, self.embedding.as_ref().unwrap_or(self.head.weights()), &rows, self.embedding_scale, &mut h);
         if let Some(reduce) = reduce {
-            let others = h.chunks_exact_mut(width).zip(tokens).filter(|(_, token)| !is_own(*token));
+            let others = h.chunks_exact_mut(width).zip(tokens).filter(|(_, token)| !is_own(token));
             others.for_each(|(row, _)| row.fill(0.0));
             reduce.sum::<E>(&mut h);
         }
