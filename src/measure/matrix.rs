@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
 
+use super::memory;
 use crate::{
     device::Precision,
     kernels::inference::{Element, Linear, Machine, Packed, Product, Quantised, Rows, Source, Then, Weights, products},
@@ -23,6 +24,9 @@ const ON_DEVICE: usize = 8192;
 /// interruption only makes a pass longer. Longer readings would hide the changes that readings are for.
 const PASSES: usize = 2;
 const FILL: Duration = Duration::from_millis(30);
+
+/// Matrices in memory while the fastest product is found: at most those of three products, their sources and copies.
+const COPIES: u64 = 16;
 
 /// A product of two square matrices that can be repeated.
 pub struct Matrices {
@@ -48,6 +52,11 @@ impl Matrices {
             let matrix = || random(ON_DEVICE, DType::BF16, device);
             return Ok(candle(matrix()?, matrix()?, ON_DEVICE));
         }
+        memory::ensure_fits(
+            "the matrices of the limits",
+            COPIES * (ON_CPU * ON_CPU * size_of::<f32>()) as u64,
+            device,
+        )?;
         let (a, b) = (random(ON_CPU, DType::F32, device)?, random(ON_CPU, DType::F32, device)?);
         let values = |matrix: &Tensor| matrix.flatten_all()?.to_vec1::<f32>();
         let (x, weights) = (values(&a)?, values(&b)?);

@@ -191,7 +191,8 @@ mod tests {
         assert!(External::of(&ModelSpec::Path("none".into())).is_err());
     }
 
-    /// Engine `tuned` and a peer read the same bytes for a token.
+    /// Engine `tuned` and a peer read the same bytes for a token, but for the tiles of q4k, which hold the scales of 256 weights in
+    /// 4 bytes more than GGML's 144.
     #[test]
     fn quantised_weights_have_the_footprint_of_the_engine() {
         for precision in [Precision::BF16, Precision::Q8_0, Precision::Q4K] {
@@ -199,7 +200,9 @@ mod tests {
             let subject = crate::model::load(&spec, Engine::Tuned, precision, DeviceChoice::Cpu, 1).expect("a model");
             let shape = External::of(&spec).expect("a shape");
             let (engine, peer) = (subject.model.footprint(), shape.footprint(precision));
-            assert_eq!(engine.step_weight_bytes, peer.step_weight_bytes, "{precision}");
+            let (engine, peer) = (engine.step_weight_bytes, peer.step_weight_bytes);
+            let most = if precision == Precision::Q4K { peer * 148 / 144 } else { peer };
+            assert!(peer <= engine && engine <= most, "{precision}: {engine}, {peer}");
         }
     }
 }

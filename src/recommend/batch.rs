@@ -96,11 +96,16 @@ pub fn measure(
     let Some(plan) = plan(left, round) else { return Ok(Vec::new()) };
     let watch = Watch::start(settings.device, Vec::new());
     let members = members.into_iter().map(|batch| Ok(Box::new(batch) as Box<dyn Workload>)).collect();
-    let taken = turns::take(members, plan, |_| (), |run| {
-        let from = watch.moment();
-        run();
-        Window { from, to: watch.moment() }
-    });
+    let taken = turns::take(
+        members,
+        plan,
+        |_| (),
+        |run| {
+            let from = watch.moment();
+            run();
+            Window { from, to: watch.moment() }
+        },
+    );
     let taken = taken.into_iter().collect::<Result<Vec<_>>>()?;
     let ratios = |place: usize| {
         let smaller = taken[..place].iter().map(|other| turns::paired(&taken[place], other).map(Ratio::from));
@@ -113,7 +118,13 @@ pub fn measure(
 fn plan(left: Duration, round: Duration) -> Option<Plan> {
     let rounds = (left.as_secs_f64() / round.as_secs_f64().max(1e-9)) as usize;
     let samples = rounds.checked_sub(1).filter(|samples| *samples >= super::contest::FEWEST)?.min(10);
-    Some(Plan { warm_up: Duration::from_millis(1), measuring: Duration::from_millis(1), iterations: None, samples, block: 1 })
+    Some(Plan {
+        warm_up: Duration::from_millis(1),
+        measuring: Duration::from_millis(1),
+        iterations: None,
+        samples,
+        block: 1,
+    })
 }
 
 #[cfg(test)]

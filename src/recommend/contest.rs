@@ -92,11 +92,16 @@ impl Contest<'_> {
         let (device, helpers) = (Settings::load(&flags(holder))?.device, vec![first.process.id(), second.process.id()]);
         let watch = Watch::start(device, helpers);
         let members: Vec<Result<Box<dyn Workload>>> = vec![Ok(Box::new(first)), Ok(Box::new(second))];
-        let mut taken = turns::take(members, plan, |_| (), |run| {
-            let from = watch.moment();
-            run();
-            Window { from, to: watch.moment() }
-        });
+        let mut taken = turns::take(
+            members,
+            plan,
+            |_| (),
+            |run| {
+                let from = watch.moment();
+                run();
+                Window { from, to: watch.moment() }
+            },
+        );
         for doubt in watch.end().conditions.doubts {
             if !doubts.contains(&doubt) {
                 doubts.push(doubt);
@@ -149,7 +154,13 @@ impl Contest<'_> {
 fn plan(left: Duration, round: Duration) -> Option<Plan> {
     let rounds = (left.as_secs_f64() / round.as_secs_f64()) as usize;
     let samples = rounds.checked_sub(1).filter(|samples| *samples >= FEWEST)?.min(MOST);
-    Some(Plan { warm_up: Duration::from_millis(1), measuring: SAMPLE * samples as u32, iterations: None, samples, block: 1 })
+    Some(Plan {
+        warm_up: Duration::from_millis(1),
+        measuring: SAMPLE * samples as u32,
+        iterations: None,
+        samples,
+        block: 1,
+    })
 }
 
 fn missing() -> Result<Turn> {

@@ -315,7 +315,7 @@ const FAMILIES: [Family; 12] = [
         takes: |record| matches!(record.measures, Some(Measures::Generation(_))),
         names: &[SCENARIO, MODEL, VARIANT],
         extra: &[
-            result(101, "predicted MB", |record, _| {
+            result(101, "est. MB", |record, _| {
                 let is_long = LONG_CONTEXT.iter().any(|scenario| scenario.key == record.scenario);
                 let bytes = generation(record).filter(|_| is_long).and_then(|measures| measures.predicted_peak_bytes);
                 bytes.map_or_else(String::new, |bytes| number(Some(bytes as f64 / 1e6)))

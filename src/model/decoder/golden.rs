@@ -263,7 +263,7 @@ fn divergences(expected: &[f32], found: &[f32], vocab_size: usize) -> Vec<f64> {
     expected.chunks_exact(vocab_size).zip(found.chunks_exact(vocab_size)).map(divergence).collect()
 }
 
-/// The divergence from the f32 reference stays below twice what was measured: at most 0.0039 nats in q8_0, 0.27 in q4_k and 0.02 in FP8 on average
+/// The divergence from the f32 reference stays below twice what was measured: at most 0.0039 nats in q8_0, 0.27 in q4_k and 0.042 in FP8 on average
 /// over a prompt. The fixtures have wide random weights in rows of 40 to 96, which 4 bits suit badly; a wrong block or scale gives
 /// several nats. Mixtures that choose experts are left out, because rounding may choose another one.
 ///
@@ -277,7 +277,7 @@ fn quantised_models_stay_close_to_the_reference() {
     };
     let fixtures: Vec<_> = fixtures("generation").into_iter().chain(fixtures("moe")).filter(|f| !chooses(f)).collect();
     assert!(fixtures.iter().any(|fixture| fixture.config.experts.is_some()), "a mixture that chooses all experts");
-    for (precision, bound) in [(Precision::Q8_0, 0.008), (Precision::Q4K, 0.54), (Precision::F8E4M3, 0.04)] {
+    for (precision, bound) in [(Precision::Q8_0, 0.008), (Precision::Q4K, 0.54), (Precision::F8E4M3, 0.083)] {
         for set in Instructions::ALL {
             let Some(machine) = Machine::new(2, set) else { continue };
             let (mut worst, mut worst_step): (f64, f64) = (0.0, 0.0);

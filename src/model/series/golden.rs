@@ -96,5 +96,6 @@ fn the_compositions_give_the_same() {
             assert!(far <= OUTPUT_TOLERANCE, "{}, {dtype:?}: {far} from the reference", folder.display());
         }
     }
-    errors.check("compositions in bf16", 1.0);
+    // PyTorch adds a bias within the product, before it rounds; the composition rounds both.
+    errors.check("compositions in bf16", 1.25);
 }

@@ -40,7 +40,10 @@ pub fn over_threads(rows: &[Row]) -> Option<Chart> {
     for (row, points) in &lines {
         chart.guide(&ideal(points));
         chart.line(points, styles.of(row));
-        points.iter().for_each(|point| chart.dot(*point, styles.of(row)));
+        // A line through two points has its dots.
+        if points.len() > 2 {
+            points.iter().for_each(|point| chart.dot(*point, styles.of(row)));
+        }
     }
     Some(chart)
 }
@@ -61,8 +64,8 @@ mod tests {
             measures.tokens_per_s = rate;
             Row { record, criterion: None }
         };
-        let svg = over_threads(&[row(2, 150.0), row(1, 100.0)]).expect("values").svg("a plot");
-        assert_eq!((svg.matches("<polyline").count(), svg.matches("<circle").count()), (2, 2), "{svg}");
+        let svg = over_threads(&[row(2, 150.0), row(1, 100.0), row(4, 220.0)]).expect("values").svg("a plot");
+        assert_eq!((svg.matches("<polyline").count(), svg.matches("<circle").count()), (2, 3), "{svg}");
         assert!(over_threads(&[]).is_none());
     }
 }

@@ -321,7 +321,8 @@ fn ranks_equal_the_reference() {
     assert!(checked > 0 && refused > 0);
 }
 
-/// Blocks and scales of quantised weights begin anew at the inputs of each rank, so their errors differ.
+/// Blocks and scales of quantised weights begin anew at the inputs of each rank, so their errors differ. The logits differ by at
+/// most what both add, and the errors of the parts are no larger than those of the whole.
 #[test]
 fn ranks_of_quantised_weights_are_near_those_of_the_whole() {
     for fixture in fixtures("generation") {
@@ -329,10 +330,15 @@ fn ranks_of_quantised_weights_are_near_those_of_the_whole() {
             let Ok(mut parts) = sharded(&fixture, precision, 2) else { continue };
             let mut whole = sharded(&fixture, precision, 1).expect(&fixture.name);
             let tokens = Draw(17).tokens(40, fixture.config.vocab_size);
-            let (found, expected) = (step(&mut parts, 0, &tokens, 0), step(&mut whole, 0, &tokens, 0));
-            let error: f32 = found.iter().zip(&expected).map(|(a, b)| (a - b).powi(2)).sum();
-            let relative = (error / expected.iter().map(|logit| logit.powi(2)).sum::<f32>()).sqrt();
-            assert!(relative <= BF16_TOLERANCE, "{} in {precision}: {relative}", fixture.name);
+            let mut exact = sharded(&fixture, Precision::F32, 1).expect(&fixture.name);
+            let exact = step(&mut exact, 0, &tokens, 0);
+            let apart = |logits: &[f32], from: &[f32]| {
+                let error: f32 = logits.iter().zip(from).map(|(a, b)| (a - b).powi(2)).sum();
+                (error / from.iter().map(|logit| logit.powi(2)).sum::<f32>()).sqrt()
+            };
+            let (found, whole) = (step(&mut parts, 0, &tokens, 0), step(&mut whole, 0, &tokens, 0));
+            let (between, of_whole) = (apart(&found, &whole), apart(&whole, &exact));
+            assert!(between <= 2.0 * of_whole, "{} in {precision}: {between}, {of_whole}", fixture.name);
         }
     }
 }
@@ -391,8 +397,10 @@ fn a_step_of_more_sequences_reads_more_experts() {
             assert_eq!((two, many), (one, one), "{}", fixture.name);
             continue;
         };
+        let chooses = experts.num_experts_per_tok < experts.num_experts;
         experts.num_experts_per_tok = experts.num_experts;
         let all = all.footprint(DType::F32).step_weight_bytes;
-        assert!(one < two && two < many && all - many <= 1, "{}: {one}, {two}, {many} of {all}", fixture.name);
+        let grows = if chooses { one < two && two < many } else { one == two && two == many };
+        assert!(grows && all - many <= 1, "{}: {one}, {two}, {many} of {all}", fixture.name);
     }
 }
