@@ -407,9 +407,9 @@ fn the_process_that_measures_ends_with_the_one_that_guards_it() {
 #[cfg(target_os = "linux")]
 fn combinations_that_failed_are_tried_again() {
     let folder = tempfile::tempdir().expect("a folder");
-    let arguments: Vec<&str> = SMALL_SWEEP.iter().map(|text| if *text == "8" { "8,1024" } else { text }).collect();
+    let arguments: Vec<&str> = SMALL_SWEEP.iter().map(|text| if *text == "8" { "8,2048" } else { text }).collect();
     // Enough for the small combination only.
-    let output = output(&mut limited(folder.path(), "ulimit -v 400000", &arguments));
+    let output = output(&mut limited(folder.path(), "ulimit -v 550000", &arguments));
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
     let records = records_of(folder.path(), "r");
     let failed: Vec<_> = records.iter().filter(|record| record.status == Status::Failed).collect();
