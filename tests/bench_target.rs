@@ -427,6 +427,8 @@ fn batches_of_the_settings_run() {
     assert_eq!(compared.to, "tiny/last-b3/own-f32-cpu");
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(text.contains("sequence"), "{text}");
+    let refused = world.run(&["--bench", "^tiny/last"], &[("CANDLEPOWER_BATCH", "1025")]);
+    assert!(stderr(&refused).contains("batch=1025: at most 1024 sequences"), "{}", stderr(&refused));
 }
 
 fn a_smoke_test_runs_but_keeps_nothing() {

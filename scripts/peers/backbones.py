@@ -96,11 +96,13 @@ class HybridBlock(nn.Module):
         return self.convolution_norm(x + self.convolution(x))
 
 
-class HybridTransformer(nn.Module):
-    def __init__(self, s):
+class Stack(nn.Module):
+    """An embedding, blocks and a norm."""
+
+    def __init__(self, s, blocks):
         super().__init__()
         self.embedding = Embedding(s["features"], s["dim"], s["max_seq_len"])
-        self.blocks = nn.ModuleList(HybridBlock(s, number) for number in range(s["depth"]))
+        self.blocks = nn.ModuleList(blocks)
         self.norm = nn.LayerNorm(s["dim"])
 
     def forward(self, x):
@@ -108,6 +110,12 @@ class HybridTransformer(nn.Module):
         for block in self.blocks:
             x = block(x)
         return self.norm(x)
+
+
+class HybridTransformer(Stack):
+    def __init__(self, s):
+        # A generator, so that the weights of the embedding are drawn first.
+        super().__init__(s, (HybridBlock(s, number) for number in range(s["depth"])))
 
 
 class OmniBlock(nn.Module):
@@ -179,18 +187,9 @@ class StateSpaceBlock(nn.Module):
         return x + self.feed_forward(self.feed_forward_norm(x))
 
 
-class StateSpace(nn.Module):
+class StateSpace(Stack):
     def __init__(self, s):
-        super().__init__()
-        self.embedding = Embedding(s["features"], s["dim"], s["max_seq_len"])
-        self.blocks = nn.ModuleList(StateSpaceBlock(s) for _ in range(s["depth"]))
-        self.norm = nn.LayerNorm(s["dim"])
-
-    def forward(self, x):
-        x = self.embedding(x)
-        for block in self.blocks:
-            x = block(x)
-        return self.norm(x)
+        super().__init__(s, (StateSpaceBlock(s) for _ in range(s["depth"])))
 
 
 class Head(nn.Module):

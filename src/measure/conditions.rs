@@ -121,8 +121,14 @@ impl Watch {
         Self { started: Moment::with(&helpers), helpers, gpu }
     }
 
-    /// Reads the counters. Takes some tens of microseconds.
-    pub fn moment(&self) -> Moment {
+    /// Runs a sample, and reads the counters around it. Reading takes some tens of microseconds.
+    pub fn around<T>(&self, run: impl FnOnce() -> T) -> (T, Window) {
+        let from = self.moment();
+        let done = run();
+        (done, Window { from, to: self.moment() })
+    }
+
+    fn moment(&self) -> Moment {
         Moment::with(&self.helpers)
     }
 

@@ -12,7 +12,7 @@ use candle_core::Tensor;
 use super::Ratio;
 use crate::{
     generate,
-    measure::conditions::{Watch, Window},
+    measure::conditions::Watch,
     model::{self, Engine, ModelSpec, Part},
     record::Limits,
     runner::turns::{self, Plan},
@@ -96,16 +96,7 @@ pub fn measure(
     let Some(plan) = plan(left, round) else { return Ok(Vec::new()) };
     let watch = Watch::start(settings.device, Vec::new());
     let members = members.into_iter().map(|batch| Ok(Box::new(batch) as Box<dyn Workload>)).collect();
-    let taken = turns::take(
-        members,
-        plan,
-        |_| (),
-        |run| {
-            let from = watch.moment();
-            run();
-            Window { from, to: watch.moment() }
-        },
-    );
+    let taken = turns::take(members, plan, |_| (), |run| watch.around(run).1);
     let taken = taken.into_iter().collect::<Result<Vec<_>>>()?;
     let ratios = |place: usize| {
         let smaller = taken[..place].iter().map(|other| turns::paired(&taken[place], other).map(Ratio::from));

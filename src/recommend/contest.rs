@@ -13,10 +13,7 @@ use anyhow::{Result, anyhow, bail};
 use super::{Goal, Ratio};
 use crate::{
     duel::{Answer, Process},
-    measure::{
-        conditions::{Watch, Window},
-        statistics,
-    },
+    measure::{conditions::Watch, statistics},
     record::{BenchmarkId, Limits, Record},
     runner::{
         Candidate,
@@ -92,16 +89,7 @@ impl Contest<'_> {
         let (device, helpers) = (Settings::load(&flags(holder))?.device, vec![first.process.id(), second.process.id()]);
         let watch = Watch::start(device, helpers);
         let members: Vec<Result<Box<dyn Workload>>> = vec![Ok(Box::new(first)), Ok(Box::new(second))];
-        let mut taken = turns::take(
-            members,
-            plan,
-            |_| (),
-            |run| {
-                let from = watch.moment();
-                run();
-                Window { from, to: watch.moment() }
-            },
-        );
+        let mut taken = turns::take(members, plan, |_| (), |run| watch.around(run).1);
         for doubt in watch.end().conditions.doubts {
             if !doubts.contains(&doubt) {
                 doubts.push(doubt);

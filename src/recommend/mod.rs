@@ -30,7 +30,7 @@ use crate::{
     report::text_table::{TERMINAL_WIDTH, terminal, wrapped},
 };
 
-/// What settings are chosen for.
+/// The quantity that settings are chosen to improve.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Goal {
@@ -85,7 +85,7 @@ impl FromStr for Goal {
 pub struct Recommendation {
     /// Model specification.
     pub model: String,
-    /// What the settings are chosen for.
+    /// The goal of the settings.
     pub goal: Goal,
     /// Generation scenario that the candidates ran.
     pub scenario: String,

@@ -21,9 +21,9 @@ use crate::{
     settings::{EngineChoice, Settings, up_to},
 };
 
-/// What is to be recommended, and how long that may take.
+/// The goal of a recommendation, its quality floor and its time budget.
 pub struct Request<'a> {
-    /// What the settings are chosen for.
+    /// The goal of the settings.
     pub goal: Goal,
     /// The quality that a dtype must keep.
     pub floor: Floor,

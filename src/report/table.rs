@@ -439,8 +439,8 @@ fn table(family: &Family, records: &[&Record], marks: &mut Vec<String>) -> Table
     notes.extend(peers(&measured));
     if columns.iter().any(|column| column.header == VERSUS_BEST) {
         notes.push(format!(
-            "{VERSUS_BEST} is the rate of the fastest row of the scenario over that of the row. The rows were measured one \
-             after another."
+            "{VERSUS_BEST} is the rate of the fastest row of the scenario over that of the row. It is not a \
+             paired ratio."
         ));
     }
     notes.extend(about_ratios.into_iter().chain(about_shares));

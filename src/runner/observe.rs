@@ -43,9 +43,7 @@ impl Observation {
         if self.read_at.elapsed() >= BETWEEN_READINGS {
             self.read();
         }
-        let from = self.watch.moment();
-        let taken = take();
-        (taken, Window { from, to: self.watch.moment() })
+        self.watch.around(take)
     }
 
     /// Ends with a reading of the limits.

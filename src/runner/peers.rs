@@ -54,7 +54,7 @@ impl Peers {
         Peer::start(name, launch, &self.out, candle_core::utils::get_num_threads())
     }
 
-    /// What a peer says that it is, once it runs.
+    /// The description that a peer gives of itself once it runs.
     pub fn about(&self, name: &str) -> Option<record::Peer> {
         let found = self.running.iter().find(|(own, _)| own.as_str() == name)?;
         Some(found.1.borrow().about().clone())

@@ -52,7 +52,7 @@ impl Answer {
     }
 }
 
-/// What became of a load.
+/// The result of a load.
 #[derive(Clone, Debug)]
 pub struct Replay {
     /// The answers, in the order of the requests.

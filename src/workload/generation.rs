@@ -2,7 +2,7 @@
 
 use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use candle_core::Device;
 
 use super::{Iteration, Measured, Outcome, Workload, drop_warm_up, energy::Energy};
@@ -17,6 +17,9 @@ use crate::{
 
 /// A loaded model that a pool and a workload share. One thread uses it.
 pub type SharedSubject = Rc<RefCell<Subject>>;
+
+/// Most sequences of a batch. A model that holds fewer runs them in parts, and far more would take days without a result.
+const MOST_SEQUENCES: usize = 1024;
 
 /// Generations with one prompt, or with a batch of prompts.
 pub struct GenerationWorkload {
@@ -50,6 +53,10 @@ impl GenerationWorkload {
     ) -> Result<Self> {
         let Generation { prompt_tokens, new_tokens, sampling, .. } = *scenario;
         let request = Request { new_tokens, sampling, seed, stop: Vec::new() };
+        ensure!(
+            batch <= MOST_SEQUENCES,
+            "batch={batch}: at most {MOST_SEQUENCES} sequences are generated in a batch; set batch to fewer"
+        );
         let prompts = {
             let loaded = subject.borrow();
             let (model, tokenizer) = (loaded.model.as_ref(), loaded.tokenizer.as_ref());

@@ -29,7 +29,7 @@ pub struct Recommend {
     model: String,
     #[command(flatten)]
     settings: Flags<Settings, OneModel>,
-    /// What the settings are chosen for: latency, throughput or memory
+    /// Goal of the settings: latency, throughput or memory
     #[arg(long, default_value = "latency")]
     goal: Goal,
     /// Quality that a dtype must keep against f32: none, kl=NATS (divergence per token) or perplexity=SHARE (rise, in percent)

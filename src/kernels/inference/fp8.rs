@@ -71,7 +71,7 @@ impl Operand<f32> for F8E4M3 {
 /// A matrix of weights in FP8.
 pub struct Fp8 {
     panels: Vec<F8E4M3>,
-    /// What the numbers that loads return are multiplied with, for each output.
+    /// The scale of each output, which multiplies the numbers that loads return.
     scales: Vec<f32>,
     inputs: usize,
 }

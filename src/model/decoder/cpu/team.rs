@@ -32,7 +32,7 @@ pub struct Reduce {
 
 /// Where the ranks meet.
 struct Meeting {
-    /// What each rank adds. Two sets take turns: a rank writes to one while another may still read the other.
+    /// The addends of each rank. Two sets take turns: a rank writes to one while another may still read the other.
     addends: [Vec<RwLock<Vec<f32>>>; 2],
     /// Ranks that wait for the others.
     arrived: AtomicUsize,
