@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     report::{joined::Row, statistics::median},
-    scenario::LONG_CONTEXT,
+    scenario::{LONG_CONTEXT, TENSOR_PARALLEL, THREADS_SCALING},
 };
 
 /// A bar: its height, an interval, and a line across it.
@@ -52,9 +52,18 @@ pub fn memory(rows: &[Row]) -> Option<Chart> {
     })
 }
 
-/// Bars grouped by scenario: a colour for each model, and lighter bars for each further engine.
+/// Returns whether a scenario has a plot of its own, over a size.
+fn is_over_a_size(row: &Row) -> bool {
+    [LONG_CONTEXT, THREADS_SCALING, TENSOR_PARALLEL].concat().iter().any(|scenario| scenario.key == row.record.scenario)
+}
+
+/// Bars grouped by scenario: a colour for each model, and lighter bars for each further engine. Scenarios over a size have bars
+/// only if there are no others, because the names of all scenarios do not fit below an axis.
 fn by_scenario(rows: &[Row], unit: &str, is_share: bool, value: fn(&Row) -> Option<Value>) -> Option<Chart> {
-    let rows: Vec<&Row> = generations(rows, false).into_iter().filter(|row| value(row).is_some()).collect();
+    let mut rows: Vec<&Row> = generations(rows, false).into_iter().filter(|row| value(row).is_some()).collect();
+    if rows.iter().any(|row| !is_over_a_size(row)) {
+        rows.retain(|row| !is_over_a_size(row));
+    }
     if rows.is_empty() {
         return None;
     }
@@ -294,5 +303,8 @@ mod tests {
             );
             assert!(draw(&rows[5..]).is_none());
         }
+        // The names of a few scenarios fit below the bars.
+        let names = |rows: &[Row]| tokens_per_s(rows).expect("values").svg("a plot").matches(">depth-").count();
+        assert_eq!((names(&rows), names(&rows[..5])), (0, 5));
     }
 }
