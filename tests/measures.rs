@@ -72,6 +72,7 @@ fn names_and_places_are_unambiguous() {
     }
     for key in [
         TableKey::Generation,
+        TableKey::LongContext,
         TableKey::Sweep,
         TableKey::Checkpointing,
         TableKey::Training,

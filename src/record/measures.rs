@@ -130,6 +130,8 @@ pub enum Name {
 pub enum TableKey {
     /// Generations of dense models.
     Generation,
+    /// Long prompts, and the steps after them.
+    LongContext,
     /// Prompt passes of mixtures of experts.
     MixturePrefill,
     /// Decode steps of mixtures of experts.
@@ -369,12 +371,16 @@ measures! {
         /// Time to first token (TTFT): from the prompt to the first generated token, sampling included.
         ttft_ms: f64 => Row {
             unit: MeasureUnit::Ms, better: LOWER, export: Some((40, "ttft")),
-            tables: &[(TableKey::Generation, 50, "TTFT ms"), (TableKey::Live, 10, "TTFT ms")], ..Row::DATA
+            tables: &[(TableKey::Generation, 50, "TTFT ms"), (TableKey::LongContext, 50, "TTFT ms"), (TableKey::Live, 10, "TTFT ms")], ..Row::DATA
         },
         /// Median inter-token latency (ITL): the time between successive tokens. Empty when one token was generated.
         itl_p50_ms: Option<f64> => Row {
             unit: MeasureUnit::Ms, better: LOWER, export: Some((50, "itl_p50")),
-            tables: &[(TableKey::Generation, 30, "ITL P50 ms"), (TableKey::Live, 20, "ITL ms")], ..Row::DATA
+            tables: &[
+                (TableKey::Generation, 30, "ITL P50 ms"), (TableKey::LongContext, 30, "ITL P50 ms"),
+                (TableKey::Live, 20, "ITL ms"),
+            ],
+            ..Row::DATA
         },
         /// 95th percentile of the inter-token latency.
         itl_p95_ms: Option<f64> => Row {
@@ -390,7 +396,7 @@ measures! {
             unit: MeasureUnit::TokensPerS, better: HIGHER, export: Some((30, "prefill_tokens_per_s")),
             tables: &[
                 (TableKey::Generation, 25, "prefill tok/s"), (TableKey::MixturePrefill, 10, "prefill tok/s"),
-                (TableKey::Scaling, 25, "prefill tok/s"),
+                (TableKey::Scaling, 25, "prefill tok/s"), (TableKey::LongContext, 25, "prefill tok/s"),
             ],
             ..Row::DATA
         },
@@ -399,7 +405,7 @@ measures! {
             unit: MeasureUnit::TokensPerS, better: HIGHER, export: Some((20, "decode_tokens_per_s")),
             tables: &[
                 (TableKey::Generation, 20, "decode tok/s"), (TableKey::MixtureDecode, 10, "decode tok/s"),
-                (TableKey::Scaling, 20, "decode tok/s"),
+                (TableKey::Scaling, 20, "decode tok/s"), (TableKey::LongContext, 20, "decode tok/s"),
             ],
             ..Row::DATA
         },
@@ -419,7 +425,7 @@ measures! {
         },
         /// Bytes of the key-value cache that the last step read.
         cache_used_bytes: u64 => Row {
-            unit: MeasureUnit::Bytes, better: LOWER, tables: &[(TableKey::Generation, 90, "cache MB")], ..Row::DATA
+            unit: MeasureUnit::Bytes, better: LOWER, tables: &[(TableKey::Generation, 90, "cache MB"), (TableKey::LongContext, 90, "cache MB")], ..Row::DATA
         },
         /// Bytes allocated for the key-value cache at the last step.
         cache_allocated_bytes: u64 => Row { unit: MeasureUnit::Bytes, better: LOWER, ..Row::DATA },
@@ -430,13 +436,15 @@ measures! {
             tables: &[
                 (TableKey::Generation, 100, "peak MB"), (TableKey::MixturePrefill, 100, "peak MB"),
                 (TableKey::MixtureDecode, 100, "peak MB"), (TableKey::Scaling, 100, "peak MB"),
-                (TableKey::Live, 30, "peak MB"),
+                (TableKey::LongContext, 100, "peak MB"), (TableKey::Live, 30, "peak MB"),
             ],
             ..Row::DATA
         },
         /// Peak memory as it is predicted before the first generation: weights, cache and activations. Empty for engines whose
         /// activations are not known.
-        predicted_peak_bytes: Option<u64> => Row { unit: MeasureUnit::Bytes, ..Row::DATA },
+        predicted_peak_bytes: Option<u64> => Row {
+            unit: MeasureUnit::Bytes, tables: &[(TableKey::LongContext, 101, "predicted MB")], ..Row::DATA
+        },
         /// Implementation of attention: `paged` (kernels of engine `tuned`), `candle` or `flash-attn`. Empty for models of your own
         /// and for peers.
         attention: Option<String> => Row::DATA,
@@ -448,6 +456,7 @@ measures! {
             unit: MeasureUnit::Share, better: HIGHER,
             tables: &[
                 (TableKey::Generation, 60, "MBU"), (TableKey::MixtureDecode, 40, "MBU"), (TableKey::Scaling, 60, "MBU"),
+                (TableKey::LongContext, 60, "MBU"),
             ],
             ..Row::DATA
         },
@@ -457,6 +466,7 @@ measures! {
             unit: MeasureUnit::Share, better: HIGHER,
             tables: &[
                 (TableKey::Generation, 80, "MFU"), (TableKey::MixturePrefill, 40, "MFU"), (TableKey::Scaling, 80, "MFU"),
+                (TableKey::LongContext, 80, "MFU"),
             ],
             ..Row::DATA
         },

@@ -15,8 +15,8 @@ use crate::{
         measures::{Missing, TableColumn, TableKey, table_columns},
     },
     scenario::{
-        CHECKPOINT_MEMORY, Counterpart, GENERATION, LONG_CONTEXT, MOE_TOP_K, PSANN_THROUGHPUT, SWEEP, TENSOR_PARALLEL,
-        THREADS_SCALING, TRAINING_SWEEP, dense_name,
+        CHECKPOINT_MEMORY, Counterpart, GENERATION, LONG_CONTEXT, MOE_TOP_K, PSANN_THROUGHPUT, SERVING_LOAD, SWEEP,
+        TENSOR_PARALLEL, THREADS_SCALING, TRAINING_SWEEP, dense_name,
     },
     text,
 };
@@ -146,7 +146,7 @@ const fn of_best(limit: Limit) -> ExtraColumn {
     }
 }
 
-const FAMILIES: [Family; 12] = [
+const FAMILIES: [Family; 14] = [
     Family {
         key: TableKey::MixturePrefill,
         title: "Mixtures of experts: prefill",
@@ -239,13 +239,19 @@ const FAMILIES: [Family; 12] = [
         key: TableKey::Serving,
         title: "Serving under load",
         is_split: false,
-        takes: |record| matches!(record.measures, Some(Measures::Serving(_))),
+        takes: |record| SERVING_LOAD.iter().any(|scenario| scenario.key == record.scenario),
         names: &[SCENARIO, MODEL, VARIANT],
         extra: &[result(145, TIME_OF_STOCK, time_of_stock)],
-        note: Some(
-            "Times count from the schedule of each request, or from its arrival at the scheduler if nothing is sent. Failed \
-             requests are not in the times.",
-        ),
+        note: Some("Times count from the arrival of each request at the scheduler. Nothing is sent."),
+    },
+    Family {
+        key: TableKey::Serving,
+        title: "Servers under load",
+        is_split: false,
+        takes: |record| matches!(record.measures, Some(Measures::Serving(_))),
+        names: &[SCENARIO, MODEL, VARIANT],
+        extra: &[],
+        note: Some("Times count from the schedule of each request. Failed requests are not in the times."),
     },
     Family {
         key: TableKey::Quality,
@@ -309,17 +315,26 @@ const FAMILIES: [Family; 12] = [
         ),
     },
     Family {
+        key: TableKey::LongContext,
+        title: "Long contexts",
+        is_split: false,
+        takes: |record| LONG_CONTEXT.iter().any(|scenario| scenario.key == record.scenario),
+        names: &[SCENARIO, MODEL, VARIANT],
+        extra: &[
+            result(56, TIME_OF_STOCK, time_of_stock),
+            time_of_peer(57),
+            of_best(Limit::Read),
+            of_best(Limit::Matrix),
+        ],
+        note: Some("Predicted MB is the peak memory as it was predicted before the first generation."),
+    },
+    Family {
         key: TableKey::Generation,
         title: "Generation",
         is_split: false,
         takes: |record| matches!(record.measures, Some(Measures::Generation(_))),
         names: &[SCENARIO, MODEL, VARIANT],
         extra: &[
-            result(101, "est. MB", |record, _| {
-                let is_long = LONG_CONTEXT.iter().any(|scenario| scenario.key == record.scenario);
-                let bytes = generation(record).filter(|_| is_long).and_then(|measures| measures.predicted_peak_bytes);
-                bytes.map_or_else(String::new, |bytes| number(Some(bytes as f64 / 1e6)))
-            }),
             // A narrow terminal leaves it out before what was measured.
             result(249, VERSUS_BEST, |record, all| versus_best(record, all, generation_rate)),
             result(55, TIME_OF_SCENARIO, |record, all| {
@@ -358,8 +373,8 @@ pub fn tables<'a>(records: impl Iterator<Item = &'a Record>) -> Vec<Table> {
     let (first, others): (Vec<&Family>, Vec<&Family>) =
         FAMILIES.iter().partition(|family| family.key == TableKey::Generation);
     for family in first.into_iter().chain(others) {
-        let of = |record: &Record| FAMILIES.iter().find(|family| (family.takes)(record)).map(|family| family.key);
-        let own: Vec<&Record> = records.iter().copied().filter(|record| of(record) == Some(family.key)).collect();
+        let of = |record: &Record| FAMILIES.iter().find(|family| (family.takes)(record)).map(|family| family.title);
+        let own: Vec<&Record> = records.iter().copied().filter(|record| of(record) == Some(family.title)).collect();
         let mut groups: Vec<Vec<&Record>> = Vec::new();
         for record in own {
             match groups.iter_mut().find(|group| !family.is_split || group[0].scenario == record.scenario) {

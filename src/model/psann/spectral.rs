@@ -15,9 +15,8 @@ pub struct Spectral {
     /// (channels, 1, 1): the factor of each channel.
     mix: Tensor,
     steps: usize,
-    strength: f64,
     /// (steps, 2 · frequencies): from steps to the real and imaginary parts of their spectrum. `from_spectrum` of shape
-    /// (2 · frequencies, steps) inverts it. For so few steps, `rfft` and `irfft` are two small matrix products.
+    /// (2 · frequencies, steps) inverts it, times the strength of the gate. For so few steps, `rfft` and `irfft` are two small matrix products.
     to_spectrum: Tensor,
     from_spectrum: Tensor,
 }
@@ -26,12 +25,11 @@ impl Spectral {
     pub fn new(config: &PsannConfig, weights: VarBuilder) -> Result<Self> {
         let (channels, steps) = (config.d_model, config.k_fft);
         let frequencies = steps / 2 + 1;
-        let (to_spectrum, from_spectrum) = transforms(steps, weights.device())?;
+        let (to_spectrum, from_spectrum) = transforms(steps, config.gate_strength, weights.device())?;
         Ok(Self {
             mask: weights.get_with_hints((channels, frequencies), "mask", Init::Const(config.gate_init))?,
             mix: weights.get_with_hints((channels, 1, 1), "mix.weight", Init::Const(1.0))?,
             steps,
-            strength: config.gate_strength,
             to_spectrum,
             from_spectrum,
         })
@@ -48,21 +46,22 @@ impl Spectral {
         let gate = Tensor::cat(&[&gate, &gate], 1)?.broadcast_mul(&self.mix.to_dtype(DType::F32)?.squeeze(2)?)?;
         let gated = spectrum.reshape((batch, channels, ()))?.broadcast_mul(&gate)?;
         let steps = gated.reshape((batch * channels, ()))?.matmul(&self.from_spectrum)?;
-        let steps = (steps.reshape((batch, channels, self.steps))?.transpose(1, 2)? * self.strength)?;
+        let steps = steps.reshape((batch, channels, self.steps))?.transpose(1, 2)?;
         let steps = steps.narrow(1, self.steps - seen, seen)?;
         Ok(steps.pad_with_zeros(1, time - seen, 0)?.to_dtype(x.dtype())?)
     }
 }
 
-/// The discrete Fourier transform of real numbers and its inverse, as matrices.
-fn transforms(steps: usize, device: &Device) -> Result<(Tensor, Tensor)> {
+/// The discrete Fourier transform of real numbers, and `strength` times its inverse, as matrices. A factor in a matrix keeps the
+/// gradients of the gate at a strength of 0: Candle's backward pass leaves out tensors that are multiplied by the number 0.
+fn transforms(steps: usize, strength: f64, device: &Device) -> Result<(Tensor, Tensor)> {
     let frequencies = steps / 2 + 1;
     let (mut to, mut from) = (vec![0f32; steps * 2 * frequencies], vec![0f32; 2 * frequencies * steps]);
     for step in 0..steps {
         for frequency in 0..frequencies {
             let angle = TAU * ((step * frequency) % steps) as f64 / steps as f64;
             // Each frequency except the first and the last has a mirrored one.
-            let share = if frequency == 0 || 2 * frequency == steps { 1.0 } else { 2.0 } / steps as f64;
+            let share = if frequency == 0 || 2 * frequency == steps { 1.0 } else { 2.0 } / steps as f64 * strength;
             to[step * 2 * frequencies + frequency] = angle.cos() as f32;
             to[step * 2 * frequencies + frequencies + frequency] = -angle.sin() as f32;
             from[frequency * steps + step] = (share * angle.cos()) as f32;
