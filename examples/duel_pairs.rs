@@ -1,6 +1,7 @@
 //! Duels between two programs that are built already, one after the other:
-//! `cargo run --release --example duel_pairs -- A B DUELS FILTER SECONDS`. A and B are paths of programs `candlepower`, and each
-//! duel may take so many seconds. A line for each duel begins with its verdict. scripts/serving_pairs.sh runs it.
+//! `cargo run --release --example duel_pairs -- A B DUELS FILTER SECONDS RESOLVE`. A and B are paths of programs `candlepower`. A
+//! duel ends after so many seconds, or when its interval reaches at most the share RESOLVE to either side. A line for each duel
+//! begins with its verdict. scripts/duel_pairs.sh runs it.
 
 use std::{collections::BTreeMap, path::PathBuf, process::ExitCode, time::Duration};
 
@@ -14,7 +15,9 @@ use candlepower::{
 fn main() -> ExitCode {
     runner::in_one_line(|| {
         let arguments: Vec<String> = std::env::args().skip(1).collect();
-        let [a, b, duels, filter, seconds] = arguments.as_slice() else { bail!("give A B DUELS FILTER SECONDS") };
+        let [a, b, duels, filter, seconds, resolve] = arguments.as_slice() else {
+            bail!("give A B DUELS FILTER SECONDS RESOLVE")
+        };
         let program = |path: &String| -> Result<Program> {
             let path = PathBuf::from(path).canonicalize().with_context(|| path.clone())?;
             let given = path.display().to_string();
@@ -23,7 +26,7 @@ fn main() -> ExitCode {
         let (a, b) = (program(a)?, program(b)?);
         let rules = Rules {
             filter: Some(filter.parse()?),
-            resolve: 0.02,
+            resolve: resolve.parse().with_context(|| resolve.clone())?,
             level: 0.05,
             budget: Duration::from_secs(seconds.parse().with_context(|| seconds.clone())?),
         };

@@ -1,0 +1,67 @@
+#!/usr/bin/env bash
+# Tests whether duels find a planted slowdown, and nothing where there is nothing. Builds this checkout as it is, and with steps
+# of the generation and of the scheduler that take longer (scripts/planted_step.patch). Then duels of the program with itself and
+# with the slower one take turns, so that both kinds meet the same machine.
+#
+#   scripts/duel_pairs.sh [--disturbed] [duels] [planted] [filter] [seconds] [resolve]
+#
+# By default, ten duels of each kind, a planted 0.05 (5 %), '^serving_load_tpot/llama-mini/', at most 60 s for a duel, which stops
+# when its interval reaches 0.02 (2 %) to either side. With --disturbed, another process loads a core and the memory for one to
+# five random seconds, with pauses of one to five random seconds.
+# Exits with code 1 if more than one in ten duels of the program with itself raises an alarm, or fewer than nine in ten find the
+# planted change.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+disturbed=
+if [[ ${1:-} == --disturbed ]]; then
+  disturbed=1
+  shift
+fi
+duels=${1:-10}
+planted=${2:-0.05}
+filter=${3:-^serving_load_tpot/llama-mini/}
+seconds=${4:-60}
+resolve=${5:-0.02}
+target=${CARGO_TARGET_DIR:-target}
+pairs=$(mkdir -p "$target/duel-pairs" && cd "$target/duel-pairs" && pwd)
+export CANDLEPOWER_OUT=${CANDLEPOWER_OUT:-$pairs/records}
+
+cargo build --release --quiet --bin candlepower --example duel_pairs
+# A later build may replace the programs while the duels run.
+cp "$target/release/candlepower" "$pairs/original"
+cp "$target/release/examples/duel_pairs" "$pairs/duel_pairs"
+# The slow program is built from a copy, in a folder of its own: Cargo would take it for the original otherwise.
+copy=$(mktemp -d)
+disturber=
+trap 'rm -rf "$copy"; [[ -z $disturber ]] || kill "$disturber"' EXIT
+git ls-files -z --cached --others --exclude-standard | xargs -0 cp --parents -t "$copy"
+git -C "$copy" apply "$PWD/scripts/planted_step.patch"
+cargo build --release --quiet --bin candlepower --manifest-path "$copy/Cargo.toml" --target-dir "$pairs/build"
+cp "$pairs/build/release/candlepower" "$pairs/slower"
+
+disturb() {
+  while kill -0 $$ 2>/dev/null; do
+    # Buffers of 256 MB are larger than a cache, so each block is written to memory.
+    timeout $((1 + RANDOM % 5)) dd if=/dev/zero of=/dev/null bs=256M status=none || true
+    sleep $((1 + RANDOM % 5))
+  done
+}
+if [[ -n $disturbed ]]; then
+  disturb &
+  disturber=$!
+fi
+
+duel() { PLANTED_SLOWDOWN=$planted "$pairs/duel_pairs" "$pairs/original" "$1" 1 "$filter" "$seconds" "$resolve"; }
+alarms=0
+found=0
+for ((number = 1; number <= duels; number++)); do
+  same=$(duel "$pairs/original")
+  echo "itself   $number: $same"
+  if grep -qE '^(slower|faster) ' <<<"$same"; then alarms=$((alarms + 1)); fi
+  slower=$(duel "$pairs/slower")
+  echo "planted  $number: $slower"
+  if grep -q '^slower ' <<<"$slower"; then found=$((found + 1)); fi
+done
+echo "the same program: $alarms alarms in $duels duels; a planted $planted: found in $found of $duels"
+((10 * alarms <= duels && 10 * found >= 9 * duels))
