@@ -11,9 +11,9 @@ use candlepower::{
     settings::Settings,
 };
 
-const README: &str = include_str!("../README.md");
-const SWEEP: &str = include_str!("../src/guide/sweep.md");
-const SETTINGS: &str = include_str!("../src/guide/settings.md");
+const README: &str = include_str!("../../README.md");
+const SWEEP: &str = include_str!("../../src/guide/sweep.md");
+const SETTINGS: &str = include_str!("../../src/guide/settings.md");
 
 #[test]
 fn every_scenario_is_in_its_table() {
@@ -59,7 +59,7 @@ fn every_backbone_is_in_the_table_of_the_guide() {
 
 #[test]
 fn the_test_command_is_the_one_that_is_run() {
-    let checks = include_str!("../.ci/run");
+    let checks = include_str!("../../.ci/run");
     assert!(README.contains("\ncargo test --release ") && checks.contains("\ncargo test --release\n"));
 }
 

@@ -129,7 +129,7 @@ fn a_kept_report_is_read_and_its_columns_are_the_same() {
 
 #[test]
 fn metrics_begin_with_the_headline() {
-    let sample = include_bytes!("../src/record/sample.json");
+    let sample = include_bytes!("../../src/record/sample.json");
     let record: record::Record = serde_json::from_slice(sample).expect("the sample");
     let metrics = record.measures.expect("measures").metrics();
     let names: Vec<&str> = metrics.iter().map(|metric| metric.name).collect();
@@ -137,7 +137,7 @@ fn metrics_begin_with_the_headline() {
     assert_eq!(metrics[0].unit.name(), "tok/s");
 }
 
-/// `UPDATE_GUIDE=1 cargo test --test measures` writes the table of columns into the guide.
+/// `UPDATE_GUIDE=1 cargo test --release --test suite measures::` writes the table of columns into the guide.
 #[test]
 fn the_guide_has_the_table_of_columns() {
     let path = Path::new(FOLDER).join(GUIDE);
@@ -149,5 +149,8 @@ fn the_guide_has_the_table_of_columns() {
         fs::write(&path, format!("{}{expected}{}", &text[..inside.start], &text[inside.end..])).expect("written");
         return;
     }
-    assert_eq!(text[inside], expected, "{GUIDE} is out of date: run UPDATE_GUIDE=1 cargo test --test measures");
+    assert_eq!(
+        text[inside], expected,
+        "{GUIDE} is out of date: run UPDATE_GUIDE=1 cargo test --release --test suite measures::"
+    );
 }
