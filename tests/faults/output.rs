@@ -5,6 +5,7 @@ use std::{
     io,
     path::Path,
     process::Stdio,
+    thread,
 };
 
 use crate::command::{candlepower, ended, stderr, succeeds};
@@ -51,16 +52,24 @@ fn codes(folder: &Path, stdout: impl Fn() -> Stdio, stderr: impl Fn() -> Stdio) 
     COMMANDS.iter().map(run).collect()
 }
 
+/// Exit codes of all commands, in a folder of their own.
+fn exit_codes(stdout: fn() -> Stdio, stderr: fn() -> Stdio) -> Vec<Option<i32>> {
+    let folder = with_sandbox();
+    codes(folder.path(), stdout, stderr).into_iter().map(|(code, _)| code).collect()
+}
+
 #[test]
 fn a_closed_stream_changes_no_exit_code() {
-    let folder = with_sandbox();
-    let expected: Vec<_> = codes(folder.path(), Stdio::null, Stdio::null);
-    let codes_of = |found: Vec<(Option<i32>, String)>| found.into_iter().map(|(code, _)| code).collect::<Vec<_>>();
-    let expected = codes_of(expected);
+    let streams: [[fn() -> Stdio; 2]; 4] =
+        [[Stdio::null, Stdio::null], [closed, Stdio::null], [Stdio::null, closed], [closed, closed]];
+    let [expected, found @ ..] = thread::scope(|scope| {
+        let started = streams.map(|[stdout, stderr]| scope.spawn(move || exit_codes(stdout, stderr)));
+        started.map(|codes| codes.join().expect("no panic"))
+    });
     assert!(expected.contains(&Some(0)) && expected.contains(&Some(2)), "{expected:?}");
-    assert_eq!(codes_of(codes(folder.path(), closed, Stdio::null)), expected);
-    assert_eq!(codes_of(codes(folder.path(), Stdio::null, closed)), expected);
-    assert_eq!(codes_of(codes(folder.path(), closed, closed)), expected);
+    for codes in found {
+        assert_eq!(codes, expected);
+    }
 }
 
 #[test]
