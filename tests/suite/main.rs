@@ -1,7 +1,8 @@
-//! Tests that neither install an allocator nor have a `main` of their own, in one program, which links the library once. Tests of
-//! one file: `cargo test --release --test suite keys::`.
+//! Tests that neither install an allocator nor have a `main` of their own. They are one program, so that the library is linked
+//! once. `cargo test --release --test suite keys::` runs those of one file.
 
 mod command;
+mod generated;
 mod golden_sampling;
 mod hub;
 mod keys;
