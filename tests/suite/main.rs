@@ -2,6 +2,7 @@
 //! once. `cargo test --release --test suite keys::` runs those of one file.
 
 mod command;
+mod duel;
 mod generated;
 mod golden_sampling;
 mod hub;
@@ -13,4 +14,6 @@ mod readme;
 mod recommend;
 mod reports;
 mod schemas;
+mod sweep;
+mod train;
 mod wrap;
