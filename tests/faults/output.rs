@@ -78,9 +78,11 @@ fn a_full_disk_is_told_in_one_line() {
         println!("skipped: this system has no /dev/full");
         return;
     }
-    let folder = with_sandbox();
-    let of_null = codes(folder.path(), Stdio::null, Stdio::piped);
-    let of_full = codes(folder.path(), || full().expect("opened before"), Stdio::piped);
+    let (of_null, of_full) = thread::scope(|scope| {
+        let of_null = scope.spawn(|| codes(with_sandbox().path(), Stdio::null, Stdio::piped));
+        let of_full = codes(with_sandbox().path(), || full().expect("opened before"), Stdio::piped);
+        (of_null.join().expect("no panic"), of_full)
+    });
     for ((arguments, (before, _)), (code, error)) in COMMANDS.iter().zip(of_null).zip(of_full) {
         assert_eq!(code, Some(2), "{arguments:?}: {error}");
         if before == Some(0) {
