@@ -1,5 +1,5 @@
 #!/bin/bash
-# Checks the shell scripts with shellcheck, and the Kubernetes Job with the schema of its resource. tests/sweep.rs runs the
+# Checks the shell scripts with shellcheck, and the Kubernetes Job with the schema of its resource. tests/suite/sweep.rs runs the
 # scripts of scripts/cluster as local processes.
 #
 #   python3 -m venv .venv && .venv/bin/pip install -r scripts/requirements-cluster.txt

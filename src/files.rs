@@ -32,7 +32,7 @@ pub fn is_temporary(path: &Path) -> bool {
 ///
 /// # Errors
 /// When it does not.
-pub fn check_room(folder: &Path) -> io::Result<()> {
+pub(crate) fn check_room(folder: &Path) -> io::Result<()> {
     fs::create_dir_all(folder)?;
     let mut file = tempfile::Builder::new().prefix(TEMPORARY.0).suffix(TEMPORARY.1).tempfile_in(folder)?;
     file.write_all(&[0; 1 << 16])?;
@@ -59,7 +59,7 @@ pub const SETTINGS_MAX_BYTES: u64 = 1 << 20;
 ///
 /// # Errors
 /// When the file is missing, is not a regular file, is larger, or can't be read.
-pub fn read_limited(path: &Path, max_bytes: u64) -> io::Result<Vec<u8>> {
+pub(crate) fn read_limited(path: &Path, max_bytes: u64) -> io::Result<Vec<u8>> {
     let metadata = fs::metadata(path)?;
     if !metadata.is_file() {
         return Err(io::Error::new(ErrorKind::InvalidInput, "it is not a regular file"));

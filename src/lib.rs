@@ -89,6 +89,7 @@ pub mod guide;
 mod kernels;
 pub mod measure;
 pub mod model;
+mod peer;
 pub mod record;
 pub mod runner;
 pub mod scenario;
@@ -120,8 +121,6 @@ pub mod load;
 pub mod names;
 #[doc(hidden)]
 pub mod output;
-#[doc(hidden)]
-pub mod peer;
 #[doc(hidden)]
 pub mod quality;
 #[cfg(feature = "cli")]

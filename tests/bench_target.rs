@@ -1,6 +1,8 @@
 //! Tests bench targets. With `BENCH_TARGET` set, this program is a bench target whose models fail in every possible
 //! way. Under `cargo test`, it runs itself as a target and checks the results.
 
+mod side_by_side;
+
 use std::{
     fs::{self, OpenOptions},
     io,
@@ -644,31 +646,30 @@ fn main() -> ExitCode {
     if std::env::var_os(BENCH_TARGET).is_some() {
         return bench_target();
     }
-    let tests: [(&str, fn()); 19] = [
-        ("failures_are_isolated", failures_are_isolated),
-        ("a_panic_says_where_it_happened", a_panic_says_where_it_happened),
-        ("records_hold_criterions_samples", records_hold_criterions_samples),
-        ("compared_benchmarks_are_measured_in_turns", compared_benchmarks_are_measured_in_turns),
-        ("loads_are_measured_in_turns", loads_are_measured_in_turns),
-        ("what_is_not_paired_says_why", what_is_not_paired_says_why),
-        ("a_disturbed_run_is_no_baseline", a_disturbed_run_is_no_baseline),
-        ("a_list_loads_nothing", a_list_loads_nothing),
-        ("a_filter_and_a_tier_choose", a_filter_and_a_tier_choose),
-        ("batches_of_the_settings_run", batches_of_the_settings_run),
-        ("a_smoke_test_runs_but_keeps_nothing", a_smoke_test_runs_but_keeps_nothing),
-        ("baselines_are_kept_and_compared", baselines_are_kept_and_compared),
-        ("what_can_not_start_says_why", what_can_not_start_says_why),
-        ("targets_of_one_cargo_share_a_run", targets_of_one_cargo_share_a_run),
-        ("a_record_is_repeated_by_its_command", a_record_is_repeated_by_its_command),
-        ("closed_streams_lose_no_record", closed_streams_lose_no_record),
-        ("a_full_folder_of_criterion_loses_no_record", a_full_folder_of_criterion_loses_no_record),
-        ("a_name_of_two_models_is_refused_once", a_name_of_two_models_is_refused_once),
-        ("options_that_are_not_utf8_or_too_large_are_refused", options_that_are_not_utf8_or_too_large_are_refused),
-    ];
-    let wanted = std::env::args().skip(1).find(|argument| !argument.starts_with('-')).unwrap_or_default();
-    for (name, test) in tests.iter().filter(|(name, _)| name.contains(&wanted)) {
-        test();
-        println!("test {name} ... ok");
-    }
+    side_by_side::run(
+        &[
+            ("failures_are_isolated", failures_are_isolated),
+            ("records_hold_criterions_samples", records_hold_criterions_samples),
+            ("closed_streams_lose_no_record", closed_streams_lose_no_record),
+            ("a_full_folder_of_criterion_loses_no_record", a_full_folder_of_criterion_loses_no_record),
+            ("a_panic_says_where_it_happened", a_panic_says_where_it_happened),
+            ("what_is_not_paired_says_why", what_is_not_paired_says_why),
+            ("a_list_loads_nothing", a_list_loads_nothing),
+            ("a_filter_and_a_tier_choose", a_filter_and_a_tier_choose),
+            ("a_smoke_test_runs_but_keeps_nothing", a_smoke_test_runs_but_keeps_nothing),
+            ("baselines_are_kept_and_compared", baselines_are_kept_and_compared),
+            ("what_can_not_start_says_why", what_can_not_start_says_why),
+            ("targets_of_one_cargo_share_a_run", targets_of_one_cargo_share_a_run),
+            ("a_name_of_two_models_is_refused_once", a_name_of_two_models_is_refused_once),
+            ("options_that_are_not_utf8_or_too_large_are_refused", options_that_are_not_utf8_or_too_large_are_refused),
+        ],
+        &[
+            ("compared_benchmarks_are_measured_in_turns", compared_benchmarks_are_measured_in_turns),
+            ("loads_are_measured_in_turns", loads_are_measured_in_turns),
+            ("a_disturbed_run_is_no_baseline", a_disturbed_run_is_no_baseline),
+            ("batches_of_the_settings_run", batches_of_the_settings_run),
+            ("a_record_is_repeated_by_its_command", a_record_is_repeated_by_its_command),
+        ],
+    );
     ExitCode::SUCCESS
 }

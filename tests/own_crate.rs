@@ -50,6 +50,8 @@ fn the_documented_crate_runs_its_own_model() {
     fs::copy(package.join("Cargo.lock"), crate_folder.join("Cargo.lock")).expect("Cargo.lock");
     let out = tempfile::tempdir().expect("a folder");
     let output = Command::new(env!("CARGO"))
+        // Nothing is measured, and optimising this package takes most of the time.
+        .args(["--config", "profile.bench.package.candlepower.opt-level=1"])
         .args(["bench", "--offline", "--bench", "my_model", "--", "--test"])
         .current_dir(&crate_folder)
         .env("CARGO_TARGET_DIR", target())

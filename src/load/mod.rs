@@ -26,7 +26,7 @@ mod prompt;
 mod report;
 pub mod search;
 mod sse;
-pub mod statistics;
+mod statistics;
 mod tally;
 mod verdict;
 

@@ -140,10 +140,17 @@ impl Plan {
             (None, Arrivals::Open { .. }) => {
                 ensure_end()?;
                 let turns = u64::from(plan.shape.turns.count);
-                let starts = plan.shape.arrivals.times(plan.shape.seed).take_while(|at| *at < until_ns);
-                for (session, due_ns) in (0..most.div_ceil(turns)).zip(starts) {
+                let (arrivals, seed) = (plan.shape.arrivals, plan.shape.seed);
+                let starts = || arrivals.times(seed).take_while(move |at| *at < until_ns);
+                // A schedule that is too long is refused before it takes memory.
+                let sessions = most.div_ceil(turns).min(MAX_REQUESTS / turns + 1);
+                let started = starts().take(sessions as usize).count() as u64;
+                ensure!(
+                    most.min(started * turns) <= MAX_REQUESTS,
+                    "the schedule has more than {MAX_REQUESTS} requests"
+                );
+                for (session, due_ns) in (0..most.div_ceil(turns)).zip(starts()) {
                     for index in (session * turns..(session + 1) * turns).take_while(|index| *index < most) {
-                        ensure!(index < MAX_REQUESTS, "the schedule has more than {MAX_REQUESTS} requests");
                         let due_ns = (index == session * turns).then_some(due_ns);
                         let request = plan.drawn(index, due_ns);
                         plan.requests.push(request);

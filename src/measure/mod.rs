@@ -2,17 +2,17 @@
 //! knows no scenarios and no models.
 
 pub mod clocks;
-pub mod conditions;
+pub(crate) mod conditions;
 pub mod gpu;
 mod limits;
 pub mod machine;
 mod matrix;
 pub mod memory;
-pub mod page_cache;
+pub(crate) mod page_cache;
 pub mod peak_bytes;
 pub mod processes;
 pub mod rapl;
-pub mod statistics;
+pub(crate) mod statistics;
 mod token_time;
 
 pub use crate::kernels::system::allocator::{self, CountingAllocator};

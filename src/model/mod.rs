@@ -33,7 +33,7 @@ mod spec;
 pub(crate) mod stock;
 pub(crate) mod synthetic;
 mod tensors;
-pub mod trainable;
+pub(crate) mod trainable;
 
 pub use causal_lm::{CacheBytes, CausalLm, Footprint, LogitRows, Part};
 pub use chat::{ChatTemplate, chat_template};

@@ -10,7 +10,7 @@ mod name;
 mod process;
 mod protocol;
 
-pub use launch::{Entry, Launch, adapters};
+pub use launch::{Launch, adapters};
 pub use name::PeerName;
 pub use process::{Peer, Unsupported};
-pub use protocol::{Generated, Loaded, Model, Ran, Work};
+pub use protocol::{Generated, Loaded, Model, Work};

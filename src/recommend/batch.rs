@@ -125,7 +125,8 @@ mod tests {
     #[test]
     fn every_number_of_sequences_is_compared_with_every_smaller_one() {
         let settings = Settings::default();
-        let spec = ModelSpec::Mini("llama-mini");
+        let fixture = concat!("path:", env!("CARGO_MANIFEST_DIR"), "/fixtures/generation/llama-gqa-tied");
+        let spec: ModelSpec = fixture.parse().expect("a specification");
         let ratios = measure(&spec, Engine::Tuned, &settings, Duration::from_secs(600)).expect("ratios");
         let numbers: Vec<usize> = ratios.iter().map(|(sequences, _)| *sequences).collect();
         assert_eq!(numbers, SEQUENCES[1..]);

@@ -35,7 +35,7 @@ const COUNTS: [Count; 4] = [
 ];
 
 /// Returns whether the machine was busy during the benchmark.
-pub fn is_disturbed(record: &Record) -> bool {
+pub(crate) fn is_disturbed(record: &Record) -> bool {
     record.conditions.as_ref().is_some_and(|conditions| !conditions.doubts.is_empty())
 }
 
@@ -69,7 +69,7 @@ const LIMITS: [Limit; 2] = [
 ];
 
 /// Rate, dtype and implementation of the matrix product that is the limit.
-pub fn matrix_rate(limits: &Limits) -> String {
+pub(crate) fn matrix_rate(limits: &Limits) -> String {
     let library = limits.matrix_library.as_ref().map_or_else(String::new, |library| format!(" by {library}"));
     format!("{:.0} GFLOP/s in {}{library}", limits.matrix_flops_per_s / 1e9, limits.matrix_dtype)
 }
@@ -225,7 +225,7 @@ impl<'a> Summary<'a> {
 const MOST_RUNS: usize = 20;
 
 /// Name and records of the newest runs below `out`, other than that of `first`, on the same machine.
-pub fn earlier_runs(out: &Path, first: &Record) -> impl Iterator<Item = (String, Vec<Record>)> {
+pub(crate) fn earlier_runs(out: &Path, first: &Record) -> impl Iterator<Item = (String, Vec<Record>)> {
     let runs = fs::read_dir(out).into_iter().flatten().flatten().filter(|run| *run.file_name() != *first.run);
     let mut files: Vec<_> = runs
         .filter_map(|run| {

@@ -1,8 +1,6 @@
 //! Tests the programs and their errors on the simulated CUDA device that `scripts/cuda-simulated.sh` makes. No real
 //! GPU has run them. The golden tests, which run on any device, are with the models.
 
-#![cfg(feature = "cuda")]
-
 use std::{
     fs,
     path::{Path, PathBuf},

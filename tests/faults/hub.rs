@@ -1,7 +1,7 @@
 //! A Hub that is hostile, broken or slow.
 
 use std::{
-    fs,
+    fs, thread,
     time::{Duration, Instant},
 };
 
@@ -168,11 +168,15 @@ pub fn slow() -> [(Answer, Answer, &'static str); 6] {
 
 #[test]
 fn a_hub_that_lets_wait_is_given_up() {
-    for (of_info, of_files, part) in slow() {
-        let own = Stage::start(move |path| if path == INFO { of_info.clone() } else { of_files.clone() });
-        let error = error(&own.endpoint, "");
-        assert!(error.contains(part), "{part}: {error}");
-    }
+    thread::scope(|scope| {
+        for (of_info, of_files, part) in slow() {
+            scope.spawn(move || {
+                let own = Stage::start(move |path| if path == INFO { of_info.clone() } else { of_files.clone() });
+                let error = error(&own.endpoint, "");
+                assert!(error.contains(part), "{part}: {error}");
+            });
+        }
+    });
 }
 
 /// A server that can be used no more than one out of reach: the cache makes up for it.

@@ -5,6 +5,7 @@ use std::{
     io,
     path::Path,
     process::Stdio,
+    thread,
 };
 
 use crate::command::{candlepower, ended, stderr, succeeds};
@@ -51,16 +52,24 @@ fn codes(folder: &Path, stdout: impl Fn() -> Stdio, stderr: impl Fn() -> Stdio) 
     COMMANDS.iter().map(run).collect()
 }
 
+/// Exit codes of all commands, in a folder of their own.
+fn exit_codes(stdout: fn() -> Stdio, stderr: fn() -> Stdio) -> Vec<Option<i32>> {
+    let folder = with_sandbox();
+    codes(folder.path(), stdout, stderr).into_iter().map(|(code, _)| code).collect()
+}
+
 #[test]
 fn a_closed_stream_changes_no_exit_code() {
-    let folder = with_sandbox();
-    let expected: Vec<_> = codes(folder.path(), Stdio::null, Stdio::null);
-    let codes_of = |found: Vec<(Option<i32>, String)>| found.into_iter().map(|(code, _)| code).collect::<Vec<_>>();
-    let expected = codes_of(expected);
+    let streams: [[fn() -> Stdio; 2]; 4] =
+        [[Stdio::null, Stdio::null], [closed, Stdio::null], [Stdio::null, closed], [closed, closed]];
+    let [expected, found @ ..] = thread::scope(|scope| {
+        let started = streams.map(|[stdout, stderr]| scope.spawn(move || exit_codes(stdout, stderr)));
+        started.map(|codes| codes.join().expect("no panic"))
+    });
     assert!(expected.contains(&Some(0)) && expected.contains(&Some(2)), "{expected:?}");
-    assert_eq!(codes_of(codes(folder.path(), closed, Stdio::null)), expected);
-    assert_eq!(codes_of(codes(folder.path(), Stdio::null, closed)), expected);
-    assert_eq!(codes_of(codes(folder.path(), closed, closed)), expected);
+    for codes in found {
+        assert_eq!(codes, expected);
+    }
 }
 
 #[test]
@@ -69,9 +78,11 @@ fn a_full_disk_is_told_in_one_line() {
         println!("skipped: this system has no /dev/full");
         return;
     }
-    let folder = with_sandbox();
-    let of_null = codes(folder.path(), Stdio::null, Stdio::piped);
-    let of_full = codes(folder.path(), || full().expect("opened before"), Stdio::piped);
+    let (of_null, of_full) = thread::scope(|scope| {
+        let of_null = scope.spawn(|| codes(with_sandbox().path(), Stdio::null, Stdio::piped));
+        let of_full = codes(with_sandbox().path(), || full().expect("opened before"), Stdio::piped);
+        (of_null.join().expect("no panic"), of_full)
+    });
     for ((arguments, (before, _)), (code, error)) in COMMANDS.iter().zip(of_null).zip(of_full) {
         assert_eq!(code, Some(2), "{arguments:?}: {error}");
         if before == Some(0) {

@@ -1,6 +1,9 @@
 //! Tests peers. With `BENCH_TARGET` set, this program is a bench target with short scenarios. Under `cargo test`, it runs itself
 //! as a target with peers that misbehave in every possible way. Skips, with a message, what Python is missing for.
 
+#[path = "../side_by_side/mod.rs"]
+mod side_by_side;
+
 use std::{
     collections::BTreeSet,
     fs,
@@ -512,24 +515,23 @@ fn main() -> ExitCode {
     if std::env::var_os(BENCH_TARGET).is_some() {
         return bench_target();
     }
-    let tests: [(&str, fn()); 12] = [
-        ("every_fault_gives_a_failed_record", every_fault_gives_a_failed_record),
-        ("peers_stand_beside_the_engines", peers_stand_beside_the_engines),
-        ("what_a_peer_does_not_support_is_left_out", what_a_peer_does_not_support_is_left_out),
-        ("every_fault_of_a_training_gives_a_failed_record", every_fault_of_a_training_gives_a_failed_record),
-        ("peers_train_beside_candlepower", peers_train_beside_candlepower),
-        ("a_list_starts_no_peer", a_list_starts_no_peer),
-        ("torch_runs_every_model_that_is_trained", torch_runs_every_model_that_is_trained),
-        ("llama_cpp_chooses_the_tokens_of_tuned", llama_cpp_chooses_the_tokens_of_tuned),
-        ("llama_cpp_runs_the_embedded_shapes", llama_cpp_runs_the_embedded_shapes),
-        ("jax_runs_the_shape_of_llama", jax_runs_the_shape_of_llama),
-        ("transformers_chooses_the_tokens_of_tuned", transformers_chooses_the_tokens_of_tuned),
-        ("transformers_runs_the_embedded_shapes", transformers_runs_the_embedded_shapes),
-    ];
-    let wanted = std::env::args().skip(1).find(|argument| !argument.starts_with('-')).unwrap_or_default();
-    for (name, test) in tests.iter().filter(|(name, _)| name.contains(&wanted)) {
-        test();
-        println!("test {name} ... ok");
-    }
+    side_by_side::run(
+        &[
+            ("every_fault_gives_a_failed_record", every_fault_gives_a_failed_record),
+            ("peers_stand_beside_the_engines", peers_stand_beside_the_engines),
+            ("peers_train_beside_candlepower", peers_train_beside_candlepower),
+            ("what_a_peer_does_not_support_is_left_out", what_a_peer_does_not_support_is_left_out),
+            ("every_fault_of_a_training_gives_a_failed_record", every_fault_of_a_training_gives_a_failed_record),
+            ("a_list_starts_no_peer", a_list_starts_no_peer),
+        ],
+        &[
+            ("torch_runs_every_model_that_is_trained", torch_runs_every_model_that_is_trained),
+            ("llama_cpp_chooses_the_tokens_of_tuned", llama_cpp_chooses_the_tokens_of_tuned),
+            ("llama_cpp_runs_the_embedded_shapes", llama_cpp_runs_the_embedded_shapes),
+            ("jax_runs_the_shape_of_llama", jax_runs_the_shape_of_llama),
+            ("transformers_chooses_the_tokens_of_tuned", transformers_chooses_the_tokens_of_tuned),
+            ("transformers_runs_the_embedded_shapes", transformers_runs_the_embedded_shapes),
+        ],
+    );
     ExitCode::SUCCESS
 }

@@ -1,5 +1,5 @@
 //! The parts beside kernels that need `unsafe` code: the counting allocator, huge pages, maps of files, the driver's memory pool, and the
-//! variables of the process. They are here because `tests/layout.rs` admits such code in this folder only.
+//! variables of the process. They are here because `tests/suite/layout.rs` admits such code in this folder only.
 
 pub mod allocator;
 mod huge_pages;

@@ -23,6 +23,8 @@ struct Row {
     /// Sizes where nothing else is configured. `features` is set by [`Architecture::sizes`].
     sizes: fn() -> Sizes,
     build: fn(&Sizes, VarBuilder) -> Result<Box<dyn SequenceBackbone>>,
+    /// The computation of a block, in Markdown.
+    block: &'static str,
 }
 
 static TABLE: &[Row] = &[
@@ -34,6 +36,7 @@ static TABLE: &[Row] = &[
         dilates: true,
         sizes: || Sizes { depth: 16, dilations: vec![1, 2, 4, 8, 16, 32], ..usual() },
         build: super::hybrid_transformer::build,
+        block: "`x = LN(x + attention(x))`, `x += FF(LN(x))`, `x = LN(x + conv(x))`",
     },
     Row {
         name: "omni_mixture",
@@ -50,6 +53,8 @@ static TABLE: &[Row] = &[
             ..usual()
         },
         build: super::omni_mixture::build,
+        block: "`x = LN(x + MHA(x))`, `x += FF(LN(x))` (twice as wide), `x = LN(x + mixer(x))`, `x = LN(x + conv(x))`, and \
+                every `cross_every` blocks `x = LN(x + MHA(x, c, c))` with a coarse stream `c`",
     },
     Row {
         name: "state_space",
@@ -59,6 +64,7 @@ static TABLE: &[Row] = &[
         dilates: false,
         sizes: usual,
         build: super::state_space::build,
+        block: "`x += W(sigmoid(g)·tanh(conv(s)))`, `x += FF(LN(x))`",
     },
 ];
 
@@ -106,6 +112,16 @@ impl Architecture {
     /// Other names that are read.
     pub fn aliases(self) -> &'static [&'static str] {
         self.row().aliases
+    }
+
+    /// The table of all backbones in the guide, in Markdown.
+    pub fn documentation() -> String {
+        let line = |row: &Row| {
+            let aliases: Vec<_> = row.aliases.iter().map(|alias| format!("`{alias}`")).collect();
+            format!("| `{}` | {} | {} |\n", row.name, aliases.join(", "), row.block)
+        };
+        let lines: String = TABLE.iter().map(line).collect();
+        format!("| name | also | block |\n|---|---|---|\n{lines}")
     }
 
     /// Its default sizes, for a series of `features`.

@@ -3,7 +3,7 @@
 //! `language` trains language models: `gradients` runs the forward and backward pass, with or without checkpointing, `loss`
 //! is the cross-entropy that it starts from, and `optimizer` is AdamW. `forecast` trains a network for series.
 
-pub mod forecast;
+pub(crate) mod forecast;
 #[cfg(test)]
 mod golden;
 pub mod gradients;

@@ -11,12 +11,11 @@ use candlepower::{
     report::columns::{LabelTemplate, documentation, results, sweep},
 };
 
+use crate::generated::assert_part;
+
 const FOLDER: &str = env!("CARGO_MANIFEST_DIR");
 /// A report that an earlier version wrote.
 const KEPT: &str = "target-reports/amd-epyc-2c/20261122T165718Z";
-/// Chapter of the guide with the table of columns.
-const GUIDE: &str = "src/guide/reports.md";
-const MARKERS: [&str; 2] = ["<!-- columns -->", "<!-- /columns -->"];
 
 fn names(text: &[u8]) -> Vec<String> {
     let header = std::str::from_utf8(text).expect("UTF-8").lines().next().expect("a header");
@@ -129,7 +128,7 @@ fn a_kept_report_is_read_and_its_columns_are_the_same() {
 
 #[test]
 fn metrics_begin_with_the_headline() {
-    let sample = include_bytes!("../src/record/sample.json");
+    let sample = include_bytes!("../../src/record/sample.json");
     let record: record::Record = serde_json::from_slice(sample).expect("the sample");
     let metrics = record.measures.expect("measures").metrics();
     let names: Vec<&str> = metrics.iter().map(|metric| metric.name).collect();
@@ -137,17 +136,7 @@ fn metrics_begin_with_the_headline() {
     assert_eq!(metrics[0].unit.name(), "tok/s");
 }
 
-/// `UPDATE_GUIDE=1 cargo test --test measures` writes the table of columns into the guide.
 #[test]
 fn the_guide_has_the_table_of_columns() {
-    let path = Path::new(FOLDER).join(GUIDE);
-    let Ok(text) = fs::read_to_string(&path) else { return };
-    let [begin, end] = MARKERS.map(|marker| text.find(marker).unwrap_or_else(|| panic!("{GUIDE} has no {marker}")));
-    let inside = begin + MARKERS[0].len()..end;
-    let expected = format!("\n{}", documentation());
-    if std::env::var_os("UPDATE_GUIDE").is_some() {
-        fs::write(&path, format!("{}{expected}{}", &text[..inside.start], &text[inside.end..])).expect("written");
-        return;
-    }
-    assert_eq!(text[inside], expected, "{GUIDE} is out of date: run UPDATE_GUIDE=1 cargo test --test measures");
+    assert_part("reports.md", "columns", &documentation());
 }

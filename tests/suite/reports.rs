@@ -9,7 +9,7 @@ use std::{
 use candlepower::record::{Measures, RECORDS, Record};
 use serde_json::Value;
 
-const SAMPLE: &str = include_str!("../src/record/sample.json");
+const SAMPLE: &str = include_str!("../../src/record/sample.json");
 
 fn candlepower(folder: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_candlepower"));

@@ -1,0 +1,19 @@
+//! Tests that neither install an allocator nor have a `main` of their own. They are one program, so that the library is linked
+//! once. `cargo test --release --test suite keys::` runs those of one file.
+
+mod command;
+mod duel;
+mod generated;
+mod golden_sampling;
+mod hub;
+mod keys;
+mod layout;
+mod measures;
+mod quality;
+mod readme;
+mod recommend;
+mod reports;
+mod schemas;
+mod sweep;
+mod train;
+mod wrap;
