@@ -618,6 +618,35 @@ mod tests {
         }
     }
 
+    /// The library of the terminal drops control characters, but not those that change the direction of writing.
+    #[test]
+    fn names_in_records_are_shown_without_escape_sequences() {
+        const FOREIGN: &str = "\u{1b}]0;owned\u{7}\u{202e}";
+        const SHOWN: &str = "\\u{1b}]0;owned\\u{7}\\u{202e}";
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("run").join("records.jsonl");
+        fs::create_dir(folder.path().join("run")).expect("made");
+        let foreign = record(FOREIGN, |record| {
+            record.scenario = FOREIGN.into();
+            let subject = &mut record.subject;
+            for name in [&mut subject.model, &mut subject.engine, &mut subject.dtype, &mut subject.device] {
+                *name = FOREIGN.into();
+            }
+        });
+        fs::write(&path, foreign).expect("written");
+        let mut watched = Watched::new(&path);
+        watched.refresh().expect("read");
+        for (filter, name) in [(Filter::Precision, "precision"), (Filter::Engine, "engine"), (Filter::Model, "model")] {
+            watched.turn(filter);
+            let screen = screen(&mut watched, 240, 24);
+            assert!(screen.contains(&format!("only {name} {SHOWN}")), "{screen}");
+            assert!(screen.contains(&format!("{SHOWN}  {SHOWN}-{SHOWN}-{SHOWN} ")), "the scenario: {screen}");
+            assert!(screen.contains(&format!("│  {SHOWN} ")), "the model: {screen}");
+            assert!(!screen.contains(['\u{1b}', '\u{7}', '\u{202e}']), "{screen:?}");
+            watched.clear();
+        }
+    }
+
     #[test]
     fn bars_go_from_the_least_to_the_most() {
         assert_eq!(sparkline(&[1.0, 2.0, 3.0], 10), "▁▅█");
