@@ -422,7 +422,8 @@ mod tests {
     fn names_in_findings_are_shown_without_escape_sequences() {
         let text = "records go to \u{1b}]0;owned\u{7}\u{202e}\nheat".to_owned();
         let shown = render(&[finding("output", Fine, text), finding("heat", Note, "none".into())]);
-        let expected = "ok      output    records go to \\u{1b}]0;owned\\u{7}\\u{202e}\\nheat\nnote    heat      none\n";
+        let expected =
+            "ok      output    records go to \\u{1b}]0;owned\\u{7}\\u{202e}\\nheat\nnote    heat      none\n";
         assert_eq!(shown, expected);
     }
 
