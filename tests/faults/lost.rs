@@ -399,6 +399,32 @@ fn a_combination_that_ends_its_process_leaves_the_others() {
 
 #[test]
 #[cfg(target_os = "linux")]
+fn a_scenario_that_ends_its_process_leaves_the_others() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let temporary = tempfile::tempdir().expect("a folder");
+    let mut command = candlepower(folder.path());
+    command.args(["run", "--model", "llama-mini", "--engine", "stock", "--suite", "quick", "--warmup", "0"]);
+    command.env("CANDLEPOWER_RUN", "r").env("TMPDIR", temporary.path());
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
+    // The note of the guard: the first scenario is prepared or runs.
+    let is_noted = |name: &String| temporary.path().join(name).join("note.json").is_file();
+    wait_for("a note", || names(temporary.path()).iter().any(is_noted));
+    send("-ABRT", child_of(child.id()));
+    let output = ended(child);
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    let reason = "the process that measured it was ended by SIGABRT";
+    assert!(stderr(&output).contains(reason), "{}", stderr(&output));
+    let records = records_of(folder.path(), "r");
+    let [short, medium] = records.as_slice() else { panic!("{records:?}") };
+    assert_eq!((short.scenario.as_str(), short.status), ("short", Status::Failed));
+    assert!(short.reason.as_ref().is_some_and(|told| told.starts_with(reason)), "{:?}", short.reason);
+    assert_eq!((medium.scenario.as_str(), medium.status), ("medium", Status::Measured));
+    let table = String::from_utf8_lossy(&output.stdout);
+    assert!(table.contains("medium"), "the table of the last process has both: {table}");
+}
+
+#[test]
+#[cfg(target_os = "linux")]
 fn the_process_that_measures_ends_with_the_one_that_guards_it() {
     let folder = tempfile::tempdir().expect("a folder");
     let (_, mut child, measuring) = long_sweep(folder.path());
