@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeMap,
     fs::File,
-    io::{self, BufRead, BufReader, Seek, SeekFrom},
+    io::{self, BufReader, Seek, SeekFrom},
     path::{Path, PathBuf},
 };
 
@@ -24,6 +24,7 @@ use super::{
     text_table::sparkline,
 };
 use crate::{
+    files::{LINE_MAX_BYTES, read_line_limited},
     record::{
         MeasureUnit, Measures, Record, Status,
         measures::{TableColumn, TableKey, table_columns},
@@ -139,7 +140,7 @@ impl Watched {
         file.seek(SeekFrom::Start(self.read_bytes))?;
         let mut lines = BufReader::new(file);
         let mut line = Vec::new();
-        while lines.read_until(b'\n', &mut line)? > 0 && line.ends_with(b"\n") {
+        while read_line_limited(&mut lines, &mut line, LINE_MAX_BYTES)? > 0 && line.ends_with(b"\n") {
             self.read_bytes += line.len() as u64;
             match parse(line.trim_ascii()) {
                 _ if line.trim_ascii().is_empty() => {}
