@@ -417,6 +417,16 @@ mod tests {
         assert!(below.text.contains("CANDLEPOWER_OUT"), "{}", below.text);
     }
 
+    /// A finding quotes names of devices, models and folders.
+    #[test]
+    fn names_in_findings_are_shown_without_escape_sequences() {
+        let text = "records go to \u{1b}]0;owned\u{7}\u{202e}\nheat".to_owned();
+        let shown = render(&[finding("output", Fine, text), finding("heat", Note, "none".into())]);
+        let expected =
+            "ok      output    records go to \\u{1b}]0;owned\\u{7}\\u{202e}\\nheat\nnote    heat      none\n";
+        assert_eq!(shown, expected);
+    }
+
     #[test]
     fn a_model_that_memory_has_no_room_for_is_named() {
         let models = settings(&["llama-mini", "synthetic:llama-3.2-1b"]);

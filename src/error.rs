@@ -62,7 +62,10 @@ pub(crate) fn keep_location(panic: &PanicHookInfo) {
 }
 
 /// Runs `body` and turns a panic into an error that names the panic's location.
-pub(crate) fn caught<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
+///
+/// # Errors
+/// When `body` returns an error, or panics.
+pub fn caught<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
     panic::catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|payload| {
         Err(match payload.downcast::<Aborted>() {
             Ok(aborted) => aborted.0,

@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    io::{self, ErrorKind, Read, Write},
+    io::{self, BufRead, ErrorKind, Read, Write},
     path::Path,
 };
 
@@ -84,9 +84,36 @@ pub fn read_text_limited(path: &Path, max_bytes: u64) -> io::Result<String> {
     String::from_utf8(content).map_err(|_| io::Error::new(ErrorKind::InvalidData, "it is not UTF-8"))
 }
 
+/// Largest line of a file of records. One record has a few kilobytes, and at most a few numbers for each sample.
+pub const LINE_MAX_BYTES: u64 = 64 << 20;
+
+/// Appends the next line, of at most `max_bytes` with its line break, to `line`. Returns its bytes; 0 is the end of the file. The
+/// last line may lack the line break.
+///
+/// # Errors
+/// When the line is longer, or cannot be read.
+pub fn read_line_limited(reader: &mut impl BufRead, line: &mut Vec<u8>, max_bytes: u64) -> io::Result<usize> {
+    let bytes = reader.take(max_bytes + 1).read_until(b'\n', line)?;
+    if bytes as u64 > max_bytes {
+        return Err(io::Error::new(ErrorKind::FileTooLarge, format!("a line is longer than {max_bytes} bytes")));
+    }
+    Ok(bytes)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lines_are_read_up_to_the_limit() {
+        let (mut reader, mut line) = (&b"ab\ncdef\ng"[..], Vec::new());
+        assert_eq!((read_line_limited(&mut reader, &mut line, 5).expect("a line"), line.as_slice()), (3, &b"ab\n"[..]));
+        assert_eq!(read_line_limited(&mut reader, &mut line, 5).expect("a line of five bytes"), 5);
+        assert_eq!(read_line_limited(&mut reader, &mut line, 5).expect("the last line"), 1);
+        assert_eq!((read_line_limited(&mut reader, &mut line, 5).expect("the end"), line.len()), (0, 9));
+        let error = read_line_limited(&mut &b"cdefg\n"[..], &mut line, 5).expect_err("six bytes").to_string();
+        assert!(error.contains("longer than 5 bytes"), "{error}");
+    }
 
     #[test]
     fn a_result_can_be_written_to_a_folder_that_exists() {

@@ -45,7 +45,8 @@ pub fn markdown(text: &str) -> String {
     out
 }
 
-/// For text and attributes of XML, SVG and HTML. Characters that XML does not allow become U+FFFD.
+/// For text and attributes of XML, SVG and HTML. Control characters, and those that change the direction of writing or that XML
+/// does not allow, become U+FFFD. Line breaks and tabs stay.
 pub fn xml(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
@@ -55,7 +56,8 @@ pub fn xml(text: &str) -> String {
             '>' => out.push_str("&gt;"),
             '"' => out.push_str("&quot;"),
             '\'' => out.push_str("&#39;"),
-            c if is_xml(c) => out.push(c),
+            '\n' | '\t' => out.push(c),
+            c if is_xml(c) && !is_unsafe(c) => out.push(c),
             _ => out.push(char::REPLACEMENT_CHARACTER),
         }
     }
@@ -67,10 +69,12 @@ pub fn xml_characters(text: &str) -> String {
     text.chars().map(|c| if is_xml(c) { c } else { char::REPLACEMENT_CHARACTER }).collect()
 }
 
-/// For a cell of a CSV file: text that a spreadsheet would compute as a formula begins with an apostrophe. Numbers stay.
+/// For a cell of a CSV file: one line, as [`line()`] shows it. Text that a spreadsheet would compute as a formula begins with an
+/// apostrophe. Numbers stay.
 pub fn csv(text: &str) -> String {
-    let is_formula = text.starts_with(['=', '+', '-', '@', '\t', '\r']) && text.parse::<f64>().is_err();
-    if is_formula { format!("'{text}") } else { text.to_owned() }
+    let text = line(text);
+    let is_formula = text.starts_with(['=', '+', '-', '@']) && text.parse::<f64>().is_err();
+    if is_formula { format!("'{text}") } else { text }
 }
 
 /// For the value of a label in OpenMetrics, between its quotes. Control characters other than line breaks are escaped as in
@@ -139,10 +143,12 @@ mod tests {
             (markdown, "a|b\n<img src=x>`c`[d](e)", "a\\|b\\n&lt;img src=x>`c`[d]\\(e)"),
             (markdown, "llama-3.2-1b/stock_bf16", "llama-3.2-1b/stock_bf16"),
             (xml, "<a b=\"c\">'&\u{1b}\u{0}\u{ffff}", "&lt;a b=&quot;c&quot;&gt;&#39;&amp;\u{fffd}\u{fffd}\u{fffd}"),
+            (xml, "a\u{9b}31m\u{202e}\n\tb", "a\u{fffd}31m\u{fffd}\n\tb"),
             (xml_characters, "<\u{8}>", "<\u{fffd}>"),
             (csv, "=HYPERLINK(\"x\")", "'=HYPERLINK(\"x\")"),
             (csv, "+1+1", "'+1+1"),
             (csv, "@SUM(A1)", "'@SUM(A1)"),
+            (csv, "\t=1+1\r\n\u{1b}[2J", "\\t=1+1\\r\\n\\u{1b}[2J"),
             (csv, "-1.5e-3", "-1.5e-3"),
             (csv, "medium/a/b", "medium/a/b"),
             (openmetrics, "a\"b\\c\nd", "a\\\"b\\\\c\\nd"),

@@ -63,8 +63,12 @@ pub struct Target {
 impl Target {
     /// The address of the endpoint.
     pub(super) fn endpoint(&self) -> Result<Url> {
-        let base: Url = self.url.parse().with_context(|| format!("{} is not a URL", text::line(&self.url)))?;
-        ensure!(["http", "https"].contains(&base.scheme()), "{}: use http or https", text::line(&self.url));
+        // It is not shown, because it may hold a password.
+        let base: Url = self.url.parse().context("the address of the server is not a URL")?;
+        ensure!(
+            ["http", "https"].contains(&base.scheme()),
+            "the address of the server must begin with http:// or https://"
+        );
         ensure!(
             base.username().is_empty() && base.password().is_none(),
             "the URL has a user or password: give a key in a file instead"

@@ -1,11 +1,12 @@
-//! The note of the benchmark that a process is measuring, for the process that guards it.
+//! The note of the benchmark or training that a process runs, for the process that guards it.
 
 use std::{
+    collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
 use super::{Record, write_whole};
@@ -22,15 +23,22 @@ pub struct Guarded {
     pub note: PathBuf,
     /// Benchmarks with a record since this time are done. `None` in the first process of a guard.
     pub since: Option<String>,
+    /// Trainings that ended earlier processes of the guard, by name, with the reason.
+    pub ended: BTreeMap<String, String>,
 }
 
-/// A record of the failure that is true if the process ends now.
+/// The work that has failed if the process ends now.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct Note {
-    /// Folder of the runs.
-    pub out: PathBuf,
-    /// The record. Its run is empty if the process has not opened one.
-    pub record: Record,
+pub enum Note {
+    /// A benchmark.
+    Benchmark {
+        /// Folder of the runs.
+        out: PathBuf,
+        /// The record of its failure. Its run is empty if the process has not opened one.
+        record: Box<Record>,
+    },
+    /// A training of a shoot-out, by name.
+    Training(String),
 }
 
 impl Guarded {
@@ -47,7 +55,19 @@ impl Guarded {
         write_whole(&self.note, &serde_json::to_vec(note)?)
     }
 
-    /// Removes the note, because its benchmark has a record.
+    /// Notes a training that is about to start. A note that cannot be written leaves the training without a guard.
+    ///
+    /// # Errors
+    /// When the training ended an earlier process of the guard.
+    pub fn begin(&self, training: &str) -> Result<()> {
+        if let Some(reason) = self.ended.get(training) {
+            bail!("{reason}");
+        }
+        let _ = self.write(&Note::Training(training.to_owned()));
+        Ok(())
+    }
+
+    /// Removes the note, because its benchmark has a record, or its training has ended.
     pub fn clear(&self) {
         let _ = fs::remove_file(&self.note);
     }

@@ -4,7 +4,7 @@ use std::{
     borrow::Cow,
     collections::{BTreeMap, BTreeSet},
     fs::{self, File},
-    io::{self, BufRead, BufReader, Read as _, Seek, SeekFrom},
+    io::{self, BufReader, Read as _, Seek, SeekFrom},
     path::Path,
 };
 
@@ -13,6 +13,7 @@ use rayon::prelude::*;
 use serde::Deserialize;
 
 use super::{OLDEST_SCHEMA, Record, SCHEMA};
+use crate::files::{LINE_MAX_BYTES, read_line_limited};
 
 /// The records of a file, and the problems of its other lines.
 #[derive(Debug, Default)]
@@ -34,7 +35,7 @@ pub fn read(path: &Path) -> Result<Read> {
     let mut line = Vec::new();
     for number in 1.. {
         line.clear();
-        match lines.read_until(b'\n', &mut line) {
+        match read_line_limited(&mut lines, &mut line, LINE_MAX_BYTES) {
             Ok(0) => break,
             Ok(_) if line.trim_ascii().is_empty() => {}
             Ok(_) => match parse(line.trim_ascii()) {
@@ -142,11 +143,11 @@ fn look_through(path: &Path, from: u64, to: u64) -> io::Result<Part> {
     if from > 0 {
         // A line that starts in the previous part belongs to that part.
         file.seek(SeekFrom::Start(from - 1))?;
-        start = from - 1 + file.read_until(b'\n', &mut line)? as u64;
+        start = from - 1 + read_line_limited(&mut file, &mut line, LINE_MAX_BYTES)? as u64;
     }
     while start < to {
         line.clear();
-        let length = file.read_until(b'\n', &mut line)? as u64;
+        let length = read_line_limited(&mut file, &mut line, LINE_MAX_BYTES)? as u64;
         if length == 0 {
             break;
         }

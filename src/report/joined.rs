@@ -155,7 +155,7 @@ pub fn join_all(files: &[PathBuf], criterion_home: &Path) -> Result<Joined> {
 }
 
 /// Largest data file of a report that is read.
-const DATA_MAX_BYTES: u64 = 1 << 30;
+pub(super) const DATA_MAX_BYTES: u64 = 1 << 30;
 
 /// Criterion's estimates in the data file of a report. Empty if there is no such file, so that a report of a report keeps its
 /// intervals.

@@ -16,10 +16,12 @@ use serde_json::{Map, Value};
 
 use super::{
     columns::{self, LabelTemplate},
+    joined::DATA_MAX_BYTES,
     table,
     text_table::markdown,
 };
 use crate::{
+    files::{read_limited, read_text_limited},
     record::{
         self, Measures, RECORDS, Record,
         columns::{self as record_columns, Column},
@@ -118,7 +120,8 @@ fn of_field(field: &Field) -> Value {
 }
 
 fn read_csv(path: &Path) -> Result<Vec<ResultRow>> {
-    let mut reader = csv::Reader::from_path(path)?;
+    let content = read_limited(path, DATA_MAX_BYTES)?;
+    let mut reader = csv::Reader::from_reader(content.as_slice());
     let header = reader.headers()?.clone();
     let value = |text: &str| match text.parse::<f64>() {
         _ if text.is_empty() => Value::Null,
@@ -130,7 +133,7 @@ fn read_csv(path: &Path) -> Result<Vec<ResultRow>> {
 }
 
 fn read_json(path: &Path) -> Result<Vec<ResultRow>> {
-    let text = std::fs::read_to_string(path)?;
+    let text = read_text_limited(path, DATA_MAX_BYTES)?;
     if text.trim_start().starts_with('[') {
         return Ok(serde_json::from_str(&text)?);
     }

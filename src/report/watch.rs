@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeMap,
     fs::File,
-    io::{self, BufRead, BufReader, Seek, SeekFrom},
+    io::{self, BufReader, Seek, SeekFrom},
     path::{Path, PathBuf},
 };
 
@@ -24,6 +24,7 @@ use super::{
     text_table::sparkline,
 };
 use crate::{
+    files::{LINE_MAX_BYTES, read_line_limited},
     record::{
         MeasureUnit, Measures, Record, Status,
         measures::{TableColumn, TableKey, table_columns},
@@ -139,7 +140,7 @@ impl Watched {
         file.seek(SeekFrom::Start(self.read_bytes))?;
         let mut lines = BufReader::new(file);
         let mut line = Vec::new();
-        while lines.read_until(b'\n', &mut line)? > 0 && line.ends_with(b"\n") {
+        while read_line_limited(&mut lines, &mut line, LINE_MAX_BYTES)? > 0 && line.ends_with(b"\n") {
             self.read_bytes += line.len() as u64;
             match parse(line.trim_ascii()) {
                 _ if line.trim_ascii().is_empty() => {}
@@ -615,6 +616,35 @@ mod tests {
                 watched.clear();
                 assert_eq!(watched.shown().len(), watched.order.len());
             }
+        }
+    }
+
+    /// The library of the terminal drops control characters, but not those that change the direction of writing.
+    #[test]
+    fn names_in_records_are_shown_without_escape_sequences() {
+        const FOREIGN: &str = "\u{1b}]0;owned\u{7}\u{202e}";
+        const SHOWN: &str = "\\u{1b}]0;owned\\u{7}\\u{202e}";
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("run").join("records.jsonl");
+        fs::create_dir(folder.path().join("run")).expect("made");
+        let foreign = record(FOREIGN, |record| {
+            record.scenario = FOREIGN.into();
+            let subject = &mut record.subject;
+            for name in [&mut subject.model, &mut subject.engine, &mut subject.dtype, &mut subject.device] {
+                *name = FOREIGN.into();
+            }
+        });
+        fs::write(&path, foreign).expect("written");
+        let mut watched = Watched::new(&path);
+        watched.refresh().expect("read");
+        for (filter, name) in [(Filter::Precision, "precision"), (Filter::Engine, "engine"), (Filter::Model, "model")] {
+            watched.turn(filter);
+            let screen = screen(&mut watched, 240, 24);
+            assert!(screen.contains(&format!("only {name} {SHOWN}")), "{screen}");
+            assert!(screen.contains(&format!("{SHOWN}  {SHOWN}-{SHOWN}-{SHOWN} ")), "the scenario: {screen}");
+            assert!(screen.contains(&format!("│  {SHOWN} ")), "the model: {screen}");
+            assert!(!screen.contains(['\u{1b}', '\u{7}', '\u{202e}']), "{screen:?}");
+            watched.clear();
         }
     }
 

@@ -1,12 +1,14 @@
 //! Measurements in a process of their own. A benchmark can end its process: a failed allocation aborts it, and a system
-//! without memory kills it. It must not take down the benchmarks after it.
+//! without memory kills it. It must not take down the benchmarks after it. So with the trainings of a shoot-out.
 //!
 //! [`guarded`] starts the program again, and waits for that process, which measures. Before it prepares a benchmark, the
 //! process notes the record of its failure. If a signal ends the process, the waiting one appends the noted record to the run,
 //! and starts another process for the benchmarks that have no record. Of benchmarks that are measured in turns, the one that
-//! was prepared or warmed up last is noted.
+//! was prepared or warmed up last is noted. Trainings have no records: the next process gets the names of those that ended
+//! earlier processes.
 
 use std::{
+    collections::BTreeMap,
     env,
     io::{self, Read},
     process::{self, Command, ExitCode, ExitStatus, Stdio},
@@ -49,7 +51,8 @@ pub fn guarded(body: impl FnOnce(Option<Guarded>) -> Result<ExitCode>) -> Result
 fn guard() -> Result<ExitCode> {
     let folder = tempfile::tempdir().context("the folder of temporary files can't be written to: set TMPDIR")?;
     let started = Utc::now().to_rfc3339_opts(SecondsFormat::Millis, true);
-    let mut guarded = Guarded { started_by: parent_process(), note: folder.path().join("note.json"), since: None };
+    let note = folder.path().join("note.json");
+    let mut guarded = Guarded { started_by: parent_process(), note, since: None, ended: BTreeMap::new() };
     let mut run: Option<String> = None;
     loop {
         let status = wait_for(&guarded, run.as_deref()).context("the process that measures did not start")?;
@@ -58,18 +61,27 @@ fn guard() -> Result<ExitCode> {
             return Ok(code.map_or(ExitCode::FAILURE, ExitCode::from));
         };
         let fault = FAULTS.iter().find(|(number, _)| *number == signal).map(|(_, name)| name);
-        let (Some(fault), Some(Note { out, mut record })) = (fault, guarded.take()?) else {
+        let (Some(fault), Some(note)) = (fault, guarded.take()?) else {
             output::report(format_args!("error: the process that measures was ended by signal {signal}"));
             return Ok(ExitCode::from(u8::try_from(128 + signal).unwrap_or(u8::MAX)));
         };
-        let reason = format!("the process that measured it was ended by {fault}");
-        output::report(format_args!("\nerror: {}: {reason}; the other benchmarks go on", record.id));
-        let sink = Sink::open(&out, Some(record.run.as_str()).filter(|run| !run.is_empty()))?;
-        record.run = sink.run().to_owned();
-        record.reason = Some(reason);
-        sink.append(&record)?;
-        run = Some(record.run);
-        guarded.since = Some(started.clone());
+        match note {
+            Note::Benchmark { out, mut record } => {
+                let reason = format!("the process that measured it was ended by {fault}");
+                output::report(format_args!("\nerror: {}: {reason}; the other benchmarks go on", record.id));
+                let sink = Sink::open(&out, Some(record.run.as_str()).filter(|run| !run.is_empty()))?;
+                record.run = sink.run().to_owned();
+                record.reason = Some(reason);
+                sink.append(&record)?;
+                run = Some(record.run);
+                guarded.since = Some(started.clone());
+            }
+            Note::Training(name) => {
+                let reason = format!("the process that trained it was ended by {fault}");
+                output::report(format_args!("\nerror: {name}: {reason}; the other trainings go on"));
+                guarded.ended.insert(name, reason);
+            }
+        }
     }
 }
 
@@ -100,7 +112,7 @@ fn signal(_: ExitStatus) -> Option<i32> {
 ///
 /// # Errors
 /// Returns an error if the system starts no thread.
-pub(super) fn end_with_guard() -> io::Result<()> {
+pub fn end_with_guard() -> io::Result<()> {
     let wait = || {
         let _ = io::stdin().read(&mut [0]);
         process::exit(1);

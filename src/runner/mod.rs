@@ -2,9 +2,9 @@
 //!
 //! `criterion` runs the groups of a bench target and is the only caller of Criterion. `plain` runs the same workloads in a
 //! loop, for the command. Both use `session`, which holds the state that all records of a process share, and `pool`, which
-//! loads models. `guard` keeps a benchmark that ends its process from ending the others. `on_model` has the kinds of scenarios
-//! that run on models. `peers` holds the processes of peers whose iterations are steps. `turns` takes the samples of benchmarks
-//! that are compared alternately. `observe` reads the machine's limits and load around samples. `catalogue` finds the
+//! loads models. `guard` keeps a benchmark or training that ends its process from ending the others. `on_model` has the kinds of
+//! scenarios that run on models. `peers` holds the processes of peers whose iterations are steps. `turns` takes the samples of
+//! benchmarks that are compared alternately. `observe` reads the machine's limits and load around samples. `catalogue` finds the
 //! benchmarks of all targets by id. `reproduce` gives the command line that repeats a measurement. `sandbox` makes marked
 //! records without measuring.
 
@@ -26,7 +26,7 @@ pub(crate) mod turns;
 #[cfg(feature = "cli")]
 pub(crate) use catalogue::Catalogue;
 pub use criterion::{Suite, bytes, main};
-pub use guard::guarded;
+pub use guard::{end_with_guard, guarded};
 #[cfg(feature = "cli")]
 pub(crate) use observe::Observation;
 pub use observe::Surroundings;

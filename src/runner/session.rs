@@ -118,7 +118,7 @@ impl Session {
         let mut record = self.record(scenario, subject.clone(), outcome, None);
         let run = self.sink.as_ref().map(Sink::run).or(self.settings.run.as_deref());
         record.run = run.unwrap_or_default().to_owned();
-        let _ = guarded.write(&Note { out: self.settings.out.clone(), record });
+        let _ = guarded.write(&Note::Benchmark { out: self.settings.out.clone(), record: Box::new(record) });
     }
 
     /// The open device of the settings.

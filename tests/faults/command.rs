@@ -101,6 +101,31 @@ pub fn wait_for(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
+/// The process that another one started: the one that measures, where a guard started it.
+#[cfg(target_os = "linux")]
+pub fn child_of(id: u32) -> u32 {
+    let parent_of = |id: u32| -> Option<u32> {
+        let stat = fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
+        stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
+    };
+    let ids = fs::read_dir("/proc").expect("processes").flatten();
+    let mut ids = ids.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    ids.find(|child| parent_of(*child) == Some(id)).expect("a process")
+}
+
+/// Waits until a process has ended, which may not be a child of this one.
+#[cfg(target_os = "linux")]
+pub fn wait_for_end_of(id: u32) {
+    let state = || fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
+    wait_for("its end", || state().is_empty() || state().contains(") Z"));
+}
+
+/// Sends a signal such as `-TERM` to a process.
+#[cfg(target_os = "linux")]
+pub fn send(signal: &str, id: u32) {
+    assert!(Command::new("kill").args([signal, &id.to_string()]).status().expect("kill").success());
+}
+
 /// Names in a folder.
 pub fn names(folder: &Path) -> Vec<String> {
     let mut names: Vec<_> = fs::read_dir(folder)

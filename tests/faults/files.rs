@@ -81,6 +81,26 @@ fn what_is_not_a_file_of_a_size_is_not_read() {
     }
 }
 
+/// Results without an end: zeros, which take no room on the disk.
+#[test]
+fn results_without_a_line_break_are_not_read_into_memory() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for file in ["records.jsonl", "rows.csv", "rows.json"] {
+        huge(&folder.path().join(file));
+    }
+    for (arguments, part) in [
+        (&["report", "records.jsonl"][..], "records.jsonl could not be read: a line is longer than"),
+        (&["compare", "records.jsonl", "records.jsonl"], "records.jsonl could not be read: a line is longer than"),
+        (&["export", "records.jsonl", "--format", "openmetrics"], "records.jsonl could not be read: a line is longer"),
+        (&["sweep", "summarise", "records.jsonl"], "records.jsonl could not be read: a line is longer than"),
+        (&["sweep", "summarise", "rows.csv"], "rows.csv cannot be read: it is larger than"),
+        (&["sweep", "summarise", "rows.json"], "rows.json cannot be read: it is larger than"),
+    ] {
+        let error = refused(folder.path(), arguments, &[]);
+        assert!(error.contains(part), "{error}");
+    }
+}
+
 /// Before anything is measured, and without a folder outside.
 #[test]
 fn a_run_is_named_by_a_name() {

@@ -10,6 +10,8 @@ use candlepower::record::{Measures, Record, Status};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+#[cfg(target_os = "linux")]
+use crate::command::{child_of, send, wait_for_end_of};
 use crate::{
     command::{candlepower, ended, is_refused, limited, names, output, refused, stderr, succeeds, wait_for},
     output::SMALL_SWEEP,
@@ -306,10 +308,20 @@ fn a_run_of_another_grid_is_not_continued() {
     succeeds(folder.path(), SMALL_SWEEP);
     let before = records_of(folder.path(), "r").len();
     let file = folder.path().join("target/candlepower/r/records.jsonl");
-    for (key, value) in
-        [("--features", "9"), ("--seed", "7"), ("--learning-rate", "0.5"), ("--outputs", "2"), ("--stride", "3")]
-    {
-        let output = output(candlepower(folder.path()).args([SMALL_SWEEP, &[key, value]].concat()));
+    for (key, value) in [
+        ("--features", "9"),
+        ("--steps", "3"),
+        ("--seed", "7"),
+        ("--learning-rate", "0.5"),
+        ("--outputs", "2"),
+        ("--stride", "3"),
+    ] {
+        let mut arguments = SMALL_SWEEP.to_vec();
+        match arguments.iter().position(|argument| *argument == key) {
+            Some(place) => arguments[place + 1] = value,
+            None => arguments.extend([key, value]),
+        }
+        let output = output(candlepower(folder.path()).args(&arguments));
         assert_eq!(output.status.code(), Some(2), "{key}");
         let error = stderr(&output);
         let name = key.trim_start_matches("--").replace('-', "_");
@@ -360,13 +372,7 @@ fn long_sweep(folder: &Path) -> (Vec<&'static str>, std::process::Child, u32) {
     command.args(&arguments).stdout(Stdio::null()).stderr(fs::File::create(&log).expect("a file"));
     let child = command.spawn().expect("it starts");
     wait_for("a step", || fs::read_to_string(&log).is_ok_and(|log| log.contains(": step ")));
-    let parent_of = |id: u32| -> Option<u32> {
-        let stat = fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
-        stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
-    };
-    let ids = fs::read_dir("/proc").expect("processes").flatten();
-    let ids = ids.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    let measuring = ids.into_iter().find(|id| parent_of(*id) == Some(child.id())).expect("a process");
+    let measuring = child_of(child.id());
     (arguments, child, measuring)
 }
 
@@ -377,7 +383,7 @@ fn a_combination_that_ends_its_process_leaves_the_others() {
     for (signal, name) in [("-ABRT", "SIGABRT"), ("-KILL", "SIGKILL")] {
         let folder = tempfile::tempdir().expect("a folder");
         let (arguments, mut child, measuring) = long_sweep(folder.path());
-        assert!(Command::new("kill").args([signal, &measuring.to_string()]).status().expect("kill").success());
+        send(signal, measuring);
         assert_eq!(child.wait().expect("it ends").code(), Some(1));
         let records = records_of(folder.path(), "r");
         let [failed, measured] = records.as_slice() else { panic!("{records:?}") };
@@ -393,13 +399,38 @@ fn a_combination_that_ends_its_process_leaves_the_others() {
 
 #[test]
 #[cfg(target_os = "linux")]
+fn a_scenario_that_ends_its_process_leaves_the_others() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let temporary = tempfile::tempdir().expect("a folder");
+    let mut command = candlepower(folder.path());
+    command.args(["run", "--model", "llama-mini", "--engine", "stock", "--suite", "quick", "--warmup", "0"]);
+    command.env("CANDLEPOWER_RUN", "r").env("TMPDIR", temporary.path());
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
+    // The note of the guard: the first scenario is prepared or runs.
+    let is_noted = |name: &String| temporary.path().join(name).join("note.json").is_file();
+    wait_for("a note", || names(temporary.path()).iter().any(is_noted));
+    send("-ABRT", child_of(child.id()));
+    let output = ended(child);
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    let reason = "the process that measured it was ended by SIGABRT";
+    assert!(stderr(&output).contains(reason), "{}", stderr(&output));
+    let records = records_of(folder.path(), "r");
+    let [short, medium] = records.as_slice() else { panic!("{records:?}") };
+    assert_eq!((short.scenario.as_str(), short.status), ("short", Status::Failed));
+    assert!(short.reason.as_ref().is_some_and(|told| told.starts_with(reason)), "{:?}", short.reason);
+    assert_eq!((medium.scenario.as_str(), medium.status), ("medium", Status::Measured));
+    let table = String::from_utf8_lossy(&output.stdout);
+    assert!(table.contains("medium"), "the table of the last process has both: {table}");
+}
+
+#[test]
+#[cfg(target_os = "linux")]
 fn the_process_that_measures_ends_with_the_one_that_guards_it() {
     let folder = tempfile::tempdir().expect("a folder");
     let (_, mut child, measuring) = long_sweep(folder.path());
     child.kill().expect("killed");
     child.wait().expect("it ended");
-    let state = || fs::read_to_string(format!("/proc/{measuring}/stat")).unwrap_or_default();
-    wait_for("its end", || state().is_empty() || state().contains(") Z"));
+    wait_for_end_of(measuring);
     assert_eq!(records_of(folder.path(), "r").len(), 0);
 }
 
@@ -443,6 +474,81 @@ fn names_that_are_not_utf8_name_nothing_else() {
     assert!(names(folder.path()).is_empty());
 }
 
+/// A settings file may come from elsewhere.
+#[test]
+fn names_in_settings_reach_no_terminal() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let out = "out\u{1b}]0;owned\u{7}\u{9b}31m\u{202e}";
+    fs::write(folder.path().join("candlepower.toml"), format!("out = {}", json!(out))).expect("written");
+    for arguments in [&["doctor"][..], &["doctor", "--json"], &["list"]] {
+        let output = output(candlepower(folder.path()).args(arguments));
+        assert!(output.status.success(), "{arguments:?}: {}", stderr(&output));
+        let text = String::from_utf8_lossy(&output.stdout).into_owned() + &stderr(&output);
+        assert!(text.contains("owned"), "{arguments:?} shows the folder: {text}");
+        assert!(!text.contains(|c: char| (c.is_control() && c != '\n') || c == '\u{202e}'), "{arguments:?}: {text:?}");
+    }
+    assert_eq!(names(folder.path()), ["candlepower.toml"]);
+}
+
+/// No name in a record leads out of the folder of reports.
+#[test]
+fn a_machine_is_named_by_a_name() {
+    let place = tempfile::tempdir().expect("a folder");
+    let inside = place.path().join("inside");
+    let absolute = place.path().join("elsewhere");
+    for machine in ["../../x", "..", "/x", "a/b", "", "a\u{1b}[31mb", absolute.to_str().expect("UTF-8")] {
+        let run = inside.join("target/candlepower/r");
+        fs::create_dir_all(&run).expect("a folder");
+        let record = sample(|record| record["machine"]["name"] = machine.into());
+        fs::write(run.join("records.jsonl"), record).expect("written");
+        for arguments in [&["report"][..], &["report", "r"], &["report", "r", "--to", "reports"]] {
+            let error = refused(&inside, arguments);
+            assert!(error.contains("the machine's name") && error.contains("can't be the name of a file"), "{error}");
+        }
+        assert_eq!(names(place.path()), ["inside"]);
+        assert_eq!(names(&inside), ["target"], "a report that is refused leaves no folder");
+    }
+}
+
+/// Every file below a folder.
+fn files_below(folder: &Path) -> Vec<std::path::PathBuf> {
+    let inside = |name: String| {
+        let path = folder.join(name);
+        if path.is_dir() { files_below(&path) } else { vec![path] }
+    };
+    names(folder).into_iter().flat_map(inside).collect()
+}
+
+/// Checks that the names in the files of reports are text, and not markup of the file or sequences for a terminal.
+fn hold_no_markup(reports: &Path) {
+    let mut kinds = std::collections::BTreeSet::new();
+    for file in files_below(reports) {
+        let about = file.display();
+        let kind = file.extension().and_then(|kind| kind.to_str()).unwrap_or_default().to_owned();
+        let is_escape = |c: char| (c.is_control() && !['\n', '\t'].contains(&c)) || c == '\u{202e}';
+        match kind.as_str() {
+            "md" | "html" | "svg" => {
+                let text = fs::read_to_string(&file).expect("text");
+                assert!(text.contains("owned") || kind == "svg", "{about}: {text}");
+                assert!(!text.contains(is_escape) && !text.contains("<b>"), "{about}: {text:?}");
+                assert!(kind != "md" || !text.lines().any(|line| line.starts_with("# x")), "{about}: {text}");
+            }
+            "csv" => {
+                let mut table = csv::ReaderBuilder::new().has_headers(false).from_path(&file).expect("a table");
+                let is_formula = |cell: &str| cell.starts_with(['=', '+', '-', '@']) && cell.parse::<f64>().is_err();
+                for row in table.records() {
+                    let row = row.expect("a row");
+                    let wrong = row.iter().find(|cell| cell.contains(char::is_control) || is_formula(cell));
+                    assert_eq!(wrong, None, "{about}");
+                }
+            }
+            _ => {}
+        }
+        kinds.insert(kind);
+    }
+    assert!(["csv", "html", "md", "svg"].iter().all(|kind| kinds.contains(*kind)), "{kinds:?}");
+}
+
 /// Escape sequences, line breaks and markup in every name that a record may hold.
 #[test]
 fn names_in_records_reach_no_terminal() {
@@ -451,7 +557,7 @@ fn names_in_records_reach_no_terminal() {
     let edit = |record: &mut Value| {
         record["sandbox"] = false.into();
         record["id"] = json!(format!("medium/{evil}/a-b-c"));
-        for key in ["model", "engine", "dtype", "device", "source"] {
+        for key in ["model", "engine", "dtype", "device"] {
             record["subject"][key] = json!(evil);
         }
         for key in ["cpu", "os"] {
@@ -461,6 +567,7 @@ fn names_in_records_reach_no_terminal() {
         record["software"]["candle"] = json!(evil);
         record["deviates"] = json!(evil);
         record["run"] = json!(evil);
+        record["subject"]["source"] = json!(format!("=HYPERLINK(\"x\"){evil}"));
     };
     for run in ["a", "b"] {
         let to = folder.path().join("target/candlepower").join(run);
@@ -485,4 +592,5 @@ fn names_in_records_reach_no_terminal() {
             assert!(!text.lines().any(|line| line.starts_with("# x")), "{arguments:?}: {text}");
         }
     }
+    hold_no_markup(&folder.path().join("target-reports"));
 }

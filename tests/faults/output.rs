@@ -11,7 +11,7 @@ use std::{
 use crate::command::{candlepower, ended, stderr, succeeds};
 
 /// A pipe whose reader is closed, as `head` leaves it.
-fn closed() -> Stdio {
+pub fn closed() -> Stdio {
     io::pipe().expect("a pipe").1.into()
 }
 

@@ -2,7 +2,10 @@
 
 use std::fs;
 
-use crate::command::{candlepower, output, refused, stderr};
+use crate::{
+    command::{candlepower, output, refused, stderr},
+    output::SMALL_SWEEP,
+};
 
 #[test]
 fn sizes_of_trainings_and_sweeps_are_refused_by_their_key() {
@@ -56,6 +59,41 @@ fn sizes_of_trainings_and_sweeps_are_refused_by_their_key() {
         }
     }
     assert!(count >= 100, "{count}");
+}
+
+/// Sizes that are refused where they are used: each combination says which.
+#[test]
+fn a_sweep_of_nothing_names_the_size() {
+    for (flag, part) in [
+        ("--batch", "batch is 0"),
+        ("--model-dims", "dim is 0"),
+        ("--depths", "depth is 0"),
+        ("--windows", "window is 0"),
+        ("--features", "features is 0"),
+        ("--outputs", "outputs is 0"),
+        ("--heads", "heads is 0"),
+        ("--ff-mult", "ff_mult is 0"),
+        ("--state-dim", "state_dim is 0"),
+        ("--state-kernel", "state_kernel is 0"),
+        ("--conv-kernel", "conv_kernel is 0"),
+        ("--dilations", "dilations is 0"),
+        ("--coarse-factor", "coarse_factor is 0"),
+        ("--cross-every", "cross_every is 0"),
+        ("--max-seq-len", "max_seq_len is 0"),
+        ("--accumulate", "accumulate is 0"),
+        ("--stride", "stride is 0"),
+    ] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut arguments = SMALL_SWEEP.to_vec();
+        match arguments.iter().position(|argument| *argument == flag) {
+            Some(place) => arguments[place + 1] = "0",
+            None => arguments.extend([flag, "0"]),
+        }
+        let output = output(candlepower(folder.path()).args(&arguments));
+        let error = stderr(&output);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {error}");
+        assert_eq!(error.matches(part).count(), 2, "{arguments:?}: {error}");
+    }
 }
 
 #[test]
@@ -117,6 +155,13 @@ fn budgets_and_counts_are_refused_by_their_key() {
         (&["sandbox", "--times=-1"], "--times"),
         (&["list", "--threads", "4096000"], "--threads='4096000': expected a whole number from 1 to "),
         (&["list", "--threads", "0"], "--threads='0'"),
+        (&["list", "--batch", "0"], "--batch='0': expected whole numbers from 1 to "),
+        (&["list", "--batch", "18446744073709551615"], "--batch='18446744073709551615': expected whole numbers from 1"),
+        (&["list", "--hidden", "4611686018427387904"], "expected whole numbers from 1 to "),
+        (&["list", "--experts", "0"], "--experts='0': expected whole numbers from 1 to "),
+        (&["list", "--seq", "0"], "--seq='0': expected whole numbers from 1 to "),
+        (&["list", "--batch-tokens", "0"], "--batch-tokens='0': expected whole numbers from 1 to "),
+        (&["list", "--steps", "0"], "--steps='0': expected a whole number from 1 to "),
         (&["run", "--trials", "0"], "--trials=0"),
         (&["run", "--prompt-tokens", "18446744073709551615"], "more than the model's"),
         (&["run", "--max-new-tokens", "9223372036854775807"], "more than the model's"),

@@ -8,7 +8,12 @@ use std::{
 
 use tempfile::TempDir;
 
-use crate::command::{candlepower, is_refused, limited, names, output, refused, stderr, succeeds, wait_for};
+#[cfg(target_os = "linux")]
+use crate::command::{child_of, send, wait_for_end_of};
+use crate::{
+    command::{candlepower, ended, is_refused, limited, names, output, refused, stderr, succeeds, wait_for},
+    output::closed,
+};
 
 const TINY: &str = "d_model: 16\nn_layers: 1\nn_heads: 2\nd_mlp: 24\nvocab_size: 300\nsequence_length: 16\nbatch_tokens: 64\n\
                     steps: 40\nvalidate_every: 10\nsave_every: 3\nwarmup_steps: 4\nlearning_rate: 0.01\n\
@@ -110,6 +115,24 @@ fn another_content_of_the_corpus_is_another_training() {
 }
 
 #[test]
+fn another_content_of_the_weights_is_another_training() {
+    let folder = folder();
+    let path = folder.path();
+    succeeds(path, TRAIN);
+    let weights = path.join("out/model.safetensors");
+    let begin = [TRAIN, &["--weights", "out/model.safetensors"]].concat();
+    let begin: Vec<&str> = begin.into_iter().map(|text| if text == "out" { "other" } else { text }).collect();
+    succeeds(path, &begin);
+    let mut changed = fs::read(&weights).expect("weights");
+    let last = changed.len() - 1;
+    changed[last] ^= 1;
+    fs::write(&weights, changed).expect("written");
+    assert!(refused(path, &begin).contains("another content of its corpus or weights"));
+    fs::remove_file(&weights).expect("removed");
+    assert!(refused(path, &begin).contains("out/model.safetensors can't be read"));
+}
+
+#[test]
 fn a_finished_training_whose_figures_are_damaged_is_not_repeated() {
     let folder = folder();
     succeeds(folder.path(), TRAIN);
@@ -143,6 +166,72 @@ fn another_shootout_leaves_a_finished_one_as_it_is() {
     }
     succeeds(folder.path(), SHOOTOUT);
     assert_eq!(files(), before);
+}
+
+/// A shoot-out of two trainings that take seconds, and the id of the process that trains the first.
+#[cfg(target_os = "linux")]
+fn long_shootout(folder: &Path) -> (Vec<&'static str>, std::process::Child, u32) {
+    let mut arguments = SHOOTOUT.to_vec();
+    let steps = arguments.iter().position(|argument| *argument == "--steps").expect("a number of steps");
+    arguments[steps + 1] = "800";
+    arguments.extend(["--seeds", "1", "--validate-every", "40", "--save-every", "800"]);
+    let log = folder.join("log");
+    let mut command = candlepower(folder);
+    command.args(&arguments).stdout(Stdio::null()).stderr(fs::File::create(&log).expect("a file"));
+    let child = command.spawn().expect("it starts");
+    wait_for("a validation", || fs::read_to_string(&log).is_ok_and(|log| log.contains("respsann_seed1: step ")));
+    let training = child_of(child.id());
+    (arguments, child, training)
+}
+
+/// A signal stands for a failed allocation, which aborts the process, and for a system without memory, which kills it.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_training_that_ends_its_process_leaves_the_others() {
+    for (signal, name) in [("-ABRT", "SIGABRT"), ("-KILL", "SIGKILL")] {
+        let folder = folder();
+        let path = folder.path();
+        let (arguments, mut child, training) = long_shootout(path);
+        send(signal, training);
+        assert_eq!(child.wait().expect("it ends").code(), Some(1));
+        let log = fs::read_to_string(path.join("log")).expect("what it said");
+        let reason = format!("the process that trained it was ended by {name}");
+        assert!(log.contains(&format!("error: respsann_seed1: {reason}")), "{log}");
+        assert!(log.contains("error: 1 of 2 trainings failed") && !log.contains("panic"), "{log}");
+        let entries = || -> Vec<serde_json::Value> {
+            serde_json::from_slice(&fs::read(path.join("out/summary.json")).expect("a summary")).expect("JSON")
+        };
+        let statuses = || entries().iter().map(|entry| entry["status"].clone()).collect::<Vec<_>>();
+        assert_eq!(statuses(), ["failed", "finished"]);
+        assert!(entries()[0]["reason"].as_str().is_some_and(|told| told.starts_with(&reason)), "{:?}", entries());
+        let board = fs::read_to_string(path.join("out/leaderboard.md")).expect("a leaderboard");
+        assert!(board.contains(&format!("respsann, seed 1: failed: {reason}")), "{board}");
+        // The same command tries it again.
+        succeeds(path, &arguments);
+        assert_eq!(statuses(), ["finished", "finished"]);
+    }
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_shootout_ends_with_the_process_that_guards_it() {
+    let folder = folder();
+    let (_, mut child, training) = long_shootout(folder.path());
+    child.kill().expect("killed");
+    child.wait().expect("it ended");
+    wait_for_end_of(training);
+    assert!(!folder.path().join("out/summary.json").exists());
+}
+
+#[test]
+fn trainings_go_on_when_nobody_reads_their_progress() {
+    for (arguments, file) in [(TRAIN, "out/metrics.json"), (SHOOTOUT, "out/summary.json")] {
+        let folder = folder();
+        let child = candlepower(folder.path()).args(arguments).stdout(closed()).stderr(closed()).spawn();
+        let output = ended(child.expect("it starts"));
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}");
+        assert!(folder.path().join(file).is_file(), "{arguments:?}");
+    }
 }
 
 #[test]

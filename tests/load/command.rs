@@ -236,6 +236,12 @@ fn mistakes_are_refused_in_one_line() {
         (&["load"][..], "--url"),
         (&["load", "--url", "http://h", "--model", "m"], "--rate"),
         (&["load", "--url", "h:1", "--model", "m", "--rate", "1"], "http"),
+        (&["load", "--url", "http://u:hunter2@h", "--model", "m", "--rate", "1"], "the URL has a user or password"),
+        (&["load", "--url", "ftp://u:hunter2@h", "--model", "m", "--rate", "1"], "must begin with http:// or https://"),
+        (
+            &["load", "--url", "http://u:hunter2@[", "--model", "m", "--rate", "1"],
+            "the address of the server is not a URL",
+        ),
         (&["load", "--url", "http://h", "--model", "m", "--rate", "-1"], "above 0"),
         (&["load", "--url", "http://h", "--model", "m", "--rate", "1", "--prompt-tokens", "no"], "--prompt-tokens"),
         (&["load", "--url", "http://h", "--model", "m", "--rate", "1", "--goodput", "itl:5"], "objective"),
@@ -247,5 +253,6 @@ fn mistakes_are_refused_in_one_line() {
         assert!(!output.status.success(), "{arguments:?}");
         assert_eq!(error.lines().count(), 1, "{arguments:?}: {error}");
         assert!(error.starts_with("error: ") && error.contains(part), "{arguments:?}: {error}");
+        assert!(!error.contains("hunter2"), "{error}");
     }
 }

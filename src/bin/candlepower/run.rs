@@ -5,11 +5,12 @@ use std::{cell::RefCell, process::ExitCode, rc::Rc};
 use anyhow::{Context, Result, bail, ensure};
 use candlepower::{
     device::Precision,
+    error::caught,
     generate::{self, Request},
     measure::memory,
     model::{self, Engine, ModelSpec},
     output,
-    record::{Record, Status, Subject},
+    record::{BenchmarkId, Guarded, Record, Status, Subject},
     report::table,
     runner::{self, Candidate, Session},
     scenario::{GENERATION, Generation, Sampling, Tier},
@@ -104,13 +105,22 @@ pub struct Run {
     /// Measured generations; times are their medians
     #[arg(long, default_value_t = 3)]
     trials: usize,
-    /// Print each record as one JSON object on a line, with the generated ids as `tokens`
+    /// Print each record as one JSON object on a line, with the generated ids as `tokens`. A scenario of --suite that ends its
+    /// process has none
     #[arg(long)]
     json: bool,
 }
 
 impl Run {
     pub fn run(self) -> Result<ExitCode> {
+        // A scenario that ends its process leaves the others. Their records tell the next process where to go on.
+        if self.suite.is_some() && !self.no_save {
+            return runner::guarded(|guarded| self.measure(guarded));
+        }
+        self.measure(None)
+    }
+
+    fn measure(&self, guarded: Option<Guarded>) -> Result<ExitCode> {
         let settings = Settings::load(&[self.settings.given(), &[("models", self.model.clone())]].concat())?;
         let sampling = Sampling {
             repetition_penalty: self.repetition_penalty,
@@ -126,7 +136,7 @@ impl Run {
         );
         let (spec, engine, dtype) = only_model(&settings, &self.model)?;
         let command = runner::own_command(std::env::args_os(), &settings);
-        let mut session = Session::new(settings.clone())?.with_command(command.clone());
+        let mut session = Session::new(settings.clone())?.with_command(command.clone()).with_guard(guarded)?;
         // The buffers that measure the limits must not count as the model's memory.
         session.prepare()?;
         let bytes_beside = memory::current_bytes(session.device());
@@ -197,13 +207,21 @@ impl Run {
         Ok(())
     }
 
-    /// Runs every scenario of a tier. One that fails becomes a record with the reason, and the others run.
+    /// Runs every scenario of a tier. One that fails or panics becomes a record with the reason, and the others run. So does one
+    /// that ended an earlier process of the guard.
     fn run_suite(&self, session: &mut Session, loaded: &Loaded, tier: Tier) -> Result<ExitCode> {
         let mut records = Vec::new();
         for scenario in GENERATION.iter().filter(|scenario| scenario.tier <= tier) {
-            let ran = loaded
-                .workload(scenario, session.settings())
-                .and_then(|workload| runner::generate(session, workload, self.warmup, self.trials));
+            let id = BenchmarkId::new(scenario.key, &loaded.about).to_string();
+            if let Some(record) = session.done_before(&id) {
+                records.push(record.clone());
+                continue;
+            }
+            session.note(scenario.key, &loaded.about);
+            let ran = caught(|| {
+                let workload = loaded.workload(scenario, session.settings())?;
+                runner::generate(session, workload, self.warmup, self.trials)
+            });
             let (outcome, around, tokens) = match ran {
                 Ok((outcome, around, tokens)) => (outcome, Some(around), tokens),
                 Err(error) => (Outcome::failed(error), None, Vec::new()),

@@ -8,7 +8,8 @@ use candlepower::{
     model::{Subject, psann::PsannLm},
     output,
     quality::{self, Questions, Task},
-    runner::{let_waiting_threads_sleep, set_threads},
+    record::Guarded,
+    runner::{end_with_guard, guarded, let_waiting_threads_sleep, set_threads},
     train::run::{self, Progress, TaskScores, Text, TrainConfig, Trained},
 };
 use clap::Args;
@@ -32,9 +33,12 @@ struct Configuration {
 }
 
 impl Configuration {
-    fn read(&self, defaults: TrainConfig) -> Result<(TrainConfig, Text)> {
+    fn read(&self, defaults: TrainConfig, guarded: Option<&Guarded>) -> Result<(TrainConfig, Text)> {
         let_waiting_threads_sleep();
         set_threads(self.threads.map(usize::from))?;
+        if guarded.is_some() {
+            end_with_guard().context("a thread could not be started")?;
+        }
         let mut layers = Layers::new(&defaults);
         if let Some(file) = &self.config {
             layers = layers.yaml_file(file);
@@ -61,7 +65,7 @@ pub struct Train {
 
 impl Train {
     pub fn run(self) -> Result<ExitCode> {
-        let (config, text) = self.configuration.read(TrainConfig::default())?;
+        let (config, text) = self.configuration.read(TrainConfig::default(), None)?;
         let bar = bar();
         let ended = run::run(&config, &text, &self.out, |step| show(&bar, "", step));
         bar.finish_and_clear();
@@ -114,16 +118,20 @@ pub struct Shootout {
 
 impl Shootout {
     pub fn run(self) -> Result<ExitCode> {
+        guarded(|guarded| self.train(guarded.as_ref()))
+    }
+
+    fn train(&self, guarded: Option<&Guarded>) -> Result<ExitCode> {
         // A file of questions that cannot be read is found before hours of training.
         let read = |folder: &PathBuf| {
             let questions = |task: Task| Ok((task, task.read(folder, self.limit)?));
             ["lambada_openai", "hellaswag"].iter().map(|name| questions(name.parse()?)).collect::<Result<Vec<_>>>()
         };
         let tasks = self.data.as_ref().map(read).transpose()?.unwrap_or_default();
-        let (config, text) = self.configuration.read(TrainConfig::shootout())?;
+        let (config, text) = self.configuration.read(TrainConfig::shootout(), guarded)?;
         let bar = bar();
         let progress = |name: &str, step: &Progress| show(&bar, name, step);
-        let ended = run::shootout(&config, &text, &self.out, progress, |trained| scores(trained, &tasks));
+        let ended = run::shootout(&config, &text, &self.out, guarded, progress, |trained| scores(trained, &tasks));
         bar.finish_and_clear();
         let shootout = ended?;
         output::print_line(shootout.leaderboard());

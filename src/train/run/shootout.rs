@@ -14,8 +14,9 @@ use crate::{
     device::DeviceChoice,
     error::caught,
     model::psann::{Base, PsannConfig},
-    record::write_whole,
+    record::{Guarded, write_whole},
     report::text_table::markdown,
+    text::markdown as markdown_text,
 };
 
 /// The result of a shoot-out.
@@ -139,6 +140,7 @@ impl Entry {
 /// Trains every base with every seed, each in `runs/<base>_seed<seed>`, and writes `summary.json`, `summary.csv` and
 /// `leaderboard.md`. A training that fails or diverges becomes an entry with the reason, and the others continue.
 /// Finished trainings are not repeated. `score` scores each model that is finished and causal; an error of it fails the entry.
+/// A training that ended an earlier process of the guard is an entry that failed.
 ///
 /// # Errors
 /// Returns an error if the folder contains another shoot-out, or a file cannot be written.
@@ -146,6 +148,7 @@ pub fn shootout(
     config: &TrainConfig,
     text: &Text,
     folder: &Path,
+    guarded: Option<&Guarded>,
     mut progress: impl FnMut(&str, &Progress),
     mut score: impl FnMut(Trained) -> Result<TaskScores>,
 ) -> Result<Shootout> {
@@ -164,6 +167,7 @@ pub fn shootout(
     for training in trainings {
         let (config, folder, name) = of(training);
         let ended = caught(|| {
+            guarded.map_or(Ok(()), |guarded| guarded.begin(&name))?;
             let outcome = run(&config, text, &folder, |step| progress(&name, step))?;
             let is_scored = outcome.causal && outcome.first_non_finite_step.is_none();
             let trained = || Trained {
@@ -175,6 +179,9 @@ pub fn shootout(
             let scores = if is_scored { score(trained())? } else { TaskScores::default() };
             Ok((outcome, scores))
         });
+        if let Some(guarded) = guarded {
+            guarded.clear();
+        }
         entries.push(Entry::new(training.0.to_string(), training.1, config.device, ended));
     }
     let shootout = Shootout { entries };
@@ -257,7 +264,7 @@ impl Shootout {
         }
         for entry in self.entries.iter().filter(|entry| entry.reason.is_some()) {
             let reason = entry.reason.as_deref().unwrap_or_default();
-            text += &format!("\n{}, seed {}: {}: {reason}\n", entry.base, entry.seed, entry.status);
+            text += &format!("\n{}, seed {}: {}: {}\n", entry.base, entry.seed, entry.status, markdown_text(reason));
         }
         text
     }
@@ -335,7 +342,61 @@ struct Line {
 
 #[cfg(test)]
 mod tests {
+    use std::{collections::BTreeMap, fs};
+
     use super::*;
+    use crate::config::Layers;
+
+    #[test]
+    fn a_training_that_panics_or_ended_a_process_leaves_the_others() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let corpus = folder.path().join("corpus.txt");
+        let lines: String = (0..120).map(|number| format!("A whale of number {number} swims by.\n")).collect();
+        fs::write(&corpus, lines).expect("written");
+        let given = [
+            format!("corpus={}", corpus.display()).as_str(),
+            "bases=respsann,transformer,sgrpsann",
+            "seeds=1",
+            "d_model=16",
+            "n_layers=1",
+            "n_heads=2",
+            "d_mlp=24",
+            "vocab_size=280",
+            "sequence_length=16",
+            "batch_tokens=64",
+            "steps=2",
+            "warmup_steps=1",
+            "validation_share=0.1",
+        ]
+        .map(str::to_owned);
+        let config = Layers::new(&TrainConfig::shootout()).set(&given).resolve().expect("a configuration");
+        let text = Text::read(&config.corpus, config.vocab_size, config.sequence_length, config.validation_share, 7)
+            .expect("a text");
+        let guarded = Guarded {
+            started_by: None,
+            note: folder.path().join("note.json"),
+            since: None,
+            ended: BTreeMap::from([("transformer_seed1".to_owned(), "it was ended | by SIGABRT".to_owned())]),
+        };
+        let progress = |name: &str, _: &Progress| {
+            assert!(guarded.note.is_file(), "a training is noted while it runs");
+            assert!(name != "respsann_seed1", "this training panics");
+        };
+        let out = folder.path().join("out");
+        let ended = shootout(&config, &text, &out, Some(&guarded), progress, |_| Ok(TaskScores::default()));
+        let ended = ended.expect("a summary");
+        let reasons = ended.entries.iter().map(|entry| (entry.status.as_str(), entry.reason.as_deref()));
+        let expected = [
+            ("failed", Some("this training panics")),
+            ("failed", Some("it was ended | by SIGABRT")),
+            ("finished", None),
+        ];
+        assert_eq!(reasons.collect::<Vec<_>>(), expected);
+        assert!(!out.join("runs/transformer_seed1").exists(), "it is not started");
+        assert!(!guarded.note.exists(), "what follows the trainings is not one of them");
+        let board = fs::read_to_string(out.join("leaderboard.md")).expect("a leaderboard");
+        assert!(board.contains("transformer, seed 1: failed: it was ended \\| by SIGABRT"), "{board}");
+    }
 
     #[test]
     fn bases_that_see_later_tokens_have_no_place_and_failures_come_last() {
