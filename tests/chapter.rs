@@ -453,8 +453,9 @@ fn trained(folder: &Path) -> (Value, Vec<HashMap<String, String>>) {
     assert_files(folder, &curves);
     assert_files(folder, &["config_used.yaml", "tokenizer.json", "model.safetensors"]);
     let metrics = json(&folder.join("metrics.json"));
-    assert_keys(&metrics, "corpus_path first_non_finite_step causal machine val_top1_acc bigram_perplexity");
+    assert_keys(&metrics, "corpus_path first_non_finite_step causal machine val_top1_acc");
     assert_positive(&metrics, "train_loss val_loss perplexity bits_per_byte gradient_norm update_ratio peak_bytes");
+    assert_positive(&metrics, "bigram_perplexity bigram_bits_per_byte");
     assert_eq!((&metrics["status"], &metrics["first_non_finite_step"]), (&"finished".into(), &Value::Null));
     let (header, steps) = table(&folder.join("loss.csv"));
     let columns = "step,epoch,tokens,train_loss,gradient_norm,update_ratio,learning_rate,val_loss,val_top1_acc";
