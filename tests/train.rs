@@ -200,7 +200,8 @@ fn a_shootout_ranks_bases_and_marks_those_that_see_later_tokens() {
 fn bases_that_are_the_same_model_tie() {
     let folder = folder();
     let given = ["shootout", "--config", "tiny.yaml", "--set", "bases=respsann,transformer,waveresnet"];
-    let output = run(folder.path(), &[&given[..], &["--set", "seeds=1,2", "--set", "steps=3", "--out", "out"]].concat());
+    let output =
+        run(folder.path(), &[&given[..], &["--set", "seeds=1,2", "--set", "steps=3", "--out", "out"]].concat());
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let board = fs::read_to_string(folder.path().join("out/leaderboard.md")).expect("a leaderboard");
     assert!(board.contains("\nrespsann and waveresnet tie: ") && board.matches(" tie: ").count() == 1, "{board}");
