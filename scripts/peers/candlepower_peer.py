@@ -95,15 +95,11 @@ class TorchMemory(Memory):
             super().begin()
 
     def peak_bytes(self):
-        match self.device.type:
-            case "cuda":
-                import torch
+        if self.device.type == "cuda":
+            import torch
 
-                return torch.cuda.max_memory_allocated(self.device)
-            case "cpu":
-                return super().peak_bytes()
-            case _:
-                return None
+            return torch.cuda.max_memory_allocated(self.device)
+        return super().peak_bytes() if self.device.type == "cpu" else None
 
 
 def _status(field):
