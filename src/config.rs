@@ -305,7 +305,15 @@ impl Provider for Layer {
 
 /// A value with the type of the key's default, so that every source accepts the same spellings of a value. A text that
 /// cannot be converted remains a text, which the key's type then refuses.
-fn typed(value: &Json, default: Option<&Value>) -> Result<Value, &'static str> {
+fn typed(value: &Json, default: Option<&Value>) -> Result<Value, String> {
+    if let Some(Value::Dict(_, known)) = default
+        && let Some(pairs) = table(value)
+    {
+        return match pairs.keys().find(|key| !known.contains_key(*key)) {
+            Some(key) => Err(unknown("key", key, &known.keys().map(String::as_str).collect::<Vec<_>>())),
+            None => Value::serialize(pairs).map_err(|error| error.to_string()),
+        };
+    }
     if let Some(Value::Array(_, defaults)) = default {
         // The items of a list that is empty by default may be numbers.
         let first = defaults.first().cloned().unwrap_or(Value::Empty(Tag::Default, Empty::None));
@@ -325,9 +333,9 @@ fn typed(value: &Json, default: Option<&Value>) -> Result<Value, &'static str> {
         Json::String(text) => text.trim().to_owned(),
         Json::Number(number) => number.to_string(),
         Json::Bool(word) => word.to_string(),
-        Json::Null => return Err("it has no value"),
-        Json::Array(_) => return Err("it is a list, but one value is expected"),
-        Json::Object(_) => return Err("it is a table, but a value is expected"),
+        Json::Null => return Err("it has no value".into()),
+        Json::Array(_) => return Err("it is a list, but one value is expected".into()),
+        Json::Object(_) => return Err("it is a table, but a value is expected".into()),
     };
     Ok(match default {
         // An optional key without a default may be a number.
@@ -336,6 +344,16 @@ fn typed(value: &Json, default: Option<&Value>) -> Result<Value, &'static str> {
         _ => None,
     }
     .unwrap_or_else(|| text.into()))
+}
+
+/// A table that is not empty, also as a YAML text, such as `{a: 1, b: 2}` of a flag.
+fn table(value: &Json) -> Option<serde_json::Map<String, Json>> {
+    let pairs: Option<serde_json::Map<String, Json>> = match value {
+        Json::Object(pairs) => Some(pairs.clone()),
+        Json::String(text) => serde_saphyr::from_str(text).ok(),
+        _ => None,
+    };
+    pairs.filter(|pairs| !pairs.is_empty())
 }
 
 fn number_of(text: &str) -> Option<Value> {
@@ -370,6 +388,7 @@ fn describe(figment: &Figment, error: &figment::Error) -> String {
             "f64" => "expected a number".to_owned(),
             "a boolean" => "expected true or false".to_owned(),
             "a sequence" => "expected one or several values, separated by commas".to_owned(),
+            other if other.starts_with("struct ") => "expected a table of keys and values".to_owned(),
             other => format!("expected {other}"),
         },
         other => other.to_string(),

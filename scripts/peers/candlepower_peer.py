@@ -79,6 +79,29 @@ class Memory:
         return None if peak is None or self.before is None else max(peak - self.before, 0)
 
 
+class TorchMemory(Memory):
+    """The same on a device of PyTorch. CUDA counts its own allocations; on other accelerators, the peak is None."""
+
+    def __init__(self, device):
+        super().__init__()
+        self.device = device
+
+    def begin(self):
+        if self.device.type == "cuda":
+            import torch
+
+            torch.cuda.reset_peak_memory_stats(self.device)
+        else:
+            super().begin()
+
+    def peak_bytes(self):
+        if self.device.type == "cuda":
+            import torch
+
+            return torch.cuda.max_memory_allocated(self.device)
+        return super().peak_bytes() if self.device.type == "cpu" else None
+
+
 def _status(field):
     try:
         with open("/proc/self/status") as file:

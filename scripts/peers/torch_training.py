@@ -23,7 +23,7 @@ sys.path.append(sys.path.pop(0))
 import backbones
 import candlepower_peer
 import torch
-from candlepower_peer import Memory, Unsupported
+from candlepower_peer import TorchMemory, Unsupported
 from torch import nn
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
@@ -205,7 +205,7 @@ class TorchTraining:
         if request["dtype"] not in DTYPES:
             raise Unsupported(f"the adapter computes in {' and '.join(DTYPES)}, not in {request['dtype']}")
         self.dtype = DTYPES[request["dtype"]]
-        self.memory = Memory()
+        self.memory = TorchMemory(self.device)
         (kind, given), = request["model"].items()
         kinds = {"language": Language, "series": Series}
         if kind not in kinds:
@@ -266,10 +266,7 @@ class TorchTraining:
         """Each step ends when its result is known. Drawing batches is not timed."""
         times, losses = [], []
         is_cuda = self.device.type == "cuda"
-        if is_cuda:
-            torch.cuda.reset_peak_memory_stats(self.device)
-        else:
-            self.memory.begin()
+        self.memory.begin()
         for _ in range(count):
             batch = self.work.draw()
             if self.optimizer is not None:
@@ -289,16 +286,7 @@ class TorchTraining:
             if has_losses:
                 # JSON has no number that is not finite.
                 losses.append(loss if math.isfinite(loss) else None)
-        return {"ns": times, "losses": losses, "peak_bytes": self.peak_bytes()}
-
-    def peak_bytes(self):
-        match self.device.type:
-            case "cuda":
-                return torch.cuda.max_memory_allocated(self.device)
-            case "cpu":
-                return self.memory.peak_bytes()
-            case _:
-                return None
+        return {"ns": times, "losses": losses, "peak_bytes": self.memory.peak_bytes()}
 
 
 def main():

@@ -16,7 +16,7 @@ import sys
 import time
 
 import candlepower_peer
-from candlepower_peer import Memory, Unsupported
+from candlepower_peer import TorchMemory, Unsupported
 
 # This file has the name of the package that it runs.
 sys.path.pop(0)
@@ -47,7 +47,7 @@ class Transformers:
         torch.set_flush_denormal(True)
         name = request["device"]
         self.device = torch.device(DEVICES.get(name) or name.replace("cuda", "cuda:"))
-        self.memory = Memory()
+        self.memory = TorchMemory(self.device)
         model = request["model"]
         if "gguf" in model:
             raise Unsupported("the adapter reads safetensors, not GGUF files")
@@ -92,10 +92,7 @@ class Transformers:
             self.cache = DynamicCache(config=self.model.config)
         self.length = 0
         self.positions = torch.arange(request["tokens"], device=self.device)[None]
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
-        else:
-            self.memory.begin()
+        self.memory.begin()
         return {}
 
     def prefill(self, request):
@@ -125,20 +122,11 @@ class Transformers:
             times.append(ended - started)
             started = ended
         self.last = ids
-        return {"tokens": tokens, "ns": times, "cache_bytes": self.cache_bytes(), "peak_bytes": self.peak_bytes()}
+        return {"tokens": tokens, "ns": times, "cache_bytes": self.cache_bytes(), "peak_bytes": self.memory.peak_bytes()}
 
     def cache_bytes(self):
         tensors = [tensor for layer in self.cache.layers for tensor in (layer.keys, layer.values)]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors if tensor is not None)
-
-    def peak_bytes(self):
-        match self.device.type:
-            case "cuda":
-                return torch.cuda.max_memory_allocated(self.device)
-            case "cpu":
-                return self.memory.peak_bytes()
-            case _:
-                return None
 
 
 def main():

@@ -241,6 +241,7 @@ impl MeasureUnit {
             Self::Ms => ("seconds", 1e-3),
             Self::Us => ("seconds", 1e-6),
             Self::Bytes => ("bytes", 1.0),
+            Self::Bits => ("bytes", 0.125),
             Self::Joules => ("joules", 1.0),
             Self::Watts => ("watts", 1.0),
             Self::None
@@ -253,7 +254,6 @@ impl MeasureUnit {
             | Self::Share
             | Self::Accuracy
             | Self::Ratio
-            | Self::Bits
             | Self::Loss
             | Self::Nats
             | Self::Perplexity => ("", 1.0),
@@ -866,7 +866,7 @@ measures! {
         transformers_nll: f64 => Row { unit: MeasureUnit::Nats, better: LOWER, ..Row::DATA },
         /// Negative log-likelihood per byte of a text. Empty for token ids.
         nll_per_byte: Option<f64> => Row { unit: MeasureUnit::Nats, better: LOWER, ..Row::DATA },
-        /// Negative log-likelihood per byte of a text, in bits. Empty for token ids.
+        /// Information in a byte of a text under the model: its negative log-likelihood. Empty for token ids.
         bits_per_byte: Option<f64> => Row {
             unit: MeasureUnit::Bits, better: LOWER, export: Some((30, "bits_per_byte")),
             tables: &[(TableKey::Quality, 40, "bits / byte")], missing: Missing::NoColumn, ..Row::DATA

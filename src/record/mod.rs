@@ -66,6 +66,9 @@ pub struct Record {
     pub status: Status,
     /// Why the benchmark failed or is excluded.
     pub reason: Option<String>,
+    /// The first step of a training whose loss or gradient was not finite, counted from 1; absent if there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_non_finite_step: Option<usize>,
     /// Known reason why the output differs from that of the reference implementation.
     pub deviates: Option<String>,
     /// The measures; `null` when the benchmark failed.

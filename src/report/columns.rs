@@ -76,6 +76,11 @@ pub fn results() -> Vec<Column<Row>> {
             .map(|peer| format!("{} {}", peer.name, peer.version))),
         of_record!("status", "`measured`, `failed` or `excluded`.", |record| record.status.to_string()),
         of_record!("reason", "Why the benchmark failed or is excluded.", |record| record.reason.clone()),
+        of_record!(
+            "first_non_finite_step",
+            "First step of a training whose loss or gradient was not finite, counted from 1.",
+            |record| record.first_non_finite_step
+        ),
         of_record!("deviates", "Known reason why the output differs from the reference implementation's.", |record| {
             record.deviates.clone()
         }),

@@ -69,6 +69,8 @@ struct Metrics {
     bits_per_byte: Option<f64>,
     bigram_perplexity: Option<f64>,
     #[serde(default)]
+    bigram_bits_per_byte: Option<f64>,
+    #[serde(default)]
     gradient_norm: Option<f64>,
     #[serde(default)]
     update_ratio: Option<f64>,
@@ -83,7 +85,7 @@ struct Metrics {
     machine: Option<Machine>,
 }
 
-const HEADER: [&str; 19] = [
+const HEADER: [&str; 20] = [
     "training",
     "base",
     "seed",
@@ -95,6 +97,7 @@ const HEADER: [&str; 19] = [
     "perplexity",
     "bits/byte",
     "bigram perplexity",
+    "bigram bits/byte",
     "gradient norm",
     "update ratio",
     "first non-finite step",
@@ -121,6 +124,7 @@ impl Metrics {
             number(self.perplexity),
             exact(self.bits_per_byte),
             number(self.bigram_perplexity),
+            exact(self.bigram_bits_per_byte),
             small(self.gradient_norm),
             small(self.update_ratio),
             self.first_non_finite_step.map_or("none".into(), |step| step.to_string()),

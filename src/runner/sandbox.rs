@@ -174,6 +174,7 @@ fn template(run: &str, now: DateTime<Utc>) -> Record {
         subject: subject(MACHINE, "stock"),
         status: Status::Failed,
         reason: None,
+        first_non_finite_step: None,
         deviates: None,
         measures: None,
         unmeasured: BTreeMap::from([("joules_per_token".into(), "made up: there is no counter".into())]),

@@ -26,6 +26,7 @@ use crate::{
     peer::Unsupported,
     record::{self, BenchmarkId, Guarded, Machine, Note, RECORDS, Record, SCHEMA, Sink, Software, Status},
     settings::{Settings, most_threads},
+    train::step::Diverged,
     workload::{Measured, Outcome},
 };
 
@@ -159,6 +160,8 @@ impl Session {
         outcome: Outcome,
         surroundings: Option<Surroundings>,
     ) -> Record {
+        let first_non_finite_step =
+            outcome.measured.as_ref().err().and_then(|error| Some(error.downcast_ref::<Diverged>()?.step));
         let (status, reason, measures, mut unmeasured) = match outcome.measured {
             Ok(Measured { measures, unmeasured }) => (Status::Measured, None, Some(measures), unmeasured),
             Err(error) => {
@@ -193,6 +196,7 @@ impl Session {
             subject,
             status,
             reason,
+            first_non_finite_step,
             deviates: outcome.deviates,
             measures,
             unmeasured,

@@ -113,9 +113,14 @@ impl TrainingGrid {
                 [] => or_tier(rows, |batch| batch.rows),
                 some => some.iter().map(|tokens| (tokens / tokens_per_row).max(1)).collect(),
             };
-            batches.extend(rows.into_iter().map(|rows| batch(rows, tokens_per_row, Tier::Quick)));
+            for rows in rows {
+                let batch = batch(rows, tokens_per_row, Tier::Quick);
+                // Several numbers of tokens may give the same number of sequences.
+                if !batches.contains(&batch) {
+                    batches.push(batch);
+                }
+            }
         }
-        batches.dedup();
         batches
     }
 
@@ -313,7 +318,7 @@ mod tests {
         assert_eq!(names(&TRAINING_SWEEP[0], &grid), sweep);
         let throughput = ["transformer-d256-l4-s64-b3 any", "transformer-d256-l4-s256-b3 any"];
         assert_eq!(names(&PSANN_THROUGHPUT[0], &grid), throughput);
-        let grid = TrainingGrid { batch_tokens: vec![1024, 100], ..TrainingGrid::default() };
+        let grid = TrainingGrid { batch_tokens: vec![1024, 100, 1030], ..TrainingGrid::default() };
         let rows: Vec<usize> =
             PSANN_THROUGHPUT[1].entries(Tier::Quick, &grid).iter().map(|entry| entry.batch.rows).collect();
         assert_eq!(rows, [2, 1, 2, 1, 2, 1, 2, 1]);

@@ -22,6 +22,7 @@ use crate::{
     scenario::{self, Phase, Quantity, Trained},
     settings::Settings,
     train::step::{
+        Diverged,
         gradients::Sequences,
         language::{Language, Plan},
         optimizer::Options,
@@ -232,14 +233,11 @@ impl Workload for LanguageWorkload {
             Phase::Train => {
                 let step = self.language.step(&batch)?;
                 let time = started.elapsed();
-                let number = self.language.steps();
-                ensure!(
-                    step.is_finite(),
-                    "it diverged: at step {} the loss was {} and the gradient's norm {}",
-                    number + 1,
-                    step.loss,
-                    step.gradient_norm
-                );
+                let number = self.language.steps() + 1;
+                let (loss, norm) = (step.loss, step.gradient_norm);
+                let told =
+                    || format!("it diverged: at step {number} the loss was {loss} and the gradient's norm {norm}");
+                ensure!(step.is_finite(), Diverged::new(number, told()));
                 self.stability.losses.push(step.loss);
                 self.stability.gradient_norms.push(step.gradient_norm);
                 self.stability.update_ratios.push(step.update_ratio);

@@ -312,6 +312,7 @@ fn every_fault_of_a_training_gives_a_failed_record() {
     assert_eq!((own.status, plain.status, faulty.len()), (Status::Measured, Status::Measured, TRAINING_FAULTS.len()));
     for ((name, part), record) in TRAINING_FAULTS.iter().zip(faulty) {
         assert_eq!(record.subject.engine, *name);
+        assert_eq!(record.first_non_finite_step, (*name == "diverges").then_some(1));
         check_failure(record, part, &errors);
     }
     assert_eq!(own.ratios.len(), 1, "peers that failed have no ratio");

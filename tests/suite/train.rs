@@ -195,6 +195,39 @@ fn a_shootout_ranks_bases_and_marks_those_that_see_later_tokens() {
     assert_eq!(fs::read_to_string(out.join("summary.csv")).expect("a table").lines().count(), 7);
 }
 
+/// Without its temporal block, `waveresnet` is `respsann`.
+#[test]
+fn bases_that_are_the_same_model_tie() {
+    let folder = folder();
+    let given = ["shootout", "--config", "tiny.yaml", "--set", "bases=respsann,transformer,waveresnet"];
+    let output =
+        run(folder.path(), &[&given[..], &["--set", "seeds=1,2", "--set", "steps=3", "--out", "out"]].concat());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let board = fs::read_to_string(folder.path().join("out/leaderboard.md")).expect("a leaderboard");
+    assert!(board.contains("\nrespsann and waveresnet tie: ") && board.matches(" tie: ").count() == 1, "{board}");
+    let place = |base: &str| {
+        let row = board.lines().find(|line| line.contains(&format!("| {base} "))).expect(base);
+        row.split('|').nth(1).map(|cell| cell.trim().to_owned())
+    };
+    assert_eq!(place("respsann"), place("waveresnet"));
+}
+
+/// A spectral branch of strength 0 is trained too.
+#[test]
+fn psannlms_keys_of_a_model_are_read() {
+    let folder = folder();
+    let keys = "base: sgrpsann\ngate_strength: 0\nsine:\n  amp_bounds: [0.5, 2.0]\n  freq_range: [0.5, 1.5]\n  \
+                damp_init_std: 0.001\n  learnable: [amplitude]\n";
+    fs::write(folder.path().join("psann.yaml"), TINY.to_owned() + keys).expect("written");
+    let output = run(folder.path(), &["train", "--config", "psann.yaml", "--set", "steps=4", "--out", "out"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(json(&folder.path().join("out/metrics.json"))["status"], "finished");
+    let used = fs::read_to_string(folder.path().join("out/config_used.yaml")).expect("a configuration");
+    let used: Value = serde_saphyr::from_str(&used).expect("YAML");
+    assert_eq!((used["gate_strength"].as_f64(), used["sine"]["amp_bounds"][0].as_f64()), (Some(0.0), Some(0.5)));
+    assert_eq!(used["sine"]["learnable"], serde_json::json!(["amplitude"]));
+}
+
 /// One folder holds the records of a run, a training and a shoot-out.
 #[test]
 fn trainings_and_shootouts_are_reported() {

@@ -474,6 +474,7 @@ impl Saving {
                 Measures::Serving(Serving { joules_per_token: joules_per_token.ok(), ..Serving::from(report) })
             }),
             reason: failed,
+            first_non_finite_step: None,
             duel: None,
             deviates: None,
             limits: None,

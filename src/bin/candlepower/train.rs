@@ -85,8 +85,9 @@ impl Train {
         let (perplexity, bigram) = (number(outcome.perplexity), outcome.bigram_perplexity);
         output::print_line(format_args!(
             "validation perplexity {perplexity} per token, {} bits per byte; a bigram model of the same tokens has a \
-             perplexity of {bigram:.3}",
-            number(outcome.bits_per_byte)
+             perplexity of {bigram:.3}, {} bits per byte",
+            number(outcome.bits_per_byte),
+            number(outcome.bigram_bits_per_byte)
         ));
         if !outcome.causal {
             output::print_line(
@@ -183,9 +184,13 @@ fn show(bar: &ProgressBar, name: &str, step: &Progress) {
     bar.set_position(step.step as u64);
     bar.set_prefix(name.to_owned());
     bar.set_message(format!("loss {:.3}, {:.0} tok/s", step.loss, step.tokens_per_s));
-    if let Some(loss) = step.val_loss {
+    if let Some((loss, bits_per_byte)) = step.validation {
         let name = if name.is_empty() { String::new() } else { format!("{name}: ") };
-        let line = format!("{name}step {}: validation loss {loss:.4}, perplexity {:.2}", step.step, loss.exp());
+        let line = format!(
+            "{name}step {}: validation loss {loss:.4}, perplexity {:.2}, {bits_per_byte:.3} bits per byte",
+            step.step,
+            loss.exp()
+        );
         // A hidden bar, as when standard error is a file, discards lines.
         if bar.is_hidden() { output::report(line) } else { bar.println(line) }
     }

@@ -14,7 +14,7 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use crate::{
-    record::{Better, Measures, Metric, Record},
+    record::{Better, MeasureUnit, Measures, Metric, Record},
     text,
 };
 
@@ -126,11 +126,12 @@ fn bencher(rows: &[Exported]) -> Result<String> {
 }
 
 /// Name, unit and value of a metric in OpenMetrics, which requires base units, names that end in the unit, and units that are
-/// not abbreviated. A quotient such as joules per token names its units itself.
+/// not abbreviated. A quotient such as joules per token names its units itself. The base unit of information is the byte.
 fn base_unit(metric: &Metric) -> (String, &'static str, f64) {
     let (unit, factor) = metric.unit.base();
     let name = match metric.name.strip_suffix("_per_s") {
         Some(counted) => format!("{counted}_per_second"),
+        None if metric.unit == MeasureUnit::Bits => metric.name.replace("bits", unit),
         None => metric.name.to_owned(),
     };
     match unit.is_empty() || name.contains("_per_") {
@@ -276,6 +277,9 @@ mod tests {
         let ttft = text.lines().find(|line| line.starts_with("candlepower_ttft_seconds{")).expect("a sample");
         let seconds: f64 = ttft.rsplit(' ').next().and_then(|value| value.parse().ok()).expect("a number");
         assert!((seconds - 0.0363).abs() < 1e-4);
+        let (unit, better) = (MeasureUnit::Bits, Better::Lower);
+        let metric = Metric { name: "bits_per_byte", explanation: "", unit, better, value: 2.0 };
+        assert_eq!(base_unit(&metric), ("bytes_per_byte".to_owned(), "", 0.25));
     }
 
     #[test]

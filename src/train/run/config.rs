@@ -10,7 +10,7 @@ use crate::{
     device::DeviceChoice,
     model::{
         limits::{MOST_PRODUCTS, check_sizes},
-        psann::{self, Base, Encoding},
+        psann::{self, Base, Encoding, Sine},
     },
     train::step::optimizer::Options,
 };
@@ -43,8 +43,18 @@ config! {
         /// Position encoding: rope, alibi or sinusoidal
         pub positional_encoding: Encoding = Encoding::Rope,
 
+        /// Activation of the psann bases: keys of psannlm's SineConfig, such as {amp_init: 1.0, trainable: false}
+        #[default = "those of psannlm"]
+        pub sine: Sine = Sine::default(),
+
         /// Number of tokens that the spectral branch of sgrpsann sees
         pub k_fft: usize = 64,
+
+        /// Initial value of the gates of that branch, before the sigmoid
+        pub gate_init: f64 = 0.0,
+
+        /// Factor of the output of that branch; 0 switches it off
+        pub gate_strength: f64 = 1.0,
 
         /// True if waveresnet has its temporal block
         pub wave_interleave: bool = false,
@@ -193,11 +203,13 @@ impl TrainConfig {
             n_heads: self.n_heads,
             d_mlp: self.d_mlp,
             positional_encoding: self.positional_encoding,
+            sine: self.sine.clone(),
             k_fft: self.k_fft,
+            gate_init: self.gate_init,
+            gate_strength: self.gate_strength,
             wave_interleave: self.wave_interleave,
             wave_kernel_size: self.wave_kernel_size,
             wave_dilation_growth: self.wave_dilation_growth,
-            ..psann::PsannConfig::default()
         }
     }
 
@@ -259,6 +271,19 @@ mod tests {
     }
 
     #[test]
+    fn psannlms_activation_is_a_table() {
+        let yaml = "sine:\n  amp_bounds: [0.5, null]\n  learnable: [amplitude]\n  freq_init: 2\ngate_strength: 0\n";
+        let read = |yaml: &str| Layers::new(&TrainConfig::default()).yaml("a", yaml).resolve();
+        let config = read(yaml).expect("a configuration");
+        let model = config.model(Base::Sgrpsann, 64);
+        assert_eq!((model.gate_strength, model.sine.amp_bounds), (0.0, Some((Some(0.5), None))));
+        assert_eq!((model.sine.freq_init, model.sine.damp_init), (2.0, 0.01));
+        config.check().expect("psannlm accepts it");
+        assert_eq!(read(&config.to_yaml().expect("YAML")).expect("read"), config);
+        assert_eq!(set(&["sine={freq_init: 2}"]).expect("a configuration").sine.freq_init, 2.0);
+    }
+
+    #[test]
     fn later_layers_override_earlier_ones() {
         let config = Layers::new(&TrainConfig::shootout())
             .yaml("a.yaml", "steps: 5\nepochs: 2\nd_model: 64\nbase: transformer")
@@ -278,6 +303,10 @@ mod tests {
             ("learning_rat=1", "unknown setting --set learning_rat: did you mean --set learning_rate?"),
             ("learning_rate=0", "expected a number above 0"),
             ("validation_share=1", "expected a number between 0 and 1"),
+            ("sine={amp_inti: 2}", "--set sine: unknown key 'amp_inti': did you mean amp_init?"),
+            ("sine={amp_init: -1}", "amp_init=-1: it must be greater than 0"),
+            ("sine=2", "--set sine='2': expected a table of keys and values"),
+            ("gate_strength=-1", "gate_strength=-1"),
             ("steps", "'steps': write KEY=VALUE"),
             ("n_heads=3", "n_heads=3 do not divide d_model=256"),
             ("sequence_length=18446744073709551615", "sequence_length is 18446744073709551615; at most"),

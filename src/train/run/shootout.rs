@@ -55,11 +55,13 @@ pub struct Entry {
     pub parameters: Option<usize>,
     /// Perplexity of the validation part under a bigram model of the same tokens.
     pub bigram_ppl: Option<f64>,
+    /// See [`Outcome::bigram_bits_per_byte`].
+    pub bigram_bits_per_byte: Option<f64>,
     /// True if its loss is that of a causal language model.
     pub causal: Option<bool>,
-    /// Norm of the gradient in the last step, before clipping.
+    /// See [`Outcome::gradient_norm`].
     pub gradient_norm: Option<f64>,
-    /// Norm of the last update divided by that of the weights.
+    /// See [`Outcome::update_ratio`].
     pub update_ratio: Option<f64>,
     /// The first step whose loss or gradient was not finite, counted from 1.
     pub first_non_finite_step: Option<usize>,
@@ -125,6 +127,7 @@ impl Entry {
                 .filter(|_| matches!(device, DeviceChoice::Cuda(_))),
             parameters: outcome.as_ref().map(|outcome| outcome.parameters),
             bigram_ppl: of(|outcome| Some(outcome.bigram_perplexity)),
+            bigram_bits_per_byte: of(|outcome| outcome.bigram_bits_per_byte),
             causal: outcome.as_ref().map(|outcome| outcome.causal),
             lambada_acc: scores.lambada_acc,
             lambada_ppl: scores.lambada_ppl,
@@ -250,7 +253,9 @@ impl Shootout {
         }
         let mut text = format!("# Leaderboard\n\n{}", markdown(&rows, 2));
         if let Some(bigram) = self.entries.iter().find_map(|entry| entry.bigram_ppl) {
-            text += &format!("\nA bigram model of the same tokens has a perplexity of {bigram:.1}.\n");
+            let bits = self.entries.iter().find_map(|entry| entry.bigram_bits_per_byte);
+            let bits = bits.map_or(String::new(), |bits| format!(", {bits:.3} bits per byte"));
+            text += &format!("\nA bigram model of the same tokens has a perplexity of {bigram:.1}{bits}.\n");
         }
         if lines.iter().any(|line| !line.causal) {
             text += "\n(not causal): a logit changed when a later token was changed. Such a base sees tokens that it has to \
@@ -414,6 +419,7 @@ mod tests {
             peak_cuda_mem_gb: None,
             parameters: Some(1_000_000),
             bigram_ppl: Some(200.0),
+            bigram_bits_per_byte: Some(2.5),
             causal,
             lambada_acc: None,
             lambada_ppl: None,
@@ -445,6 +451,7 @@ mod tests {
             "{board}"
         );
         assert!(board.contains("waveresnet, seed 1: diverged: not finite at step 3"), "{board}");
+        assert!(board.contains("a perplexity of 200.0, 2.500 bits per byte.\n"), "{board}");
         assert!(!board.contains(" tie") && !board.contains("hellaswag"), "{board}");
         let with_scores =
             |seed, acc| Entry { hellaswag_acc: Some(acc), ..entry("respsann", seed, Some(4.0), Some(true)) };

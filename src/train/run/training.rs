@@ -44,7 +44,7 @@ pub struct Outcome {
     pub status: String,
     /// The first step whose loss or gradient was not finite, counted from 1.
     pub first_non_finite_step: Option<usize>,
-    /// Mean over the last steps, as many as are between two validations.
+    /// Mean over the last steps, as many as are between two validations, or all steps if they are fewer.
     pub train_loss: Option<f64>,
     /// Cross-entropy of the validation part, in nats per token.
     pub val_loss: Option<f64>,
@@ -57,13 +57,17 @@ pub struct Outcome {
     pub val_top1_acc: Option<f64>,
     /// Of the validation part under a bigram model of the same tokens.
     pub bigram_perplexity: f64,
+    /// Of the validation part under the bigram model. Missing in files from before this field.
+    #[serde(default)]
+    pub bigram_bits_per_byte: Option<f64>,
     /// True if no logit changes when a later token changes. Otherwise the loss is not that of a causal language
     /// model.
     pub causal: bool,
-    /// Norm of the gradient in the last step, before clipping. Missing in files from before this field.
+    /// Norm of the gradient before clipping: the mean over the steps of `train_loss`. Missing in files from before this field.
     #[serde(default)]
     pub gradient_norm: Option<f64>,
-    /// Norm of the last update divided by that of the weights. Missing in files from before this field.
+    /// Norm of an update divided by that of the weights: the mean over the steps of `train_loss`, because the learning rate of
+    /// the last step may be 0. Missing in files from before this field.
     #[serde(default)]
     pub update_ratio: Option<f64>,
     /// Number of completed steps.
@@ -93,8 +97,8 @@ pub struct Progress {
     pub steps: usize,
     /// Loss of the step, in nats per token.
     pub loss: f64,
-    /// Validation loss, if the step was followed by a validation.
-    pub val_loss: Option<f64>,
+    /// Validation loss in nats per token, and bits per byte, if the step was followed by a validation.
+    pub validation: Option<(f64, f64)>,
     /// Training throughput so far.
     pub tokens_per_s: f64,
 }
@@ -195,7 +199,13 @@ pub fn run(config: &TrainConfig, text: &Text, folder: &Path, mut progress: impl 
         }
         points.push(point);
         let tokens_per_s = predicted as f64 / spent.as_secs_f64();
-        progress(&Progress { step: number + 1, steps, loss: step.loss, val_loss: point.val_loss, tokens_per_s });
+        progress(&Progress {
+            step: number + 1,
+            steps,
+            loss: step.loss,
+            validation: point.val_loss.map(|loss| (loss, text.bits_per_byte(loss))),
+            tokens_per_s,
+        });
         if !is_last && (number + 1).is_multiple_of(config.save_every) {
             save(folder, &used, &language, &points)?;
             write_losses(folder, &points)?;
@@ -205,20 +215,25 @@ pub fn run(config: &TrainConfig, text: &Text, folder: &Path, mut progress: impl 
     let last =
         |of: fn(&Point) -> Option<f64>| points.iter().rev().find_map(of).filter(|_| first_non_finite_step.is_none());
     let recent = &points[points.len().saturating_sub(config.validate_every)..];
-    let mean = recent.iter().map(|point| point.train_loss).sum::<f64>() / recent.len() as f64;
+    let mean = |of: fn(&Point) -> f64| {
+        let mean = recent.iter().map(of).sum::<f64>() / recent.len() as f64;
+        Some(mean).filter(|mean| mean.is_finite())
+    };
+    let bigram_perplexity = text.bigram_perplexity();
     let outcome = Outcome {
         base: base.to_string(),
         seed: *seed,
         status: if first_non_finite_step.is_some() { "diverged" } else { "finished" }.into(),
         first_non_finite_step,
-        train_loss: Some(mean).filter(|mean| mean.is_finite() && first_non_finite_step.is_none()),
+        train_loss: mean(|point| point.train_loss).filter(|_| first_non_finite_step.is_none()),
         val_loss: last(|point| point.val_loss),
         perplexity: last(|point| point.val_loss).map(f64::exp).filter(|perplexity| perplexity.is_finite()),
         bits_per_byte: last(|point| point.val_loss).map(|loss| text.bits_per_byte(loss)),
         val_top1_acc: last(|point| point.val_top1_acc),
-        gradient_norm: points.last().map(|point| point.gradient_norm),
-        update_ratio: points.last().map(|point| point.update_ratio),
-        bigram_perplexity: text.bigram_perplexity(),
+        gradient_norm: mean(|point| point.gradient_norm),
+        update_ratio: mean(|point| point.update_ratio),
+        bigram_perplexity,
+        bigram_bits_per_byte: Some(text.bits_per_byte(bigram_perplexity.ln())),
         causal,
         steps: points.len(),
         epochs: points.len() as f64 / text.steps(rows) as f64,

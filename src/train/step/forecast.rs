@@ -10,7 +10,10 @@ use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Tensor, Var, backprop::GradStore};
 use candle_nn::{VarBuilder, loss::mse};
 
-use super::optimizer::{AdamW, Options};
+use super::{
+    Diverged,
+    optimizer::{AdamW, Options},
+};
 use crate::model::{
     series::{
         Architecture, Dropout, Forecaster, Sizes, Streams,
@@ -207,7 +210,7 @@ impl SeriesTraining {
     /// finished.
     ///
     /// # Errors
-    /// Returns an error if the loss or the gradient is not finite, or the device fails.
+    /// Returns [`Diverged`] if the loss or the gradient is not finite, and another error if the device fails.
     pub fn step(&mut self, batches: &[Batch]) -> Result<f64> {
         let step = self.optimizer.steps();
         let mut gradients = vec![None; self.variables.len()];
@@ -217,7 +220,11 @@ impl SeriesTraining {
             let dropout = Dropout { rate: self.options.dropout, seed };
             loss += self.add_gradients(batch, 1.0 / batches.len() as f64, dropout, &mut gradients)?;
         }
-        ensure!(loss.is_finite(), "the loss became {loss} at step {}: training diverged", step + 1);
+        let diverged = |what: &str, value: f64| {
+            let number = step + 1;
+            Diverged::new(number, format!("the {what} became {value} at step {number}: training diverged"))
+        };
+        ensure!(loss.is_finite(), diverged("loss", loss));
         // A weight may have no part in the loss, as the coarse stream of a network that no block attends to.
         let of_variable = |(gradient, variable): (Option<Tensor>, &Var)| match gradient {
             Some(gradient) => gradient.contiguous(),
@@ -228,7 +235,7 @@ impl SeriesTraining {
         self.optimizer.options.learning_rate = self.options.rate(step);
         let norm = self.optimizer.step(&gradients)?.gradient_norm;
         self.device.synchronize()?;
-        ensure!(norm.is_finite(), "the norm of the gradient became {norm} at step {}: training diverged", step + 1);
+        ensure!(norm.is_finite(), diverged("norm of the gradient", norm));
         Ok(loss)
     }
 

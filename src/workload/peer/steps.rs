@@ -16,7 +16,7 @@ use crate::{
     peer::{Model, Peer, Work},
     record::{self, Limits, Measures},
     scenario::{Phase, Trained},
-    train::step::{forecast::Task, optimizer::Options},
+    train::step::{Diverged, forecast::Task, optimizer::Options},
 };
 
 /// The copies of the logits that a framework holds in a training step: themselves, their gradient, and their softmax.
@@ -173,8 +173,8 @@ impl Workload for PeerSteps {
     fn repeat(&mut self, count: usize) -> Result<Vec<Iteration>> {
         let ran = self.peer.borrow_mut().run(self.phase, count, self.has_losses())?;
         for (step, loss) in (self.steps + 1..).zip(ran.losses) {
-            let loss = loss.with_context(|| format!("it diverged: the loss of step {step} is not a finite number"))?;
-            self.losses.push(loss);
+            let told = || format!("it diverged: the loss of step {step} is not a finite number");
+            self.losses.push(loss.ok_or_else(|| Diverged::new(step, told()))?);
         }
         self.steps += count;
         self.peak_bytes = ran.peak_bytes.map(|peak| peak.max(self.peak_bytes.unwrap_or_default()));
