@@ -4,12 +4,10 @@ use std::cell::RefCell;
 
 use half::{bf16, f16};
 
-use super::simd::Simd;
+use super::{memory::Zeroed, simd::Simd};
 
 /// The type of weights, of keys and values, and of what they are multiplied with.
-///
-/// Zero bytes must be a valid value.
-pub trait Element: Copy + Default + Send + Sync + 'static {
+pub trait Element: Zeroed + Copy + Default {
     /// Consecutive inputs that lie side by side in a panel, because one instruction multiplies them.
     const GROUP: usize;
 

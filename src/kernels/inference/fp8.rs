@@ -16,11 +16,11 @@ use half::f16;
 use super::{
     Machine,
     element::{Element, Operand},
+    memory::{Buffer, Zeroed},
     packed::{PANEL, STEP, Sums, place},
     pool::Parts,
     simd::{Dispatch, Simd},
 };
-use crate::kernels::system::ask_for_huge_pages;
 
 /// A number in the format E4M3.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +60,9 @@ impl F8E4M3 {
     }
 }
 
+// SAFETY: every pattern of bits is a byte.
+unsafe impl Zeroed for F8E4M3 {}
+
 impl Operand<f32> for F8E4M3 {
     #[inline(always)]
     unsafe fn load<S: Simd>(simd: S, from: *const Self) -> S::Vector {
@@ -70,7 +73,7 @@ impl Operand<f32> for F8E4M3 {
 
 /// A matrix of weights in FP8.
 pub struct Fp8 {
-    panels: Vec<F8E4M3>,
+    panels: Buffer<F8E4M3>,
     /// The scale of each output, which multiplies the numbers that loads return.
     scales: Vec<f32>,
     inputs: usize,
@@ -96,10 +99,7 @@ impl Fp8 {
                 *scale = (most / F8E4M3::MAX).max(f32::MIN_POSITIVE);
             }
         });
-        let len = outputs.next_multiple_of(STEP) * inputs;
-        let mut panels = Vec::with_capacity(len);
-        ask_for_huge_pages(panels.spare_capacity_mut());
-        panels.resize(len, F8E4M3(0));
+        let mut panels = Buffer::zeroed(outputs.next_multiple_of(STEP) * inputs, &machine.pool);
         machine.pool.parts(&mut panels, PANEL * inputs.max(1), |number, panel| {
             let first = number * PANEL;
             let (count, width) = (PANEL.min(outputs - first), panel.len() / inputs);
