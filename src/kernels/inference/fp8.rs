@@ -1,8 +1,8 @@
 //! Weights in FP8, in the format E4M3: four bits of exponent with a bias of 7, three bits of mantissa, and no infinity
 //! (Micikevicius et al. 2022, *FP8 formats for deep learning*). The weights of an output share a scale, by which the largest of
-//! them becomes the largest number of the format.
+//! them becomes the largest number of the format. Keys and values of a [`cache`](super::cache) have no scale.
 //!
-//! They lie in panels like those of [`packed`](super::packed), and are multiplied by the same loops. A weight is converted when
+//! Weights lie in panels like those of [`packed`](super::packed), and are multiplied by the same loops. A weight is converted when
 //! it is loaded: its bits, shifted, are those of an f16 that is 256 times smaller, which instructions convert to f32. Inputs and
 //! sums are f32.
 
@@ -23,7 +23,7 @@ use super::{
 };
 
 /// A number in the format E4M3.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct F8E4M3(u8);
 
@@ -38,7 +38,7 @@ impl F8E4M3 {
     pub const OF_HALF: f32 = 256.0;
 
     /// Rounds to the nearest, or the even of two nearest. Numbers beyond the largest become the largest. NaN does too: weights are
-    /// checked before.
+    /// checked before, and a key or a value is NaN only where the residual stream of its token is.
     pub fn from_f32(value: f32) -> Self {
         let magnitude = value.abs();
         let bits = if magnitude < Self::MIN_NORMAL {
@@ -63,7 +63,14 @@ impl F8E4M3 {
 // SAFETY: every pattern of bits is a byte.
 unsafe impl Zeroed for F8E4M3 {}
 
-impl Operand<f32> for F8E4M3 {
+impl Operand for F8E4M3 {
+    type Factor = f32;
+    const SCALE: f32 = Self::OF_HALF;
+
+    fn stored(value: f32) -> Self {
+        Self::from_f32(value)
+    }
+
     #[inline(always)]
     unsafe fn load<S: Simd>(simd: S, from: *const Self) -> S::Vector {
         // SAFETY: as the caller ensures.
