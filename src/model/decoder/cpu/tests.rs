@@ -185,7 +185,11 @@ fn batches_equal_the_sequences_alone() {
         fp8.reset().expect("a reset");
         in_batches(&mut fp8, &sequences, 5, |place, tokens, logits| {
             let far = relative(logits, &expected[place][tokens - 1]);
-            assert!(far <= 2.0 * of_format, "{} with FP8, {tokens} tokens: {far} off, {of_format} from f32", fixture.name);
+            assert!(
+                far <= 2.0 * of_format,
+                "{} with FP8, {tokens} tokens: {far} off, {of_format} from f32",
+                fixture.name
+            );
             worst_fp8 = worst_fp8.max(far);
         });
 
