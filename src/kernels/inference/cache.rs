@@ -9,7 +9,7 @@
 //!
 //! The type `C` of keys and values is that of activations or [`F8E4M3`](super::F8E4M3). FP8 has no scales here: its numbers reach
 //! from 1/512 to 448, which holds the keys and values of usual models, and a scale would not make it more precise in between.
-//! Larger numbers become 448.
+//! Larger numbers and NaN become 448.
 
 use std::{ops::Range, sync::Arc};
 

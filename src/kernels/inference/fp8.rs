@@ -38,7 +38,7 @@ impl F8E4M3 {
     pub const OF_HALF: f32 = 256.0;
 
     /// Rounds to the nearest, or the even of two nearest. Numbers beyond the largest become the largest. NaN does too: weights are
-    /// checked before, and a key or a value is NaN only where the residual stream of its token is.
+    /// checked before, and keys and values are not.
     pub fn from_f32(value: f32) -> Self {
         let magnitude = value.abs();
         let bits = if magnitude < Self::MIN_NORMAL {
