@@ -56,14 +56,14 @@ config! {
         pub device: DeviceChoice = DeviceChoice::Cpu,
 
         /// Dtypes of the models, separated by commas: f32, f16, bf16, or on a CPU with engine tuned q8_0, q4k or f8e4m3
-        /// (quantised weights)
+        /// (quantised weights), each also with _kv8 at its end (keys and values in FP8)
         #[default = "f32 on cpu, bf16 elsewhere"]
         #[serde(deserialize_with = "dtypes")]
         pub dtype: Vec<Precision> = vec![DeviceChoice::Cpu.default_dtype()],
 
         /// Implementations that run the models, separated by commas: stock (candle-transformers as published), tuned (the
         /// decoder of this crate) and peer:NAME (another system)
-        #[default = "stock,tuned on embedded models, stock on others, tuned with quantised weights"]
+        #[default = "stock,tuned on embedded models, stock on others, tuned with quantised weights or an FP8 cache"]
         #[serde(deserialize_with = "engines")]
         pub engine: Vec<EngineChoice> = Engine::ALL.map(EngineChoice::Own).to_vec(),
 
@@ -384,12 +384,12 @@ impl Settings {
     }
 
     /// The engines for a model, each in every dtype: as set, or by default all for the embedded models, `stock` for the others, and
-    /// `tuned` for quantised weights. A GGUF file has dtypes of its own.
+    /// `tuned` for quantised weights and for a cache in FP8. A GGUF file has dtypes of its own.
     fn all_variants(&self, model: &ModelSpec) -> Vec<(EngineChoice, Precision)> {
         let is_default = self.has_default_engines();
         self.in_dtypes(model, |dtype| match is_default {
             false => self.engine.clone(),
-            true if dtype.is_quantised() || model.is_gguf() => vec![EngineChoice::Own(Engine::Tuned)],
+            true if dtype.is_only_tuned() || model.is_gguf() => vec![EngineChoice::Own(Engine::Tuned)],
             true if model.is_mini() => self.engine.clone(),
             true => vec![EngineChoice::Own(Engine::Stock)],
         })
@@ -510,9 +510,9 @@ fn that_run(mut variants: Vec<(EngineChoice, Precision)>) -> Vec<(EngineChoice, 
     variants
 }
 
-/// Returns whether an engine has a dtype: `stock` has no quantised weights. A peer tells itself.
+/// Returns whether an engine has a dtype: `stock` has neither quantised weights nor a cache in FP8. A peer tells itself.
 fn has_dtype((engine, dtype): &(EngineChoice, Precision)) -> bool {
-    !dtype.is_quantised() || *engine != EngineChoice::Own(Engine::Stock)
+    !dtype.is_only_tuned() || *engine != EngineChoice::Own(Engine::Stock)
 }
 
 /// The folder of Criterion's baselines and reports.
@@ -711,13 +711,15 @@ mod tests {
         assert_eq!(settings.variants_for(&mini), settings.variants_for(&large));
         assert!(resolve(&[("CANDLEPOWER_ENGINE", "")], None).is_err());
 
-        for precision in Precision::ALL {
+        for precision in Precision::ALL.into_iter().flat_map(|precision| [precision, precision.with_fp8_cache()]) {
             let settings = resolve(&[("CANDLEPOWER_DTYPE", precision.to_string().as_str())], None).expect("a dtype");
             assert_eq!(settings.dtype, [precision]);
         }
         let settings = resolve(&[("CANDLEPOWER_DTYPE", "q4k")], None).expect("quantised weights");
         let quantised = vec![(tuned.clone(), Precision::Q4K)];
         assert_eq!((settings.variants_for(&mini), settings.variants_for(&large)), (quantised.clone(), quantised));
+        let settings = resolve(&[("CANDLEPOWER_DTYPE", "bf16_kv8")], None).expect("a cache in FP8");
+        assert_eq!(settings.variants_for(&mini), [(tuned.clone(), Precision::BF16.with_fp8_cache())]);
         let file = ModelSpec::Path("model.gguf".into());
         assert_eq!(
             resolve(&[], Some("dtype = ['f32', 'bf16']")).expect("dtypes").variants_for(&file),

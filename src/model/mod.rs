@@ -106,7 +106,7 @@ pub fn load_parallel(
             Ok(Subject { model, source: spec.to_string(), tokenizer: None, eos_token_ids })
         }
         ModelSpec::Path(file) if spec.is_gguf() => {
-            open_gguf(file, spec.to_string(), engine, &device, parallel).with_context(|| spec.to_string())
+            open_gguf(file, spec.to_string(), engine, precision, &device, parallel).with_context(|| spec.to_string())
         }
         ModelSpec::Hub { .. } | ModelSpec::Path(_) => open_parallel(found(spec)?, engine, precision, &device, parallel),
     }
@@ -126,11 +126,13 @@ fn found(spec: &ModelSpec) -> Result<Checkpoint> {
     }
 }
 
-/// The name of the form of a model's weights in ids: that of the settings, or that of most weights of a GGUF file. A file that
-/// cannot be read has the name of the settings; loading it says why.
+/// The name of the form of a model's weights and cache in ids: that of the settings, or that of most weights of a GGUF file and of the
+/// cache in the settings. A file that cannot be read has the name of the settings; loading it says why.
 pub fn dtype_of(spec: &ModelSpec, precision: Precision) -> String {
     let of_file = match spec {
-        ModelSpec::Path(file) if spec.is_gguf() => gguf::format_name(file).ok(),
+        ModelSpec::Path(file) if spec.is_gguf() => {
+            gguf::format_name(file).ok().map(|name| name + precision.cache_suffix())
+        }
         _ => None,
     };
     of_file.unwrap_or_else(|| precision.to_string())
@@ -186,13 +188,21 @@ fn open_parallel(
     Ok(Subject { model, source: checkpoint.source, tokenizer, eos_token_ids })
 }
 
-/// Checks a GGUF file and builds its model. The tokenizer is a `tokenizer.json` beside the file.
-fn open_gguf(file: &Path, source: String, engine: Engine, device: &Device, parallel: Parallel) -> Result<Subject> {
+/// Checks a GGUF file and builds its model. Its weights have the formats of the file, and the precision is that of its cache. The
+/// tokenizer is a `tokenizer.json` beside the file.
+fn open_gguf(
+    file: &Path,
+    source: String,
+    engine: Engine,
+    precision: Precision,
+    device: &Device,
+    parallel: Parallel,
+) -> Result<Subject> {
     ensure!(engine == Engine::Tuned, "engine {engine} runs no GGUF files; engine {} runs them", Engine::Tuned);
     ensure!(device.is_cpu(), "GGUF files run on a CPU only");
-    let gguf::Model { config, tensors, bytes } = gguf::open(file)?;
-    let dtype = tensors.weights.dtype();
-    admit_bytes(&config, engine, device, (bytes, bytes + extra_bytes(&config, engine, dtype, device)))?;
+    let gguf::Model { config, mut tensors, bytes } = gguf::open(file)?;
+    tensors.cache_dtype = precision.cache_dtype_of(tensors.cache_dtype);
+    admit_bytes(&config, engine, device, (bytes, bytes + extra_bytes(&config, engine, tensors.cache_dtype, device)))?;
     let tokenizer = tokenizer_beside(file, config.vocab_size)?;
     let eos_token_ids = config.eos_token_ids.clone();
     let model = (engine.row().build)(config, tensors, ExpertLayout::Single, parallel)?;
@@ -259,20 +269,21 @@ pub fn expert_grid_bytes(decoder: ExpertDecoder, precision: Precision, device: &
 /// Bytes of the weights, and of the weights and the cache of the longest scenario.
 fn demand(config: &ModelConfig, engine: Engine, precision: Precision, device: &Device) -> (u64, u64) {
     let weight_bytes = precision.bytes(config.parameters());
-    let all = weight_bytes + extra_bytes(config, engine, precision.dtype(), device);
+    let all = weight_bytes + extra_bytes(config, engine, precision.cache_dtype_of(precision.dtype()), device);
     // The head is the largest tensor and is loaded first. Before it is quantised, it is in memory as f32.
     let head = (config.vocab_size * config.hidden_size) as u64;
     let while_loading = if precision.is_quantised() { Precision::F32.bytes(head) + precision.bytes(head) } else { 0 };
     (weight_bytes, all.max(while_loading))
 }
 
-fn extra_bytes(config: &ModelConfig, engine: Engine, dtype: DType, device: &Device) -> u64 {
-    (engine.row().extra_bytes)(config, dtype, device, scenario::longest_generation())
+/// Bytes that a model needs in addition to its weights for the longest scenario, with a cache in `cache_dtype`.
+fn extra_bytes(config: &ModelConfig, engine: Engine, cache_dtype: DType, device: &Device) -> u64 {
+    (engine.row().extra_bytes)(config, cache_dtype, device, scenario::longest_generation())
 }
 
 /// Refuses, before anything is loaded, models that the engine does not run and models that do not fit in memory.
 fn admit(config: &ModelConfig, engine: Engine, precision: Precision, device: &Device) -> Result<()> {
-    if precision.is_quantised() {
+    if precision.is_only_tuned() {
         ensure!(engine == Engine::Tuned, "engine {engine} has no dtype {precision}; engine {} has", Engine::Tuned);
         ensure!(device.is_cpu(), "dtype {precision} is for CPUs only: choose f32, f16 or bf16 on this device");
     }
@@ -327,7 +338,7 @@ struct EngineRow {
     name: &'static str,
     /// Why the engine does not run a configuration on a device.
     refusal: fn(&ModelConfig, &Device) -> Option<String>,
-    /// Bytes that a model needs in addition to its weights, for a sequence of this many tokens.
+    /// Bytes that a model with a cache in this dtype needs in addition to its weights, for a sequence of this many tokens.
     extra_bytes: fn(&ModelConfig, DType, &Device, usize) -> u64,
     build: Build,
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use candle_core::quantized::GgmlDType;
+use candle_core::{DType, quantized::GgmlDType};
 use candle_nn::VarBuilder;
 
 use super::gguf::Gguf;
@@ -14,6 +14,8 @@ pub struct Tensors {
     pub weights: VarBuilder<'static>,
     /// The form in which engine `tuned` holds matrices on CPUs.
     pub matrices: Matrices,
+    /// The dtype of keys and values in the cache of engine `tuned` on CPUs: that of activations, or FP8 (E4M3).
+    pub cache_dtype: DType,
 }
 
 /// The form of the matrices of linear layers. Routers of mixtures, norms and biases are not quantised.
@@ -46,21 +48,25 @@ pub enum Format {
 }
 
 impl Tensors {
-    /// Weights that are held in a precision.
+    /// Weights and a cache that are held in a precision.
     pub fn new(weights: VarBuilder<'static>, precision: Precision) -> Self {
-        let matrices = match (precision, precision.blocks()) {
-            (Precision::F8E4M3, _) => Matrices::Quantised(Formats { head: Format::F8E4M3, others: Format::F8E4M3 }),
-            (_, Some(others)) => {
+        let matrices = match precision.blocks() {
+            Some(others) => {
                 Matrices::Quantised(Formats { head: Format::Blocks(GgmlDType::Q8_0), others: Format::Blocks(others) })
             }
-            (_, None) => Matrices::Plain,
+            None if precision.is_quantised() => {
+                Matrices::Quantised(Formats { head: Format::F8E4M3, others: Format::F8E4M3 })
+            }
+            None => Matrices::Plain,
         };
-        Self { weights, matrices }
+        let cache_dtype = precision.cache_dtype_of(weights.dtype());
+        Self { weights, matrices, cache_dtype }
     }
 }
 
 impl From<VarBuilder<'static>> for Tensors {
     fn from(weights: VarBuilder<'static>) -> Self {
-        Self { weights, matrices: Matrices::Plain }
+        let cache_dtype = weights.dtype();
+        Self { weights, matrices: Matrices::Plain, cache_dtype }
     }
 }

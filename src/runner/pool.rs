@@ -223,7 +223,7 @@ impl Candidate {
             needed_bytes: Box::new(|_| None),
             longest: None,
             load: Box::new(move || {
-                ensure!(!precision.is_quantised(), "dtype {precision} is only for models of engine tuned");
+                ensure!(!precision.is_only_tuned(), "dtype {precision} is only for models of engine tuned");
                 let model = Box::new(load(precision.dtype(), &device.open()?)?);
                 Ok(Subject { model, source: source.clone(), tokenizer: None, eos_token_ids: Vec::new() }.into())
             }),

@@ -197,6 +197,16 @@ mod tests {
         assert_eq!(measures.reference.as_deref(), Some("f32"));
     }
 
+    /// The quality cost of a cache in FP8 is a divergence from the same weights.
+    #[test]
+    fn the_cost_of_a_cache_is_scored() {
+        let reference = Entry { id: "f32".into(), model: subject("llama-gqa-tied", Precision::F32).model };
+        let fp8 = subject("llama-gqa-tied", Precision::F32.with_fp8_cache());
+        let work = PerplexityWorkload::new(&PERPLEXITY[0], "f32_kv8".into(), fp8, Some(reference), false);
+        let measures = work.expect("a score").measures;
+        assert!(measures.kl_mean.is_some_and(|kl| kl > 1e-7 && kl < 0.5), "{measures:?}");
+    }
+
     #[test]
     fn a_checkpoint_without_a_tokenizer_is_refused_in_one_line() {
         let without = || subject("qwen3-gqa-tied", Precision::F32);

@@ -3,13 +3,15 @@
 //! Pages have the layout of packed weights. So scores and weighted values are products with panels, for any number of query
 //! heads that share a key-value head: each key and value is read once for all of them. The softmax is computed block by block of
 //! positions, with the largest score and the sum so far, so that no row of scores is held as a whole.
+//!
+//! Queries and shares have the type that keys and values are multiplied with: f32 where these are FP8.
 
 use std::ops::Range;
 
 use super::{
     Machine,
     cache::{Head, Heads, PAGE, Region, Span},
-    element::Element,
+    element::{Element, Operand},
     fused::Angles,
     packed::{PANEL, Rows, STEP, Sums},
     pool::Parts,
@@ -44,8 +46,8 @@ struct Division {
 }
 
 /// Attention of some tokens of a span for one key-value head.
-struct Task<'a, E> {
-    span: &'a Span<E>,
+struct Task<'a, C> {
+    span: &'a Span<C>,
     head: usize,
     /// Numbers of the tokens in the span.
     tokens: Range<usize>,
@@ -110,10 +112,10 @@ impl Attention {
     ///
     /// # Panics
     /// If sizes are inconsistent.
-    pub fn apply<E: Element>(
+    pub fn apply<E: Element, C: Operand>(
         &self,
         machine: &Machine,
-        (spans, region): (&[Span<E>], Region),
+        (spans, region): (&[Span<C>], Region),
         queries: Heads,
         angles: &Angles,
         out: &mut [E],
@@ -141,6 +143,7 @@ impl Attention {
         let (all_partials, out) = (Parts::new(&mut partials), Parts::new(out));
         let finish = |partial: &Partial, first_row: usize, head: usize| {
             for (row, (sum, values)) in partial.sum.iter().zip(partial.values.chunks_exact(width)).enumerate() {
+                let sum = sum / C::SCALE;
                 let place = (first_row + row / group) * out_stride + (head * group + row % group) * head_dim;
                 // SAFETY: each task has its own tokens or heads, so that the parts of tasks do not overlap.
                 let out = unsafe { out.get(place..place + head_dim) };
@@ -194,7 +197,7 @@ impl Attention {
     }
 
     /// The positions that any of some tokens of a span sees.
-    fn seen<E: Element>(&self, span: &Span<E>, tokens: &Range<usize>) -> Range<usize> {
+    fn seen<C: Operand>(&self, span: &Span<C>, tokens: &Range<usize>) -> Range<usize> {
         let position = span.sequence.tokens();
         let first = position + tokens.start;
         self.window.map_or(0, |window| (first + 1).saturating_sub(window))..position + tokens.end
@@ -203,18 +206,18 @@ impl Attention {
     /// Divides spans into chunks of `count` tokens. If a chunk is all of its span, as in decoding, there may be too few tasks for
     /// all threads: then each task sees a part of the blocks, so that there are about `tasks` in all. `place` returns the place
     /// of the results of splits, for the number of tokens and of splits.
-    fn divide<E: Element>(
+    fn divide<C: Operand>(
         &self,
-        spans: &[Span<E>],
+        spans: &[Span<C>],
         count: usize,
         tasks: usize,
         kv_heads: usize,
         mut place: impl FnMut(usize, usize) -> usize,
     ) -> Vec<Division> {
-        let chunks_of = |span: &Span<E>| span.rows.len().div_ceil(count);
-        let blocks_of = |span: &Span<E>| blocks_of(&self.seen(span, &(0..span.rows.len()))).len();
+        let chunks_of = |span: &Span<C>| span.rows.len().div_ceil(count);
+        let blocks_of = |span: &Span<C>| blocks_of(&self.seen(span, &(0..span.rows.len()))).len();
         let all: usize = spans.iter().map(|span| chunks_of(span) * blocks_of(span)).sum();
-        let divide = |span: &Span<E>| {
+        let divide = |span: &Span<C>| {
             let (chunks, blocks) = (chunks_of(span), blocks_of(span));
             let splits = if chunks == 1 { (tasks * blocks).div_ceil(kv_heads * all).min(blocks) } else { 1 };
             Division { chunks, splits, partials: if splits > 1 { place(span.rows.len(), splits) } else { 0 } }
@@ -223,10 +226,10 @@ impl Attention {
     }
 
     /// Adds the positions of the task's blocks to its results.
-    fn add_blocks<E: Element>(
+    fn add_blocks<C: Operand>(
         &self,
         machine: &Machine,
-        task: &Task<E>,
+        task: &Task<C>,
         region: Region,
         queries: Heads,
         angles: &Angles,
@@ -234,14 +237,15 @@ impl Attention {
     ) {
         let Task { span, head, tokens, seen, blocks } = task;
         let (head_dim, position) = (region.head_dim, span.sequence.tokens());
-        let (group, stride) = (self.heads / region.heads, Rows::<E>::stride_of(head_dim));
+        let (group, stride) = (self.heads / region.heads, Rows::<C::Factor>::stride_of(head_dim));
+        let per_group = <C::Factor as Element>::GROUP;
         let rows = group * tokens.len();
-        E::scratch(rows * (stride + BLOCK), |memory| {
+        <C::Factor as Element>::scratch(rows * (stride + BLOCK), |memory| {
             let (turned, shares) = memory.split_at_mut(rows * stride);
             for (place, out) in turned.chunks_exact_mut(stride).enumerate() {
                 let (row, own) = (span.rows.start + tokens.start + place / group, head * group + place % group);
                 let head = &queries.values[(row * self.heads + own) * head_dim..][..head_dim];
-                out[head_dim..].fill(E::default());
+                out[head_dim..].fill(Default::default());
                 machine.dispatch.run(Head { head, norm: queries.norm, angles, row, out: &mut out[..head_dim] });
             }
             f32::scratch(rows * BLOCK, |scores| {
@@ -254,11 +258,11 @@ impl Attention {
                         machine.dispatch.run(Sums {
                             x: turned,
                             stride,
-                            step: E::GROUP,
+                            step: per_group,
                             rows,
                             panel: &page[region.keys(*head)],
                             width: PAGE,
-                            groups: stride / E::GROUP,
+                            groups: stride / per_group,
                             out: Parts::new(&mut scores[at..]),
                             out_stride: BLOCK,
                             add: false,
@@ -268,7 +272,7 @@ impl Attention {
                         scores: &mut *scores,
                         shares: &mut *shares,
                         partial: &mut *partial,
-                        scale: self.scale,
+                        scale: self.scale * C::SCALE,
                         count: to - from,
                         sees: |row: usize| {
                             let token = position + tokens.start + row / group;
@@ -283,11 +287,11 @@ impl Attention {
                             machine.dispatch.run(Sums {
                                 x: &shares[at..],
                                 stride: BLOCK,
-                                step: E::GROUP,
+                                step: per_group,
                                 rows,
                                 panel,
                                 width: panel.len() / PAGE,
-                                groups: PAGE.min(to - from - at).div_ceil(E::GROUP),
+                                groups: PAGE.min(to - from - at).div_ceil(per_group),
                                 out: Parts::new(&mut partial.values[element..]),
                                 out_stride: partial.width,
                                 add: true,

@@ -6,12 +6,16 @@
 //!
 //! Sequences that begin with the same tokens share pages, which are counted references. Only full pages are shared. They are
 //! never written again, because a sequence only grows: [`Region::append`] writes to no page that has a second reference.
+//!
+//! The type `C` of keys and values is that of activations or [`F8E4M3`](super::F8E4M3). FP8 has no scales here: its numbers reach
+//! from 1/512 to 448, which holds the keys and values of usual models, and a scale would not make it more precise in between.
+//! Larger numbers and NaN become 448.
 
 use std::{ops::Range, sync::Arc};
 
 use super::{
     Machine,
-    element::Element,
+    element::{Element, Operand},
     fused::{Angles, RowNorm},
     memory::Buffer,
     packed::{PANEL, STEP, place},
@@ -22,7 +26,7 @@ use super::{
 /// Positions of a page: the outputs of a panel of keys.
 pub const PAGE: usize = PANEL;
 
-type Page<E> = Arc<Buffer<E>>;
+type Page<C> = Arc<Buffer<C>>;
 
 /// The part of each page that holds one layer.
 #[derive(Clone, Copy, Debug)]
@@ -38,8 +42,8 @@ pub struct Region {
 
 impl Region {
     /// The region of the first layer.
-    fn first<E: Element>(heads: usize, head_dim: usize) -> Self {
-        let key_len = PAGE * head_dim.next_multiple_of(E::GROUP);
+    fn first<C: Operand>(heads: usize, head_dim: usize) -> Self {
+        let key_len = PAGE * head_dim.next_multiple_of(<C::Factor as Element>::GROUP);
         let value_len = PAGE * head_dim.next_multiple_of(STEP);
         Self { heads, head_dim, start: 0, key_len, value_len }
     }
@@ -64,10 +68,10 @@ impl Region {
     ///
     /// # Panics
     /// If sizes are inconsistent, or a sequence has no room for its tokens.
-    pub fn append<E: Element>(
+    pub fn append<C: Operand>(
         &self,
         machine: &Machine,
-        spans: &mut [Span<E>],
+        spans: &mut [Span<C>],
         keys: Heads,
         values: &[f32],
         angles: &Angles,
@@ -85,21 +89,21 @@ impl Region {
             let ((page, rows, first), head) = (&targets[task / heads], task % heads);
             // SAFETY: each task has its own page or its own head, so that the parts of tasks do not overlap.
             let (panel, value_panels) = unsafe { (page.get(self.keys(head)), page.get(self.values(head))) };
-            E::scratch(head_dim, |key| {
+            <C::Factor as Element>::scratch(head_dim, |key| {
                 for (row, at) in rows.clone().zip(*first..) {
                     let own = row * width + head * head_dim..row * width + (head + 1) * head_dim;
                     let Heads { values: all, norm } = keys;
                     machine.dispatch.run(Head { head: &all[own.clone()], norm, angles, row, out: key });
                     for (element, key) in key.iter().enumerate() {
-                        panel[place::<E>(PANEL, at, element)] = *key;
+                        panel[place::<C::Factor>(PANEL, at, element)] = C::stored(key.to_f32());
                     }
                     for (values, panel) in values[own].chunks(PANEL).zip(value_panels.chunks_mut(PANEL * PAGE)) {
                         let width = panel.len() / PAGE;
                         for (element, value) in values.iter().enumerate() {
-                            panel[place::<E>(width, element, at)] = E::from_f32(*value);
+                            panel[place::<C::Factor>(width, element, at)] = C::stored(*value);
                             // The others of its group are multiplied with zeros, so they must be finite.
-                            for later in at + 1..(at + 1).next_multiple_of(E::GROUP) {
-                                panel[place::<E>(width, element, later)] = E::default();
+                            for later in at + 1..(at + 1).next_multiple_of(<C::Factor as Element>::GROUP) {
+                                panel[place::<C::Factor>(width, element, later)] = C::default();
                             }
                         }
                     }
@@ -114,16 +118,16 @@ impl Region {
 }
 
 /// The pages of a model: those that sequences have returned, and the size of new ones.
-pub struct Pages<E> {
+pub struct Pages<C> {
     first: Region,
     layers: usize,
-    unused: Vec<Page<E>>,
+    unused: Vec<Page<C>>,
 }
 
-impl<E: Element> Pages<E> {
+impl<C: Operand> Pages<C> {
     /// Pages for this many layers and key-value heads. None is allocated yet.
     pub fn new(layers: usize, heads: usize, head_dim: usize) -> Self {
-        Self { first: Region::first::<E>(heads, head_dim), layers, unused: Vec::new() }
+        Self { first: Region::first::<C>(heads, head_dim), layers, unused: Vec::new() }
     }
 
     /// The region of a layer.
@@ -133,20 +137,20 @@ impl<E: Element> Pages<E> {
 
     /// Bytes of a page.
     pub fn page_bytes(&self) -> usize {
-        self.layers * self.first.len() * size_of::<E>()
+        self.layers * self.first.len() * size_of::<C>()
     }
 
     /// Number of pages that must be allocated before each of some sequences can take so many more tokens.
-    pub fn lacking<'a>(&self, growths: impl Iterator<Item = (&'a Sequence<E>, usize)>) -> usize
+    pub fn lacking<'a>(&self, growths: impl Iterator<Item = (&'a Sequence<C>, usize)>) -> usize
     where
-        E: 'a,
+        C: 'a,
     {
         let missing = growths.map(|(sequence, tokens)| sequence.missing_pages(tokens)).sum::<usize>();
         missing.saturating_sub(self.unused.len())
     }
 
     /// Makes room for `tokens` more tokens in a sequence. Returns false if memory is missing.
-    pub fn extend(&mut self, sequence: &mut Sequence<E>, tokens: usize) -> bool {
+    pub fn extend(&mut self, sequence: &mut Sequence<C>, tokens: usize) -> bool {
         for _ in 0..sequence.missing_pages(tokens) {
             let new = || Buffer::try_zeroed(self.layers * self.first.len()).map(Arc::new);
             let Some(page) = self.unused.pop().or_else(new) else { return false };
@@ -156,8 +160,8 @@ impl<E: Element> Pages<E> {
     }
 
     /// Empties a sequence. Pages that no other sequence shares can be used again.
-    pub fn release(&mut self, sequence: &mut Sequence<E>) {
-        let is_unused = |page: &mut Page<E>| Arc::get_mut(page).is_some();
+    pub fn release(&mut self, sequence: &mut Sequence<C>) {
+        let is_unused = |page: &mut Page<C>| Arc::get_mut(page).is_some();
         self.unused.extend(sequence.pages.drain(..).filter_map(|mut page| is_unused(&mut page).then_some(page)));
         sequence.tokens = 0;
     }
@@ -171,12 +175,12 @@ impl<E: Element> Pages<E> {
 
 /// The keys and values of one sequence in all layers.
 #[derive(Default)]
-pub struct Sequence<E> {
-    pages: Vec<Page<E>>,
+pub struct Sequence<C> {
+    pages: Vec<Page<C>>,
     tokens: usize,
 }
 
-impl<E: Element> Sequence<E> {
+impl<C: Operand> Sequence<C> {
     /// Number of tokens.
     pub fn tokens(&self) -> usize {
         self.tokens
@@ -189,7 +193,7 @@ impl<E: Element> Sequence<E> {
     }
 
     /// The page of a position.
-    pub(super) fn page(&self, position: usize) -> &[E] {
+    pub(super) fn page(&self, position: usize) -> &[C] {
         &self.pages[position / PAGE]
     }
 
@@ -199,14 +203,14 @@ impl<E: Element> Sequence<E> {
 }
 
 /// The tokens of a step that belong to one sequence.
-pub struct Span<E> {
+pub struct Span<C> {
     /// The sequence before the step, with room for the tokens.
-    pub sequence: Sequence<E>,
+    pub sequence: Sequence<C>,
     /// The rows of the tokens among those of the step.
     pub rows: Range<usize>,
 }
 
-impl<E: Element> Span<E> {
+impl<C: Operand> Span<C> {
     /// Number of rows of all spans.
     ///
     /// # Panics
@@ -229,12 +233,12 @@ impl<E: Element> Span<E> {
     }
 
     /// The sequence after the step.
-    pub fn ended(self) -> Sequence<E> {
+    pub fn ended(self) -> Sequence<C> {
         Sequence { tokens: self.sequence.tokens + self.rows.len(), ..self.sequence }
     }
 
     /// The pages that the tokens are written to, each with its rows and the place of the first of them in the page.
-    fn targets(&mut self) -> impl Iterator<Item = (Parts<'_, E>, Range<usize>, usize)> {
+    fn targets(&mut self) -> impl Iterator<Item = (Parts<'_, C>, Range<usize>, usize)> {
         assert!(self.fits(), "a sequence has no room");
         let Self { sequence: Sequence { pages, tokens: position }, rows } = self;
         let (position, rows) = (*position, rows.clone());

@@ -4,12 +4,10 @@ use std::cell::RefCell;
 
 use half::{bf16, f16};
 
-use super::simd::Simd;
+use super::{memory::Zeroed, simd::Simd};
 
 /// The type of weights, of keys and values, and of what they are multiplied with.
-///
-/// Zero bytes must be a valid value.
-pub trait Element: Copy + Default + Send + Sync + 'static {
+pub trait Element: Zeroed + Copy + Default {
     /// Consecutive inputs that lie side by side in a panel, because one instruction multiplies them.
     const GROUP: usize;
 
@@ -44,16 +42,33 @@ pub trait Element: Copy + Default + Send + Sync + 'static {
     fn scratch<T>(len: usize, with: impl FnOnce(&mut [Self]) -> T) -> T;
 }
 
-/// A type that weights may be stored in, to be multiplied with inputs of the type `E`.
-pub trait Operand<E: Element>: Copy {
-    /// Groups of weights, converted.
+/// A type that weights, keys and values may be stored in.
+pub trait Operand: Zeroed + Copy + Default {
+    /// The type of what they are multiplied with.
+    type Factor: Element;
+
+    /// The quotient of a number and that which [`Self::load`] returns: a power of two.
+    const SCALE: f32;
+
+    /// Rounds a number to this type.
+    fn stored(value: f32) -> Self;
+
+    /// Groups of numbers, converted.
     ///
     /// # Safety
     /// [`Simd::LANES`] groups must be readable.
-    unsafe fn load<S: Simd>(simd: S, from: *const Self) -> E::Groups<S>;
+    unsafe fn load<S: Simd>(simd: S, from: *const Self) -> <Self::Factor as Element>::Groups<S>;
 }
 
-impl<E: Element> Operand<E> for E {
+impl<E: Element> Operand for E {
+    type Factor = E;
+    const SCALE: f32 = 1.0;
+
+    #[inline(always)]
+    fn stored(value: f32) -> Self {
+        E::from_f32(value)
+    }
+
     #[inline(always)]
     unsafe fn load<S: Simd>(simd: S, from: *const Self) -> E::Groups<S> {
         // SAFETY: as the caller ensures.

@@ -1,8 +1,8 @@
 //! Weights in FP8, in the format E4M3: four bits of exponent with a bias of 7, three bits of mantissa, and no infinity
 //! (Micikevicius et al. 2022, *FP8 formats for deep learning*). The weights of an output share a scale, by which the largest of
-//! them becomes the largest number of the format.
+//! them becomes the largest number of the format. Keys and values of a [`cache`](super::cache) have no scale.
 //!
-//! They lie in panels like those of [`packed`](super::packed), and are multiplied by the same loops. A weight is converted when
+//! Weights lie in panels like those of [`packed`](super::packed), and are multiplied by the same loops. A weight is converted when
 //! it is loaded: its bits, shifted, are those of an f16 that is 256 times smaller, which instructions convert to f32. Inputs and
 //! sums are f32.
 
@@ -16,14 +16,14 @@ use half::f16;
 use super::{
     Machine,
     element::{Element, Operand},
+    memory::{Buffer, Zeroed},
     packed::{PANEL, STEP, Sums, place},
     pool::Parts,
     simd::{Dispatch, Simd},
 };
-use crate::kernels::system::ask_for_huge_pages;
 
 /// A number in the format E4M3.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct F8E4M3(u8);
 
@@ -38,7 +38,7 @@ impl F8E4M3 {
     pub const OF_HALF: f32 = 256.0;
 
     /// Rounds to the nearest, or the even of two nearest. Numbers beyond the largest become the largest. NaN does too: weights are
-    /// checked before.
+    /// checked before, and keys and values are not.
     pub fn from_f32(value: f32) -> Self {
         let magnitude = value.abs();
         let bits = if magnitude < Self::MIN_NORMAL {
@@ -60,7 +60,17 @@ impl F8E4M3 {
     }
 }
 
-impl Operand<f32> for F8E4M3 {
+// SAFETY: every pattern of bits is a byte.
+unsafe impl Zeroed for F8E4M3 {}
+
+impl Operand for F8E4M3 {
+    type Factor = f32;
+    const SCALE: f32 = Self::OF_HALF;
+
+    fn stored(value: f32) -> Self {
+        Self::from_f32(value)
+    }
+
     #[inline(always)]
     unsafe fn load<S: Simd>(simd: S, from: *const Self) -> S::Vector {
         // SAFETY: as the caller ensures.
@@ -70,7 +80,7 @@ impl Operand<f32> for F8E4M3 {
 
 /// A matrix of weights in FP8.
 pub struct Fp8 {
-    panels: Vec<F8E4M3>,
+    panels: Buffer<F8E4M3>,
     /// The scale of each output, which multiplies the numbers that loads return.
     scales: Vec<f32>,
     inputs: usize,
@@ -96,10 +106,7 @@ impl Fp8 {
                 *scale = (most / F8E4M3::MAX).max(f32::MIN_POSITIVE);
             }
         });
-        let len = outputs.next_multiple_of(STEP) * inputs;
-        let mut panels = Vec::with_capacity(len);
-        ask_for_huge_pages(panels.spare_capacity_mut());
-        panels.resize(len, F8E4M3(0));
+        let mut panels = Buffer::zeroed(outputs.next_multiple_of(STEP) * inputs, &machine.pool);
         machine.pool.parts(&mut panels, PANEL * inputs.max(1), |number, panel| {
             let first = number * PANEL;
             let (count, width) = (PANEL.min(outputs - first), panel.len() / inputs);

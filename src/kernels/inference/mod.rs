@@ -1,4 +1,5 @@
-//! Kernels of inference on CPUs, for weights and caches in f32, bf16 or f16 with sums in f32, and for quantised weights.
+//! Kernels of inference on CPUs, for weights and caches in f32, bf16 or f16 with sums in f32, for quantised weights, and for caches in
+//! FP8.
 //!
 //! - `simd` chooses the instruction set at run time, and `pool` holds the threads.
 //! - `packed` holds weights in panels. `quantised` holds them in blocks, with `tiles` for those of our own, or in `fp8`. All multiply with
@@ -28,7 +29,8 @@ mod tiles;
 
 pub use attention::Attention;
 pub use cache::{Heads, PAGE, Pages, Region, Sequence, Span};
-pub use element::Element;
+pub use element::{Element, Operand};
+pub use fp8::F8E4M3;
 pub use fused::{Activation, Angles, RowNorm, add_norm, combine, embed, norm, soft_cap};
 pub use packed::{Gate, Linear, Packed, Product, Rows, Source, Then, Weights, gated, products};
 pub use quantised::Quantised;

@@ -190,7 +190,7 @@ pub struct Sums<'a, E, W = E> {
     pub add: bool,
 }
 
-impl<E: Element, W: Operand<E>> Kernel for Sums<'_, E, W> {
+impl<E: Element, W: Operand<Factor = E>> Kernel for Sums<'_, E, W> {
     type Output = ();
 
     #[inline(always)]
@@ -262,7 +262,7 @@ struct Tile<E, W> {
     add: bool,
 }
 
-impl<E: Element, W: Operand<E>> Tile<E, W> {
+impl<E: Element, W: Operand<Factor = E>> Tile<E, W> {
     /// Computes `rows` rows, at most six, and `N` vectors. Returns the number of columns.
     ///
     /// # Safety
@@ -325,7 +325,7 @@ impl<E: Element, W: Operand<E>> Tile<E, W> {
 /// `groups` groups of `x` and of the panel, and [`PANEL`] sums must lie in memory.
 #[inline(always)]
 #[expect(clippy::needless_range_loop, reason = "the loops over registers are unrolled")]
-unsafe fn one_row<S: Simd, E: Element, W: Operand<E>, const N: usize, const U: usize>(
+unsafe fn one_row<S: Simd, E: Element, W: Operand<Factor = E>, const N: usize, const U: usize>(
     simd: S,
     mut x: *const E,
     mut panel: *const W,

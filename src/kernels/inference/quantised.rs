@@ -24,12 +24,12 @@ use super::{
     Instructions, Machine,
     element::Element,
     fp8::Fp8,
+    memory::{Buffer, Zeroed},
     packed::{DEPTH_BYTES, PANEL, Rows, STEP, Sums, place},
     pool::Parts,
     simd::Dispatch,
     tiles::{GroupRows, Q4Tile, Q8Tile, Tile, Tiles},
 };
-use crate::kernels::system::ask_for_huge_pages;
 
 /// Rows of inputs that are multiplied by dot products. Converting weights costs as much as some twenty rows.
 const FEW: usize = 16;
@@ -138,14 +138,14 @@ impl Quantised {
         let held = match format {
             GgmlDType::Q8_0 => Held::Q8(Tiles::new(machine, shape, rows)),
             GgmlDType::Q4K => Held::Q4(Tiles::new(machine, shape, rows)),
-            GgmlDType::Q4_0 => Held::Blocks(Box::new(Matrix::<BlockQ4_0>::new(shape, row))),
-            GgmlDType::Q4_1 => Held::Blocks(Box::new(Matrix::<BlockQ4_1>::new(shape, row))),
-            GgmlDType::Q5_0 => Held::Blocks(Box::new(Matrix::<BlockQ5_0>::new(shape, row))),
-            GgmlDType::Q5_1 => Held::Blocks(Box::new(Matrix::<BlockQ5_1>::new(shape, row))),
-            GgmlDType::Q2K => Held::Blocks(Box::new(Matrix::<BlockQ2K>::new(shape, row))),
-            GgmlDType::Q3K => Held::Blocks(Box::new(Matrix::<BlockQ3K>::new(shape, row))),
-            GgmlDType::Q5K => Held::Blocks(Box::new(Matrix::<BlockQ5K>::new(shape, row))),
-            GgmlDType::Q6K => Held::Blocks(Box::new(Matrix::<BlockQ6K>::new(shape, row))),
+            GgmlDType::Q4_0 => Held::Blocks(Box::new(Matrix::<BlockQ4_0>::new(machine, shape, row))),
+            GgmlDType::Q4_1 => Held::Blocks(Box::new(Matrix::<BlockQ4_1>::new(machine, shape, row))),
+            GgmlDType::Q5_0 => Held::Blocks(Box::new(Matrix::<BlockQ5_0>::new(machine, shape, row))),
+            GgmlDType::Q5_1 => Held::Blocks(Box::new(Matrix::<BlockQ5_1>::new(machine, shape, row))),
+            GgmlDType::Q2K => Held::Blocks(Box::new(Matrix::<BlockQ2K>::new(machine, shape, row))),
+            GgmlDType::Q3K => Held::Blocks(Box::new(Matrix::<BlockQ3K>::new(machine, shape, row))),
+            GgmlDType::Q5K => Held::Blocks(Box::new(Matrix::<BlockQ5K>::new(machine, shape, row))),
+            GgmlDType::Q6K => Held::Blocks(Box::new(Matrix::<BlockQ6K>::new(machine, shape, row))),
             GgmlDType::F32 | GgmlDType::F16 | GgmlDType::BF16 | GgmlDType::Q8_1 | GgmlDType::Q8K => return None,
         };
         Some(Self { held, outputs, inputs })
@@ -356,22 +356,32 @@ trait Blocks: Send + Sync {
 }
 
 struct Matrix<T> {
-    blocks: Vec<T>,
+    blocks: Buffer<T>,
     /// Blocks of each output.
     per_output: usize,
 }
 
-impl<T: GgmlType> Matrix<T> {
+/// Lets buffers hold blocks of Candle.
+macro_rules! zeroed {
+    ($($block:ty),*) => {
+        $(
+            // SAFETY: a block consists of numbers, which need no drop.
+            unsafe impl Zeroed for $block {}
+        )*
+    };
+}
+
+zeroed!(BlockQ2K, BlockQ3K, BlockQ4_0, BlockQ4_1, BlockQ5_0, BlockQ5_1, BlockQ5K, BlockQ6K);
+
+impl<T: GgmlType + Zeroed> Matrix<T> {
     /// Copies the bytes of each output's blocks. Only Candle's types of blocks may be used.
-    fn new<'a>((outputs, inputs): (usize, usize), row: impl Fn(usize) -> &'a [u8]) -> Self {
+    fn new<'a>(machine: &Machine, (outputs, inputs): (usize, usize), row: impl Fn(usize) -> &'a [u8]) -> Self {
         let per_output = inputs / T::BLCK_SIZE;
-        let mut blocks = Vec::with_capacity(outputs * per_output);
-        ask_for_huge_pages(blocks.spare_capacity_mut());
-        blocks.resize(outputs * per_output, T::zeros());
+        let mut blocks = Buffer::<T>::zeroed(outputs * per_output, &machine.pool);
+        let len = size_of_val(&blocks[..]);
         // SAFETY: the slice has the bytes of the blocks, which nothing else refers to while it lives. They consist of numbers
         // without space between them, which may have any bytes.
-        let bytes =
-            unsafe { std::slice::from_raw_parts_mut(blocks.as_mut_ptr().cast::<u8>(), size_of_val(&blocks[..])) };
+        let bytes = unsafe { std::slice::from_raw_parts_mut(blocks.as_mut_ptr().cast::<u8>(), len) };
         for (output, bytes) in bytes.chunks_exact_mut((per_output * size_of::<T>()).max(1)).enumerate() {
             bytes.copy_from_slice(row(output));
         }
@@ -379,7 +389,7 @@ impl<T: GgmlType> Matrix<T> {
     }
 }
 
-impl<T: GgmlType<VecDotType: 'static> + 'static> Blocks for Matrix<T> {
+impl<T: GgmlType<VecDotType: 'static> + Zeroed> Blocks for Matrix<T> {
     fn format_of_inputs(&self) -> GgmlDType {
         T::VecDotType::DTYPE
     }

@@ -419,6 +419,64 @@ fn attention_equals_the_plain_one() {
     attention_is_plain::<f16>();
 }
 
+/// Attention of the passes of a case over a cache of `C`, without norms and at angles of 0.
+fn attended<C: Operand>(machine: &Machine, case: Case, [q, k, v]: [&[f32]; 3]) -> Vec<f32> {
+    let Case { heads, kv_heads, head_dim, window, passes } = case;
+    let mut pages = Pages::<C>::new(1, kv_heads, head_dim);
+    let (region, attention) = (pages.region(0), Attention { heads, scale: 0.3, window });
+    let (mut sequence, mut all) = (Sequence::default(), Vec::new());
+    for count in passes {
+        assert!(pages.extend(&mut sequence, *count), "{case:?}");
+        let position = sequence.tokens();
+        let angles = Angles::new(&vec![0.0; head_dim / 2], 1.0, position..position + count);
+        let rows = |all: &[f32], heads: usize| all[position * heads * head_dim..][..count * heads * head_dim].to_vec();
+        let (q, k, v) = (rows(q, heads), rows(k, kv_heads), rows(v, kv_heads));
+        let mut spans = [Span { sequence, rows: 0..*count }];
+        region.append(machine, &mut spans, Heads { values: &k, norm: None }, &v, &angles);
+        let mut out = vec![0f32; q.len()];
+        attention.apply(machine, (&spans, region), Heads { values: &q, norm: None }, &angles, &mut out);
+        all.extend(out);
+        let [span] = spans;
+        sequence = span.ended();
+    }
+    all
+}
+
+/// Numbers of FP8 are multiplied as the same numbers in f32 are. What a load divides them by is a power of two, so results have the
+/// same bits. Numbers beyond the largest become the largest.
+#[test]
+fn attention_over_fp8_is_that_over_its_numbers() {
+    let case = |heads, kv_heads, head_dim, window, passes| Case { heads, kv_heads, head_dim, window, passes };
+    for case in [
+        case(1, 1, 2, None, &[1, 1, 1]),
+        case(4, 2, 6, None, &[5, 1, 3]),
+        case(4, 1, 16, Some(3), &[7, 1, 1]),
+        case(3, 3, 66, None, &[70, 1]),
+        case(2, 1, 80, Some(70), &[100, 1, 40]),
+        case(2, 2, 4, Some(300), &[520, 1]),
+        case(6, 2, 8, None, &[1, 600, 1, 2]),
+    ] {
+        let Case { heads, kv_heads, head_dim, passes, .. } = case;
+        let tokens: usize = passes.iter().sum();
+        let q = numbers(tokens * heads * head_dim, 1);
+        let [mut k, v] = [2, 3].map(|seed| numbers(tokens * kv_heads * head_dim, seed));
+        k[0] = -1e4;
+        let in_fp8 = |values: &[f32]| -> Vec<f32> {
+            let rounded = values.iter().map(|value| F8E4M3::stored(*value));
+            rounded.map(|number| number.to_half().to_f32() * F8E4M3::SCALE).collect()
+        };
+        let (rounded_k, rounded_v) = (in_fp8(&k), in_fp8(&v));
+        assert!(rounded_k[0] == -448.0 && rounded_v != v);
+        for machine in machines() {
+            let found = attended::<F8E4M3>(&machine, case, [&q, &k, &v]);
+            let expected = attended::<f32>(&machine, case, [&q, &rounded_k, &rounded_v]);
+            assert_eq!(found, expected, "{case:?}, {} threads, {}", machine.threads(), machine.instructions());
+        }
+    }
+    let [fp8, f32] = [Pages::<F8E4M3>::new(3, 2, 16).page_bytes(), Pages::<f32>::new(3, 2, 16).page_bytes()];
+    assert_eq!(4 * fp8, f32);
+}
+
 /// The values of an earlier sequence in a page have no effect, even if they are not finite.
 #[test]
 fn a_page_can_be_used_again() {

@@ -4,7 +4,7 @@
 //! instruction multiplies four inputs of each output. A tile has the bits of its blocks, and a few more: scales of q4_k have
 //! whole bytes. Inputs are quantised too, 32 at a time. Products of whole numbers are exact; only their sums are scaled.
 
-use std::ops::Range;
+use std::{mem::offset_of, ops::Range, ptr};
 
 use candle_core::quantized::GgmlDType;
 use half::f16;
@@ -12,10 +12,10 @@ use half::f16;
 use super::{
     Machine,
     element::Element,
+    memory::{Buffer, LINE, Zeroed},
     packed::{AHEAD, PANEL, Rows},
     simd::{Dispatch, Kernel, Simd},
 };
-use crate::kernels::system::ask_for_huge_pages;
 
 /// Outputs of a tile: the numbers in the longest vector.
 const OUTPUTS: usize = 16;
@@ -80,11 +80,12 @@ impl<E: Element> Kernel for Quantise<'_, E> {
         // Adding this rounds a small number to a whole one, which is then in the lowest bits.
         const ROUND: f32 = 12_582_912.0;
         for (group, inputs) in self.groups.iter_mut().zip(self.row.chunks(GROUP)) {
-            let mut values = [0.0; GROUP];
+            let mut values = [0f32; GROUP];
             values.iter_mut().zip(inputs).for_each(|(value, input)| *value = input.to_f32());
-            let most = values.iter().fold(0f32, |most, value| most.max(value.abs()));
-            // 0, or NaN if a value is not finite.
-            let check = values.iter().fold(0.0, |sum, value| sum + value * 0.0);
+            // The bits of numbers without a sign have their order, and those of NaN come last. Unlike that of numbers, the compiler
+            // vectorises this maximum.
+            let most = values.iter().fold(0, |most, value| most.max(value.abs().to_bits()));
+            let most = f32::from_bits(most);
             let inverse = if most > 0.0 { 127.0 / most } else { 0.0 };
             let mut sum = 0;
             for (quant, value) in group.quants.iter_mut().zip(&values) {
@@ -92,7 +93,7 @@ impl<E: Element> Kernel for Quantise<'_, E> {
                 *quant = whole as i8;
                 sum += i32::from(*quant);
             }
-            group.scale = most / 127.0 + check;
+            group.scale = if most.is_finite() { most / 127.0 } else { f32::NAN };
             group.sum = sum;
             group.negative_sum = -group.scale * sum as f32;
         }
@@ -100,10 +101,9 @@ impl<E: Element> Kernel for Quantise<'_, E> {
 }
 
 /// The blocks of [`OUTPUTS`] outputs for some inputs.
-pub trait Tile: Copy + Send + Sync + 'static {
+pub trait Tile: Zeroed {
     const FORMAT: GgmlDType;
     const INPUTS: usize;
-    const ZEROS: Self;
 
     /// Sets an output from the bytes of its blocks. Where a row ends within the tile, blocks are missing.
     fn set(&mut self, output: usize, blocks: &[u8]);
@@ -124,19 +124,30 @@ fn four(group: &Group, first: usize) -> [i8; 4] {
     [group.quants[first], group.quants[first + 1], group.quants[first + 2], group.quants[first + 3]]
 }
 
+/// Requests the first `lines` lines of the tile that lies [`AHEAD`] bytes after this one. The lines of a tile are read in order, from
+/// its scales on: a single line that is not requested is waited for in each tile.
+#[inline(always)]
+fn prefetch_start<S: Simd, T>(simd: S, tile: &T, lines: usize) {
+    let start = ptr::from_ref(tile).cast::<u8>().wrapping_add(AHEAD);
+    for line in 0..lines {
+        simd.prefetch(start.wrapping_add(line * LINE));
+    }
+}
+
 /// Eight bits for each weight, in blocks of 32 inputs with a scale.
-#[derive(Clone, Copy)]
 #[repr(C, align(64))]
 pub struct Q8Tile {
+    scales: [[f16; OUTPUTS]; 2],
     /// Four inputs of each output in each line, with a sign.
     quants: [[u8; 64]; 16],
-    scales: [[f16; OUTPUTS]; 2],
 }
+
+// SAFETY: every pattern of bits is a number.
+unsafe impl Zeroed for Q8Tile {}
 
 impl Tile for Q8Tile {
     const FORMAT: GgmlDType = GgmlDType::Q8_0;
     const INPUTS: usize = 2 * GROUP;
-    const ZEROS: Self = Self { quants: [[0; 64]; 16], scales: [[f16::ZERO; OUTPUTS]; 2] };
 
     fn set(&mut self, output: usize, blocks: &[u8]) {
         // A block is a scale and 32 numbers.
@@ -155,6 +166,9 @@ impl Tile for Q8Tile {
 
     #[inline(always)]
     unsafe fn add<S: Simd, const R: usize>(&self, simd: S, first: usize, x: [&[Group]; R], sums: &mut [S::Vector; R]) {
+        if R == 1 {
+            prefetch_start(simd, self, offset_of!(Self, quants) / LINE);
+        }
         for (number, lines) in self.quants.as_chunks::<{ GROUP / 4 }>().0.iter().enumerate() {
             let x = x.map(|groups| &groups[number]);
             let mut products = x.map(|group| simd.ints(-S::OFFSET * group.sum));
@@ -180,27 +194,22 @@ impl Tile for Q8Tile {
 
 /// Four bits for each weight, in blocks of 256 inputs. Each 32 of them have a scale and an offset of six bits, and all have a scale of
 /// these scales and one of these offsets.
-#[derive(Clone, Copy)]
 #[repr(C, align(64))]
 pub struct Q4Tile {
-    /// Eight inputs of each output in each line: the first four in the lower halves of its bytes.
-    quants: [[u8; 64]; 32],
-    scales: [[u8; OUTPUTS]; 8],
-    offsets: [[u8; OUTPUTS]; 8],
     scale_of_scales: [f16; OUTPUTS],
     scale_of_offsets: [f16; OUTPUTS],
+    scales: [[u8; OUTPUTS]; 8],
+    offsets: [[u8; OUTPUTS]; 8],
+    /// Eight inputs of each output in each line: the first four in the lower halves of its bytes.
+    quants: [[u8; 64]; 32],
 }
+
+// SAFETY: every pattern of bits is a number.
+unsafe impl Zeroed for Q4Tile {}
 
 impl Tile for Q4Tile {
     const FORMAT: GgmlDType = GgmlDType::Q4K;
     const INPUTS: usize = 8 * GROUP;
-    const ZEROS: Self = Self {
-        quants: [[0; 64]; 32],
-        scales: [[0; OUTPUTS]; 8],
-        offsets: [[0; OUTPUTS]; 8],
-        scale_of_scales: [f16::ZERO; OUTPUTS],
-        scale_of_offsets: [f16::ZERO; OUTPUTS],
-    };
 
     fn set(&mut self, output: usize, blocks: &[u8]) {
         // Two scales, 12 bytes with the eight scales and the eight offsets, and 128 bytes with two numbers each.
@@ -237,6 +246,9 @@ impl Tile for Q4Tile {
 
     #[inline(always)]
     unsafe fn add<S: Simd, const R: usize>(&self, simd: S, first: usize, x: [&[Group]; R], sums: &mut [S::Vector; R]) {
+        if R == 1 {
+            prefetch_start(simd, self, offset_of!(Self, quants) / LINE);
+        }
         // SAFETY: there are scales for each output, and the caller vouches for the outputs.
         let (of_scales, of_offsets) = unsafe {
             (
@@ -277,7 +289,7 @@ impl Tile for Q4Tile {
 
 /// A matrix in tiles: those of the first 16 outputs, then those of the next.
 pub struct Tiles<T> {
-    tiles: Vec<T>,
+    tiles: Buffer<T>,
     /// Tiles of each 16 outputs.
     per_output: usize,
 }
@@ -291,9 +303,7 @@ impl<T: Tile> Tiles<T> {
     ) -> Self {
         let per_output = inputs.div_ceil(T::INPUTS);
         let count = outputs.div_ceil(OUTPUTS) * per_output;
-        let mut tiles = Vec::with_capacity(count);
-        ask_for_huge_pages(tiles.spare_capacity_mut());
-        tiles.resize(count, T::ZEROS);
+        let mut tiles = Buffer::<T>::zeroed(count, &machine.pool);
         let tile_bytes = T::INPUTS / T::FORMAT.block_size() * T::FORMAT.type_size();
         machine.pool.parts(&mut tiles, per_output, |number, tiles| {
             let first = number * OUTPUTS;

@@ -1,13 +1,13 @@
 //! Compares the decoders with golden files of transformers in `fixtures/generation` and `fixtures/moe`. `fixtures/README.md`
 //! describes the layout. The decoder of accelerators runs on the device of `CANDLEPOWER_DEVICE`, which may be the CPU.
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, Tensor, WithDType};
 use half::{bf16, f16};
 
 use super::{cpu::CpuDecoder, forward::Decoder, routing::Routes};
 use crate::{
     device::Precision,
-    kernels::inference::{Instructions, Machine},
+    kernels::inference::{Element, F8E4M3, Instructions, Machine, Operand},
     model::{
         CausalLm, Engine, Part,
         checkpoint::read_json,
@@ -45,13 +45,18 @@ impl Whole for Decoder {
     }
 }
 
+/// Logits after each of `tokens`, (tokens, vocabulary).
+fn all_of<E: Element, C: Operand>(decoder: &mut CpuDecoder<E, C>, tokens: &[u32], position: usize) -> Vec<f32> {
+    if position == 0 {
+        decoder.reset().expect("a reset");
+    }
+    let hidden = decoder.hidden(&[Part { sequence: 0, tokens, position }]).expect("a pass");
+    decoder.logits(&hidden)
+}
+
 impl Whole for CpuDecoder<f32> {
     fn all(&mut self, tokens: &[u32], position: usize) -> Vec<f32> {
-        if position == 0 {
-            self.reset().expect("a reset");
-        }
-        let hidden = self.hidden(&[Part { sequence: 0, tokens, position }]).expect("a pass");
-        self.logits(&hidden)
+        all_of(self, tokens, position)
     }
 
     fn mixture_of(&mut self, layer: usize, input: &Tensor) -> Option<(Routes, Vec<f32>)> {
@@ -302,6 +307,53 @@ fn quantised_models_stay_close_to_the_reference() {
     }
 }
 
+/// The largest divergence of a decoder with a cache in FP8, averaged over a prompt: of a pass and of steps from the reference, and of
+/// steps from a pass.
+fn divergence_with_fp8_cache<E: Element + WithDType>(fixtures: &[Fixture], machine: &Machine) -> (f64, f64) {
+    let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
+    let (mut worst, mut worst_step): (f64, f64) = (0.0, 0.0);
+    for fixture in fixtures {
+        let weights = fixture.checkpoint.weights(E::DTYPE, &Device::Cpu).expect("weights");
+        let tensors = Tensors::new(weights, Precision::F32.with_fp8_cache());
+        let (config, machine) = (fixture.config.clone(), machine.clone());
+        let decoder = CpuDecoder::<E, F8E4M3>::load(config, tensors, layout(fixture), None, machine, 1);
+        let mut decoder = decoder.expect(&fixture.name);
+        assert_eq!(decoder.attention(), Some(("paged", DType::F8E4M3)));
+        for prompt in &fixture.prompts {
+            let expected = numbers(&fixture.tensors[&format!("{}.logits", prompt.name)]);
+            let tokens: Vec<u32> = prompt.ids.iter().chain(&prompt.greedy).copied().collect();
+            let tokens = &tokens[..tokens.len() - 1];
+            let found = all_of(&mut decoder, tokens, 0);
+            let steps = (0..tokens.len()).flat_map(|at| all_of(&mut decoder, &tokens[at..=at], at)).collect::<Vec<_>>();
+            for logits in [&found, &steps] {
+                worst = worst.max(mean(&divergences(&expected, logits, fixture.config.vocab_size)));
+            }
+            worst_step = worst_step.max(mean(&divergences(&found, &steps, fixture.config.vocab_size)));
+        }
+    }
+    (worst, worst_step)
+}
+
+/// Keys and values are rounded as weights in FP8 are, and all other weights are exact. So the divergence has the bound of weights in
+/// FP8. A sum in another order may round a key to the next number, so steps may differ from a pass by the errors of both: the root
+/// of a divergence is about a distance.
+#[test]
+fn a_cache_in_fp8_stays_close_to_the_reference() {
+    let fixtures = fixtures("generation");
+    for set in Instructions::ALL {
+        let Some(machine) = Machine::new(2, set) else { continue };
+        for (dtype, (worst, worst_step)) in [
+            ("f32", divergence_with_fp8_cache::<f32>(&fixtures, &machine)),
+            ("bf16", divergence_with_fp8_cache::<bf16>(&fixtures, &machine)),
+        ] {
+            println!("{dtype} with {set}: {worst:.5} nats from the reference, {worst_step:.7} from step to pass");
+            // A cache in f32 is below the first.
+            assert!((1e-6..=0.083).contains(&worst), "{dtype} with {set}: {worst}");
+            assert!(worst_step <= 4.0 * worst, "{dtype} with {set}: {worst_step} from step to pass");
+        }
+    }
+}
+
 /// A step reads the blocks, and their sizes are counted.
 #[test]
 fn quantised_weights_are_counted_in_blocks() {
@@ -346,12 +398,31 @@ fn quantised_weights_are_counted_in_blocks() {
 }
 
 #[test]
-fn quantised_weights_need_engine_tuned_and_a_cpu() {
+fn quantised_weights_and_caches_need_engine_tuned_and_a_cpu() {
     let fixture = fixtures("generation").into_iter().next().expect("a fixture");
-    let error = open(fixture.checkpoint.clone(), Engine::Stock, Precision::Q4K, &Device::Cpu).err().expect("a refusal");
-    let message = format!("{error:#}");
-    assert!(message.contains("engine stock has no dtype q4k; engine tuned has"), "{message}");
-    assert_eq!(message.lines().count(), 1);
+    for precision in [Precision::Q4K, Precision::BF16.with_fp8_cache()] {
+        let error = open(fixture.checkpoint.clone(), Engine::Stock, precision, &Device::Cpu).err().expect("a refusal");
+        let message = format!("{error:#}");
+        assert!(message.contains(&format!("engine stock has no dtype {precision}; engine tuned has")), "{message}");
+        assert_eq!(message.lines().count(), 1);
+    }
+}
+
+/// Weights and cache are quantised apart from each other.
+#[test]
+fn a_cache_in_fp8_is_counted_in_bytes() {
+    let fixture = fixtures("generation").into_iter().next().expect("a fixture");
+    for (precision, bytes) in [(Precision::F32, 4), (Precision::BF16, 2), (Precision::Q8_0, 4)] {
+        let [plain, fp8] = [precision, precision.with_fp8_cache()].map(|precision| {
+            open(fixture.checkpoint.clone(), Engine::Tuned, precision, &Device::Cpu).expect("a model").model
+        });
+        let [of_plain, of_fp8] = [&plain, &fp8].map(|model| model.footprint());
+        assert_eq!(of_fp8.weight_bytes, of_plain.weight_bytes);
+        assert_eq!(of_fp8.cache_bytes_per_token * bytes, of_plain.cache_bytes_per_token);
+        assert_eq!(fp8.cache_bytes(130).used * bytes, plain.cache_bytes(130).used);
+        assert_eq!(fp8.cache_bytes(130).allocated * bytes, plain.cache_bytes(130).allocated);
+        assert_eq!(fp8.attention(), Some(("paged", DType::F8E4M3)));
+    }
 }
 
 /// The decoder of CPUs refuses nothing that the fixtures contain.

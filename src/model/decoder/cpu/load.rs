@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     kernels::inference::{
-        Activation, Attention, Element, Linear, Machine, Packed, Quantised, RowNorm, Source, Weights,
+        Activation, Attention, Element, F8E4M3, Linear, Machine, Operand, Packed, Quantised, RowNorm, Source, Weights,
     },
     model::{
         causal_lm::CausalLm,
@@ -35,8 +35,8 @@ use crate::{
     },
 };
 
-/// Builds a decoder in the dtype of the weights, which must have been checked. `planted` is the skew and the seed of routes
-/// that are drawn instead of computed.
+/// Builds a decoder in the dtype of the weights, which must have been checked, with its cache in the same dtype or in FP8. `planted` is
+/// the skew and the seed of routes that are drawn instead of computed.
 ///
 /// # Errors
 /// If the engine does not run this configuration, it cannot be divided among the ranks, or a tensor is missing.
@@ -49,11 +49,27 @@ pub fn load(
 ) -> Result<Box<dyn CausalLm>> {
     let of_process = || rayon::current_num_threads().min(candle_core::utils::get_num_threads());
     let machine = Machine::with_threads(parallel.threads.unwrap_or_else(of_process));
-    Ok(match tensors.weights.dtype() {
-        DType::F32 => Box::new(CpuDecoder::<f32>::load(config, tensors, layout, planted, machine, parallel.ranks)?),
-        DType::BF16 => Box::new(CpuDecoder::<bf16>::load(config, tensors, layout, planted, machine, parallel.ranks)?),
-        DType::F16 => Box::new(CpuDecoder::<f16>::load(config, tensors, layout, planted, machine, parallel.ranks)?),
+    let load = match tensors.weights.dtype() {
+        DType::F32 => in_dtype::<f32>,
+        DType::BF16 => in_dtype::<bf16>,
+        DType::F16 => in_dtype::<f16>,
         other => bail!("engine tuned has no kernels for {} on a CPU", other.as_str()),
+    };
+    load(config, tensors, layout, planted, machine, parallel.ranks)
+}
+
+/// Builds a decoder whose activations are `E`.
+fn in_dtype<E: Element + WithDType>(
+    config: ModelConfig,
+    tensors: Tensors,
+    layout: ExpertLayout,
+    planted: Option<(f64, u64)>,
+    machine: Machine,
+    ranks: usize,
+) -> Result<Box<dyn CausalLm>> {
+    Ok(match tensors.cache_dtype {
+        DType::F8E4M3 => Box::new(CpuDecoder::<E, F8E4M3>::load(config, tensors, layout, planted, machine, ranks)?),
+        _ => Box::new(CpuDecoder::<E>::load(config, tensors, layout, planted, machine, ranks)?),
     })
 }
 
@@ -353,7 +369,7 @@ fn vector(weights: &VarBuilder, len: usize, name: &str) -> Result<Vec<f32>> {
     Ok(weights.get(len, name)?.to_dtype(DType::F32)?.to_vec1()?)
 }
 
-impl<E: Element + WithDType> CpuDecoder<E> {
+impl<E: Element + WithDType, C: Operand> CpuDecoder<E, C> {
     /// Builds the model for a number of ranks, which divide the threads of a machine. See [`load`].
     pub fn load(
         config: ModelConfig,
@@ -384,23 +400,24 @@ impl<E: Element + WithDType> CpuDecoder<E> {
         let rank = |(number, (reduce, machine)): (usize, (Option<Reduce>, Machine))| {
             let share = Share { part: number, parts: ranks };
             let loader = Loader { config: &config, part: &part, share, machine: &machine, matrices: &tensors.matrices };
-            let mut rank: Rank<E> = loader.rank(&tensors.weights, layout, planted)?;
+            let mut rank: Rank<E, C> = loader.rank(&tensors.weights, layout, planted)?;
             rank.reduce = reduce;
             Ok(rank)
         };
         let ranks = reduces.into_iter().zip(machines).enumerate().map(rank).collect::<Result<_>>()?;
-        Ok(Self { dtype: tensors.weights.dtype(), config, ranks, team })
+        let (dtype, cache_dtype) = (tensors.weights.dtype(), tensors.cache_dtype);
+        Ok(Self { config, dtype, cache_dtype, ranks, team })
     }
 }
 
 impl Loader<'_> {
     /// Everything that a rank holds.
-    fn rank<E: Element + WithDType>(
+    fn rank<E: Element + WithDType, C: Operand>(
         &self,
         weights: &VarBuilder,
         layout: ExpertLayout,
         planted: Option<(f64, u64)>,
-    ) -> Result<Rank<E>> {
+    ) -> Result<Rank<E, C>> {
         let config = self.config;
         let activation = activation(&config.hidden_act).context("an unknown activation")?;
         let model = weights.pp("model");

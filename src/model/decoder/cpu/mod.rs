@@ -28,7 +28,7 @@ use candle_core::{DType, Device, Tensor};
 
 use super::routing::ExpertLoad;
 use crate::{
-    kernels::inference::{Element, Weights},
+    kernels::inference::{Element, Operand, Weights},
     model::{
         causal_lm::{CacheBytes, CausalLm, Footprint, LogitRows, Part},
         config::ModelConfig,
@@ -39,7 +39,7 @@ use rank::{Layer, Rank};
 use sequences::{MAX_SEQUENCES, allocated_bytes};
 use team::Team;
 
-/// Bytes of the caches of all layers with `tokens` in the sequence.
+/// Bytes of the caches of all layers with `tokens` in the sequence, with keys and values in `dtype`.
 pub fn cache_bytes(config: &ModelConfig, dtype: DType, tokens: usize) -> CacheBytes {
     let layer = |sliding: &bool| match config.sliding_window.filter(|_| *sliding) {
         Some(window) => window.min(tokens),
@@ -54,17 +54,19 @@ pub fn cache_bytes(config: &ModelConfig, dtype: DType, tokens: usize) -> CacheBy
 /// has 262,144 tokens.
 const LOGIT_ROWS: usize = 64;
 
-/// A decoder with its sequences.
-pub struct CpuDecoder<E> {
+/// A decoder with its sequences. Activations are `E`, and keys and values are `C`.
+pub struct CpuDecoder<E, C = E> {
     config: ModelConfig,
     dtype: DType,
+    /// That of keys and values.
+    cache_dtype: DType,
     /// One, or several that share each layer.
-    ranks: Vec<Rank<E>>,
+    ranks: Vec<Rank<E, C>>,
     /// The threads of several ranks.
     team: Option<Team>,
 }
 
-impl<E: Element> CpuDecoder<E> {
+impl<E: Element, C: Operand> CpuDecoder<E, C> {
     /// Appends the tokens of `parts`. Returns the residual stream after the last layer for all of them: (tokens, hidden).
     pub(super) fn hidden(&mut self, parts: &[Part]) -> Result<Vec<f32>> {
         parts.iter().try_for_each(|part| self.check(part))?;
@@ -74,7 +76,7 @@ impl<E: Element> CpuDecoder<E> {
     }
 
     /// Calls `task` with every rank, with several at the same time.
-    fn each<T: Send>(&mut self, task: impl Fn(&mut Rank<E>) -> T + Sync) -> Vec<T> {
+    fn each<T: Send>(&mut self, task: impl Fn(&mut Rank<E, C>) -> T + Sync) -> Vec<T> {
         match &self.team {
             Some(team) => team.each(&mut self.ranks, task),
             None => self.ranks.iter_mut().map(task).collect(),
@@ -135,7 +137,7 @@ impl CpuDecoder<f32> {
     }
 }
 
-impl<E: Element> CausalLm for CpuDecoder<E> {
+impl<E: Element, C: Operand> CausalLm for CpuDecoder<E, C> {
     fn forward(&mut self, tokens: &[u32], position: usize) -> Result<Tensor> {
         Ok(self.step(&[Part { sequence: 0, tokens, position }])?.squeeze(0)?)
     }
@@ -184,6 +186,8 @@ impl<E: Element> CausalLm for CpuDecoder<E> {
 
     fn footprint(&self) -> Footprint {
         let mut footprint = self.config.footprint(self.dtype);
+        footprint.cache_bytes_per_token =
+            self.config.cache_row_bytes(self.cache_dtype) * self.config.num_hidden_layers as u64;
         // Quantised matrices have other sizes than `config.footprint` counts, and it counts one of several copies.
         let less = |weights: &Weights<E>, copies: usize| {
             (weights.outputs() * weights.inputs() * size_of::<E>() / copies) as i64 - weights.bytes() as i64
@@ -237,7 +241,7 @@ impl<E: Element> CausalLm for CpuDecoder<E> {
     }
 
     fn cache_bytes(&self, tokens: usize) -> CacheBytes {
-        let CacheBytes { used, allocated } = cache_bytes(&self.config, self.dtype, tokens);
+        let CacheBytes { used, allocated } = cache_bytes(&self.config, self.cache_dtype, tokens);
         let copies = self.kv_copies() as u64;
         CacheBytes { used: used * copies, allocated: allocated * copies }
     }
@@ -254,7 +258,7 @@ impl<E: Element> CausalLm for CpuDecoder<E> {
     }
 
     fn attention(&self) -> Option<(&'static str, DType)> {
-        Some(("paged", self.dtype))
+        Some(("paged", self.cache_dtype))
     }
 
     fn planted_skew(&self) -> Option<f64> {

@@ -15,8 +15,8 @@ use super::{
 };
 use crate::{
     kernels::inference::{
-        Angles, Attention, Element, Heads, Linear, Machine, Product, Region, RowNorm, Rows, Span, Then, Weights,
-        add_norm, embed, norm, products, soft_cap,
+        Angles, Attention, Element, Heads, Linear, Machine, Operand, Product, Region, RowNorm, Rows, Span, Then,
+        Weights, add_norm, embed, norm, products, soft_cap,
     },
     model::{
         causal_lm::Part,
@@ -28,8 +28,8 @@ use crate::{
 /// The threads of a rank, and its part in sums; `None` if it is the only one.
 type On<'a> = (&'a Machine, Option<&'a Reduce>);
 
-/// The weights and the sequences of a rank.
-pub(super) struct Rank<E> {
+/// The weights and the sequences of a rank, with keys and values in `C`.
+pub(super) struct Rank<E, C = E> {
     /// The sizes of its part.
     pub config: ModelConfig,
     pub machine: Machine,
@@ -45,9 +45,9 @@ pub(super) struct Rank<E> {
     /// Frequencies and scale of the rotary positions of global and of local layers.
     pub ropes: [(Vec<f32>, f32); 2],
     pub memory: Memory<E>,
-    pub sequences: Sequences<E>,
+    pub sequences: Sequences<C>,
     /// Those of the step that has begun.
-    pub spans: Vec<Span<E>>,
+    pub spans: Vec<Span<C>>,
     pub load: ExpertLoad,
     pub planted: Option<Planted>,
 }
@@ -90,7 +90,7 @@ pub(super) fn room<T: Copy + Default>(memory: &mut Vec<T>, len: usize) -> &mut [
     &mut memory[..len]
 }
 
-impl<E: Element> Rank<E> {
+impl<E: Element, C: Operand> Rank<E, C> {
     /// Makes room for the tokens of `parts`.
     ///
     /// # Errors
@@ -201,11 +201,11 @@ impl Rank<f32> {
 
 impl<E: Element> Layer<E> {
     /// Adds attention to the residual stream: that of each token over its sequence.
-    fn attend(
+    fn attend<C: Operand>(
         &self,
         on @ (machine, _): On,
         h: &mut [f32],
-        (spans, cache): (&mut [Span<E>], Region),
+        (spans, cache): (&mut [Span<C>], Region),
         angles: &Angles,
         memory: &mut Memory<E>,
     ) {

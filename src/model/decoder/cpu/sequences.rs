@@ -7,7 +7,7 @@ use candle_core::{DType, Device};
 use half::{bf16, f16};
 
 use crate::{
-    kernels::inference::{Element, PAGE, Pages, Region, Sequence, Span},
+    kernels::inference::{F8E4M3, Operand, PAGE, Pages, Region, Sequence, Span},
     measure::memory::ensure_fits,
     model::{causal_lm::Part, config::ModelConfig},
 };
@@ -15,27 +15,28 @@ use crate::{
 /// Number of sequences that a decoder holds.
 pub const MAX_SEQUENCES: usize = 64;
 
-/// Bytes of the pages of a sequence of `tokens`.
+/// Bytes of the pages of a sequence of `tokens`, with keys and values in `dtype`.
 pub fn allocated_bytes(config: &ModelConfig, dtype: DType, tokens: usize) -> u64 {
     let page_bytes = match dtype {
         DType::BF16 => pages::<bf16>(config).page_bytes(),
         DType::F16 => pages::<f16>(config).page_bytes(),
+        DType::F8E4M3 => pages::<F8E4M3>(config).page_bytes(),
         _ => pages::<f32>(config).page_bytes(),
     };
     tokens.div_ceil(PAGE) as u64 * page_bytes as u64
 }
 
-fn pages<E: Element>(config: &ModelConfig) -> Pages<E> {
+fn pages<C: Operand>(config: &ModelConfig) -> Pages<C> {
     Pages::new(config.num_hidden_layers, config.num_key_value_heads, config.head_dim)
 }
 
 /// Sequences from number 0 to [`MAX_SEQUENCES`], some of them empty.
-pub struct Sequences<E> {
-    pages: Pages<E>,
-    held: Vec<Sequence<E>>,
+pub struct Sequences<C> {
+    pages: Pages<C>,
+    held: Vec<Sequence<C>>,
 }
 
-impl<E: Element> Sequences<E> {
+impl<C: Operand> Sequences<C> {
     /// Empty sequences.
     pub fn new(config: &ModelConfig) -> Self {
         Self { pages: pages(config), held: (0..MAX_SEQUENCES).map(|_| Sequence::default()).collect() }
@@ -51,7 +52,7 @@ impl<E: Element> Sequences<E> {
     /// # Errors
     /// If a number is wrong or occurs twice, a position is not the length of its sequence, or memory is missing. The sequences
     /// are then as before.
-    pub fn begin(&mut self, parts: &[Part]) -> Result<Vec<Span<E>>> {
+    pub fn begin(&mut self, parts: &[Part]) -> Result<Vec<Span<C>>> {
         for (place, Part { sequence, position, .. }) in parts.iter().enumerate() {
             let tokens = self.get(*sequence)?.tokens();
             ensure!(
@@ -81,7 +82,7 @@ impl<E: Element> Sequences<E> {
     }
 
     /// Puts the sequences of a step back, with its tokens.
-    pub fn end(&mut self, parts: &[Part], spans: Vec<Span<E>>) {
+    pub fn end(&mut self, parts: &[Part], spans: Vec<Span<C>>) {
         parts.iter().zip(spans).for_each(|(part, span)| self.held[part.sequence] = span.ended());
     }
 
@@ -116,7 +117,7 @@ impl<E: Element> Sequences<E> {
         Ok(self.held[to].tokens())
     }
 
-    fn get(&self, sequence: usize) -> Result<&Sequence<E>> {
+    fn get(&self, sequence: usize) -> Result<&Sequence<C>> {
         ensure!(
             sequence < MAX_SEQUENCES,
             "sequence {sequence} does not exist: the numbers are below max_sequences={MAX_SEQUENCES}"

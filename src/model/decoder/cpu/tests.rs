@@ -9,7 +9,7 @@ use half::bf16;
 use super::{CpuDecoder, MAX_SEQUENCES, cache_bytes};
 use crate::{
     device::Precision,
-    kernels::inference::{Instructions, Machine},
+    kernels::inference::{F8E4M3, Instructions, Machine},
     model::{
         CausalLm, Part,
         golden::{Fixture, Prompt, TOLERANCE, difference, fixtures, numbers},
@@ -55,6 +55,12 @@ fn sequence_of(prompt: &Prompt) -> Vec<u32> {
 fn step(model: &mut dyn CausalLm, sequence: usize, tokens: &[u32], position: usize) -> Vec<f32> {
     let logits = model.forward_batch(&[Part { sequence, tokens, position }]).expect("a step");
     numbers(&logits[0])
+}
+
+/// The distance of logits from others, as a share of their norm.
+fn relative(found: &[f32], expected: &[f32]) -> f32 {
+    let error: f32 = found.iter().zip(expected).map(|(a, b)| (a - b).powi(2)).sum();
+    (error / expected.iter().map(|logit| logit.powi(2)).sum::<f32>()).sqrt()
 }
 
 /// Runs sequences through a model. They enter one after the other and leave when they end; then another takes the number. A step
@@ -144,7 +150,8 @@ fn batches_equal_the_reference() {
     assert!(checked > 0);
 }
 
-/// In f32, the difference from the sequence alone is that of the order of sums. In bf16, sums that differ are rounded again.
+/// In f32, the difference from the sequence alone is that of the order of sums. In bf16, sums that differ are rounded again. With a
+/// cache in FP8, they may be rounded to another key, so that both differ by no more than their distances from f32.
 #[test]
 fn batches_equal_the_sequences_alone() {
     let alone = |model: &mut dyn CausalLm, tokens: &[u32]| -> Vec<Vec<f32>> {
@@ -152,35 +159,52 @@ fn batches_equal_the_sequences_alone() {
         let logits = tokens.iter().enumerate();
         logits.map(|(position, token)| numbers(&model.forward(&[*token], position).expect("a step"))).collect()
     };
-    let (mut worst_f32, mut worst_bf16) = (0f32, 0f32);
+    let (mut worst_f32, mut worst_bf16, mut worst_fp8) = (0f32, 0f32, 0f32);
     for fixture in fixtures("generation") {
         let (_, mut sequences) = sequences(&fixture);
         // Longer than any in the fixtures, over several pages.
         sequences.push(Draw(7).tokens(200, fixture.config.vocab_size));
         let mut f32 = decoder(&fixture, Machine::with_threads(2), None);
-        let expected: Vec<_> = sequences.iter().map(|tokens| alone(&mut f32, tokens)).collect();
+        let exact: Vec<_> = sequences.iter().map(|tokens| alone(&mut f32, tokens)).collect();
         f32.reset().expect("a reset");
         in_batches(&mut f32, &sequences, 2, |place, tokens, logits| {
-            let far = difference(logits, &expected[place][tokens - 1]);
+            let far = difference(logits, &exact[place][tokens - 1]);
             assert!(far <= TOLERANCE, "{}, {tokens} tokens: {far} from the sequence alone", fixture.name);
             worst_f32 = worst_f32.max(far);
         });
 
         let layout = fixture.checkpoint.expert_layout().expect("a header");
         let (config, machine) = (fixture.config.clone(), Machine::with_threads(2));
+        let tensors = Tensors::new(weights(&fixture, DType::F32), Precision::F32.with_fp8_cache());
+        let fp8 = CpuDecoder::<f32, F8E4M3>::load(config, tensors, layout, None, machine, 1);
+        let mut fp8 = fp8.expect(&fixture.name);
+        let expected: Vec<_> = sequences.iter().map(|tokens| alone(&mut fp8, tokens)).collect();
+        let pairs = expected.iter().flatten().zip(exact.iter().flatten());
+        let of_format = pairs.map(|(found, exact)| relative(found, exact)).fold(0.0, f32::max);
+        assert!(of_format > 1e-5, "{}: FP8 is {of_format} from f32", fixture.name);
+        fp8.reset().expect("a reset");
+        in_batches(&mut fp8, &sequences, 5, |place, tokens, logits| {
+            let far = relative(logits, &expected[place][tokens - 1]);
+            assert!(
+                far <= 2.0 * of_format,
+                "{} with FP8, {tokens} tokens: {far} off, {of_format} from f32",
+                fixture.name
+            );
+            worst_fp8 = worst_fp8.max(far);
+        });
+
+        let (config, machine) = (fixture.config.clone(), Machine::with_threads(2));
         let bf16 = CpuDecoder::<bf16>::load(config, weights(&fixture, DType::BF16), layout, None, machine, 1);
         let mut bf16 = bf16.expect(&fixture.name);
         let expected: Vec<_> = sequences.iter().map(|tokens| alone(&mut bf16, tokens)).collect();
         bf16.reset().expect("a reset");
         in_batches(&mut bf16, &sequences, 3, |place, tokens, logits| {
-            let expected = &expected[place][tokens - 1];
-            let error: f32 = logits.iter().zip(expected).map(|(a, b)| (a - b).powi(2)).sum();
-            let relative = (error / expected.iter().map(|logit| logit.powi(2)).sum::<f32>()).sqrt();
-            assert!(relative <= BF16_TOLERANCE, "{} in bf16, {tokens} tokens: {relative} off", fixture.name);
-            worst_bf16 = worst_bf16.max(relative);
+            let far = relative(logits, &expected[place][tokens - 1]);
+            assert!(far <= BF16_TOLERANCE, "{} in bf16, {tokens} tokens: {far} off", fixture.name);
+            worst_bf16 = worst_bf16.max(far);
         });
     }
-    println!("f32: at most {worst_f32} from the sequence alone; bf16: {worst_bf16} of its norm");
+    println!("f32: at most {worst_f32} from the sequence alone; bf16: {worst_bf16} of its norm; FP8: {worst_fp8}");
 }
 
 /// A sequence that shares the tokens of another continues as one that computed them, even if the other is released.
@@ -332,12 +356,8 @@ fn ranks_of_quantised_weights_are_near_those_of_the_whole() {
             let tokens = Draw(17).tokens(40, fixture.config.vocab_size);
             let mut exact = sharded(&fixture, Precision::F32, 1).expect(&fixture.name);
             let exact = step(&mut exact, 0, &tokens, 0);
-            let apart = |logits: &[f32], from: &[f32]| {
-                let error: f32 = logits.iter().zip(from).map(|(a, b)| (a - b).powi(2)).sum();
-                (error / from.iter().map(|logit| logit.powi(2)).sum::<f32>()).sqrt()
-            };
             let (found, whole) = (step(&mut parts, 0, &tokens, 0), step(&mut whole, 0, &tokens, 0));
-            let (between, of_whole) = (apart(&found, &whole), apart(&whole, &exact));
+            let (between, of_whole) = (relative(&found, &whole), relative(&whole, &exact));
             assert!(between <= 2.0 * of_whole, "{} in {precision}: {between}, {of_whole}", fixture.name);
         }
     }
