@@ -19,9 +19,7 @@ use super::{
     team::{Reduce, Team},
 };
 use crate::{
-    kernels::inference::{
-        Activation, Attention, Element, Linear, Machine, Packed, Quantised, RowNorm, Source, Weights,
-    },
+    kernels::inference::{Activation, Attention, Element, Linear, Machine, Packed, RowNorm, Source, Weights},
     model::{
         causal_lm::CausalLm,
         config::{ExpertLayout, Experts, ModelConfig, RopeScaling},
@@ -31,7 +29,7 @@ use crate::{
         },
         family::ExpertNames,
         parallel::Parallel,
-        tensors::{Format, Matrices, Tensors},
+        tensors::{Matrices, Tensors},
     },
 };
 
@@ -213,11 +211,7 @@ impl Loader<'_> {
                 &rows
             }
         };
-        let quantised = match format {
-            Format::Blocks(blocks) => Quantised::new(self.machine, blocks, part, values),
-            Format::F8E4M3 => Quantised::fp8(self.machine, part, values),
-        };
-        Ok(quantised.context("a weight is not finite")?.into())
+        Ok(format.quantise(self.machine, part, values)?.into())
     }
 
     /// The part of a linear layer. Of ranks that share the inputs, the first adds the bias.
