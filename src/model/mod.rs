@@ -195,7 +195,7 @@ fn open_parallel(
     Ok(Subject { model, source: checkpoint.source, tokenizer, eos_token_ids })
 }
 
-/// Refuses PSANN models that are no language models, and settings that they have not.
+/// Refuses PSANN models that see later tokens or do not fit in memory, and settings that no PSANN model takes.
 fn admit_psann(
     config: &PsannConfig,
     engine: Engine,
