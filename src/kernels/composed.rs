@@ -1,11 +1,11 @@
 //! The operations of a network as compositions of Candle's: for GPUs, and for other types than f32. Weights may have another
 //! dtype than the activations: an operation computes in the dtype of its input.
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use candle_core::{D, DType, Tensor};
 use candle_nn::ops::sigmoid;
 
-use super::{Attention, Decay, Graph, Mask, Taps, Waveform, activation::LEAST_FREQUENCY};
+use super::{Attention, Decay, Graph, Mask, Taps, Waveform, activation::LEAST_FREQUENCY, inference::Layer};
 
 /// The graph that Candle keeps itself.
 pub(super) struct Composed;
@@ -24,6 +24,10 @@ impl Graph for Composed {
             Some(bias) => Ok(out.broadcast_add(&bias.to_dtype(x.dtype())?)?),
             None => Ok(out),
         }
+    }
+
+    fn infer(&mut self, x: &Tensor, _: &Layer) -> Result<Tensor> {
+        bail!("layers of inference take f32 on a CPU, not {:?} on {:?}", x.dtype(), x.device())
     }
 
     fn layer_norm(&mut self, x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {

@@ -11,6 +11,7 @@ use super::{
     attention::{Attend, Sources},
     composed::Composed,
     convolution::GatedConvolution,
+    inference::{Layer, Machine},
     is_plain,
     linear::Linear,
     mask::Drop,
@@ -30,6 +31,9 @@ pub trait Graph {
 
     /// `x · weightᵀ + bias`, with a weight (outputs, inputs).
     fn linear(&mut self, x: &Self::Value, weight: &Tensor, bias: Option<&Tensor>) -> Result<Self::Value>;
+
+    /// A linear layer on the kernels of inference: for f32 on a CPU, without gradients.
+    fn infer(&mut self, x: &Self::Value, layer: &Layer) -> Result<Self::Value>;
 
     /// Layer norm over the last dimension.
     fn layer_norm(&mut self, x: &Self::Value, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Self::Value>;
@@ -181,6 +185,12 @@ impl Graph for Tape {
             all.push(self.tensor(bias)?);
         }
         self.run(Linear { inputs, outputs }, all, widened(x, outputs))
+    }
+
+    fn infer(&mut self, x: &Value, layer: &Layer) -> Result<Value> {
+        let (outputs, inputs) = (layer.outputs(), layer.inputs());
+        anyhow::ensure!(inputs == width(x), "a layer of {inputs} inputs can't take {:?}", x.dims());
+        self.without_gradient(x, widened(x, outputs), |x, out| layer.apply(Machine::shared(), x, out))
     }
 
     fn layer_norm(&mut self, x: &Value, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Value> {

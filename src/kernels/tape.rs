@@ -199,6 +199,22 @@ impl Tape {
         Ok(node)
     }
 
+    /// Runs an operation that has no gradient. Its output has the shape `dims`.
+    ///
+    /// # Errors
+    /// Returns an error if the input can't be read, or a gradient with respect to it is wanted.
+    pub fn without_gradient(
+        &mut self,
+        x: &Value,
+        dims: Vec<usize>,
+        forward: impl FnOnce(&[f32], &mut [f32]),
+    ) -> Result<Value> {
+        ensure!(!x.is_tracked, "an operation of inference has no gradient");
+        let mut out = self.buffers.take(dims.iter().product());
+        with_inputs([x.as_ref()], |inputs| forward(inputs[0], &mut out))?;
+        Ok(self.node(Data::Own(out), dims, false))
+    }
+
     /// Temporary elements of any value.
     pub fn memory(&self, len: usize) -> Memory {
         self.buffers.take(len)

@@ -55,6 +55,7 @@ use tokenizers::Tokenizer;
 
 use checkpoint::Checkpoint;
 use config::{ExpertLayout, ModelConfig};
+use psann::{Decoder, PsannConfig, PsannLm};
 use stock::Stock;
 use tensors::Tensors;
 
@@ -159,7 +160,11 @@ pub fn files(spec: &ModelSpec) -> Result<(ModelSpec, Vec<PathBuf>)> {
 /// If the model has no files, or the tokenizer cannot be read.
 pub fn tokenizer(spec: &ModelSpec) -> Result<Option<Tokenizer>> {
     let files = found(spec)?;
-    files.tokenizer(ModelConfig::from_json(&files.config)?.vocab_size)
+    let vocab_size = match PsannConfig::from_json(&files.config)? {
+        Some(config) => config.vocab_size,
+        None => ModelConfig::from_json(&files.config)?.vocab_size,
+    };
+    files.tokenizer(vocab_size)
 }
 
 /// Checks the files of a checkpoint and builds its model.
@@ -177,6 +182,10 @@ fn open_parallel(
     device: &Device,
     parallel: Parallel,
 ) -> Result<Subject> {
+    if let Some(config) = PsannConfig::from_json(&checkpoint.config).with_context(|| checkpoint.source.clone())? {
+        admit_psann(&config, engine, precision, device, parallel).with_context(|| checkpoint.source.clone())?;
+        return open_psann(checkpoint, &config, precision);
+    }
     let config = ModelConfig::from_json(&checkpoint.config).with_context(|| checkpoint.source.clone())?;
     admit(&config, engine, precision, device).with_context(|| checkpoint.source.clone())?;
     let layout = checkpoint.expert_layout()?;
@@ -186,6 +195,38 @@ fn open_parallel(
     let weights = checkpoint.weights(precision.dtype(), device)?;
     let model = (engine.row().build)(config, Tensors::new(weights, precision), layout, parallel)?;
     Ok(Subject { model, source: checkpoint.source, tokenizer, eos_token_ids })
+}
+
+/// Refuses PSANN models that see later tokens or do not fit in memory, and settings that no PSANN model takes.
+fn admit_psann(
+    config: &PsannConfig,
+    engine: Engine,
+    precision: Precision,
+    device: &Device,
+    parallel: Parallel,
+) -> Result<()> {
+    ensure!(engine == Engine::Tuned, "engine {engine} runs no PSANN models; engine {} runs them", Engine::Tuned);
+    ensure!(device.is_cpu(), "PSANN models run on a CPU only");
+    let cache = precision.cache_suffix();
+    ensure!(cache.is_empty(), "PSANN models have no cache: leave out {cache} in dtype={precision}");
+    ensure!(
+        parallel == Parallel::default(),
+        "PSANN models have neither ranks nor threads of their own: leave out tensor_parallel"
+    );
+    ensure!(config.is_causal(), "this {} sees later tokens, so it is no language model", config.base);
+    let bytes = precision.bytes(Decoder::cost(config, 1)?.parameters);
+    Ok(memory::ensure_fits(&format!("weights of {:.1} GB", bytes as f64 / 1e9), bytes, device)?)
+}
+
+/// Checks the files of a PSANN model, such as those of `candlepower train`, and builds it.
+fn open_psann(checkpoint: Checkpoint, config: &PsannConfig, precision: Precision) -> Result<Subject> {
+    let shapes = trainable::shapes(|weights| Decoder::new(config, DType::F32, weights))?;
+    let needed: Vec<_> = shapes.into_iter().map(|(name, shape)| (name, shape.into_dims())).collect();
+    checkpoint.check(&needed)?;
+    let tokenizer = checkpoint.tokenizer(config.vocab_size)?;
+    let weights = checkpoint.weights(DType::F32, &Device::Cpu)?;
+    let model = PsannLm::packed(config, precision, weights).with_context(|| checkpoint.source.clone())?;
+    Ok(Subject { model: Box::new(model), source: checkpoint.source, tokenizer, eos_token_ids: Vec::new() })
 }
 
 /// Checks a GGUF file and builds its model. Its weights have the formats of the file, and the precision is that of its cache. The

@@ -2,11 +2,15 @@
 
 use std::sync::Arc;
 
+use anyhow::{Context, Result};
 use candle_core::{DType, quantized::GgmlDType};
 use candle_nn::VarBuilder;
 
 use super::gguf::Gguf;
-use crate::device::Precision;
+use crate::{
+    device::Precision,
+    kernels::inference::{Element, Machine, Quantised},
+};
 
 /// The weights of a model.
 pub struct Tensors {
@@ -47,20 +51,39 @@ pub enum Format {
     F8E4M3,
 }
 
+impl Formats {
+    /// The formats of a precision; `None` if it does not quantise.
+    pub fn of(precision: Precision) -> Option<Self> {
+        let (head, others) = match precision.blocks() {
+            Some(others) => (Format::Blocks(GgmlDType::Q8_0), Format::Blocks(others)),
+            None => (Format::F8E4M3, Format::F8E4M3),
+        };
+        precision.is_quantised().then_some(Self { head, others })
+    }
+}
+
+impl Format {
+    /// Quantises a matrix: (outputs, inputs) in row-major order.
+    ///
+    /// # Errors
+    /// If a weight is not finite.
+    ///
+    /// # Panics
+    /// If there are not as many values.
+    pub fn quantise<E: Element>(self, machine: &Machine, shape: (usize, usize), values: &[E]) -> Result<Quantised> {
+        let quantised = match self {
+            Self::Blocks(blocks) => Quantised::new(machine, blocks, shape, values),
+            Self::F8E4M3 => Quantised::fp8(machine, shape, values),
+        };
+        quantised.context("a weight is not finite")
+    }
+}
+
 impl Tensors {
     /// Weights and a cache that are held in a precision.
     pub fn new(weights: VarBuilder<'static>, precision: Precision) -> Self {
-        let matrices = match precision.blocks() {
-            Some(others) => {
-                Matrices::Quantised(Formats { head: Format::Blocks(GgmlDType::Q8_0), others: Format::Blocks(others) })
-            }
-            None if precision.is_quantised() => {
-                Matrices::Quantised(Formats { head: Format::F8E4M3, others: Format::F8E4M3 })
-            }
-            None => Matrices::Plain,
-        };
         let cache_dtype = precision.cache_dtype_of(weights.dtype());
-        Self { weights, matrices, cache_dtype }
+        Self { weights, matrices: Formats::of(precision).map_or(Matrices::Plain, Matrices::Quantised), cache_dtype }
     }
 }
 

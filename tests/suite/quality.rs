@@ -156,6 +156,94 @@ fn other_commands_read_the_records() {
     assert!(readme.contains("Perplexity") && readme.contains("Tasks") && readme.contains("eval_hellaswag"), "{readme}");
 }
 
+/// Trains a waveresnet whose rows are whole blocks of every format, in the folder `trained`.
+fn train(folder: &Path) {
+    let text: String = (0..300).map(|number| format!("The whale of number {number} swims by the ship.\n")).collect();
+    fs::write(folder.join("corpus.txt"), text).expect("written");
+    #[rustfmt::skip]
+    let arguments = [
+        "train", "--corpus", "corpus.txt", "--out", "trained", "--d-model", "256", "--n-layers", "1", "--n-heads", "4",
+        "--d-mlp", "256", "--vocab-size", "300", "--sequence-length", "16", "--batch-tokens", "64", "--steps", "30",
+        "--warmup-steps", "4", "--learning-rate", "0.003", "--validation-share", "0.2",
+    ];
+    let output = candlepower(folder, &arguments);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Windows of a sequence and the token after it, moved by a sequence, predict the tokens that the validation predicts.
+#[test]
+fn a_trained_model_is_scored_in_every_dtype() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let here = folder.path();
+    train(here);
+    let dtypes = ["f32", "bf16", "q8_0", "f8e4m3", "q4k"];
+    let list = dtypes.join(",");
+    #[rustfmt::skip]
+    let arguments = [
+        "perplexity", "trained/validation_ids.txt", "--model", "path:trained", "--engine", "tuned",
+        "--dtype", &list, "--reference", "f32", "--seq-len", "17", "--stride", "16", "--json",
+    ];
+    let report = json(&candlepower(here, &arguments));
+    let metrics: Value =
+        serde_json::from_slice(&fs::read(here.join("trained/metrics.json")).expect("metrics")).expect("JSON");
+    let number = |value: &Value| value.as_f64().unwrap_or_else(|| panic!("{value} in {report}"));
+    let nll = |place: usize| number(&report["subjects"][place]["nll"]);
+    let kl = |place: usize| number(&report["subjects"][place]["divergence"]["kl_mean"]);
+    let of_validation = number(&metrics["val_loss"]);
+    assert!((nll(0) / of_validation - 1.0).abs() < 1e-5, "{} is not {of_validation}", nll(0));
+    assert_eq!(kl(0), 0.0);
+    assert!((1..dtypes.len()).all(|place| kl(place) > 0.0), "{report}");
+    assert!(kl(2) < 0.01 && (nll(2) - nll(0)).abs() < 0.01, "q8_0: {report}");
+    assert!(kl(2) < kl(4), "{report}");
+
+    let records = records(&folder);
+    let sizes: Vec<u64> =
+        records.iter().map(|record| record["subject"]["weight_bytes"].as_u64().expect("bytes")).collect();
+    assert_eq!(sizes.len(), dtypes.len());
+    assert!(sizes.is_sorted_by(|larger, smaller| larger > smaller), "{sizes:?} of {dtypes:?}");
+    for record in &records {
+        assert!(record["measures"]["scored_tokens_per_s"].as_f64().is_some_and(|rate| rate > 0.0), "{record}");
+    }
+    // A text has the tokens of the training's tokenizer.
+    let text = ["perplexity", "corpus.txt", "--model", "path:trained", "--dtype", "q8_0", "--seq-len=64", "--json"];
+    let report = json(&candlepower(here, &[&text[..], &["--stride=64"]].concat()));
+    assert!(report["bits_per_byte"].is_f64(), "{report}");
+}
+
+#[test]
+fn folders_without_a_trained_language_model_are_refused_in_one_line() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let here = folder.path();
+    train(here);
+    let refused = |engine: &str, part: &str| {
+        let model = ["--model", "path:copy", "--engine", engine, "--seq-len=17", "--stride=16"];
+        assert_refused(here, &[&["perplexity", "trained/validation_ids.txt"], &model[..]].concat(), part);
+    };
+    let copy = here.join("copy");
+    fs::create_dir(&copy).expect("a folder");
+    refused("tuned", "config.json could not be read");
+    fs::copy(here.join("trained/config.json"), copy.join("config.json")).expect("copied");
+    refused("tuned", "are both missing");
+    let weights = fs::read(here.join("trained/model.safetensors")).expect("weights");
+    fs::write(copy.join("model.safetensors"), &weights[..weights.len() / 2]).expect("written");
+    refused("tuned", "model.safetensors is truncated or corrupt");
+    fs::write(copy.join("model.safetensors"), &weights).expect("written");
+    refused("stock", "engine stock runs no PSANN models; engine tuned runs them");
+    let config = fs::read_to_string(copy.join("config.json")).expect("a configuration");
+    for (from, to, part) in [
+        ("\"d_mlp\": 256", "\"d_mlp\": 128", "where config.json makes it [128]"),
+        ("\"n_layers\": 1", "\"n_layers\": 2", "missing blocks.1."),
+        ("\"n_heads\": 4", "\"n_heads\": 0", "n_heads is 0"),
+        ("\"waveresnet\"", "\"sgrpsann\"", "this sgrpsann sees later tokens"),
+        ("\"wave_interleave\": false", "\"wave_interleave\": true", "this waveresnet sees later tokens"),
+        ("\"k_fft\"", "\"k_fftt\"", "unknown field `k_fftt`"),
+    ] {
+        assert!(config.contains(from), "{from} is missing from {config}");
+        fs::write(copy.join("config.json"), config.replace(from, to)).expect("written");
+        refused("tuned", part);
+    }
+}
+
 #[test]
 fn tasks_have_the_scores_of_every_question() {
     let folder = tempfile::tempdir().expect("a folder");

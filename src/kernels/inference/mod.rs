@@ -4,6 +4,7 @@
 //! - `simd` chooses the instruction set at run time, and `pool` holds the threads.
 //! - `packed` holds weights in panels. `quantised` holds them in blocks, with `tiles` for those of our own, or in `fp8`. All multiply with
 //!   them.
+//! - `layer` gives weights of any type to networks whose values are f32.
 //! - `cache` holds the keys and values of sequences in pages of the same panels. `attention` reads them.
 //! - `fused` contains the operations between products: norms, rotary positions, activations, sums.
 //!
@@ -18,6 +19,7 @@ mod cache;
 pub(super) mod element;
 mod fp8;
 mod fused;
+mod layer;
 mod memory;
 pub(super) mod packed;
 pub(super) mod pool;
@@ -32,6 +34,7 @@ pub use cache::{Heads, PAGE, Pages, Region, Sequence, Span};
 pub use element::{Element, Operand};
 pub use fp8::F8E4M3;
 pub use fused::{Activation, Angles, RowNorm, add_norm, combine, embed, norm, soft_cap};
+pub use layer::Layer;
 pub use packed::{Gate, Linear, Packed, Product, Rows, Source, Then, Weights, gated, products};
 pub use quantised::Quantised;
 pub use simd::Instructions;

@@ -13,7 +13,10 @@ use super::{
     spectral::Spectral,
     wave::Wave,
 };
-use crate::kernels::{Attention, Graph, Mask, Network, Positions, fused};
+use crate::{
+    device::Precision,
+    kernels::{Attention, Graph, Mask, Network, Positions, fused},
+};
 
 pub struct Block {
     attention_norm: Norm,
@@ -33,12 +36,13 @@ pub struct Block {
 }
 
 impl Block {
-    pub fn new(config: &PsannConfig, number: usize, weights: VarBuilder) -> Result<Self> {
+    /// Layer `number`, with its matrices as tensors, or for the kernels of inference if a precision is given.
+    pub fn new(config: &PsannConfig, number: usize, weights: VarBuilder, precision: Option<Precision>) -> Result<Self> {
         let PsannConfig { base, d_model: width, d_mlp: inner, .. } = *config;
         let plain = base == Base::Transformer;
         let (up, down) = if plain { ("mlp.0", "mlp.2") } else { ("mlp.fc1", "mlp.fc2") };
         let attn = weights.pp("attn");
-        let projection = |name: &str| Linear::new(width, width, false, attn.pp(name));
+        let projection = |name: &str| Linear::new((width, width), false, attn.pp(name), precision);
         let positions = match config.positional_encoding {
             Encoding::Rope => Positions::Rope,
             Encoding::Alibi => Positions::Alibi,
@@ -53,23 +57,22 @@ impl Block {
             out: projection("o_proj")?,
             attention: Attention { heads: config.n_heads, positions, is_causal: true, mask: Mask::NONE },
             feed_forward_norm: Norm::new(base, width, weights.pp("norm2"))?,
-            up: Linear::new(width, inner, true, weights.pp(up))?,
+            up: Linear::new((width, inner), true, weights.pp(up), precision)?,
             activation: match plain {
                 true => Activation::Gelu,
                 false => Activation::sine(inner, &config.sine, weights.pp("mlp.act"))?,
             },
-            down: Linear::new(inner, width, true, weights.pp(down))?,
+            down: Linear::new((inner, width), true, weights.pp(down), precision)?,
             alpha: (!plain).then(|| weights.get_with_hints(1, "alpha", Init::Const(1.0))).transpose()?,
             spectral: (base == Base::Sgrpsann).then(|| Spectral::new(config, weights.pp("spectral"))).transpose()?,
-            wave: waves.then(|| Wave::new(config, number, weights.pp("wave"))).transpose()?,
+            wave: waves.then(|| Wave::new(config, number, weights.pp("wave"), precision)).transpose()?,
         })
     }
 
-    /// Number of weights that multiply each token.
-    pub fn multiplied_weights(&self) -> usize {
+    /// The layers whose weights multiply each token.
+    pub fn linear_layers(&self) -> impl Iterator<Item = &Linear> {
         let Self { query, key, value, out, up, down, wave, .. } = self;
-        let linear: usize = [query, key, value, out, up, down].into_iter().map(Linear::weights).sum();
-        linear + wave.as_ref().map_or(0, Wave::multiplied_weights)
+        [query, key, value, out, up, down].into_iter().chain(wave.as_ref().map(Wave::linear))
     }
 
     /// From (batch, time, width) to the same shape.

@@ -2,11 +2,12 @@
 
 use std::{fmt, str::FromStr};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::{
-    error::nearest,
+    error::{nearest, one_line},
     kernels::{Decay, Waveform},
     model::limits::{MOST_WEIGHTS, check_sizes},
 };
@@ -363,6 +364,28 @@ impl PsannConfig {
         self.sine.check(base)
     }
 
+    /// The model of a `config.json`; `None` if that has no `base`, as those of other kinds of models.
+    ///
+    /// # Errors
+    /// As [`Self::check`], and if a key or a value is unknown.
+    pub fn from_json(json: &Value) -> Result<Option<Self>> {
+        if json.get("base").is_none() {
+            return Ok(None);
+        }
+        let config = Self::deserialize(json).map_err(|error| anyhow!("config.json: {}", one_line(&error)))?;
+        config.check().context("config.json")?;
+        Ok(Some(config))
+    }
+
+    /// Returns whether no logit depends on a later token.
+    pub fn is_causal(&self) -> bool {
+        match self.base {
+            Base::Respsann | Base::Transformer => true,
+            Base::Sgrpsann => false,
+            Base::Waveresnet => !self.wave_interleave,
+        }
+    }
+
     /// Returns whether the weight of this name is trained. Parameters of the activation may keep their initial values.
     pub fn trains(&self, name: &str) -> bool {
         let of = [("._A", SineParameter::Amplitude), ("._f", SineParameter::Frequency), ("._d", SineParameter::Decay)];
@@ -397,6 +420,25 @@ mod tests {
         let config =
             PsannConfig { positional_encoding: Encoding::Alibi, d_model: 12, n_heads: 4, ..PsannConfig::default() };
         config.check().expect("ALiBi turns nothing");
+    }
+
+    #[test]
+    fn a_config_json_is_read_if_it_names_a_base() {
+        let config = PsannConfig { base: Base::Transformer, n_layers: 3, ..PsannConfig::default() };
+        let json = serde_json::to_value(&config).expect("JSON");
+        assert_eq!(PsannConfig::from_json(&json).expect("a configuration"), Some(config));
+        let other = serde_json::json!({"architectures": ["LlamaForCausalLM"], "hidden_size": 64});
+        assert_eq!(PsannConfig::from_json(&other).expect("another kind"), None);
+        for (json, part) in [
+            (serde_json::json!({"base": "llama"}), "unknown variant `llama`"),
+            (serde_json::json!({"base": "respsann", "d_modle": 64}), "unknown field `d_modle`"),
+            (serde_json::json!({"base": "respsann", "d_model": "wide"}), "invalid type"),
+            (serde_json::json!({"base": "respsann", "n_heads": 7}), "n_heads=7 do not divide"),
+        ] {
+            let error = format!("{:#}", PsannConfig::from_json(&json).expect_err(part));
+            assert!(error.starts_with("config.json: ") && error.contains(part), "{error}");
+            assert_eq!(error.lines().count(), 1);
+        }
     }
 
     #[test]

@@ -6,17 +6,26 @@ use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Tensor};
 use candle_nn::{Init, VarBuilder};
 
-use super::{Encoding, PsannConfig, block::Block, layers::Norm};
-use crate::{kernels::fused, model::trainable};
+use super::{
+    Encoding, PsannConfig,
+    block::Block,
+    layers::{self, Linear, Norm, Table},
+};
+use crate::{
+    device::Precision,
+    kernels::{fused, inference::Layer},
+    model::{Footprint, trainable},
+};
 
-/// A decoder whose parts can be run separately, so that checkpointing can keep the values between them and recompute a part.
-pub struct Decoder {
+/// A decoder whose parts can be run separately, so that checkpointing can keep the values between them and recompute a part. Its
+/// matrices are tensors, or, where `T` is `Layer`, on the kernels of inference.
+pub struct Decoder<T = Tensor> {
     config: PsannConfig,
     dtype: DType,
-    embedding: Tensor,
+    embedding: T,
     blocks: Vec<Block>,
     norm: Norm,
-    head: Tensor,
+    head: T,
 }
 
 impl Decoder {
@@ -26,26 +35,7 @@ impl Decoder {
     /// # Errors
     /// If the sizes contradict each other, or a tensor is missing.
     pub fn new(config: &PsannConfig, dtype: DType, weights: VarBuilder) -> Result<Self> {
-        config.check()?;
-        let (vocab_size, width) = (config.vocab_size, config.d_model);
-        let bound = (6.0 / (vocab_size + width) as f64).sqrt();
-        let block = |number| Block::new(config, number, weights.pp("blocks").pp(number));
-        Ok(Self {
-            config: config.clone(),
-            dtype,
-            embedding: weights.get_with_hints(
-                (vocab_size, width),
-                "embed.weight",
-                Init::Randn { mean: 0.0, stdev: 0.02 },
-            )?,
-            blocks: (0..config.n_layers).map(block).collect::<Result<_>>()?,
-            norm: Norm::new(config.base, width, weights.pp("ln_f"))?,
-            head: weights.get_with_hints(
-                (vocab_size, width),
-                "lm_head.weight",
-                Init::Uniform { lo: -bound, up: bound },
-            )?,
-        })
+        Self::build(config, (dtype, None), weights, |weight, _| Ok(weight))
     }
 
     /// The embedding, (vocabulary, width).
@@ -56,6 +46,66 @@ impl Decoder {
     /// The head, (vocabulary, width).
     pub fn head(&self) -> &Tensor {
         &self.head
+    }
+
+    /// The cost of a model on one sequence of `time` tokens.
+    ///
+    /// # Errors
+    /// If the sizes contradict each other.
+    pub fn cost(config: &PsannConfig, time: usize) -> Result<Cost> {
+        let mut multiplied = 0;
+        let shapes = trainable::shapes(|weights| {
+            let model = Self::new(config, DType::F32, weights)?;
+            multiplied = model.multiplied_weights();
+            Ok(model)
+        })?;
+        // Each token attends to itself and to those before it.
+        let pairs = time as u64 * (time as u64 + 1) / 2;
+        let attention = 4 * pairs * (config.d_model * config.n_layers) as u64;
+        let parameters = shapes.values().map(|shape| shape.elem_count() as u64).sum();
+        let layer = (14 * config.d_model + 4 * config.d_mlp) as u64;
+        let scores = (config.n_heads * time) as u64;
+        let (layers, vocab_size) = (config.n_layers as u64, config.vocab_size as u64);
+        let forward_flops = 2 * (multiplied * time) as u64 + attention;
+        Ok(Cost { parameters, forward_flops, width: config.d_model as u64, layer, scores, layers, vocab_size })
+    }
+}
+
+impl Decoder<Layer> {
+    /// Builds the model for inference on a CPU from weights in f32. Its matrices have the form of the precision; norms, biases,
+    /// parameters of activations and convolutions are f32, and so are all values between the layers.
+    ///
+    /// # Errors
+    /// As [`Decoder::new`], and if a weight is quantised and not finite.
+    pub fn packed(config: &PsannConfig, precision: Precision, weights: VarBuilder) -> Result<Self> {
+        Self::build(config, (DType::F32, Some(precision)), weights, |weight, is_head| {
+            let table = layers::layer(&weight, None, precision, is_head);
+            table.context(if is_head { "lm_head" } else { "embed" })
+        })
+    }
+}
+
+impl<T: Table> Decoder<T> {
+    /// `table` makes the embedding and, if its second argument is true, the head of a matrix (vocabulary, width).
+    fn build(
+        config: &PsannConfig,
+        (dtype, precision): (DType, Option<Precision>),
+        weights: VarBuilder,
+        table: impl Fn(Tensor, bool) -> Result<T>,
+    ) -> Result<Self> {
+        config.check()?;
+        let shape @ (vocab_size, width) = (config.vocab_size, config.d_model);
+        let bound = (6.0 / (vocab_size + width) as f64).sqrt();
+        let block = |number| Block::new(config, number, weights.pp("blocks").pp(number), precision);
+        let weight = |name: &str, init| weights.get_with_hints(shape, name, init);
+        Ok(Self {
+            config: config.clone(),
+            dtype,
+            embedding: table(weight("embed.weight", Init::Randn { mean: 0.0, stdev: 0.02 })?, false)?,
+            blocks: (0..config.n_layers).map(block).collect::<Result<_>>()?,
+            norm: Norm::new(config.base, width, weights.pp("ln_f"))?,
+            head: table(weight("lm_head.weight", Init::Uniform { lo: -bound, up: bound })?, true)?,
+        })
     }
 
     pub(crate) fn layers(&self) -> usize {
@@ -69,8 +119,7 @@ impl Decoder {
     pub fn embed(&self, ids: &Tensor) -> Result<Tensor> {
         let (batch, time) = ids.dims2()?;
         let width = self.config.d_model;
-        let rows = self.embedding.index_select(&ids.flatten_all()?, 0).context("a token is not in the vocabulary")?;
-        let x = rows.reshape((batch, time, width))?.to_dtype(self.dtype)?;
+        let x = self.embedding.rows(&ids.flatten_all()?, self.dtype)?.reshape((batch, time, width))?;
         if self.config.positional_encoding != Encoding::Sinusoidal {
             return Ok(x);
         }
@@ -94,19 +143,28 @@ impl Decoder {
         fused(&self.norm, &[x], &Arc::default())
     }
 
-    /// From token ids (batch, time) to logits (batch, time, vocabulary), f32.
-    ///
-    /// # Errors
-    /// If an id is not in the vocabulary, or the device fails.
-    pub fn forward(&self, ids: &Tensor) -> Result<Tensor> {
+    /// From token ids (batch, time) to the input of the head (batch · time, width).
+    pub(super) fn hidden(&self, ids: &Tensor) -> Result<Tensor> {
         let mut x = self.embed(ids)?;
         for block in &self.blocks {
             x = block.forward(&x)?;
         }
         let (batch, time, width) = x.dims3()?;
-        let hidden = self.finish(&x)?.reshape((batch * time, width))?;
-        let logits = hidden.matmul(&self.head.to_dtype(self.dtype)?.t()?)?;
-        Ok(logits.to_dtype(DType::F32)?.reshape((batch, time, self.config.vocab_size))?)
+        Ok(self.finish(&x)?.reshape((batch * time, width))?)
+    }
+
+    /// From rows of [`Self::hidden`] to logits (rows, vocabulary), f32.
+    pub(super) fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        self.head.logits(hidden)
+    }
+
+    /// From token ids (batch, time) to logits (batch, time, vocabulary), f32.
+    ///
+    /// # Errors
+    /// If an id is not in the vocabulary, or the device fails.
+    pub fn forward(&self, ids: &Tensor) -> Result<Tensor> {
+        let (batch, time) = ids.dims2()?;
+        Ok(self.logits(&self.hidden(ids)?)?.reshape((batch, time, self.config.vocab_size))?)
     }
 
     /// The largest change of a logit when a later token changes: 0 in a causal model. Found by running the model twice on ids
@@ -128,31 +186,32 @@ impl Decoder {
         Ok(moved.to_scalar()?)
     }
 
-    /// Number of weights that multiply each token.
-    fn multiplied_weights(&self) -> usize {
-        self.blocks.iter().map(Block::multiplied_weights).sum::<usize>() + self.head.elem_count()
+    fn linear_layers(&self) -> impl Iterator<Item = &Linear> {
+        self.blocks.iter().flat_map(Block::linear_layers)
     }
 
-    /// The cost of a model on one sequence of `time` tokens.
-    ///
-    /// # Errors
-    /// If the sizes contradict each other.
-    pub fn cost(config: &PsannConfig, time: usize) -> Result<Cost> {
-        let mut multiplied = 0;
-        let shapes = trainable::shapes(|weights| {
-            let model = Self::new(config, DType::F32, weights)?;
-            multiplied = model.multiplied_weights();
-            Ok(model)
-        })?;
-        // Each token attends to itself and to those before it.
-        let pairs = time as u64 * (time as u64 + 1) / 2;
-        let attention = 4 * pairs * (config.d_model * config.n_layers) as u64;
-        let parameters = shapes.values().map(|shape| shape.elem_count() as u64).sum();
-        let layer = (14 * config.d_model + 4 * config.d_mlp) as u64;
-        let scores = (config.n_heads * time) as u64;
-        let (layers, vocab_size) = (config.n_layers as u64, config.vocab_size as u64);
-        let forward_flops = 2 * (multiplied * time) as u64 + attention;
-        Ok(Cost { parameters, forward_flops, width: config.d_model as u64, layer, scores, layers, vocab_size })
+    /// Number of weights that multiply each token.
+    fn multiplied_weights(&self) -> usize {
+        let head = self.config.vocab_size * self.config.d_model;
+        self.linear_layers().map(Linear::weights).sum::<usize>() + head
+    }
+
+    /// The size of the model whose weights are f32 where they are not in matrices, and the cost of a token. There is no cache.
+    pub(super) fn footprint(&self) -> Result<Footprint> {
+        let table = (self.config.vocab_size * self.config.d_model) as u64;
+        let multiplied = self.multiplied_weights() as u64;
+        let parameters = Decoder::cost(&self.config, 1)?.parameters;
+        let others = parameters - table - multiplied;
+        let of_layers: u64 = self.linear_layers().map(Linear::bytes).sum();
+        let step_weight_bytes = Precision::F32.bytes(others) + of_layers + self.head.bytes();
+        Ok(Footprint {
+            parameters,
+            weight_bytes: step_weight_bytes + self.embedding.bytes(),
+            step_weight_bytes,
+            cache_bytes_per_token: 0,
+            flops_per_token: 2 * multiplied,
+            head_flops: 2 * table,
+        })
     }
 }
 
@@ -233,6 +292,7 @@ mod tests {
                 (small(Base::Sgrpsann), false),
             ] {
                 let config = PsannConfig { positional_encoding: encoding, ..config };
+                assert_eq!(config.is_causal(), causal);
                 let weights = Variables::new(1).frozen(DType::F32, &Device::Cpu);
                 let leak = Decoder::new(&config, DType::F32, weights).and_then(|model| model.leak(20)).expect("a leak");
                 assert_eq!(leak == 0.0, causal, "{}: logits move by {leak}", config.base);

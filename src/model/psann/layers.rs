@@ -1,36 +1,166 @@
-//! The linear layer, the norms and the activations of all bases. Linear layers multiply in the dtype of their input, which
-//! may differ from that of their weights; norms and sines compute in f32.
+//! The linear layer, the norms and the activations of all bases, and the tables of tokens. Linear layers multiply in the dtype of
+//! their input, which may differ from that of their weights; norms and sines compute in f32.
+//!
+//! Matrices are tensors, which can be trained, or in the form that a precision has on the kernels of inference. All other weights
+//! are tensors.
 
-use anyhow::Result;
-use candle_core::Tensor;
+use anyhow::{Context, Result, ensure};
+use candle_core::{DType, Device, Tensor};
 use candle_nn::{Init, VarBuilder};
 use sha2::{Digest, Sha256};
 
 use super::{Base, Sine, config::Initial};
-use crate::kernels::{Graph, Mask, Network, Waveform};
+use crate::{
+    device::Precision,
+    kernels::{
+        Graph, Mask, Network, Waveform,
+        inference::{self, Element, Layer, Machine, Packed, Source},
+        with_slices,
+    },
+    model::tensors::Formats,
+};
 
 /// A linear layer with the initial values of Glorot and Bengio 2010.
-pub struct Linear {
-    weight: Tensor,
-    bias: Option<Tensor>,
+pub enum Linear {
+    /// As tensors.
+    Tensors { weight: Tensor, bias: Option<Tensor> },
+    /// On the kernels of inference.
+    Layer(Layer),
 }
 
 impl Linear {
-    pub fn new(from: usize, to: usize, has_bias: bool, weights: VarBuilder) -> Result<Self> {
+    /// A layer for the kernels of inference if a precision is given.
+    pub fn new(
+        (from, to): (usize, usize),
+        has_bias: bool,
+        weights: VarBuilder,
+        precision: Option<Precision>,
+    ) -> Result<Self> {
         let bound = (6.0 / (from + to) as f64).sqrt();
         let weight = weights.get_with_hints((to, from), "weight", Init::Uniform { lo: -bound, up: bound })?;
         let bias = has_bias.then(|| weights.get_with_hints(to, "bias", Init::Const(0.0))).transpose()?;
-        Ok(Self { weight, bias })
+        let Some(precision) = precision else { return Ok(Self::Tensors { weight, bias }) };
+        let layer = layer(&weight, bias.as_ref(), precision, false);
+        Ok(Self::Layer(layer.with_context(|| weights.prefix())?))
     }
 
     /// Number of weights without biases.
     pub fn weights(&self) -> usize {
-        self.weight.elem_count()
+        match self {
+            Self::Tensors { weight, .. } => weight.elem_count(),
+            Self::Layer(layer) => layer.outputs() * layer.inputs(),
+        }
+    }
+
+    /// Bytes of the weights without biases.
+    pub fn bytes(&self) -> u64 {
+        match self {
+            Self::Tensors { weight, .. } => bytes(weight),
+            Self::Layer(layer) => layer.bytes(),
+        }
     }
 
     /// From (batch, time, inputs) to (batch, time, outputs).
     pub fn forward<G: Graph>(&self, graph: &mut G, x: &G::Value) -> Result<G::Value> {
-        graph.linear(x, &self.weight, self.bias.as_ref())
+        match self {
+            Self::Tensors { weight, bias } => graph.linear(x, weight, bias.as_ref()),
+            Self::Layer(layer) => graph.infer(x, layer),
+        }
+    }
+}
+
+fn bytes(tensor: &Tensor) -> u64 {
+    (tensor.elem_count() * tensor.dtype().size_in_bytes()) as u64
+}
+
+/// A matrix (outputs, inputs) in f32 on a CPU, in the form that a precision has on the kernels of inference.
+///
+/// # Errors
+/// If a weight is quantised and not finite.
+pub fn layer(weight: &Tensor, bias: Option<&Tensor>, precision: Precision, is_head: bool) -> Result<Layer> {
+    fn plain<E: Element>(shape: (usize, usize), values: &[f32], bias: Option<Vec<f32>>) -> inference::Linear<E> {
+        let (outputs, inputs) = shape;
+        let values: Vec<E> = values.iter().map(|value| E::from_f32(*value)).collect();
+        let source = Source::row_major(&values, inputs);
+        inference::Linear::new(Packed::new(Machine::shared(), outputs, inputs, source), bias)
+    }
+    let shape = weight.dims2()?;
+    let bias: Option<Vec<f32>> = bias.map(Tensor::to_vec1).transpose()?;
+    with_slices([weight], |[values]| -> Result<Layer> {
+        let Some(formats) = Formats::of(precision) else {
+            return Ok(match precision.dtype() {
+                DType::BF16 => Layer::BF16(plain(shape, values, bias)),
+                DType::F16 => Layer::F16(plain(shape, values, bias)),
+                _ => Layer::F32(plain(shape, values, bias)),
+            });
+        };
+        let format = if is_head { formats.head } else { formats.others };
+        Ok(Layer::F32(inference::Linear::new(format.quantise(Machine::shared(), shape, values)?, bias)))
+    })?
+}
+
+/// The embedding or the head: a matrix (vocabulary, width).
+pub trait Table {
+    /// The device that holds it.
+    fn device(&self) -> &Device;
+
+    /// Bytes of the weights.
+    fn bytes(&self) -> u64;
+
+    /// The rows of tokens: from ids (tokens), u32, to (tokens, width).
+    ///
+    /// # Errors
+    /// If an id is not in the vocabulary.
+    fn rows(&self, ids: &Tensor, dtype: DType) -> Result<Tensor>;
+
+    /// The products with all rows: from (tokens, width) to (tokens, vocabulary), f32.
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn logits(&self, hidden: &Tensor) -> Result<Tensor>;
+}
+
+impl Table for Tensor {
+    fn device(&self) -> &Device {
+        Tensor::device(self)
+    }
+
+    fn bytes(&self) -> u64 {
+        bytes(self)
+    }
+
+    fn rows(&self, ids: &Tensor, dtype: DType) -> Result<Tensor> {
+        let rows = self.index_select(ids, 0).context("a token is not in the vocabulary")?;
+        Ok(rows.to_dtype(dtype)?)
+    }
+
+    fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        Ok(hidden.matmul(&self.to_dtype(hidden.dtype())?.t()?)?.to_dtype(DType::F32)?)
+    }
+}
+
+impl Table for Layer {
+    fn device(&self) -> &Device {
+        &Device::Cpu
+    }
+
+    fn bytes(&self) -> u64 {
+        Layer::bytes(self)
+    }
+
+    fn rows(&self, ids: &Tensor, dtype: DType) -> Result<Tensor> {
+        let ids: Vec<u32> = ids.to_vec1()?;
+        ensure!(ids.iter().all(|id| (*id as usize) < self.outputs()), "a token is not in the vocabulary");
+        let mut rows = vec![0.0; ids.len() * self.inputs()];
+        Layer::rows(self, Machine::shared(), &ids, &mut rows);
+        Ok(Tensor::from_vec(rows, (ids.len(), self.inputs()), &Device::Cpu)?.to_dtype(dtype)?)
+    }
+
+    fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        let tokens = hidden.dim(0)?;
+        let mut logits = vec![0.0; tokens * self.outputs()];
+        with_slices([hidden], |[hidden]| self.apply(Machine::shared(), hidden, &mut logits))?;
+        Ok(Tensor::from_vec(logits, (tokens, self.outputs()), &Device::Cpu)?)
     }
 }
 
@@ -112,8 +242,6 @@ fn row(width: usize, name: &str, initial: Initial, weights: &VarBuilder) -> Resu
 
 #[cfg(test)]
 mod tests {
-    use candle_core::{DType, Device};
-
     use super::*;
     use crate::model::{golden::numbers, trainable::Variables};
 

@@ -9,7 +9,10 @@ use super::{
     Base, PsannConfig,
     layers::{Activation, Linear, Norm},
 };
-use crate::kernels::{Graph, Mask, Padding, Taps};
+use crate::{
+    device::Precision,
+    kernels::{Graph, Mask, Padding, Taps},
+};
 
 pub struct Wave {
     norm: Norm,
@@ -22,7 +25,7 @@ pub struct Wave {
 }
 
 impl Wave {
-    pub fn new(config: &PsannConfig, number: usize, weights: VarBuilder) -> Result<Self> {
+    pub fn new(config: &PsannConfig, number: usize, weights: VarBuilder, precision: Option<Precision>) -> Result<Self> {
         let (width, taps) = (config.d_model, config.wave_kernel_size);
         let bound = 1.0 / (taps as f64).sqrt();
         let growth = config.wave_dilation_growth.saturating_pow(u32::try_from(number)?);
@@ -32,13 +35,13 @@ impl Wave {
             no_bias: Tensor::zeros(width, weights.dtype(), weights.device())?,
             dilation: growth,
             activation: Activation::sine(width, &config.sine, weights.pp("act"))?,
-            out: Linear::new(width, width, true, weights.pp("proj"))?,
+            out: Linear::new((width, width), true, weights.pp("proj"), precision)?,
         })
     }
 
-    /// Number of weights of the linear layer. The convolution is not a matrix product.
-    pub fn multiplied_weights(&self) -> usize {
-        self.out.weights()
+    /// The linear layer. The convolution is not a matrix product.
+    pub fn linear(&self) -> &Linear {
+        &self.out
     }
 
     /// From (batch, time, channels) to the same shape.

@@ -132,6 +132,14 @@ impl Text {
         of(self.validation.iter())
     }
 
+    /// The token ids of the validation part in order, as `candlepower perplexity` reads them.
+    pub fn validation_ids(&self) -> String {
+        // Each sequence begins with the last token of the one before.
+        let first = self.validation.first().and_then(|row| row.first());
+        let ids = first.into_iter().chain(self.validation.iter().flat_map(|row| &row[1..]));
+        ids.map(|id| format!("{id}\n")).collect()
+    }
+
     /// Perplexity of the validation part under a bigram model of the training part: absolute discounting, with
     /// continuation counts for rare and unseen followers (Kneser and Ney 1995).
     pub fn bigram_perplexity(&self) -> f64 {
@@ -239,6 +247,9 @@ mod tests {
         let decoded = text.tokenizer.decode(&text.training[0], true).expect("decoded");
         assert!(paragraphs().replace('\n', "").contains(decoded.trim()), "{decoded}");
         assert!(text.training[0][16] == text.training[1][0]);
+        let ids: Vec<u32> = text.validation_ids().lines().map(|id| id.parse().expect("an id")).collect();
+        assert_eq!(ids.len(), 16 * text.validation.len() + 1);
+        assert!((0..).step_by(16).zip(&text.validation).all(|(at, row)| ids[at..at + 17] == **row));
     }
 
     #[test]

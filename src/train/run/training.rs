@@ -135,14 +135,16 @@ pub fn run(config: &TrainConfig, text: &Text, folder: &Path, mut progress: impl 
     if let Some(outcome) = ended(folder)? {
         return Ok(outcome);
     }
+    let model = config.model(*base, text.vocab_size);
+    write_whole(&folder.join("config.json"), (serde_json::to_string_pretty(&model)? + "\n").as_bytes())?;
     write_whole(
         &folder.join("tokenizer.json"),
         text.tokenizer.to_string(false).map_err(anyhow::Error::msg)?.as_bytes(),
     )?;
+    write_whole(&folder.join("validation_ids.txt"), text.validation_ids().as_bytes())?;
 
     let rows = config.rows();
     let steps = config.steps.unwrap_or(config.epochs * text.steps(rows));
-    let model = config.model(*base, text.vocab_size);
     let plan = Plan {
         dtype: config.dtype,
         checkpointing: config.checkpointing,
@@ -517,6 +519,7 @@ mod tests {
             .map(|file| file.expect("a file").file_name().to_string_lossy().into_owned())
             .collect();
         let expected = [
+            "config.json",
             "config_used.yaml",
             "loss.csv",
             "loss_by_epoch.png",
@@ -526,6 +529,7 @@ mod tests {
             "metrics.json",
             "model.safetensors",
             "tokenizer.json",
+            "validation_ids.txt",
         ];
         assert_eq!(files.iter().map(String::as_str).collect::<Vec<_>>(), expected);
     }

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     kernels::inference::{
-        Activation, Attention, Element, F8E4M3, Linear, Machine, Operand, Packed, Quantised, RowNorm, Source, Weights,
+        Activation, Attention, Element, F8E4M3, Linear, Machine, Operand, Packed, RowNorm, Source, Weights,
     },
     model::{
         causal_lm::CausalLm,
@@ -31,7 +31,7 @@ use crate::{
         },
         family::ExpertNames,
         parallel::Parallel,
-        tensors::{Format, Matrices, Tensors},
+        tensors::{Matrices, Tensors},
     },
 };
 
@@ -229,11 +229,7 @@ impl Loader<'_> {
                 &rows
             }
         };
-        let quantised = match format {
-            Format::Blocks(blocks) => Quantised::new(self.machine, blocks, part, values),
-            Format::F8E4M3 => Quantised::fp8(self.machine, part, values),
-        };
-        Ok(quantised.context("a weight is not finite")?.into())
+        Ok(format.quantise(self.machine, part, values)?.into())
     }
 
     /// The part of a linear layer. Of ranks that share the inputs, the first adds the bias.
