@@ -84,7 +84,7 @@ const COMMANDS: &[(&str, Test)] = &[
     ("candlepower sweep summarise results.parquet", Here("{}", &[], summary)),
     ("candlepower bench --engine tuned,peer:torch --preset baseline-cpu '^architecture_sweep'",
         Here("{} -- --list", &[], backbones)),
-    ("candlepower sweep --shard 1/4", Elsewhere("tests/sweep.rs", "shards_together_run_every_combination_once")),
+    ("candlepower sweep --shard 1/4", Elsewhere("tests/suite/sweep.rs", "shards_together_run_every_combination_once")),
     ("candlepower recommend --model hub:owner/name --goal throughput",
         Here("{} --engine tuned --dtype f32 --threads 1 --budget 30s --json", &[HUB], recommendation)),
     ("candlepower bench moe_top_k --experts 64 --top-k 8 --hidden 512", Here("CANDLEPOWER_RUN=moe {}",
@@ -676,7 +676,7 @@ fn sharded(_: &World, output: &str) {
     let record: Value = serde_json::from_str(output).expect("one JSON object");
     assert!(record["id"].as_str().is_some_and(|id| id.ends_with("/tuned-tp2-f32-cpu")), "{record}");
     assert_positive(&record["measures"], "tokens_per_s reduced_bytes");
-    assert_is_test("tests/command.rs", "a_sharded_model_generates_the_tokens_of_the_model_in_one_part");
+    assert_is_test("tests/suite/command.rs", "a_sharded_model_generates_the_tokens_of_the_model_in_one_part");
 }
 
 fn perplexity(world: &World, output: &str) {

@@ -140,7 +140,8 @@ fn loaded(bytes: &[u8]) -> Result<Box<dyn CausalLm>> {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("model.gguf");
     fs::write(&path, bytes).expect("written");
-    Ok(open_gguf(&path, "path:model.gguf".into(), Engine::Tuned, &Device::Cpu, Parallel::default())?.model)
+    let (source, alone) = ("path:model.gguf".into(), Parallel::default());
+    Ok(open_gguf(&path, source, Engine::Tuned, Precision::F32, &Device::Cpu, alone)?.model)
 }
 
 fn of_fixture(fixture: &Fixture, format: GgmlDType) -> Option<Vec<u8>> {
