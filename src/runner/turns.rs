@@ -404,16 +404,17 @@ mod tests {
         assert!((ratio.ratio - 1.0).abs() < 0.01 && ratio.low <= 1.0 && ratio.high >= 1.0, "{ratio:?}");
     }
 
-    /// A real model and its copy. If turns favoured one of them, all of twenty ratios would be on one side of 1, which chance
-    /// does to one run in half a million.
+    /// A real model and the same model: the weights of a copy would be at another place in memory, which can be slower. If turns
+    /// favoured one of the two, all of twenty ratios would be on one side of 1, which chance does to one run in half a million.
     #[test]
     fn dense_2_against_itself_is_on_both_sides_of_one() {
+        let decoder = ExpertDecoder::new(FeedForward::Dense { experts: 2 });
+        let subject = model::expert_grid(decoder, 0.0, Precision::F32, &Device::Cpu, 42).expect("a model");
+        let subject = Rc::new(RefCell::new(subject));
         let dense = || -> Result<Box<dyn Workload>> {
-            let decoder = ExpertDecoder::new(FeedForward::Dense { experts: 2 });
-            let subject = model::expert_grid(decoder, 0.0, Precision::F32, &Device::Cpu, 42)?;
             let request = Request { new_tokens: 8, sampling: Sampling::GREEDY, seed: 42, stop: Vec::new() };
-            let subject = Rc::new(RefCell::new(subject));
-            Ok(Box::new(GenerationWorkload::new(subject, 0, vec![vec![1, 2, 3]], request, DeviceChoice::Cpu)?))
+            let prompts = vec![vec![1, 2, 3]];
+            Ok(Box::new(GenerationWorkload::new(subject.clone(), 0, prompts, request, DeviceChoice::Cpu)?))
         };
         let turns = take(vec![dense(), dense()], Plan { samples: 20, ..PLAN }, |_| (), window);
         let turns: Vec<&Turn> = turns.iter().map(|turn| turn.as_ref().expect("it works")).collect();
