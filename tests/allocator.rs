@@ -1,14 +1,19 @@
 //! Tests the counting allocator in a program that installs it.
 
-use std::{hint::black_box, sync::Mutex};
+use std::{cell::RefCell, hint::black_box, rc::Rc, sync::Mutex};
 
 use candlepower::{
+    candle_core::Device,
     device::{DeviceChoice, Precision},
+    generate::Request,
     measure::{
         CountingAllocator,
         allocator::{current_bytes, peak_bytes, reset_peak},
+        memory::Held,
     },
     model::{self, Engine, ModelSpec},
+    scenario::Sampling,
+    workload::{GenerationWorkload, Workload},
 };
 
 #[global_allocator]
@@ -141,4 +146,28 @@ fn attention_scores_take_the_memory_that_is_predicted() {
             "{name}: {predicted} MiB predicted, {peak} MiB taken"
         );
     }
+}
+
+/// The buffers that a generation leaves in a model belong to the model, also in the generations of another workload.
+#[test]
+fn a_workload_counts_what_an_earlier_one_left_in_the_model() {
+    let _guard = ONE_AT_A_TIME.lock().expect("no test failed before");
+    let peak_after = |earlier: &[usize]| {
+        let before = current_bytes();
+        let loaded = model::load(&ModelSpec::Mini("llama-mini"), Engine::Tuned, Precision::F32, DeviceChoice::Cpu, 42);
+        let subject = Rc::new(RefCell::new(loaded.expect("a model")));
+        let held = Held::except(&Device::Cpu, before);
+        let generate = |prompt_tokens: usize| {
+            let request = Request { new_tokens: 2, sampling: Sampling::GREEDY, seed: 42, stop: Vec::new() };
+            let prompts = vec![vec![7; prompt_tokens]];
+            let workload = GenerationWorkload::new(subject.clone(), held.clone(), prompts, request, DeviceChoice::Cpu);
+            workload.expect("a workload").iterate().expect("a generation").peak_bytes
+        };
+        for tokens in earlier {
+            generate(*tokens);
+        }
+        generate(1500) / MIB
+    };
+    let alone = peak_after(&[]);
+    assert!(alone.abs_diff(peak_after(&[700])) <= 2 && alone.abs_diff(peak_after(&[1500])) <= 2, "{alone} MiB alone");
 }

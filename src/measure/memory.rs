@@ -1,7 +1,7 @@
 //! Memory of a device, in use and available. On a CPU, the allocator of the program counts it; on a CUDA device, the
 //! driver's pool that holds Candle's tensors. Metal's memory is not counted.
 
-use std::fmt;
+use std::{cell::Cell, fmt, rc::Rc};
 
 use anyhow::{Context, Result, bail};
 use candle_core::Device;
@@ -45,12 +45,24 @@ pub fn peak_bytes(device: &Device) -> Result<u64> {
     }
 }
 
+/// Memory that something holds between pieces of work. All work on one model shares it: a piece of work can leave buffers that
+/// the next piece uses again.
+#[derive(Clone, Debug, Default)]
+pub struct Held(Rc<Cell<u64>>);
+
+impl Held {
+    /// All memory in use now except `bytes_beside`.
+    pub fn except(device: &Device, bytes_beside: u64) -> Self {
+        Self(Rc::new(Cell::new(current_bytes(device).saturating_sub(bytes_beside))))
+    }
+}
+
 /// Peak memory of a piece of work over its repetitions. Other work may allocate and free between them, because the memory
 /// that the work holds itself is known from the end of each.
 pub struct Peak {
     device: Device,
     /// Memory that the work holds between repetitions.
-    own_bytes: u64,
+    held: Held,
     /// Memory of everything else, at the start of the repetition.
     bytes_beside: u64,
     most: Result<u64, String>,
@@ -59,20 +71,23 @@ pub struct Peak {
 impl Peak {
     /// `bytes_beside` is the memory in use now that does not belong to the work. The rest is what the work holds.
     pub fn new(device: &Device, bytes_beside: u64) -> Self {
-        let mut peak = Self { device: device.clone(), own_bytes: 0, bytes_beside, most: Err("nothing was run".into()) };
-        peak.settle();
-        peak
+        Self::of(device, Held::except(device, bytes_beside))
+    }
+
+    /// The peak of work on something that holds memory already.
+    pub fn of(device: &Device, held: Held) -> Self {
+        Self { device: device.clone(), held, bytes_beside: 0, most: Err("nothing was run".into()) }
     }
 
     /// Starts one repetition.
     pub fn begin(&mut self) {
-        self.bytes_beside = current_bytes(&self.device).saturating_sub(self.own_bytes);
+        self.bytes_beside = current_bytes(&self.device).saturating_sub(self.held.0.get());
         reset_peak(&self.device);
     }
 
     /// Notes the memory that the work holds until its next repetition.
-    pub fn settle(&mut self) {
-        self.own_bytes = current_bytes(&self.device).saturating_sub(self.bytes_beside);
+    pub fn settle(&self) {
+        self.held.0.set(current_bytes(&self.device).saturating_sub(self.bytes_beside));
     }
 
     /// Ends one repetition. Returns its peak, or 0 if memory is not counted.

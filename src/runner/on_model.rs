@@ -66,8 +66,8 @@ impl OnModel for Generation {
     ) -> Result<Box<dyn Workload>> {
         Ok(match pool.subject(place)? {
             Loaded::Model(subject) => {
-                let bytes_beside = pool.bytes_beside(place);
-                Box::new(GenerationWorkload::of_scenario(subject, bytes_beside, (self, batch), seed, device)?)
+                let held = pool.held(place);
+                Box::new(GenerationWorkload::of_scenario(subject, held, (self, batch), seed, device)?)
             }
             Loaded::Peer(subject) => Box::new(PeerWorkload::new(subject, self, batch, seed)?),
         })
@@ -106,8 +106,8 @@ impl OnModel for crate::scenario::ServingLoad {
         let Loaded::Model(subject) = pool.subject(place)? else {
             anyhow::bail!("a peer does not run on the scheduler of this crate")
         };
-        let bytes_beside = pool.bytes_beside(place);
+        let held = pool.held(place);
         let Self { traffic, latency, .. } = self;
-        Ok(Box::new(crate::workload::ServingWorkload::new(subject, bytes_beside, traffic, *latency, seed, device)?))
+        Ok(Box::new(crate::workload::ServingWorkload::new(subject, held, traffic, *latency, seed, device)?))
     }
 }

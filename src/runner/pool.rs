@@ -14,7 +14,7 @@ use candle_core::{DType, Device};
 use super::on_model::OnModel;
 use crate::{
     device::{DeviceChoice, Precision},
-    measure::memory::{self, DoesNotFit},
+    measure::memory::{self, DoesNotFit, Held},
     model::{self, CausalLm, Engine, External, ModelSpec, Parallel, Subject},
     output,
     peer::{Peer, PeerName, Unsupported},
@@ -320,8 +320,8 @@ pub struct Pool {
 struct Place {
     candidate: Candidate,
     subject: Option<Loaded>,
-    /// Memory that loading the subject took.
-    bytes: u64,
+    /// Memory that the subject holds.
+    held: Held,
     /// Makes the error with which loading failed. The pool does not retry, because every scenario would repeat a failed
     /// download.
     unloadable: Option<Box<dyn Fn() -> anyhow::Error>>,
@@ -333,7 +333,7 @@ impl Pool {
             device,
             places: candidates
                 .into_iter()
-                .map(|candidate| Place { candidate, subject: None, bytes: 0, unloadable: None })
+                .map(|candidate| Place { candidate, subject: None, held: Held::default(), unloadable: None })
                 .collect(),
         }
     }
@@ -386,7 +386,7 @@ impl Pool {
             loaded = (self.places[place].candidate.load)();
         }
         let subject = loaded?;
-        self.places[place].bytes = memory::current_bytes(&self.device).saturating_sub(before);
+        self.places[place].held = Held::except(&self.device, before);
         let candidate = &mut self.places[place].candidate;
         match &subject {
             Loaded::Model(subject) => candidate.learn(&subject.borrow()),
@@ -406,9 +406,9 @@ impl Pool {
         if subject.is_some() { 0 } else { (candidate.needed_bytes)(&self.device).unwrap_or_default() }
     }
 
-    /// Returns the memory in use that does not belong to the subject, such as that of other subjects.
-    pub fn bytes_beside(&self, place: usize) -> u64 {
-        memory::current_bytes(&self.device).saturating_sub(self.places[place].bytes)
+    /// Returns the memory that the subject holds, which all work on it shares.
+    pub fn held(&self, place: usize) -> Held {
+        self.places[place].held.clone()
     }
 
     /// Frees the memory of the subject.

@@ -228,7 +228,7 @@ mod tests {
     use crate::{
         device::{DeviceChoice, Precision},
         generate::Request,
-        measure::conditions::Moment,
+        measure::{conditions::Moment, memory::Held},
         model,
         record::Limits,
         scenario::{ExpertDecoder, FeedForward, Sampling},
@@ -414,7 +414,13 @@ mod tests {
         let dense = || -> Result<Box<dyn Workload>> {
             let request = Request { new_tokens: 8, sampling: Sampling::GREEDY, seed: 42, stop: Vec::new() };
             let prompts = vec![vec![1, 2, 3]];
-            Ok(Box::new(GenerationWorkload::new(subject.clone(), 0, prompts, request, DeviceChoice::Cpu)?))
+            Ok(Box::new(GenerationWorkload::new(
+                subject.clone(),
+                Held::default(),
+                prompts,
+                request,
+                DeviceChoice::Cpu,
+            )?))
         };
         let turns = take(vec![dense(), dense()], Plan { samples: 20, ..PLAN }, |_| (), window);
         let turns: Vec<&Turn> = turns.iter().map(|turn| turn.as_ref().expect("it works")).collect();

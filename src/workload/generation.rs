@@ -9,7 +9,7 @@ use super::{Iteration, Measured, Outcome, Workload, drop_warm_up, energy::Energy
 use crate::{
     device::DeviceChoice,
     generate::{self, Request, Required, Timeline},
-    measure::memory::{self, Peak},
+    measure::memory::{self, Held, Peak},
     model::Subject,
     record::{self, Limits, Measures, Routing},
     scenario::Generation,
@@ -39,14 +39,14 @@ pub struct GenerationWorkload {
 }
 
 impl GenerationWorkload {
-    /// Prepares generations of a scenario, with a batch of so many prompts. `bytes_beside` is the memory in use that does not
-    /// belong to the subject.
+    /// Prepares generations of a scenario, with a batch of so many prompts. `held` is the memory that the
+    /// subject holds.
     ///
     /// # Errors
     /// As [`new`](Self::new), and if the tokenizer cannot make the prompts.
     pub fn of_scenario(
         subject: SharedSubject,
-        bytes_beside: u64,
+        held: Held,
         (scenario, batch): (&Generation, usize),
         seed: u64,
         device: DeviceChoice,
@@ -65,18 +65,18 @@ impl GenerationWorkload {
             memory::ensure_fits(&format!("the tokens of {batch} sequences"), bytes, &Device::Cpu)?;
             generate::prompt_batch(tokenizer, model.vocab_size(), prompt_tokens, batch, seed)?
         };
-        Self::new(subject, bytes_beside, prompts, request, device)
+        Self::new(subject, held, prompts, request, device)
     }
 
-    /// Prepares generations with these prompts, all of the same length. `bytes_beside` is the memory in use that does not
-    /// belong to the subject.
+    /// Prepares generations with these prompts, all of the same length. `held` is the memory that the
+    /// subject holds.
     ///
     /// # Errors
     /// Returns an error if there is no prompt, the generation is too long for the model, or the attention scores, the activations
     /// or the cache of a batch do not fit in memory.
     pub fn new(
         subject: SharedSubject,
-        bytes_beside: u64,
+        held: Held,
         prompts: Vec<Vec<u32>>,
         request: Request,
         device: DeviceChoice,
@@ -100,7 +100,7 @@ impl GenerationWorkload {
         let of_model = model.footprint().weight_bytes + sequences as u64 * model.cache_bytes(tokens).allocated;
         let predicted_bytes = prompt_bytes.map(|bytes| of_model + bytes);
         let deviates = model.deviates(prompt_tokens, new_tokens);
-        let peak = Peak::new(model.device(), bytes_beside);
+        let peak = Peak::of(model.device(), held);
         drop(loaded);
         Ok(Self {
             subject,
@@ -221,16 +221,28 @@ mod tests {
             let spec = ModelSpec::Mini("llama-mini");
             let subject = model::load(&spec, engine, Precision::F32, DeviceChoice::Cpu, 42).expect("a model");
             let subject = Rc::new(RefCell::new(subject));
-            let work =
-                |batch| GenerationWorkload::of_scenario(subject.clone(), 0, (&scenario, batch), 42, DeviceChoice::Cpu);
+            let work = |batch| {
+                GenerationWorkload::of_scenario(
+                    subject.clone(),
+                    Held::default(),
+                    (&scenario, batch),
+                    42,
+                    DeviceChoice::Cpu,
+                )
+            };
             let mut batch = work(3).expect("a workload");
             batch.iterate().expect("a generation");
             assert_eq!(batch.tokens().len(), 3);
             for (prompt, expected) in batch.prompts.iter().zip(batch.tokens()) {
                 let request = batch.request.clone();
-                let mut alone =
-                    GenerationWorkload::new(subject.clone(), 0, vec![prompt.clone()], request, DeviceChoice::Cpu)
-                        .expect("a workload");
+                let mut alone = GenerationWorkload::new(
+                    subject.clone(),
+                    Held::default(),
+                    vec![prompt.clone()],
+                    request,
+                    DeviceChoice::Cpu,
+                )
+                .expect("a workload");
                 alone.iterate().expect("a generation");
                 assert_eq!(alone.tokens(), std::slice::from_ref(expected), "{engine}");
             }

@@ -10,7 +10,7 @@ use crate::{
     generate,
     load::{Arrivals, Lengths, Plan, Planned, Shape, Shard, Spacing, Turns},
     measure::{
-        memory::{self, Peak},
+        memory::{self, Held, Peak},
         statistics::{ms, percentile, sample_means},
     },
     record::{Limits, Measures, Serving},
@@ -35,14 +35,14 @@ pub struct ServingWorkload {
 }
 
 impl ServingWorkload {
-    /// Draws the requests, and finds out what the scheduler may do with the model. `bytes_beside` is the memory in use that
-    /// does not belong to the subject.
+    /// Draws the requests, and finds out what the scheduler may do with the model. `held` is the memory that the subject
+    /// holds.
     ///
     /// # Errors
     /// Returns an error if the requests are too long for the model, their caches do not fit in memory, or the model cannot run.
     pub fn new(
         subject: SharedSubject,
-        bytes_beside: u64,
+        held: Held,
         traffic: &Traffic,
         latency: Latency,
         seed: u64,
@@ -65,7 +65,7 @@ impl ServingWorkload {
         let batch = Batch::of(model, traffic.max_sequences, traffic.step_tokens)?;
         let bytes = model.cache_bytes(total).allocated.saturating_mul(batch.sequences as u64);
         memory::ensure_fits(&format!("the caches of {} sequences", batch.sequences), bytes, model.device())?;
-        let peak = Peak::new(model.device(), bytes_beside);
+        let peak = Peak::of(model.device(), held);
         drop(loaded);
         Ok(Self {
             subject,
@@ -278,7 +278,7 @@ mod tests {
 
     fn workload(subject: &SharedSubject, scenario: &ServingLoad, seed: u64) -> Box<ServingWorkload> {
         let ServingLoad { traffic, latency, .. } = scenario;
-        let made = ServingWorkload::new(subject.clone(), 0, traffic, *latency, seed, DeviceChoice::Cpu);
+        let made = ServingWorkload::new(subject.clone(), Held::default(), traffic, *latency, seed, DeviceChoice::Cpu);
         Box::new(made.expect("a workload"))
     }
 

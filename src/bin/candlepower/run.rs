@@ -7,7 +7,7 @@ use candlepower::{
     device::Precision,
     error::caught,
     generate::{self, Request},
-    measure::memory,
+    measure::memory::{self, Held},
     model::{self, Engine, ModelSpec},
     output,
     record::{BenchmarkId, Guarded, Record, Status, Subject},
@@ -24,15 +24,15 @@ use crate::flags::{Flags, OneModel};
 /// A model that was loaded, and its description in records.
 struct Loaded {
     subject: SharedSubject,
-    /// Memory in use that does not belong to the model.
-    bytes_beside: u64,
+    /// Memory that the model holds.
+    held: Held,
     about: Subject,
 }
 
 impl Loaded {
     fn workload(&self, scenario: &Generation, settings: &Settings) -> Result<GenerationWorkload> {
         let Settings { seed, device, .. } = *settings;
-        GenerationWorkload::of_scenario(self.subject.clone(), self.bytes_beside, (scenario, 1), seed, device)
+        GenerationWorkload::of_scenario(self.subject.clone(), self.held.clone(), (scenario, 1), seed, device)
     }
 }
 
@@ -152,12 +152,13 @@ impl Run {
         if parallel.ranks > 1 {
             self.check_ranks(&mut loaded, (&spec, dtype), &settings)?;
         }
+        let held = Held::except(session.device(), bytes_beside);
         // An engine that is not given is the first of the candidates.
         let mut candidate = Candidate::from_settings(&settings).remove(0);
         candidate.learn(&loaded);
         let about = candidate.about;
         if let Some(tier) = self.suite {
-            let loaded = Loaded { subject: Rc::new(RefCell::new(loaded)), bytes_beside, about };
+            let loaded = Loaded { subject: Rc::new(RefCell::new(loaded)), held, about };
             return self.run_suite(&mut session, &loaded, tier);
         }
         let prompt = self.prompt_ids(&loaded, settings.seed)?;
@@ -165,7 +166,7 @@ impl Run {
         let request = Request { new_tokens: self.max_new_tokens, sampling, seed: settings.seed, stop };
 
         let loaded = Rc::new(RefCell::new(loaded));
-        let workload = GenerationWorkload::new(loaded.clone(), bytes_beside, vec![prompt], request, settings.device)?;
+        let workload = GenerationWorkload::new(loaded.clone(), held, vec![prompt], request, settings.device)?;
         let (outcome, around, tokens) = runner::generate(&session, workload, self.warmup, self.trials)?;
         let record = session.record("run", about, outcome, Some(around));
         if self.json {
