@@ -12,7 +12,9 @@ mod short_run;
 mod toy;
 
 use std::{
+    fs,
     net::SocketAddr,
+    process::Command,
     sync::{Arc, Mutex},
     thread,
     time::{Duration, Instant},
@@ -340,6 +342,48 @@ fn answers_end_at_stop_strings_and_at_the_end_token() {
     let events = running.post(COMPLETIONS, &with(stops, json!({"stream": true}))).events();
     assert_eq!(streamed(&events, 0), expected);
     running.until("running_sequences", 0.0);
+}
+
+/// The tokens of an answer have the same probability in the server, in `perplexity`, and in a model that is sharded among ranks.
+#[test]
+fn served_in_process_and_sharded_nll_agree() {
+    const NEW_TOKENS: usize = 12;
+    let load = || {
+        let spec = ModelSpec::Mini("llama-mini");
+        model::load(&spec, Engine::Tuned, Precision::F32, DeviceChoice::Cpu, 42).expect("a model")
+    };
+    let prompt: Vec<u32> = (0..20).map(|id| id * 37 % 16384).collect();
+    let request = generate::Request { new_tokens: NEW_TOKENS, sampling: Sampling::GREEDY, seed: 0, stop: Vec::new() };
+    let timeline = generate::run(load().model.as_mut(), std::slice::from_ref(&prompt), &request).expect("tokens");
+    let whole = [prompt.as_slice(), &timeline.tokens[0]].concat();
+
+    let running = Running::start(None, Limits::default(), load);
+    let json = running.post(COMPLETIONS, &with(body(&prompt, NEW_TOKENS), json!({"logprobs": 1}))).json();
+    let logprobs = json["choices"][0]["logprobs"]["token_logprobs"].as_array().expect("an array");
+    assert_eq!(logprobs.len(), NEW_TOKENS);
+    let served = -logprobs.iter().map(|logprob| logprob.as_f64().expect("a number")).sum::<f64>();
+
+    let folder = tempfile::tempdir().expect("a folder");
+    let sum = |ids: &[u32], ranks: &str| {
+        let file = folder.path().join("ids.txt");
+        let text: Vec<String> = ids.iter().map(u32::to_string).collect();
+        fs::write(&file, text.join(" ")).expect("written");
+        let window = ids.len().to_string();
+        let output = Command::new(env!("CARGO_BIN_EXE_candlepower"))
+            .current_dir(&folder)
+            .args(["perplexity", "ids.txt", "--model", "llama-mini", "--engine", "tuned", "--json"])
+            .args(["--seq-len", &window, "--stride", &window, "--tensor-parallel", ranks])
+            .output()
+            .expect("it starts");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        report["nll"].as_f64().expect("a number") * report["tokens"].as_f64().expect("a number")
+    };
+    for ranks in ["1", "2", "4"] {
+        let computed = sum(&whole, ranks) - sum(&prompt, ranks);
+        let apart = (served - computed).abs() / NEW_TOKENS as f64;
+        assert!(apart < 1e-4, "{ranks} ranks: {served} served, {computed} computed, {apart} per token");
+    }
 }
 
 #[test]

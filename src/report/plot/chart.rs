@@ -17,6 +17,9 @@ const HEIGHT: f64 = 360.0;
 const TOP: f64 = 16.0;
 const BOTTOM: f64 = 52.0;
 const LEFT: f64 = 70.0;
+/// Width of a character and height of a line of text, about.
+const CHARACTER: f64 = 7.1;
+const LINE: f64 = 14.0;
 /// Width of the legend, beside the chart.
 const LEGEND: f64 = 230.0;
 /// Longest text of the legend. The rest is left out in the middle.
@@ -195,7 +198,14 @@ impl Chart {
             Scale::Names(names) => TOP + BOTTOM + 20.0 * names.len() as f64,
             _ => HEIGHT,
         };
-        Self { x, y, marks: String::new(), legend: Vec::new(), height, left: LEFT.max(7.1 * longest as f64 + 14.0) }
+        Self {
+            x,
+            y,
+            marks: String::new(),
+            legend: Vec::new(),
+            height,
+            left: LEFT.max(CHARACTER * longest as f64 + 14.0),
+        }
     }
 
     fn width(&self) -> f64 {
@@ -353,6 +363,30 @@ impl Chart {
             "<text transform=\"translate({x:.1} {y:.1}) rotate({angle:.1})\" dy=\"-7\">{}</text>",
             xml(text)
         );
+    }
+
+    /// Text above each point, towards the middle of the chart, and a line higher where it would cover an earlier one.
+    pub fn labels<'a>(&mut self, labels: impl IntoIterator<Item = ((f64, f64), &'a str)>) {
+        let middle = (self.left + self.right()) / 2.0;
+        let mut taken: Vec<(f64, f64, f64)> = Vec::new();
+        for (point, text) in labels {
+            let (x, y) = self.at(point);
+            let width = CHARACTER * text.chars().count() as f64;
+            let (anchor, from) = if x > middle { ("end", x - width) } else { ("start", x) };
+            let mut base = y - 7.0;
+            while taken
+                .iter()
+                .any(|(left, right, other)| from < *right && *left < from + width && (base - other).abs() < LINE)
+            {
+                base -= LINE;
+            }
+            taken.push((from, from + width, base));
+            let _ = writeln!(
+                self.marks,
+                "<text x=\"{x:.1}\" y=\"{base:.1}\" text-anchor=\"{anchor}\">{}</text>",
+                xml(text)
+            );
+        }
     }
 
     /// The angle, in degrees, of a line through two points.
@@ -532,5 +566,23 @@ mod tests {
         let svg = chart.svg("\"quoted\"");
         assert!(svg.contains("fill=\"currentColor\"") && svg.contains("&lt;x&gt;") && svg.contains("a&amp;b"), "{svg}");
         assert!(svg.contains("aria-label=\"&quot;quoted&quot;\""), "{svg}");
+    }
+
+    #[test]
+    fn labels_cover_no_other_label() {
+        let axis = |name| Axis::new(Scale::Linear(0.0, 100.0), name);
+        let mut chart = Chart::new(axis("x"), axis("y"));
+        chart.labels([((10.0, 50.0), "first"), ((11.0, 50.0), "second"), ((99.0, 50.0), "third")]);
+        let of = |text: &str| {
+            let line = chart.marks.lines().find(|line| line.contains(text)).expect(text);
+            let number = |name: &str| {
+                let (_, rest) = line.split_once(&format!(" {name}=\"")).expect(name);
+                rest.split('"').next().expect("an end").to_owned()
+            };
+            (number("y").parse::<f64>().expect("a number"), number("text-anchor"))
+        };
+        let [first, second, third] = ["first", "second", "third"].map(of);
+        assert_eq!((first.1.as_str(), second.1.as_str(), third.1.as_str()), ("start", "start", "end"));
+        assert!((first.0 - second.0 - LINE).abs() < 0.2 && (first.0 - third.0).abs() < 0.2, "{first:?} {second:?}");
     }
 }

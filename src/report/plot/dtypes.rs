@@ -43,9 +43,9 @@ pub fn divergence_over_rate(rows: &[Row]) -> Option<Chart> {
     let shown: Vec<&Row> = points.iter().map(|(row, ..)| *row).collect();
     let styles = Styles::new(&shown, model, scenario);
     styles.explain(&mut chart);
-    for (row, point, label) in &points {
+    for (row, point, _) in &points {
         chart.dot(*point, styles.of(row));
-        chart.label(*point, label, 0.0);
     }
+    chart.labels(points.iter().map(|(_, point, label)| (*point, label.as_str())));
     Some(chart)
 }
