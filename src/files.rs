@@ -75,10 +75,10 @@ pub(crate) fn read_limited(path: &Path, max_bytes: u64) -> io::Result<Vec<u8>> {
     Ok(content)
 }
 
-/// The same for text.
+/// Reads a text of at most `max_bytes`.
 ///
 /// # Errors
-/// As [`read_limited`], and when the file is not UTF-8.
+/// When the file is missing, is not a regular file, is larger, is not UTF-8, or can't be read.
 pub fn read_text_limited(path: &Path, max_bytes: u64) -> io::Result<String> {
     let content = read_limited(path, max_bytes)?;
     String::from_utf8(content).map_err(|_| io::Error::new(ErrorKind::InvalidData, "it is not UTF-8"))

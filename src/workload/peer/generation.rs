@@ -112,8 +112,8 @@ impl PeerWorkload {
     /// Prepares generations of a scenario. The peer is asked whether it supports them.
     ///
     /// # Errors
-    /// Returns an error if the generation is too long for the model, and [`Unsupported`](crate::peer::Unsupported) if the
-    /// peer does not run it: the protocol has no batches.
+    /// Returns an error if the generation is too long for the model, and `Unsupported` if the peer does not run it: the
+    /// protocol has no batches.
     pub fn new(subject: SharedPeer, scenario: &Generation, batch: usize, seed: u64) -> Result<Self> {
         let mut loaded = subject.borrow_mut();
         if batch > 1 {

@@ -47,7 +47,7 @@ impl PeerSteps {
     ///
     /// # Errors
     /// Returns an error if the sizes are inconsistent, memory is missing, or the peer fails, and
-    /// [`Unsupported`](crate::peer::Unsupported) if it does not run such steps.
+    /// `Unsupported` if it does not run such steps.
     pub fn language(
         peer: Rc<RefCell<Peer>>,
         entry: &Trained,
