@@ -12,7 +12,7 @@ use anyhow::Result;
 use candle_core::Tensor;
 use candlepower::{
     generate::Request,
-    measure::{CountingAllocator, memory::Held},
+    measure::{CountingAllocator, memory::HeldBytes},
     model::{self, CausalLm, Engine, ModelSpec},
     runner,
     scenario::Sampling,
@@ -58,8 +58,13 @@ fn main() -> ExitCode {
                 let subject = Rc::new(RefCell::new(subject));
                 let prompt: Vec<u32> = (0..64).collect();
                 let request = Request { new_tokens: NEW_TOKENS, sampling: Sampling::GREEDY, seed: 0, stop: Vec::new() };
-                let mut workload =
-                    GenerationWorkload::new(subject.clone(), Held::default(), vec![prompt.clone()], request, device)?;
+                let mut workload = GenerationWorkload::new(
+                    subject.clone(),
+                    HeldBytes::default(),
+                    vec![prompt.clone()],
+                    request,
+                    device,
+                )?;
                 let bare = || bare_loop(subject.borrow_mut().model.as_mut(), &prompt);
                 bencher.iter_custom(|iterations| {
                     let mut total = Duration::ZERO;

@@ -9,7 +9,7 @@ use candlepower::{
     measure::{
         CountingAllocator,
         allocator::{current_bytes, peak_bytes, reset_peak},
-        memory::Held,
+        memory::HeldBytes,
     },
     model::{self, Engine, ModelSpec},
     scenario::Sampling,
@@ -156,7 +156,7 @@ fn a_workload_counts_what_an_earlier_one_left_in_the_model() {
         let before = current_bytes();
         let loaded = model::load(&ModelSpec::Mini("llama-mini"), Engine::Tuned, Precision::F32, DeviceChoice::Cpu, 42);
         let subject = Rc::new(RefCell::new(loaded.expect("a model")));
-        let held = Held::except(&Device::Cpu, before);
+        let held = HeldBytes::except(&Device::Cpu, before);
         let generate = |prompt_tokens: usize| {
             let request = Request { new_tokens: 2, sampling: Sampling::GREEDY, seed: 42, stop: Vec::new() };
             let prompts = vec![vec![7; prompt_tokens]];

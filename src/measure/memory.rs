@@ -48,9 +48,9 @@ pub fn peak_bytes(device: &Device) -> Result<u64> {
 /// Memory that something holds between pieces of work. All work on one model shares it: a piece of work can leave buffers that
 /// the next piece uses again.
 #[derive(Clone, Debug, Default)]
-pub struct Held(Rc<Cell<u64>>);
+pub struct HeldBytes(Rc<Cell<u64>>);
 
-impl Held {
+impl HeldBytes {
     /// All memory in use now except `bytes_beside`.
     pub fn except(device: &Device, bytes_beside: u64) -> Self {
         Self(Rc::new(Cell::new(current_bytes(device).saturating_sub(bytes_beside))))
@@ -62,7 +62,7 @@ impl Held {
 pub struct Peak {
     device: Device,
     /// Memory that the work holds between repetitions.
-    held: Held,
+    held: HeldBytes,
     /// Memory of everything else, at the start of the repetition.
     bytes_beside: u64,
     most: Result<u64, String>,
@@ -71,11 +71,11 @@ pub struct Peak {
 impl Peak {
     /// `bytes_beside` is the memory in use now that does not belong to the work. The rest is what the work holds.
     pub fn new(device: &Device, bytes_beside: u64) -> Self {
-        Self::of(device, Held::except(device, bytes_beside))
+        Self::of(device, HeldBytes::except(device, bytes_beside))
     }
 
     /// The peak of work on something that holds memory already.
-    pub fn of(device: &Device, held: Held) -> Self {
+    pub fn of(device: &Device, held: HeldBytes) -> Self {
         Self { device: device.clone(), held, bytes_beside: 0, most: Err("nothing was run".into()) }
     }
 

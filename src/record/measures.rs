@@ -371,7 +371,11 @@ measures! {
         /// Time to first token (TTFT): from the prompt to the first generated token, sampling included.
         ttft_ms: f64 => Row {
             unit: MeasureUnit::Ms, better: LOWER, export: Some((40, "ttft")),
-            tables: &[(TableKey::Generation, 50, "TTFT ms"), (TableKey::LongContext, 50, "TTFT ms"), (TableKey::Live, 10, "TTFT ms")], ..Row::DATA
+            tables: &[
+                (TableKey::Generation, 50, "TTFT ms"), (TableKey::LongContext, 50, "TTFT ms"),
+                (TableKey::Live, 10, "TTFT ms"),
+            ],
+            ..Row::DATA
         },
         /// Median inter-token latency (ITL): the time between successive tokens. Empty when one token was generated.
         itl_p50_ms: Option<f64> => Row {
@@ -425,7 +429,8 @@ measures! {
         },
         /// Bytes of the key-value cache that the last step read.
         cache_used_bytes: u64 => Row {
-            unit: MeasureUnit::Bytes, better: LOWER, tables: &[(TableKey::Generation, 90, "cache MB"), (TableKey::LongContext, 90, "cache MB")], ..Row::DATA
+            unit: MeasureUnit::Bytes, better: LOWER,
+            tables: &[(TableKey::Generation, 90, "cache MB"), (TableKey::LongContext, 90, "cache MB")], ..Row::DATA
         },
         /// Bytes allocated for the key-value cache at the last step.
         cache_allocated_bytes: u64 => Row { unit: MeasureUnit::Bytes, better: LOWER, ..Row::DATA },

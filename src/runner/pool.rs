@@ -14,7 +14,7 @@ use candle_core::{DType, Device};
 use super::on_model::OnModel;
 use crate::{
     device::{DeviceChoice, Precision},
-    measure::memory::{self, DoesNotFit, Held},
+    measure::memory::{self, DoesNotFit, HeldBytes},
     model::{self, CausalLm, Engine, External, ModelSpec, Parallel, Subject},
     output,
     peer::{Peer, PeerName, Unsupported},
@@ -321,7 +321,7 @@ struct Place {
     candidate: Candidate,
     subject: Option<Loaded>,
     /// Memory that the subject holds.
-    held: Held,
+    held: HeldBytes,
     /// Makes the error with which loading failed. The pool does not retry, because every scenario would repeat a failed
     /// download.
     unloadable: Option<Box<dyn Fn() -> anyhow::Error>>,
@@ -333,7 +333,7 @@ impl Pool {
             device,
             places: candidates
                 .into_iter()
-                .map(|candidate| Place { candidate, subject: None, held: Held::default(), unloadable: None })
+                .map(|candidate| Place { candidate, subject: None, held: HeldBytes::default(), unloadable: None })
                 .collect(),
         }
     }
@@ -386,7 +386,7 @@ impl Pool {
             loaded = (self.places[place].candidate.load)();
         }
         let subject = loaded?;
-        self.places[place].held = Held::except(&self.device, before);
+        self.places[place].held = HeldBytes::except(&self.device, before);
         let candidate = &mut self.places[place].candidate;
         match &subject {
             Loaded::Model(subject) => candidate.learn(&subject.borrow()),
@@ -407,7 +407,7 @@ impl Pool {
     }
 
     /// Returns the memory that the subject holds, which all work on it shares.
-    pub fn held(&self, place: usize) -> Held {
+    pub fn held(&self, place: usize) -> HeldBytes {
         self.places[place].held.clone()
     }
 

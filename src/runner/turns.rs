@@ -228,7 +228,7 @@ mod tests {
     use crate::{
         device::{DeviceChoice, Precision},
         generate::Request,
-        measure::{conditions::Moment, memory::Held},
+        measure::{conditions::Moment, memory::HeldBytes},
         model,
         record::Limits,
         scenario::{ExpertDecoder, FeedForward, Sampling},
@@ -416,7 +416,7 @@ mod tests {
             let prompts = vec![vec![1, 2, 3]];
             Ok(Box::new(GenerationWorkload::new(
                 subject.clone(),
-                Held::default(),
+                HeldBytes::default(),
                 prompts,
                 request,
                 DeviceChoice::Cpu,

@@ -9,7 +9,7 @@ use super::{Iteration, Measured, Outcome, Workload, drop_warm_up, energy::Energy
 use crate::{
     device::DeviceChoice,
     generate::{self, Request, Required, Timeline},
-    measure::memory::{self, Held, Peak},
+    measure::memory::{self, HeldBytes, Peak},
     model::Subject,
     record::{self, Limits, Measures, Routing},
     scenario::Generation,
@@ -39,14 +39,14 @@ pub struct GenerationWorkload {
 }
 
 impl GenerationWorkload {
-    /// Prepares generations of a scenario, with a batch of so many prompts. `held` is the memory that the
-    /// subject holds.
+    /// Prepares generations of a scenario, with a batch of so many prompts. `held` is the memory that the subject
+    /// holds.
     ///
     /// # Errors
     /// As [`new`](Self::new), and if the tokenizer cannot make the prompts.
     pub fn of_scenario(
         subject: SharedSubject,
-        held: Held,
+        held: HeldBytes,
         (scenario, batch): (&Generation, usize),
         seed: u64,
         device: DeviceChoice,
@@ -68,15 +68,15 @@ impl GenerationWorkload {
         Self::new(subject, held, prompts, request, device)
     }
 
-    /// Prepares generations with these prompts, all of the same length. `held` is the memory that the
-    /// subject holds.
+    /// Prepares generations with these prompts, all of the same length. `held` is the memory that the subject
+    /// holds.
     ///
     /// # Errors
     /// Returns an error if there is no prompt, the generation is too long for the model, or the attention scores, the activations
     /// or the cache of a batch do not fit in memory.
     pub fn new(
         subject: SharedSubject,
-        held: Held,
+        held: HeldBytes,
         prompts: Vec<Vec<u32>>,
         request: Request,
         device: DeviceChoice,
@@ -224,7 +224,7 @@ mod tests {
             let work = |batch| {
                 GenerationWorkload::of_scenario(
                     subject.clone(),
-                    Held::default(),
+                    HeldBytes::default(),
                     (&scenario, batch),
                     42,
                     DeviceChoice::Cpu,
@@ -237,7 +237,7 @@ mod tests {
                 let request = batch.request.clone();
                 let mut alone = GenerationWorkload::new(
                     subject.clone(),
-                    Held::default(),
+                    HeldBytes::default(),
                     vec![prompt.clone()],
                     request,
                     DeviceChoice::Cpu,

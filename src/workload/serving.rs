@@ -10,7 +10,7 @@ use crate::{
     generate,
     load::{Arrivals, Lengths, Plan, Planned, Shape, Shard, Spacing, Turns},
     measure::{
-        memory::{self, Held, Peak},
+        memory::{self, HeldBytes, Peak},
         statistics::{ms, percentile, sample_means},
     },
     record::{Limits, Measures, Serving},
@@ -42,7 +42,7 @@ impl ServingWorkload {
     /// Returns an error if the requests are too long for the model, their caches do not fit in memory, or the model cannot run.
     pub fn new(
         subject: SharedSubject,
-        held: Held,
+        held: HeldBytes,
         traffic: &Traffic,
         latency: Latency,
         seed: u64,
@@ -278,7 +278,8 @@ mod tests {
 
     fn workload(subject: &SharedSubject, scenario: &ServingLoad, seed: u64) -> Box<ServingWorkload> {
         let ServingLoad { traffic, latency, .. } = scenario;
-        let made = ServingWorkload::new(subject.clone(), Held::default(), traffic, *latency, seed, DeviceChoice::Cpu);
+        let made =
+            ServingWorkload::new(subject.clone(), HeldBytes::default(), traffic, *latency, seed, DeviceChoice::Cpu);
         Box::new(made.expect("a workload"))
     }
 

@@ -7,7 +7,7 @@ use candlepower::{
     device::Precision,
     error::caught,
     generate::{self, Request},
-    measure::memory::{self, Held},
+    measure::memory::{self, HeldBytes},
     model::{self, Engine, ModelSpec},
     output,
     record::{BenchmarkId, Guarded, Record, Status, Subject},
@@ -25,7 +25,7 @@ use crate::flags::{Flags, OneModel};
 struct Loaded {
     subject: SharedSubject,
     /// Memory that the model holds.
-    held: Held,
+    held: HeldBytes,
     about: Subject,
 }
 
@@ -152,7 +152,7 @@ impl Run {
         if parallel.ranks > 1 {
             self.check_ranks(&mut loaded, (&spec, dtype), &settings)?;
         }
-        let held = Held::except(session.device(), bytes_beside);
+        let held = HeldBytes::except(session.device(), bytes_beside);
         // An engine that is not given is the first of the candidates.
         let mut candidate = Candidate::from_settings(&settings).remove(0);
         candidate.learn(&loaded);

@@ -442,7 +442,7 @@ fn attended<C: Operand>(machine: &Machine, case: Case, [q, k, v]: [&[f32]; 3]) -
     all
 }
 
-/// Numbers of FP8 are multiplied as the same numbers in f32 are. What a load divides them by is a power of two, so results have the
+/// Numbers of FP8 are multiplied as the same numbers in f32 are. Loads divide them by a power of two, so results have the
 /// same bits. Numbers beyond the largest become the largest.
 #[test]
 fn attention_over_fp8_is_that_over_its_numbers() {

@@ -16,7 +16,8 @@ pub struct Spectral {
     mix: Tensor,
     steps: usize,
     /// (steps, 2 · frequencies): from steps to the real and imaginary parts of their spectrum. `from_spectrum` of shape
-    /// (2 · frequencies, steps) inverts it, times the strength of the gate. For so few steps, `rfft` and `irfft` are two small matrix products.
+    /// (2 · frequencies, steps) inverts it, times the strength of the gate. For so few steps, `rfft` and `irfft` are two small
+    /// matrix products.
     to_spectrum: Tensor,
     from_spectrum: Tensor,
 }
