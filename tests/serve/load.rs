@@ -1,6 +1,8 @@
 //! Many clients at once: no answer is lost, mixed up or wrong, and memory stays flat.
 
 use std::{
+    env,
+    process::Command,
     sync::atomic::{AtomicUsize, Ordering},
     thread,
     time::{Duration, Instant},
@@ -17,6 +19,9 @@ use crate::{COMPLETIONS, body, client::get, prompt, serve, short_run::short_run,
 const CLIENTS: u32 = 50;
 const DURATION: Duration = Duration::from_secs(6);
 
+/// Set in the process that runs the test of memory alone.
+const ALONE: &str = "SERVE_LOAD_ALONE";
+
 /// Resident bytes of this process, server and clients together.
 fn resident_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
@@ -26,6 +31,18 @@ fn resident_bytes() -> Option<u64> {
 
 #[test]
 fn fifty_clients_get_their_own_answers() {
+    // Tests that run beside this one would change the memory of the process.
+    if env::var_os(ALONE).is_some() {
+        return fifty_clients();
+    }
+    let mut command = Command::new(env::current_exe().expect("this program"));
+    command.args(["--exact", "load::fifty_clients_get_their_own_answers", "--nocapture"]).env(ALONE, "1");
+    let output = command.output().expect("it starts");
+    let [stdout, stderr] = [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text));
+    assert!(output.status.success() && stdout.contains(" 1 passed"), "{stdout}{stderr}");
+}
+
+fn fifty_clients() {
     let limits = Limits { max_queue: 32, step_tokens: 64, ..Limits::default() };
     let (running, _) = serve(16, Duration::from_millis(1), limits);
     let (answered, refused) = (AtomicUsize::new(0), AtomicUsize::new(0));
