@@ -3,8 +3,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    panic::resume_unwind,
     path::{Path, PathBuf},
     process::Command,
+    thread,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -35,7 +37,7 @@ const SAMPLE: Duration = Duration::from_millis(200);
 const ITERATIONS: usize = 100_000;
 
 /// Time of the samples of a leg in relation to the time of starting its sides.
-const SHARE: u32 = 2;
+const SHARE: u32 = 1;
 
 /// The sides start anew if the time of a benchmark is enough for so many starts: eight legs are the least that decide.
 const STARTS: u32 = 8 * (1 + SHARE);
@@ -243,16 +245,35 @@ impl<T> Answer<T> {
 /// Two sides with their models loaded.
 struct Leg {
     sides: [Process; 2],
-    /// Iterations of a sample, and those before it that do not count.
+    /// Iterations of a sample.
     iterations: usize,
-    warm_up: usize,
     watch: Watch,
     /// Time that starting the sides took.
     start_time: Duration,
 }
 
+impl Leg {
+    /// Takes a sample of each side, in turns that follow the order.
+    fn sample(&mut self, order: [usize; 2]) -> Result<[Sample; 2], Halt> {
+        for side in order {
+            self.sides[side].begin(0, self.iterations)?.of(side)?;
+        }
+        let mut taken = [None, None];
+        loop {
+            for side in order {
+                if taken[side].is_none() {
+                    taken[side] = self.sides[side].turn()?.of(side)?;
+                }
+            }
+            if let [Some(a), Some(b)] = &mut taken {
+                return Ok([std::mem::take(a), std::mem::take(b)]);
+            }
+        }
+    }
+}
+
 impl Contest<'_> {
-    fn run(&self, start: &impl Fn(usize) -> Result<Process>, keepers: &[Keeper; 2]) -> Result<Ended> {
+    fn run(&self, start: &(impl Fn(usize) -> Result<Process> + Sync), keepers: &[Keeper; 2]) -> Result<Ended> {
         match self.measure(start, keepers) {
             Ok(ended) => Ok(ended),
             Err(Halt::Failed(side, record)) => {
@@ -263,7 +284,11 @@ impl Contest<'_> {
         }
     }
 
-    fn measure(&self, start: &impl Fn(usize) -> Result<Process>, keepers: &[Keeper; 2]) -> Result<Ended, Halt> {
+    fn measure(
+        &self,
+        start: &(impl Fn(usize) -> Result<Process> + Sync),
+        keepers: &[Keeper; 2],
+    ) -> Result<Ended, Halt> {
         let started = Instant::now();
         let mut random = ChaCha8Rng::seed_from_u64(seed());
         let mut samples = [Samples::default(), Samples::default()];
@@ -276,12 +301,11 @@ impl Contest<'_> {
             let mut interval;
             let mut is_resolved;
             let mut pairs = [Vec::new(), Vec::new()];
-            let mut sampled = Duration::ZERO;
+            let sampling = Instant::now();
             loop {
-                let (block, time) = self.block(&mut leg, &mut samples, &mut random)?;
-                sampled += time;
+                let block = self.block(&mut leg, &mut samples, &mut random)?;
                 pairs.iter_mut().zip(block).for_each(|(all, ratio)| all.push(ratio));
-                if starts_anew && sampled < SHARE * leg.start_time {
+                if starts_anew && sampling.elapsed() < SHARE * leg.start_time {
                     continue;
                 }
                 ratios.push(pairs.each_mut().map(|all| median(std::mem::take(all))));
@@ -326,50 +350,52 @@ impl Contest<'_> {
         }))
     }
 
-    /// Starts both sides, prepares the benchmark and warms up. A random number decides which side is first, because the first
-    /// one gets other memory than the second.
-    fn start(&self, start: &impl Fn(usize) -> Result<Process>, random: &mut ChaCha8Rng) -> Result<Leg, Halt> {
+    /// Starts both sides at once, prepares the benchmark and warms up one side after the other. A random number decides which
+    /// side is first, because the first one may get other memory than the second.
+    fn start(&self, start: &(impl Fn(usize) -> Result<Process> + Sync), random: &mut ChaCha8Rng) -> Result<Leg, Halt> {
         let started = Instant::now();
         let first = coin(random);
-        let mut shortest = SAMPLE;
-        let mut ready = |side: usize| -> Result<Process, Halt> {
+        let ready = |side: usize| -> Result<Process, Halt> {
             let mut process = start(side)?;
             process.prepare(self.id)?.of(side)?;
-            shortest = shortest.min(warm_up(&mut process)?.of(side)?);
             Ok(process)
         };
-        let (one, other) = (ready(first)?, ready(1 - first)?);
-        let sides = if first == 0 { [one, other] } else { [other, one] };
+        let [one, other] = thread::scope(|scope| {
+            let threads = [first, 1 - first].map(|side| {
+                scope.spawn({
+                    let ready = &ready;
+                    move || ready(side)
+                })
+            });
+            threads.map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)))
+        });
+        let mut sides = if first == 0 { [one?, other?] } else { [other?, one?] };
+        let mut shortest = SAMPLE;
+        for side in [first, 1 - first] {
+            shortest = shortest.min(warm_up(&mut sides[side])?.of(side)?);
+        }
         let iterations = (SAMPLE.as_nanos().div_ceil(shortest.as_nanos().max(1)) as usize).min(ITERATIONS);
         Ok(Leg {
             iterations,
-            // Between two samples of a side, the other side fills the caches. A single iteration is long enough not to notice.
-            warm_up: usize::from(iterations > 1),
             watch: Watch::start(DeviceChoice::Cpu, sides.iter().map(Process::id).collect()),
             sides,
             start_time: started.elapsed(),
         })
     }
 
-    /// Takes two samples of each side. Returns the ratios of the two pairs, and the time of all samples.
-    fn block(
-        &self,
-        leg: &mut Leg,
-        samples: &mut [Samples; 2],
-        random: &mut ChaCha8Rng,
-    ) -> Result<([f64; 2], Duration), Halt> {
+    /// Takes two samples of each side. Returns the ratios of the two pairs.
+    fn block(&self, leg: &mut Leg, samples: &mut [Samples; 2], random: &mut ChaCha8Rng) -> Result<[f64; 2], Halt> {
         let first = coin(random);
-        let mut time = Duration::ZERO;
-        for side in [first, 1 - first, 1 - first, first] {
-            let sample = leg.sides[side].sample(leg.warm_up, leg.iterations)?.of(side)?;
-            time += Duration::from_nanos(sample.ns.iter().sum());
-            samples[side].push(&self.unit(), &sample, leg.warm_up)?;
+        for order in [[first, 1 - first], [1 - first, first]] {
+            let taken = leg.sample(order)?;
+            for (samples, taken) in samples.iter_mut().zip(&taken) {
+                samples.push(&self.unit(), taken)?;
+            }
         }
         let [[.., a1, a2], [.., b1, b2]] = samples.each_ref().map(|side| side.values.as_slice()) else {
             return Err(Halt::Broken(anyhow!("a block without samples")));
         };
-        // Of each side, the first sample of the block is in the first pair.
-        Ok(([b1 / a1, b2 / a2], time))
+        Ok([b1 / a1, b2 / a2])
     }
 
     fn unit(&self) -> SampleUnit {
@@ -377,19 +403,22 @@ impl Contest<'_> {
     }
 }
 
-/// Runs the first iterations, which count nowhere, and returns the time of the last.
+/// Runs the first iterations, which count nowhere, and returns how long an iteration keeps the side busy. A benchmark of a
+/// latency measures only a part of that time.
 fn warm_up(side: &mut Process) -> Result<Answer<Duration>> {
-    let mut last = Duration::ZERO;
-    for iterations in [1, 3] {
-        match side.sample(iterations, 0)? {
-            Answer::Done(sample) => last = Duration::from_nanos(sample.ns[iterations - 1]),
-            Answer::Failed(record) => return Ok(Answer::Failed(record)),
+    let started = Instant::now();
+    let mut iterations = 1;
+    loop {
+        let asked = Instant::now();
+        if let Answer::Failed(record) = side.sample(iterations, 0)? {
+            return Ok(Answer::Failed(record));
         }
-        if last >= SAMPLE {
-            break;
+        let busy = asked.elapsed();
+        if started.elapsed() >= SAMPLE {
+            return Ok(Answer::Done(busy / iterations as u32));
         }
+        iterations *= 2;
     }
-    Ok(Answer::Done(last))
 }
 
 /// 0 or 1.
@@ -402,12 +431,12 @@ fn reason(record: &Record) -> String {
 }
 
 impl Samples {
-    /// Adds the mean of the iterations after the warm-up.
-    fn push(&mut self, unit: &SampleUnit, sample: &Sample, warm_up: usize) -> Result<()> {
+    /// Adds the mean of the iterations.
+    fn push(&mut self, unit: &SampleUnit, sample: &Sample) -> Result<()> {
         let mean = |values: &[u64]| values.iter().sum::<u64>() as f64 / values.len() as f64;
         let value = match unit {
-            SampleUnit::Ms => mean(&sample.ns[warm_up..]) / 1e6,
-            SampleUnit::Bytes => mean(&sample.peak_bytes[warm_up..]),
+            SampleUnit::Ms => mean(&sample.ns) / 1e6,
+            SampleUnit::Bytes => mean(&sample.peak_bytes),
             SampleUnit::Nats => bail!("a duel measures time or memory, not quality"),
         };
         ensure!(

@@ -17,6 +17,8 @@ const WORK: Duration = Duration::from_secs(30 * 60);
 pub struct Process {
     name: String,
     dialogue: Dialogue,
+    /// Iterations of the present sample.
+    asked_iterations: usize,
 }
 
 /// Answer to a request about a benchmark.
@@ -36,7 +38,7 @@ impl Process {
     pub fn start(name: &str, command: Command, log: &Path) -> Result<Self> {
         let log = File::create(log).with_context(|| format!("{} could not be written", log.display()))?;
         let dialogue = Dialogue::start(name, command, LINE_MAX_BYTES, Some(log))?;
-        let mut process = Self { name: name.to_owned(), dialogue };
+        let mut process = Self { name: name.to_owned(), dialogue, asked_iterations: 0 };
         match process.dialogue.receive(START) {
             Ok(Reply::Hello { protocol: VERSION, .. }) => Ok(process),
             Ok(Reply::Hello { protocol, .. }) => {
@@ -81,22 +83,55 @@ impl Process {
         }
     }
 
-    /// Takes a sample. It has as many times and peaks as the request has iterations.
+    /// Takes a sample, turn after turn.
     ///
     /// # Errors
     /// When the side dies or breaks the protocol.
     pub fn sample(&mut self, warm_up: usize, iterations: usize) -> Result<Answer<Sample>> {
+        if let Answer::Failed(record) = self.begin(warm_up, iterations)? {
+            return Ok(Answer::Failed(record));
+        }
+        loop {
+            match self.turn()? {
+                Answer::Done(None) => {}
+                Answer::Done(Some(sample)) => return Ok(Answer::Done(sample)),
+                Answer::Failed(record) => return Ok(Answer::Failed(record)),
+            }
+        }
+    }
+
+    /// Begins a sample, which goes on by [`Self::turn`].
+    ///
+    /// # Errors
+    /// When the side dies or breaks the protocol.
+    pub fn begin(&mut self, warm_up: usize, iterations: usize) -> Result<Answer<()>> {
+        self.asked_iterations = warm_up + iterations;
         self.dialogue.send(&Request::Sample { warm_up, iterations })?;
         match self.dialogue.receive(WORK)? {
+            Reply::Turn {} => Ok(Answer::Done(())),
+            Reply::Record(record) => Ok(Answer::Failed(record)),
+            other => self.unexpected(other),
+        }
+    }
+
+    /// Goes on with a sample for a turn. Returns the sample at its end. It has as many times and peaks as iterations were
+    /// asked for.
+    ///
+    /// # Errors
+    /// When the side dies or breaks the protocol.
+    pub fn turn(&mut self) -> Result<Answer<Option<Sample>>> {
+        self.dialogue.send(&Request::Turn {})?;
+        match self.dialogue.receive(WORK)? {
+            Reply::Turn {} => Ok(Answer::Done(None)),
             Reply::Sample(sample) => {
-                let all = warm_up + iterations;
+                let all = self.asked_iterations;
                 ensure!(
                     sample.ns.len() == all && sample.peak_bytes.len() == all && !sample.ns.contains(&0),
                     "{} measured {} iterations instead of {all}",
                     self.name,
                     sample.ns.len()
                 );
-                Ok(Answer::Done(sample))
+                Ok(Answer::Done(Some(sample)))
             }
             Reply::Record(record) => Ok(Answer::Failed(record)),
             other => self.unexpected(other),

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use crate::{dialogue, record::Record};
 
 /// Version of the protocol. It is raised when a message changes its meaning or is removed, not when a field is added.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Longest line that is read.
 pub const LINE_MAX_BYTES: u64 = 64 << 20;
@@ -26,14 +26,17 @@ pub enum Request {
         /// The benchmark.
         id: String,
     },
-    /// Take a sample of the prepared benchmark. The reply is [`Reply::Sample`], or [`Reply::Record`] of a benchmark that
-    /// failed.
+    /// Take a sample of the prepared benchmark in turns. The reply is [`Reply::Turn`] as soon as the side is ready for its
+    /// first turn.
     Sample {
         /// Iterations that are left out of the results, before the others.
         warm_up: usize,
         /// Iterations of the sample; 0 for a sample that only warms up.
         iterations: usize,
     },
+    /// Go on with the sample. The reply is [`Reply::Turn`] when the turn ends, [`Reply::Sample`] when the sample does, or
+    /// [`Reply::Record`] of a benchmark that failed.
+    Turn {},
     /// End the benchmark. The reply is [`Reply::Record`] of all its samples.
     Finish {},
 }
@@ -53,6 +56,8 @@ pub enum Reply {
     Benchmarks(Vec<Listed>),
     /// The benchmark is ready.
     Prepared {},
+    /// The side waits for its next turn.
+    Turn {},
     /// A sample.
     Sample(Sample),
     /// The result of a benchmark that ended or failed.
@@ -109,6 +114,7 @@ mod tests {
             Request::List {},
             Request::Prepare { id: "short/llama-mini/stock-f32-cpu".into() },
             Request::Sample { warm_up: 1, iterations: 20 },
+            Request::Turn {},
             Request::Finish {},
         ];
         let mut lines = Vec::new();

@@ -1,18 +1,20 @@
 //! The process of a side: it keeps models loaded and takes samples on request.
 
 use std::{
+    cell::RefCell,
     io::{self, BufReader},
     process,
+    rc::Rc,
     sync::mpsc,
     thread,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use super::protocol::{self, Listed, Reply, Request, Sample, VERSION};
 use crate::{
     error::{caught, explained},
-    measure::{conditions::Window, memory},
+    measure::{conditions::Window, memory, turns},
     output,
     record::Record,
     runner::{Catalogue, Observation, Session, Surroundings, let_waiting_threads_sleep},
@@ -31,15 +33,16 @@ pub fn serve(target: Option<&str>) -> Result<()> {
         let_waiting_threads_sleep();
     }
     let session = Session::new(Settings::load(&[])?)?;
-    let mut server = Server { catalogue: Catalogue::new(&session)?, session, running: None };
-    let mut output = output::protocol();
-    protocol::write(&mut output, &Reply::Hello { protocol: VERSION, candlepower: env!("CARGO_PKG_VERSION").into() })?;
-    for request in requests() {
+    let requests = Rc::new(requests());
+    let mut server =
+        Server { catalogue: Catalogue::new(&session)?, session, running: None, requests: requests.clone() };
+    send(&Reply::Hello { protocol: VERSION, candlepower: env!("CARGO_PKG_VERSION").into() })?;
+    while let Ok(request) = requests.recv() {
         let reply = match request.and_then(|request| server.answer(request)) {
             Ok(reply) => reply,
             Err(error) => Reply::Error(explained(&format!("{error:#}"))),
         };
-        protocol::write(&mut output, &reply)?;
+        send(&reply)?;
     }
     Ok(())
 }
@@ -61,10 +64,27 @@ fn requests() -> mpsc::Receiver<Result<Request>> {
     receiver
 }
 
+fn send(reply: &Reply) -> Result<()> {
+    protocol::write(&mut output::protocol(), reply)
+}
+
+/// Ends a turn, and waits for the next.
+fn pass_on(requests: &mpsc::Receiver<Result<Request>>) -> Result<()> {
+    send(&Reply::Turn {})?;
+    match requests.recv().context("the duel has ended")?? {
+        Request::Turn {} => Ok(()),
+        _ => bail!("the sample has not ended"),
+    }
+}
+
+/// A request came before its benchmark.
+const UNPREPARED: &str = "no benchmark is prepared";
+
 struct Server {
     session: Session,
     catalogue: Catalogue,
     running: Option<Running>,
+    requests: Rc<mpsc::Receiver<Result<Request>>>,
 }
 
 /// A benchmark that has been prepared.
@@ -99,8 +119,8 @@ impl Server {
                 }
             }
             Request::Sample { warm_up, iterations } => {
-                let mut running = self.running.take().context("no benchmark is prepared")?;
-                match caught(|| running.sample(warm_up, iterations)) {
+                let mut running = self.running.take().context(UNPREPARED)?;
+                match caught(|| running.sample(warm_up, iterations, self.requests.clone())) {
                     Ok(sample) => {
                         self.running = Some(running);
                         Ok(Reply::Sample(sample))
@@ -108,9 +128,10 @@ impl Server {
                     Err(error) => self.ended(running.index, Outcome::failed(error), None),
                 }
             }
+            Request::Turn {} => bail!("no sample has begun"),
             Request::Finish {} => {
                 let Running { index, workload, samples, observation, windows } =
-                    self.running.take().context("no benchmark is prepared")?;
+                    self.running.take().context(UNPREPARED)?;
                 let around = observation.end().of(&windows);
                 let outcome = caught(|| Ok(workload.finish(&samples, &around.limits)));
                 self.ended(index, outcome.unwrap_or_else(Outcome::failed), Some(around))
@@ -133,10 +154,22 @@ impl Server {
 }
 
 impl Running {
-    fn sample(&mut self, warm_up: usize, iterations: usize) -> Result<Sample> {
+    fn sample(
+        &mut self,
+        warm_up: usize,
+        iterations: usize,
+        requests: Rc<mpsc::Receiver<Result<Request>>>,
+    ) -> Result<Sample> {
         let mut sample = Sample::default();
         let Self { workload, observation, .. } = self;
-        let (taken, window) = observation.sample(|| -> Result<()> {
+        let broken = Rc::new(RefCell::new(None));
+        let breaks = broken.clone();
+        let pass_on = move || {
+            if let Err(error) = pass_on(&requests) {
+                breaks.replace(Some(error));
+            }
+        };
+        let mut iterate = || -> Result<()> {
             for number in 0..warm_up + iterations {
                 let iteration = workload.iterate()?;
                 sample.ns.push(iteration.time.as_nanos() as u64);
@@ -144,10 +177,15 @@ impl Running {
                 if number < warm_up {
                     workload.forget_last();
                 }
+                turns::pass();
             }
             Ok(())
-        });
+        };
+        let (taken, window) = observation.sample(|| turns::within(pass_on, &mut iterate));
         taken?;
+        if let Some(error) = broken.take() {
+            return Err(error);
+        }
         if iterations > 0 {
             self.windows.push(window);
             sample.output_digest = self.workload.output_digest();

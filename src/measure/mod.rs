@@ -14,6 +14,7 @@ pub mod processes;
 pub mod rapl;
 pub(crate) mod statistics;
 mod token_time;
+pub(crate) mod turns;
 
 pub use crate::kernels::system::allocator::{self, CountingAllocator};
 pub use limits::{Gauge, Reading, limits};

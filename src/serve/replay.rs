@@ -14,7 +14,7 @@ use super::{
     metrics::Metrics,
     queue::{Event, Job, Queue},
 };
-use crate::{model::CausalLm, scenario::Sampling};
+use crate::{measure::turns, model::CausalLm, scenario::Sampling};
 
 /// A request of a load.
 #[derive(Clone, Debug)]
@@ -92,14 +92,17 @@ fn play(engine: &mut Engine, queue: &Queue, arrivals: &[Arrival]) -> Result<Repl
     let mut waiting = arrivals.iter().enumerate().peekable();
     let mut arrived: Vec<Instant> = Vec::with_capacity(arrivals.len());
     let mut answers = vec![Answer { cached_tokens: 0, tokens: Vec::new(), times: Vec::new() }; arrivals.len()];
-    let (mut steps, started) = (0, Instant::now());
+    let (mut steps, mut waited) = (0, Duration::ZERO);
+    // A clock that stands still during the turns of another process.
+    let now = |waited: Duration| Instant::now() - waited;
+    let started = now(waited);
     loop {
         while let Some((number, arrival)) = waiting.next_if(|(_, arrival)| arrival.after_steps <= steps) {
-            arrived.push(Instant::now());
+            arrived.push(now(waited));
             queue.push(vec![job(number, arrival)]).map_err(|refusal| anyhow!("the queue refuses: {refusal:?}"))?;
         }
         let ran = engine.turn();
-        let now = Instant::now();
+        let now = now(waited);
         while let Ok((number, event)) = receiver.try_recv() {
             let answer = answers.get_mut(number).context("an event without a request")?;
             match event {
@@ -112,6 +115,7 @@ fn play(engine: &mut Engine, queue: &Queue, arrivals: &[Arrival]) -> Result<Repl
             }
         }
         steps += 1;
+        waited += turns::pass();
         match waiting.peek() {
             Some((_, next)) if !ran => steps = steps.max(next.after_steps),
             None if !ran => return Ok(Replay { answers, duration: now - started }),

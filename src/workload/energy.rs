@@ -5,7 +5,7 @@ use anyhow::Result;
 use crate::{
     device::DeviceChoice,
     error::one_line,
-    measure::{gpu, rapl},
+    measure::{gpu, rapl, turns},
 };
 
 /// Energy of iterations.
@@ -34,6 +34,9 @@ impl Energy {
     }
 
     fn counted(&mut self) -> Result<f64, String> {
+        if turns::are_taken() {
+            return Err("the counter also counts the other side of the duel".into());
+        }
         match &mut self.counter {
             Ok(Counter::Gpu(ordinal)) => reason(gpu::energy_joules(*ordinal)),
             Ok(Counter::Cpu(zones)) => reason(zones.iter_mut().map(rapl::Zone::joules).sum()),
