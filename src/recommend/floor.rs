@@ -128,7 +128,7 @@ pub fn measure(
     let mut entries = [Entry { id: precision.to_string(), model: load(precision)?.model }];
     let mut reference = Entry { id: Precision::F32.to_string(), model: reference.model };
     let sliding = Sliding::new(length, length).with_context(|| source.name.clone())?;
-    let report = quality::score(&source, &ids, sliding, &mut entries, Some(&mut reference), |_, _| {})?;
+    let report = quality::score(&source, &ids, sliding, &mut entries, Some(&mut reference), |_| (), |_, _| {})?;
     let divergence = report.first.divergence.context("there is no divergence")?;
     let difference = report.comparisons.first().context("there is no comparison")?;
     Ok(Quality {
