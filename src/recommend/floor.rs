@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr};
 
 use anyhow::{Context, Result, bail};
 use schemars::JsonSchema;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     device::Precision,
@@ -32,7 +32,7 @@ pub enum Floor {
 }
 
 /// The quality of a dtype against f32 on the same engine.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Quality {
     /// Mean Kullback-Leibler divergence from f32, in nats per token.
     pub kl_mean: f64,
