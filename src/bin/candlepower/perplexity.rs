@@ -139,6 +139,8 @@ impl Perplexity {
                     entries.retain(|entry| entry.id != *id);
                     reference = reference.filter(|entry| entry.id != *id);
                     failures.push((known[id].0.clone(), error));
+                    // The others start again.
+                    known.values().for_each(|(_, spent)| spent.set(Duration::ZERO));
                 }
             }
         };
