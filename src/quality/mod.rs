@@ -21,7 +21,7 @@ mod task;
 mod window;
 
 pub use evaluation::{Evaluation, Score, TaskResult, evaluate};
-pub use perplexity::{Difference, Divergence, Entry, Figures, Report, Scored, score, score_window};
+pub use perplexity::{Difference, Divergence, Entry, Figures, Report, Scored, Unscored, score, score_window};
 pub use source::{Content, Source};
 pub use task::{Question, Questions, Task};
 pub use window::{Sliding, Window};

@@ -1,6 +1,6 @@
 //! Perplexity of a file in sliding windows, for several models in one pass over the tokens.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt};
 
 use anyhow::{Context, Result, ensure};
 use schemars::JsonSchema;
@@ -12,7 +12,11 @@ use super::{
     source::{Content, Source},
     window::{Sliding, Window},
 };
-use crate::{model::CausalLm, record::Quality};
+use crate::{
+    error::caught,
+    model::{CausalLm, LogitRows},
+    record::Quality,
+};
 
 /// Standard errors within which 95 % of all estimates lie.
 const WITHIN: f64 = 1.96;
@@ -23,6 +27,19 @@ pub struct Entry {
     pub id: String,
     /// The model.
     pub model: Box<dyn CausalLm>,
+}
+
+/// Marks an error or a panic of one model. The others can be scored without it.
+#[derive(Debug)]
+pub struct Unscored {
+    /// Id of the benchmark.
+    pub id: String,
+}
+
+impl fmt::Display for Unscored {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the model fails")
+    }
 }
 
 /// The perplexity of a file, for one or several subjects. The figures of the first subject are also at the top level.
@@ -129,17 +146,19 @@ pub struct Difference {
     pub exceeds_error: bool,
 }
 
-/// Scores the tokens of a file with each of `entries`, and with a reference. `progress` gets the number of windows that are
-/// done, and of all.
+/// Scores the tokens of a file with each of `entries`, and with a reference. `begin` gets the id of each model before it
+/// computes a window. `progress` gets the number of windows that are done, and of all.
 ///
 /// # Errors
-/// When the file is shorter than a window, a window is longer than a model takes, vocabularies differ, or a model fails.
+/// When the file is shorter than a window, a window is longer than a model takes, or vocabularies differ. When a model fails or
+/// panics; such an error is marked as [`Unscored`].
 pub fn score(
     source: &Source,
     ids: &[u32],
     sliding: Sliding,
     entries: &mut [Entry],
     mut reference: Option<&mut Entry>,
+    mut begin: impl FnMut(&str),
     mut progress: impl FnMut(usize, usize),
 ) -> Result<Report> {
     let vocab_size = entries.first().context("there is no model")?.model.vocab_size();
@@ -151,19 +170,17 @@ pub fn score(
         if window.targets() > 0 {
             let inputs = &ids[window.begin..window.end - 1];
             let from = window.first - 1 - window.begin;
-            let rows = entries.iter_mut().map(|entry| entry.model.logit_rows(inputs, from));
-            let mut rows = rows.collect::<Result<Vec<_>>>()?;
-            let mut expected =
-                reference.as_deref_mut().map(|entry| entry.model.logit_rows(inputs, from)).transpose()?;
+            let mut of = |entry| Rows::of(entry, inputs, from, &mut begin);
+            let mut rows = entries.iter_mut().map(&mut of).collect::<Result<Vec<_>>>()?;
+            let mut expected = reference.as_deref_mut().map(of).transpose()?;
             for (place, target) in (window.first + 1..).zip(&ids[window.first..window.end]) {
                 let at = || format!("token {place} of {}", source.name);
-                let expected = expected.as_mut().map(|rows| Row::next(rows, vocab_size));
-                let expected = expected.transpose().with_context(at)?;
+                let expected = expected.as_mut().map(|rows| rows.next(vocab_size, at)).transpose()?;
                 if let Some(row) = &expected {
                     reference_tally.add(*target, row, None);
                 }
                 for (rows, tally) in rows.iter_mut().zip(&mut tallies) {
-                    tally.add(*target, &Row::next(rows, vocab_size).with_context(at)?, expected.as_ref());
+                    tally.add(*target, &rows.next(vocab_size, at)?, expected.as_ref());
                 }
             }
         }
@@ -250,6 +267,27 @@ fn check<'a>(
         );
         Ok(())
     })
+}
+
+/// The rows of logits of a model in a window.
+struct Rows<'a> {
+    id: &'a str,
+    rows: LogitRows<'a>,
+}
+
+impl<'a> Rows<'a> {
+    fn of(entry: &'a mut Entry, inputs: &'a [u32], from: usize, begin: &mut impl FnMut(&str)) -> Result<Self> {
+        let Entry { id, model } = entry;
+        begin(id);
+        let rows = caught(move || model.logit_rows(inputs, from)).with_context(|| Unscored { id: id.clone() })?;
+        Ok(Self { id, rows })
+    }
+
+    /// The next row, which predicts the token that `at` names.
+    fn next(&mut self, vocab_size: usize, at: impl FnOnce() -> String) -> Result<Row> {
+        let row = caught(|| Row::next(&mut self.rows, vocab_size)).with_context(at);
+        row.with_context(|| Unscored { id: self.id.to_owned() })
+    }
 }
 
 /// The results of one subject.
@@ -460,7 +498,7 @@ mod tests {
     }
 
     fn scored(ids: &[u32], length: usize, stride: usize, entries: &mut [Entry]) -> Result<Report> {
-        score(&source(ids), ids, Sliding::new(length, stride)?, entries, None, |_, _| {})
+        score(&source(ids), ids, Sliding::new(length, stride)?, entries, None, |_| (), |_, _| {})
     }
 
     /// The tokens 1 2 3 … have probability 11/20 each, where the others have 1/20.
@@ -518,7 +556,7 @@ mod tests {
         let ids = [1, 2, 3, 4, 5];
         let text = Source { bytes: 22, content: Content::Text("five words of a text !".into()), ..source(&ids) };
         let sliding = Sliding::new(4, 2).expect("a stride");
-        let report = score(&text, &ids, sliding, &mut [entry("a", 11.0)], None, |_, _| {}).expect("a report");
+        let report = score(&text, &ids, sliding, &mut [entry("a", 11.0)], None, |_| (), |_, _| {}).expect("a report");
         let total = 4.0 * -(0.55f64.ln());
         assert!((report.first.nll_per_byte.expect("bytes") - total / 22.0).abs() < 1e-6);
         assert!((report.first.bits_per_byte.expect("bytes") - total / 22.0 / 2f64.ln()).abs() < 1e-6);
@@ -550,7 +588,7 @@ mod tests {
         let sliding = Sliding::new(4, 3).expect("a stride");
         let mut entries = [entry("same", 11.0), entry("unsure", 1.0 / 11.0)];
         let mut reference = entry("reference", 11.0);
-        let report = score(&source(&ids), &ids, sliding, &mut entries, Some(&mut reference), |_, _| {});
+        let report = score(&source(&ids), &ids, sliding, &mut entries, Some(&mut reference), |_| (), |_, _| {});
         let report = report.expect("a report");
         let of = |place: usize| report.subjects[place].figures.divergence.clone().expect("a reference");
         let (same, unsure) = (of(0), of(1));
@@ -613,7 +651,9 @@ mod tests {
     #[test]
     fn a_model_that_returns_too_few_rows_is_an_error() {
         let model = Box::new(Short(Counter { sure: 2.0, vocab_size: 10, max_position_embeddings: 8 }));
-        let error = scored(&[1; 20], 4, 1, &mut [Entry { id: "a".into(), model }]).expect_err("rows are missing");
+        let mut entries = [entry("a", 2.0), Entry { id: "b".into(), model }, entry("c", 2.0)];
+        let error = scored(&[1; 20], 4, 1, &mut entries).expect_err("rows are missing");
         assert!(format!("{error:#}").contains("too few rows"), "{error:#}");
+        assert_eq!(error.downcast_ref::<Unscored>().map(|unscored| unscored.id.as_str()), Some("b"));
     }
 }

@@ -123,7 +123,7 @@ impl Contest<'_> {
         let id = BenchmarkId::new(self.goal.scenario(), &about);
         let mut command = Command::new(self.program);
         command.args(["duel-side", "generation"]);
-        command.envs(values.iter().map(|(key, value)| (format!("{PREFIX}{}", key.to_uppercase()), value)));
+        command.envs(variables(values));
         let mut process = Process::start(&id.variant.to_string(), command, &self.logs.join(format!("{name}.log")))?;
         if let Answer::Failed(record) = process.prepare(&id.to_string())? {
             bail!(reason(&record));
@@ -158,6 +158,11 @@ fn missing() -> Result<Turn> {
 /// The values as flags of a command line.
 pub fn flags(values: &Values) -> Vec<(&str, String)> {
     values.iter().map(|(key, value)| (*key, value.clone())).collect()
+}
+
+/// The values as variables of a process.
+pub fn variables(values: &Values) -> impl Iterator<Item = (String, &String)> {
+    values.iter().map(|(key, value)| (format!("{PREFIX}{}", key.to_uppercase()), value))
 }
 
 fn reason(record: &Record) -> String {

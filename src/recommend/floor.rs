@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr};
 
 use anyhow::{Context, Result, bail};
 use schemars::JsonSchema;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     device::Precision,
@@ -32,7 +32,7 @@ pub enum Floor {
 }
 
 /// The quality of a dtype against f32 on the same engine.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Quality {
     /// Mean Kullback-Leibler divergence from f32, in nats per token.
     pub kl_mean: f64,
@@ -128,7 +128,7 @@ pub fn measure(
     let mut entries = [Entry { id: precision.to_string(), model: load(precision)?.model }];
     let mut reference = Entry { id: Precision::F32.to_string(), model: reference.model };
     let sliding = Sliding::new(length, length).with_context(|| source.name.clone())?;
-    let report = quality::score(&source, &ids, sliding, &mut entries, Some(&mut reference), |_, _| {})?;
+    let report = quality::score(&source, &ids, sliding, &mut entries, Some(&mut reference), |_| (), |_, _| {})?;
     let divergence = report.first.divergence.context("there is no divergence")?;
     let difference = report.comparisons.first().context("there is no comparison")?;
     Ok(Quality {

@@ -4,7 +4,8 @@
 //! search    varies one setting at a time → Recommendation
 //!   floor   the quality that an alternative must keep
 //!   contest two candidates in turns, each in a process of its own
-//!   batch   several sequences in one step, in turns, in this process
+//!   batch   several sequences in one step, in turns
+//!   part    floor and batch, in a process of their own
 //! file      writes the settings file
 //! ```
 
@@ -12,17 +13,19 @@ mod batch;
 mod contest;
 mod file;
 mod floor;
+mod part;
 mod search;
 
 pub use file::{check, write};
 pub use floor::{Floor, Quality};
+pub use part::answer;
 pub use search::{Request, recommend};
 
 use std::{fmt::Write, str::FromStr};
 
 use anyhow::{Result, anyhow};
 use schemars::JsonSchema;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     config::unknown,
@@ -160,7 +163,7 @@ impl Verdict {
 }
 
 /// The median of paired ratios, with its interval from order statistics.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Ratio {
     /// Median of the ratios of all pairs.
     pub ratio: f64,

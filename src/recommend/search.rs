@@ -2,7 +2,7 @@
 //! measurably better takes its place.
 
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
 };
@@ -10,14 +10,13 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 
 use super::{
-    Choice, Comparison, Floor, Goal, Quality, Recommendation, Verdict, batch,
+    Choice, Comparison, Floor, Goal, Quality, Ratio, Recommendation, Verdict,
     contest::{Contest, Ended, Values, flags},
-    floor,
+    part::Part,
 };
 use crate::{
     device::{DeviceChoice, Precision},
     model::{Engine, ModelSpec},
-    quality::Source,
     settings::{EngineChoice, Settings, up_to},
 };
 
@@ -27,8 +26,8 @@ pub struct Request<'a> {
     pub goal: Goal,
     /// The quality that a dtype must keep.
     pub floor: Floor,
-    /// The text that quality is measured on; `None` for the embedded one.
-    pub text: Option<Source>,
+    /// The file that quality is measured on; `None` for the embedded text.
+    pub text: Option<&'a Path>,
     /// Time for all measurements.
     pub budget: Duration,
     /// Settings from the command line, by key. They are not varied.
@@ -42,8 +41,7 @@ pub struct Request<'a> {
 /// The option of the server that takes a number of sequences.
 const SEQUENCES: &str = "max_sequences";
 
-/// The setting of each stage. Numbers of sequences are measured in this process, with its number of threads, so the threads
-/// come last.
+/// The setting of each stage. Numbers of sequences are measured with the number of threads in force. The threads come last.
 const STAGES: [&str; 4] = ["engine", "dtype", SEQUENCES, "threads"];
 
 /// Finds the settings of the only model of `settings` for a goal. `progress` gets a line after each comparison.
@@ -81,7 +79,7 @@ pub fn recommend(settings: &Settings, request: &Request, progress: impl FnMut(&s
     for (place, setting) in stages.iter().enumerate() {
         let later = (stages.len() - 1 - place) as u32;
         match *setting {
-            SEQUENCES => sequences = search.sequences(later)?,
+            SEQUENCES => sequences = search.sequences(later),
             setting => search.setting(setting, later)?,
         }
     }
@@ -148,7 +146,7 @@ impl<P: FnMut(&str)> Search<'_, P> {
         let mut challenger = self.best.clone();
         challenger.insert(setting, value.to_owned());
         let quality = match setting {
-            "dtype" if self.request.floor != Floor::None => Some(self.quality(value)),
+            "dtype" if self.request.floor != Floor::None => Some(self.quality(&challenger)),
             _ => None,
         };
         let (quality, refused) = match quality {
@@ -184,11 +182,26 @@ impl<P: FnMut(&str)> Search<'_, P> {
     }
 
     /// Varies the number of sequences in a step. `None` if it is not part of the goal, or was not measured.
-    fn sequences(&mut self, later: u32) -> Result<Option<usize>> {
+    fn sequences(&mut self, later: u32) -> Option<usize> {
         if self.request.goal != Goal::Throughput {
-            return Ok(None);
+            return None;
         }
-        let measured = batch::measure(self.spec, self.engine()?, &self.settings()?, self.left() / (later + 1))?;
+        let part = Part::Sequences(self.left() / (later + 1));
+        let measured: Vec<(usize, Vec<Ratio>)> = match part.measure(self.request.program, &self.best) {
+            Ok(measured) => measured,
+            Err(error) => {
+                self.keep(Comparison {
+                    setting: SEQUENCES.into(),
+                    value: "several".into(),
+                    against: "1".into(),
+                    verdict: Verdict::Refused,
+                    ratio: None,
+                    quality: None,
+                    reason: Some(format!("{error:#}")),
+                });
+                return None;
+            }
+        };
         let mut numbers = vec![1];
         // Place of the best number so far.
         let mut best = 0;
@@ -209,7 +222,7 @@ impl<P: FnMut(&str)> Search<'_, P> {
                 best = numbers.len() - 1;
             }
         }
-        Ok((numbers.len() > 1).then_some(numbers[best]))
+        (numbers.len() > 1).then_some(numbers[best])
     }
 
     fn keep(&mut self, comparison: Comparison) {
@@ -219,9 +232,8 @@ impl<P: FnMut(&str)> Search<'_, P> {
         self.comparisons.push(comparison);
     }
 
-    fn quality(&self, dtype: &str) -> Result<Quality> {
-        let precision: Precision = dtype.parse()?;
-        floor::measure(self.spec, self.engine()?, precision, &self.settings()?, self.request.text.as_ref())
+    fn quality(&self, values: &Values) -> Result<Quality> {
+        Part::Quality(self.request.text.map(PathBuf::from)).measure(self.request.program, values)
     }
 
     /// The settings with the best values so far.

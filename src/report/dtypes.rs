@@ -74,6 +74,7 @@ fn table(group: &[Cost]) -> Table {
         "decode tok/s",
         "perplexity",
         "std error",
+        "bits / byte",
         "mean KL nats",
         "same top-1",
     ];
@@ -88,6 +89,7 @@ fn table(group: &[Cost]) -> Table {
             number(cost.decode.map(|(rate, _)| rate)),
             quantity(cost.quality.perplexity, MeasureUnit::Perplexity),
             of_unit(cost.quality.perplexity_standard_error, MeasureUnit::Perplexity),
+            of_unit(cost.quality.bits_per_byte, MeasureUnit::Bits),
             of_unit(cost.kl_mean(group), MeasureUnit::Nats),
             of_unit(cost.quality.top1_agreement, MeasureUnit::Accuracy),
         ]
@@ -180,6 +182,12 @@ mod tests {
         // The last has no medium.
         assert_eq!(column("decode tok/s"), ["70.0", "70.0", "50.0"]);
         assert_eq!(column("mean KL nats"), ["0.0000", "0.0010", "0.1000"]);
+        let bits = records.iter().find_map(|record| match &record.measures {
+            Some(Measures::Quality(quality)) => quality.bits_per_byte,
+            _ => None,
+        });
+        assert!(bits.is_some(), "it stands beside every perplexity");
+        assert_eq!(column("bits / byte"), vec![number(bits); 3]);
         assert!(table.notes[0].contains("medium or short") && table.notes[1].contains("tuned-f32-cpu"));
     }
 

@@ -96,7 +96,7 @@ struct Memory {
     gradient_norm: Option<f64>,
     /// Norm of the last update divided by that of the weights.
     update_ratio: Option<f64>,
-    /// A training that diverges fails and has no entry, so this is `null`.
+    /// Always `null`: a training that diverges fails, so it has no measures and no entry here, and its record names the step.
     first_non_finite_step: Option<usize>,
 }
 

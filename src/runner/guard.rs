@@ -4,8 +4,8 @@
 //! [`guarded`] starts the program again, and waits for that process, which measures. Before it prepares a benchmark, the
 //! process notes the record of its failure. If a signal ends the process, the waiting one appends the noted record to the run,
 //! and starts another process for the benchmarks that have no record. Of benchmarks that are measured in turns, the one that
-//! was prepared or warmed up last is noted. Trainings have no records: the next process gets the names of those that ended
-//! earlier processes.
+//! was prepared or warmed up last is noted; of models that score a text in one pass, the one that began a window last.
+//! Trainings have no records: the next process gets the names of those that ended earlier processes.
 
 use std::{
     collections::BTreeMap,

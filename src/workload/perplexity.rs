@@ -57,7 +57,7 @@ impl PerplexityWorkload {
         let ids = source.ids(&subject)?;
         let sliding = Sliding::new(scenario.window_tokens, scenario.stride_tokens)?;
         let mut entries = [Entry { id, model: subject.model }];
-        let report = quality::score(&source, &ids, sliding, &mut entries, reference.as_mut(), |_, _| {})?;
+        let report = quality::score(&source, &ids, sliding, &mut entries, reference.as_mut(), |_| (), |_, _| {})?;
         let scored = report.subjects.first().context("the text has no score")?;
         let (measures, unmeasured) = report.measures(scored);
         let deviates = scored.deviates.clone();

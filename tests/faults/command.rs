@@ -101,16 +101,36 @@ pub fn wait_for(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-/// The process that another one started: the one that measures, where a guard started it.
+/// The processes that another one started.
 #[cfg(target_os = "linux")]
-pub fn child_of(id: u32) -> u32 {
+pub fn children_of(id: u32) -> Vec<u32> {
     let parent_of = |id: u32| -> Option<u32> {
         let stat = fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
         stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
     };
     let ids = fs::read_dir("/proc").expect("processes").flatten();
-    let mut ids = ids.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    ids.find(|child| parent_of(*child) == Some(id)).expect("a process")
+    let ids = ids.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    ids.filter(|child| parent_of(*child) == Some(id)).collect()
+}
+
+/// The process that another one started: the one that measures, where a guard started it.
+#[cfg(target_os = "linux")]
+pub fn child_of(id: u32) -> u32 {
+    *children_of(id).first().expect("a process")
+}
+
+/// Runs a command in the run `r`. Once its guard has a note, which tells that a benchmark is prepared or runs, the process that
+/// measures gets a signal. It stands for a failed allocation, which aborts the process.
+#[cfg(target_os = "linux")]
+pub fn aborted_once(folder: &Path, arguments: &[&str]) -> Output {
+    let temporary = tempfile::tempdir().expect("a folder");
+    let mut command = candlepower(folder);
+    command.args(arguments).env("CANDLEPOWER_RUN", "r").env("TMPDIR", temporary.path());
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
+    let is_noted = |name: &String| temporary.path().join(name).join("note.json").is_file();
+    wait_for("a note", || names(temporary.path()).iter().any(is_noted));
+    send("-ABRT", child_of(child.id()));
+    ended(child)
 }
 
 /// Waits until a process has ended, which may not be a child of this one.

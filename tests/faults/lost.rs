@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 #[cfg(target_os = "linux")]
-use crate::command::{child_of, send, wait_for_end_of};
+use crate::command::{aborted_once, child_of, send, wait_for_end_of};
 use crate::{
     command::{candlepower, ended, is_refused, limited, names, output, refused, stderr, succeeds, wait_for},
     output::SMALL_SWEEP,
@@ -401,16 +401,8 @@ fn a_combination_that_ends_its_process_leaves_the_others() {
 #[cfg(target_os = "linux")]
 fn a_scenario_that_ends_its_process_leaves_the_others() {
     let folder = tempfile::tempdir().expect("a folder");
-    let temporary = tempfile::tempdir().expect("a folder");
-    let mut command = candlepower(folder.path());
-    command.args(["run", "--model", "llama-mini", "--engine", "stock", "--suite", "quick", "--warmup", "0"]);
-    command.env("CANDLEPOWER_RUN", "r").env("TMPDIR", temporary.path());
-    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
-    // The note of the guard: the first scenario is prepared or runs.
-    let is_noted = |name: &String| temporary.path().join(name).join("note.json").is_file();
-    wait_for("a note", || names(temporary.path()).iter().any(is_noted));
-    send("-ABRT", child_of(child.id()));
-    let output = ended(child);
+    let arguments = ["run", "--model", "llama-mini", "--engine", "stock", "--suite", "quick", "--warmup", "0"];
+    let output = aborted_once(folder.path(), &arguments);
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
     let reason = "the process that measured it was ended by SIGABRT";
     assert!(stderr(&output).contains(reason), "{}", stderr(&output));

@@ -10,6 +10,7 @@ mod hub;
 mod limits;
 mod lost;
 mod output;
+mod scores;
 mod sizes;
 mod stage;
 mod training;

@@ -337,6 +337,54 @@ fn questions_that_cannot_be_scored_are_refused_in_one_line() {
     assert_refused(here, &eval(&["--data", ".", "--tasks", "lambada_openai"]), "the model takes 256");
 }
 
+fn statuses(folder: &TempDir) -> Vec<Value> {
+    records(folder).iter().map(|record| record["status"].clone()).collect()
+}
+
+/// A run with a failure and a score: exit code 1 and one line.
+fn assert_partial(output: &Output, id: &str, reason: &str) {
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    assert!(error.lines().count() == 1 && error.starts_with(&format!("error: {id}")), "{error}");
+    assert!(error.contains(reason), "{error}");
+}
+
+#[test]
+fn a_model_that_fails_leaves_the_others() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let here = folder.path();
+    fs::create_dir(here.join("empty")).expect("a folder");
+    let (ids, models) = (data("ids.txt"), format!("path:empty,{MODEL}"));
+    let arguments = ["perplexity", &ids, "--model", &models, "--engine=tuned", "--seq-len=64", "--stride=64", "--json"];
+    let output = candlepower(here, &arguments);
+    assert_partial(&output, "perplexity_ids-", "config.json could not be read");
+    let report = json(&output);
+    let [subject] = report["subjects"].as_array().expect("subjects").as_slice() else { panic!("{report}") };
+    assert!(subject["nll"].is_f64() && report["nll"] == subject["nll"], "{report}");
+    assert_eq!(statuses(&folder), ["failed", "measured"]);
+    assert_eq!(records(&folder)[1]["id"], subject["id"]);
+    // The only model fails as the command does.
+    let alone = tempfile::tempdir().expect("a folder");
+    fs::create_dir(alone.path().join("empty")).expect("a folder");
+    let arguments = ["perplexity", &ids, "--model=path:empty", "--engine=tuned", "--reference=f32"];
+    assert_refused(alone.path(), &arguments, "config.json could not be read");
+}
+
+#[test]
+fn a_task_that_fails_leaves_the_others() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let here = folder.path();
+    let long = format!("{{\"text\": \"a {}\"}}\n", "word".repeat(300));
+    fs::write(here.join("lambada_openai.jsonl"), long).expect("written");
+    fs::copy(data("hellaswag.jsonl"), here.join("hellaswag.jsonl")).expect("copied");
+    let output = candlepower(here, &["eval", "--model", MODEL, "--data", ".", "--limit", "3", "--json"]);
+    assert_partial(&output, "eval_lambada_openai-", "the model takes 256");
+    let evaluation = json(&output);
+    let [task] = evaluation["tasks"].as_array().expect("tasks").as_slice() else { panic!("{evaluation}") };
+    assert_eq!(task["task"], "hellaswag");
+    assert_eq!(statuses(&folder), ["measured", "failed"]);
+}
+
 /// The earlier run is edited, as if the model had been better then.
 #[test]
 fn a_loss_of_quality_fails_the_night() {

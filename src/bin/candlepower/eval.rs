@@ -4,11 +4,12 @@ use std::{collections::BTreeMap, path::PathBuf, process::ExitCode};
 
 use anyhow::{Result, bail};
 use candlepower::{
+    error::caught,
     output,
     quality::{self, Evaluation, Questions, Task},
-    record::{self, BenchmarkId, Measures, Record},
+    record::{self, BenchmarkId, Guarded, Measures, Record, Status},
     report::table,
-    runner::Session,
+    runner::{self, Session},
     settings::Settings,
 };
 use clap::Args;
@@ -42,40 +43,71 @@ pub struct Eval {
 
 impl Eval {
     pub fn run(self) -> Result<ExitCode> {
+        // A task that ends its process leaves the others. Their records tell the next process where to go on.
+        runner::guarded(|guarded| self.measure(guarded))
+    }
+
+    fn measure(&self, guarded: Option<Guarded>) -> Result<ExitCode> {
         let settings = Settings::load(&[self.settings.given(), &[("models", self.model.clone())]].concat())?;
         let read = |task: &Task| Ok((*task, task.read(&self.data, self.limit)?));
         let tasks: Vec<(Task, Questions)> = self.tasks.iter().map(read).collect::<Result<_>>()?;
-        let mut session = Session::new(settings.clone())?;
+        let mut session = Session::new(settings.clone())?.with_guard(guarded)?;
         record::check_writable(&settings.out)?;
-        let mut loaded = subjects::load(&settings)?;
-        let [(about, subject)] = loaded.as_mut_slice() else {
+        let Ok([named]) = <[_; 1]>::try_from(subjects::named(&settings)?) else {
             let given = |key: &str| &settings.sources[key].value;
             bail!("--model={} --engine={} --dtype={}: name one of each", self.model, given("engine"), given("dtype"))
         };
+        let (about, mut subject) = named.load()?;
 
         let mut evaluation = Evaluation { source: subject.source.clone(), tasks: Vec::new() };
         let mut records: Vec<Record> = Vec::new();
+        // A task that fails has a record once another one has a score.
+        let mut failures = Vec::new();
         for (task, questions) in &tasks {
             let scenario = format!("eval_{task}-{}_n{}", &questions.sha256[..8], questions.questions.len());
-            let id = BenchmarkId::new(&scenario, about).to_string();
+            let id = BenchmarkId::new(&scenario, &about).to_string();
+            let before = session.done_before(&id);
+            // Records do not have the scores of the questions, so they are computed again for the JSON object.
+            if let Some(record) = before.filter(|record| !self.json || record.status == Status::Failed) {
+                records.push(record.clone());
+                continue;
+            }
+            let is_kept = before.is_some();
+            session.note(&scenario, &about);
             // Drawn on standard error, and only if that is a terminal.
             let bar = ProgressBar::new(questions.questions.len() as u64);
-            let result = quality::evaluate(&id, *task, questions, subject, |done| bar.set_position(done as u64))?;
+            let progress = |done: usize| bar.set_position(done as u64);
+            let ended = caught(|| quality::evaluate(&id, *task, questions, &mut subject, progress));
             bar.finish_and_clear();
+            let result = match ended {
+                Ok(result) => result,
+                Err(error) => {
+                    failures.push((scenario, error));
+                    continue;
+                }
+            };
             let measures = Measures::Evaluation(result.measures());
             let deviates = result.deviates.clone();
             let mut record = subjects::record(&session, &scenario, about.clone(), measures, BTreeMap::new(), deviates);
-            session.append(&mut record)?;
+            if !is_kept {
+                session.append(&mut record)?;
+            }
             records.push(record);
             evaluation.tasks.push(result);
         }
+        if records.iter().all(|record| record.status == Status::Failed) {
+            return subjects::none_scored(failures.into_iter().map(|(_, error)| error));
+        }
+        for (scenario, error) in failures {
+            records.push(subjects::failed(&mut session, &scenario, about.clone(), error)?);
+        }
         if self.json {
             output::print_data(&serde_json::to_string(&evaluation)?);
-            return Ok(ExitCode::SUCCESS);
+        } else {
+            for table in table::tables(records.iter()) {
+                output::print(table.terminal());
+            }
         }
-        for table in table::tables(records.iter()) {
-            output::print(table.terminal());
-        }
-        Ok(ExitCode::SUCCESS)
+        Ok(subjects::exit_code(&records))
     }
 }

@@ -94,6 +94,8 @@ enum What {
     Compare(compare::Compare),
     Duel(Box<duel::Duel>),
     #[command(hide = true)]
+    RecommendPart(recommend::RecommendPart),
+    #[command(hide = true)]
     DuelSide(duel::DuelSide),
     #[command(hide = true)]
     DuelGuard(duel::DuelGuard),
@@ -166,6 +168,7 @@ fn main() -> ExitCode {
             What::Perplexity(perplexity) => perplexity.run(),
             What::Eval(eval) => eval.run(),
             What::Recommend(recommend) => recommend.run(),
+            What::RecommendPart(part) => part.run(),
             What::Serve(serve) => serve.run(),
             What::Memory(wrap) => wrap.run::<MemoryMeter>(),
             What::Power(wrap) => wrap.run::<PowerMeter>(),

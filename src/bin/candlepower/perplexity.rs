@@ -1,18 +1,19 @@
 //! `candlepower perplexity`: the likelihood of a file under one or several models.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{cell::Cell, collections::BTreeMap, path::PathBuf, process::ExitCode, rc::Rc, time::Duration};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Error, Result, ensure};
 use candlepower::{
     device::Precision,
-    output,
-    quality::{self, Entry, Sliding, Source, Window},
-    record::{self, BenchmarkId, Measures, Record},
+    error::caught,
+    model, output,
+    quality::{self, Entry, Sliding, Source, Unscored, Window},
+    record::{self, BenchmarkId, Guarded, Measures, Record},
     report::{
         table,
         text_table::{TERMINAL_WIDTH, wrapped},
     },
-    runner::Session,
+    runner::{self, Session},
     settings::Settings,
     workload::Timed,
 };
@@ -21,7 +22,7 @@ use indicatif::ProgressBar;
 
 use crate::{
     flags::{Flags, OneModel},
-    subjects,
+    subjects::{self, Named},
 };
 
 #[derive(Args)]
@@ -49,6 +50,11 @@ pub struct Perplexity {
 
 impl Perplexity {
     pub fn run(self) -> Result<ExitCode> {
+        // A model that ends its process leaves the others, which another process scores.
+        runner::guarded(|guarded| self.measure(guarded))
+    }
+
+    fn measure(&self, guarded: Option<Guarded>) -> Result<ExitCode> {
         let sliding = Sliding::new(self.seq_len, self.stride)?;
         let given = [self.settings.given(), &[("models", self.model.clone())]].concat();
         let settings = Settings::load(&given)?;
@@ -61,67 +67,114 @@ impl Perplexity {
         });
         let reference = reference.transpose()?;
         let source = Source::read(&self.tokens)?;
-        let mut session = Session::new(settings.clone())?;
+        let mut session = Session::new(settings.clone())?.with_guard(guarded)?;
         record::check_writable(&settings.out)?;
 
-        let mut loaded = subjects::load(&settings)?;
-        let count = loaded.len();
-        if let Some(settings) = &reference {
-            loaded.extend(subjects::load(settings)?);
-        }
-        let ids = source.ids(&loaded[0].1)?;
-        for (_, subject) in &loaded[1..] {
+        let scenario = format!("perplexity_{}_w{}_s{}", source.slug(), self.seq_len, self.stride);
+        let mut records: Vec<Record> = Vec::new();
+        // A model that fails has a record once another one has a score.
+        let mut failures: Vec<(record::Subject, Error)> = Vec::new();
+        let mut load = |named: Vec<Named>| {
+            let mut loaded = Vec::new();
+            for named in named {
+                let about = named.about().clone();
+                // The reference may be a subject that has failed.
+                let is_same = |(failed, _): &(record::Subject, Error)| *failed == about;
+                let id = BenchmarkId::new(&scenario, &about).to_string();
+                if failures.iter().any(is_same) || records.iter().any(|record| record.id == id) {
+                    continue;
+                }
+                if let Some(record) = session.done_before(&id) {
+                    records.push(record.clone());
+                    continue;
+                }
+                session.note(&scenario, &about);
+                match caught(|| named.load()) {
+                    Ok(found) => loaded.push(found),
+                    Err(error) => failures.push((about, error)),
+                }
+            }
+            loaded
+        };
+        let of_reference = reference.as_ref().map(subjects::named).transpose()?;
+        let loaded = load(subjects::named(&settings)?);
+        let Some(((_, first), others)) = loaded.split_first() else {
+            return subjects::none_scored(failures.into_iter().map(|(_, error)| error));
+        };
+        let reference = of_reference.and_then(|named| load(named).pop());
+        let ids = source.ids(first)?;
+        for (_, subject) in others.iter().chain(&reference) {
             ensure!(
                 source.ids(subject)? == ids,
                 "{} and {} split the text into different tokens, so their figures per token do not compare",
                 subject.source,
-                loaded[0].1.source
+                first.source
             );
         }
-        let scenario = format!("perplexity_{}_w{}_s{}", source.slug(), self.seq_len, self.stride);
-        let (abouts, mut entries): (Vec<_>, Vec<_>) = loaded
-            .into_iter()
-            .map(|(about, subject)| {
-                let id = BenchmarkId::new(&scenario, &about).to_string();
-                let (model, spent) = Timed::new(subject.model);
-                ((about, spent), Entry { id, model: Box::new(model) })
-            })
-            .unzip();
-        let (entries, reference) = entries.split_at_mut(count);
+        let mut known: BTreeMap<String, (record::Subject, Rc<Cell<Duration>>)> = BTreeMap::new();
+        let mut entry = |(about, subject): (record::Subject, model::Subject)| {
+            let id = BenchmarkId::new(&scenario, &about).to_string();
+            let (model, spent) = Timed::new(subject.model);
+            // A subject that is also the reference keeps its own time.
+            known.entry(id.clone()).or_insert((about, spent));
+            Entry { id, model: Box::new(model) }
+        };
+        let mut entries: Vec<Entry> = loaded.into_iter().map(&mut entry).collect();
+        let mut reference = reference.map(entry);
         // Drawn on standard error, and only if that is a terminal.
         let bar = ProgressBar::new(0);
-        let report = quality::score(&source, &ids, sliding, entries, reference.first_mut(), |done, all| {
-            bar.set_length(all as u64);
-            bar.set_position(done as u64);
-        })?;
+        let report = loop {
+            if entries.is_empty() {
+                return subjects::none_scored(failures.into_iter().map(|(_, error)| error));
+            }
+            let begin = |id: &str| session.note(&scenario, &known[id].0);
+            let progress = |done: usize, all: usize| {
+                bar.set_length(all as u64);
+                bar.set_position(done as u64);
+            };
+            match quality::score(&source, &ids, sliding, &mut entries, reference.as_mut(), begin, progress) {
+                Ok(report) => break report,
+                Err(error) => {
+                    let Some(Unscored { id }) = error.downcast_ref::<Unscored>() else { return Err(error) };
+                    entries.retain(|entry| entry.id != *id);
+                    reference = reference.filter(|entry| entry.id != *id);
+                    failures.push((known[id].0.clone(), error));
+                    // The others start again.
+                    known.values().for_each(|(_, spent)| spent.set(Duration::ZERO));
+                }
+            }
+        };
         bar.finish_and_clear();
 
+        for (about, error) in failures {
+            records.push(subjects::failed(&mut session, &scenario, about, error)?);
+        }
         let computed: usize = sliding.over(ids.len()).iter().map(Window::inputs).sum();
-        let mut records: Vec<Record> = Vec::new();
-        for ((about, spent), scored) in abouts.into_iter().zip(report.subjects.iter().chain(&report.reference)) {
+        for scored in report.subjects.iter().chain(&report.reference) {
             // A subject that is also the reference has a record with its divergence.
             if records.iter().any(|record| record.id == scored.id) {
                 continue;
             }
+            let (about, spent) = &known[&scored.id];
             let (mut measures, unmeasured) = report.measures(scored);
             measures.scored_tokens_per_s = Some(computed as f64 / spent.get().as_secs_f64());
             let measures = Measures::Quality(measures);
             let deviates = scored.deviates.clone();
-            let mut record = subjects::record(&session, &scenario, about, measures, unmeasured, deviates);
+            let mut record = subjects::record(&session, &scenario, about.clone(), measures, unmeasured, deviates);
             session.append(&mut record)?;
             records.push(record);
         }
         if self.json {
             output::print_data(&serde_json::to_string(&report)?);
-            return Ok(ExitCode::SUCCESS);
+        } else {
+            for table in table::tables(records.iter()) {
+                output::print(table.terminal());
+            }
+            for difference in &report.comparisons {
+                output::print_line(format_args!("\n{}", wrapped(&difference.text(), TERMINAL_WIDTH).join("\n")));
+            }
         }
-        for table in table::tables(records.iter()) {
-            output::print(table.terminal());
-        }
-        for difference in &report.comparisons {
-            output::print_line(format_args!("\n{}", wrapped(&difference.text(), TERMINAL_WIDTH).join("\n")));
-        }
-        Ok(ExitCode::SUCCESS)
+        Ok(subjects::exit_code(&records))
     }
 }
 

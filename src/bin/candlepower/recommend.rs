@@ -59,15 +59,17 @@ impl Recommend {
         if !self.no_write {
             recommend::check(file, self.overwrite)?;
         }
-        let text = self.text.as_deref().map(Source::read).transpose()?;
-        // Sets the threads and the instructions for what is measured in this process.
+        // A text, a device or a number of threads that is of no use is refused before anything is measured.
+        if let Some(file) = &self.text {
+            Source::read(file)?;
+        }
         drop(Session::new(settings.clone())?);
         let program = env::current_exe().context("the path of this program is unknown")?;
         let logs = tempfile::tempdir().context("a folder for messages could not be made")?;
         let request = Request {
             goal: self.goal,
             floor: self.min_quality,
-            text,
+            text: self.text.as_deref(),
             budget: self.budget,
             given: self.settings.given(),
             program: &program,
@@ -85,6 +87,17 @@ impl Recommend {
         if !self.no_write {
             output::print_line(format_args!("\nWrote {FILE}"));
         }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// The process of a part of a recommendation.
+#[derive(Args)]
+pub struct RecommendPart {}
+
+impl RecommendPart {
+    pub fn run(self) -> Result<ExitCode> {
+        recommend::answer()?;
         Ok(ExitCode::SUCCESS)
     }
 }
