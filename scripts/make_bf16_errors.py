@@ -5,8 +5,8 @@
     .venv/bin/python scripts/make_bf16_errors.py [FIXTURES]
 
 For each fixture and case, the file holds the relative error: the norm of the difference from the golden values, which are f32,
-over their norm. In `generation`, the cases are prompts, and the values are the logits after the last token of each. In
-`psann` and `temporal`, they are all logits and the output. Weights and activations are bf16. Tests hold results in bf16
+over their norm. In `generation`, the cases are prompts, and the values are the logits after each and after the greedy tokens that
+follow it. In `psann` and `temporal`, they are all logits and the output. Weights and activations are bf16. Tests hold results in bf16
 against these errors.
 """
 
@@ -32,9 +32,9 @@ def generation(folder, golden):
     ).eval()
     errors = {}
     for prompt in json.loads((folder / "golden.json").read_text())["prompts"]:
-        ids = prompt["ids"]
-        logits = model(torch.tensor([ids]), use_cache=False).logits[0, -1]
-        errors[prompt["name"]] = relative(logits, golden[f"{prompt['name']}.logits"][len(ids) - 1])
+        ids, first = prompt["ids"] + prompt["greedy"][:-1], len(prompt["ids"]) - 1
+        logits = model(torch.tensor([ids]), use_cache=False).logits[0, first:]
+        errors[prompt["name"]] = relative(logits, golden[f"{prompt['name']}.logits"][first:])
     return errors
 
 

@@ -110,11 +110,40 @@ pub fn folders(kind: &str) -> Vec<PathBuf> {
     folders
 }
 
-/// Relative errors in 16 bits, and those of PyTorch in bf16 on the same cases of the same fixtures.
+/// Independent errors in a row of results that has as many numbers. The errors of two computations that round the same results
+/// to other grids have a quotient whose logarithm varies by `1 / √n` for `n` independent errors. Over the 32 rows of a prompt it
+/// varies by 0.10, which is that of 96. `scripts/bf16_spread.py` measures it.
+const ERRORS_PER_ROW: usize = 3;
+
+/// Standard deviations by which chance may exceed a bound. It exceeds three in one of 700 computations.
+const DEVIATIONS: f64 = 3.0;
+
+/// Errors of a computation in 16 bits, beside those of PyTorch in bf16 on the same cases of the same fixtures.
+///
+/// The error of a case is the norm of the difference from the f32 reference over the norm of the reference. Of two computations that
+/// are equally good, either may have the larger error: the logarithm of the quotient of both has mean 0 and a standard deviation
+/// of about `1 / √n` for `n` independent errors, [`ERRORS_PER_ROW`] in each row. So two numbers are bounded, with the deviation
+/// that chance gives them:
+///
+/// - the mean of the logarithms over all cases, each weighted by its `n`. All fixtures of `generation` together show an increase
+///   of more than 4 %. Products that are rounded in two halves increase the errors by 7 %, and truncated weights by 14 %.
+/// - the logarithm of each case, which shows an error that only one configuration has. The largest of `k` normal numbers is
+///   about `√(2 ln k)` deviations, to which the same margin is added.
+///
+/// One more rounding in a layer increases the errors by less. The tests of the kernels find it, because they accept products and
+/// norms only if they are rounded once.
 pub struct Errors {
-    pytorch: BTreeMap<String, BTreeMap<String, f32>>,
-    ours: Vec<f32>,
-    theirs: Vec<f32>,
+    pytorch: BTreeMap<String, BTreeMap<String, f64>>,
+    cases: Vec<Case>,
+}
+
+/// A case of [`Errors`].
+struct Case {
+    name: String,
+    /// Logarithm of the quotient of our error and PyTorch's.
+    log_ratio: f64,
+    /// Number of independent errors.
+    independent: f64,
 }
 
 impl Errors {
@@ -123,28 +152,87 @@ impl Errors {
         let file = root(kind).join(kind).join("bf16_errors.json");
         let text = fs::read(file).expect("bf16_errors.json, which scripts/make_bf16_errors.py makes");
         let pytorch = serde_json::from_slice(&text).expect("errors by fixture and case");
-        Self { pytorch, ours: Vec::new(), theirs: Vec::new() }
+        Self { pytorch, cases: Vec::new() }
     }
 
-    /// Adds the error of a case: the norm of the difference over the norm of the reference.
-    pub fn add(&mut self, fixture: &str, case: &str, found: &[f32], expected: &[f32]) {
+    /// Adds the error of a case. The last dimension of `expected` is that of its rows.
+    pub fn add(&mut self, fixture: &str, case: &str, found: &[f32], expected: &Tensor) {
+        let width = expected.dims().last().copied().expect("rows");
+        let expected = numbers(expected);
+        assert_eq!(found.len(), expected.len(), "{fixture}, {case}");
         assert!(found.iter().all(|x| x.is_finite()), "{fixture}, {case}");
-        let error: f32 = found.iter().zip(expected).map(|(a, b)| (a - b).powi(2)).sum();
-        self.ours.push((error / expected.iter().map(|x| x.powi(2)).sum::<f32>()).sqrt());
-        self.theirs.push(self.pytorch[fixture][case]);
+        let error: f64 = found.iter().zip(&expected).map(|(a, b)| f64::from(a - b).powi(2)).sum();
+        let size: f64 = expected.iter().map(|x| f64::from(*x).powi(2)).sum();
+        self.push(fixture, case, (error / size).sqrt(), expected.len() / width * width.min(ERRORS_PER_ROW));
     }
 
-    /// Expects that neither the largest error nor the root of the mean square is above this share of PyTorch's.
-    pub fn check(&self, what: &str, share: f32) {
-        let root_mean_square =
-            |errors: &[f32]| (errors.iter().map(|error| error * error).sum::<f32>() / errors.len() as f32).sqrt();
-        let largest = |errors: &[f32]| errors.iter().copied().fold(0.0, f32::max);
-        for measure in [&root_mean_square as &dyn Fn(&[f32]) -> f32, &largest] {
-            let (ours, theirs) = (measure(&self.ours), measure(&self.theirs));
-            println!("{what}: {ours}, PyTorch's bf16 {theirs}");
-            assert!(ours <= share * theirs, "{what}: {ours} is above {share} of PyTorch's {theirs}");
+    /// Adds the error of a model on a prompt: of the logits after the prompt, and after each greedy token but the last.
+    pub fn add_prompt(&mut self, fixture: &Fixture, prompt: &Prompt, model: &mut dyn CausalLm) {
+        model.reset().expect("a reset");
+        let (_, steps) = prompt.greedy.split_last().expect("greedy tokens");
+        let mut found = forward(model, &prompt.ids, 0).expect("logits");
+        for (step, token) in steps.iter().enumerate() {
+            found.extend(forward(model, &[*token], prompt.ids.len() + step).expect("logits"));
         }
+        let all = &fixture.tensors[&format!("{}.logits", prompt.name)];
+        let expected = all.narrow(0, prompt.ids.len() - 1, 1 + steps.len()).expect("rows of logits");
+        self.add(&fixture.name, &prompt.name, &found, &expected);
     }
+
+    fn push(&mut self, fixture: &str, case: &str, error: f64, independent: usize) {
+        let log_ratio = (error / self.pytorch[fixture][case]).ln();
+        self.cases.push(Case { name: format!("{fixture}, {case}"), log_ratio, independent: independent as f64 });
+    }
+
+    /// Why the errors cannot be this share of PyTorch's, or smaller, but for chance; `None` if they can.
+    pub fn refusal(&self, share: f64) -> Option<String> {
+        let above = |log_ratio: f64, deviations: f64, independent: f64| {
+            let bound = share.ln() + deviations / independent.sqrt();
+            (log_ratio > bound).then(|| format!("{:.3} times PyTorch's, above {:.3}", log_ratio.exp(), bound.exp()))
+        };
+        let of_all = above(self.mean(), DEVIATIONS, self.independent()).map(|above| format!("the errors are {above}"));
+        let largest = DEVIATIONS + (2.0 * (self.cases.len() as f64).ln()).sqrt();
+        let mut of_each = self.cases.iter().filter_map(|case| {
+            let above = above(case.log_ratio, largest, case.independent)?;
+            Some(format!("{}: the error is {above}", case.name))
+        });
+        of_all.or_else(|| of_each.next())
+    }
+
+    /// Number of independent errors of all cases.
+    fn independent(&self) -> f64 {
+        self.cases.iter().map(|case| case.independent).sum()
+    }
+
+    /// Mean of the logarithms of the quotients, weighted by the numbers of independent errors.
+    fn mean(&self) -> f64 {
+        self.cases.iter().map(|case| case.independent * case.log_ratio).sum::<f64>() / self.independent()
+    }
+
+    /// Expects that the errors are this share of PyTorch's, or smaller, but for chance.
+    pub fn check(&self, what: &str, share: f64) {
+        println!("{what}: {:.3} times PyTorch's errors in bf16 over {} cases", self.mean().exp(), self.cases.len());
+        assert_eq!(self.refusal(share), None, "{what}");
+    }
+}
+
+/// A difference by chance passes. Neither a small increase of all errors nor a large one of a single case does.
+#[test]
+fn errors_are_held_against_those_of_pytorch() {
+    let (count, rows) = (54, 32);
+    let refusal = |ratio: &dyn Fn(usize) -> f64| {
+        let cases = (0..count).map(|case| (format!("prompt-{case}"), 0.02)).collect();
+        let mut errors = Errors { pytorch: BTreeMap::from([("llama".to_owned(), cases)]), cases: Vec::new() };
+        for case in 0..count {
+            errors.push("llama", &format!("prompt-{case}"), 0.02 * ratio(case), rows * ERRORS_PER_ROW);
+        }
+        errors.refusal(1.0).unwrap_or_default()
+    };
+    assert_eq!(refusal(&|case| if case % 2 == 0 { 1.15 } else { 1.0 / 1.15 }), "");
+    assert_eq!(refusal(&|case| if case == 7 { 1.4 } else { 1.0 }), "");
+    assert_eq!(refusal(&|_| 1.05), "the errors are 1.050 times PyTorch's, above 1.043");
+    let of_one = refusal(&|case| if case == 7 { 3.0 } else { 1.0 });
+    assert!(of_one.starts_with("llama, prompt-7: the error is 3.000 times PyTorch's, above"), "{of_one}");
 }
 
 /// The values of a tensor of any shape and dtype.
@@ -325,23 +413,24 @@ fn every_family_has_an_engine_and_a_fixture() {
     }
 }
 
-/// 16-bit dtypes are as close to the reference as PyTorch, except Gemma3, which announces its deviation. f16 has three more bits
-/// than bf16, so a quarter is accepted.
+/// 16-bit dtypes are as close to the reference as PyTorch, except Gemma3, which announces its deviation. Candle rounds within norms,
+/// SiLU and Qwen3's softmax, where PyTorch does not: four to nine times in a layer, beside PyTorch's 25 roundings. About half of
+/// the squared error is that of rounded weights, so the errors may be a tenth larger. f16 has three more bits than bf16, so a
+/// quarter is accepted.
 #[test]
 fn half_precisions_run() {
-    for (dtype, share) in [(Precision::BF16, 1.0), (Precision::F16, 0.25)] {
+    for (dtype, share) in [(Precision::BF16, 1.1), (Precision::F16, 0.25)] {
         let mut errors = Errors::of("generation");
         for fixture in fixtures("generation").iter().filter(|fixture| refusal(&fixture.config).is_none()) {
-            let prompt = &fixture.prompts[0];
             let mut model =
                 open(fixture.checkpoint.clone(), Engine::Stock, dtype, &device()).expect(&fixture.name).model;
-            let logits = forward(model.as_mut(), &prompt.ids, 0).expect("logits");
-            let expected = fixture.logits(prompt, prompt.ids.len() - 1);
-            if model.deviates(prompt.ids.len(), 1).is_none() {
-                errors.add(&fixture.name, &prompt.name, &logits, &expected);
+            for prompt in &fixture.prompts {
+                if model.deviates(prompt.ids.len(), prompt.greedy.len()).is_none() {
+                    errors.add_prompt(fixture, prompt, model.as_mut());
+                }
             }
         }
-        errors.check(&format!("stock in {dtype:?}"), share);
+        errors.check(&format!("stock in {dtype}"), share);
     }
 }
 

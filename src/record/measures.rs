@@ -9,13 +9,27 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, Serializer};
 
 use super::{
-    Better, Measures, Routing, Stability, Work,
+    Better, Measures, Routing, SampleUnit, Stability, Work,
     columns::{Cell, DataType, Value},
 };
 use crate::scenario::Sampling;
 
 const HIGHER: Option<Better> = Some(Better::Higher);
 const LOWER: Option<Better> = Some(Better::Lower);
+
+/// The value follows from the samples of the record.
+const SAMPLED: fn(&Measures) -> bool = |_| true;
+
+/// The same in a benchmark of memory.
+const SAMPLED_BYTES: fn(&Measures) -> bool = |measures| measures.samples().0 == SampleUnit::Bytes;
+
+/// The same in a generation of one token, whose time is that of the prompt.
+const SAMPLED_OF_ONE_TOKEN: fn(&Measures) -> bool =
+    |measures| matches!(measures, Measures::Generation(measures) if measures.new_tokens == 1);
+
+/// The same in a load on a server, whose samples are times to the end of the answer.
+const SAMPLED_E2E: fn(&Measures) -> bool =
+    |measures| matches!(measures, Measures::Serving(measures) if measures.sample_ms.is_empty());
 
 /// Defines the measures of one kind of benchmark: a struct for records, and a table with a row for each field that has one.
 /// A field without a row is in the record only. Rows below `derived` are computed from the fields and are not in the record.
@@ -95,6 +109,9 @@ pub struct Row {
     pub sweep: Option<&'static str>,
     /// Place among the exported metrics and name there, without the unit. The lowest place is the headline.
     pub export: Option<(u8, &'static str)>,
+    /// True if the value is the middle of the [samples](Measures::samples) of these measures, its exponential, or a quotient with
+    /// it. Exports then tell how it varies.
+    pub is_sampled: fn(&Measures) -> bool,
     /// Tables, the place of the column in each, and its header with the unit. Places only order columns: leave gaps.
     pub tables: &'static [(TableKey, u8, &'static str)],
     /// Display of a missing value in tables.
@@ -109,6 +126,7 @@ impl Row {
         results: Name::OfField,
         sweep: None,
         export: None,
+        is_sampled: |_| false,
         tables: &[],
         missing: Missing::NotAvailable,
     };
@@ -370,7 +388,7 @@ measures! {
         sample_total_ms: Vec<f64>,
         /// Time to first token (TTFT): from the prompt to the first generated token, sampling included.
         ttft_ms: f64 => Row {
-            unit: MeasureUnit::Ms, better: LOWER, export: Some((40, "ttft")),
+            unit: MeasureUnit::Ms, better: LOWER, export: Some((40, "ttft")), is_sampled: SAMPLED_OF_ONE_TOKEN,
             tables: &[
                 (TableKey::Generation, 50, "TTFT ms"), (TableKey::LongContext, 50, "TTFT ms"),
                 (TableKey::Live, 10, "TTFT ms"),
@@ -398,6 +416,7 @@ measures! {
         /// Prompt tokens divided by the time to first token.
         prefill_tokens_per_s: f64 => Row {
             unit: MeasureUnit::TokensPerS, better: HIGHER, export: Some((30, "prefill_tokens_per_s")),
+            is_sampled: SAMPLED_OF_ONE_TOKEN,
             tables: &[
                 (TableKey::Generation, 25, "prefill tok/s"), (TableKey::MixturePrefill, 10, "prefill tok/s"),
                 (TableKey::Scaling, 25, "prefill tok/s"), (TableKey::LongContext, 25, "prefill tok/s"),
@@ -541,6 +560,7 @@ measures! {
         /// The exported headline. Empty for a scenario of one token, whose rate the prefill already states.
         headline_tokens_per_s: Option<f64> = |m| (m.new_tokens > 1).then_some(m.tokens_per_s) => Row {
             unit: MeasureUnit::TokensPerS, better: HIGHER, results: Name::LeftOut, export: Some((10, "tokens_per_s")),
+            is_sampled: SAMPLED,
             ..Row::DATA
         },
         /// Mean power of the device.
@@ -569,11 +589,13 @@ measures! {
         /// Windows of the series divided by the time of the median step.
         windows_per_s: f64 => Row {
             unit: MeasureUnit::WindowsPerS, better: HIGHER, results: Name::LeftOut, sweep: Some("samples_per_s"),
-            export: Some((10, "samples_per_s")), tables: &[(TableKey::Sweep, 10, "samples/s")], ..Row::DATA
+            export: Some((10, "samples_per_s")), is_sampled: SAMPLED,
+            tables: &[(TableKey::Sweep, 10, "samples/s")], ..Row::DATA
         },
         /// Median time of a step.
         step_p50_ms: f64 => Row {
             unit: MeasureUnit::Ms, better: LOWER, sweep: Some("step_p50_ms"), export: Some((20, "step_p50")),
+            is_sampled: SAMPLED,
             tables: &[(TableKey::Sweep, 20, "step P50 ms"), (TableKey::Live, 25, "step ms")], ..Row::DATA
         },
         /// 95th percentile of the time of a step.
@@ -634,7 +656,7 @@ measures! {
         /// Tokens of a batch divided by the time of the median step.
         tokens_per_s: f64 => Row {
             unit: MeasureUnit::TokensPerS, better: HIGHER, results: Name::Other("train_tokens_per_s"),
-            export: Some((10, "tokens_per_s")),
+            export: Some((10, "tokens_per_s")), is_sampled: SAMPLED,
             tables: &[(TableKey::Training, 20, "tok/s"), (TableKey::Checkpointing, 80, "tok/s")], ..Row::DATA
         },
         /// Tokens of each row of a batch.
@@ -655,7 +677,7 @@ measures! {
         sample_peak_bytes: Vec<u64>,
         /// Median time of a step.
         step_p50_ms: f64 => Row {
-            unit: MeasureUnit::Ms, better: LOWER, export: Some((20, "step_p50")),
+            unit: MeasureUnit::Ms, better: LOWER, export: Some((20, "step_p50")), is_sampled: SAMPLED,
             tables: &[
                 (TableKey::Training, 30, "step P50 ms"), (TableKey::Checkpointing, 60, "step P50 ms"),
                 (TableKey::Live, 25, "step ms"),
@@ -672,7 +694,7 @@ measures! {
         /// Peak memory while a benchmark runs, weights included. For training, gradients, optimizer state and activations
         /// are also included.
         peak_bytes: Option<u64> => Row {
-            unit: MeasureUnit::Bytes, better: LOWER, export: Some((40, "peak_memory")),
+            unit: MeasureUnit::Bytes, better: LOWER, export: Some((40, "peak_memory")), is_sampled: SAMPLED_BYTES,
             tables: &[
                 (TableKey::Training, 110, "peak MB"), (TableKey::Checkpointing, 10, "peak MB"),
                 (TableKey::Live, 30, "peak MB"),
@@ -784,7 +806,7 @@ measures! {
         /// 99.9th percentile of the inter-token latency (ITL).
         itl_p99_9_ms: Option<f64> => Row { unit: MeasureUnit::Ms, better: LOWER, ..Row::DATA },
         /// Median time to the end of the answer (E2E).
-        e2e_p50_ms: Option<f64> => Row { unit: MeasureUnit::Ms, better: LOWER, export: Some((70, "e2e_p50")), tables: &[(TableKey::Serving, 110, "E2E P50 ms")], ..Row::DATA },
+        e2e_p50_ms: Option<f64> => Row { unit: MeasureUnit::Ms, better: LOWER, export: Some((70, "e2e_p50")), is_sampled: SAMPLED_E2E, tables: &[(TableKey::Serving, 110, "E2E P50 ms")], ..Row::DATA },
         /// 90th percentile of the time to the end of the answer (E2E).
         e2e_p90_ms: Option<f64> => Row { unit: MeasureUnit::Ms, better: LOWER, ..Row::DATA },
         /// 95th percentile of the time to the end of the answer (E2E).
@@ -853,7 +875,7 @@ measures! {
     Quality {
         /// Perplexity: the exponential of the mean negative log-likelihood per token.
         perplexity: f64 => Row {
-            unit: MeasureUnit::Perplexity, better: LOWER, export: Some((10, "perplexity")),
+            unit: MeasureUnit::Perplexity, better: LOWER, export: Some((10, "perplexity")), is_sampled: SAMPLED,
             tables: &[(TableKey::Quality, 10, "perplexity")], ..Row::DATA
         },
         /// Standard error of the perplexity, by the delta method. Empty for one token.
@@ -862,7 +884,7 @@ measures! {
         },
         /// Mean negative log-likelihood per token.
         nll: f64 => Row {
-            unit: MeasureUnit::Nats, better: LOWER, export: Some((20, "nll")),
+            unit: MeasureUnit::Nats, better: LOWER, export: Some((20, "nll")), is_sampled: SAMPLED,
             tables: &[(TableKey::Quality, 30, "NLL nats")], ..Row::DATA
         },
         /// Standard error of `nll`, as if tokens were independent. Empty for one token.
@@ -873,7 +895,7 @@ measures! {
         nll_per_byte: Option<f64> => Row { unit: MeasureUnit::Nats, better: LOWER, ..Row::DATA },
         /// Information in a byte of a text under the model: its negative log-likelihood. Empty for token ids.
         bits_per_byte: Option<f64> => Row {
-            unit: MeasureUnit::Bits, better: LOWER, export: Some((30, "bits_per_byte")),
+            unit: MeasureUnit::Bits, better: LOWER, export: Some((30, "bits_per_byte")), is_sampled: SAMPLED,
             tables: &[(TableKey::Quality, 40, "bits / byte")], missing: Missing::NoColumn, ..Row::DATA
         },
         /// Negative log-likelihood per word of a text. Empty for token ids.
@@ -950,7 +972,7 @@ measures! {
         accuracy_norm_standard_error: Option<f64> => Row { unit: MeasureUnit::Accuracy, ..Row::DATA },
         /// Exponential of the mean negative log-likelihood of the continuations. Empty where there are choices.
         target_perplexity: Option<f64> => Row {
-            unit: MeasureUnit::Perplexity, better: LOWER, export: Some((30, "target_perplexity")),
+            unit: MeasureUnit::Perplexity, better: LOWER, export: Some((30, "target_perplexity")), is_sampled: SAMPLED,
             missing: Missing::Blank, tables: &[(TableKey::Evaluation, 40, "target perplexity")], ..Row::DATA
         },
         /// Standard error of `target_perplexity`, by the delta method.
@@ -976,7 +998,7 @@ measures! {
         sample_ms: Vec<f64>,
         /// Median time of a load.
         load_ms: f64 => Row {
-            unit: MeasureUnit::Ms, better: LOWER, export: Some((10, "load")),
+            unit: MeasureUnit::Ms, better: LOWER, export: Some((10, "load")), is_sampled: SAMPLED,
             tables: &[(TableKey::Loading, 10, "load ms")], ..Row::DATA
         },
         /// Size of the files divided by the median time.
@@ -1013,12 +1035,12 @@ measures! {
         pass_ms: f64 => Row { unit: MeasureUnit::Ms, better: LOWER, ..Row::DATA },
         /// Size of the text divided by the median time of a pass.
         text_bytes_per_s: f64 => Row {
-            unit: MeasureUnit::BytesPerS, better: HIGHER, export: Some((10, "text_bytes_per_s")),
+            unit: MeasureUnit::BytesPerS, better: HIGHER, export: Some((10, "text_bytes_per_s")), is_sampled: SAMPLED,
             tables: &[(TableKey::Tokenizing, 10, "MB/s")], ..Row::DATA
         },
         /// Median time of a pass divided by the tokens of the text.
         token_us: f64 => Row {
-            unit: MeasureUnit::Us, better: LOWER, export: Some((20, "token")),
+            unit: MeasureUnit::Us, better: LOWER, export: Some((20, "token")), is_sampled: SAMPLED,
             tables: &[(TableKey::Tokenizing, 20, "µs/token")], ..Row::DATA
         },
         /// First 16 hexadecimal digits of the SHA-256 of the ids as little-endian u32. Equal digests mean equal tokens.

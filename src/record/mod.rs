@@ -254,11 +254,25 @@ impl Measures {
                 let ((place, name), better) = (measure.row.export?, measure.row.better?);
                 let value = (measure.value)(self)?.number()?;
                 let (unit, explanation) = (measure.row.unit, measure.explanation());
-                Some((place, Metric { name, explanation, unit, better, value }))
+                let deviation = (measure.row.is_sampled)(self).then(|| self.relative_deviation(unit)).flatten();
+                let deviation = deviation.map(|share| share * value).filter(|deviation| deviation.is_finite());
+                Some((place, Metric { name, explanation, unit, better, value, deviation }))
             })
             .collect();
         metrics.sort_by_key(|(place, _)| *place);
         metrics.into_iter().map(|(_, metric)| metric).collect()
+    }
+
+    /// Standard deviation of the samples, as a share of a value in this unit that follows from them; `None` for fewer than two
+    /// samples. A perplexity is the exponential of their mean, so its share is their deviation itself. Others are proportional to
+    /// their middle or to its inverse.
+    fn relative_deviation(&self, unit: MeasureUnit) -> Option<f64> {
+        let (_, samples) = self.samples();
+        let count = samples.len() as f64;
+        let mean = samples.iter().sum::<f64>() / count;
+        let squares: f64 = samples.iter().map(|sample| (sample - mean).powi(2)).sum();
+        let deviation = (samples.len() > 1).then(|| (squares / (count - 1.0)).sqrt())?;
+        Some(if unit == MeasureUnit::Perplexity { deviation } else { deviation / mean })
     }
 
     /// Digest of the output. Two runs with equal digests did the same work.
@@ -319,6 +333,9 @@ pub struct Metric {
     pub better: Better,
     /// The value, in the unit.
     pub value: f64,
+    /// Standard deviation of the samples that the value follows from, in the unit; `None` without such samples.
+    #[serde(skip)]
+    pub deviation: Option<f64>,
 }
 
 /// The direction in which a measure improves.

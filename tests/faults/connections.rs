@@ -1,6 +1,8 @@
 //! Mutations of what comes over a network: requests to `serve`, and answers to `load`, with the server-sent events in them.
 
 use std::{
+    collections::BTreeSet,
+    fs::File,
     io::{BufRead, BufReader, Read, Write},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     sync::{
@@ -20,7 +22,7 @@ use candlepower::{
 use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
 use serde_json::Value;
 
-use crate::fuzz::{LONGEST, corpus, fuzz, mutated, seconds};
+use crate::fuzz::{LONGEST, Outcomes, corpus, fuzz, mutated, seconds, wording};
 
 /// The bytes that come back after a request, at whose end the client stops sending.
 fn exchanged(address: SocketAddr, request: &[u8], ends: bool) -> Vec<u8> {
@@ -73,18 +75,22 @@ fn requests_to_a_server() {
     };
     fuzz("requests", &[], |input| {
         let answer = exchanged(address, input, true);
-        match answered(&answer) {
+        let outcome = match answered(&answer) {
             // A head without an end, or bytes that are not HTTP, may get none.
-            None => assert!(answer.is_empty(), "{:?}", String::from_utf8_lossy(&answer)),
+            None => {
+                assert!(answer.is_empty(), "{:?}", String::from_utf8_lossy(&answer));
+                "closed".to_owned()
+            }
             Some((status, body)) => {
                 assert!((200..500).contains(&status), "{:?}", String::from_utf8_lossy(&answer));
                 let json: Option<Value> = serde_json::from_slice(body).ok();
-                if let Some(message) = json.as_ref().and_then(|json| json["error"]["message"].as_str()) {
-                    assert!(!message.contains(char::is_control), "{message:?}");
-                }
+                let message = json.as_ref().and_then(|json| json["error"]["message"].as_str()).unwrap_or_default();
+                assert!(!message.contains(char::is_control), "{message:?}");
+                format!("{status} {}", wording(message))
             }
-        }
+        };
         assert_eq!(health(), Some(200));
+        outcome
     });
     server.stopper().stop();
     server.wait().expect("it ends without a failure");
@@ -105,6 +111,11 @@ fn events_of_a_stream() {
         for size in [1, 2, 3, 7] {
             assert_eq!(items(size), whole, "in parts of {size}");
         }
+        let kind = |item: &Item| match item {
+            Item::Event { name, data } => format!("event {} {}", name.is_empty(), data.is_empty()),
+            other => format!("{other:?}"),
+        };
+        whole.iter().map(kind).collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>().join("; ")
     });
 }
 
@@ -136,7 +147,7 @@ fn serve(answer: impl Fn(u64) -> Vec<u8> + Send + 'static, count: Arc<AtomicU64>
 fn answers_of_servers() {
     let inputs = corpus("answers");
     let files = inputs.len() as u64;
-    let answer = move |number: u64| {
+    let answer = move |number: u64| -> Vec<u8> {
         let mut random = ChaCha8Rng::seed_from_u64(number);
         match inputs.get(number as usize) {
             Some(input) => input.clone(),
@@ -145,7 +156,7 @@ fn answers_of_servers() {
     };
     let folder = tempfile::tempdir().expect("a folder");
     let count = Arc::new(AtomicU64::new(0));
-    let address = serve(answer, count.clone());
+    let address = serve(answer.clone(), count.clone());
     let shape = Shape {
         seed: 1,
         arrivals: Arrivals::Closed { clients: 1 },
@@ -186,4 +197,21 @@ fn answers_of_servers() {
     assert!(ended > files && count.load(Ordering::Relaxed) > files, "{ended} ended; {}", about());
     assert_eq!(report.tally.outcomes.get(&load::Outcome::TimedOut), None, "{}", about());
     assert!(!report.text().contains('\u{1b}'));
+
+    // Each exchange took one answer, and the last answer may have come too late for one.
+    let answers = count.load(Ordering::Relaxed);
+    if (ended..=ended + 1).contains(&answers) {
+        let mut outcomes = Outcomes::of("answers");
+        let lines = BufReader::new(File::open(folder.path().join("exchanges.jsonl")).expect("exchanges")).lines();
+        for (number, line) in (0..).zip(lines) {
+            let line: Value = serde_json::from_str(&line.expect("a line")).expect("JSON");
+            let detail = wording(line["detail"].as_str().unwrap_or_default());
+            let outcome = format!("{} {detail} {} {}", line["outcome"], line["token_source"], line["oddities"]);
+            if number < files {
+                outcomes.know(outcome);
+            } else {
+                outcomes.add(&answer(number), outcome);
+            }
+        }
+    }
 }

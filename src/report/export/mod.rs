@@ -71,33 +71,23 @@ struct Exported<'a> {
 fn github(rows: &[Exported], better: Better) -> Result<String> {
     let entries: Vec<Value> = rows
         .iter()
-        .flat_map(|row| row.metrics.iter().enumerate().map(move |(place, metric)| (row, place, metric)))
-        .filter(|(_, _, metric)| metric.better == better)
-        .map(|(row, place, metric)| {
+        .flat_map(|row| row.metrics.iter().map(move |metric| (row, metric)))
+        .filter(|(_, metric)| metric.better == better)
+        .map(|(row, metric)| {
             let commit = row.record.software.commit.as_deref().unwrap_or("unknown");
-            // The headline follows from the time of a sample, so it spreads as the samples do.
-            let spread = (place == 0).then(|| relative_deviation(row.measures.sample_ms())).flatten();
             let mut entry = json!({
                 "name": format!("{} {}", row.record.exported_id(), metric.name),
                 "unit": metric.unit.name(),
                 "value": metric.value,
                 "extra": format!("{}, candle {}, commit {commit}", row.record.machine.name, row.record.software.candle),
             });
-            if let Some(spread) = spread {
-                entry["range"] = format!("± {:.3}", metric.value * spread).into();
+            if let Some(deviation) = metric.deviation {
+                entry["range"] = format!("± {deviation:.3}").into();
             }
             entry
         })
         .collect();
     serde_json::to_string_pretty(&entries).context("the export could not be written")
-}
-
-/// Standard deviation of samples as a share of their mean; `None` for fewer than two.
-fn relative_deviation(samples: &[f64]) -> Option<f64> {
-    let count = samples.len() as f64;
-    let mean = samples.iter().sum::<f64>() / count;
-    let squares: f64 = samples.iter().map(|sample| (sample - mean).powi(2)).sum();
-    (samples.len() > 1).then(|| (squares / (count - 1.0)).sqrt() / mean)
 }
 
 fn bencher(rows: &[Exported]) -> Result<String> {
@@ -219,6 +209,7 @@ fn registry(rows: &[Exported]) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::record::{Evaluation, Generation, Loading, Quality, Serving, Sweep, Tokenizing, Training};
 
     fn record(edit: impl Fn(&mut Record)) -> Record {
         let mut record = serde_json::from_str(include_str!("../../record/sample.json")).expect("the sample");
@@ -241,12 +232,68 @@ mod tests {
         assert!(bigger.contains(&"short/llama-mini/stock-f32-cpu tokens_per_s".into()), "{bigger:?}");
         assert!(smaller.contains(&"short/llama-mini/stock-f32-cpu ttft".into()), "{smaller:?}");
         assert!(bigger.iter().all(|name| !smaller.contains(name)));
-        let entries: Vec<Value> = serde_json::from_str(&exported(&record, Format::GithubBigger)).expect("JSON");
-        let with_range: Vec<&Value> = entries.iter().filter(|entry| entry.get("range").is_some()).collect();
-        let [headline] = with_range.as_slice() else { panic!("{entries:?}") };
-        assert!(headline["range"].as_str().is_some_and(|range| range.starts_with("± ")), "{headline}");
-        let deviation = relative_deviation(&[9.0, 11.0]).expect("two samples");
-        assert!((deviation - 2f64.sqrt() / 10.0).abs() < 1e-12 && relative_deviation(&[1.0]).is_none());
+    }
+
+    /// The exported values that have a range, with it.
+    fn ranges(measures: Measures) -> String {
+        let record = record(|record| record.measures = Some(measures.clone()));
+        let texts = [Format::GithubBigger, Format::GithubSmaller].map(|format| exported(&record, format));
+        let entries = texts.iter().flat_map(|text| serde_json::from_str::<Vec<Value>>(text).expect("JSON"));
+        let range = |entry: Value| {
+            let name = entry["name"].as_str().and_then(|name| name.split(' ').next_back()).expect("a name");
+            Some(format!("{name} {} {}", entry["value"], entry.get("range")?.as_str()?))
+        };
+        entries.filter_map(range).collect::<Vec<_>>().join(", ")
+    }
+
+    /// The samples deviate by √2 from 10, and the values by the same share, but for the exponential of the samples.
+    #[test]
+    fn each_value_of_samples_has_a_range() {
+        let samples = || vec![9.0, 11.0];
+        let steps = Generation {
+            new_tokens: 64,
+            tokens_per_s: 100.0,
+            ttft_ms: 3.0,
+            sample_total_ms: samples(),
+            ..Generation::default()
+        };
+        assert_eq!(ranges(Measures::Generation(steps.clone())), "tokens_per_s 100.0 ± 14.142");
+        let of_one_token = Generation { new_tokens: 1, ttft_ms: 10.0, prefill_tokens_per_s: 100.0, ..steps.clone() };
+        let expected = "prefill_tokens_per_s 100.0 ± 14.142, ttft 10.0 ± 1.414";
+        assert_eq!(ranges(Measures::Generation(of_one_token)), expected);
+        let of_one_sample = Generation { sample_total_ms: vec![10.0], ..steps };
+        assert_eq!(ranges(Measures::Generation(of_one_sample)), "");
+        let sweep = Sweep { windows_per_s: 100.0, step_p50_ms: 10.0, sample_ms: samples(), ..Sweep::default() };
+        assert_eq!(ranges(Measures::Sweep(sweep)), "samples_per_s 100.0 ± 14.142, step_p50 10.0 ± 1.414");
+        let training = Training {
+            tokens_per_s: 100.0,
+            step_p50_ms: 10.0,
+            peak_bytes: Some(10),
+            sample_ms: samples(),
+            ..Training::default()
+        };
+        let expected = "tokens_per_s 100.0 ± 14.142, step_p50 10.0 ± 1.414";
+        assert_eq!(ranges(Measures::Training(training.clone())), expected);
+        let memory = Training { sample_ms: Vec::new(), sample_peak_bytes: vec![9, 11], ..training };
+        assert_eq!(ranges(Measures::Training(memory)), "peak_memory 10.0 ± 1.414");
+        let server = Serving { e2e_p50_ms: Some(10.0), sample_e2e_ms: samples(), ..Serving::default() };
+        assert_eq!(ranges(Measures::Serving(server)), "e2e_p50 10.0 ± 1.414");
+        let quality = Quality {
+            perplexity: 100.0,
+            nll: 10.0,
+            bits_per_byte: Some(3.0),
+            window_nll: samples(),
+            ..Quality::default()
+        };
+        let expected = "perplexity 100.0 ± 141.421, nll 10.0 ± 1.414, bits_per_byte 3.0 ± 0.424";
+        assert_eq!(ranges(Measures::Quality(quality)), expected);
+        let task = Evaluation { target_perplexity: Some(100.0), question_nll: samples(), ..Evaluation::default() };
+        assert_eq!(ranges(Measures::Evaluation(task)), "target_perplexity 100.0 ± 141.421");
+        let loading = Loading { load_ms: 10.0, sample_ms: samples(), ..Loading::default() };
+        assert_eq!(ranges(Measures::Loading(loading)), "load 10.0 ± 1.414");
+        let tokenizing =
+            Tokenizing { text_bytes_per_s: 100.0, token_us: 10.0, sample_ms: samples(), ..Tokenizing::default() };
+        assert_eq!(ranges(Measures::Tokenizing(tokenizing)), "text_bytes_per_s 100.0 ± 14.142, token 10.0 ± 1.414");
     }
 
     #[test]
@@ -278,7 +325,7 @@ mod tests {
         let seconds: f64 = ttft.rsplit(' ').next().and_then(|value| value.parse().ok()).expect("a number");
         assert!((seconds - 0.0363).abs() < 1e-4);
         let (unit, better) = (MeasureUnit::Bits, Better::Lower);
-        let metric = Metric { name: "bits_per_byte", explanation: "", unit, better, value: 2.0 };
+        let metric = Metric { name: "bits_per_byte", explanation: "", unit, better, value: 2.0, deviation: None };
         assert_eq!(base_unit(&metric), ("bytes_per_byte".to_owned(), "", 0.25));
     }
 
