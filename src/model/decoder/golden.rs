@@ -259,9 +259,13 @@ fn half_precisions_are_as_close_as_those_of_pytorch() {
     }
 }
 
-/// Truncated instead of rounded weights increase the errors of logits by less than a fifth, which the comparison finds.
+/// Truncated instead of rounded weights increase the errors of logits by less than a fifth, which the comparison finds. Other
+/// fixtures than the repository's may be too few to show it.
 #[test]
 fn truncated_weights_are_farther_than_those_of_pytorch() {
+    if std::env::var_os("CANDLEPOWER_FIXTURES").is_some() {
+        return;
+    }
     let machine = Machine::with_threads(2);
     let truncated = |tensor: &Tensor| {
         let values: Vec<f32> = numbers(tensor).iter().map(|x| f32::from_bits(x.to_bits() & 0xffff_0000)).collect();
