@@ -1,5 +1,5 @@
-//! The measurement: two running sides take samples in turns, in legs between which both start anew, until the ratio is known
-//! well enough.
+//! The measurement: two running sides take samples at the same time, in turns of milliseconds. Between legs both sides start
+//! anew, until the ratio is known well enough.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -406,15 +406,16 @@ impl Contest<'_> {
 /// Runs the first iterations, which count nowhere, and returns how long an iteration keeps the side busy. A benchmark of a
 /// latency measures only a part of that time.
 fn warm_up(side: &mut Process) -> Result<Answer<Duration>> {
-    let started = Instant::now();
+    let mut total = Duration::ZERO;
     let mut iterations = 1;
     loop {
         let asked = Instant::now();
-        if let Answer::Failed(record) = side.sample(iterations, 0)? {
-            return Ok(Answer::Failed(record));
-        }
-        let busy = asked.elapsed();
-        if started.elapsed() >= SAMPLE {
+        let busy = match side.sample(iterations, 0)? {
+            Answer::Done(sample) => asked.elapsed().max(Duration::from_nanos(sample.ns.iter().sum())),
+            Answer::Failed(record) => return Ok(Answer::Failed(record)),
+        };
+        total += busy;
+        if total >= SAMPLE {
             return Ok(Answer::Done(busy / iterations as u32));
         }
         iterations *= 2;

@@ -1,7 +1,7 @@
 //! The statistics of a duel: the ratio of two sides and an interval that is valid whenever sampling stops.
 //!
-//! Samples come in blocks of four, `A B B A` or `B A A B`, as a fair coin decides. The first two samples and the last two
-//! are pairs, and each pair gives a ratio B / A. The estimate is the median of the ratios. If the sides start anew during the
+//! Both sides take a sample at the same time, in turns. Such a pair gives a ratio B / A. Pairs come in blocks of two. A fair coin
+//! decides which side has the first turn of the first pair, and the other side has that of the second. The estimate is the median of the ratios. If the sides start anew during the
 //! duel, the blocks between two starts count as one, with the medians of their first and of their second ratios. Another coin
 //! decides which side starts first.
 //!
