@@ -109,8 +109,11 @@ mod tests {
         }
         let quality = Quality { kl_mean: 0.1 + 0.2, perplexity_ratio: 1.0 / 3.0, top1_agreement: 0.9, tokens: 512 };
         let ratio = Ratio { ratio: 1.0 / 3.0, low: 0.1, high: 0.7, level: 0.95, pairs: 20 };
-        let line = dialogue::line_of(&Ok::<_, String>((quality, vec![(2, vec![ratio])]))).expect("a line");
-        let read: Result<(Quality, Vec<(usize, Vec<Ratio>)>), String> = dialogue::parse(&line).expect("an answer");
-        assert_eq!(read, Ok((quality, vec![(2, vec![ratio])])));
+        let sequences = vec![(2, vec![ratio])];
+        fn sent<T: Serialize + DeserializeOwned>(answer: T) -> T {
+            let line = dialogue::line_of(&Ok::<_, String>(answer)).expect("a line");
+            dialogue::parse::<Result<T, String>>(&line).expect("an answer").expect("a value")
+        }
+        assert_eq!((sent(quality), sent(sequences.clone())), (quality, sequences));
     }
 }
