@@ -31,6 +31,7 @@ thread_local! {
 
 /// Runs a benchmark on this thread in turns, and waits for the first. `pass_on` ends a turn and returns when the next one
 /// begins.
+#[cfg_attr(not(feature = "cli"), allow(dead_code, reason = "only duels take turns"))]
 pub fn within<T>(pass_on: impl FnMut() + 'static, benchmark: impl FnOnce() -> T) -> T {
     /// A benchmark that panics has no turns left either.
     struct End;
