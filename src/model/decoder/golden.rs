@@ -299,9 +299,11 @@ fn divergences(expected: &[f32], found: &[f32], vocab_size: usize) -> Vec<f64> {
     expected.chunks_exact(vocab_size).zip(found.chunks_exact(vocab_size)).map(divergence).collect()
 }
 
-/// The divergence from the f32 reference stays below twice what was measured: at most 0.0039 nats in q8_0, 0.27 in q4_k and 0.042 in FP8 on average
-/// over a prompt. The fixtures have wide random weights in rows of 40 to 96, which 4 bits suit badly; a wrong block or scale gives
-/// several nats. Mixtures that choose experts are left out, because rounding may choose another one.
+/// The mean divergence from the f32 reference over all prompts. That of one prompt is up to five times as large, and varies from
+/// seed to seed; the mean is 0.0015 to 0.0018 nats in q8_0, 0.107 to 0.119 in q4_k and 0.018 to 0.020 in FP8 over four seeds. The
+/// fixtures have wide random weights in rows of 40 to 96, which 4 bits suit badly. A wrong block or scale gives several nats, which
+/// exceeds the bound of the mean if it affects two prompts. Mixtures that choose experts are left out, because rounding may
+/// choose another one.
 ///
 /// A step computes what a pass over all tokens computes, but for inputs that are rounded differently because sums before them were
 /// added in another order.
@@ -313,10 +315,10 @@ fn quantised_models_stay_close_to_the_reference() {
     };
     let fixtures: Vec<_> = fixtures("generation").into_iter().chain(fixtures("moe")).filter(|f| !chooses(f)).collect();
     assert!(fixtures.iter().any(|fixture| fixture.config.experts.is_some()), "a mixture that chooses all experts");
-    for (precision, bound) in [(Precision::Q8_0, 0.008), (Precision::Q4K, 0.54), (Precision::F8E4M3, 0.083)] {
+    for (precision, bound) in [(Precision::Q8_0, 0.002), (Precision::Q4K, 0.14), (Precision::F8E4M3, 0.024)] {
         for set in Instructions::ALL {
             let Some(machine) = Machine::new(2, set) else { continue };
-            let (mut worst, mut worst_step): (f64, f64) = (0.0, 0.0);
+            let (mut of_prompts, mut worst_step): (Vec<f64>, f64) = (Vec::new(), 0.0);
             for fixture in &fixtures {
                 let weights = fixture.checkpoint.weights(DType::F32, &Device::Cpu).expect("weights");
                 let (config, tensors) = (fixture.config.clone(), Tensors::new(weights, precision));
@@ -327,13 +329,14 @@ fn quantised_models_stay_close_to_the_reference() {
                     let tokens: Vec<u32> = prompt.ids.iter().chain(&prompt.greedy).copied().collect();
                     let tokens = &tokens[..tokens.len() - 1];
                     let found = decoder.all(tokens, 0);
-                    worst = worst.max(mean(&divergences(&expected, &found, fixture.config.vocab_size)));
+                    of_prompts.push(mean(&divergences(&expected, &found, fixture.config.vocab_size)));
                     let steps: Vec<f32> = (0..tokens.len()).flat_map(|at| decoder.all(&tokens[at..=at], at)).collect();
                     worst_step = worst_step.max(mean(&divergences(&found, &steps, fixture.config.vocab_size)));
                 }
             }
-            println!("{precision} with {set}: {worst:.5} nats from the reference, {worst_step:.7} from step to pass");
-            assert!(worst <= bound && worst_step <= 1e-4, "{precision} with {set}: {worst} and {worst_step}");
+            let all = mean(&of_prompts);
+            println!("{precision} with {set}: {all:.5} nats from the reference, {worst_step:.7} from step to pass");
+            assert!(all <= bound && worst_step <= 1e-4, "{precision} with {set}: {all} and {worst_step}");
         }
     }
 }
