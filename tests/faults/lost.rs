@@ -437,9 +437,11 @@ fn combinations_that_failed_are_tried_again() {
     let records = records_of(folder.path(), "r");
     let failed: Vec<_> = records.iter().filter(|record| record.status == Status::Failed).collect();
     assert!(records.len() == 4 && !failed.is_empty() && failed.len() < 4, "{}", stderr(&output));
-    assert!(
-        failed.iter().all(|record| record.reason.as_ref().is_some_and(|reason| reason.contains("it does not fit")))
-    );
+    // Either the check before or the allocation itself finds that there is too little memory.
+    let is_short = |reason: &String| reason.contains("it does not fit") || reason.contains("was ended by SIGABRT");
+    for record in failed {
+        assert!(record.reason.as_ref().is_some_and(is_short), "{:?}", record.reason);
+    }
     let output = crate::command::output(candlepower(folder.path()).args(&arguments));
     assert!(output.status.success(), "{}", stderr(&output));
     let after =
