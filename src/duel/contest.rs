@@ -415,10 +415,10 @@ fn warm_up(side: &mut Process) -> Result<Answer<Duration>> {
             Answer::Failed(record) => return Ok(Answer::Failed(record)),
         };
         total += busy;
-        if total >= SAMPLE {
+        if total >= SAMPLE || iterations >= ITERATIONS {
             return Ok(Answer::Done(busy / iterations as u32));
         }
-        iterations *= 2;
+        iterations = (2 * iterations).min(ITERATIONS);
     }
 }
 

@@ -1,5 +1,5 @@
-//! Measurement: clocks, memory and power counters, limits and properties of the machine, and conditions. This folder
-//! knows no scenarios and no models.
+//! Measurement: clocks, memory and power counters, limits and properties of the machine, conditions, and the turns of processes
+//! that run side by side. This folder knows no scenarios and no models.
 
 pub mod clocks;
 pub(crate) mod conditions;
