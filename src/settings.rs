@@ -31,6 +31,11 @@ pub const FILE: &str = "candlepower.toml";
 /// The start of the name of every environment variable that sets a key.
 pub const PREFIX: &str = "CANDLEPOWER_";
 
+/// The environment variable of a setting with this key.
+pub fn variable(key: &str) -> String {
+    format!("{PREFIX}{}", key.to_uppercase())
+}
+
 /// Names the run that records are appended to. It starts with [`PREFIX`], but is not a setting.
 pub(crate) const RUN: &str = "CANDLEPOWER_RUN";
 

@@ -26,7 +26,7 @@ use crate::{
     record::{self, Conditions, Record, SampleUnit, Sink, Status},
     report::duel::{Contestant, Duel, Row, Verdict},
     scenario,
-    settings::PREFIX,
+    settings::variable,
     text,
 };
 
@@ -139,7 +139,7 @@ pub fn measure([a, b]: [&Program; 2], rules: &Rules, folders: Folders, mut progr
 fn start(name: &str, program: &Program, target: Option<&str>, folders: Folders) -> Result<Process> {
     let mut command = Command::new(&program.path);
     command.arg("duel-side").args(target);
-    command.envs(program.settings.iter().map(|(key, value)| (format!("{PREFIX}{}", key.to_uppercase()), value)));
+    command.envs(program.settings.iter().map(|(key, value)| (variable(key), value)));
     let log = folders.logs.join(format!("side-{}.log", name.to_lowercase()));
     Process::start(&format!("side {name} ({})", text::line(&program.given)), command, &log)
 }

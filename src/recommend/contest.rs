@@ -19,7 +19,7 @@ use crate::{
         Candidate,
         turns::{self, Plan, Turn},
     },
-    settings::{PREFIX, Settings},
+    settings::{Settings, variable},
     text,
     workload::{Iteration, Measured, Outcome, Workload},
 };
@@ -162,7 +162,7 @@ pub fn flags(values: &Values) -> Vec<(&str, String)> {
 
 /// The values as variables of a process.
 pub fn variables(values: &Values) -> impl Iterator<Item = (String, &String)> {
-    values.iter().map(|(key, value)| (format!("{PREFIX}{}", key.to_uppercase()), value))
+    values.iter().map(|(key, value)| (variable(key), value))
 }
 
 fn reason(record: &Record) -> String {

@@ -8,7 +8,7 @@ use crate::{
     config::Config,
     record::{Record, Setting},
     scenario::{CHECKPOINTS, GENERATIONS, PERPLEXITY, SERVINGS, SWEEP, TRAININGS},
-    settings::{PREFIX, Settings},
+    settings::{Settings, variable},
     text,
 };
 
@@ -62,7 +62,7 @@ fn assignments(settings: &BTreeMap<String, Setting>, is_wanted: fn(&Setting) -> 
         setting.from != "default" && name != "out" && Settings::KEYS.iter().any(|key| key.name == name)
     };
     let given = settings.iter().filter(|(name, setting)| is_given(name, setting) && is_wanted(setting));
-    given.map(|(name, setting)| format!("{PREFIX}{}={}", name.to_uppercase(), text::shell(&setting.value))).collect()
+    given.map(|(name, setting)| format!("{}={}", variable(name), text::shell(&setting.value))).collect()
 }
 
 /// A regular expression that matches the text alone.

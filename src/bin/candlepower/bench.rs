@@ -5,7 +5,7 @@ use std::process::{Command, ExitCode, Stdio};
 use anyhow::{Context, Result, ensure};
 use candlepower::{
     scenario::{CHECKPOINTS, GENERATIONS, SERVINGS, SWEEP, TRAININGS},
-    settings::{EVEN_IF_DISTURBED, PREFIX, Settings},
+    settings::{EVEN_IF_DISTURBED, Settings, variable},
 };
 use clap::Args;
 
@@ -66,10 +66,10 @@ impl Bench {
         }
         cargo.arg("--").args(&self.filter);
         for (key, value) in self.settings.given() {
-            cargo.env(format!("{PREFIX}{}", key.to_uppercase()), value);
+            cargo.env(variable(key), value);
         }
         if self.no_pairing {
-            cargo.env(format!("{PREFIX}PAIRING"), "false");
+            cargo.env(variable("pairing"), "false");
         }
         if self.even_if_disturbed {
             cargo.env(EVEN_IF_DISTURBED, "1");

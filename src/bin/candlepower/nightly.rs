@@ -20,7 +20,7 @@ use candlepower::{
         compare::{Comparison, Side, Strictness, compare},
     },
     runner::Shard,
-    settings::{PREFIX, Settings},
+    settings::{Settings, variable},
     text,
 };
 use chrono::{SecondsFormat, Utc};
@@ -364,7 +364,7 @@ impl Benchmarks {
         command.env("CRITERION_HOME", here.join(folder).join("criterion"));
         for (key, value) in &self.settings {
             let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-            command.env(format!("{PREFIX}{}", key.to_uppercase()), value);
+            command.env(variable(key), value);
         }
         let program = if self.bench.is_some() { "cargo" } else { "candlepower" };
         let ended = process::run(&mut command, Some(budget), signals);
