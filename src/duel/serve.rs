@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail};
 use super::protocol::{self, Listed, Reply, Request, Sample, VERSION};
 use crate::{
     error::{caught, explained},
-    measure::{conditions::Window, memory, turns},
+    measure::{conditions::Window, handover, memory},
     output,
     record::Record,
     runner::{Catalogue, Observation, Session, Surroundings, let_waiting_threads_sleep},
@@ -177,11 +177,11 @@ impl Running {
                 if number < warm_up {
                     workload.forget_last();
                 }
-                turns::pass();
+                handover::pass();
             }
             Ok(())
         };
-        let (taken, window) = observation.sample(|| turns::within(pass_on, &mut iterate));
+        let (taken, window) = observation.sample(|| handover::within(pass_on, &mut iterate));
         taken?;
         if let Some(error) = broken.take() {
             return Err(error);

@@ -10,7 +10,7 @@ use candle_core::{CpuStorage, DType, Storage, Tensor};
 
 use super::{FinishReason, Sampler, Timeline};
 use crate::{
-    measure::turns,
+    measure::handover,
     model::{CausalLm, Part},
     scenario::Sampling,
 };
@@ -120,7 +120,7 @@ fn generate(
         if active.is_empty() {
             break;
         }
-        last += turns::pass();
+        last += handover::pass();
         step(model, &mut active, &mut spent)?;
         let now = Instant::now();
         match whole.steps.get_mut(number) {

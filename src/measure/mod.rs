@@ -4,6 +4,7 @@
 pub mod clocks;
 pub(crate) mod conditions;
 pub mod gpu;
+pub(crate) mod handover;
 mod limits;
 pub mod machine;
 mod matrix;
@@ -14,7 +15,6 @@ pub mod processes;
 pub mod rapl;
 pub(crate) mod statistics;
 mod token_time;
-pub(crate) mod turns;
 
 pub use crate::kernels::system::allocator::{self, CountingAllocator};
 pub use limits::{Gauge, Reading, limits};

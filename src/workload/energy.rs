@@ -5,7 +5,7 @@ use anyhow::Result;
 use crate::{
     device::DeviceChoice,
     error::one_line,
-    measure::{gpu, rapl, turns},
+    measure::{gpu, handover, rapl},
 };
 
 /// Energy of iterations.
@@ -34,7 +34,7 @@ impl Energy {
     }
 
     fn counted(&mut self) -> Result<f64, String> {
-        if turns::are_taken() {
+        if handover::is_used() {
             return Err("the counter also counts the other side of the duel".into());
         }
         match &mut self.counter {

@@ -1,5 +1,5 @@
-//! Turns of two processes that run a benchmark at the same time. The speed of a shared machine changes within milliseconds. The
-//! sides of a duel therefore run alternately for a few milliseconds each, so that every change meets both.
+//! The handover between two processes that run a benchmark at the same time. The speed of a shared machine changes within
+//! milliseconds. The sides of a duel therefore run in turns of a few milliseconds, so that every change meets both.
 
 use std::{
     cell::RefCell,
@@ -57,7 +57,7 @@ pub fn pass() -> Duration {
 }
 
 /// Returns whether this thread runs a benchmark in turns.
-pub fn are_taken() -> bool {
+pub fn is_used() -> bool {
     TURNS.with_borrow(Option::is_some)
 }
 
@@ -76,7 +76,7 @@ mod tests {
             sleep(Duration::from_millis(2));
         };
         let waited = within(pass_on, || {
-            assert_eq!((*passed.borrow(), are_taken()), (1, true), "the first turn is waited for");
+            assert_eq!((*passed.borrow(), is_used()), (1, true), "the first turn is waited for");
             assert_eq!(pass(), Duration::ZERO, "the turn is too short");
             sleep(TURN);
             let waited = pass();
@@ -84,7 +84,7 @@ mod tests {
             waited
         });
         assert!(waited >= Duration::from_millis(2), "{waited:?}");
-        assert_eq!((*passed.borrow(), are_taken()), (2, false));
+        assert_eq!((*passed.borrow(), is_used()), (2, false));
         sleep(TURN);
         assert_eq!(pass(), Duration::ZERO, "there are no turns");
     }
@@ -92,6 +92,6 @@ mod tests {
     #[test]
     fn a_panic_ends_the_turns() {
         let ended = catch_unwind(|| within(|| (), || panic!("planted")));
-        assert!(ended.is_err() && !are_taken());
+        assert!(ended.is_err() && !is_used());
     }
 }
