@@ -78,9 +78,8 @@ impl Part {
 /// # Errors
 /// Returns an error if standard input has no part.
 pub fn answer() -> Result<()> {
-    let mut line = String::new();
-    io::stdin().read_line(&mut line)?;
-    let part: Part = dialogue::parse(line.as_bytes())?;
+    let line = dialogue::read_line(&mut io::stdin().lock(), LINE_MAX_BYTES)?.context("standard input has no part")?;
+    let part: Part = dialogue::parse(&line)?;
     let answer = caught(|| {
         let settings = Settings::load(&[])?;
         // Sets the threads and the instructions.
