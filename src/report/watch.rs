@@ -63,7 +63,9 @@ impl Filter {
         match self {
             Self::Batch => size("batch").unwrap_or(1).to_string(),
             Self::Length => match &record.measures {
-                Some(Measures::Generation(measures)) => (measures.prompt_tokens + measures.new_tokens).to_string(),
+                Some(Measures::Generation(measures)) => {
+                    measures.prompt_tokens.saturating_add(measures.new_tokens).to_string()
+                }
                 _ => size("window").map_or("none".into(), |window| window.to_string()),
             },
             Self::Precision => record.subject.dtype.clone(),

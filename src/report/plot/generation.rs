@@ -245,7 +245,7 @@ pub fn step_latency(rows: &[Row]) -> Option<Chart> {
         .iter()
         .filter_map(|row| {
             let measures = row.generation()?;
-            let middle = |number: usize| (measures.prompt_tokens + number * width + width / 2 + 1) as f64;
+            let middle = |number: usize| measures.prompt_tokens as f64 + (number * width + width / 2 + 1) as f64;
             let points = measures.itl_by_position_ms.chunks(width).enumerate();
             Some((*row, points.map(|(number, itl)| (middle(number), median(itl))).collect()))
         })

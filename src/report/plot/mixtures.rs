@@ -52,10 +52,12 @@ pub fn expert_load(rows: &[Row]) -> Option<Chart> {
 
 /// Tokens of each expert divided by the mean, in descending order. A value of 1 everywhere is even.
 fn sorted_load(routing: &Routing) -> Vec<f64> {
-    let mut load = vec![0.0; routing.num_experts];
+    let experts = routing.tokens_per_expert.iter().map(Vec::len).max().unwrap_or(0);
+    let mut load = vec![0.0; experts];
     for layer in &routing.tokens_per_expert {
-        let mean = layer.iter().sum::<u64>() as f64 / layer.len() as f64;
-        let mut sorted: Vec<f64> = layer.iter().map(|tokens| *tokens as f64 / mean).collect();
+        let tokens = layer.iter().map(|tokens| *tokens as f64);
+        let mean = tokens.clone().sum::<f64>() / layer.len() as f64;
+        let mut sorted: Vec<f64> = tokens.map(|tokens| tokens / mean).collect();
         sorted.sort_unstable_by(|a, b| b.total_cmp(a));
         load.iter_mut().zip(sorted).for_each(|(sum, load)| *sum += load);
     }
@@ -116,4 +118,26 @@ fn beside_twins(rows: &[Row], scenario: &str, rate: Rate) -> Option<Chart> {
         }
     }
     Some(chart)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_load_is_relative_to_the_mean_of_each_layer() {
+        let mut routing = Routing {
+            num_experts: 3,
+            top_k: 1,
+            planted_skew: None,
+            tokens_per_expert: vec![vec![1, 4, 1], vec![0, 8, 4]],
+            load_balance_factor: 2.0,
+            entropy_bits: 1.0,
+            idle_share: 0.0,
+        };
+        assert_eq!(sorted_load(&routing), [2.0, 0.75, 0.25]);
+        // A record of others may name any number of experts, and counts whose sum is not a 64-bit number.
+        (routing.num_experts, routing.tokens_per_expert) = (usize::MAX, vec![vec![u64::MAX; 2]]);
+        assert_eq!(sorted_load(&routing), [1.0, 1.0]);
+    }
 }
