@@ -14,7 +14,11 @@ use anyhow::{Context, Result, bail};
 use super::protocol::{self, Listed, Reply, Request, Sample, VERSION};
 use crate::{
     error::{caught, explained},
-    measure::{conditions::Window, handover, memory},
+    measure::{
+        conditions::Window,
+        handover, memory,
+        placement::{self, Cpus},
+    },
     output,
     record::Record,
     runner::{Catalogue, Observation, Session, Surroundings, let_waiting_threads_sleep},
@@ -34,8 +38,9 @@ pub fn serve(target: Option<&str>) -> Result<()> {
     }
     let session = Session::new(Settings::load(&[])?)?;
     let requests = Rc::new(requests());
-    let mut server =
-        Server { catalogue: Catalogue::new(&session)?, session, running: None, requests: requests.clone() };
+    let catalogue = Catalogue::new(&session)?;
+    let cpus = Cpus::of_process();
+    let mut server = Server { catalogue, session, cpus, running: None, requests: requests.clone() };
     send(&Reply::Hello { protocol: VERSION, candlepower: env!("CARGO_PKG_VERSION").into() })?;
     while let Ok(request) = requests.recv() {
         let reply = match request.and_then(|request| server.answer(request)) {
@@ -83,6 +88,7 @@ const UNPREPARED: &str = "no benchmark is prepared";
 struct Server {
     session: Session,
     catalogue: Catalogue,
+    cpus: Cpus,
     running: Option<Running>,
     requests: Rc<mpsc::Receiver<Result<Request>>>,
 }
@@ -108,6 +114,7 @@ impl Server {
             }
             Request::Prepare { id } => {
                 self.running = None;
+                self.cpus.release();
                 memory::release(self.session.device());
                 let index = self.catalogue.find(&id)?;
                 match caught(|| self.prepare(index)) {
@@ -120,8 +127,13 @@ impl Server {
             }
             Request::Sample { warm_up, iterations } => {
                 let mut running = self.running.take().context(UNPREPARED)?;
+                let before = placement::times();
                 match caught(|| running.sample(warm_up, iterations, self.requests.clone())) {
                     Ok(sample) => {
+                        // The warm-up shows which threads the benchmark keeps busy.
+                        if iterations == 0 {
+                            self.cpus.place(&before);
+                        }
                         self.running = Some(running);
                         Ok(Reply::Sample(sample))
                     }

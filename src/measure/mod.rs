@@ -1,5 +1,5 @@
-//! Measurement: clocks, memory and power counters, limits and properties of the machine, conditions, and the turns of processes
-//! that run side by side. This folder knows no scenarios and no models.
+//! Measurement: clocks, memory and power counters, limits and properties of the machine, conditions, and the turns and the
+//! CPUs of processes that run side by side. This folder knows no scenarios and no models.
 
 pub mod clocks;
 pub(crate) mod conditions;
@@ -11,6 +11,8 @@ mod matrix;
 pub mod memory;
 pub(crate) mod page_cache;
 pub mod peak_bytes;
+#[cfg(feature = "cli")]
+pub(crate) mod placement;
 pub mod processes;
 pub mod rapl;
 pub(crate) mod statistics;
