@@ -127,11 +127,11 @@ impl Server {
             }
             Request::Sample { warm_up, iterations } => {
                 let mut running = self.running.take().context(UNPREPARED)?;
-                let before = placement::times();
+                // The warm-up shows which threads the benchmark keeps busy.
+                let before = (iterations == 0).then(placement::times);
                 match caught(|| running.sample(warm_up, iterations, self.requests.clone())) {
                     Ok(sample) => {
-                        // The warm-up shows which threads the benchmark keeps busy.
-                        if iterations == 0 {
+                        if let Some(before) = before {
                             self.cpus.place(&before);
                         }
                         self.running = Some(running);

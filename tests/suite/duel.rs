@@ -536,3 +536,36 @@ fn a_side_ends_with_its_duel_in_the_middle_of_a_sample() {
     assert!(side.wait().expect("an end").success());
     assert!(started.elapsed() < Duration::from_secs(10));
 }
+
+/// The threads that compute stay on their CPUs from the warm-up until another benchmark is prepared.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_side_keeps_its_threads_on_cpus() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut command = Command::new(CANDLEPOWER);
+    command.args(["duel-side", "generation"]).current_dir(folder.path());
+    let mut side = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("the command starts");
+    let mut requests = side.stdin.take().expect("an input");
+    let mut replies = BufReader::new(side.stdout.take().expect("an output")).lines();
+    let mut reply = || replies.next().expect("a line").expect("text");
+    let mut ask = |request: Value| writeln!(requests, "{request}").expect("written");
+    let main_thread = format!("/proc/{}/status", side.id());
+    let cpus = || -> String {
+        let status = content(Path::new(&main_thread));
+        status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).expect("a list").trim().to_owned()
+    };
+    assert!(reply().starts_with("{\"hello\""));
+    let all = cpus();
+    let is_one = |cpus: &str| cpus.parse::<usize>().is_ok();
+    for _ in 0..2 {
+        ask(json!({ "prepare": { "id": ID } }));
+        assert_eq!((reply().as_str(), cpus()), ("{\"prepared\":{}}", all.clone()));
+        ask(json!({ "sample": { "warm_up": 1, "iterations": 0 } }));
+        while reply() == "{\"turn\":{}}" {
+            ask(json!({ "turn": {} }));
+        }
+        assert!(is_one(&cpus()), "{} of {all}", cpus());
+    }
+    drop(requests);
+    assert!(side.wait().expect("an end").success());
+}
