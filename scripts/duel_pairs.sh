@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Tests whether duels find a planted slowdown, and nothing where there is nothing. Builds this checkout as it is, and with steps
-# of the generation and of the scheduler that take longer (scripts/planted_step.patch). Then duels of the program with itself and
-# with the slower one take turns, so that both kinds meet the same machine.
+# Tests whether duels find a planted slowdown, and nothing where there is nothing. Builds this checkout with
+# scripts/planted_step.patch, by which steps of the generation and of the scheduler take longer if the program is named `slower`.
+# Both sides are copies of one build, because another place of the code in memory changes times by up to a percent as well. Then
+# duels of the program with itself and with the slower one take turns, so that both kinds meet the same machine.
 #
 #   scripts/duel_pairs.sh [--disturbed] [duels] [planted] [filter] [seconds] [resolve]
 #
@@ -27,18 +28,18 @@ target=${CARGO_TARGET_DIR:-target}
 pairs=$(mkdir -p "$target/duel-pairs" && cd "$target/duel-pairs" && pwd)
 export CANDLEPOWER_OUT=${CANDLEPOWER_OUT:-$pairs/records}
 
-cargo build --release --quiet --bin candlepower --example duel_pairs
-# A later build may replace the programs while the duels run.
-cp "$target/release/candlepower" "$pairs/original"
-cp "$target/release/examples/duel_pairs" "$pairs/duel_pairs"
-# The slow program is built from a copy, in a folder of its own: Cargo would take it for the original otherwise.
+# The programs are built from a copy, so that this checkout stays as it is.
 copy=$(mktemp -d)
 disturber=
 trap 'rm -rf "$copy"; [[ -z $disturber ]] || kill "$disturber"' EXIT
 git ls-files -z --cached --others --exclude-standard | xargs -0 cp --parents -t "$copy"
 git -C "$copy" apply "$PWD/scripts/planted_step.patch"
-cargo build --release --quiet --bin candlepower --manifest-path "$copy/Cargo.toml" --target-dir "$pairs/build"
-cp "$pairs/build/release/candlepower" "$pairs/slower"
+cargo build --release --quiet --bin candlepower --example duel_pairs --manifest-path "$copy/Cargo.toml" --target-dir "$pairs/build"
+for side in original slower; do
+  cp "$pairs/build/release/candlepower" "$pairs/$side"
+done
+# A later build may replace the program while the duels run.
+cp "$pairs/build/release/examples/duel_pairs" "$pairs/duel_pairs"
 
 disturb() {
   while kill -0 $$ 2>/dev/null; do
