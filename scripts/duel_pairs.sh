@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Tests whether duels find a planted slowdown, and nothing where there is nothing. Builds this checkout with
 # scripts/planted_step.patch, by which steps of the generation and of the scheduler take longer if the program is named `slower`.
-# Both sides are copies of one build, because another place of the code in memory changes times by up to a percent as well. Then
-# duels of the program with itself and with the slower one take turns, so that both kinds meet the same machine.
+# Both sides are copies of one build, so that they differ in nothing else. Then duels of the program with itself and with the slower
+# one take turns, so that both kinds meet the same machine.
 #
 #   scripts/duel_pairs.sh [--disturbed] [duels] [planted] [filter] [seconds] [resolve]
 #

@@ -431,7 +431,8 @@ fn the_process_that_measures_ends_with_the_one_that_guards_it() {
 fn combinations_that_failed_are_tried_again() {
     let folder = tempfile::tempdir().expect("a folder");
     let arguments: Vec<&str> = SMALL_SWEEP.iter().map(|text| if *text == "8" { "8,2048" } else { text }).collect();
-    // Enough for the small combination only. The half of this amount or less is address space that glibc reserves for threads.
+    // Enough for the small combination, and too little for the training of the large one. glibc reserves up to half of this
+    // address space for the arenas of threads, and the amount varies.
     let output = output(&mut limited(folder.path(), "ulimit -v 800000", &arguments));
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
     let records = records_of(folder.path(), "r");
