@@ -38,10 +38,14 @@ fn main() -> ExitCode {
                 bail!("{failed}");
             }
             for row in &duel.rows {
-                let same = if row.same_work == Some(true) { "the same tokens" } else { "other tokens" };
+                let tokens = match row.same_work {
+                    Some(true) => "the same tokens",
+                    Some(false) => "other tokens",
+                    None => "no tokens",
+                };
                 let verdict = serde_json::to_value(row.verdict)?;
                 output::print_line(format_args!(
-                    "{} {}: {}, {} pairs in {:.0} s, {same}",
+                    "{} {}: {}, {} pairs in {:.0} s, {tokens}",
                     verdict.as_str().unwrap_or_default(),
                     row.id,
                     row.summary(),
