@@ -13,7 +13,7 @@ static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 fn main() -> ExitCode {
     runner::main(|suite| {
-        let candidates = Candidate::long_context(suite.settings());
+        let candidates = Candidate::from_settings(suite.settings());
         suite.generation(LONG_CONTEXT, candidates);
     })
 }

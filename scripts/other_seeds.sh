@@ -25,7 +25,7 @@ for seed in "$@"; do
     "$python" scripts/make_psann_fixtures.py --seed "$seed" --out "$folder/psann" >&2
     "$python" scripts/make_gguf_fixtures.py --fixtures "$folder" --out "$folder/gguf" >&2
     "$python" scripts/make_bf16_errors.py "$folder"
-    CANDLEPOWER_FIXTURES=$folder "${CARGO:-cargo}" test --release --lib --test suite -- \
+    CANDLEPOWER_FIXTURES=$folder "${CARGO:-cargo}" test --lib --test suite -- \
         golden files_of_the_reference_writer every_transform || failed="$failed $seed"
 done
 if [ -n "$failed" ]; then

@@ -73,7 +73,7 @@ config! {
         pub engine: Vec<EngineChoice> = Engine::ALL.map(EngineChoice::Own).to_vec(),
 
         /// Number of scenarios: quick, standard or full
-        #[default = "standard on mini models, quick on others"]
+        #[default = "quick"]
         pub tier: Option<Tier> = None,
 
         /// Seed of weights, prompts and sampling
@@ -500,10 +500,10 @@ impl Settings {
         counts
     }
 
-    /// The tier for a model: as set, or by default standard for the embedded models and quick for the others. With tier full,
-    /// the embedded models take a third more time.
-    pub fn tier_for(&self, model: &ModelSpec) -> Tier {
-        self.tier.unwrap_or(if model.is_mini() { Tier::Standard } else { Tier::Quick })
+    /// The tier of generations and perplexities: as set, or by default quick, so that a default run of all groups takes at most a
+    /// quarter of an hour.
+    pub fn generation_tier(&self) -> Tier {
+        self.tier.unwrap_or(Tier::Quick)
     }
 }
 
@@ -674,14 +674,13 @@ mod tests {
     }
 
     #[test]
-    fn by_default_the_standard_scenarios_run_on_the_mini_models_on_the_cpu() {
+    fn by_default_the_quick_scenarios_run_on_the_mini_models_on_the_cpu() {
         let settings = resolve(&[("PATH", "/bin")], None).expect("defaults");
         assert_eq!(settings.models, MINI.map(ModelSpec::Mini));
         assert_eq!((settings.device, settings.dtype.as_slice()), (DeviceChoice::Cpu, &[Precision::F32][..]));
         assert_eq!((settings.seed, settings.most_threads()), (42, None));
         assert_eq!(settings.out, Path::new("target/candlepower"));
-        assert_eq!(settings.tier_for(&ModelSpec::Mini("llama-mini")), Tier::Standard);
-        assert_eq!(settings.tier_for(&ModelSpec::Synthetic("qwen3-1.7b")), Tier::Quick);
+        assert_eq!(settings.generation_tier(), Tier::Quick);
         assert_eq!(settings.sources["seed"].from, "default");
     }
 

@@ -23,6 +23,15 @@ fn target() -> PathBuf {
     program.ancestors().nth(3).expect("<target>/<profile>/deps/<test>").to_owned()
 }
 
+/// The dev profile of this package, so that compiled dependencies are reused.
+fn profile(package: &Path) -> String {
+    let manifest = fs::read_to_string(package.join("Cargo.toml")).expect("the manifest");
+    let manifest: toml::Table = manifest.parse().expect("TOML");
+    let dev = manifest["profile"]["dev"].clone();
+    let profile: toml::Table = [("dev".to_owned(), dev)].into_iter().collect();
+    toml::to_string(&toml::Table::from_iter([("profile".to_owned(), profile.into())])).expect("TOML")
+}
+
 #[test]
 fn the_documented_crate_runs_its_own_model() {
     let package = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -36,8 +45,9 @@ fn the_documented_crate_runs_its_own_model() {
     let dependency = format!("path = {package:?}, features = {features:?}");
     let with_path = block("Cargo.toml").replace("version = \"0.1\"", &dependency);
     assert!(with_path.contains("path = "), "the documented Cargo.toml depends on a version of candlepower");
+    let manifest = format!("{with_path}\n{}", profile(package));
     for (file, text) in
-        [("Cargo.toml", with_path.as_str()), ("benches/my_model.rs", block("benches/my_model.rs")), ("src/lib.rs", "")]
+        [("Cargo.toml", manifest.as_str()), ("benches/my_model.rs", block("benches/my_model.rs")), ("src/lib.rs", "")]
     {
         let path = crate_folder.join(file);
         fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
@@ -50,9 +60,8 @@ fn the_documented_crate_runs_its_own_model() {
     fs::copy(package.join("Cargo.lock"), crate_folder.join("Cargo.lock")).expect("Cargo.lock");
     let out = tempfile::tempdir().expect("a folder");
     let output = Command::new(env!("CARGO"))
-        // Nothing is measured, and optimising this package takes most of the time.
-        .args(["--config", "profile.bench.package.candlepower.opt-level=1"])
-        .args(["bench", "--offline", "--bench", "my_model", "--", "--test"])
+        // Nothing is measured.
+        .args(["bench", "--profile", "dev", "--offline", "--bench", "my_model", "--", "--test"])
         .current_dir(&crate_folder)
         .env("CARGO_TARGET_DIR", target())
         .env("CANDLEPOWER_OUT", out.path())

@@ -7,6 +7,7 @@ use std::{
     rc::Rc,
     sync::mpsc,
     thread,
+    time::Duration,
 };
 
 use anyhow::{Context, Result, bail};
@@ -16,7 +17,7 @@ use crate::{
     error::{caught, explained},
     measure::{
         conditions::Window,
-        handover, memory,
+        memory, pauses,
         placement::{self, Cpus},
     },
     output,
@@ -25,6 +26,9 @@ use crate::{
     settings::Settings,
     workload::{Outcome, Workload},
 };
+
+/// Least length of a turn. Passing it on takes about 0.2 ms.
+const TURN: Duration = Duration::from_millis(3);
 
 /// Serves requests from standard input until it closes. Nothing but replies goes to standard output. `target` is the bench
 /// target whose benchmarks will run; its process is set up as the target's is.
@@ -189,11 +193,13 @@ impl Running {
                 if number < warm_up {
                     workload.forget_last();
                 }
-                handover::pass();
+                pauses::pass();
             }
             Ok(())
         };
-        let (taken, window) = observation.sample(|| handover::within(pass_on, &mut iterate));
+        // The first turn is waited for.
+        pass_on();
+        let (taken, window) = observation.sample(|| pauses::within(TURN, pass_on, &mut iterate));
         taken?;
         if let Some(error) = broken.take() {
             return Err(error);

@@ -10,7 +10,7 @@ use candle_core::{CpuStorage, DType, Storage, Tensor};
 
 use super::{FinishReason, Sampler, Timeline};
 use crate::{
-    measure::handover,
+    measure::pauses,
     model::{CausalLm, Part},
     scenario::Sampling,
 };
@@ -108,10 +108,14 @@ fn generate(
     let mut active: Vec<&mut Sequence> = sequences.iter_mut().collect();
     let mut spent = Spent::default();
     model.device().synchronize()?;
+    // An observation reads the limits just before the prompt and just after it.
+    pauses::pass_early();
     let started = Instant::now();
     step(model, &mut active, &mut spent)?;
     let mut last = Instant::now();
+    whole.began.get_or_insert(started);
     whole.ttft += last - started;
+    last += pauses::pass_early();
     spent.waiting = Duration::ZERO;
     for number in 0..request.new_tokens - 1 {
         if !request.stop.is_empty() {
@@ -120,12 +124,15 @@ fn generate(
         if active.is_empty() {
             break;
         }
-        last += handover::pass();
+        last += pauses::pass();
         step(model, &mut active, &mut spent)?;
         let now = Instant::now();
         match whole.steps.get_mut(number) {
             Some(step) => *step += now - last,
-            None => whole.steps.push(now - last),
+            None => {
+                whole.steps.push(now - last);
+                whole.step_ends.push(now);
+            }
         }
         last = now;
     }

@@ -1,22 +1,29 @@
 //! Summaries of several timelines.
 
+use std::time::{Duration, Instant};
+
 use anyhow::{Context, Result, ensure};
 use sha2::{Digest, Sha256};
 
 use super::{FinishReason, Request, Timeline};
 use crate::{
-    measure::statistics::{median, ms, percentile, sample_means},
+    measure::{
+        LimitsOverTime, Reading,
+        statistics::{median, ms, percentile, sample_means},
+    },
     model::{CacheBytes, CausalLm, Footprint},
-    record::{self, Limits},
+    record,
 };
 
 /// The cache that a generation takes, and the work that it requires.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Required {
     /// The cache at the end.
     pub cache: CacheBytes,
     /// Bytes and operations.
     pub work: record::Work,
+    /// Bytes that each decode step reads.
+    pub step_bytes: Vec<u64>,
     /// True if the time in which steps wait for the device is known.
     pub shows_waiting: bool,
 }
@@ -51,21 +58,22 @@ impl Required {
         steps: usize,
     ) -> Self {
         // The step at a position reads every weight once, and the cache of all earlier tokens and of its own.
-        let decode_bytes: u64 =
-            (1..=steps).map(|step| footprint.step_weight_bytes + cache(prompt_tokens + step).used).sum();
+        let step_bytes: Vec<u64> =
+            (1..=steps).map(|step| footprint.step_weight_bytes + cache(prompt_tokens + step).used).collect();
         let work = record::Work {
             prefill_bytes: footprint.step_weight_bytes + cache(prompt_tokens).used,
             prefill_flops,
-            step_bytes: decode_bytes.checked_div(steps as u64).unwrap_or_default(),
+            step_bytes: step_bytes.iter().sum::<u64>().checked_div(steps as u64).unwrap_or_default(),
             step_flops: footprint.flops_per_token,
         };
-        Self { cache: cache(prompt_tokens + steps), work, shows_waiting: false }
+        Self { cache: cache(prompt_tokens + steps), work, step_bytes, shows_waiting: false }
     }
 }
 
 /// Summarises generations of the same work on the same model. `required` gives what a prompt and so many decode steps
 /// require. `samples` holds the number of generations of each sample, and `peak_bytes` is the peak memory of all of them.
-/// Without `limits`, MBU and MFU are empty. Only the model knows its routing and what its ranks
+/// Without `limits`, MBU and MFU are empty. MBU is that of the median step and MFU that of the median prompt, each a share of the
+/// limit of its own time. Only the model knows its routing and what its ranks
 /// reduce, which are left empty: see [`routing`].
 ///
 /// # Errors
@@ -77,7 +85,7 @@ pub fn summarise(
     timelines: &[Timeline],
     samples: &[usize],
     peak_bytes: Option<u64>,
-    limits: Option<&Limits>,
+    limits: Option<&LimitsOverTime>,
 ) -> Result<record::Generation> {
     let first = timelines.first().context("no generation was measured")?;
     ensure!(
@@ -95,7 +103,7 @@ pub fn summarise(
     every_step_ms.sort_unstable_by(f64::total_cmp);
     let itl_ms = |share| (steps > 0).then(|| percentile(&every_step_ms, share));
 
-    let Required { cache, work, shows_waiting } = required(prompt_tokens, steps);
+    let Required { cache, work, step_bytes, shows_waiting } = required(prompt_tokens, steps);
     let sampling_share = |timeline: &Timeline| Some(timeline.sampling?.as_secs_f64() / timeline.total().as_secs_f64());
     let sampling_shares: Option<Vec<f64>> = timelines.iter().map(sampling_share).collect();
     Ok(record::Generation {
@@ -126,10 +134,21 @@ pub fn summarise(
         cache_used_bytes: cache.used,
         cache_allocated_bytes: cache.allocated,
         peak_bytes,
-        mbu: limits
-            .filter(|_| steps > 0)
-            .map(|limits| (work.step_bytes * steps as u64) as f64 / (decode_ms / 1e3) / limits.read_bytes_per_s),
-        mfu: limits.map(|limits| work.prefill_flops as f64 / (ttft_ms / 1e3) / limits.matrix_flops_per_s),
+        mbu: limits.filter(|_| steps > 0).map(|limits| {
+            let share = |timeline: &Timeline, step: usize| {
+                let took = timeline.steps[step];
+                let limit = during(limits, timeline.step_ends.get(step).map(|end| *end - took), took);
+                step_bytes[step] as f64 / took.as_secs_f64() / limit.read_bytes_per_s
+            };
+            let every = timelines.iter().flat_map(|timeline| (0..steps).map(move |step| share(timeline, step)));
+            median(every.collect())
+        }),
+        mfu: limits.map(|limits| {
+            over_samples(&|timeline| {
+                let limit = during(limits, timeline.began, timeline.ttft).matrix_flops_per_s;
+                work.prefill_flops as f64 / timeline.ttft.as_secs_f64() / limit
+            })
+        }),
         joules_per_token: None,
         finish_reason: match first.finish_reason {
             FinishReason::Length => "length".into(),
@@ -145,6 +164,11 @@ pub fn summarise(
         reduced_bytes: None,
         itl_by_position_ms: (0..steps).map(|step| over_samples(&|timeline| ms(timeline.steps[step]))).collect(),
     })
+}
+
+/// The limits during a part of a generation; the medians if it is unknown when it began.
+fn during(limits: &LimitsOverTime, began: Option<Instant>, took: Duration) -> Reading {
+    began.map_or_else(|| limits.median(), |began| limits.during(began, began + took))
 }
 
 /// Use of the model's experts in the last generation.
@@ -171,10 +195,8 @@ pub fn digest(tokens: &[u32]) -> String {
 mod tests {
     use candle_core::{Device, Tensor};
 
-    use std::time::Duration;
-
     use super::*;
-    use crate::scenario::Sampling;
+    use crate::{record::Limits, scenario::Sampling};
 
     struct Weighed;
 
@@ -211,6 +233,8 @@ mod tests {
 
     fn timeline(ttft_ms: u64, steps_ms: &[u64], tokens: &[u32]) -> Timeline {
         Timeline {
+            began: None,
+            step_ends: Vec::new(),
             prompt_tokens: 4,
             ttft: Duration::from_millis(ttft_ms),
             steps: steps_ms.iter().map(|step| Duration::from_millis(*step)).collect(),
@@ -229,8 +253,8 @@ mod tests {
         Request { new_tokens, sampling: Sampling::GREEDY, seed: 42, stop: Vec::new() }
     }
 
-    fn limits() -> Limits {
-        Limits {
+    fn limits() -> LimitsOverTime {
+        LimitsOverTime::from(Limits {
             read_bytes_per_s: 1e6,
             matrix_flops_per_s: 1e6,
             matrix_dtype: "f32".into(),
@@ -238,7 +262,7 @@ mod tests {
             read: None,
             matrix: None,
             exceeded: Vec::new(),
-        }
+        })
     }
 
     fn close(found: f64, expected: f64) {
@@ -264,8 +288,9 @@ mod tests {
         close(measures.tokens_per_s, 3.0 / 0.028);
         close(measures.sampling_share.expect("known"), 1.0 / 28.0);
         assert_eq!(measures.waiting_share, None, "a CPU does not wait for a device");
-        // Two steps read 1000 bytes of weights each, and the cache of 5 and 6 tokens, in 8 ms.
-        close(measures.mbu.expect("limits"), (2000.0 + 50.0 + 60.0) / 0.008 / 1e6);
+        // The first step reads 1000 bytes of weights and the cache of 5 tokens, in 2, 3 and 6 ms; the second one the cache of 6
+        // tokens, in 4, 5 and 20 ms. The median of the six shares is between those of 4 and 5 ms.
+        close(measures.mbu.expect("limits"), (1060.0 / 0.004 + 1060.0 / 0.005) / 2.0 / 1e6);
         close(measures.mfu.expect("limits"), 4.0 * 300.0 / 0.020 / 1e6);
         assert_eq!((measures.cache_used_bytes, measures.cache_allocated_bytes), (60, 4096));
         assert_eq!(measures.itl_by_position_ms, [3.0, 5.0]);
@@ -288,7 +313,7 @@ mod tests {
         close(measures.prefill_tokens_per_s, 12.0 / 0.010);
         close(measures.decode_tokens_per_s.expect("steps"), 6.0 / 0.006);
         close(measures.tokens_per_s, 9.0 / 0.016);
-        close(measures.mbu.expect("limits"), (2000.0 + 3.0 * (50.0 + 60.0)) / 0.006 / 1e6);
+        close(measures.mbu.expect("limits"), (1150.0 / 0.002 + 1180.0 / 0.004) / 2.0 / 1e6);
         close(measures.mfu.expect("limits"), 3.0 * 4.0 * 300.0 / 0.010 / 1e6);
         // The model holds one sequence at once.
         assert_eq!((measures.cache_used_bytes, measures.cache_allocated_bytes), (180, 4096));

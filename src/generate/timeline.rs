@@ -1,12 +1,14 @@
 //! The result of one generation.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
 /// Times and tokens of one generation, of a sequence or of a batch of them. The device is idle at the end of every duration.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Timeline {
+    /// The start of the prompt.
+    pub began: Option<Instant>,
     /// Length of the prompt, or of each prompt of a batch.
     pub prompt_tokens: usize,
     /// Time to first token: from the start of the prompt to the first token of every sequence, sampling included.
@@ -14,6 +16,8 @@ pub struct Timeline {
     /// Inter-token latencies: one for each token after the first, sampling included. A step of a batch has a token for each
     /// sequence.
     pub steps: Vec<Duration>,
+    /// The moment at which each step ended. Between two steps, the benchmark may have paused.
+    pub step_ends: Vec<Instant>,
     /// Total time of sampling: from logits to ids. `None` if it is not known apart.
     pub sampling: Option<Duration>,
     /// Time of the decode steps spent waiting for the device after all work was submitted. Near 0 on a CPU.

@@ -1,10 +1,15 @@
 //! Limits of the machine: the bandwidth of its memory and the rate of its matrix products. Decode and prefill rates
 //! are reported as shares of them.
 //!
-//! On a shared machine both change within seconds. A [`Gauge`] therefore reads them in short passes, before, between
-//! and after the samples of a benchmark.
+//! On a shared machine both change within seconds. A [`Gauge`] therefore reads them in some milliseconds, over and over while a
+//! benchmark runs, and a share is one of the [limits of its time](LimitsOverTime).
 
-use std::{cell::Cell, hint::black_box};
+use std::{
+    cell::Cell,
+    hint::black_box,
+    sync::atomic::{AtomicUsize, Ordering},
+    time::{Duration, Instant},
+};
 
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
@@ -30,19 +35,22 @@ const CACHES: usize = 4;
 /// The buffer takes at most this part of the free memory, because it stays while models are loaded.
 const PART_OF_FREE: usize = 16;
 
-/// Bytes that a thread reads at a time: few, so that other threads can take over the work of a delayed one.
-const PART_BYTES: usize = 4 << 20;
+/// Bytes that a thread reads at a time.
+const PART_BYTES: usize = 1 << 20;
+
+/// Time of a reading of the bandwidth. All readings take equally long, so that their mean is that over the time.
+const READ_FOR: Duration = Duration::from_millis(5);
 
 /// Copies that are submitted to a device at once, so that launch and synchronisation do not count.
 const COPIES: usize = 8;
 
 /// Readings of [`limits`], which has no benchmark around which it could take them.
-const READINGS: usize = 5;
+const READINGS: usize = 15;
 
 /// Reads the limits of a device.
 ///
-/// On a CPU, all threads read a buffer of a quarter of a gigabyte or four times the caches, and multiply matrices of 1536 rows
-/// and columns by the fastest product that there is for the dtype of the models: that of our kernels in this dtype, that of our
+/// On a CPU, all threads read parts of a buffer of a quarter of a gigabyte or four times the caches, and multiply 256 rows by
+/// a matrix of 1536 rows and columns, with the fastest product that there is for the dtype of the models: that of our kernels in this dtype, that of our
 /// kernels in f32, or Candle's in f32, to which Candle widens 16-bit products. The fastest is chosen once. The buffer stays
 /// allocated and is written once before it is read, because untouched pages all share the zero page.
 /// On Linux it consists of huge pages, if the system grants them: with small ones, translating addresses costs a sixth
@@ -59,6 +67,8 @@ pub struct Gauge {
     device: Device,
     /// Buffer that is read; empty on devices other than a CPU.
     memory: Vec<u64>,
+    /// The part of the buffer that is read next. The parts that were read last are the ones that caches may hold.
+    next: AtomicUsize,
     /// Implementation and dtype of the matrix product.
     product: (&'static str, &'static str),
     /// The product on a CPU; `None` on other devices, where it is made for each reading.
@@ -87,21 +97,30 @@ impl Gauge {
         let memory = if device.is_cpu() { written(buffer_bytes()) } else { Vec::new() };
         let matrices = Matrices::fastest(device, precision)?;
         let product = (matrices.library, matrices.dtype);
+        let next = AtomicUsize::new(0);
         // The first pass starts threads.
-        reading(device, &memory, &matrices)?;
-        let first = reading(device, &memory, &matrices)?;
+        reading(device, (&memory, &next), &matrices)?;
+        let first = reading(device, (&memory, &next), &matrices)?;
         let matrices = device.is_cpu().then_some(matrices);
-        Ok(Self { device: device.clone(), memory, product, matrices, first, best: Cell::new(first) })
+        Ok(Self { device: device.clone(), memory, next, product, matrices, first, best: Cell::new(first) })
     }
 
-    /// Reads the limits. Takes about 60 ms.
+    /// Returns whether a reading is so short and takes so little memory that it fits between two steps of a benchmark.
+    pub fn fits_between_steps(&self) -> bool {
+        self.device.is_cpu()
+    }
+
+    /// Reads the limits. On a CPU, this takes about 20 ms.
     ///
     /// # Errors
     /// Returns an error if the device fails.
     pub fn read(&self) -> Result<Reading> {
         let reading = match &self.matrices {
-            Some(matrices) => reading(&self.device, &self.memory, matrices)?,
-            None => reading(&self.device, &self.memory, &Matrices::fastest(&self.device, Precision::BF16)?)?,
+            Some(matrices) => reading(&self.device, (&self.memory, &self.next), matrices)?,
+            None => {
+                let matrices = Matrices::fastest(&self.device, Precision::BF16)?;
+                reading(&self.device, (&self.memory, &self.next), &matrices)?
+            }
         };
         let best = self.best.get();
         self.best.set(Reading {
@@ -111,11 +130,71 @@ impl Gauge {
         Ok(reading)
     }
 
-    /// Summarises readings: medians, extremes, and the best of the gauge. Without a reading, the first of the gauge
-    /// counts.
-    pub fn limits(&self, readings: &[Reading]) -> Limits {
-        let readings = if readings.is_empty() { std::slice::from_ref(&self.first) } else { readings };
-        summarise(readings, self.best.get(), self.product)
+    /// Summarises readings, in order, with their times: median and extremes of their means over a second, and the best of the
+    /// gauge. Without a reading, the first of the gauge counts.
+    pub fn limits(&self, readings: Vec<(Instant, Reading)>) -> LimitsOverTime {
+        let mut seconds: Vec<Reading> = seconds(&readings).map(|second| mean(&second)).collect();
+        if seconds.is_empty() {
+            seconds.push(self.first);
+        }
+        LimitsOverTime { medians: summarise(&seconds, readings.len(), self.best.get(), self.product), readings }
+    }
+}
+
+/// The readings of each second: of one second after the first of them.
+fn seconds(readings: &[(Instant, Reading)]) -> impl Iterator<Item = Vec<Reading>> {
+    let mut rest = readings;
+    std::iter::from_fn(move || {
+        let (first, _) = rest.first()?;
+        let count = rest.partition_point(|(at, _)| at.duration_since(*first) < Duration::from_secs(1));
+        let second = rest[..count].iter().map(|(_, reading)| *reading).collect();
+        rest = &rest[count..];
+        Some(second)
+    })
+}
+
+/// The mean of at least one reading.
+fn mean(readings: &[Reading]) -> Reading {
+    let of = |limit: fn(&Reading) -> f64| readings.iter().map(limit).sum::<f64>() / readings.len() as f64;
+    Reading {
+        read_bytes_per_s: of(|reading| reading.read_bytes_per_s),
+        matrix_flops_per_s: of(|reading| reading.matrix_flops_per_s),
+    }
+}
+
+/// The limits while a benchmark ran.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LimitsOverTime {
+    /// Medians over the seconds of the whole time.
+    pub medians: Limits,
+    /// Readings with their times, in order.
+    readings: Vec<(Instant, Reading)>,
+}
+
+impl LimitsOverTime {
+    /// The mean of the limits between two moments: of the readings there, of the last one before and of the first one after.
+    /// Without any reading, the medians.
+    ///
+    /// Readings are evenly spread over the time of a benchmark, so the work that a limit allows in a time is its mean
+    /// multiplied by the time.
+    pub fn during(&self, from: Instant, to: Instant) -> Reading {
+        let first = self.readings.partition_point(|(at, _)| *at < from).saturating_sub(1);
+        let end = self.readings.partition_point(|(at, _)| *at <= to).saturating_add(1).min(self.readings.len());
+        let readings: Vec<Reading> = self.readings[first..end].iter().map(|(_, reading)| *reading).collect();
+        if readings.is_empty() { self.median() } else { mean(&readings) }
+    }
+
+    /// The medians as a reading.
+    pub fn median(&self) -> Reading {
+        let Limits { read_bytes_per_s, matrix_flops_per_s, .. } = self.medians;
+        Reading { read_bytes_per_s, matrix_flops_per_s }
+    }
+}
+
+/// Limits that do not change.
+impl From<Limits> for LimitsOverTime {
+    fn from(medians: Limits) -> Self {
+        Self { medians, readings: Vec::new() }
     }
 }
 
@@ -125,22 +204,22 @@ impl Gauge {
 /// Returns an error if the device fails.
 pub fn limits(device: &Device, precision: Precision) -> Result<Limits> {
     let gauge = Gauge::new(device, precision)?;
-    let readings = (0..READINGS).map(|_| gauge.read()).collect::<Result<Vec<_>>>()?;
-    Ok(gauge.limits(&readings))
+    let readings = (0..READINGS).map(|_| Ok((Instant::now(), gauge.read()?))).collect::<Result<Vec<_>>>()?;
+    Ok(gauge.limits(readings).medians)
 }
 
-fn reading(device: &Device, memory: &[u64], matrices: &Matrices) -> Result<Reading> {
-    let read_bytes_per_s = if device.is_cpu() { read_bytes_per_s(memory)? } else { copied_bytes_per_s(device)? };
+fn reading(device: &Device, memory: (&[u64], &AtomicUsize), matrices: &Matrices) -> Result<Reading> {
+    let read_bytes_per_s = if device.is_cpu() { read_bytes_per_s(memory) } else { copied_bytes_per_s(device)? };
     Ok(Reading { read_bytes_per_s, matrix_flops_per_s: matrices.flops_per_s()? })
 }
 
-/// Summarises at least one reading.
-fn summarise(readings: &[Reading], best: Reading, (library, dtype): (&str, &str)) -> Limits {
+/// Summarises the means of at least one second, which come from so many readings.
+fn summarise(seconds: &[Reading], readings: usize, best: Reading, (library, dtype): (&str, &str)) -> Limits {
     let of = |limit: fn(&Reading) -> f64| {
-        let mut values: Vec<f64> = readings.iter().map(limit).collect();
+        let mut values: Vec<f64> = seconds.iter().map(limit).collect();
         values.sort_unstable_by(f64::total_cmp);
         let (lowest, highest) = (values[0], values[values.len() - 1]);
-        let spread = Spread { readings: values.len(), lowest, highest, best_of_run: limit(&best) };
+        let spread = Spread { readings, lowest, highest, best_of_run: limit(&best) };
         (percentile(&values, 0.5), Some(spread))
     };
     let (read_bytes_per_s, read) = of(|reading| reading.read_bytes_per_s);
@@ -171,12 +250,19 @@ fn written(bytes: usize) -> Vec<u64> {
     buffer
 }
 
-fn read_bytes_per_s(buffer: &[u64]) -> Result<f64> {
-    let best = best_of(|| {
-        black_box(buffer.par_chunks(PART_BYTES / 8).map(sum).reduce(|| 0, u64::wrapping_add));
-        Ok(())
-    })?;
-    Ok(size_of_val(buffer) as f64 / best.as_secs_f64())
+/// Sum of the rates of all threads. Each takes the next part of the buffer until the time has passed.
+fn read_bytes_per_s((buffer, next): (&[u64], &AtomicUsize)) -> f64 {
+    let parts: Vec<&[u64]> = buffer.chunks_exact(PART_BYTES / 8).collect();
+    let rate = |_: rayon::BroadcastContext| {
+        let (mut bytes, started) = (0, Instant::now());
+        while bytes == 0 || started.elapsed() < READ_FOR {
+            let part = parts[next.fetch_add(1, Ordering::Relaxed) % parts.len()];
+            black_box(sum(part));
+            bytes += size_of_val(part);
+        }
+        bytes as f64 / started.elapsed().as_secs_f64()
+    };
+    rayon::broadcast(rate).iter().sum()
 }
 
 fn copied_bytes_per_s(device: &Device) -> Result<f64> {
@@ -220,10 +306,40 @@ mod tests {
     fn readings_have_a_median_a_spread_and_the_best_of_the_run() {
         let reading = |read_bytes_per_s, matrix_flops_per_s| Reading { read_bytes_per_s, matrix_flops_per_s };
         let readings = [reading(40.0, 7.0), reading(60.0, 9.0), reading(44.0, 8.0)];
-        let limits = summarise(&readings, reading(70.0, 9.0), ("candle", "f32"));
+        let limits = summarise(&readings, 3, reading(70.0, 9.0), ("candle", "f32"));
         assert_eq!((limits.matrix_library.as_deref(), limits.matrix_dtype.as_str()), (Some("candle"), "f32"));
         assert_eq!((limits.read_bytes_per_s, limits.matrix_flops_per_s), (44.0, 8.0));
         let spread = |lowest, highest, best_of_run| Some(Spread { readings: 3, lowest, highest, best_of_run });
         assert_eq!((limits.read, limits.matrix), (spread(40.0, 60.0, 70.0), spread(7.0, 9.0, 9.0)));
+    }
+
+    #[test]
+    fn limits_of_a_time_are_means_of_its_readings() {
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let reading = |read_bytes_per_s: f64| Reading { read_bytes_per_s, matrix_flops_per_s: read_bytes_per_s / 10.0 };
+        let readings: Vec<(Instant, Reading)> =
+            [(100, 10.0), (200, 20.0), (300, 40.0), (400, 80.0)].map(|(ms, rate)| (at(ms), reading(rate))).into();
+        let best = reading(80.0);
+        let all: Vec<Reading> = readings.iter().map(|(_, reading)| *reading).collect();
+        let medians = summarise(&all, all.len(), best, ("candle", "f32"));
+        let over_time = LimitsOverTime { medians, readings };
+        for (from, to, expected) in [
+            (150, 350, (10.0 + 20.0 + 40.0 + 80.0) / 4.0),
+            (210, 220, (20.0 + 40.0) / 2.0),
+            (0, 50, 10.0),
+            (500, 600, 80.0),
+            (0, 1000, 37.5),
+        ] {
+            assert_eq!(over_time.during(at(from), at(to)), reading(expected), "from {from} to {to}");
+        }
+        let means = seconds(&over_time.readings).map(|second| mean(&second));
+        assert_eq!(means.collect::<Vec<_>>(), [reading(37.5)], "all are in a second");
+        let minute: Vec<(Instant, Reading)> =
+            (0..150).map(|number: u64| (at(400 * number), reading((number / 3) as f64))).collect();
+        let means: Vec<Reading> = seconds(&minute).map(|second| mean(&second)).collect();
+        assert_eq!((means.len(), means[0], means[49]), (50, reading(0.0), reading(49.0)));
+        let constant = LimitsOverTime::from(over_time.medians);
+        assert_eq!(constant.during(at(0), at(1)), reading(30.0), "the medians");
     }
 }

@@ -1,15 +1,15 @@
-//! Measurement: clocks, memory and power counters, limits and properties of the machine, conditions, and the turns and the
-//! CPUs of processes that run side by side. This folder knows no scenarios and no models.
+//! Measurement: clocks, memory and power counters, limits and properties of the machine, conditions, the pauses of
+//! benchmarks, and the CPUs of processes that run side by side. This folder knows no scenarios and no models.
 
 pub mod clocks;
 pub(crate) mod conditions;
 pub mod gpu;
-pub(crate) mod handover;
 mod limits;
 pub mod machine;
 mod matrix;
 pub mod memory;
 pub(crate) mod page_cache;
+pub(crate) mod pauses;
 pub mod peak_bytes;
 #[cfg(feature = "cli")]
 pub(crate) mod placement;
@@ -19,6 +19,6 @@ pub(crate) mod statistics;
 mod token_time;
 
 pub use crate::kernels::system::allocator::{self, CountingAllocator};
-pub use limits::{Gauge, Reading, limits};
+pub use limits::{Gauge, LimitsOverTime, Reading, limits};
 pub use peak_bytes::PeakBytes;
 pub use token_time::TokenTime;

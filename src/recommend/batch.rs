@@ -12,9 +12,8 @@ use candle_core::Tensor;
 use super::Ratio;
 use crate::{
     generate,
-    measure::conditions::Watch,
+    measure::{LimitsOverTime, conditions::Watch},
     model::{self, Engine, ModelSpec, Part},
-    record::Limits,
     runner::turns::{self, Plan},
     settings::Settings,
     workload::{Iteration, Outcome, SharedSubject, Workload},
@@ -61,7 +60,7 @@ impl Workload for Batch {
 
     fn forget_last(&mut self) {}
 
-    fn finish(self: Box<Self>, _: &[usize], _: &Limits) -> Outcome {
+    fn finish(self: Box<Self>, _: &[usize], _: &LimitsOverTime) -> Outcome {
         Outcome::failed(anyhow!("a batch is compared, and has no measures"))
     }
 }

@@ -13,8 +13,8 @@ use anyhow::{Result, anyhow, bail};
 use super::{Goal, Ratio};
 use crate::{
     duel::{Answer, Process},
-    measure::{conditions::Watch, statistics},
-    record::{BenchmarkId, Limits, Record},
+    measure::{LimitsOverTime, conditions::Watch, statistics},
+    record::{BenchmarkId, Record},
     runner::{
         Candidate,
         turns::{self, Plan, Turn},
@@ -201,7 +201,7 @@ impl Workload for Remote {
     }
 
     /// The other process summarises all its generations.
-    fn finish(mut self: Box<Self>, _: &[usize], _: &Limits) -> Outcome {
+    fn finish(mut self: Box<Self>, _: &[usize], _: &LimitsOverTime) -> Outcome {
         let finished = self.process.finish().and_then(|record| {
             let Record { measures, unmeasured, .. } = *record;
             Ok(Measured { measures: measures.ok_or_else(|| anyhow!("it measured nothing"))?, unmeasured })

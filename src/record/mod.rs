@@ -35,8 +35,9 @@ use crate::scenario::Counterpart;
 /// Version of the schema. It is raised when a field changes its meaning or is removed, not when one is added.
 ///
 /// In version 1, [`Limits`] were the best of the process, and MBU and MFU were shares of them. Since version 2 they are the
-/// medians of the benchmark's own time.
-pub const SCHEMA: u32 = 2;
+/// medians of the benchmark's own time. Since version 3 these are medians of means over a second, and the MBU and the MFU of a
+/// generation are those of its median step and its median prompt, each a share of the limit of its own time.
+pub const SCHEMA: u32 = 3;
 
 /// The oldest version that is still read.
 pub const OLDEST_SCHEMA: u32 = 1;
@@ -393,8 +394,9 @@ pub struct Stability {
     pub update_ratios: Vec<f64>,
 }
 
-/// Limits of the machine, read in short passes before, between and after the samples of the benchmark. Each is the median of
-/// the readings. MBU and MFU are shares of these medians.
+/// Limits of the machine, read in short passes around the samples of the benchmark and between its steps. Each is the median of
+/// the means over a second. The MBU of a generation is that of its median step and the MFU that of its median prompt, each a share
+/// of the limit of its own time. The MFU of a training is a share of the median.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Limits {
     /// Bandwidth of reading memory much larger than any cache, on every thread.
@@ -423,16 +425,16 @@ pub struct Limits {
 pub struct Spread {
     /// Number of readings.
     pub readings: usize,
-    /// The lowest reading.
+    /// The lowest mean over a second.
     pub lowest: f64,
-    /// The highest reading.
+    /// The highest mean over a second.
     pub highest: f64,
     /// The highest reading of the process until the benchmark ended.
     pub best_of_run: f64,
 }
 
 impl Spread {
-    /// Share by which the limit moved during the benchmark: the highest reading over the lowest, less one.
+    /// Share by which the limit moved during the benchmark: the highest mean over the lowest, less one.
     pub fn moved(&self) -> f64 {
         self.highest / self.lowest - 1.0
     }

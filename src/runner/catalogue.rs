@@ -56,7 +56,6 @@ impl Catalogue {
         for &(target, table) in GENERATIONS {
             let candidates = match target {
                 "moe" => Candidate::expert_grid(&all.settings),
-                "long_context" => Candidate::long_context(&all.settings),
                 "threads_scaling" => Candidate::threads_scaling(&all.settings),
                 "tensor_parallel" => Candidate::tensor_parallel(&all.settings),
                 _ => Candidate::from_settings(&all.settings),

@@ -2,6 +2,7 @@
 //! single samples back.
 
 use std::{
+    cell::RefCell,
     rc::Rc,
     time::{Duration, Instant},
 };
@@ -9,60 +10,86 @@ use std::{
 use crate::{
     device::DeviceChoice,
     measure::{
-        Gauge, Reading,
+        Gauge, LimitsOverTime, Reading,
         conditions::{Seen, Watch, Window},
+        pauses, rapl,
     },
     record::{Conditions, Limits, Measures, Spread},
 };
 
-/// Least time between two readings of the limits. A reading takes about 60 ms.
-const BETWEEN_READINGS: Duration = Duration::from_secs(1);
+/// Least time between two readings of the limits: between two steps, where a reading of about 20 ms fits there, and between two
+/// samples otherwise.
+const BETWEEN_STEPS: Duration = Duration::from_millis(300);
+const BETWEEN_SAMPLES: Duration = Duration::from_secs(1);
 
 /// A benchmark during which a limit moved by more than this share is marked.
 const MOVED: f64 = 0.1;
 
 /// Observes the machine from before the first sample to after the last.
 pub struct Observation {
-    gauge: Rc<Gauge>,
-    readings: Vec<Reading>,
-    read_at: Instant,
+    readings: Rc<Readings>,
+    between: Duration,
     watch: Watch,
+}
+
+/// The readings of a gauge, with their times.
+struct Readings {
+    gauge: Rc<Gauge>,
+    taken: RefCell<Vec<(Instant, Reading)>>,
+}
+
+impl Readings {
+    /// A device whose memory is full cannot be read. The benchmark goes on without this reading.
+    fn read(&self) {
+        let at = Instant::now();
+        self.taken.borrow_mut().extend(self.gauge.read().map(|reading| (at, reading)));
+    }
+
+    /// Reads unless a reading is so recent.
+    fn read_after(&self, least: Duration) {
+        let is_recent = self.taken.borrow().last().is_some_and(|(at, _)| at.elapsed() < least);
+        if !is_recent {
+            self.read();
+        }
+    }
 }
 
 impl Observation {
     /// Starts with a reading of the limits. The CPU time of the processes `helpers` counts as the benchmark's.
     pub fn start(gauge: Rc<Gauge>, device: DeviceChoice, helpers: Vec<u32>) -> Self {
         let watch = Watch::start(device, helpers);
-        let mut started = Self { gauge, readings: Vec::new(), read_at: Instant::now(), watch };
-        started.read();
-        started
+        // A counter of energy would also count the readings.
+        let between = match gauge.fits_between_steps() && rapl::zones().is_err() {
+            true => BETWEEN_STEPS,
+            false => BETWEEN_SAMPLES,
+        };
+        let readings = Rc::new(Readings { gauge, taken: RefCell::default() });
+        readings.read();
+        Self { readings, between, watch }
     }
 
-    /// Takes one sample, after a reading of the limits if the last one is old enough.
-    pub fn sample<T>(&mut self, take: impl FnOnce() -> T) -> (T, Window) {
-        if self.read_at.elapsed() >= BETWEEN_READINGS {
-            self.read();
+    /// Takes one sample. The limits are read before it, and between its steps if these readings are short.
+    pub fn sample<T>(&self, take: impl FnOnce() -> T) -> (T, Window) {
+        self.readings.read_after(self.between);
+        if self.between > BETWEEN_STEPS {
+            return self.watch.around(take);
         }
-        self.watch.around(take)
+        let readings = self.readings.clone();
+        self.watch.around(|| pauses::within(BETWEEN_STEPS, move || readings.read(), take))
     }
 
     /// Ends with a reading of the limits.
-    pub fn end(mut self) -> Observed {
-        self.read();
-        Observed { limits: self.gauge.limits(&self.readings), seen: self.watch.end() }
-    }
-
-    /// A device whose memory is full cannot be read. The benchmark goes on without this reading.
-    fn read(&mut self) {
-        self.readings.extend(self.gauge.read());
-        self.read_at = Instant::now();
+    pub fn end(self) -> Observed {
+        self.readings.read();
+        let limits = self.readings.gauge.limits(self.readings.taken.take());
+        Observed { limits, seen: self.watch.end() }
     }
 }
 
 /// The result of an observation.
 pub struct Observed {
     /// The limits around the samples.
-    pub limits: Limits,
+    pub limits: LimitsOverTime,
     seen: Seen,
 }
 
@@ -77,7 +104,7 @@ impl Observed {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Surroundings {
     /// The limits around the samples.
-    pub limits: Limits,
+    pub limits: LimitsOverTime,
     /// The load, and the samples that were held back.
     pub conditions: Conditions,
 }
@@ -85,7 +112,7 @@ pub struct Surroundings {
 impl Surroundings {
     /// Adds doubts about a limit that moved, and the reason for each share above 100 %.
     pub fn judge(&mut self, measures: Option<&Measures>) {
-        let Limits { read_bytes_per_s, matrix_flops_per_s, read, matrix, .. } = self.limits;
+        let Limits { read_bytes_per_s, matrix_flops_per_s, read, matrix, .. } = self.limits.medians;
         let shares = [
             ("memory bandwidth", "MBU", measures.and_then(Measures::mbu), read_bytes_per_s, read),
             ("rate of matrix products", "MFU", measures.and_then(Measures::mfu), matrix_flops_per_s, matrix),
@@ -104,7 +131,7 @@ impl Surroundings {
             }
             if let Some(share) = share.filter(|share| *share > 1.0) {
                 let reason = why(share_name, share * limit, spread);
-                self.limits.exceeded.push(format!("{share_name} is {:.0} %: {reason}", share * 100.0));
+                self.limits.medians.exceeded.push(format!("{share_name} is {:.0} %: {reason}", share * 100.0));
             }
         }
     }
@@ -146,7 +173,7 @@ mod tests {
             matrix: Some(Spread { readings: 3, lowest: 198e9, highest: 202e9, best_of_run: 202e9 }),
             ..record.limits.expect("limits")
         };
-        Surroundings { limits, conditions: Conditions::default() }
+        Surroundings { limits: limits.into(), conditions: Conditions::default() }
     }
 
     fn judged(mut of: Surroundings, mbu: f64) -> Surroundings {
@@ -157,7 +184,7 @@ mod tests {
     #[test]
     fn a_limit_that_moved_is_doubted() {
         let steady = judged(surroundings(48.0, 50.0, 52.0, 60.0), 0.5);
-        assert!(steady.conditions.doubts.is_empty() && steady.limits.exceeded.is_empty(), "{steady:?}");
+        assert!(steady.conditions.doubts.is_empty() && steady.limits.medians.exceeded.is_empty(), "{steady:?}");
         let moved = judged(surroundings(29.0, 50.0, 68.0, 68.0), 0.5);
         assert_eq!(
             moved.conditions.doubts,
@@ -170,7 +197,7 @@ mod tests {
         for (mbu, part) in [(1.03, "in the median reading"), (1.15, "best of the run"), (1.5, "caches")] {
             let judged = judged(surroundings(48.0, 50.0, 52.0, 60.0), mbu);
             assert!(judged.conditions.doubts.is_empty(), "the machine is not to blame: {judged:?}");
-            let [reason] = judged.limits.exceeded.as_slice() else { panic!("{judged:?}") };
+            let [reason] = judged.limits.medians.exceeded.as_slice() else { panic!("{judged:?}") };
             assert!(reason.starts_with(&format!("MBU is {:.0} %: ", mbu * 100.0)) && reason.contains(part), "{reason}");
         }
     }

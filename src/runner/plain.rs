@@ -59,7 +59,7 @@ fn iterate<W: Workload + ?Sized>(
     for _ in 0..warm_ups {
         workload.iterate()?;
     }
-    let mut observation = session.observe(workload.helpers())?;
+    let observation = session.observe(workload.helpers())?;
     let mut windows = Vec::new();
     for _ in 0..trials {
         let (taken, window) = observation.sample(|| workload.iterate());

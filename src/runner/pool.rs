@@ -88,7 +88,7 @@ impl Candidate {
             let against = others.filter_map(|(other, _)| Some((role(engine, other)?, about(other)))).collect();
             Self {
                 about: about(engine),
-                tier: settings.tier_for(spec),
+                tier: settings.generation_tier(),
                 longest: model::max_position_embeddings(spec),
                 against,
                 needed_bytes,
@@ -100,13 +100,6 @@ impl Candidate {
             variants.iter().map(|variant| candidate(spec, variant, &variants)).collect::<Vec<_>>()
         };
         settings.models.iter().flat_map(in_variants).collect()
-    }
-
-    /// Returns the models that the settings name, for the long contexts: in the smallest tier unless the settings name one,
-    /// because a long prompt takes minutes on a CPU.
-    pub fn long_context(settings: &Settings) -> Vec<Self> {
-        let tier = settings.tier.unwrap_or(Tier::Quick);
-        Self::from_settings(settings).into_iter().map(|candidate| Self { tier, ..candidate }).collect()
     }
 
     /// Returns the models that the settings name on engine `tuned`, with each number of threads. They run if the settings name
@@ -423,7 +416,7 @@ mod tests {
     use crate::{model::SYNTHETIC, scenario::LONG_CONTEXT};
 
     fn running(settings: &Settings) -> Vec<(&'static str, usize)> {
-        let pool = Pool::new(Candidate::long_context(settings), Device::Cpu);
+        let pool = Pool::new(Candidate::from_settings(settings), Device::Cpu);
         LONG_CONTEXT.iter().map(|scenario| (scenario.key, pool.that_run(scenario).len())).collect()
     }
 

@@ -181,7 +181,7 @@ impl Session {
         let (limits, conditions) = match surroundings {
             Some(mut around) => {
                 around.judge(measures.as_ref());
-                (Some(around.limits), Some(around.conditions))
+                (Some(around.limits.medians), Some(around.conditions))
             }
             None => (None, None),
         };

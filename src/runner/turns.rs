@@ -75,7 +75,8 @@ impl Turn {
             None => (sample_s / iteration_s).ceil() as usize,
         };
         let iterations = iterations.max(plan.counted());
-        let slices = (iterations as f64 * iteration_s / SLICE.as_secs_f64()) as usize;
+        let slice_s = std::env::var("XSLICE").map_or(SLICE.as_secs_f64(), |ms| ms.parse::<f64>().unwrap() / 1e3);
+        let slices = (iterations as f64 * iteration_s / slice_s) as usize;
         Ok(Self {
             workload,
             iterations,
@@ -228,9 +229,8 @@ mod tests {
     use crate::{
         device::{DeviceChoice, Precision},
         generate::Request,
-        measure::{conditions::Moment, memory::HeldBytes},
+        measure::{LimitsOverTime, conditions::Moment, memory::HeldBytes},
         model,
-        record::Limits,
         scenario::{ExpertDecoder, FeedForward, Sampling},
         workload::{GenerationWorkload, Outcome},
     };
@@ -264,7 +264,7 @@ mod tests {
 
         fn forget_last(&mut self) {}
 
-        fn finish(self: Box<Self>, _: &[usize], _: &Limits) -> Outcome {
+        fn finish(self: Box<Self>, _: &[usize], _: &LimitsOverTime) -> Outcome {
             Outcome::failed(anyhow::anyhow!("a fake has no measures"))
         }
     }
@@ -357,7 +357,7 @@ mod tests {
 
             fn forget_last(&mut self) {}
 
-            fn finish(self: Box<Self>, samples: &[usize], limits: &Limits) -> Outcome {
+            fn finish(self: Box<Self>, samples: &[usize], limits: &LimitsOverTime) -> Outcome {
                 Box::new(self.0).finish(samples, limits)
             }
         }

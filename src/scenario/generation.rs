@@ -104,7 +104,7 @@ pub const GENERATION: &[Generation] = &[
     row("prefill",   1024, 64,  Sampling::GREEDY,          Tier::Standard, "isolates prefill"),
     row("decode",    64,   512, Sampling::GREEDY,          Tier::Standard, "isolates decode"),
     row("long",      1024, 512, Sampling::GREEDY,          Tier::Full,     "the longest sequence"),
-    row("sampled",   256,  256, Sampling::NUCLEUS,         Tier::Full,     "the cost of sampling, against medium").against("medium"),
+    row("sampled",   256,  256, Sampling::NUCLEUS,         Tier::Standard, "the cost of sampling, against medium").against("medium"),
     row("full-pipe", 256,  256, Sampling::EVERY_TRANSFORM, Tier::Full,     "every logit transform").against("medium"),
 ];
 

@@ -22,6 +22,6 @@ pub const PERPLEXITY: &[PerplexityScenario] = &[PerplexityScenario {
     key: "perplexity",
     window_tokens: 128,
     stride_tokens: 128,
-    tier: Tier::Standard,
+    tier: Tier::Quick,
     purpose: "quality of each engine and dtype, and the time to score a window",
 }];

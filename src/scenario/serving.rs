@@ -79,5 +79,5 @@ const TRAFFIC: Traffic = Traffic {
 #[rustfmt::skip]
 pub const SERVING_LOAD: &[ServingLoad] = &[
     ServingLoad { key: "serving_load_tpot", latency: Latency::Decode, traffic: TRAFFIC, tier: Tier::Quick, purpose: "time between tokens under load" },
-    ServingLoad { key: "serving_load_ttft", latency: Latency::Ttft, traffic: TRAFFIC, tier: Tier::Standard, purpose: "time to first token under load" },
+    ServingLoad { key: "serving_load_ttft", latency: Latency::Ttft, traffic: TRAFFIC, tier: Tier::Quick, purpose: "time to first token under load" },
 ];

@@ -14,7 +14,7 @@ use super::{
     metrics::Metrics,
     queue::{Event, Job, Queue},
 };
-use crate::{measure::handover, model::CausalLm, scenario::Sampling};
+use crate::{measure::pauses, model::CausalLm, scenario::Sampling};
 
 /// A request of a load.
 #[derive(Clone, Debug)]
@@ -115,7 +115,7 @@ fn play(engine: &mut Engine, queue: &Queue, arrivals: &[Arrival]) -> Result<Repl
             }
         }
         steps += 1;
-        waited += handover::pass();
+        waited += pauses::pass();
         match waiting.peek() {
             Some((_, next)) if !ran => steps = steps.max(next.after_steps),
             None if !ran => return Ok(Replay { answers, duration: now - started }),

@@ -18,11 +18,12 @@ use crate::{
     error::one_line,
     generate,
     measure::{
+        LimitsOverTime,
         memory::{self, Peak},
         page_cache, statistics,
     },
     model::{self, Engine, ModelSpec},
-    record::{Limits, Loading, Measures, Tokenizing},
+    record::{Loading, Measures, Tokenizing},
     scenario::{Pass, TOKENIZER_TEXT_BYTES},
 };
 
@@ -102,7 +103,7 @@ impl Workload for LoadWorkload {
         self.storage_bytes.pop();
     }
 
-    fn finish(mut self: Box<Self>, samples: &[usize], _: &Limits) -> Outcome {
+    fn finish(mut self: Box<Self>, samples: &[usize], _: &LimitsOverTime) -> Outcome {
         drop_warm_up(&mut self.times, samples);
         drop_warm_up(&mut self.storage_bytes, samples);
         let Some(steps) = statistics::summarise(&self.times, samples) else {
@@ -197,7 +198,7 @@ impl Workload for TokenizerWorkload {
         Some(generate::digest(&self.ids))
     }
 
-    fn finish(mut self: Box<Self>, samples: &[usize], _: &Limits) -> Outcome {
+    fn finish(mut self: Box<Self>, samples: &[usize], _: &LimitsOverTime) -> Outcome {
         drop_warm_up(&mut self.times, samples);
         let Some(steps) = statistics::summarise(&self.times, samples) else {
             return Outcome::failed(anyhow!(NO_SAMPLE));
@@ -225,10 +226,10 @@ mod tests {
         [env!("CARGO_MANIFEST_DIR"), "fixtures", "generation", name].iter().collect()
     }
 
-    fn limits() -> Limits {
+    fn limits() -> LimitsOverTime {
         let record: crate::record::Record =
             serde_json::from_str(include_str!("../record/sample.json")).expect("the sample");
-        record.limits.expect("limits")
+        record.limits.expect("limits").into()
     }
 
     #[test]

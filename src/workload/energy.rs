@@ -5,7 +5,7 @@ use anyhow::Result;
 use crate::{
     device::DeviceChoice,
     error::one_line,
-    measure::{gpu, handover, rapl},
+    measure::{gpu, pauses, rapl},
 };
 
 /// Energy of iterations.
@@ -34,10 +34,9 @@ impl Energy {
     }
 
     fn counted(&mut self) -> Result<f64, String> {
-        if handover::is_used() {
-            return Err("the counter also counts the other side of the duel".into());
-        }
         match &mut self.counter {
+            // An observation takes no pauses where energy is counted.
+            Ok(_) if pauses::is_used() => Err("the counter also counts the other side of the duel".into()),
             Ok(Counter::Gpu(ordinal)) => reason(gpu::energy_joules(*ordinal)),
             Ok(Counter::Cpu(zones)) => reason(zones.iter_mut().map(rapl::Zone::joules).sum()),
             Err(why) => Err(why.clone()),

@@ -9,9 +9,12 @@ use super::{Iteration, Measured, Outcome, Workload, drop_warm_up, energy::Energy
 use crate::{
     device::DeviceChoice,
     generate::{self, Request, Required, Timeline},
-    measure::memory::{self, HeldBytes, Peak},
+    measure::{
+        LimitsOverTime,
+        memory::{self, HeldBytes, Peak},
+    },
     model::Subject,
-    record::{self, Limits, Measures, Routing},
+    record::{self, Measures, Routing},
     scenario::Generation,
 };
 
@@ -121,7 +124,7 @@ impl GenerationWorkload {
         self.timelines.last().map_or(&[], |timeline| &timeline.tokens)
     }
 
-    fn measures(&self, samples: &[usize], limits: &Limits) -> Result<Measured> {
+    fn measures(&self, samples: &[usize], limits: &LimitsOverTime) -> Result<Measured> {
         let subject = self.subject.borrow();
         let sequences = self.prompts.len();
         let required = |prompt_tokens, steps| Required::by(subject.model.as_ref(), sequences, prompt_tokens, steps);
@@ -189,7 +192,7 @@ impl Workload for GenerationWorkload {
         Some(generate::digest(&self.tokens().concat()))
     }
 
-    fn finish(mut self: Box<Self>, samples: &[usize], limits: &Limits) -> Outcome {
+    fn finish(mut self: Box<Self>, samples: &[usize], limits: &LimitsOverTime) -> Outcome {
         drop_warm_up(&mut self.timelines, samples);
         drop_warm_up(self.energy.iterations(), samples);
         Outcome { measured: self.measures(samples, limits), deviates: self.deviates }

@@ -13,12 +13,13 @@ use super::{Iteration, Measured, Outcome, Workload, drop_warm_up};
 use crate::{
     device::{DeviceChoice, TRAINING_DTYPES, parse_dtype},
     measure::{
+        LimitsOverTime,
         memory::{self, Peak},
         statistics,
     },
     model::psann::{Cost, Decoder, PsannConfig},
     output,
-    record::{self, Limits, Measures, Stability},
+    record::{self, Measures, Stability},
     scenario::{self, Phase, Quantity, Trained},
     settings::Settings,
     train::step::{
@@ -57,7 +58,7 @@ pub(super) fn timed(
     cost: &Cost,
     times: &[Duration],
     samples: &[usize],
-    limits: &Limits,
+    limits: &LimitsOverTime,
 ) -> Result<record::Training> {
     let steps = statistics::summarise(times, samples).context("no step was measured")?;
     let passes = if phase == Phase::Train { 3 } else { 1 };
@@ -79,7 +80,7 @@ pub(super) fn timed(
         peak_bytes: None,
         allocated_bytes: None,
         reserved_bytes: None,
-        mfu: Some(flops / (steps.p50_ms / 1e3) / limits.matrix_flops_per_s),
+        mfu: Some(flops / (steps.p50_ms / 1e3) / limits.medians.matrix_flops_per_s),
         stability: None,
     })
 }
@@ -182,7 +183,7 @@ impl LanguageWorkload {
         Ok(work)
     }
 
-    fn measures(&self, samples: &[usize], limits: &Limits) -> Result<Measured> {
+    fn measures(&self, samples: &[usize], limits: &LimitsOverTime) -> Result<Measured> {
         let timed = timed(&self.entry, self.phase, &self.cost, &self.times, samples, limits)?;
         let mut unmeasured = BTreeMap::new();
         let mut note = |field: &str, reason: &str| unmeasured.insert(field.to_owned(), reason.to_owned());
@@ -267,7 +268,7 @@ impl Workload for LanguageWorkload {
         }
     }
 
-    fn finish(mut self: Box<Self>, samples: &[usize], limits: &Limits) -> Outcome {
+    fn finish(mut self: Box<Self>, samples: &[usize], limits: &LimitsOverTime) -> Outcome {
         drop_warm_up(&mut self.times, samples);
         drop_warm_up(&mut self.peaks, samples);
         let Stability { losses, gradient_norms, update_ratios } = &mut self.stability;

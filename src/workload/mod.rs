@@ -26,7 +26,10 @@ use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::Result;
 
-use crate::record::{Limits, Measures};
+use crate::{
+    measure::{LimitsOverTime, pauses},
+    record::Measures,
+};
 
 /// Work that a runner repeats.
 pub trait Workload {
@@ -36,12 +39,17 @@ pub trait Workload {
     /// Returns an error if the model or the device fails, or the output is wrong.
     fn iterate(&mut self) -> Result<Iteration>;
 
-    /// Runs iterations one right after the other.
+    /// Runs iterations one right after the other, with a pause between two where one is due.
     ///
     /// # Errors
     /// As [`Self::iterate`].
     fn repeat(&mut self, count: usize) -> Result<Vec<Iteration>> {
-        (0..count).map(|_| self.iterate()).collect()
+        let one = |_| {
+            let iteration = self.iterate()?;
+            pauses::pass();
+            Ok(iteration)
+        };
+        (0..count).map(one).collect()
     }
 
     /// Leaves the last iteration out of the results. It was a warm-up between two samples.
@@ -58,8 +66,9 @@ pub trait Workload {
     }
 
     /// Ends the work and summarises the last iterations. `samples` holds the number of iterations of each sample, in
-    /// order; iterations before those were warm-up and are left out. MBU and MFU are shares of `limits`.
-    fn finish(self: Box<Self>, samples: &[usize], limits: &Limits) -> Outcome;
+    /// order; iterations before those were warm-up and are left out. MBU and MFU are shares of `limits`, where these are known
+    /// for a part of the time, of those.
+    fn finish(self: Box<Self>, samples: &[usize], limits: &LimitsOverTime) -> Outcome;
 }
 
 /// The result of one iteration.

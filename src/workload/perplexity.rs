@@ -14,10 +14,10 @@ use tokenizers::Tokenizer;
 use super::{EMBEDDED, Iteration, Measured, NO_SAMPLE, Outcome, Workload, drop_warm_up};
 use crate::{
     error::one_line,
-    measure::statistics,
+    measure::{LimitsOverTime, statistics},
     model::{CausalLm, Footprint, LogitRows, Subject},
     quality::{self, Entry, Sliding, Source, Window},
-    record::{Limits, Measures, Quality},
+    record::{Measures, Quality},
     scenario::PerplexityScenario,
 };
 
@@ -82,7 +82,7 @@ impl Workload for PerplexityWorkload {
         self.times.pop();
     }
 
-    fn finish(mut self: Box<Self>, samples: &[usize], _: &Limits) -> Outcome {
+    fn finish(mut self: Box<Self>, samples: &[usize], _: &LimitsOverTime) -> Outcome {
         drop_warm_up(&mut self.times, samples);
         let Some(steps) = statistics::summarise(&self.times, samples) else {
             return Outcome::failed(anyhow!(NO_SAMPLE));
@@ -189,7 +189,7 @@ mod tests {
         }
         let record: crate::record::Record =
             serde_json::from_str(include_str!("../record/sample.json")).expect("the sample");
-        let outcome = work.finish(&[1, 1], &record.limits.expect("limits"));
+        let outcome = work.finish(&[1, 1], &record.limits.expect("limits").into());
         let Measures::Quality(measures) = outcome.measured.expect("measures").measures else { panic!("another kind") };
         assert_eq!((measures.sample_ms.len(), measures.window_tokens), (2, 128));
         assert!(measures.scored_tokens_per_s.is_some_and(|rate| rate > 0.0), "{measures:?}");

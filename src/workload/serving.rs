@@ -10,10 +10,11 @@ use crate::{
     generate,
     load::{Arrivals, Lengths, Plan, Planned, Shape, Shard, Spacing, Turns},
     measure::{
+        LimitsOverTime,
         memory::{self, HeldBytes, Peak},
         statistics::{ms, percentile, sample_means},
     },
-    record::{Limits, Measures, Serving},
+    record::{Measures, Serving},
     scenario::{Latency, Traffic},
     serve::{Answer, Arrival, Batch, Replay, replay},
 };
@@ -252,7 +253,7 @@ impl Workload for ServingWorkload {
         self.replays.last().map(|replay| generate::digest(&tokens(replay)))
     }
 
-    fn finish(mut self: Box<Self>, samples: &[usize], _: &Limits) -> Outcome {
+    fn finish(mut self: Box<Self>, samples: &[usize], _: &LimitsOverTime) -> Outcome {
         drop_warm_up(&mut self.replays, samples);
         drop_warm_up(self.energy.iterations(), samples);
         Outcome { measured: self.measures(samples), deviates: self.deviates }
@@ -271,9 +272,9 @@ mod tests {
         scenario::{SERVING_LOAD, ServingLoad},
     };
 
-    fn limits() -> Limits {
+    fn limits() -> LimitsOverTime {
         let record: Record = serde_json::from_str(include_str!("../record/sample.json")).expect("the sample");
-        record.limits.expect("limits")
+        record.limits.expect("limits").into()
     }
 
     fn workload(subject: &SharedSubject, scenario: &ServingLoad, seed: u64) -> Box<ServingWorkload> {

@@ -14,6 +14,6 @@ pub fn assert_part(chapter: &str, name: &str, expected: &str) {
         fs::write(&path, updated).expect("written");
         return;
     }
-    let update = "UPDATE_GUIDE=1 cargo test --release --test suite the_guide";
+    let update = "UPDATE_GUIDE=1 cargo test --test suite the_guide";
     assert_eq!(&text[inside], expected, "{chapter} is out of date: run {update}");
 }

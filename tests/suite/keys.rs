@@ -47,18 +47,13 @@ fn table<C: Config>(of: &Use) -> String {
 #[test]
 fn the_tables_of_the_guide_list_every_field() {
     let tables = [table::<Settings>(&SETTINGS), table::<TrainConfig>(&TRAINING), table::<SeriesGrid>(&SWEEP)];
-    let now =
-        format!("<!-- Written by UPDATE_KEYS=1 cargo test --release --test suite keys:: -->\n\n{}", tables.join("\n"));
+    let now = format!("<!-- Written by UPDATE_KEYS=1 cargo test --test suite keys:: -->\n\n{}", tables.join("\n"));
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/guide/keys.md");
     if std::env::var_os("UPDATE_KEYS").is_some() {
         fs::write(&file, &now).expect("written");
     }
     let kept = fs::read_to_string(&file).expect("a file");
-    assert!(
-        kept == now,
-        "{} is out of date: run UPDATE_KEYS=1 cargo test --release --test suite keys::",
-        file.display()
-    );
+    assert!(kept == now, "{} is out of date: run UPDATE_KEYS=1 cargo test --test suite keys::", file.display());
 }
 
 /// Every key is documented, has a flag with that documentation, and is read from a file under its name.

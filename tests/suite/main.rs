@@ -1,5 +1,5 @@
 //! Tests that neither install an allocator nor have a `main` of their own. They are one program, so that the library is linked
-//! once. `cargo test --release --test suite keys::` runs those of one file.
+//! once. `cargo test --test suite keys::` runs those of one file.
 
 mod command;
 mod duel;

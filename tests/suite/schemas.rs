@@ -1,5 +1,5 @@
-//! Checks that the JSON schemas in `src/report/schemas` match the types. `UPDATE_SCHEMAS=1 cargo test --release
-//! --test suite schemas::` rewrites them.
+//! Checks that the JSON schemas in `src/report/schemas` match the types. `UPDATE_SCHEMAS=1 cargo test --test suite
+//! schemas::` rewrites them.
 
 use std::{fs, path::Path};
 

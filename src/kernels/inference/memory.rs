@@ -1,20 +1,22 @@
 //! Memory for weights and caches: aligned to cache lines, and large ones to huge pages, where the system grants them.
 //!
 //! The time to read weights depends on the pages that hold them. A buffer that starts anywhere has ordinary pages at its ends,
-//! and two copies of a model were read at rates up to 10 % apart.
+//! and two copies of a model were read at rates up to 10 % apart. The matrices of a small model hardly fill a huge page each, so
+//! buffers up to a few of them lie one after the other in a [`Region`].
 
 use std::{
-    alloc::{Layout, alloc, dealloc, handle_alloc_error},
+    alloc::{GlobalAlloc, Layout, System, alloc, dealloc, handle_alloc_error},
     mem::MaybeUninit,
     ops::{Deref, DerefMut},
     ptr::NonNull,
     slice,
+    sync::{Arc, Mutex, PoisonError, Weak},
 };
 
 use half::{bf16, f16};
 
 use super::pool::Pool;
-use crate::kernels::system::{HUGE_PAGE_BYTES, ask_for_huge_pages};
+use crate::kernels::system::{HUGE_PAGE_BYTES, allocator, ask_for_huge_pages};
 
 /// Bytes of a cache line, to which vectors of 512 bits should be aligned.
 pub const LINE: usize = 64;
@@ -32,11 +34,70 @@ unsafe impl Zeroed for bf16 {}
 // SAFETY: as above.
 unsafe impl Zeroed for f16 {}
 
-/// A slice with zeros in the beginning. It is aligned to cache lines, or to huge pages if it fills one.
+/// Huge pages that several buffers share. Pages to which nothing was written take no memory, so only the last huge page of a
+/// region may be used in part. The allocator of the program does not see it: the buffers are counted, one by one.
+struct Region(NonNull<u8>);
+
+/// Large enough that the system's allocator maps it rather than finding it among freed memory, whose pages are used.
+const REGION_BYTES: usize = 32 << 20;
+
+/// Most bytes of a buffer in a region. The ends of larger ones matter little.
+const MOST_SHARED_BYTES: usize = REGION_BYTES / 2;
+
+/// The region that has room, and its used bytes. It lives as long as its buffers.
+static OPEN: Mutex<(Weak<Region>, usize)> = Mutex::new((Weak::new(), 0));
+
+// SAFETY: the region gives each of its bytes to at most one buffer, and accesses none itself.
+unsafe impl Send for Region {}
+// SAFETY: as above.
+unsafe impl Sync for Region {}
+
+impl Region {
+    const LAYOUT: Layout = match Layout::from_size_align(REGION_BYTES, HUGE_PAGE_BYTES) {
+        Ok(layout) => layout,
+        Err(_) => panic!("a region has a layout"),
+    };
+
+    /// `None` if memory is missing.
+    fn reserve() -> Option<Arc<Self>> {
+        // SAFETY: the size is not zero.
+        let base = NonNull::new(unsafe { System.alloc(Self::LAYOUT) })?;
+        // SAFETY: the allocation has this size, its bytes need not be initialised for this type, and nothing else refers to it.
+        ask_for_huge_pages(unsafe { slice::from_raw_parts_mut(base.cast::<MaybeUninit<u8>>().as_ptr(), REGION_BYTES) });
+        Some(Arc::new(Self(base)))
+    }
+
+    /// The next bytes of the open region, or of a new one. They start on a cache line. `None` if memory is missing or the buffer
+    /// is too large.
+    fn share(bytes: usize) -> Option<(NonNull<u8>, Arc<Self>)> {
+        if bytes > MOST_SHARED_BYTES {
+            return None;
+        }
+        let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+        let (region, used) = match open.0.upgrade().filter(|_| open.1 + bytes <= REGION_BYTES) {
+            Some(region) => (region, open.1),
+            None => (Self::reserve()?, 0),
+        };
+        *open = (Arc::downgrade(&region), used + bytes.next_multiple_of(LINE));
+        // SAFETY: `used` is at most the size of the region.
+        Some((unsafe { region.0.add(used) }, region))
+    }
+}
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        // SAFETY: `reserve` allocated it with this layout, and no buffer refers to it any more.
+        unsafe { System.dealloc(self.0.as_ptr(), Self::LAYOUT) };
+    }
+}
+
+/// A slice with zeros in the beginning. It is aligned to cache lines, or to huge pages if it fills many.
 pub struct Buffer<E> {
     start: NonNull<E>,
     len: usize,
     layout: Layout,
+    /// The region that it is in; `None` if the memory is its own.
+    region: Option<Arc<Region>>,
 }
 
 // SAFETY: the buffer owns its elements.
@@ -45,14 +106,21 @@ unsafe impl<E: Zeroed> Send for Buffer<E> {}
 unsafe impl<E: Zeroed> Sync for Buffer<E> {}
 
 impl<E: Zeroed> Buffer<E> {
-    /// `len` zeros. The threads of the pool write them, so that each page is near one of the threads.
+    /// `len` zeros that are kept as long as others, such as the weights of a model. The threads of the pool write them, so that
+    /// each page is near one of the threads.
     ///
     /// # Panics
     /// If the size overflows. The process ends if memory is missing.
     pub fn zeroed(len: usize, pool: &Pool) -> Self {
         let layout = Self::layout(len).expect("a size that fits in memory");
         let zero = |bytes: &mut [MaybeUninit<u8>]| pool.parts(bytes, HUGE_PAGE_BYTES, |_, part| fill(part));
-        Self::allocate(len, layout, zero).unwrap_or_else(|| handle_alloc_error(layout))
+        let Some((base, region)) = Region::share(layout.size()) else {
+            return Self::allocate(len, layout, zero).unwrap_or_else(|| handle_alloc_error(layout));
+        };
+        allocator::took(layout.size());
+        // SAFETY: the region gave these bytes to nothing else, and they need not be initialised for this type.
+        zero(unsafe { slice::from_raw_parts_mut(base.cast::<MaybeUninit<u8>>().as_ptr(), layout.size()) });
+        Self { start: base.cast(), len, layout, region: Some(region) }
     }
 
     /// `len` zeros; `None` if memory is missing.
@@ -77,7 +145,7 @@ impl<E: Zeroed> Buffer<E> {
         // Pages are chosen when they are first written.
         ask_for_huge_pages(bytes);
         zero(bytes);
-        Some(Self { start: base.cast(), len, layout })
+        Some(Self { start: base.cast(), len, layout, region: None })
     }
 }
 
@@ -87,8 +155,11 @@ fn fill(bytes: &mut [MaybeUninit<u8>]) {
 
 impl<E> Drop for Buffer<E> {
     fn drop(&mut self) {
-        // SAFETY: `allocate` allocated `start` with this layout. Elements need no drop.
-        unsafe { dealloc(self.start.as_ptr().cast(), self.layout) };
+        match self.region {
+            Some(_) => allocator::gave_back(self.layout.size()),
+            // SAFETY: `allocate` allocated `start` with this layout. Elements need no drop.
+            None => unsafe { dealloc(self.start.as_ptr().cast(), self.layout) },
+        }
     }
 }
 
@@ -96,8 +167,8 @@ impl<E: Zeroed> Deref for Buffer<E> {
     type Target = [E];
 
     fn deref(&self) -> &[E] {
-        // SAFETY: `len` elements lie in the allocation, whose alignment is at least theirs. They were zeroed, which is a valid value
-        // of every element.
+        // SAFETY: `len` elements lie in the allocation, or in the bytes of the region that are theirs alone. The alignment of both is
+        // at least theirs. They were zeroed, which is a valid value of every element.
         unsafe { slice::from_raw_parts(self.start.as_ptr(), self.len) }
     }
 }
@@ -125,20 +196,44 @@ mod tests {
         buffer.as_ptr().addr()
     }
 
-    /// Large buffers start on a huge page, whether the threads write the zeros or the caller.
+    /// Large buffers of their own start on a huge page, and all on a cache line.
     #[test]
     fn buffers_are_zeroed_and_aligned() {
         let pool = Pool::new(2);
-        for lines in [0, 1, 3, HUGE_PAGE_BYTES / LINE - 1, HUGE_PAGE_BYTES / LINE, HUGE_PAGE_BYTES / LINE + 1] {
-            let align = if lines * LINE < HUGE_PAGE_BYTES { LINE } else { HUGE_PAGE_BYTES };
-            for buffer in [Buffer::zeroed(lines, &pool), Buffer::<Line>::try_zeroed(lines).expect("memory")] {
+        let most = MOST_SHARED_BYTES / LINE;
+        for lines in [0, 1, 3, HUGE_PAGE_BYTES / LINE - 1, HUGE_PAGE_BYTES / LINE, most, most + 1] {
+            let own = if lines * LINE < HUGE_PAGE_BYTES { LINE } else { HUGE_PAGE_BYTES };
+            let shared = if lines > most { own } else { LINE };
+            let buffers =
+                [(Buffer::zeroed(lines, &pool), shared), (Buffer::<Line>::try_zeroed(lines).expect("memory"), own)];
+            for (buffer, align) in buffers {
                 assert!(address(&buffer).is_multiple_of(align), "{lines} lines");
                 assert_eq!(buffer.len(), lines);
                 assert!(buffer.iter().all(|line| line.0 == [0; LINE]), "{lines} lines");
             }
             let numbers = Buffer::<f32>::zeroed(lines * LINE / size_of::<f32>(), &pool);
-            assert!(address(&numbers).is_multiple_of(align) && numbers.iter().all(|number| *number == 0.0));
+            assert!(address(&numbers).is_multiple_of(shared) && numbers.iter().all(|number| *number == 0.0));
         }
+    }
+
+    /// Buffers of many threads, some of which are freed while others are made, never overlap.
+    #[test]
+    fn buffers_of_a_region_are_apart() {
+        let work = |mark: u8| {
+            let pool = Pool::new(1);
+            let mut held: Vec<Buffer<Line>> = Vec::new();
+            for round in 0..200_usize {
+                let mut buffer = Buffer::<Line>::zeroed(round * 97 % 20_000 + 1, &pool);
+                assert!(buffer.iter().all(|line| line.0 == [0; LINE]), "another buffer wrote here");
+                buffer.fill(Line([mark; LINE]));
+                held.push(buffer);
+                if round % 3 == 0 {
+                    held.swap_remove(round % held.len());
+                }
+            }
+            assert!(held.iter().flat_map(|buffer| buffer.iter()).all(|line| line.0 == [mark; LINE]));
+        };
+        std::thread::scope(|scope| (1..=4).for_each(|mark| drop(scope.spawn(move || work(mark)))));
     }
 
     #[test]

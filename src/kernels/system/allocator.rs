@@ -2,6 +2,7 @@
 
 use std::{
     alloc::{GlobalAlloc, Layout, System},
+    ptr::NonNull,
     sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
 };
 
@@ -67,6 +68,20 @@ fn grown(memory: *mut u8, bytes: usize) {
         if current > PEAK.load(Relaxed) {
             PEAK.fetch_max(current, Relaxed);
         }
+    }
+}
+
+/// Counts memory that did not come from the global allocator, in a program that counts.
+pub(crate) fn took(bytes: usize) {
+    if INSTALLED.load(Relaxed) {
+        grown(NonNull::<u8>::dangling().as_ptr(), bytes);
+    }
+}
+
+/// Counts the end of memory that [`took`] counted.
+pub(crate) fn gave_back(bytes: usize) {
+    if INSTALLED.load(Relaxed) {
+        CURRENT.fetch_sub(bytes, Relaxed);
     }
 }
 

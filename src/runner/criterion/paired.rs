@@ -194,7 +194,7 @@ fn measure(set: &[usize], entries: &[Entry], plan: Plan, session: &Session) -> R
         false => output::report(format_args!("Measuring {work}, such as {first}")),
     }
     let helpers = workloads.iter().flatten().flat_map(|workload| workload.helpers()).collect();
-    let mut observation = session.observe(helpers)?;
+    let observation = session.observe(helpers)?;
     let begin = |member: usize| session.note(entries[set[member]].scenario, &entries[set[member]].subject);
     let turns = turns::take(workloads, plan, begin, |run| observation.sample(run).1);
     let observed = observation.end();

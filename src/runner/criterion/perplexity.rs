@@ -46,7 +46,7 @@ impl Suite {
         let mut criterion = self.criterion(WallTime, NOISE_THRESHOLD);
         for scenario in scenarios {
             let models: Vec<Vec<Variant>> = (settings.models.iter())
-                .filter(|spec| settings.tier_for(spec) >= scenario.tier)
+                .filter(|_| settings.generation_tier() >= scenario.tier)
                 .map(|spec| variants(spec, &settings))
                 .collect();
             let variants: Vec<(&Variant, Option<&Variant>)> =

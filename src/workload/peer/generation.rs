@@ -1,6 +1,11 @@
 //! One generation of a peer per iteration.
 
-use std::{cell::RefCell, rc::Rc, thread, time::Duration};
+use std::{
+    cell::RefCell,
+    rc::Rc,
+    thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::Result;
 
@@ -9,9 +14,10 @@ use super::SETTLE;
 use crate::{
     device::{DeviceChoice, Precision},
     generate::{self, FinishReason, Request, Required, Timeline},
+    measure::LimitsOverTime,
     model::{CacheBytes, External},
     peer::{Generated, Loaded, Model, Peer, Work},
-    record::{self, Limits},
+    record,
     scenario::Generation,
 };
 
@@ -76,15 +82,24 @@ impl PeerSubject {
     fn generate(&mut self, prompt: &[u32], request: &Request) -> Result<(Timeline, Generated)> {
         let vocab_size = self.model.config().vocab_size;
         self.reset(prompt.len() + request.new_tokens, request)?;
+        let began = Instant::now();
         let first = self.peer.prefill(prompt, vocab_size)?;
         let rest = match request.new_tokens {
             1 => Generated { tokens: Vec::new(), ns: Vec::new(), ..first.clone() },
             tokens => self.peer.step(tokens - 1, vocab_size)?,
         };
+        let ttft: Duration = first.ns.iter().copied().map(Duration::from_nanos).sum();
+        let steps: Vec<Duration> = rest.ns.iter().copied().map(Duration::from_nanos).collect();
+        let ends = steps.iter().scan(began + ttft, |end, step| {
+            *end += *step;
+            Some(*end)
+        });
         let timeline = Timeline {
+            began: Some(began),
+            step_ends: ends.collect(),
             prompt_tokens: prompt.len(),
-            ttft: first.ns.iter().copied().map(Duration::from_nanos).sum(),
-            steps: rest.ns.iter().copied().map(Duration::from_nanos).collect(),
+            ttft,
+            steps,
             sampling: None,
             waiting: Duration::ZERO,
             tokens: vec![first.tokens.into_iter().chain(rest.tokens.iter().copied()).collect()],
@@ -130,7 +145,7 @@ impl PeerWorkload {
         Ok(Self { subject, prompt, request, timelines: Vec::new(), cache_bytes: 0, peak_bytes: None, energy })
     }
 
-    fn measures(&self, samples: &[usize], limits: &Limits) -> Result<Measured> {
+    fn measures(&self, samples: &[usize], limits: &LimitsOverTime) -> Result<Measured> {
         let subject = self.subject.borrow();
         let model = &subject.model;
         let dtype = model.dtype(subject.precision);
@@ -175,7 +190,7 @@ impl Workload for PeerWorkload {
         vec![self.subject.borrow().peer.id()]
     }
 
-    fn finish(mut self: Box<Self>, samples: &[usize], limits: &Limits) -> Outcome {
+    fn finish(mut self: Box<Self>, samples: &[usize], limits: &LimitsOverTime) -> Outcome {
         drop_warm_up(&mut self.timelines, samples);
         drop_warm_up(self.energy.iterations(), samples);
         Outcome { measured: self.measures(samples, limits), deviates: None }

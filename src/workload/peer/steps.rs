@@ -11,10 +11,10 @@ use super::super::{
 };
 use crate::{
     device::DeviceChoice,
-    measure::memory,
+    measure::{LimitsOverTime, memory},
     model::{self, FRAMEWORK_BYTES},
     peer::{Model, Peer, Work},
-    record::{self, Limits, Measures},
+    record::{self, Measures},
     scenario::{Phase, Trained},
     train::step::{Diverged, forecast::Task, optimizer::Options},
 };
@@ -107,7 +107,7 @@ impl PeerSteps {
         matches!(self.kind, Kind::Language(..)) || self.phase == Phase::Train
     }
 
-    fn measures(&self, samples: &[usize], limits: &Limits) -> Result<Measured> {
+    fn measures(&self, samples: &[usize], limits: &LimitsOverTime) -> Result<Measured> {
         let measures = match &self.kind {
             Kind::Language(entry, cost) => Measures::Training(record::Training {
                 peak_bytes: self.peak_bytes,
@@ -193,7 +193,7 @@ impl Workload for PeerSteps {
         vec![self.peer.borrow().id()]
     }
 
-    fn finish(mut self: Box<Self>, samples: &[usize], limits: &Limits) -> Outcome {
+    fn finish(mut self: Box<Self>, samples: &[usize], limits: &LimitsOverTime) -> Outcome {
         drop_warm_up(&mut self.times, samples);
         drop_warm_up(&mut self.losses, samples);
         Outcome { measured: self.measures(samples, limits), deviates: None }

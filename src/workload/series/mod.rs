@@ -18,11 +18,12 @@ use candle_core::DType;
 use super::{Iteration, Measured, Outcome, Workload, drop_warm_up};
 use crate::{
     measure::{
+        LimitsOverTime,
         memory::{self, Peak},
         statistics,
     },
     model::series::{Cost, Forecaster, data::Window},
-    record::{Limits, Measures, Subject, Sweep},
+    record::{Measures, Subject, Sweep},
     scenario::Phase,
     train::step::forecast::{Batches, Forecasting, SeriesTraining, Task},
 };
@@ -85,7 +86,7 @@ impl SeriesWorkload {
         self.losses.last().copied()
     }
 
-    fn measures(&self, samples: &[usize], limits: &Limits) -> Result<Measured> {
+    fn measures(&self, samples: &[usize], limits: &LimitsOverTime) -> Result<Measured> {
         let timed = timed(&self.task, self.phase, &self.cost, &self.steps, samples, limits)?;
         let held_out_loss = match &self.steps_of {
             Steps::Train(training) => {
@@ -148,7 +149,7 @@ impl Workload for SeriesWorkload {
         self.losses.pop();
     }
 
-    fn finish(mut self: Box<Self>, samples: &[usize], limits: &Limits) -> Outcome {
+    fn finish(mut self: Box<Self>, samples: &[usize], limits: &LimitsOverTime) -> Outcome {
         drop_warm_up(&mut self.steps, samples);
         drop_warm_up(&mut self.losses, samples);
         Outcome { measured: self.measures(samples, limits), deviates: None }
@@ -171,7 +172,7 @@ pub(super) fn timed(
     cost: &Cost,
     times: &[Duration],
     samples: &[usize],
-    limits: &Limits,
+    limits: &LimitsOverTime,
 ) -> Result<Sweep> {
     let steps = statistics::summarise(times, samples).context("no step was measured")?;
     let batches = batches_per_step(task, phase);
@@ -185,7 +186,7 @@ pub(super) fn timed(
         step_p99_ms: steps.p99_ms,
         windows_per_s: 1e3 * (task.window.batch * batches) as f64 / steps.p50_ms,
         peak_bytes: None,
-        mfu: Some((passes * cost.forward_flops) as f64 / (steps.p50_ms / 1e3) / limits.matrix_flops_per_s),
+        mfu: Some((passes * cost.forward_flops) as f64 / (steps.p50_ms / 1e3) / limits.medians.matrix_flops_per_s),
         first_loss: None,
         last_loss: None,
         held_out_loss: None,
