@@ -110,7 +110,7 @@ impl Gauge {
         self.device.is_cpu()
     }
 
-    /// Reads the limits. On a CPU, this takes about 20 ms.
+    /// Reads the limits. On a CPU, this takes about 30 ms.
     ///
     /// # Errors
     /// Returns an error if the device fails.

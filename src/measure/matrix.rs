@@ -24,7 +24,7 @@ const ON_DEVICE: usize = 8192;
 const ROWS_ON_CPU: usize = 256;
 
 /// Time that the passes of a reading fill.
-const FILL: Duration = Duration::from_millis(5);
+const FILL: Duration = Duration::from_millis(10);
 
 /// Minimum number of passes where the best one counts, and the time that they must fill.
 const PASSES: usize = 2;

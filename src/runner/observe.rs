@@ -17,9 +17,9 @@ use crate::{
     record::{Conditions, Limits, Measures, Spread},
 };
 
-/// Least time between two readings of the limits: between two steps, where a reading of about 20 ms fits there, and between two
+/// Least time between two readings of the limits: between two steps, where a reading of about 30 ms fits there, and between two
 /// samples otherwise.
-const BETWEEN_STEPS: Duration = Duration::from_millis(300);
+const BETWEEN_STEPS: Duration = Duration::from_millis(400);
 const BETWEEN_SAMPLES: Duration = Duration::from_secs(1);
 
 /// A benchmark during which a limit moved by more than this share is marked.

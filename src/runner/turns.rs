@@ -75,8 +75,7 @@ impl Turn {
             None => (sample_s / iteration_s).ceil() as usize,
         };
         let iterations = iterations.max(plan.counted());
-        let slice_s = std::env::var("XSLICE").map_or(SLICE.as_secs_f64(), |ms| ms.parse::<f64>().unwrap() / 1e3);
-        let slices = (iterations as f64 * iteration_s / slice_s) as usize;
+        let slices = (iterations as f64 * iteration_s / SLICE.as_secs_f64()) as usize;
         Ok(Self {
             workload,
             iterations,
@@ -232,7 +231,7 @@ mod tests {
         measure::{LimitsOverTime, conditions::Moment, memory::HeldBytes},
         model,
         scenario::{ExpertDecoder, FeedForward, Sampling},
-        workload::{GenerationWorkload, Outcome},
+        workload::{GenerationWorkload, Outcome, SharedSubject},
     };
 
     /// A machine with a clock that only work moves. Its speed changes with the time.
@@ -404,24 +403,24 @@ mod tests {
         assert!((ratio.ratio - 1.0).abs() < 0.01 && ratio.low <= 1.0 && ratio.high >= 1.0, "{ratio:?}");
     }
 
+    fn dense_2() -> SharedSubject {
+        let decoder = ExpertDecoder::new(FeedForward::Dense { experts: 2 });
+        let subject = model::expert_grid(decoder, 0.0, Precision::F32, &Device::Cpu, 42).expect("a model");
+        Rc::new(RefCell::new(subject))
+    }
+
+    fn generation(subject: &SharedSubject, new_tokens: usize) -> Result<Box<dyn Workload>> {
+        let request = Request { new_tokens, sampling: Sampling::GREEDY, seed: 42, stop: Vec::new() };
+        let (subject, held) = (subject.clone(), HeldBytes::default());
+        Ok(Box::new(GenerationWorkload::new(subject, held, vec![vec![1, 2, 3]], request, DeviceChoice::Cpu)?))
+    }
+
     /// A real model and the same model: the weights of a copy would be at another place in memory, which can be slower. If turns
     /// favoured one of the two, all of twenty ratios would be on one side of 1, which chance does to one run in half a million.
     #[test]
     fn dense_2_against_itself_is_on_both_sides_of_one() {
-        let decoder = ExpertDecoder::new(FeedForward::Dense { experts: 2 });
-        let subject = model::expert_grid(decoder, 0.0, Precision::F32, &Device::Cpu, 42).expect("a model");
-        let subject = Rc::new(RefCell::new(subject));
-        let dense = || -> Result<Box<dyn Workload>> {
-            let request = Request { new_tokens: 8, sampling: Sampling::GREEDY, seed: 42, stop: Vec::new() };
-            let prompts = vec![vec![1, 2, 3]];
-            Ok(Box::new(GenerationWorkload::new(
-                subject.clone(),
-                HeldBytes::default(),
-                prompts,
-                request,
-                DeviceChoice::Cpu,
-            )?))
-        };
+        let subject = dense_2();
+        let dense = || generation(&subject, 8);
         let turns = take(vec![dense(), dense()], Plan { samples: 20, ..PLAN }, |_| (), window);
         let turns: Vec<&Turn> = turns.iter().map(|turn| turn.as_ref().expect("it works")).collect();
         let ratios: Vec<f64> =
@@ -429,6 +428,25 @@ mod tests {
         assert!(ratios.iter().any(|ratio| *ratio <= 1.0) && ratios.iter().any(|ratio| *ratio >= 1.0), "{ratios:?}");
         let ratio = ratio(turns[0], turns[1], Counterpart::ActiveTwin, "itself").expect("pairs");
         assert!(ratio.low <= ratio.ratio && ratio.ratio <= ratio.high && ratio.pairs == 20, "{ratio:?}");
+    }
+
+    /// `cargo test --lib -- --ignored --nocapture a_copy_of_dense_2` prints the ratio of each of five pairs of copies.
+    #[test]
+    #[ignore = "takes four minutes, and the machine must do nothing else"]
+    fn a_copy_of_dense_2_takes_as_long() {
+        let measuring = Duration::from_secs(20);
+        let ratios: Vec<PairedRatio> = (0..5)
+            .map(|_| {
+                let (one, other) = (dense_2(), dense_2());
+                let members = vec![generation(&one, 64), generation(&other, 64)];
+                let turns = take(members, Plan { measuring, ..PLAN }, |_| (), window);
+                let turns: Vec<&Turn> = turns.iter().map(|turn| turn.as_ref().expect("it works")).collect();
+                let ratio = ratio(turns[0], turns[1], Counterpart::ActiveTwin, "a copy").expect("pairs");
+                println!("{:.4} ({:.4} to {:.4}, {} pairs)", ratio.ratio, ratio.low, ratio.high, ratio.pairs);
+                ratio
+            })
+            .collect();
+        assert!(ratios.iter().all(|ratio| (ratio.ratio - 1.0).abs() <= 0.01), "{ratios:?}");
     }
 
     #[test]
