@@ -145,8 +145,8 @@ pub fn divisors(records: &[&Record], headers: &[&str]) -> Option<String> {
         };
         parts.push(match limit.best(records) {
             Some(best) => format!(
-                "{name} divides by the median limit around each benchmark, {range}; {header} divides by the best reading \
-                 of the run, {} {unit}.",
+                "{name} divides by the limit while each benchmark ran, in the median {range}; {header} divides by the best \
+                 reading of the run, {} {unit}.",
                 number(Some(best / 1e9))
             ),
             None => format!("{name} divides by the limit that was measured once in the process, {range}."),
