@@ -10,8 +10,9 @@ use crate::{
     device::DeviceChoice,
     generate::{self, Request, Required, Timeline},
     measure::{
-        LimitsOverTime,
+        LimitsOverTime, evict_caches,
         memory::{self, HeldBytes, Peak},
+        pauses,
     },
     model::Subject,
     record::{self, Measures, Routing},
@@ -29,6 +30,8 @@ pub struct GenerationWorkload {
     subject: SharedSubject,
     prompts: Vec<Vec<u32>>,
     request: Request,
+    /// Caches are filled with other data before each step.
+    is_cold: bool,
     deviates: Option<String>,
     /// Peak memory as it was predicted before the first generation.
     predicted_bytes: Option<u64>,
@@ -68,7 +71,8 @@ impl GenerationWorkload {
             memory::ensure_fits(&format!("the tokens of {batch} sequences"), bytes, &Device::Cpu)?;
             generate::prompt_batch(tokenizer, model.vocab_size(), prompt_tokens, batch, seed)?
         };
-        Self::new(subject, held, prompts, request, device)
+        let is_cold = scenario.is_cold && device == DeviceChoice::Cpu;
+        Ok(Self { is_cold, ..Self::new(subject, held, prompts, request, device)? })
     }
 
     /// Prepares generations with these prompts, all of the same length. `held` is the memory that the subject
@@ -109,6 +113,7 @@ impl GenerationWorkload {
             subject,
             prompts,
             request,
+            is_cold: false,
             deviates,
             predicted_bytes,
             timelines: Vec::new(),
@@ -172,7 +177,14 @@ impl Workload for GenerationWorkload {
     fn iterate(&mut self) -> Result<Iteration> {
         self.peak.begin();
         let mut subject = self.subject.borrow_mut();
-        let timeline = self.energy.over(|| generate::run(subject.model.as_mut(), &self.prompts, &self.request))?;
+        let generate = || generate::run(subject.model.as_mut(), &self.prompts, &self.request);
+        let timeline = match self.is_cold {
+            false => self.energy.over(generate)?,
+            true => {
+                self.energy.leave_out("the counter also counts filling the caches with other data");
+                pauses::before_each_step(evict_caches, generate)?
+            }
+        };
         let peak_bytes = self.peak.end();
         self.routing = generate::routing(subject.model.as_ref());
         self.reduced_bytes = subject.model.reduced_bytes();
@@ -218,6 +230,7 @@ mod tests {
             sampling: Sampling::GREEDY,
             tier: Tier::Quick,
             against: None,
+            is_cold: false,
             purpose: "a test",
         };
         for engine in Engine::ALL {
