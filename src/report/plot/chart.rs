@@ -116,10 +116,10 @@ impl Scale {
                 let power = 10f64.powf(rough.log10().floor());
                 let factor = [1.0, 2.0, 5.0, 10.0].into_iter().find(|factor| factor * power >= rough).unwrap_or(10.0);
                 let step = factor * power;
-                let first = (from / step).ceil() as i64;
-                let values = (first..).map(|n| n as f64 * step).take_while(|value| *value <= to * (1.0 + 1e-9));
-                // An empty axis has a step of 0.
-                values.take(MOST_TICKS).collect()
+                // An empty axis has a step of 0, and no first tick.
+                let first = (from / step).ceil();
+                let values = (0..MOST_TICKS).map(|n| (first + n as f64) * step);
+                values.take_while(|value| *value <= to * (1.0 + 1e-9)).collect()
             }
             // Values from elsewhere may leave no axis.
             Self::Log(from, to) if !(*from > 0.0 && to.is_finite()) => Vec::new(),
