@@ -94,7 +94,6 @@ fn bench_target() -> ExitCode {
         new_tokens,
         sampling: Sampling::GREEDY,
         tier,
-        is_cold: false,
         against: (key == "small").then_some("tiny"),
         purpose: "to be looked at",
     };

@@ -7,10 +7,7 @@
 use std::{
     cell::Cell,
     hint::black_box,
-    sync::{
-        OnceLock,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::atomic::{AtomicUsize, Ordering},
     time::{Duration, Instant},
 };
 
@@ -34,10 +31,6 @@ use crate::{
 /// no pass finds data of the last pass in them.
 const BUFFER_BYTES: usize = 256 << 20;
 const CACHES: usize = 4;
-
-/// Data in the caches is evicted by reading twice as much as the largest one holds.
-const EVICTING_CACHES: usize = 2;
-const UNKNOWN_CACHE_BYTES: u64 = 32 << 20;
 
 /// The buffer takes at most this part of the free memory, because it stays while models are loaded.
 const PART_OF_FREE: usize = 16;
@@ -73,7 +66,7 @@ const READINGS: usize = 15;
 pub struct Gauge {
     device: Device,
     /// Buffer that is read; empty on devices other than a CPU.
-    memory: &'static [u64],
+    memory: Vec<u64>,
     /// The part of the buffer that is read next. The parts that were read last are the ones that caches may hold.
     next: AtomicUsize,
     /// Implementation and dtype of the matrix product.
@@ -101,13 +94,13 @@ impl Gauge {
     /// # Errors
     /// Returns an error if the device fails.
     pub fn new(device: &Device, precision: Precision) -> Result<Self> {
-        let memory = if device.is_cpu() { buffer() } else { &[] };
+        let memory = if device.is_cpu() { written(buffer_bytes()) } else { Vec::new() };
         let matrices = Matrices::fastest(device, precision)?;
         let product = (matrices.library, matrices.dtype);
         let next = AtomicUsize::new(0);
         // The first pass starts threads.
-        reading(device, (memory, &next), &matrices)?;
-        let first = reading(device, (memory, &next), &matrices)?;
+        reading(device, (&memory, &next), &matrices)?;
+        let first = reading(device, (&memory, &next), &matrices)?;
         let matrices = device.is_cpu().then_some(matrices);
         Ok(Self { device: device.clone(), memory, next, product, matrices, first, best: Cell::new(first) })
     }
@@ -123,10 +116,10 @@ impl Gauge {
     /// Returns an error if the device fails.
     pub fn read(&self) -> Result<Reading> {
         let reading = match &self.matrices {
-            Some(matrices) => reading(&self.device, (self.memory, &self.next), matrices)?,
+            Some(matrices) => reading(&self.device, (&self.memory, &self.next), matrices)?,
             None => {
                 let matrices = Matrices::fastest(&self.device, Precision::BF16)?;
-                reading(&self.device, (self.memory, &self.next), &matrices)?
+                reading(&self.device, (&self.memory, &self.next), &matrices)?
             }
         };
         let best = self.best.get();
@@ -240,20 +233,6 @@ fn summarise(seconds: &[Reading], readings: usize, best: Reading, (library, dtyp
         matrix,
         exceeded: Vec::new(),
     }
-}
-
-/// Fills the caches with other data, as steps of a model do that is much larger than they are.
-pub fn evict_caches() {
-    let bytes = EVICTING_CACHES * machine::last_level_cache_bytes().unwrap_or(UNKNOWN_CACHE_BYTES) as usize;
-    let buffer = buffer();
-    let part = &buffer[..buffer.len().min(bytes / size_of::<u64>())];
-    black_box(part.par_chunks(PART_BYTES / size_of::<u64>()).map(sum).reduce(|| 0, u64::wrapping_add));
-}
-
-/// The buffer of the readings. The first use allocates it, and it stays.
-fn buffer() -> &'static [u64] {
-    static BUFFER: OnceLock<Vec<u64>> = OnceLock::new();
-    BUFFER.get_or_init(|| written(buffer_bytes()))
 }
 
 fn buffer_bytes() -> usize {

@@ -19,7 +19,6 @@ pub(crate) mod statistics;
 mod token_time;
 
 pub use crate::kernels::system::allocator::{self, CountingAllocator};
-pub(crate) use limits::evict_caches;
 pub use limits::{Gauge, LimitsOverTime, Reading, limits};
 pub use peak_bytes::PeakBytes;
 pub use token_time::TokenTime;

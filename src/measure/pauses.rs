@@ -3,7 +3,7 @@
 //! pauses: the sides of a duel pass a turn to each other, and an observation reads the limits of the machine.
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::RefCell,
     time::{Duration, Instant},
 };
 
@@ -27,8 +27,6 @@ impl Pauses {
 thread_local! {
     /// The pauses of the benchmark that this thread runs.
     static PAUSES: RefCell<Option<Pauses>> = const { RefCell::new(None) };
-    /// Runs before every step, after the pause if one is due.
-    static BEFORE_STEPS: Cell<Option<fn()>> = const { Cell::new(None) };
 }
 
 /// Runs a benchmark on this thread. `take` runs in its pauses, which are at least `apart` from each other. Inside of another
@@ -46,18 +44,6 @@ pub fn within<T>(apart: Duration, take: impl FnMut() + 'static, benchmark: impl 
     benchmark()
 }
 
-/// Runs a benchmark on this thread, and `prepare` before each of its steps.
-pub fn before_each_step<T>(prepare: fn(), benchmark: impl FnOnce() -> T) -> T {
-    struct End(Option<fn()>);
-    impl Drop for End {
-        fn drop(&mut self) {
-            BEFORE_STEPS.set(self.0);
-        }
-    }
-    let _end = End(BEFORE_STEPS.replace(Some(prepare)));
-    benchmark()
-}
-
 /// Says that a step of a benchmark has ended, and takes a pause if the last one is long enough ago. Returns its length, which
 /// the clock of the benchmark leaves out. Without pauses it is zero.
 pub fn pass() -> Duration {
@@ -70,16 +56,12 @@ pub fn pass_early() -> Duration {
     pass_after(0.1)
 }
 
-/// Takes a pause if this share of the least time between two has passed, and prepares the next step.
+/// Takes a pause if this share of the least time between two has passed.
 fn pass_after(share: f64) -> Duration {
-    let paused = PAUSES.with_borrow_mut(|pauses| match pauses {
+    PAUSES.with_borrow_mut(|pauses| match pauses {
         Some(pauses) if pauses.ended.elapsed() >= pauses.apart.mul_f64(share) => pauses.take(),
         _ => Duration::ZERO,
-    });
-    let Some(prepare) = BEFORE_STEPS.get() else { return paused };
-    let began = Instant::now();
-    prepare();
-    paused + began.elapsed()
+    })
 }
 
 /// Returns whether this thread runs a benchmark with pauses.
@@ -135,20 +117,8 @@ mod tests {
     }
 
     #[test]
-    fn each_step_is_prepared() {
-        thread_local!(static PREPARED: Cell<u32> = const { Cell::new(0) });
-        let prepare = || PREPARED.set(PREPARED.get() + 1);
-        let steps = || {
-            pass_early();
-            pass()
-        };
-        assert!(before_each_step(prepare, steps) > Duration::ZERO);
-        assert_eq!((PREPARED.get(), steps()), (2, Duration::ZERO));
-    }
-
-    #[test]
     fn a_panic_ends_the_pauses() {
-        let ended = catch_unwind(|| within(APART, || (), || before_each_step(|| (), || panic!("planted"))));
-        assert!(ended.is_err() && !is_used() && BEFORE_STEPS.get().is_none());
+        let ended = catch_unwind(|| within(APART, || (), || panic!("planted")));
+        assert!(ended.is_err() && !is_used());
     }
 }

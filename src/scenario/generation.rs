@@ -23,8 +23,6 @@ pub struct Generation {
     pub tier: Tier,
     /// Key of the scenario that it is compared with, on the same model. Both are measured in turns.
     pub against: Option<&'static str>,
-    /// True if the caches of a CPU are filled with other data before each step, so that it reads its weights from memory.
-    pub is_cold: bool,
     /// A short description for `candlepower list`.
     pub purpose: &'static str,
 }
@@ -95,7 +93,7 @@ const fn row(
     tier: Tier,
     purpose: &'static str,
 ) -> Generation {
-    Generation { key, prompt_tokens, new_tokens, sampling, tier, against: None, is_cold: false, purpose }
+    Generation { key, prompt_tokens, new_tokens, sampling, tier, against: None, purpose }
 }
 
 /// The scenarios that every model runs.
@@ -111,12 +109,11 @@ pub const GENERATION: &[Generation] = &[
 ];
 
 /// The scenarios of mixtures of experts and their dense twins. The first spends all its time on the prompt, the second on
-/// decode steps. These are cold, because the decoders are small: a cache would hold a part of a dense decoder from step to step,
-/// but hardly the experts that the next step chooses.
+/// decode steps.
 #[rustfmt::skip]
 pub const MOE_TOP_K: &[Generation] = &[
     row("moe_top_k_prefill", 512, 1,  Sampling::GREEDY, Tier::Quick, "a prompt through experts, against dense twins"),
-    row("moe_top_k_decode",  1,   64, Sampling::GREEDY, Tier::Quick, "steps that read the chosen experts only").cold(),
+    row("moe_top_k_decode",  1,   64, Sampling::GREEDY, Tier::Quick, "steps that read the chosen experts only"),
 ];
 
 /// Prompts of growing length, and steps at that depth. They run only if the tier is set to full, on models that are long
@@ -145,10 +142,6 @@ pub const TENSOR_PARALLEL: &[Generation] =
 impl Generation {
     const fn against(self, key: &'static str) -> Self {
         Self { against: Some(key), ..self }
-    }
-
-    const fn cold(self) -> Self {
-        Self { is_cold: true, ..self }
     }
 
     /// Tokens of its throughput: generated tokens, or prompt tokens if no decode step follows the prompt.

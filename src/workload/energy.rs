@@ -57,11 +57,6 @@ impl Energy {
         Ok(done)
     }
 
-    /// Says why the energy of an iteration is not counted.
-    pub fn leave_out(&mut self, why: &str) {
-        self.unknown = Some(self.counter.as_ref().err().cloned().unwrap_or_else(|| why.to_owned()));
-    }
-
     /// Energy of each iteration.
     pub fn iterations(&mut self) -> &mut Vec<f64> {
         &mut self.joules

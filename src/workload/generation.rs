@@ -10,9 +10,8 @@ use crate::{
     device::DeviceChoice,
     generate::{self, Request, Required, Timeline},
     measure::{
-        LimitsOverTime, evict_caches,
+        LimitsOverTime,
         memory::{self, HeldBytes, Peak},
-        pauses,
     },
     model::Subject,
     record::{self, Measures, Routing},
@@ -30,8 +29,6 @@ pub struct GenerationWorkload {
     subject: SharedSubject,
     prompts: Vec<Vec<u32>>,
     request: Request,
-    /// Caches are filled with other data before each step.
-    is_cold: bool,
     deviates: Option<String>,
     /// Peak memory as it was predicted before the first generation.
     predicted_bytes: Option<u64>,
@@ -71,8 +68,7 @@ impl GenerationWorkload {
             memory::ensure_fits(&format!("the tokens of {batch} sequences"), bytes, &Device::Cpu)?;
             generate::prompt_batch(tokenizer, model.vocab_size(), prompt_tokens, batch, seed)?
         };
-        let is_cold = scenario.is_cold && device == DeviceChoice::Cpu;
-        Ok(Self { is_cold, ..Self::new(subject, held, prompts, request, device)? })
+        Self::new(subject, held, prompts, request, device)
     }
 
     /// Prepares generations with these prompts, all of the same length. `held` is the memory that the subject
@@ -113,7 +109,6 @@ impl GenerationWorkload {
             subject,
             prompts,
             request,
-            is_cold: false,
             deviates,
             predicted_bytes,
             timelines: Vec::new(),
@@ -177,14 +172,7 @@ impl Workload for GenerationWorkload {
     fn iterate(&mut self) -> Result<Iteration> {
         self.peak.begin();
         let mut subject = self.subject.borrow_mut();
-        let generate = || generate::run(subject.model.as_mut(), &self.prompts, &self.request);
-        let timeline = match self.is_cold {
-            false => self.energy.over(generate)?,
-            true => {
-                self.energy.leave_out("the counter also counts filling the caches with other data");
-                pauses::before_each_step(evict_caches, generate)?
-            }
-        };
+        let timeline = self.energy.over(|| generate::run(subject.model.as_mut(), &self.prompts, &self.request))?;
         let peak_bytes = self.peak.end();
         self.routing = generate::routing(subject.model.as_ref());
         self.reduced_bytes = subject.model.reduced_bytes();
@@ -230,7 +218,6 @@ mod tests {
             sampling: Sampling::GREEDY,
             tier: Tier::Quick,
             against: None,
-            is_cold: false,
             purpose: "a test",
         };
         for engine in Engine::ALL {

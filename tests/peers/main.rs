@@ -42,7 +42,6 @@ fn bench_target() -> ExitCode {
         sampling,
         tier: Tier::Quick,
         against: None,
-        is_cold: false,
         purpose: "to be looked at",
     };
     let drawn = Sampling { temperature: 0.8, ..Sampling::GREEDY };
