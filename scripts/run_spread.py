@@ -16,6 +16,7 @@ import pathlib
 import random
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 
@@ -44,8 +45,11 @@ def run(number, out, filter):
     """Runs the benchmarks once, and returns their records."""
     environment = {**os.environ, "CANDLEPOWER_OUT": str(out), "CANDLEPOWER_RUN": f"run-{number}"}
     command = ["cargo", "bench", "--quiet", "--bench", "generation", "--", filter]
-    subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    lines = (out / f"run-{number}" / "records.jsonl").read_text(encoding="utf-8").splitlines()
+    ended = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    records = out / f"run-{number}" / "records.jsonl"
+    if ended.returncode != 0 or not records.is_file():
+        sys.exit(f"error: run {number} measured nothing or failed: see what `{' '.join(command[:-1])} '{filter}'` prints")
+    lines = records.read_text(encoding="utf-8").splitlines()
     return [record for record in map(json.loads, lines) if record["status"] == "measured"]
 
 
@@ -57,7 +61,8 @@ def main():
     arguments = parser.parse_args()
     if arguments.runs < 2:
         parser.error("--runs: a spread needs at least two runs")
-    subprocess.run(["cargo", "bench", "--bench", "generation", "--no-run"], check=True)
+    if subprocess.run(["cargo", "bench", "--bench", "generation", "--no-run"]).returncode != 0:
+        sys.exit("error: the benchmark does not build")
 
     disturber = multiprocessing.Process(target=disturb, daemon=True)
     if arguments.disturbed:
