@@ -10,7 +10,7 @@ use candle_core::{CpuStorage, DType, Storage, Tensor};
 
 use super::{FinishReason, Sampler, Timeline};
 use crate::{
-    measure::pauses,
+    measure::{CpuTime, pauses},
     model::{CausalLm, Part},
     scenario::Sampling,
 };
@@ -110,6 +110,7 @@ fn generate(
     model.device().synchronize()?;
     // An observation reads the limits just before the prompt and just after it.
     pauses::pass_early();
+    let cpu = CpuTime::now();
     let started = Instant::now();
     step(model, &mut active, &mut spent)?;
     let mut last = Instant::now();
@@ -137,6 +138,9 @@ fn generate(
         last = now;
     }
     whole.waiting += spent.waiting;
+    if let Some((before, after)) = cpu.zip(CpuTime::now()) {
+        whole.cpu = Some(whole.cpu.unwrap_or_default() + (after - before));
+    }
     whole.sampling = whole.sampling.map(|sampling| sampling + spent.sampling);
     Ok(())
 }

@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 use super::{FinishReason, Request, Timeline};
 use crate::{
     measure::{
-        LimitsOverTime, Reading,
+        CpuTime, LimitsOverTime, Reading,
         statistics::{median, ms, percentile, sample_means},
     },
     model::{CacheBytes, CausalLm, Footprint},
@@ -131,6 +131,11 @@ pub fn summarise(
             let share = |timeline: &Timeline| timeline.waiting.div_duration_f64(timeline.steps.iter().sum());
             over_samples(&share)
         }),
+        kernel_share: timelines
+            .iter()
+            .map(|timeline| timeline.cpu)
+            .sum::<Option<CpuTime>>()
+            .and_then(CpuTime::kernel_share),
         cache_used_bytes: cache.used,
         cache_allocated_bytes: cache.allocated,
         peak_bytes,
@@ -240,6 +245,7 @@ mod tests {
             steps: steps_ms.iter().map(|step| Duration::from_millis(*step)).collect(),
             sampling: Some(Duration::from_millis(1)),
             waiting: Duration::ZERO,
+            cpu: Some(CpuTime { user: 30, kernel: ttft_ms }),
             tokens: vec![tokens.to_vec()],
             finish_reason: FinishReason::Length,
         }
@@ -292,6 +298,7 @@ mod tests {
         // tokens, in 4, 5 and 20 ms. The median of the six shares is between those of 4 and 5 ms.
         close(measures.mbu.expect("limits"), (1060.0 / 0.004 + 1060.0 / 0.005) / 2.0 / 1e6);
         close(measures.mfu.expect("limits"), 4.0 * 300.0 / 0.020 / 1e6);
+        close(measures.kernel_share.expect("160 ticks"), 70.0 / 160.0);
         assert_eq!((measures.cache_used_bytes, measures.cache_allocated_bytes), (60, 4096));
         assert_eq!(measures.itl_by_position_ms, [3.0, 5.0]);
         let work = measures.work.expect("the work");

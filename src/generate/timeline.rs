@@ -4,6 +4,8 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use crate::measure::CpuTime;
+
 /// Times and tokens of one generation, of a sequence or of a batch of them. The device is idle at the end of every duration.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Timeline {
@@ -22,6 +24,9 @@ pub struct Timeline {
     pub sampling: Option<Duration>,
     /// Time of the decode steps spent waiting for the device after all work was submitted. Near 0 on a CPU.
     pub waiting: Duration,
+    /// CPU time of this process from the prompt to the last token, with that of the readings of limits between steps. `None` if it is
+    /// not known.
+    pub cpu: Option<CpuTime>,
     /// The generated ids of each sequence.
     pub tokens: Vec<Vec<u32>>,
     /// Why the generation ended.

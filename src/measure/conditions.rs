@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{clocks, gpu};
+use super::{clocks, cpu_time, gpu};
 use crate::{
     device::DeviceChoice,
     record::{Conditions, GpuLoad, HeldBack, Hindrance},
@@ -220,10 +220,7 @@ fn parse(stat: &str, own: &str) -> Option<Ticks> {
 
 /// CPU time of a process, and of the processes that it started and that have ended.
 fn own_ticks(stat: &str) -> Option<u64> {
-    // The name, in parentheses, can contain any characters. The state is the first field after it.
-    let (_, after_name) = stat.rsplit_once(')')?;
-    let fields: Vec<&str> = after_name.split_whitespace().collect();
-    fields.get(11..15)?.iter().map(|ticks| ticks.parse::<u64>().ok()).sum()
+    Some(cpu_time::counts(stat)?.into_iter().sum())
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! The machine and the software of a measurement.
 
-use std::{collections::BTreeMap, fs, path::Path, process::Command};
+use std::{collections::BTreeMap, env, fs, path::Path, process::Command};
 
 use sysinfo::{CpuRefreshKind, MemoryRefreshKind, RefreshKind, System};
 
@@ -14,7 +14,7 @@ pub fn machine(threads: usize, gpu: Option<Gpu>) -> Machine {
     );
     let system = system.ok();
     let brand = system.as_ref().and_then(|system| Some(system.cpus().first()?.brand().trim().to_owned()));
-    let cpu = brand.filter(|brand| !brand.is_empty()).unwrap_or_else(|| std::env::consts::ARCH.to_owned());
+    let cpu = brand.filter(|brand| !brand.is_empty()).unwrap_or_else(|| env::consts::ARCH.to_owned());
     let logical_cores = std::thread::available_parallelism().map_or(1, usize::from);
     Machine {
         name: name(gpu.as_ref().map_or(&cpu, |gpu| &gpu.name), logical_cores),
@@ -23,7 +23,7 @@ pub fn machine(threads: usize, gpu: Option<Gpu>) -> Machine {
         logical_cores,
         threads,
         memory_bytes: system.map(|system| system.total_memory()),
-        os: System::long_os_version().unwrap_or_else(|_| std::env::consts::OS.into()),
+        os: System::long_os_version().unwrap_or_else(|_| env::consts::OS.into()),
         kernel: System::kernel_version().ok(),
         governor: first_line("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         simd_available: simd().into_iter().filter(|simd| simd.available).map(|simd| simd.name.into()).collect(),
@@ -76,6 +76,9 @@ pub fn simd() -> Vec<Simd> {
     Vec::new()
 }
 
+/// The variable that sets how the C library allocates memory.
+pub const GLIBC_TUNABLES: &str = "GLIBC_TUNABLES";
+
 /// Versions that the build found, and the commit of the current folder.
 pub fn software() -> Software {
     Software {
@@ -87,6 +90,7 @@ pub fn software() -> Software {
         commit: commit(),
         profile: env!("BUILT_WITH_PROFILE").into(),
         features: features().iter().map(|feature| (*feature).into()).collect(),
+        glibc_tunables: env::var(GLIBC_TUNABLES).ok(),
     }
 }
 

@@ -3,6 +3,7 @@
 
 pub mod clocks;
 pub(crate) mod conditions;
+mod cpu_time;
 pub mod gpu;
 mod limits;
 pub mod machine;
@@ -19,6 +20,7 @@ pub(crate) mod statistics;
 mod token_time;
 
 pub use crate::kernels::system::allocator::{self, CountingAllocator};
+pub use cpu_time::CpuTime;
 pub use limits::{Gauge, LimitsOverTime, Reading, limits};
 pub use peak_bytes::PeakBytes;
 pub use token_time::TokenTime;

@@ -446,6 +446,10 @@ measures! {
             unit: MeasureUnit::Share, tables: &[(TableKey::Generation, 70, "GPU wait")], missing: Missing::NoColumn,
             ..Row::DATA
         },
+        /// Share of the CPU time of generations that the kernel took, for example to map pages that the allocator had returned.
+        /// Empty for a peer, for less than a second, and on systems other than Linux.
+        #[serde(default)]
+        kernel_share: Option<f64> => Row { unit: MeasureUnit::Share, better: LOWER, ..Row::DATA },
         /// Bytes of the key-value cache that the last step read.
         cache_used_bytes: u64 => Row {
             unit: MeasureUnit::Bytes, better: LOWER,
@@ -474,8 +478,8 @@ measures! {
         attention: Option<String> => Row::DATA,
         /// Dtype of keys and values in the cache. Empty for models of your own and for peers.
         cache_dtype: Option<String> => Row::DATA,
-        /// Model bandwidth utilization (MBU) of decode: bytes that the steps must read, divided by their time, as a share of
-        /// `read_bytes_per_s`.
+        /// Model bandwidth utilization (MBU) of decode: that of the median step, whose bytes to read are divided by its time, as a
+        /// share of the memory bandwidth during the step.
         mbu: Option<f64> => Row {
             unit: MeasureUnit::Share, better: HIGHER,
             tables: &[
@@ -484,8 +488,9 @@ measures! {
             ],
             ..Row::DATA
         },
-        /// Model FLOP utilization (MFU): required operations divided by time, as a share of `matrix_flops_per_s`. Generations
-        /// count the prefill over the time to first token. Training counts three forward passes over the median step.
+        /// Model FLOP utilization (MFU): required operations divided by time, as a share of the rate of matrix products. Generations
+        /// count the prefill over the time to first token, as a share of the rate at that time, and take the median prompt. Training
+        /// counts three forward passes over the median step.
         mfu: Option<f64> => Row {
             unit: MeasureUnit::Share, better: HIGHER,
             tables: &[

@@ -555,6 +555,9 @@ pub struct Software {
     pub profile: String,
     /// Enabled Cargo features.
     pub features: Vec<String>,
+    /// The variable `GLIBC_TUNABLES`, which tells the C library how to allocate memory; absent if it was not set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub glibc_tunables: Option<String>,
 }
 
 /// Value of a setting, and its source.

@@ -486,6 +486,9 @@ fn peers(records: &[&Record]) -> BTreeSet<String> {
     records.iter().filter_map(peer).collect()
 }
 
+/// A record is marked if the kernel took more than this share of its CPU time.
+const MUCH_IN_KERNEL: f64 = 0.2;
+
 /// Indices of the record's reasons to doubt among all marks, to which new ones are added.
 fn marks_of(record: &Record, all: &[&Record], marks: &mut Vec<String>) -> Vec<usize> {
     let doubts = record.conditions.iter().flat_map(|conditions| &conditions.doubts);
@@ -500,9 +503,14 @@ fn marks_of(record: &Record, all: &[&Record], marks: &mut Vec<String>) -> Vec<us
     let threads = record.subject.sizes.get("threads").copied().unwrap_or_default();
     let is_crowded = threads > record.machine.logical_cores as u64;
     let crowded = is_crowded.then(|| "it has more threads than the machine has cores".to_owned());
+    let kernel = record.measures.as_ref().and_then(|measures| measures.measure("kernel_share"));
+    let paging = kernel.filter(|(share, _)| *share > MUCH_IN_KERNEL).map(|(share, _)| {
+        let percent = share * 100.0;
+        format!("the kernel took {percent:.0} % of its CPU time: see \"CPU time of the kernel\" in the guide's methodology")
+    });
     let exceeded = record.limits.iter().flat_map(|limits| &limits.exceeded);
     let notes =
-        deviates.chain(differs).chain(crowded).chain(doubts.chain(exceeded).cloned()).chain(ratios::held_back(record));
+        deviates.chain(differs).chain(crowded).chain(paging).chain(doubts.chain(exceeded).cloned()).chain(ratios::held_back(record));
     notes.map(&mut number).collect()
 }
 
@@ -779,6 +787,21 @@ mod tests {
         assert_eq!(table.rows[0][..2], ["model", "tok/s"]);
         let alone = tables(records[..1].iter()).remove(0);
         assert_eq!((alone.heading().as_str(), alone.words), ("Generation", 3));
+    }
+
+    #[test]
+    fn much_time_in_the_kernel_is_marked() {
+        let marks = |share| {
+            let record = sample("medium", "a", |record| {
+                let Some(Measures::Generation(measures)) = &mut record.measures else { panic!("a generation") };
+                measures.kernel_share = share;
+            });
+            let mut marks = Vec::new();
+            marks_of(&record, &[&record], &mut marks);
+            marks.into_iter().filter(|mark| mark.contains("kernel")).collect::<Vec<_>>()
+        };
+        assert!(marks(Some(0.714)).concat().starts_with("the kernel took 71 % of its CPU time: see"));
+        assert_eq!((marks(Some(0.1)), marks(None)), (Vec::new(), Vec::new()));
     }
 
     #[test]

@@ -6,6 +6,7 @@ use anyhow::{Result, ensure};
 
 use crate::{
     config::Config,
+    measure::machine::GLIBC_TUNABLES,
     record::{Record, Setting},
     scenario::{CHECKPOINTS, GENERATIONS, PERPLEXITY, SERVINGS, SWEEP, TRAININGS},
     settings::{Settings, variable},
@@ -30,7 +31,10 @@ pub fn reproduction(record: &Record) -> Result<String> {
         return Ok(command.clone());
     }
     ensure!(record.subject.device != "server", "{}: the record of a load does not hold its command", record.id);
-    let mut words = assignments(&record.settings, |_| true);
+    let tunables = record.software.glibc_tunables.as_ref();
+    let mut words: Vec<String> =
+        tunables.map(|value| format!("{GLIBC_TUNABLES}={}", text::shell(value))).into_iter().collect();
+    words.extend(assignments(&record.settings, |_| true));
     words.extend(["cargo", "bench"].map(str::to_owned));
     if let Some(target) = target(record) {
         words.extend(["--bench".to_owned(), target.to_owned()]);
@@ -104,11 +108,12 @@ mod tests {
                 ("out".into(), given("elsewhere", "environment")),
                 ("x; rm".into(), given("1", "environment")),
             ]);
+            record.software.glibc_tunables = Some("glibc.malloc.mmap_max=0; rm".into());
         });
         assert_eq!(
             reproduction(&record).expect("a command"),
-            "CANDLEPOWER_DTYPE=bf16 CANDLEPOWER_MODELS='path:./my model' cargo bench --bench generation --features \
-             avx512,mkl -- '^medium/llama-3\\.2-1b/tuned-bf16-cpu$'"
+            "GLIBC_TUNABLES='glibc.malloc.mmap_max=0; rm' CANDLEPOWER_DTYPE=bf16 CANDLEPOWER_MODELS='path:./my model' \
+             cargo bench --bench generation --features avx512,mkl -- '^medium/llama-3\\.2-1b/tuned-bf16-cpu$'"
         );
     }
 

@@ -14,6 +14,7 @@ use serde::Serialize;
 
 use super::statistics::{holm, median, p_value, paired_p_value, paired_ratio, ratio};
 use crate::{
+    measure::machine::GLIBC_TUNABLES,
     record::{self, Record, SampleUnit, Status},
     scenario,
 };
@@ -129,6 +130,7 @@ impl Side {
                 ("rustc", record.software.rustc.clone()),
                 ("features", record.software.features.join(",")),
                 ("profile", record.software.profile.clone()),
+                (GLIBC_TUNABLES, record.software.glibc_tunables.clone().unwrap_or_default()),
                 ("commit", record.software.commit.clone().unwrap_or_default()),
             ]
             .map(|(name, value)| (name.to_owned(), value))

@@ -44,11 +44,8 @@ impl Suite {
     pub fn perplexity(&mut self, scenarios: &[PerplexityScenario]) {
         let settings = self.settings().clone();
         let mut criterion = self.criterion(WallTime, NOISE_THRESHOLD);
-        for scenario in scenarios {
-            let models: Vec<Vec<Variant>> = (settings.models.iter())
-                .filter(|_| settings.generation_tier() >= scenario.tier)
-                .map(|spec| variants(spec, &settings))
-                .collect();
+        for scenario in scenarios.iter().filter(|scenario| settings.generation_tier() >= scenario.tier) {
+            let models: Vec<Vec<Variant>> = settings.models.iter().map(|spec| variants(spec, &settings)).collect();
             let variants: Vec<(&Variant, Option<&Variant>)> =
                 models.iter().flat_map(|own| with_reference(own)).collect();
             let mut entries: Vec<Entry> = Vec::new();

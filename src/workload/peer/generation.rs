@@ -102,6 +102,7 @@ impl PeerSubject {
             steps,
             sampling: None,
             waiting: Duration::ZERO,
+            cpu: None,
             tokens: vec![first.tokens.into_iter().chain(rest.tokens.iter().copied()).collect()],
             finish_reason: FinishReason::Length,
         };
