@@ -8,7 +8,7 @@ use candlepower::{measure::CountingAllocator, runner, scenario::CHECKPOINT_MEMOR
 static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 fn main() -> ExitCode {
-    runner::let_waiting_threads_sleep();
+    runner::set_up_training();
     runner::main(|suite| {
         suite.training(CHECKPOINT_MEMORY);
     })

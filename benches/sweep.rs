@@ -9,6 +9,6 @@ use candlepower::{measure::CountingAllocator, runner};
 static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 fn main() -> ExitCode {
-    runner::let_waiting_threads_sleep();
+    runner::set_up_training();
     runner::main(runner::Suite::sweep)
 }

@@ -13,7 +13,7 @@ use candlepower::{
 static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 fn main() -> ExitCode {
-    runner::let_waiting_threads_sleep();
+    runner::set_up_training();
     runner::main(|suite| {
         suite.training(PSANN_THROUGHPUT);
         suite.training(TRAINING_SWEEP);

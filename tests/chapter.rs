@@ -748,7 +748,7 @@ fn openmetrics(_: &World, output: &str) {
 }
 
 fn bench_target(name: &str) -> ExitCode {
-    runner::let_waiting_threads_sleep();
+    runner::set_up_training();
     let generation = |suite: &mut runner::Suite| {
         let candidates = Candidate::from_settings(suite.settings());
         suite.generation(GENERATION, candidates);

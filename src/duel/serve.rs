@@ -22,7 +22,7 @@ use crate::{
     },
     output,
     record::Record,
-    runner::{Catalogue, Observation, Session, Surroundings, let_waiting_threads_sleep},
+    runner::{Catalogue, Observation, Session, Surroundings, set_up_training},
     settings::Settings,
     workload::{Outcome, Workload},
 };
@@ -37,8 +37,8 @@ const TURN: Duration = Duration::from_millis(3);
 /// Returns an error if the settings are wrong, the device cannot be opened, or the duel has ended.
 pub fn serve(target: Option<&str>) -> Result<()> {
     // As the bench targets do.
-    if target.is_some_and(|target| ["training", "memory"].contains(&target)) {
-        let_waiting_threads_sleep();
+    if target.is_some_and(|target| ["training", "memory", "sweep"].contains(&target)) {
+        set_up_training();
     }
     let session = Session::new(Settings::load(&[])?)?;
     let requests = Rc::new(requests());

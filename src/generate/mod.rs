@@ -8,6 +8,7 @@ mod summary;
 mod timeline;
 
 pub use prompt::{encode, prompt_batch, prompt_ids, prompt_text};
+pub(crate) use run::Run;
 pub use run::{Request, TooLong, check_lengths, check_lengths_within, run};
 #[cfg(feature = "serve")]
 pub(crate) use run::{check_logits, with_logits};

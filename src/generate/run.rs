@@ -2,6 +2,7 @@
 
 use std::{
     fmt,
+    ops::Range,
     time::{Duration, Instant},
 };
 
@@ -38,41 +39,144 @@ pub struct Request {
 /// # Errors
 /// Returns an error if a prompt is empty or too long, if the model fails, or if its logits are not usable.
 pub fn run(model: &mut dyn CausalLm, prompts: &[Vec<u32>], request: &Request) -> Result<Timeline> {
-    let (vocab_size, at_once) = (model.vocab_size(), model.max_sequences().max(1));
-    let mut sequences = Vec::with_capacity(prompts.len());
-    for (number, prompt) in prompts.iter().enumerate() {
-        check_lengths(model, prompt.len(), request.new_tokens)?;
-        if let Some(id) = prompt.iter().find(|id| **id as usize >= vocab_size) {
-            anyhow::bail!("the prompt contains token {id}, but the vocabulary of the model has {vocab_size} tokens");
+    let mut run = Run::new(model, prompts, request)?;
+    run.advance(model, Duration::MAX)?;
+    Ok(run.end())
+}
+
+/// A generation that has begun. Something else may run between two of its steps, except on the same model.
+pub struct Run {
+    request: Request,
+    sequences: Vec<Sequence>,
+    /// The sequences that the model holds.
+    part: Range<usize>,
+    /// Number of decode steps of these sequences so far; `None` before their prompts.
+    steps: Option<usize>,
+    timeline: Timeline,
+}
+
+impl Run {
+    /// Begins a generation: see [`run`].
+    ///
+    /// # Errors
+    /// Returns an error if a prompt is empty or too long, or the model cannot be reset.
+    pub fn new(model: &mut dyn CausalLm, prompts: &[Vec<u32>], request: &Request) -> Result<Self> {
+        let (vocab_size, at_once) = (model.vocab_size(), model.max_sequences().max(1));
+        let mut sequences = Vec::with_capacity(prompts.len());
+        for (number, prompt) in prompts.iter().enumerate() {
+            check_lengths(model, prompt.len(), request.new_tokens)?;
+            if let Some(id) = prompt.iter().find(|id| **id as usize >= vocab_size) {
+                anyhow::bail!(
+                    "the prompt contains token {id}, but the vocabulary of the model has {vocab_size} tokens"
+                );
+            }
+            let seed = request.seed.wrapping_add(number as u64);
+            sequences.push(Sequence::new(number % at_once, prompt, request, seed)?);
         }
-        sequences.push(Sequence::new(number % at_once, prompt, request, request.seed.wrapping_add(number as u64))?);
+        model.reset()?;
+        Ok(Self {
+            request: request.clone(),
+            part: 0..at_once.min(sequences.len()),
+            sequences,
+            steps: None,
+            timeline: Timeline { sampling: Some(Duration::ZERO), ..Timeline::default() },
+        })
     }
-    model.reset()?;
-    let mut whole = Timeline { sampling: Some(Duration::ZERO), ..Timeline::default() };
-    let mut parts = sequences.chunks_mut(at_once).peekable();
-    while let Some(part) = parts.next() {
-        generate(model, part, request, &mut whole)?;
-        // The last part stays, because a caller may ask for what the model knows about it.
-        if parts.peek().is_some() {
-            part.iter().try_for_each(|sequence| model.release(sequence.number))?;
+
+    /// Runs steps until this time has passed, at least one. Returns whether the generation has ended. `model` is that of
+    /// [`Self::new`].
+    ///
+    /// # Errors
+    /// Returns an error if the model fails, or if its logits are not usable.
+    pub fn advance(&mut self, model: &mut dyn CausalLm, time: Duration) -> Result<bool> {
+        let (began, cpu) = (Instant::now(), CpuTime::now());
+        let mut has_ended = self.part.is_empty();
+        while !has_ended {
+            self.step(model)?;
+            has_ended = self.pass_on(model)?;
+            if began.elapsed() >= time {
+                break;
+            }
         }
+        if let Some((before, after)) = cpu.zip(CpuTime::now()) {
+            self.timeline.cpu = Some(self.timeline.cpu.unwrap_or_default() + (after - before));
+        }
+        Ok(has_ended)
     }
-    let has_ended = |sequence: &Sequence| sequence.has_ended(request);
-    whole.finish_reason =
-        if sequences.iter().all(has_ended) { FinishReason::EndOfSequence } else { FinishReason::Length };
-    whole.prompt_tokens = prompts.first().map_or(0, Vec::len);
-    whole.tokens = sequences
-        .into_iter()
-        .zip(prompts)
-        .map(|(mut sequence, prompt)| sequence.tokens.split_off(prompt.len()))
-        .collect();
-    Ok(whole)
+
+    /// The result of a generation that has ended.
+    pub fn end(self) -> Timeline {
+        let Self { request, sequences, mut timeline, .. } = self;
+        let has_ended = |sequence: &Sequence| sequence.has_ended(&request);
+        timeline.finish_reason =
+            if sequences.iter().all(has_ended) { FinishReason::EndOfSequence } else { FinishReason::Length };
+        timeline.prompt_tokens = sequences.first().map_or(0, |sequence| sequence.prompt_tokens);
+        timeline.tokens =
+            sequences.into_iter().map(|mut sequence| sequence.tokens.split_off(sequence.prompt_tokens)).collect();
+        timeline
+    }
+
+    /// Runs the prompts of the sequences that the model holds, or a decode step.
+    fn step(&mut self, model: &mut dyn CausalLm) -> Result<()> {
+        let Self { request, sequences, part, steps, timeline, .. } = self;
+        let mut active: Vec<&mut Sequence> = sequences[part.clone()].iter_mut().collect();
+        match steps {
+            None => {
+                model.device().synchronize()?;
+                // An observation reads the limits just before the prompt and just after it.
+                pauses::pass_early();
+                let started = Instant::now();
+                let Spent { sampling, .. } = append(model, &mut active)?;
+                timeline.began.get_or_insert(started);
+                timeline.ttft += started.elapsed();
+                timeline.sampling = timeline.sampling.map(|before| before + sampling);
+                pauses::pass_early();
+                *steps = Some(0);
+            }
+            Some(number) => {
+                active.retain(|sequence| !sequence.has_ended(request));
+                pauses::pass();
+                let started = Instant::now();
+                let Spent { sampling, waiting } = append(model, &mut active)?;
+                let ended = Instant::now();
+                match timeline.steps.get_mut(*number) {
+                    Some(step) => *step += ended - started,
+                    None => {
+                        timeline.steps.push(ended - started);
+                        timeline.step_ends.push(ended);
+                    }
+                }
+                timeline.sampling = timeline.sampling.map(|before| before + sampling);
+                timeline.waiting += waiting;
+                *number += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// Passes to the next sequences if those that the model holds have their tokens. Returns whether none is left.
+    fn pass_on(&mut self, model: &mut dyn CausalLm) -> Result<bool> {
+        let Self { request, sequences, part, steps, .. } = self;
+        let is_full = *steps == Some(request.new_tokens - 1);
+        if !is_full && !sequences[part.clone()].iter().all(|sequence| sequence.has_ended(request)) {
+            return Ok(false);
+        }
+        // The last sequences stay, because a caller may ask for what the model knows about them.
+        if part.end == sequences.len() {
+            return Ok(true);
+        }
+        sequences[part.clone()].iter().try_for_each(|sequence| model.release(sequence.number))?;
+        *part = part.end..(part.end + part.len()).min(sequences.len());
+        *steps = None;
+        Ok(false)
+    }
 }
 
 /// A sequence that grows.
 struct Sequence {
     /// Its number in the model.
     number: usize,
+    prompt_tokens: usize,
     /// The prompt and the tokens that follow it.
     tokens: Vec<u32>,
     /// How many of the tokens the model holds.
@@ -84,7 +188,13 @@ impl Sequence {
     fn new(number: usize, prompt: &[u32], request: &Request, seed: u64) -> Result<Self> {
         let mut tokens = Vec::with_capacity(prompt.len() + request.new_tokens);
         tokens.extend_from_slice(prompt);
-        Ok(Self { number, tokens, held: 0, sampler: Sampler::new(request.sampling, seed)? })
+        Ok(Self {
+            number,
+            prompt_tokens: prompt.len(),
+            tokens,
+            held: 0,
+            sampler: Sampler::new(request.sampling, seed)?,
+        })
     }
 
     /// Returns whether the last token ends the sequence.
@@ -96,53 +206,6 @@ impl Sequence {
     fn part(&self) -> Part<'_> {
         Part { sequence: self.number, tokens: &self.tokens[self.held..], position: self.held }
     }
-}
-
-/// Generates sequences that the model holds at once, and adds their times to `whole`.
-fn generate(
-    model: &mut dyn CausalLm,
-    sequences: &mut [Sequence],
-    request: &Request,
-    whole: &mut Timeline,
-) -> Result<()> {
-    let mut active: Vec<&mut Sequence> = sequences.iter_mut().collect();
-    let mut spent = Spent::default();
-    model.device().synchronize()?;
-    // An observation reads the limits just before the prompt and just after it.
-    pauses::pass_early();
-    let cpu = CpuTime::now();
-    let started = Instant::now();
-    step(model, &mut active, &mut spent)?;
-    let mut last = Instant::now();
-    whole.began.get_or_insert(started);
-    whole.ttft += last - started;
-    last += pauses::pass_early();
-    spent.waiting = Duration::ZERO;
-    for number in 0..request.new_tokens - 1 {
-        if !request.stop.is_empty() {
-            active.retain(|sequence| !sequence.has_ended(request));
-        }
-        if active.is_empty() {
-            break;
-        }
-        last += pauses::pass();
-        step(model, &mut active, &mut spent)?;
-        let now = Instant::now();
-        match whole.steps.get_mut(number) {
-            Some(step) => *step += now - last,
-            None => {
-                whole.steps.push(now - last);
-                whole.step_ends.push(now);
-            }
-        }
-        last = now;
-    }
-    whole.waiting += spent.waiting;
-    if let Some((before, after)) = cpu.zip(CpuTime::now()) {
-        whole.cpu = Some(whole.cpu.unwrap_or_default() + (after - before));
-    }
-    whole.sampling = whole.sampling.map(|sampling| sampling + spent.sampling);
-    Ok(())
 }
 
 /// Checks that a generation has a prompt and at least one new token, and fits in the model. Callers check before they
@@ -183,14 +246,13 @@ impl fmt::Display for TooLong {
 impl std::error::Error for TooLong {}
 
 /// Durations of the parts of one step.
-#[derive(Default)]
 struct Spent {
     sampling: Duration,
     waiting: Duration,
 }
 
 /// Appends the newest tokens of all sequences in one step, and samples the next token of each.
-fn step(model: &mut dyn CausalLm, sequences: &mut [&mut Sequence], spent: &mut Spent) -> Result<()> {
+fn append(model: &mut dyn CausalLm, sequences: &mut [&mut Sequence]) -> Result<Spent> {
     let vocab_size = model.vocab_size();
     let parts: Vec<Part> = sequences.iter().map(|sequence| sequence.part()).collect();
     let logits = model.forward_batch(&parts)?;
@@ -204,7 +266,6 @@ fn step(model: &mut dyn CausalLm, sequences: &mut [&mut Sequence], spent: &mut S
     let given = Instant::now();
     model.device().synchronize()?;
     let started = Instant::now();
-    spent.waiting += started - given;
     for (sequence, logits) in sequences.iter_mut().zip(&logits) {
         let Sequence { tokens, held, sampler, .. } = &mut **sequence;
         let next = with_logits(logits, |logits| sampler.sample(logits, tokens))
@@ -212,8 +273,7 @@ fn step(model: &mut dyn CausalLm, sequences: &mut [&mut Sequence], spent: &mut S
         *held = tokens.len();
         tokens.push(next);
     }
-    spent.sampling += started.elapsed();
-    Ok(())
+    Ok(Spent { sampling: started.elapsed(), waiting: started - given })
 }
 
 /// Checks that logits are as the trait promises.

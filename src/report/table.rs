@@ -506,11 +506,17 @@ fn marks_of(record: &Record, all: &[&Record], marks: &mut Vec<String>) -> Vec<us
     let kernel = record.measures.as_ref().and_then(|measures| measures.measure("kernel_share"));
     let paging = kernel.filter(|(share, _)| *share > MUCH_IN_KERNEL).map(|(share, _)| {
         let percent = share * 100.0;
-        format!("the kernel took {percent:.0} % of its CPU time: see \"CPU time of the kernel\" in the guide's methodology")
+        format!(
+            "the kernel took {percent:.0} % of its CPU time: see \"CPU time of the kernel\" in the guide's methodology"
+        )
     });
     let exceeded = record.limits.iter().flat_map(|limits| &limits.exceeded);
-    let notes =
-        deviates.chain(differs).chain(crowded).chain(paging).chain(doubts.chain(exceeded).cloned()).chain(ratios::held_back(record));
+    let notes = deviates
+        .chain(differs)
+        .chain(crowded)
+        .chain(paging)
+        .chain(doubts.chain(exceeded).cloned())
+        .chain(ratios::held_back(record));
     notes.map(&mut number).collect()
 }
 

@@ -34,7 +34,7 @@ pub use plain::{Progress, Shard, State, generate, repeat, sweep};
 pub use pool::Candidate;
 #[cfg(feature = "cli")]
 pub use reproduce::{own_command, reproduction};
-pub use session::{Session, let_waiting_threads_sleep, set_threads};
+pub use session::{Session, set_threads, set_up_training};
 
 use std::{panic, process::ExitCode};
 

@@ -1,8 +1,13 @@
 //! Turns: benchmarks that exist to be compared take their samples alternately, so that a change on the machine
 //! meets all of them. Sample `i` of every member is taken in one round. A round has slices, in which each member runs a part
-//! of its sample, and each slice starts with another member.
+//! of its sample, and each slice starts with another member. Members whose iterations consist of steps, on models of their own,
+//! alternate between those: one that is behind the others runs for a short time, until all have ended their parts.
 
-use std::{collections::BTreeMap, thread, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::Result;
 
@@ -10,6 +15,7 @@ use super::caught;
 use crate::{
     measure::{
         conditions::Window,
+        pauses,
         statistics::{self, Paired},
     },
     record::PairedRatio,
@@ -48,6 +54,8 @@ const SLICE: Duration = Duration::from_millis(40);
 pub struct Turn {
     workload: Box<dyn Workload>,
     iterations: usize,
+    /// Time of an iteration of the warm-up.
+    iteration_s: f64,
     /// The most slices in which its part is long enough.
     slices: usize,
     /// True if the first iteration of a part is not counted.
@@ -79,6 +87,7 @@ impl Turn {
         Ok(Self {
             workload,
             iterations,
+            iteration_s,
             slices: slices.clamp(1, iterations / plan.counted()),
             has_lead: plan.block > 1,
             samples: Vec::new(),
@@ -87,9 +96,14 @@ impl Turn {
         })
     }
 
-    /// Runs a slice of a sample. `slices` is at most the number of iterations, so there is work in each.
+    /// Number of iterations in a slice. `slices` is at most the number of iterations, so there is work in each.
+    fn part(&self, slice: usize, slices: usize) -> usize {
+        self.iterations * (slice + 1) / slices - self.iterations * slice / slices
+    }
+
+    /// Runs a slice of a sample.
     fn take(&mut self, slice: usize, slices: usize, run: &mut impl FnMut(&mut dyn FnMut()) -> Window) -> Result<()> {
-        let part = self.iterations * slice / slices..self.iterations * (slice + 1) / slices;
+        let part = self.part(slice, slices);
         let mut taken = Ok(Vec::new());
         let window = run(&mut || {
             taken = caught(|| {
@@ -98,10 +112,15 @@ impl Turn {
                     self.workload.iterate()?;
                     self.workload.forget_last();
                 }
-                self.workload.repeat(part.len())
+                self.workload.repeat(part)
             });
         });
-        let taken = taken?;
+        self.keep(slice, taken?, window);
+        Ok(())
+    }
+
+    /// Keeps the iterations of a slice.
+    fn keep(&mut self, slice: usize, taken: Vec<Iteration>, window: Window) {
         self.slice_ms.push(statistics::ms(mean(&taken).time));
         match (slice, self.samples.last_mut(), self.windows.last_mut()) {
             (1.., Some(sample), Some(whole)) => {
@@ -113,7 +132,6 @@ impl Turn {
                 self.windows.push(window);
             }
         }
-        Ok(())
     }
 
     /// Mean of each sample, as Criterion receives it.
@@ -150,7 +168,12 @@ pub fn take(
     let count = turns.len();
     // All members have equally many slices, so that each slice of one has its pair.
     let slices = turns.iter().flatten().map(|turn| turn.slices).min().unwrap_or(1);
+    let alternates = may_alternate(&turns);
     for slice in 0..plan.samples * slices {
+        if alternates {
+            alternate(&mut turns, slice % count, (slice % slices, slices), &mut run);
+            continue;
+        }
         for place in 0..count {
             let slot = &mut turns[(slice + place) % count];
             let taken = slot.as_mut().map_or(Ok(()), |turn| turn.take(slice % slices, slices, &mut run));
@@ -160,6 +183,68 @@ pub fn take(
         }
     }
     turns
+}
+
+/// Returns whether all members that work have iterations in parts, on more than one model.
+fn may_alternate(turns: &[Result<Turn>]) -> bool {
+    let models: Option<BTreeSet<_>> = turns.iter().flatten().map(|turn| turn.workload.model_between_parts()).collect();
+    models.is_some_and(|models| models.len() > 1) && turns.iter().flatten().all(|turn| !turn.has_lead)
+}
+
+/// The part of a member in a slice whose members alternate.
+struct Part {
+    count: usize,
+    taken: Vec<Iteration>,
+    /// Time so far, as a share of the time that the part is expected to take.
+    progress: f64,
+}
+
+/// Runs a slice of all members, beginning with `first`. The member with the least progress runs for [`SLICE`]. Members that share
+/// a model wait for the end of each other's iterations.
+fn alternate(
+    turns: &mut [Result<Turn>],
+    first: usize,
+    (slice, slices): (usize, usize),
+    run: &mut impl FnMut(&mut dyn FnMut()) -> Window,
+) {
+    let part = |turn: &Turn| Part { count: turn.part(slice, slices), taken: Vec::new(), progress: 0.0 };
+    let mut parts: Vec<Option<Part>> = turns.iter().map(|turn| turn.as_ref().ok().map(part)).collect();
+    // The member that is in the middle of an iteration, for each model.
+    let mut users: BTreeMap<Option<*const ()>, usize> = BTreeMap::new();
+    let window = run(&mut || {
+        loop {
+            let places = (0..turns.len()).map(|place| (first + place) % turns.len());
+            let unfinished = places.filter_map(|member| {
+                let part = parts[member].as_ref().filter(|part| part.taken.len() < part.count)?;
+                let model = turns[member].as_ref().ok()?.workload.model_between_parts();
+                let is_free = users.get(&model).is_none_or(|user| *user == member);
+                is_free.then_some((member, part.progress))
+            });
+            let Some((member, _)) = unfinished.min_by(|a, b| a.1.total_cmp(&b.1)) else { break };
+            let (Ok(turn), Some(part)) = (&mut turns[member], &mut parts[member]) else { break };
+            let (began, model) = (Instant::now(), turn.workload.model_between_parts());
+            match caught(|| turn.workload.advance(SLICE)) {
+                Ok(None) => drop(users.insert(model, member)),
+                Ok(Some(ended)) => {
+                    part.taken.push(ended);
+                    users.remove(&model);
+                }
+                Err(error) => {
+                    users.remove(&model);
+                    turns[member] = Err(error);
+                    parts[member] = None;
+                    continue;
+                }
+            }
+            part.progress += began.elapsed().as_secs_f64() / (part.count as f64 * turn.iteration_s);
+            pauses::pass();
+        }
+    });
+    for (turn, part) in turns.iter_mut().zip(parts) {
+        if let (Ok(turn), Some(part)) = (turn, part) {
+            turn.keep(slice, part.taken, window.clone());
+        }
+    }
 }
 
 /// Median of the paired ratios of time between two members, with its interval. Returns `None` without a pair.
@@ -413,6 +498,119 @@ mod tests {
         let request = Request { new_tokens, sampling: Sampling::GREEDY, seed: 42, stop: Vec::new() };
         let (subject, held) = (subject.clone(), HeldBytes::default());
         Ok(Box::new(GenerationWorkload::new(subject, held, vec![vec![1, 2, 3]], request, DeviceChoice::Cpu)?))
+    }
+
+    /// Iterations of steps of 5 ms.
+    struct Steps {
+        member: usize,
+        /// Steps of an iteration, and those of the present one so far.
+        steps: usize,
+        done: usize,
+        /// Steps until it fails.
+        left: usize,
+        /// Members may share it.
+        model: Rc<()>,
+        log: Rc<RefCell<Vec<usize>>>,
+    }
+
+    impl Workload for Steps {
+        fn iterate(&mut self) -> Result<Iteration> {
+            Ok(self.advance(Duration::MAX)?.expect("all steps"))
+        }
+
+        fn advance(&mut self, time: Duration) -> Result<Option<Iteration>> {
+            let began = Instant::now();
+            self.log.borrow_mut().push(self.member);
+            while self.done < self.steps {
+                if self.left == 0 {
+                    bail!("member {} fails", self.member);
+                }
+                thread::sleep(Duration::from_millis(5));
+                (self.done, self.left) = (self.done + 1, self.left - 1);
+                if self.done < self.steps && began.elapsed() >= time {
+                    return Ok(None);
+                }
+            }
+            self.done = 0;
+            Ok(Some(Iteration { time: Duration::from_millis(5) * self.steps as u32, peak_bytes: 0 }))
+        }
+
+        fn model_between_parts(&self) -> Option<*const ()> {
+            Some(Rc::as_ptr(&self.model))
+        }
+
+        fn forget_last(&mut self) {}
+
+        fn finish(self: Box<Self>, _: &[usize], _: &LimitsOverTime) -> Outcome {
+            Outcome::failed(anyhow::anyhow!("a fake has no measures"))
+        }
+    }
+
+    /// Takes one sample of one iteration of each member, of which `members` gives the model and the steps. The first member fails
+    /// after so many. Returns the turns, and the member of each part.
+    fn in_steps(members: &[(usize, usize)], fails_after: usize) -> (Vec<Result<Turn>>, Vec<usize>) {
+        let (models, log) = ([Rc::new(()), Rc::new(())], Rc::new(RefCell::new(Vec::new())));
+        let workload = |(member, (model, steps)): (usize, &(usize, usize))| -> Result<Box<dyn Workload>> {
+            let left = if member == 0 { fails_after } else { usize::MAX };
+            let (model, log) = (models[*model].clone(), log.clone());
+            Ok(Box::new(Steps { member, steps: *steps, done: 0, left, model, log }))
+        };
+        let workloads = members.iter().enumerate().map(workload).collect();
+        let turns = take(workloads, Plan { samples: 1, ..PLAN }, |_| (), window);
+        // The warm-up of a member is one part.
+        let parts = log.borrow()[members.len()..].to_vec();
+        (turns, parts)
+    }
+
+    /// How often another member than before works.
+    fn switches(parts: impl IntoIterator<Item = usize>) -> usize {
+        let parts: Vec<usize> = parts.into_iter().collect();
+        parts.windows(2).filter(|pair| pair[0] != pair[1]).count()
+    }
+
+    #[test]
+    fn members_on_models_of_their_own_alternate_between_steps() {
+        // 200 and 100 ms: the second member has about every third part.
+        let (turns, parts) = in_steps(&[(0, 40), (1, 20)], usize::MAX);
+        let ms: Vec<f64> = turns.iter().flatten().map(|turn| turn.slice_ms[0]).collect();
+        assert_eq!(ms, [200.0, 100.0]);
+        assert!(parts[0] == 0 && switches(parts.iter().copied()) >= 4, "{parts:?}");
+        // Members that are alone, or on one model, run whole iterations.
+        assert_eq!(in_steps(&[(0, 20)], usize::MAX).1, [0]);
+        assert_eq!(in_steps(&[(0, 20), (0, 20)], usize::MAX).1, [0, 1]);
+    }
+
+    #[test]
+    fn members_on_one_model_wait_for_each_other() {
+        let (turns, parts) = in_steps(&[(0, 40), (0, 20), (1, 60)], usize::MAX);
+        assert!(turns.iter().flatten().all(|turn| turn.samples[0].len() == 1));
+        assert_eq!(switches(parts.iter().copied().filter(|member| *member < 2)), 1, "{parts:?}");
+        assert!(switches(parts.iter().copied()) >= 4, "{parts:?}");
+    }
+
+    #[test]
+    fn a_member_that_fails_between_steps_leaves_its_model_to_the_others() {
+        let (turns, _) = in_steps(&[(0, 40), (0, 20), (1, 40)], 60);
+        assert_eq!(turns[0].as_ref().err().expect("a failure").to_string(), "member 0 fails");
+        assert!(turns[1..].iter().all(|turn| turn.as_ref().is_ok_and(|turn| turn.samples[0].len() == 1)));
+    }
+
+    #[test]
+    fn alternating_models_make_the_tokens_that_they_make_alone() {
+        let (one, other) = (dense_2(), dense_2());
+        let members = || vec![generation(&one, 64), generation(&one, 50), generation(&other, 64)];
+        let digests: Vec<Option<String>> = members()
+            .into_iter()
+            .map(|alone| {
+                let mut alone = alone.expect("a workload");
+                alone.iterate().expect("a generation");
+                alone.output_digest()
+            })
+            .collect();
+        let turns = take(members(), Plan { samples: 2, ..PLAN }, |_| (), window);
+        let turns = turns.into_iter().map(|turn| turn.expect("it works").workload.output_digest());
+        assert_eq!(turns.collect::<Vec<_>>(), digests);
+        assert!(digests[0] == digests[2] && digests[0] != digests[1]);
     }
 
     /// A real model and the same model: the weights of a copy would be at another place in memory, which can be slower. If turns

@@ -33,6 +33,11 @@ impl Energy {
         Self { counter, joules: Vec::new(), unknown: None }
     }
 
+    /// Returns whether a counter shows the energy. It also counts everything else that runs on the device.
+    pub fn is_counted(&self) -> bool {
+        self.counter.is_ok()
+    }
+
     fn counted(&mut self) -> Result<f64, String> {
         match &mut self.counter {
             // An observation takes no pauses where energy is counted.

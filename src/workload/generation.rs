@@ -1,14 +1,14 @@
 //! One generation per iteration.
 
-use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
+use std::{cell::RefCell, collections::BTreeMap, rc::Rc, time::Duration};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use candle_core::Device;
 
 use super::{Iteration, Measured, Outcome, Workload, drop_warm_up, energy::Energy};
 use crate::{
     device::DeviceChoice,
-    generate::{self, Request, Required, Timeline},
+    generate::{self, Request, Required, Run, Timeline},
     measure::{
         LimitsOverTime,
         memory::{self, HeldBytes, Peak},
@@ -33,6 +33,8 @@ pub struct GenerationWorkload {
     /// Peak memory as it was predicted before the first generation.
     predicted_bytes: Option<u64>,
     timelines: Vec<Timeline>,
+    /// A generation that has begun, and its peak memory so far.
+    begun: Option<(Run, u64)>,
     /// Use of the experts by the last generation.
     routing: Option<Routing>,
     /// Bytes that each rank of a sharded model passed to the others in the last generation.
@@ -112,6 +114,7 @@ impl GenerationWorkload {
             deviates,
             predicted_bytes,
             timelines: Vec::new(),
+            begun: None,
             routing: None,
             reduced_bytes: None,
             peak,
@@ -167,20 +170,40 @@ pub(super) fn measured(mut measures: record::Generation, energy: &Energy, no_pea
 }
 
 impl Workload for GenerationWorkload {
-    /// Runs one generation, timed from the prompt to the last token. Clears the sequence afterwards, so that a workload
-    /// that shares the subject neither counts nor frees this one's cache.
     fn iterate(&mut self) -> Result<Iteration> {
+        self.advance(Duration::MAX)?.context("the generation has not ended")
+    }
+
+    /// Runs steps of a generation, which is timed from the prompt to the last token. Clears the sequence at its end, so that a
+    /// workload that shares the subject neither counts nor frees this one's cache.
+    fn advance(&mut self, time: Duration) -> Result<Option<Iteration>> {
         self.peak.begin();
         let mut subject = self.subject.borrow_mut();
-        let timeline = self.energy.over(|| generate::run(subject.model.as_mut(), &self.prompts, &self.request))?;
-        let peak_bytes = self.peak.end();
+        let model = subject.model.as_mut();
+        let (mut run, peak_bytes) = match self.begun.take() {
+            Some(begun) => begun,
+            None => (Run::new(model, &self.prompts, &self.request)?, 0),
+        };
+        let has_ended = self.energy.over(|| run.advance(model, time))?;
+        let peak_bytes = peak_bytes.max(self.peak.end());
+        if !has_ended {
+            self.peak.settle();
+            self.begun = Some((run, peak_bytes));
+            return Ok(None);
+        }
+        let timeline = run.end();
         self.routing = generate::routing(subject.model.as_ref());
         self.reduced_bytes = subject.model.reduced_bytes();
         subject.model.reset()?;
         self.peak.settle();
         let time = timeline.total();
         self.timelines.push(timeline);
-        Ok(Iteration { time, peak_bytes })
+        Ok(Some(Iteration { time, peak_bytes }))
+    }
+
+    /// A counter of energy would also count the work on other models.
+    fn model_between_parts(&self) -> Option<*const ()> {
+        (!self.energy.is_counted()).then(|| Rc::as_ptr(&self.subject).cast())
     }
 
     fn forget_last(&mut self) {

@@ -52,6 +52,20 @@ pub trait Workload {
         (0..count).map(one).collect()
     }
 
+    /// Goes on with an iteration, or begins one, for about this time. Returns it once it has ended.
+    ///
+    /// # Errors
+    /// As [`Self::iterate`].
+    fn advance(&mut self, _time: Duration) -> Result<Option<Iteration>> {
+        self.iterate().map(Some)
+    }
+
+    /// Address of the model that is in use between two calls of [`Self::advance`]. Work on other models may run there. `None`
+    /// if nothing may.
+    fn model_between_parts(&self) -> Option<*const ()> {
+        None
+    }
+
     /// Leaves the last iteration out of the results. It was a warm-up between two samples.
     fn forget_last(&mut self);
 

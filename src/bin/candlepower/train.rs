@@ -9,7 +9,7 @@ use candlepower::{
     output,
     quality::{self, Questions, Task},
     record::Guarded,
-    runner::{end_with_guard, guarded, let_waiting_threads_sleep, set_threads},
+    runner::{end_with_guard, guarded, set_threads, set_up_training},
     train::run::{self, Progress, TaskScores, Text, TrainConfig, Trained},
 };
 use clap::Args;
@@ -34,7 +34,7 @@ struct Configuration {
 
 impl Configuration {
     fn read(&self, defaults: TrainConfig, guarded: Option<&Guarded>) -> Result<(TrainConfig, Text)> {
-        let_waiting_threads_sleep();
+        set_up_training();
         set_threads(self.threads.map(usize::from))?;
         if guarded.is_some() {
             end_with_guard().context("a thread could not be started")?;

@@ -1,4 +1,4 @@
-//! The parts beside kernels that need `unsafe` code: the counting allocator, huge pages, maps of files, the driver's memory pool, and the
+//! The parts beside kernels that need `unsafe` code: the allocators, huge pages, maps of files, the driver's memory pool, and the
 //! variables of the process. They are here because `tests/suite/layout.rs` admits such code in this folder only.
 
 pub mod allocator;
@@ -27,4 +27,15 @@ pub fn set_variable(variable: &str, value: &str) {
     // SAFETY: the callers run first in `main`, while the process has one thread, so no other thread reads the
     // environment.
     unsafe { std::env::set_var(variable, value) };
+}
+
+/// Makes glibc keep freed memory for later allocations instead of giving it back to the kernel. Call this first in `main`. Other
+/// C libraries go on as before.
+pub fn keep_freed_memory() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    for (parameter, value) in [(libc::M_MMAP_MAX, 0), (libc::M_TRIM_THRESHOLD, i32::MAX)] {
+        // SAFETY: glibc refuses values that it cannot use. The callers run first in `main`, while the process has one thread, so nothing
+        // allocates at the same time.
+        unsafe { libc::mallopt(parameter, value) };
+    }
 }
