@@ -190,6 +190,7 @@ fn a_signal_leaves_the_terminal_as_it_was() {
     let session = format!("stty rows 24 cols 80; stty -g > before; {view}; echo $? > code; stty -g > after");
     let mut command = Command::new("script");
     command.args(["-qfc", &session, "typescript"]).current_dir(path).env("TERM", "xterm").env("SHELL", "/bin/sh");
+    command.env_remove("CARGO_TARGET_DIR");
     command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
     let Ok(mut child) = command.spawn() else {
         println!("skipped: this system has no command `script`, which gives a terminal");
