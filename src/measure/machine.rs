@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, env, fs, path::Path, process::Command};
 
 use sysinfo::{CpuRefreshKind, MemoryRefreshKind, RefreshKind, System};
 
-use crate::record::{Gpu, Machine, Software};
+use crate::record::{GLIBC_TUNABLES, Gpu, Machine, Software};
 
 /// Describes the machine. `threads` is the number of threads that Candle uses, `gpu` is the result of
 /// [`super::gpu::of`].
@@ -75,9 +75,6 @@ pub fn simd() -> Vec<Simd> {
     #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     Vec::new()
 }
-
-/// The variable that sets how the C library allocates memory.
-pub const GLIBC_TUNABLES: &str = "GLIBC_TUNABLES";
 
 /// Versions that the build found, and the commit of the current folder.
 pub fn software() -> Software {

@@ -534,6 +534,9 @@ pub struct Gpu {
     pub memory_bytes: Option<u64>,
 }
 
+/// The variable that tells glibc how to allocate memory.
+pub(crate) const GLIBC_TUNABLES: &str = "GLIBC_TUNABLES";
+
 /// Versions of the software that ran the benchmark.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Software {

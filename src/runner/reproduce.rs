@@ -6,8 +6,7 @@ use anyhow::{Result, ensure};
 
 use crate::{
     config::Config,
-    measure::machine::GLIBC_TUNABLES,
-    record::{Record, Setting},
+    record::{GLIBC_TUNABLES, Record, Setting},
     scenario::{CHECKPOINTS, GENERATIONS, PERPLEXITY, SERVINGS, SWEEP, TRAININGS},
     settings::{Settings, variable},
     text,

@@ -24,14 +24,12 @@ use crate::{
         inference,
         system::{keep_freed_memory, set_variable},
     },
-    measure::{
-        Gauge, gpu,
-        machine::{self, GLIBC_TUNABLES},
-        memory,
-    },
+    measure::{Gauge, gpu, machine, memory},
     names::PathName,
     peer::Unsupported,
-    record::{self, BenchmarkId, Guarded, Machine, Note, RECORDS, Record, SCHEMA, Sink, Software, Status},
+    record::{
+        self, BenchmarkId, GLIBC_TUNABLES, Guarded, Machine, Note, RECORDS, Record, SCHEMA, Sink, Software, Status,
+    },
     settings::{Settings, most_threads},
     train::step::Diverged,
     workload::{Measured, Outcome},

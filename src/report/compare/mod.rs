@@ -14,8 +14,7 @@ use serde::Serialize;
 
 use super::statistics::{holm, median, p_value, paired_p_value, paired_ratio, ratio};
 use crate::{
-    measure::machine::GLIBC_TUNABLES,
-    record::{self, Record, SampleUnit, Status},
+    record::{self, GLIBC_TUNABLES, Record, SampleUnit, Status},
     scenario,
 };
 
