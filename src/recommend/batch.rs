@@ -110,6 +110,7 @@ fn plan(left: Duration, round: Duration) -> Option<Plan> {
     let samples = rounds.checked_sub(1).filter(|samples| *samples >= super::contest::FEWEST)?.min(10);
     Some(Plan {
         warm_up: Duration::from_millis(1),
+        warm_ups: 1,
         measuring: Duration::from_millis(1),
         iterations: None,
         samples,

@@ -144,6 +144,7 @@ fn plan(left: Duration, round: Duration) -> Option<Plan> {
     let samples = rounds.checked_sub(1).filter(|samples| *samples >= FEWEST)?.min(MOST);
     Some(Plan {
         warm_up: Duration::from_millis(1),
+        warm_ups: 1,
         measuring: SAMPLE * samples as u32,
         iterations: None,
         samples,

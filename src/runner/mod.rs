@@ -3,8 +3,8 @@
 //! `criterion` runs the groups of a bench target and is the only caller of Criterion. `plain` runs the same workloads in a
 //! loop, for the command. Both use `session`, which holds the state that all records of a process share, and `pool`, which
 //! loads models. `guard` keeps a benchmark or training that ends its process from ending the others. `on_model` has the kinds of
-//! scenarios that run on models. `peers` holds the processes of peers whose iterations are steps. `turns` takes the samples of
-//! benchmarks that are compared alternately. `observe` reads the machine's limits and load around samples. `catalogue` finds the
+//! scenarios that run on models. `peers` holds the processes of peers whose iterations are steps. `set` measures benchmarks that
+//! are compared together, and `turns` takes their samples alternately. `observe` reads the machine's limits and load around samples. `catalogue` finds the
 //! benchmarks of all targets by id. `reproduce` gives the command line that repeats a measurement. `sandbox` makes marked
 //! records without measuring.
 
@@ -21,6 +21,7 @@ mod pool;
 mod reproduce;
 pub mod sandbox;
 mod session;
+mod set;
 pub(crate) mod turns;
 
 #[cfg(feature = "cli")]
@@ -30,7 +31,7 @@ pub use guard::{end_with_guard, guarded};
 #[cfg(feature = "cli")]
 pub(crate) use observe::Observation;
 pub use observe::Surroundings;
-pub use plain::{Progress, Shard, State, generate, repeat, sweep};
+pub use plain::{Progress, Shard, State, generate, repeat, side_by_side, sweep};
 pub use pool::Candidate;
 #[cfg(feature = "cli")]
 pub use reproduce::{own_command, reproduction};

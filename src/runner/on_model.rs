@@ -1,8 +1,13 @@
 //! Scenarios that run on the models of a pool: what the runner has to know of each kind.
 
+use std::cell::RefCell;
+
 use anyhow::Result;
 
-use super::pool::{Loaded, Pool};
+use super::{
+    pool::{Loaded, Pool},
+    set::Entry,
+};
 use crate::{
     device::DeviceChoice,
     scenario::{Generation, Tier},
@@ -34,6 +39,28 @@ pub trait OnModel {
         seed: u64,
         device: DeviceChoice,
     ) -> Result<Box<dyn Workload>>;
+}
+
+/// The benchmark of a scenario on the model at a place of the pool, in a batch of so many sequences.
+pub fn entry<'a, S: OnModel>(
+    scenario: &'a S,
+    pool: &'a RefCell<Pool>,
+    (place, batch): (usize, usize),
+    seed: u64,
+    device: DeviceChoice,
+) -> Entry<'a> {
+    let (subject, counterparts) = {
+        let pool = pool.borrow();
+        let candidate = pool.candidate(place);
+        (candidate.about.clone().in_batch(batch), candidate.counterparts(scenario, batch))
+    };
+    Entry {
+        scenario: scenario.key(),
+        subject,
+        counterparts,
+        needs: Box::new(move || (place, pool.borrow().needed_bytes(place))),
+        prepare: Box::new(move || scenario.workload(&mut pool.borrow_mut(), (place, batch), seed, device)),
+    }
 }
 
 impl OnModel for Generation {

@@ -1,16 +1,22 @@
 //! Runs workloads in a loop, without Criterion: warm-ups, then one iteration per sample.
 
-use std::{collections::BTreeSet, fmt, io::ErrorKind, path::Path, str::FromStr};
+use std::{cell::RefCell, collections::BTreeSet, fmt, io::ErrorKind, path::Path, str::FromStr, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Map, Value};
 
-use super::{Session, Surroundings};
+use super::{
+    Candidate, Session, Surroundings, on_model,
+    pool::Pool,
+    set::{self, Entry, Taken},
+    turns::Plan,
+};
 use crate::{
     error::caught,
     files::{SETTINGS_MAX_BYTES, read_text_limited},
     record::{self, BenchmarkId, Record, Status},
-    scenario::{Phase, SWEEP},
+    scenario::{Generation, Phase, SWEEP},
+    settings::Settings,
     workload::{
         GenerationWorkload, Outcome, Workload,
         series::{SeriesGrid, SeriesWorkload, series_subject},
@@ -46,6 +52,44 @@ pub fn generate(
     let mut outcome = Box::new(workload).finish(&vec![1; trials], &around.limits);
     outcome.measured = Ok(outcome.measured?);
     Ok((outcome, around, tokens))
+}
+
+/// Runs a scenario on several candidates in turns, one generation of each in a round, after `warm_ups` of each; at least one is not
+/// measured. A candidate that fails becomes a record with the reason. The records are not kept.
+///
+/// # Errors
+/// Returns an error if the candidates do not fit in memory at once.
+pub fn side_by_side(
+    session: &Session,
+    scenario: &Generation,
+    candidates: Vec<Candidate>,
+    warm_ups: usize,
+    rounds: usize,
+) -> Result<Vec<Record>> {
+    let Settings { seed, device, .. } = *session.settings();
+    let set: Vec<usize> = (0..candidates.len()).collect();
+    let pool = RefCell::new(Pool::new(candidates, session.device().clone()));
+    let entry = |place: &usize| on_model::entry(scenario, &pool, (*place, 1), seed, device);
+    let entries: Vec<Entry> = set.iter().map(entry).collect();
+    let plan = Plan {
+        warm_up: Duration::ZERO,
+        warm_ups,
+        measuring: Duration::ZERO,
+        iterations: Some(rounds),
+        samples: rounds,
+        block: 1,
+    };
+    let taken = set::measure(&set, &entries, plan, session)?;
+    let record = |(place, taken): (usize, Result<Taken>)| {
+        let (outcome, around, ratios) = match taken {
+            Ok(Taken { outcome, around, ratios, .. }) => (outcome, Some(around), ratios),
+            Err(error) => (Outcome::failed(error), None, Vec::new()),
+        };
+        // Loading the model has filled in its size.
+        let about = pool.borrow().candidate(place).about.clone();
+        Record { ratios, ..session.record(scenario.key, about, outcome, around) }
+    };
+    Ok(taken.into_iter().enumerate().map(record).collect())
 }
 
 /// Iterates, and calls `after` after each trial. The sum of both counts may exceed `usize`, so the loops are separate.

@@ -18,7 +18,7 @@ use crate::{
     model::{self, CausalLm, Engine, External, ModelSpec, Parallel, Subject},
     output,
     peer::{Peer, PeerName, Unsupported},
-    record::{self, FEWEST},
+    record::{self, BenchmarkId, FEWEST},
     scenario::{Counterpart, EXPERT_HIDDEN_SIZE, Tier, expert_grid},
     settings::{EngineChoice, Settings},
     text,
@@ -221,6 +221,16 @@ impl Candidate {
                 Ok(Subject { model, source: source.clone(), tokenizer: None, eos_token_ids: Vec::new() }.into())
             }),
         }
+    }
+
+    /// The ids of the benchmarks that it is compared with in a scenario, in the same batch.
+    pub(super) fn counterparts(&self, scenario: &impl OnModel, batch: usize) -> Vec<(Counterpart, String)> {
+        let id = |scenario: &str, subject: &record::Subject| {
+            BenchmarkId::new(scenario, &subject.clone().in_batch(batch)).to_string()
+        };
+        let of_scenario = scenario.against().map(|other| (Counterpart::Scenario, id(other, &self.about)));
+        let of_model = self.against.iter().map(|(counterpart, subject)| (*counterpart, id(scenario.key(), subject)));
+        of_scenario.into_iter().chain(of_model).collect()
     }
 
     /// Fills in the properties that only the loaded subject knows.

@@ -26,8 +26,10 @@ use crate::{
 /// How many samples are taken, and how long each is.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Plan {
-    /// Time of iterations that are not measured; at least one runs.
+    /// Time of iterations that are not measured.
     pub warm_up: Duration,
+    /// Least number of these iterations. At least one runs, because its time decides the length of a sample.
+    pub warm_ups: usize,
     /// Time that all samples of a benchmark fill. Each has equally many iterations, at least one.
     pub measuring: Duration,
     /// Iterations of all samples together, instead of those that fill the time; rounded up to a multiple of the samples.
@@ -71,13 +73,13 @@ pub struct Turn {
 impl Turn {
     /// Runs the iterations that are not measured, and derives the length of a sample from them.
     fn warm_up(mut workload: Box<dyn Workload>, plan: Plan) -> Result<Self> {
-        let (mut spent, mut count) = (Duration::ZERO, 0);
-        while count == 0 || spent < plan.warm_up {
+        let (mut spent, mut count) = (Duration::ZERO, 0_usize);
+        while count < plan.warm_ups.max(1) || spent < plan.warm_up {
             spent += caught(|| workload.iterate())?.time;
             count += 1;
         }
         let sample_s = plan.measuring.as_secs_f64() / plan.samples as f64;
-        let iteration_s = spent.max(Duration::from_nanos(1)).as_secs_f64() / f64::from(count);
+        let iteration_s = spent.max(Duration::from_nanos(1)).as_secs_f64() / count as f64;
         let iterations = match plan.iterations {
             Some(all) => all.div_ceil(plan.samples),
             None => (sample_s / iteration_s).ceil() as usize,
@@ -373,6 +375,7 @@ mod tests {
 
     const PLAN: Plan = Plan {
         warm_up: Duration::from_millis(1),
+        warm_ups: 1,
         measuring: Duration::from_millis(1),
         iterations: None,
         samples: 10,

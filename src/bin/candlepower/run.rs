@@ -52,9 +52,18 @@ pub fn only_model(settings: &Settings, typed: &str) -> Result<(ModelSpec, Engine
         [(EngineChoice::Own(own), _)] => Ok((spec.clone(), own, dtype)),
         // By default, an embedded model has several.
         [(EngineChoice::Own(own), _), ..] if engine.from == "default" => Ok((spec.clone(), own, dtype)),
-        [(EngineChoice::Peer(_), _)] => bail!("--engine={}: peers run under `candlepower bench`", engine.value),
+        [(EngineChoice::Peer(_), _)] => bail!("--engine={}: name an engine of this program", engine.value),
         _ => bail!("--engine={}: name one engine", engine.value),
     }
+}
+
+/// Returns whether the settings name several engines or dtypes, or a peer. By default, an embedded model has several engines, of
+/// which the first runs alone.
+fn is_side_by_side(settings: &Settings) -> bool {
+    let engines = &settings.engine;
+    let is_default = settings.sources["engine"].from == "default";
+    let has_several = settings.dtype.len() > 1 || engines.len() > 1 || !settings.peer_names().is_empty();
+    settings.models.len() == 1 && if is_default { settings.dtype.len() > 1 } else { has_several }
 }
 
 /// Largest difference of logits in f32 between a sharded model and the model in one part.
@@ -99,7 +108,7 @@ pub struct Run {
     /// Stop at the model's end-of-sequence token
     #[arg(long)]
     stop_at_eos: bool,
-    /// Generations before the measured ones
+    /// Generations before the measured ones. Several engines or dtypes run in turns, with one at least
     #[arg(long, default_value_t = 2)]
     warmup: usize,
     /// Measured generations; times are their medians
@@ -134,8 +143,11 @@ impl Run {
             self.warmup.checked_add(self.trials).is_some(),
             "--warmup and --trials: their sum is too large to count"
         );
-        let (spec, engine, dtype) = only_model(&settings, &self.model)?;
         let command = runner::own_command(std::env::args_os(), &settings);
+        if is_side_by_side(&settings) {
+            return self.run_side_by_side(settings, sampling, command);
+        }
+        let (spec, engine, dtype) = only_model(&settings, &self.model)?;
         let mut session = Session::new(settings.clone())?.with_command(command.clone()).with_guard(guarded)?;
         // The buffers that measure the limits must not count as the model's memory.
         session.prepare()?;
@@ -183,6 +195,48 @@ impl Run {
         }
         output::print_line(format_args!("\nrepeat: {command}"));
         Ok(ExitCode::SUCCESS)
+    }
+
+    /// Runs one generated prompt on every engine in every dtype that the settings name, in turns.
+    fn run_side_by_side(&self, settings: Settings, sampling: Sampling, command: String) -> Result<ExitCode> {
+        let others = [
+            ("--suite", self.suite.is_some()),
+            ("--prompt", self.prompt.is_some()),
+            ("--prompt-ids", self.prompt_ids.is_some()),
+            ("--stop-at-eos", self.stop_at_eos),
+            ("--tensor-parallel", !settings.tensor_parallel.is_empty()),
+        ];
+        if let Some((flag, _)) = others.into_iter().find(|(_, is_given)| *is_given) {
+            bail!("{flag}: name one engine of this program and one dtype, or leave it out");
+        }
+        let scenario = Generation {
+            key: "run",
+            prompt_tokens: self.prompt_tokens,
+            new_tokens: self.max_new_tokens,
+            sampling,
+            tier: Tier::Quick,
+            against: None,
+            purpose: "a prompt on several engines",
+        };
+        let candidates = Candidate::from_settings(&settings);
+        let session = Session::new(settings)?.with_command(command.clone());
+        let records = runner::side_by_side(&session, &scenario, candidates, self.warmup, self.trials)?;
+        if self.json {
+            for record in &records {
+                output::print_data(&serde_json::to_string(record)?);
+            }
+        } else {
+            for table in table::tables(records.iter()) {
+                output::print(table.terminal());
+            }
+            output::print_line(format_args!("\nrepeat: {command}"));
+        }
+        let mut code = ExitCode::SUCCESS;
+        for record in records.iter().filter(|record| record.status != Status::Measured) {
+            output::report(format_args!("error: {}: {}", record.id, record.reason.as_deref().unwrap_or_default()));
+            code = ExitCode::FAILURE;
+        }
+        Ok(code)
     }
 
     /// Compares the logits of a sharded model with those of the model in one part.

@@ -3,12 +3,12 @@
 use anyhow::Result;
 use criterion::{SamplingMode, Throughput, measurement::WallTime};
 
-use super::{Entry, NOISE_THRESHOLD, Suite, long_steps, paired::Turns};
+use super::{NOISE_THRESHOLD, Suite, long_steps, paired::Turns};
 use crate::{
     device::DeviceChoice,
     model::{self, ModelSpec},
     record,
-    runner::pool::about,
+    runner::{pool::about, set::Entry},
     scenario::{CheckpointScenario, CheckpointWork, Pass, TOKENIZER_TEXT_BYTES},
     settings::Settings,
     workload::{EMBEDDED_TOKENIZER, LoadWorkload, TokenizerWorkload, Workload},

@@ -20,11 +20,12 @@ use std::{collections::BTreeSet, iter::Sum, process::ExitCode, time::Duration};
 use anyhow::{Result, bail, ensure};
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, PlottingBackend, measurement::Measurement};
 
-use self::{
-    baseline::Pending,
-    paired::{Taken, Turns},
+use self::{baseline::Pending, paired::Turns};
+use super::{
+    Session, Surroundings, guarded, in_one_line,
+    set::{Entry, Taken},
+    turns::Plan,
 };
-use super::{Session, Surroundings, guarded, in_one_line, turns::Plan};
 use crate::{
     error::{abort, caught, explained},
     files,
@@ -33,9 +34,8 @@ use crate::{
     peer::PeerName,
     record::{self, Guarded, PairedRatio, Record, Status, check_writable},
     report,
-    scenario::Counterpart,
     settings::{EVEN_IF_DISTURBED, Settings, criterion_home},
-    workload::{Iteration, Outcome, Workload},
+    workload::{Iteration, Outcome},
 };
 
 /// Runs the body of a bench target: reads the settings, runs the benchmarks of `body`, and lists the failures at the
@@ -443,23 +443,7 @@ const SAMPLES: usize = 10;
 /// Criterion reports a smaller change as noise. The guide's chapter on methodology gives the reason.
 const NOISE_THRESHOLD: f64 = 0.03;
 
-/// A benchmark to run.
-struct Entry<'a> {
-    scenario: &'a str,
-    subject: record::Subject,
-    /// Ids of the benchmarks that it is compared with.
-    counterparts: Vec<(Counterpart, String)>,
-    /// The number of the subject that it needs, and the memory that loading it would take now. Entries that share a subject
-    /// have the same number.
-    needs: Box<dyn Fn() -> (usize, u64) + 'a>,
-    prepare: Box<dyn Fn() -> Result<Box<dyn Workload>> + 'a>,
-}
-
 impl Entry<'_> {
-    fn id(&self) -> String {
-        record::BenchmarkId::new(self.scenario, &self.subject).to_string()
-    }
-
     fn criterion_id(&self) -> BenchmarkId {
         BenchmarkId::new(&self.subject.model, self.subject.variant())
     }

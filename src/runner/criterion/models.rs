@@ -1,24 +1,21 @@
 //! The groups that run on models: one group per scenario, one entry per model, one generation or one load per iteration.
 
-use std::{
-    cell::{Ref, RefCell},
-    collections::BTreeSet,
-};
+use std::{cell::RefCell, collections::BTreeSet};
 
 use anyhow::anyhow;
 use criterion::{SamplingMode, Throughput};
 
-use super::{Entry, NOISE_THRESHOLD, Suite, generations, paired::Turns};
+use super::{NOISE_THRESHOLD, Suite, generations, paired::Turns};
 use crate::{
     measure::TokenTime,
     output,
-    record::{BenchmarkId, Subject},
     runner::{
-        on_model::OnModel,
+        on_model::{self, OnModel},
         pool::{Candidate, Pool},
+        set::Entry,
         turns::Plan,
     },
-    scenario::{Counterpart, Generation},
+    scenario::Generation,
 };
 
 impl Suite {
@@ -47,15 +44,7 @@ impl Suite {
         }
         let mut entries: Vec<Entry> = Vec::new();
         for &(scenario, place, batch) in &benchmarks {
-            let pool = &pool;
-            let candidate = Ref::map(pool.borrow(), |pool| pool.candidate(place));
-            entries.push(Entry {
-                scenario: scenario.key(),
-                subject: candidate.about.clone().in_batch(batch),
-                counterparts: counterparts(scenario, &candidate, batch),
-                needs: Box::new(move || (place, pool.borrow().needed_bytes(place))),
-                prepare: Box::new(move || scenario.workload(&mut pool.borrow_mut(), (place, batch), seed, device)),
-            });
+            entries.push(on_model::entry(scenario, &pool, (place, batch), seed, device));
         }
         let mut turns = Turns::new(&entries, plan, &self.session);
         let mut criterion = self.criterion(TokenTime, NOISE_THRESHOLD);
@@ -119,13 +108,4 @@ impl Suite {
             }
         }
     }
-}
-
-/// Ids of the benchmarks that a candidate is compared with in a scenario, in the same batch.
-fn counterparts(scenario: &impl OnModel, candidate: &Candidate, batch: usize) -> Vec<(Counterpart, String)> {
-    let id =
-        |scenario: &str, subject: &Subject| BenchmarkId::new(scenario, &subject.clone().in_batch(batch)).to_string();
-    let of_scenario = scenario.against().map(|other| (Counterpart::Scenario, id(other, &candidate.about)));
-    let of_model = candidate.against.iter().map(|(counterpart, subject)| (*counterpart, id(scenario.key(), subject)));
-    of_scenario.into_iter().chain(of_model).collect()
 }

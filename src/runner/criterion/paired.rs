@@ -8,20 +8,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, ensure};
 use criterion::{BenchmarkGroup, measurement::Measurement};
 
-use super::{Entry, argument, given, measures};
-use crate::{
-    error::caught,
-    measure::memory::{self, DoesNotFit},
-    output,
-    record::PairedRatio,
-    runner::{
-        Session, Surroundings,
-        turns::{self, Plan, Turn},
-    },
-    workload::{Iteration, Outcome, Workload},
+use super::{argument, given, measures};
+use crate::runner::{
+    Session,
+    set::{self, Entry, Taken},
+    turns::{self, Plan},
 };
 
 /// The sets of a target, and what they have measured.
@@ -33,15 +27,6 @@ pub struct Turns {
     taken: BTreeMap<usize, Result<Taken>>,
     /// Why entries that are compared with others are measured alone, by place.
     alone: BTreeMap<usize, String>,
-}
-
-/// The samples of a benchmark.
-pub struct Taken {
-    /// Mean of each sample.
-    pub samples: Vec<Iteration>,
-    pub outcome: Outcome,
-    pub around: Surroundings,
-    pub ratios: Vec<PairedRatio>,
 }
 
 /// Time that Criterion spends on its warm-up where durations are stored: one call.
@@ -79,7 +64,7 @@ impl Turns {
     pub fn take(&mut self, place: usize, entries: &[Entry], session: &Session) -> Option<Result<Taken>> {
         while let Some(due) = self.sets.iter().position(|set| set.contains(&place)) {
             let set = self.sets.swap_remove(due);
-            match measure(&set, entries, self.plan, session) {
+            match set::measure(&set, entries, self.plan, session) {
                 Ok(taken) => self.taken.extend(set.into_iter().zip(taken)),
                 Err(reason) if set.len() > 1 => {
                     self.sets.extend(set.iter().map(|place| vec![*place]));
@@ -124,6 +109,7 @@ pub fn plan(warm_up: Duration, measuring: Duration) -> Plan {
     Plan {
         warm_up: given("--warm-up-time", warm_up),
         measuring: given("--measurement-time", measuring),
+        warm_ups: 1,
         iterations: None,
         samples: argument("--sample-size").and_then(|size| size.parse().ok()).unwrap_or(super::SAMPLES),
         block: 1,
@@ -160,64 +146,4 @@ fn sets(entries: &[Entry], selected: &BTreeSet<String>, is_paired: bool) -> Vec<
         of.into_iter().flatten().map(|(_, id)| id.clone()).collect()
     });
     sets.into_iter().map(|set| set.into_iter().map(|member| places[member]).collect()).collect()
-}
-
-/// Measures the members of a set in turns.
-///
-/// # Errors
-/// Returns the reason if several members do not fit in memory at once. Other failures are results of single members.
-fn measure(set: &[usize], entries: &[Entry], plan: Plan, session: &Session) -> Result<Vec<Result<Taken>>> {
-    session.prepare()?;
-    let first = entries[set[0]].id();
-    let work = format!("{} benchmarks in turns", set.len());
-    let is_alone = set.len() == 1;
-    if !is_alone {
-        let needs: BTreeMap<usize, u64> = set.iter().map(|place| (entries[*place].needs)()).collect();
-        memory::ensure_fits(&work, needs.values().sum(), session.device())?;
-    }
-    let mut workloads: Vec<Result<Box<dyn Workload>>> = Vec::new();
-    for place in set {
-        session.note(entries[*place].scenario, &entries[*place].subject);
-        let prepared = caught(|| (entries[*place].prepare)());
-        // Models whose size is known only now.
-        if let Err(error) = &prepared
-            && error.is::<DoesNotFit>()
-            && !is_alone
-        {
-            return Err(anyhow!("{work}: {error:#}"));
-        }
-        workloads.push(prepared);
-    }
-
-    match is_alone {
-        true => output::report(format_args!("Measuring {first}")),
-        false => output::report(format_args!("Measuring {work}, such as {first}")),
-    }
-    let helpers = workloads.iter().flatten().flat_map(|workload| workload.helpers()).collect();
-    let observation = session.observe(helpers)?;
-    let begin = |member: usize| session.note(entries[set[member]].scenario, &entries[set[member]].subject);
-    let turns = turns::take(workloads, plan, begin, |run| observation.sample(run).1);
-    let observed = observation.end();
-
-    let ids: BTreeMap<String, usize> =
-        set.iter().enumerate().map(|(member, place)| (entries[*place].id(), member)).collect();
-    let ratios = |place: usize, turn: &Turn| -> Vec<PairedRatio> {
-        let to = |(counterpart, id): &(_, String)| {
-            let other = turns.get(*ids.get(id)?)?.as_ref().ok()?;
-            turns::ratio(turn, other, *counterpart, id)
-        };
-        entries[place].counterparts.iter().filter_map(to).collect()
-    };
-    let ratios: Vec<Vec<PairedRatio>> = set
-        .iter()
-        .zip(&turns)
-        .map(|(place, turn)| turn.as_ref().map_or(Vec::new(), |turn| ratios(*place, turn)))
-        .collect();
-    let finish = |(turn, ratios): (Result<Turn>, Vec<PairedRatio>)| {
-        let turn = turn?;
-        let (samples, around) = (turn.means(), observed.of(&turn.windows));
-        let (workload, counts) = turn.into_workload();
-        Ok(Taken { samples, outcome: workload.finish(&counts, &around.limits), around, ratios })
-    };
-    Ok(turns.into_iter().zip(ratios).map(finish).collect())
 }

@@ -5,13 +5,13 @@ use std::cell::RefCell;
 use anyhow::Result;
 use criterion::{SamplingMode, Throughput, measurement::WallTime};
 
-use super::{Entry, NOISE_THRESHOLD, Suite, long_steps, paired::Turns};
+use super::{NOISE_THRESHOLD, Suite, long_steps, paired::Turns};
 use crate::{
     device::Precision,
     model::{self, Engine, ModelSpec, Subject},
     quality,
     record::BenchmarkId,
-    runner::pool::Candidate,
+    runner::{pool::Candidate, set::Entry},
     scenario::PerplexityScenario,
     settings::{EngineChoice, Settings},
     workload::{PerplexityWorkload, Workload},

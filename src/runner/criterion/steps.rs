@@ -8,13 +8,13 @@ use criterion::{
     measurement::{Measurement, WallTime},
 };
 
-use super::{Ended, Entry, NOISE_THRESHOLD, Suite, beside_peers, long_steps, paired::Turns, steps};
+use super::{Ended, NOISE_THRESHOLD, Suite, beside_peers, long_steps, paired::Turns, steps};
 use crate::{
     device::DeviceChoice,
     measure::{PeakBytes, TokenTime, peak_bytes},
     peer::PeerName,
     record::{BenchmarkId, Subject},
-    runner::{peers::Peers, turns::Plan},
+    runner::{peers::Peers, set::Entry, turns::Plan},
     scenario::{Counterpart, Phase, Quantity, SWEEP, Tier, Trained, TrainingScenario},
     settings::Settings,
     workload::{
