@@ -5,12 +5,13 @@
 use std::ops::Range;
 
 use super::dot;
+pub use super::inference::packed::Start;
 use super::inference::{
     Machine,
     element::Element,
     packed::{PANEL, STEP, Sums},
     pool::Parts,
-    simd::{Kernel, Simd},
+    simd::{Kernel, SQUARE, Simd},
 };
 
 /// Inputs that are multiplied at a time, so that the part of a panel that they fill stays in a core's L2 cache.
@@ -24,6 +25,11 @@ const LINES: usize = 48;
 
 /// Multiplications that one thread does in about the time in which two threads could meet.
 const SMALL: usize = 400_000;
+
+/// More rows than this, with a right operand of at most [`CACHED`] elements, are multiplied in chunks of [`TALL_CHUNK`].
+const TALL: usize = 2048;
+const CACHED: usize = 512 * 1024;
+const TALL_CHUNK: usize = 192;
 
 /// Rows of a left operand that are too few to pack the right one for them.
 const FEW: usize = 4;
@@ -47,6 +53,11 @@ impl<'a> Matrix<'a> {
     /// The first rows.
     pub fn first(self, rows: usize) -> Self {
         Self { rows, ..self }
+    }
+
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.rows
     }
 
     /// The transposed view.
@@ -78,17 +89,6 @@ impl<'a> MatrixMut<'a> {
     pub fn new(values: &'a mut [f32], rows: usize, columns: usize, row_stride: usize) -> Self {
         Self { values, rows, columns, row_stride }
     }
-}
-
-/// The value that the sums of a product are added to.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Start<'a> {
-    /// 0.
-    Zero,
-    /// The value of the result before.
-    Out,
-    /// A value for each column.
-    Bias(&'a [f32]),
 }
 
 /// Number of elements from the first to the last of a matrix.
@@ -124,6 +124,52 @@ pub fn product(machine: &Machine, out: MatrixMut, start: Start, lhs: Matrix, rhs
     }
 }
 
+/// Computes `lhs · rhs` without storing it: calls `with` with some rows, the columns of a panel of [`PANEL`], and their sums, a row
+/// after the other. The panels are shared out among the threads.
+///
+/// # Panics
+/// Panics if the sizes are inconsistent, or a matrix is larger than its slice.
+pub(super) fn panels(
+    machine: &Machine,
+    lhs: Matrix,
+    rhs: Matrix,
+    with: impl Fn(Range<usize>, Range<usize>, &[f32]) + Sync,
+) {
+    let (rows, columns, depth) = (lhs.rows, rhs.columns, lhs.columns);
+    assert!(depth == rhs.rows && lhs.column_stride == 1, "sizes don't go together, or the rows are not contiguous");
+    let task = Task { machine, out: Parts::new(&mut []), row_stride: 0, start: Start::Zero, lhs, rhs };
+    machine.pool.run(columns.div_ceil(PANEL), |panel| {
+        let (first, width) = (panel * PANEL, task.width(panel));
+        let end = columns.min(first + PANEL);
+        aligned(depth * width + LINES * width, |memory| {
+            let (packed, sums) = memory.split_at_mut(depth * width);
+            task.pack_panel(panel, 0..depth, packed);
+            for start in (0..rows).step_by(LINES) {
+                let count = LINES.min(rows - start);
+                machine.dispatch.run(Sums {
+                    x: &lhs.values[lhs.at(start, 0)..],
+                    stride: lhs.row_stride,
+                    step: 1,
+                    rows: count,
+                    panel: packed,
+                    width,
+                    groups: depth,
+                    out: Parts::new(&mut sums[..count * width]),
+                    out_stride: width,
+                    start: Start::Zero,
+                });
+                if end - first < width {
+                    // The sums of the columns that fill the panel are left out.
+                    for row in 1..count {
+                        sums.copy_within(row * width..row * width + end - first, row * (end - first));
+                    }
+                }
+                with(start..start + count, first..end, &sums[..count * (end - first)]);
+            }
+        });
+    });
+}
+
 struct Task<'a> {
     machine: &'a Machine,
     out: Parts<'a, f32>,
@@ -145,15 +191,16 @@ impl Task<'_> {
             true => (0..tasks).for_each(task),
             false => self.machine.pool.run(tasks, task),
         };
+        let deepest = depth.min(DEPTH);
         // Where all threads have panels of their own, each packs them when it needs them. Few panels are packed together first,
-        // and the rows are shared out.
-        let is_shared = !is_small && panels < 4 * threads;
+        // and the rows are shared out. So are those of a tall product, whose rows would leave the caches between two panels.
+        let is_tall = rows > TALL && columns * deepest <= CACHED;
+        let is_shared = !is_small && (is_tall || panels < 4 * threads);
         let chunks = if is_shared { (4 * threads).div_ceil(panels) } else { 1 };
-        let chunk = rows.div_ceil(chunks).next_multiple_of(TILE);
+        let chunk = rows.div_ceil(chunks).min(if is_tall { TALL_CHUNK } else { rows }).next_multiple_of(TILE);
         let chunks = rows.div_ceil(chunk);
         // The kernels read a row of the left operand in order.
         let blocks = if self.lhs.column_stride == 1 { 0 } else { rows.div_ceil(LINES) };
-        let deepest = depth.min(DEPTH);
         aligned(blocks * LINES * deepest, |lhs| {
             aligned(if is_shared { columns.next_multiple_of(STEP) * deepest } else { 0 }, |rhs| {
                 for inputs in (0..depth).step_by(DEPTH).map(|input| input..depth.min(input + DEPTH)) {
@@ -175,7 +222,10 @@ impl Task<'_> {
                     let lhs: Packed = (blocks > 0).then_some(lhs);
                     let rhs: Packed = is_shared.then_some(rhs);
                     each(panels * chunks, &|number| {
-                        let (panel, first) = (number / chunks, number % chunks * chunk);
+                        let (panel, first) = match is_tall {
+                            false => (number / chunks, number % chunks * chunk),
+                            true => (number % panels, number / panels * chunk),
+                        };
                         self.multiply(panel, first..rows.min(first + chunk), inputs.clone(), lhs, rhs);
                     });
                 }
@@ -215,25 +265,20 @@ impl Task<'_> {
             }
             return;
         }
-        // Squares stay in the L1 cache while they are transposed.
-        let (squares, rest) = to.split_at_mut(inputs.len() / STEP * STEP * width);
-        for (square, to) in squares.chunks_exact_mut(STEP * width).enumerate() {
-            let input = inputs.start + square * STEP;
-            for column in 0..count {
-                let from = &values[self.rhs.at(input, first + column)..];
-                if row_stride == 1 {
-                    let from: &[f32; STEP] = from.first_chunk().expect("the matrix lies in its slice");
-                    for (place, value) in from.iter().enumerate() {
-                        to[place * width + column] = *value;
-                    }
-                } else {
-                    (0..STEP).for_each(|place| to[place * width + column] = from[place * row_stride]);
-                }
+        if row_stride == 1 && !inputs.is_empty() {
+            let from = &values[self.rhs.at(inputs.start, first)..];
+            self.machine.dispatch.run(Transposed {
+                from,
+                stride: column_stride,
+                columns: count,
+                inputs: inputs.len(),
+                to,
+                width,
+            });
+        } else {
+            for (to, input) in to.chunks_exact_mut(width).zip(inputs) {
+                (0..count).for_each(|column| to[column] = values[self.rhs.at(input, first + column)]);
             }
-        }
-        let done = inputs.len() / STEP * STEP;
-        for (to, input) in rest.chunks_exact_mut(width).zip(inputs.start + done..) {
-            (0..count).for_each(|column| to[column] = values[self.rhs.at(input, first + column)]);
         }
         if count < width {
             to.chunks_exact_mut(width).for_each(|to| to[count..].fill(0.0));
@@ -256,12 +301,6 @@ impl Task<'_> {
                         &*own
                     }
                 };
-                if let Start::Bias(bias) = start
-                    && !is_ragged
-                {
-                    let bias = &bias[first..first + count];
-                    rows.clone().for_each(|row| self.part(row, first, count).copy_from_slice(bias));
-                }
                 let size = if lhs.is_some() { TILE } else { rows.len() };
                 for tile in rows.clone().step_by(size) {
                     let (out, out_stride) = match is_ragged {
@@ -283,7 +322,11 @@ impl Task<'_> {
                         groups: inputs.len(),
                         out,
                         out_stride,
-                        add: !is_ragged && start != Start::Zero,
+                        start: match start {
+                            _ if is_ragged => Start::Zero,
+                            Start::Bias(bias) => Start::Bias(&bias[first..first + count]),
+                            other => other,
+                        },
                     });
                 }
                 if is_ragged {
@@ -332,6 +375,46 @@ impl Task<'_> {
                 self.finish(self.start, row, 0, sums);
             }
         });
+    }
+}
+
+/// Packs the inputs of some columns, `stride` elements apart, each of which is contiguous: for each input, the columns side by
+/// side, `width` elements from one input to the next.
+struct Transposed<'a> {
+    from: &'a [f32],
+    stride: usize,
+    columns: usize,
+    inputs: usize,
+    to: &'a mut [f32],
+    width: usize,
+}
+
+impl Kernel for Transposed<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { from, stride, columns, inputs, to, width } = self;
+        assert!(columns <= width && span(columns, inputs, stride, 1) <= from.len() && inputs * width <= to.len());
+        let (whole_columns, whole_inputs) = (columns / SQUARE * SQUARE, inputs / SQUARE * SQUARE);
+        // The lines of the columns stay in the L1 cache from one strip to the next.
+        for input in (0..whole_inputs).step_by(SQUARE) {
+            for column in (0..whole_columns).step_by(SQUARE) {
+                // SAFETY: the square lies in the columns, and its transpose in the panel, by the check above.
+                unsafe {
+                    let (from, to) =
+                        (from.as_ptr().add(column * stride + input), to.as_mut_ptr().add(input * width + column));
+                    simd.transpose(from, stride, to, width);
+                }
+            }
+        }
+        let mut rest = |columns: Range<usize>, inputs: Range<usize>| {
+            for column in columns {
+                inputs.clone().for_each(|input| to[input * width + column] = from[column * stride + input]);
+            }
+        };
+        rest(whole_columns..columns, 0..inputs);
+        rest(0..whole_columns, whole_inputs..inputs);
     }
 }
 
@@ -442,6 +525,8 @@ mod tests {
             (100, 2100, 17),
             (300, 5, 64),
             (61, 130, 600),
+            // In chunks of rows.
+            (TALL + 5, 9, 70),
             (6, 0, 3),
             (3, 0, 2),
             (0, 3, 2),

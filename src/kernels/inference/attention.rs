@@ -13,7 +13,7 @@ use super::{
     cache::{Head, Heads, PAGE, Region, Span},
     element::{Element, Operand},
     fused::Angles,
-    packed::{PANEL, Rows, STEP, Sums},
+    packed::{PANEL, Rows, STEP, Start, Sums},
     pool::Parts,
     simd::{Kernel, Simd},
 };
@@ -265,7 +265,7 @@ impl Attention {
                             groups: stride / per_group,
                             out: Parts::new(&mut scores[at..]),
                             out_stride: BLOCK,
-                            add: false,
+                            start: Start::Zero,
                         });
                     }
                     machine.dispatch.run(Softmax {
@@ -294,7 +294,7 @@ impl Attention {
                                 groups: PAGE.min(to - from - at).div_ceil(per_group),
                                 out: Parts::new(&mut partial.values[element..]),
                                 out_stride: partial.width,
-                                add: true,
+                                start: Start::Out,
                             });
                         }
                     }

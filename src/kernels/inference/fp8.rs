@@ -17,7 +17,7 @@ use super::{
     Machine,
     element::{Element, Operand},
     memory::{Buffer, Zeroed},
-    packed::{PANEL, STEP, Sums, place},
+    packed::{PANEL, STEP, Start, Sums, place},
     pool::Parts,
     simd::{Dispatch, Simd},
 };
@@ -151,7 +151,7 @@ impl Fp8 {
             groups: self.inputs,
             out: Parts::new(&mut *sums),
             out_stride: PANEL,
-            add: false,
+            start: Start::Zero,
         });
         for sums in sums.chunks_exact_mut(PANEL).take(rows.len()) {
             sums.iter_mut().zip(&self.scales[panel * PANEL..]).for_each(|(sum, scale)| *sum *= scale);

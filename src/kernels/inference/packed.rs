@@ -186,8 +186,19 @@ pub struct Sums<'a, E, W = E> {
     /// `width` sums for each row, `out_stride` elements apart.
     pub out: Parts<'a, f32>,
     pub out_stride: usize,
-    /// True if the products are added to `out`.
-    pub add: bool,
+    /// What the products are added to. A bias has a value for each of the `width` outputs.
+    pub start: Start<'a>,
+}
+
+/// The values that the sums of a product are added to.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Start<'a> {
+    /// 0.
+    Zero,
+    /// The value of the result before.
+    Out,
+    /// A value for each column.
+    Bias(&'a [f32]),
 }
 
 impl<E: Element, W: Operand<Factor = E>> Kernel for Sums<'_, E, W> {
@@ -203,8 +214,11 @@ impl<E: Element, W: Operand<Factor = E>> Kernel for Sums<'_, E, W> {
         assert!((rows - 1) * stride + row <= self.x.len(), "rows are outside of their slice");
         assert!(groups * E::GROUP * width <= self.panel.len() && width.is_multiple_of(STEP), "a panel is too short");
         assert!((rows - 1) * out_stride + width <= self.out.len(), "sums are outside of their slice");
+        if let Start::Bias(bias) = self.start {
+            assert!(width <= bias.len(), "a bias is too short");
+        }
         let (x, panel, out) = (self.x.as_ptr(), self.panel.as_ptr(), self.out.start());
-        if rows == 1 && width == PANEL && step == E::GROUP && !self.add {
+        if rows == 1 && width == PANEL && step == E::GROUP && self.start == Start::Zero {
             // SAFETY: the checks above, for one row.
             return match PANEL / S::LANES {
                 4 => unsafe { one_row::<S, E, W, 4, 2>(simd, x, panel, groups, out) },
@@ -230,7 +244,12 @@ impl<E: Element, W: Operand<Factor = E>> Kernel for Sums<'_, E, W> {
                             groups: depth,
                             out: out.add(row * out_stride + column),
                             out_stride,
-                            add: self.add || group > 0,
+                            start: match self.start {
+                                _ if group > 0 => Begin::Out,
+                                Start::Zero => Begin::Zero,
+                                Start::Out => Begin::Out,
+                                Start::Bias(bias) => Begin::Row(bias.as_ptr().add(column)),
+                            },
                         };
                         let rows = S::ROWS.min(rows - row);
                         column += match S::VECTORS {
@@ -259,14 +278,22 @@ struct Tile<E, W> {
     groups: usize,
     out: *mut f32,
     out_stride: usize,
-    add: bool,
+    start: Begin,
+}
+
+/// [`Start`] for a tile.
+#[derive(Clone, Copy, PartialEq)]
+enum Begin {
+    Zero,
+    Out,
+    Row(*const f32),
 }
 
 impl<E: Element, W: Operand<Factor = E>> Tile<E, W> {
     /// Computes `rows` rows, at most six, and `N` vectors. Returns the number of columns.
     ///
     /// # Safety
-    /// The rows of `x` and `out` and the groups of the panel must lie in memory.
+    /// The rows of `x` and `out`, the groups of the panel and the values of the start must lie in memory.
     #[inline(always)]
     unsafe fn rows<S: Simd, const N: usize>(self, simd: S, rows: usize) -> usize {
         // SAFETY: as the caller ensures.
@@ -288,11 +315,23 @@ impl<E: Element, W: Operand<Factor = E>> Tile<E, W> {
     #[inline(always)]
     #[expect(clippy::needless_range_loop, reason = "the loops over registers are unrolled")]
     unsafe fn run<S: Simd, const R: usize, const N: usize>(self, simd: S) {
-        let Self { mut x, stride, step, mut panel, width, groups, out, out_stride, add } = self;
+        let Self { mut x, stride, step, mut panel, width, groups, out, out_stride, start } = self;
         // SAFETY: rows, columns and groups are those that the caller vouches for. After the last group, the pointers are not
         // read; `wrapping_add` may leave the allocation.
         unsafe {
-            let mut sums = [[simd.splat(0.0); N]; R];
+            let mut first = [simd.splat(0.0); N];
+            if let Begin::Row(row) = start {
+                for n in 0..N {
+                    first[n] = simd.load(row.add(n * S::LANES));
+                }
+            }
+            let mut sums = [first; R];
+            // Stores to lines that are in no cache would hold up the next tile.
+            for r in 0..R {
+                for n in 0..N {
+                    simd.prefetch(out.add(r * out_stride + n * S::LANES));
+                }
+            }
             for _ in 0..groups {
                 let mut weights = [W::load(simd, panel); N];
                 for n in 1..N {
@@ -310,7 +349,7 @@ impl<E: Element, W: Operand<Factor = E>> Tile<E, W> {
             for r in 0..R {
                 for n in 0..N {
                     let out = out.add(r * out_stride + n * S::LANES);
-                    let sum = if add { simd.add(simd.load(out), sums[r][n]) } else { sums[r][n] };
+                    let sum = if start == Begin::Out { simd.add(simd.load(out), sums[r][n]) } else { sums[r][n] };
                     simd.store(out, sum);
                 }
             }
@@ -490,7 +529,7 @@ impl<E: Element> Linear<E> {
                         groups: weights.groups(),
                         out: Parts::new(&mut *sums),
                         out_stride: PANEL,
-                        add: false,
+                        start: Start::Zero,
                     });
                 }
             }

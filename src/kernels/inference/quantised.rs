@@ -25,7 +25,7 @@ use super::{
     element::Element,
     fp8::Fp8,
     memory::{Buffer, Zeroed},
-    packed::{DEPTH_BYTES, PANEL, Rows, STEP, Sums, place},
+    packed::{DEPTH_BYTES, PANEL, Rows, STEP, Start, Sums, place},
     pool::Parts,
     simd::Dispatch,
     tiles::{GroupRows, Q4Tile, Q8Tile, Tile, Tiles},
@@ -308,7 +308,7 @@ fn converted_sums<E: Element>(
                 groups: depth.div_ceil(E::GROUP),
                 out: Parts::new(&mut *sums),
                 out_stride: PANEL,
-                add: start > 0,
+                start: if start > 0 { Start::Out } else { Start::Zero },
             });
         }
     });

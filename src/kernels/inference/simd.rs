@@ -232,7 +232,16 @@ pub trait Simd: Copy {
 
     /// Requests the cache line of an address, which need not be valid.
     fn prefetch<T>(self, address: *const T);
+
+    /// Transposes a square of [`SQUARE`] rows, `stride` numbers apart, to rows that are `to_stride` apart.
+    ///
+    /// # Safety
+    /// The rows of both squares must lie in memory, and must not overlap.
+    unsafe fn transpose(self, from: *const f32, stride: usize, to: *mut f32, to_stride: usize);
 }
+
+/// Rows and columns of a square that [`Simd::transpose`] transposes.
+pub const SQUARE: usize = 8;
 
 #[derive(Clone, Copy)]
 struct Portable;
@@ -373,6 +382,14 @@ impl Simd for Portable {
 
     #[inline(always)]
     fn prefetch<T>(self, _: *const T) {}
+
+    #[inline(always)]
+    unsafe fn transpose(self, from: *const f32, stride: usize, to: *mut f32, to_stride: usize) {
+        for (row, column) in (0..SQUARE).flat_map(|row| (0..SQUARE).map(move |column| (row, column))) {
+            // SAFETY: the caller ensures that both squares lie in memory.
+            unsafe { *to.add(column * to_stride + row) = *from.add(row * stride + column) }
+        }
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -420,7 +437,49 @@ mod x86 {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
     }
 
+    /// # Safety
+    /// The machine must have AVX2, and the rows of both squares must lie in memory.
+    #[inline(always)]
+    unsafe fn transpose(from: *const f32, stride: usize, to: *mut f32, to_stride: usize) {
+        // SAFETY: as the caller ensures.
+        unsafe {
+            // Each vector has the halves of two rows, so that the shuffles below need not cross the middle.
+            let halves = |row: usize, column: usize| {
+                let low = _mm_loadu_ps(from.add(row * stride + column));
+                let high = _mm_loadu_ps(from.add((row + 4) * stride + column));
+                _mm256_set_m128(high, low)
+            };
+            for column in [0, 4] {
+                let [a, b, c, d] = [0, 1, 2, 3].map(|row| halves(row, column));
+                let (low_ab, high_ab) = (_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+                let (low_cd, high_cd) = (_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d));
+                let rows = [
+                    _mm256_shuffle_ps::<0x44>(low_ab, low_cd),
+                    _mm256_shuffle_ps::<0xee>(low_ab, low_cd),
+                    _mm256_shuffle_ps::<0x44>(high_ab, high_cd),
+                    _mm256_shuffle_ps::<0xee>(high_ab, high_cd),
+                ];
+                for (number, row) in rows.into_iter().enumerate() {
+                    _mm256_storeu_ps(to.add((column + number) * to_stride), row);
+                }
+            }
+        }
+    }
+
+    /// The method that all versions share.
+    macro_rules! transposes {
+        () => {
+            #[inline(always)]
+            unsafe fn transpose(self, from: *const f32, stride: usize, to: *mut f32, to_stride: usize) {
+                // SAFETY: the token proves that the machine has AVX2, and the caller vouches for the squares.
+                unsafe { transpose(from, stride, to, to_stride) }
+            }
+        };
+    }
+
     impl Simd for Avx2 {
+        transposes!();
+
         const LANES: usize = 8;
         const ROWS: usize = 6;
         const VECTORS: usize = 2;
@@ -567,6 +626,8 @@ mod x86 {
     /// The methods that both versions with 512-bit vectors share.
     macro_rules! common_512 {
         () => {
+            transposes!();
+
             const LANES: usize = 16;
             const ROWS: usize = 6;
             const VECTORS: usize = 4;
