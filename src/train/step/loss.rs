@@ -6,7 +6,7 @@ use candle_core::{D, DType, Tensor};
 use candle_nn::ops::softmax;
 
 use crate::kernels::{
-    Kernel, Matrix, MatrixMut, Start, change, each_of, exp, inference::Machine, is_plain, product, vectorised,
+    Kernel, Matrix, MatrixMut, Start, change, each_of, exp, inference::Machine, is_plain, losses, product, vectorised,
     with_slices,
 };
 
@@ -101,30 +101,41 @@ pub fn cross_entropy(
         anyhow::bail!("token {outside} is not in the vocabulary of {vocab_size}");
     }
     let (hidden, head) = (hidden.detach(), head.detach());
-    match is_plain(&hidden) && is_plain(&head) {
-        true => by_kernel(&hidden, &head, targets, weight, workspace),
-        false => composed(&hidden, &head, targets, weight, workspace),
+    match (is_plain(&hidden) && is_plain(&head), weight) {
+        (true, Some(weight)) => by_kernel(&hidden, &head, targets, weight, workspace),
+        (true, None) => without_logits(&hidden, &head, targets),
+        (false, _) => composed(&hidden, &head, targets, weight, workspace),
     }
+}
+
+/// The loss alone, without logits in memory.
+fn without_logits(hidden: &Tensor, head: &Tensor, targets: &[u32]) -> Result<HeadLoss> {
+    let ((rows, width), vocab_size) = (hidden.dims2()?, head.dim(0)?);
+    let losses = with_slices([hidden, head], |[hidden, head]| {
+        let (states, weights) = (Matrix::new(hidden, rows, width, width), Matrix::new(head, vocab_size, width, width));
+        losses(Machine::shared(), states, weights, targets)
+    })?;
+    let sum = losses.iter().map(|loss| loss.nats).sum();
+    let correct = losses.iter().filter(|loss| loss.is_top).count();
+    Ok(HeadLoss { sum, correct, of_hidden: None })
 }
 
 fn by_kernel(
     hidden: &Tensor,
     head: &Tensor,
     targets: &[u32],
-    weight: Option<f64>,
+    weight: f64,
     workspace: &mut Workspace,
 ) -> Result<HeadLoss> {
     let machine = Machine::shared();
     let ((rows, width), vocab_size) = (hidden.dims2()?, head.dim(0)?);
     let (mut sum, mut correct) = (0.0, 0);
-    let mut of_hidden = vec![0f32; if weight.is_some() { rows * width } else { 0 }];
+    let mut of_hidden = vec![0f32; rows * width];
     let Workspace { logits, turned, of_head, parts } = workspace;
     logits.resize(CHUNK.min(rows).max(logits.len() / vocab_size) * vocab_size, 0.0);
-    if weight.is_some() {
-        turned.resize(width * vocab_size, 0.0);
-        if of_head.as_ref().is_none_or(|of_head| of_head.shape() != head.shape()) {
-            *of_head = Some(head.zeros_like()?.detach());
-        }
+    turned.resize(width * vocab_size, 0.0);
+    if of_head.as_ref().is_none_or(|of_head| of_head.shape() != head.shape()) {
+        *of_head = Some(head.zeros_like()?.detach());
     }
     with_slices([hidden, head], |[hidden, head]| {
         let weights = Matrix::new(head, vocab_size, width, width);
@@ -135,31 +146,28 @@ fn by_kernel(
             let out = MatrixMut::new(logits, count, vocab_size, vocab_size);
             product(machine, out, Start::Zero, states, weights.transposed());
             let seen = each_of(logits.chunks_mut(vocab_size).zip(targets), |(logits, target)| {
-                vectorised(Soften { logits, target: *target as usize, weight: weight.map(|weight| weight as f32) })
+                vectorised(Soften { logits, target: *target as usize, weight: weight as f32 })
             });
             sum += seen.iter().map(|(loss, _)| loss).sum::<f64>();
             correct += seen.iter().map(|(_, hits)| hits).sum::<usize>();
-            if weight.is_some() {
-                let slopes = Matrix::new(logits, count, vocab_size, vocab_size);
-                let of_hidden = MatrixMut::new(&mut of_hidden[start..start + count * width], count, width, width);
-                product(machine, of_hidden, Start::Zero, slopes, weights);
-                let start = if *parts == 0 && number == 0 { Start::Zero } else { Start::Out };
-                let turned = MatrixMut::new(turned, width, vocab_size, vocab_size);
-                product(machine, turned, start, states.transposed(), slopes);
-            }
+            let slopes = Matrix::new(logits, count, vocab_size, vocab_size);
+            let of_hidden = MatrixMut::new(&mut of_hidden[start..start + count * width], count, width, width);
+            product(machine, of_hidden, Start::Zero, slopes, weights);
+            let start = if *parts == 0 && number == 0 { Start::Zero } else { Start::Out };
+            let turned = MatrixMut::new(turned, width, vocab_size, vocab_size);
+            product(machine, turned, start, states.transposed(), slopes);
         }
     })?;
-    *parts += usize::from(weight.is_some());
-    let of_hidden = weight.map(|_| Tensor::from_vec(of_hidden, (rows, width), hidden.device())).transpose()?;
+    *parts += 1;
+    let of_hidden = Some(Tensor::from_vec(of_hidden, (rows, width), hidden.device())?);
     Ok(HeadLoss { sum, correct, of_hidden })
 }
 
-/// Returns the loss of a row and whether its largest logit is the target's. With a weight, replaces the logits by
-/// their gradients.
+/// Returns the loss of a row and whether its largest logit is the target's. Replaces the logits by their gradients.
 struct Soften<'a> {
     logits: &'a mut [f32],
     target: usize,
-    weight: Option<f32>,
+    weight: f32,
 }
 
 impl Kernel for Soften<'_> {
@@ -190,11 +198,9 @@ impl Kernel for Soften<'_> {
             *logit = exp(*logit - most);
             sum += *logit;
         }
-        if let Some(weight) = weight {
-            let scale = weight / sum;
-            logits.iter_mut().for_each(|share| *share *= scale);
-            logits[target] -= weight;
-        }
+        let scale = weight / sum;
+        logits.iter_mut().for_each(|share| *share *= scale);
+        logits[target] -= weight;
         (f64::from(sum.ln()) + f64::from(most) - f64::from(of_target), usize::from(of_target == most))
     }
 }
