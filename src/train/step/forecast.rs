@@ -319,10 +319,18 @@ impl SeriesTraining {
     }
 }
 
+/// Elements of the widest layer's output that a CPU computes at a time, so that they stay in its caches.
+const CACHED: usize = 1 << 20;
+
+/// Rows of a product that are enough to pack its weights for them.
+const ENOUGH: usize = 1024;
+
 /// A network that forecasts. It keeps nothing for a backward pass.
 pub struct Forecasting {
     model: Forecaster,
     device: Device,
+    /// Windows that are forecast at a time; `None` forecasts all.
+    at_a_time: Option<usize>,
 }
 
 impl Forecasting {
@@ -330,7 +338,9 @@ impl Forecasting {
     /// Returns an error if the sizes do not go together, or the device has no room.
     pub fn new(task: &Task, dtype: DType, device: &Device) -> Result<Self> {
         let model = task.model(dtype, Variables::new(task.seed).frozen(dtype, device))?;
-        Ok(Self { model, device: device.clone() })
+        let (time, width) = (task.window.time.max(1), task.sizes.ff_mult * task.sizes.dim);
+        let at_a_time = (CACHED / width.max(1)).max(ENOUGH).div_ceil(time);
+        Ok(Self { model, device: device.clone(), at_a_time: device.is_cpu().then_some(at_a_time) })
     }
 
     /// A forecast (batch, horizon, outputs) of windows (batch, time, features), once the device has finished.
@@ -338,7 +348,14 @@ impl Forecasting {
     /// # Errors
     /// Returns an error if the device fails.
     pub fn step(&self, series: &Tensor) -> Result<Tensor> {
-        let forecast = self.model.forward(series, Dropout::OFF)?;
+        let windows = series.dim(0)?;
+        let at_a_time = self.at_a_time.unwrap_or(windows);
+        let part =
+            |first: usize| self.model.forward(&series.narrow(0, first, at_a_time.min(windows - first))?, Dropout::OFF);
+        let forecast = match windows <= at_a_time {
+            true => self.model.forward(series, Dropout::OFF)?,
+            false => Tensor::cat(&(0..windows).step_by(at_a_time).map(part).collect::<Result<Vec<_>>>()?, 0)?,
+        };
         self.device.synchronize()?;
         Ok(forecast)
     }
@@ -366,6 +383,25 @@ mod tests {
     fn start(task: &Task) -> (Batches, SeriesTraining) {
         let batches = Batches::new(task, &Device::Cpu).expect("batches");
         (batches, SeriesTraining::new(task, DType::F32, &Device::Cpu).expect("a training"))
+    }
+
+    #[test]
+    fn windows_are_forecast_alone_as_together() {
+        for architecture in Architecture::all() {
+            let task = task(architecture);
+            let series = Batches::new(&task, &Device::Cpu).and_then(|mut batches| batches.cut()).expect("a batch").0;
+            let mut model = Forecasting::new(&task, DType::F32, &Device::Cpu).expect("a model");
+            let mut forecast = |at_a_time| {
+                model.at_a_time = at_a_time;
+                numbers(&model.step(&series).expect("a forecast"))
+            };
+            let together = forecast(None);
+            for at_a_time in [1, 3, 8, 9] {
+                let apart = forecast(Some(at_a_time));
+                assert_eq!(apart.len(), together.len());
+                assert!(apart.iter().zip(&together).all(|(a, b)| (a - b).abs() < 1e-5), "{architecture}, {at_a_time}");
+            }
+        }
     }
 
     #[derive(Deserialize)]
