@@ -92,6 +92,36 @@ fn a_sharded_model_generates_the_tokens_of_the_model_in_one_part() {
 }
 
 #[test]
+fn several_engines_generate_in_turns() {
+    let model = format!("path:{FIXTURE}");
+    let arguments = ["run", "--model", &model, "--prompt-tokens", "9", "--max-new-tokens", "5", "--json"];
+    let run = |more: &[&str]| candlepower(Path::new("."), &[&arguments, more].concat(), &[]);
+    let records = |more: &[&str]| -> Vec<Value> {
+        let output = run(more);
+        let text = String::from_utf8_lossy(&output.stdout);
+        text.lines().map(|line| serde_json::from_str(line).expect("a JSON object")).collect()
+    };
+    let engines = records(&["--engine", "stock,tuned", "--trials", "4"]);
+    let [stock, tuned] = engines.as_slice() else { panic!("{engines:?}") };
+    assert_eq!(stock["measures"]["token_digest"], tuned["measures"]["token_digest"], "equal tokens in f32");
+    assert_eq!((&stock["ratios"], &tuned["ratios"][0]["to"]), (&Value::Null, &stock["id"]));
+    assert_eq!((&tuned["ratios"][0]["pairs"], &tuned["measures"]["samples"]), (&4.into(), &4.into()));
+    let dtypes = records(&["--engine", "tuned", "--dtype", "f32,bf16"]);
+    let ids: Vec<&str> = dtypes.iter().filter_map(|record| record["id"].as_str()).collect();
+    assert!(ids[0].ends_with("/tuned-f32-cpu") && ids[1].ends_with("/tuned-bf16-cpu"), "{ids:?}");
+    for (more, flag) in [
+        (&["--prompt-ids", "1"][..], "--prompt-ids"),
+        (&["--stop-at-eos"], "--stop-at-eos"),
+        (&["--suite", "quick"], "--suite"),
+        (&["--tensor-parallel", "2"], "--tensor-parallel"),
+    ] {
+        let output =
+            candlepower(Path::new("."), &[&["run", "--model", &model, "--engine", "stock,tuned"], more].concat(), &[]);
+        assert_refused(&output, &format!("{flag}: name one engine of this program and one dtype"));
+    }
+}
+
+#[test]
 fn generated_ids_are_the_references() {
     let golden = fs::read(Path::new(FIXTURE).join("golden.json")).expect("golden.json");
     let golden: Value = serde_json::from_slice(&golden).expect("JSON");
