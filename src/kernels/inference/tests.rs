@@ -784,3 +784,50 @@ fn inputs_that_are_not_finite_stay_so() {
         }
     }
 }
+
+/// The product of one row, as in decoding, beside passes that only read memory. `cargo test --release --lib -- --ignored --nocapture
+/// one_row_reads` prints the ratio of the two rates for layers of the sizes of Llama 3.2 1B.
+#[test]
+#[ignore = "takes half a minute, and the machine must do nothing else"]
+fn one_row_reads_at_the_speed_of_memory() {
+    use std::{hint::black_box, time::Instant};
+
+    use crate::kernels::{each_of, sum, system::ask_for_huge_pages};
+
+    const ROUNDS: usize = 40;
+    const MEGABYTE: usize = 1 << 17;
+
+    fn ratio<E: Element>(memory: &[u64]) -> f64 {
+        let machine = Machine::shared();
+        let block = [(3072, 2048), (2048, 2048), (8192, 2048), (8192, 2048), (2048, 8192)];
+        let layer = |(outputs, inputs): (usize, usize)| {
+            let weights = vec![E::from_f32(0.01); outputs * inputs];
+            Linear::new(Packed::new(machine, outputs, inputs, Source::row_major(&weights, inputs)), None)
+        };
+        let layers: Vec<Linear<E>> = [block; 4].concat().into_iter().chain([(64_128, 2048)]).map(layer).collect();
+        let bytes: u64 = layers.iter().map(|layer| layer.weights().bytes()).sum();
+        let (x, mut out) = (vec![E::from_f32(0.1); 8192], vec![0f32; 64_128]);
+        let mut round = || {
+            let began = Instant::now();
+            black_box(each_of(memory.chunks(MEGABYTE), sum));
+            let read = size_of_val(memory) as f64 / began.elapsed().as_secs_f64();
+            let began = Instant::now();
+            for layer in &layers {
+                let (inputs, outputs) = (layer.weights().inputs(), layer.weights().outputs());
+                let (x, out) = (Rows::new(&x[..inputs], 1, inputs), &mut out[..outputs]);
+                products(machine, vec![Product { x, layer, out, then: Then::Store }]);
+            }
+            bytes as f64 / began.elapsed().as_secs_f64() / read
+        };
+        let mut ratios: Vec<f64> = (0..ROUNDS).map(|_| round()).collect();
+        ratios.sort_unstable_by(f64::total_cmp);
+        ratios[ROUNDS / 2]
+    }
+
+    let mut memory = Vec::with_capacity(512 * MEGABYTE);
+    ask_for_huge_pages(memory.spare_capacity_mut());
+    memory.extend(0..512 * MEGABYTE as u64);
+    let (f32, bf16) = (ratio::<f32>(&memory), ratio::<bf16>(&memory));
+    println!("one row: {:.1} % of the rate of reading in f32, {:.1} % in bf16", 100.0 * f32, 100.0 * bf16);
+    assert!(f32 > 0.9 && bf16 > 0.85);
+}
