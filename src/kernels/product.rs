@@ -194,8 +194,8 @@ impl Task<'_> {
         let deepest = depth.min(DEPTH);
         // Where all threads have panels of their own, each packs them when it needs them. Few panels are packed together first,
         // and the rows are shared out. So are those of a tall product, whose rows would leave the caches between two panels.
-        let is_tall = rows > TALL && columns * deepest <= CACHED;
-        let is_shared = !is_small && (is_tall || panels < 4 * threads);
+        let is_tall = !is_small && rows > TALL && columns * deepest <= CACHED;
+        let is_shared = is_tall || !is_small && panels < 4 * threads;
         let chunks = if is_shared { (4 * threads).div_ceil(panels) } else { 1 };
         let chunk = rows.div_ceil(chunks).min(if is_tall { TALL_CHUNK } else { rows }).next_multiple_of(TILE);
         let chunks = rows.div_ceil(chunk);

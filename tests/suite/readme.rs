@@ -37,13 +37,13 @@ fn every_setting_and_model_is_described() {
     }
 }
 
-/// The README quotes what a run of `medium` prints, from the kept report that it links to.
+/// The README quotes what a run of `short` prints, from the kept report that it links to.
 #[test]
 fn the_quoted_table_is_that_of_the_kept_report() {
     let link = README.split("[kept report](").nth(1).and_then(|rest| rest.split("/README.md)").next());
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(link.expect("a link")).join("results.jsonl");
     let mut records = record::latest(&file).expect("the kept records").records;
-    records.retain(|record| record.scenario == "medium");
+    records.retain(|record| record.scenario == "short");
     let table = tables(records.iter()).remove(0);
     let text = format!("{}\n\n{}", table.heading(), terminal(&table.rows, table.words));
     assert!(README.contains(&text), "the README lacks\n{text}");
