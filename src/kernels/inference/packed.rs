@@ -186,7 +186,7 @@ pub struct Sums<'a, E, W = E> {
     /// `width` sums for each row, `out_stride` elements apart.
     pub out: Parts<'a, f32>,
     pub out_stride: usize,
-    /// What the products are added to. A bias has a value for each of the `width` outputs.
+    /// The values that the products are added to. A bias has one for each of the `width` outputs.
     pub start: Start<'a>,
 }
 
