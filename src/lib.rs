@@ -82,6 +82,8 @@
 
 #![warn(missing_docs)]
 
+#[cfg(feature = "cli")]
+mod command;
 pub mod device;
 mod dialogue;
 pub mod generate;
@@ -101,7 +103,7 @@ pub mod workload;
 #[cfg(feature = "cli")]
 pub mod wrap;
 
-// The command and the tests of this package use these modules. They are not part of the API and change without notice.
+// The tests of this package use these modules. They are not part of the API and change without notice.
 #[doc(hidden)]
 pub mod config;
 #[cfg(feature = "cli")]
@@ -136,6 +138,9 @@ pub mod text;
 
 pub use {anyhow, candle_core, criterion};
 
+#[cfg(feature = "cli")]
+#[doc(hidden)]
+pub use command::command;
 pub use measure::CountingAllocator;
 pub use model::{CacheBytes, CausalLm, Footprint};
 pub use runner::{Candidate, Suite, main};

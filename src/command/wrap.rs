@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use candlepower::{
+use crate::{
     files,
     measure::machine,
     output,
@@ -20,7 +20,7 @@ use candlepower::{
 use chrono::{SecondsFormat, Utc};
 use clap::Args;
 
-use crate::process::{self, Signals};
+use super::process::{self, Signals};
 
 /// Exit codes of shells for a command that was not found, and for one that cannot be started.
 const NOT_FOUND: u8 = 127;
@@ -103,7 +103,7 @@ impl Wrap {
         if let Some(file) = &self.plot {
             match report.plot() {
                 Some(svg) => write_whole(file, svg.as_bytes())?,
-                None => crate::note("no plot was written, because nothing was measured"),
+                None => super::note("no plot was written, because nothing was measured"),
             }
         }
         Ok(())

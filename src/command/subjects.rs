@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, process::ExitCode};
 
 use anyhow::{Error, Result, bail};
-use candlepower::{
+use crate::{
     device::Precision,
     model::{self, Engine, ModelSpec},
     output,

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use candlepower::measure::processes::is_in_foreground;
+use crate::measure::processes::is_in_foreground;
 
 /// How often a process and the signals are looked at.
 const INTERVAL: Duration = Duration::from_millis(100);

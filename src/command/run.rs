@@ -3,7 +3,7 @@
 use std::{cell::RefCell, process::ExitCode, rc::Rc};
 
 use anyhow::{Context, Result, bail, ensure};
-use candlepower::{
+use crate::{
     device::Precision,
     error::caught,
     generate::{self, Request},
@@ -19,7 +19,7 @@ use candlepower::{
 };
 use clap::Args;
 
-use crate::flags::{Flags, OneModel};
+use super::flags::{Flags, OneModel};
 
 /// A model that was loaded, and its description in records.
 struct Loaded {

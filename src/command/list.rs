@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::Result;
-use candlepower::{
+use crate::{
     config::Config,
     model::{MINI, SYNTHETIC, series::Architecture, shape},
     output,
@@ -14,7 +14,7 @@ use candlepower::{
 };
 use clap::Args;
 
-use crate::flags::Flags;
+use super::flags::Flags;
 
 #[derive(Args)]
 pub struct List {

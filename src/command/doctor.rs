@@ -3,10 +3,10 @@
 use std::process::ExitCode;
 
 use anyhow::Result;
-use candlepower::{doctor, output, runner::set_threads, settings::Settings};
+use crate::{doctor, output, runner::set_threads, settings::Settings};
 use clap::Args;
 
-use crate::flags::Flags;
+use super::flags::Flags;
 
 #[derive(Args)]
 pub struct Doctor {

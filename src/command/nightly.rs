@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use candlepower::{
+use crate::{
     config::Config as _,
     files::{SETTINGS_MAX_BYTES, read_text_limited},
     names::PathName,
@@ -27,7 +27,7 @@ use chrono::{SecondsFormat, Utc};
 use clap::Args;
 use serde::{Deserialize, Serialize};
 
-use crate::{
+use super::{
     compare::percent,
     process::{self, Ended, Signals},
 };

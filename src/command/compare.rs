@@ -3,7 +3,7 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::{Result, ensure};
-use candlepower::{
+use crate::{
     output,
     record::write_whole,
     report::compare::{Side, Strictness, compare},
@@ -12,7 +12,7 @@ use candlepower::{
 };
 use clap::Args;
 
-use crate::flags::Format;
+use super::flags::Format;
 
 /// Compare two runs, files of records, or Criterion baselines
 #[derive(Args)]

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, path::PathBuf, process::ExitCode};
 
 use anyhow::{Result, bail};
-use candlepower::{
+use crate::{
     error::caught,
     output,
     quality::{self, Evaluation, Questions, Task},
@@ -15,7 +15,7 @@ use candlepower::{
 use clap::Args;
 use indicatif::ProgressBar;
 
-use crate::{
+use super::{
     flags::{Flags, OneModel},
     subjects,
 };

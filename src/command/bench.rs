@@ -3,13 +3,13 @@
 use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result, ensure};
-use candlepower::{
+use crate::{
     scenario::{CHECKPOINTS, GENERATIONS, SERVINGS, SWEEP, TRAININGS},
     settings::{EVEN_IF_DISTURBED, Settings, variable},
 };
 use clap::Args;
 
-use crate::{
+use super::{
     flags::Flags,
     process::{self, Ended, Signals},
 };

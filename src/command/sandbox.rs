@@ -3,7 +3,7 @@
 use std::{fs, io::Write, process::ExitCode};
 
 use anyhow::{Context, Result, ensure};
-use candlepower::{
+use crate::{
     names::PathName,
     output,
     record::{RECORDS, temporary_that_stays},

@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use candlepower::{
+use crate::{
     files,
     load::{
         self, Api, Arrivals, Limits, Objective, Plan, Progress, Report, Run, Shape, Shard, Spacing, Target, Tokens,

@@ -27,18 +27,15 @@ mod wrap;
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
-use candlepower::{
-    measure::CountingAllocator,
-    output, text,
-    wrap::{MemoryMeter, PowerMeter},
-};
 use clap::{
     Parser, Subcommand,
     error::{ContextKind, ContextValue, ErrorKind},
 };
 
-#[global_allocator]
-static ALLOCATOR: CountingAllocator = CountingAllocator;
+use crate::{
+    output, text,
+    wrap::{MemoryMeter, PowerMeter},
+};
 
 /// Benchmarks of language models on Candle.
 #[derive(Parser)]
@@ -155,8 +152,9 @@ fn note(problem: &str) {
     output::report(format_args!("note: {}", text::line(problem)));
 }
 
-fn main() -> ExitCode {
-    candlepower::runner::in_one_line(|| {
+/// Runs the command with the arguments of the process.
+pub fn command() -> ExitCode {
+    crate::runner::in_one_line(|| {
         let command = match Command::try_parse() {
             Ok(command) => command,
             Err(error) => return usage(&error),

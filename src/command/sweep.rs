@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use candlepower::{
+use crate::{
     config::Layers,
     files::{SETTINGS_MAX_BYTES, read_text_limited},
     names::PathName,
@@ -28,7 +28,7 @@ use candlepower::{
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::json;
 
-use crate::{
+use super::{
     flags::{Flags, Select},
     report,
 };
@@ -206,7 +206,7 @@ impl Sweep {
         output::print_line(format_args!("Parquet: {}", file.display()));
         output::print_line(format_args!("Log: {}", log.display()));
         for problem in read.problems {
-            crate::note(&problem);
+            super::note(&problem);
         }
         let failed = records.iter().filter(|record| record.status == Status::Failed).count();
         if failed > 0 {
@@ -226,7 +226,7 @@ impl Sweep {
                     Some(Translated { yaml, skipped }) => {
                         if !skipped.is_empty() {
                             let (name, skipped) = (file.display(), skipped.join(", "));
-                            crate::note(&format!("{name}: skipped, not used by a sweep: {skipped}"));
+                            super::note(&format!("{name}: skipped, not used by a sweep: {skipped}"));
                         }
                         layers.yaml(&file.display().to_string(), &yaml)
                     }

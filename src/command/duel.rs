@@ -3,14 +3,14 @@
 use std::{ffi::OsString, process::ExitCode, time::Duration};
 
 use anyhow::{Result, ensure};
-use candlepower::{
+use crate::{
     duel::{self, Filter, Rules, Side},
     output,
     settings::Settings,
 };
 use clap::Args;
 
-use crate::{compare::percent, flags::Format};
+use super::{compare::percent, flags::Format};
 
 /// Build two versions, measure them in turns, and tell whether B is faster or slower than A
 ///

@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use candlepower::{
+use crate::{
     report::watch::{Filter, Watched},
     settings::Settings,
 };
@@ -18,7 +18,7 @@ use ratatui::{
     crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers},
 };
 
-use crate::{
+use super::{
     process::{self, Signals},
     report::records,
 };

@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use candlepower::{
+use crate::{
     files, model, output,
     runner::Session,
     serve::{Limits, Options, Server, Template},
@@ -17,7 +17,7 @@ use candlepower::{
 };
 use clap::Args;
 
-use crate::{
+use super::{
     flags::{Flags, OneModel},
     note,
     process::Signals,

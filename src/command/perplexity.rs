@@ -3,7 +3,7 @@
 use std::{cell::Cell, collections::BTreeMap, path::PathBuf, process::ExitCode, rc::Rc, time::Duration};
 
 use anyhow::{Context, Error, Result, ensure};
-use candlepower::{
+use crate::{
     device::Precision,
     error::caught,
     model, output,
@@ -20,7 +20,7 @@ use candlepower::{
 use clap::Args;
 use indicatif::ProgressBar;
 
-use crate::{
+use super::{
     flags::{Flags, OneModel},
     subjects::{self, Named},
 };

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, Result, ensure};
-use candlepower::{
+use crate::{
     names::PathName,
     output,
     record::write_whole,
@@ -11,7 +11,7 @@ use candlepower::{
 };
 use clap::{Args, ValueEnum};
 
-use crate::compare::percent;
+use super::compare::percent;
 
 #[derive(Args)]
 pub struct History {
@@ -47,7 +47,7 @@ impl History {
     pub fn run(self) -> Result<ExitCode> {
         let (histories, problems) = histories(&self.from, &self.benchmark, self.metric.as_deref(), self.noise)?;
         for problem in problems {
-            crate::note(&problem);
+            super::note(&problem);
         }
         if let Some(file) = &self.svg {
             let ids: Vec<_> =
@@ -62,7 +62,7 @@ impl History {
                 let name: PathName = machine.parse().context("the machine's name")?;
                 let file = self.from.join(&name).join("history.html");
                 write_whole(&file, page(machine, &own).as_bytes())?;
-                crate::note(&format!("wrote {}", file.display()));
+                super::note(&format!("wrote {}", file.display()));
             }
         }
         match self.format {

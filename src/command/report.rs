@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use candlepower::{
+use crate::{
     error::nearest,
     output,
     record::{self, RECORDS, Record},
@@ -64,13 +64,13 @@ impl Report {
         }
         let folder = report::write(&joined, &trained, &self.to, Utc::now())?;
         for problem in &joined.problems {
-            crate::note(problem);
+            super::note(problem);
         }
         output::print_line(folder.display());
         // A kept report must not link to a file that is not kept.
         let criterion = criterion_home.join("report").join("index.html");
         if criterion.is_file() {
-            crate::note(&format!("Criterion's own report is {}", criterion.display()));
+            super::note(&format!("Criterion's own report is {}", criterion.display()));
         }
         if self.zip {
             output::print_line(report::zip(&folder)?.display());

@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use candlepower::{
+use crate::{
     error::one_line,
     output,
     record::{self, write_whole},
@@ -16,7 +16,7 @@ use candlepower::{
 };
 use clap::Args;
 
-use crate::report::records;
+use super::report::records;
 
 #[derive(Args)]
 pub struct Export {
@@ -38,7 +38,7 @@ impl Export {
         let settings = Settings::load(&[])?;
         let read = record::latest(&records(self.run.as_deref(), &settings.out)?)?;
         for problem in &read.problems {
-            crate::note(problem);
+            super::note(problem);
         }
         let text = export(&read.records.iter().collect::<Vec<_>>(), self.format)?;
         match &self.to {

@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use candlepower::{
+use crate::{
     output,
     quality::Source,
     recommend::{self, Floor, Goal, Request},
@@ -17,7 +17,7 @@ use candlepower::{
 };
 use clap::Args;
 
-use crate::{
+use super::{
     duel::duration,
     flags::{Flags, OneModel},
 };

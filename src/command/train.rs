@@ -3,7 +3,7 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, Result};
-use candlepower::{
+use crate::{
     config::Layers,
     model::{Subject, psann::PsannLm},
     output,
@@ -15,7 +15,7 @@ use candlepower::{
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::flags::Flags;
+use super::flags::Flags;
 
 #[derive(Args)]
 struct Configuration {

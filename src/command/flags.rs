@@ -2,7 +2,7 @@
 
 use std::marker::PhantomData;
 
-use candlepower::{
+use crate::{
     config::{Config, Key},
     settings::GRID,
 };
