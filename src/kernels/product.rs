@@ -8,7 +8,7 @@ use super::dot;
 pub use super::inference::packed::Start;
 use super::inference::{
     Machine,
-    element::Element,
+    element::aligned,
     packed::{PANEL, STEP, Sums},
     pool::Parts,
     simd::{Kernel, SQUARE, Simd},
@@ -459,17 +459,6 @@ impl Kernel for Rows<'_> {
             }
         }
     }
-}
-
-/// Lends temporary memory that starts at a cache line.
-fn aligned<T>(len: usize, with: impl FnOnce(&mut [f32]) -> T) -> T {
-    if len == 0 {
-        return with(&mut []);
-    }
-    f32::scratch(len + STEP, |memory| {
-        let start = memory.as_ptr().align_offset(64).min(STEP);
-        with(&mut memory[start..start + len])
-    })
 }
 
 #[cfg(test)]

@@ -2,9 +2,12 @@
 
 use std::cell::RefCell;
 
-use half::{bf16, f16};
+use half::{bf16, f16, slice::HalfFloatSliceExt};
 
-use super::{memory::Zeroed, simd::Simd};
+use super::{
+    memory::Zeroed,
+    simd::{Instructions, Simd},
+};
 
 /// The type of weights, of keys and values, and of what they are multiplied with.
 pub trait Element: Zeroed + Copy + Default {
@@ -22,6 +25,13 @@ pub trait Element: Zeroed + Copy + Default {
 
     /// Rounds a number to one that this type can represent.
     fn round(value: f32) -> f32;
+
+    /// Converts numbers to f32, as many as both slices have.
+    fn convert(from: &[Self], to: &mut [f32]);
+
+    /// Returns whether instructions multiply numbers of this type as fast as those of f32. Of others, many rows are converted
+    /// once before they are multiplied.
+    fn is_multiplied_by(instructions: Instructions) -> bool;
 
     /// Groups of weights.
     ///
@@ -90,6 +100,19 @@ macro_rules! scratch {
     }};
 }
 
+/// Lends temporary memory that starts at a cache line.
+pub fn aligned<T>(len: usize, with: impl FnOnce(&mut [f32]) -> T) -> T {
+    if len == 0 {
+        return with(&mut []);
+    }
+    // The numbers of a cache line.
+    const LINE_LEN: usize = 16;
+    f32::scratch(len + LINE_LEN, |memory| {
+        let start = memory.as_ptr().align_offset(64).min(LINE_LEN);
+        with(&mut memory[start..start + len])
+    })
+}
+
 impl Element for f32 {
     const GROUP: usize = 1;
     type Groups<S: Simd> = S::Vector;
@@ -107,6 +130,15 @@ impl Element for f32 {
     #[inline(always)]
     fn round(value: f32) -> f32 {
         value
+    }
+
+    #[inline(always)]
+    fn convert(from: &[Self], to: &mut [f32]) {
+        to.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
+    }
+
+    fn is_multiplied_by(_: Instructions) -> bool {
+        true
     }
 
     #[inline(always)]
@@ -156,6 +188,15 @@ impl Element for bf16 {
     }
 
     #[inline(always)]
+    fn convert(from: &[Self], to: &mut [f32]) {
+        to.iter_mut().zip(from).for_each(|(to, from)| *to = <Self as Element>::to_f32(*from));
+    }
+
+    fn is_multiplied_by(instructions: Instructions) -> bool {
+        instructions == Instructions::Avx512Bf16
+    }
+
+    #[inline(always)]
     unsafe fn load<S: Simd>(simd: S, from: *const Self) -> S::Pairs {
         // SAFETY: as the caller ensures.
         unsafe { simd.load_pairs(from) }
@@ -194,6 +235,16 @@ impl Element for f16 {
     #[inline(always)]
     fn round(value: f32) -> f32 {
         Self::from_f32(value).to_f32()
+    }
+
+    #[inline(always)]
+    fn convert(from: &[Self], to: &mut [f32]) {
+        let count = from.len().min(to.len());
+        from[..count].convert_to_f32_slice(&mut to[..count]);
+    }
+
+    fn is_multiplied_by(_: Instructions) -> bool {
+        false
     }
 
     #[inline(always)]

@@ -7,7 +7,7 @@
 
 use super::{
     Machine,
-    element::{Element, Operand},
+    element::{Element, Operand, aligned},
     fused::Activation,
     memory::Buffer,
     pool::Parts,
@@ -27,6 +27,10 @@ pub const DEPTH_BYTES: usize = 4096;
 
 /// Rows of a task: their sums with a panel stay in the L2 cache too. A multiple of the rows of every tile.
 const CHUNK: usize = 264;
+
+/// Rows from which on both operands are converted to f32, if no instruction multiplies them as they are. Converting a panel costs about
+/// as much as a few rows.
+const MANY: usize = 16;
 
 /// Distance of prefetches in the product of one row, in bytes.
 pub const AHEAD: usize = 4096;
@@ -158,11 +162,68 @@ impl<E: Element> Packed<E> {
         self.inputs.div_ceil(E::GROUP)
     }
 
+    /// Computes the sums of some rows with a panel that is converted to f32, as deep as stays in a core's cache. `x` has the inputs
+    /// of all rows.
+    fn converted_sums(
+        &self,
+        dispatch: Dispatch,
+        x: &[f32],
+        rows: std::ops::Range<usize>,
+        panel: usize,
+        sums: &mut [f32],
+    ) {
+        let (panel, width) = self.panel(panel);
+        let deepest = DEPTH_BYTES / size_of::<f32>();
+        aligned(deepest * width, |converted| {
+            for (number, part) in panel.chunks(deepest * width).enumerate() {
+                dispatch.run(Convert { from: part, width, to: &mut *converted });
+                let start = number * deepest;
+                dispatch.run(Sums {
+                    x: &x[rows.start * self.inputs + start..],
+                    stride: self.inputs,
+                    step: 1,
+                    rows: rows.len(),
+                    panel: &*converted,
+                    width,
+                    groups: deepest.min(self.inputs - start),
+                    out: Parts::new(&mut *sums),
+                    out_stride: PANEL,
+                    start: if start > 0 { Start::Out } else { Start::Zero },
+                });
+            }
+        });
+    }
+
     /// A panel and its width.
     fn panel(&self, number: usize) -> (&[E], usize) {
         let width = PANEL.min(self.outputs.next_multiple_of(STEP) - number * PANEL);
         let depth = self.groups() * E::GROUP;
         (&self.panels[number * PANEL * depth..][..width * depth], width)
+    }
+}
+
+/// Converts a part of a panel to one of f32.
+struct Convert<'a, E> {
+    from: &'a [E],
+    width: usize,
+    to: &'a mut [f32],
+}
+
+impl<E: Element> Kernel for Convert<'_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        let Self { from, width, to } = self;
+        if E::GROUP == 1 {
+            return E::convert(from, to);
+        }
+        for (from, to) in from.chunks_exact(E::GROUP * width).zip(to.chunks_exact_mut(E::GROUP * width)) {
+            for (input, to) in to.chunks_exact_mut(width).enumerate() {
+                let from = from[input..].iter().step_by(E::GROUP);
+                to.iter_mut().zip(from).for_each(|(to, from)| *to = from.to_f32());
+            }
+        }
     }
 }
 
@@ -217,52 +278,80 @@ impl<E: Element, W: Operand<Factor = E>> Kernel for Sums<'_, E, W> {
         if let Start::Bias(bias) = self.start {
             assert!(width <= bias.len(), "a bias is too short");
         }
-        let (x, panel, out) = (self.x.as_ptr(), self.panel.as_ptr(), self.out.start());
         if rows == 1 && width == PANEL && step == E::GROUP && self.start == Start::Zero {
+            let (x, panel, out) = (self.x.as_ptr(), self.panel.as_ptr(), self.out.start());
             // SAFETY: the checks above, for one row.
             return match PANEL / S::LANES {
                 4 => unsafe { one_row::<S, E, W, 4, 2>(simd, x, panel, groups, out) },
                 _ => unsafe { one_row::<S, E, W, 8, 1>(simd, x, panel, groups, out) },
             };
         }
-        let deepest = DEPTH_BYTES / size_of::<E>() / E::GROUP;
+        let deepest = S::DEPTH_BYTES / size_of::<E>() / E::GROUP;
         let mut group = 0;
         loop {
-            let depth = deepest.min(groups - group);
-            for row in (0..rows).step_by(S::ROWS) {
-                let mut column = 0;
-                while column < width {
-                    // SAFETY: the checks above; the tile has the groups from `group` on, of at most the rows that are left and
-                    // of the columns from `column` on. The width is a multiple of `STEP`, and so of every vector.
-                    unsafe {
-                        let tile = Tile {
-                            x: x.add(row * stride + group * step),
-                            stride,
-                            step,
-                            panel: panel.add((group * width + column) * E::GROUP),
-                            width,
-                            groups: depth,
-                            out: out.add(row * out_stride + column),
-                            out_stride,
-                            start: match self.start {
-                                _ if group > 0 => Begin::Out,
-                                Start::Zero => Begin::Zero,
-                                Start::Out => Begin::Out,
-                                Start::Bias(bias) => Begin::Row(bias.as_ptr().add(column)),
-                            },
-                        };
-                        let rows = S::ROWS.min(rows - row);
-                        column += match S::VECTORS {
-                            4 if width - column >= 4 * S::LANES => tile.rows::<S, 4>(simd, rows),
-                            2 | 4 if width - column >= 2 * S::LANES => tile.rows::<S, 2>(simd, rows),
-                            _ => tile.rows::<S, 1>(simd, rows),
-                        };
+            let groups = group..groups.min(group + deepest);
+            // SAFETY: the checks above; each tile has some rows from `row` on and some columns from `column` on.
+            unsafe {
+                if S::VECTORS * S::LANES < PANEL {
+                    // The columns of a tile stay in the L1 cache while all rows pass.
+                    let mut column = 0;
+                    while column < width {
+                        let mut columns = 0;
+                        for row in (0..rows).step_by(S::ROWS) {
+                            columns = self.tile(simd, groups.clone(), row, column);
+                        }
+                        column += columns;
+                    }
+                } else {
+                    // The rows of a tile do while all columns pass.
+                    for row in (0..rows).step_by(S::ROWS) {
+                        let mut column = 0;
+                        while column < width {
+                            column += self.tile(simd, groups.clone(), row, column);
+                        }
                     }
                 }
             }
-            group += depth;
-            if group == groups {
+            group = groups.end;
+            if group == self.groups {
                 return;
+            }
+        }
+    }
+}
+
+impl<E: Element, W: Operand<Factor = E>> Sums<'_, E, W> {
+    /// Computes the sums of some groups for the tile that begins at a row and a column. Returns the number of its columns.
+    ///
+    /// # Safety
+    /// The row, the column and the groups must exist, and operands and sums lie in their slices. The width must be a multiple of
+    /// [`STEP`].
+    #[inline(always)]
+    unsafe fn tile<S: Simd>(&self, simd: S, groups: std::ops::Range<usize>, row: usize, column: usize) -> usize {
+        let Self { stride, step, width, out_stride, .. } = *self;
+        // SAFETY: as the caller ensures. The width is a multiple of `STEP`, and so of every vector.
+        unsafe {
+            let tile = Tile {
+                x: self.x.as_ptr().add(row * stride + groups.start * step),
+                stride,
+                step,
+                panel: self.panel.as_ptr().add((groups.start * width + column) * E::GROUP),
+                width,
+                groups: groups.len(),
+                out: self.out.start().add(row * out_stride + column),
+                out_stride,
+                start: match self.start {
+                    _ if groups.start > 0 => Begin::Out,
+                    Start::Zero => Begin::Zero,
+                    Start::Out => Begin::Out,
+                    Start::Bias(bias) => Begin::Row(bias.as_ptr().add(column)),
+                },
+            };
+            let rows = S::ROWS.min(self.rows - row);
+            match S::VECTORS {
+                4 if width - column >= 4 * S::LANES => tile.rows::<S, 4>(simd, rows),
+                2 | 4 if width - column >= 2 * S::LANES => tile.rows::<S, 2>(simd, rows),
+                _ => tile.rows::<S, 1>(simd, rows),
             }
         }
     }
@@ -450,9 +539,10 @@ impl<E: Element> Weights<E> {
     }
 
     /// Bytes of a row of inputs in the form that the weights are multiplied with, if that is not as it is.
-    pub fn input_bytes(&self) -> usize {
+    pub fn input_bytes(&self, machine: &Machine) -> usize {
         match self {
-            Self::Packed(_) => 0,
+            Self::Packed(_) if E::is_multiplied_by(machine.dispatch.instructions()) => 0,
+            Self::Packed(packed) => packed.inputs * size_of::<f32>(),
             Self::Quantised(quantised) => quantised.input_bytes(),
         }
     }
@@ -500,7 +590,11 @@ impl<E: Element> Linear<E> {
     /// The inputs as the weights are multiplied with them, if that is not as they are.
     fn inputs_of(&self, machine: &Machine, x: Rows<E>, shared: &mut Shared<E>) -> Option<Inputs> {
         match &self.weights {
-            Weights::Packed(_) => None,
+            Weights::Packed(weights) => {
+                let is_many = x.count >= MANY && weights.inputs > 0;
+                let is_converted = is_many && !E::is_multiplied_by(machine.dispatch.instructions());
+                is_converted.then(|| shared.numbers(machine, x, weights.inputs)).flatten()
+            }
             Weights::Quantised(weights) => weights.inputs_of(machine, x, shared),
         }
     }
@@ -515,9 +609,12 @@ impl<E: Element> Linear<E> {
         with: impl FnOnce(&[f32]) -> T,
     ) -> T {
         f32::scratch(rows.len() * PANEL, |sums| {
-            match &self.weights {
-                Weights::Quantised(weights) => weights.sums(dispatch, (x, inputs), rows, panel, sums),
-                Weights::Packed(weights) => {
+            match (&self.weights, inputs) {
+                (Weights::Quantised(weights), _) => weights.sums(dispatch, (x, inputs), rows, panel, sums),
+                (Weights::Packed(weights), Some(Inputs::Numbers(x))) => {
+                    weights.converted_sums(dispatch, x, rows, panel, sums);
+                }
+                (Weights::Packed(weights), _) => {
                     let (panel, width) = weights.panel(panel);
                     dispatch.run(Sums {
                         x: &x.values[rows.start * x.stride..],

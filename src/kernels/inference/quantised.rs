@@ -56,7 +56,7 @@ enum Held {
 pub enum Inputs {
     /// For tiles.
     Groups(Arc<GroupRows>),
-    /// For FP8: rows without space between them.
+    /// For FP8, and for types that no instruction multiplies: rows without space between them.
     Numbers(Arc<Vec<f32>>),
     /// Blocks of the type that Candle multiplies the weights with.
     Blocks(Arc<dyn Any + Send + Sync>),
@@ -73,13 +73,43 @@ enum Form {
 /// The address and the number of rows, the inputs of each, and their form.
 type Key<E> = (*const E, usize, usize, Form);
 
-/// Quantised inputs of the layers of one operation. Layers that multiply the same rows share them.
+/// Converted inputs of the layers of one operation. Layers that multiply the same rows share them.
 pub struct Shared<E>(Vec<(Key<E>, Inputs)>);
 
 impl<E> Default for Shared<E> {
     fn default() -> Self {
         Self(Vec::new())
     }
+}
+
+impl<E: Element> Shared<E> {
+    /// The first `inputs` elements of each row in a form. `make` converts them if no layer did before.
+    fn in_form(
+        &mut self,
+        x: Rows<E>,
+        inputs: usize,
+        form: Form,
+        make: impl FnOnce() -> Option<Inputs>,
+    ) -> Option<Inputs> {
+        let key = (x.all().as_ptr(), x.count(), inputs, form);
+        if let Some((_, converted)) = self.0.iter().find(|(other, _)| *other == key) {
+            return Some(converted.clone());
+        }
+        let converted = make()?;
+        self.0.push((key, converted.clone()));
+        Some(converted)
+    }
+
+    /// The first `inputs` elements of each row as f32.
+    pub(super) fn numbers(&mut self, machine: &Machine, x: Rows<E>, inputs: usize) -> Option<Inputs> {
+        self.in_form(x, inputs, Form::Numbers, || Some(Inputs::Numbers(Arc::new(numbers(machine, x, inputs)))))
+    }
+}
+
+fn numbers<E: Element>(machine: &Machine, x: Rows<E>, inputs: usize) -> Vec<f32> {
+    let mut all = vec![0.0; x.count() * inputs];
+    machine.each_row(&mut all, inputs, |number, row| E::convert(x.row(number), row));
+    all
 }
 
 impl Quantised {
@@ -209,31 +239,15 @@ impl Quantised {
         if x.count() == 0 || (matches!(form, Form::Blocks(_)) && x.count() > FEW) {
             return None;
         }
-        let key = (x.all().as_ptr(), x.count(), self.inputs, form);
-        if let Some((_, inputs)) = shared.0.iter().find(|(other, _)| *other == key) {
-            return Some(inputs.clone());
-        }
-        let numbers = || -> Vec<f32> {
-            let mut all = Vec::with_capacity(x.count() * self.inputs);
-            for row in 0..x.count() {
-                all.extend(x.row(row)[..self.inputs].iter().map(|value| value.to_f32()));
-            }
-            all
-        };
-        let inputs = match &self.held {
-            Held::Q8(_) | Held::Q4(_) => Inputs::Groups(Arc::new(GroupRows::new(machine, x, self.inputs))),
-            Held::Fp8(_) => Inputs::Numbers(Arc::new(numbers())),
+        shared.in_form(x, self.inputs, form, || match &self.held {
+            Held::Q8(_) | Held::Q4(_) => Some(Inputs::Groups(Arc::new(GroupRows::new(machine, x, self.inputs)))),
+            Held::Fp8(_) => Some(Inputs::Numbers(Arc::new(numbers(machine, x, self.inputs)))),
             Held::Blocks(blocks) => {
-                let values = numbers();
+                let values = numbers(machine, x, self.inputs);
                 // Blocks would hide a number that is not finite.
-                if !values.iter().all(|value| value.is_finite()) {
-                    return None;
-                }
-                blocks.quantise(&values)
+                values.iter().all(|value| value.is_finite()).then(|| blocks.quantise(&values))
             }
-        };
-        shared.0.push((key, inputs.clone()));
-        Some(inputs)
+        })
     }
 
     /// Computes the sums of some rows with a panel, [`PANEL`] for each row. `inputs` are those of [`Self::inputs_of`].

@@ -154,6 +154,9 @@ pub trait Simd: Copy {
     const ROWS: usize;
     /// Vectors of the tile of a product.
     const VECTORS: usize;
+    /// Bytes of each row of the inputs that are multiplied at a time: the tile's part of the weights, or its rows, stay in the L1
+    /// cache.
+    const DEPTH_BYTES: usize;
     /// [`Self::LANES`] numbers.
     type Vector: Copy;
     /// [`Self::LANES`] pairs of bf16.
@@ -253,6 +256,7 @@ impl Simd for Portable {
     const LANES: usize = WIDTH;
     const ROWS: usize = 3;
     const VECTORS: usize = 1;
+    const DEPTH_BYTES: usize = 1024;
     type Vector = [f32; WIDTH];
     type Pairs = [u32; WIDTH];
     type Ints = [i32; WIDTH];
@@ -483,6 +487,7 @@ mod x86 {
         const LANES: usize = 8;
         const ROWS: usize = 6;
         const VECTORS: usize = 2;
+        const DEPTH_BYTES: usize = 1024;
         type Vector = __m256;
         type Pairs = __m256i;
         type Ints = __m256i;
@@ -631,6 +636,7 @@ mod x86 {
             const LANES: usize = 16;
             const ROWS: usize = 6;
             const VECTORS: usize = 4;
+            const DEPTH_BYTES: usize = 4096;
             type Vector = __m512;
             type Pairs = __m512i;
             type Ints = __m512i;

@@ -118,7 +118,7 @@ fn layer<E: Element>(machine: &Machine, outputs: usize, inputs: usize, seed: u64
 }
 
 /// Rows, inputs and outputs around the sizes of tiles, panels, depths and chunks.
-const SIZES: [(usize, usize, usize); 16] = [
+const SIZES: [(usize, usize, usize); 18] = [
     (1, 1, 1),
     (1, 2, 16),
     (1, 7, 65),
@@ -133,6 +133,8 @@ const SIZES: [(usize, usize, usize); 16] = [
     (1, 4099, 70),
     (8, 2049, 66),
     (7, 4100, 48),
+    (17, 1025, 66),
+    (33, 2050, 48),
     (265, 9, 70),
     (0, 8, 8),
 ];
@@ -830,4 +832,46 @@ fn one_row_reads_at_the_speed_of_memory() {
     let (f32, bf16) = (ratio::<f32>(&memory), ratio::<bf16>(&memory));
     println!("one row: {:.1} % of the rate of reading in f32, {:.1} % in bf16", 100.0 * f32, 100.0 * bf16);
     assert!(f32 > 0.9 && bf16 > 0.85);
+}
+
+/// The products of a prompt in types that instructions may not multiply, beside the same ones in f32. `cargo test --release --lib --
+/// --ignored --nocapture many_rows_multiply` prints the rates for a layer of Llama 3.2 1B.
+#[test]
+#[ignore = "takes some seconds, and the machine must do nothing else"]
+fn many_rows_multiply_at_the_speed_of_f32() {
+    use std::time::Instant;
+
+    const ROUNDS: usize = 15;
+    let (rows, inputs, outputs) = (256, 2048, 8192);
+
+    fn product<E: Element>(machine: &Machine, (rows, inputs, outputs): (usize, usize, usize)) -> impl FnMut() -> f64 {
+        let (layer, ..) = layer::<E>(machine, outputs, inputs, 1);
+        let (x, mut out) = (elements::<E>(rows * inputs, 2), vec![0f32; rows * outputs]);
+        move || {
+            let began = Instant::now();
+            let x = Rows::new(&x, rows, inputs);
+            products(machine, vec![Product { x, layer: &layer, out: &mut out, then: Then::Store }]);
+            2e-9 * (rows * inputs * outputs) as f64 / began.elapsed().as_secs_f64()
+        }
+    }
+
+    for machine in Instructions::ALL.into_iter().filter_map(|set| Machine::new(Machine::shared().threads(), set)) {
+        let shape = (rows, inputs, outputs);
+        let mut in_f32 = product::<f32>(&machine, shape);
+        let mut others = [
+            ("bf16", Box::new(product::<bf16>(&machine, shape)) as Box<dyn FnMut() -> f64>),
+            ("f16", Box::new(product::<f16>(&machine, shape))),
+        ];
+        let mut rates = [const { Vec::new() }; 3];
+        for _ in 0..ROUNDS {
+            rates[0].push(in_f32());
+            rates.iter_mut().skip(1).zip(&mut others).for_each(|(rates, (_, product))| rates.push(product()));
+        }
+        let [f32, bf16, f16] = rates.map(|mut rates| {
+            rates.sort_unstable_by(f64::total_cmp);
+            rates[ROUNDS / 2]
+        });
+        println!("{}: {f32:.0} GFLOP/s in f32, {bf16:.0} in bf16, {f16:.0} in f16", machine.instructions());
+        assert!(bf16.min(f16) > 0.85 * f32, "{}", machine.instructions());
+    }
 }

@@ -61,11 +61,14 @@ impl<E: Element> FeedForward<E> {
         }
     }
 
-    /// Bytes of a token's inputs in the form that quantised weights are multiplied with, of the larger of both halves.
-    pub fn input_bytes(&self) -> usize {
+    /// Bytes of a token's inputs in the form that the weights are multiplied with, if that is not as it is, of the larger of both
+    /// halves.
+    pub fn input_bytes(&self, machine: &Machine) -> usize {
         let per_token = self.router.as_ref().map_or(1, |router| router.top_k);
-        let of_expert =
-            |expert: &Expert<E>| expert.gate.weights().input_bytes().max(expert.down.weights().input_bytes());
+        let of_expert = |expert: &Expert<E>| {
+            let [gate, down] = [&expert.gate, &expert.down].map(|linear| linear.weights().input_bytes(machine));
+            gate.max(down)
+        };
         per_token * self.experts.first().map_or(0, of_expert)
     }
 

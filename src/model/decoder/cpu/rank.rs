@@ -132,18 +132,18 @@ impl<E: Element, C: Operand> Rank<E, C> {
             let Layer { q, k, v, o, after_attention, feed_forward, after_feed_forward, .. } = layer;
             let [queries, keys, values] = [q, k, v].map(|linear| linear.weights().outputs());
             let has_out = is_sharded || after_attention.is_some() || after_feed_forward.is_some();
-            // `Memory`, and the widest inputs in the form of quantised weights, which are released after each operation.
+            // `Memory`, and the widest inputs in another form, which are released after each operation.
             elements(hidden)
                 + numbers(queries + keys + values)
                 + elements(queries)
                 + if has_out { numbers(hidden) } else { 0 }
                 + feed_forward.token_bytes(hidden)
                 + [q, o]
-                    .map(|linear| linear.weights().input_bytes())
+                    .map(|linear| linear.weights().input_bytes(&self.machine))
                     .into_iter()
                     .max()
                     .unwrap_or(0)
-                    .max(feed_forward.input_bytes())
+                    .max(feed_forward.input_bytes(&self.machine))
         };
         // The tokens, the residual stream, and sines and cosines of both rotary positions.
         let of_stream = size_of::<u32>() + numbers(hidden) + 2 * numbers(head_dim);
