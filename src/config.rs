@@ -139,7 +139,7 @@ impl<C: Config> Layers<C> {
     }
 
     /// Adds a TOML text from the file `name`.
-    pub fn toml(mut self, name: &str, text: &str) -> Self {
+    pub(crate) fn toml(mut self, name: &str, text: &str) -> Self {
         match toml::from_str::<serde_json::Map<String, Json>>(text) {
             Ok(pairs) => self.add(name, Place::File(name.into()), pairs),
             Err(error) => {
@@ -164,7 +164,7 @@ impl<C: Config> Layers<C> {
     }
 
     /// Adds a YAML file.
-    pub fn yaml_file(mut self, path: &Path) -> Self {
+    pub(crate) fn yaml_file(mut self, path: &Path) -> Self {
         let name = path.display().to_string();
         match read_text_limited(path, SETTINGS_MAX_BYTES) {
             Ok(text) => self.yaml(&name, &text),
@@ -176,13 +176,13 @@ impl<C: Config> Layers<C> {
     }
 
     /// Adds flags: keys and the texts that were given for them.
-    pub fn flags(self, given: &[(&str, String)]) -> Self {
+    pub(crate) fn flags(self, given: &[(&str, String)]) -> Self {
         let pairs = given.iter().map(|(key, text)| ((*key).to_owned(), text.as_str().into()));
         self.add("command line", Place::Flag, pairs)
     }
 
     /// Adds the values of the flag `--set`, each `KEY=VALUE`.
-    pub fn set(mut self, given: &[String]) -> Self {
+    pub(crate) fn set(mut self, given: &[String]) -> Self {
         let mut pairs = Vec::new();
         for text in given {
             match text.split_once('=') {

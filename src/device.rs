@@ -29,7 +29,7 @@ impl DeviceChoice {
     ///
     /// # Errors
     /// Returns an error if support for the device was not compiled in, or the device is missing.
-    pub fn open(self) -> Result<Device> {
+    pub(crate) fn open(self) -> Result<Device> {
         static OPEN: Mutex<Option<HashMap<DeviceChoice, Device>>> = Mutex::new(None);
         let mut open = OPEN.lock().map_err(|_| anyhow!("device {self} could not be opened before"))?;
         let open = open.get_or_insert_default();
@@ -57,7 +57,7 @@ impl DeviceChoice {
     }
 
     /// The default dtype of models on this device: bf16 on accelerators, f32 on a CPU.
-    pub fn default_dtype(self) -> Precision {
+    pub(crate) fn default_dtype(self) -> Precision {
         match self {
             Self::Cpu => Precision::F32,
             Self::Cuda(_) | Self::Metal => Precision::BF16,
@@ -116,18 +116,18 @@ impl Precision {
     /// 32-bit floating point.
     pub const F32: Self = Self::of(Form::F32);
     /// 16-bit floating point.
-    pub const F16: Self = Self::of(Form::F16);
+    pub(crate) const F16: Self = Self::of(Form::F16);
     /// 16-bit floating point with the range of f32.
     pub const BF16: Self = Self::of(Form::BF16);
     /// Blocks of 32 weights of 8 bits with a scale.
     pub const Q8_0: Self = Self::of(Form::Q8_0);
     /// Blocks of 256 weights of 4 bits, with a scale and an offset for each 32.
-    pub const Q4K: Self = Self::of(Form::Q4K);
+    pub(crate) const Q4K: Self = Self::of(Form::Q4K);
     /// 8-bit floating point with three bits of mantissa, and a scale for each row of a matrix.
     pub const F8E4M3: Self = Self::of(Form::F8E4M3);
 
     /// All forms of weights, with a cache in the dtype of activations.
-    pub const ALL: [Self; 6] = [Self::F32, Self::F16, Self::BF16, Self::Q8_0, Self::Q4K, Self::F8E4M3];
+    pub(crate) const ALL: [Self; 6] = [Self::F32, Self::F16, Self::BF16, Self::Q8_0, Self::Q4K, Self::F8E4M3];
 
     /// The end of names that says that the cache is FP8.
     const FP8_CACHE: &str = "_kv8";
@@ -137,13 +137,14 @@ impl Precision {
     }
 
     /// The same weights with a cache in FP8 (E4M3).
+    #[cfg(test)]
     #[must_use]
-    pub fn with_fp8_cache(self) -> Self {
+    pub(crate) fn with_fp8_cache(self) -> Self {
         Self { has_fp8_cache: true, ..self }
     }
 
     /// Name of the form of weights in settings and benchmark ids.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self.weights {
             Form::F32 => "f32",
             Form::F16 => "f16",
@@ -156,12 +157,12 @@ impl Precision {
 
     /// The end of the name in settings and benchmark ids, which is that of the cache. It is empty if the cache is in the dtype of
     /// activations.
-    pub fn cache_suffix(self) -> &'static str {
+    pub(crate) fn cache_suffix(self) -> &'static str {
         if self.has_fp8_cache { Self::FP8_CACHE } else { "" }
     }
 
     /// The dtype of activations, and of weights that are not quantised.
-    pub fn dtype(self) -> DType {
+    pub(crate) fn dtype(self) -> DType {
         match self.weights {
             Form::F32 | Form::Q8_0 | Form::Q4K | Form::F8E4M3 => DType::F32,
             Form::F16 => DType::F16,
@@ -170,22 +171,22 @@ impl Precision {
     }
 
     /// The dtype of the cache of a model with these activations.
-    pub fn cache_dtype_of(self, activations: DType) -> DType {
+    pub(crate) fn cache_dtype_of(self, activations: DType) -> DType {
         if self.has_fp8_cache { DType::F8E4M3 } else { activations }
     }
 
     /// Returns whether the weights are quantised.
-    pub fn is_quantised(self) -> bool {
+    pub(crate) fn is_quantised(self) -> bool {
         matches!(self.weights, Form::Q8_0 | Form::Q4K | Form::F8E4M3)
     }
 
     /// Returns whether only engine `tuned` on a CPU has weights or a cache of this form.
-    pub fn is_only_tuned(self) -> bool {
+    pub(crate) fn is_only_tuned(self) -> bool {
         self.is_quantised() || self.has_fp8_cache
     }
 
     /// The blocks of quantised weights; `None` if the weights are not in blocks.
-    pub fn blocks(self) -> Option<GgmlDType> {
+    pub(crate) fn blocks(self) -> Option<GgmlDType> {
         match self.weights {
             Form::F32 | Form::F16 | Form::BF16 | Form::F8E4M3 => None,
             Form::Q8_0 => Some(GgmlDType::Q8_0),
@@ -194,7 +195,7 @@ impl Precision {
     }
 
     /// Bytes of this many weights, without those that rows add: padding, or the scales of FP8.
-    pub fn bytes(self, weights: u64) -> u64 {
+    pub(crate) fn bytes(self, weights: u64) -> u64 {
         match self.blocks() {
             None if self.weights == Form::F8E4M3 => weights,
             None => weights * self.dtype().size_in_bytes() as u64,
@@ -228,20 +229,20 @@ impl FromStr for Precision {
 serde_as_text!(Precision);
 
 /// Dtypes that models can be trained in.
-pub const TRAINING_DTYPES: [DType; 2] = [DType::F32, DType::BF16];
+pub(crate) const TRAINING_DTYPES: [DType; 2] = [DType::F32, DType::BF16];
 
 /// Parses a dtype that must be one of `allowed`.
 ///
 /// # Errors
 /// When `text` names none of them.
-pub fn parse_dtype(text: &str, allowed: &[DType]) -> Result<DType> {
+pub(crate) fn parse_dtype(text: &str, allowed: &[DType]) -> Result<DType> {
     let names: Vec<_> = allowed.iter().map(|dtype| dtype.as_str()).collect();
     let found = allowed.iter().copied().find(|dtype| dtype.as_str() == text);
     found.ok_or_else(|| anyhow!("{}", unknown("dtype", text, &names)))
 }
 
 /// Writes and reads one of [`TRAINING_DTYPES`] with serde.
-pub mod training_dtype {
+pub(crate) mod training_dtype {
     use super::*;
 
     /// Writes the name of the dtype.

@@ -24,7 +24,7 @@ use crate::{
 
 /// The result of one check.
 #[derive(Clone, Debug, Serialize)]
-pub struct Finding {
+pub(crate) struct Finding {
     /// Name of the check.
     pub topic: &'static str,
     /// Severity.
@@ -36,7 +36,7 @@ pub struct Finding {
 /// Severity of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Level {
+pub(crate) enum Level {
     /// No problem.
     Ok,
     /// Worth knowing, but not a problem.
@@ -48,7 +48,7 @@ pub enum Level {
 use Level::{Note, Ok as Fine, Warning};
 
 /// Checks the machine, the build and the settings. Takes two to three seconds.
-pub fn examine(settings: &Settings) -> Vec<Finding> {
+pub(crate) fn examine(settings: &Settings) -> Vec<Finding> {
     let threads = settings.threads_in_force();
     let machine = machine::machine(threads, None);
     let software = machine::software();
@@ -91,7 +91,7 @@ pub fn examine(settings: &Settings) -> Vec<Finding> {
 }
 
 /// Formats the findings as aligned lines.
-pub fn render(findings: &[Finding]) -> String {
+pub(crate) fn render(findings: &[Finding]) -> String {
     let mut lines = String::new();
     for Finding { topic, level, text: what } in findings {
         let mark = match level {

@@ -29,14 +29,14 @@ const DRIVER_ERRORS: [(&str, &str); 13] = [
     ("CUBLAS_STATUS_NOT_INITIALIZED",         "cuBLAS does not start: its driver may be too old, or the device's memory exhausted"),
 ];
 
-/// Returns the first line of an error, [`explained`], without control characters.
+/// Returns the first line of an error without control characters. A driver error is replaced by its meaning.
 pub fn one_line(error: &dyn fmt::Display) -> String {
     text::line(&explained(error.to_string().lines().next().unwrap_or_default().trim()))
 }
 
 /// Removes the backtrace that Candle appends if `RUST_BACKTRACE` is set, and replaces a driver error by its meaning
 /// and what to do.
-pub fn explained(text: &str) -> String {
+pub(crate) fn explained(text: &str) -> String {
     let text = text.split_once("\n   0: ").map_or(text, |(before, _)| before);
     // As in `DriverError(CUDA_ERROR_OUT_OF_MEMORY, "out of memory")` and
     // `CublasError(CUBLAS_STATUS_NOT_INITIALIZED)`.
@@ -65,7 +65,7 @@ pub(crate) fn keep_location(panic: &PanicHookInfo) {
 ///
 /// # Errors
 /// When `body` returns an error, or panics.
-pub fn caught<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
+pub(crate) fn caught<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
     panic::catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|payload| {
         Err(match payload.downcast::<Aborted>() {
             Ok(aborted) => aborted.0,
@@ -101,7 +101,7 @@ fn message(panicked: &(dyn Any + Send)) -> String {
 }
 
 /// Returns the nearest valid name, if one is close.
-pub fn nearest<'a>(given: &str, names: &[&'a str]) -> Option<&'a str> {
+pub(crate) fn nearest<'a>(given: &str, names: &[&'a str]) -> Option<&'a str> {
     names
         .iter()
         .map(|name| (strsim::damerau_levenshtein(given, name), *name))

@@ -11,7 +11,7 @@ const TEMPORARY: (&str, &str) = (".candlepower-", ".tmp");
 
 /// A builder of temporary files and folders that will be kept. They get `mode` less the umask, because the default permits
 /// only the owner.
-pub fn temporary_that_stays(mode: u32) -> tempfile::Builder<'static, 'static> {
+pub(crate) fn temporary_that_stays(mode: u32) -> tempfile::Builder<'static, 'static> {
     let mut builder = tempfile::Builder::new();
     builder.prefix(TEMPORARY.0).suffix(TEMPORARY.1);
     #[cfg(unix)]
@@ -23,7 +23,7 @@ pub fn temporary_that_stays(mode: u32) -> tempfile::Builder<'static, 'static> {
 
 /// Returns whether the last part of a path is the name of a temporary file or folder of this crate. A process that was
 /// killed leaves them behind.
-pub fn is_temporary(path: &Path) -> bool {
+pub(crate) fn is_temporary(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     name.starts_with(TEMPORARY.0) && name.ends_with(TEMPORARY.1)
 }
@@ -43,7 +43,7 @@ pub(crate) fn check_room(folder: &Path) -> io::Result<()> {
 ///
 /// # Errors
 /// When its folder does not exist or cannot be written to, or when there is something else than a regular file.
-pub fn check_replaceable(path: &Path) -> io::Result<()> {
+pub(crate) fn check_replaceable(path: &Path) -> io::Result<()> {
     if fs::metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
         return Err(io::Error::new(ErrorKind::InvalidInput, "it is not a regular file"));
     }
@@ -52,7 +52,7 @@ pub fn check_replaceable(path: &Path) -> io::Result<()> {
 }
 
 /// Largest settings file or list of benchmarks: a person writes those.
-pub const SETTINGS_MAX_BYTES: u64 = 1 << 20;
+pub(crate) const SETTINGS_MAX_BYTES: u64 = 1 << 20;
 
 /// Reads a regular file of at most `max_bytes`. A FIFO, a device or a folder is refused before it is opened, because
 /// opening a FIFO waits for a writer and a device may never end.
@@ -79,20 +79,20 @@ pub(crate) fn read_limited(path: &Path, max_bytes: u64) -> io::Result<Vec<u8>> {
 ///
 /// # Errors
 /// When the file is missing, is not a regular file, is larger, is not UTF-8, or can't be read.
-pub fn read_text_limited(path: &Path, max_bytes: u64) -> io::Result<String> {
+pub(crate) fn read_text_limited(path: &Path, max_bytes: u64) -> io::Result<String> {
     let content = read_limited(path, max_bytes)?;
     String::from_utf8(content).map_err(|_| io::Error::new(ErrorKind::InvalidData, "it is not UTF-8"))
 }
 
 /// Largest line of a file of records. One record has a few kilobytes, and at most a few numbers for each sample.
-pub const LINE_MAX_BYTES: u64 = 64 << 20;
+pub(crate) const LINE_MAX_BYTES: u64 = 64 << 20;
 
 /// Appends the next line, of at most `max_bytes` with its line break, to `line`. Returns its bytes; 0 is the end of the file. The
 /// last line may lack the line break.
 ///
 /// # Errors
 /// When the line is longer, or cannot be read.
-pub fn read_line_limited(reader: &mut impl BufRead, line: &mut Vec<u8>, max_bytes: u64) -> io::Result<usize> {
+pub(crate) fn read_line_limited(reader: &mut impl BufRead, line: &mut Vec<u8>, max_bytes: u64) -> io::Result<usize> {
     let bytes = reader.take(max_bytes + 1).read_until(b'\n', line)?;
     if bytes as u64 > max_bytes {
         return Err(io::Error::new(ErrorKind::FileTooLarge, format!("a line is longer than {max_bytes} bytes")));

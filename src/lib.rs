@@ -81,21 +81,28 @@
 //! [`guide::methodology`] describes what is timed, how, and the known biases.
 
 #![warn(missing_docs)]
+// Without the command, parts of the library have no user.
+#![cfg_attr(not(all(feature = "cli", feature = "hub")), allow(dead_code, unused_imports))]
 
 #[cfg(feature = "cli")]
 mod command;
 pub mod device;
 mod dialogue;
+#[cfg(feature = "cli")]
+mod doctor;
+mod files;
 pub mod generate;
 pub mod guide;
 mod kernels;
 pub mod measure;
 pub mod model;
+mod names;
 mod peer;
 pub mod record;
 pub mod runner;
 pub mod scenario;
 pub mod settings;
+mod text;
 #[cfg(any(feature = "hub", feature = "serve"))]
 mod tls;
 pub mod train;
@@ -108,19 +115,12 @@ pub mod wrap;
 pub mod config;
 #[cfg(feature = "cli")]
 #[doc(hidden)]
-pub mod doctor;
-#[cfg(feature = "cli")]
-#[doc(hidden)]
 pub mod duel;
 #[doc(hidden)]
 pub mod error;
-#[doc(hidden)]
-pub mod files;
 #[cfg(feature = "serve")]
 #[doc(hidden)]
 pub mod load;
-#[doc(hidden)]
-pub mod names;
 #[doc(hidden)]
 pub mod output;
 #[doc(hidden)]
@@ -133,8 +133,6 @@ pub mod report;
 #[cfg(feature = "serve")]
 #[doc(hidden)]
 pub mod serve;
-#[doc(hidden)]
-pub mod text;
 
 pub use {anyhow, candle_core, criterion};
 

@@ -17,7 +17,7 @@ pub struct PathName(String);
 
 impl PathName {
     /// The name as text.
-    pub fn as_str(&self) -> &str {
+    pub(crate) fn as_str(&self) -> &str {
         &self.0
     }
 }

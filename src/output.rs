@@ -1,8 +1,8 @@
 //! Standard output and standard error. Everything that this crate prints goes through here.
 //!
 //! A reader may close a pipe at any time, as `head` does, and a disk may fill up. `println!` panics then, so the functions
-//! here drop the text instead, and [`failure`] tells at the end of the program that a disk was full. Names from files and
-//! servers are printed without escape sequences, as [`text::lines`] shows them.
+//! here drop the text instead, and `failure` tells at the end of the program that a disk was full. Names from files and
+//! servers are printed without escape sequences, as `text::lines` shows them.
 
 use std::{
     fmt::Display,
@@ -16,7 +16,7 @@ use crate::text;
 static FAILURE: OnceLock<io::Error> = OnceLock::new();
 
 /// Prints a text to standard output, as it is but for control characters.
-pub fn print(text: impl Display) {
+pub(crate) fn print(text: impl Display) {
     write(io::stdout().lock(), &text::lines(&text.to_string()));
 }
 
@@ -27,13 +27,13 @@ pub fn print_line(line: impl Display) {
 
 /// Prints data for another program to standard output, with a line break at its end. Control characters become the escapes of
 /// JSON, in which they mean the same; the writers of other formats have escaped them already.
-pub fn print_data(data: &str) {
+pub(crate) fn print_data(data: &str) {
     let end = if data.ends_with('\n') { "" } else { "\n" };
     write(io::stdout().lock(), &format!("{}{end}", text::json(data)));
 }
 
 /// Prints a line to standard error: progress, a note or an error.
-pub fn report(line: impl Display) {
+pub(crate) fn report(line: impl Display) {
     write(io::stderr().lock(), &text::lines(&format!("{line}\n")));
 }
 
@@ -44,7 +44,7 @@ pub(crate) fn protocol() -> impl Write {
 }
 
 /// The reason that output was lost. A pipe that its reader closed is not a failure.
-pub fn failure() -> Option<&'static io::Error> {
+pub(crate) fn failure() -> Option<&'static io::Error> {
     FAILURE.get()
 }
 

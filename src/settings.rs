@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Deserializer, de::Error as _};
 
-pub use crate::kernels::inference::Instructions;
+pub(crate) use crate::kernels::inference::Instructions;
 use crate::{
     config::{Layers, config, from_0_to_10, serde_as_text, unknown},
     device::{DeviceChoice, Precision, TRAINING_DTYPES, parse_dtype},
@@ -26,13 +26,13 @@ use crate::{
 };
 
 /// The settings file, in the working directory.
-pub const FILE: &str = "candlepower.toml";
+pub(crate) const FILE: &str = "candlepower.toml";
 
 /// The start of the name of every environment variable that sets a key.
 pub const PREFIX: &str = "CANDLEPOWER_";
 
 /// The environment variable of a setting with this key.
-pub fn variable(key: &str) -> String {
+pub(crate) fn variable(key: &str) -> String {
     format!("{PREFIX}{}", key.to_uppercase())
 }
 
@@ -46,7 +46,7 @@ pub const EVEN_IF_DISTURBED: &str = "CANDLEPOWER_EVEN_IF_DISTURBED";
 const FIXTURES: &str = "CANDLEPOWER_FIXTURES";
 
 /// The keys that choose the sizes of the grids of mixtures, of trainings and of the sweep.
-pub const GRID: [&str; 10] =
+pub(crate) const GRID: [&str; 10] =
     ["experts", "top_k", "hidden_size", "bases", "seq", "batch", "batch_tokens", "precision", "steps", "preset"];
 
 config! {
@@ -179,7 +179,7 @@ pub enum EngineChoice {
 
 impl EngineChoice {
     /// The name in ids and records.
-    pub fn id(&self) -> String {
+    pub(crate) fn id(&self) -> String {
         match self {
             Self::Own(engine) => engine.to_string(),
             Self::Peer(name) => name.to_string(),
@@ -195,7 +195,7 @@ impl EngineChoice {
     }
 
     /// The name of a peer.
-    pub fn peer(&self) -> Option<&PeerName> {
+    pub(crate) fn peer(&self) -> Option<&PeerName> {
         match self {
             Self::Own(_) => None,
             Self::Peer(name) => Some(name),
@@ -369,7 +369,7 @@ impl Settings {
     }
 
     /// The same settings with one model on one engine in one dtype.
-    pub fn with_variant(&self, model: &ModelSpec, engine: EngineChoice, dtype: Precision) -> Self {
+    pub(crate) fn with_variant(&self, model: &ModelSpec, engine: EngineChoice, dtype: Precision) -> Self {
         Self { models: vec![model.clone()], engine: vec![engine], dtype: vec![dtype], ..self.clone() }
     }
 
@@ -380,7 +380,7 @@ impl Settings {
     }
 
     /// The engines in the dtypes that [`Self::variants_for`] leaves out for one of the models.
-    pub fn left_out(&self) -> Vec<(EngineChoice, Precision)> {
+    pub(crate) fn left_out(&self) -> Vec<(EngineChoice, Precision)> {
         let of_model = |model| {
             let run = self.variants_for(model);
             self.all_variants(model).into_iter().filter(move |variant| !run.contains(variant))
@@ -401,7 +401,7 @@ impl Settings {
     }
 
     /// The dtypes of a model: as set. A GGUF file has dtypes of its own, and is run once.
-    pub fn dtypes_for(&self, model: &ModelSpec) -> Vec<Precision> {
+    pub(crate) fn dtypes_for(&self, model: &ModelSpec) -> Vec<Precision> {
         if model.is_gguf() { vec![self.first_dtype()] } else { self.dtype.clone() }
     }
 
@@ -418,7 +418,7 @@ impl Settings {
 
     /// The engines for loads on the scheduler of the server, each in every dtype: as set, without peers, or by default `tuned`,
     /// which holds several sequences.
-    pub fn serving_variants(&self, model: &ModelSpec) -> Vec<(EngineChoice, Precision)> {
+    pub(crate) fn serving_variants(&self, model: &ModelSpec) -> Vec<(EngineChoice, Precision)> {
         match self.has_default_engines() {
             true => that_run(self.in_dtypes(model, |_| vec![EngineChoice::Own(Engine::Tuned)])),
             false => self.variants_for(model).into_iter().filter(|(engine, _)| engine.own().is_some()).collect(),
@@ -426,7 +426,7 @@ impl Settings {
     }
 
     /// The peers among the engines.
-    pub fn peer_names(&self) -> Vec<PeerName> {
+    pub(crate) fn peer_names(&self) -> Vec<PeerName> {
         self.engine.iter().filter_map(EngineChoice::peer).cloned().collect()
     }
 
@@ -435,7 +435,7 @@ impl Settings {
     }
 
     /// The sizes of the groups of trainings that the settings name.
-    pub fn training_grid(&self) -> TrainingGrid {
+    pub(crate) fn training_grid(&self) -> TrainingGrid {
         let is_given = |key: &str| self.sources.get(key).is_some_and(|setting| setting.from != "default");
         let dtypes = match self.precision.as_slice() {
             // Quantised weights are not trained: those runs have the dtype of their activations.
@@ -452,23 +452,23 @@ impl Settings {
     }
 
     /// Numbers of sequences in a batch of generations.
-    pub fn generation_batches(&self) -> Vec<usize> {
+    pub(crate) fn generation_batches(&self) -> Vec<usize> {
         if self.batch.is_empty() { vec![1] } else { self.batch.clone() }
     }
 
     /// The number of threads of the process, if it is set: the largest of several.
-    pub fn most_threads(&self) -> Option<usize> {
+    pub(crate) fn most_threads(&self) -> Option<usize> {
         self.threads.iter().copied().max()
     }
 
     /// The number of threads of the process: as set, or one per physical core.
-    pub fn threads_in_force(&self) -> usize {
+    pub(crate) fn threads_in_force(&self) -> usize {
         self.most_threads().unwrap_or_else(candle_core::utils::get_num_threads)
     }
 
     /// The numbers of threads of `threads_scaling`, sorted: those that are set, or without several, 1, 2, 4 and so on up to
     /// those of the process.
-    pub fn thread_counts(&self) -> Vec<usize> {
+    pub(crate) fn thread_counts(&self) -> Vec<usize> {
         let mut counts = self.threads.clone();
         if counts.len() < 2 {
             counts = up_to(self.threads_in_force());
@@ -478,7 +478,7 @@ impl Settings {
     }
 
     /// How a model on an engine is divided: engine `tuned` among the ranks that are set, if that is one number.
-    pub fn parallel(&self, engine: Engine) -> Parallel {
+    pub(crate) fn parallel(&self, engine: Engine) -> Parallel {
         match (engine, self.tensor_parallel.as_slice()) {
             (Engine::Tuned, &[ranks]) => Parallel { ranks, ..Parallel::default() },
             _ => Parallel::default(),
@@ -486,7 +486,7 @@ impl Settings {
     }
 
     /// The name of an engine in ids, with its number of ranks if there are several.
-    pub fn engine_id(&self, engine: &EngineChoice) -> String {
+    pub(crate) fn engine_id(&self, engine: &EngineChoice) -> String {
         match engine.own().map(|own| self.parallel(own).ranks) {
             Some(ranks @ 2..) => format!("{}-tp{ranks}", engine.id()),
             _ => engine.id(),
@@ -494,7 +494,7 @@ impl Settings {
     }
 
     /// The numbers of ranks of the group `tensor_parallel`, sorted.
-    pub fn rank_counts(&self) -> Vec<usize> {
+    pub(crate) fn rank_counts(&self) -> Vec<usize> {
         let mut counts = if self.tensor_parallel.len() < 2 { vec![1, 2, 4] } else { self.tensor_parallel.clone() };
         counts.sort_unstable();
         counts
@@ -502,7 +502,7 @@ impl Settings {
 
     /// The tier of generations and perplexities: as set, or by default quick, so that a default run of all groups takes at most a
     /// quarter of an hour.
-    pub fn generation_tier(&self) -> Tier {
+    pub(crate) fn generation_tier(&self) -> Tier {
         self.tier.unwrap_or(Tier::Quick)
     }
 }
@@ -521,7 +521,7 @@ fn has_dtype((engine, dtype): &(EngineChoice, Precision)) -> bool {
 }
 
 /// The folder of Criterion's baselines and reports.
-pub fn criterion_home() -> PathBuf {
+pub(crate) fn criterion_home() -> PathBuf {
     env::var_os("CRITERION_HOME").map_or_else(|| cargo_target().join("criterion"), PathBuf::from)
 }
 
@@ -652,14 +652,14 @@ fn ranks<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<usize>, D::Er
 const MOST_RANKS: usize = 64;
 
 /// 1, 2, 4 and so on up to `most`, which is the last.
-pub fn up_to(most: usize) -> Vec<usize> {
+pub(crate) fn up_to(most: usize) -> Vec<usize> {
     let powers = (0..).map(|power| 1 << power).take_while(|count| *count < most);
     powers.chain([most]).collect()
 }
 
 /// The largest number of threads: eight for each core, and at least 64. More threads than cores wait for one another, and
 /// with thousands a matrix product takes minutes.
-pub fn most_threads() -> usize {
+pub(crate) fn most_threads() -> usize {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     (8 * cores).max(64)
 }

@@ -7,17 +7,17 @@ use std::fmt::Write;
 
 /// For one line on a terminal: control characters and characters that change the direction of writing become escapes such
 /// as `\u{1b}`.
-pub fn line(text: &str) -> String {
+pub(crate) fn line(text: &str) -> String {
     escaped(text, is_unsafe)
 }
 
 /// For several lines on a terminal: as [`line()`], but line breaks and tabs stay.
-pub fn lines(text: &str) -> String {
+pub(crate) fn lines(text: &str) -> String {
     escaped(text, |c| is_unsafe(c) && c != '\n' && c != '\t')
 }
 
 /// For JSON on a terminal: the same characters as in [`lines()`] become JSON's escapes, which mean the same.
-pub fn json(text: &str) -> String {
+pub(crate) fn json(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
@@ -31,7 +31,7 @@ pub fn json(text: &str) -> String {
 }
 
 /// For a cell of a Markdown table: one line without links and HTML, which ends neither the cell nor the line.
-pub fn markdown(text: &str) -> String {
+pub(crate) fn markdown(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in line(text).chars() {
         match c {
@@ -47,7 +47,7 @@ pub fn markdown(text: &str) -> String {
 
 /// For text and attributes of XML, SVG and HTML. Control characters, and those that change the direction of writing or that XML
 /// does not allow, become U+FFFD. Line breaks and tabs stay.
-pub fn xml(text: &str) -> String {
+pub(crate) fn xml(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
@@ -65,13 +65,13 @@ pub fn xml(text: &str) -> String {
 }
 
 /// For text that a library escapes as XML itself: only the characters that XML does not allow are replaced.
-pub fn xml_characters(text: &str) -> String {
+pub(crate) fn xml_characters(text: &str) -> String {
     text.chars().map(|c| if is_xml(c) { c } else { char::REPLACEMENT_CHARACTER }).collect()
 }
 
 /// For a cell of a CSV file: one line, as [`line()`] shows it. Text that a spreadsheet would compute as a formula begins with an
 /// apostrophe. Numbers stay.
-pub fn csv(text: &str) -> String {
+pub(crate) fn csv(text: &str) -> String {
     let text = line(text);
     let is_formula = text.starts_with(['=', '+', '-', '@']) && text.parse::<f64>().is_err();
     if is_formula { format!("'{text}") } else { text }
@@ -79,13 +79,13 @@ pub fn csv(text: &str) -> String {
 
 /// For the value of a label in OpenMetrics, between its quotes. Control characters other than line breaks are escaped as in
 /// [`line()`].
-pub fn openmetrics(text: &str) -> String {
+pub(crate) fn openmetrics(text: &str) -> String {
     let text = escaped(text, |c| is_unsafe(c) && c != '\n');
     text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
 
 /// A name as one segment of a relative URL.
-pub fn url(name: &str) -> String {
+pub(crate) fn url(name: &str) -> String {
     let segment = |byte: u8| match byte {
         b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => char::from(byte).to_string(),
         _ => format!("%{byte:02X}"),
@@ -94,7 +94,7 @@ pub fn url(name: &str) -> String {
 }
 
 /// For a word of a POSIX shell's command line: quoted where the shell would not take it as it is.
-pub fn shell(word: &str) -> String {
+pub(crate) fn shell(word: &str) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_=+,.:/@".contains(c);
     // zsh replaces a word that begins with an equals sign.
     if !word.is_empty() && !word.starts_with('=') && word.chars().all(is_plain) {

@@ -2,11 +2,11 @@
 
 use std::process::{Command, ExitCode, Stdio};
 
-use anyhow::{Context, Result, ensure};
 use crate::{
     scenario::{CHECKPOINTS, GENERATIONS, SERVINGS, SWEEP, TRAININGS},
     settings::{EVEN_IF_DISTURBED, Settings, variable},
 };
+use anyhow::{Context, Result, ensure};
 use clap::Args;
 
 use super::{

@@ -2,7 +2,6 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
-use anyhow::{Result, ensure};
 use crate::{
     output,
     record::write_whole,
@@ -10,6 +9,7 @@ use crate::{
     settings::{Settings, criterion_home},
     text,
 };
+use anyhow::{Result, ensure};
 use clap::Args;
 
 use super::flags::Format;

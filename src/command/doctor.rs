@@ -2,8 +2,8 @@
 
 use std::process::ExitCode;
 
-use anyhow::Result;
 use crate::{doctor, output, runner::set_threads, settings::Settings};
+use anyhow::Result;
 use clap::Args;
 
 use super::flags::Flags;

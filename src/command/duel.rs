@@ -2,12 +2,12 @@
 
 use std::{ffi::OsString, process::ExitCode, time::Duration};
 
-use anyhow::{Result, ensure};
 use crate::{
     duel::{self, Filter, Rules, Side},
     output,
     settings::Settings,
 };
+use anyhow::{Result, ensure};
 use clap::Args;
 
 use super::{compare::percent, flags::Format};

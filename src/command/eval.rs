@@ -2,7 +2,6 @@
 
 use std::{collections::BTreeMap, path::PathBuf, process::ExitCode};
 
-use anyhow::{Result, bail};
 use crate::{
     error::caught,
     output,
@@ -12,6 +11,7 @@ use crate::{
     runner::{self, Session},
     settings::Settings,
 };
+use anyhow::{Result, bail};
 use clap::Args;
 use indicatif::ProgressBar;
 

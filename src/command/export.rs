@@ -6,7 +6,6 @@ use std::{
     process::{Command, ExitCode, Stdio},
 };
 
-use anyhow::{Context, Result, bail, ensure};
 use crate::{
     error::one_line,
     output,
@@ -14,6 +13,7 @@ use crate::{
     report::export::{Format, export},
     settings::Settings,
 };
+use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 
 use super::report::records;

@@ -2,7 +2,6 @@
 
 use std::process::ExitCode;
 
-use anyhow::Result;
 use crate::{
     config::Config,
     model::{MINI, SYNTHETIC, series::Architecture, shape},
@@ -12,6 +11,7 @@ use crate::{
     settings::Settings,
     workload::series::{PRESETS, SeriesGrid},
 };
+use anyhow::Result;
 use clap::Args;
 
 use super::flags::Flags;

@@ -6,7 +6,6 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
 use crate::{
     files,
     load::{
@@ -22,6 +21,7 @@ use crate::{
     settings::Settings,
     wrap::{Meter, Power, PowerMeter, Ran},
 };
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use chrono::{DateTime, SecondsFormat, Utc};
 use clap::{Args, Subcommand, ValueEnum};
 use indicatif::ProgressBar;

@@ -1,5 +1,8 @@
 //! The `candlepower` command: its arguments, and calls into the library.
 
+// The comments of arguments are help texts and no Markdown.
+#![allow(rustdoc::broken_intra_doc_links, rustdoc::invalid_html_tags)]
+
 mod bench;
 mod compare;
 mod doctor;

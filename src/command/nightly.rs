@@ -8,7 +8,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
 use crate::{
     config::Config as _,
     files::{SETTINGS_MAX_BYTES, read_text_limited},
@@ -23,6 +22,7 @@ use crate::{
     settings::{Settings, variable},
     text,
 };
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use chrono::{SecondsFormat, Utc};
 use clap::Args;
 use serde::{Deserialize, Serialize};

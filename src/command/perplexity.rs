@@ -2,7 +2,6 @@
 
 use std::{cell::Cell, collections::BTreeMap, path::PathBuf, process::ExitCode, rc::Rc, time::Duration};
 
-use anyhow::{Context, Error, Result, ensure};
 use crate::{
     device::Precision,
     error::caught,
@@ -17,6 +16,7 @@ use crate::{
     settings::Settings,
     workload::Timed,
 };
+use anyhow::{Context, Error, Result, ensure};
 use clap::Args;
 use indicatif::ProgressBar;
 

@@ -7,7 +7,6 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result};
 use crate::{
     output,
     quality::Source,
@@ -15,6 +14,7 @@ use crate::{
     runner::Session,
     settings::{FILE, Settings},
 };
+use anyhow::{Context, Result};
 use clap::Args;
 
 use super::{

@@ -6,7 +6,6 @@ use std::{
     process::ExitCode,
 };
 
-use anyhow::{Context, Result, bail};
 use crate::{
     error::nearest,
     output,
@@ -15,6 +14,7 @@ use crate::{
     runner,
     settings::{Settings, criterion_home},
 };
+use anyhow::{Context, Result, bail};
 use chrono::Utc;
 use clap::Args;
 

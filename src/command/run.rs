@@ -2,7 +2,6 @@
 
 use std::{cell::RefCell, process::ExitCode, rc::Rc};
 
-use anyhow::{Context, Result, bail, ensure};
 use crate::{
     device::Precision,
     error::caught,
@@ -17,6 +16,7 @@ use crate::{
     settings::{EngineChoice, Settings},
     workload::{GenerationWorkload, Outcome, SharedSubject},
 };
+use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 
 use super::flags::{Flags, OneModel};

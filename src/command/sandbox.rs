@@ -2,7 +2,6 @@
 
 use std::{fs, io::Write, process::ExitCode};
 
-use anyhow::{Context, Result, ensure};
 use crate::{
     names::PathName,
     output,
@@ -10,6 +9,7 @@ use crate::{
     runner::sandbox::records,
     settings::Settings,
 };
+use anyhow::{Context, Result, ensure};
 use chrono::Utc;
 use clap::Args;
 

@@ -8,13 +8,13 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, ensure};
 use crate::{
     files, model, output,
     runner::Session,
     serve::{Limits, Options, Server, Template},
     settings::Settings,
 };
+use anyhow::{Context, Result, ensure};
 use clap::Args;
 
 use super::{

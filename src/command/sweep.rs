@@ -7,7 +7,6 @@ use std::{
     process::ExitCode,
 };
 
-use anyhow::{Context, Result};
 use crate::{
     config::Layers,
     files::{SETTINGS_MAX_BYTES, read_text_limited},
@@ -25,6 +24,7 @@ use crate::{
     text,
     workload::series::{PRESETS, SeriesGrid, Translated, preset, translate},
 };
+use anyhow::{Context, Result};
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::json;
 

@@ -2,7 +2,6 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
-use anyhow::{Context, Result};
 use crate::{
     config::Layers,
     model::{Subject, psann::PsannLm},
@@ -12,6 +11,7 @@ use crate::{
     runner::{end_with_guard, guarded, set_threads, set_up_training},
     train::run::{self, Progress, TaskScores, Text, TrainConfig, Trained},
 };
+use anyhow::{Context, Result};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 

@@ -6,11 +6,11 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, ensure};
 use crate::{
     report::watch::{Filter, Watched},
     settings::Settings,
 };
+use anyhow::{Context, Result, ensure};
 use chrono::Utc;
 use clap::Args;
 use ratatui::{

@@ -8,7 +8,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail};
 use crate::{
     files,
     measure::machine,
@@ -17,6 +16,7 @@ use crate::{
     text,
     wrap::{Meter, Ran, Report, SCHEMA},
 };
+use anyhow::{Context, Result, bail};
 use chrono::{SecondsFormat, Utc};
 use clap::Args;
 

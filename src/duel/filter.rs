@@ -13,7 +13,7 @@ pub struct Filter {
 
 impl Filter {
     /// Returns whether the filter selects an id.
-    pub fn takes(&self, id: &str) -> bool {
+    pub(crate) fn takes(&self, id: &str) -> bool {
         self.text.split('|').any(|part| {
             let (part, from_start) = part.strip_prefix('^').map_or((part, false), |part| (part, true));
             let (part, to_end) = part.strip_suffix('$').map_or((part, false), |part| (part, true));
@@ -27,7 +27,7 @@ impl Filter {
     }
 
     /// The text of the filter.
-    pub fn as_str(&self) -> &str {
+    pub(crate) fn as_str(&self) -> &str {
         &self.text
     }
 }

@@ -21,11 +21,11 @@ mod side;
 mod slot;
 
 pub use contest::{Folders, Program, Rules, measure};
-pub use filter::Filter;
-pub use guard::guard;
+pub(crate) use filter::Filter;
+pub(crate) use guard::guard;
 pub(crate) use process::{Answer, Process};
-pub use serve::serve;
-pub use side::Side;
+pub(crate) use serve::serve;
+pub(crate) use side::Side;
 
 use std::{env, path};
 
@@ -37,7 +37,7 @@ use crate::{record::check_writable, report, settings};
 ///
 /// # Errors
 /// When a side cannot be built, and see [`measure`].
-pub fn run(
+pub(crate) fn run(
     [a, b]: [&Side; 2],
     rules: &Rules,
     out: &path::Path,

@@ -15,7 +15,7 @@ use crate::{
 /// default. `candle=PATH` replaces Candle by a checkout, `features=LIST` enables Cargo features, and any other key is a
 /// setting, as in `threads=1` or `CANDLEPOWER_THREADS=1`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Side {
+pub(crate) struct Side {
     text: String,
     /// Revision; `None` for the working tree.
     pub revision: Option<String>,

@@ -7,11 +7,12 @@ mod sampler;
 mod summary;
 mod timeline;
 
-pub use prompt::{encode, prompt_batch, prompt_ids, prompt_text};
-pub(crate) use run::Run;
-pub use run::{Request, TooLong, check_lengths, check_lengths_within, run};
+pub(crate) use prompt::{encode, prompt_batch, prompt_ids, prompt_text};
+pub use run::{Request, run};
+pub(crate) use run::{Run, TooLong, check_lengths, check_lengths_within};
 #[cfg(feature = "serve")]
 pub(crate) use run::{check_logits, with_logits};
 pub use sampler::{Candidate, Sampler};
-pub use summary::{Required, digest, routing, summarise};
+pub use summary::digest;
+pub(crate) use summary::{Required, routing, summarise};
 pub use timeline::{FinishReason, Timeline};

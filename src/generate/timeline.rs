@@ -46,7 +46,7 @@ pub enum FinishReason {
 
 impl Timeline {
     /// End-to-end time: from the start of the prompt to the last token.
-    pub fn total(&self) -> Duration {
+    pub(crate) fn total(&self) -> Duration {
         self.ttft + self.steps.iter().sum::<Duration>()
     }
 }

@@ -46,7 +46,7 @@ impl Arrivals {
     ///
     /// # Errors
     /// When one is out of range.
-    pub fn validate(&self) -> Result<()> {
+    pub(crate) fn validate(&self) -> Result<()> {
         match *self {
             Self::Open { rate, spacing, ramp_from, ramp_s } => {
                 ensure!(rate.is_finite() && rate > 0.0, "the rate is {rate}: it must be above 0");
@@ -63,7 +63,7 @@ impl Arrivals {
     }
 
     /// Arrival times in nanoseconds from the start, in order. Empty unless the loop is open.
-    pub fn times(&self, seed: u64) -> impl Iterator<Item = u64> + use<> {
+    pub(crate) fn times(&self, seed: u64) -> impl Iterator<Item = u64> + use<> {
         let process = match *self {
             Self::Open { rate, spacing, ramp_from, ramp_s } => Some((rate, spacing, ramp_from, ramp_s)),
             Self::Closed { .. } | Self::Trace => None,

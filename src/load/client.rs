@@ -89,7 +89,7 @@ impl Target {
     }
 
     /// Returns whether the server is reached over loopback, so that it most likely runs on this machine.
-    pub fn is_on_loopback(&self) -> bool {
+    pub(crate) fn is_on_loopback(&self) -> bool {
         let url = self.endpoint().ok();
         let host = url.as_ref().and_then(Url::host_str).unwrap_or_default();
         let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();

@@ -93,7 +93,7 @@ pub enum TokenSource {
 
 /// An event with text.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Chunk {
+pub(crate) struct Chunk {
     /// Time of arrival, from the start of the run.
     pub at_ns: u64,
     /// End of its text within the answer, in bytes.
@@ -108,7 +108,7 @@ pub struct Chunk {
 
 /// A request and what became of it. Times are nanoseconds from the start of the run.
 #[derive(Clone, Debug)]
-pub struct Exchange {
+pub(crate) struct Exchange {
     /// Number in the schedule.
     pub index: u64,
     /// Conversation.
@@ -192,41 +192,41 @@ impl Exchange {
     }
 
     /// Tokens of the answer: the server's usage, else our own count, else the sum over the events.
-    pub fn tokens(&self) -> u64 {
+    pub(crate) fn tokens(&self) -> u64 {
         let events = || self.chunks.iter().map(|chunk| chunk.tokens).sum();
         self.usage_tokens.or(self.own_tokens).unwrap_or_else(events)
     }
 
     /// Time of the first token.
-    pub fn first_ns(&self) -> Option<u64> {
+    pub(crate) fn first_ns(&self) -> Option<u64> {
         Some(self.chunks.first()?.at_ns)
     }
 
     /// Time to first token from the schedule, or from the first send.
-    pub fn ttft_ns(&self, from_schedule: bool) -> Option<u64> {
+    pub(crate) fn ttft_ns(&self, from_schedule: bool) -> Option<u64> {
         Some(self.first_ns()?.saturating_sub(self.origin_ns(from_schedule)?))
     }
 
     /// Time to the end of the answer from the schedule, or from the first send.
-    pub fn e2e_ns(&self, from_schedule: bool) -> Option<u64> {
+    pub(crate) fn e2e_ns(&self, from_schedule: bool) -> Option<u64> {
         Some(self.ended_ns.saturating_sub(self.origin_ns(from_schedule)?))
     }
 
     /// Time per output token: the time between the first and the last event over the tokens that came after the first
     /// event. `None` if none did.
-    pub fn tpot_ns(&self) -> Option<u64> {
+    pub(crate) fn tpot_ns(&self) -> Option<u64> {
         let (first, last) = (self.chunks.first()?, self.chunks.last()?);
         let later = self.tokens().checked_sub(first.tokens).filter(|later| *later > 0 && self.chunks.len() > 1)?;
         Some((last.at_ns - first.at_ns) / later)
     }
 
     /// Time between events, and the number of tokens that the later one brought.
-    pub fn gaps(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+    pub(crate) fn gaps(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
         self.chunks.windows(2).map(|pair| (pair[1].at_ns - pair[0].at_ns, pair[1].tokens))
     }
 
     /// Arrival of every token in milliseconds from the start of the run.
-    pub fn token_arrival_ms(&self) -> Vec<f64> {
+    pub(crate) fn token_arrival_ms(&self) -> Vec<f64> {
         let times = |chunk: &Chunk| vec![chunk.at_ns as f64 / 1e6; usize::try_from(chunk.tokens).unwrap_or(0)];
         self.chunks.iter().flat_map(times).collect()
     }
@@ -236,7 +236,7 @@ impl Exchange {
     }
 
     /// The exchange as a line of JSON, with the arrival of every token.
-    pub fn line(&self) -> String {
+    pub(crate) fn line(&self) -> String {
         let ms = |ns: u64| ns as f64 / 1e6;
         serde_json::json!({
             "index": self.index,
@@ -283,7 +283,7 @@ pub(super) mod tests {
     use super::*;
 
     /// An answer of `tokens` words, `per_event` in each event, with `gap_ns` between events.
-    pub fn answer(tokens: u64, per_event: u64, gap_ns: u64) -> Exchange {
+    pub(crate) fn answer(tokens: u64, per_event: u64, gap_ns: u64) -> Exchange {
         let mut exchange = Exchange {
             index: 0,
             session: 0,

@@ -39,12 +39,12 @@ impl Default for Histogram {
 
 impl Histogram {
     /// Records a time. One above a week counts as a week.
-    pub fn record(&mut self, ns: u64) {
+    pub(crate) fn record(&mut self, ns: u64) {
         self.record_times(ns, 1);
     }
 
     /// Records a time that occurred several times.
-    pub fn record_times(&mut self, ns: u64, times: u64) {
+    pub(crate) fn record_times(&mut self, ns: u64, times: u64) {
         if times == 0 {
             return;
         }
@@ -58,7 +58,7 @@ impl Histogram {
     ///
     /// # Errors
     /// When the other can't be added, which a histogram of this module always can.
-    pub fn add(&mut self, other: &Self) -> Result<()> {
+    pub(crate) fn add(&mut self, other: &Self) -> Result<()> {
         self.counts.add(&other.counts)?;
         self.sum_ns = self.sum_ns.saturating_add(other.sum_ns);
         (self.min_ns, self.max_ns) = (self.min_ns.min(other.min_ns), self.max_ns.max(other.max_ns));
@@ -71,22 +71,22 @@ impl Histogram {
     }
 
     /// Mean in milliseconds; `None` without a value.
-    pub fn mean_ms(&self) -> Option<f64> {
+    pub(crate) fn mean_ms(&self) -> Option<f64> {
         (self.count() > 0).then(|| self.sum_ns as f64 / self.count() as f64 / 1e6)
     }
 
     /// Smallest value in milliseconds.
-    pub fn min_ms(&self) -> Option<f64> {
+    pub(crate) fn min_ms(&self) -> Option<f64> {
         (self.count() > 0).then(|| self.min_ns as f64 / 1e6)
     }
 
     /// Largest value in milliseconds.
-    pub fn max_ms(&self) -> Option<f64> {
+    pub(crate) fn max_ms(&self) -> Option<f64> {
         (self.count() > 0).then(|| self.max_ns as f64 / 1e6)
     }
 
     /// The value with this rank from below, from 1, in milliseconds.
-    pub fn at_rank_ms(&self, rank: u64) -> Option<f64> {
+    pub(crate) fn at_rank_ms(&self, rank: u64) -> Option<f64> {
         let mut below = 0;
         for value in self.counts.iter_recorded() {
             below += value.count_since_last_iteration();
@@ -99,7 +99,7 @@ impl Histogram {
     }
 
     /// The smallest value that the share `percentile` of the values does not exceed, in milliseconds.
-    pub fn percentile_ms(&self, percentile: f64) -> Option<f64> {
+    pub(crate) fn percentile_ms(&self, percentile: f64) -> Option<f64> {
         self.at_rank_ms(((self.count() as f64 * percentile).ceil() as u64).max(1))
     }
 }

@@ -23,7 +23,7 @@ impl Timed {
     const ALL: [(Self, &'static str); 3] = [(Self::Ttft, "ttft"), (Self::Tpot, "tpot"), (Self::E2e, "e2e")];
 
     /// The time in an exchange.
-    pub fn of(self, exchange: &Exchange, from_schedule: bool) -> Option<u64> {
+    pub(crate) fn of(self, exchange: &Exchange, from_schedule: bool) -> Option<u64> {
         match self {
             Self::Ttft => exchange.ttft_ns(from_schedule),
             Self::Tpot => exchange.tpot_ns(),
@@ -44,7 +44,7 @@ pub struct Objective {
 impl Objective {
     /// Returns whether a request meets every objective. A failed request meets none. A request without a time per token, because
     /// its answer came at once, meets an objective of that time.
-    pub fn all_met(objectives: &[Self], exchange: &Exchange, from_schedule: bool) -> bool {
+    pub(crate) fn all_met(objectives: &[Self], exchange: &Exchange, from_schedule: bool) -> bool {
         exchange.outcome == Outcome::Ok
             && objectives.iter().all(|objective| match objective.timed.of(exchange, from_schedule) {
                 Some(ns) => ns as f64 <= objective.limit_ms * 1e6,

@@ -63,7 +63,7 @@ pub struct Shard {
 
 /// A planned request. Its JSON is a line of the schedule.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Planned {
+pub(crate) struct Planned {
     /// Number in the schedule.
     pub index: u64,
     /// Conversation that the request belongs to.
@@ -166,7 +166,7 @@ impl Plan {
     }
 
     /// The request with this index; `None` after the last.
-    pub fn request(&self, index: u64) -> Option<Planned> {
+    pub(crate) fn request(&self, index: u64) -> Option<Planned> {
         match self.shape.arrivals {
             Arrivals::Closed { .. } if self.shape.trace.is_none() => {
                 (index < self.shape.requests.unwrap_or(u64::MAX)).then(|| self.drawn(index, None))
@@ -176,14 +176,15 @@ impl Plan {
     }
 
     /// The first turns of the sessions of a shard, in order. Endless for a closed loop that only a duration ends.
-    pub fn first_turns(&self, shard: Shard) -> impl Iterator<Item = Planned> + '_ {
+    pub(crate) fn first_turns(&self, shard: Shard) -> impl Iterator<Item = Planned> + '_ {
         (0..)
             .map_while(|index| self.request(index))
             .filter(move |planned| planned.turn == 0 && planned.session % shard.count == shard.index)
     }
 
     /// Number of requests of a shard; `None` if a closed loop ends by time.
-    pub fn len(&self, shard: Shard) -> Option<u64> {
+    #[cfg(test)]
+    pub(crate) fn len(&self, shard: Shard) -> Option<u64> {
         match (self.shape.arrivals, self.shape.requests) {
             (Arrivals::Closed { .. }, None) => None,
             _ => Some(
@@ -194,7 +195,7 @@ impl Plan {
     }
 
     /// The schedule as JSON, a line for each request. A closed loop that only a duration ends gives its first requests.
-    pub fn lines(&self) -> impl Iterator<Item = String> + '_ {
+    pub(crate) fn lines(&self) -> impl Iterator<Item = String> + '_ {
         let most = if matches!(self.shape.arrivals, Arrivals::Closed { .. }) && self.shape.requests.is_none() {
             DIGESTED
         } else {
@@ -204,7 +205,7 @@ impl Plan {
     }
 
     /// First 16 hexadecimal digits of the SHA-256 of the lines.
-    pub fn digest(&self) -> String {
+    pub(crate) fn digest(&self) -> String {
         let mut hash = Sha256::new();
         for line in self.lines() {
             hash.update(line);

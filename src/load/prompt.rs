@@ -98,12 +98,12 @@ impl Tokens {
     }
 
     /// Identifies the tokenizer.
-    pub fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
     /// Number of tokens of a text.
-    pub fn count(&self, text: &str) -> usize {
+    pub(crate) fn count(&self, text: &str) -> usize {
         (self.count)(text)
     }
 }

@@ -354,7 +354,7 @@ impl Report {
 
     /// Median scheduled E2E of each of twenty groups of consecutive requests, or the times themselves if they are fewer. The
     /// times of neighbours depend on each other, so a comparison takes groups as its samples.
-    pub fn sample_e2e_ms(&self) -> Vec<f64> {
+    pub(crate) fn sample_e2e_ms(&self) -> Vec<f64> {
         const GROUPS: usize = 20;
         let times = self.tally.times_in_order();
         let groups = GROUPS.min(times.len());

@@ -38,7 +38,7 @@ pub struct Step {
 
 impl Step {
     /// The step of a run.
-    pub fn of(rate: f64, report: &Report) -> Self {
+    pub(crate) fn of(rate: f64, report: &Report) -> Self {
         let all = &report.summary.all;
         Self {
             rate,
@@ -86,7 +86,7 @@ impl Search {
 
 impl Search {
     /// The steps as a table for a terminal, by rate.
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         let mut steps: Vec<&Step> = self.steps.iter().collect();
         steps.sort_by(|a, b| a.rate.total_cmp(&b.rate));
         let cell = |value: Option<f64>| value.map_or_else(|| "n/a".into(), |value| format!("{value:.2}"));
@@ -125,7 +125,7 @@ impl Search {
 ///
 /// # Errors
 /// When a run can't start.
-pub fn sweep(rates: &[f64], mut run: impl FnMut(f64) -> Result<Report>) -> Result<Search> {
+pub(crate) fn sweep(rates: &[f64], mut run: impl FnMut(f64) -> Result<Report>) -> Result<Search> {
     let steps = rates.iter().map(|rate| Ok(Step::of(*rate, &run(*rate)?))).collect::<Result<_>>()?;
     Ok(Search::of(steps))
 }

@@ -159,7 +159,7 @@ impl Tally {
     ///
     /// # Errors
     /// As [`Histogram::add`].
-    pub fn merge(&mut self, other: &Self) -> Result<()> {
+    pub(crate) fn merge(&mut self, other: &Self) -> Result<()> {
         self.all.merge(&other.all)?;
         self.steady.merge(&other.steady)?;
         add_counts(&mut self.outcomes, &other.outcomes);
@@ -230,7 +230,7 @@ impl Window {
     }
 
     /// Time from the first schedule to the last end.
-    pub fn seconds(&self) -> f64 {
+    pub(crate) fn seconds(&self) -> f64 {
         self.last_end_ns.saturating_sub(self.first_due_ns.unwrap_or(self.last_end_ns)) as f64 / 1e9
     }
 }

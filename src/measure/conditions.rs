@@ -45,7 +45,7 @@ pub struct Moment {
 impl Moment {
     /// Reads the counters of a benchmark in this process.
     #[cfg(test)]
-    pub fn now() -> Self {
+    pub(crate) fn now() -> Self {
         Self::with(&[])
     }
 

@@ -20,13 +20,13 @@ const ENOUGH_TICKS: u64 = 100;
 
 impl CpuTime {
     /// The time that this process has spent so far. `None` where the system is not Linux.
-    pub fn now() -> Option<Self> {
+    pub(crate) fn now() -> Option<Self> {
         let [user, kernel, ..] = counts(&fs::read_to_string("/proc/self/stat").ok()?)?;
         Some(Self { user, kernel })
     }
 
     /// Share of the time that the kernel took. `None` if the time is too short to tell.
-    pub fn kernel_share(self) -> Option<f64> {
+    pub(crate) fn kernel_share(self) -> Option<f64> {
         let all = self.user + self.kernel;
         (all >= ENOUGH_TICKS).then(|| self.kernel as f64 / all as f64)
     }

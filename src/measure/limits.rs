@@ -81,7 +81,7 @@ pub struct Gauge {
 
 /// The limits at one time.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Reading {
+pub(crate) struct Reading {
     /// Bandwidth of reading memory.
     pub read_bytes_per_s: f64,
     /// Rate of a matrix product.
@@ -177,7 +177,7 @@ impl LimitsOverTime {
     ///
     /// Readings are evenly spread over the time of a benchmark, so the work that a limit allows in a time is its mean
     /// multiplied by the time.
-    pub fn during(&self, from: Instant, to: Instant) -> Reading {
+    pub(crate) fn during(&self, from: Instant, to: Instant) -> Reading {
         let first = self.readings.partition_point(|(at, _)| *at < from).saturating_sub(1);
         let end = self.readings.partition_point(|(at, _)| *at <= to).saturating_add(1).min(self.readings.len());
         let readings: Vec<Reading> = self.readings[first..end].iter().map(|(_, reading)| *reading).collect();
@@ -185,7 +185,7 @@ impl LimitsOverTime {
     }
 
     /// The medians as a reading.
-    pub fn median(&self) -> Reading {
+    pub(crate) fn median(&self) -> Reading {
         let Limits { read_bytes_per_s, matrix_flops_per_s, .. } = self.medians;
         Reading { read_bytes_per_s, matrix_flops_per_s }
     }

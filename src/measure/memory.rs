@@ -12,7 +12,7 @@ use super::allocator;
 use crate::kernels::system::pool::Pool;
 
 /// Bytes in use; 0 if they are not counted.
-pub fn current_bytes(device: &Device) -> u64 {
+pub(crate) fn current_bytes(device: &Device) -> u64 {
     match device {
         Device::Cpu => allocator::current_bytes(),
         #[cfg(feature = "cuda")]
@@ -22,7 +22,7 @@ pub fn current_bytes(device: &Device) -> u64 {
 }
 
 /// Resets the peak to the bytes in use now.
-pub fn reset_peak(device: &Device) {
+pub(crate) fn reset_peak(device: &Device) {
     match device {
         Device::Cpu => allocator::reset_peak(),
         // If the pool cannot be reset, reading it fails too and reports the reason.
@@ -36,7 +36,7 @@ pub fn reset_peak(device: &Device) {
 ///
 /// # Errors
 /// Returns the reason if they are not counted.
-pub fn peak_bytes(device: &Device) -> Result<u64> {
+pub(crate) fn peak_bytes(device: &Device) -> Result<u64> {
     match device {
         Device::Cpu => allocator::peak_bytes().context("the program does not count its allocations"),
         #[cfg(feature = "cuda")]
@@ -59,7 +59,7 @@ impl HeldBytes {
 
 /// Peak memory of a piece of work over its repetitions. Other work may allocate and free between them, because the memory
 /// that the work holds itself is known from the end of each.
-pub struct Peak {
+pub(crate) struct Peak {
     device: Device,
     /// Memory that the work holds between repetitions.
     held: HeldBytes,
@@ -70,28 +70,28 @@ pub struct Peak {
 
 impl Peak {
     /// `bytes_beside` is the memory in use now that does not belong to the work. The rest is what the work holds.
-    pub fn new(device: &Device, bytes_beside: u64) -> Self {
+    pub(crate) fn new(device: &Device, bytes_beside: u64) -> Self {
         Self::of(device, HeldBytes::except(device, bytes_beside))
     }
 
     /// The peak of work on something that holds memory already.
-    pub fn of(device: &Device, held: HeldBytes) -> Self {
+    pub(crate) fn of(device: &Device, held: HeldBytes) -> Self {
         Self { device: device.clone(), held, bytes_beside: 0, most: Err("nothing was run".into()) }
     }
 
     /// Starts one repetition.
-    pub fn begin(&mut self) {
+    pub(crate) fn begin(&mut self) {
         self.bytes_beside = current_bytes(&self.device).saturating_sub(self.held.0.get());
         reset_peak(&self.device);
     }
 
     /// Notes the memory that the work holds until its next repetition.
-    pub fn settle(&self) {
+    pub(crate) fn settle(&self) {
         self.held.0.set(current_bytes(&self.device).saturating_sub(self.bytes_beside));
     }
 
     /// Ends one repetition. Returns its peak, or 0 if memory is not counted.
-    pub fn end(&mut self) -> u64 {
+    pub(crate) fn end(&mut self) -> u64 {
         let peak = peak_bytes(&self.device).map(|peak| peak.saturating_sub(self.bytes_beside));
         let (peak, most) = match peak {
             Ok(peak) => (peak, Ok(self.most.as_ref().map_or(peak, |most| peak.max(*most)))),
@@ -105,7 +105,7 @@ impl Peak {
     ///
     /// # Errors
     /// Returns the reason if it is unknown.
-    pub fn most(&self) -> Result<u64, &str> {
+    pub(crate) fn most(&self) -> Result<u64, &str> {
         self.most.as_ref().copied().map_err(String::as_str)
     }
 }
@@ -114,7 +114,7 @@ impl Peak {
 ///
 /// # Errors
 /// Returns the reason if there is no pool, or it is not counted.
-pub fn reserved_bytes(device: &Device) -> Result<u64> {
+pub(crate) fn reserved_bytes(device: &Device) -> Result<u64> {
     match device {
         Device::Cpu => bail!("a CPU has no memory pool"),
         #[cfg(feature = "cuda")]
@@ -124,7 +124,7 @@ pub fn reserved_bytes(device: &Device) -> Result<u64> {
 }
 
 /// Releases memory of the device's pool that is not in use.
-pub fn release(device: &Device) {
+pub(crate) fn release(device: &Device) {
     #[cfg(feature = "cuda")]
     if let Device::Cuda(device) = device {
         // If releasing fails, the pool reuses the memory for the next tensors.
@@ -172,7 +172,7 @@ pub fn ensure_fits(work: &str, needed_bytes: u64, device: &Device) -> Result<(),
 }
 
 /// Memory available to new allocations; `None` if the system does not report it.
-pub fn available_bytes(device: &Device) -> Option<u64> {
+pub(crate) fn available_bytes(device: &Device) -> Option<u64> {
     match device {
         Device::Cpu => system_available_bytes(),
         #[cfg(feature = "cuda")]

@@ -19,7 +19,7 @@ pub fn forget(file: &Path) -> io::Result<()> {
 
 /// Other systems keep the files that were read.
 #[cfg(not(target_os = "linux"))]
-pub fn forget(_: &Path) -> io::Result<()> {
+pub(crate) fn forget(_: &Path) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
 }
 

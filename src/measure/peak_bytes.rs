@@ -9,7 +9,7 @@ use criterion::{
 use super::allocator;
 
 /// A smaller change is noise. Peak memory varies by about one small buffer.
-pub const NOISE_THRESHOLD: f64 = 0.005;
+pub(crate) const NOISE_THRESHOLD: f64 = 0.005;
 
 /// The bytes of a sample as passed to Criterion: a few bytes more than counted, a different number for each sample.
 /// Criterion 0.8.2 panics when it plots a comparison of samples that are all equal. Records contain the counted

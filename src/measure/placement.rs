@@ -90,11 +90,11 @@ mod system {
 
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 mod system {
-    pub fn allowed() -> Vec<usize> {
+    pub(crate) fn allowed() -> Vec<usize> {
         Vec::new()
     }
 
-    pub fn run_on(_thread: u32, _cpus: &[usize]) {}
+    pub(crate) fn run_on(_thread: u32, _cpus: &[usize]) {}
 }
 
 #[cfg(test)]

@@ -54,7 +54,7 @@ pub fn median(mut values: Vec<f64>) -> f64 {
 
 /// The median of paired ratios.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Paired {
+pub(crate) struct Paired {
     /// The median.
     pub ratio: f64,
     /// Lower end of its interval.

@@ -53,7 +53,7 @@ impl Checkpoint {
     ///
     /// # Errors
     /// If the folder, the configuration or a weight file is missing or cannot be read.
-    pub fn open(folder: &Path, source: String) -> Result<Self> {
+    pub(crate) fn open(folder: &Path, source: String) -> Result<Self> {
         ensure!(folder.is_dir(), "{} is not a folder", folder.display());
         let config = read_json(&folder.join(CONFIG))?;
         let single = folder.join(WEIGHTS);
@@ -76,7 +76,7 @@ impl Checkpoint {
     ///
     /// # Errors
     /// If tensors are missing, have the wrong shape, or have no place in the model.
-    pub fn check(&self, needed: &[(String, Vec<usize>)]) -> Result<()> {
+    pub(crate) fn check(&self, needed: &[(String, Vec<usize>)]) -> Result<()> {
         let found = self.shapes()?;
         let missing: Vec<_> =
             needed.iter().filter(|(name, _)| !found.contains_key(name)).map(|(name, _)| name.clone()).collect();
@@ -101,7 +101,7 @@ impl Checkpoint {
     ///
     /// # Errors
     /// If the header of a file cannot be read.
-    pub fn expert_layout(&self) -> Result<ExpertLayout> {
+    pub(crate) fn expert_layout(&self) -> Result<ExpertLayout> {
         let is_stacked = self.shapes()?.keys().any(|name| name.ends_with(STACKED_GATE_UP));
         Ok(if is_stacked { ExpertLayout::Stacked } else { ExpertLayout::Single })
     }
@@ -131,7 +131,7 @@ impl Checkpoint {
     ///
     /// # Errors
     /// If a file cannot be mapped.
-    pub fn weights(&self, dtype: DType, device: &Device) -> Result<VarBuilder<'static>> {
+    pub(crate) fn weights(&self, dtype: DType, device: &Device) -> Result<VarBuilder<'static>> {
         Ok(VarBuilder::from_backend(Box::new(map(&self.weights)?), dtype, device.clone()))
     }
 
@@ -140,7 +140,7 @@ impl Checkpoint {
     /// # Errors
     /// If it cannot be read, or its vocabulary is larger than the model's. Added tokens may have larger ids: the tokenizer of
     /// gemma-3-1b has one for images, for which the text model has no embedding and which text never produces.
-    pub fn tokenizer(&self, vocab_size: usize) -> Result<Option<Tokenizer>> {
+    pub(crate) fn tokenizer(&self, vocab_size: usize) -> Result<Option<Tokenizer>> {
         self.tokenizer.as_deref().map(|file| tokenizer(file, vocab_size)).transpose()
     }
 }
@@ -167,7 +167,7 @@ pub(super) fn tokenizer(file: &Path, vocab_size: usize) -> Result<Tokenizer> {
 }
 
 /// The distinct files that an index names.
-pub fn shards(index: &Value) -> Result<Vec<String>> {
+pub(crate) fn shards(index: &Value) -> Result<Vec<String>> {
     let map = index["weight_map"].as_object().with_context(|| format!("{INDEX} has no weight_map"))?;
     let mut files = BTreeSet::new();
     for file in map.values() {
@@ -187,7 +187,7 @@ pub(crate) fn read_json(file: &Path) -> Result<Value> {
 }
 
 /// Maps files and reads their headers, which detects truncated and corrupt files.
-pub fn map(files: &[impl AsRef<Path>]) -> Result<MmapedSafetensors> {
+pub(crate) fn map(files: &[impl AsRef<Path>]) -> Result<MmapedSafetensors> {
     for file in files {
         let file = file.as_ref();
         fs::File::open(file).with_context(|| format!("{} could not be read", file.display()))?;

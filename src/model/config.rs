@@ -61,7 +61,7 @@ pub struct Experts {
 
 /// How the weights of experts are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ExpertLayout {
+pub(crate) enum ExpertLayout {
     /// One tensor per matrix and expert, as in the Hub's files.
     Single,
     /// One tensor for all experts of a layer, with gate and up projections joined, as transformers 5 holds them in memory.
@@ -114,7 +114,7 @@ pub enum RopeScaling {
 
 impl RopeScaling {
     /// The name of the type in `config.json`.
-    pub fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         match self {
             Self::None => "default",
             Self::Llama3 { .. } => "llama3",
@@ -131,7 +131,7 @@ impl ModelConfig {
     ///
     /// # Errors
     /// If the architecture is not supported, a key is missing or has the wrong type, or sizes contradict each other.
-    pub fn from_json(json: &Value) -> Result<Self> {
+    pub(crate) fn from_json(json: &Value) -> Result<Self> {
         limits::check(json)?;
         let family = family(json)?;
         let json = Keys(json);
@@ -202,12 +202,12 @@ impl ModelConfig {
     }
 
     /// The mixture of a layer, or `None` if the layer is dense.
-    pub fn experts_of(&self, layer: usize) -> Option<&Experts> {
+    pub(crate) fn experts_of(&self, layer: usize) -> Option<&Experts> {
         self.experts.as_ref().filter(|experts| experts.layers[layer])
     }
 
     /// Name and shape of every weight, as transformers names them.
-    pub fn tensors(&self, layout: ExpertLayout) -> Vec<(String, Vec<usize>)> {
+    pub(crate) fn tensors(&self, layout: ExpertLayout) -> Vec<(String, Vec<usize>)> {
         let Self { hidden_size: hidden, intermediate_size: inter, vocab_size: vocab, head_dim, .. } = *self;
         let (q, kv) = (self.num_attention_heads * head_dim, self.num_key_value_heads * head_dim);
         let mut tensors =

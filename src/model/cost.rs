@@ -25,7 +25,7 @@ impl ModelConfig {
     }
 
     /// The footprint with weights in `dtype`. A step reads and multiplies only the weights of the chosen experts.
-    pub fn footprint(&self, dtype: DType) -> Footprint {
+    pub(crate) fn footprint(&self, dtype: DType) -> Footprint {
         let size = dtype.size_in_bytes() as u64;
         let parameters = self.parameters();
         let head = self.head_parameters();
@@ -47,7 +47,7 @@ impl ModelConfig {
 
     /// The footprint with tensors of other sizes than those of one dtype. `bytes` gives that of a tensor from the name that
     /// transformers gives it and its shape. The cache is in `dtype`.
-    pub fn footprint_of(&self, dtype: DType, bytes: impl Fn(&str, &[usize]) -> u64) -> Footprint {
+    pub(crate) fn footprint_of(&self, dtype: DType, bytes: impl Fn(&str, &[usize]) -> u64) -> Footprint {
         let (mut weight_bytes, mut unread, mut of_experts) = (0, 0, 0);
         for (name, shape) in self.tensors(ExpertLayout::Single) {
             let bytes = bytes(&name, &shape);
@@ -67,7 +67,7 @@ impl ModelConfig {
     }
 
     /// Floating-point operations of a prompt of `tokens`, attention included. Only the last position needs the head.
-    pub fn prefill_flops(&self, tokens: usize) -> u64 {
+    pub(crate) fn prefill_flops(&self, tokens: usize) -> u64 {
         let footprint = self.footprint(DType::F32);
         let seen_by_all: usize = (self.sliding_layers.iter())
             .map(|sliding| match self.sliding_window.filter(|window| *sliding && *window < tokens) {
@@ -81,7 +81,7 @@ impl ModelConfig {
     }
 
     /// Bytes of keys and values of one token in one layer.
-    pub fn cache_row_bytes(&self, dtype: DType) -> u64 {
+    pub(crate) fn cache_row_bytes(&self, dtype: DType) -> u64 {
         (2 * self.num_key_value_heads * self.head_dim * dtype.size_in_bytes()) as u64
     }
 

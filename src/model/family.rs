@@ -58,7 +58,7 @@ pub struct LayerNorms {
 
 impl LayerNorms {
     /// The names in the order of the computation.
-    pub fn names(&self) -> impl Iterator<Item = &'static str> {
+    pub(crate) fn names(&self) -> impl Iterator<Item = &'static str> {
         let Self { before_attention, after_attention, before_feed_forward, after_feed_forward } = self;
         [Some(*before_attention), *after_attention, Some(*before_feed_forward), *after_feed_forward]
             .into_iter()

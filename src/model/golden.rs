@@ -24,7 +24,7 @@ use super::{
 };
 
 /// Largest accepted difference of a logit from the reference in f32.
-pub const TOLERANCE: f32 = 1e-4;
+pub(crate) const TOLERANCE: f32 = 1e-4;
 
 /// The same on devices other than CPUs, which sum in a different order.
 const DEVICE_TOLERANCE: f32 = 1e-3;
@@ -38,13 +38,13 @@ struct Golden {
 }
 
 #[derive(Deserialize)]
-pub struct Prompt {
+pub(crate) struct Prompt {
     pub name: String,
     pub ids: Vec<u32>,
     pub greedy: Vec<u32>,
 }
 
-pub struct Fixture {
+pub(crate) struct Fixture {
     pub name: String,
     pub checkpoint: Checkpoint,
     pub config: ModelConfig,
@@ -68,37 +68,37 @@ impl Fixture {
     }
 
     /// Logits after `position + 1` tokens of the prompt and what greedily follows it.
-    pub fn logits(&self, prompt: &Prompt, position: usize) -> Vec<f32> {
+    pub(crate) fn logits(&self, prompt: &Prompt, position: usize) -> Vec<f32> {
         let all = &self.tensors[&format!("{}.logits", prompt.name)];
         all.get(position).and_then(|row| row.to_vec1()).expect("a row of logits")
     }
 }
 
 /// The device of tests that run on any device: the CPU, or that of `CANDLEPOWER_DEVICE`.
-pub fn device() -> Device {
+pub(crate) fn device() -> Device {
     let choice = std::env::var("CANDLEPOWER_DEVICE").map_or(Ok(DeviceChoice::Cpu), |text| text.parse());
     choice.and_then(DeviceChoice::open).expect("the device of CANDLEPOWER_DEVICE")
 }
 
 /// The tolerance on the tests' device.
-pub fn at_device(on_cpu: f32) -> f32 {
+pub(crate) fn at_device(on_cpu: f32) -> f32 {
     if device().is_cpu() { on_cpu } else { on_cpu.max(DEVICE_TOLERANCE) }
 }
 
 /// The fixtures of checkpoints in one folder, such as `generation`.
-pub fn fixtures(kind: &str) -> Vec<Fixture> {
+pub(crate) fn fixtures(kind: &str) -> Vec<Fixture> {
     folders(kind).iter().map(|folder| Fixture::read(folder)).collect()
 }
 
 /// The folder that holds the golden files of one kind: `CANDLEPOWER_FIXTURES` if it has this kind, otherwise `fixtures`.
-pub fn root(kind: &str) -> PathBuf {
+pub(crate) fn root(kind: &str) -> PathBuf {
     let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures");
     let given = std::env::var_os("CANDLEPOWER_FIXTURES").map(PathBuf::from);
     given.filter(|root| root.join(kind).is_dir()).unwrap_or(own)
 }
 
 /// The folders of golden files of one kind.
-pub fn folders(kind: &str) -> Vec<PathBuf> {
+pub(crate) fn folders(kind: &str) -> Vec<PathBuf> {
     let root = root(kind);
     let mut folders: Vec<_> = fs::read_dir(root.join(kind))
         .expect("a folder of fixtures")
@@ -132,7 +132,7 @@ const DEVIATIONS: f64 = 3.0;
 ///
 /// One more rounding in a layer increases the errors by less. The tests of the kernels find it, because they accept products and
 /// norms only if they are rounded once.
-pub struct Errors {
+pub(crate) struct Errors {
     pytorch: BTreeMap<String, BTreeMap<String, f64>>,
     cases: Vec<Case>,
 }
@@ -148,7 +148,7 @@ struct Case {
 
 impl Errors {
     /// Reads the errors of PyTorch on the fixtures of one kind.
-    pub fn of(kind: &str) -> Self {
+    pub(crate) fn of(kind: &str) -> Self {
         let file = root(kind).join(kind).join("bf16_errors.json");
         let text = fs::read(file).expect("bf16_errors.json, which scripts/make_bf16_errors.py makes");
         let pytorch = serde_json::from_slice(&text).expect("errors by fixture and case");
@@ -156,7 +156,7 @@ impl Errors {
     }
 
     /// Adds the error of a case. The last dimension of `expected` is that of its rows.
-    pub fn add(&mut self, fixture: &str, case: &str, found: &[f32], expected: &Tensor) {
+    pub(crate) fn add(&mut self, fixture: &str, case: &str, found: &[f32], expected: &Tensor) {
         let width = expected.dims().last().copied().expect("rows");
         let expected = numbers(expected);
         assert_eq!(found.len(), expected.len(), "{fixture}, {case}");
@@ -167,7 +167,7 @@ impl Errors {
     }
 
     /// Adds the error of a model on a prompt: of the logits after the prompt, and after each greedy token but the last.
-    pub fn add_prompt(&mut self, fixture: &Fixture, prompt: &Prompt, model: &mut dyn CausalLm) {
+    pub(crate) fn add_prompt(&mut self, fixture: &Fixture, prompt: &Prompt, model: &mut dyn CausalLm) {
         model.reset().expect("a reset");
         let (_, steps) = prompt.greedy.split_last().expect("greedy tokens");
         let mut found = forward(model, &prompt.ids, 0).expect("logits");
@@ -185,7 +185,7 @@ impl Errors {
     }
 
     /// Why the errors cannot be this share of PyTorch's, or smaller, but for chance; `None` if they can.
-    pub fn refusal(&self, share: f64) -> Option<String> {
+    pub(crate) fn refusal(&self, share: f64) -> Option<String> {
         let above = |log_ratio: f64, deviations: f64, independent: f64| {
             let bound = share.ln() + deviations / independent.sqrt();
             (log_ratio > bound).then(|| format!("{:.3} times PyTorch's, above {:.3}", log_ratio.exp(), bound.exp()))
@@ -210,7 +210,7 @@ impl Errors {
     }
 
     /// Expects that the errors are this share of PyTorch's, or smaller, but for chance.
-    pub fn check(&self, what: &str, share: f64) {
+    pub(crate) fn check(&self, what: &str, share: f64) {
         println!("{what}: {:.3} times PyTorch's errors in bf16 over {} cases", self.mean().exp(), self.cases.len());
         assert_eq!(self.refusal(share), None, "{what}");
     }
@@ -236,18 +236,18 @@ fn errors_are_held_against_those_of_pytorch() {
 }
 
 /// The values of a tensor of any shape and dtype.
-pub fn numbers(tensor: &Tensor) -> Vec<f32> {
+pub(crate) fn numbers(tensor: &Tensor) -> Vec<f32> {
     tensor.to_dtype(DType::F32).and_then(|t| t.flatten_all()?.to_vec1()).expect("numbers")
 }
 
 /// Largest difference of two tensors of the same shape; infinite if either is not finite.
-pub fn apart(a: &Tensor, b: &Tensor) -> f32 {
+pub(crate) fn apart(a: &Tensor, b: &Tensor) -> f32 {
     assert_eq!(a.dims(), b.dims());
     difference(&numbers(a), &numbers(b))
 }
 
 /// Largest difference of two rows of logits; infinite if either is not finite.
-pub fn difference(found: &[f32], expected: &[f32]) -> f32 {
+pub(crate) fn difference(found: &[f32], expected: &[f32]) -> f32 {
     assert_eq!(found.len(), expected.len());
     let differences = found.iter().zip(expected).map(|(found, expected)| (found - expected).abs());
     differences.fold(0.0, |most, difference| if difference.is_nan() { f32::INFINITY } else { most.max(difference) })
@@ -262,7 +262,7 @@ fn argmax(logits: &[f32]) -> u32 {
 }
 
 /// Runs the prompt, then one greedy token per step. Returns the largest difference from the reference.
-pub fn incrementally(model: &mut dyn CausalLm, fixture: &Fixture, prompt: &Prompt) -> Result<f32> {
+pub(crate) fn incrementally(model: &mut dyn CausalLm, fixture: &Fixture, prompt: &Prompt) -> Result<f32> {
     model.reset()?;
     let mut worst: f32 = 0.0;
     let mut logits = forward(model, &prompt.ids, 0)?;

@@ -36,10 +36,11 @@ mod tensors;
 pub(crate) mod trainable;
 
 pub use causal_lm::{CacheBytes, CausalLm, Footprint, LogitRows, Part};
-pub use chat::{ChatTemplate, chat_template};
+pub use chat::ChatTemplate;
+pub(crate) use chat::chat_template;
 pub use decoder::ExpertLoad;
-pub use external::{External, FRAMEWORK_BYTES};
-pub use parallel::{Parallel, apart};
+pub(crate) use external::{External, FRAMEWORK_BYTES};
+pub(crate) use parallel::{Parallel, apart};
 pub use shapes::{MINI, SYNTHETIC, shape};
 pub use spec::ModelSpec;
 
@@ -83,7 +84,7 @@ pub fn load(
 ///
 /// # Errors
 /// As [`load`], and if the engine or the device does not divide its work so.
-pub fn load_parallel(
+pub(crate) fn load_parallel(
     spec: &ModelSpec,
     engine: Engine,
     precision: Precision,
@@ -129,7 +130,7 @@ fn found(spec: &ModelSpec) -> Result<Checkpoint> {
 
 /// The name of the form of a model's weights and cache in ids: that of the settings, or that of most weights of a GGUF file and of the
 /// cache in the settings. A file that cannot be read has the name of the settings; loading it says why.
-pub fn dtype_of(spec: &ModelSpec, precision: Precision) -> String {
+pub(crate) fn dtype_of(spec: &ModelSpec, precision: Precision) -> String {
     let of_file = match spec {
         ModelSpec::Path(file) if spec.is_gguf() => {
             gguf::format_name(file).ok().map(|name| name + precision.cache_suffix())
@@ -143,7 +144,7 @@ pub fn dtype_of(spec: &ModelSpec, precision: Precision) -> String {
 ///
 /// # Errors
 /// If the model has no files, or they cannot be found or downloaded.
-pub fn files(spec: &ModelSpec) -> Result<(ModelSpec, Vec<PathBuf>)> {
+pub(crate) fn files(spec: &ModelSpec) -> Result<(ModelSpec, Vec<PathBuf>)> {
     if let ModelSpec::Path(file) = spec
         && spec.is_gguf()
     {
@@ -158,7 +159,7 @@ pub fn files(spec: &ModelSpec) -> Result<(ModelSpec, Vec<PathBuf>)> {
 ///
 /// # Errors
 /// If the model has no files, or the tokenizer cannot be read.
-pub fn tokenizer(spec: &ModelSpec) -> Result<Option<Tokenizer>> {
+pub(crate) fn tokenizer(spec: &ModelSpec) -> Result<Option<Tokenizer>> {
     let files = found(spec)?;
     let vocab_size = match PsannConfig::from_json(&files.config)? {
         Some(config) => config.vocab_size,
@@ -261,7 +262,7 @@ fn tokenizer_beside(file: &Path, vocab_size: usize) -> Result<Option<Tokenizer>>
 ///
 /// # Errors
 /// If the numbers of experts contradict each other, or memory is missing ([`memory::DoesNotFit`]).
-pub fn expert_grid(
+pub(crate) fn expert_grid(
     decoder: ExpertDecoder,
     skew: f64,
     precision: Precision,
@@ -282,7 +283,7 @@ pub fn expert_grid(
 
 /// Memory that a model needs: its weights, and the cache of the longest scenario. `None` for a checkpoint, whose sizes are
 /// known when it is opened.
-pub fn needed_bytes(spec: &ModelSpec, engine: Engine, precision: Precision, device: &Device) -> Option<u64> {
+pub(crate) fn needed_bytes(spec: &ModelSpec, engine: Engine, precision: Precision, device: &Device) -> Option<u64> {
     match spec {
         ModelSpec::Mini(name) | ModelSpec::Synthetic(name) => {
             Some(demand(&shape(name).ok()?, engine, precision, device).1)
@@ -293,7 +294,7 @@ pub fn needed_bytes(spec: &ModelSpec, engine: Engine, precision: Precision, devi
 
 /// The longest sequence of a model. `None` for a model of the Hub, which is known when it is loaded, and for a checkpoint that
 /// cannot be read.
-pub fn max_position_embeddings(spec: &ModelSpec) -> Option<usize> {
+pub(crate) fn max_position_embeddings(spec: &ModelSpec) -> Option<usize> {
     let config = match spec {
         ModelSpec::Mini(name) | ModelSpec::Synthetic(name) => shape(name),
         ModelSpec::Path(_) => found(spec).and_then(|files| ModelConfig::from_json(&files.config)),
@@ -303,7 +304,7 @@ pub fn max_position_embeddings(spec: &ModelSpec) -> Option<usize> {
 }
 
 /// [`needed_bytes`] for a decoder of the comparison `moe_top_k`.
-pub fn expert_grid_bytes(decoder: ExpertDecoder, precision: Precision, device: &Device) -> Option<u64> {
+pub(crate) fn expert_grid_bytes(decoder: ExpertDecoder, precision: Precision, device: &Device) -> Option<u64> {
     Some(demand(&decoder::shape::config(decoder).ok()?, Engine::Tuned, precision, device).1)
 }
 

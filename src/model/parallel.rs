@@ -6,7 +6,7 @@ use super::causal_lm::CausalLm;
 
 /// The threads and the ranks of one model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Parallel {
+pub(crate) struct Parallel {
     /// Number of threads; `None` for as many as the process has.
     pub threads: Option<usize>,
     /// Ranks that share each layer (tensor parallelism) and divide the threads: 1 for a model that is not sharded.

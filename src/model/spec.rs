@@ -32,7 +32,7 @@ const NAME_CHARS: usize = 31;
 impl ModelSpec {
     /// The name in ids: at most 40 characters of `a-z 0-9 . - _`, different for different specifications. Names of Hub and
     /// local models end with eight hexadecimal digits of a hash of the whole specification.
-    pub fn slug(&self) -> String {
+    pub(crate) fn slug(&self) -> String {
         match self {
             Self::Mini(name) => (*name).into(),
             Self::Synthetic(name) => format!("synthetic-{name}"),
@@ -56,17 +56,17 @@ impl ModelSpec {
     }
 
     /// Returns whether the weights are seeded rather than trained.
-    pub fn is_synthetic(&self) -> bool {
+    pub(crate) fn is_synthetic(&self) -> bool {
         matches!(self, Self::Mini(_) | Self::Synthetic(_))
     }
 
     /// Returns whether it is a GGUF file.
-    pub fn is_gguf(&self) -> bool {
+    pub(crate) fn is_gguf(&self) -> bool {
         matches!(self, Self::Path(path) if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")))
     }
 
     /// Returns whether it is one of the small embedded models.
-    pub fn is_mini(&self) -> bool {
+    pub(crate) fn is_mini(&self) -> bool {
         matches!(self, Self::Mini(_))
     }
 }

@@ -188,7 +188,7 @@ fn log_likelihood(
 
 impl TaskResult {
     /// The measures of the task for its record.
-    pub fn measures(&self) -> record::Evaluation {
+    pub(crate) fn measures(&self) -> record::Evaluation {
         record::Evaluation {
             task: self.task.clone(),
             questions: self.questions,

@@ -20,8 +20,10 @@ mod source;
 mod task;
 mod window;
 
-pub use evaluation::{Evaluation, Score, TaskResult, evaluate};
-pub use perplexity::{Difference, Divergence, Entry, Figures, Report, Scored, Unscored, score, score_window};
-pub use source::{Content, Source};
-pub use task::{Question, Questions, Task};
-pub use window::{Sliding, Window};
+pub use evaluation::Evaluation;
+pub(crate) use evaluation::evaluate;
+pub use perplexity::Report;
+pub(crate) use perplexity::{Entry, Unscored, score, score_window};
+pub(crate) use source::{Content, Source};
+pub(crate) use task::{Questions, Task};
+pub(crate) use window::{Sliding, Window};

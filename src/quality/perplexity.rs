@@ -395,7 +395,7 @@ impl Difference {
     }
 
     /// The difference in words.
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         let error = self.standard_error.map_or_else(|| "unknown".into(), |error| format!("{error:.6}"));
         // Both are of the same scenario.
         let subject = |id: &str| id.split_once('/').map_or(id, |(_, subject)| subject).to_owned();
@@ -416,7 +416,7 @@ impl Difference {
 
 impl Report {
     /// The measures of a subject or of the reference for its record, and why some are missing.
-    pub fn measures(&self, scored: &Scored) -> (Quality, BTreeMap<String, String>) {
+    pub(crate) fn measures(&self, scored: &Scored) -> (Quality, BTreeMap<String, String>) {
         let Figures { divergence, .. } = &scored.figures;
         let reference = self.reference.as_ref().filter(|_| divergence.is_some());
         let quality = Quality {

@@ -16,10 +16,10 @@ mod floor;
 mod part;
 mod search;
 
-pub use file::{check, write};
-pub use floor::{Floor, Quality};
-pub use part::answer;
-pub use search::{Request, recommend};
+pub(crate) use file::{check, write};
+pub(crate) use floor::{Floor, Quality};
+pub(crate) use part::answer;
+pub(crate) use search::{Request, recommend};
 
 use std::{fmt::Write, str::FromStr};
 
@@ -49,7 +49,7 @@ impl Goal {
     const ALL: [Self; 3] = [Self::Latency, Self::Throughput, Self::Memory];
 
     /// The name on the command line.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Latency => "latency",
             Self::Throughput => "throughput",
@@ -231,7 +231,7 @@ impl Choice {
 
 impl Recommendation {
     /// The recommendation for a terminal.
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         let row = |cells: &[&str]| cells.iter().map(|cell| (*cell).to_owned()).collect::<Vec<_>>();
         let mut rows = vec![row(&["setting", "alternative", "against", "verdict", "ratio", "KL, nats"])];
         for one in &self.comparisons {

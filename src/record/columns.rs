@@ -24,11 +24,11 @@ pub struct Column<R> {
 }
 
 /// Value of a column in a row; `None` leaves the cell empty.
-pub type Get<R> = Box<dyn Fn(&R) -> Option<Value>>;
+pub(crate) type Get<R> = Box<dyn Fn(&R) -> Option<Value>>;
 
 impl<R> Column<R> {
     /// A column without a unit, typed by what `get` returns.
-    pub fn new<C: Cell>(name: &'static str, explanation: &str, get: impl Fn(&R) -> C + 'static) -> Self {
+    pub(crate) fn new<C: Cell>(name: &'static str, explanation: &str, get: impl Fn(&R) -> C + 'static) -> Self {
         Self {
             name,
             explanation: explanation.to_owned(),
@@ -72,7 +72,7 @@ pub enum Value {
 
 impl Value {
     /// The value as a number, if it is one.
-    pub fn number(&self) -> Option<f64> {
+    pub(crate) fn number(&self) -> Option<f64> {
         match self {
             Self::Whole(value) => Some(*value as f64),
             Self::Real(value) => Some(*value),
@@ -82,7 +82,7 @@ impl Value {
 }
 
 /// A Rust type that a column can hold.
-pub trait Cell {
+pub(crate) trait Cell {
     /// Type of the column.
     const DATA_TYPE: DataType;
 
@@ -144,9 +144,9 @@ pub fn csv<R>(columns: &[Column<R>], rows: &[R]) -> Result<Vec<u8>> {
 pub(super) mod tests {
     use super::*;
 
-    pub type Row = (Option<&'static str>, Option<i64>, Option<f64>, Option<bool>);
+    pub(crate) type Row = (Option<&'static str>, Option<i64>, Option<f64>, Option<bool>);
 
-    pub fn columns() -> [Column<Row>; 4] {
+    pub(crate) fn columns() -> [Column<Row>; 4] {
         [
             Column::new("name", "", |row: &Row| row.0.map(str::to_owned)),
             Column::new("size_bytes", "", |row: &Row| row.1),
@@ -155,7 +155,7 @@ pub(super) mod tests {
         ]
     }
 
-    pub const ROWS: [Row; 3] = [
+    pub(crate) const ROWS: [Row; 3] = [
         (Some("größe, \"a\""), Some(i64::MAX), Some(0.1), Some(true)),
         (None, None, None, None),
         (Some(""), Some(-1), Some(f64::MIN_POSITIVE), Some(false)),

@@ -33,21 +33,16 @@ impl BenchmarkId {
     pub fn new(scenario: &str, subject: &Subject) -> Self {
         Self { scenario: scenario.to_owned(), model: subject.model.clone(), variant: subject.variant() }
     }
-
-    /// The id without its variant, for narrow displays.
-    pub fn without_variant(&self) -> String {
-        format!("{}/{}", self.scenario, self.model)
-    }
 }
 
 impl Record {
     /// The id for other tools. The id of a sandbox record has a prefix, so that nobody mistakes it for a measurement.
-    pub fn exported_id(&self) -> String {
+    pub(crate) fn exported_id(&self) -> String {
         if self.sandbox { format!("sandbox/{}", self.id) } else { self.id.clone() }
     }
 
     /// The id of one metric of the benchmark, for other tools.
-    pub fn exported_metric_id(&self, metric: &str) -> String {
+    pub(crate) fn exported_metric_id(&self, metric: &str) -> String {
         format!("{}/{metric}", self.exported_id())
     }
 }
@@ -61,7 +56,7 @@ pub fn group(id: &str) -> &str {
 impl Subject {
     /// The subject in a batch of so many sequences. The name of the model carries the batch, unless it is 1.
     #[must_use]
-    pub fn in_batch(mut self, batch: usize) -> Self {
+    pub(crate) fn in_batch(mut self, batch: usize) -> Self {
         if batch > 1 {
             self.model += &format!("-b{batch}");
             self.sizes.insert("batch".into(), batch as u64);
@@ -76,7 +71,7 @@ impl Subject {
 
     /// Architecture and sizes of a model whose name has the form `<architecture>-<sizes>`. The sizes are empty if the name
     /// has none.
-    pub fn architecture_and_sizes(&self) -> (&str, &str) {
+    pub(crate) fn architecture_and_sizes(&self) -> (&str, &str) {
         self.model.split_once('-').unwrap_or((&self.model, ""))
     }
 }

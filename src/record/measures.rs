@@ -109,7 +109,7 @@ pub struct Row {
     pub sweep: Option<&'static str>,
     /// Place among the exported metrics and name there, without the unit. The lowest place is the headline.
     pub export: Option<(u8, &'static str)>,
-    /// True if the value is the middle of the [samples](Measures::samples) of these measures, its exponential, or a quotient with
+    /// True if the value is the middle of the samples of these measures, its exponential, or a quotient with
     /// it. Exports then tell how it varies.
     pub is_sampled: fn(&Measures) -> bool,
     /// Tables, the place of the column in each, and its header with the unit. Places only order columns: leave gaps.
@@ -254,7 +254,7 @@ impl MeasureUnit {
     }
 
     /// Name of the base unit as OpenMetrics spells it, and the factor to it. The name is empty where there is none.
-    pub const fn base(self) -> (&'static str, f64) {
+    pub(crate) const fn base(self) -> (&'static str, f64) {
         match self {
             Self::Ms => ("seconds", 1e-3),
             Self::Us => ("seconds", 1e-6),
@@ -332,7 +332,7 @@ pub struct TableColumn {
 
 impl TableColumn {
     /// The value, and the unit that it is in.
-    pub fn value(&self, measures: &Measures) -> Option<(f64, MeasureUnit)> {
+    pub(crate) fn value(&self, measures: &Measures) -> Option<(f64, MeasureUnit)> {
         self.measures.iter().find_map(|measure| Some(((measure.value)(measures)?.number()?, measure.row.unit)))
     }
 }
@@ -577,7 +577,7 @@ measures! {
 
 impl Generation {
     /// Number of sequences: that of the batch, or 1.
-    pub fn sequences(&self) -> usize {
+    pub(crate) fn sequences(&self) -> usize {
         self.batch.unwrap_or(1)
     }
 }

@@ -14,13 +14,17 @@ mod parquet;
 mod read;
 mod sink;
 
-pub use baseline::{Estimate, Samples, baseline, baselines, estimates};
-pub use guarded::{GUARDED, Guarded, Note};
-pub use id::{BenchmarkId, Variant, group};
-pub use measures::{Evaluation, Generation, Loading, MeasureUnit, Quality, Serving, Sweep, Tokenizing, Training};
-pub use read::{Read, latest, parse, read};
-pub(crate) use sink::parent_process;
-pub use sink::{RECORDS, Sink, check_writable, temporary_that_stays, write_whole};
+pub use baseline::{Estimate, Samples};
+pub(crate) use baseline::{baseline, baselines, estimates};
+pub(crate) use guarded::{GUARDED, Guarded, Note};
+pub(crate) use id::group;
+pub use id::{BenchmarkId, Variant};
+pub(crate) use measures::MeasureUnit;
+pub use measures::{Evaluation, Generation, Loading, Quality, Serving, Sweep, Tokenizing, Training};
+pub(crate) use read::parse;
+pub use read::{Read, latest, read};
+pub use sink::RECORDS;
+pub(crate) use sink::{Sink, check_writable, parent_process, temporary_that_stays, write_whole};
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -40,7 +44,7 @@ use crate::scenario::Counterpart;
 pub const SCHEMA: u32 = 3;
 
 /// The oldest version that is still read.
-pub const OLDEST_SCHEMA: u32 = 1;
+pub(crate) const OLDEST_SCHEMA: u32 = 1;
 
 /// The result of one benchmark in one run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -108,7 +112,7 @@ pub struct Duel {
 }
 
 /// Name of the size of a subject that has the fewest threads or ranks that it is compared with.
-pub const FEWEST: &str = "fewest";
+pub(crate) const FEWEST: &str = "fewest";
 
 /// Result of running a benchmark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -210,7 +214,7 @@ impl Measures {
 
     /// The values that a comparison takes, one for each sample, and their unit: those that Criterion received, those of a
     /// load, or those of the windows of a text or the questions of a task.
-    pub fn samples(&self) -> (SampleUnit, Vec<f64>) {
+    pub(crate) fn samples(&self) -> (SampleUnit, Vec<f64>) {
         match self {
             Self::Training(measures) if measures.sample_ms.is_empty() => {
                 (SampleUnit::Bytes, measures.sample_peak_bytes.iter().map(|bytes| *bytes as f64).collect())
@@ -225,23 +229,23 @@ impl Measures {
     }
 
     /// The value of the measure with this field, and its unit. `None` if the benchmark does not have it.
-    pub fn measure(&self, field: &str) -> Option<(f64, MeasureUnit)> {
+    pub(crate) fn measure(&self, field: &str) -> Option<(f64, MeasureUnit)> {
         let mut named = measures::all().filter(|measure| measure.name == field);
         named.find_map(|measure| Some(((measure.value)(self)?.number()?, measure.row.unit)))
     }
 
     /// Model bandwidth utilization, where it is measured.
-    pub fn mbu(&self) -> Option<f64> {
+    pub(crate) fn mbu(&self) -> Option<f64> {
         self.measure("mbu").map(|(share, _)| share)
     }
 
     /// Model FLOP utilization, where it is measured.
-    pub fn mfu(&self) -> Option<f64> {
+    pub(crate) fn mfu(&self) -> Option<f64> {
         self.measure("mfu").map(|(share, _)| share)
     }
 
     /// Peak memory, where it is measured.
-    pub fn peak_bytes(&self) -> Option<u64> {
+    pub(crate) fn peak_bytes(&self) -> Option<u64> {
         self.measure("peak_bytes").map(|(bytes, _)| bytes as u64)
     }
 
@@ -435,7 +439,7 @@ pub struct Spread {
 
 impl Spread {
     /// Share by which the limit moved during the benchmark: the highest mean over the lowest, less one.
-    pub fn moved(&self) -> f64 {
+    pub(crate) fn moved(&self) -> f64 {
         self.highest / self.lowest - 1.0
     }
 }

@@ -11,7 +11,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use super::{Guarded, Record};
-pub use crate::files::temporary_that_stays;
+pub(crate) use crate::files::temporary_that_stays;
 use crate::{files, names::PathName};
 
 /// Name of the records' file in a run's folder.

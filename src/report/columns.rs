@@ -257,7 +257,7 @@ fn of_source(labels: &LabelTemplate) -> Vec<Column<Record>> {
 }
 
 /// The columns of `throughput.csv` and `throughput_forward.csv`: those of psannlm's benchmark.
-pub fn throughput() -> Vec<Column<Record>> {
+pub(crate) fn throughput() -> Vec<Column<Record>> {
     vec![
         Column::new("timestamp", "Time at which the benchmark ended.", |record: &Record| record.at.clone()),
         Column::new("base", "Base of the language model.", architecture),

@@ -92,7 +92,7 @@ pub enum Verdict {
 
 impl Verdict {
     /// The judgement of an interval of ratios, where `None` contains all ratios.
-    pub fn of(unit: SampleUnit, interval: Option<(f64, f64)>, is_resolved: bool) -> Self {
+    pub(crate) fn of(unit: SampleUnit, interval: Option<(f64, f64)>, is_resolved: bool) -> Self {
         match (interval, unit) {
             (Some((low, _)), SampleUnit::Ms) if low > 1.0 => Self::Slower,
             (Some((low, _)), SampleUnit::Bytes) if low > 1.0 => Self::More,
@@ -131,18 +131,18 @@ impl Row {
 
 impl Duel {
     /// Benchmarks that are slower, by more than `share`.
-    pub fn regressions(&self, share: f64) -> Vec<&Row> {
+    pub(crate) fn regressions(&self, share: f64) -> Vec<&Row> {
         self.rows.iter().filter(|row| row.verdict == Verdict::Slower && row.ratio > 1.0 + share).collect()
     }
 
     /// Benchmarks whose peak memory rose by at least `share`.
-    pub fn memory_regressions(&self, share: f64) -> Vec<&Row> {
+    pub(crate) fn memory_regressions(&self, share: f64) -> Vec<&Row> {
         let rose = |row: &&Row| row.memory_ratio.is_some_and(|ratio| ratio > 1.0 && ratio >= 1.0 + share);
         self.rows.iter().filter(rose).collect()
     }
 
     /// The duel as an aligned Markdown table and remarks.
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         let head = ["benchmark", "A", "B", "change", "interval", "verdict", "pairs", "time", "tokens", "peak memory"];
         let mut rows = vec![head.map(str::to_owned).to_vec()];
         for row in &self.rows {
@@ -186,7 +186,7 @@ impl Duel {
     }
 
     /// A comment for a pull request: the changes, and the whole table folded away.
-    pub fn github(&self) -> String {
+    pub(crate) fn github(&self) -> String {
         let count = |verdict| self.rows.iter().filter(|row| row.verdict == verdict).count();
         let mut text = format!(
             "### candlepower duel: {} slower, {} faster, {} unchanged, {} not resolved",
@@ -216,7 +216,7 @@ impl Duel {
     ///
     /// # Errors
     /// When it cannot be encoded.
-    pub fn json(&self) -> Result<String> {
+    pub(crate) fn json(&self) -> Result<String> {
         serde_json::to_string(self).context("the duel could not be written")
     }
 }

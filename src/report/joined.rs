@@ -34,7 +34,7 @@ pub struct Row {
 
 impl Row {
     /// The measures, if the benchmark is a generation that succeeded.
-    pub fn generation(&self) -> Option<&record::Generation> {
+    pub(crate) fn generation(&self) -> Option<&record::Generation> {
         match &self.record.measures {
             Some(Measures::Generation(measures)) => Some(measures),
             _ => None,
@@ -111,7 +111,7 @@ pub fn join(records: &Path, criterion_home: &Path) -> Result<Joined> {
 ///
 /// # Errors
 /// When a file cannot be read or contains no record.
-pub fn join_all(files: &[PathBuf], criterion_home: &Path) -> Result<Joined> {
+pub(crate) fn join_all(files: &[PathBuf], criterion_home: &Path) -> Result<Joined> {
     let parts = files.iter().map(|file| join(file, criterion_home)).collect::<Result<Vec<_>>>()?;
     let is_sandbox = !parts.is_empty() && parts.iter().all(|part| part.is_sandbox);
     let mut merged = Joined { rows: Vec::new(), problems: Vec::new(), is_sandbox };

@@ -6,7 +6,7 @@
 //! - `write` writes the folder of a report: tables, plots, an HTML page, and the data files that [`columns`] lists. `trained` reads
 //!   folders of trainings for it.
 //! - [`compare`] compares two runs, `duel` shows the result of measuring two programs in turns, and [`history`] follows a benchmark over many reports.
-//! - [`watch`] draws a run while it is in progress.
+//! - `watch` draws a run while it is in progress.
 //! - [`export`] writes formats of other tools.
 //! - `sweep` writes the log of architecture sweeps and summarises their results.
 //!
@@ -31,7 +31,7 @@ mod readme;
 mod statistics;
 pub mod summary;
 #[cfg(feature = "cli")]
-pub mod sweep;
+pub(crate) mod sweep;
 pub mod table;
 pub mod text_table;
 #[cfg(feature = "cli")]
@@ -39,14 +39,16 @@ mod trained;
 #[cfg(feature = "cli")]
 mod training;
 #[cfg(feature = "cli")]
-pub mod watch;
+pub(crate) mod watch;
 #[cfg(feature = "cli")]
 mod write;
 
 #[cfg(feature = "cli")]
-pub use plot::{Over, latency_over_rate, loss_curve, over_seconds};
-pub use ratios::disturbance;
+pub(crate) use plot::{Over, latency_over_rate, loss_curve, over_seconds};
+pub(crate) use ratios::disturbance;
 #[cfg(feature = "cli")]
-pub use trained::Trained;
+pub(crate) use trained::Trained;
 #[cfg(feature = "cli")]
-pub use write::{LOG, write, zip};
+pub use write::write;
+#[cfg(feature = "cli")]
+pub(crate) use write::zip;

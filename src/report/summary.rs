@@ -88,7 +88,7 @@ const FIGURES: [Figure; 3] = [
 ];
 
 /// The results of one model in one scenario, engines side by side.
-pub struct Card {
+pub(crate) struct Card {
     /// Short name of the model.
     pub model: String,
     /// True if the weights were drawn from a seed.
@@ -98,7 +98,7 @@ pub struct Card {
 }
 
 /// The results of a model on one engine.
-pub struct Engine {
+pub(crate) struct Engine {
     /// Engine, dtype and device.
     pub name: String,
     /// Name and value of each figure, with the unit.
@@ -114,19 +114,19 @@ impl<'a> Summary<'a> {
     }
 
     /// Name and value of each limit of the machine. Empty if they were not measured.
-    pub fn limits(&self) -> Vec<(&'static str, String)> {
+    pub(crate) fn limits(&self) -> Vec<(&'static str, String)> {
         let limits = self.records.iter().find_map(|record| record.limits.as_ref());
         limits.map_or(Vec::new(), |limits| LIMITS.iter().map(|limit| (limit.name, (limit.value)(limits))).collect())
     }
 
     /// Names and counts of benchmarks.
-    pub fn counts(&self) -> Vec<(&'static str, usize)> {
+    pub(crate) fn counts(&self) -> Vec<(&'static str, usize)> {
         let count = |count: &Count| self.records.iter().filter(|record| (count.is_counted)(record)).count();
         COUNTS.iter().map(|row| (row.name, count(row))).collect()
     }
 
     /// The scenario of the cards, and one card per model.
-    pub fn cards(&self) -> Option<(&'a str, Vec<Card>)> {
+    pub(crate) fn cards(&self) -> Option<(&'a str, Vec<Card>)> {
         let is_generation = |record: &Record| matches!(record.measures, Some(Measures::Generation(_)));
         let generations = || self.records.iter().filter(|record| is_generation(record));
         let first = generations().find(|record| record.scenario == HEADLINE).or_else(|| generations().next())?;

@@ -5,14 +5,14 @@ use std::fmt::Write;
 use crate::text;
 
 /// Columns of a terminal into which every table of [`terminal`] fits.
-pub const TERMINAL_WIDTH: usize = 120;
+pub(crate) const TERMINAL_WIDTH: usize = 120;
 
 /// Spaces between the columns of a table for a terminal.
 const GAP: usize = 2;
 
 /// An aligned Markdown table. The first row is the header. The first `left` columns are left-aligned, the others
 /// right-aligned.
-pub fn markdown(rows: &[Vec<String>], left: usize) -> String {
+pub(crate) fn markdown(rows: &[Vec<String>], left: usize) -> String {
     let rows: Vec<Vec<String>> = rows.iter().map(|row| row.iter().map(|cell| text::markdown(cell)).collect()).collect();
     let columns = rows.first().map_or(0, Vec::len);
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0).max(3);
@@ -39,7 +39,7 @@ pub fn markdown(rows: &[Vec<String>], left: usize) -> String {
 const LEAST_NAME: usize = 40;
 
 /// A table for a terminal: the words of a header stand above each other, so that its column is as wide as its cells. Where the
-/// columns do not fit into [`TERMINAL_WIDTH`], long names of the first column get a line of their own. If that is not enough,
+/// columns do not fit into the width of a terminal, long names of the first column get a line of their own. If that is not enough,
 /// columns are left out from the right, and a last line names them.
 pub fn terminal(rows: &[Vec<String>], left: usize) -> String {
     let Some(header) = rows.first() else { return String::new() };
@@ -99,7 +99,7 @@ pub fn terminal(rows: &[Vec<String>], left: usize) -> String {
 }
 
 /// The words of a text in lines of at most `width` characters. A longer word has a line of its own.
-pub fn wrapped(text: &str, width: usize) -> Vec<String> {
+pub(crate) fn wrapped(text: &str, width: usize) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for word in text.split(' ') {
         match lines.last_mut().filter(|line| line.chars().count() + 1 + word.chars().count() <= width) {
@@ -114,7 +114,7 @@ pub fn wrapped(text: &str, width: usize) -> Vec<String> {
 }
 
 /// The last `width` values as bars of eight heights, from the smallest to the largest.
-pub fn sparkline(values: &[f64], width: usize) -> String {
+pub(crate) fn sparkline(values: &[f64], width: usize) -> String {
     const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
     let last = &values[values.len().saturating_sub(width)..];
     let (low, high) = last.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(*v), h.max(*v)));

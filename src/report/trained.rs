@@ -142,7 +142,7 @@ impl Trained {
     ///
     /// # Errors
     /// Returns an error if it is unfinished, or one of its files cannot be read.
-    pub fn read(folder: &Path) -> Result<Option<Self>> {
+    pub(crate) fn read(folder: &Path) -> Result<Option<Self>> {
         let is_shootout = folder.join(LEADERBOARD).is_file();
         if !is_shootout && !folder.join(METRICS).is_file() {
             if folder.join(KEPT[0]).is_file() {
@@ -196,7 +196,7 @@ impl Trained {
     }
 
     /// The loss curves among the files.
-    pub fn curves(&self) -> impl Iterator<Item = &Path> {
+    pub(crate) fn curves(&self) -> impl Iterator<Item = &Path> {
         self.files.iter().map(|(file, _)| file.as_path()).filter(|file| file.ends_with("loss_curve.svg"))
     }
 }

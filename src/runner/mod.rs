@@ -27,15 +27,18 @@ pub(crate) mod turns;
 #[cfg(feature = "cli")]
 pub(crate) use catalogue::Catalogue;
 pub use criterion::{Suite, bytes, main};
-pub use guard::{end_with_guard, guarded};
+pub(crate) use guard::{end_with_guard, guarded};
 #[cfg(feature = "cli")]
 pub(crate) use observe::Observation;
-pub use observe::Surroundings;
-pub use plain::{Progress, Shard, State, generate, repeat, side_by_side, sweep};
+pub(crate) use observe::Surroundings;
+pub(crate) use plain::{Progress, Shard, State, generate, side_by_side, sweep};
 pub use pool::Candidate;
 #[cfg(feature = "cli")]
-pub use reproduce::{own_command, reproduction};
-pub use session::{Session, set_threads, set_up_training};
+pub(crate) use reproduce::own_command;
+#[cfg(feature = "cli")]
+pub use reproduce::reproduction;
+pub use session::set_up_training;
+pub(crate) use session::{Session, set_threads};
 
 use std::{panic, process::ExitCode};
 

@@ -23,21 +23,8 @@ use crate::{
     },
 };
 
-/// Runs `warm_ups` iterations that are not measured, then `trials` iterations, each a sample.
-///
-/// # Errors
-/// See [`Workload::iterate`].
-pub fn repeat(
-    session: &Session,
-    mut workload: Box<dyn Workload>,
-    warm_ups: usize,
-    trials: usize,
-) -> Result<(Outcome, Surroundings)> {
-    let around = iterate(session, workload.as_mut(), warm_ups, trials, |_| {})?;
-    Ok((workload.finish(&vec![1; trials], &around.limits), around))
-}
-
-/// Runs generations of one sequence as [`repeat`] does. Also returns the token ids of the last generation.
+/// Runs `warm_ups` generations of one sequence that are not measured, then `trials` generations, each a sample. Also returns the
+/// token ids of the last generation.
 ///
 /// # Errors
 /// Returns an error if a generation fails or the generations differ.

@@ -234,7 +234,7 @@ impl Candidate {
     }
 
     /// Fills in the properties that only the loaded subject knows.
-    pub fn learn(&mut self, subject: &Subject) {
+    pub(crate) fn learn(&mut self, subject: &Subject) {
         let footprint = subject.model.footprint();
         self.about.source = subject.source.clone();
         self.about.parameters = Some(footprint.parameters);

@@ -296,7 +296,7 @@ fn check_threads(threads: usize) -> Result<()> {
     })
 }
 
-/// Sets the process up for training steps. Call this first in `main`, like [`set_threads`]. The environment overrides both parts.
+/// Sets the process up for training steps. Call this first in `main`, like `set_threads`. The environment overrides both parts.
 ///
 /// Idle threads sleep instead of spinning. Candle's threads for element-wise work spin 25000 times by default
 /// while they wait for work, and slow down the threads that multiply matrices. A training step gives them little work

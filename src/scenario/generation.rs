@@ -49,7 +49,7 @@ impl Sampling {
 
     /// # Errors
     /// If a parameter is out of range.
-    pub fn validate(&self) -> Result<()> {
+    pub(crate) fn validate(&self) -> Result<()> {
         let Self { repetition_penalty, temperature, top_k, top_p } = *self;
         ensure!(temperature >= 0.0 && temperature.is_finite(), "temperature={temperature}: it must be at least 0");
         if let Some(penalty) = repetition_penalty {
@@ -145,12 +145,12 @@ impl Generation {
     }
 
     /// Tokens of its throughput: generated tokens, or prompt tokens if no decode step follows the prompt.
-    pub fn counted_tokens(&self) -> usize {
+    pub(crate) fn counted_tokens(&self) -> usize {
         if self.new_tokens == 1 { self.prompt_tokens } else { self.new_tokens }
     }
 
     /// Tokens in the sequence at its end.
-    pub fn total_tokens(&self) -> usize {
+    pub(crate) fn total_tokens(&self) -> usize {
         self.prompt_tokens + self.new_tokens
     }
 }

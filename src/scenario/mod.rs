@@ -10,13 +10,16 @@ mod serving;
 mod sweep;
 mod training;
 
-pub use checkpoint::{CheckpointScenario, CheckpointWork, LOAD, Pass, TOKENIZER, TOKENIZER_TEXT_BYTES};
+pub(crate) use checkpoint::TOKENIZER_TEXT_BYTES;
+pub use checkpoint::{CheckpointScenario, CheckpointWork, LOAD, Pass, TOKENIZER};
 pub use counterpart::Counterpart;
 pub use generation::{GENERATION, Generation, LONG_CONTEXT, MOE_TOP_K, Sampling, TENSOR_PARALLEL, THREADS_SCALING};
-pub use moe::{EXPERT_GRID, EXPERT_HIDDEN_SIZE, ExpertDecoder, ExpertGrid, FeedForward, dense_name, expert_grid};
+pub(crate) use moe::{EXPERT_GRID, EXPERT_HIDDEN_SIZE, ExpertDecoder, dense_name, expert_grid};
+pub use moe::{ExpertGrid, FeedForward};
 pub use perplexity::{PERPLEXITY, PerplexityScenario};
 pub use serving::{Latency, SERVING_LOAD, ServingLoad, Traffic};
-pub use sweep::{SWEEP, SWEEP_PRESETS, SweepScenario};
+pub use sweep::SweepScenario;
+pub(crate) use sweep::{SWEEP, SWEEP_PRESETS};
 pub use training::{
     Batch, CHECKPOINT_MEMORY, PSANN_THROUGHPUT, Phase, Quantity, Shape, TRAINING_SWEEP, Trained, TrainingGrid,
     TrainingScenario,
@@ -27,7 +30,7 @@ use std::{fmt, str::FromStr};
 use crate::config::{serde_as_text, unknown};
 
 /// Every table of generation scenarios, with the bench target that runs it.
-pub const GENERATIONS: &[(&str, &[Generation])] = &[
+pub(crate) const GENERATIONS: &[(&str, &[Generation])] = &[
     ("generation", GENERATION),
     ("moe", MOE_TOP_K),
     ("long_context", LONG_CONTEXT),
@@ -36,23 +39,23 @@ pub const GENERATIONS: &[(&str, &[Generation])] = &[
 ];
 
 /// Every table of loads in this process, with the bench target that runs it.
-pub const SERVINGS: &[(&str, &[ServingLoad])] = &[("serving_load", SERVING_LOAD)];
+pub(crate) const SERVINGS: &[(&str, &[ServingLoad])] = &[("serving_load", SERVING_LOAD)];
 
 /// Every table of trainings, with the bench target that runs it.
-pub const TRAININGS: &[(&str, &[TrainingScenario])] =
+pub(crate) const TRAININGS: &[(&str, &[TrainingScenario])] =
     &[("training", PSANN_THROUGHPUT), ("training", TRAINING_SWEEP), ("memory", CHECKPOINT_MEMORY)];
 
 /// Every table of benchmarks of the files of a checkpoint, with the bench target that runs it.
-pub const CHECKPOINTS: &[(&str, &[CheckpointScenario])] = &[("load", LOAD), ("tokenizer", TOKENIZER)];
+pub(crate) const CHECKPOINTS: &[(&str, &[CheckpointScenario])] = &[("load", LOAD), ("tokenizer", TOKENIZER)];
 
 /// Length in tokens of the longest sequence of the generation scenarios. A model must fit in memory with a cache of this
 /// length. The long contexts are left out: a model that is too large for them runs the others.
-pub fn longest_generation() -> usize {
+pub(crate) fn longest_generation() -> usize {
     GENERATION.iter().chain(MOE_TOP_K).map(Generation::total_tokens).max().unwrap_or(0)
 }
 
 /// Returns whether the samples of a group are bytes rather than times.
-pub fn is_in_bytes(key: &str) -> bool {
+pub(crate) fn is_in_bytes(key: &str) -> bool {
     let mut groups = TRAININGS.iter().flat_map(|(_, table)| *table);
     groups.any(|group| group.key == key && group.quantity == Quantity::PeakBytes)
 }
@@ -72,7 +75,7 @@ impl Tier {
     const ALL: [Self; 3] = [Self::Quick, Self::Standard, Self::Full];
 
     /// The name in settings.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Quick => "quick",
             Self::Standard => "standard",

@@ -10,7 +10,7 @@ pub const EXPERT_HIDDEN_SIZE: usize = 512;
 
 /// A decoder of the comparison.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct ExpertDecoder {
+pub(crate) struct ExpertDecoder {
     /// Width of the residual stream, and of each expert.
     pub hidden_size: usize,
     /// The feed-forward of each layer.
@@ -19,18 +19,19 @@ pub struct ExpertDecoder {
 
 impl ExpertDecoder {
     /// The decoder of the usual width.
-    pub fn new(feed_forward: FeedForward) -> Self {
+    #[cfg(test)]
+    pub(crate) fn new(feed_forward: FeedForward) -> Self {
         Self { hidden_size: EXPERT_HIDDEN_SIZE, feed_forward }
     }
 
     /// The dense decoders that a mixture is compared with; none for a dense one.
-    pub fn twins(self) -> Vec<(Counterpart, Self)> {
+    pub(crate) fn twins(self) -> Vec<(Counterpart, Self)> {
         let twins = self.feed_forward.twins().into_iter();
         twins.map(|(counterpart, feed_forward)| (counterpart, Self { feed_forward, ..self })).collect()
     }
 
     /// Second part of the benchmark id. It carries the width unless that is the usual one.
-    pub fn name(self, default_skew: f64) -> String {
+    pub(crate) fn name(self, default_skew: f64) -> String {
         let name = self.feed_forward.name(default_skew);
         match self.hidden_size {
             EXPERT_HIDDEN_SIZE => name,
@@ -70,7 +71,7 @@ pub enum FeedForward {
 
 impl FeedForward {
     /// The dense feed-forwards that a mixture is compared with; none for a dense one.
-    pub fn twins(self) -> Vec<(Counterpart, Self)> {
+    pub(crate) fn twins(self) -> Vec<(Counterpart, Self)> {
         match self {
             Self::Dense { .. } => Vec::new(),
             Self::Mixture { num_experts, top_k, .. } => vec![
@@ -81,7 +82,7 @@ impl FeedForward {
     }
 
     /// Second part of the benchmark id.
-    pub fn name(self, default_skew: f64) -> String {
+    pub(crate) fn name(self, default_skew: f64) -> String {
         match self {
             Self::Dense { experts } => dense_name(experts),
             Self::Mixture { num_experts, top_k, skew } => match skew.unwrap_or(default_skew) {

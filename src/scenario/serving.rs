@@ -19,7 +19,7 @@ pub struct ServingLoad {
 
 impl ServingLoad {
     /// Tokens of a request that its latency is spent on: a prompt of mean length, or the tokens after the first.
-    pub fn counted_tokens(&self) -> usize {
+    pub(crate) fn counted_tokens(&self) -> usize {
         let Traffic { shared_prefix_tokens, own_tokens: (low, high), new_tokens, .. } = self.traffic;
         match self.latency {
             Latency::Ttft => (shared_prefix_tokens + (low + high) as usize) / 2,
@@ -59,7 +59,7 @@ pub struct Traffic {
 
 impl Traffic {
     /// Tokens in the longest sequence at its end.
-    pub fn total_tokens(&self) -> usize {
+    pub(crate) fn total_tokens(&self) -> usize {
         self.shared_prefix_tokens + (self.own_tokens.1 + self.new_tokens) as usize
     }
 }

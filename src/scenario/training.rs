@@ -15,7 +15,7 @@ pub enum Phase {
 
 impl Phase {
     /// Name in records.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Forward => "forward",
             Self::Train => "train",
@@ -151,19 +151,19 @@ pub struct Trained {
 
 impl Trained {
     /// Second part of the benchmark id.
-    pub fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         let Self { shape: Shape { base, d_model, n_layers, .. }, batch: Batch { rows, tokens_per_row, .. }, .. } = self;
         let kept = if self.checkpointing { "-checkpointed" } else { "" };
         format!("{base}-d{d_model}-l{n_layers}-s{tokens_per_row}-b{rows}{kept}")
     }
 
     /// The entry that this one is compared with: the same without gradient checkpointing.
-    pub fn plain(&self) -> Option<Self> {
+    pub(crate) fn plain(&self) -> Option<Self> {
         self.checkpointing.then_some(Self { checkpointing: false, ..*self })
     }
 
     /// Tokens of a step.
-    pub fn batch_tokens(&self) -> usize {
+    pub(crate) fn batch_tokens(&self) -> usize {
         self.batch.rows * self.batch.tokens_per_row
     }
 }
@@ -171,7 +171,7 @@ impl Trained {
 impl TrainingScenario {
     /// The entries that `entry` is compared with in turns. Peak memory does not depend on what else the machine does, so a
     /// group of memory has none.
-    pub fn counterparts(&self, entry: &Trained) -> Vec<(Counterpart, Trained)> {
+    pub(crate) fn counterparts(&self, entry: &Trained) -> Vec<(Counterpart, Trained)> {
         match self.quantity {
             Quantity::Time => entry.plain().map(|plain| (Counterpart::Plain, plain)).into_iter().collect(),
             Quantity::PeakBytes => Vec::new(),

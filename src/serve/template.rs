@@ -16,7 +16,7 @@ const NAME: &str = "chat";
 /// A message of a conversation.
 #[derive(Clone, Debug)]
 #[cfg_attr(test, derive(serde::Deserialize))]
-pub struct Message {
+pub(crate) struct Message {
     pub role: String,
     pub content: String,
 }
@@ -68,7 +68,7 @@ impl Template {
     ///
     /// # Errors
     /// If the template refuses the conversation, for example because roles do not alternate.
-    pub fn render(&self, messages: &[Message]) -> Result<(String, bool), String> {
+    pub(crate) fn render(&self, messages: &[Message]) -> Result<(String, bool), String> {
         match self {
             Self::Plain => {
                 let mut text = String::new();

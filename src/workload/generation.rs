@@ -49,7 +49,7 @@ impl GenerationWorkload {
     ///
     /// # Errors
     /// As [`new`](Self::new), and if the tokenizer cannot make the prompts.
-    pub fn of_scenario(
+    pub(crate) fn of_scenario(
         subject: SharedSubject,
         held: HeldBytes,
         (scenario, batch): (&Generation, usize),
@@ -123,7 +123,7 @@ impl GenerationWorkload {
     }
 
     /// Token ids of each sequence of the last generation.
-    pub fn tokens(&self) -> &[Vec<u32>] {
+    pub(crate) fn tokens(&self) -> &[Vec<u32>] {
         self.timelines.last().map_or(&[], |timeline| &timeline.tokens)
     }
 

@@ -14,13 +14,15 @@ pub mod series;
 #[cfg(feature = "serve")]
 mod serving;
 
-pub use checkpoint::{EMBEDDED_TOKENIZER, LoadWorkload, TokenizerWorkload};
-pub use generation::{GenerationWorkload, SharedSubject};
-pub use language::{LanguageWorkload, language_bytes, language_subject};
-pub use peer::{PeerSteps, PeerSubject, PeerWorkload, SETTLE, SharedPeer};
-pub use perplexity::{PerplexityWorkload, Timed};
+pub(crate) use checkpoint::{EMBEDDED_TOKENIZER, LoadWorkload, TokenizerWorkload};
+pub use generation::GenerationWorkload;
+pub(crate) use generation::SharedSubject;
+pub use language::language_subject;
+pub(crate) use language::{LanguageWorkload, language_bytes};
+pub(crate) use peer::{PeerSteps, PeerSubject, PeerWorkload, SETTLE, SharedPeer};
+pub(crate) use perplexity::{PerplexityWorkload, Timed};
 #[cfg(feature = "serve")]
-pub use serving::ServingWorkload;
+pub(crate) use serving::ServingWorkload;
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -105,7 +107,7 @@ pub struct Outcome {
 
 impl Outcome {
     /// The result of a benchmark that was not measured.
-    pub fn failed(error: anyhow::Error) -> Self {
+    pub(crate) fn failed(error: anyhow::Error) -> Self {
         Self { measured: Err(error), deviates: None }
     }
 }

@@ -1,12 +1,14 @@
-//! Commands that are measured while they run, for `candlepower memory` and `candlepower power`. A [`Meter`] reads counters
+//! Commands that are measured while they run, for `candlepower memory` and `candlepower power`. A `Meter` reads counters
 //! at intervals and makes a report: totals, their course, and the reason for each value that could not be measured.
 
 mod course;
 mod memory;
 mod power;
 
-pub use memory::{GpuMemory, Memory, MemoryMeter};
-pub use power::{Power, PowerMeter, PowerSource};
+pub(crate) use memory::MemoryMeter;
+pub use memory::{GpuMemory, Memory};
+pub(crate) use power::PowerMeter;
+pub use power::{Power, PowerSource};
 
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -14,10 +16,10 @@ use serde::Serialize;
 use crate::text;
 
 /// Version of both schemas. It is raised when a field changes its meaning or is removed, not when one is added.
-pub const SCHEMA: u32 = 1;
+pub(crate) const SCHEMA: u32 = 1;
 
 /// Reads counters while a command runs.
-pub trait Meter: Sized {
+pub(crate) trait Meter: Sized {
     /// The result.
     type Report: Report;
 
@@ -32,7 +34,7 @@ pub trait Meter: Sized {
 }
 
 /// The result of a meter.
-pub trait Report: Serialize {
+pub(crate) trait Report: Serialize {
     /// A short text for people.
     fn text(&self) -> String;
 

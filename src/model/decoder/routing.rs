@@ -130,7 +130,7 @@ pub struct ExpertLoad {
 
 impl ExpertLoad {
     /// A count of zero for each of `num_experts` experts in each of `layers` mixture layers.
-    pub fn new(layers: usize, num_experts: usize, top_k: usize) -> Self {
+    pub(crate) fn new(layers: usize, num_experts: usize, top_k: usize) -> Self {
         Self { top_k, layers: vec![vec![0; num_experts]; layers] }
     }
 
@@ -146,17 +146,17 @@ impl ExpertLoad {
 
     /// Load-balance factor: tokens of the busiest expert over the mean of all experts, from 1 (even) to `num_experts` (one
     /// expert has all tokens). The mean over layers; `None` before the first token.
-    pub fn balance_factor(&self) -> Option<f64> {
+    pub(crate) fn balance_factor(&self) -> Option<f64> {
         self.mean(|shares| shares.iter().copied().fold(0.0, f64::max) * shares.len() as f64)
     }
 
     /// Entropy in bits of the distribution of tokens over experts, at most log2 of their number. The mean over layers.
-    pub fn entropy_bits(&self) -> Option<f64> {
+    pub(crate) fn entropy_bits(&self) -> Option<f64> {
         self.mean(|shares| shares.iter().filter(|share| **share > 0.0).map(|share| -share * share.log2()).sum())
     }
 
     /// Share of experts without a token. The mean over layers.
-    pub fn idle_share(&self) -> Option<f64> {
+    pub(crate) fn idle_share(&self) -> Option<f64> {
         self.mean(|shares| shares.iter().filter(|share| **share == 0.0).count() as f64 / shares.len() as f64)
     }
 

@@ -68,7 +68,7 @@ pub struct Hub {
 
 impl Hub {
     /// As the environment says.
-    pub fn from_env() -> Self {
+    pub(crate) fn from_env() -> Self {
         let is_set = |value: String| ["1", "on", "yes", "true"].contains(&value.to_lowercase().as_str());
         Self { offline: env::var("HF_HUB_OFFLINE").is_ok_and(is_set), ..Self::default() }
     }
@@ -136,7 +136,7 @@ fn cache_home() -> PathBuf {
 }
 
 /// The token that downloads show: that of `HF_TOKEN`, or of a file that the Hub's command for logging in wrote.
-pub fn token() -> Option<String> {
+pub(crate) fn token() -> Option<String> {
     if set("HF_HUB_DISABLE_IMPLICIT_TOKEN").is_some() {
         return None;
     }

@@ -28,10 +28,10 @@ pub enum Base {
 
 impl Base {
     /// Every base.
-    pub const ALL: [Self; 4] = [Self::Respsann, Self::Sgrpsann, Self::Waveresnet, Self::Transformer];
+    pub(crate) const ALL: [Self; 4] = [Self::Respsann, Self::Sgrpsann, Self::Waveresnet, Self::Transformer];
 
     /// Name in settings and benchmark ids.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Respsann => "respsann",
             Self::Sgrpsann => "sgrpsann",
@@ -335,7 +335,7 @@ impl PsannConfig {
 
     /// # Errors
     /// If sizes are 0, larger than any model's, or contradict each other.
-    pub fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self) -> Result<()> {
         let base = self.base;
         for (keys, _) in LARGEST {
             for key in keys {
@@ -368,7 +368,7 @@ impl PsannConfig {
     ///
     /// # Errors
     /// As [`Self::check`], and if a key or a value is unknown.
-    pub fn from_json(json: &Value) -> Result<Option<Self>> {
+    pub(crate) fn from_json(json: &Value) -> Result<Option<Self>> {
         if json.get("base").is_none() {
             return Ok(None);
         }
@@ -378,7 +378,7 @@ impl PsannConfig {
     }
 
     /// Returns whether no logit depends on a later token.
-    pub fn is_causal(&self) -> bool {
+    pub(crate) fn is_causal(&self) -> bool {
         match self.base {
             Base::Respsann | Base::Transformer => true,
             Base::Sgrpsann => false,
@@ -387,7 +387,7 @@ impl PsannConfig {
     }
 
     /// Returns whether the weight of this name is trained. Parameters of the activation may keep their initial values.
-    pub fn trains(&self, name: &str) -> bool {
+    pub(crate) fn trains(&self, name: &str) -> bool {
         let of = [("._A", SineParameter::Amplitude), ("._f", SineParameter::Frequency), ("._d", SineParameter::Decay)];
         of.into_iter().all(|(end, parameter)| !name.ends_with(end) || self.sine.trains(parameter))
     }

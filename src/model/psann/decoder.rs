@@ -19,7 +19,7 @@ use crate::{
 
 /// A decoder whose parts can be run separately, so that checkpointing can keep the values between them and recompute a part. Its
 /// matrices are tensors, or, where `T` is `Layer`, on the kernels of inference.
-pub struct Decoder<T = Tensor> {
+pub(crate) struct Decoder<T = Tensor> {
     config: PsannConfig,
     dtype: DType,
     embedding: T,
@@ -34,17 +34,17 @@ impl Decoder {
     ///
     /// # Errors
     /// If the sizes contradict each other, or a tensor is missing.
-    pub fn new(config: &PsannConfig, dtype: DType, weights: VarBuilder) -> Result<Self> {
+    pub(crate) fn new(config: &PsannConfig, dtype: DType, weights: VarBuilder) -> Result<Self> {
         Self::build(config, (dtype, None), weights, |weight, _| Ok(weight))
     }
 
     /// The embedding, (vocabulary, width).
-    pub fn embedding(&self) -> &Tensor {
+    pub(crate) fn embedding(&self) -> &Tensor {
         &self.embedding
     }
 
     /// The head, (vocabulary, width).
-    pub fn head(&self) -> &Tensor {
+    pub(crate) fn head(&self) -> &Tensor {
         &self.head
     }
 
@@ -52,7 +52,7 @@ impl Decoder {
     ///
     /// # Errors
     /// If the sizes contradict each other.
-    pub fn cost(config: &PsannConfig, time: usize) -> Result<Cost> {
+    pub(crate) fn cost(config: &PsannConfig, time: usize) -> Result<Cost> {
         let mut multiplied = 0;
         let shapes = trainable::shapes(|weights| {
             let model = Self::new(config, DType::F32, weights)?;
@@ -77,7 +77,7 @@ impl Decoder<Layer> {
     ///
     /// # Errors
     /// As [`Decoder::new`], and if a weight is quantised and not finite.
-    pub fn packed(config: &PsannConfig, precision: Precision, weights: VarBuilder) -> Result<Self> {
+    pub(crate) fn packed(config: &PsannConfig, precision: Precision, weights: VarBuilder) -> Result<Self> {
         Self::build(config, (DType::F32, Some(precision)), weights, |weight, is_head| {
             let table = layers::layer(&weight, None, precision, is_head);
             table.context(if is_head { "lm_head" } else { "embed" })
@@ -116,7 +116,7 @@ impl<T: Table> Decoder<T> {
     ///
     /// # Errors
     /// If an id is not in the vocabulary.
-    pub fn embed(&self, ids: &Tensor) -> Result<Tensor> {
+    pub(crate) fn embed(&self, ids: &Tensor) -> Result<Tensor> {
         let (batch, time) = ids.dims2()?;
         let width = self.config.d_model;
         let x = self.embedding.rows(&ids.flatten_all()?, self.dtype)?.reshape((batch, time, width))?;
@@ -131,7 +131,7 @@ impl<T: Table> Decoder<T> {
     ///
     /// # Errors
     /// If the device fails.
-    pub fn layer(&self, number: usize, x: &Tensor) -> Result<Tensor> {
+    pub(crate) fn layer(&self, number: usize, x: &Tensor) -> Result<Tensor> {
         self.blocks[number].forward(x)
     }
 
@@ -139,7 +139,7 @@ impl<T: Table> Decoder<T> {
     ///
     /// # Errors
     /// If the device fails.
-    pub fn finish(&self, x: &Tensor) -> Result<Tensor> {
+    pub(crate) fn finish(&self, x: &Tensor) -> Result<Tensor> {
         fused(&self.norm, &[x], &Arc::default())
     }
 
@@ -162,7 +162,7 @@ impl<T: Table> Decoder<T> {
     ///
     /// # Errors
     /// If an id is not in the vocabulary, or the device fails.
-    pub fn forward(&self, ids: &Tensor) -> Result<Tensor> {
+    pub(crate) fn forward(&self, ids: &Tensor) -> Result<Tensor> {
         let (batch, time) = ids.dims2()?;
         Ok(self.logits(&self.hidden(ids)?)?.reshape((batch, time, self.config.vocab_size))?)
     }
@@ -172,7 +172,7 @@ impl<T: Table> Decoder<T> {
     ///
     /// # Errors
     /// If the device fails.
-    pub fn leak(&self, time: usize) -> Result<f32> {
+    pub(crate) fn leak(&self, time: usize) -> Result<f32> {
         ensure!(time > 1 && self.config.vocab_size > 1, "a single token has no later token");
         let vocab_size = self.config.vocab_size as u32;
         let ids = |last: u32| -> Vec<u32> {
@@ -217,7 +217,7 @@ impl<T: Table> Decoder<T> {
 
 /// The cost of a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Cost {
+pub(crate) struct Cost {
     /// Number of weights, embedding and head included.
     pub parameters: u64,
     /// Floating-point operations of a forward pass over one sequence: products with weights, and attention. A training step
@@ -236,7 +236,7 @@ impl Cost {
     /// A lower bound of the memory for `tokens` at a time, in f32: weights, activations and the logits of one chunk; for
     /// training also gradients, two moments and a temporary gradient of the head. `keeps_scores` is true where attention is
     /// composed of several operations, which keep scores, biased scores and shares.
-    pub fn least_bytes(&self, tokens: usize, trains: bool, checkpointing: bool, keeps_scores: bool) -> u64 {
+    pub(crate) fn least_bytes(&self, tokens: usize, trains: bool, checkpointing: bool, keeps_scores: bool) -> u64 {
         let tokens = tokens as u64;
         let layer = self.layer + if keeps_scores { 3 * self.scores } else { 0 };
         let logits = tokens.min(512) * self.vocab_size;

@@ -100,7 +100,7 @@ pub fn layer(weight: &Tensor, bias: Option<&Tensor>, precision: Precision, is_he
 }
 
 /// The embedding or the head: a matrix (vocabulary, width).
-pub trait Table {
+pub(crate) trait Table {
     /// The device that holds it.
     fn device(&self) -> &Device;
 

@@ -7,7 +7,7 @@
 //!
 //! Two bases can see later tokens, so their loss is not that of a language model. `sgrpsann` always does, because its spectral
 //! branch mixes the last steps with each other. `waveresnet` does with its temporal block, whose convolution is not causal.
-//! [`Decoder::leak`] tests this.
+//! `Decoder::leak` tests this.
 
 mod block;
 mod causal;
@@ -17,6 +17,6 @@ mod layers;
 mod spectral;
 mod wave;
 
-pub use causal::PsannLm;
+pub(crate) use causal::PsannLm;
 pub use config::{Base, Encoding, PsannConfig, Sine, SineParameter};
-pub use decoder::{Cost, Decoder};
+pub(crate) use decoder::{Cost, Decoder};

@@ -15,7 +15,7 @@ const EPS: f64 = 1e-5;
 
 /// Cost of one forward pass of a layer. The cost of a network is the sum over its layers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct LayerCost {
+pub(crate) struct LayerCost {
     /// Floating-point operations in products with weights and of attention. Element-wise operations are not counted.
     pub flops: u64,
     /// Numbers that a training step must keep at least for the backward pass.
@@ -48,7 +48,7 @@ impl Sum for LayerCost {
 /// Dropout of one training step. The masks depend only on the seed, so that a checkpointed block that is computed again
 /// draws the same ones.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Dropout {
+pub(crate) struct Dropout {
     /// Probability that a number becomes 0.
     pub rate: f64,
     /// Seed of the masks.
@@ -57,24 +57,24 @@ pub struct Dropout {
 
 impl Dropout {
     /// No dropout.
-    pub const OFF: Self = Self { rate: 0.0, seed: 0 };
+    pub(crate) const OFF: Self = Self { rate: 0.0, seed: 0 };
 
     /// The masks of one stage of the network.
-    pub fn stage(self, number: usize) -> Masks {
+    pub(crate) fn stage(self, number: usize) -> Masks {
         let seed = self.seed ^ (number as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         Masks { rate: self.rate, seed: Cell::new(seed) }
     }
 }
 
 /// Successive dropout masks.
-pub struct Masks {
+pub(crate) struct Masks {
     rate: f64,
     seed: Cell<u64>,
 }
 
 impl Masks {
     /// The next mask.
-    pub fn draw(&self) -> Mask {
+    pub(crate) fn draw(&self) -> Mask {
         if self.rate == 0.0 {
             return Mask::NONE;
         }
@@ -114,25 +114,25 @@ fn uniform(inputs: usize) -> Init {
     Init::Uniform { lo: -bound, up: bound }
 }
 
-pub struct LayerNorm {
+pub(crate) struct LayerNorm {
     weight: Tensor,
     bias: Tensor,
 }
 
 impl LayerNorm {
-    pub fn new(width: usize, weights: VarBuilder) -> Result<Self> {
+    pub(crate) fn new(width: usize, weights: VarBuilder) -> Result<Self> {
         Ok(Self {
             weight: weights.get_with_hints(width, "weight", Init::Const(1.0))?,
             bias: weights.get_with_hints(width, "bias", Init::Const(0.0))?,
         })
     }
 
-    pub fn forward<G: Graph>(&self, graph: &mut G, x: &G::Value) -> Result<G::Value> {
+    pub(crate) fn forward<G: Graph>(&self, graph: &mut G, x: &G::Value) -> Result<G::Value> {
         graph.layer_norm(x, &self.weight, &self.bias, EPS)
     }
 
     /// The norm of `x + branch`, with dropout of the branch.
-    pub fn add<G: Graph>(&self, graph: &mut G, x: &G::Value, branch: &G::Value, mask: Mask) -> Result<G::Value> {
+    pub(crate) fn add<G: Graph>(&self, graph: &mut G, x: &G::Value, branch: &G::Value, mask: Mask) -> Result<G::Value> {
         graph.add_norm(x, branch, mask, &self.weight, &self.bias, EPS)
     }
 }

@@ -3,7 +3,7 @@
 //! A backbone is one file that implements [`SequenceBackbone`], and one row of the table in `registry`. `layers` holds the
 //! layers that they share, `data` the series.
 
-pub mod data;
+pub(crate) mod data;
 mod hybrid_transformer;
 mod layers;
 mod omni_mixture;
@@ -13,7 +13,7 @@ mod state_space;
 #[cfg(test)]
 mod golden;
 
-pub use layers::Dropout;
+pub(crate) use layers::Dropout;
 pub use registry::Architecture;
 
 use std::sync::Arc;
@@ -30,7 +30,7 @@ use crate::kernels::{Buffers, Graph, Mask, Network, fused};
 
 /// Tensors that pass from one block to the next. The first is the representation of each step, (batch, time, dim); a
 /// backbone may have others beside it.
-pub type Streams = Vec<Tensor>;
+pub(crate) type Streams = Vec<Tensor>;
 
 /// A network from a window of a series to a representation of each of its steps. It is given in stages, so that training
 /// can keep only the streams between them and compute each stage again in the backward pass.
@@ -83,7 +83,7 @@ pub struct Sizes {
 impl Sizes {
     /// # Errors
     /// One line that names the sizes that do not go together.
-    pub fn check(&self, architecture: Architecture) -> Result<()> {
+    pub(crate) fn check(&self, architecture: Architecture) -> Result<()> {
         for (name, size) in [
             ("features", self.features),
             ("dim", self.dim),
@@ -117,7 +117,7 @@ impl Sizes {
 }
 
 /// A backbone with the head that all share: last step → LayerNorm → linear → GELU → linear → (horizon, outputs).
-pub struct Forecaster {
+pub(crate) struct Forecaster {
     backbone: Box<dyn SequenceBackbone>,
     norm: LayerNorm,
     hidden: Linear,
@@ -137,7 +137,7 @@ impl Forecaster {
     ///
     /// # Errors
     /// When the sizes do not go together, or a tensor is missing.
-    pub fn new(
+    pub(crate) fn new(
         architecture: Architecture,
         sizes: &Sizes,
         horizon: usize,
@@ -166,7 +166,7 @@ impl Forecaster {
     ///
     /// # Errors
     /// When the sizes do not go together.
-    pub fn cost(architecture: Architecture, sizes: &Sizes, window: &data::Window) -> Result<Cost> {
+    pub(crate) fn cost(architecture: Architecture, sizes: &Sizes, window: &data::Window) -> Result<Cost> {
         let data::Window { batch, time, horizon, outputs } = *window;
         let mut network = None;
         let shapes = trainable::shapes(|weights| {
@@ -189,7 +189,7 @@ impl Forecaster {
     ///
     /// # Errors
     /// When the series is longer than there are positions.
-    pub fn forward(&self, series: &Tensor, dropout: Dropout) -> Result<Tensor> {
+    pub(crate) fn forward(&self, series: &Tensor, dropout: Dropout) -> Result<Tensor> {
         let mut streams = vec![series.clone()];
         for stage in 0..self.stages() {
             streams = self.stage(stage, &streams, dropout)?;
@@ -198,7 +198,7 @@ impl Forecaster {
     }
 
     /// Stages of [`Self::forward`]: the embedding, the blocks, the head.
-    pub fn stages(&self) -> usize {
+    pub(crate) fn stages(&self) -> usize {
         self.depth + 2
     }
 
@@ -206,7 +206,7 @@ impl Forecaster {
     ///
     /// # Errors
     /// When the series is longer than there are positions.
-    pub fn stage(&self, number: usize, streams: &Streams, dropout: Dropout) -> Result<Streams> {
+    pub(crate) fn stage(&self, number: usize, streams: &Streams, dropout: Dropout) -> Result<Streams> {
         let masks = dropout.stage(number);
         if number == 0 {
             let (series, most) = (&streams[0], self.max_seq_len);
@@ -236,7 +236,7 @@ impl Network for Forecaster {
 
 /// Cost of a backbone and its head on a window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Cost {
+pub(crate) struct Cost {
     /// Number of weights, head included.
     pub parameters: u64,
     /// Floating-point operations of a forward pass in products with weights and of attention. Element-wise operations are
@@ -252,13 +252,13 @@ pub struct Cost {
 impl Cost {
     /// Lower bound on the memory of training steps: weights, gradients and two moments in f32, and activations in `dtype`.
     /// With checkpointing, the activations are the streams between the blocks and those of one layer.
-    pub fn training_bytes(&self, dtype: DType, checkpointing: bool) -> u64 {
+    pub(crate) fn training_bytes(&self, dtype: DType, checkpointing: bool) -> u64 {
         let activations = if checkpointing { self.between + self.largest } else { self.kept };
         4 * self.parameters * DType::F32.size_in_bytes() as u64 + activations * dtype.size_in_bytes() as u64
     }
 
     /// Lower bound on the memory of forecasts: weights and the activations of one layer.
-    pub fn forecast_bytes(&self, dtype: DType) -> u64 {
+    pub(crate) fn forecast_bytes(&self, dtype: DType) -> u64 {
         (self.parameters + self.largest) * dtype.size_in_bytes() as u64
     }
 }

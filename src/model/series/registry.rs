@@ -96,7 +96,7 @@ pub struct Architecture(usize);
 
 impl Architecture {
     /// All backbones, in the order of the table.
-    pub fn all() -> impl Iterator<Item = Self> {
+    pub(crate) fn all() -> impl Iterator<Item = Self> {
         (0..TABLE.len()).map(Self)
     }
 
@@ -105,12 +105,12 @@ impl Architecture {
     }
 
     /// Its name in ids and configurations.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         self.row().name
     }
 
     /// Other names that are read.
-    pub fn aliases(self) -> &'static [&'static str] {
+    pub(crate) fn aliases(self) -> &'static [&'static str] {
         self.row().aliases
     }
 
@@ -125,23 +125,23 @@ impl Architecture {
     }
 
     /// Its default sizes, for a series of `features`.
-    pub fn sizes(self, features: usize) -> Sizes {
+    pub(crate) fn sizes(self, features: usize) -> Sizes {
         Sizes { features, ..(self.row().sizes)() }
     }
 
     /// Its default number of heads at a width: its own number where that divides `dim`, otherwise 8.
-    pub fn heads(self, dim: usize) -> usize {
+    pub(crate) fn heads(self, dim: usize) -> usize {
         let own = (self.row().sizes)().heads;
         if dim.is_multiple_of(own) { own } else { FALLBACK_HEADS }
     }
 
     /// Returns whether it has attention heads.
-    pub fn attends(self) -> bool {
+    pub(crate) fn attends(self) -> bool {
         self.row().attends
     }
 
     /// Returns whether it has dilated convolutions.
-    pub fn dilates(self) -> bool {
+    pub(crate) fn dilates(self) -> bool {
         self.row().dilates
     }
 
@@ -154,7 +154,7 @@ impl Architecture {
     ///
     /// # Errors
     /// When the sizes do not go together, or a tensor is missing.
-    pub fn build(self, sizes: &Sizes, weights: VarBuilder) -> Result<Box<dyn SequenceBackbone>> {
+    pub(crate) fn build(self, sizes: &Sizes, weights: VarBuilder) -> Result<Box<dyn SequenceBackbone>> {
         sizes.check(self)?;
         (self.row().build)(sizes, weights)
     }

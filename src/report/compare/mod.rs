@@ -2,7 +2,7 @@
 
 mod text;
 
-pub use text::change;
+pub(crate) use text::change;
 #[cfg(feature = "cli")]
 pub(super) use text::quantity;
 
@@ -54,7 +54,7 @@ impl Side {
     ///
     /// # Errors
     /// When there is no such run; the error lists the baselines.
-    pub fn find(name: &str, out: &Path, criterion_home: &Path) -> Result<Self> {
+    pub(crate) fn find(name: &str, out: &Path, criterion_home: &Path) -> Result<Self> {
         let path = Path::new(name);
         let candidates = [
             path.to_owned(),
@@ -380,12 +380,12 @@ fn remarks(a: &Side, b: &Side, rows: &[Row]) -> Vec<String> {
 
 impl Comparison {
     /// Benchmarks that are significantly slower, by more than `share`.
-    pub fn regressions(&self, share: f64) -> Vec<&Row> {
+    pub(crate) fn regressions(&self, share: f64) -> Vec<&Row> {
         self.judged(Verdict::Slower, share)
     }
 
     /// Benchmarks whose negative log-likelihood rose significantly, by more than `share`.
-    pub fn quality_regressions(&self, share: f64) -> Vec<&Row> {
+    pub(crate) fn quality_regressions(&self, share: f64) -> Vec<&Row> {
         self.judged(Verdict::Worse, share)
     }
 
@@ -394,7 +394,7 @@ impl Comparison {
     }
 
     /// Benchmarks whose peak memory rose by at least `share`.
-    pub fn memory_regressions(&self, share: f64) -> Vec<&Row> {
+    pub(crate) fn memory_regressions(&self, share: f64) -> Vec<&Row> {
         let rose = |row: &&Row| row.memory_ratio.is_some_and(|ratio| ratio > 1.0 && ratio >= 1.0 + share);
         self.rows.iter().filter(rose).collect()
     }

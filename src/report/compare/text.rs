@@ -100,7 +100,7 @@ impl Comparison {
     }
 
     /// The same as Markdown.
-    pub fn markdown(&self, all: bool) -> String {
+    pub(crate) fn markdown(&self, all: bool) -> String {
         self.formed(Form::Markdown, all)
     }
 
@@ -127,7 +127,7 @@ impl Comparison {
     }
 
     /// The counts in one line, for example `1 slower, 0 faster, 20 unchanged; memory: 1 more, 0 less; 2 removed, 0 added`.
-    pub fn counted(&self) -> String {
+    pub(crate) fn counted(&self) -> String {
         let count = |verdict| self.rows.iter().filter(|row| row.verdict == verdict).count();
         let unchanged = count(Verdict::Same);
         let mut text =
@@ -148,7 +148,7 @@ impl Comparison {
     }
 
     /// The benchmarks that changed, or all, the worst first.
-    pub fn rows(&self, all: bool) -> Vec<&Row> {
+    pub(crate) fn rows(&self, all: bool) -> Vec<&Row> {
         let mut rows: Vec<&Row> = self.rows.iter().filter(|row| all || row.verdict != Verdict::Same).collect();
         rows.sort_by(|a, b| b.ratio.total_cmp(&a.ratio));
         rows

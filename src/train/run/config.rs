@@ -142,7 +142,7 @@ const PRODUCTS: [(&[&str], u64); 4] = [
 
 impl TrainConfig {
     /// The defaults of a shoot-out: every base, for 300 steps, as in psannlm's own.
-    pub fn shootout() -> Self {
+    pub(crate) fn shootout() -> Self {
         Self { bases: Base::ALL.to_vec(), steps: Some(300), save_every: 1000, ..Self::default() }
     }
 
@@ -194,7 +194,7 @@ impl TrainConfig {
     }
 
     /// The model of a base on a vocabulary.
-    pub fn model(&self, base: Base, vocab_size: usize) -> psann::PsannConfig {
+    pub(crate) fn model(&self, base: Base, vocab_size: usize) -> psann::PsannConfig {
         psann::PsannConfig {
             base,
             vocab_size,
@@ -214,7 +214,7 @@ impl TrainConfig {
     }
 
     /// The optimizer, whose learning rate falls to 0 after `steps`.
-    pub fn optimizer(&self, steps: usize) -> Options {
+    pub(crate) fn optimizer(&self, steps: usize) -> Options {
         Options {
             learning_rate: self.learning_rate,
             warmup_steps: self.warmup_steps,
@@ -226,12 +226,12 @@ impl TrainConfig {
     }
 
     /// The same configuration with one base and one seed.
-    pub fn only(&self, base: Base, seed: u64) -> Self {
+    pub(crate) fn only(&self, base: Base, seed: u64) -> Self {
         Self { bases: vec![base], seeds: vec![seed], ..self.clone() }
     }
 
     /// Number of sequences in a batch.
-    pub fn rows(&self) -> usize {
+    pub(crate) fn rows(&self) -> usize {
         self.batch_tokens / self.sequence_length
     }
 

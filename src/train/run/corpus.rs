@@ -104,6 +104,7 @@ impl Text {
     }
 
     /// Predicted tokens per epoch.
+    #[cfg(test)]
     pub fn tokens(&self) -> usize {
         self.training.iter().map(|row| row.len() - 1).sum()
     }

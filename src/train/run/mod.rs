@@ -7,6 +7,7 @@ mod shootout;
 mod training;
 
 pub use config::TrainConfig;
-pub use corpus::Text;
-pub use shootout::{Entry, Shootout, TaskScores, Trained, shootout};
-pub use training::{Outcome, Progress, run};
+pub(crate) use corpus::Text;
+pub use shootout::{Entry, Shootout};
+pub(crate) use shootout::{TaskScores, Trained, shootout};
+pub(crate) use training::{Outcome, Progress, run};

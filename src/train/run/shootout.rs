@@ -55,13 +55,13 @@ pub struct Entry {
     pub parameters: Option<usize>,
     /// Perplexity of the validation part under a bigram model of the same tokens.
     pub bigram_ppl: Option<f64>,
-    /// See [`Outcome::bigram_bits_per_byte`].
+    /// Bits per byte of the validation part under the bigram model.
     pub bigram_bits_per_byte: Option<f64>,
     /// True if its loss is that of a causal language model.
     pub causal: Option<bool>,
-    /// See [`Outcome::gradient_norm`].
+    /// Norm of the gradient before clipping: the mean over the steps of `train_loss`.
     pub gradient_norm: Option<f64>,
-    /// See [`Outcome::update_ratio`].
+    /// Norm of an update divided by that of the weights: the mean over the steps of `train_loss`.
     pub update_ratio: Option<f64>,
     /// The first step whose loss or gradient was not finite, counted from 1.
     pub first_non_finite_step: Option<usize>,

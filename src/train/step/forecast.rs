@@ -105,12 +105,12 @@ impl TrainingOptions {
 
 impl Task {
     /// Batches of one pass over the windows of training, the last of which may be a part.
-    pub fn training_batches(&self) -> usize {
+    pub(crate) fn training_batches(&self) -> usize {
         self.batches(TRAINING_STARTS)
     }
 
     /// Batches of one pass over the windows that training does not see.
-    pub fn held_out_batches(&self) -> usize {
+    pub(crate) fn held_out_batches(&self) -> usize {
         self.batches(HELD_OUT_STARTS)
     }
 

@@ -16,7 +16,7 @@ use crate::{
 
 /// The result of one pass over some sequences.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Pass {
+pub(crate) struct Pass {
     /// Sum of the cross-entropy over the tokens, in nats.
     pub loss_sum: f64,
     /// Tokens that had the largest logit.
@@ -46,17 +46,17 @@ impl Sequences {
     }
 
     /// Number of sequences.
-    pub fn rows(&self) -> usize {
+    pub(crate) fn rows(&self) -> usize {
         self.ids.len() / self.length
     }
 
     /// Number of predicted tokens.
-    pub fn tokens(&self) -> usize {
+    pub(crate) fn tokens(&self) -> usize {
         self.rows() * (self.length - 1)
     }
 
     /// Splits the sequences into parts of at most `rows` rows.
-    pub fn split(&self, rows: usize) -> impl Iterator<Item = Self> {
+    pub(crate) fn split(&self, rows: usize) -> impl Iterator<Item = Self> {
         self.ids.chunks(rows * self.length).map(|ids| Self { ids: ids.to_vec(), length: self.length })
     }
 
@@ -88,7 +88,7 @@ fn hidden(model: &Decoder, sequences: &Sequences) -> Result<Tensor> {
 
 /// Buffers that are reused from one batch to the next.
 #[derive(Default)]
-pub struct Workspace {
+pub(crate) struct Workspace {
     loss: loss::Workspace,
     /// (vocabulary, width): the gradient of the embedding table.
     of_table: Option<Tensor>,
@@ -100,14 +100,14 @@ pub struct Workspace {
 ///
 /// # Errors
 /// Returns an error if a token is not in the vocabulary, or the device fails.
-pub fn evaluate(model: &Decoder, sequences: &Sequences, workspace: &mut Workspace) -> Result<Pass> {
+pub(crate) fn evaluate(model: &Decoder, sequences: &Sequences, workspace: &mut Workspace) -> Result<Pass> {
     let hidden = hidden(model, sequences)?;
     let found = loss::cross_entropy(&hidden, model.head(), &sequences.targets(), None, &mut workspace.loss)?;
     Ok(Pass { loss_sum: found.sum, correct: found.correct })
 }
 
 /// Gradients of a batch, which can be computed in parts.
-pub struct Gradients<'a> {
+pub(crate) struct Gradients<'a> {
     model: &'a Decoder,
     variables: &'a [Var],
     workspace: &'a mut Workspace,
@@ -118,7 +118,7 @@ pub struct Gradients<'a> {
 impl<'a> Gradients<'a> {
     /// # Errors
     /// Returns an error if the device fails.
-    pub fn new(model: &'a Decoder, variables: &'a [Var], workspace: &'a mut Workspace) -> Result<Self> {
+    pub(crate) fn new(model: &'a Decoder, variables: &'a [Var], workspace: &'a mut Workspace) -> Result<Self> {
         workspace.loss.clear();
         let table = model.embedding();
         match workspace.of_table.as_ref().filter(|of_table| is_plain(of_table) && of_table.shape() == table.shape()) {
@@ -140,7 +140,7 @@ impl<'a> Gradients<'a> {
     ///
     /// # Errors
     /// Returns an error if a token is not in the vocabulary, or the device fails.
-    pub fn add(&mut self, sequences: &Sequences, weight: f64, checkpointing: bool) -> Result<Pass> {
+    pub(crate) fn add(&mut self, sequences: &Sequences, weight: f64, checkpointing: bool) -> Result<Pass> {
         let model = self.model;
         let ids = sequences.input(model)?;
         // A separate variable, so that the backward pass ends here. Only the rows that were looked up have gradients,
@@ -180,7 +180,7 @@ impl<'a> Gradients<'a> {
     ///
     /// # Errors
     /// Returns an error if the loss does not depend on a variable.
-    pub fn finish(mut self) -> Result<Vec<Tensor>> {
+    pub(crate) fn finish(mut self) -> Result<Vec<Tensor>> {
         self.sums.insert(self.model.head().id(), Some(self.workspace.loss.of_head()?));
         self.sums.insert(self.model.embedding().id(), self.workspace.of_table.clone());
         let mut of =

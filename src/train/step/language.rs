@@ -40,7 +40,7 @@ pub struct Step {
 
 impl Step {
     /// Returns whether the loss and the gradients are finite.
-    pub fn is_finite(&self) -> bool {
+    pub(crate) fn is_finite(&self) -> bool {
         self.loss.is_finite() && self.gradient_norm.is_finite()
     }
 }
@@ -75,17 +75,17 @@ impl Language {
     }
 
     /// Weights by psannlm's names, in the order of the gradients.
-    pub fn named(&self) -> BTreeMap<String, Var> {
+    pub(crate) fn named(&self) -> BTreeMap<String, Var> {
         self.variables.named()
     }
 
     /// The model.
-    pub fn model(&self) -> &Decoder {
+    pub(crate) fn model(&self) -> &Decoder {
         &self.model
     }
 
     /// Number of completed steps.
-    pub fn steps(&self) -> usize {
+    pub(crate) fn steps(&self) -> usize {
         self.optimizer.steps()
     }
 
@@ -116,7 +116,7 @@ impl Language {
     ///
     /// # Errors
     /// See [`Self::step`].
-    pub fn evaluate(&mut self, batch: &Sequences) -> Result<Pass> {
+    pub(crate) fn evaluate(&mut self, batch: &Sequences) -> Result<Pass> {
         let mut sum = Pass { loss_sum: 0.0, correct: 0 };
         for part in batch.split(self.plan.micro_rows) {
             let pass = gradients::evaluate(&self.model, &part, &mut self.workspace)?;
@@ -130,7 +130,7 @@ impl Language {
     ///
     /// # Errors
     /// Returns an error if the device fails.
-    pub fn state(&self) -> Result<HashMap<String, Tensor>> {
+    pub(crate) fn state(&self) -> Result<HashMap<String, Tensor>> {
         let weights = self.variables.named();
         let moments: Vec<_> =
             self.names.iter().map(|name| format!("{name}.moments")).zip(self.optimizer.moments()?).collect();
@@ -141,7 +141,7 @@ impl Language {
     ///
     /// # Errors
     /// Returns an error if the state belongs to another model.
-    pub fn resume(&mut self, mut state: HashMap<String, Tensor>, steps: usize) -> Result<()> {
+    pub(crate) fn resume(&mut self, mut state: HashMap<String, Tensor>, steps: usize) -> Result<()> {
         let moments = self.names.iter().map(|name| state.remove(&format!("{name}.moments")));
         let moments: Option<Vec<Tensor>> = moments.collect();
         let Some(moments) = moments else { anyhow::bail!("the optimizer's moments are missing") };
@@ -153,7 +153,7 @@ impl Language {
     ///
     /// # Errors
     /// Returns an error if a weight is missing, has another shape, or does not belong to this model.
-    pub fn load(&self, weights: &HashMap<String, Tensor>) -> Result<()> {
+    pub(crate) fn load(&self, weights: &HashMap<String, Tensor>) -> Result<()> {
         self.variables.assign(weights)
     }
 }

@@ -8,14 +8,14 @@ pub(crate) mod forecast;
 mod golden;
 pub mod gradients;
 pub mod language;
-pub mod loss;
+pub(crate) mod loss;
 pub mod optimizer;
 
 use std::fmt;
 
 /// A training whose loss or gradient is not finite.
 #[derive(Clone, Debug)]
-pub struct Diverged {
+pub(crate) struct Diverged {
     /// The step, from 1.
     pub step: usize,
     /// The error, with the step.
@@ -24,7 +24,7 @@ pub struct Diverged {
 
 impl Diverged {
     /// A training that diverged at a step, counted from 1.
-    pub fn new(step: usize, reason: String) -> Self {
+    pub(crate) fn new(step: usize, reason: String) -> Self {
         Self { step, reason }
     }
 }

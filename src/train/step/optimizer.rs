@@ -57,7 +57,7 @@ impl Default for Options {
 
 impl Options {
     /// Returns the learning rate of a step, counted from 0.
-    pub fn rate(&self, step: usize) -> f64 {
+    pub(crate) fn rate(&self, step: usize) -> f64 {
         let number = step + 1;
         if number <= self.warmup_steps {
             return self.learning_rate * number as f64 / self.warmup_steps as f64;
@@ -69,7 +69,7 @@ impl Options {
 }
 
 /// Variables with their moments.
-pub struct AdamW {
+pub(crate) struct AdamW {
     /// The options.
     pub options: Options,
     variables: Vec<Var>,
@@ -86,7 +86,7 @@ struct Bucket {
 
 /// Statistics of a step.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Update {
+pub(crate) struct Update {
     /// Norm of all gradients, before clipping.
     pub gradient_norm: f64,
     /// Norm of the update over the norm of the weights.
@@ -96,7 +96,7 @@ pub struct Update {
 impl AdamW {
     /// # Errors
     /// Returns an error if memory for the moments is insufficient.
-    pub fn new(variables: Vec<Var>, options: Options) -> Result<Self> {
+    pub(crate) fn new(variables: Vec<Var>, options: Options) -> Result<Self> {
         let mut parts: Vec<(Range<usize>, usize)> = Vec::new();
         for (number, variable) in variables.iter().enumerate() {
             let count = variable.elem_count();
@@ -115,7 +115,7 @@ impl AdamW {
     }
 
     /// Number of completed steps.
-    pub fn steps(&self) -> usize {
+    pub(crate) fn steps(&self) -> usize {
         self.steps
     }
 
@@ -123,7 +123,7 @@ impl AdamW {
     ///
     /// # Errors
     /// Returns an error if the device fails.
-    pub fn moments(&self) -> Result<Vec<Tensor>> {
+    pub(crate) fn moments(&self) -> Result<Vec<Tensor>> {
         let mut moments = Vec::new();
         for bucket in &self.buckets {
             let mut first = 0;
@@ -140,7 +140,7 @@ impl AdamW {
     ///
     /// # Errors
     /// Returns an error if the moments belong to other variables.
-    pub fn resume(&mut self, moments: &[Tensor], steps: usize) -> Result<()> {
+    pub(crate) fn resume(&mut self, moments: &[Tensor], steps: usize) -> Result<()> {
         let same = moments.len() == self.variables.len()
             && moments
                 .iter()
@@ -159,7 +159,7 @@ impl AdamW {
     /// # Errors
     /// Returns an error if the device fails. If a gradient is not finite, the norm is not finite and nothing is
     /// updated; this is not an error.
-    pub fn step(&mut self, gradients: &[Tensor]) -> Result<Update> {
+    pub(crate) fn step(&mut self, gradients: &[Tensor]) -> Result<Update> {
         ensure!(gradients.len() == self.variables.len(), "a gradient is missing");
         let mut squares = Squares::default();
         let (plain, others): (Vec<&Tensor>, Vec<&Tensor>) = gradients.iter().partition(|gradient| is_plain(gradient));

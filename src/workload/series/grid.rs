@@ -273,7 +273,7 @@ pub struct Combination {
 
 impl Combination {
     /// The sizes by name, for records.
-    pub fn sizes(&self) -> BTreeMap<String, u64> {
+    pub(crate) fn sizes(&self) -> BTreeMap<String, u64> {
         let Task { sizes, window, architecture, .. } = &self.task;
         let mut named = vec![
             ("batch", window.batch),
@@ -319,7 +319,7 @@ impl SeriesGrid {
     ///
     /// # Errors
     /// When there is no preset of this name.
-    pub fn of_settings(settings: &Settings) -> Result<Self> {
+    pub(crate) fn of_settings(settings: &Settings) -> Result<Self> {
         Ok(Self::preset(&settings.preset)?.with_settings(settings))
     }
 
@@ -422,7 +422,7 @@ impl SeriesGrid {
     ///
     /// # Errors
     /// When the grid cannot be serialized.
-    pub fn beside_ids(&self) -> Result<serde_json::Map<String, serde_json::Value>> {
+    pub(crate) fn beside_ids(&self) -> Result<serde_json::Map<String, serde_json::Value>> {
         const LEFT_OUT: [&str; 11] = [
             "architectures",
             "model_dims",

@@ -4,8 +4,10 @@
 mod grid;
 mod nested;
 
-pub use grid::{Combination, PRESETS, SeriesGrid, preset};
-pub use nested::{Translated, translate};
+pub(crate) use grid::{Combination, PRESETS};
+pub use grid::{SeriesGrid, preset};
+pub(crate) use nested::Translated;
+pub use nested::translate;
 
 use std::{
     collections::BTreeMap,
@@ -34,7 +36,7 @@ enum Steps {
 }
 
 /// Steps of one combination in one phase.
-pub struct SeriesWorkload {
+pub(crate) struct SeriesWorkload {
     phase: Phase,
     steps_of: Steps,
     batches: Batches,
@@ -52,7 +54,7 @@ impl SeriesWorkload {
     ///
     /// # Errors
     /// Returns an error if the sizes are inconsistent, memory is insufficient, or the step fails.
-    pub fn new(combination: &Combination, phase: Phase, grid: &SeriesGrid) -> Result<Self> {
+    pub(crate) fn new(combination: &Combination, phase: Phase, grid: &SeriesGrid) -> Result<Self> {
         let (task, device) = (&combination.task, grid.device.open()?);
         let cost = cost(task)?;
         memory::ensure_fits("one batch", needed_bytes(task, &cost, phase, grid.dtype), &device)?;
@@ -82,7 +84,7 @@ impl SeriesWorkload {
     }
 
     /// The loss of the last step, where something is trained.
-    pub fn last_loss(&self) -> Option<f64> {
+    pub(crate) fn last_loss(&self) -> Option<f64> {
         self.losses.last().copied()
     }
 

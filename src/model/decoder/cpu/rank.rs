@@ -188,7 +188,11 @@ impl<E: Element, C: Operand> Rank<E, C> {
 #[cfg(test)]
 impl Rank<f32> {
     /// The routes of a layer for the inputs of its feed-forward, and its output; `None` if it is dense.
-    pub fn mixture(&mut self, layer: usize, x: &[f32]) -> Option<(crate::model::decoder::routing::Routes, Vec<f32>)> {
+    pub(crate) fn mixture(
+        &mut self,
+        layer: usize,
+        x: &[f32],
+    ) -> Option<(crate::model::decoder::routing::Routes, Vec<f32>)> {
         let Self { machine, memory: Memory { feed_forward: memory, .. }, .. } = self;
         let feed_forward = &self.layers[layer].feed_forward;
         let x = Rows::new(x, x.len() / self.config.hidden_size, self.config.hidden_size);

@@ -127,7 +127,7 @@ impl<C: Operand> Sequences<C> {
 
     /// Number of pages that no sequence uses.
     #[cfg(test)]
-    pub fn unused_pages(&self) -> usize {
+    pub(crate) fn unused_pages(&self) -> usize {
         self.pages.unused()
     }
 }
