@@ -205,7 +205,7 @@ class TorchTraining:
             given = self.given
             self.optimizer = torch.optim.AdamW(
                 model.parameters(), lr=given["learning_rate"], betas=(given["beta1"], given["beta2"]),
-                weight_decay=given["weight_decay"], eps=given.get("eps", 1e-8), fused=True)
+                weight_decay=given["weight_decay"], eps=given["eps"], fused=True)
         # A collection of garbage in the middle of a step would be measured.
         gc.collect()
         gc.disable()

@@ -17,7 +17,10 @@ use crate::{
         series::{Architecture, Forecaster, Sizes, data::Window},
     },
     settings::Settings,
-    train::step::forecast::{Task, TrainingOptions},
+    train::step::{
+        forecast::{Task, TrainingOptions},
+        optimizer::Options,
+    },
 };
 
 /// Measured steps, unless configured.
@@ -478,11 +481,16 @@ impl SeriesGrid {
             let dilations: Vec<_> = sizes.dilations.iter().map(usize::to_string).collect();
             name = format!("{name}-x{}", dilations.join("."));
         }
+        let usual = TrainingOptions::default();
         let training = TrainingOptions {
-            learning_rate: self.learning_rate,
-            weight_decay: self.weight_decay,
-            betas: (self.beta1, self.beta2),
-            clip_norm: self.clip_norm,
+            optimizer: Options {
+                learning_rate: self.learning_rate,
+                weight_decay: self.weight_decay,
+                beta1: self.beta1,
+                beta2: self.beta2,
+                clip_norm: self.clip_norm.unwrap_or(f64::INFINITY),
+                ..usual.optimizer
+            },
             cosine_steps: self.cosine_steps,
             accumulate: self.accumulate,
             gradient_checkpointing: self.gradient_checkpointing,
