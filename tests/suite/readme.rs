@@ -7,7 +7,7 @@ use candlepower::{
     model::{MINI, SYNTHETIC, series::Architecture},
     record,
     report::{table::tables, text_table::terminal},
-    scenario::GENERATION,
+    scenario::{GENERATION, Tier},
     settings::Settings,
 };
 
@@ -22,6 +22,9 @@ fn every_scenario_is_in_its_table() {
         let row = format!("| {} | {} | {} |", scenario.key, scenario.prompt_tokens, scenario.new_tokens);
         assert!(README.contains(&row), "{row}");
     }
+    let quick = GENERATION.iter().filter(|scenario| scenario.tier == Tier::Quick);
+    let quick = quick.map(|scenario| format!("`{}`", scenario.key)).collect::<Vec<_>>().join(" and ");
+    assert!(README.contains(&format!("{quick} run unless")), "{quick}");
 }
 
 #[test]
