@@ -40,7 +40,7 @@ pub use chat::{ChatTemplate, chat_template};
 pub use decoder::ExpertLoad;
 pub use external::{External, FRAMEWORK_BYTES};
 pub use parallel::{Parallel, apart};
-pub use shapes::{MINI, SYNTHETIC, shape};
+pub use shapes::{MINI, SYNTHETIC, shape, shapes_in_markdown};
 pub use spec::ModelSpec;
 
 use std::{
@@ -407,6 +407,17 @@ impl Engine {
             },
         }
     }
+}
+
+/// The table in the guide of the families that each engine runs, in Markdown.
+pub fn families_in_markdown() -> String {
+    let mut table = "| architecture | `stock` | `tuned` on a CPU | `tuned` elsewhere |\n|---|---|---|---|\n".to_owned();
+    for family::Family { architecture, .. } in family::FAMILIES {
+        let mark = |runs| if runs { "yes" } else { "no" };
+        let (stock, elsewhere) = (mark(stock::runs(architecture)), mark(decoder::runs_elsewhere(architecture)));
+        table += &format!("| `{architecture}` | {stock} | yes | {elsewhere} |\n");
+    }
+    table
 }
 
 impl fmt::Display for Engine {

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use candlepower::{
     config::Config,
-    model::{MINI, SYNTHETIC, series::Architecture},
+    model::{families_in_markdown, series::Architecture, shapes_in_markdown},
     record,
     report::{table::tables, text_table::terminal},
     scenario::{GENERATION, Tier},
@@ -28,16 +28,17 @@ fn every_scenario_is_in_its_table() {
 }
 
 #[test]
-fn every_setting_and_model_is_described() {
+fn every_setting_is_described() {
     for key in Settings::KEYS {
         let cell = format!("| `CANDLEPOWER_{}` | `{}` |", key.name.to_uppercase(), key.name);
         assert!(SETTINGS.contains(&cell), "{cell}");
     }
-    for model in
-        MINI.iter().map(|name| (*name).to_owned()).chain(SYNTHETIC.iter().map(|name| format!("synthetic:{name}")))
-    {
-        assert!(SETTINGS.contains(&format!("`{model}`")), "{model}");
-    }
+}
+
+#[test]
+fn every_model_and_family_is_in_the_tables_of_the_guide() {
+    assert_part("settings.md", "shapes", &shapes_in_markdown().expect("a table"));
+    assert_part("settings.md", "families", &families_in_markdown());
 }
 
 /// The README quotes what a run of `short` prints, from the kept report that it links to.
