@@ -64,7 +64,8 @@ fn the_test_command_is_the_one_that_is_run() {
     assert!(README.contains("\ncargo test ") && checks.contains("\ncargo test\n"));
 }
 
+/// A scenario may add its row to the table.
 #[test]
 fn the_readme_stays_short() {
-    assert!(README.lines().count() <= 200, "move details to the guide in src/guide");
+    assert!(README.lines().count() <= 193 + GENERATION.len(), "move details to the guide in src/guide");
 }
