@@ -43,6 +43,11 @@ def tensors(file):
     }
 
 
+def head_dim_of(config):
+    """Some families leave the key out."""
+    return config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+
+
 def frequencies(rope, head_dim):
     frequency = 1 / rope["rope_theta"] ** (np.arange(0, head_dim, 2) / head_dim)
     if rope["rope_type"] == "linear":
@@ -85,7 +90,7 @@ class Model:
 
     def attention(self, x, prefix, rope, seen):
         config, store = self.config, self.store
-        heads, groups, head_dim = config["num_attention_heads"], config["num_key_value_heads"], config["head_dim"]
+        heads, groups, head_dim = config["num_attention_heads"], config["num_key_value_heads"], head_dim_of(config)
         q = self.product(x, prefix + "q_proj").reshape(-1, heads, head_dim)
         k = self.product(x, prefix + "k_proj").reshape(-1, groups, head_dim)
         v = self.product(x, prefix + "v_proj").reshape(-1, groups, head_dim)
@@ -118,7 +123,7 @@ class Model:
             kind = (config.get("layer_types") or ["full_attention"] * (layer + 1))[layer]
             if kind == "sliding_attention":
                 seen = seen & (row - column < config["sliding_window"])
-            angles = row.astype(F32) * frequencies(rope.get(kind, rope), config["head_dim"])
+            angles = row.astype(F32) * frequencies(rope.get(kind, rope), head_dim_of(config))
             h = self.norm(x, prefix + "input_layernorm")
             h = self.attention(h, prefix + "self_attn.", (store(np.cos(angles)), store(np.sin(angles))), seen)
             x = store(x + (self.norm(h, prefix + "post_attention_layernorm") if self.gemma else h))

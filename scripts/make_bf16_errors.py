@@ -2,16 +2,16 @@
 """Makes bf16_errors.json beside fixtures: the error of PyTorch in bf16 on each of them.
 
     python3 -m venv .venv && .venv/bin/pip install -r scripts/requirements-fixtures.txt -r scripts/requirements-psann.txt
-    .venv/bin/python scripts/make_bf16_errors.py [FIXTURES]
+    .venv/bin/python scripts/make_bf16_errors.py [FIXTURES] [--only FIXTURE]
 
 For each fixture and case, the file holds the relative error: the norm of the difference from the golden values, which are f32,
 over their norm. In `generation`, the cases are prompts, and the values are the logits after each and after the greedy tokens that
 follow it. In `psann` and `temporal`, they are all logits and the output. Weights and activations are bf16. Tests hold results in bf16
-against these errors.
+against these errors. With --only, the errors of other fixtures stay as they are, and only its kind needs its packages.
 """
 
+import argparse
 import json
-import sys
 from pathlib import Path
 
 import torch
@@ -58,15 +58,25 @@ def temporal(folder, golden):
 
 
 def main():
-    fixtures = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "fixtures"
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("fixtures", type=Path, nargs="?", default=ROOT / "fixtures")
+    parser.add_argument("--only", help="make the errors of the fixture of this name and leave the others as they are")
+    arguments = parser.parse_args()
+    is_found = False
     for errors_of in (generation, psann, temporal):
-        kind = fixtures / errors_of.__name__
-        errors = {}
-        for folder in sorted(path for path in kind.iterdir() if path.is_dir()):
+        kind = arguments.fixtures / errors_of.__name__
+        folders = sorted(path for path in kind.iterdir() if path.is_dir() and arguments.only in {None, path.name})
+        if not folders:
+            continue
+        is_found = True
+        errors = json.loads((kind / "bf16_errors.json").read_text()) if arguments.only else {}
+        for folder in folders:
             # Positions are f32 in some models, whose next layer refuses their results without the casts of autocast.
             with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=errors_of is not generation):
                 errors[folder.name] = errors_of(folder, load_file(folder / "golden.safetensors"))
         (kind / "bf16_errors.json").write_text(json.dumps(errors, indent=1, sort_keys=True) + "\n")
+    if not is_found:
+        parser.error(f"--only {arguments.only}: no fixture has this name")
 
 
 if __name__ == "__main__":

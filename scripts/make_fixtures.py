@@ -16,8 +16,7 @@ import torch
 import transformers
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import PreTrainedTokenizerFast
 from transformers.generation.logits_process import (
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
@@ -32,26 +31,22 @@ CLEAR_CHOICE = 2e-3
 # A model that repeats one token attends to copies of one value, and errors of attention then have no effect.
 DISTINCT_TOKENS = 12
 
-FAMILIES = {
-    "llama": (LlamaConfig, LlamaForCausalLM),
-    "qwen3": (Qwen3Config, Qwen3ForCausalLM),
-    "gemma3": (Gemma3TextConfig, Gemma3ForCausalLM),
-}
-
-
 def every(pattern, layers):
     """Layers of which one in `pattern` is full."""
     types = ["full_attention" if (i + 1) % pattern == 0 else "sliding_attention" for i in range(layers)]
     return dict(num_hidden_layers=layers, layer_types=types)
 
 
-BASE = {
-    "llama": dict(hidden_size=64, intermediate_size=48, num_attention_heads=4, num_key_value_heads=2),
-    "qwen3": dict(hidden_size=64, intermediate_size=48, num_attention_heads=4, num_key_value_heads=2, head_dim=32),
-    "gemma3": dict(
+# The classes of transformers, and the base of the fixtures.
+FAMILIES = {
+    "llama": ("LlamaConfig", "LlamaForCausalLM", dict(
+        hidden_size=64, intermediate_size=48, num_attention_heads=4, num_key_value_heads=2)),
+    "qwen3": ("Qwen3Config", "Qwen3ForCausalLM", dict(
+        hidden_size=64, intermediate_size=48, num_attention_heads=4, num_key_value_heads=2, head_dim=32)),
+    "gemma3": ("Gemma3TextConfig", "Gemma3ForCausalLM", dict(
         hidden_size=48, intermediate_size=40, num_attention_heads=4, num_key_value_heads=1, head_dim=16,
         query_pre_attn_scalar=16, sliding_window=128,
-    ) | every(2, 2),
+    ) | every(2, 2)),
 }
 COMMON = dict(
     vocab_size=320, num_hidden_layers=2, max_position_embeddings=256, rms_norm_eps=1e-5, tie_word_embeddings=True)
@@ -76,8 +71,8 @@ def gemma_rope(full, sliding, full_type=DEFAULT, sliding_type=DEFAULT):
     }
 
 
-# Name, family, differences from BASE and COMMON. candle-transformers computes those that begin with `wrong`
-# differently, so engine `stock` must refuse them.
+# Name, family, differences from the family's base and COMMON. candle-transformers computes those that begin with `wrong`
+# differently, so engine `stock` must refuse them. The seed of a fixture follows from its place, so new rows go to the end.
 FIXTURES = [
     ("llama-gqa-tied", "llama", dict(num_hidden_layers=3, rope_parameters=llama3(10000.0))),
     ("llama-mha-untied", "llama", dict(num_key_value_heads=4, tie_word_embeddings=False)),
@@ -151,14 +146,14 @@ beside them. How fast does it burn? How fast could it burn? Those are two questi
 
 
 def build(family, overrides, seed):
-    config_class, model_class = FAMILIES[family]
-    settings = COMMON | BASE[family] | overrides
+    config_class, model_class, base = FAMILIES[family]
+    settings = COMMON | base | overrides
     if family == "gemma3":
         settings = dict(rope_parameters=gemma_rope(1e6, 1e4)) | settings
-    config = config_class(**settings, bos_token_id=1, eos_token_id=2, pad_token_id=0)
+    config = getattr(transformers, config_class)(**settings, bos_token_id=1, eos_token_id=2, pad_token_id=0)
     config._attn_implementation = "eager"
     torch.manual_seed(seed)
-    model = model_class(config).eval()
+    model = getattr(transformers, model_class)(config).eval()
     with torch.no_grad():
         for name, weight in model.named_parameters():
             # Norms are spread too, so that a norm in the wrong place shows. Other weights are spread enough that
@@ -329,6 +324,8 @@ def main():
     transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
+    if arguments.only not in {None, *(fixture[0] for fixture in FIXTURES)}:
+        parser.error(f"--only {arguments.only}: no fixture has this name")
     for number, (name, family, overrides) in enumerate(FIXTURES):
         if arguments.only in (None, name):
             make(arguments.out, name, family, overrides, arguments.seed + number)

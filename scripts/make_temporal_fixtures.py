@@ -29,7 +29,8 @@ SIZES = dict(
     coarse_factor=4, cross_every=2, max_seq_len=32)
 STEPS = 10
 OPTIMIZER = dict(learning_rate=1e-3, weight_decay=0.01, beta1=0.9, beta2=0.95, clip_norm=1.0, cosine_steps=8)
-# Name, architecture, sizes, batch, time, horizon, outputs.
+# Name, architecture, sizes, batch, time, horizon, outputs. The seed of a fixture follows from its place, so new rows go to the
+# end.
 FIXTURES = [
     ("hybrid-transformer", "hybrid_transformer", {}, 2, 18, 5, 3),
     ("hybrid-transformer-wide-dilation", "hybrid_transformer", dict(

@@ -1,4 +1,7 @@
-"""The backbones of the sweep and their head in PyTorch. Tensors have the names of candlepower's own."""
+"""The backbones of the sweep and their head in PyTorch. Tensors have the names of candlepower's own.
+
+Each `nn.Dropout` stands where the sweep has dropout. It is off unless its rate is set.
+"""
 
 import torch
 from torch import nn
@@ -46,9 +49,10 @@ class FeedForward(nn.Module):
     def __init__(self, dim, inner):
         super().__init__()
         self.up, self.down = nn.Linear(dim, inner), nn.Linear(inner, dim)
+        self.dropout = nn.Dropout(0.0)
 
     def forward(self, x):
-        return self.down(nn.functional.gelu(self.up(x)))
+        return self.down(self.dropout(nn.functional.gelu(self.up(x))))
 
 
 class CausalDepthwise(nn.Module):
@@ -67,9 +71,10 @@ class Convolution(nn.Module):
         super().__init__()
         self.depthwise = nn.Conv1d(dim, dim, taps, dilation=dilation, padding="same", groups=dim)
         self.pointwise = nn.Linear(dim, dim)
+        self.dropout = nn.Dropout(0.0)
 
     def forward(self, x):
-        return self.pointwise(nn.functional.gelu(self.depthwise(x.transpose(1, 2)).transpose(1, 2)))
+        return self.pointwise(self.dropout(nn.functional.gelu(self.depthwise(x.transpose(1, 2)).transpose(1, 2))))
 
 
 class Embedding(nn.Module):
@@ -77,9 +82,10 @@ class Embedding(nn.Module):
         super().__init__()
         self.linear = nn.Linear(features, dim)
         self.positions = nn.Parameter(torch.randn(positions, dim))
+        self.dropout = nn.Dropout(0.0)
 
     def forward(self, x):
-        return self.linear(x) + self.positions[: x.shape[1]]
+        return self.dropout(self.linear(x) + self.positions[: x.shape[1]])
 
 
 class HybridBlock(nn.Module):
@@ -126,6 +132,7 @@ class OmniBlock(nn.Module):
         self.feed_forward = FeedForward(dim, 2 * s["ff_mult"] * dim)
         self.mixer_in, self.mixer_out = nn.Linear(dim, 2 * s["state_dim"]), nn.Linear(s["state_dim"], dim)
         self.mixer_conv = CausalDepthwise(s["state_dim"], s["state_kernel"])
+        self.dropout = nn.Dropout(0.0)
         self.convolution = Convolution(dim, s["conv_kernel"], s["dilations"][number % len(s["dilations"])])
         self.attention_norm, self.feed_forward_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.mixer_norm, self.convolution_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
@@ -137,7 +144,7 @@ class OmniBlock(nn.Module):
         x = self.attention_norm(x + self.attention(x, x))
         x = x + self.feed_forward(self.feed_forward_norm(x))
         u, v = self.mixer_in(x).chunk(2, -1)
-        x = self.mixer_norm(x + self.mixer_out(self.mixer_conv(u * torch.sigmoid(v))))
+        x = self.mixer_norm(x + self.dropout(self.mixer_out(self.mixer_conv(u * torch.sigmoid(v)))))
         x = self.convolution_norm(x + self.convolution(x))
         return self.cross_norm(x + self.cross(x, coarse)) if self.crosses else x
 
@@ -148,10 +155,11 @@ class Coarse(nn.Module):
         self.pool = nn.AvgPool1d(s["coarse_factor"], ceil_mode=True, count_include_pad=False)
         self.positions = nn.Parameter(torch.randn(s["max_seq_len"] // s["coarse_factor"] + 2, s["dim"]))
         self.norm, self.linear = nn.LayerNorm(s["dim"]), nn.Linear(s["dim"], s["dim"])
+        self.dropout = nn.Dropout(0.0)
 
     def forward(self, x):
         pooled = self.pool(x.transpose(1, 2)).transpose(1, 2)
-        return self.linear(self.norm(pooled + self.positions[: pooled.shape[1]]))
+        return self.dropout(self.linear(self.norm(pooled + self.positions[: pooled.shape[1]])))
 
 
 class OmniMixture(nn.Module):
@@ -180,11 +188,12 @@ class StateSpaceBlock(nn.Module):
         self.mixer_in, self.mixer_out = nn.Linear(dim, 2 * s["state_dim"]), nn.Linear(s["state_dim"], dim)
         self.mixer_conv = CausalDepthwise(s["state_dim"], s["state_kernel"])
         self.feed_forward = FeedForward(dim, s["ff_mult"] * dim)
+        self.dropout = nn.Dropout(0.0)
 
     def forward(self, x):
         gate, state = self.mixer_in(self.mixer_norm(x)).chunk(2, -1)
-        x = x + self.mixer_out(torch.sigmoid(gate) * torch.tanh(self.mixer_conv(state)))
-        return x + self.feed_forward(self.feed_forward_norm(x))
+        x = x + self.dropout(self.mixer_out(torch.sigmoid(gate) * torch.tanh(self.mixer_conv(state))))
+        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
 
 
 class StateSpace(Stack):

@@ -74,37 +74,16 @@ class RotaryAttention(backbones.RotaryAttention):
 backbones.Attention, backbones.RotaryAttention = Attention, RotaryAttention
 
 
-def add_dropout(model, rate):
-    """Adds dropout where the sweep has it."""
-    if rate == 0.0:
-        return
-
-    def drop(module, x):
-        return nn.functional.dropout(x, rate, module.training)
-
-    def before(module):
-        module.register_forward_pre_hook(lambda module, inputs: (drop(module, inputs[0]),))
-
-    def after(module):
-        module.register_forward_hook(lambda module, _, output: drop(module, output))
-
+def set_dropout(model, rate):
+    """Sets the rate of dropout."""
     for module in model.modules():
         match module:
+            case nn.Dropout():
+                module.p = rate
             case Attention():
                 module.inner.dropout = rate
             case RotaryAttention():
                 module.dropout = rate
-            case backbones.FeedForward():
-                before(module.down)
-            case backbones.Convolution():
-                before(module.pointwise)
-            case backbones.Embedding() | backbones.Coarse():
-                after(module)
-            case backbones.OmniBlock():
-                after(module.mixer_out)
-            case backbones.StateSpaceBlock():
-                after(module.mixer_out)
-                after(module.feed_forward)
 
 
 class Language:
@@ -162,7 +141,7 @@ class Series:
             raise Unsupported("the adapter's steps have one batch and no checkpointing")
         sizes, horizon, outputs = given["sizes"], given["horizon"], given["outputs"]
         self.model = backbones.Forecaster(given["architecture"], sizes, horizon, outputs).to(device)
-        add_dropout(self.model, given["dropout"])
+        set_dropout(self.model, given["dropout"])
         self.series = (given["batch"], given["window"], sizes["features"])
         self.after, self.device = (given["batch"], horizon, outputs), device
 
@@ -226,7 +205,7 @@ class TorchTraining:
             given = self.given
             self.optimizer = torch.optim.AdamW(
                 model.parameters(), lr=given["learning_rate"], betas=(given["beta1"], given["beta2"]),
-                weight_decay=given["weight_decay"], eps=given.get("eps", 1e-8), fused=True)
+                weight_decay=given["weight_decay"], eps=given["eps"], fused=True)
         # A collection of garbage in the middle of a step would be measured.
         gc.collect()
         gc.disable()

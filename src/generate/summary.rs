@@ -338,6 +338,23 @@ mod tests {
         close(measures.tokens_per_s, 100.0);
     }
 
+    /// The table knows which measures lack a value then, and a record gives the reason for each.
+    #[test]
+    fn measures_of_steps_are_those_that_one_token_lacks() {
+        let limits = limits();
+        let of = |steps: &[u64], tokens: &[u32]| {
+            let timelines = [timeline(10, steps, tokens)];
+            summarise(weighed, &request(tokens.len()), &timelines, &[1], Some(1), Some(&limits)).expect("a summary")
+        };
+        let [one, two] = [of(&[], &[7]), of(&[2], &[7, 8])];
+        let fields = serde_json::to_value(&one).expect("JSON");
+        let [one, two] = [one, two].map(record::Measures::Generation);
+        for measure in record::measures::all().filter(|measure| fields.get(measure.name).is_some()) {
+            let is_lacking = (measure.value)(&two).is_some() && (measure.value)(&one).is_none();
+            assert_eq!(measure.row.of_steps, is_lacking, "{}", measure.name);
+        }
+    }
+
     #[test]
     fn generations_that_differ_are_not_summed_up() {
         let timelines = [timeline(10, &[2], &[7, 8]), timeline(10, &[2], &[7, 9])];

@@ -81,7 +81,7 @@ pub struct Gauge {
 
 /// The limits at one time.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Reading {
+pub struct Reading {
     /// Bandwidth of reading memory.
     pub read_bytes_per_s: f64,
     /// Rate of a matrix product.

@@ -21,7 +21,7 @@ mod token_time;
 
 pub use crate::kernels::system::allocator::{self, CountingAllocator};
 pub use cpu_time::CpuTime;
-pub use limits::{Gauge, LimitsOverTime};
-pub(crate) use limits::{Reading, limits};
+pub(crate) use limits::limits;
+pub use limits::{Gauge, LimitsOverTime, Reading};
 pub(crate) use peak_bytes::PeakBytes;
 pub(crate) use token_time::TokenTime;

@@ -180,7 +180,8 @@ impl Errors {
     }
 
     fn push(&mut self, fixture: &str, case: &str, error: f64, independent: usize) {
-        let log_ratio = (error / self.pytorch[fixture][case]).ln();
+        let pytorch = self.pytorch.get(fixture).and_then(|cases| cases.get(case));
+        let log_ratio = (error / pytorch.unwrap_or_else(|| panic!("{fixture}: run make_bf16_errors.py --only"))).ln();
         self.cases.push(Case { name: format!("{fixture}, {case}"), log_ratio, independent: independent as f64 });
     }
 

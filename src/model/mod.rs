@@ -41,7 +41,8 @@ pub(crate) use chat::chat_template;
 pub use decoder::ExpertLoad;
 pub(crate) use external::{External, FRAMEWORK_BYTES};
 pub(crate) use parallel::{Parallel, apart};
-pub use shapes::{MINI, SYNTHETIC, shape};
+pub(crate) use shapes::{MINI, SYNTHETIC};
+pub use shapes::{shape, shapes_in_markdown};
 pub use spec::ModelSpec;
 
 use std::{
@@ -408,6 +409,17 @@ impl Engine {
             },
         }
     }
+}
+
+/// The table in the guide of the families that each engine runs, in Markdown.
+pub fn families_in_markdown() -> String {
+    let mut table = "| architecture | `stock` | `tuned` on a CPU | `tuned` elsewhere |\n|---|---|---|---|\n".to_owned();
+    for family::Family { architecture, .. } in family::FAMILIES {
+        let mark = |runs| if runs { "yes" } else { "no" };
+        let (stock, elsewhere) = (mark(stock::runs(architecture)), mark(decoder::runs_elsewhere(architecture)));
+        table += &format!("| `{architecture}` | {stock} | yes | {elsewhere} |\n");
+    }
+    table
 }
 
 impl fmt::Display for Engine {

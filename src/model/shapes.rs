@@ -79,6 +79,24 @@ pub fn text(name: &str) -> Result<&'static str> {
     Ok(row.config)
 }
 
+/// The table of models with seeded weights in the guide, in Markdown.
+///
+/// # Errors
+/// If a configuration cannot be read.
+pub fn shapes_in_markdown() -> Result<String> {
+    let mut table = "| model | architecture | weights |\n|---|---|---:|\n".to_owned();
+    for Shape { name, kind, .. } in SHAPES {
+        let config = shape(name)?;
+        let prefix = match kind {
+            Kind::Mini => "",
+            Kind::Published => "synthetic:",
+        };
+        let (architecture, millions) = (config.family.architecture, config.parameters() as f64 / 1e6);
+        table += &format!("| `{prefix}{name}` | `{architecture}` | {millions:.0} million |\n");
+    }
+    Ok(table)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -23,19 +23,23 @@ const CHUNK: usize = 16 * 1024;
 pub fn weights(config: &ModelConfig, seed: u64, dtype: DType, device: &Device) -> VarBuilder<'static> {
     // Every norm multiplies by 1.
     let norm = (1.0 - config.family.norm_offset) as f32;
-    VarBuilder::from_backend(Box::new(Synthetic { seed, norm }), dtype, device.clone())
+    let has_head = !config.tie_word_embeddings;
+    VarBuilder::from_backend(Box::new(Synthetic { seed, norm, has_head }), dtype, device.clone())
 }
 
 struct Synthetic {
     seed: u64,
     /// Value of the weights of every norm.
     norm: f32,
+    /// False if the head is the embedding.
+    has_head: bool,
 }
 
 impl SimpleBackend for Synthetic {
     fn get(&self, shape: Shape, name: &str, _: Init, dtype: DType, device: &Device) -> Result<Tensor> {
         if shape.rank() == 1 {
-            return Tensor::full(self.norm, shape, device)?.to_dtype(dtype);
+            let value = if name.ends_with(".bias") { 0.0 } else { self.norm };
+            return Tensor::full(value, shape, device)?.to_dtype(dtype);
         }
         let count = shape.elem_count();
         let storage = match dtype {
@@ -51,8 +55,8 @@ impl SimpleBackend for Synthetic {
         Err(Error::Msg(format!("{name}: seeded weights need a shape")))
     }
 
-    fn contains_tensor(&self, _: &str) -> bool {
-        true
+    fn contains_tensor(&self, name: &str) -> bool {
+        self.has_head || name != "lm_head.weight"
     }
 }
 
@@ -107,6 +111,18 @@ mod tests {
         assert_ne!(bits("model.embed_tokens.weight", 43), PINNED);
     }
     const PINNED: [u32; 4] = [0xbbcc_1ca6, 0xbaaf_2f17, 0xbca1_b764, 0xbc7f_f579];
+
+    /// Some published modules ask for a head to find out whether it is the embedding.
+    #[test]
+    fn a_tied_head_is_no_tensor_and_biases_add_nothing() {
+        let of = |tie_word_embeddings| {
+            let config = ModelConfig { tie_word_embeddings, ..crate::model::shape("llama-mini").expect("a shape") };
+            weights(&config, 1, DType::F32, &Device::Cpu)
+        };
+        assert!(!of(true).contains_tensor("lm_head.weight") && of(false).contains_tensor("lm_head.weight"));
+        let row = |name: &str| of(true).get(2, name).and_then(|row| row.to_vec1::<f32>()).expect("a row");
+        assert_eq!((row("q_proj.bias"), row("norm.weight")), (vec![0.0; 2], vec![1.0; 2]));
+    }
 
     #[test]
     fn mean_and_standard_deviation_are_as_stated() {

@@ -112,6 +112,8 @@ pub struct Row {
     /// True if the value is the middle of the samples of these measures, its exponential, or a quotient with
     /// it. Exports then tell how it varies.
     pub is_sampled: fn(&Measures) -> bool,
+    /// True if the value is that of decode steps, which a generation of one token lacks.
+    pub of_steps: bool,
     /// Tables, the place of the column in each, and its header with the unit. Places only order columns: leave gaps.
     pub tables: &'static [(TableKey, u8, &'static str)],
     /// Display of a missing value in tables.
@@ -127,6 +129,7 @@ impl Row {
         sweep: None,
         export: None,
         is_sampled: |_| false,
+        of_steps: false,
         tables: &[],
         missing: Missing::NotAvailable,
     };
@@ -397,7 +400,7 @@ measures! {
         },
         /// Median inter-token latency (ITL): the time between successive tokens. Empty when one token was generated.
         itl_p50_ms: Option<f64> => Row {
-            unit: MeasureUnit::Ms, better: LOWER, export: Some((50, "itl_p50")),
+            unit: MeasureUnit::Ms, better: LOWER, export: Some((50, "itl_p50")), of_steps: true,
             tables: &[
                 (TableKey::Generation, 30, "ITL P50 ms"), (TableKey::LongContext, 30, "ITL P50 ms"),
                 (TableKey::Live, 20, "ITL ms"),
@@ -406,13 +409,13 @@ measures! {
         },
         /// 95th percentile of the inter-token latency.
         itl_p95_ms: Option<f64> => Row {
-            unit: MeasureUnit::Ms, better: LOWER, export: Some((60, "itl_p95")),
+            unit: MeasureUnit::Ms, better: LOWER, export: Some((60, "itl_p95")), of_steps: true,
             tables: &[(TableKey::Generation, 40, "ITL P95 ms")], ..Row::DATA
         },
         /// 99th percentile of the inter-token latency.
-        itl_p99_ms: Option<f64> => Row { unit: MeasureUnit::Ms, better: LOWER, ..Row::DATA },
+        itl_p99_ms: Option<f64> => Row { unit: MeasureUnit::Ms, better: LOWER, of_steps: true, ..Row::DATA },
         /// Time per output token (TPOT): the mean inter-token latency.
-        tpot_ms: Option<f64> => Row { unit: MeasureUnit::Ms, better: LOWER, ..Row::DATA },
+        tpot_ms: Option<f64> => Row { unit: MeasureUnit::Ms, better: LOWER, of_steps: true, ..Row::DATA },
         /// Prompt tokens divided by the time to first token.
         prefill_tokens_per_s: f64 => Row {
             unit: MeasureUnit::TokensPerS, better: HIGHER, export: Some((30, "prefill_tokens_per_s")),
@@ -425,7 +428,7 @@ measures! {
         },
         /// Tokens after the first divided by the time of their steps.
         decode_tokens_per_s: Option<f64> => Row {
-            unit: MeasureUnit::TokensPerS, better: HIGHER, export: Some((20, "decode_tokens_per_s")),
+            unit: MeasureUnit::TokensPerS, better: HIGHER, export: Some((20, "decode_tokens_per_s")), of_steps: true,
             tables: &[
                 (TableKey::Generation, 20, "decode tok/s"), (TableKey::MixtureDecode, 10, "decode tok/s"),
                 (TableKey::Scaling, 20, "decode tok/s"), (TableKey::LongContext, 20, "decode tok/s"),
@@ -481,7 +484,7 @@ measures! {
         /// Model bandwidth utilization (MBU) of decode: that of the median step, whose bytes to read are divided by its time, as a
         /// share of the memory bandwidth during the step.
         mbu: Option<f64> => Row {
-            unit: MeasureUnit::Share, better: HIGHER,
+            unit: MeasureUnit::Share, better: HIGHER, of_steps: true,
             tables: &[
                 (TableKey::Generation, 60, "MBU"), (TableKey::MixtureDecode, 40, "MBU"), (TableKey::Scaling, 60, "MBU"),
                 (TableKey::LongContext, 60, "MBU"),

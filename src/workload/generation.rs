@@ -162,8 +162,8 @@ pub(super) fn measured(mut measures: record::Generation, energy: &Energy, no_pea
         note("peak_bytes", reason);
     }
     if measures.tpot_ms.is_none() {
-        for field in ["itl_p50_ms", "itl_p95_ms", "itl_p99_ms", "tpot_ms", "decode_tokens_per_s", "mbu"] {
-            note(field, "only one token was generated");
+        for measure in record::measures::all().filter(|measure| measure.row.of_steps) {
+            note(measure.name, "only one token was generated");
         }
     }
     Measured { measures: Measures::Generation(measures), unmeasured }

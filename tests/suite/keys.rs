@@ -45,7 +45,7 @@ fn table<C: Config>(of: &Use) -> String {
 }
 
 #[test]
-fn the_tables_of_the_guide_list_every_field() {
+fn the_tables_list_every_field() {
     let tables = [table::<Settings>(&SETTINGS), table::<TrainConfig>(&TRAINING), table::<SeriesGrid>(&SWEEP)];
     let now = format!("<!-- Written by UPDATE_KEYS=1 cargo test --test suite keys:: -->\n\n{}", tables.join("\n"));
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/guide/keys.md");

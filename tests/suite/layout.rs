@@ -6,6 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use candlepower::model::series::Architecture;
+
 /// The folders and files directly below `src`, lowest first. Each may import those of the lines above it, and nothing of its
 /// own line but itself.
 const LEVELS: [&[&str]; 14] = [
@@ -145,4 +147,39 @@ fn unsafe_code_is_in_kernels_only() {
     assert_eq!(found.len(), 0, "move it to src/kernels:\n{}", found.join("\n"));
     let inside = places_of(&starts, &[]);
     assert!(inside.len() > 10, "the search finds what there is: {inside:?}");
+}
+
+/// Only the files of a recipe in the chapter on contributing name an addition of its kind. All others find it by its table.
+#[test]
+fn additions_are_named_in_the_files_of_their_recipes() {
+    let family = ["src/model/family.rs", "src/model/decoder/forward.rs", "src/model/gguf/mod.rs"];
+    let stock = ["src/model/stock/llama.rs", "src/model/stock/qwen3.rs", "src/model/stock/gemma3.rs"];
+    // The dense decoders of `moe_top_k` have this architecture.
+    let family_of_twins = [&family[..], &["src/model/decoder/shape.rs", stock[1]]].concat();
+    let measure = ["src/record/measures.rs", "src/generate/summary.rs"];
+    let key_of_sweep = ["src/workload/series/grid.rs", "src/workload/series/nested.rs"];
+    let expected: [(&str, &[&str]); 8] = [
+        ("\"long\"", &["src/scenario/generation.rs"]),
+        ("\"LlamaForCausalLM\"", &[&family[..], &stock[..1]].concat()),
+        ("\"Qwen3ForCausalLM\"", &family_of_twins),
+        ("\"Gemma3ForCausalLM\"", &[family[0], family[2], stock[2]]),
+        ("\"MixtralForCausalLM\"", &family),
+        ("waiting_share", &measure),
+        ("save_every", &["src/train/run/config.rs", "src/train/run/training.rs"]),
+        ("max_epochs", &key_of_sweep),
+    ];
+    for (name, files) in expected {
+        assert_eq!(files_with(name), files.iter().map(|file| (*file).to_owned()).collect(), "{name}");
+    }
+    // The file of a backbone has its name and does not contain it.
+    for architecture in Architecture::all() {
+        let files = ["src/model/series/mod.rs", "src/model/series/registry.rs"].map(str::to_owned);
+        assert_eq!(files_with(architecture.name()), files.into(), "{architecture}");
+    }
+}
+
+/// The files in `src` and `benches` that have a text outside of comments and unit tests.
+fn files_with(text: &str) -> BTreeSet<String> {
+    let places = places_of(&[text], &[]);
+    places.iter().filter_map(|place| Some(place.split_once(':')?.0.to_owned())).collect()
 }

@@ -202,10 +202,15 @@ impl CausalLm for Decoder {
     }
 }
 
+/// Returns whether the engine has the layers of the architecture on accelerators.
+pub fn runs(architecture: &str) -> bool {
+    FAMILIES.contains(&architecture)
+}
+
 /// Why the engine does not run this configuration on accelerators.
 pub fn refusal(config: &ModelConfig) -> Option<String> {
     let architecture = config.family.architecture;
-    if !FAMILIES.contains(&architecture) {
+    if !runs(architecture) {
         return Some(format!("it does not run {architecture}"));
     }
     if config.sliding_layers.contains(&true) {

@@ -53,6 +53,11 @@ pub fn refusal(config: &ModelConfig, device: &Device) -> Option<String> {
     if device.is_cpu() { cpu::refusal(config) } else { forward::refusal(config) }
 }
 
+/// Returns whether the engine runs a family on devices other than CPUs.
+pub fn runs_elsewhere(architecture: &str) -> bool {
+    forward::runs(architecture)
+}
+
 /// Bytes of the caches of all layers with `tokens` in the sequence.
 pub fn cache_bytes(config: &ModelConfig, dtype: DType, tokens: usize, device: &Device) -> CacheBytes {
     match device.is_cpu() {

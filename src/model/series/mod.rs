@@ -1,6 +1,6 @@
 //! Backbones for multivariate series, which the architecture sweep trains and runs. All have the same head.
 //!
-//! A backbone is one file that implements [`SequenceBackbone`], and one row of the table in `registry`. `layers` holds the
+//! A backbone is one file that implements `SequenceBackbone`, and one row of the table in `registry`. `layers` holds the
 //! layers that they share, `data` the series.
 
 pub(crate) mod data;
@@ -34,7 +34,7 @@ pub(crate) type Streams = Vec<Tensor>;
 
 /// A network from a window of a series to a representation of each of its steps. It is given in stages, so that training
 /// can keep only the streams between them and compute each stage again in the backward pass.
-pub trait SequenceBackbone {
+pub(crate) trait SequenceBackbone {
     /// Streams that enter the first block, from a series (batch, time, features).
     ///
     /// # Errors

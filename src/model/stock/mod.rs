@@ -134,6 +134,11 @@ impl CausalLm for Stock {
     }
 }
 
+/// Returns whether a module is published for the architecture.
+pub fn runs(architecture: &str) -> bool {
+    MODULES.iter().any(|module| module.architecture == architecture)
+}
+
 /// Why the engine does not run this configuration: no module is published for it, or the module computes it wrongly.
 pub fn refusal(config: &ModelConfig) -> Option<String> {
     match Module::of(config) {

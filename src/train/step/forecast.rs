@@ -46,14 +46,8 @@ pub struct Task {
 /// How a network for series is trained.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TrainingOptions {
-    /// Learning rate at the start.
-    pub learning_rate: f64,
-    /// Weight decay of AdamW.
-    pub weight_decay: f64,
-    /// Decay of the means of gradients and of their squares.
-    pub betas: (f64, f64),
-    /// Norm to which larger gradients are scaled down. `None` does not clip.
-    pub clip_norm: Option<f64>,
+    /// The optimizer. Its schedule is constant, so that its learning rate is that at the start.
+    pub optimizer: Options,
     /// Half a period of the cosine schedule, in steps: the learning rate falls to 0 and, as PyTorch's `CosineAnnealingLR`,
     /// rises again afterwards. `None` keeps it constant.
     pub cosine_steps: Option<usize>,
@@ -70,10 +64,13 @@ pub struct TrainingOptions {
 impl Default for TrainingOptions {
     fn default() -> Self {
         Self {
-            learning_rate: 1e-3,
-            weight_decay: 0.01,
-            betas: (0.9, 0.999),
-            clip_norm: None,
+            optimizer: Options {
+                learning_rate: 1e-3,
+                beta2: 0.999,
+                clip_norm: f64::INFINITY,
+                warmup_steps: 0,
+                ..Options::default()
+            },
             cosine_steps: None,
             accumulate: 1,
             gradient_checkpointing: false,
@@ -86,18 +83,16 @@ impl Default for TrainingOptions {
 impl TrainingOptions {
     /// The learning rate of a step, counted from 0.
     fn rate(&self, step: usize) -> f64 {
-        let Some(steps) = self.cosine_steps else { return self.learning_rate };
-        self.learning_rate * 0.5 * (1.0 + (std::f64::consts::PI * step as f64 / steps as f64).cos())
+        let learning_rate = self.optimizer.learning_rate;
+        let Some(steps) = self.cosine_steps else { return learning_rate };
+        learning_rate * 0.5 * (1.0 + (std::f64::consts::PI * step as f64 / steps as f64).cos())
     }
 
     fn check(&self) -> Result<()> {
         ensure!(self.accumulate > 0, "accumulate is 0: a step needs at least one batch");
         ensure!(self.stride > 0, "stride is 0: windows must start at different steps");
         ensure!(self.cosine_steps != Some(0), "cosine_steps is 0: leave it out for a constant learning rate");
-        ensure!(
-            self.clip_norm.is_none_or(|norm| norm > 0.0),
-            "clip_norm must be above 0: leave it out for no clipping"
-        );
+        ensure!(self.optimizer.clip_norm > 0.0, "clip_norm must be above 0: leave it out for no clipping");
         ensure!((0.0..1.0).contains(&self.dropout), "dropout={} is not at least 0 and below 1", self.dropout);
         Ok(())
     }
@@ -193,16 +188,7 @@ impl SeriesTraining {
     fn of(task: &Task, model: Forecaster, variables: Vec<Var>, device: &Device) -> Result<Self> {
         let options = task.training.clone();
         options.check()?;
-        let optimizer = Options {
-            learning_rate: options.learning_rate,
-            beta1: options.betas.0,
-            beta2: options.betas.1,
-            weight_decay: options.weight_decay,
-            clip_norm: options.clip_norm.unwrap_or(f64::INFINITY),
-            warmup_steps: 0,
-            ..Options::default()
-        };
-        let optimizer = AdamW::new(variables.clone(), optimizer)?;
+        let optimizer = AdamW::new(variables.clone(), options.optimizer)?;
         Ok(Self { model, variables, optimizer, options, seed: task.seed, device: device.clone() })
     }
 
@@ -371,11 +357,13 @@ mod tests {
     use crate::model::golden::{device, numbers};
 
     fn task(architecture: Architecture) -> Task {
+        let mut training = TrainingOptions::default();
+        training.optimizer.learning_rate = 3e-3;
         Task {
             architecture,
             sizes: Sizes { dim: 16, depth: 2, heads: 2, state_dim: 8, max_seq_len: 32, ..architecture.sizes(4) },
             window: Window { batch: 8, time: 24, horizon: 3, outputs: 2 },
-            training: TrainingOptions { learning_rate: 3e-3, ..TrainingOptions::default() },
+            training,
             seed: 42,
         }
     }
@@ -436,15 +424,10 @@ mod tests {
             let (batch, time, _) = golden["series"].dims3().expect("a series");
             for gradient_checkpointing in [false, true] {
                 let Optimizer { learning_rate, weight_decay, beta1, beta2, clip_norm, cosine_steps } = config.optimizer;
-                let training = TrainingOptions {
-                    learning_rate,
-                    weight_decay,
-                    betas: (beta1, beta2),
-                    clip_norm: Some(clip_norm),
-                    cosine_steps: Some(cosine_steps),
-                    gradient_checkpointing,
-                    ..TrainingOptions::default()
-                };
+                let usual = TrainingOptions::default();
+                let optimizer = Options { learning_rate, weight_decay, beta1, beta2, clip_norm, ..usual.optimizer };
+                let training =
+                    TrainingOptions { optimizer, cosine_steps: Some(cosine_steps), gradient_checkpointing, ..usual };
                 let Config { architecture, horizon, outputs, .. } = config;
                 let window = Window { batch, time, horizon, outputs };
                 let task = Task { architecture, sizes: config.sizes.clone(), window, training, seed: 0 };
@@ -558,7 +541,7 @@ mod tests {
     #[test]
     fn a_diverging_step_is_an_error() {
         let mut task = task("state_space".parse().expect("a name"));
-        task.training.learning_rate = 1e30;
+        task.training.optimizer.learning_rate = 1e30;
         let (mut batches, mut training) = start(&task);
         let error = (0..10).find_map(|_| training.step(&[batches.cut().expect("a batch")]).err());
         assert!(error.expect("an error").to_string().contains("diverged"));
@@ -574,7 +557,7 @@ mod tests {
             (|task| task.training.accumulate = 0, "accumulate is 0"),
             (|task| task.training.stride = 0, "stride is 0"),
             (|task| task.training.cosine_steps = Some(0), "cosine_steps is 0"),
-            (|task| task.training.clip_norm = Some(0.0), "clip_norm must be above 0"),
+            (|task| task.training.optimizer.clip_norm = 0.0, "clip_norm must be above 0"),
             (|task| task.training.dropout = 1.0, "dropout=1"),
         ] {
             let mut task = task("state_space".parse().expect("a name"));

@@ -139,6 +139,8 @@ impl PeerSteps {
 /// The keys of a network for series in the protocol.
 fn described(task: &Task) -> Value {
     let (window, training) = (&task.window, &task.training);
+    let mut optimizer = json!(training.optimizer);
+    optimizer["cosine_steps"] = json!(training.cosine_steps);
     json!({
         "architecture": task.architecture,
         "sizes": task.sizes,
@@ -146,14 +148,7 @@ fn described(task: &Task) -> Value {
         "window": window.time,
         "horizon": window.horizon,
         "outputs": window.outputs,
-        "optimizer": {
-            "learning_rate": training.learning_rate,
-            "beta1": training.betas.0,
-            "beta2": training.betas.1,
-            "weight_decay": training.weight_decay,
-            "clip_norm": training.clip_norm,
-            "cosine_steps": training.cosine_steps,
-        },
+        "optimizer": optimizer,
         "accumulate": training.accumulate,
         "dropout": training.dropout,
         "checkpointing": training.gradient_checkpointing,

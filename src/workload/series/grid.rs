@@ -17,7 +17,10 @@ use crate::{
         series::{Architecture, Forecaster, Sizes, data::Window},
     },
     settings::Settings,
-    train::step::forecast::{Task, TrainingOptions},
+    train::step::{
+        forecast::{Task, TrainingOptions},
+        optimizer::Options,
+    },
 };
 
 /// Measured steps, unless configured.
@@ -478,11 +481,16 @@ impl SeriesGrid {
             let dilations: Vec<_> = sizes.dilations.iter().map(usize::to_string).collect();
             name = format!("{name}-x{}", dilations.join("."));
         }
+        let usual = TrainingOptions::default();
         let training = TrainingOptions {
-            learning_rate: self.learning_rate,
-            weight_decay: self.weight_decay,
-            betas: (self.beta1, self.beta2),
-            clip_norm: self.clip_norm,
+            optimizer: Options {
+                learning_rate: self.learning_rate,
+                weight_decay: self.weight_decay,
+                beta1: self.beta1,
+                beta2: self.beta2,
+                clip_norm: self.clip_norm.unwrap_or(f64::INFINITY),
+                ..usual.optimizer
+            },
             cosine_steps: self.cosine_steps,
             accumulate: self.accumulate,
             gradient_checkpointing: self.gradient_checkpointing,
@@ -667,7 +675,8 @@ mod tests {
             assert!(refused.starts_with(&format!("{key} is 18446744073709551615; at most ")), "{refused}");
         }
         let list = (1..=1 << 16).map(|depth| depth.to_string()).collect::<Vec<_>>().join(",");
-        assert!(message(flag("windows", &list).expect("read").combinations()).starts_with("combinations is 196608"));
+        let count = format!("combinations is {}", Architecture::all().count() << 16);
+        assert!(message(flag("windows", &list).expect("read").combinations()).starts_with(&count));
         let none = message(flag("steps", "0").expect("read").combinations());
         assert!(none.contains("steps: at least one"), "{none}");
     }
