@@ -96,7 +96,7 @@ pub struct Architecture(usize);
 
 impl Architecture {
     /// All backbones, in the order of the table.
-    pub(crate) fn all() -> impl Iterator<Item = Self> {
+    pub fn all() -> impl Iterator<Item = Self> {
         (0..TABLE.len()).map(Self)
     }
 
@@ -105,7 +105,7 @@ impl Architecture {
     }
 
     /// Its name in ids and configurations.
-    pub(crate) fn name(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         self.row().name
     }
 
