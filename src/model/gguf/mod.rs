@@ -33,7 +33,7 @@ use super::{
 use crate::kernels::inference::{Machine, Quantised};
 
 /// The architectures of GGUF files and those of `config.json`.
-const ARCHITECTURES: [(&str, &str); 4] = [
+const ARCHITECTURES: &[(&str, &str)] = &[
     ("llama", "LlamaForCausalLM"),
     ("qwen3", "Qwen3ForCausalLM"),
     ("qwen3moe", "Qwen3MoeForCausalLM"),
@@ -41,7 +41,7 @@ const ARCHITECTURES: [(&str, &str); 4] = [
 ];
 
 /// Keys of the metadata, below the name of the architecture, and those of `config.json`.
-const KEYS: [(&str, &str); 16] = [
+const KEYS: &[(&str, &str)] = &[
     ("attention.head_count", "num_attention_heads"),
     ("attention.head_count_kv", "num_key_value_heads"),
     ("attention.key_length", "head_dim"),
@@ -61,7 +61,7 @@ const KEYS: [(&str, &str); 16] = [
 ];
 
 /// Parts of a layer as transformers names them, and their names in GGUF files.
-const PARTS: [(&str, &str); 15] = [
+const PARTS: &[(&str, &str)] = &[
     ("block_sparse_moe.gate", "ffn_gate_inp"),
     ("input_layernorm", "attn_norm"),
     ("mlp.down_proj", "ffn_down"),
@@ -217,12 +217,12 @@ fn config(metadata: &HashMap<String, Value>, stored: &BTreeMap<String, Stored>) 
     };
     let named = text("general.architecture").context("its metadata has no general.architecture")?;
     let Some((_, architecture)) = ARCHITECTURES.iter().find(|(name, _)| *name == named) else {
-        let names = ARCHITECTURES.map(|(name, _)| name).join(", ");
+        let names = ARCHITECTURES.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
         bail!("its architecture {named} is not supported; the supported ones are {names}")
     };
     let of = |key: &str| metadata.get(&format!("{named}.{key}"));
     let mut json = Map::new();
-    for (key, name) in KEYS {
+    for (key, name) in KEYS.iter().copied() {
         if let Some(value) = of(key) {
             let value = scalar(value).with_context(|| format!("{named}.{key} is not a number"))?;
             json.insert(name.into(), value);
@@ -381,7 +381,7 @@ fn names_in_file(config: &ModelConfig, name: &str) -> (String, Option<(String, u
             return (format!("blk.{layer}.{own}.{expert}.{kind}"), Some(stacked));
         }
     }
-    let own = match PARTS.into_iter().find(|(other, _)| *other == part) {
+    let own = match PARTS.iter().copied().find(|(other, _)| *other == part) {
         // In families with one norm before each block, this is that of the feed-forward.
         Some((_, "post_attention_norm")) if config.family.layer_norms.after_attention.is_none() => "ffn_norm",
         Some((_, own)) => own,

@@ -24,7 +24,7 @@ fn metadata(config: &ModelConfig) -> Option<Vec<(String, Value)>> {
         "MixtralForCausalLM" => "LlamaForCausalLM",
         own => own,
     };
-    let (name, _) = ARCHITECTURES.into_iter().find(|(_, architecture)| *architecture == of_file)?;
+    let (name, _) = ARCHITECTURES.iter().find(|(_, architecture)| *architecture == of_file)?;
     let is_usual = config.hidden_act == config.family.hidden_act.1
         && config.attn_logit_softcapping.is_none()
         && config.query_pre_attn_scalar == config.head_dim as f64
