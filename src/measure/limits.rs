@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     device::Precision,
-    kernels::{sum, system::ask_for_huge_pages},
+    kernels::{inference::Machine, read, sum, system::ask_for_huge_pages},
     record::{Limits, Spread},
 };
 
@@ -153,6 +153,28 @@ fn seconds(readings: &[(Instant, Reading)]) -> impl Iterator<Item = Vec<Reading>
     })
 }
 
+/// The readings between two moments, the last one before and the first one after, of readings in the order of their times.
+pub fn around<T>(readings: &[(Instant, T)], from: Instant, to: Instant) -> &[(Instant, T)] {
+    let first = readings.partition_point(|(at, _)| *at < from).saturating_sub(1);
+    let end = readings.partition_point(|(at, _)| *at <= to).saturating_add(1).min(readings.len());
+    &readings[first..end]
+}
+
+/// Bandwidth of reading the weights of a model, in main memory and in this order, with the threads that multiply with them. As in
+/// a decode step, the threads meet after each matrix. Begins with the first one, so that the caches hold what they hold in a step.
+pub fn weights_bytes_per_s(weights: &[&[u64]]) -> Option<f64> {
+    let machine = Machine::with_threads(rayon::current_num_threads().min(candle_core::utils::get_num_threads()));
+    let (mut bytes, started) = (0, Instant::now());
+    for matrix in weights.iter().filter(|matrix| !matrix.is_empty()).cycle() {
+        read(&machine, matrix);
+        bytes += size_of_val(*matrix);
+        if started.elapsed() >= READ_FOR {
+            break;
+        }
+    }
+    (bytes > 0).then(|| bytes as f64 / started.elapsed().as_secs_f64())
+}
+
 /// The mean of at least one reading.
 fn mean(readings: &[Reading]) -> Reading {
     let of = |limit: fn(&Reading) -> f64| readings.iter().map(limit).sum::<f64>() / readings.len() as f64;
@@ -178,9 +200,7 @@ impl LimitsOverTime {
     /// Readings are evenly spread over the time of a benchmark, so the work that a limit allows in a time is its mean
     /// multiplied by the time.
     pub fn during(&self, from: Instant, to: Instant) -> Reading {
-        let first = self.readings.partition_point(|(at, _)| *at < from).saturating_sub(1);
-        let end = self.readings.partition_point(|(at, _)| *at <= to).saturating_add(1).min(self.readings.len());
-        let readings: Vec<Reading> = self.readings[first..end].iter().map(|(_, reading)| *reading).collect();
+        let readings: Vec<Reading> = around(&self.readings, from, to).iter().map(|(_, reading)| *reading).collect();
         if readings.is_empty() { self.median() } else { mean(&readings) }
     }
 
@@ -289,6 +309,15 @@ mod tests {
             assert_eq!(size_of_val(buffer.as_slice()), bytes);
             assert!(buffer.iter().enumerate().all(|(place, value)| *value == place as u64));
         }
+    }
+
+    #[test]
+    fn weights_are_read_over_and_over() {
+        let matrix = vec![1_u64; 1 << 17];
+        let rate = weights_bytes_per_s(&[&[], &matrix, &matrix[..1]]).expect("a rate");
+        assert!(rate > 1e8, "{rate}");
+        assert_eq!(weights_bytes_per_s(&[]), None);
+        assert_eq!(weights_bytes_per_s(&[&[]]), None);
     }
 
     #[test]

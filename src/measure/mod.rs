@@ -22,5 +22,6 @@ mod token_time;
 pub use crate::kernels::system::allocator::{self, CountingAllocator};
 pub use cpu_time::CpuTime;
 pub use limits::{Gauge, LimitsOverTime, Reading, limits};
+pub(crate) use limits::{around, weights_bytes_per_s};
 pub use peak_bytes::PeakBytes;
 pub use token_time::TokenTime;
