@@ -41,6 +41,11 @@ const PART_BYTES: usize = 1 << 20;
 /// Time of a reading of the bandwidth. All readings take equally long, so that their mean is that over the time.
 const READ_FOR: Duration = Duration::from_millis(5);
 
+/// Time that the passes of a matrix product fill in a reading, and in one beside a prompt. The median over ten prompts is of few
+/// readings, and another process takes a core for some milliseconds at a time, so these are longer.
+const MULTIPLY_FOR: Duration = Duration::from_millis(10);
+const BESIDE_PROMPT: Duration = Duration::from_millis(50);
+
 /// Copies that are submitted to a device at once, so that launch and synchronisation do not count.
 const COPIES: usize = 8;
 
@@ -99,8 +104,8 @@ impl Gauge {
         let product = (matrices.library, matrices.dtype);
         let next = AtomicUsize::new(0);
         // The first pass starts threads.
-        reading(device, (&memory, &next), &matrices)?;
-        let first = reading(device, (&memory, &next), &matrices)?;
+        reading(device, (&memory, &next), &matrices, MULTIPLY_FOR)?;
+        let first = reading(device, (&memory, &next), &matrices, MULTIPLY_FOR)?;
         let matrices = device.is_cpu().then_some(matrices);
         Ok(Self { device: device.clone(), memory, next, product, matrices, first, best: Cell::new(first) })
     }
@@ -110,17 +115,27 @@ impl Gauge {
         self.device.is_cpu()
     }
 
-    /// Reads the limits. On a CPU, this takes about 30 ms.
+    /// Reads the limits. On a CPU, this takes about 20 ms.
     ///
     /// # Errors
     /// Returns an error if the device fails.
     pub fn read(&self) -> Result<Reading> {
+        self.read_for(MULTIPLY_FOR)
+    }
+
+    /// Does the same beside a prompt, for about 60 ms.
+    ///
+    /// # Errors
+    /// Returns an error if the device fails.
+    pub fn read_beside_prompt(&self) -> Result<Reading> {
+        self.read_for(BESIDE_PROMPT)
+    }
+
+    fn read_for(&self, time: Duration) -> Result<Reading> {
+        let memory = (self.memory.as_slice(), &self.next);
         let reading = match &self.matrices {
-            Some(matrices) => reading(&self.device, (&self.memory, &self.next), matrices)?,
-            None => {
-                let matrices = Matrices::fastest(&self.device, Precision::BF16)?;
-                reading(&self.device, (&self.memory, &self.next), &matrices)?
-            }
+            Some(matrices) => reading(&self.device, memory, matrices, time)?,
+            None => reading(&self.device, memory, &Matrices::fastest(&self.device, Precision::BF16)?, time)?,
         };
         let best = self.best.get();
         self.best.set(Reading {
@@ -228,9 +243,10 @@ pub fn limits(device: &Device, precision: Precision) -> Result<Limits> {
     Ok(gauge.limits(readings).medians)
 }
 
-fn reading(device: &Device, memory: (&[u64], &AtomicUsize), matrices: &Matrices) -> Result<Reading> {
+/// A reading whose matrix products fill `time`.
+fn reading(device: &Device, memory: (&[u64], &AtomicUsize), matrices: &Matrices, time: Duration) -> Result<Reading> {
     let read_bytes_per_s = if device.is_cpu() { read_bytes_per_s(memory) } else { copied_bytes_per_s(device)? };
-    Ok(Reading { read_bytes_per_s, matrix_flops_per_s: matrices.flops_per_s()? })
+    Ok(Reading { read_bytes_per_s, matrix_flops_per_s: matrices.flops_per_s(time)? })
 }
 
 /// Summarises the means of at least one second, which come from so many readings.

@@ -14,6 +14,8 @@ pub enum Moment<'a> {
     Step,
     /// A step that reads these weights, in this order.
     Decode(Option<Vec<&'a [u64]>>),
+    /// A step that is long and rare: that of a prompt.
+    Prompt,
 }
 
 struct Pauses {
@@ -75,10 +77,9 @@ pub fn pass_at<'a>(moment: impl FnOnce() -> Moment<'a>) -> Option<Pause> {
     pass_after(1.0, moment)
 }
 
-/// Does the same before and after a step that is long and rare, such as that of a prompt: takes a pause unless the last one has
-/// only just ended.
+/// Does the same before and after a prompt: takes a pause unless the last one has only just ended.
 pub fn pass_early() {
-    pass_after(0.1, || Moment::Step);
+    pass_after(0.2, || Moment::Prompt);
 }
 
 /// Takes a pause if this share of the least time between two has passed.

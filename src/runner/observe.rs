@@ -7,6 +7,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use anyhow::Result;
+
 use crate::{
     device::DeviceChoice,
     measure::{
@@ -40,19 +42,26 @@ struct Readings {
 }
 
 impl Readings {
-    /// A device whose memory is full cannot be read. The benchmark goes on without this reading.
     fn read(&self) {
+        self.keep(Gauge::read);
+    }
+
+    /// A device whose memory is full cannot be read. The benchmark goes on without this reading.
+    fn keep(&self, read: impl FnOnce(&Gauge) -> Result<Reading>) {
         let at = Instant::now();
-        self.taken.borrow_mut().extend(self.gauge.read().map(|reading| (at, reading)));
+        self.taken.borrow_mut().extend(read(&self.gauge).map(|reading| (at, reading)));
     }
 
     /// Reads in a pause. The weights come first, while the caches hold what the step before has left there.
     fn read_at(&self, moment: &Moment) -> Option<f64> {
         let of_weights = match moment {
             Moment::Decode(Some(weights)) => weights_bytes_per_s(weights),
-            Moment::Step | Moment::Decode(None) => None,
+            _ => None,
         };
-        self.read();
+        match moment {
+            Moment::Prompt => self.keep(Gauge::read_beside_prompt),
+            _ => self.read(),
+        }
         of_weights
     }
 
