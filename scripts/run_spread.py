@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Shows how much the figures of a benchmark vary between runs, and whether its shares of the machine's limits vary less.
 
-    python3 scripts/run_spread.py [--disturbed] [--runs 10] ['^medium/llama-mini/']
+    python3 scripts/run_spread.py [--disturbed] [--runs 10] [--binary PATH] ['^medium/llama-mini/']
 
-Each run is a process of its own: `cargo bench --bench generation`. For each benchmark, prints the median over the runs, the
+Each run is a process of its own: `cargo bench --bench generation`, or with --binary PATH what that command has built. For each benchmark, prints the median over the runs, the
 coefficient of variation (standard deviation over mean), the lowest and the highest value. With --disturbed, another process
 writes to memory for one to five random seconds, with pauses of one to five random seconds. Needs Python 3.9 or later.
 """
@@ -41,10 +41,11 @@ def disturb():
         time.sleep(random.uniform(1, 5))
 
 
-def run(number, out, filter):
+def run(number, out, filter, binary):
     """Runs the benchmarks once, and returns their records."""
     environment = {**os.environ, "CANDLEPOWER_OUT": str(out), "CANDLEPOWER_RUN": f"run-{number}"}
-    command = ["cargo", "bench", "--quiet", "--bench", "generation", "--", filter]
+    start = [binary, "--bench"] if binary else ["cargo", "bench", "--quiet", "--bench", "generation", "--"]
+    command = [*start, filter]
     ended = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     records = out / f"run-{number}" / "records.jsonl"
     if ended.returncode != 0 or not records.is_file():
@@ -57,11 +58,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--disturbed", action="store_true")
     parser.add_argument("--runs", type=int, default=10)
+    parser.add_argument("--binary", help="a benchmark that was built before")
     parser.add_argument("filter", nargs="?", default="^medium/llama-mini/")
     arguments = parser.parse_args()
     if arguments.runs < 2:
         parser.error("--runs: a spread needs at least two runs")
-    if subprocess.run(["cargo", "bench", "--bench", "generation", "--no-run"]).returncode != 0:
+    if not arguments.binary and subprocess.run(["cargo", "bench", "--bench", "generation", "--no-run"]).returncode != 0:
         sys.exit("error: the benchmark does not build")
 
     disturber = multiprocessing.Process(target=disturb, daemon=True)
@@ -70,7 +72,7 @@ def main():
     values = {}
     with tempfile.TemporaryDirectory() as folder:
         for number in range(1, arguments.runs + 1):
-            for record in run(number, pathlib.Path(folder), arguments.filter):
+            for record in run(number, pathlib.Path(folder), arguments.filter, arguments.binary):
                 for field in FIELDS:
                     value = record["measures"].get(field)
                     if value is not None:

@@ -17,7 +17,8 @@ use crate::{
     error::{caught, explained},
     measure::{
         conditions::Window,
-        memory, pauses,
+        memory,
+        pauses::{self, Moment},
         placement::{self, Cpus},
     },
     output,
@@ -199,7 +200,11 @@ impl Running {
         };
         // The first turn is waited for.
         pass_on();
-        let (taken, window) = observation.sample(|| pauses::within(TURN, pass_on, &mut iterate));
+        let turn = move |_: &Moment| {
+            pass_on();
+            None
+        };
+        let (taken, window) = observation.sample(|| pauses::within(TURN, turn, &mut iterate));
         taken?;
         if let Some(error) = broken.take() {
             return Err(error);

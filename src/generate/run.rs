@@ -11,7 +11,10 @@ use candle_core::{CpuStorage, DType, Storage, Tensor};
 
 use super::{FinishReason, Sampler, Timeline};
 use crate::{
-    measure::{CpuTime, pauses},
+    measure::{
+        CpuTime,
+        pauses::{self, Moment},
+    },
     model::{CausalLm, Part},
     scenario::Sampling,
 };
@@ -135,7 +138,9 @@ impl Run {
             }
             Some(number) => {
                 active.retain(|sequence| !sequence.has_ended(request));
-                pauses::pass();
+                let pause = pauses::pass_at(|| Moment::Decode(model.weights()));
+                let read = pause.and_then(|pause| Some((pause.began, pause.read_bytes_per_s?)));
+                timeline.weight_readings.extend(read);
                 let started = Instant::now();
                 let Spent { sampling, waiting } = append(model, &mut active)?;
                 let ended = Instant::now();

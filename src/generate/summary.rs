@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 use super::{FinishReason, Request, Timeline};
 use crate::{
     measure::{
-        CpuTime, LimitsOverTime, Reading,
+        CpuTime, LimitsOverTime, Reading, around,
         statistics::{median, ms, percentile, sample_means},
     },
     model::{CacheBytes, CausalLm, Footprint},
@@ -73,7 +73,7 @@ impl Required {
 /// Summarises generations of the same work on the same model. `required` gives what a prompt and so many decode steps
 /// require. `samples` holds the number of generations of each sample, and `peak_bytes` is the peak memory of all of them.
 /// Without `limits`, MBU and MFU are empty. MBU is that of the median step and MFU that of the median prompt, each a share of the
-/// limit of its own time. Only the model knows its routing and what its ranks
+/// limit of its own time. If the weights of the model were read, MBU is a share of their bandwidth. Only the model knows its routing and what its ranks
 /// reduce, which are left empty: see [`routing`].
 ///
 /// # Errors
@@ -104,6 +104,8 @@ pub fn summarise(
     let itl_ms = |share| (steps > 0).then(|| percentile(&every_step_ms, share));
 
     let Required { cache, work, step_bytes, shows_waiting } = required(prompt_tokens, steps);
+    let weight_readings: Vec<(Instant, f64)> =
+        timelines.iter().flat_map(|timeline| timeline.weight_readings.iter().copied()).collect();
     let sampling_share = |timeline: &Timeline| Some(timeline.sampling?.as_secs_f64() / timeline.total().as_secs_f64());
     let sampling_shares: Option<Vec<f64>> = timelines.iter().map(sampling_share).collect();
     Ok(record::Generation {
@@ -139,11 +141,15 @@ pub fn summarise(
         cache_used_bytes: cache.used,
         cache_allocated_bytes: cache.allocated,
         peak_bytes,
+        weights_bytes_per_s: (!weight_readings.is_empty())
+            .then(|| median(weight_readings.iter().map(|(_, rate)| *rate).collect())),
         mbu: limits.filter(|_| steps > 0).map(|limits| {
             let share = |timeline: &Timeline, step: usize| {
                 let took = timeline.steps[step];
-                let limit = during(limits, timeline.step_ends.get(step).map(|end| *end - took), took);
-                step_bytes[step] as f64 / took.as_secs_f64() / limit.read_bytes_per_s
+                let began = timeline.step_ends.get(step).map(|end| *end - took);
+                let of_weights = began.and_then(|began| mean_around(&weight_readings, began, began + took));
+                let limit = of_weights.unwrap_or_else(|| during(limits, began, took).read_bytes_per_s);
+                step_bytes[step] as f64 / took.as_secs_f64() / limit
             };
             let every = timelines.iter().flat_map(|timeline| (0..steps).map(move |step| share(timeline, step)));
             median(every.collect())
@@ -174,6 +180,12 @@ pub fn summarise(
 /// The limits during a part of a generation; the medians if it is unknown when it began.
 fn during(limits: &LimitsOverTime, began: Option<Instant>, took: Duration) -> Reading {
     began.map_or_else(|| limits.median(), |began| limits.during(began, began + took))
+}
+
+/// The mean of the readings around a time; `None` without any.
+fn mean_around(readings: &[(Instant, f64)], from: Instant, to: Instant) -> Option<f64> {
+    let around = around(readings, from, to);
+    (!around.is_empty()).then(|| around.iter().map(|(_, rate)| rate).sum::<f64>() / around.len() as f64)
 }
 
 /// Use of the model's experts in the last generation.
@@ -240,6 +252,7 @@ mod tests {
         Timeline {
             began: None,
             step_ends: Vec::new(),
+            weight_readings: Vec::new(),
             prompt_tokens: 4,
             ttft: Duration::from_millis(ttft_ms),
             steps: steps_ms.iter().map(|step| Duration::from_millis(*step)).collect(),
@@ -305,6 +318,22 @@ mod tests {
         assert_eq!((work.step_bytes, work.step_flops, work.prefill_flops), (1055, 300, 1200));
         assert_eq!(work.prefill_bytes, 1000 + 40);
         assert_eq!((measures.samples, measures.peak_bytes), (3, Some(9999)));
+    }
+
+    #[test]
+    fn steps_are_shares_of_the_bandwidth_of_the_weights_where_it_was_read() {
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        // The steps take from 100 to 102 and from 196 to 200 ms.
+        let read = Timeline {
+            step_ends: vec![at(102), at(200)],
+            weight_readings: vec![(at(90), 2e6), (at(150), 4e6), (at(300), 8e6)],
+            ..timeline(10, &[2, 4], &[7, 8, 9])
+        };
+        let limits = limits();
+        let measures = summarise(weighed, &request(3), &[read], &[1], None, Some(&limits)).expect("one generation");
+        close(measures.mbu.expect("limits"), (1050.0 / 0.002 / 3e6 + 1060.0 / 0.004 / 6e6) / 2.0);
+        assert_eq!(measures.weights_bytes_per_s, Some(4e6));
     }
 
     /// Three sequences with the times of the first generation above: the weights are read once per step, everything else three

@@ -20,6 +20,9 @@ pub struct Timeline {
     pub steps: Vec<Duration>,
     /// The moment at which each step ended. Between two steps, the benchmark may have paused.
     pub step_ends: Vec<Instant>,
+    /// Bandwidth of reading the model's weights in pauses between the steps, with the moments of the pauses. Empty without an
+    /// observation, and for a model that does not offer its weights.
+    pub weight_readings: Vec<(Instant, f64)>,
     /// Total time of sampling: from logits to ids. `None` if it is not known apart.
     pub sampling: Option<Duration>,
     /// Time of the decode steps spent waiting for the device after all work was submitted. Near 0 on a CPU.

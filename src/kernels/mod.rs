@@ -37,7 +37,7 @@ pub use graph::{Graph, Network, fused};
 pub use loss::losses;
 pub use mask::Mask;
 pub use product::{Matrix, MatrixMut, Start, product};
-pub use sum::sum;
+pub use sum::{read, sum};
 pub use tape::Buffers;
 
 use std::{

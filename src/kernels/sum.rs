@@ -1,5 +1,20 @@
 //! The sum of many numbers, read as fast as the memory gives them.
 
+use std::hint::black_box;
+
+use super::inference::Machine;
+
+/// Bytes that a thread reads at a time: about those of a panel of weights.
+const PART_BYTES: usize = 128 << 10;
+
+/// Reads numbers on all threads, which meet at the end, as in a product with a matrix of weights.
+pub fn read(machine: &Machine, values: &[u64]) {
+    let parts: Vec<&[u64]> = values.chunks(PART_BYTES / size_of::<u64>()).collect();
+    machine.pool.run(parts.len(), |number| {
+        black_box(sum(parts[number]));
+    });
+}
+
 /// Reads with the widest loads that matrix products use. Otherwise, matrix products would read faster than this
 /// limit.
 pub fn sum(values: &[u64]) -> u64 {

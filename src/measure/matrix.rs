@@ -23,9 +23,6 @@ const ON_DEVICE: usize = 8192;
 /// Rows that are multiplied by the weights on a CPU: enough for the rate of many rows, and few for a short pass.
 const ROWS_ON_CPU: usize = 256;
 
-/// Time that the passes of a reading fill.
-const FILL: Duration = Duration::from_millis(10);
-
 /// Minimum number of passes where the best one counts, and the time that they must fill.
 const PASSES: usize = 2;
 const FILL_BEST: Duration = Duration::from_millis(30);
@@ -73,15 +70,15 @@ impl Matrices {
         best(all)
     }
 
-    /// Rate of the product during some milliseconds: the mean, because what holds the machine back is in a benchmark too.
+    /// Rate of the product during this time: the mean, because what holds the machine back is in a benchmark too.
     ///
     /// # Errors
     /// Returns an error if the device fails.
-    pub fn flops_per_s(&self) -> Result<f64> {
+    pub fn flops_per_s(&self, time: Duration) -> Result<f64> {
         // This pass finds the matrices outside of the caches.
         (self.multiply)()?;
         let (mut passes, started) = (0.0, Instant::now());
-        while passes == 0.0 || started.elapsed() < FILL {
+        while passes == 0.0 || started.elapsed() < time {
             (self.multiply)()?;
             passes += 1.0;
         }

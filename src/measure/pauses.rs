@@ -1,27 +1,45 @@
 //! Pauses of a benchmark: moments between two steps at which something else may run. The clock of the benchmark leaves them
 //! out. The speed of a shared machine changes within milliseconds, so whatever is compared with a benchmark has to run in its
-//! pauses: the sides of a duel pass a turn to each other, and an observation reads the limits of the machine.
+//! pauses: the sides of a duel pass a turn to each other, and an observation reads the limits of the machine. It may also read
+//! the weights of the benchmark's model, whose bandwidth it returns to the benchmark.
 
 use std::{
     cell::RefCell,
     time::{Duration, Instant},
 };
 
+/// What a benchmark is about to do, or has just done.
+pub enum Moment<'a> {
+    /// Any step.
+    Step,
+    /// A step that reads these weights, in this order.
+    Decode(Option<Vec<&'a [u64]>>),
+    /// A step that is long and rare: that of a prompt.
+    Prompt,
+}
+
 struct Pauses {
-    take: Box<dyn FnMut()>,
+    take: Box<dyn FnMut(&Moment) -> Option<f64>>,
     /// Least time between two pauses.
     apart: Duration,
     ended: Instant,
 }
 
 impl Pauses {
-    /// Takes a pause, and returns its length.
-    fn take(&mut self) -> Duration {
+    fn take(&mut self, moment: &Moment) -> Pause {
         let began = Instant::now();
-        (self.take)();
+        let read_bytes_per_s = (self.take)(moment);
         self.ended = Instant::now();
-        self.ended - began
+        Pause { began, length: self.ended - began, read_bytes_per_s }
     }
+}
+
+/// A pause that was taken.
+pub struct Pause {
+    pub began: Instant,
+    pub length: Duration,
+    /// Bandwidth of reading the weights of the moment, if they were read.
+    pub read_bytes_per_s: Option<f64>,
 }
 
 thread_local! {
@@ -31,7 +49,11 @@ thread_local! {
 
 /// Runs a benchmark on this thread. `take` runs in its pauses, which are at least `apart` from each other. Inside of another
 /// call, the pauses of the inner one count.
-pub fn within<T>(apart: Duration, take: impl FnMut() + 'static, benchmark: impl FnOnce() -> T) -> T {
+pub fn within<T>(
+    apart: Duration,
+    take: impl FnMut(&Moment) -> Option<f64> + 'static,
+    benchmark: impl FnOnce() -> T,
+) -> T {
     /// A benchmark that panics has no pauses left either.
     struct End(Option<Pauses>);
     impl Drop for End {
@@ -47,20 +69,24 @@ pub fn within<T>(apart: Duration, take: impl FnMut() + 'static, benchmark: impl 
 /// Says that a step of a benchmark has ended, and takes a pause if the last one is long enough ago. Returns its length, which
 /// the clock of the benchmark leaves out. Without pauses it is zero.
 pub fn pass() -> Duration {
-    pass_after(1.0)
+    pass_at(|| Moment::Step).map_or(Duration::ZERO, |pause| pause.length)
 }
 
-/// Does the same before and after a step that is long and rare, such as that of a prompt: takes a pause unless the last one has
-/// only just ended.
-pub fn pass_early() -> Duration {
-    pass_after(0.1)
+/// Does the same at a moment between two steps of a model, and returns the pause.
+pub fn pass_at<'a>(moment: impl FnOnce() -> Moment<'a>) -> Option<Pause> {
+    pass_after(1.0, moment)
+}
+
+/// Does the same before and after a prompt: takes a pause unless the last one has only just ended.
+pub fn pass_early() {
+    pass_after(0.2, || Moment::Prompt);
 }
 
 /// Takes a pause if this share of the least time between two has passed.
-fn pass_after(share: f64) -> Duration {
-    PAUSES.with_borrow_mut(|pauses| match pauses {
-        Some(pauses) if pauses.ended.elapsed() >= pauses.apart.mul_f64(share) => pauses.take(),
-        _ => Duration::ZERO,
+fn pass_after<'a>(share: f64, moment: impl FnOnce() -> Moment<'a>) -> Option<Pause> {
+    PAUSES.with_borrow_mut(|pauses| {
+        let pauses = pauses.as_mut().filter(|pauses| pauses.ended.elapsed() >= pauses.apart.mul_f64(share))?;
+        Some(pauses.take(&moment()))
     })
 }
 
@@ -81,9 +107,10 @@ mod tests {
     fn a_pause_is_taken_once_the_last_one_is_long_enough_ago() {
         let taken = Rc::new(Cell::new(0));
         let counted = taken.clone();
-        let take = move || {
+        let take = move |moment: &Moment| {
             counted.set(counted.get() + 1);
             sleep(Duration::from_millis(2));
+            matches!(moment, Moment::Decode(Some(weights)) if weights.concat() == [3, 4, 5]).then_some(7.0)
         };
         let paused = within(APART, take, || {
             assert_eq!((taken.get(), is_used()), (0, true));
@@ -91,12 +118,16 @@ mod tests {
             sleep(APART);
             let paused = pass();
             assert_eq!(pass(), Duration::ZERO, "the last pause has only ended");
-            sleep(APART / 5);
-            assert!(pass_early() > Duration::ZERO);
+            sleep(APART / 4);
+            pass_early();
+            assert_eq!(taken.get(), 2, "a prompt does not wait as long");
+            sleep(APART);
+            let pause = pass_at(|| Moment::Decode(Some(vec![&[3, 4][..], &[5]]))).expect("a pause");
+            assert_eq!(pause.read_bytes_per_s, Some(7.0));
             paused
         });
         assert!(paused >= Duration::from_millis(2), "{paused:?}");
-        assert_eq!((taken.get(), is_used()), (2, false));
+        assert_eq!((taken.get(), is_used()), (3, false));
         sleep(APART);
         assert_eq!(pass(), Duration::ZERO, "there are no pauses");
     }
@@ -106,7 +137,10 @@ mod tests {
         let (outer, inner) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
         let count = |of: &Rc<Cell<i32>>| {
             let of = of.clone();
-            move || of.set(of.get() + 1)
+            move |_: &Moment| {
+                of.set(of.get() + 1);
+                None
+            }
         };
         within(Duration::ZERO, count(&outer), || {
             pass();
@@ -118,7 +152,7 @@ mod tests {
 
     #[test]
     fn a_panic_ends_the_pauses() {
-        let ended = catch_unwind(|| within(APART, || (), || panic!("planted")));
+        let ended = catch_unwind(|| within(APART, |_| None, || panic!("planted")));
         assert!(ended.is_err() && !is_used());
     }
 }

@@ -151,6 +151,13 @@ pub trait CausalLm {
         None
     }
 
+    /// The memory of the weights, in the order in which a decode step reads them. MBU divides by the bandwidth of reading it and doing
+    /// nothing else, because the speed of memory depends on where it lies and how much of it the caches hold. The default is
+    /// `None`: MBU then divides by the bandwidth of a buffer that is larger than the caches.
+    fn weights(&self) -> Option<Vec<&[u64]>> {
+        None
+    }
+
     /// The implementation of attention, and the dtype of keys and values in its cache. `None` if they are not known.
     fn attention(&self) -> Option<(&'static str, DType)> {
         None

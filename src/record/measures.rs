@@ -481,8 +481,12 @@ measures! {
         attention: Option<String> => Row::DATA,
         /// Dtype of keys and values in the cache. Empty for models of your own and for peers.
         cache_dtype: Option<String> => Row::DATA,
+        /// Bandwidth at which the model's weights are read if nothing else is done, in the median reading between decode steps. Empty
+        /// for models that do not offer their weights, and if nothing was read between steps.
+        #[serde(default)]
+        weights_bytes_per_s: Option<f64>,
         /// Model bandwidth utilization (MBU) of decode: that of the median step, whose bytes to read are divided by its time, as a
-        /// share of the memory bandwidth during the step.
+        /// share of `weights_bytes_per_s` during the step, or of the memory bandwidth if that is empty.
         mbu: Option<f64> => Row {
             unit: MeasureUnit::Share, better: HIGHER, of_steps: true,
             tables: &[

@@ -239,6 +239,14 @@ impl Measures {
         self.measure("mbu").map(|(share, _)| share)
     }
 
+    /// Bandwidth of reading the weights of a model, where they were read.
+    pub fn weights_bytes_per_s(&self) -> Option<f64> {
+        match self {
+            Self::Generation(measures) => measures.weights_bytes_per_s,
+            _ => None,
+        }
+    }
+
     /// Model FLOP utilization, where it is measured.
     pub(crate) fn mfu(&self) -> Option<f64> {
         self.measure("mfu").map(|(share, _)| share)
@@ -400,7 +408,8 @@ pub struct Stability {
 
 /// Limits of the machine, read in short passes around the samples of the benchmark and between its steps. Each is the median of
 /// the means over a second. The MBU of a generation is that of its median step and the MFU that of its median prompt, each a share
-/// of the limit of its own time. The MFU of a training is a share of the median.
+/// of the limit of its own time. Where the weights of the model were read, MBU is a share of their bandwidth. The MFU of a training
+/// is a share of the median.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Limits {
     /// Bandwidth of reading memory much larger than any cache, on every thread.
@@ -422,6 +431,13 @@ pub struct Limits {
     /// The reason for each share above 100 %, as sentences.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub exceeded: Vec<String>,
+}
+
+impl Limits {
+    /// The bandwidth that the MBU of these measures divides by: that of the weights, where they were read.
+    pub fn read_of(&self, measures: Option<&Measures>) -> f64 {
+        measures.and_then(Measures::weights_bytes_per_s).unwrap_or(self.read_bytes_per_s)
+    }
 }
 
 /// Readings of a limit around the samples of a benchmark, in the unit of the limit.

@@ -8,7 +8,7 @@ use super::{
     table::{number, quantity},
 };
 use crate::{
-    record::{FEWEST, Hindrance, Limits, MeasureUnit, Measures, Record, Spread},
+    record::{FEWEST, Hindrance, MeasureUnit, Measures, Record, Spread},
     scenario::Counterpart,
 };
 
@@ -96,11 +96,13 @@ pub enum Limit {
 }
 
 impl Limit {
-    fn of(self, limits: &Limits) -> (f64, Option<Spread>) {
-        match self {
-            Self::Read => (limits.read_bytes_per_s, limits.read),
+    /// What the share of a record divides by, and the readings of the machine.
+    fn of(self, record: &Record) -> Option<(f64, Option<Spread>)> {
+        let limits = record.limits.as_ref()?;
+        Some(match self {
+            Self::Read => (limits.read_of(record.measures.as_ref()), limits.read),
             Self::Matrix => (limits.matrix_flops_per_s, limits.matrix),
-        }
+        })
     }
 
     fn share(self, measures: &Measures) -> Option<f64> {
@@ -112,7 +114,7 @@ impl Limit {
 
     /// The best reading of the run.
     fn best(self, records: &[&Record]) -> Option<f64> {
-        let bests = records.iter().filter_map(|record| Some(self.of(record.limits.as_ref()?).1?.best_of_run));
+        let bests = records.iter().filter_map(|record| Some(self.of(record)?.1?.best_of_run));
         bests.reduce(f64::max)
     }
 }
@@ -120,7 +122,7 @@ impl Limit {
 /// The share of the best reading of the run. Empty in records that have no readings.
 pub fn of_best(record: &Record, all: &[&Record], limit: Limit) -> String {
     let share = || {
-        let (own, spread) = limit.of(record.limits.as_ref()?);
+        let (own, spread) = limit.of(record)?;
         spread?;
         Some(limit.share(record.measures.as_ref()?)? * own / limit.best(all)?)
     };
@@ -136,16 +138,21 @@ pub fn divisors(records: &[&Record], headers: &[&str]) -> Option<String> {
         if !headers.contains(&name) {
             continue;
         }
-        let limits =
-            || records.iter().filter_map(|record| record.limits.as_ref()).map(|limits| limit.of(limits).0 / 1e9);
+        let limits = || records.iter().filter_map(|record| limit.of(record)).map(|(own, _)| own / 1e9);
         let (Some(lowest), Some(highest)) = (limits().reduce(f64::min), limits().reduce(f64::max)) else { continue };
         let range = match number(Some(lowest)) == number(Some(highest)) {
             true => format!("{} {unit}", number(Some(lowest))),
             false => format!("{} to {} {unit}", number(Some(lowest)), number(Some(highest))),
         };
+        let reads_weights =
+            |record: &&Record| record.measures.as_ref().is_some_and(|m| m.weights_bytes_per_s().is_some());
+        let own = match name == "MBU" && records.iter().any(reads_weights) {
+            true => ", which is the bandwidth of the model's weights where it was read",
+            false => "",
+        };
         parts.push(match limit.best(records) {
             Some(best) => format!(
-                "{name} divides by the limit while each benchmark ran, in the median {range}; {header} divides by the best \
+                "{name} divides by the limit while each benchmark ran{own}, in the median {range}; {header} divides by the best \
                  reading of the run, {} {unit}.",
                 number(Some(best / 1e9))
             ),
@@ -287,6 +294,15 @@ mod tests {
         assert_eq!(of_best(&sample(), &all, Limit::Read), "");
         let text = divisors(&all, &["model", "MBU"]).expect("a note");
         assert!(text.contains("39.7 to 66.8 GB/s") && text.contains("best reading of the run, 70.0 GB/s"), "{text}");
+        assert!(!text.contains("weights"), "{text}");
+        let own = with(|record| {
+            *record = slow.clone();
+            let Some(Measures::Generation(measures)) = &mut record.measures else { panic!("a generation") };
+            measures.weights_bytes_per_s = Some(35e9);
+        });
+        assert_eq!(of_best(&own, &[&own], Limit::Read), "43 %", "0.4906 of 35 of 40");
+        let text = divisors(&[&own], &["MBU"]).expect("a note");
+        assert!(text.contains("the model's weights where it was read, in the median 35.0 GB/s"), "{text}");
         let old = sample();
         let text = divisors(&[&old], &["MFU"]).expect("a note");
         assert_eq!(text, "MFU divides by the limit that was measured once in the process, 272 GFLOP/s.");

@@ -7,19 +7,22 @@ use std::{
     time::{Duration, Instant},
 };
 
+use anyhow::Result;
+
 use crate::{
     device::DeviceChoice,
     measure::{
         Gauge, LimitsOverTime, Reading,
         conditions::{Seen, Watch, Window},
-        pauses, rapl,
+        pauses::{self, Moment},
+        rapl, weights_bytes_per_s,
     },
     record::{Conditions, Limits, Measures, Spread},
 };
 
-/// Least time between two readings of the limits: between two steps, where a reading of about 30 ms fits there, and between two
+/// Least time between two readings of the limits: between two steps, where a reading of about 20 ms fits there, and between two
 /// samples otherwise.
-const BETWEEN_STEPS: Duration = Duration::from_millis(400);
+const BETWEEN_STEPS: Duration = Duration::from_millis(250);
 const BETWEEN_SAMPLES: Duration = Duration::from_secs(1);
 
 /// A benchmark during which a limit moved by more than this share is marked.
@@ -39,10 +42,27 @@ struct Readings {
 }
 
 impl Readings {
-    /// A device whose memory is full cannot be read. The benchmark goes on without this reading.
     fn read(&self) {
+        self.keep(Gauge::read);
+    }
+
+    /// A device whose memory is full cannot be read. The benchmark goes on without this reading.
+    fn keep(&self, read: impl FnOnce(&Gauge) -> Result<Reading>) {
         let at = Instant::now();
-        self.taken.borrow_mut().extend(self.gauge.read().map(|reading| (at, reading)));
+        self.taken.borrow_mut().extend(read(&self.gauge).map(|reading| (at, reading)));
+    }
+
+    /// Reads in a pause. The weights come first, while the caches hold what the step before has left there.
+    fn read_at(&self, moment: &Moment) -> Option<f64> {
+        let of_weights = match moment {
+            Moment::Decode(Some(weights)) => weights_bytes_per_s(weights),
+            _ => None,
+        };
+        match moment {
+            Moment::Prompt => self.keep(Gauge::read_beside_prompt),
+            _ => self.read(),
+        }
+        of_weights
     }
 
     /// Reads unless a reading is so recent.
@@ -75,7 +95,7 @@ impl Observation {
             return self.watch.around(take);
         }
         let readings = self.readings.clone();
-        self.watch.around(|| pauses::within(BETWEEN_STEPS, move || readings.read(), take))
+        self.watch.around(|| pauses::within(BETWEEN_STEPS, move |moment| readings.read_at(moment), take))
     }
 
     /// Ends with a reading of the limits.
@@ -112,7 +132,8 @@ pub struct Surroundings {
 impl Surroundings {
     /// Adds doubts about a limit that moved, and the reason for each share above 100 %.
     pub fn judge(&mut self, measures: Option<&Measures>) {
-        let Limits { read_bytes_per_s, matrix_flops_per_s, read, matrix, .. } = self.limits.medians;
+        let Limits { matrix_flops_per_s, read, matrix, .. } = self.limits.medians;
+        let read_bytes_per_s = self.limits.medians.read_of(measures);
         let shares = [
             ("memory bandwidth", "MBU", measures.and_then(Measures::mbu), read_bytes_per_s, read),
             ("rate of matrix products", "MFU", measures.and_then(Measures::mfu), matrix_flops_per_s, matrix),

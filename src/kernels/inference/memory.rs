@@ -153,6 +153,18 @@ fn fill(bytes: &mut [MaybeUninit<u8>]) {
     bytes.fill(MaybeUninit::new(0));
 }
 
+impl<E> Buffer<E> {
+    /// The memory of the elements in whole words.
+    ///
+    /// # Safety
+    /// The elements must have no padding.
+    pub unsafe fn words(&self) -> &[u64] {
+        // SAFETY: all elements lie in the allocation, or in the bytes of the region that are theirs alone, and were zeroed. Without
+        // padding, all their bytes keep a value, and words have every pattern of bits.
+        unsafe { slice::from_raw_parts(self.start.as_ptr(), self.len).align_to().1 }
+    }
+}
+
 impl<E> Drop for Buffer<E> {
     fn drop(&mut self) {
         match self.region {
@@ -194,6 +206,17 @@ mod tests {
 
     fn address<E>(buffer: &[E]) -> usize {
         buffer.as_ptr().addr()
+    }
+
+    #[test]
+    fn words_are_the_elements() {
+        let mut buffer = Buffer::<f32>::try_zeroed(7).expect("memory");
+        buffer.iter_mut().zip(1_u8..).for_each(|(element, number)| *element = number.into());
+        // SAFETY: numbers have no padding.
+        let words = unsafe { buffer.words() };
+        let found: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        let expected: Vec<u8> = buffer[..6].iter().flat_map(|element| element.to_ne_bytes()).collect();
+        assert_eq!(found, expected, "six of seven elements fill words");
     }
 
     /// Large buffers of their own start on a huge page, and all on a cache line.

@@ -538,6 +538,15 @@ impl<E: Element> Weights<E> {
         }
     }
 
+    /// The memory of the weights; `None` for those in blocks.
+    pub fn words(&self) -> Option<&[u64]> {
+        match self {
+            // SAFETY: the elements are numbers, which have no padding.
+            Self::Packed(packed) => Some(unsafe { packed.panels.words() }),
+            Self::Quantised(_) => None,
+        }
+    }
+
     /// Bytes of a row of inputs in the form that the weights are multiplied with, if that is not as it is.
     pub fn input_bytes(&self, machine: &Machine) -> usize {
         match self {

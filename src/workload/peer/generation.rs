@@ -97,6 +97,7 @@ impl PeerSubject {
         let timeline = Timeline {
             began: Some(began),
             step_ends: ends.collect(),
+            weight_readings: Vec::new(),
             prompt_tokens: prompt.len(),
             ttft,
             steps,

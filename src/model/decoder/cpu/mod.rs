@@ -257,6 +257,13 @@ impl<E: Element, C: Operand> CausalLm for CpuDecoder<E, C> {
         Some((of_token * tokens + rows * self.config.vocab_size * size_of::<f32>()) as u64)
     }
 
+    /// Those of every expert, because each step chooses others.
+    fn weights(&self) -> Option<Vec<&[u64]>> {
+        let linears =
+            self.ranks.iter().flat_map(|rank| rank.layers.iter().flat_map(Layer::linears).chain([&rank.head]));
+        linears.map(|linear| linear.weights().words()).collect()
+    }
+
     fn attention(&self) -> Option<(&'static str, DType)> {
         Some(("paged", self.cache_dtype))
     }

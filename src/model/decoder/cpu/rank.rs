@@ -204,6 +204,13 @@ impl Rank<f32> {
 }
 
 impl<E: Element> Layer<E> {
+    /// The linear layers, in the order in which a step uses them.
+    pub fn linears(&self) -> impl Iterator<Item = &Linear<E>> {
+        let Self { q, k, v, o, feed_forward: FeedForward { experts, .. }, .. } = self;
+        let of_experts = experts.iter().flat_map(|expert| [&expert.gate, &expert.up, &expert.down]);
+        [q, k, v, o].into_iter().chain(of_experts)
+    }
+
     /// Adds attention to the residual stream: that of each token over its sequence.
     fn attend<C: Operand>(
         &self,

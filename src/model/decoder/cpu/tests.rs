@@ -390,6 +390,17 @@ fn released_pages_are_used_again() {
 
 /// Planted routes depend on the position in a sequence, not on the row in a step.
 #[test]
+fn the_weights_that_a_step_reads_are_offered() {
+    for fixture in fixtures("generation").iter().chain(&fixtures("moe")) {
+        let model = decoder(fixture, Machine::with_threads(1), None);
+        let words: usize = model.weights().expect("panels").iter().map(|matrix| size_of_val(*matrix)).sum();
+        let of_step = model.step_weight_bytes(MAX_SEQUENCES);
+        // Norms, biases and routers are left out, and panels are filled with zeros.
+        assert!((0.9..1.5).contains(&(words as f64 / of_step as f64)), "{}: {words} of {of_step}", fixture.name);
+    }
+}
+
+#[test]
 fn planted_routes_follow_the_positions_of_each_sequence() {
     let fixture = fixtures("moe").into_iter().next().expect("a fixture");
     let mut model = decoder(&fixture, Machine::with_threads(2), Some((2.0, 42)));
