@@ -18,8 +18,11 @@ pub enum Moment<'a> {
     Prompt,
 }
 
+/// Runs in a pause. Returns the bandwidth of reading the weights of the moment, if it reads them.
+type Take = Box<dyn FnMut(&Moment) -> Option<f64>>;
+
 struct Pauses {
-    take: Box<dyn FnMut(&Moment) -> Option<f64>>,
+    take: Take,
     /// Least time between two pauses.
     apart: Duration,
     ended: Instant,

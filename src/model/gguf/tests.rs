@@ -74,7 +74,7 @@ fn metadata(config: &ModelConfig) -> Option<Vec<(String, Value)>> {
         return None;
     }
     let own = keys.into_iter().map(|(key, value)| (format!("{name}.{key}"), value));
-    let general = ("general.architecture".to_owned(), Value::String(name.to_owned()));
+    let general = ("general.architecture".to_owned(), Value::String((*name).to_owned()));
     is_usual.then(|| [general].into_iter().chain(own).collect())
 }
 
