@@ -3,9 +3,10 @@
 
     python3 scripts/run_spread.py [--disturbed] [--runs 10] [--binary PATH] ['^medium/llama-mini/']
 
-Each run is a process of its own: `cargo bench --bench generation`, or with --binary PATH what that command has built. For each benchmark, prints the median over the runs, the
-coefficient of variation (standard deviation over mean), the lowest and the highest value. With --disturbed, another process
-writes to memory for one to five random seconds, with pauses of one to five random seconds. Needs Python 3.9 or later.
+Each run is a process of its own: `cargo bench --bench generation`, or with --binary PATH the program that this command has
+built. For each benchmark, prints the median over the runs, the coefficient of variation (standard deviation over mean), the
+lowest and the highest value. With --disturbed, another process writes to memory for one to five random seconds, with pauses of
+one to five random seconds. Needs Python 3.9 or later.
 """
 
 import argparse
