@@ -4,7 +4,7 @@ use std::{
     ffi::OsString,
     io::ErrorKind,
     path::PathBuf,
-    process::{Command, ExitCode, ExitStatus},
+    process::{Command, ExitCode},
     time::{Duration, Instant},
 };
 
@@ -13,7 +13,7 @@ use crate::{
     measure::machine,
     output,
     record::write_whole,
-    text,
+    runner, text,
     wrap::{Meter, Ran, Report, SCHEMA},
 };
 use anyhow::{Context, Result, bail};
@@ -80,7 +80,7 @@ impl Wrap {
             started_at,
             duration_s,
             exit_code: status.code(),
-            signal: signal(status),
+            signal: runner::signal(status),
             interval_ms: self.interval_ms,
             looks,
         };
@@ -108,15 +108,4 @@ impl Wrap {
         }
         Ok(())
     }
-}
-
-#[cfg(unix)]
-fn signal(status: ExitStatus) -> Option<i32> {
-    std::os::unix::process::ExitStatusExt::signal(&status)
-}
-
-/// Other systems end processes with codes only.
-#[cfg(not(unix))]
-fn signal(_: ExitStatus) -> Option<i32> {
-    None
 }

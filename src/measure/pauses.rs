@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// What a benchmark is about to do, or has just done.
+/// The step of a benchmark beside which a pause is.
 pub enum Moment<'a> {
     /// Any step.
     Step,

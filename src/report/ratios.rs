@@ -96,7 +96,7 @@ pub enum Limit {
 }
 
 impl Limit {
-    /// What the share of a record divides by, and the readings of the machine.
+    /// The limit that the share of a record divides by, and the spread of the machine's readings.
     fn of(self, record: &Record) -> Option<(f64, Option<Spread>)> {
         let limits = record.limits.as_ref()?;
         Some(match self {

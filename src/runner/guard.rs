@@ -98,13 +98,15 @@ fn wait_for(guarded: &Guarded, run: Option<&str>) -> Result<ExitStatus> {
     Ok(status)
 }
 
+/// The signal that ended a process.
 #[cfg(unix)]
-fn signal(status: ExitStatus) -> Option<i32> {
+pub(crate) fn signal(status: ExitStatus) -> Option<i32> {
     std::os::unix::process::ExitStatusExt::signal(&status)
 }
 
+/// Other systems end processes with codes only.
 #[cfg(not(unix))]
-fn signal(_: ExitStatus) -> Option<i32> {
+pub(crate) fn signal(_: ExitStatus) -> Option<i32> {
     None
 }
 

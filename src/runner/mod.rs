@@ -27,6 +27,8 @@ pub(crate) mod turns;
 #[cfg(feature = "cli")]
 pub(crate) use catalogue::Catalogue;
 pub use criterion::{Suite, bytes, main};
+#[cfg(feature = "cli")]
+pub(crate) use guard::signal;
 pub(crate) use guard::{end_with_guard, guarded};
 #[cfg(feature = "cli")]
 pub(crate) use observe::Observation;

@@ -388,7 +388,6 @@ fn released_pages_are_used_again() {
     assert_eq!(page_bytes, 64 * footprint.cache_bytes_per_token, "the heads of this fixture need no padding");
 }
 
-/// Planted routes depend on the position in a sequence, not on the row in a step.
 #[test]
 fn the_weights_that_a_step_reads_are_offered() {
     for fixture in fixtures("generation").iter().chain(&fixtures("moe")) {
@@ -400,6 +399,7 @@ fn the_weights_that_a_step_reads_are_offered() {
     }
 }
 
+/// Planted routes depend on the position in a sequence, not on the row in a step.
 #[test]
 fn planted_routes_follow_the_positions_of_each_sequence() {
     let fixture = fixtures("moe").into_iter().next().expect("a fixture");
