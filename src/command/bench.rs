@@ -2,16 +2,16 @@
 
 use std::process::{Command, ExitCode, Stdio};
 
-use crate::{
-    scenario::{CHECKPOINTS, GENERATIONS, SERVINGS, SWEEP, TRAININGS},
-    settings::{EVEN_IF_DISTURBED, Settings, variable},
-};
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 
 use super::{
     flags::Flags,
     process::{self, Ended, Signals},
+};
+use crate::{
+    scenario::{CHECKPOINTS, GENERATIONS, SERVINGS, SWEEP, TRAININGS},
+    settings::{EVEN_IF_DISTURBED, Settings, variable},
 };
 
 #[derive(Args)]

@@ -2,6 +2,10 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
+use anyhow::{Result, ensure};
+use clap::Args;
+
+use super::flags::Format;
 use crate::{
     output,
     record::write_whole,
@@ -9,10 +13,6 @@ use crate::{
     settings::{Settings, criterion_home},
     text,
 };
-use anyhow::{Result, ensure};
-use clap::Args;
-
-use super::flags::Format;
 
 /// Compare two runs, files of records, or Criterion baselines
 #[derive(Args)]

@@ -2,11 +2,11 @@
 
 use std::process::ExitCode;
 
-use crate::{doctor, output, runner::set_threads, settings::Settings};
 use anyhow::Result;
 use clap::Args;
 
 use super::flags::Flags;
+use crate::{doctor, output, runner::set_threads, settings::Settings};
 
 #[derive(Args)]
 pub struct Doctor {

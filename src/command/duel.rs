@@ -2,15 +2,15 @@
 
 use std::{ffi::OsString, process::ExitCode, time::Duration};
 
+use anyhow::{Result, ensure};
+use clap::Args;
+
+use super::{compare::percent, flags::Format};
 use crate::{
     duel::{self, Filter, Rules, Side},
     output,
     settings::Settings,
 };
-use anyhow::{Result, ensure};
-use clap::Args;
-
-use super::{compare::percent, flags::Format};
 
 /// Build two versions, measure them in turns, and tell whether B is faster or slower than A
 ///

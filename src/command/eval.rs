@@ -2,6 +2,14 @@
 
 use std::{collections::BTreeMap, path::PathBuf, process::ExitCode};
 
+use anyhow::{Result, bail};
+use clap::Args;
+use indicatif::ProgressBar;
+
+use super::{
+    flags::{Flags, OneModel},
+    subjects,
+};
 use crate::{
     error::caught,
     output,
@@ -10,14 +18,6 @@ use crate::{
     report::table,
     runner::{self, Session},
     settings::Settings,
-};
-use anyhow::{Result, bail};
-use clap::Args;
-use indicatif::ProgressBar;
-
-use super::{
-    flags::{Flags, OneModel},
-    subjects,
 };
 
 #[derive(Args)]

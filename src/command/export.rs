@@ -6,6 +6,10 @@ use std::{
     process::{Command, ExitCode, Stdio},
 };
 
+use anyhow::{Context, Result, bail, ensure};
+use clap::Args;
+
+use super::report::records;
 use crate::{
     error::one_line,
     output,
@@ -13,10 +17,6 @@ use crate::{
     report::export::{Format, export},
     settings::Settings,
 };
-use anyhow::{Context, Result, bail, ensure};
-use clap::Args;
-
-use super::report::records;
 
 #[derive(Args)]
 pub struct Export {

@@ -2,11 +2,12 @@
 
 use std::marker::PhantomData;
 
+use clap::{Arg, ArgMatches, Args, Command, FromArgMatches};
+
 use crate::{
     config::{Config, Key},
     settings::GRID,
 };
-use clap::{Arg, ArgMatches, Args, Command, FromArgMatches};
 
 /// Selects the keys that a command takes.
 pub trait Select {

@@ -2,16 +2,16 @@
 
 use std::{collections::BTreeSet, path::PathBuf, process::ExitCode};
 
+use anyhow::{Context, Result, ensure};
+use clap::{Args, ValueEnum};
+
+use super::compare::percent;
 use crate::{
     names::PathName,
     output,
     record::write_whole,
     report::history::{histories, overview, page},
 };
-use anyhow::{Context, Result, ensure};
-use clap::{Args, ValueEnum};
-
-use super::compare::percent;
 
 #[derive(Args)]
 pub struct History {

@@ -2,6 +2,10 @@
 
 use std::process::ExitCode;
 
+use anyhow::Result;
+use clap::Args;
+
+use super::flags::Flags;
 use crate::{
     config::Config,
     model::{MINI, SYNTHETIC, series::Architecture, shape},
@@ -11,10 +15,6 @@ use crate::{
     settings::Settings,
     workload::series::{PRESETS, SeriesGrid},
 };
-use anyhow::Result;
-use clap::Args;
-
-use super::flags::Flags;
 
 #[derive(Args)]
 pub struct List {

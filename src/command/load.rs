@@ -6,6 +6,12 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use chrono::{DateTime, SecondsFormat, Utc};
+use clap::{Args, Subcommand, ValueEnum};
+use indicatif::ProgressBar;
+use sha2::{Digest, Sha256};
+
 use crate::{
     files,
     load::{
@@ -21,11 +27,6 @@ use crate::{
     settings::Settings,
     wrap::{Meter, Power, PowerMeter, Ran},
 };
-use anyhow::{Context, Result, anyhow, bail, ensure};
-use chrono::{DateTime, SecondsFormat, Utc};
-use clap::{Args, Subcommand, ValueEnum};
-use indicatif::ProgressBar;
-use sha2::{Digest, Sha256};
 
 /// Largest tokenizer.json.
 const TOKENIZER_MAX_BYTES: u64 = 256 << 20;

@@ -8,6 +8,15 @@ use std::{
     time::{Duration, Instant},
 };
 
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use chrono::{SecondsFormat, Utc};
+use clap::Args;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    compare::percent,
+    process::{self, Ended, Signals},
+};
 use crate::{
     config::Config as _,
     files::{SETTINGS_MAX_BYTES, read_text_limited},
@@ -21,15 +30,6 @@ use crate::{
     runner::Shard,
     settings::{Settings, variable},
     text,
-};
-use anyhow::{Context, Result, anyhow, bail, ensure};
-use chrono::{SecondsFormat, Utc};
-use clap::Args;
-use serde::{Deserialize, Serialize};
-
-use super::{
-    compare::percent,
-    process::{self, Ended, Signals},
 };
 
 #[derive(Args)]

@@ -2,6 +2,14 @@
 
 use std::{cell::Cell, collections::BTreeMap, path::PathBuf, process::ExitCode, rc::Rc, time::Duration};
 
+use anyhow::{Context, Error, Result, ensure};
+use clap::Args;
+use indicatif::ProgressBar;
+
+use super::{
+    flags::{Flags, OneModel},
+    subjects::{self, Named},
+};
 use crate::{
     device::Precision,
     error::caught,
@@ -15,14 +23,6 @@ use crate::{
     runner::{self, Session},
     settings::Settings,
     workload::Timed,
-};
-use anyhow::{Context, Error, Result, ensure};
-use clap::Args;
-use indicatif::ProgressBar;
-
-use super::{
-    flags::{Flags, OneModel},
-    subjects::{self, Named},
 };
 
 #[derive(Args)]

@@ -7,19 +7,19 @@ use std::{
     time::Duration,
 };
 
-use crate::{
-    output,
-    quality::Source,
-    recommend::{self, Floor, Goal, Request},
-    runner::Session,
-    settings::{FILE, Settings},
-};
 use anyhow::{Context, Result};
 use clap::Args;
 
 use super::{
     duel::duration,
     flags::{Flags, OneModel},
+};
+use crate::{
+    output,
+    quality::Source,
+    recommend::{self, Floor, Goal, Request},
+    runner::Session,
+    settings::{FILE, Settings},
 };
 
 #[derive(Args)]

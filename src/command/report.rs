@@ -6,6 +6,10 @@ use std::{
     process::ExitCode,
 };
 
+use anyhow::{Context, Result, bail};
+use chrono::Utc;
+use clap::Args;
+
 use crate::{
     error::nearest,
     output,
@@ -14,9 +18,6 @@ use crate::{
     runner,
     settings::{Settings, criterion_home},
 };
-use anyhow::{Context, Result, bail};
-use chrono::Utc;
-use clap::Args;
 
 #[derive(Args)]
 pub struct Report {

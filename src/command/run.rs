@@ -2,6 +2,10 @@
 
 use std::{cell::RefCell, process::ExitCode, rc::Rc};
 
+use anyhow::{Context, Result, bail, ensure};
+use clap::Args;
+
+use super::flags::{Flags, OneModel};
 use crate::{
     device::Precision,
     error::caught,
@@ -16,10 +20,6 @@ use crate::{
     settings::{EngineChoice, Settings},
     workload::{GenerationWorkload, Outcome, SharedSubject},
 };
-use anyhow::{Context, Result, bail, ensure};
-use clap::Args;
-
-use super::flags::{Flags, OneModel};
 
 /// A model that was loaded, and its description in records.
 struct Loaded {

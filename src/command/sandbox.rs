@@ -2,6 +2,10 @@
 
 use std::{fs, io::Write, process::ExitCode};
 
+use anyhow::{Context, Result, ensure};
+use chrono::Utc;
+use clap::Args;
+
 use crate::{
     names::PathName,
     output,
@@ -9,9 +13,6 @@ use crate::{
     runner::sandbox::records,
     settings::Settings,
 };
-use anyhow::{Context, Result, ensure};
-use chrono::Utc;
-use clap::Args;
 
 #[derive(Args)]
 pub struct Sandbox {

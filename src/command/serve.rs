@@ -8,12 +8,6 @@ use std::{
     time::Duration,
 };
 
-use crate::{
-    files, model, output,
-    runner::Session,
-    serve::{Limits, Options, Server, Template},
-    settings::Settings,
-};
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 
@@ -22,6 +16,12 @@ use super::{
     note,
     process::Signals,
     run::only_model,
+};
+use crate::{
+    files, model, output,
+    runner::Session,
+    serve::{Limits, Options, Server, Template},
+    settings::Settings,
 };
 
 /// How often signals are looked at.

@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeMap, process::ExitCode};
 
+use anyhow::{Error, Result, bail};
+
 use crate::{
     device::Precision,
     model::{self, Engine, ModelSpec},
@@ -11,7 +13,6 @@ use crate::{
     settings::{EngineChoice, Settings},
     workload::{Measured, Outcome},
 };
-use anyhow::{Error, Result, bail};
 
 /// A model on an engine in a dtype, before it is loaded.
 pub struct Named<'a> {

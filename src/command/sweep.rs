@@ -7,6 +7,14 @@ use std::{
     process::ExitCode,
 };
 
+use anyhow::{Context, Result};
+use clap::{Args, Subcommand, ValueEnum};
+use serde_json::json;
+
+use super::{
+    flags::{Flags, Select},
+    report,
+};
 use crate::{
     config::Layers,
     files::{SETTINGS_MAX_BYTES, read_text_limited},
@@ -23,14 +31,6 @@ use crate::{
     settings::Settings,
     text,
     workload::series::{PRESETS, SeriesGrid, Translated, preset, translate},
-};
-use anyhow::{Context, Result};
-use clap::{Args, Subcommand, ValueEnum};
-use serde_json::json;
-
-use super::{
-    flags::{Flags, Select},
-    report,
 };
 
 /// The settings that are not keys of the grid.

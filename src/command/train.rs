@@ -2,6 +2,11 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
+use anyhow::{Context, Result};
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::flags::Flags;
 use crate::{
     config::Layers,
     model::{Subject, psann::PsannLm},
@@ -11,11 +16,6 @@ use crate::{
     runner::{end_with_guard, guarded, set_threads, set_up_training},
     train::run::{self, Progress, TaskScores, Text, TrainConfig, Trained},
 };
-use anyhow::{Context, Result};
-use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
-
-use super::flags::Flags;
 
 #[derive(Args)]
 struct Configuration {

@@ -6,10 +6,6 @@ use std::{
     time::Duration,
 };
 
-use crate::{
-    report::watch::{Filter, Watched},
-    settings::Settings,
-};
 use anyhow::{Context, Result, ensure};
 use chrono::Utc;
 use clap::Args;
@@ -21,6 +17,10 @@ use ratatui::{
 use super::{
     process::{self, Signals},
     report::records,
+};
+use crate::{
+    report::watch::{Filter, Watched},
+    settings::Settings,
 };
 
 #[derive(Args)]

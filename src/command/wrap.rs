@@ -8,6 +8,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use anyhow::{Context, Result, bail};
+use chrono::{SecondsFormat, Utc};
+use clap::Args;
+
+use super::process::{self, Signals};
 use crate::{
     files,
     measure::machine,
@@ -16,11 +21,6 @@ use crate::{
     runner, text,
     wrap::{Meter, Ran, Report, SCHEMA},
 };
-use anyhow::{Context, Result, bail};
-use chrono::{SecondsFormat, Utc};
-use clap::Args;
-
-use super::process::{self, Signals};
 
 /// Exit codes of shells for a command that was not found, and for one that cannot be started.
 const NOT_FOUND: u8 = 127;
