@@ -47,7 +47,10 @@ def run(number, out, filter, binary):
     environment = {**os.environ, "CANDLEPOWER_OUT": str(out), "CANDLEPOWER_RUN": f"run-{number}"}
     start = [binary, "--bench"] if binary else ["cargo", "bench", "--quiet", "--bench", "generation", "--"]
     command = [*start, filter]
-    ended = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        ended = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    except OSError as error:
+        sys.exit(f"error: {command[0]} does not start: {error.strerror}")
     records = out / f"run-{number}" / "records.jsonl"
     if ended.returncode != 0 or not records.is_file():
         sys.exit(f"error: run {number} measured nothing or failed: see what `{' '.join(command[:-1])} '{filter}'` prints")
