@@ -194,8 +194,8 @@ fn open_parallel(
     checkpoint.check(&config.tensors(layout))?;
     let tokenizer = checkpoint.tokenizer(config.vocab_size)?;
     let eos_token_ids = config.eos_token_ids.clone();
-    let weights = checkpoint.weights(precision.dtype(), device)?;
-    let model = (engine.row().build)(config, Tensors::new(weights, precision), layout, parallel)?;
+    let tensors = checkpoint.tensors(precision, device)?;
+    let model = (engine.row().build)(config, tensors, layout, parallel)?;
     Ok(Subject { model, source: checkpoint.source, tokenizer, eos_token_ids })
 }
 

@@ -3,19 +3,21 @@
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use candle_core::{DType, quantized::GgmlDType};
+use candle_core::{DType, WithDType, quantized::GgmlDType, safetensors::MmapedSafetensors};
 use candle_nn::VarBuilder;
 
 use super::gguf::Gguf;
 use crate::{
     device::Precision,
-    kernels::inference::{Element, Machine, Quantised},
+    kernels::inference::{Element, Machine, Quantised, elements},
 };
 
 /// The weights of a model.
 pub struct Tensors {
     /// Every tensor, by the name that transformers gives it, in the dtype of activations.
     pub weights: VarBuilder<'static>,
+    /// The files that hold the tensors, if they are safetensors files: a tensor of the right dtype is read where it lies.
+    pub files: Option<MmapedSafetensors>,
     /// The form in which engine `tuned` holds matrices on CPUs.
     pub matrices: Matrices,
     /// The dtype of keys and values in the cache of engine `tuned` on CPUs: that of activations, or FP8 (E4M3).
@@ -83,13 +85,21 @@ impl Tensors {
     /// Weights and a cache that are held in a precision.
     pub fn new(weights: VarBuilder<'static>, precision: Precision) -> Self {
         let cache_dtype = precision.cache_dtype_of(weights.dtype());
-        Self { weights, matrices: Formats::of(precision).map_or(Matrices::Plain, Matrices::Quantised), cache_dtype }
+        let matrices = Formats::of(precision).map_or(Matrices::Plain, Matrices::Quantised);
+        Self { weights, files: None, matrices, cache_dtype }
+    }
+
+    /// The elements of a tensor in its file. `None` if no file holds them in this dtype and aligned.
+    pub fn in_file<E: Element + WithDType>(&self, name: &str) -> Option<&[E]> {
+        let tensor = self.files.as_ref()?.get(name).ok()?;
+        let is_same = DType::try_from(tensor.dtype()).is_ok_and(|dtype| dtype == E::DTYPE);
+        elements(tensor.data()).filter(|_| is_same)
     }
 }
 
 impl From<VarBuilder<'static>> for Tensors {
     fn from(weights: VarBuilder<'static>) -> Self {
         let cache_dtype = weights.dtype();
-        Self { weights, matrices: Matrices::Plain, cache_dtype }
+        Self { weights, files: None, matrices: Matrices::Plain, cache_dtype }
     }
 }

@@ -106,8 +106,8 @@ impl Fp8 {
                 *scale = (most / F8E4M3::MAX).max(f32::MIN_POSITIVE);
             }
         });
-        let mut panels = Buffer::zeroed(outputs.next_multiple_of(STEP) * inputs, &machine.pool);
-        machine.pool.parts(&mut panels, PANEL * inputs.max(1), |number, panel| {
+        let len = outputs.next_multiple_of(STEP) * inputs;
+        let panels = Buffer::written(len, PANEL * inputs, &machine.pool, |number, panel| {
             let first = number * PANEL;
             let (count, width) = (PANEL.min(outputs - first), panel.len() / inputs);
             // The part of a panel that some inputs fill stays in the L1 cache while the rows are converted to it.

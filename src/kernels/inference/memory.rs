@@ -24,7 +24,7 @@ pub const LINE: usize = 64;
 /// A type that a [`Buffer`] can hold.
 ///
 /// # Safety
-/// Zero bytes must be a valid value. Values must need no drop.
+/// Every pattern of bits must be a valid value. Values must need no drop.
 pub unsafe trait Zeroed: Send + Sync + 'static {}
 
 // SAFETY: every pattern of bits is a number.
@@ -112,20 +112,41 @@ impl<E: Zeroed> Buffer<E> {
     /// # Panics
     /// If the size overflows. The process ends if memory is missing.
     pub fn zeroed(len: usize, pool: &Pool) -> Self {
+        Self::written(len, HUGE_PAGE_BYTES / size_of::<E>(), pool, |_, _| {})
+    }
+
+    /// As [`Self::zeroed`], but calls `write` with the number and the elements of each part of `size` elements, right after they
+    /// are set to zero, while they are in a cache.
+    ///
+    /// # Panics
+    /// As above.
+    pub fn written(len: usize, size: usize, pool: &Pool, write: impl Fn(usize, &mut [E]) + Sync) -> Self {
         let layout = Self::layout(len).expect("a size that fits in memory");
-        let zero = |bytes: &mut [MaybeUninit<u8>]| pool.parts(bytes, HUGE_PAGE_BYTES, |_, part| fill(part));
-        let Some((base, region)) = Region::share(layout.size()) else {
-            return Self::allocate(len, layout, zero).unwrap_or_else(|| handle_alloc_error(layout));
+        let buffer = match Region::share(layout.size()) {
+            Some((base, region)) => {
+                allocator::took(layout.size());
+                Self { start: base.cast(), len, layout, region: Some(region) }
+            }
+            None => Self::allocate(len, layout).unwrap_or_else(|| handle_alloc_error(layout)),
         };
-        allocator::took(layout.size());
-        // SAFETY: the region gave these bytes to nothing else, and they need not be initialised for this type.
-        zero(unsafe { slice::from_raw_parts_mut(base.cast::<MaybeUninit<u8>>().as_ptr(), layout.size()) });
-        Self { start: base.cast(), len, layout, region: Some(region) }
+        // SAFETY: the buffer has this memory to itself, and it need not be initialised for this type.
+        let elements = unsafe { slice::from_raw_parts_mut(buffer.start.cast::<MaybeUninit<E>>().as_ptr(), len) };
+        // A task writes a huge page or more: of two threads that touch a new page at once, the system would clear one for each.
+        let parts = (HUGE_PAGE_BYTES / size_of::<E>()).div_ceil(size.max(1));
+        pool.parts(elements, size.max(1) * parts, |task, elements| {
+            for (number, part) in (task * parts..).zip(elements.chunks_mut(size.max(1))) {
+                write(number, zero(part));
+            }
+        });
+        buffer
     }
 
     /// `len` zeros; `None` if memory is missing.
     pub fn try_zeroed(len: usize) -> Option<Self> {
-        Self::allocate(len, Self::layout(len)?, fill)
+        let buffer = Self::allocate(len, Self::layout(len)?)?;
+        // SAFETY: the buffer has this memory to itself, and it need not be initialised for this type.
+        zero(unsafe { slice::from_raw_parts_mut(buffer.start.cast::<MaybeUninit<E>>().as_ptr(), len) });
+        Some(buffer)
     }
 
     /// Memory for `len` elements; `None` if the size overflows.
@@ -136,21 +157,34 @@ impl<E: Zeroed> Buffer<E> {
         Layout::from_size_align(bytes.max(1), align).ok()
     }
 
-    /// `len` zeros in memory with the layout of their number. `zero` writes all bytes.
-    fn allocate(len: usize, layout: Layout, zero: impl FnOnce(&mut [MaybeUninit<u8>])) -> Option<Self> {
+    /// Memory for `len` elements with this layout. The caller must write all of them before it uses the buffer.
+    fn allocate(len: usize, layout: Layout) -> Option<Self> {
         // SAFETY: the size is at least a byte.
         let base = NonNull::new(unsafe { alloc(layout) })?;
-        // SAFETY: the allocation has this size, its bytes need not be initialised for this type, and nothing else refers to it.
-        let bytes = unsafe { slice::from_raw_parts_mut(base.cast::<MaybeUninit<u8>>().as_ptr(), layout.size()) };
         // Pages are chosen when they are first written.
-        ask_for_huge_pages(bytes);
-        zero(bytes);
+        // SAFETY: the allocation has this size, its bytes need not be initialised for this type, and nothing else refers to it.
+        ask_for_huge_pages(unsafe {
+            slice::from_raw_parts_mut(base.cast::<MaybeUninit<u8>>().as_ptr(), layout.size())
+        });
         Some(Self { start: base.cast(), len, layout, region: None })
     }
 }
 
-fn fill(bytes: &mut [MaybeUninit<u8>]) {
-    bytes.fill(MaybeUninit::new(0));
+/// Sets elements to zero.
+fn zero<E: Zeroed>(elements: &mut [MaybeUninit<E>]) -> &mut [E] {
+    let start = elements.as_mut_ptr();
+    // SAFETY: the elements are borrowed mutably, and zeros are valid values of the type.
+    unsafe {
+        start.write_bytes(0, elements.len());
+        slice::from_raw_parts_mut(start.cast(), elements.len())
+    }
+}
+
+/// The elements whose bytes, in the order of this machine, are given; `None` if they are not aligned, or do not end with an element.
+pub fn elements<E: Zeroed>(bytes: &[u8]) -> Option<&[E]> {
+    // SAFETY: every pattern of bits is a valid value.
+    let (before, elements, after) = unsafe { bytes.align_to() };
+    (before.is_empty() && after.is_empty()).then_some(elements)
 }
 
 impl<E> Buffer<E> {
@@ -206,6 +240,29 @@ mod tests {
 
     fn address<E>(buffer: &[E]) -> usize {
         buffer.as_ptr().addr()
+    }
+
+    #[test]
+    fn elements_need_whole_and_aligned_bytes() {
+        let lines = [Line([0; LINE]), Line([1; LINE])];
+        let bytes: &[u8] = lines[1].0.as_slice();
+        assert_eq!(elements::<bf16>(bytes), Some(&[bf16::from_bits(0x0101); LINE / 2][..]));
+        assert_eq!(elements::<f32>(&bytes[..LINE - 4]).map(<[f32]>::len), Some(LINE / 4 - 1));
+        assert_eq!((elements::<f32>(&bytes[..LINE - 2]), elements::<f32>(&bytes[2..LINE - 2])), (None, None));
+    }
+
+    /// Parts of every size, below and above a huge page, and a last one that is shorter.
+    #[test]
+    fn parts_are_zeros_before_they_are_written() {
+        let pool = Pool::new(2);
+        for (len, size) in [(0, 0), (0, 5), (7, 3), (1 << 20, 1000), (5 << 20, (1 << 20) - 1)] {
+            let buffer = Buffer::<f32>::written(len, size, &pool, |number, part| {
+                assert!(part.iter().all(|element| *element == 0.0));
+                part.fill(number as f32);
+            });
+            let is_number = |(place, element): (usize, &f32)| *element == (place / size) as f32;
+            assert!(buffer.len() == len && buffer.iter().enumerate().all(is_number), "{len} in parts of {size}");
+        }
     }
 
     #[test]

@@ -35,6 +35,7 @@ pub use element::{Element, Operand};
 pub use fp8::F8E4M3;
 pub use fused::{Activation, Angles, RowNorm, add_norm, combine, embed, norm, soft_cap};
 pub use layer::Layer;
+pub use memory::elements;
 pub use packed::{Gate, Linear, Packed, Product, Rows, Source, Then, Weights, gated, products};
 pub use quantised::Quantised;
 pub use simd::Instructions;

@@ -121,8 +121,8 @@ impl<E: Element> Packed<E> {
             assert!(last < values.len(), "{outputs} x {inputs} weights are outside of their slice");
         }
         let depth = inputs.next_multiple_of(E::GROUP);
-        let mut panels = Buffer::zeroed(outputs.next_multiple_of(STEP) * depth, &machine.pool);
-        machine.pool.parts(&mut panels, PANEL * depth.max(1), |number, panel| {
+        let len = outputs.next_multiple_of(STEP) * depth;
+        let panels = Buffer::written(len, PANEL * depth, &machine.pool, |number, panel| {
             let first = number * PANEL;
             let (count, width) = (PANEL.min(outputs - first), panel.len() / depth);
             // The part of a panel that some inputs fill stays in the L1 cache while the rows of the source are copied to it.

@@ -303,9 +303,8 @@ impl<T: Tile> Tiles<T> {
     ) -> Self {
         let per_output = inputs.div_ceil(T::INPUTS);
         let count = outputs.div_ceil(OUTPUTS) * per_output;
-        let mut tiles = Buffer::<T>::zeroed(count, &machine.pool);
         let tile_bytes = T::INPUTS / T::FORMAT.block_size() * T::FORMAT.type_size();
-        machine.pool.parts(&mut tiles, per_output, |number, tiles| {
+        let tiles = Buffer::<T>::written(count, per_output, &machine.pool, |number, tiles| {
             let first = number * OUTPUTS;
             blocks(first..outputs.min(first + OUTPUTS), &mut |output, blocks| {
                 for (tile, blocks) in tiles.iter_mut().zip(blocks.chunks(tile_bytes)) {

@@ -146,7 +146,11 @@ pub fn open(path: &Path) -> Result<Model> {
         _ => DType::F32,
     };
     let weights = VarBuilder::from_backend(Box::new(Backend(gguf.clone())), dtype, Device::Cpu);
-    Ok(Model { config, tensors: Tensors { weights, matrices: Matrices::File(gguf), cache_dtype: dtype }, bytes })
+    Ok(Model {
+        config,
+        tensors: Tensors { weights, files: None, matrices: Matrices::File(gguf), cache_dtype: dtype },
+        bytes,
+    })
 }
 
 /// The name of the format that most weights of a file have, in ids.

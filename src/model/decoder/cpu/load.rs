@@ -1,4 +1,5 @@
-//! Reads the weights of a decoder, or the part of a rank, and packs them one tensor at a time.
+//! Reads the weights of a decoder, or the part of a rank, and packs them one tensor at a time. Tensors of safetensors files in the
+//! model's dtype are packed where they are mapped, without a copy.
 //!
 //! A rank holds outputs of the projections of queries, keys and values and of the first half of each feed-forward. Of the output
 //! projection and of the second half, it holds the inputs that these outputs are. So its addends to both sums need nothing of the
@@ -158,19 +159,24 @@ struct Loader<'a> {
     /// The part of the rank.
     share: Share,
     machine: &'a Machine,
-    matrices: &'a Matrices,
+    tensors: &'a Tensors,
 }
 
 impl Loader<'_> {
     /// Calls `with` with the elements of a tensor.
-    fn read<E: WithDType, T>(
+    fn read<E: Element + WithDType, T>(
         &self,
         weights: &VarBuilder,
         shape: impl Into<candle_core::Shape>,
         name: &str,
         with: impl FnOnce(&[E]) -> T,
     ) -> Result<T> {
-        let tensor = weights.get(shape.into(), name)?.contiguous()?;
+        let shape = shape.into();
+        let path = weights.pp(name).prefix();
+        if let Some(values) = self.tensors.in_file(&path).filter(|values| values.len() == shape.elem_count()) {
+            return Ok(with(values));
+        }
+        let tensor = weights.get(shape, name)?.contiguous()?;
         let (storage, layout) = tensor.storage_and_layout();
         let Storage::Cpu(storage) = &*storage else { bail!("{name} is not in the CPU's memory") };
         Ok(with(&E::cpu_storage_as_slice(storage)?[layout.start_offset()..]))
@@ -196,7 +202,7 @@ impl Loader<'_> {
         is_head: bool,
     ) -> Result<Weights<E>> {
         // A file is not sharded.
-        if let Matrices::File(file) = self.matrices
+        if let Matrices::File(file) = &self.tensors.matrices
             && let Some(quantised) = file.matrix(self.machine, &format!("{}.weight", weights.prefix()), shape)?
         {
             return Ok(quantised.into());
@@ -215,7 +221,7 @@ impl Loader<'_> {
     ) -> Result<Weights<E>> {
         let (outputs, inputs) = cut.ranges(shape);
         let part = (outputs.len(), inputs.len());
-        let Matrices::Quantised(formats) = self.matrices else {
+        let Matrices::Quantised(formats) = self.tensors.matrices else {
             let values = &values[outputs.start * stride + inputs.start..];
             let source = Source { values, output_stride: stride, input_stride: 1 };
             return Ok(Packed::new(self.machine, part.0, part.1, source).into());
@@ -395,7 +401,7 @@ impl<E: Element + WithDType, C: Operand> CpuDecoder<E, C> {
         let machines = machine.split(ranks);
         let rank = |(number, (reduce, machine)): (usize, (Option<Reduce>, Machine))| {
             let share = Share { part: number, parts: ranks };
-            let loader = Loader { config: &config, part: &part, share, machine: &machine, matrices: &tensors.matrices };
+            let loader = Loader { config: &config, part: &part, share, machine: &machine, tensors: &tensors };
             let mut rank: Rank<E, C> = loader.rank(&tensors.weights, layout, planted)?;
             rank.reduce = reduce;
             Ok(rank)
