@@ -423,7 +423,7 @@ impl Loader<'_> {
         let config = self.config;
         let activation = activation(&config.hidden_act).context("an unknown activation")?;
         let model = weights.pp("model");
-        // The largest tensors come first: while they are packed, they are in memory twice, and the others are not in it yet.
+        // The largest tensors come first: one that is converted is in memory twice until it is packed, and the others are not yet.
         let table = (config.vocab_size, config.hidden_size);
         let (cut, is_head) = (Cut::Outputs(self.share), config.tie_word_embeddings);
         let embedding = self.matrix(&model.pp("embed_tokens"), table, cut, is_head)?;
