@@ -14,12 +14,8 @@ use candle_nn::VarBuilder;
 use serde_json::Value;
 use tokenizers::Tokenizer;
 
-use super::{
-    config::{ExpertLayout, STACKED_GATE_UP},
-    tensors::Tensors,
-};
+use super::config::{ExpertLayout, STACKED_GATE_UP};
 use crate::{
-    device::Precision,
     error::one_line,
     files::{read_limited, read_text_limited},
     kernels::system,
@@ -139,15 +135,6 @@ impl Checkpoint {
         Ok(VarBuilder::from_backend(Box::new(map(&self.weights)?), dtype, device.clone()))
     }
 
-    /// The same weights, with the files for an engine that can read them where they lie.
-    ///
-    /// # Errors
-    /// As above.
-    pub(crate) fn tensors(&self, precision: Precision, device: &Device) -> Result<Tensors> {
-        let tensors = Tensors::new(self.weights(precision.dtype(), device)?, precision);
-        Ok(Tensors { files: Some(map(&self.weights)?), ..tensors })
-    }
-
     /// The tokenizer, if the folder has one.
     ///
     /// # Errors
@@ -225,7 +212,6 @@ mod tests {
     use std::collections::HashMap;
 
     use candle_core::Tensor;
-    use half::bf16;
     use serde_json::json;
     use tempfile::TempDir;
 
@@ -268,16 +254,6 @@ mod tests {
             let error = checkpoint.check(&tensors).expect_err(part).to_string();
             assert!(error.contains(part), "{error}");
         }
-    }
-
-    #[test]
-    fn a_tensor_is_read_where_it_lies_if_its_dtype_is_that_of_the_model() {
-        let folder = folder();
-        let checkpoint = open(folder.path()).expect("opens");
-        let tensors = checkpoint.tensors(Precision::F32, &Device::Cpu).expect("mapped");
-        assert_eq!(tensors.in_file::<f32>("a"), Some(&[0.0; 6][..]));
-        assert_eq!(tensors.in_file::<f32>("c"), None);
-        assert_eq!(tensors.in_file::<bf16>("a"), None);
     }
 
     #[test]

@@ -194,7 +194,7 @@ fn open_parallel(
     checkpoint.check(&config.tensors(layout))?;
     let tokenizer = checkpoint.tokenizer(config.vocab_size)?;
     let eos_token_ids = config.eos_token_ids.clone();
-    let tensors = checkpoint.tensors(precision, device)?;
+    let tensors = Tensors::of_checkpoint(&checkpoint, precision, device)?;
     let model = (engine.row().build)(config, tensors, layout, parallel)?;
     Ok(Subject { model, source: checkpoint.source, tokenizer, eos_token_ids })
 }

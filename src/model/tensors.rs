@@ -3,10 +3,13 @@
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use candle_core::{DType, WithDType, quantized::GgmlDType, safetensors::MmapedSafetensors};
+use candle_core::{DType, Device, WithDType, quantized::GgmlDType, safetensors::MmapedSafetensors};
 use candle_nn::VarBuilder;
 
-use super::gguf::Gguf;
+use super::{
+    checkpoint::{Checkpoint, map},
+    gguf::Gguf,
+};
 use crate::{
     device::Precision,
     kernels::inference::{Element, Machine, Quantised, elements},
@@ -89,6 +92,15 @@ impl Tensors {
         Self { weights, files: None, matrices, cache_dtype }
     }
 
+    /// The weights of a checkpoint, which are converted to the dtype of a precision unless they have it.
+    ///
+    /// # Errors
+    /// If a file cannot be mapped.
+    pub fn of_checkpoint(checkpoint: &Checkpoint, precision: Precision, device: &Device) -> Result<Self> {
+        let weights = checkpoint.weights(precision.dtype(), device)?;
+        Ok(Self { files: Some(map(&checkpoint.weights)?), ..Self::new(weights, precision) })
+    }
+
     /// The elements of a tensor in its file. `None` if no file holds them in this dtype and aligned.
     pub fn in_file<E: Element + WithDType>(&self, name: &str) -> Option<&[E]> {
         let tensor = self.files.as_ref()?.get(name).ok()?;
@@ -101,5 +113,23 @@ impl From<VarBuilder<'static>> for Tensors {
     fn from(weights: VarBuilder<'static>) -> Self {
         let cache_dtype = weights.dtype();
         Self { weights, files: None, matrices: Matrices::Plain, cache_dtype }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+
+    use super::*;
+    use crate::model::golden::fixtures;
+
+    #[test]
+    fn a_tensor_is_read_where_it_lies_if_its_dtype_is_that_of_the_model() {
+        const NORM: &str = "model.norm.weight";
+        let fixture = fixtures("generation").remove(0);
+        let tensors = Tensors::of_checkpoint(&fixture.checkpoint, Precision::F32, &Device::Cpu).expect("mapped");
+        let norm = tensors.weights.get(fixture.config.hidden_size, NORM).and_then(|norm| norm.to_vec1::<f32>());
+        assert_eq!(tensors.in_file(NORM), Some(&norm.expect("a norm")[..]));
+        assert_eq!((tensors.in_file::<f32>("missing"), tensors.in_file::<bf16>(NORM)), (None, None));
     }
 }

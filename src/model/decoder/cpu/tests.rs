@@ -296,7 +296,7 @@ fn impossible_steps_are_refused_in_one_line() {
 /// A decoder that is sharded over ranks, or why it is not.
 fn sharded(fixture: &Fixture, precision: Precision, ranks: usize) -> anyhow::Result<CpuDecoder<f32>> {
     let layout = fixture.checkpoint.expert_layout().expect("a header");
-    let tensors = fixture.checkpoint.tensors(precision, &Device::Cpu)?;
+    let tensors = Tensors::of_checkpoint(&fixture.checkpoint, precision, &Device::Cpu)?;
     CpuDecoder::load(fixture.config.clone(), tensors, layout, None, Machine::with_threads(4), ranks)
 }
 
