@@ -127,7 +127,8 @@ impl<E: Zeroed> Buffer<E> {
                 allocator::took(layout.size());
                 Self { start: base.cast(), len, layout, region: Some(region) }
             }
-            None => Self::allocate(len, layout).unwrap_or_else(|| handle_alloc_error(layout)),
+            // SAFETY: the layout is that of this length, and the tasks below write every element.
+            None => unsafe { Self::allocate(len, layout) }.unwrap_or_else(|| handle_alloc_error(layout)),
         };
         // SAFETY: the buffer has this memory to itself, and it need not be initialised for this type.
         let elements = unsafe { slice::from_raw_parts_mut(buffer.start.cast::<MaybeUninit<E>>().as_ptr(), len) };
@@ -143,7 +144,8 @@ impl<E: Zeroed> Buffer<E> {
 
     /// `len` zeros; `None` if memory is missing.
     pub fn try_zeroed(len: usize) -> Option<Self> {
-        let buffer = Self::allocate(len, Self::layout(len)?)?;
+        // SAFETY: the layout is that of this length, and all elements are set to zero below.
+        let buffer = unsafe { Self::allocate(len, Self::layout(len)?) }?;
         // SAFETY: the buffer has this memory to itself, and it need not be initialised for this type.
         zero(unsafe { slice::from_raw_parts_mut(buffer.start.cast::<MaybeUninit<E>>().as_ptr(), len) });
         Some(buffer)
@@ -157,8 +159,11 @@ impl<E: Zeroed> Buffer<E> {
         Layout::from_size_align(bytes.max(1), align).ok()
     }
 
-    /// Memory for `len` elements with this layout. The caller must write all of them before it uses the buffer.
-    fn allocate(len: usize, layout: Layout) -> Option<Self> {
+    /// Memory for `len` elements with this layout; `None` if it is missing.
+    ///
+    /// # Safety
+    /// The layout must be that of [`Self::layout`], and all elements must be written before they are read.
+    unsafe fn allocate(len: usize, layout: Layout) -> Option<Self> {
         // SAFETY: the size is at least a byte.
         let base = NonNull::new(unsafe { alloc(layout) })?;
         // Pages are chosen when they are first written.
