@@ -416,6 +416,49 @@ mod tests {
         assert_eq!((timeline.steps.len(), timeline.finish_reason), (3, FinishReason::EndOfSequence));
     }
 
+    /// The steps of the scenarios that sample, in turns with those of `medium` on the same model. `cargo test --release --lib --
+    /// --ignored --nocapture sampled_steps` prints the ratios for the shapes of published models in bf16.
+    #[test]
+    #[ignore = "takes five minutes, and the machine must do nothing else"]
+    fn sampled_steps_take_as_long_as_greedy_ones() {
+        use crate::{
+            device::{DeviceChoice, Precision},
+            model::{self, Engine, ModelSpec},
+            scenario::GENERATION,
+        };
+
+        let prompt: Vec<u32> = (1..=256).collect();
+        for shape in ["llama-3.2-1b", "qwen3-1.7b", "gemma3-1b"] {
+            let spec = ModelSpec::Synthetic(shape);
+            let subject = model::load(&spec, Engine::Tuned, Precision::BF16, DeviceChoice::Cpu, 42);
+            let mut model = subject.expect(shape).model;
+            let keys = ["medium", "sampled", "full-pipe"];
+            let mut number = 0..keys.len();
+            let mut sequences = keys.map(|key| {
+                let row = GENERATION.iter().find(|row| row.key == key).expect(key);
+                let request = Request { sampling: row.sampling, ..request(row.new_tokens, &[]) };
+                Sequence::new(number.next().expect("a number"), &prompt, &request, request.seed).expect(key)
+            });
+            let mut steps = [const { Vec::new() }; 3];
+            for _ in 0..256 {
+                for (sequence, steps) in sequences.iter_mut().zip(&mut steps) {
+                    let began = Instant::now();
+                    append(&mut *model, &mut [sequence]).expect(shape);
+                    steps.push(began.elapsed().as_secs_f64());
+                }
+            }
+            let [greedy, sampled @ ..] = &steps;
+            for (key, steps) in keys[1..].iter().zip(sampled) {
+                let mut ratios: Vec<f64> = steps.iter().zip(greedy).map(|(step, greedy)| step / greedy).collect();
+                ratios.sort_unstable_by(f64::total_cmp);
+                let quartiles = [1, 2, 3].map(|quarter| ratios[ratios.len() * quarter / 4]);
+                let whole = steps.iter().sum::<f64>() / greedy.iter().sum::<f64>();
+                println!("{shape}, {key}: the whole {whole:.3}, quartiles of the ratios of steps {quartiles:.3?}");
+                assert!((quartiles[1] - 1.0).abs() < 0.03, "{shape}, {key}");
+            }
+        }
+    }
+
     #[test]
     fn a_sequence_ends_only_where_asked_to() {
         let timeline = run(&mut counter(), &[vec![3]], &request(30, &[9, 7])).expect("runs");
