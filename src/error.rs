@@ -29,9 +29,21 @@ const DRIVER_ERRORS: [(&str, &str); 13] = [
     ("CUBLAS_STATUS_NOT_INITIALIZED",         "cuBLAS does not start: its driver may be too old, or the device's memory exhausted"),
 ];
 
+/// Number of items that [`listed`] names; it only counts the others.
+const NAMED: usize = 3;
+
 /// Returns the first line of an error without control characters. A driver error is replaced by its meaning.
 pub fn one_line(error: &dyn fmt::Display) -> String {
     text::line(&explained(error.to_string().lines().next().unwrap_or_default().trim()))
+}
+
+/// Some names, and the number of the others.
+pub(crate) fn listed(items: &[String]) -> String {
+    let named = items[..items.len().min(NAMED)].join(", ");
+    match items.len().saturating_sub(NAMED) {
+        0 => named,
+        more => format!("{named} and {more} more"),
+    }
 }
 
 /// Removes the backtrace that Candle appends if `RUST_BACKTRACE` is set, and replaces a driver error by its meaning

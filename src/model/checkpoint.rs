@@ -16,7 +16,7 @@ use tokenizers::Tokenizer;
 
 use super::config::{ExpertLayout, STACKED_GATE_UP};
 use crate::{
-    error::one_line,
+    error::{listed, one_line},
     files::{read_limited, read_text_limited},
     kernels::system,
 };
@@ -31,9 +31,6 @@ pub(crate) const JSON_MAX_BYTES: u64 = 64 << 20;
 
 /// Largest `tokenizer.json`. Those of vocabularies of 262,144 tokens have 33 MB.
 pub(crate) const TOKENIZER_MAX_BYTES: u64 = 512 << 20;
-
-/// Number of tensors that an error names; it only counts the others.
-const NAMED: usize = 3;
 
 /// The files of a checkpoint.
 #[derive(Clone, Debug)]
@@ -196,15 +193,6 @@ pub(crate) fn map(files: &[impl AsRef<Path>]) -> Result<MmapedSafetensors> {
         let names: Vec<_> = files.iter().map(|file| file.as_ref().display().to_string()).collect();
         anyhow::anyhow!("{} is truncated or corrupt: {}; fetch it again", listed(&names), one_line(&error))
     })
-}
-
-/// Some names, and the number of the others.
-pub(super) fn listed(items: &[String]) -> String {
-    let named = items[..items.len().min(NAMED)].join(", ");
-    match items.len().saturating_sub(NAMED) {
-        0 => named,
-        more => format!("{named} and {more} more"),
-    }
 }
 
 #[cfg(test)]

@@ -15,9 +15,7 @@ use super::{
     config::ModelConfig,
     decoder, found,
     gguf::{self, Gguf},
-    shapes,
-    tensors::Matrices,
-    tokenizer_beside,
+    shapes, tokenizer_beside,
 };
 use crate::{
     device::Precision,
@@ -61,12 +59,10 @@ impl External {
             && spec.is_gguf()
         {
             let source = spec.to_string();
-            let gguf::Model { config, tensors, .. } = gguf::open(file).with_context(|| source.clone())?;
-            let dtype = tensors.weights.dtype();
-            let Matrices::File(tensors) = tensors.matrices else { anyhow::bail!("{source} is no file") };
+            let gguf::Model { config, weights, tensors, .. } = gguf::open(file).with_context(|| source.clone())?;
             let tokenizer = tokenizer_beside(file, config.vocab_size)?;
             let file = std::path::absolute(file).with_context(|| source.clone())?;
-            return Ok(Self { config, origin: Origin::Gguf(file, tensors, dtype), source, tokenizer });
+            return Ok(Self { config, origin: Origin::Gguf(file, tensors, weights.dtype()), source, tokenizer });
         }
         let checkpoint = found(spec)?;
         let config = ModelConfig::from_json(&checkpoint.config).with_context(|| checkpoint.source.clone())?;

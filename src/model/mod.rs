@@ -243,8 +243,8 @@ fn open_gguf(
 ) -> Result<Subject> {
     ensure!(engine == Engine::Tuned, "engine {engine} runs no GGUF files; engine {} runs them", Engine::Tuned);
     ensure!(device.is_cpu(), "GGUF files run on a CPU only");
-    let gguf::Model { config, mut tensors, bytes } = gguf::open(file)?;
-    tensors.cache_dtype = precision.cache_dtype_of(tensors.cache_dtype);
+    let gguf::Model { config, weights, tensors, bytes } = gguf::open(file)?;
+    let tensors = Tensors::of_gguf(weights, tensors, precision);
     admit_bytes(&config, engine, device, (bytes, bytes + extra_bytes(&config, engine, tensors.cache_dtype, device)))?;
     let tokenizer = tokenizer_beside(file, config.vocab_size)?;
     let eos_token_ids = config.eos_token_ids.clone();

@@ -101,6 +101,12 @@ impl Tensors {
         Ok(Self { files: Some(map(&checkpoint.weights)?), ..Self::new(weights, precision) })
     }
 
+    /// Weights in the formats of a GGUF file, with a cache that is held in a precision.
+    pub fn of_gguf(weights: VarBuilder<'static>, file: Arc<Gguf>, precision: Precision) -> Self {
+        let cache_dtype = precision.cache_dtype_of(weights.dtype());
+        Self { weights, files: None, matrices: Matrices::File(file), cache_dtype }
+    }
+
     /// The elements of a tensor in its file. `None` if no file holds them in this dtype and aligned.
     pub fn in_file<E: Element + WithDType>(&self, name: &str) -> Option<&[E]> {
         let tensor = self.files.as_ref()?.get(name).ok()?;

@@ -25,12 +25,13 @@ use candle_nn::{Init, VarBuilder, var_builder::SimpleBackend};
 use serde_json::{Map, json};
 
 use super::{
-    checkpoint::listed,
     config::{ExpertLayout, ModelConfig, RopeScaling},
     limits::MOST_WEIGHTS,
-    tensors::{Matrices, Tensors},
 };
-use crate::kernels::inference::{Machine, Quantised};
+use crate::{
+    error::listed,
+    kernels::inference::{Machine, Quantised},
+};
 
 /// The architectures of GGUF files and those of `config.json`.
 const ARCHITECTURES: &[(&str, &str)] = &[
@@ -90,7 +91,10 @@ const LAYERS_OF_GEMMA3_27B: u64 = 62;
 /// A model in a file.
 pub struct Model {
     pub config: ModelConfig,
-    pub tensors: Tensors,
+    /// Every tensor by the name that transformers gives it, without quantisation, in the dtype of activations.
+    pub weights: VarBuilder<'static>,
+    /// The same tensors in the formats of the file.
+    pub tensors: Arc<Gguf>,
     /// Bytes of the file.
     pub bytes: u64,
 }
@@ -133,9 +137,9 @@ pub fn open(path: &Path) -> Result<Model> {
     let stored = stored(&content, bytes)?;
     let mut config = config(&content.metadata, &stored)?;
     let places = places(&config, &stored, &content.metadata)?;
-    let gguf = Arc::new(Gguf { file: Mutex::new(file), places });
-    if gguf.places.contains_key(ROPE_FACTORS) {
-        let factors = gguf.values(ROPE_FACTORS)?;
+    let tensors = Arc::new(Gguf { file: Mutex::new(file), places });
+    if tensors.places.contains_key(ROPE_FACTORS) {
+        let factors = tensors.values(ROPE_FACTORS)?;
         let is_factor = |factor: &f32| factor.is_finite() && *factor > 0.0;
         ensure!(factors.iter().all(is_factor), "{ROPE_FACTORS} holds a number that is not above 0");
         config.rope.scaling = RopeScaling::Factors(factors);
@@ -145,12 +149,8 @@ pub fn open(path: &Path) -> Result<Model> {
         Some(GgmlDType::BF16) => DType::BF16,
         _ => DType::F32,
     };
-    let weights = VarBuilder::from_backend(Box::new(Backend(gguf.clone())), dtype, Device::Cpu);
-    Ok(Model {
-        config,
-        tensors: Tensors { weights, files: None, matrices: Matrices::File(gguf), cache_dtype: dtype },
-        bytes,
-    })
+    let weights = VarBuilder::from_backend(Box::new(Backend(tensors.clone())), dtype, Device::Cpu);
+    Ok(Model { config, weights, tensors, bytes })
 }
 
 /// The name of the format that most weights of a file have, in ids.

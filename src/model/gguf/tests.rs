@@ -14,6 +14,7 @@ use crate::{
         CausalLm, Engine, Parallel,
         golden::{Fixture, TOLERANCE, difference, fixtures, incrementally, numbers, root},
         open_gguf, shape, synthetic,
+        tensors::Tensors,
     },
 };
 
