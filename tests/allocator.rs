@@ -76,17 +76,6 @@ fn every_threads_memory_is_counted() {
     assert_eq!(stays, 64);
 }
 
-/// The bytes in use once the threads of an earlier test have ended, which release their buffers then.
-fn settled_bytes() -> u64 {
-    loop {
-        let before = current_bytes();
-        std::thread::sleep(std::time::Duration::from_millis(50));
-        if current_bytes() == before {
-            return before;
-        }
-    }
-}
-
 #[test]
 fn threads_that_allocate_at_once_lose_no_byte() {
     let _guard = ONE_AT_A_TIME.lock().expect("no test failed before");
@@ -96,7 +85,7 @@ fn threads_that_allocate_at_once_lose_no_byte() {
             drop(black_box(Vec::<u8>::with_capacity(1 << 10)));
         }
     };
-    let before = settled_bytes();
+    let before = current_bytes();
     std::thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(churn);

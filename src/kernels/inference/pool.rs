@@ -15,7 +15,7 @@ use std::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError, Weak,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
-    thread,
+    thread::{self, JoinHandle},
 };
 
 /// Turns of the loop in which a thread waits for a job before it sleeps: some 50 µs.
@@ -30,6 +30,7 @@ pub struct Pool {
     threads: usize,
     /// Held while a job runs.
     turn: Mutex<()>,
+    workers: Vec<JoinHandle<()>>,
 }
 
 struct Shared {
@@ -92,12 +93,13 @@ impl Pool {
             panic: Mutex::new(None),
         });
         let threads = threads.clamp(1, WORKERS as usize);
-        for number in 1..threads {
+        let worker = |number| {
             let shared = shared.clone();
             // The caller does the work of threads that could not be started.
-            let _ = thread::Builder::new().name(format!("kernel-{number}")).spawn(move || shared.work());
-        }
-        Self { shared, threads, turn: Mutex::new(()) }
+            thread::Builder::new().name(format!("kernel-{number}")).spawn(move || shared.work()).ok()
+        };
+        let workers = (1..threads).filter_map(worker).collect();
+        Self { shared, threads, turn: Mutex::new(()), workers }
     }
 
     /// Number of threads, the caller's included.
@@ -136,8 +138,15 @@ impl Pool {
 impl Drop for Pool {
     fn drop(&mut self) {
         self.shared.state.fetch_or(STOP, Ordering::SeqCst);
-        let _sleep = lock(&self.shared.sleep);
+        let sleep = lock(&self.shared.sleep);
         self.shared.wake.notify_all();
+        drop(sleep);
+        // The buffers of the threads are released when they have ended. No task can be the last owner of the pool that runs it, so
+        // no thread waits for itself here.
+        for worker in self.workers.drain(..) {
+            // Panics of tasks are caught, and the loop has none of its own.
+            let _ = worker.join();
+        }
     }
 }
 
