@@ -106,20 +106,11 @@ unsafe impl<E: Zeroed> Send for Buffer<E> {}
 unsafe impl<E: Zeroed> Sync for Buffer<E> {}
 
 impl<E: Zeroed> Buffer<E> {
-    /// `len` zeros that are kept as long as others, such as the weights of a model. The threads of the pool write them, so that
-    /// each page is near one of the threads.
+    /// `len` elements that are kept as long as others, such as the weights of a model. The threads of the pool set each part of `size`
+    /// elements to zero and call `write` with its number and the part, while it is in a cache. So each page is near one of the threads.
     ///
     /// # Panics
     /// If the size overflows. The process ends if memory is missing.
-    pub fn zeroed(len: usize, pool: &Pool) -> Self {
-        Self::written(len, HUGE_PAGE_BYTES / size_of::<E>(), pool, |_, _| {})
-    }
-
-    /// As [`Self::zeroed`], but calls `write` with the number and the elements of each part of `size` elements, right after they
-    /// are set to zero, while they are in a cache.
-    ///
-    /// # Panics
-    /// As above.
     pub fn written(len: usize, size: usize, pool: &Pool, write: impl Fn(usize, &mut [E]) + Sync) -> Self {
         let layout = Self::layout(len).expect("a size that fits in memory");
         let buffer = match Region::share(layout.size()) {
@@ -243,6 +234,10 @@ mod tests {
     // SAFETY: every pattern of bits is a number.
     unsafe impl Zeroed for Line {}
 
+    fn zeroed<E: Zeroed>(len: usize, pool: &Pool) -> Buffer<E> {
+        Buffer::written(len, LINE, pool, |_, _| {})
+    }
+
     fn address<E>(buffer: &[E]) -> usize {
         buffer.as_ptr().addr()
     }
@@ -289,14 +284,13 @@ mod tests {
         for lines in [0, 1, 3, HUGE_PAGE_BYTES / LINE - 1, HUGE_PAGE_BYTES / LINE, most, most + 1] {
             let own = if lines * LINE < HUGE_PAGE_BYTES { LINE } else { HUGE_PAGE_BYTES };
             let shared = if lines > most { own } else { LINE };
-            let buffers =
-                [(Buffer::zeroed(lines, &pool), shared), (Buffer::<Line>::try_zeroed(lines).expect("memory"), own)];
+            let buffers = [(zeroed(lines, &pool), shared), (Buffer::<Line>::try_zeroed(lines).expect("memory"), own)];
             for (buffer, align) in buffers {
                 assert!(address(&buffer).is_multiple_of(align), "{lines} lines");
                 assert_eq!(buffer.len(), lines);
                 assert!(buffer.iter().all(|line| line.0 == [0; LINE]), "{lines} lines");
             }
-            let numbers = Buffer::<f32>::zeroed(lines * LINE / size_of::<f32>(), &pool);
+            let numbers = zeroed::<f32>(lines * LINE / size_of::<f32>(), &pool);
             assert!(address(&numbers).is_multiple_of(shared) && numbers.iter().all(|number| *number == 0.0));
         }
     }
@@ -308,7 +302,7 @@ mod tests {
             let pool = Pool::new(1);
             let mut held: Vec<Buffer<Line>> = Vec::new();
             for round in 0..200_usize {
-                let mut buffer = Buffer::<Line>::zeroed(round * 97 % 20_000 + 1, &pool);
+                let mut buffer = zeroed::<Line>(round * 97 % 20_000 + 1, &pool);
                 assert!(buffer.iter().all(|line| line.0 == [0; LINE]), "another buffer wrote here");
                 buffer.fill(Line([mark; LINE]));
                 held.push(buffer);
@@ -323,7 +317,7 @@ mod tests {
 
     #[test]
     fn elements_can_be_written() {
-        let mut buffer = Buffer::<Line>::zeroed(3, &Pool::new(1));
+        let mut buffer = zeroed::<Line>(3, &Pool::new(1));
         buffer[1].0[63] = 7;
         assert_eq!(buffer.iter().flat_map(|line| line.0).map(usize::from).sum::<usize>(), 7);
         assert!(Buffer::<f32>::try_zeroed(usize::MAX).is_none());

@@ -389,16 +389,15 @@ zeroed!(BlockQ2K, BlockQ3K, BlockQ4_0, BlockQ4_1, BlockQ5_0, BlockQ5_1, BlockQ5K
 
 impl<T: GgmlType + Zeroed> Matrix<T> {
     /// Copies the bytes of each output's blocks. Only Candle's types of blocks may be used.
-    fn new<'a>(machine: &Machine, (outputs, inputs): (usize, usize), row: impl Fn(usize) -> &'a [u8]) -> Self {
+    fn new<'a>(machine: &Machine, (outputs, inputs): (usize, usize), row: impl Fn(usize) -> &'a [u8] + Sync) -> Self {
         let per_output = inputs / T::BLCK_SIZE;
-        let mut blocks = Buffer::<T>::zeroed(outputs * per_output, &machine.pool);
-        let len = size_of_val(&blocks[..]);
-        // SAFETY: the slice has the bytes of the blocks, which nothing else refers to while it lives. They consist of numbers
-        // without space between them, which may have any bytes.
-        let bytes = unsafe { std::slice::from_raw_parts_mut(blocks.as_mut_ptr().cast::<u8>(), len) };
-        for (output, bytes) in bytes.chunks_exact_mut((per_output * size_of::<T>()).max(1)).enumerate() {
+        let blocks = Buffer::<T>::written(outputs * per_output, per_output, &machine.pool, |output, blocks| {
+            // SAFETY: the slice has the bytes of the blocks, which nothing else refers to while it lives. They consist of numbers
+            // without space between them, which may have any bytes.
+            let bytes =
+                unsafe { std::slice::from_raw_parts_mut(blocks.as_mut_ptr().cast::<u8>(), size_of_val(blocks)) };
             bytes.copy_from_slice(row(output));
-        }
+        });
         Self { blocks, per_output }
     }
 }
