@@ -3,7 +3,8 @@
 use super::{
     Machine,
     element::Element,
-    packed::{Rows, Weights},
+    linear::Weights,
+    packed::Rows,
     simd::{Kernel, Simd},
 };
 use crate::kernels::exp;

@@ -2,8 +2,8 @@
 //! FP8.
 //!
 //! - `simd` chooses the instruction set at run time, and `pool` holds the threads.
-//! - `packed` holds weights in panels. `quantised` holds them in blocks, with `tiles` for those of our own, or in `fp8`. All multiply with
-//!   them.
+//! - `linear` computes linear layers. `packed` holds their weights in panels. `quantised` holds them in blocks, with `tiles` for those of
+//!   our own, or in `fp8`. All multiply with them.
 //! - `layer` gives weights of any type to networks whose values are f32.
 //! - `cache` holds the keys and values of sequences in pages of the same panels. `attention` reads them.
 //! - `fused` contains the operations between products: norms, rotary positions, activations, sums.
@@ -20,6 +20,7 @@ pub(super) mod element;
 mod fp8;
 mod fused;
 mod layer;
+mod linear;
 mod memory;
 pub(super) mod packed;
 pub(super) mod pool;
@@ -35,8 +36,9 @@ pub use element::{Element, Operand};
 pub use fp8::F8E4M3;
 pub use fused::{Activation, Angles, RowNorm, add_norm, combine, embed, norm, soft_cap};
 pub use layer::Layer;
+pub use linear::{Gate, Linear, Product, Then, Weights, gated, products};
 pub use memory::elements;
-pub use packed::{Gate, Linear, Packed, Product, Rows, Source, Then, Weights, gated, products};
+pub use packed::{Packed, Rows, Source};
 pub use quantised::Quantised;
 pub use simd::Instructions;
 

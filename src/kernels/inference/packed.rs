@@ -1,17 +1,18 @@
-//! Linear layers, and weights in panels. [`quantised`](super::quantised) has weights in blocks.
+//! Weights in panels, and products of rows with them. [`quantised`](super::quantised) has weights in blocks.
 //!
 //! Weights are packed once, into panels of 64 outputs: for each input (in bf16: for each pair of inputs), the weights of the 64
 //! outputs lie side by side. A product passes blocks of rows over a part of a panel that stays in a core's cache, with the sums
 //! of a block in registers. The product of a single row reads the same panels in order, at the speed of memory. So one layout
 //! serves prompts and decoding, and weights that change can be packed in each step.
 
+use std::ops::Range;
+
 use super::{
     Machine,
     element::{Element, Operand, aligned},
-    fused::Activation,
     memory::Buffer,
     pool::Parts,
-    quantised::{Inputs, Quantised, Shared},
+    quantised::{Inputs, Shared},
     simd::{Dispatch, Kernel, Simd},
 };
 
@@ -24,9 +25,6 @@ pub const STEP: usize = 16;
 /// Bytes of each row of the input that are multiplied at a time. A panel of this depth has 256 KB and stays in the L2 cache,
 /// and a block of six rows stays in the L1 cache.
 pub const DEPTH_BYTES: usize = 4096;
-
-/// Rows of a task: their sums with a panel stay in the L2 cache too. A multiple of the rows of every tile.
-const CHUNK: usize = 264;
 
 /// Rows from which on both operands are converted to f32, if no instruction multiplies them as they are. Converting a panel costs about
 /// as much as a few rows.
@@ -158,20 +156,76 @@ impl<E: Element> Packed<E> {
         }
     }
 
+    /// Number of outputs.
+    pub fn outputs(&self) -> usize {
+        self.outputs
+    }
+
+    /// Number of inputs.
+    pub fn inputs(&self) -> usize {
+        self.inputs
+    }
+
+    /// Bytes of the weights. The zeros that fill a panel do not count.
+    pub fn bytes(&self) -> usize {
+        self.outputs * self.inputs * size_of::<E>()
+    }
+
+    /// The memory of the weights.
+    pub fn words(&self) -> &[u64] {
+        // SAFETY: the elements are numbers, which have no padding.
+        unsafe { self.panels.words() }
+    }
+
+    /// Bytes of a row of many, in the form that the weights are multiplied with: 0 if that is as it is.
+    pub fn input_bytes(&self, machine: &Machine) -> usize {
+        match E::is_multiplied_by(machine.dispatch.instructions()) {
+            true => 0,
+            false => self.inputs * size_of::<f32>(),
+        }
+    }
+
+    /// The inputs with which [`Self::sums`] multiplies; `None` if it multiplies with the rows themselves.
+    pub(super) fn inputs_of(&self, machine: &Machine, x: Rows<E>, shared: &mut Shared<E>) -> Option<Inputs> {
+        let is_many = x.count >= MANY && self.inputs > 0;
+        let is_converted = is_many && !E::is_multiplied_by(machine.dispatch.instructions());
+        is_converted.then(|| shared.numbers(machine, x, self.inputs)).flatten()
+    }
+
+    /// Computes the sums of some rows with a panel, [`PANEL`] for each row. `inputs` are those of [`Self::inputs_of`].
+    pub(super) fn sums(
+        &self,
+        dispatch: Dispatch,
+        (x, inputs): (Rows<E>, Option<&Inputs>),
+        rows: Range<usize>,
+        panel: usize,
+        sums: &mut [f32],
+    ) {
+        if let Some(Inputs::Numbers(x)) = inputs {
+            return self.converted_sums(dispatch, x, rows, panel, sums);
+        }
+        let (panel, width) = self.panel(panel);
+        dispatch.run(Sums {
+            x: &x.values[rows.start * x.stride..],
+            stride: x.stride,
+            step: E::GROUP,
+            rows: rows.len(),
+            panel,
+            width,
+            groups: self.groups(),
+            out: Parts::new(sums),
+            out_stride: PANEL,
+            start: Start::Zero,
+        });
+    }
+
     fn groups(&self) -> usize {
         self.inputs.div_ceil(E::GROUP)
     }
 
     /// Computes the sums of some rows with a panel that is converted to f32, as deep as stays in a core's cache. `x` has the inputs
     /// of all rows.
-    fn converted_sums(
-        &self,
-        dispatch: Dispatch,
-        x: &[f32],
-        rows: std::ops::Range<usize>,
-        panel: usize,
-        sums: &mut [f32],
-    ) {
+    fn converted_sums(&self, dispatch: Dispatch, x: &[f32], rows: Range<usize>, panel: usize, sums: &mut [f32]) {
         let (panel, width) = self.panel(panel);
         let deepest = DEPTH_BYTES / size_of::<f32>();
         aligned(deepest * width, |converted| {
@@ -327,7 +381,7 @@ impl<E: Element, W: Operand<Factor = E>> Sums<'_, E, W> {
     /// The row, the column and the groups must exist, and operands and sums lie in their slices. The width must be a multiple of
     /// [`STEP`].
     #[inline(always)]
-    unsafe fn tile<S: Simd>(&self, simd: S, groups: std::ops::Range<usize>, row: usize, column: usize) -> usize {
+    unsafe fn tile<S: Simd>(&self, simd: S, groups: Range<usize>, row: usize, column: usize) -> usize {
         let Self { stride, step, width, out_stride, .. } = *self;
         // SAFETY: as the caller ensures. The width is a multiple of `STEP`, and so of every vector.
         unsafe {
@@ -491,343 +545,4 @@ unsafe fn one_row<S: Simd, E: Element, W: Operand<Factor = E>, const N: usize, c
             simd.store(out.add(n * S::LANES), sum);
         }
     }
-}
-
-/// The weights of a linear layer.
-pub enum Weights<E> {
-    /// In panels.
-    Packed(Packed<E>),
-    /// In blocks.
-    Quantised(Quantised),
-}
-
-impl<E> From<Packed<E>> for Weights<E> {
-    fn from(packed: Packed<E>) -> Self {
-        Self::Packed(packed)
-    }
-}
-
-impl<E> From<Quantised> for Weights<E> {
-    fn from(quantised: Quantised) -> Self {
-        Self::Quantised(quantised)
-    }
-}
-
-impl<E: Element> Weights<E> {
-    /// Number of outputs.
-    pub fn outputs(&self) -> usize {
-        match self {
-            Self::Packed(packed) => packed.outputs,
-            Self::Quantised(quantised) => quantised.outputs(),
-        }
-    }
-
-    /// Number of inputs.
-    pub fn inputs(&self) -> usize {
-        match self {
-            Self::Packed(packed) => packed.inputs,
-            Self::Quantised(quantised) => quantised.inputs(),
-        }
-    }
-
-    /// Bytes of the weights. The zeros that fill a panel do not count.
-    pub fn bytes(&self) -> u64 {
-        match self {
-            Self::Packed(packed) => (packed.outputs * packed.inputs * size_of::<E>()) as u64,
-            Self::Quantised(quantised) => quantised.bytes() as u64,
-        }
-    }
-
-    /// The memory of the weights; `None` for those in blocks.
-    pub fn words(&self) -> Option<&[u64]> {
-        match self {
-            // SAFETY: the elements are numbers, which have no padding.
-            Self::Packed(packed) => Some(unsafe { packed.panels.words() }),
-            Self::Quantised(_) => None,
-        }
-    }
-
-    /// Bytes of a row of inputs in the form that the weights are multiplied with, if that is not as it is.
-    pub fn input_bytes(&self, machine: &Machine) -> usize {
-        match self {
-            Self::Packed(_) if E::is_multiplied_by(machine.dispatch.instructions()) => 0,
-            Self::Packed(packed) => packed.inputs * size_of::<f32>(),
-            Self::Quantised(quantised) => quantised.input_bytes(),
-        }
-    }
-
-    /// Writes the weights of one output, as f32.
-    ///
-    /// # Panics
-    /// If there is no such output, or `row` does not have an element for each input.
-    pub fn row(&self, output: usize, row: &mut [f32]) {
-        match self {
-            Self::Packed(packed) => packed.row(output, row),
-            Self::Quantised(quantised) => quantised.row(output, row),
-        }
-    }
-
-    fn panel_count(&self) -> usize {
-        self.outputs().div_ceil(PANEL)
-    }
-}
-
-/// A linear layer.
-pub struct Linear<E> {
-    weights: Weights<E>,
-    /// Zeros where the layer has no bias.
-    bias: Vec<f32>,
-}
-
-impl<E: Element> Linear<E> {
-    /// A layer with a bias or without.
-    ///
-    /// # Panics
-    /// If the bias does not have an element for each output.
-    pub fn new(weights: impl Into<Weights<E>>, bias: Option<Vec<f32>>) -> Self {
-        let weights = weights.into();
-        let bias = bias.unwrap_or_else(|| vec![0.0; weights.outputs()]);
-        assert_eq!(bias.len(), weights.outputs(), "elements of a bias");
-        Self { weights, bias }
-    }
-
-    /// The weights.
-    pub fn weights(&self) -> &Weights<E> {
-        &self.weights
-    }
-
-    /// The inputs as the weights are multiplied with them, if that is not as they are.
-    fn inputs_of(&self, machine: &Machine, x: Rows<E>, shared: &mut Shared<E>) -> Option<Inputs> {
-        match &self.weights {
-            Weights::Packed(weights) => {
-                let is_many = x.count >= MANY && weights.inputs > 0;
-                let is_converted = is_many && !E::is_multiplied_by(machine.dispatch.instructions());
-                is_converted.then(|| shared.numbers(machine, x, weights.inputs)).flatten()
-            }
-            Weights::Quantised(weights) => weights.inputs_of(machine, x, shared),
-        }
-    }
-
-    /// Computes the sums of some rows of `x` with a panel, [`PANEL`] for each row, and passes them on.
-    fn with_sums<T>(
-        &self,
-        dispatch: Dispatch,
-        (x, inputs): (Rows<E>, Option<&Inputs>),
-        rows: std::ops::Range<usize>,
-        panel: usize,
-        with: impl FnOnce(&[f32]) -> T,
-    ) -> T {
-        f32::scratch(rows.len() * PANEL, |sums| {
-            match (&self.weights, inputs) {
-                (Weights::Quantised(weights), _) => weights.sums(dispatch, (x, inputs), rows, panel, sums),
-                (Weights::Packed(weights), Some(Inputs::Numbers(x))) => {
-                    weights.converted_sums(dispatch, x, rows, panel, sums);
-                }
-                (Weights::Packed(weights), _) => {
-                    let (panel, width) = weights.panel(panel);
-                    dispatch.run(Sums {
-                        x: &x.values[rows.start * x.stride..],
-                        stride: x.stride,
-                        step: E::GROUP,
-                        rows: rows.len(),
-                        panel,
-                        width,
-                        groups: weights.groups(),
-                        out: Parts::new(&mut *sums),
-                        out_stride: PANEL,
-                        start: Start::Zero,
-                    });
-                }
-            }
-            with(sums)
-        })
-    }
-
-    fn check(&self, x: Rows<E>, out: usize) {
-        let inputs = self.weights.inputs();
-        assert!(x.stride >= Rows::<E>::stride_of(inputs), "rows of {} for {inputs} inputs", x.stride);
-        assert!(x.count * self.weights.outputs() <= out, "too little room for the results");
-    }
-}
-
-/// Use of the result of a product.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Then {
-    /// It replaces the values of `out`.
-    Store,
-    /// It is added to them.
-    Add,
-}
-
-/// A linear layer to be computed.
-pub struct Product<'a, E> {
-    /// Inputs.
-    pub x: Rows<'a, E>,
-    pub layer: &'a Linear<E>,
-    /// (rows, outputs)
-    pub out: &'a mut [f32],
-    pub then: Then,
-}
-
-/// Computes some linear layers, with one meeting of the threads. Results are rounded to the type of the weights, and so are
-/// the sums if they are added.
-///
-/// # Panics
-/// If sizes are inconsistent.
-pub fn products<E: Element>(machine: &Machine, products: Vec<Product<E>>) {
-    let mut shared = Shared::default();
-    let all: Vec<_> = products
-        .into_iter()
-        .map(|Product { x, layer, out, then }| {
-            layer.check(x, out.len());
-            (x, layer.inputs_of(machine, x, &mut shared), layer, Parts::new(out), then)
-        })
-        .collect();
-    let sizes = all.iter().map(|(x, _, layer, ..)| (layer.weights.panel_count(), x.count));
-    panels(machine, sizes.collect(), |which, panel, rows| {
-        let (x, inputs, layer, out, then) = &all[which];
-        let (outputs, first) = (layer.weights.outputs(), panel * PANEL);
-        let columns = first..outputs.min(first + PANEL);
-        layer.with_sums(machine.dispatch, (*x, inputs.as_ref()), rows.clone(), panel, |sums| {
-            for (row, sums) in rows.zip(sums.chunks_exact(PANEL)) {
-                // SAFETY: each task has its own panel or its own rows, so that the parts of tasks do not overlap.
-                let out = unsafe { out.get(row * outputs + columns.start..row * outputs + columns.end) };
-                machine.dispatch.run(Finish::<E> {
-                    sums,
-                    bias: &layer.bias[columns.clone()],
-                    out,
-                    then: *then,
-                    type_: std::marker::PhantomData,
-                });
-            }
-        });
-    });
-}
-
-/// Adds the bias, rounds, and stores or adds the results of one row with one panel.
-struct Finish<'a, E> {
-    sums: &'a [f32],
-    bias: &'a [f32],
-    out: &'a mut [f32],
-    then: Then,
-    type_: std::marker::PhantomData<E>,
-}
-
-impl<E: Element> Kernel for Finish<'_, E> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
-        let parts = self.out.iter_mut().zip(self.sums).zip(self.bias);
-        match self.then {
-            Then::Store => parts.for_each(|((out, sum), bias)| *out = E::round(sum + bias)),
-            Then::Add => parts.for_each(|((out, sum), bias)| *out = E::round(*out + E::round(sum + bias))),
-        }
-    }
-}
-
-/// The first half of a gated feed-forward, to be computed.
-pub struct Gate<'a, E> {
-    /// Inputs.
-    pub x: Rows<'a, E>,
-    pub gate: &'a Linear<E>,
-    pub up: &'a Linear<E>,
-    /// A row for each row of `x`, [`Rows::stride_of`] the outputs apart.
-    pub out: &'a mut [E],
-}
-
-/// Computes `activation(gate(x)) · up(x)` for some feed-forwards, with one meeting of the threads. The results of both layers and
-/// of the activation are rounded.
-///
-/// # Panics
-/// If sizes are inconsistent.
-pub fn gated<E: Element>(machine: &Machine, activation: Activation, gates: Vec<Gate<E>>) {
-    let mut shared = Shared::default();
-    let all: Vec<_> = gates
-        .into_iter()
-        .map(|Gate { x, gate, up, out }| {
-            gate.check(x, out.len());
-            up.check(x, out.len());
-            assert_eq!(gate.weights.outputs(), up.weights.outputs(), "outputs of gate and up");
-            (
-                x,
-                [gate.inputs_of(machine, x, &mut shared), up.inputs_of(machine, x, &mut shared)],
-                gate,
-                up,
-                Parts::new(out),
-            )
-        })
-        .collect();
-    let sizes = all.iter().map(|(x, _, gate, ..)| (gate.weights.panel_count(), x.count));
-    panels(machine, sizes.collect(), |which, panel, rows| {
-        let (x, [gate_inputs, up_inputs], gate, up, out) = &all[which];
-        let (outputs, first) = (gate.weights.outputs(), panel * PANEL);
-        let columns = first..outputs.min(first + PANEL);
-        let stride = Rows::<E>::stride_of(outputs);
-        // The last panel also writes the zeros at odd ends.
-        let end = if columns.end == outputs { stride } else { columns.end };
-        gate.with_sums(machine.dispatch, (*x, gate_inputs.as_ref()), rows.clone(), panel, |gates| {
-            up.with_sums(machine.dispatch, (*x, up_inputs.as_ref()), rows.clone(), panel, |ups| {
-                let sums = gates.chunks_exact(PANEL).zip(ups.chunks_exact(PANEL));
-                for (row, (gates, ups)) in rows.zip(sums) {
-                    // SAFETY: each task has its own panel or its own rows, so that the parts of tasks do not overlap.
-                    let out = unsafe { out.get(row * stride + columns.start..row * stride + end) };
-                    let biases = (&gate.bias[columns.clone()], &up.bias[columns.clone()]);
-                    machine.dispatch.run(FinishGate { gates, ups, biases, out, activation });
-                }
-            });
-        });
-    });
-}
-
-struct FinishGate<'a, E> {
-    gates: &'a [f32],
-    ups: &'a [f32],
-    biases: (&'a [f32], &'a [f32]),
-    out: &'a mut [E],
-    activation: Activation,
-}
-
-impl<E: Element> FinishGate<'_, E> {
-    #[inline(always)]
-    fn with(self, activation: impl Fn(f32) -> f32) {
-        let (out, end) = self.out.split_at_mut(self.biases.0.len());
-        end.fill(E::default());
-        let sums = self.gates.iter().zip(self.ups).zip(self.biases.0).zip(self.biases.1);
-        for (out, (((gate, up), gate_bias), up_bias)) in out.iter_mut().zip(sums) {
-            let gate = E::round(activation(E::round(gate + gate_bias)));
-            *out = E::from_f32(gate * E::round(up + up_bias));
-        }
-    }
-}
-
-impl<E: Element> Kernel for FinishGate<'_, E> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
-        match self.activation {
-            Activation::Silu => self.with(Activation::silu),
-            Activation::Gelu => self.with(Activation::gelu),
-            Activation::GeluTanh => self.with(Activation::gelu_tanh),
-        }
-    }
-}
-
-/// Calls `task` for each panel of some products, with the number of the product, that of the panel, and a chunk of the rows.
-/// `sizes` are the numbers of panels and rows of each product.
-fn panels(machine: &Machine, sizes: Vec<(usize, usize)>, task: impl Fn(usize, usize, std::ops::Range<usize>) + Sync) {
-    let counts: Vec<usize> = sizes.iter().map(|(panels, rows)| panels * rows.div_ceil(CHUNK)).collect();
-    machine.pool.run(counts.iter().sum(), |mut number| {
-        let mut which = 0;
-        while number >= counts[which] {
-            number -= counts[which];
-            which += 1;
-        }
-        let (_, rows) = sizes[which];
-        // The chunks of rows of one panel follow each other, so that they find its weights in a cache.
-        let chunks = rows.div_ceil(CHUNK);
-        let (panel, first) = (number / chunks, number % chunks * CHUNK);
-        task(which, panel, first..rows.min(first + CHUNK));
-    });
 }
