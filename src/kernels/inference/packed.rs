@@ -522,7 +522,7 @@ unsafe fn one_row<S: Simd, E: Element, W: Operand<Factor = E>, const N: usize, c
                 let x = E::splat(simd, x.add(u * E::GROUP));
                 for n in 0..N {
                     let weights = panel.add((u * PANEL + n * S::LANES) * E::GROUP);
-                    simd.prefetch(weights.wrapping_byte_add(AHEAD));
+                    simd.prefetch_to_l2(weights.wrapping_byte_add(AHEAD));
                     sums[u][n] = E::multiply_add(simd, sums[u][n], W::load(simd, weights), x);
                 }
             }

@@ -233,8 +233,11 @@ pub trait Simd: Copy {
     /// The same for weights with a sign and inputs from -127, and adds [`Self::OFFSET`] times the sum of the inputs.
     fn dot_signed(self, sum: Self::Ints, weights: Self::Bytes, inputs: [i8; 4]) -> Self::Ints;
 
-    /// Requests the cache line of an address, which need not be valid.
+    /// Requests the cache line of an address, which need not be valid, for the L1 cache.
     fn prefetch<T>(self, address: *const T);
+
+    /// The same for the L2 cache. Far more of these can be under way at a time, so memory that is read once is read faster.
+    fn prefetch_to_l2<T>(self, address: *const T);
 
     /// Transposes a square of [`SQUARE`] rows, `stride` numbers apart, to rows that are `to_stride` apart.
     ///
@@ -388,6 +391,9 @@ impl Simd for Portable {
     fn prefetch<T>(self, _: *const T) {}
 
     #[inline(always)]
+    fn prefetch_to_l2<T>(self, _: *const T) {}
+
+    #[inline(always)]
     unsafe fn transpose(self, from: *const f32, stride: usize, to: *mut f32, to_stride: usize) {
         for (row, column) in (0..SQUARE).flat_map(|row| (0..SQUARE).map(move |column| (row, column))) {
             // SAFETY: the caller ensures that both squares lie in memory.
@@ -436,9 +442,9 @@ mod x86 {
     }
 
     #[inline(always)]
-    fn prefetch<T>(address: *const T) {
+    fn prefetch<const HINT: i32, T>(address: *const T) {
         // SAFETY: SSE is part of x86-64, and a prefetch reads nothing that the program sees.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
+        unsafe { _mm_prefetch::<HINT>(address.cast()) }
     }
 
     /// # Safety
@@ -624,7 +630,12 @@ mod x86 {
 
         #[inline(always)]
         fn prefetch<T>(self, address: *const T) {
-            prefetch(address);
+            prefetch::<_MM_HINT_T0, _>(address);
+        }
+
+        #[inline(always)]
+        fn prefetch_to_l2<T>(self, address: *const T) {
+            prefetch::<_MM_HINT_T1, _>(address);
         }
     }
 
@@ -740,7 +751,12 @@ mod x86 {
 
             #[inline(always)]
             fn prefetch<T>(self, address: *const T) {
-                prefetch(address);
+                prefetch::<_MM_HINT_T0, _>(address);
+            }
+
+            #[inline(always)]
+            fn prefetch_to_l2<T>(self, address: *const T) {
+                prefetch::<_MM_HINT_T1, _>(address);
             }
         };
     }

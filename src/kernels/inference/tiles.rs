@@ -130,7 +130,7 @@ fn four(group: &Group, first: usize) -> [i8; 4] {
 fn prefetch_start<S: Simd, T>(simd: S, tile: &T, lines: usize) {
     let start = ptr::from_ref(tile).cast::<u8>().wrapping_add(AHEAD);
     for line in 0..lines {
-        simd.prefetch(start.wrapping_add(line * LINE));
+        simd.prefetch_to_l2(start.wrapping_add(line * LINE));
     }
 }
 
@@ -176,7 +176,7 @@ impl Tile for Q8Tile {
                 // SAFETY: the line has four bytes for each output, and the caller vouches for the outputs.
                 let weights = unsafe { simd.load_bytes(bytes.as_ptr().add(4 * first)) };
                 if R == 1 {
-                    simd.prefetch(bytes.as_ptr().wrapping_add(AHEAD));
+                    simd.prefetch_to_l2(bytes.as_ptr().wrapping_add(AHEAD));
                 }
                 for (products, group) in products.iter_mut().zip(x) {
                     *products = simd.dot_signed(*products, weights, four(group, 4 * line));
@@ -263,7 +263,7 @@ impl Tile for Q4Tile {
                 // SAFETY: as above, with four bytes for each output.
                 let (low, high) = simd.halves(unsafe { simd.load_bytes(bytes.as_ptr().add(4 * first)) });
                 if R == 1 {
-                    simd.prefetch(bytes.as_ptr().wrapping_add(AHEAD));
+                    simd.prefetch_to_l2(bytes.as_ptr().wrapping_add(AHEAD));
                 }
                 for (products, group) in products.iter_mut().zip(x) {
                     *products = simd.dot_unsigned(*products, low, four(group, 8 * line));
