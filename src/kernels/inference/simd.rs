@@ -211,6 +211,9 @@ pub trait Simd: Copy {
     /// A vector of equal whole numbers.
     fn ints(self, value: i32) -> Self::Ints;
 
+    /// `a + b`
+    fn add_ints(self, a: Self::Ints, b: Self::Ints) -> Self::Ints;
+
     /// Converts whole numbers, rounded.
     fn to_vector(self, ints: Self::Ints) -> Self::Vector;
 
@@ -343,6 +346,12 @@ impl Simd for Portable {
     #[inline(always)]
     fn ints(self, value: i32) -> Self::Ints {
         [value; WIDTH]
+    }
+
+    #[inline(always)]
+    fn add_ints(self, mut a: Self::Ints, b: Self::Ints) -> Self::Ints {
+        a.iter_mut().zip(b).for_each(|(a, b)| *a += b);
+        a
     }
 
     #[inline(always)]
@@ -582,6 +591,12 @@ mod x86 {
         }
 
         #[inline(always)]
+        fn add_ints(self, a: __m256i, b: __m256i) -> __m256i {
+            // SAFETY: as for `splat`.
+            unsafe { _mm256_add_epi32(a, b) }
+        }
+
+        #[inline(always)]
         fn to_vector(self, ints: __m256i) -> __m256 {
             // SAFETY: as for `splat`.
             unsafe { _mm256_cvtepi32_ps(ints) }
@@ -720,6 +735,12 @@ mod x86 {
             fn ints(self, value: i32) -> __m512i {
                 // SAFETY: as for `splat`.
                 unsafe { _mm512_set1_epi32(value) }
+            }
+
+            #[inline(always)]
+            fn add_ints(self, a: __m512i, b: __m512i) -> __m512i {
+                // SAFETY: as for `splat`.
+                unsafe { _mm512_add_epi32(a, b) }
             }
 
             #[inline(always)]

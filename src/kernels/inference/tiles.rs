@@ -258,7 +258,7 @@ impl Tile for Q4Tile {
         };
         for (number, lines) in self.quants.as_chunks::<{ GROUP / 8 }>().0.iter().enumerate() {
             let x = x.map(|groups| &groups[number]);
-            let mut products = [simd.ints(0); R];
+            let (mut products, mut of_high) = ([simd.ints(0); R], simd.ints(0));
             for (line, bytes) in lines.iter().enumerate() {
                 // SAFETY: as above, with four bytes for each output.
                 let (low, high) = simd.halves(unsafe { simd.load_bytes(bytes.as_ptr().add(4 * first)) });
@@ -266,9 +266,14 @@ impl Tile for Q4Tile {
                     simd.prefetch_to_l2(bytes.as_ptr().wrapping_add(AHEAD));
                 }
                 for (products, group) in products.iter_mut().zip(x) {
+                    // A product waits for the one before in its sum, so a single row has two sums.
+                    let of_high = if R == 1 { &mut of_high } else { &mut *products };
+                    *of_high = simd.dot_unsigned(*of_high, high, four(group, 8 * line + 4));
                     *products = simd.dot_unsigned(*products, low, four(group, 8 * line));
-                    *products = simd.dot_unsigned(*products, high, four(group, 8 * line + 4));
                 }
+            }
+            if R == 1 {
+                products[0] = simd.add_ints(products[0], of_high);
             }
             // SAFETY: as above.
             let (scales, offsets) = unsafe {
