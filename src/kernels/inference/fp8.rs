@@ -130,6 +130,12 @@ impl Fp8 {
         self.scales.len() * (self.inputs + size_of::<f32>())
     }
 
+    /// The memory of the weights, without their scales.
+    pub fn words(&self) -> &[u64] {
+        // SAFETY: the elements are bytes, which have no padding.
+        unsafe { self.panels.words() }
+    }
+
     /// Writes the weights of an output.
     pub fn row(&self, output: usize, row: &mut [f32]) {
         let (panel, width) = self.panel(output / PANEL);

@@ -60,11 +60,11 @@ impl<E: Element> Weights<E> {
         }
     }
 
-    /// The memory of the weights; `None` for those in blocks.
-    pub fn words(&self) -> Option<&[u64]> {
+    /// The memory of the weights.
+    pub fn words(&self) -> &[u64] {
         match self {
-            Self::Packed(packed) => Some(packed.words()),
-            Self::Quantised(_) => None,
+            Self::Packed(packed) => packed.words(),
+            Self::Quantised(quantised) => quantised.words(),
         }
     }
 

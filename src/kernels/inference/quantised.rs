@@ -201,6 +201,16 @@ impl Quantised {
         }
     }
 
+    /// The memory of the weights. FP8's scales are apart.
+    pub fn words(&self) -> &[u64] {
+        match &self.held {
+            Held::Q8(tiles) => tiles.words(),
+            Held::Q4(tiles) => tiles.words(),
+            Held::Fp8(weights) => weights.words(),
+            Held::Blocks(blocks) => blocks.words(),
+        }
+    }
+
     /// Bytes of a row of many, in the form that the weights are multiplied with: 0 if that is as it is.
     pub fn input_bytes(&self) -> usize {
         match &self.held {
@@ -360,6 +370,8 @@ trait Blocks: Send + Sync {
 
     fn bytes(&self) -> usize;
 
+    fn words(&self) -> &[u64];
+
     fn quantise(&self, x: &[f32]) -> Inputs;
 
     /// Converts the weights of an output from an input on that begins a block, in whole blocks.
@@ -409,6 +421,11 @@ impl<T: GgmlType<VecDotType: 'static> + Zeroed> Blocks for Matrix<T> {
 
     fn bytes(&self) -> usize {
         size_of_val(&self.blocks[..])
+    }
+
+    fn words(&self) -> &[u64] {
+        // SAFETY: only Candle's types of blocks are used, which consist of numbers without space between them.
+        unsafe { self.blocks.words() }
     }
 
     fn quantise(&self, x: &[f32]) -> Inputs {

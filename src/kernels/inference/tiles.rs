@@ -100,7 +100,7 @@ impl<E: Element> Kernel for Quantise<'_, E> {
     }
 }
 
-/// The blocks of [`OUTPUTS`] outputs for some inputs.
+/// The blocks of [`OUTPUTS`] outputs for some inputs, without space between their numbers.
 pub trait Tile: Zeroed {
     const FORMAT: GgmlDType;
     const INPUTS: usize;
@@ -144,6 +144,9 @@ pub struct Q8Tile {
 
 // SAFETY: every pattern of bits is a number.
 unsafe impl Zeroed for Q8Tile {}
+
+const _: () =
+    assert!(size_of::<Q8Tile>() == (2 * 2 + Q8Tile::INPUTS) * OUTPUTS, "a tile has space between its numbers");
 
 impl Tile for Q8Tile {
     const FORMAT: GgmlDType = GgmlDType::Q8_0;
@@ -206,6 +209,11 @@ pub struct Q4Tile {
 
 // SAFETY: every pattern of bits is a number.
 unsafe impl Zeroed for Q4Tile {}
+
+const _: () = assert!(
+    size_of::<Q4Tile>() == (2 * 2 + 2 * 8 + Q4Tile::INPUTS / 2) * OUTPUTS,
+    "a tile has space between its numbers"
+);
 
 impl Tile for Q4Tile {
     const FORMAT: GgmlDType = GgmlDType::Q4K;
@@ -322,6 +330,12 @@ impl<T: Tile> Tiles<T> {
 
     pub fn bytes(&self) -> usize {
         self.tiles.len() * size_of::<T>()
+    }
+
+    /// The memory of the tiles.
+    pub fn words(&self) -> &[u64] {
+        // SAFETY: a tile consists of numbers without space between them.
+        unsafe { self.tiles.words() }
     }
 
     /// Converts the weights of an output.

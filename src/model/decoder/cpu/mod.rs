@@ -261,7 +261,7 @@ impl<E: Element, C: Operand> CausalLm for CpuDecoder<E, C> {
     fn weights(&self) -> Option<Vec<&[u64]>> {
         let linears =
             self.ranks.iter().flat_map(|rank| rank.layers.iter().flat_map(Layer::linears).chain([&rank.head]));
-        linears.map(|linear| linear.weights().words()).collect()
+        Some(linears.map(|linear| linear.weights().words()).collect())
     }
 
     fn attention(&self) -> Option<(&'static str, DType)> {
