@@ -93,7 +93,6 @@ mod doctor;
 mod files;
 pub mod generate;
 pub mod guide;
-mod kernels;
 pub mod measure;
 pub mod model;
 mod names;
@@ -133,6 +132,8 @@ pub mod report;
 #[cfg(feature = "serve")]
 #[doc(hidden)]
 pub mod serve;
+
+use candlepower_kernels as kernels;
 
 pub use {anyhow, candle_core, criterion};
 

@@ -50,7 +50,7 @@ macro_rules! compiled {
                 body($($argument),*)
             }
 
-            use $crate::kernels::inference::{Instructions, Machine};
+            use $crate::inference::{Instructions, Machine};
             match Machine::shared().dispatch.instructions() {
                 // SAFETY: only instruction sets that this machine has are chosen.
                 #[cfg(target_arch = "x86_64")]

@@ -464,7 +464,7 @@ impl Kernel for Rows<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::inference::Instructions;
+    use crate::inference::Instructions;
 
     /// Numbers of both signs.
     fn numbers(count: usize, seed: u32) -> Vec<f32> {

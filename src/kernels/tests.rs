@@ -5,10 +5,9 @@ use std::{cell::Cell, sync::Arc};
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor, Var};
 
-use candle_nn::Init;
+use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
 
 use super::*;
-use crate::model::trainable::Variables;
 
 /// A function of tensors, of which the first ones are inputs of a network and the others its weights. In f32 it runs as kernels,
 /// otherwise as a composition.
@@ -39,8 +38,14 @@ fn masks() -> [Mask; 2] {
 fn random(shape: &[usize]) -> Var {
     thread_local!(static DRAWN: Cell<u64> = const { Cell::new(0) });
     let seed = DRAWN.with(|drawn| drawn.replace(drawn.get() + 1));
-    let weights = Variables::new(seed).frozen(DType::F32, &Device::Cpu);
-    let numbers = weights.get_with_hints(shape, "numbers", Init::Randn { mean: 0.0, stdev: 1.0 }).expect("numbers");
+    let mut uniform = {
+        let mut random = ChaCha8Rng::seed_from_u64(seed);
+        move || 1.0 - random.random::<f32>()
+    };
+    // Box and Muller's method.
+    let mut normal = || (-2.0 * uniform().ln()).sqrt() * (std::f32::consts::TAU * uniform()).cos();
+    let numbers = (0..shape.iter().product()).map(|_| normal()).collect();
+    let numbers = Tensor::from_vec::<_, f32>(numbers, shape, &Device::Cpu).expect("numbers");
     Var::from_tensor(&numbers).expect("a variable")
 }
 

@@ -336,10 +336,10 @@ impl<E: Element, F: Fn(usize) -> (usize, usize)> Kernel for Softmax<'_, '_, E, F
             let scores = &mut scores[start..end];
             let old = partial.most[row];
             let most = old.max(scale * largest(scores));
-            scores.iter_mut().for_each(|score| *score = crate::kernels::exp(*score * scale - most));
+            scores.iter_mut().for_each(|score| *score = crate::exp(*score * scale - most));
             shares[start..end].iter_mut().zip(&*scores).for_each(|(share, score)| *share = E::from_f32(*score));
             shares[end..].fill(E::default());
-            let keep = if old == most { 1.0 } else { crate::kernels::exp(old - most) };
+            let keep = if old == most { 1.0 } else { crate::exp(old - most) };
             partial.most[row] = most;
             partial.sum[row] = partial.sum[row] * keep + total(scores);
             if keep != 1.0 {

@@ -167,7 +167,6 @@ impl<C: Operand> Pages<C> {
     }
 
     /// Number of pages that no sequence uses.
-    #[cfg(test)]
     pub fn unused(&self) -> usize {
         self.unused.len()
     }

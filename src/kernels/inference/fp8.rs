@@ -176,7 +176,7 @@ mod tests {
     use candle_core::{DType, Device, Tensor};
 
     use super::*;
-    use crate::kernels::inference::{Instructions, simd::Kernel};
+    use crate::inference::{Instructions, simd::Kernel};
 
     fn to_f32(number: F8E4M3) -> f32 {
         number.to_half().to_f32() * F8E4M3::OF_HALF

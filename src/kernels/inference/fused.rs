@@ -7,7 +7,7 @@ use super::{
     packed::Rows,
     simd::{Kernel, Simd},
 };
-use crate::kernels::exp;
+use crate::exp;
 
 /// The activation of a gated feed-forward.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

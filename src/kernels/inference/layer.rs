@@ -81,7 +81,7 @@ fn multiply_rounded<E: Element>(machine: &Machine, layer: &Linear<E>, x: &[f32],
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::inference::{Packed, Source};
+    use crate::inference::{Packed, Source};
 
     fn packed<E: Element>(machine: &Machine, (outputs, inputs): (usize, usize), weights: &[f32]) -> Linear<E> {
         let weights: Vec<E> = weights.iter().map(|weight| E::from_f32(*weight)).collect();

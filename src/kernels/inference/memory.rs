@@ -16,7 +16,7 @@ use std::{
 use half::{bf16, f16};
 
 use super::pool::Pool;
-use crate::kernels::system::{HUGE_PAGE_BYTES, allocator, ask_for_huge_pages};
+use crate::system::{HUGE_PAGE_BYTES, allocator, ask_for_huge_pages};
 
 /// Bytes of a cache line, to which vectors of 512 bits should be aligned.
 pub const LINE: usize = 64;

@@ -61,8 +61,7 @@ pub struct Machine {
 static SELECTED: AtomicUsize = AtomicUsize::new(0);
 
 impl Machine {
-    /// For tests: a number of threads, and an instruction set; `None` if this machine does not have it.
-    #[cfg(test)]
+    /// A number of threads, and an instruction set; `None` if this machine does not have it.
     pub fn new(threads: usize, instructions: Instructions) -> Option<Self> {
         Some(Self { dispatch: Dispatch::new(instructions)?, pool: Pool::shared(threads) })
     }
@@ -97,7 +96,6 @@ impl Machine {
     }
 
     /// The instruction set.
-    #[cfg(test)]
     pub fn instructions(&self) -> Instructions {
         self.dispatch.instructions()
     }

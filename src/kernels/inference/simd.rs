@@ -239,7 +239,7 @@ pub trait Simd: Copy {
     /// Requests the cache line of an address, which need not be valid, for the L1 cache.
     fn prefetch<T>(self, address: *const T);
 
-    /// The same for the L2 cache. Far more of these can be under way at a time, so memory that is read once is read faster.
+    /// The same for the L2 cache.
     fn prefetch_to_l2<T>(self, address: *const T);
 
     /// Transposes a square of [`SQUARE`] rows, `stride` numbers apart, to rows that are `to_stride` apart.

@@ -787,19 +787,19 @@ fn inputs_that_are_not_finite_stay_so() {
     }
 }
 
-/// The product of one row, as in decoding, beside passes that only read memory. `cargo test --release --lib -- --ignored --nocapture
-/// one_row_reads` prints the ratio of the two rates for layers of the sizes of Llama 3.2 1B, with its quartiles.
+/// The product of one row, as in decoding, in turns with passes that only read the weights. `cargo test --release --lib -- --ignored
+/// --nocapture one_row_reads` prints the ratio of the two rates for layers of the sizes of Llama 3.2 1B, with its quartiles.
 #[test]
 #[ignore = "takes half a minute, and the machine must do nothing else"]
 fn one_row_reads_at_the_speed_of_memory() {
     use std::{hint::black_box, time::Instant};
 
-    use crate::kernels::{each_of, sum, system::ask_for_huge_pages};
+    use crate::{each_of, sum};
 
     const ROUNDS: usize = 40;
     const MEGABYTE: usize = 1 << 17;
 
-    fn ratio<E: Element>(memory: &[u64], held: impl Fn(&Machine, (usize, usize), &[E]) -> Weights<E>) -> [f64; 3] {
+    fn ratio<E: Element>(held: impl Fn(&Machine, (usize, usize), &[E]) -> Weights<E>) -> [f64; 3] {
         let machine = Machine::shared();
         let block = [(3072, 2048), (2048, 2048), (8192, 2048), (8192, 2048), (2048, 8192)];
         let layer = |shape: (usize, usize)| {
@@ -807,19 +807,18 @@ fn one_row_reads_at_the_speed_of_memory() {
             Linear::new(held(machine, shape, &weights), None)
         };
         let layers: Vec<Linear<E>> = [block; 4].concat().into_iter().chain([(64_128, 2048)]).map(layer).collect();
-        let bytes: u64 = layers.iter().map(|layer| layer.weights().bytes()).sum();
         let (x, mut out) = (vec![E::from_f32(0.1); 8192], vec![0f32; 64_128]);
         let mut round = || {
             let began = Instant::now();
-            black_box(each_of(memory.chunks(MEGABYTE), sum));
-            let read = size_of_val(memory) as f64 / began.elapsed().as_secs_f64();
+            black_box(each_of(layers.iter().flat_map(|layer| layer.weights().words().chunks(MEGABYTE)), sum));
+            let read_s = began.elapsed().as_secs_f64();
             let began = Instant::now();
             for layer in &layers {
                 let (inputs, outputs) = (layer.weights().inputs(), layer.weights().outputs());
                 let (x, out) = (Rows::new(&x[..inputs], 1, inputs), &mut out[..outputs]);
                 products(machine, vec![Product { x, layer, out, then: Then::Store }]);
             }
-            bytes as f64 / began.elapsed().as_secs_f64() / read
+            read_s / began.elapsed().as_secs_f64()
         };
         let mut ratios: Vec<f64> = (0..ROUNDS).map(|_| round()).collect();
         ratios.sort_unstable_by(f64::total_cmp);
@@ -834,18 +833,15 @@ fn one_row_reads_at_the_speed_of_memory() {
         move |machine, shape, weights| Quantised::new(machine, format, shape, weights).expect("finite").into()
     }
 
-    let mut memory = Vec::with_capacity(512 * MEGABYTE);
-    ask_for_huge_pages(memory.spare_capacity_mut());
-    memory.extend(0..512 * MEGABYTE as u64);
-    for (name, [low, middle, high]) in [
-        ("f32", ratio::<f32>(&memory, packed)),
-        ("bf16", ratio::<bf16>(&memory, packed)),
-        ("q8_0", ratio(&memory, quantised(GgmlDType::Q8_0))),
-        ("q4k", ratio(&memory, quantised(GgmlDType::Q4K))),
+    for (name, [low, middle, high], least) in [
+        // The bounds are for memory that two cores read at 66 GB/s. At 35 GB/s, the shares are 0.98, 0.98, 0.95 and 0.86.
+        ("f32", ratio::<f32>(packed), 0.85),
+        ("bf16", ratio::<bf16>(packed), 0.8),
+        ("q8_0", ratio(quantised(GgmlDType::Q8_0)), 0.6),
+        ("q4k", ratio(quantised(GgmlDType::Q4K)), 0.5),
     ] {
         println!("one row in {name}: {middle:.3} of the rate of reading ({low:.3} to {high:.3})");
-        // The rate depends on where the memory of a process lies.
-        assert!(middle > 0.75, "{name}");
+        assert!(middle > least, "{name}");
     }
 }
 

@@ -127,11 +127,9 @@ fn four(group: &Group, first: usize) -> [i8; 4] {
 /// Requests the first `lines` lines of the tile that lies [`AHEAD`] bytes after this one. The lines of a tile are read in order, from
 /// its scales on: a single line that is not requested is waited for in each tile.
 #[inline(always)]
-fn prefetch_start<S: Simd, T>(simd: S, tile: &T, lines: usize) {
+fn prefetch_start<T>(tile: &T, lines: usize, prefetch: impl Fn(*const u8)) {
     let start = ptr::from_ref(tile).cast::<u8>().wrapping_add(AHEAD);
-    for line in 0..lines {
-        simd.prefetch_to_l2(start.wrapping_add(line * LINE));
-    }
+    (0..lines).for_each(|line| prefetch(start.wrapping_add(line * LINE)));
 }
 
 /// Eight bits for each weight, in blocks of 32 inputs with a scale.
@@ -170,7 +168,7 @@ impl Tile for Q8Tile {
     #[inline(always)]
     unsafe fn add<S: Simd, const R: usize>(&self, simd: S, first: usize, x: [&[Group]; R], sums: &mut [S::Vector; R]) {
         if R == 1 {
-            prefetch_start(simd, self, offset_of!(Self, quants) / LINE);
+            prefetch_start(self, offset_of!(Self, quants) / LINE, |line| simd.prefetch_to_l2(line));
         }
         for (number, lines) in self.quants.as_chunks::<{ GROUP / 4 }>().0.iter().enumerate() {
             let x = x.map(|groups| &groups[number]);
@@ -255,7 +253,8 @@ impl Tile for Q4Tile {
     #[inline(always)]
     unsafe fn add<S: Simd, const R: usize>(&self, simd: S, first: usize, x: [&[Group]; R], sums: &mut [S::Vector; R]) {
         if R == 1 {
-            prefetch_start(simd, self, offset_of!(Self, quants) / LINE);
+            // Into L1: its loop computes more for each byte, and was a little slower with prefetches into L2.
+            prefetch_start(self, offset_of!(Self, quants) / LINE, |line| simd.prefetch(line));
         }
         // SAFETY: there are scales for each output, and the caller vouches for the outputs.
         let (of_scales, of_offsets) = unsafe {
@@ -271,7 +270,7 @@ impl Tile for Q4Tile {
                 // SAFETY: as above, with four bytes for each output.
                 let (low, high) = simd.halves(unsafe { simd.load_bytes(bytes.as_ptr().add(4 * first)) });
                 if R == 1 {
-                    simd.prefetch_to_l2(bytes.as_ptr().wrapping_add(AHEAD));
+                    simd.prefetch(bytes.as_ptr().wrapping_add(AHEAD));
                 }
                 for (products, group) in products.iter_mut().zip(x) {
                     // A product waits for the one before in its sum, so a single row has two sums.

@@ -72,14 +72,14 @@ fn grown(memory: *mut u8, bytes: usize) {
 }
 
 /// Counts memory that did not come from the global allocator, in a program that counts.
-pub(crate) fn took(bytes: usize) {
+pub fn took(bytes: usize) {
     if INSTALLED.load(Relaxed) {
         grown(NonNull::<u8>::dangling().as_ptr(), bytes);
     }
 }
 
 /// Counts the end of memory that [`took`] counted.
-pub(crate) fn gave_back(bytes: usize) {
+pub fn gave_back(bytes: usize) {
     if INSTALLED.load(Relaxed) {
         CURRENT.fetch_sub(bytes, Relaxed);
     }

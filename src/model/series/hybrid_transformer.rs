@@ -8,7 +8,7 @@ use candle_nn::VarBuilder;
 
 use super::{
     SequenceBackbone, Sizes, Streams,
-    layers::{Convolution, Embedding, FeedForward, LayerCost, LayerNorm, Masks, RotaryAttention},
+    layers::{Convolution, Embedding, FeedForward, LayerCost, LayerNorm, Masked, Masks, RotaryAttention},
 };
 use crate::kernels::{Buffers, Graph, Mask, Network, fused};
 
@@ -53,9 +53,9 @@ pub fn build(sizes: &Sizes, weights: VarBuilder) -> Result<Box<dyn SequenceBackb
     }))
 }
 
-impl Network for (&Block, &Masks) {
+impl Network for Masked<'_, Block> {
     fn forward<G: Graph>(&self, graph: &mut G, inputs: &[G::Value]) -> Result<G::Value> {
-        let ((block, masks), x) = (*self, &inputs[0]);
+        let (&Self(block, masks), x) = (self, &inputs[0]);
         let mixed = block.attention.forward(graph, x, masks)?;
         let x = block.attention_norm.add(graph, x, &mixed, Mask::NONE)?;
         let normed = block.feed_forward_norm.forward(graph, &x)?;
@@ -68,11 +68,11 @@ impl Network for (&Block, &Masks) {
 
 impl SequenceBackbone for HybridTransformer {
     fn embed(&self, series: &Tensor, masks: &Masks, buffers: &Arc<Buffers>) -> Result<Streams> {
-        Ok(vec![fused(&(&self.embedding, masks), &[series], buffers)?])
+        Ok(vec![fused(&Masked(&self.embedding, masks), &[series], buffers)?])
     }
 
     fn block(&self, number: usize, streams: &Streams, masks: &Masks, buffers: &Arc<Buffers>) -> Result<Streams> {
-        Ok(vec![fused(&(&self.blocks[number], masks), &[&streams[0]], buffers)?])
+        Ok(vec![fused(&Masked(&self.blocks[number], masks), &[&streams[0]], buffers)?])
     }
 
     fn norm(&self) -> &LayerNorm {

@@ -66,6 +66,9 @@ impl Dropout {
     }
 }
 
+/// A layer with the masks of its stage.
+pub(crate) struct Masked<'a, L>(pub &'a L, pub &'a Masks);
+
 /// Successive dropout masks.
 pub(crate) struct Masks {
     rate: f64,
@@ -323,9 +326,9 @@ impl Embedding {
     }
 }
 
-impl Network for (&Embedding, &Masks) {
+impl Network for Masked<'_, Embedding> {
     fn forward<G: Graph>(&self, graph: &mut G, inputs: &[G::Value]) -> Result<G::Value> {
-        let (embedding, masks) = *self;
+        let Self(embedding, masks) = *self;
         let x = embedding.linear.forward(graph, &inputs[0])?;
         graph.add_positions(&x, &embedding.positions, masks.draw())
     }

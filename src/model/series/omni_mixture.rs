@@ -10,7 +10,7 @@ use candle_nn::VarBuilder;
 use super::{
     SequenceBackbone, Sizes, Streams,
     layers::{
-        Attention, Convolution, Depthwise, Embedding, FeedForward, LayerCost, LayerNorm, Linear, Masks,
+        Attention, Convolution, Depthwise, Embedding, FeedForward, LayerCost, LayerNorm, Linear, Masked, Masks,
         learned_positions,
     },
 };
@@ -67,9 +67,9 @@ struct Coarse {
     linear: Linear,
 }
 
-impl Network for (&Coarse, &Masks) {
+impl Network for Masked<'_, Coarse> {
     fn forward<G: Graph>(&self, graph: &mut G, inputs: &[G::Value]) -> Result<G::Value> {
-        let (coarse, masks) = *self;
+        let Self(coarse, masks) = *self;
         let pooled = graph.pool(&inputs[0], coarse.factor)?;
         let placed = graph.add_positions(&pooled, &coarse.positions, Mask::NONE)?;
         let normed = coarse.norm.forward(graph, &placed)?;
@@ -126,9 +126,9 @@ pub fn build(sizes: &Sizes, weights: VarBuilder) -> Result<Box<dyn SequenceBackb
 }
 
 /// The inputs are the fine stream and, if the block attends to it, the coarse one.
-impl Network for (&Block, &Masks) {
+impl Network for Masked<'_, Block> {
     fn forward<G: Graph>(&self, graph: &mut G, inputs: &[G::Value]) -> Result<G::Value> {
-        let ((block, masks), x) = (*self, &inputs[0]);
+        let (&Self(block, masks), x) = (self, &inputs[0]);
         let mixed = block.attention.forward(graph, x, x, masks)?;
         let x = block.attention_norm.add(graph, x, &mixed, Mask::NONE)?;
         let normed = block.feed_forward_norm.forward(graph, &x)?;
@@ -147,18 +147,18 @@ impl Network for (&Block, &Masks) {
 impl SequenceBackbone for OmniMixture {
     /// The fine stream, then the coarse one.
     fn embed(&self, series: &Tensor, masks: &Masks, buffers: &Arc<Buffers>) -> Result<Streams> {
-        let x = fused(&(&self.embedding, masks), &[series], buffers)?;
-        let coarse = fused(&(&self.coarse, masks), &[&x], buffers)?;
+        let x = fused(&Masked(&self.embedding, masks), &[series], buffers)?;
+        let coarse = fused(&Masked(&self.coarse, masks), &[&x], buffers)?;
         Ok(vec![x, coarse])
     }
 
     fn block(&self, number: usize, streams: &Streams, masks: &Masks, buffers: &Arc<Buffers>) -> Result<Streams> {
         let (block, coarse) = (&self.blocks[number], &streams[1]);
         let inputs = [&streams[0], coarse];
-        let x = fused(&(block, masks), &inputs[..if block.cross.is_some() { 2 } else { 1 }], buffers)?;
+        let x = fused(&Masked(block, masks), &inputs[..if block.cross.is_some() { 2 } else { 1 }], buffers)?;
         // No block attends to the coarse stream after the last crossing, so it is not rebuilt.
         let coarse = match block.cross.is_some() && Some(number) != self.last_cross {
-            true => fused(&(&self.coarse, masks), &[&x], buffers)?,
+            true => fused(&Masked(&self.coarse, masks), &[&x], buffers)?,
             false => coarse.clone(),
         };
         Ok(vec![x, coarse])

@@ -9,7 +9,7 @@ use candle_nn::VarBuilder;
 
 use super::{
     SequenceBackbone, Sizes, Streams,
-    layers::{Depthwise, Embedding, FeedForward, LayerCost, LayerNorm, Linear, Masks},
+    layers::{Depthwise, Embedding, FeedForward, LayerCost, LayerNorm, Linear, Masked, Masks},
 };
 use crate::kernels::{Buffers, Graph, Network, Padding, fused};
 
@@ -57,9 +57,9 @@ pub fn build(sizes: &Sizes, weights: VarBuilder) -> Result<Box<dyn SequenceBackb
     }))
 }
 
-impl Network for (&Block, &Masks) {
+impl Network for Masked<'_, Block> {
     fn forward<G: Graph>(&self, graph: &mut G, inputs: &[G::Value]) -> Result<G::Value> {
-        let ((block, masks), x) = (*self, &inputs[0]);
+        let (&Self(block, masks), x) = (self, &inputs[0]);
         let normed = block.mixer_norm.forward(graph, x)?;
         let both = block.mixer_in.forward(graph, &normed)?;
         let mixed = graph.gated_convolution(&both, block.mixer_conv.taps())?;
@@ -73,11 +73,11 @@ impl Network for (&Block, &Masks) {
 
 impl SequenceBackbone for StateSpace {
     fn embed(&self, series: &Tensor, masks: &Masks, buffers: &Arc<Buffers>) -> Result<Streams> {
-        Ok(vec![fused(&(&self.embedding, masks), &[series], buffers)?])
+        Ok(vec![fused(&Masked(&self.embedding, masks), &[series], buffers)?])
     }
 
     fn block(&self, number: usize, streams: &Streams, masks: &Masks, buffers: &Arc<Buffers>) -> Result<Streams> {
-        Ok(vec![fused(&(&self.blocks[number], masks), &[&streams[0]], buffers)?])
+        Ok(vec![fused(&Masked(&self.blocks[number], masks), &[&streams[0]], buffers)?])
     }
 
     fn norm(&self) -> &LayerNorm {
