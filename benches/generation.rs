@@ -2,18 +2,11 @@
 
 use std::process::ExitCode;
 
-use candlepower::{
-    measure::CountingAllocator,
-    runner::{self, Candidate},
-    scenario::GENERATION,
-};
+use candlepower::{CountingAllocator, target};
 
 #[global_allocator]
 static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 fn main() -> ExitCode {
-    runner::main(|suite| {
-        let candidates = Candidate::from_settings(suite.settings());
-        suite.generation(GENERATION, candidates);
-    })
+    target("generation")
 }

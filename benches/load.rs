@@ -2,11 +2,11 @@
 
 use std::process::ExitCode;
 
-use candlepower::{measure::CountingAllocator, runner, scenario::LOAD};
+use candlepower::{CountingAllocator, target};
 
 #[global_allocator]
 static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 fn main() -> ExitCode {
-    runner::main(|suite| suite.checkpoints(LOAD))
+    target("load")
 }

@@ -2,14 +2,11 @@
 
 use std::process::ExitCode;
 
-use candlepower::{measure::CountingAllocator, runner, scenario::CHECKPOINT_MEMORY};
+use candlepower::{CountingAllocator, target};
 
 #[global_allocator]
 static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 fn main() -> ExitCode {
-    runner::set_up_training();
-    runner::main(|suite| {
-        suite.training(CHECKPOINT_MEMORY);
-    })
+    target("memory")
 }

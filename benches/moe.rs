@@ -2,18 +2,11 @@
 
 use std::process::ExitCode;
 
-use candlepower::{
-    measure::CountingAllocator,
-    runner::{self, Candidate},
-    scenario::MOE_TOP_K,
-};
+use candlepower::{CountingAllocator, target};
 
 #[global_allocator]
 static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 fn main() -> ExitCode {
-    runner::main(|suite| {
-        let candidates = Candidate::expert_grid(suite.settings());
-        suite.generation(MOE_TOP_K, candidates);
-    })
+    target("moe")
 }

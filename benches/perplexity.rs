@@ -3,11 +3,11 @@
 
 use std::process::ExitCode;
 
-use candlepower::{measure::CountingAllocator, runner, scenario::PERPLEXITY};
+use candlepower::{CountingAllocator, target};
 
 #[global_allocator]
 static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 fn main() -> ExitCode {
-    runner::main(|suite| suite.perplexity(PERPLEXITY))
+    target("perplexity")
 }

@@ -3,18 +3,11 @@
 
 use std::process::ExitCode;
 
-use candlepower::{
-    measure::CountingAllocator,
-    runner::{self, Candidate},
-    scenario::SERVING_LOAD,
-};
+use candlepower::{CountingAllocator, target};
 
 #[global_allocator]
 static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 fn main() -> ExitCode {
-    runner::main(|suite| {
-        let candidates = Candidate::serving(suite.settings());
-        suite.serving(SERVING_LOAD, candidates);
-    })
+    target("serving_load")
 }

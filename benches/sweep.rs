@@ -3,12 +3,11 @@
 
 use std::process::ExitCode;
 
-use candlepower::{measure::CountingAllocator, runner};
+use candlepower::{CountingAllocator, target};
 
 #[global_allocator]
 static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 fn main() -> ExitCode {
-    runner::set_up_training();
-    runner::main(runner::Suite::sweep)
+    target("sweep")
 }

@@ -2,18 +2,11 @@
 
 use std::process::ExitCode;
 
-use candlepower::{
-    measure::CountingAllocator,
-    runner::{self, Candidate},
-    scenario::TENSOR_PARALLEL,
-};
+use candlepower::{CountingAllocator, target};
 
 #[global_allocator]
 static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 fn main() -> ExitCode {
-    runner::main(|suite| {
-        let candidates = Candidate::tensor_parallel(suite.settings());
-        suite.generation(TENSOR_PARALLEL, candidates);
-    })
+    target("tensor_parallel")
 }

@@ -2,18 +2,11 @@
 
 use std::process::ExitCode;
 
-use candlepower::{
-    measure::CountingAllocator,
-    runner::{self, Candidate},
-    scenario::THREADS_SCALING,
-};
+use candlepower::{CountingAllocator, target};
 
 #[global_allocator]
 static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 fn main() -> ExitCode {
-    runner::main(|suite| {
-        let candidates = Candidate::threads_scaling(suite.settings());
-        suite.generation(THREADS_SCALING, candidates);
-    })
+    target("threads_scaling")
 }

@@ -3,19 +3,11 @@
 
 use std::process::ExitCode;
 
-use candlepower::{
-    measure::CountingAllocator,
-    runner,
-    scenario::{PSANN_THROUGHPUT, TRAINING_SWEEP},
-};
+use candlepower::{CountingAllocator, target};
 
 #[global_allocator]
 static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 fn main() -> ExitCode {
-    runner::set_up_training();
-    runner::main(|suite| {
-        suite.training(PSANN_THROUGHPUT);
-        suite.training(TRAINING_SWEEP);
-    })
+    target("training")
 }

@@ -142,5 +142,5 @@ pub use {anyhow, candle_core, criterion};
 pub use command::command;
 pub use measure::CountingAllocator;
 pub use model::{CacheBytes, CausalLm, Footprint};
-pub use runner::{Candidate, Suite, main};
+pub use runner::{Candidate, Suite, main, target};
 pub use scenario::GENERATION;

@@ -39,8 +39,8 @@ pub(crate) fn variable(key: &str) -> String {
 /// Names the run that records are appended to. It starts with [`PREFIX`], but is not a setting.
 pub(crate) const RUN: &str = "CANDLEPOWER_RUN";
 
-/// Lets a disturbed run become a reference. It starts with [`PREFIX`], but is not a setting: it is meant for one run.
-pub const EVEN_IF_DISTURBED: &str = "CANDLEPOWER_EVEN_IF_DISTURBED";
+/// Keeps a disturbed run from becoming a baseline. It starts with [`PREFIX`], but is not a setting: it is meant for one run.
+pub const STRICT: &str = "CANDLEPOWER_STRICT";
 
 /// Names the folder of the golden tests' files. It starts with [`PREFIX`], but is not a setting.
 const FIXTURES: &str = "CANDLEPOWER_FIXTURES";
@@ -159,8 +159,8 @@ config! {
     and {
         /// The run that records are appended to; `None` starts a new one.
         pub run: Option<String>,
-        /// True if a disturbed run may become a reference.
-        pub even_if_disturbed: bool,
+        /// True if a disturbed run must not become a baseline.
+        pub strict: bool,
         /// How each peer is started that the engines name or the file has an entry for.
         pub peers: BTreeMap<PeerName, Launch>,
         /// For each key, its value as written and the name of its source.
@@ -298,14 +298,12 @@ impl Settings {
         file: Option<&str>,
         target: &Path,
     ) -> Result<Self> {
-        let (mut run, mut even_if_disturbed) = (None, false);
+        let (mut run, mut strict) = (None, false);
         let mut variables = Vec::new();
         for (variable, value) in environment {
             match variable.strip_prefix(PREFIX) {
                 Some(_) if variable == RUN => run = Some(value),
-                Some(_) if variable == EVEN_IF_DISTURBED => {
-                    even_if_disturbed = !["", "0", "false"].contains(&value.as_str())
-                }
+                Some(_) if variable == STRICT => strict = !["", "0", "false"].contains(&value.as_str()),
                 Some(key) if ![FIXTURES, GUARDED].contains(&variable.as_str()) => {
                     variables.push((key.to_owned(), value))
                 }
@@ -360,17 +358,12 @@ impl Settings {
                 setting.value = value;
             }
         }
-        Ok(Self { run, even_if_disturbed, peers, sources, ..settings })
+        Ok(Self { run, strict, peers, sources, ..settings })
     }
 
     /// The dtype of what runs in one: the first.
     pub fn first_dtype(&self) -> Precision {
         self.dtype.first().copied().unwrap_or(self.device.default_dtype())
-    }
-
-    /// The same settings with one model on one engine in one dtype.
-    pub(crate) fn with_variant(&self, model: &ModelSpec, engine: EngineChoice, dtype: Precision) -> Self {
-        Self { models: vec![model.clone()], engine: vec![engine], dtype: vec![dtype], ..self.clone() }
     }
 
     /// The engines for a model, each in every dtype, without those that lack the dtype. If none has it, they remain, and running
@@ -430,7 +423,7 @@ impl Settings {
         self.engine.iter().filter_map(EngineChoice::peer).cloned().collect()
     }
 
-    fn has_default_engines(&self) -> bool {
+    pub(crate) fn has_default_engines(&self) -> bool {
         self.sources.get("engine").is_none_or(|setting| setting.from == "default")
     }
 

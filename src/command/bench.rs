@@ -10,8 +10,8 @@ use super::{
     process::{self, Ended, Signals},
 };
 use crate::{
-    scenario::{CHECKPOINTS, GENERATIONS, SERVINGS, SWEEP, TRAININGS},
-    settings::{EVEN_IF_DISTURBED, Settings, variable},
+    runner::{TARGETS, Target},
+    settings::{STRICT, Settings, variable},
 };
 
 #[derive(Args)]
@@ -24,9 +24,9 @@ pub struct Bench {
     /// Measure one benchmark after the other, also those that are compared
     #[arg(long, conflicts_with = "pairing")]
     no_pairing: bool,
-    /// Save a baseline even if the run was disturbed
+    /// Save a baseline only if the run was not disturbed
     #[arg(long)]
-    even_if_disturbed: bool,
+    strict: bool,
     /// Regular expression; benchmarks whose id does not match are skipped, such as '^medium/'
     filter: Option<String>,
     /// Criterion's own options, such as --save-baseline main
@@ -44,7 +44,7 @@ impl Bench {
             ensure!(
                 String::from_utf8_lossy(&listed.stdout).contains(": benchmark"),
                 "no benchmark matches '{filter}': the groups are {}; without a filter, all run",
-                groups().join(", ")
+                TARGETS.iter().flat_map(Target::keys).collect::<Vec<_>>().join(", ")
             );
         }
         let signals = Signals::catch()?;
@@ -71,20 +71,11 @@ impl Bench {
         if self.no_pairing {
             cargo.env(variable("pairing"), "false");
         }
-        if self.even_if_disturbed {
-            cargo.env(EVEN_IF_DISTURBED, "1");
+        if self.strict {
+            cargo.env(STRICT, "1");
         }
         cargo
     }
-}
-
-/// The first part of the ids of every group.
-fn groups() -> Vec<&'static str> {
-    let generations = GENERATIONS.iter().flat_map(|(_, table)| table.iter().map(|row| row.key));
-    let trainings = TRAININGS.iter().flat_map(|(_, table)| table.iter().map(|row| row.key));
-    let checkpoints = CHECKPOINTS.iter().flat_map(|(_, table)| table.iter().map(|row| row.key));
-    let loads = SERVINGS.iter().flat_map(|(_, table)| table.iter().map(|row| row.key));
-    generations.chain(loads).chain(trainings).chain([SWEEP.train, SWEEP.forward]).chain(checkpoints).collect()
 }
 
 const NO_CARGO: &str = "cargo could not be started: is it installed?";

@@ -16,7 +16,7 @@ use crate::{
     quality::{self, Evaluation, Questions, Task},
     record::{self, BenchmarkId, Guarded, Measures, Record, Status},
     report::table,
-    runner::{self, Session},
+    runner::{self, Candidate, Session},
     settings::Settings,
 };
 
@@ -53,11 +53,12 @@ impl Eval {
         let tasks: Vec<(Task, Questions)> = self.tasks.iter().map(read).collect::<Result<_>>()?;
         let mut session = Session::new(settings.clone())?.with_guard(guarded)?;
         record::check_writable(&settings.out)?;
-        let Ok([named]) = <[_; 1]>::try_from(subjects::named(&settings)?) else {
+        let Ok([mut candidate]) = <[_; 1]>::try_from(Candidate::scored(&settings)?) else {
             let given = |key: &str| &settings.sources[key].value;
             bail!("--model={} --engine={} --dtype={}: name one of each", self.model, given("engine"), given("dtype"))
         };
-        let (about, mut subject) = named.load()?;
+        let mut subject = candidate.load_model()?;
+        let about = candidate.about;
 
         let mut evaluation = Evaluation { source: subject.source.clone(), tasks: Vec::new() };
         let mut records: Vec<Record> = Vec::new();

@@ -11,7 +11,7 @@ use crate::{
     model::{MINI, SYNTHETIC, series::Architecture, shape},
     output,
     report::text_table::markdown,
-    scenario::{CHECKPOINTS, GENERATIONS, PERPLEXITY, SERVINGS, TRAININGS, Tier},
+    runner::{Listing, TARGETS},
     settings::Settings,
     workload::series::{PRESETS, SeriesGrid},
 };
@@ -27,56 +27,11 @@ impl List {
         let settings = Settings::load(self.settings.given())?;
         let row = |cells: &[&str]| cells.iter().map(|cell| (*cell).to_owned()).collect::<Vec<_>>();
 
-        let mut rows =
-            vec![row(&["scenario", "bench target", "sampling", "smallest tier", "purpose", "prompt", "new tokens"])];
-        for (target, scenario) in
-            GENERATIONS.iter().flat_map(|(target, table)| table.iter().map(move |row| (*target, row)))
-        {
-            let (prompt, new) = (scenario.prompt_tokens.to_string(), scenario.new_tokens.to_string());
-            rows.push(row(&[
-                scenario.key,
-                target,
-                &scenario.sampling.to_string(),
-                &scenario.tier.to_string(),
-                scenario.purpose,
-                &prompt,
-                &new,
-            ]));
+        for (heading, texts, rows) in scenarios(&settings) {
+            let heading = heading.iter().map(|name| (*name).to_owned()).collect();
+            let rows: Vec<Vec<String>> = [heading].into_iter().chain(rows).collect();
+            output::print_line(markdown(&rows, texts));
         }
-        output::print_line(markdown(&rows, 5));
-
-        let mut rows = vec![row(&["load", "bench target", "smallest tier", "purpose", "requests", "new tokens"])];
-        for (target, load) in SERVINGS.iter().flat_map(|(target, table)| table.iter().map(move |row| (*target, row))) {
-            let (requests, new) = (load.traffic.requests.to_string(), load.traffic.new_tokens.to_string());
-            rows.push(row(&[load.key, target, &load.tier.to_string(), load.purpose, &requests, &new]));
-        }
-        output::print_line(markdown(&rows, 4));
-
-        let mut rows = vec![row(&["training", "bench target", "purpose", "quick", "standard", "full"])];
-        for (target, group) in TRAININGS.iter().flat_map(|(target, table)| table.iter().map(move |row| (*target, row)))
-        {
-            let grid = settings.training_grid();
-            let entries = |tier| group.entries(tier, &grid).len().to_string();
-            let [quick, standard, full] = [Tier::Quick, Tier::Standard, Tier::Full].map(entries);
-            rows.push(row(&[group.key, target, group.purpose, &quick, &standard, &full]));
-        }
-        output::print_line(markdown(&rows, 3));
-
-        let mut rows = vec![row(&["files of a checkpoint", "bench target", "purpose"])];
-        for (target, scenario) in
-            CHECKPOINTS.iter().flat_map(|(target, table)| table.iter().map(move |row| (*target, row)))
-        {
-            rows.push(row(&[scenario.key, target, scenario.purpose]));
-        }
-        output::print_line(markdown(&rows, 3));
-
-        let mut rows = vec![row(&["quality", "bench target", "smallest tier", "purpose", "window", "stride"])];
-        for scenario in PERPLEXITY {
-            let (window, stride) = (scenario.window_tokens.to_string(), scenario.stride_tokens.to_string());
-            let tier = scenario.tier.to_string();
-            rows.push(row(&[scenario.key, "perplexity", &tier, scenario.purpose, &window, &stride]));
-        }
-        output::print_line(markdown(&rows, 4));
 
         let mut rows = vec![row(&["backbone of the sweep", "other names", "presets"])];
         for architecture in Architecture::all() {
@@ -112,4 +67,21 @@ impl List {
         output::print(markdown(&rows, 4));
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// The tables of scenarios, with the bench target in the second column. Targets with the same heading share a table.
+fn scenarios(settings: &Settings) -> Vec<(Vec<&'static str>, usize, Vec<Vec<String>>)> {
+    let mut tables: Vec<(Vec<&str>, usize, Vec<Vec<String>>)> = Vec::new();
+    for target in TARGETS {
+        for Listing { heading, texts, mut rows } in target.listings(settings) {
+            let mut heading = heading.to_vec();
+            heading.insert(1, "bench target");
+            rows.iter_mut().for_each(|row| row.insert(1, target.name.to_owned()));
+            match tables.iter_mut().find(|(known, ..)| *known == heading) {
+                Some((.., known)) => known.extend(rows),
+                None => tables.push((heading, texts + 1, rows)),
+            }
+        }
+    }
+    tables
 }

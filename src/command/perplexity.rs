@@ -8,7 +8,7 @@ use indicatif::ProgressBar;
 
 use super::{
     flags::{Flags, OneModel},
-    subjects::{self, Named},
+    subjects,
 };
 use crate::{
     device::Precision,
@@ -20,7 +20,7 @@ use crate::{
         table,
         text_table::{TERMINAL_WIDTH, wrapped},
     },
-    runner::{self, Session},
+    runner::{self, Candidate, Session},
     settings::Settings,
     workload::Timed,
 };
@@ -74,10 +74,10 @@ impl Perplexity {
         let mut records: Vec<Record> = Vec::new();
         // A model that fails has a record once another one has a score.
         let mut failures: Vec<(record::Subject, Error)> = Vec::new();
-        let mut load = |named: Vec<Named>| {
+        let mut load = |candidates: Vec<Candidate>| {
             let mut loaded = Vec::new();
-            for named in named {
-                let about = named.about().clone();
+            for mut candidate in candidates {
+                let about = candidate.about.clone();
                 // The reference may be a subject that has failed.
                 let is_same = |(failed, _): &(record::Subject, Error)| *failed == about;
                 let id = BenchmarkId::new(&scenario, &about).to_string();
@@ -89,19 +89,19 @@ impl Perplexity {
                     continue;
                 }
                 session.note(&scenario, &about);
-                match caught(|| named.load()) {
-                    Ok(found) => loaded.push(found),
+                match caught(|| candidate.load_model()) {
+                    Ok(subject) => loaded.push((candidate.about, subject)),
                     Err(error) => failures.push((about, error)),
                 }
             }
             loaded
         };
-        let of_reference = reference.as_ref().map(subjects::named).transpose()?;
-        let loaded = load(subjects::named(&settings)?);
+        let of_reference = reference.as_ref().map(Candidate::scored).transpose()?;
+        let loaded = load(Candidate::scored(&settings)?);
         let Some(((_, first), others)) = loaded.split_first() else {
             return subjects::none_scored(failures.into_iter().map(|(_, error)| error));
         };
-        let reference = of_reference.and_then(|named| load(named).pop());
+        let reference = of_reference.and_then(|candidates| load(candidates).pop());
         let ids = source.ids(first)?;
         for (_, subject) in others.iter().chain(&reference) {
             ensure!(

@@ -160,14 +160,13 @@ impl Run {
             "--tensor-parallel={}: engine {engine} is not sharded, engine tuned on a CPU is",
             ranks.value
         );
-        let mut loaded = model::load_parallel(&spec, engine, dtype, settings.device, settings.seed, parallel)?;
+        // An engine that is not given is the first of the candidates.
+        let mut candidate = Candidate::from_settings(&settings).remove(0);
+        let mut loaded = candidate.load_model()?;
         if parallel.ranks > 1 {
             self.check_ranks(&mut loaded, (&spec, dtype), &settings)?;
         }
         let held = HeldBytes::except(session.device(), bytes_beside);
-        // An engine that is not given is the first of the candidates.
-        let mut candidate = Candidate::from_settings(&settings).remove(0);
-        candidate.learn(&loaded);
         let about = candidate.about;
         if let Some(tier) = self.suite {
             let loaded = Loaded { subject: Rc::new(RefCell::new(loaded)), held, about };

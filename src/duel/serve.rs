@@ -22,8 +22,7 @@ use crate::{
         placement::{self, Cpus},
     },
     output,
-    record::Record,
-    runner::{Catalogue, Observation, Session, Surroundings, set_up_training},
+    runner::{Benchmark, Catalogue, Observation, Session, Surroundings, Target},
     settings::Settings,
     workload::{Outcome, Workload},
 };
@@ -37,13 +36,12 @@ const TURN: Duration = Duration::from_millis(3);
 /// # Errors
 /// Returns an error if the settings are wrong, the device cannot be opened, or the duel has ended.
 pub fn serve(target: Option<&str>) -> Result<()> {
-    // As the bench targets do.
-    if target.is_some_and(|target| ["training", "memory", "sweep"].contains(&target)) {
-        set_up_training();
+    if let Some(target) = target {
+        Target::named(target)?.set_up();
     }
     let session = Session::new(Settings::load(&[])?)?;
     let requests = Rc::new(requests());
-    let catalogue = Catalogue::new(&session)?;
+    let catalogue = Catalogue::new(&session);
     let cpus = Cpus::of_process();
     let mut server = Server { catalogue, session, cpus, running: None, requests: requests.clone() };
     send(&Reply::Hello { protocol: VERSION, candlepower: env!("CARGO_PKG_VERSION").into() })?;
@@ -100,7 +98,7 @@ struct Server {
 
 /// A benchmark that has been prepared.
 struct Running {
-    index: usize,
+    benchmark: Rc<dyn Benchmark>,
     workload: Box<dyn Workload>,
     /// Number of iterations of each sample.
     samples: Vec<usize>,
@@ -113,21 +111,21 @@ impl Server {
     fn answer(&mut self, request: Request) -> Result<Reply> {
         match request {
             Request::List {} => {
-                let benchmarks = self.catalogue.benchmarks().iter();
-                let listed = benchmarks.map(|one| Listed { id: one.id.to_string(), target: one.target.into() });
+                let listed =
+                    self.catalogue.all().map(|(target, id)| Listed { id: id.to_string(), target: target.into() });
                 Ok(Reply::Benchmarks(listed.collect()))
             }
             Request::Prepare { id } => {
                 self.running = None;
                 self.cpus.release();
                 memory::release(self.session.device());
-                let index = self.catalogue.find(&id)?;
-                match caught(|| self.prepare(index)) {
+                let benchmark = self.catalogue.find(&id)?;
+                match caught(|| self.prepare(&benchmark)) {
                     Ok(running) => {
                         self.running = Some(running);
                         Ok(Reply::Prepared {})
                     }
-                    Err(error) => self.ended(index, Outcome::failed(error), None),
+                    Err(error) => self.ended(&*benchmark, Outcome::failed(error), None),
                 }
             }
             Request::Sample { warm_up, iterations } => {
@@ -142,30 +140,29 @@ impl Server {
                         self.running = Some(running);
                         Ok(Reply::Sample(sample))
                     }
-                    Err(error) => self.ended(running.index, Outcome::failed(error), None),
+                    Err(error) => self.ended(&*running.benchmark, Outcome::failed(error), None),
                 }
             }
             Request::Turn {} => bail!("no sample has begun"),
             Request::Finish {} => {
-                let Running { index, workload, samples, observation, windows } =
+                let Running { benchmark, workload, samples, observation, windows } =
                     self.running.take().context(UNPREPARED)?;
                 let around = observation.end().of(&windows);
                 let outcome = caught(|| Ok(workload.finish(&samples, &around.limits)));
-                self.ended(index, outcome.unwrap_or_else(Outcome::failed), Some(around))
+                self.ended(&*benchmark, outcome.unwrap_or_else(Outcome::failed), Some(around))
             }
         }
     }
 
-    fn prepare(&mut self, index: usize) -> Result<Running> {
+    fn prepare(&self, benchmark: &Rc<dyn Benchmark>) -> Result<Running> {
         self.session.prepare()?;
-        let workload = self.catalogue.prepare(index)?;
+        let workload = benchmark.prepare()?;
         let observation = self.session.observe(workload.helpers())?;
-        Ok(Running { index, workload, samples: Vec::new(), observation, windows: Vec::new() })
+        Ok(Running { benchmark: benchmark.clone(), workload, samples: Vec::new(), observation, windows: Vec::new() })
     }
 
-    fn ended(&self, index: usize, outcome: Outcome, around: Option<Surroundings>) -> Result<Reply> {
-        let scenario = &self.catalogue.benchmarks()[index].id.scenario;
-        let record: Record = self.session.record(scenario, self.catalogue.subject(index)?, outcome, around);
+    fn ended(&self, benchmark: &dyn Benchmark, outcome: Outcome, around: Option<Surroundings>) -> Result<Reply> {
+        let record = self.session.record(benchmark.scenario(), benchmark.subject(), outcome, around);
         Ok(Reply::Record(Box::new(record)))
     }
 }

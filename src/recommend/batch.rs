@@ -14,7 +14,7 @@ use crate::{
     generate,
     measure::{LimitsOverTime, conditions::Watch},
     model::{self, Engine, ModelSpec, Part},
-    runner::turns::{self, Plan},
+    runner::turns::{self, Pace},
     settings::Settings,
     workload::{Iteration, Outcome, SharedSubject, Workload},
 };
@@ -105,10 +105,10 @@ pub fn measure(
 }
 
 /// Ten samples of one iteration, or as many as there is time for; `None` if they are too few.
-fn plan(left: Duration, round: Duration) -> Option<Plan> {
+fn plan(left: Duration, round: Duration) -> Option<Pace> {
     let rounds = (left.as_secs_f64() / round.as_secs_f64().max(1e-9)) as usize;
     let samples = rounds.checked_sub(1).filter(|samples| *samples >= super::contest::FEWEST)?.min(10);
-    Some(Plan {
+    Some(Pace {
         warm_up: Duration::from_millis(1),
         warm_ups: 1,
         measuring: Duration::from_millis(1),

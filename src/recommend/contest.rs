@@ -17,7 +17,7 @@ use crate::{
     record::{BenchmarkId, Record},
     runner::{
         Candidate,
-        turns::{self, Plan, Turn},
+        turns::{self, Pace, Turn},
     },
     settings::{Settings, variable},
     text,
@@ -139,10 +139,10 @@ impl Contest<'_> {
 }
 
 /// The samples for which there is time, one round of which is a warm-up; `None` if they are too few.
-fn plan(left: Duration, round: Duration) -> Option<Plan> {
+fn plan(left: Duration, round: Duration) -> Option<Pace> {
     let rounds = (left.as_secs_f64() / round.as_secs_f64()) as usize;
     let samples = rounds.checked_sub(1).filter(|samples| *samples >= FEWEST)?.min(MOST);
-    Some(Plan {
+    Some(Pace {
         warm_up: Duration::from_millis(1),
         warm_ups: 1,
         measuring: SAMPLE * samples as u32,

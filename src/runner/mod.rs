@@ -1,21 +1,20 @@
-//! Runs workloads and keeps their records.
+//! Finds the benchmarks of a target, runs them and keeps their records.
 //!
-//! `criterion` runs the groups of a bench target and is the only caller of Criterion. `plain` runs the same workloads in a
-//! loop, for the command. Both use `session`, which holds the state that all records of a process share, and `pool`, which
-//! loads models. `guard` keeps a benchmark or training that ends its process from ending the others. `on_model` has the kinds of
-//! scenarios that run on models. `peers` holds the processes of peers whose iterations are steps. `set` measures benchmarks that
-//! are compared together, and `turns` takes their samples alternately. `observe` reads the machine's limits and load around samples. `catalogue` finds the
-//! benchmarks of all targets by id. `reproduce` gives the command line that repeats a measurement. `sandbox` makes marked
+//! `plan` says which benchmarks exist, as a row for each bench target. `candidate` is a model before it is loaded, and `pool` loads
+//! it. `set` measures benchmarks that are compared together, and `turns` takes their samples alternately; `observe` reads the
+//! machine's limits and load around samples. `criterion` runs the benchmarks of a target and is the only caller of Criterion.
+//! `plain` runs the same workloads in a loop, for the command. All use `session`, which holds the state that all records of a
+//! process share. `guard` keeps a benchmark or training that ends its process from ending the others. `peers` holds the processes
+//! of peers whose iterations are steps. `reproduce` gives the command line that repeats a measurement. `sandbox` makes marked
 //! records without measuring.
 
-#[cfg(feature = "cli")]
-mod catalogue;
+mod candidate;
 mod criterion;
 mod guard;
 mod observe;
-mod on_model;
 mod peers;
 mod plain;
+mod plan;
 mod pool;
 #[cfg(feature = "cli")]
 mod reproduce;
@@ -24,9 +23,8 @@ mod session;
 mod set;
 pub(crate) mod turns;
 
-#[cfg(feature = "cli")]
-pub(crate) use catalogue::Catalogue;
-pub use criterion::{Suite, bytes, main};
+pub use candidate::Candidate;
+pub use criterion::{Suite, bytes, main, target};
 #[cfg(feature = "cli")]
 pub(crate) use guard::signal;
 pub(crate) use guard::{end_with_guard, guarded};
@@ -34,13 +32,15 @@ pub(crate) use guard::{end_with_guard, guarded};
 pub(crate) use observe::Observation;
 pub(crate) use observe::Surroundings;
 pub(crate) use plain::{Progress, Shard, State, generate, side_by_side, sweep};
-pub use pool::Candidate;
+#[cfg(feature = "cli")]
+pub(crate) use plan::{Benchmark, Catalogue, Listing};
+#[cfg(any(feature = "cli", test))]
+pub(crate) use plan::{TARGETS, Target};
 #[cfg(feature = "cli")]
 pub(crate) use reproduce::own_command;
 #[cfg(feature = "cli")]
 pub use reproduce::reproduction;
-pub use session::set_up_training;
-pub(crate) use session::{Session, set_threads};
+pub(crate) use session::{Session, set_threads, set_up_training};
 
 use std::{panic, process::ExitCode};
 

@@ -1,22 +1,20 @@
 //! Runs workloads in a loop, without Criterion: warm-ups, then one iteration per sample.
 
-use std::{cell::RefCell, collections::BTreeSet, fmt, io::ErrorKind, path::Path, str::FromStr, time::Duration};
+use std::{collections::BTreeSet, fmt, io::ErrorKind, path::Path, str::FromStr, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Map, Value};
 
 use super::{
-    Candidate, Session, Surroundings, on_model,
-    pool::Pool,
-    set::{self, Entry, Taken},
-    turns::Plan,
+    Candidate, Session, Surroundings, plan,
+    set::{self, Taken},
+    turns::Pace,
 };
 use crate::{
     error::caught,
     files::{SETTINGS_MAX_BYTES, read_text_limited},
     record::{self, BenchmarkId, Record, Status},
     scenario::{Generation, Phase, SWEEP},
-    settings::Settings,
     workload::{
         GenerationWorkload, Outcome, Workload,
         series::{SeriesGrid, SeriesWorkload, series_subject},
@@ -53,28 +51,22 @@ pub fn side_by_side(
     warm_ups: usize,
     rounds: usize,
 ) -> Result<Vec<Record>> {
-    let Settings { seed, device, .. } = *session.settings();
-    let set: Vec<usize> = (0..candidates.len()).collect();
-    let pool = RefCell::new(Pool::new(candidates, session.device().clone()));
-    let entry = |place: &usize| on_model::entry(scenario, &pool, (*place, 1), seed, device);
-    let entries: Vec<Entry> = set.iter().map(entry).collect();
-    let plan = Plan {
-        warm_up: Duration::ZERO,
-        warm_ups,
-        measuring: Duration::ZERO,
+    let (_, benchmarks) = plan::benchmarks_of(session, std::slice::from_ref(scenario), candidates, &[1]);
+    let set: Vec<usize> = (0..benchmarks.len()).collect();
+    let pace = Pace {
+        warm_ups: warm_ups.max(1),
         iterations: Some(rounds),
         samples: rounds,
-        block: 1,
+        ..Pace::new(Duration::ZERO, Duration::ZERO)
     };
-    let taken = set::measure(&set, &entries, plan, session)?;
+    let taken = set::measure(&set, &benchmarks, pace, session)?;
     let record = |(place, taken): (usize, Result<Taken>)| {
         let (outcome, around, ratios) = match taken {
             Ok(Taken { outcome, around, ratios, .. }) => (outcome, Some(around), ratios),
             Err(error) => (Outcome::failed(error), None, Vec::new()),
         };
-        // Loading the model has filled in its size.
-        let about = pool.borrow().candidate(place).about.clone();
-        Record { ratios, ..session.record(scenario.key, about, outcome, around) }
+        // Loading the model has told its size.
+        Record { ratios, ..session.record(scenario.key, benchmarks[place].subject(), outcome, around) }
     };
     Ok(taken.into_iter().enumerate().map(record).collect())
 }

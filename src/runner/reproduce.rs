@@ -4,10 +4,10 @@ use std::{collections::BTreeMap, ffi::OsString};
 
 use anyhow::{Result, ensure};
 
+use super::Target;
 use crate::{
     config::Config,
     record::{GLIBC_TUNABLES, Record, Setting},
-    scenario::{CHECKPOINTS, GENERATIONS, PERPLEXITY, SERVINGS, SWEEP, TRAININGS},
     settings::{Settings, variable},
     text,
 };
@@ -35,27 +35,15 @@ pub fn reproduction(record: &Record) -> Result<String> {
         tunables.map(|value| format!("{GLIBC_TUNABLES}={}", text::shell(value))).into_iter().collect();
     words.extend(assignments(&record.settings, |_| true));
     words.extend(["cargo", "bench"].map(str::to_owned));
-    if let Some(target) = target(record) {
-        words.extend(["--bench".to_owned(), target.to_owned()]);
+    let target = Target::of_scenario(&record.scenario).filter(|_| record.subject.engine != "own");
+    if let Some(target) = target {
+        words.extend(["--bench".to_owned(), target.name.to_owned()]);
     }
     if !record.software.features.is_empty() {
         words.extend(["--features".to_owned(), text::shell(&record.software.features.join(","))]);
     }
     words.extend(["--".to_owned(), text::shell(&format!("^{}$", literal(&record.id)))]);
     Ok(words.join(" "))
-}
-
-/// The bench target of a benchmark, if it is one of this crate.
-fn target(record: &Record) -> Option<&'static str> {
-    let scenario = record.scenario.as_str();
-    let generation = GENERATIONS.iter().find(|(_, table)| table.iter().any(|row| row.key == scenario));
-    let training = TRAININGS.iter().find(|(_, table)| table.iter().any(|row| row.key == scenario));
-    let checkpoint = CHECKPOINTS.iter().find(|(_, table)| table.iter().any(|row| row.key == scenario));
-    let serving = SERVINGS.iter().find(|(_, table)| table.iter().any(|row| row.key == scenario));
-    let found = generation.map(|row| row.0).or(training.map(|row| row.0)).or(checkpoint.map(|row| row.0));
-    let perplexity = PERPLEXITY.iter().any(|row| row.key == scenario).then_some("perplexity");
-    let found = found.or(perplexity).or(serving.map(|row| row.0));
-    found.or(SWEEP.contains(scenario).then_some("sweep")).filter(|_| record.subject.engine != "own")
 }
 
 /// Assignments of the environment for the settings that were given. The folder of the records does not change what is

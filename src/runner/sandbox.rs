@@ -15,9 +15,10 @@ use crate::{
         SCHEMA, Serving, Spread, Stability, Status, Subject, Sweep, Tokenizing, Training, Work,
     },
     scenario::{
-        self, CHECKPOINTS, CheckpointScenario, CheckpointWork, EXPERT_GRID, FeedForward, GENERATION, LONG_CONTEXT,
-        Latency, MOE_TOP_K, Phase, Quantity, SERVINGS, SWEEP, ServingLoad, TENSOR_PARALLEL, THREADS_SCALING, TRAININGS,
-        Tier, Traffic, Trained, TrainingGrid, TrainingScenario,
+        self, CHECKPOINT_MEMORY, CheckpointScenario, CheckpointWork, EXPERT_GRID, FeedForward, GENERATION, LOAD,
+        LONG_CONTEXT, Latency, MOE_TOP_K, PERPLEXITY, PSANN_THROUGHPUT, Phase, Quantity, SERVING_LOAD, SWEEP,
+        ServingLoad, TENSOR_PARALLEL, THREADS_SCALING, TOKENIZER, TRAINING_SWEEP, Tier, Traffic, Trained, TrainingGrid,
+        TrainingScenario,
     },
     workload::series::{SeriesGrid, series_subject},
 };
@@ -52,17 +53,18 @@ pub fn records(run: &str, seed: u64, times: usize, now: DateTime<Utc>) -> Result
         let subject = series_subject(&combination, &config);
         kinds.extend([SWEEP.train, SWEEP.forward].map(|scenario| Kind::Sweep(scenario, Box::new(subject.clone()))));
     }
-    for (_, groups) in TRAININGS {
+    for groups in [PSANN_THROUGHPUT, TRAINING_SWEEP, CHECKPOINT_MEMORY] {
         let entries = |group: &'static TrainingScenario| {
             group.entries(Tier::Quick, &TrainingGrid::default()).into_iter().map(move |entry| (group, entry))
         };
         kinds.extend(groups.iter().flat_map(entries).map(|(group, entry)| Kind::Training(group, entry)));
     }
     kinds.extend([1, 4, 16].map(Kind::Serving));
-    kinds.extend(SERVINGS.iter().flat_map(|(_, table)| table.iter()).map(Kind::Load));
-    kinds.extend(MINI.map(Kind::Quality));
+    kinds.extend(SERVING_LOAD.iter().map(Kind::Load));
+    let texts = PERPLEXITY.iter().map(|scenario| scenario.key).chain(["perplexity_sandbox-00000000_w1024_s256"]);
+    kinds.extend(texts.flat_map(|scenario| MINI.map(|model| Kind::Quality(scenario, model))));
     kinds.extend(["lambada_openai", "hellaswag"].map(Kind::Evaluation));
-    kinds.extend(CHECKPOINTS.iter().flat_map(|(_, table)| table.iter()).map(Kind::Checkpoint));
+    kinds.extend(LOAD.iter().chain(TOKENIZER).map(Kind::Checkpoint));
     kinds.push(Kind::Failed);
     let template = template(run, now);
     let all = (0..times).flat_map(move |_| kinds.clone()).enumerate();
@@ -78,8 +80,8 @@ enum Kind {
     Generation(&'static scenario::Generation, String, Option<FeedForward>),
     Sweep(&'static str, Box<Subject>),
     Training(&'static TrainingScenario, Trained),
-    /// Perplexity of a model.
-    Quality(&'static str),
+    /// A scenario, and a model.
+    Quality(&'static str, &'static str),
     /// Accuracy of a task.
     Evaluation(&'static str),
     /// Requests per second of the load.
@@ -132,9 +134,8 @@ impl Kind {
                 );
             }
             Self::Load(scenario) => (scenario.key, subject(MINI[0], "tuned"), Some(load(scenario, draw))),
-            Self::Quality(model) => {
-                let scenario = "perplexity_sandbox-00000000_w1024_s256";
-                (scenario, subject(model, "tuned"), Some(Measures::Quality(quality(draw))))
+            Self::Quality(scenario, model) => {
+                (*scenario, subject(model, "tuned"), Some(Measures::Quality(quality(draw))))
             }
             Self::Evaluation(task) => {
                 let scenario = format!("eval_{task}-00000000_n256");
@@ -473,6 +474,7 @@ fn training(group: &TrainingScenario, entry: &Trained, draw: &mut Draw) -> Train
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::runner::{TARGETS, Target};
 
     #[test]
     fn every_scenario_is_there_marked_and_the_same_from_a_seed() {
@@ -480,16 +482,9 @@ mod tests {
         let records = made(1);
         assert!(records.iter().all(|record| record.sandbox && record.machine.name == MACHINE));
         let has = |key: &str| records.iter().any(|record| record.scenario == key && record.measures.is_some());
-        for scenario in scenario::GENERATIONS.iter().flat_map(|(_, table)| table.iter()) {
-            assert!(has(scenario.key), "{}", scenario.key);
+        for key in TARGETS.iter().flat_map(Target::keys) {
+            assert!(has(key), "{key}");
         }
-        for scenario in CHECKPOINTS.iter().flat_map(|(_, table)| table.iter()) {
-            assert!(has(scenario.key), "{}", scenario.key);
-        }
-        for scenario in SERVINGS.iter().flat_map(|(_, table)| table.iter()) {
-            assert!(has(scenario.key), "{}", scenario.key);
-        }
-        assert!(has(SWEEP.train) && has(SWEEP.forward));
         assert_eq!(records.iter().filter(|record| record.status == Status::Failed).count(), 1);
         let ids: std::collections::BTreeSet<_> = records.iter().map(|record| &record.id).collect();
         assert_eq!(ids.len(), records.len());

@@ -1,40 +1,21 @@
 //! Sets of benchmarks that are measured together, in turns.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, rc::Rc};
 
 use anyhow::{Result, anyhow};
 
 use super::{
     Session, Surroundings,
-    turns::{self, Plan, Turn},
+    plan::Benchmark,
+    turns::{self, Pace, Turn},
 };
 use crate::{
     error::caught,
     measure::memory::{self, DoesNotFit},
     output,
-    record::{BenchmarkId, PairedRatio, Subject},
-    scenario::Counterpart,
+    record::PairedRatio,
     workload::{Iteration, Outcome, Workload},
 };
-
-/// A benchmark to run.
-pub struct Entry<'a> {
-    pub scenario: &'a str,
-    pub subject: Subject,
-    /// Ids of the benchmarks that it is compared with.
-    pub counterparts: Vec<(Counterpart, String)>,
-    /// The number of the subject that it needs, and the memory that loading it would take now. Entries that share a subject
-    /// have the same number.
-    pub needs: Box<dyn Fn() -> (usize, u64) + 'a>,
-    pub prepare: Box<dyn Fn() -> Result<Box<dyn Workload>> + 'a>,
-}
-
-impl Entry<'_> {
-    /// The id of its record.
-    pub fn id(&self) -> String {
-        BenchmarkId::new(self.scenario, &self.subject).to_string()
-    }
-}
 
 /// The samples of a benchmark.
 pub struct Taken {
@@ -49,19 +30,19 @@ pub struct Taken {
 ///
 /// # Errors
 /// Returns the reason if several members do not fit in memory at once. Other failures are results of single members.
-pub fn measure(set: &[usize], entries: &[Entry], plan: Plan, session: &Session) -> Result<Vec<Result<Taken>>> {
+pub fn measure(set: &[usize], all: &[Rc<dyn Benchmark>], pace: Pace, session: &Session) -> Result<Vec<Result<Taken>>> {
     session.prepare()?;
-    let first = entries[set[0]].id();
+    let first = all[set[0]].id();
     let work = format!("{} benchmarks in turns", set.len());
     let is_alone = set.len() == 1;
     if !is_alone {
-        let needs: BTreeMap<usize, u64> = set.iter().map(|place| (entries[*place].needs)()).collect();
+        let needs: BTreeMap<usize, u64> = set.iter().map(|place| all[*place].needs()).collect();
         memory::ensure_fits(&work, needs.values().sum(), session.device())?;
     }
     let mut workloads: Vec<Result<Box<dyn Workload>>> = Vec::new();
     for place in set {
-        session.note(entries[*place].scenario, &entries[*place].subject);
-        let prepared = caught(|| (entries[*place].prepare)());
+        session.note(all[*place].scenario(), &all[*place].subject());
+        let prepared = caught(|| all[*place].prepare());
         // Models whose size is known only now.
         if let Err(error) = &prepared
             && error.is::<DoesNotFit>()
@@ -73,23 +54,24 @@ pub fn measure(set: &[usize], entries: &[Entry], plan: Plan, session: &Session) 
     }
 
     match is_alone {
+        _ if pace == Pace::ONCE => {}
         true => output::report(format_args!("Measuring {first}")),
         false => output::report(format_args!("Measuring {work}, such as {first}")),
     }
     let helpers = workloads.iter().flatten().flat_map(|workload| workload.helpers()).collect();
     let observation = session.observe(helpers)?;
-    let begin = |member: usize| session.note(entries[set[member]].scenario, &entries[set[member]].subject);
-    let turns = turns::take(workloads, plan, begin, |run| observation.sample(run).1);
+    let begin = |member: usize| session.note(all[set[member]].scenario(), &all[set[member]].subject());
+    let turns = turns::take(workloads, pace, begin, |run| observation.sample(run).1);
     let observed = observation.end();
 
     let ids: BTreeMap<String, usize> =
-        set.iter().enumerate().map(|(member, place)| (entries[*place].id(), member)).collect();
+        set.iter().enumerate().map(|(member, place)| (all[*place].id().to_string(), member)).collect();
     let ratios = |place: usize, turn: &Turn| -> Vec<PairedRatio> {
         let to = |(counterpart, id): &(_, String)| {
             let other = turns.get(*ids.get(id)?)?.as_ref().ok()?;
             turns::ratio(turn, other, *counterpart, id)
         };
-        entries[place].counterparts.iter().filter_map(to).collect()
+        all[place].counterparts().iter().filter_map(to).collect()
     };
     let ratios: Vec<Vec<PairedRatio>> = set
         .iter()

@@ -23,12 +23,15 @@ use crate::{
     workload::{Iteration, SETTLE, Workload},
 };
 
+/// The number of samples that Criterion takes by default.
+const SAMPLES: usize = 10;
+
 /// How many samples are taken, and how long each is.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Plan {
+pub struct Pace {
     /// Time of iterations that are not measured.
     pub warm_up: Duration,
-    /// Least number of these iterations. At least one runs, because its time decides the length of a sample.
+    /// Least number of these iterations. At least one runs where its time decides the length of a sample.
     pub warm_ups: usize,
     /// Time that all samples of a benchmark fill. Each has equally many iterations, at least one.
     pub measuring: Duration,
@@ -41,7 +44,18 @@ pub struct Plan {
     pub block: usize,
 }
 
-impl Plan {
+impl Pace {
+    /// Ten samples that fill a time, after a warm-up of at least one iteration.
+    pub const fn new(warm_up: Duration, measuring: Duration) -> Self {
+        Self { warm_up, warm_ups: 1, measuring, iterations: None, samples: SAMPLES, block: 1 }
+    }
+
+    /// One iteration, for a test.
+    pub const ONCE: Self = {
+        let none = Self::new(Duration::ZERO, Duration::ZERO);
+        Self { warm_ups: 0, iterations: Some(1), samples: 1, ..none }
+    };
+
     /// Iterations of a block that count.
     fn counted(&self) -> usize {
         (self.block - 1).max(1)
@@ -72,26 +86,27 @@ pub struct Turn {
 
 impl Turn {
     /// Runs the iterations that are not measured, and derives the length of a sample from them.
-    fn warm_up(mut workload: Box<dyn Workload>, plan: Plan) -> Result<Self> {
+    fn warm_up(mut workload: Box<dyn Workload>, pace: Pace) -> Result<Self> {
         let (mut spent, mut count) = (Duration::ZERO, 0_usize);
-        while count < plan.warm_ups.max(1) || spent < plan.warm_up {
+        let least = pace.warm_ups.max(usize::from(pace.iterations.is_none()));
+        while count < least || spent < pace.warm_up {
             spent += caught(|| workload.iterate())?.time;
             count += 1;
         }
-        let sample_s = plan.measuring.as_secs_f64() / plan.samples as f64;
-        let iteration_s = spent.max(Duration::from_nanos(1)).as_secs_f64() / count as f64;
-        let iterations = match plan.iterations {
-            Some(all) => all.div_ceil(plan.samples),
+        let sample_s = pace.measuring.as_secs_f64() / pace.samples as f64;
+        let iteration_s = spent.max(Duration::from_nanos(1)).as_secs_f64() / count.max(1) as f64;
+        let iterations = match pace.iterations {
+            Some(all) => all.div_ceil(pace.samples),
             None => (sample_s / iteration_s).ceil() as usize,
         };
-        let iterations = iterations.max(plan.counted());
+        let iterations = iterations.max(pace.counted());
         let slices = (iterations as f64 * iteration_s / SLICE.as_secs_f64()) as usize;
         Ok(Self {
             workload,
             iterations,
             iteration_s,
-            slices: slices.clamp(1, iterations / plan.counted()),
-            has_lead: plan.block > 1,
+            slices: slices.clamp(1, iterations / pace.counted()),
+            has_lead: pace.block > 1,
             samples: Vec::new(),
             windows: Vec::new(),
             slice_ms: Vec::new(),
@@ -158,20 +173,20 @@ fn mean(iterations: &[Iteration]) -> Iteration {
 /// returns its window. A member that fails takes no part in later slices, and the others go on.
 pub fn take(
     members: Vec<Result<Box<dyn Workload>>>,
-    plan: Plan,
+    pace: Pace,
     mut begin: impl FnMut(usize),
     mut run: impl FnMut(&mut dyn FnMut()) -> Window,
 ) -> Vec<Result<Turn>> {
     let mut warm_up = |(member, workload): (usize, Result<Box<dyn Workload>>)| {
         begin(member);
-        Turn::warm_up(workload?, plan)
+        Turn::warm_up(workload?, pace)
     };
     let mut turns: Vec<Result<Turn>> = members.into_iter().enumerate().map(&mut warm_up).collect();
     let count = turns.len();
     // All members have equally many slices, so that each slice of one has its pair.
     let slices = turns.iter().flatten().map(|turn| turn.slices).min().unwrap_or(1);
     let alternates = may_alternate(&turns);
-    for slice in 0..plan.samples * slices {
+    for slice in 0..pace.samples * slices {
         if alternates {
             alternate(&mut turns, slice % count, (slice % slices, slices), &mut run);
             continue;
@@ -373,7 +388,7 @@ mod tests {
         Window { from: Moment::now(), to: Moment::now() }
     }
 
-    const PLAN: Plan = Plan {
+    const PACE: Pace = Pace {
         warm_up: Duration::from_millis(1),
         warm_ups: 1,
         measuring: Duration::from_millis(1),
@@ -386,7 +401,7 @@ mod tests {
     fn every_round_starts_with_another_member() {
         let machine = machine(|_| 1.0);
         let members = (0..3).map(|number| member(&machine, number, 100)).collect();
-        let turns = take(members, Plan { samples: 4, ..PLAN }, |_| (), window);
+        let turns = take(members, Pace { samples: 4, ..PACE }, |_| (), window);
         assert!(turns.iter().all(|turn| turn.as_ref().is_ok_and(|turn| turn.samples.len() == 4)));
         let warm_up = [0, 1, 2];
         let rounds = [[0, 1, 2], [1, 2, 0], [2, 0, 1], [0, 1, 2]].concat();
@@ -397,8 +412,8 @@ mod tests {
     fn samples_are_as_long_as_planned() {
         let machine = machine(|_| 1.0);
         let (warm_up, measuring) = (Duration::from_millis(250), Duration::from_millis(3000));
-        let plan = Plan { warm_up, measuring, ..PLAN };
-        let turns = take(vec![member(&machine, 0, 100), member(&machine, 1, 1000)], plan, |_| (), window);
+        let pace = Pace { warm_up, measuring, ..PACE };
+        let turns = take(vec![member(&machine, 0, 100), member(&machine, 1, 1000)], pace, |_| (), window);
         let counts: Vec<Vec<usize>> = turns.into_iter().map(|turn| turn.expect("it works").into_workload().1).collect();
         assert_eq!(counts, [vec![3; 10], vec![1; 10]]);
         let warm_up = [0, 0, 0, 1];
@@ -410,7 +425,7 @@ mod tests {
         for (asked_for, each) in [(200, 20), (195, 20), (10, 1), (1, 1)] {
             let machine = machine(|_| 1.0);
             let turns =
-                take(vec![member(&machine, 0, 7)], Plan { iterations: Some(asked_for), ..PLAN }, |_| (), window);
+                take(vec![member(&machine, 0, 7)], Pace { iterations: Some(asked_for), ..PACE }, |_| (), window);
             let counts = turns.into_iter().map(|turn| turn.expect("it works").into_workload().1);
             assert_eq!(counts.collect::<Vec<_>>(), [vec![each; 10]]);
         }
@@ -419,8 +434,8 @@ mod tests {
     #[test]
     fn long_samples_are_taken_in_slices() {
         let machine = machine(|_| 1.0);
-        let plan = Plan { measuring: Duration::from_millis(240), samples: 2, ..PLAN };
-        let turns = take(vec![member(&machine, 0, 20), member(&machine, 1, 40)], plan, |_| (), window);
+        let pace = Pace { measuring: Duration::from_millis(240), samples: 2, ..PACE };
+        let turns = take(vec![member(&machine, 0, 20), member(&machine, 1, 40)], pace, |_| (), window);
         let turns: Vec<&Turn> = turns.iter().map(|turn| turn.as_ref().expect("it works")).collect();
         // Three slices of 40 ms in each sample of 120 ms.
         let rounds = [[0, 0, 1], [1, 0, 0], [0, 0, 1], [1, 0, 0], [0, 0, 1], [1, 0, 0]].concat();
@@ -453,8 +468,8 @@ mod tests {
             let work = Duration::from_millis(ms);
             Ok(Box::new(Sleepy(Fake { machine: machine.clone(), member, work, fails_after: usize::MAX })))
         };
-        let plan = Plan { block: 5, ..PLAN };
-        let turns = take(vec![sleepy(0, 100), sleepy(1, 200)], plan, |_| (), window);
+        let pace = Pace { block: 5, ..PACE };
+        let turns = take(vec![sleepy(0, 100), sleepy(1, 200)], pace, |_| (), window);
         let turns: Vec<&Turn> = turns.iter().map(|turn| turn.as_ref().expect("it works")).collect();
         let blocks = [[0; 5], [1; 5], [1; 5], [0; 5]].concat();
         assert_eq!(machine.borrow().log[..22], [vec![0, 1], blocks].concat());
@@ -462,7 +477,7 @@ mod tests {
         let ratio = ratio(turns[1], turns[0], Counterpart::Peer, "peer").expect("pairs");
         assert_eq!((ratio.pairs, ratio.ratio), (10, 2.0));
         // A long sample is cut into slices that are whole blocks.
-        let long = Plan { measuring: Duration::from_millis(2000), samples: 1, block: 5, ..PLAN };
+        let long = Pace { measuring: Duration::from_millis(2000), samples: 1, block: 5, ..PACE };
         let turns = take(vec![member(&machine, 0, 100), member(&machine, 1, 100)], long, |_| (), window);
         let lengths = turns.iter().flatten().map(|turn| (turn.samples[0].len(), turn.slice_ms.len()));
         assert_eq!(lengths.collect::<Vec<_>>(), [(20, 5); 2]);
@@ -472,7 +487,7 @@ mod tests {
     #[test]
     fn a_machine_that_slows_down_leaves_the_ratio() {
         let machine = machine(|now| if now < Duration::from_millis(1100) { 1.0 } else { 0.5 });
-        let turns = take(vec![member(&machine, 0, 110), member(&machine, 1, 100)], PLAN, |_| (), window);
+        let turns = take(vec![member(&machine, 0, 110), member(&machine, 1, 100)], PACE, |_| (), window);
         let [slower, faster] = turns.as_slice() else { panic!("two members") };
         let (slower, faster) = (slower.as_ref().expect("it works"), faster.as_ref().expect("it works"));
         assert!(slower.means()[9].time > slower.means()[0].time, "the machine did slow down");
@@ -485,7 +500,7 @@ mod tests {
     #[test]
     fn a_program_against_itself_gives_one() {
         let machine = machine(|now| 1.0 + 0.5 * (now.as_secs_f64()).sin());
-        let turns = take(vec![member(&machine, 0, 20), member(&machine, 1, 20)], PLAN, |_| (), window);
+        let turns = take(vec![member(&machine, 0, 20), member(&machine, 1, 20)], PACE, |_| (), window);
         let turns: Vec<&Turn> = turns.iter().map(|turn| turn.as_ref().expect("it works")).collect();
         let ratio = ratio(turns[0], turns[1], Counterpart::ActiveTwin, "itself").expect("pairs");
         assert!((ratio.ratio - 1.0).abs() < 0.01 && ratio.low <= 1.0 && ratio.high >= 1.0, "{ratio:?}");
@@ -559,7 +574,7 @@ mod tests {
             Ok(Box::new(Steps { member, steps: *steps, done: 0, left, model, log }))
         };
         let workloads = members.iter().enumerate().map(workload).collect();
-        let turns = take(workloads, Plan { samples: 1, ..PLAN }, |_| (), window);
+        let turns = take(workloads, Pace { samples: 1, ..PACE }, |_| (), window);
         // The warm-up of a member is one part.
         let parts = log.borrow()[members.len()..].to_vec();
         (turns, parts)
@@ -610,7 +625,7 @@ mod tests {
                 alone.output_digest()
             })
             .collect();
-        let turns = take(members(), Plan { samples: 2, ..PLAN }, |_| (), window);
+        let turns = take(members(), Pace { samples: 2, ..PACE }, |_| (), window);
         let turns = turns.into_iter().map(|turn| turn.expect("it works").workload.output_digest());
         assert_eq!(turns.collect::<Vec<_>>(), digests);
         assert!(digests[0] == digests[2] && digests[0] != digests[1]);
@@ -622,7 +637,7 @@ mod tests {
     fn dense_2_against_itself_is_on_both_sides_of_one() {
         let subject = dense_2();
         let dense = || generation(&subject, 8);
-        let turns = take(vec![dense(), dense()], Plan { samples: 20, ..PLAN }, |_| (), window);
+        let turns = take(vec![dense(), dense()], Pace { samples: 20, ..PACE }, |_| (), window);
         let turns: Vec<&Turn> = turns.iter().map(|turn| turn.as_ref().expect("it works")).collect();
         let ratios: Vec<f64> =
             turns[0].slice_ms.iter().zip(&turns[1].slice_ms).map(|(one, other)| one / other).collect();
@@ -640,7 +655,7 @@ mod tests {
             .map(|_| {
                 let (one, other) = (dense_2(), dense_2());
                 let members = vec![generation(&one, 64), generation(&other, 64)];
-                let turns = take(members, Plan { measuring, ..PLAN }, |_| (), window);
+                let turns = take(members, Pace { measuring, ..PACE }, |_| (), window);
                 let turns: Vec<&Turn> = turns.iter().map(|turn| turn.as_ref().expect("it works")).collect();
                 let ratio = ratio(turns[0], turns[1], Counterpart::ActiveTwin, "a copy").expect("pairs");
                 println!("{:.4} ({:.4} to {:.4}, {} pairs)", ratio.ratio, ratio.low, ratio.high, ratio.pairs);
@@ -659,7 +674,7 @@ mod tests {
             Ok(Box::new(failing) as Box<dyn Workload>),
             Err(anyhow::anyhow!("it cannot be loaded")),
         ];
-        let turns = take(members, PLAN, |_| (), window);
+        let turns = take(members, PACE, |_| (), window);
         assert!(turns[0].as_ref().is_ok_and(|turn| turn.samples.len() == 10));
         let errors = turns[1..].iter().map(|turn| turn.as_ref().err().expect("a failure").to_string());
         assert_eq!(errors.collect::<Vec<_>>(), ["member 1 fails", "it cannot be loaded"]);

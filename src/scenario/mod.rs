@@ -29,25 +29,6 @@ use std::{fmt, str::FromStr};
 
 use crate::config::{serde_as_text, unknown};
 
-/// Every table of generation scenarios, with the bench target that runs it.
-pub(crate) const GENERATIONS: &[(&str, &[Generation])] = &[
-    ("generation", GENERATION),
-    ("moe", MOE_TOP_K),
-    ("long_context", LONG_CONTEXT),
-    ("threads_scaling", THREADS_SCALING),
-    ("tensor_parallel", TENSOR_PARALLEL),
-];
-
-/// Every table of loads in this process, with the bench target that runs it.
-pub(crate) const SERVINGS: &[(&str, &[ServingLoad])] = &[("serving_load", SERVING_LOAD)];
-
-/// Every table of trainings, with the bench target that runs it.
-pub(crate) const TRAININGS: &[(&str, &[TrainingScenario])] =
-    &[("training", PSANN_THROUGHPUT), ("training", TRAINING_SWEEP), ("memory", CHECKPOINT_MEMORY)];
-
-/// Every table of benchmarks of the files of a checkpoint, with the bench target that runs it.
-pub(crate) const CHECKPOINTS: &[(&str, &[CheckpointScenario])] = &[("load", LOAD), ("tokenizer", TOKENIZER)];
-
 /// Length in tokens of the longest sequence of the generation scenarios. A model must fit in memory with a cache of this
 /// length. The long contexts are left out: a model that is too large for them runs the others.
 pub(crate) fn longest_generation() -> usize {
@@ -56,7 +37,7 @@ pub(crate) fn longest_generation() -> usize {
 
 /// Returns whether the samples of a group are bytes rather than times.
 pub(crate) fn is_in_bytes(key: &str) -> bool {
-    let mut groups = TRAININGS.iter().flat_map(|(_, table)| *table);
+    let mut groups = [PSANN_THROUGHPUT, TRAINING_SWEEP, CHECKPOINT_MEMORY].into_iter().flatten();
     groups.any(|group| group.key == key && group.quantity == Quantity::PeakBytes)
 }
 

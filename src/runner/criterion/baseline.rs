@@ -1,12 +1,13 @@
-//! Baselines of `--save-baseline`. Criterion writes one benchmark after the other, before it is known whether the run was
-//! disturbed. It therefore writes under another name, and the folders get theirs when the run is over.
+//! Baselines of `--save-baseline` that only an undisturbed run may make. Criterion writes one benchmark after the other, before it is
+//! known whether the run was disturbed. It therefore writes under another name, and the folders get theirs when the run is over.
 
 use std::{
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 /// A baseline that is being made.
 #[derive(Debug)]
@@ -77,22 +78,46 @@ impl Pending {
 
     /// The folders of a baseline, one for each benchmark.
     fn folders(&self, name: &str) -> Result<Vec<PathBuf>> {
-        let mut found = Vec::new();
-        if self.criterion_home.is_dir() {
-            collect(&self.criterion_home, name, &mut found)?;
-        }
+        let mut found = all(&self.criterion_home)?;
+        found.retain(|folder| folder.file_name().is_some_and(|own| own == name));
         Ok(found)
     }
 }
 
-fn collect(folder: &Path, name: &str, found: &mut Vec<PathBuf>) -> Result<()> {
+/// Checks that a baseline has been saved for some benchmark.
+///
+/// # Errors
+/// Returns an error that lists the saved ones if there is none of this name.
+pub fn ensure_exists(criterion_home: &Path, name: &str) -> Result<()> {
+    let folders = all(criterion_home)?;
+    let names: BTreeSet<_> = folders.iter().filter_map(|folder| folder.file_name()?.to_str()).collect();
+    let saved: Vec<_> = names.iter().copied().filter(|name| !["new", "base"].contains(name)).collect();
+    let saved = if saved.is_empty() { "none is saved".into() } else { format!("saved are {}", saved.join(", ")) };
+    ensure!(
+        names.contains(name),
+        "there is no baseline {name} in {}: {saved}; --save-baseline {name} saves one",
+        criterion_home.display()
+    );
+    Ok(())
+}
+
+/// The folders of all baselines.
+fn all(criterion_home: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    if criterion_home.is_dir() {
+        collect(criterion_home, &mut found)?;
+    }
+    Ok(found)
+}
+
+fn collect(folder: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
     for entry in fs::read_dir(folder).with_context(|| format!("{} could not be read", folder.display()))?.flatten() {
         if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             continue;
         }
-        match entry.file_name() == name && entry.path().join("sample.json").is_file() {
+        match entry.path().join("sample.json").is_file() {
             true => found.push(entry.path()),
-            false => collect(&entry.path(), name, found)?,
+            false => collect(&entry.path(), found)?,
         }
     }
     Ok(())
