@@ -11,7 +11,7 @@ use std::{
 
 use candlepower::{
     measure::CountingAllocator,
-    runner::{self, Candidate},
+    runner,
     scenario::{CHECKPOINT_MEMORY, GENERATION, MOE_TOP_K, PSANN_THROUGHPUT, TRAINING_SWEEP, Tier},
 };
 use parquet::file::reader::{FileReader, SerializedFileReader};
@@ -748,24 +748,12 @@ fn openmetrics(_: &World, output: &str) {
 }
 
 fn bench_target(name: &str) -> ExitCode {
-    runner::set_up_training();
-    let generation = |suite: &mut runner::Suite| {
-        let candidates = Candidate::from_settings(suite.settings());
-        suite.generation(GENERATION, candidates);
-    };
-    runner::main(|suite| match name {
-        "generation" => generation(suite),
-        "memory" => suite.training(CHECKPOINT_MEMORY),
-        _ => {
-            generation(suite);
-            let decoders = Candidate::expert_grid(suite.settings());
-            suite.generation(MOE_TOP_K, decoders);
-            suite.training(PSANN_THROUGHPUT);
-            suite.training(TRAINING_SWEEP);
-            suite.training(CHECKPOINT_MEMORY);
-            suite.sweep();
-        }
-    })
+    match name {
+        "generation" | "memory" => runner::target(name),
+        _ => runner::main(|suite| {
+            ["generation", "moe", "training", "memory", "sweep"].into_iter().for_each(|name| suite.target(name));
+        }),
+    }
 }
 
 fn main() -> ExitCode {

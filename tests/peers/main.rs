@@ -17,7 +17,7 @@ use candlepower::{
     model,
     record::{Generation, Measures, Record, Status},
     runner::{self, Candidate},
-    scenario::{self, Counterpart, PSANN_THROUGHPUT, Sampling, TRAINING_SWEEP, Tier, TrainingGrid},
+    scenario::{self, Counterpart, Sampling, TRAINING_SWEEP, Tier, TrainingGrid},
     settings::Settings,
     workload::{
         language_subject,
@@ -49,9 +49,8 @@ fn bench_target() -> ExitCode {
     runner::main(|suite| {
         let candidates = Candidate::from_settings(suite.settings());
         suite.generation(&scenarios, candidates);
-        suite.training(PSANN_THROUGHPUT);
-        suite.training(TRAINING_SWEEP);
-        suite.sweep();
+        suite.target("training");
+        suite.target("sweep");
     })
 }
 

@@ -54,11 +54,7 @@ pub fn target(name: &str) -> ExitCode {
         Err(error) => return in_one_line(|| Err(error)),
     };
     target.set_up();
-    main(|suite| {
-        for section in target.sections(&suite.session) {
-            suite.run(section);
-        }
-    })
+    main(|suite| suite.target(target.name))
 }
 
 /// Runs the body of a bench target: reads the settings, runs the benchmarks of `body`, and lists the failures at the
@@ -131,6 +127,14 @@ impl Suite {
     /// The settings in force.
     pub fn settings(&self) -> &Settings {
         self.session.settings()
+    }
+
+    /// Runs the benchmarks of a bench target of this crate.
+    pub fn target(&mut self, name: &str) {
+        match Target::named(name) {
+            Ok(target) => target.sections(&self.session).into_iter().for_each(|section| self.run(section)),
+            Err(error) => self.fail(&error),
+        }
     }
 
     /// Runs generations on every candidate whose tier includes them, with each batch of the settings.
