@@ -11,7 +11,6 @@ export CANDLEPOWER_MODELS=${CANDLEPOWER_MODELS:-llama-mini}
 export CRITERION_HOME=${CRITERION_HOME:-target/resolution}
 export CANDLEPOWER_OUT=${CANDLEPOWER_OUT:-target/resolution-records}
 # The machine is examined as it is.
-export CANDLEPOWER_EVEN_IF_DISTURBED=1
 
 cargo build --release --quiet --example planted_slowdown
 target=${CARGO_TARGET_DIR:-target}

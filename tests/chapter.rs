@@ -2,6 +2,9 @@
 //! column. The commands are those of the chapter itself: one that is missing from [`COMMANDS`] fails the test. With
 //! `BENCH_TARGET` set, this program is the bench targets that the commands start.
 
+// Without the test harness, lints do not know that this is a test.
+#![allow(clippy::print_stderr, clippy::print_stdout)]
+
 use std::{
     collections::{BTreeSet, HashMap},
     fs,

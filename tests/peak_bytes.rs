@@ -1,6 +1,9 @@
 //! Tests bytes as a Criterion measurement: equal samples, and samples that all grow a little. With `BYTES` set, this
 //! program is the bench target; otherwise it runs the target.
 
+// Without the test harness, lints do not know that this is a test.
+#![allow(clippy::print_stderr, clippy::print_stdout)]
+
 use std::{
     fs,
     path::Path,

@@ -1,6 +1,9 @@
 //! Tests peers. With `BENCH_TARGET` set, this program is a bench target with short scenarios. Under `cargo test`, it runs itself
 //! as a target with peers that misbehave in every possible way. Skips, with a message, what Python is missing for.
 
+// Without the test harness, lints do not know that this is a test.
+#![allow(clippy::print_stderr, clippy::print_stdout)]
+
 #[path = "../side_by_side/mod.rs"]
 mod side_by_side;
 

@@ -1,6 +1,6 @@
 //! Criterion's command line, which the bench targets read too: the benchmarks that it selects, and how they run.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, anyhow, ensure};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use regex::Regex;
 
@@ -90,9 +90,11 @@ impl Arguments {
             }
         }
         let filter = match all.value("FILTER").filter(|_| !all.given("exact")) {
-            Some(text) => {
-                Some(Regex::new(text).with_context(|| format!("the filter '{text}' is no regular expression"))?)
-            }
+            Some(text) => Some(Regex::new(text).map_err(|error| {
+                let error = error.to_string();
+                let reason = error.lines().last().unwrap_or_default().trim_start_matches("error: ");
+                anyhow!("the filter '{text}' is no regular expression: {reason}")
+            })?),
             None => None,
         };
         Ok(Self { filter, ..all })
