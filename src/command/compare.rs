@@ -79,13 +79,16 @@ impl Compare {
             let rise = (row.ratio - 1.0) * 100.0;
             output::report(format_args!("regression: the NLL of {} is {rise:.2} % higher", text::line(&row.id)));
         }
-        Ok(if slower.is_empty() && larger.is_empty() && worse.is_empty() {
-            ExitCode::SUCCESS
-        } else {
-            ExitCode::FAILURE
+        Ok(match slower.is_empty() && larger.is_empty() && worse.is_empty() {
+            false => ExitCode::FAILURE,
+            true if comparison.is_void() => ExitCode::from(NOT_COMPARABLE),
+            true => ExitCode::SUCCESS,
         })
     }
 }
+
+/// The exit code if the doubts of the sides leave no time to compare.
+const NOT_COMPARABLE: u8 = 3;
 
 /// A share: `5%` or `0.05`.
 pub fn percent(text: &str) -> Result<f64, String> {

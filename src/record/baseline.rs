@@ -10,6 +10,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 
+use super::{Record, write_whole};
 use crate::files::read_limited;
 
 /// Largest file of a baseline.
@@ -69,6 +70,36 @@ pub fn baseline(criterion_home: &Path, name: &str) -> (Samples, Vec<String>) {
         Ok(())
     });
     (samples, problems)
+}
+
+/// File of a baseline's benchmark that holds its record.
+const RECORD: &str = "candlepower.json";
+
+/// Puts the record of each benchmark beside Criterion's files of a baseline, with its doubts, memory and digests.
+///
+/// # Errors
+/// When Criterion's folder is not writable.
+pub fn keep_records(criterion_home: &Path, name: &str, records: &[Record]) -> Result<()> {
+    let mut failed = Ok(());
+    each(criterion_home, name, &mut |id, saved| {
+        if let Some(record) = records.iter().find(|record| record.id == id) {
+            let kept = write_whole(&saved.join(RECORD), &serde_json::to_vec(record)?);
+            failed = std::mem::replace(&mut failed, Ok(())).and(kept);
+        }
+        Ok(())
+    });
+    failed
+}
+
+/// The records of a baseline, by id. Benchmarks that another version saved have none.
+pub fn baseline_records(criterion_home: &Path, name: &str) -> BTreeMap<String, Record> {
+    let mut records = BTreeMap::new();
+    each(criterion_home, name, &mut |id, saved| {
+        let record: Record = json(&saved.join(RECORD))?;
+        records.insert(id, record);
+        Ok(())
+    });
+    records
 }
 
 /// Criterion's estimates of a baseline, by id, and a line for each benchmark that cannot be read.

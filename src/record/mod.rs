@@ -15,7 +15,7 @@ mod read;
 mod sink;
 
 pub use baseline::{Estimate, Samples};
-pub(crate) use baseline::{baseline, baselines, estimates};
+pub(crate) use baseline::{baseline, baseline_records, baselines, estimates, keep_records};
 pub(crate) use guarded::{GUARDED, Guarded, Note};
 pub(crate) use id::group;
 pub use id::{BenchmarkId, Variant};

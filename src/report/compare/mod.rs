@@ -12,7 +12,10 @@ use anyhow::{Result, bail};
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::statistics::{holm, median, p_value, paired_p_value, paired_ratio, ratio};
+use super::{
+    statistics::{holm, median, p_value, paired_p_value, paired_ratio, ratio},
+    summary::is_disturbed,
+};
 use crate::{
     record::{self, GLIBC_TUNABLES, Record, SampleUnit, Status},
     scenario,
@@ -47,6 +50,8 @@ struct Benchmark {
     samples: Vec<f64>,
     peak_bytes: Option<u64>,
     token_digest: Option<String>,
+    /// True if its record has doubts.
+    is_doubted: bool,
 }
 
 impl Side {
@@ -80,20 +85,32 @@ impl Side {
                 if there.is_empty() { "none" } else { &there }
             );
         }
+        // Records know more than Criterion's files. Those of an earlier version have none.
+        let records: Vec<Record> = record::baseline_records(criterion_home, name).into_values().collect();
+        let mut side = Self::from_records(name, &records);
         let benchmark = |(id, ms): (String, Vec<f64>)| {
             let benchmark = match scenario::is_in_bytes(record::group(&id)) {
                 // Criterion's files have no unit and count everything as nanoseconds.
                 true => {
                     let samples: Vec<f64> = ms.iter().map(|ms| ms * 1e6).collect();
                     let peak_bytes = Some(median(&samples) as u64);
-                    Benchmark { unit: SampleUnit::Bytes, samples, peak_bytes, token_digest: None }
+                    Benchmark { unit: SampleUnit::Bytes, samples, peak_bytes, token_digest: None, is_doubted: false }
                 }
-                false => Benchmark { unit: SampleUnit::Ms, samples: ms, peak_bytes: None, token_digest: None },
+                false => Benchmark {
+                    unit: SampleUnit::Ms,
+                    samples: ms,
+                    peak_bytes: None,
+                    token_digest: None,
+                    is_doubted: false,
+                },
             };
             (id, benchmark)
         };
-        let benchmarks = samples.into_iter().map(benchmark).collect();
-        Ok(Self { name: name.to_owned(), benchmarks, problems, ..Self::default() })
+        for (id, benchmark) in samples.into_iter().map(benchmark) {
+            side.benchmarks.entry(id).or_insert(benchmark);
+        }
+        side.problems.extend(problems);
+        Ok(side)
     }
 
     /// The side made of `records`. Sandbox records among measurements are left out.
@@ -112,6 +129,7 @@ impl Side {
                             samples,
                             peak_bytes: measures.peak_bytes(),
                             token_digest: measures.output_digest().map(str::to_owned),
+                            is_doubted: is_disturbed(record),
                         },
                     );
                 }
@@ -140,6 +158,11 @@ impl Side {
         side
     }
 
+    /// The number of benchmarks with doubts.
+    fn doubted(&self) -> usize {
+        self.benchmarks.values().filter(|benchmark| benchmark.is_doubted).count()
+    }
+
     fn commit(&self) -> Option<String> {
         self.setting.get("commit").filter(|commit| !commit.is_empty()).cloned()
     }
@@ -166,6 +189,8 @@ pub struct Comparison {
     pub only_a: Vec<String>,
     /// Ids of the benchmarks that only `b` has.
     pub only_b: Vec<String>,
+    /// Says that the run of a side has doubts, first of all; `null` if neither has.
+    pub doubts: Option<String>,
     /// Other differences, failed benchmarks, and unreadable lines.
     pub remarks: Vec<String>,
 }
@@ -219,6 +244,8 @@ pub enum Verdict {
     Better,
     /// No change was found.
     Same,
+    /// A side has doubts, so that its time says nothing.
+    Incomparable,
 }
 
 /// Share up to which a difference in memory counts as noise. Peak memory hardly varies between runs of the same code.
@@ -286,6 +313,7 @@ pub fn compare(a: &Side, b: &Side, strictness: Strictness) -> Result<Comparison>
                 high,
                 p,
                 verdict: match (old.unit, p < level) {
+                    (SampleUnit::Ms, _) if old.is_doubted || new.is_doubted => Verdict::Incomparable,
                     (_, false) => Verdict::Same,
                     (SampleUnit::Ms, true) if ratio > 1.0 => Verdict::Slower,
                     (SampleUnit::Ms, true) => Verdict::Faster,
@@ -307,7 +335,7 @@ pub fn compare(a: &Side, b: &Side, strictness: Strictness) -> Result<Comparison>
         })
         .collect();
     let mut logarithms: BTreeMap<String, Vec<f64>> = BTreeMap::new();
-    for row in &rows {
+    for row in rows.iter().filter(|row| row.verdict != Verdict::Incomparable) {
         logarithms.entry(record::group(&row.id).to_owned()).or_default().push(row.ratio.ln());
     }
     let mean = |logarithms: Vec<f64>| (logarithms.iter().sum::<f64>() / logarithms.len() as f64).exp();
@@ -323,6 +351,7 @@ pub fn compare(a: &Side, b: &Side, strictness: Strictness) -> Result<Comparison>
         only_b: only(b, a),
         strictness,
         groups: logarithms.into_iter().map(|(group, logarithms)| (group, mean(logarithms))).collect(),
+        doubts: doubts(a, b),
         remarks: remarks(a, b, &rows),
         rows,
     })
@@ -356,6 +385,17 @@ fn minimum_detectable_change(
     Some(found as f64 * STEP)
 }
 
+fn doubts(a: &Side, b: &Side) -> Option<String> {
+    let of = |letter, side: &Side| format!("{} of {} in {letter}", side.doubted(), side.benchmarks.len());
+    (a.doubted() + b.doubted() > 0).then(|| {
+        format!(
+            "Disturbed: {}, {}. The times of these are not comparable: measure again on a quiet machine, or run `candlepower duel`.",
+            of("A", a),
+            of("B", b)
+        )
+    })
+}
+
 fn remarks(a: &Side, b: &Side, rows: &[Row]) -> Vec<String> {
     let mut remarks = Vec::new();
     if a.is_sandbox {
@@ -379,6 +419,12 @@ fn remarks(a: &Side, b: &Side, rows: &[Row]) -> Vec<String> {
 }
 
 impl Comparison {
+    /// Returns whether no time of the two sides can be compared.
+    pub(crate) fn is_void(&self) -> bool {
+        let mut timed = self.rows.iter().filter(|row| row.unit == SampleUnit::Ms).peekable();
+        timed.peek().is_some() && timed.all(|row| row.verdict == Verdict::Incomparable)
+    }
+
     /// Benchmarks that are significantly slower, by more than `share`.
     pub(crate) fn regressions(&self, share: f64) -> Vec<&Row> {
         self.judged(Verdict::Slower, share)
@@ -422,6 +468,29 @@ mod tests {
     }
 
     /// Windows differ more from one another than the change, so pairs are compared.
+    #[test]
+    fn times_with_doubts_are_not_compared() {
+        let doubted = |record: &mut Record, _: &mut record::Generation| {
+            record.conditions.get_or_insert_default().doubts = vec!["the machine was busy".into()];
+        };
+        let quiet = |record: &mut Record, _: &mut record::Generation| record.conditions = None;
+        let a = side("a", &[record("x/m/tuned-f32-cpu", 10.0, quiet), record("y/m/tuned-f32-cpu", 10.0, quiet)]);
+        let b = side("b", &[record("x/m/tuned-f32-cpu", 30.0, doubted), record("y/m/tuned-f32-cpu", 30.0, quiet)]);
+        let comparison = compare(&a, &b, STRICTNESS).expect("a comparison");
+        let verdicts: Vec<Verdict> = comparison.rows.iter().map(|row| row.verdict).collect();
+        assert_eq!(verdicts, [Verdict::Incomparable, Verdict::Slower]);
+        assert!(
+            comparison.text(false).starts_with("Disturbed: 0 of 2 in A, 1 of 2 in B."),
+            "{}",
+            comparison.text(false)
+        );
+        assert!(comparison.counted().contains("1 slower, 0 faster, 0 unchanged, 1 not comparable"));
+        assert!(!comparison.is_void() && comparison.regressions(0.0).len() == 1);
+        let all = side("b", &[record("x/m/tuned-f32-cpu", 30.0, doubted), record("y/m/tuned-f32-cpu", 30.0, doubted)]);
+        let void = compare(&a, &all, STRICTNESS).expect("a comparison");
+        assert!(void.is_void() && void.regressions(0.0).is_empty());
+    }
+
     #[test]
     fn a_loss_of_quality_is_found_in_pairs() {
         let quality = |factor: f64| {

@@ -82,6 +82,7 @@ impl Verdict {
             Self::Worse => "worse quality",
             Self::Better => "better quality",
             Self::Same => "no change",
+            Self::Incomparable => "not comparable",
         }
     }
 }
@@ -107,7 +108,7 @@ impl Comparison {
     /// A comment for a pull request: the counts, what was removed, memory and the changes, and everything else folded away.
     pub fn github(&self) -> String {
         let mut text = format!("### candlepower: {}\n\n", self.counted());
-        for line in self.one_sided().into_iter().chain(self.memory_lines()) {
+        for line in self.doubts.iter().cloned().chain(self.one_sided()).chain(self.memory_lines()) {
             text.push_str(&Form::Markdown.item(&line));
         }
         let changed = self.rows(false);
@@ -132,6 +133,10 @@ impl Comparison {
         let unchanged = count(Verdict::Same);
         let mut text =
             format!("{} slower, {} faster, {unchanged} unchanged", count(Verdict::Slower), count(Verdict::Faster));
+        let incomparable = count(Verdict::Incomparable);
+        if incomparable > 0 {
+            let _ = write!(text, ", {incomparable} not comparable");
+        }
         let (worse, better) = (count(Verdict::Worse), count(Verdict::Better));
         if worse + better > 0 {
             let _ = write!(text, "; quality: {worse} worse, {better} better");
@@ -149,7 +154,11 @@ impl Comparison {
 
     /// The benchmarks that changed, or all, the worst first.
     pub(crate) fn rows(&self, all: bool) -> Vec<&Row> {
-        let mut rows: Vec<&Row> = self.rows.iter().filter(|row| all || row.verdict != Verdict::Same).collect();
+        let mut rows: Vec<&Row> = self
+            .rows
+            .iter()
+            .filter(|row| all || ![Verdict::Same, Verdict::Incomparable].contains(&row.verdict))
+            .collect();
         rows.sort_by(|a, b| b.ratio.total_cmp(&a.ratio));
         rows
     }
@@ -159,7 +168,8 @@ impl Comparison {
             let commit = commit.as_ref().map_or(String::new(), |commit| format!(", commit {commit}"));
             format!("{letter} is {name}{commit}.")
         };
-        let mut text = form.paragraph(&side("A", &self.a, &self.a_commit));
+        let mut text = self.doubts.iter().map(|doubts| form.paragraph(doubts)).collect::<String>();
+        text.push_str(&form.paragraph(&side("A", &self.a, &self.a_commit)));
         text.push_str(&form.paragraph(&side("B", &self.b, &self.b_commit)));
         let _ = writeln!(text, "\n{}", form.table(&self.counts(), 1).trim_end());
         let lines: Vec<String> = self.one_sided().into_iter().chain(self.memory_lines()).collect();
@@ -173,7 +183,11 @@ impl Comparison {
         }
         let hidden = self.rows.len() - rows.len();
         if hidden > 0 {
-            let _ = writeln!(text, "\nUnchanged and left out: {}. --all shows them.", benchmarks(hidden));
+            let _ = writeln!(
+                text,
+                "\nLeft out, because they are unchanged or not comparable: {}. --all shows them.",
+                benchmarks(hidden)
+            );
         }
         let _ = write!(text, "\n{}", form.paragraph(&self.explanation()));
         self.remarks.iter().for_each(|remark| text.push_str(&form.item(remark)));
@@ -210,6 +224,7 @@ impl Comparison {
             (Verdict::Worse, false),
             (Verdict::Better, false),
             (Verdict::Same, true),
+            (Verdict::Incomparable, false),
         ] {
             let ratios = of(verdict);
             if is_always_shown || !ratios.is_empty() {

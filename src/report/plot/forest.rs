@@ -25,7 +25,7 @@ impl Comparison {
             let colour = match row.verdict {
                 Verdict::Slower | Verdict::More | Verdict::Worse => Colour::WORSE,
                 Verdict::Faster | Verdict::Less | Verdict::Better => Colour::BETTER,
-                Verdict::Same => Colour::NEUTRAL,
+                Verdict::Same | Verdict::Incomparable => Colour::NEUTRAL,
             };
             let interval = (percent(row.low), percent(row.ratio), percent(row.high));
             chart.interval(place, interval, Style { colour, dash: 0 });

@@ -2,12 +2,13 @@
 //! known whether the run was disturbed. It therefore writes under another name, and the folders get theirs when the run is over.
 
 use std::{
-    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result, ensure};
+
+use crate::{output, record, report};
 
 /// A baseline that is being made.
 #[derive(Debug)]
@@ -38,11 +39,6 @@ impl Pending {
     /// The baseline that an earlier process of the same run opened.
     pub fn again(criterion_home: PathBuf, name: String) -> Self {
         Self { criterion_home, name }
-    }
-
-    /// Name of the baseline.
-    pub fn name(&self) -> &str {
-        &self.name
     }
 
     /// Name that Criterion saves under.
@@ -78,47 +74,44 @@ impl Pending {
 
     /// The folders of a baseline, one for each benchmark.
     fn folders(&self, name: &str) -> Result<Vec<PathBuf>> {
-        let mut found = all(&self.criterion_home)?;
-        found.retain(|folder| folder.file_name().is_some_and(|own| own == name));
+        let mut found = Vec::new();
+        if self.criterion_home.is_dir() {
+            collect(&self.criterion_home, name, &mut found)?;
+        }
         Ok(found)
     }
 }
 
-/// Checks that a baseline has been saved for some benchmark.
-///
-/// # Errors
-/// Returns an error that lists the saved ones if there is none of this name.
-pub fn ensure_exists(criterion_home: &Path, name: &str) -> Result<()> {
-    let folders = all(criterion_home)?;
-    let names: BTreeSet<_> = folders.iter().filter_map(|folder| folder.file_name()?.to_str()).collect();
-    let saved: Vec<_> = names.iter().copied().filter(|name| !["new", "base"].contains(name)).collect();
-    let saved = if saved.is_empty() { "none is saved".into() } else { format!("saved are {}", saved.join(", ")) };
-    ensure!(
-        names.contains(name),
-        "there is no baseline {name} in {}: {saved}; --save-baseline {name} saves one",
-        criterion_home.display()
-    );
-    Ok(())
-}
-
-/// The folders of all baselines.
-fn all(criterion_home: &Path) -> Result<Vec<PathBuf>> {
-    let mut found = Vec::new();
-    if criterion_home.is_dir() {
-        collect(criterion_home, &mut found)?;
-    }
-    Ok(found)
-}
-
-fn collect(folder: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
+fn collect(folder: &Path, name: &str, found: &mut Vec<PathBuf>) -> Result<()> {
     for entry in fs::read_dir(folder).with_context(|| format!("{} could not be read", folder.display()))?.flatten() {
         if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             continue;
         }
-        match entry.path().join("sample.json").is_file() {
+        match entry.file_name() == name && entry.path().join("sample.json").is_file() {
             true => found.push(entry.path()),
-            false => collect(&entry.path(), found)?,
+            false => collect(&entry.path(), name, found)?,
         }
+    }
+    Ok(())
+}
+
+/// Checks that a baseline has been saved for some benchmark, and says which doubts it has.
+///
+/// # Errors
+/// Returns an error that lists the saved ones if there is none of this name.
+pub fn ensure_exists(criterion_home: &Path, name: &str) -> Result<()> {
+    let mut saved = record::baselines(criterion_home);
+    let is_saved = saved.iter().any(|saved| saved == name);
+    // The last run, and the one before.
+    saved.retain(|name| !["new", "base"].contains(&name.as_str()));
+    let saved = if saved.is_empty() { "none is saved".into() } else { format!("saved are {}", saved.join(", ")) };
+    ensure!(
+        is_saved,
+        "there is no baseline {name} in {}: {saved}; --save-baseline {name} saves one",
+        criterion_home.display()
+    );
+    if let Some(reason) = report::disturbance(record::baseline_records(criterion_home, name).values()) {
+        output::report(format_args!("baseline {name} was saved with doubts: {reason}"));
     }
     Ok(())
 }

@@ -40,7 +40,7 @@ use crate::{
     files,
     measure::{PeakBytes, TokenTime, memory, peak_bytes},
     output,
-    record::{Guarded, PairedRatio, Record, Status, check_writable},
+    record::{self, Guarded, PairedRatio, Record, Status, check_writable},
     report,
     scenario::Generation,
     settings::{STRICT, Settings, criterion_home},
@@ -358,25 +358,22 @@ impl Suite {
         }
     }
 
-    /// Says that a baseline was saved with doubts. Under [`STRICT`], saves it only without any.
+    /// Puts the records into the baseline of the run, and says that it has doubts. Under [`STRICT`], saves it only without any.
     fn conclude_baseline(&mut self) -> Result<()> {
-        let reason = report::disturbance(&self.records);
-        let Some(pending) = self.pending.take() else {
-            if let (Some(reason), Some(name)) = (reason, self.arguments.value("save-baseline")) {
-                output::report(format_args!("baseline {name} was saved with doubts: {reason}"));
-            }
+        let pending = self.pending.take();
+        let Some(name) = self.arguments.value("save-baseline").filter(|_| !self.records.is_empty()) else {
             return Ok(());
         };
-        match reason {
-            None => pending.keep(),
-            Some(reason) => {
+        match (report::disturbance(&self.records), pending) {
+            (None, None) => {}
+            (None, Some(pending)) => pending.keep()?,
+            (Some(reason), None) => output::report(format_args!("baseline {name} was saved with doubts: {reason}")),
+            (Some(reason), Some(pending)) => {
                 pending.discard()?;
-                bail!(
-                    "baseline {} was not saved: {reason}; without {STRICT}, it is saved with the doubts",
-                    pending.name()
-                )
+                bail!("baseline {name} was not saved: {reason}; without {STRICT}, it is saved with the doubts");
             }
         }
+        record::keep_records(&criterion_home(), name, &self.records)
     }
 
     fn close(mut self) -> ExitCode {
