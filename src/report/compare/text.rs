@@ -183,11 +183,8 @@ impl Comparison {
         }
         let hidden = self.rows.len() - rows.len();
         if hidden > 0 {
-            let _ = writeln!(
-                text,
-                "\nLeft out, because they are unchanged or not comparable: {}. --all shows them.",
-                benchmarks(hidden)
-            );
+            let or = if self.doubts.is_some() { " or not comparable" } else { "" };
+            let _ = writeln!(text, "\nUnchanged{or} and left out: {}. --all shows them.", benchmarks(hidden));
         }
         let _ = write!(text, "\n{}", form.paragraph(&self.explanation()));
         self.remarks.iter().for_each(|remark| text.push_str(&form.item(remark)));
