@@ -34,8 +34,13 @@ pub struct ChatTemplate {
 pub fn chat_template(spec: &ModelSpec) -> Result<Option<ChatTemplate>> {
     match spec {
         ModelSpec::Mini(_) | ModelSpec::Synthetic(_) => Ok(None),
+        ModelSpec::Hub { .. } | ModelSpec::Path(_) if spec.is_gguf() => {
+            let (file, _) = super::gguf_file(spec)?;
+            let beside = |name: &str| Some(file.with_file_name(name)).filter(|file| file.exists());
+            of_gguf(read(beside(TEMPLATE), beside(TOKENIZER_CONFIG))?, super::gguf::chat_template(&file)?)
+        }
         #[cfg(feature = "hub")]
-        ModelSpec::Hub { repo, revision } => {
+        ModelSpec::Hub { repo, revision, .. } => {
             let files = super::hub::Hub::from_env().fetch_optional(repo, revision, &[TEMPLATE, TOKENIZER_CONFIG])?;
             let [template, config] = [TEMPLATE, TOKENIZER_CONFIG]
                 .map(|name| files.iter().find(|path| path.file_name().is_some_and(|own| own == name)).cloned());
@@ -48,6 +53,18 @@ pub fn chat_template(spec: &ModelSpec) -> Result<Option<ChatTemplate>> {
             read(existing(TEMPLATE), existing(TOKENIZER_CONFIG))
         }
     }
+}
+
+/// The template beside a GGUF file, or that in it. Tokens that the files beside it do not name are those of the file.
+fn of_gguf(beside: Option<ChatTemplate>, inside: ChatTemplate) -> Result<Option<ChatTemplate>> {
+    let or = |text: String, other: String| if text.is_empty() { other } else { text };
+    let ChatTemplate { source, bos_token, eos_token } = beside.unwrap_or_default();
+    let found = ChatTemplate {
+        source: or(source, inside.source),
+        bos_token: or(bos_token, inside.bos_token),
+        eos_token: or(eos_token, inside.eos_token),
+    };
+    Ok(Some(found).filter(|found| !found.source.is_empty()))
 }
 
 /// Reads the template from its own file, which takes precedence, or from the settings of the tokenizer.
