@@ -116,9 +116,7 @@ pub struct Model {
     pub tensors: Arc<Gguf>,
     /// Bytes of the file, or of all its parts.
     pub bytes: u64,
-    /// The file type that the metadata states, if the tensors have it, or the format of most weights.
-    pub file_type: String,
-    /// Says that the file type is not that of the metadata, and why.
+    /// Says that ids do not have the file type that the metadata states, and why.
     pub note: Option<String>,
     metadata: Metadata,
 }
@@ -193,9 +191,9 @@ pub fn open(path: &Path) -> Result<Model> {
         Some(GgmlDType::BF16) => DType::BF16,
         _ => DType::F32,
     };
-    let (file_type, note) = file_type::of(&metadata, &stored)?;
+    let (_, note) = file_type::of(&metadata, &stored)?;
     let weights = VarBuilder::from_backend(Box::new(Backend(tensors.clone())), dtype, Device::Cpu);
-    Ok(Model { config, weights, tensors, bytes, file_type, note, metadata })
+    Ok(Model { config, weights, tensors, bytes, note, metadata })
 }
 
 impl Model {
@@ -387,10 +385,16 @@ fn rope_scaling(metadata: &Metadata, named: &str) -> Result<Option<serde_json::V
     };
     ensure!(factor >= 0.0, "{} is {factor}, and must be at least 0", key("scaling.factor"));
     let attention_factor = number("scaling.attn_factor")?.unwrap_or(1.0);
-    let is_scaled = kind != "none" && factor != 0.0;
+    ensure!(attention_factor > 0.0, "{} is {attention_factor}, and must be above 0", key("scaling.attn_factor"));
+    // YaRN by a factor of 1 scales the cosines and sines only.
+    let (kind, factor) = match (kind, factor) {
+        ("none", _) | (_, 0.0) if attention_factor == 1.0 => return Ok(None),
+        ("none", _) | (_, 0.0) => ("yarn", 1.0),
+        scaled => scaled,
+    };
     ensure!(
-        attention_factor == 1.0 || (is_scaled && kind == "yarn"),
-        "{} is {attention_factor}, which is supported for scaling of type yarn only",
+        attention_factor == 1.0 || kind == "yarn",
+        "{} is {attention_factor}, which is not supported for scaling of type {kind}",
         key("scaling.attn_factor")
     );
     ensure!(
@@ -398,9 +402,6 @@ fn rope_scaling(metadata: &Metadata, named: &str) -> Result<Option<serde_json::V
         "{} is not 1, which is not supported",
         key("scaling.yarn_ext_factor")
     );
-    if !is_scaled {
-        return Ok(None);
-    }
     let mut scaling = json!({"rope_type": kind, "factor": factor});
     if kind == "yarn" {
         let context = metadata.of_all_layers(&key("scaling.original_context_length"))?;
