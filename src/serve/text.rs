@@ -249,5 +249,10 @@ mod tests {
         assert!(ids.iter().all(|id| *id < 1000) && ids[3..5] == [17, 17]);
         assert_eq!(codec.encode(&codec.decode(&ids), false).expect("ids"), ids);
         assert_eq!(pieces(&codec, &[5, 6, 7], &["<6>"]), (vec![" <5>".into(), " ".into()], true));
+        // Texts for trained weights would be noise.
+        let codec = Codec::new(None, Some("its folder has none".into()), 1000);
+        let error = codec.encode("A candle", true).expect_err("a refusal").to_string();
+        assert!(error.contains("its folder has none") && error.contains("token ids"), "{error}");
+        assert_eq!(codec.decode(&[5, 6]), " <5> <6>");
     }
 }
