@@ -22,7 +22,8 @@ use crate::{
 
 #[derive(Args)]
 pub struct Eval {
-    /// synthetic:<shape>, hub:<owner>/<name>[@revision] or path:<folder>; the model must have a tokenizer
+    /// A file.gguf, a folder, owner/name[@revision] or owner/name:Q4_K_M of the Hub, llama-mini or synthetic:<shape>; the model must have a
+    /// tokenizer
     #[arg(long)]
     model: String,
     #[command(flatten)]

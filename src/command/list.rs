@@ -54,8 +54,11 @@ impl List {
             let millions = shape(name)?.parameters() as f64 / 1e6;
             rows.push(row(&[&spec, "seeded", &format!("{millions:.1} M")]));
         }
-        rows.push(row(&["hub:<owner>/<name>[@revision]", "from the Hugging Face Hub, cached", ""]));
-        rows.push(row(&["path:<folder>", "config.json and safetensors in a folder", ""]));
+        rows.push(row(&["owner/name[@revision]", "safetensors from the Hugging Face Hub, cached", ""]));
+        rows.push(row(&["owner/name:Q4_K_M[@revision]", "the GGUF file of a quantisation from the Hub, cached", ""]));
+        rows.push(row(&["owner/name/file.gguf[@revision]", "a GGUF file from the Hub, cached", ""]));
+        rows.push(row(&["./model.gguf", "a GGUF file, or the first of its parts", ""]));
+        rows.push(row(&["./folder", "config.json and safetensors in a folder", ""]));
         output::print_line(markdown(&rows, 2));
 
         let mut rows = vec![row(&["setting", "value", "from", "description"])];

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Error, Result, anyhow, bail, ensure};
 use chrono::{DateTime, SecondsFormat, Utc};
 use clap::{Args, Subcommand, ValueEnum};
 use indicatif::ProgressBar;
@@ -20,6 +20,7 @@ use crate::{
         search::{self, Search, Step},
     },
     measure::machine,
+    model,
     names::PathName,
     output,
     record::{self, Conditions, Measures, Record, Serving, Sink, Status, Subject, write_whole},
@@ -117,7 +118,7 @@ struct Options {
     /// Seed of arrivals, lengths and prompts
     #[arg(long, default_value_t = 42)]
     seed: u64,
-    /// tokenizer.json of the model, to make lengths exact and to count tokens
+    /// tokenizer.json or GGUF file of the model, to make lengths exact and to count tokens
     #[arg(long)]
     tokenizer: Option<PathBuf>,
     /// Objective of a request: ttft:500, tpot:50 or e2e:2000, in milliseconds from the schedule
@@ -502,7 +503,11 @@ fn joules_per_token(power: Power, output_tokens: u64) -> Result<f64, String> {
 
 /// The tokenizer of a file, named by its hash.
 fn tokens(path: &Path) -> Result<Tokens> {
-    let content = files::read_text_limited(path, TOKENIZER_MAX_BYTES).with_context(|| path.display().to_string())?;
+    let content = match path.extension().is_some_and(|end| end.eq_ignore_ascii_case("gguf")) {
+        true => model::tokenizer_in_file(path).and_then(|tokenizer| tokenizer.to_string(false).map_err(Error::msg)),
+        false => files::read_text_limited(path, TOKENIZER_MAX_BYTES).map_err(Error::new),
+    };
+    let content = content.with_context(|| path.display().to_string())?;
     let hash: String = Sha256::digest(content.as_bytes()).iter().take(8).map(|byte| format!("{byte:02x}")).collect();
     let tokenizer: tokenizers::Tokenizer =
         content.parse().map_err(|error| anyhow!("{} is not a tokenizer: {error}", path.display()))?;

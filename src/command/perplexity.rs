@@ -29,7 +29,8 @@ use crate::{
 pub struct Perplexity {
     /// A text, or token ids separated by white space or commas
     tokens: PathBuf,
-    /// llama-mini, synthetic:<shape>, hub:<owner>/<name>[@revision] or path:<folder>; several are separated by commas
+    /// A file.gguf, a folder, owner/name[@revision] or owner/name:Q4_K_M of the Hub, llama-mini or synthetic:<shape>; several are
+    /// separated by commas
     #[arg(long)]
     model: String,
     #[command(flatten)]

@@ -24,7 +24,7 @@ use crate::{
 
 #[derive(Args)]
 pub struct Recommend {
-    /// llama-mini, synthetic:<shape>, hub:<owner>/<name>[@revision] or path:<folder>
+    /// A file.gguf, a folder, owner/name[@revision] or owner/name:Q4_K_M of the Hub, llama-mini or synthetic:<shape>
     #[arg(long)]
     model: String,
     #[command(flatten)]

@@ -71,7 +71,7 @@ const TOLERANCE: f32 = 1e-4;
 
 #[derive(Args)]
 pub struct Run {
-    /// llama-mini, synthetic:<shape>, hub:<owner>/<name>[@revision] or path:<folder>
+    /// A file.gguf, a folder, owner/name[@revision] or owner/name:Q4_K_M of the Hub, llama-mini or synthetic:<shape>
     #[arg(long, default_value = "llama-mini")]
     model: String,
     #[command(flatten)]
@@ -312,17 +312,14 @@ impl Run {
         if let Some(ids) = &self.prompt_ids {
             return Ok(ids.clone());
         }
-        let tokenizer = loaded.tokenizer.as_ref();
         match &self.prompt {
             Some(text) => {
-                let tokenizer = tokenizer.with_context(|| {
-                    format!("{} has no tokenizer: use --prompt-ids or --prompt-tokens", loaded.source)
-                })?;
-                generate::encode(tokenizer, text)
+                let tokenizer = loaded.tokenizer_for("--prompt");
+                generate::encode(tokenizer.context("use --prompt-ids or --prompt-tokens")?, text)
             }
             None => {
                 generate::check_lengths(loaded.model.as_ref(), self.prompt_tokens, self.max_new_tokens)?;
-                generate::prompt_ids(tokenizer, loaded.model.vocab_size(), self.prompt_tokens, seed)
+                generate::prompt_ids(loaded.tokenizer.as_ref(), loaded.model.vocab_size(), self.prompt_tokens, seed)
             }
         }
     }

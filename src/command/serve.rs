@@ -32,7 +32,8 @@ const MAX_S: f64 = 1e6;
 
 #[derive(Args)]
 pub struct Serve {
-    /// llama-mini, synthetic:<shape>, hub:<owner>/<name>[@revision] or path:<folder>. Requests name it the same
+    /// A file.gguf, a folder, owner/name[@revision] or owner/name:Q4_K_M of the Hub, llama-mini or synthetic:<shape>. Requests name
+    /// it the same
     #[arg(long, default_value = "llama-mini")]
     model: String,
     #[command(flatten)]

@@ -158,8 +158,8 @@ fn scores(trained: Trained, tasks: &[(Task, Questions)]) -> Result<TaskScores> {
     let Trained { config, model, weights, tokenizer } = trained;
     let loaded = PsannLm::load(&model, config.dtype, &weights, &config.device.open()?)?;
     let source = weights.display().to_string();
-    let mut subject =
-        Subject { model: Box::new(loaded), source, tokenizer: Some(tokenizer.clone()), eos_token_ids: Vec::new() };
+    let (model, tokenizer) = (Box::new(loaded), Some(tokenizer.clone()));
+    let mut subject = Subject { model, source, tokenizer, without_tokenizer: None, eos_token_ids: Vec::new() };
     for (task, questions) in tasks {
         let result = quality::evaluate(task.name(), *task, questions, &mut subject, |_| {})?;
         match result.acc_norm {

@@ -34,36 +34,60 @@ pub struct ChatTemplate {
 pub fn chat_template(spec: &ModelSpec) -> Result<Option<ChatTemplate>> {
     match spec {
         ModelSpec::Mini(_) | ModelSpec::Synthetic(_) => Ok(None),
+        ModelSpec::Hub { .. } | ModelSpec::Path(_) if spec.is_gguf() => {
+            let (file, _) = super::gguf_file(spec)?;
+            let beside = |name: &str| Some(file.with_file_name(name)).filter(|file| file.exists());
+            let (beside, inside) =
+                (read(beside(TEMPLATE), beside(TOKENIZER_CONFIG))?, super::gguf::chat_template(&file)?);
+            Ok(beside.or(inside).if_any())
+        }
         #[cfg(feature = "hub")]
-        ModelSpec::Hub { repo, revision } => {
+        ModelSpec::Hub { repo, revision, .. } => {
             let files = super::hub::Hub::from_env().fetch_optional(repo, revision, &[TEMPLATE, TOKENIZER_CONFIG])?;
             let [template, config] = [TEMPLATE, TOKENIZER_CONFIG]
                 .map(|name| files.iter().find(|path| path.file_name().is_some_and(|own| own == name)).cloned());
-            read(template, config)
+            Ok(read(template, config)?.if_any())
         }
         #[cfg(not(feature = "hub"))]
         ModelSpec::Hub { .. } => Ok(None),
         ModelSpec::Path(folder) => {
             let existing = |name: &str| Some(folder.join(name)).filter(|file| file.exists());
-            read(existing(TEMPLATE), existing(TOKENIZER_CONFIG))
+            Ok(read(existing(TEMPLATE), existing(TOKENIZER_CONFIG))?.if_any())
         }
     }
 }
 
-/// Reads the template from its own file, which takes precedence, or from the settings of the tokenizer.
-fn read(template: Option<PathBuf>, config: Option<PathBuf>) -> Result<Option<ChatTemplate>> {
+impl ChatTemplate {
+    /// With the parts of another where this has none.
+    fn or(self, other: Self) -> Self {
+        let or = |text: String, other: String| if text.is_empty() { other } else { text };
+        Self {
+            source: or(self.source, other.source),
+            bos_token: or(self.bos_token, other.bos_token),
+            eos_token: or(self.eos_token, other.eos_token),
+        }
+    }
+
+    /// `None` if there is no template, whose special tokens are of no use alone.
+    fn if_any(self) -> Option<Self> {
+        Some(self).filter(|found| !found.source.is_empty())
+    }
+}
+
+/// Reads the template from its own file, which takes precedence, or from the settings of the tokenizer. What they lack is
+/// empty.
+fn read(template: Option<PathBuf>, config: Option<PathBuf>) -> Result<ChatTemplate> {
     let config = config.as_deref().map(read_json).transpose()?.unwrap_or_default();
     let source = match template {
-        Some(file) => Some(read_text(&file)?),
-        None => inside(&config["chat_template"]),
+        Some(file) => read_text(&file)?,
+        None => inside(&config["chat_template"]).unwrap_or_default(),
     };
     // A token is a text or an object with the text.
     let token = |name: &str| {
         let token = &config[name];
         token.as_str().or_else(|| token["content"].as_str()).unwrap_or_default().to_owned()
     };
-    let with_tokens = |source| ChatTemplate { source, bos_token: token("bos_token"), eos_token: token("eos_token") };
-    Ok(source.map(with_tokens))
+    Ok(ChatTemplate { source, bos_token: token("bos_token"), eos_token: token("eos_token") })
 }
 
 fn read_text(file: &Path) -> Result<String> {

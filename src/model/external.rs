@@ -15,7 +15,7 @@ use super::{
     config::ModelConfig,
     decoder, found,
     gguf::{self, Gguf},
-    shapes, tokenizer_beside,
+    gguf_file, shapes, text_of_gguf,
 };
 use crate::{
     device::Precision,
@@ -55,12 +55,11 @@ impl External {
             let config = super::shape(name)?;
             return Ok(Self { config, origin: Origin::Shape(text), source: spec.to_string(), tokenizer: None });
         }
-        if let ModelSpec::Path(file) = spec
-            && spec.is_gguf()
-        {
-            let source = spec.to_string();
-            let gguf::Model { config, weights, tensors, .. } = gguf::open(file).with_context(|| source.clone())?;
-            let tokenizer = tokenizer_beside(file, config.vocab_size)?;
+        if spec.is_gguf() {
+            let (file, source) = gguf_file(spec)?;
+            let opened = gguf::open(&file).with_context(|| source.clone())?;
+            let (tokenizer, _) = text_of_gguf(&file, &opened, |_| ()).with_context(|| source.clone())?;
+            let gguf::Model { config, weights, tensors, .. } = opened;
             let file = std::path::absolute(file).with_context(|| source.clone())?;
             return Ok(Self { config, origin: Origin::Gguf(file, tensors, weights.dtype()), source, tokenizer });
         }

@@ -64,6 +64,7 @@ use tensors::Tensors;
 use crate::{
     device::{DeviceChoice, Precision},
     measure::memory,
+    output,
     scenario::{self, ExpertDecoder, FeedForward},
 };
 
@@ -106,10 +107,12 @@ pub(crate) fn load_parallel(
             let eos_token_ids = config.eos_token_ids.clone();
             let weights = synthetic::weights(&config, seed, precision.dtype(), &device);
             let model = (engine.row().build)(config, Tensors::new(weights, precision), ExpertLayout::Single, parallel)?;
-            Ok(Subject { model, source: spec.to_string(), tokenizer: None, eos_token_ids })
+            Ok(Subject { model, source: spec.to_string(), tokenizer: None, without_tokenizer: None, eos_token_ids })
         }
-        ModelSpec::Path(file) if spec.is_gguf() => {
-            open_gguf(file, spec.to_string(), engine, precision, &device, parallel).with_context(|| spec.to_string())
+        ModelSpec::Hub { .. } | ModelSpec::Path(_) if spec.is_gguf() => {
+            let (file, source) = gguf_file(spec)?;
+            let name = source.clone();
+            open_gguf(&file, source, engine, precision, &device, parallel).with_context(|| name)
         }
         ModelSpec::Hub { .. } | ModelSpec::Path(_) => open_parallel(found(spec)?, engine, precision, &device, parallel),
     }
@@ -120,25 +123,44 @@ fn found(spec: &ModelSpec) -> Result<Checkpoint> {
     match spec {
         ModelSpec::Mini(_) | ModelSpec::Synthetic(_) => bail!("{spec} has no files: its weights are seeded"),
         #[cfg(feature = "hub")]
-        ModelSpec::Hub { repo, revision } => hub::Hub::from_env().fetch(repo, revision),
+        ModelSpec::Hub { repo, revision, .. } => hub::Hub::from_env().fetch(repo, revision),
         #[cfg(not(feature = "hub"))]
-        ModelSpec::Hub { .. } => {
-            bail!("{spec} can't be downloaded: this program was built without the feature `hub` of candlepower")
-        }
+        ModelSpec::Hub { .. } => bail!("{}", without_hub(spec)),
         ModelSpec::Path(folder) => Checkpoint::open(folder, spec.to_string()),
     }
 }
 
-/// The name of the form of a model's weights and cache in ids: that of the settings, or that of most weights of a GGUF file and of the
-/// cache in the settings. A file that cannot be read has the name of the settings; loading it says why.
+/// The GGUF file of a model, and its source. Downloads a file of the Hub that is not in its cache.
+fn gguf_file(spec: &ModelSpec) -> Result<(PathBuf, String)> {
+    match spec {
+        ModelSpec::Path(file) => Ok((file.clone(), spec.to_string())),
+        #[cfg(feature = "hub")]
+        ModelSpec::Hub { repo, revision, gguf: Some(wanted) } => {
+            hub::Hub::from_env().fetch_gguf(repo, revision, wanted)
+        }
+        #[cfg(not(feature = "hub"))]
+        ModelSpec::Hub { .. } => bail!("{}", without_hub(spec)),
+        _ => bail!("{spec} is not a GGUF file"),
+    }
+}
+
+#[cfg(not(feature = "hub"))]
+fn without_hub(spec: &ModelSpec) -> String {
+    format!("{spec} can't be downloaded: this program was built without the feature `hub` of candlepower")
+}
+
+/// The name of the form of a model's weights and cache in ids: that of the settings, or the file type of a GGUF file and the form of
+/// the cache in the settings. A file that cannot be read has the name of the settings; loading it says why. A file of the Hub has
+/// the quantisation by which it is named.
 pub(crate) fn dtype_of(spec: &ModelSpec, precision: Precision) -> String {
     let of_file = match spec {
-        ModelSpec::Path(file) if spec.is_gguf() => {
-            gguf::format_name(file).ok().map(|name| name + precision.cache_suffix())
-        }
+        ModelSpec::Path(file) if spec.is_gguf() => gguf::file_type(file).ok(),
+        ModelSpec::Hub { gguf: Some(name), .. } if name.ends_with(".gguf") => gguf::quantisation_of_name(name),
+        // A dash divides the parts of an id.
+        ModelSpec::Hub { gguf: Some(name), .. } => Some(name.to_lowercase().replace('-', "_")),
         _ => None,
     };
-    of_file.unwrap_or_else(|| precision.to_string())
+    of_file.map_or_else(|| precision.to_string(), |name| name + precision.cache_suffix())
 }
 
 /// The files of the weights of a model, and a specification that finds them without asking the Hub.
@@ -146,10 +168,10 @@ pub(crate) fn dtype_of(spec: &ModelSpec, precision: Precision) -> String {
 /// # Errors
 /// If the model has no files, or they cannot be found or downloaded.
 pub(crate) fn files(spec: &ModelSpec) -> Result<(ModelSpec, Vec<PathBuf>)> {
-    if let ModelSpec::Path(file) = spec
-        && spec.is_gguf()
-    {
-        return Ok((spec.clone(), vec![file.clone()]));
+    if spec.is_gguf() {
+        let (file, _) = gguf_file(spec)?;
+        let files = gguf::files(&file).with_context(|| spec.to_string())?;
+        return Ok((ModelSpec::Path(file), files));
     }
     let weights = found(spec)?.weights;
     let folder = weights.first().and_then(|file| file.parent()).with_context(|| format!("{spec} has no files"))?;
@@ -161,6 +183,13 @@ pub(crate) fn files(spec: &ModelSpec) -> Result<(ModelSpec, Vec<PathBuf>)> {
 /// # Errors
 /// If the model has no files, or the tokenizer cannot be read.
 pub(crate) fn tokenizer(spec: &ModelSpec) -> Result<Option<Tokenizer>> {
+    if spec.is_gguf() {
+        let (file, source) = gguf_file(spec)?;
+        let model = gguf::open(&file).with_context(|| source.clone())?;
+        return tokenizer_of_gguf(&file, &model, |note| report_note(&source, note))
+            .map(Some)
+            .with_context(|| source.clone());
+    }
     let files = found(spec)?;
     let vocab_size = match PsannConfig::from_json(&files.config)? {
         Some(config) => config.vocab_size,
@@ -196,7 +225,8 @@ fn open_parallel(
     let eos_token_ids = config.eos_token_ids.clone();
     let tensors = Tensors::of_checkpoint(&checkpoint, precision, device)?;
     let model = (engine.row().build)(config, tensors, layout, parallel)?;
-    Ok(Subject { model, source: checkpoint.source, tokenizer, eos_token_ids })
+    let without_tokenizer = without_tokenizer_file(&tokenizer);
+    Ok(Subject { model, source: checkpoint.source, tokenizer, without_tokenizer, eos_token_ids })
 }
 
 /// Refuses PSANN models that see later tokens or do not fit in memory, and settings that no PSANN model takes.
@@ -228,11 +258,18 @@ fn open_psann(checkpoint: Checkpoint, config: &PsannConfig, precision: Precision
     let tokenizer = checkpoint.tokenizer(config.vocab_size)?;
     let weights = checkpoint.weights(DType::F32, &Device::Cpu)?;
     let model = PsannLm::packed(config, precision, weights).with_context(|| checkpoint.source.clone())?;
-    Ok(Subject { model: Box::new(model), source: checkpoint.source, tokenizer, eos_token_ids: Vec::new() })
+    let (model, source) = (Box::new(model), checkpoint.source);
+    let without_tokenizer = without_tokenizer_file(&tokenizer);
+    Ok(Subject { model, source, tokenizer, without_tokenizer, eos_token_ids: Vec::new() })
 }
 
-/// Checks a GGUF file and builds its model. Its weights have the formats of the file, and the precision is that of its cache. The
-/// tokenizer is a `tokenizer.json` beside the file.
+/// Why a checkpoint without a tokenizer has none.
+fn without_tokenizer_file(tokenizer: &Option<Tokenizer>) -> Option<String> {
+    tokenizer.is_none().then(|| format!("its folder has no {}", checkpoint::TOKENIZER))
+}
+
+/// Checks a GGUF file and builds its model. Its weights have the formats of the file, and the precision is that of its cache. A
+/// tokenizer that is not supported leaves token ids as prompts.
 fn open_gguf(
     file: &Path,
     source: String,
@@ -243,19 +280,61 @@ fn open_gguf(
 ) -> Result<Subject> {
     ensure!(engine == Engine::Tuned, "engine {engine} runs no GGUF files; engine {} runs them", Engine::Tuned);
     ensure!(device.is_cpu(), "GGUF files run on a CPU only");
-    let gguf::Model { config, weights, tensors, bytes } = gguf::open(file)?;
+    let opened = gguf::open(file)?;
+    if let Some(note) = &opened.note {
+        report_note(&source, note);
+    }
+    let (tokenizer, without_tokenizer) = text_of_gguf(file, &opened, |note| report_note(&source, note))?;
+    let gguf::Model { config, weights, tensors, bytes, .. } = opened;
     let tensors = Tensors::of_gguf(weights, tensors, precision);
     admit_bytes(&config, engine, device, (bytes, bytes + extra_bytes(&config, engine, tensors.cache_dtype, device)))?;
-    let tokenizer = tokenizer_beside(file, config.vocab_size)?;
     let eos_token_ids = config.eos_token_ids.clone();
     let model = (engine.row().build)(config, tensors, ExpertLayout::Single, parallel)?;
-    Ok(Subject { model, source, tokenizer, eos_token_ids })
+    Ok(Subject { model, source, tokenizer, without_tokenizer, eos_token_ids })
 }
 
-/// The tokenizer of a `tokenizer.json` beside a GGUF file, if there is one.
-fn tokenizer_beside(file: &Path, vocab_size: usize) -> Result<Option<Tokenizer>> {
-    let beside = file.with_file_name(checkpoint::TOKENIZER);
-    beside.exists().then(|| checkpoint::tokenizer(&beside, vocab_size)).transpose()
+/// The tokenizer of a GGUF file, or why it has none. A wrong `tokenizer.json` is an error: the user put it there.
+fn text_of_gguf(
+    file: &Path,
+    model: &gguf::Model,
+    note: impl FnOnce(&str),
+) -> Result<(Option<Tokenizer>, Option<String>)> {
+    match tokenizer_of_gguf(file, model, note) {
+        Ok(tokenizer) => Ok((Some(tokenizer), None)),
+        Err(error) if tokenizer_beside(file).is_some() => Err(error),
+        Err(error) => {
+            let put = format!("a {} beside the file would be used", checkpoint::TOKENIZER);
+            Ok((None, Some(format!("{error:#}; {put}"))))
+        }
+    }
+}
+
+/// The tokenizer of a GGUF file: a `tokenizer.json` beside it, which is noted, or that of its metadata.
+fn tokenizer_of_gguf(file: &Path, model: &gguf::Model, note: impl FnOnce(&str)) -> Result<Tokenizer> {
+    match tokenizer_beside(file) {
+        Some(beside) => {
+            note(&format!("the tokenizer is {}, which is beside the file", beside.display()));
+            checkpoint::tokenizer(&beside, model.config.vocab_size)
+        }
+        None => model.tokenizer(),
+    }
+}
+
+fn tokenizer_beside(file: &Path) -> Option<PathBuf> {
+    Some(file.with_file_name(checkpoint::TOKENIZER)).filter(|beside| beside.exists())
+}
+
+/// The tokenizer of a GGUF file alone, for a program that has no model.
+///
+/// # Errors
+/// If the file cannot be read, or has no tokenizer that is supported.
+#[cfg(feature = "cli")]
+pub(crate) fn tokenizer_in_file(file: &Path) -> Result<Tokenizer> {
+    tokenizer_of_gguf(file, &gguf::open(file)?, |_| ())
+}
+
+fn report_note(source: &str, note: &str) {
+    output::report(format_args!("note: {source}: {note}"));
 }
 
 /// A decoder of the comparison `moe_top_k`, with seeded weights. `skew` sets how unevenly a mixture uses its experts where its
@@ -279,7 +358,7 @@ pub(crate) fn expert_grid(
     };
     let model = decoder::load(config, weights, ExpertLayout::Stacked, planted, Parallel::default())?;
     let source = format!("synthetic:{}", decoder.name(skew));
-    Ok(Subject { model, source, tokenizer: None, eos_token_ids: Vec::new() })
+    Ok(Subject { model, source, tokenizer: None, without_tokenizer: None, eos_token_ids: Vec::new() })
 }
 
 /// Memory that a model needs: its weights, and the cache of the longest scenario. `None` for a checkpoint, whose sizes are
@@ -298,6 +377,7 @@ pub(crate) fn needed_bytes(spec: &ModelSpec, engine: Engine, precision: Precisio
 pub(crate) fn max_position_embeddings(spec: &ModelSpec) -> Option<usize> {
     let config = match spec {
         ModelSpec::Mini(name) | ModelSpec::Synthetic(name) => shape(name),
+        ModelSpec::Path(file) if spec.is_gguf() => gguf::open(file).map(|model| model.config),
         ModelSpec::Path(_) => found(spec).and_then(|files| ModelConfig::from_json(&files.config)),
         ModelSpec::Hub { .. } => return None,
     };
@@ -359,8 +439,23 @@ pub struct Subject {
     pub source: String,
     /// The tokenizer; `None` for models without one, whose prompts are token ids.
     pub tokenizer: Option<Tokenizer>,
+    /// Why a model with trained weights has no tokenizer. `None` if it has one, or its weights are seeded.
+    pub without_tokenizer: Option<String>,
     /// Ids that end a sequence. Scenarios ignore them.
     pub eos_token_ids: Vec<u32>,
+}
+
+impl Subject {
+    /// The tokenizer, for `text`.
+    ///
+    /// # Errors
+    /// One line that says that there is none, and why.
+    pub(crate) fn tokenizer_for(&self, text: &str) -> Result<&Tokenizer> {
+        self.tokenizer.as_ref().with_context(|| {
+            let why = self.without_tokenizer.as_deref().map(|why| format!(" ({why})")).unwrap_or_default();
+            format!("{} has no tokenizer for {text}{why}: give token ids", self.source)
+        })
+    }
 }
 
 /// An implementation that runs models.

@@ -1,8 +1,12 @@
 //! The specification of a model as a user types it, and its short name in benchmark ids.
 
-use std::{fmt, path::PathBuf, str::FromStr};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use sha2::{Digest, Sha256};
 
 use super::shapes::{MINI, SYNTHETIC};
@@ -20,6 +24,8 @@ pub enum ModelSpec {
         repo: String,
         /// Branch, tag or commit.
         revision: String,
+        /// The path of a GGUF file in it, or the quantisation of one; `None` for safetensors.
+        gguf: Option<String>,
     },
     /// A folder in the Hub's layout, or a GGUF file.
     Path(PathBuf),
@@ -62,7 +68,11 @@ impl ModelSpec {
 
     /// Returns whether it is a GGUF file.
     pub(crate) fn is_gguf(&self) -> bool {
-        matches!(self, Self::Path(path) if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")))
+        match self {
+            Self::Path(path) => is_gguf_name(path),
+            Self::Hub { gguf, .. } => gguf.is_some(),
+            Self::Mini(_) | Self::Synthetic(_) => false,
+        }
     }
 
     /// Returns whether it is one of the small embedded models.
@@ -76,7 +86,11 @@ impl fmt::Display for ModelSpec {
         match self {
             Self::Mini(name) => f.write_str(name),
             Self::Synthetic(name) => write!(f, "synthetic:{name}"),
-            Self::Hub { repo, revision } => write!(f, "hub:{repo}@{revision}"),
+            Self::Hub { repo, revision, gguf: None } => write!(f, "hub:{repo}@{revision}"),
+            Self::Hub { repo, revision, gguf: Some(gguf) } => {
+                let mark = if is_gguf_name(Path::new(gguf)) { '/' } else { ':' };
+                write!(f, "hub:{repo}{mark}{gguf}@{revision}")
+            }
             Self::Path(path) => write!(f, "path:{}", path.display()),
         }
     }
@@ -98,12 +112,13 @@ impl FromStr for ModelSpec {
             Some(("path", "")) => bail!("'path:' needs a folder or a GGUF file, as in path:./my-checkpoint"),
             Some(("path", path)) => Ok(Self::Path(path.into())),
             Some(("hub", repo)) => hub(repo),
-            Some((scheme, _)) => {
+            _ if is_path(text) => Ok(Self::Path(text.into())),
+            Some((scheme, _)) if !scheme.contains('/') => {
                 bail!("unknown kind of model '{scheme}:': the kinds are synthetic:, hub: and path:")
             }
-            None if text.contains('/') => hub(text),
-            None => bail!(
-                "unknown model '{text}': name one of {}, synthetic:<shape> ({}), hub:<owner>/<name>[@revision] or path:<folder or file.gguf>",
+            _ if text.contains('/') => hub(text),
+            _ => bail!(
+                "unknown model '{text}': name one of {}, synthetic:<shape> ({}), a folder, a file.gguf, or a repository of the Hub as {HUB_FORMS}",
                 MINI.join(", "),
                 SYNTHETIC.join(", ")
             ),
@@ -113,17 +128,45 @@ impl FromStr for ModelSpec {
 
 crate::config::serde_as_text!(ModelSpec);
 
+/// The forms of a model of the Hub. The prefix `hub:` may be left out.
+const HUB_FORMS: &str =
+    "hub:<owner>/<name>[@<revision>], hub:<owner>/<name>:<quantisation> or hub:<owner>/<name>/<file.gguf>";
+
 fn hub(text: &str) -> Result<ModelSpec> {
-    let (repo, revision) = text.split_once('@').unwrap_or((text, "main"));
+    let (named, revision) = text.split_once('@').unwrap_or((text, "main"));
     let is_part = |part: &str| {
-        !part.is_empty() && part != ".." && part.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
+        !["", ".", ".."].contains(&part) && part.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
     };
-    match repo.split_once('/') {
-        Some((owner, name)) if is_part(owner) && is_part(name) && !revision.is_empty() => {
-            Ok(ModelSpec::Hub { repo: repo.into(), revision: revision.into() })
-        }
-        _ => bail!("'{text}' is not a Hub repository: write hub:<owner>/<name> or hub:<owner>/<name>@<revision>"),
-    }
+    let (path, quantisation) = match named.split_once(':') {
+        Some((path, quantisation)) => (path, Some(quantisation)),
+        None => (named, None),
+    };
+    let parts: Vec<&str> = path.split('/').collect();
+    let is_whole = parts.iter().chain(&quantisation).all(|part| is_part(part)) && parts.len() >= 2;
+    let file = parts.get(2..).unwrap_or_default().join("/");
+    let gguf = match (file.is_empty(), quantisation) {
+        (true, quantisation) => quantisation.map(str::to_owned),
+        (false, None) if is_gguf_name(Path::new(&file)) => Some(file),
+        (false, _) => bail!("'{text}' is not a model of the Hub: write {HUB_FORMS}"),
+    };
+    // A revision has no colon, so that a quantisation after it is seen.
+    ensure!(
+        is_whole && !revision.is_empty() && !revision.contains(':'),
+        "'{text}' is not a Hub repository: write {HUB_FORMS}"
+    );
+    Ok(ModelSpec::Hub { repo: parts[..2].join("/"), revision: revision.into(), gguf })
+}
+
+/// Returns whether a text without a prefix is a path: it looks like one, or there is such a folder or file.
+fn is_path(text: &str) -> bool {
+    let path = Path::new(text);
+    let is_file_name = is_gguf_name(path) && text.matches('/').count() < 2 && !text.contains(':');
+    let begins_as_path = ["./", "../"].iter().any(|start| text.starts_with(start)) || [".", ".."].contains(&text);
+    !text.is_empty() && (begins_as_path || path.is_absolute() || is_file_name || path.exists())
+}
+
+fn is_gguf_name(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"))
 }
 
 #[cfg(test)]
@@ -147,6 +190,30 @@ mod tests {
     }
 
     #[test]
+    fn paths_and_files_of_the_hub_need_no_prefix() {
+        for (text, canonical, is_gguf) in [
+            ("./x.gguf", "path:./x.gguf", true),
+            ("x.gguf", "path:x.gguf", true),
+            ("models/x.gguf", "path:models/x.gguf", true),
+            ("/tmp/none/x.gguf", "path:/tmp/none/x.gguf", true),
+            ("../none", "path:../none", false),
+            // They exist: the tests run in the folder of the crate.
+            ("src/model", "path:src/model", false),
+            ("fixtures", "path:fixtures", false),
+            ("owner/name:Q4_K_M", "hub:owner/name:Q4_K_M@main", true),
+            ("hub:owner/name:UD-Q4_K_XL@v2", "hub:owner/name:UD-Q4_K_XL@v2", true),
+            ("owner/name/x.gguf", "hub:owner/name/x.gguf@main", true),
+            ("hub:owner/name/Q8_0/x-00001-of-00002.gguf@v/2", "hub:owner/name/Q8_0/x-00001-of-00002.gguf@v/2", true),
+            ("hub:src/model", "hub:src/model@main", false),
+            ("hub:owner/x.gguf", "hub:owner/x.gguf@main", false),
+        ] {
+            let spec = parse(text);
+            assert_eq!((spec.to_string().as_str(), spec.is_gguf()), (canonical, is_gguf), "{text}");
+            assert_eq!(parse(canonical), spec);
+        }
+    }
+
+    #[test]
     fn slugs_are_short_safe_and_different() {
         let long = "a-very-long-model-name-that-goes-on-and-on-and-on-for-ever";
         let specs: Vec<_> = MINI
@@ -156,7 +223,9 @@ mod tests {
             .chain(["a", "b"].iter().flat_map(|owner| {
                 ["x", "X", "x.y", "llama-mini", long, &format!("{long}-2")]
                     .iter()
-                    .flat_map(|name| [format!("hub:{owner}/{name}"), format!("hub:{owner}/{name}@v2")])
+                    .flat_map(|name| {
+                        ["", "@v2", ":Q4_0", ":Q8_0", "/x.gguf"].map(|end| format!("hub:{owner}/{name}{end}"))
+                    })
                     .collect::<Vec<_>>()
             }))
             .chain(["path:x", "path:./x", "path:/tmp/a b:c", "path:/"].iter().map(|p| p.to_string()))
@@ -177,6 +246,12 @@ mod tests {
             ("hub:nothing", "<owner>/<name>"),
             ("hub:a/b@", "<revision>"),
             ("hub:../etc/passwd", "<owner>/<name>"),
+            ("hub:a/b/../x.gguf", "<owner>/<name>"),
+            ("hub:a/b/c", "<file.gguf>"),
+            ("hub:a/b/x.gguf:Q4_0", "<quantisation>"),
+            ("hub:a/b@main:Q4_0", "<quantisation>"),
+            ("a/b:", "<quantisation>"),
+            ("a/b:Q4/0", "<quantisation>"),
             ("s3:bucket", "hub:"),
             ("path:", "path:./my-checkpoint"),
             ("", "llama-mini"),

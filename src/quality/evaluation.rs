@@ -80,14 +80,13 @@ pub fn evaluate(
     subject: &mut Subject,
     mut progress: impl FnMut(usize),
 ) -> Result<TaskResult> {
-    let Subject { model, tokenizer, source, .. } = subject;
-    let tokenizer =
-        tokenizer.as_ref().with_context(|| format!("{source} has no tokenizer, which the text of a task needs"))?;
+    let tokenizer = subject.tokenizer_for("the text of a task")?.clone();
+    let model = &mut subject.model;
     let all = &questions.questions;
     let (mut scores, mut deviates) = (Vec::with_capacity(all.len()), None);
     for (number, question) in (1..).zip(all) {
         let at = || format!("question {number} of {}", questions.file);
-        scores.push(score(model.as_mut(), tokenizer, question, &mut deviates).with_context(at)?);
+        scores.push(score(model.as_mut(), &tokenizer, question, &mut deviates).with_context(at)?);
         progress(number);
     }
     let share = |is_correct: fn(&Score) -> Option<bool>| -> Option<Mean> {

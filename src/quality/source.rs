@@ -73,14 +73,9 @@ impl Source {
     /// # Errors
     /// When a text meets a model without a tokenizer, the tokenizer fails, or an id is not in the vocabulary.
     pub fn ids(&self, subject: &model::Subject) -> Result<Vec<u32>> {
-        let ids = match (&self.content, &subject.tokenizer) {
-            (Content::Ids(ids), _) => ids.clone(),
-            (Content::Text(text), Some(tokenizer)) => generate::encode(tokenizer, text)?,
-            (Content::Text(_), None) => anyhow::bail!(
-                "{} has no tokenizer for the text {}: give a file of token ids",
-                subject.source,
-                self.name
-            ),
+        let ids = match &self.content {
+            Content::Ids(ids) => ids.clone(),
+            Content::Text(text) => generate::encode(subject.tokenizer_for(&format!("the text {}", self.name))?, text)?,
         };
         let vocab_size = subject.model.vocab_size();
         let unknown = ids.iter().position(|id| *id as usize >= vocab_size);

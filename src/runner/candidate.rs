@@ -230,7 +230,9 @@ impl Candidate {
             source: Source::Own(Box::new(move || {
                 ensure!(!precision.is_only_tuned(), "dtype {precision} is only for models of engine tuned");
                 let model = Box::new(load(precision.dtype(), &device.open()?)?);
-                Ok(Subject { model, source: source.clone(), tokenizer: None, eos_token_ids: Vec::new() })
+                let source = source.clone();
+                let (tokenizer, without_tokenizer) = (None, None);
+                Ok(Subject { model, source, tokenizer, without_tokenizer, eos_token_ids: Vec::new() })
             })),
             precision,
             device,

@@ -262,13 +262,13 @@ fn run(
     tell: &mpsc::SyncSender<Loaded>,
 ) -> Result<()> {
     let (subject, template) = load()?;
-    let Subject { mut model, tokenizer, eos_token_ids, .. } = subject;
+    let Subject { mut model, tokenizer, without_tokenizer, eos_token_ids, .. } = subject;
     let (vocab_size, max_length) = (model.vocab_size(), model.max_position_embeddings());
     ensure!(vocab_size > 0 && max_length > 1, "the model has no room for a prompt and an answer");
     let batch = Batch::of(model.as_mut(), limits.max_sequences, limits.step_tokens)?;
     let sequences = batch.sequences;
     check_memory(model.as_ref(), sequences, limits)?;
-    let codec = Codec::new(tokenizer, vocab_size);
+    let codec = Codec::new(tokenizer, without_tokenizer, vocab_size);
     let _ = tell.send(Loaded { codec, template, eos_token_ids, vocab_size, max_length, sequences });
     Engine::new(model.as_mut(), batch, queue, metrics).run();
     Ok(())

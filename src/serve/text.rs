@@ -17,13 +17,16 @@ pub enum Codec {
     Words {
         vocab_size: usize,
     },
+    /// For trained weights without a tokenizer: why they have none. Prompts are token ids, and answers have their form in text.
+    Ids(String),
 }
 
 impl Codec {
-    pub fn new(tokenizer: Option<Tokenizer>, vocab_size: usize) -> Self {
-        match tokenizer {
-            Some(tokenizer) => Self::Tokenizer(Box::new(tokenizer)),
-            None => Self::Words { vocab_size },
+    pub fn new(tokenizer: Option<Tokenizer>, without: Option<String>, vocab_size: usize) -> Self {
+        match (tokenizer, without) {
+            (Some(tokenizer), _) => Self::Tokenizer(Box::new(tokenizer)),
+            (None, Some(why)) => Self::Ids(why),
+            (None, None) => Self::Words { vocab_size },
         }
     }
 
@@ -34,6 +37,9 @@ impl Codec {
                 Ok(encoding) => Ok(encoding.get_ids().to_vec()),
                 Err(error) => Err(anyhow!("the tokenizer failed: {}", one_line(&error))),
             },
+            Self::Ids(why) => {
+                Err(anyhow!("the model has no tokenizer for texts ({why}): give token ids as the prompt"))
+            }
             Self::Words { vocab_size } => Ok(text.split_whitespace().map(|word| token(word, *vocab_size)).collect()),
         }
     }
@@ -43,7 +49,7 @@ impl Codec {
         match self {
             // It fails only for decoders that a tokenizer's file combines in ways that make no text.
             Self::Tokenizer(tokenizer) => tokenizer.decode(ids, true).unwrap_or_default(),
-            Self::Words { .. } => ids.iter().map(|id| format!(" <{id}>")).collect(),
+            Self::Words { .. } | Self::Ids(_) => ids.iter().map(|id| format!(" <{id}>")).collect(),
         }
     }
 
@@ -51,7 +57,7 @@ impl Codec {
     pub fn token_text(&self, id: u32) -> String {
         match self {
             Self::Tokenizer(tokenizer) => tokenizer.decode(&[id], false).unwrap_or_default(),
-            Self::Words { .. } => self.decode(&[id]),
+            Self::Words { .. } | Self::Ids(_) => self.decode(&[id]),
         }
     }
 }
@@ -237,11 +243,16 @@ mod tests {
 
     #[test]
     fn without_a_tokenizer_words_are_tokens() {
-        let codec = Codec::new(None, 1000);
+        let codec = Codec::new(None, None, 1000);
         let ids = codec.encode("A candle is <17>\n <17> <1000>", true).expect("ids");
         assert_eq!(ids.len(), 6);
         assert!(ids.iter().all(|id| *id < 1000) && ids[3..5] == [17, 17]);
         assert_eq!(codec.encode(&codec.decode(&ids), false).expect("ids"), ids);
         assert_eq!(pieces(&codec, &[5, 6, 7], &["<6>"]), (vec![" <5>".into(), " ".into()], true));
+        // Texts for trained weights would be noise.
+        let codec = Codec::new(None, Some("its folder has none".into()), 1000);
+        let error = codec.encode("A candle", true).expect_err("a refusal").to_string();
+        assert!(error.contains("its folder has none") && error.contains("token ids"), "{error}");
+        assert_eq!(codec.decode(&[5, 6]), " <5> <6>");
     }
 }

@@ -47,7 +47,13 @@ pub fn toy(sequences: usize, step: Duration) -> (impl FnOnce() -> Subject + Send
     let own = log.clone();
     let make = move || {
         let model = Toy { sequences: vec![Vec::new(); sequences], step, log: own };
-        Subject { model: Box::new(model), source: "toy".into(), tokenizer: None, eos_token_ids: Vec::new() }
+        Subject {
+            model: Box::new(model),
+            source: "toy".into(),
+            tokenizer: None,
+            without_tokenizer: None,
+            eos_token_ids: Vec::new(),
+        }
     };
     (make, log)
 }

@@ -2,14 +2,20 @@
 //!
 //! `header` checks the file before Candle reads its header. The metadata becomes a `config.json`, so that one reader checks the
 //! configurations of all models. Tensors are found by the names of transformers, and matrices stay in the format of the file.
+//! `metadata` reads its keys, `tokenizer` makes a tokenizer of them, `parts` finds the files of a model that is in several, and
+//! `file_type` names its quantisation.
 
+mod file_type;
 mod header;
+mod metadata;
+mod parts;
+mod tokenizer;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fs::File,
     io::{Read, Seek, SeekFrom},
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -23,8 +29,15 @@ use candle_core::{
 };
 use candle_nn::{Init, VarBuilder, var_builder::SimpleBackend};
 use serde_json::{Map, json};
+use tokenizers::Tokenizer;
 
+use self::metadata::Metadata;
+pub(super) use self::{
+    file_type::quantisation_of_name,
+    parts::{names as names_of_parts, stem},
+};
 use super::{
+    ChatTemplate,
     config::{ExpertLayout, ModelConfig, RopeScaling},
     limits::MOST_WEIGHTS,
 };
@@ -48,7 +61,7 @@ const KEYS: &[(&str, &str)] = &[
     ("attention.key_length", "head_dim"),
     ("attention.layer_norm_rms_epsilon", "rms_norm_eps"),
     ("attention.sliding_window", "sliding_window"),
-    ("attention.sliding_window_pattern", "sliding_window_pattern"),
+    ("attention.sliding_window_pattern", SLIDING_PATTERN),
     ("block_count", "num_hidden_layers"),
     ("context_length", "max_position_embeddings"),
     ("embedding_length", "hidden_size"),
@@ -80,6 +93,12 @@ const PARTS: &[(&str, &str)] = &[
     ("post_attention_layernorm", "post_attention_norm"),
 ];
 
+/// The key that some files state as a flag for each layer.
+const SLIDING_PATTERN: &str = "sliding_window_pattern";
+
+/// The base of RoPE's frequencies where a file states none, for all architectures.
+const DEFAULT_ROPE_BASE: f64 = 10_000.0;
+
 const EMBEDDING: &str = "token_embd.weight";
 const HEAD: &str = "output.weight";
 /// Numbers that the frequencies of RoPE are divided by.
@@ -95,13 +114,17 @@ pub struct Model {
     pub weights: VarBuilder<'static>,
     /// The same tensors in the formats of the file.
     pub tensors: Arc<Gguf>,
-    /// Bytes of the file.
+    /// Bytes of the file, or of all its parts.
     pub bytes: u64,
+    /// Says that ids do not have the file type that the metadata states, and why.
+    pub note: Option<String>,
+    metadata: Metadata,
 }
 
 /// The tensors of a file.
 pub struct Gguf {
-    file: Mutex<File>,
+    /// The parts of the file.
+    files: Vec<Mutex<File>>,
     /// By the names of transformers.
     places: HashMap<String, Place>,
 }
@@ -110,6 +133,8 @@ pub struct Gguf {
 struct Stored {
     format: GgmlDType,
     shape: Vec<usize>,
+    /// The part of the file that holds it.
+    part: usize,
     /// Position of its first byte.
     start: u64,
 }
@@ -117,6 +142,8 @@ struct Stored {
 /// Where a tensor of a model is.
 struct Place {
     format: GgmlDType,
+    /// The part of the file that holds it.
+    part: usize,
     /// Position of its first byte.
     start: u64,
     rows: usize,
@@ -128,43 +155,115 @@ struct Place {
     offset: f32,
 }
 
+/// A file whose headers were read: its metadata, its tensors, its parts, and their bytes.
+struct Opened {
+    metadata: Metadata,
+    stored: BTreeMap<String, Stored>,
+    files: Vec<Mutex<File>>,
+    bytes: u64,
+}
+
+/// One file of them.
+struct Part {
+    metadata: Metadata,
+    stored: BTreeMap<String, Stored>,
+    file: File,
+    bytes: u64,
+}
+
 /// Opens a file, and checks its header and its tensors.
 ///
 /// # Errors
 /// One line if it cannot be read, is cut short, or has an architecture or a format that is not supported.
 pub fn open(path: &Path) -> Result<Model> {
-    let (content, file, bytes) = content(path)?;
-    let stored = stored(&content, bytes)?;
-    let mut config = config(&content.metadata, &stored)?;
-    let places = places(&config, &stored, &content.metadata)?;
-    let tensors = Arc::new(Gguf { file: Mutex::new(file), places });
+    let Opened { metadata, stored, files, bytes } = opened(path)?;
+    let mut config = config(&metadata, &stored)?;
+    let places = places(&config, &stored, &metadata)?;
+    let tensors = Arc::new(Gguf { files, places });
     if tensors.places.contains_key(ROPE_FACTORS) {
         let factors = tensors.values(ROPE_FACTORS)?;
         let is_factor = |factor: &f32| factor.is_finite() && *factor > 0.0;
         ensure!(factors.iter().all(is_factor), "{ROPE_FACTORS} holds a number that is not above 0");
         config.rope.scaling = RopeScaling::Factors(factors);
     }
-    let dtype = match main_format(&stored) {
+    let dtype = match main_format(stored.values()) {
         Some(GgmlDType::F16) => DType::F16,
         Some(GgmlDType::BF16) => DType::BF16,
         _ => DType::F32,
     };
+    let (_, note) = file_type::of(&metadata, &stored)?;
     let weights = VarBuilder::from_backend(Box::new(Backend(tensors.clone())), dtype, Device::Cpu);
-    Ok(Model { config, weights, tensors, bytes })
+    Ok(Model { config, weights, tensors, bytes, note, metadata })
 }
 
-/// The name of the format that most weights of a file have, in ids.
+impl Model {
+    /// The tokenizer of the metadata.
+    ///
+    /// # Errors
+    /// One line that says why there is none.
+    pub fn tokenizer(&self) -> Result<Tokenizer> {
+        tokenizer::tokenizer(&self.metadata, self.config.vocab_size)
+    }
+}
+
+/// The file type of a file, in ids.
 ///
 /// # Errors
 /// As [`open`].
-pub fn format_name(path: &Path) -> Result<String> {
-    let (content, _, bytes) = content(path)?;
-    let format = main_format(&stored(&content, bytes)?).context("it has no tensors")?;
-    Ok(format!("{format:?}").to_lowercase())
+pub fn file_type(path: &Path) -> Result<String> {
+    let Opened { metadata, stored, .. } = opened(path)?;
+    Ok(file_type::of(&metadata, &stored)?.0)
 }
 
-/// The header of a file, the file, and its size.
-fn content(path: &Path) -> Result<(Content, File, u64)> {
+/// The chat template of a file and its special tokens. Its text is empty if there is none.
+///
+/// # Errors
+/// As [`open`].
+pub fn chat_template(path: &Path) -> Result<ChatTemplate> {
+    let metadata = opened(path)?.metadata;
+    let token = |key| tokenizer::special_token(&metadata, key).map(|token| token.unwrap_or_default().to_owned());
+    Ok(ChatTemplate {
+        source: metadata.text("tokenizer.chat_template")?.unwrap_or_default().to_owned(),
+        bos_token: token("tokenizer.ggml.bos_token_id")?,
+        eos_token: token("tokenizer.ggml.eos_token_id")?,
+    })
+}
+
+/// The files of a model: the file, or all its parts.
+///
+/// # Errors
+/// If it cannot be read, or a part is missing.
+pub fn files(path: &Path) -> Result<Vec<PathBuf>> {
+    parts::of(path, &part(path, 0)?.metadata)
+}
+
+/// Reads the header of a file, or of all its parts. The metadata is that of the first part.
+fn opened(path: &Path) -> Result<Opened> {
+    let named = part(path, 0)?;
+    let paths = parts::of(path, &named.metadata)?;
+    if paths.len() == 1 {
+        let Part { metadata, stored, file, bytes } = named;
+        return Ok(Opened { metadata, stored, files: vec![Mutex::new(file)], bytes });
+    }
+    let mut all: Option<Opened> = None;
+    for (number, path) in paths.iter().enumerate() {
+        let name = || path.file_name().unwrap_or_default().display().to_string();
+        let Part { metadata, stored, file, bytes } = part(path, number).with_context(name)?;
+        parts::check(&metadata, number).with_context(name)?;
+        let files = Vec::new();
+        let all = all.get_or_insert_with(|| Opened { metadata, stored: BTreeMap::new(), files, bytes: 0 });
+        if let Some(twice) = stored.keys().find(|tensor| all.stored.contains_key(*tensor)) {
+            bail!("{}: {twice} is in another part too", name());
+        }
+        all.stored.extend(stored);
+        all.files.push(Mutex::new(file));
+        all.bytes += bytes;
+    }
+    all.context("it has no parts")
+}
+
+/// The header of one file.
+fn part(path: &Path, number: usize) -> Result<Part> {
     ensure!(path.is_file(), "there is no such file");
     let mut file = File::open(path).context("it cannot be opened")?;
     let bytes = file.metadata()?.len();
@@ -172,11 +271,12 @@ fn content(path: &Path) -> Result<(Content, File, u64)> {
     file.rewind()?;
     let content = Content::read(&mut std::io::BufReader::new(&file))?;
     ensure!(content.tensor_infos.len() == tensors, "two of its tensors have the same name");
-    Ok((content, file, bytes))
+    let stored = stored(&content, number, bytes)?;
+    Ok(Part { metadata: Metadata(content.metadata), stored, file, bytes })
 }
 
 /// The tensors by their names, each of which lies in the file.
-fn stored(content: &Content, file_bytes: u64) -> Result<BTreeMap<String, Stored>> {
+fn stored(content: &Content, part: usize, file_bytes: u64) -> Result<BTreeMap<String, Stored>> {
     let mut stored = BTreeMap::new();
     for (name, info) in &content.tensor_infos {
         let (format, shape) = (info.ggml_dtype, info.shape.dims().to_vec());
@@ -196,14 +296,15 @@ fn stored(content: &Content, file_bytes: u64) -> Result<BTreeMap<String, Stored>
             end.is_some_and(|end| end <= file_bytes),
             "{name} ends beyond the {file_bytes} bytes of the file: it is cut short"
         );
-        stored.insert(name.clone(), Stored { format, shape, start: start.unwrap_or(0) });
+        stored.insert(name.clone(), Stored { format, shape, part, start: start.unwrap_or(0) });
     }
     Ok(stored)
 }
 
-fn main_format(stored: &BTreeMap<String, Stored>) -> Option<GgmlDType> {
+/// The format of most weights.
+fn main_format<'a>(stored: impl IntoIterator<Item = &'a Stored>) -> Option<GgmlDType> {
     let mut counts: Vec<(GgmlDType, usize)> = Vec::new();
-    for Stored { format, shape, .. } in stored.values() {
+    for Stored { format, shape, .. } in stored {
         let elements: usize = shape.iter().product();
         match counts.iter_mut().find(|(other, _)| other == format) {
             Some((_, count)) => *count += elements,
@@ -214,21 +315,21 @@ fn main_format(stored: &BTreeMap<String, Stored>) -> Option<GgmlDType> {
 }
 
 /// The configuration that the metadata describes.
-fn config(metadata: &HashMap<String, Value>, stored: &BTreeMap<String, Stored>) -> Result<ModelConfig> {
-    let text = |key: &str| match metadata.get(key) {
-        Some(Value::String(text)) => Some(text.as_str()),
-        _ => None,
-    };
-    let named = text("general.architecture").context("its metadata has no general.architecture")?;
+fn config(metadata: &Metadata, stored: &BTreeMap<String, Stored>) -> Result<ModelConfig> {
+    let named = metadata.text("general.architecture")?.context("its metadata has no general.architecture")?;
     let Some((_, architecture)) = ARCHITECTURES.iter().find(|(name, _)| *name == named) else {
         let names = ARCHITECTURES.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
         bail!("its architecture {named} is not supported; the supported ones are {names}")
     };
-    let of = |key: &str| metadata.get(&format!("{named}.{key}"));
+    let of = |key: &str| metadata.of_all_layers(&format!("{named}.{key}"));
     let mut json = Map::new();
     for (key, name) in KEYS.iter().copied() {
-        if let Some(value) = of(key) {
-            let value = scalar(value).with_context(|| format!("{named}.{key} is not a number"))?;
+        // A flag for each layer says which ones slide.
+        let (key, flags) = (format!("{named}.{key}"), metadata.flags(&format!("{named}.{key}")));
+        if let (SLIDING_PATTERN, Some(slides)) = (name, flags) {
+            let kind = |slides: bool| if slides { "sliding_attention" } else { "full_attention" };
+            json.insert("layer_types".into(), slides.into_iter().map(kind).collect());
+        } else if let Some(value) = metadata.of_all_layers(&key)? {
             json.insert(name.into(), value);
         }
     }
@@ -241,7 +342,7 @@ fn config(metadata: &HashMap<String, Value>, stored: &BTreeMap<String, Stored>) 
     {
         json.insert("head_dim".into(), json!(width.checked_div(heads)));
     }
-    if let (Some(turned), Some(head_dim)) = (of("rope.dimension_count").and_then(scalar), json.get("head_dim")) {
+    if let (Some(turned), Some(head_dim)) = (of("rope.dimension_count")?, json.get("head_dim")) {
         ensure!(
             turned == *head_dim,
             "{named}.rope.dimension_count is {turned}: RoPE on a part of each head is not supported"
@@ -260,20 +361,11 @@ fn config(metadata: &HashMap<String, Value>, stored: &BTreeMap<String, Stored>) 
             json.insert("query_pre_attn_scalar".into(), json!(size));
         }
     }
-    ensure!(of("rope.scale_linear").is_none(), "{named}.rope.scale_linear is an old key: convert the model again");
-    if let Some(kind) = text(&format!("{named}.rope.scaling.type")).filter(|kind| *kind != "none") {
-        json.insert(
-            "rope_scaling".into(),
-            json!({
-                "rope_type": kind,
-                "factor": of("rope.scaling.factor").and_then(scalar),
-                "original_max_position_embeddings": of("rope.scaling.original_context_length").and_then(scalar),
-            }),
-        );
+    json.entry("rope_theta").or_insert(json!(DEFAULT_ROPE_BASE));
+    if let Some(scaling) = rope_scaling(metadata, named)? {
+        json.insert("rope_scaling".into(), scaling);
     }
-    if let Some(Value::U32(id)) = metadata.get("tokenizer.ggml.eos_token_id") {
-        json.insert("eos_token_id".into(), json!(id));
-    }
+    json.insert("eos_token_id".into(), json!(end_tokens(metadata, embedding.shape[0])?));
     let mut config = ModelConfig::from_json(&json.into()).context("its metadata, as a config.json")?;
     config.qkv_bias = stored.contains_key("blk.0.attn_q.bias");
     config.o_bias = stored.contains_key("blk.0.attn_output.bias");
@@ -281,31 +373,73 @@ fn config(metadata: &HashMap<String, Value>, stored: &BTreeMap<String, Stored>) 
     Ok(config)
 }
 
-/// A number or a flag as JSON.
-fn scalar(value: &Value) -> Option<serde_json::Value> {
-    Some(match value {
-        Value::U8(value) => json!(value),
-        Value::I8(value) => json!(value),
-        Value::U16(value) => json!(value),
-        Value::I16(value) => json!(value),
-        Value::U32(value) => json!(value),
-        Value::I32(value) => json!(value),
-        Value::U64(value) => json!(value),
-        Value::I64(value) => json!(value),
-        Value::F32(value) => json!(value),
-        Value::F64(value) => json!(value),
-        Value::Bool(_) | Value::String(_) | Value::Array(_) => return None,
-    })
+/// The scaling of RoPE, with the defaults of llama.cpp: the type is linear, and a factor of 0 is none.
+fn rope_scaling(metadata: &Metadata, named: &str) -> Result<Option<serde_json::Value>> {
+    let key = |key: &str| format!("{named}.rope.{key}");
+    let number = |name: &str| metadata.number(&key(name));
+    let kind = key("scaling.type");
+    let kind = metadata.text(&kind)?.unwrap_or("linear");
+    let factor = match number("scaling.factor")? {
+        Some(factor) => factor,
+        None => number("scale_linear")?.unwrap_or(0.0),
+    };
+    ensure!(factor >= 0.0, "{} is {factor}, and must be at least 0", key("scaling.factor"));
+    let attention_factor = number("scaling.attn_factor")?.unwrap_or(1.0);
+    ensure!(attention_factor > 0.0, "{} is {attention_factor}, and must be above 0", key("scaling.attn_factor"));
+    // YaRN by a factor of 1 scales the cosines and sines only.
+    let (kind, factor) = match (kind, factor) {
+        ("none", _) | (_, 0.0) if attention_factor == 1.0 => return Ok(None),
+        ("none", _) | (_, 0.0) => ("yarn", 1.0),
+        scaled => scaled,
+    };
+    ensure!(
+        attention_factor == 1.0 || kind == "yarn",
+        "{} is {attention_factor}, which is not supported for scaling of type {kind}",
+        key("scaling.attn_factor")
+    );
+    ensure!(
+        number("scaling.yarn_ext_factor")?.is_none_or(|factor| factor == 1.0),
+        "{} is not 1, which is not supported",
+        key("scaling.yarn_ext_factor")
+    );
+    let mut scaling = json!({"rope_type": kind, "factor": factor});
+    if kind == "yarn" {
+        let context = metadata.of_all_layers(&key("scaling.original_context_length"))?;
+        let context =
+            context.map_or_else(|| metadata.of_all_layers(&format!("{named}.context_length")), |c| Ok(Some(c)));
+        scaling["original_max_position_embeddings"] = json!(context?);
+        scaling["attention_factor"] = json!(attention_factor * (1.0 + 0.1 * factor.ln().max(0.0)));
+        for beta in ["beta_fast", "beta_slow"] {
+            scaling[beta] = json!(number(&format!("scaling.yarn_{beta}"))?);
+        }
+    }
+    Ok(Some(scaling))
+}
+
+/// The tokens that end an answer: of a text, a turn and a message. Numbers that are no tokens, such as -1, say that there is none.
+fn end_tokens(metadata: &Metadata, vocab_size: usize) -> Result<Vec<u32>> {
+    let mut ids = Vec::new();
+    for key in ["eos_token_id", "eot_token_id", "eom_token_id", "eos_token_ids"] {
+        let key = format!("tokenizer.ggml.{key}");
+        match metadata.0.get(&key) {
+            Some(Value::Array(_)) => {
+                ids.extend(metadata.list(&key, "whole numbers", metadata::whole)?.unwrap_or_default())
+            }
+            _ => ids.extend(metadata.whole(&key)?),
+        }
+    }
+    let ids: BTreeSet<u32> = ids.into_iter().filter_map(|id| u32::try_from(id).ok()).collect();
+    Ok(ids.into_iter().filter(|id| (*id as usize) < vocab_size).collect())
 }
 
 /// The place of each tensor of a model, after a check that the file has these tensors and no others.
 fn places(
     config: &ModelConfig,
     stored: &BTreeMap<String, Stored>,
-    metadata: &HashMap<String, Value>,
+    metadata: &Metadata,
 ) -> Result<HashMap<String, Place>> {
     // llama.cpp turns neighbouring elements of Llama's heads. It turns the halves of all other heads, as transformers does.
-    let is_llama = matches!(metadata.get("general.architecture"), Some(Value::String(name)) if name == "llama");
+    let is_llama = metadata.text("general.architecture")? == Some("llama");
     let (mut places, mut missing, mut wrong) = (HashMap::new(), Vec::new(), Vec::new());
     let mut left: BTreeSet<&str> = stored.keys().map(String::as_str).filter(|name| *name != ROPE_FACTORS).collect();
     for (name, shape) in config.tensors(ExpertLayout::Single) {
@@ -339,6 +473,7 @@ fn places(
         let is_turned = ["self_attn.q_proj", "self_attn.k_proj"].iter().any(|part| name.contains(part));
         let place = Place {
             format: found.format,
+            part: found.part,
             start: found.start + (expert.unwrap_or(0) * bytes) as u64,
             rows,
             width,
@@ -347,13 +482,13 @@ fn places(
         };
         places.insert(name, place);
     }
-    if let Some(Stored { format, shape, start }) = stored.get(ROPE_FACTORS) {
+    if let Some(Stored { format, shape, part, start }) = stored.get(ROPE_FACTORS) {
         let rows = config.head_dim / 2;
         ensure!(
             format.block_size() == 1 && *shape == [rows],
             "{ROPE_FACTORS} is {shape:?} of {format:?}, not a number for each pair of a head"
         );
-        let place = Place { format: *format, start: *start, rows, width: 1, interleaved: 0, offset: 0.0 };
+        let place = Place { format: *format, part: *part, start: *start, rows, width: 1, interleaved: 0, offset: 0.0 };
         places.insert(ROPE_FACTORS.into(), place);
     }
     ensure!(missing.is_empty(), "missing {}", listed(&missing));
@@ -429,7 +564,7 @@ impl Gguf {
     /// Reads a tensor. Its bytes were found to lie in the file when it was opened.
     fn bytes(&self, place: &Place) -> Result<Vec<u8>> {
         let mut bytes = vec![0; place.bytes()];
-        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut file = self.files[place.part].lock().unwrap_or_else(PoisonError::into_inner);
         file.seek(SeekFrom::Start(place.start))
             .and_then(|_| file.read_exact(&mut bytes))
             .context("it cannot be read")?;

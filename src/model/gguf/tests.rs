@@ -249,8 +249,8 @@ fn wrong_files_are_refused_in_one_line() {
         (|keys, _| set(keys, "llama.block_count", Value::U32(u32::MAX)), "num_hidden_layers is 4294967295"),
         (|keys, _| set(keys, "llama.attention.head_count", Value::U32(0)), "num_attention_heads is 0"),
         (
-            |keys, _| set(keys, "llama.block_count", Value::Array(vec![Value::U32(2)])),
-            "llama.block_count is not a number",
+            |keys, _| set(keys, "llama.block_count", Value::Array(vec![Value::Bool(true)])),
+            "llama.block_count is not a list of finite numbers",
         ),
         (|keys, _| set(keys, "llama.rope.dimension_count", Value::U32(8)), "a part of each head"),
         (|keys, _| set(keys, "llama.feed_forward_length", Value::U32(32)), "where the metadata makes it"),
@@ -293,7 +293,7 @@ fn tensors_lie_in_the_file() {
             tensor_infos: HashMap::from([("a".to_owned(), info)]),
             tensor_data_offset: 64,
         };
-        stored(&content, 64 + 68)
+        stored(&content, 0, 64 + 68)
     };
     assert_eq!(with(&[2, 32], 0).expect("whole")["a"].start, 64);
     for (shape, offset, part) in [
@@ -315,6 +315,421 @@ fn the_format_of_most_weights_names_a_file() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("model.gguf");
     fs::write(&path, changed(|_, _| {})).expect("written");
-    assert_eq!(format_name(&path).expect("a format"), "q8_0");
-    assert!(format_name(&folder.path().join("none.gguf")).is_err());
+    assert_eq!(super::file_type(&path).expect("a type"), "q8_0");
+    assert!(super::file_type(&folder.path().join("none.gguf")).is_err());
+}
+
+/// A text in metadata.
+fn text(text: &str) -> Value {
+    Value::String(text.into())
+}
+
+fn list<T>(items: impl IntoIterator<Item = T>, value: impl FnMut(T) -> Value) -> Value {
+    Value::Array(items.into_iter().map(value).collect())
+}
+
+/// The fixture with these keys more, or in place of its own.
+fn with_keys(more: Vec<(&str, Value)>) -> Vec<u8> {
+    changed(|keys, _| {
+        for (key, value) in more {
+            keys.retain(|(other, _)| other != key);
+            keys.push((key.to_owned(), value));
+        }
+    })
+}
+
+/// Opens a file with these bytes.
+fn opened_from(bytes: &[u8]) -> Result<Model> {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("model.gguf");
+    fs::write(&path, bytes).expect("written");
+    open(&path)
+}
+
+#[test]
+fn numbers_have_any_type_and_may_stand_for_each_layer() {
+    let layers = "llama.block_count";
+    let config = |value: Value| opened_from(&with_keys(vec![("llama.attention.head_count", value)])).map(|m| m.config);
+    let heads = config(Value::U32(4)).expect("the fixture's").num_attention_heads;
+    assert_eq!(heads, 4);
+    for value in [
+        Value::U8(4),
+        Value::I8(4),
+        Value::U16(4),
+        Value::I16(4),
+        Value::I32(4),
+        Value::U64(4),
+        Value::I64(4),
+        Value::F64(4.0),
+        list([4, 4], Value::I32),
+        list([4, 4], Value::U64),
+    ] {
+        assert_eq!(config(value.clone()).expect("a configuration").num_attention_heads, 4, "{value:?}");
+    }
+    for (key, value, part) in [
+        (layers, list([4, 2], Value::U32), "llama.block_count has 2 numbers that differ"),
+        (layers, list([0; 0], Value::U32), "llama.block_count is an empty list"),
+        (layers, text("two"), "llama.block_count is not a finite number"),
+        (layers, Value::I32(-1), "num_hidden_layers"),
+        ("llama.rope.freq_base", Value::F32(f32::NAN), "llama.rope.freq_base is not a finite number"),
+        ("llama.rope.freq_base", Value::F64(f64::INFINITY), "llama.rope.freq_base is not a finite number"),
+        ("llama.rope.scaling.factor", Value::F32(f32::NAN), "llama.rope.scaling.factor is not a finite number"),
+        ("llama.rope.scaling.factor", Value::F32(-2.0), "llama.rope.scaling.factor is -2"),
+        ("llama.rope.scaling.attn_factor", Value::F32(0.0), "llama.rope.scaling.attn_factor is 0"),
+        ("llama.rope.scaling.type", Value::U32(1), "llama.rope.scaling.type is not a text"),
+        ("tokenizer.ggml.eos_token_id", text("</s>"), "tokenizer.ggml.eos_token_id is not a whole number"),
+        ("tokenizer.ggml.eos_token_ids", list([0.5], Value::F32), "tokenizer.ggml.eos_token_ids is not a list of"),
+        ("general.file_type", text("q4_0"), "general.file_type is not a whole number"),
+        ("split.count", Value::U32(1 << 20), "split.count is 1048576"),
+    ] {
+        let message = refused(&with_keys(vec![(key, value)]));
+        assert!(message.contains(part), "{part}: {message}");
+    }
+}
+
+/// The defaults of llama.cpp.
+#[test]
+fn rope_has_the_defaults_of_the_reference() {
+    let rope = |more: Vec<(&str, Value)>| {
+        let bytes = changed(|keys, tensors| {
+            keys.retain(|(key, _)| more.iter().all(|(other, _)| other != key));
+            keys.extend(more.into_iter().map(|(key, value)| (key.to_owned(), value)));
+            tensors.retain(|(name, _)| name != ROPE_FACTORS);
+        });
+        opened_from(&bytes).expect("a model").config.rope
+    };
+    let factor = |factor| ("llama.rope.scaling.factor", Value::F32(factor));
+    let kind = |kind| ("llama.rope.scaling.type", text(kind));
+    for (more, scaling) in [
+        (vec![], RopeScaling::None),
+        (vec![kind("none"), factor(4.0)], RopeScaling::None),
+        (vec![kind("yarn")], RopeScaling::None),
+        (vec![factor(0.0)], RopeScaling::None),
+        (vec![factor(4.0)], RopeScaling::Linear { factor: 4.0 }),
+        (vec![("llama.rope.scale_linear", Value::F32(4.0))], RopeScaling::Linear { factor: 4.0 }),
+        (vec![kind("linear"), factor(4.0)], RopeScaling::Linear { factor: 4.0 }),
+    ] {
+        assert_eq!(rope(more.clone()).scaling, scaling, "{more:?}");
+    }
+    let attention = ("llama.rope.scaling.attn_factor", Value::F32(0.5));
+    let yarn = |more: Vec<(&str, Value)>| match rope(more).scaling {
+        RopeScaling::Yarn { factor, attention_factor, original_max_position_embeddings, beta_fast, .. } => {
+            (factor, attention_factor, original_max_position_embeddings, beta_fast)
+        }
+        other => panic!("{other:?}"),
+    };
+    let context = ("llama.context_length", Value::U32(64));
+    let scale = 1.0 + 0.1 * 4.0f64.ln();
+    assert_eq!(yarn(vec![kind("yarn"), factor(4.0), context.clone()]), (4.0, scale, 64, 32.0));
+    let all = vec![
+        kind("yarn"),
+        factor(4.0),
+        context,
+        attention.clone(),
+        ("llama.rope.scaling.yarn_beta_fast", Value::U8(9)),
+    ];
+    assert_eq!(yarn(all), (4.0, scale / 2.0, 64, 9.0));
+    assert_eq!(yarn(vec![attention]).1, 0.5);
+
+    let mut bytes = Vec::new();
+    for fixture in fixtures("generation").into_iter().chain(fixtures("moe")) {
+        let Some(keys) = metadata(&fixture.config) else { continue };
+        let weights = fixture.checkpoint.weights(DType::F32, &Device::Cpu).expect("weights");
+        let keys: Vec<_> = keys.into_iter().filter(|(key, _)| !key.ends_with("rope.freq_base")).collect();
+        if fixture.checkpoint.expert_layout().expect("a layout") == ExpertLayout::Single {
+            bytes.push(file(&keys, &tensors(&fixture.config, &weights, GgmlDType::F32)));
+        }
+    }
+    assert!(bytes.len() >= 15);
+    for bytes in bytes {
+        assert_eq!(opened_from(&bytes).expect("a model").config.rope.theta, 10_000.0);
+    }
+}
+
+#[test]
+fn every_token_that_ends_an_answer_counts() {
+    let key = |name: &'static str, value: Value| (name, value);
+    let (eos, eot, eom) = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id");
+    for (more, ids) in [
+        (vec![], vec![]),
+        (vec![key(eos, Value::U32(7))], vec![7]),
+        (vec![key(eos, Value::I32(7)), key(eot, Value::U16(9))], vec![7, 9]),
+        (vec![key(eom, Value::U64(300)), key(eos, Value::I64(7)), key(eot, Value::I8(7))], vec![7, 300]),
+        (vec![key("tokenizer.ggml.eos_token_ids", list([5, 6], Value::I32)), key(eos, Value::U8(6))], vec![5, 6]),
+        (vec![key(eos, list([5, 6], Value::U32))], vec![5, 6]),
+        // No tokens of this model.
+        (vec![key(eos, Value::I32(-1)), key(eot, Value::U64(u64::MAX)), key(eom, Value::U32(320))], vec![]),
+    ] {
+        assert_eq!(opened_from(&with_keys(more.clone())).expect("a model").config.eos_token_ids, ids, "{more:?}");
+    }
+}
+
+#[test]
+fn the_file_type_names_a_file_that_has_it() {
+    use GgmlDType::{F16, F32, Q4K, Q5_0, Q6K, Q8_0};
+    let of = |number: Option<u32>, tensors: &[(&str, GgmlDType, usize)]| {
+        let metadata = number.map(|number| ("general.file_type".to_owned(), Value::U32(number)));
+        let stored = tensors.iter().map(|(name, format, elements)| {
+            let shape = vec![elements / 256, 256];
+            (format!("{name}.weight"), Stored { format: *format, shape, part: 0, start: 0 })
+        });
+        file_type::of(&Metadata(metadata.into_iter().collect()), &stored.collect()).expect("a name")
+    };
+    // As Gemma 3 270M: the embedding is the largest tensor, and most rows are narrow.
+    let gemma = [
+        ("token_embd", Q8_0, 1 << 20),
+        ("blk.0.ffn_up", Q5_0, 1 << 18),
+        ("blk.0.ffn_down", Q4K, 1 << 16),
+        ("blk.0.attn_v", Q6K, 1 << 16),
+    ];
+    assert_eq!(of(Some(15), &gemma), ("q4_k_m".into(), None));
+    assert_eq!(of(Some(0), &[("blk.0.a", F32, 512)]), ("f32".into(), None));
+    for (number, tensors, part) in [
+        (None, &gemma[..], "has no general.file_type"),
+        (Some(7), &gemma, "says q8_0"),
+        (Some(1), &gemma, "says f16"),
+        (Some(999), &gemma, "999 is not known"),
+        (Some(15), &[("token_embd", Q8_0, 512), ("blk.0.a", F16, 256)], "says q4_k_m"),
+    ] {
+        let (name, note) = of(number, tensors);
+        assert!(name == "q8_0" && note.as_ref().is_some_and(|note| note.contains(part)), "{name}: {note:?}");
+    }
+    for (name, quantisation) in [
+        ("x-Q4_K_M.gguf", Some("q4_k_m")),
+        ("a/x.q8_0.gguf", Some("q8_0")),
+        ("BF16/x-BF16-00001-of-00002.gguf", Some("bf16")),
+        ("Q6_K.gguf", Some("q6_k")),
+        ("x-Q4_K.gguf", None),
+        ("x-q4_0", None),
+    ] {
+        assert_eq!(quantisation_of_name(name).as_deref(), quantisation, "{name}");
+    }
+}
+
+/// A model in several files is the model in one, by whichever part it is named.
+#[test]
+fn parts_are_one_model() {
+    let whole = changed(|_, _| {});
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |part: usize| folder.path().join(format!("m-{part:05}-of-00003.gguf"));
+    let write_part = |place: usize, number: i32, extra: bool| {
+        let bytes = changed(|keys, tensors| {
+            if place > 0 {
+                keys.clear();
+            }
+            keys.extend([("split.no".into(), Value::I32(number)), ("split.count".into(), Value::U16(3))]);
+            let mut index = 0;
+            tensors.retain(|_| {
+                index += 1;
+                index % 3 == place || (extra && index == 3)
+            });
+        });
+        fs::write(path(place + 1), bytes).expect("written");
+    };
+    (0..3).for_each(|place| write_part(place, place as i32, false));
+    let expected = numbers(&loaded(&whole).expect("a model").forward(&[3, 4, 5], 0).expect("logits"));
+    for part in 1..=3 {
+        let alone = Parallel::default();
+        let subject = open_gguf(&path(part), "m".into(), Engine::Tuned, Precision::F32, &Device::Cpu, alone);
+        let found = subject.expect("a model").model.forward(&[3, 4, 5], 0).expect("logits");
+        assert_eq!(difference(&numbers(&found), &expected), 0.0);
+        assert_eq!(files(&path(part)).expect("files").len(), 3);
+    }
+    let message = |path: &Path| format!("{:#}", open(path).err().expect("a refusal"));
+    fs::copy(path(1), folder.path().join("other.gguf")).expect("copied");
+    assert!(message(&folder.path().join("other.gguf")).contains("as in -00001-of-00003.gguf"));
+    write_part(1, 1, true);
+    assert!(message(&path(1)).contains("m-00002-of-00003.gguf: ") && message(&path(1)).contains("in another part too"));
+    write_part(1, 2, false);
+    assert!(message(&path(3)).contains("m-00002-of-00003.gguf: split.no is 2"), "{}", message(&path(3)));
+    fs::remove_file(path(3)).expect("removed");
+    assert!(message(&path(1)).contains("m-00003-of-00003.gguf is not beside it"), "{}", message(&path(1)));
+}
+
+/// The vocabulary of a byte-level tokenizer: the bytes as printable characters, merges of some of them, and special tokens.
+fn byte_level(pre: &str) -> Vec<(&'static str, Value)> {
+    let stand_in = |byte: u8| match byte {
+        b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff => char::from(byte),
+        0..=b' ' => char::from_u32(256 + u32::from(byte)).expect("a character"),
+        0x7f..=0xa0 => char::from_u32(256 + 33 + u32::from(byte - 0x7f)).expect("a character"),
+        0xad => '\u{143}',
+    };
+    let mut tokens: Vec<String> = (0..=255).map(|byte| stand_in(byte).to_string()).collect();
+    let merges = ["1 2", "12 3", "a b", "\u{120} ab"];
+    tokens.extend(merges.iter().map(|merge| merge.replace(' ', "")));
+    tokens.extend(["<s>", "</s>", "<user tag>"].map(str::to_owned));
+    let types = (0..tokens.len()).map(|id| [1, 3, 3, 4][id.saturating_sub(tokens.len() - 4)]);
+    vec![
+        ("tokenizer.ggml.model", text("gpt2")),
+        ("tokenizer.ggml.pre", text(pre)),
+        ("tokenizer.ggml.token_type", list(types, Value::I32)),
+        ("tokenizer.ggml.tokens", list(&tokens, |token| text(token))),
+        ("tokenizer.ggml.merges", list(merges, text)),
+        ("tokenizer.ggml.bos_token_id", Value::U32(260)),
+        ("tokenizer.ggml.eos_token_id", Value::I32(261)),
+    ]
+}
+
+fn ids(tokenizer: &Tokenizer, text: &str) -> Vec<u32> {
+    tokenizer.encode(text, true).expect("ids").get_ids().to_vec()
+}
+
+#[test]
+fn the_metadata_of_byte_level_tokenizers_is_one() {
+    let made = |pre: &str, more: Vec<(&'static str, Value)>| {
+        let all = byte_level(pre).into_iter().filter(|(key, _)| more.iter().all(|(other, _)| other != key));
+        opened_from(&with_keys(all.chain(more.clone()).collect())).expect("a model").tokenizer()
+    };
+    let (a, b, space) = (u32::from(b'a'), u32::from(b'b'), u32::from(b' '));
+    for (pre, expected) in [
+        // One digit is a word here, and three of them there.
+        ("smollm", vec![258, 259, space, 49, 50, 51]),
+        ("qwen2", vec![258, 259, space, 49, 50, 51]),
+        ("gpt-2", vec![258, 259, space, 257]),
+        ("default", vec![258, 259, space, 257]),
+        ("llama-bpe", vec![260, 258, 259, space, 257]),
+    ] {
+        let tokenizer = made(pre, vec![]).expect("a tokenizer");
+        assert_eq!(ids(&tokenizer, "ab ab 123"), expected, "{pre}");
+        let all = "<s>é ab</s>\n<user tag> \u{1f56f}";
+        let of_all = tokenizer.encode(all, false).expect("ids");
+        assert_eq!(of_all.get_ids()[..6], [260, 0xc3, 0xa9, 259, 261, 10], "{pre}");
+        assert_eq!(tokenizer.decode(of_all.get_ids(), false).expect("a text"), all);
+        assert_eq!(tokenizer.decode(of_all.get_ids(), true).expect("a text"), "é ab\n<user tag> \u{1f56f}");
+    }
+    let flag = |key, flag| vec![(key, Value::Bool(flag))];
+    let bos = |adds| ids(&made("llama-bpe", flag("tokenizer.ggml.add_bos_token", adds)).expect("a tokenizer"), "ab");
+    assert_eq!((bos(true), bos(false)), (vec![260, 258], vec![258]));
+    let eos = made("gpt-2", flag("tokenizer.ggml.add_eos_token", true)).expect("a tokenizer");
+    assert_eq!(ids(&eos, "ba"), [b, a, 261]);
+
+    let twice = list(["a", "a"], text);
+    for (key, value, part) in [
+        ("tokenizer.ggml.pre", text("no such"), "its pre-tokenizer no such is not supported"),
+        ("tokenizer.ggml.model", text("bert"), "its tokenizer bert is not supported"),
+        ("tokenizer.ggml.model", Value::U32(1), "tokenizer.ggml.model is not a text"),
+        ("tokenizer.ggml.tokens", list([1, 2], Value::U32), "tokenizer.ggml.tokens is not a list of texts"),
+        ("tokenizer.ggml.tokens", twice, "tokens 0 and 1 of its tokenizer are the same"),
+        ("tokenizer.ggml.tokens", list(["a".repeat(2000)], |token| text(&token)), "token 0 of its tokenizer has 2000"),
+        ("tokenizer.ggml.tokens", list(0..321, |id| text(&id.to_string())), "has 321 tokens, the model has 320"),
+        ("tokenizer.ggml.token_type", list([1; 3], Value::I32), "has 3 types of 263 tokens"),
+        ("tokenizer.ggml.token_type", Value::U32(3), "tokenizer.ggml.token_type is not a list of"),
+        ("tokenizer.ggml.merges", list(["ab"], text), "has 'ab', which is not two tokens"),
+        ("tokenizer.ggml.merges", list(["a zz"], text), "its merges: "),
+        ("tokenizer.ggml.add_bos_token", Value::U32(1), "tokenizer.ggml.add_bos_token is not true or false"),
+    ] {
+        let error = format!("{:#}", made("gpt-2", vec![(key, value)]).expect_err(part));
+        assert!(error.contains(part) && error.lines().count() == 1, "{part}: {error}");
+    }
+}
+
+/// SentencePiece as llama.cpp computes it: of all pairs of neighbours whose whole is a piece, the one with the highest score is
+/// joined, the leftmost first. What remains and is no piece becomes bytes.
+fn joined(pieces: &HashMap<String, (u32, f32)>, text: &str) -> Vec<u32> {
+    let mut parts: Vec<String> = text.chars().map(|c| c.to_string()).collect();
+    loop {
+        let whole = |at: usize| pieces.get(&(parts[at].clone() + &parts[at + 1])).map(|(_, score)| (at, *score));
+        let best = (0..parts.len().saturating_sub(1)).filter_map(whole);
+        let best = best.max_by(|(a, left), (b, right)| left.total_cmp(right).then(b.cmp(a)));
+        let Some((at, _)) = best else { break };
+        let right = parts.remove(at + 1);
+        parts[at] += &right;
+    }
+    let bytes = |part: String| match pieces.get(&part) {
+        Some((id, _)) => vec![*id],
+        None => part.bytes().map(|byte| 3 + u32::from(byte)).collect(),
+    };
+    parts.into_iter().flat_map(bytes).collect()
+}
+
+#[test]
+fn the_metadata_of_sentencepiece_is_a_tokenizer() {
+    let mut random = 1u32;
+    let mut draw = |below: usize| {
+        random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (random >> 16) as usize % below
+    };
+    let mut tokens = vec!["<unk>".to_owned(), "<s>".into(), "</s>".into()];
+    tokens.extend((0..=255).map(|byte: u8| format!("<0x{byte:02X}>")));
+    // Letters, and words of words before them, in the order of their scores.
+    tokens.extend(["\u{2581}", "a", "b", "é"].map(str::to_owned));
+    while tokens.len() < 312 {
+        let [left, right] = [0; 2].map(|_| tokens[259 + draw(tokens.len() - 259)].clone());
+        let word = left + &right;
+        if !tokens.contains(&word) && word.chars().count() < 9 {
+            tokens.push(word);
+        }
+    }
+    tokens.push("\n\n".into());
+    let kind = |id: usize| match id {
+        0 => 2,
+        1 | 2 => 3,
+        3..=258 => 6,
+        312 => 4,
+        _ => 1,
+    };
+    let keys = |prefix: bool| {
+        vec![
+            ("tokenizer.ggml.model", text("llama")),
+            ("tokenizer.ggml.tokens", list(&tokens, |token| text(token))),
+            ("tokenizer.ggml.token_type", list(0..tokens.len(), |id| Value::I32(kind(id)))),
+            ("tokenizer.ggml.scores", list(0..tokens.len(), |id| Value::F32(-(id as f32)))),
+            ("tokenizer.ggml.add_space_prefix", Value::Bool(prefix)),
+        ]
+    };
+    let pieces: HashMap<String, (u32, f32)> =
+        (259..312).map(|id| (tokens[id].clone(), (id as u32, -(id as f32)))).collect();
+    let made = |prefix| opened_from(&with_keys(keys(prefix))).expect("a model").tokenizer().expect("a tokenizer");
+    let (with_prefix, without) = (made(true), made(false));
+    for _ in 0..2000 {
+        let letters: String = (0..draw(24)).map(|_| ['a', 'b', ' ', 'é', '\u{1f56f}'][draw(5)]).collect();
+        let spaces = letters.replace(' ', "\u{2581}");
+        // The token that begins a text has the number 1 where the file does not say.
+        let expected = |text: &str| [vec![1], joined(&pieces, text)].concat();
+        assert_eq!(ids(&without, &letters), expected(&spaces), "{letters:?}");
+        if !letters.is_empty() {
+            let found = ids(&with_prefix, &letters);
+            assert_eq!(found, expected(&format!("\u{2581}{spaces}")), "{letters:?}");
+            assert_eq!(with_prefix.decode(&found, true).expect("a text"), letters);
+        }
+        assert_eq!(without.decode(&ids(&without, &letters), true).expect("a text"), letters);
+    }
+    assert_eq!(ids(&without, "a\n\nb"), [1, 260, 312, 261]);
+    for (key, value, part) in [
+        ("tokenizer.ggml.scores", list([1.0], Value::F32), "has 1 scores of 313 tokens"),
+        ("tokenizer.ggml.scores", list([f32::NAN; 313], Value::F32), "scores is not a list of finite numbers"),
+    ] {
+        let keys = keys(true).into_iter().filter(|(other, _)| *other != key).chain([(key, value)]);
+        let error = opened_from(&with_keys(keys.collect())).expect("a model").tokenizer().expect_err(part).to_string();
+        assert!(error.contains(part), "{error}");
+    }
+}
+
+/// A file beside the model comes before what is in it, and an unknown tokenizer leaves token ids.
+#[test]
+fn texts_and_templates_are_found_in_the_file_or_beside_it() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("model.gguf");
+    let write = |more: Vec<(&str, Value)>| fs::write(&path, with_keys(more)).expect("written");
+    let subject = || {
+        open_gguf(&path, "m".into(), Engine::Tuned, Precision::F32, &Device::Cpu, Parallel::default()).expect("a model")
+    };
+    let template = || crate::model::chat_template(&crate::model::ModelSpec::Path(path.clone())).expect("readable");
+    write(byte_level("no such"));
+    let found = subject();
+    assert!(found.tokenizer.is_none() && template().is_none());
+    assert!(found.tokenizer_for("x").expect_err("none").to_string().contains("its pre-tokenizer no such is not"));
+    write(byte_level("gpt-2").into_iter().chain([("tokenizer.chat_template", text("inside"))]).collect());
+    assert!(subject().tokenizer.is_some() && subject().without_tokenizer.is_none());
+    let inside = template().expect("a template");
+    assert_eq!((&*inside.source, &*inside.bos_token, &*inside.eos_token), ("inside", "<s>", "</s>"));
+    fs::write(folder.path().join("tokenizer_config.json"), r#"{"bos_token": "[B]"}"#).expect("written");
+    let beside = template().expect("a template");
+    assert_eq!((&*beside.source, &*beside.bos_token), ("inside", "[B]"));
+    fs::write(folder.path().join("chat_template.jinja"), "beside").expect("written");
+    assert_eq!(template().expect("a template").source, "beside");
+    fs::write(folder.path().join("tokenizer.json"), "{}").expect("written");
+    let alone = Parallel::default();
+    let wrong = open_gguf(&path, "m".into(), Engine::Tuned, Precision::F32, &Device::Cpu, alone);
+    assert!(wrong.err().expect("a refusal").to_string().contains("not a tokenizer"));
 }

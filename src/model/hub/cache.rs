@@ -11,9 +11,11 @@
 //! Every part of a path that a user or a server gives is a [`PathName`].
 
 use std::{
+    fmt,
     fs::{self, File, TryLockError},
     io::{self, Write},
     path::{Path, PathBuf},
+    str::FromStr,
     thread,
     time::{Duration, Instant},
 };
@@ -30,6 +32,39 @@ const LOCK_POLL: Duration = Duration::from_millis(50);
 /// Returns whether it is a commit's hash: 40 hexadecimal digits.
 pub fn is_commit(revision: &str) -> bool {
     revision.len() == 40 && revision.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+/// The path of a file in a repository. Most are in no folder.
+pub struct RepoFile(Vec<PathName>);
+
+impl RepoFile {
+    /// Its folders and its name.
+    pub fn segments(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(PathName::as_str)
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        self.0.last().map_or("", PathName::as_str)
+    }
+
+    fn below(&self, folder: PathBuf) -> PathBuf {
+        self.0.iter().fold(folder, |folder, part| folder.join(part))
+    }
+}
+
+impl FromStr for RepoFile {
+    type Err = anyhow::Error;
+
+    fn from_str(path: &str) -> Result<Self> {
+        path.split('/').map(str::parse).collect::<Result<_>>().map(Self)
+    }
+}
+
+impl fmt::Display for RepoFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.segments().collect::<Vec<_>>().join("/"))
+    }
 }
 
 /// The cache of one repository.
@@ -58,8 +93,8 @@ impl Cache {
         self.repository().join("blobs").join(etag)
     }
 
-    fn snapshot(&self, commit: &PathName, file: &PathName) -> PathBuf {
-        self.repository().join("snapshots").join(commit).join(file)
+    fn snapshot(&self, commit: &PathName) -> PathBuf {
+        self.repository().join("snapshots").join(commit)
     }
 
     fn reference(&self, revision: &[PathName]) -> PathBuf {
@@ -67,8 +102,22 @@ impl Cache {
     }
 
     /// A file of a commit, if it is there.
-    pub fn find(&self, commit: &PathName, file: &PathName) -> Option<PathBuf> {
-        Some(self.snapshot(commit, file)).filter(|path| path.exists())
+    pub fn find(&self, commit: &PathName, file: &RepoFile) -> Option<PathBuf> {
+        Some(file.below(self.snapshot(commit))).filter(|path| path.exists())
+    }
+
+    /// The GGUF files of a commit that are there, in its folder and the folders in it.
+    pub fn gguf_files(&self, commit: &PathName) -> Vec<String> {
+        let names = |folder: &Path| {
+            let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+            entries.filter_map(|entry| entry.file_name().into_string().ok()).collect::<Vec<_>>()
+        };
+        let root = self.snapshot(commit);
+        let inside = |name: String| {
+            let below = names(&root.join(&name)).into_iter().map(|file| format!("{name}/{file}")).collect::<Vec<_>>();
+            [name].into_iter().chain(below)
+        };
+        names(&root).into_iter().flat_map(inside).filter(|name| name.ends_with(".gguf")).collect()
     }
 
     /// The commit that a branch or tag meant when it was last fetched.
@@ -105,15 +154,16 @@ impl Cache {
     ///
     /// # Errors
     /// When the cache can't be written to.
-    pub fn link(&self, commit: &PathName, file: &PathName, etag: &PathName) -> io::Result<PathBuf> {
-        let path = self.snapshot(commit, file);
-        fs::create_dir_all(self.repository().join("snapshots").join(commit))?;
+    pub fn link(&self, commit: &PathName, file: &RepoFile, etag: &PathName) -> io::Result<PathBuf> {
+        let path = file.below(self.snapshot(commit));
+        fs::create_dir_all(path.parent().unwrap_or(&self.root))?;
         match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
         #[cfg(unix)]
-        let made = std::os::unix::fs::symlink(Path::new("../../blobs").join(etag), &path);
+        let made =
+            std::os::unix::fs::symlink(Path::new(&"../".repeat(1 + file.0.len())).join("blobs").join(etag), &path);
         // Elsewhere links need rights that users do not have.
         #[cfg(not(unix))]
         let made = fs::copy(self.blob(etag), &path).map(drop);

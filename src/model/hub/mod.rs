@@ -9,8 +9,9 @@ mod cache;
 mod http;
 
 use std::{
+    collections::BTreeSet,
     env, fs,
-    io::{self, IsTerminal, Write},
+    io::{self, IsTerminal, Read, Write},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -21,11 +22,15 @@ use serde::{Deserialize, de::IgnoredAny};
 use sha2::{Digest, Sha256};
 
 use self::{
-    cache::{Cache, is_commit},
+    cache::{Cache, RepoFile, is_commit},
     http::{Failure, Http, RETRIES},
 };
-use super::checkpoint::{
-    CONFIG, Checkpoint, INDEX, JSON_MAX_BYTES, TOKENIZER, TOKENIZER_MAX_BYTES, WEIGHTS, map, read_json, shards,
+use super::{
+    chat::{TEMPLATE, TOKENIZER_CONFIG},
+    checkpoint::{
+        CONFIG, Checkpoint, INDEX, JSON_MAX_BYTES, TOKENIZER, TOKENIZER_MAX_BYTES, WEIGHTS, map, read_json, shards,
+    },
+    gguf::{names_of_parts, stem},
 };
 use crate::{
     error::one_line,
@@ -79,6 +84,51 @@ impl Hub {
     /// # Errors
     /// One line that says what to do: accept the licence, set a token, check the name, try again.
     pub fn fetch(&self, repo: &str, revision: &str) -> Result<Checkpoint> {
+        self.at_commit(repo, revision, CONFIG, |fetcher, commit| {
+            let config = match fetcher.optional(CONFIG, commit)? {
+                Some(config) => config,
+                None => fetcher.explained_without_config(commit)?,
+            };
+            // Before the weights: whoever has those has this, too, when the Hub is away.
+            let tokenizer = fetcher.optional(TOKENIZER, commit)?;
+            let weights = fetcher.weights(commit)?;
+            Ok(Checkpoint { config: read_json(&config)?, weights, tokenizer, source: format!("hub:{repo}@{commit}") })
+        })
+    }
+
+    /// Fetches what is not cached of a GGUF file: the file, its other parts, and the tokenizer and the chat template beside it.
+    /// `wanted` is the path of the file in the repository, or its quantisation. Returns the path of the file, or of its first
+    /// part, and its source.
+    ///
+    /// # Errors
+    /// As [`fetch`](Self::fetch), and if there is no such quantisation, which names those that there are.
+    pub fn fetch_gguf(&self, repo: &str, revision: &str, wanted: &str) -> Result<(PathBuf, String)> {
+        self.at_commit(repo, revision, wanted, |fetcher, commit| {
+            let path = match wanted.ends_with(".gguf") {
+                true => wanted.to_owned(),
+                false => quantised(repo, &fetcher.gguf_files(commit)?, wanted)?,
+            };
+            let (folder, name) =
+                path.rsplit_once('/').map_or((String::new(), &path[..]), |(f, n)| (format!("{f}/"), n));
+            for beside in [TOKENIZER, TEMPLATE, TOKENIZER_CONFIG] {
+                fetcher.optional(&format!("{folder}{beside}"), commit)?;
+            }
+            let parts = names_of_parts(name).unwrap_or_else(|| vec![name.to_owned()]);
+            let files = parts.iter().map(|part| fetcher.required(&format!("{folder}{part}"), commit));
+            let files = files.collect::<Result<Vec<_>>>()?;
+            let first = files.into_iter().next().with_context(|| format!("{repo}: {path} has no parts"))?;
+            Ok((first, format!("hub:{repo}/{folder}{}@{commit}", parts[0])))
+        })
+    }
+
+    /// Fetches something at the commit that a revision means, and remembers the commit.
+    fn at_commit<T>(
+        &self,
+        repo: &str,
+        revision: &str,
+        probe: &str,
+        fetch: impl FnOnce(&Fetcher, &PathName) -> Result<T>,
+    ) -> Result<T> {
         // The cache has a file of this name.
         let parts: Option<Vec<PathName>> = revision.split('/').map(|part| part.parse().ok()).collect();
         let revision = Revision {
@@ -86,18 +136,15 @@ impl Hub {
             name: revision,
         };
         let mut fetcher = self.fetcher(repo)?;
-        let commit = fetcher.commit(&revision)?;
-        let config = fetcher.required(CONFIG, &commit)?;
-        // Before the weights: whoever has those has this, too, when the Hub is away.
-        let tokenizer = fetcher.optional(TOKENIZER, &commit)?;
-        let weights = fetcher.weights(&commit)?;
+        let commit = fetcher.commit(&revision, probe)?;
+        let fetched = fetch(&fetcher, &commit)?;
         if fetcher.not_asked.is_none() && !is_commit(revision.name) {
             fetcher
                 .cache
                 .remember(&revision.parts, &commit)
                 .map_err(|error| fetcher.explain(error.into(), "the reference", revision.name))?;
         }
-        Ok(Checkpoint { config: read_json(&config)?, weights, tokenizer, source: format!("hub:{repo}@{commit}") })
+        Ok(fetched)
     }
 
     /// Returns the paths of those files at a commit that the repository has.
@@ -184,14 +231,14 @@ struct Fetcher<'a> {
 }
 
 impl Fetcher<'_> {
-    /// The commit that a revision means now; the cached one when the Hub does not say.
-    fn commit(&mut self, revision: &Revision) -> Result<PathName> {
+    /// The commit that a revision means now; the cached one when the Hub does not say. `probe` is a file that a mirror has.
+    fn commit(&mut self, revision: &Revision, probe: &str) -> Result<PathName> {
         if is_commit(revision.name) {
             return revision.name.parse();
         }
         let cached = self.cache.commit(&revision.parts);
         if self.not_asked.is_some() {
-            return cached.ok_or_else(|| self.explain(Failure::NotCached, CONFIG, revision.name));
+            return cached.ok_or_else(|| self.explain(Failure::NotCached, probe, revision.name));
         }
         match self.info(revision.name) {
             Ok(Info { sha: Some(sha), .. }) if is_commit(&sha) => sha.parse(),
@@ -202,12 +249,12 @@ impl Fetcher<'_> {
             )),
             // A mirror that has files only.
             Err(Failure::Status { status: 404, error_code: None, .. }) => {
-                let fetched = self.download(&config_name()?, revision.name);
-                fetched.map(|(commit, _)| commit).map_err(|failure| self.explain(failure, CONFIG, revision.name))
+                let fetched = self.download(&probe.parse()?, revision.name);
+                fetched.map(|(commit, _)| commit).map_err(|failure| self.explain(failure, probe, revision.name))
             }
             Err(failure) => {
                 let (Some(trouble), Some(commit)) = (trouble(&failure), cached) else {
-                    return Err(self.explain(failure, CONFIG, revision.name));
+                    return Err(self.explain(failure, probe, revision.name));
                 };
                 let (repo, name) = (&self.repo, text::line(revision.name));
                 output::report(format_args!("note: {repo}: {trouble}; {name} is taken from the cache, at {commit}"));
@@ -223,6 +270,30 @@ impl Fetcher<'_> {
         let mut body = Vec::new();
         answer.read_to(&mut body, JSON_MAX_BYTES, |_| ())?;
         serde_json::from_slice(&body).map_err(|_| Failure::Unexpected(not_json(&body, "its description of it")))
+    }
+
+    /// The GGUF files of the repository, or of the cache when the Hub is not asked.
+    fn gguf_files(&self, commit: &PathName) -> Result<Vec<String>> {
+        if self.not_asked.is_some() {
+            return Ok(self.cache.gguf_files(commit));
+        }
+        let info = self.info(commit.as_str());
+        let info = info.map_err(|failure| self.explain(failure, "the list of files", commit.as_str()))?;
+        let names = info.siblings.into_iter().map(|file| file.rfilename);
+        Ok(names.filter(|name| name.ends_with(".gguf")).collect())
+    }
+
+    /// Says which GGUF files a repository without a configuration has, or that it has none.
+    fn explained_without_config(&self, commit: &PathName) -> Result<PathBuf> {
+        let names = quantisations(&self.gguf_files(commit).unwrap_or_default());
+        match names.first() {
+            Some(first) => Err(anyhow!(
+                "{repo} holds GGUF files: name a quantisation, as in hub:{repo}:{first}; there are {}",
+                names.join(", "),
+                repo = self.repo
+            )),
+            None => self.required(CONFIG, commit),
+        }
     }
 
     fn weights(&self, commit: &PathName) -> Result<Vec<PathBuf>> {
@@ -267,7 +338,7 @@ impl Fetcher<'_> {
     }
 
     /// A whole file, from the cache if it is there and whole.
-    fn fetch(&self, file: &PathName, commit: &PathName) -> Result<PathBuf, Failure> {
+    fn fetch(&self, file: &RepoFile, commit: &PathName) -> Result<PathBuf, Failure> {
         if let Some(path) = self.cache.find(commit, file) {
             match check_format(&path, file) {
                 Ok(()) => return Ok(path),
@@ -286,8 +357,10 @@ impl Fetcher<'_> {
 
     /// Asks the Hub for a file. Its body is not received again where the cache has the blob. Returns the commit that the
     /// file belongs to, and its path.
-    fn download(&self, file: &PathName, revision: &str) -> Result<(PathName, PathBuf), Failure> {
-        let mut answer = self.http.get(&[self.owner, self.name, "resolve", revision, file.as_str()], &[])?;
+    fn download(&self, file: &RepoFile, revision: &str) -> Result<(PathName, PathBuf), Failure> {
+        let segments: Vec<_> =
+            [self.owner, self.name, "resolve", revision].into_iter().chain(file.segments()).collect();
+        let mut answer = self.http.get(&segments, &[])?;
         let named = answer.about.commit.take();
         let asked: Option<PathName> = Some(revision).filter(|name| is_commit(name)).and_then(|name| name.parse().ok());
         let commit = match (asked, named) {
@@ -313,7 +386,7 @@ impl Fetcher<'_> {
     fn receive(
         &self,
         answer: http::Answer,
-        file: &PathName,
+        file: &RepoFile,
         etag: &PathName,
     ) -> Result<tempfile::NamedTempFile, Failure> {
         let expected_bytes = answer.bytes();
@@ -415,8 +488,30 @@ fn trouble(failure: &Failure) -> Option<String> {
     })
 }
 
-fn config_name() -> Result<PathName> {
-    CONFIG.parse()
+/// The quantisations of GGUF files, as their names end.
+fn quantisations(files: &[String]) -> Vec<String> {
+    let end = |file: &String| Some(stem(file)?.rsplit(['-', '.', '/']).next()?.to_owned());
+    let names: BTreeSet<String> = files.iter().filter_map(end).map(|name| text::line(&name)).collect();
+    names.into_iter().collect()
+}
+
+/// The one file, or the first part, whose name ends with a quantisation.
+fn quantised(repo: &str, files: &[String], wanted: &str) -> Result<String> {
+    let is_wanted = |file: &&String| {
+        let Some(rest) = stem(file).map(str::to_lowercase) else { return false };
+        let rest = rest.strip_suffix(&wanted.to_lowercase());
+        let is_first = names_of_parts(file).is_none_or(|parts| parts[0] == **file);
+        is_first && rest.is_some_and(|rest| rest.is_empty() || rest.ends_with(['-', '.', '/']))
+    };
+    let found: Vec<_> = files.iter().filter(is_wanted).cloned().collect();
+    match found.as_slice() {
+        [file] => Ok(file.clone()),
+        [] if files.is_empty() => Err(anyhow!("{repo}: it has no GGUF files")),
+        [] => Err(anyhow!("{repo}: it has no GGUF file of {wanted}; there are {}", quantisations(files).join(", "))),
+        [first, ..] => {
+            Err(anyhow!("{repo}: {} files are {wanted}: name one, as in hub:{repo}/{}", found.len(), text::line(first)))
+        }
+    }
 }
 
 /// The end of a sentence about a Hub that sent `body` instead of JSON, or JSON of another shape.
@@ -430,26 +525,31 @@ fn not_json(body: &[u8], what: &str) -> String {
     }
 }
 
-fn max_bytes(file: &PathName) -> u64 {
-    match file.as_str() {
+fn max_bytes(file: &RepoFile) -> u64 {
+    match file.name() {
         TOKENIZER => TOKENIZER_MAX_BYTES,
-        name if name.ends_with(".safetensors") => WEIGHTS_MAX_BYTES,
+        name if [".safetensors", ".gguf"].iter().any(|end| name.ends_with(end)) => WEIGHTS_MAX_BYTES,
         _ => JSON_MAX_BYTES,
     }
 }
 
 /// Checks that the content at `path` is what the name says, as far as its header or syntax shows it.
-fn check_format(path: &Path, file: &PathName) -> Result<(), Failure> {
-    if file.as_str().ends_with(".safetensors") {
+fn check_format(path: &Path, file: &RepoFile) -> Result<(), Failure> {
+    if file.name().ends_with(".gguf") {
+        let mut magic = [0; 4];
+        let is_gguf = fs::File::open(path)?.read_exact(&mut magic).is_ok() && magic == *b"GGUF";
+        return if is_gguf { Ok(()) } else { Err(Failure::Damaged(format!("{file} is not a GGUF file"))) };
+    }
+    if file.name().ends_with(".safetensors") {
         return map(&[path]).map(drop).map_err(|error| Failure::Damaged(one_line(&format!("{error:#}"))));
     }
     let content = read_limited(path, max_bytes(file))?;
-    if file.as_str().ends_with(".jinja") {
+    if file.name().ends_with(".jinja") {
         return Ok(());
     }
     match serde_json::from_slice::<IgnoredAny>(&content) {
         Ok(_) => Ok(()),
-        Err(_) => Err(Failure::Unexpected(not_json(&content, file.as_str()))),
+        Err(_) => Err(Failure::Unexpected(not_json(&content, &file.to_string()))),
     }
 }
 
@@ -472,7 +572,7 @@ impl Write for Hashing<'_> {
 }
 
 /// A progress bar, which is shown when the download is long and standard error is a terminal.
-fn bar(file: &PathName, bytes: Option<u64>) -> ProgressBar {
+fn bar(file: &RepoFile, bytes: Option<u64>) -> ProgressBar {
     let is_shown = bytes.is_none_or(|bytes| bytes >= LONG_DOWNLOAD_BYTES) && io::stderr().is_terminal();
     let target = if is_shown { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
     let bar = ProgressBar::with_draw_target(bytes, target).with_message(file.to_string());

@@ -382,3 +382,86 @@ fn a_hub_out_of_reach_is_as_offline() {
     world.fetch().expect("fetched");
     assert_runs(away.fetch(REPO, "main").expect("from the cache"));
 }
+
+/// A repository of GGUF files.
+fn quantised(files: &[&str]) -> World {
+    let world = world(SINGLE);
+    for file in fs::read_dir(SINGLE).expect("a folder") {
+        world.server.remove(&file.expect("a file").file_name().to_string_lossy());
+    }
+    for file in files {
+        world.server.add(file, format!("GGUF {file}").into_bytes());
+    }
+    world
+}
+
+#[test]
+fn a_gguf_file_is_named_by_its_quantisation_or_its_path() {
+    let files =
+        ["m-Q4_K_M.gguf", "m-Q8_0.gguf", "big/m-UD-Q2_K-00001-of-00002.gguf", "big/m-UD-Q2_K-00002-of-00002.gguf"];
+    let world = quantised(&files);
+    world.server.add("big/chat_template.jinja", b"{{ messages }}".to_vec());
+    let content = |path: &Path| fs::read_to_string(path).expect("a file");
+    let fetch = |wanted: &str| world.hub().fetch_gguf(REPO, "main", wanted);
+    for (wanted, file) in [
+        ("Q4_K_M", files[0]),
+        ("q4_k_m", files[0]),
+        ("m-Q8_0.gguf", files[1]),
+        ("Q2_K", files[2]),
+        ("UD-Q2_K", files[2]),
+        (files[3], files[2]),
+    ] {
+        let (path, source) = fetch(wanted).expect(wanted);
+        assert_eq!(source, format!("hub:{REPO}/{file}@{COMMIT}"), "{wanted}");
+        assert_eq!(content(&path), format!("GGUF {file}"));
+        assert!(source.parse::<candlepower::model::ModelSpec>().is_ok_and(|spec| spec.to_string() == source));
+        if file == files[2] {
+            // The other part, and what stands beside it.
+            assert_eq!(content(&path.with_file_name("m-UD-Q2_K-00002-of-00002.gguf")), format!("GGUF {}", files[3]));
+            assert_eq!(content(&path.with_file_name("chat_template.jinja")), "{{ messages }}");
+        }
+    }
+    world.server.requests();
+    let offline = Hub { offline: true, ..world.hub() };
+    assert!(offline.fetch_gguf(REPO, "main", "Q8_0").expect("from the cache").1.contains("m-Q8_0.gguf"));
+    assert!(world.server.requests().is_empty());
+
+    let refused = |wanted: &str| {
+        let error = format!("{:#}", fetch(wanted).expect_err(wanted));
+        assert_eq!(error.lines().count(), 1, "{error}");
+        error
+    };
+    assert!(refused("Q5_K_M").contains("no GGUF file of Q5_K_M; there are Q2_K, Q4_K_M, Q8_0"));
+    assert!(refused("K_M").contains("no GGUF file of K_M"));
+    assert!(refused("x.gguf").contains("the Hub has no x.gguf there (404)"));
+    world.server.add("other-Q8_0.gguf", b"GGUF".to_vec());
+    assert!(refused("Q8_0").contains("2 files are Q8_0: name one, as in hub:someone/some-model/"));
+    // Without a file, the quantisations are named.
+    assert!(world.error().contains("name a quantisation, as in hub:someone/some-model:Q2_K"), "{}", world.error());
+    world.server.add("m-F16.gguf", b"<html>".to_vec());
+    assert!(refused("F16").contains("m-F16.gguf is not a GGUF file"));
+}
+
+/// As a user types it.
+#[test]
+fn a_gguf_file_of_the_hub_runs() {
+    let world = quantised(&[]);
+    let file = fs::read("fixtures/gguf/qwen3-gqa-tied.gguf").expect("a file");
+    world.server.add("qwen3-tiny-F32.gguf", file);
+    let (home, out) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+    for model in ["someone/some-model:F32", "hub:someone/some-model/qwen3-tiny-F32.gguf"] {
+        let run =
+            ["run", "--model", model, "--prompt-ids", "3,4,5", "--max-new-tokens", "2", "--trials", "1", "--json"];
+        let ran = Command::new(env!("CARGO_BIN_EXE_candlepower"))
+            .args(run)
+            .envs([("HF_ENDPOINT", world.server.endpoint.as_str()), ("HF_TOKEN_PATH", "none")])
+            .env("HF_HOME", home.path())
+            .env("CANDLEPOWER_OUT", out.path())
+            .output()
+            .expect("the program");
+        let (json, error) = (String::from_utf8_lossy(&ran.stdout), String::from_utf8_lossy(&ran.stderr));
+        assert!(ran.status.success(), "{error}");
+        assert!(json.contains(&format!("hub:{REPO}/qwen3-tiny-F32.gguf@{COMMIT}")), "{json}");
+        assert!(json.contains("/tuned-f32-cpu"), "{json}");
+    }
+}

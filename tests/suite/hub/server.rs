@@ -181,7 +181,7 @@ fn answer(mut stream: TcpStream, state: &Mutex<State>) -> std::io::Result<()> {
         return reply(&mut stream, 404, &[of_commit, ("X-Error-Code", "EntryNotFound".into())], b"", None);
     };
     let hash = sha256(content);
-    if file.ends_with(".safetensors") {
+    if [".safetensors", ".gguf"].iter().any(|end| file.ends_with(end)) {
         let linked = [
             of_commit,
             ("X-Linked-ETag", format!("\"{hash}\"")),
