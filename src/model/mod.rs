@@ -58,7 +58,7 @@ use tokenizers::Tokenizer;
 use checkpoint::Checkpoint;
 use config::{ExpertLayout, ModelConfig};
 use psann::{Decoder, PsannConfig, PsannLm};
-use stock::Stock;
+use stock::{Stock, quantised::Quantised};
 use tensors::Tensors;
 
 use crate::{
@@ -241,14 +241,11 @@ fn open_gguf(
     device: &Device,
     parallel: Parallel,
 ) -> Result<Subject> {
-    ensure!(engine == Engine::Tuned, "engine {engine} runs no GGUF files; engine {} runs them", Engine::Tuned);
     ensure!(device.is_cpu(), "GGUF files run on a CPU only");
-    let gguf::Model { config, weights, tensors, bytes } = gguf::open(file)?;
-    let tensors = Tensors::of_gguf(weights, tensors, precision);
-    admit_bytes(&config, engine, device, (bytes, bytes + extra_bytes(&config, engine, tensors.cache_dtype, device)))?;
-    let tokenizer = tokenizer_beside(file, config.vocab_size)?;
-    let eos_token_ids = config.eos_token_ids.clone();
-    let model = (engine.row().build)(config, tensors, ExpertLayout::Single, parallel)?;
+    let of_file = gguf::open(file)?;
+    let tokenizer = tokenizer_beside(file, of_file.config.vocab_size)?;
+    let eos_token_ids = of_file.config.eos_token_ids.clone();
+    let model = (engine.row().build_gguf)(file, of_file, precision, parallel)?;
     Ok(Subject { model, source, tokenizer, eos_token_ids })
 }
 
@@ -376,6 +373,9 @@ pub enum Engine {
 /// Builds a model of weights that have been checked.
 type Build = fn(ModelConfig, Tensors, ExpertLayout, Parallel) -> Result<Box<dyn CausalLm>>;
 
+/// Builds the model of a GGUF file that has been checked, on a CPU.
+type BuildGguf = fn(&Path, gguf::Model, Precision, Parallel) -> Result<Box<dyn CausalLm>>;
+
 /// The properties of an engine.
 struct EngineRow {
     name: &'static str,
@@ -384,6 +384,7 @@ struct EngineRow {
     /// Bytes that a model with a cache in this dtype needs in addition to its weights, for a sequence of this many tokens.
     extra_bytes: fn(&ModelConfig, DType, &Device, usize) -> u64,
     build: Build,
+    build_gguf: BuildGguf,
 }
 
 impl Engine {
@@ -398,6 +399,14 @@ impl Engine {
                 refusal: |config, _| stock::refusal(config),
                 extra_bytes: |config, dtype, _, tokens| stock::extra_bytes(config, dtype, tokens),
                 build: |config, tensors, _, _| Ok(Box::new(Stock::new(config, tensors.weights)?)),
+                build_gguf: |path, file, precision, _| {
+                    let cache = precision.cache_suffix();
+                    ensure!(
+                        cache.is_empty(),
+                        "engine stock has no cache in FP8: leave out {cache} in dtype={precision}"
+                    );
+                    Ok(Box::new(Quantised::open(path, &file)?))
+                },
             },
             Self::Tuned => EngineRow {
                 name: "tuned",
@@ -406,6 +415,13 @@ impl Engine {
                     decoder::cache_bytes(config, dtype, tokens, device).allocated
                 },
                 build: |config, tensors, layout, parallel| decoder::load(config, tensors, layout, None, parallel),
+                build_gguf: |_, file, precision, parallel| {
+                    let gguf::Model { config, weights, tensors, bytes } = file;
+                    let tensors = Tensors::of_gguf(weights, tensors, precision);
+                    let cache = extra_bytes(&config, Self::Tuned, tensors.cache_dtype, &Device::Cpu);
+                    admit_bytes(&config, Self::Tuned, &Device::Cpu, (bytes, bytes + cache))?;
+                    decoder::load(config, tensors, ExpertLayout::Single, None, parallel)
+                },
             },
         }
     }

@@ -4,10 +4,11 @@
 //! always computes wrongly is refused ([`refusal`]). Where only some lengths or precisions are affected, the model runs and
 //! [`CausalLm::deviates`] gives the reason. Tests pin each fault, so that they fail when a Candle release repairs it.
 //!
-//! Each published module has a file with its row. To add one, add its file and its row to [`MODULES`].
+//! Each published module has a file with its row. To add one, add its file and its row to [`MODULES`]. `quantised` runs GGUF files.
 
 mod gemma3;
 mod llama;
+pub(super) mod quantised;
 mod qwen3;
 
 use anyhow::{Context, Result, bail};
