@@ -27,6 +27,8 @@ pub mod hub;
 pub(crate) mod limits;
 mod parallel;
 pub mod psann;
+#[cfg(test)]
+mod real;
 pub mod series;
 mod shapes;
 mod spec;
@@ -339,7 +341,7 @@ fn admit_bytes(
 ) -> Result<()> {
     let row = engine.row();
     if let Some(reason) = (row.refusal)(config, device) {
-        match Engine::ALL.into_iter().find(|other| (other.row().refusal)(config, device).is_none()) {
+        match Engine::DEFAULT.into_iter().find(|other| (other.row().refusal)(config, device).is_none()) {
             Some(other) => bail!("engine {engine} refuses this model: {reason}; engine {other} runs it"),
             None => bail!("engine {engine} refuses this model: {reason}"),
         }
@@ -366,6 +368,9 @@ pub struct Subject {
 pub enum Engine {
     /// candle-transformers as published.
     Stock,
+    /// The same, each pass in the thread pool that Candle keeps for one device (`Device::with_context`).
+    #[serde(rename = "stock-context")]
+    StockContext,
     /// Our own decoder, with its own kernels on CPUs. It also runs mixtures of experts.
     Tuned,
 }
@@ -389,7 +394,10 @@ struct EngineRow {
 
 impl Engine {
     /// Every engine.
-    pub const ALL: [Self; 2] = [Self::Stock, Self::Tuned];
+    pub const ALL: [Self; 3] = [Self::Stock, Self::StockContext, Self::Tuned];
+
+    /// Those that run where none is named.
+    pub const DEFAULT: [Self; 2] = [Self::Stock, Self::Tuned];
 
     /// The table of engines.
     fn row(self) -> EngineRow {
@@ -398,15 +406,14 @@ impl Engine {
                 name: "stock",
                 refusal: |config, _| stock::refusal(config),
                 extra_bytes: |config, dtype, _, tokens| stock::extra_bytes(config, dtype, tokens),
-                build: |config, tensors, _, _| Ok(Box::new(Stock::new(config, tensors.weights)?)),
-                build_gguf: |path, file, precision, _| {
-                    let cache = precision.cache_suffix();
-                    ensure!(
-                        cache.is_empty(),
-                        "engine stock has no cache in FP8: leave out {cache} in dtype={precision}"
-                    );
-                    Ok(Box::new(Quantised::open(path, &file)?))
-                },
+                build: |config, tensors, layout, _| Ok(Box::new(stock(config, tensors, layout)?)),
+                build_gguf: |path, file, precision, _| Ok(Box::new(quantised(path, &file, precision)?)),
+            },
+            Self::StockContext => EngineRow {
+                name: "stock-context",
+                build: |config, tensors, layout, _| Ok(Box::new(stock(config, tensors, layout)?.in_context())),
+                build_gguf: |path, file, precision, _| Ok(Box::new(quantised(path, &file, precision)?.in_context())),
+                ..Self::Stock.row()
             },
             Self::Tuned => EngineRow {
                 name: "tuned",
@@ -425,6 +432,22 @@ impl Engine {
             },
         }
     }
+}
+
+/// Builds the model of a checkpoint on engine `stock`.
+fn stock(config: ModelConfig, tensors: Tensors, layout: ExpertLayout) -> Result<Stock> {
+    ensure!(
+        config.experts.is_none() || layout == ExpertLayout::Single,
+        "engine stock refuses this model: one tensor holds all experts of a layer; engine tuned runs it"
+    );
+    Stock::new(config, tensors.weights)
+}
+
+/// Builds the model of a GGUF file on engine `stock`.
+fn quantised(path: &Path, file: &gguf::Model, precision: Precision) -> Result<Quantised> {
+    let cache = precision.cache_suffix();
+    ensure!(cache.is_empty(), "engine stock has no cache in FP8: leave out {cache} in dtype={precision}");
+    Quantised::open(path, file)
 }
 
 /// The table in the guide of the families that each engine runs, in Markdown.

@@ -199,6 +199,7 @@ pub struct Quantised {
     module: &'static Module,
     footprint: Footprint,
     model: Box<dyn Published>,
+    is_in_context: bool,
 }
 
 impl Quantised {
@@ -229,7 +230,12 @@ impl Quantised {
         // Candle appends a backtrace where the environment asks for one.
         let one_line = |error: candle_core::Error| error.to_string().lines().next().unwrap_or_default().to_owned();
         let model = load().map_err(|error| anyhow!("{called}: {}", one_line(error)))?;
-        Ok(Self { config: config.clone(), module, footprint, model })
+        Ok(Self { config: config.clone(), module, footprint, model, is_in_context: false })
+    }
+
+    /// Runs each pass in the thread pool that Candle keeps for the device.
+    pub fn in_context(self) -> Self {
+        Self { is_in_context: true, ..self }
     }
 }
 
@@ -240,8 +246,7 @@ impl CausalLm for Quantised {
             position == 0 || tokens.len() == 1 || *takes_chunks,
             "candle-transformers' {name} computes several tokens after the first position wrongly: pass them one at a time"
         );
-        let tokens = Tensor::new(tokens, &Device::Cpu)?.unsqueeze(0)?;
-        Ok(self.model.forward(&tokens, position)?.flatten_all()?.to_dtype(DType::F32)?)
+        super::forward(self.model.as_mut(), tokens, position, &Device::Cpu, self.is_in_context)
     }
 
     fn reset(&mut self) -> Result<()> {
