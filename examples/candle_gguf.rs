@@ -30,7 +30,7 @@ fn main() -> Result<()> {
         "gemma3" => model!(quantized_gemma3),
         other => bail!("{other} is not in this example"),
     };
-    let (start, mut first, mut position, mut input, mut tokens) = (Instant::now(), None, 0, ids, Vec::new());
+    let (start, mut first, mut position, mut input, mut tokens) = (Instant::now(), None, 0, ids, Vec::<u32>::new());
     for _ in 0..count.parse()? {
         let logits = forward(&Tensor::new(&input[..], &Device::Cpu)?.unsqueeze(0)?, position)?;
         position += input.len();

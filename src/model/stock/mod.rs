@@ -151,7 +151,7 @@ fn forward(
     is_in_context: bool,
 ) -> Result<Tensor> {
     let tokens = Tensor::new(tokens, device)?.unsqueeze(0)?;
-    let pass = || Ok(model.forward(&tokens, position)?.flatten_all()?.to_dtype(DType::F32)?);
+    let mut pass = || Ok(model.forward(&tokens, position)?.flatten_all()?.to_dtype(DType::F32)?);
     if is_in_context { device.with_context(pass) } else { pass() }
 }
 
