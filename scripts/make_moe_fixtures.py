@@ -53,6 +53,7 @@ FIXTURES = [
     ("mixtral-4x1-tied", "mixtral", dict(
         num_local_experts=4, num_experts_per_tok=1, tie_word_embeddings=True, num_key_value_heads=4)),
     ("mixtral-16x4-stacked", "mixtral", dict(num_local_experts=16, num_experts_per_tok=4, intermediate_size=20)),
+    ("mixtral-4x2-plain", "mixtral", dict(num_local_experts=4, num_experts_per_tok=2, head_dim=8)),
 ]
 SHARDED = {"qwen3-8x2-sharded"}
 # Experts in one tensor per layer, as transformers 5 holds them in memory, instead of one by one as it saves them.

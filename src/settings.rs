@@ -66,11 +66,12 @@ config! {
         #[serde(deserialize_with = "dtypes")]
         pub dtype: Vec<Precision> = vec![DeviceChoice::Cpu.default_dtype()],
 
-        /// Implementations that run the models, separated by commas: stock (candle-transformers as published), tuned (the
-        /// decoder of this crate) and peer:NAME (another system)
+        /// Implementations that run the models, separated by commas: stock (candle-transformers as published),
+        /// stock-context (the same in the thread pool that Candle keeps), tuned (the decoder of this crate) and peer:NAME (another
+        /// system)
         #[default = "stock,tuned on embedded models, stock on others, tuned with quantised weights or an FP8 cache"]
         #[serde(deserialize_with = "engines")]
-        pub engine: Vec<EngineChoice> = Engine::ALL.map(EngineChoice::Own).to_vec(),
+        pub engine: Vec<EngineChoice> = Engine::DEFAULT.map(EngineChoice::Own).to_vec(),
 
         /// Number of scenarios: quick, standard or full
         #[default = "quick"]
@@ -508,9 +509,9 @@ fn that_run(mut variants: Vec<(EngineChoice, Precision)>) -> Vec<(EngineChoice, 
     variants
 }
 
-/// Returns whether an engine has a dtype: `stock` has neither quantised weights nor a cache in FP8. A peer tells itself.
+/// Returns whether an engine has a dtype: only `tuned` has quantised weights and a cache in FP8. A peer tells itself.
 fn has_dtype((engine, dtype): &(EngineChoice, Precision)) -> bool {
-    !dtype.is_only_tuned() || *engine != EngineChoice::Own(Engine::Stock)
+    !dtype.is_only_tuned() || engine.own().is_none_or(|engine| engine == Engine::Tuned)
 }
 
 /// The folder of Criterion's baselines and reports.
@@ -699,7 +700,7 @@ mod tests {
     fn embedded_models_run_on_every_engine_unless_one_is_given() {
         let (mini, large) = (ModelSpec::Mini("llama-mini"), ModelSpec::Synthetic("qwen3-1.7b"));
         let settings = resolve(&[], None).expect("defaults");
-        let [stock, tuned] = Engine::ALL.map(EngineChoice::Own);
+        let [stock, tuned] = Engine::DEFAULT.map(EngineChoice::Own);
         let in_f32 = |engine: &EngineChoice| (engine.clone(), Precision::F32);
         assert_eq!(settings.variants_for(&mini), [in_f32(&stock), in_f32(&tuned)]);
         assert_eq!(settings.variants_for(&large), [in_f32(&stock)]);
@@ -727,7 +728,7 @@ mod tests {
     #[test]
     fn dtypes_stand_side_by_side_without_the_engines_that_lack_them() {
         let (mini, large) = (ModelSpec::Mini("llama-mini"), ModelSpec::Synthetic("qwen3-1.7b"));
-        let [stock, tuned] = Engine::ALL.map(EngineChoice::Own);
+        let [stock, tuned] = Engine::DEFAULT.map(EngineChoice::Own);
         let settings = resolve(&[("CANDLEPOWER_DTYPE", "bf16, q8_0,bf16")], None).expect("dtypes");
         assert_eq!(
             (settings.first_dtype(), settings.sources["dtype"].value.as_str()),
@@ -784,7 +785,7 @@ mod tests {
     fn one_number_of_ranks_shards_and_several_are_for_the_group() {
         let ranks = |text: &str| resolve(&[("CANDLEPOWER_TENSOR_PARALLEL", text)], None);
         let settings = ranks("2").expect("one");
-        let [stock, tuned] = Engine::ALL.map(EngineChoice::Own);
+        let [stock, tuned] = Engine::DEFAULT.map(EngineChoice::Own);
         assert_eq!((settings.engine_id(&stock).as_str(), settings.engine_id(&tuned).as_str()), ("stock", "tuned-tp2"));
         assert_eq!((settings.parallel(Engine::Tuned).ranks, settings.parallel(Engine::Stock).ranks), (2, 1));
         assert_eq!(settings.rank_counts(), [1, 2, 4]);

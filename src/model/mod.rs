@@ -27,6 +27,8 @@ pub mod hub;
 pub(crate) mod limits;
 mod parallel;
 pub mod psann;
+#[cfg(test)]
+mod real;
 pub mod series;
 mod shapes;
 mod spec;
@@ -58,7 +60,7 @@ use tokenizers::Tokenizer;
 use checkpoint::Checkpoint;
 use config::{ExpertLayout, ModelConfig};
 use psann::{Decoder, PsannConfig, PsannLm};
-use stock::Stock;
+use stock::{Stock, quantised::Quantised};
 use tensors::Tensors;
 
 use crate::{
@@ -278,18 +280,14 @@ fn open_gguf(
     device: &Device,
     parallel: Parallel,
 ) -> Result<Subject> {
-    ensure!(engine == Engine::Tuned, "engine {engine} runs no GGUF files; engine {} runs them", Engine::Tuned);
     ensure!(device.is_cpu(), "GGUF files run on a CPU only");
     let opened = gguf::open(file)?;
     if let Some(note) = &opened.note {
         report_note(&source, note);
     }
     let (tokenizer, without_tokenizer) = text_of_gguf(file, &opened, |note| report_note(&source, note))?;
-    let gguf::Model { config, weights, tensors, bytes, .. } = opened;
-    let tensors = Tensors::of_gguf(weights, tensors, precision);
-    admit_bytes(&config, engine, device, (bytes, bytes + extra_bytes(&config, engine, tensors.cache_dtype, device)))?;
-    let eos_token_ids = config.eos_token_ids.clone();
-    let model = (engine.row().build)(config, tensors, ExpertLayout::Single, parallel)?;
+    let eos_token_ids = opened.config.eos_token_ids.clone();
+    let model = (engine.row().build_gguf)(file, opened, precision, parallel)?;
     Ok(Subject { model, source, tokenizer, without_tokenizer, eos_token_ids })
 }
 
@@ -422,7 +420,7 @@ fn admit_bytes(
 ) -> Result<()> {
     let row = engine.row();
     if let Some(reason) = (row.refusal)(config, device) {
-        match Engine::ALL.into_iter().find(|other| (other.row().refusal)(config, device).is_none()) {
+        match Engine::DEFAULT.into_iter().find(|other| (other.row().refusal)(config, device).is_none()) {
             Some(other) => bail!("engine {engine} refuses this model: {reason}; engine {other} runs it"),
             None => bail!("engine {engine} refuses this model: {reason}"),
         }
@@ -464,12 +462,18 @@ impl Subject {
 pub enum Engine {
     /// candle-transformers as published.
     Stock,
+    /// The same, each pass in the thread pool that Candle keeps for one device (`Device::with_context`).
+    #[serde(rename = "stock-context")]
+    StockContext,
     /// Our own decoder, with its own kernels on CPUs. It also runs mixtures of experts.
     Tuned,
 }
 
 /// Builds a model of weights that have been checked.
 type Build = fn(ModelConfig, Tensors, ExpertLayout, Parallel) -> Result<Box<dyn CausalLm>>;
+
+/// Builds the model of a GGUF file that has been checked, on a CPU.
+type BuildGguf = fn(&Path, gguf::Model, Precision, Parallel) -> Result<Box<dyn CausalLm>>;
 
 /// The properties of an engine.
 struct EngineRow {
@@ -479,11 +483,15 @@ struct EngineRow {
     /// Bytes that a model with a cache in this dtype needs in addition to its weights, for a sequence of this many tokens.
     extra_bytes: fn(&ModelConfig, DType, &Device, usize) -> u64,
     build: Build,
+    build_gguf: BuildGguf,
 }
 
 impl Engine {
     /// Every engine.
-    pub const ALL: [Self; 2] = [Self::Stock, Self::Tuned];
+    pub const ALL: [Self; 3] = [Self::Stock, Self::StockContext, Self::Tuned];
+
+    /// Those that run where none is named.
+    pub const DEFAULT: [Self; 2] = [Self::Stock, Self::Tuned];
 
     /// The table of engines.
     fn row(self) -> EngineRow {
@@ -492,7 +500,14 @@ impl Engine {
                 name: "stock",
                 refusal: |config, _| stock::refusal(config),
                 extra_bytes: |config, dtype, _, tokens| stock::extra_bytes(config, dtype, tokens),
-                build: |config, tensors, _, _| Ok(Box::new(Stock::new(config, tensors.weights)?)),
+                build: |config, tensors, layout, _| Ok(Box::new(stock(config, tensors, layout)?)),
+                build_gguf: |path, file, precision, _| Ok(Box::new(quantised(path, &file, precision)?)),
+            },
+            Self::StockContext => EngineRow {
+                name: "stock-context",
+                build: |config, tensors, layout, _| Ok(Box::new(stock(config, tensors, layout)?.in_context())),
+                build_gguf: |path, file, precision, _| Ok(Box::new(quantised(path, &file, precision)?.in_context())),
+                ..Self::Stock.row()
             },
             Self::Tuned => EngineRow {
                 name: "tuned",
@@ -501,9 +516,37 @@ impl Engine {
                     decoder::cache_bytes(config, dtype, tokens, device).allocated
                 },
                 build: |config, tensors, layout, parallel| decoder::load(config, tensors, layout, None, parallel),
+                build_gguf: |_, file, precision, parallel| {
+                    let gguf::Model { config, weights, tensors, bytes, .. } = file;
+                    let tensors = Tensors::of_gguf(weights, tensors, precision);
+                    let cache = extra_bytes(&config, Self::Tuned, tensors.cache_dtype, &Device::Cpu);
+                    admit_bytes(&config, Self::Tuned, &Device::Cpu, (bytes, bytes + cache))?;
+                    decoder::load(config, tensors, ExpertLayout::Single, None, parallel)
+                },
             },
         }
     }
+}
+
+/// Builds the model of a checkpoint on engine `stock`.
+fn stock(config: ModelConfig, tensors: Tensors, layout: ExpertLayout) -> Result<Stock> {
+    ensure!(
+        config.experts.is_none() || layout == ExpertLayout::Single,
+        "engine stock refuses this model: one tensor holds all experts of a layer; engine tuned runs it"
+    );
+    Stock::new(config, tensors.weights)
+}
+
+/// Builds the model of a GGUF file on engine `stock`.
+fn quantised(path: &Path, file: &gguf::Model, precision: Precision) -> Result<Quantised> {
+    let cache = precision.cache_suffix();
+    ensure!(cache.is_empty(), "engine stock has no cache in FP8: leave out {cache} in dtype={precision}");
+    ensure!(
+        file.tensors.parts() == 1,
+        "engine stock reads a model in one file, and this one has {}: engine tuned reads them",
+        file.tensors.parts()
+    );
+    Quantised::open(path, file)
 }
 
 /// The table in the guide of the families that each engine runs, in Markdown.

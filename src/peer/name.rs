@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use crate::{names::PathName, text};
 
 /// Engines in ids that are not peers.
-const TAKEN: [&str; 4] = ["stock", "tuned", "own", "http"];
+const TAKEN: [&str; 5] = ["stock", "stock-context", "tuned", "own", "http"];
 
 /// Longest name. Criterion shortens the parts of an id to 64 characters.
 const MAX_CHARS: usize = 32;

@@ -125,7 +125,7 @@ impl<P: FnMut(&str)> Search<'_, P> {
     fn setting(&mut self, setting: &'static str, later: u32) -> Result<()> {
         let start = self.settings()?;
         let alternatives = match setting {
-            "engine" => Engine::ALL.iter().map(ToString::to_string).collect(),
+            "engine" => Engine::DEFAULT.iter().map(ToString::to_string).collect(),
             "dtype" => dtypes(&start, self.spec, self.engine()?),
             _ if start.device == DeviceChoice::Cpu => threads(),
             _ => Vec::new(),

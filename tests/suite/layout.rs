@@ -134,17 +134,19 @@ fn places_of(texts: &[&str]) -> Vec<String> {
 #[test]
 fn additions_are_named_in_the_files_of_their_recipes() {
     let family = ["src/model/family.rs", "src/model/decoder/forward.rs", "src/model/gguf/mod.rs"];
-    let stock = ["src/model/stock/llama.rs", "src/model/stock/qwen3.rs", "src/model/stock/gemma3.rs"];
+    let stock = ["llama", "qwen3", "gemma3", "mixtral"].map(|name| format!("src/model/stock/{name}.rs"));
+    let [llama, qwen3, gemma3, mixtral] = stock.each_ref().map(String::as_str);
+    let quantised = "src/model/stock/quantised.rs";
     // The dense decoders of `moe_top_k` have this architecture.
-    let family_of_twins = [&family[..], &["src/model/decoder/shape.rs", stock[1]]].concat();
+    let family_of_twins = [&family[..], &["src/model/decoder/shape.rs", qwen3, quantised]].concat();
     let measure = ["src/record/measures.rs", "src/generate/summary.rs"];
     let key_of_sweep = ["src/workload/series/grid.rs", "src/workload/series/nested.rs"];
     let expected: [(&str, &[&str]); 8] = [
         ("\"long\"", &["src/scenario/generation.rs"]),
-        ("\"LlamaForCausalLM\"", &[&family[..], &stock[..1]].concat()),
+        ("\"LlamaForCausalLM\"", &[&family[..], &[llama, quantised]].concat()),
         ("\"Qwen3ForCausalLM\"", &family_of_twins),
-        ("\"Gemma3ForCausalLM\"", &[family[0], family[2], stock[2]]),
-        ("\"MixtralForCausalLM\"", &family),
+        ("\"Gemma3ForCausalLM\"", &[family[0], family[2], gemma3, quantised]),
+        ("\"MixtralForCausalLM\"", &[&family[..], &[mixtral, quantised]].concat()),
         ("waiting_share", &measure),
         ("save_every", &["src/train/run/config.rs", "src/train/run/training.rs"]),
         ("max_epochs", &key_of_sweep),

@@ -557,6 +557,16 @@ impl Gguf {
         self.places.get(name).map_or(0, |place| place.bytes() as u64)
     }
 
+    /// The format of a tensor, by the name of transformers.
+    pub fn format(&self, name: &str) -> Option<GgmlDType> {
+        self.places.get(name).map(|place| place.format)
+    }
+
+    /// Number of files.
+    pub fn parts(&self) -> usize {
+        self.files.len()
+    }
+
     fn place(&self, name: &str) -> Result<&Place> {
         self.places.get(name).with_context(|| format!("the file has no {name}"))
     }

@@ -6,6 +6,7 @@ use candle_core::quantized::{
     QTensor,
     gguf_file::{TensorInfo, VersionedMagic, write},
 };
+use candle_transformers::models::quantized_qwen3_moe::GGUFQWenMoE;
 
 use super::*;
 use crate::{
@@ -36,6 +37,7 @@ fn metadata(config: &ModelConfig) -> Option<Vec<(String, Value)>> {
         ("attention.head_count", count(config.num_attention_heads)),
         ("attention.head_count_kv", count(config.num_key_value_heads)),
         ("attention.key_length", count(config.head_dim)),
+        ("attention.value_length", count(config.head_dim)),
         ("attention.layer_norm_rms_epsilon", number(config.rms_norm_eps)),
         ("block_count", count(config.num_hidden_layers)),
         ("context_length", count(config.max_position_embeddings)),
@@ -137,11 +139,15 @@ fn file(metadata: &[(String, Value)], tensors: &[(String, QTensor)]) -> Vec<u8> 
 
 /// Loads the model of a file with these bytes.
 fn loaded(bytes: &[u8]) -> Result<Box<dyn CausalLm>> {
+    loaded_on(Engine::Tuned, bytes)
+}
+
+fn loaded_on(engine: Engine, bytes: &[u8]) -> Result<Box<dyn CausalLm>> {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("model.gguf");
     fs::write(&path, bytes).expect("written");
     let (source, alone) = ("path:model.gguf".into(), Parallel::default());
-    Ok(open_gguf(&path, source, Engine::Tuned, Precision::F32, &Device::Cpu, alone)?.model)
+    Ok(open_gguf(&path, source, engine, Precision::F32, &Device::Cpu, alone)?.model)
 }
 
 fn of_fixture(fixture: &Fixture, format: GgmlDType) -> Option<Vec<u8>> {
@@ -190,6 +196,54 @@ fn files_of_the_reference_writer_equal_the_reference() {
         checked += 1;
     }
     assert_eq!(checked, fs::read_dir(folder).expect("the folder").count());
+}
+
+/// On engine `stock`, the logits of a file in f32 are those of transformers, unless the model announces a deviation. Fails when a Candle release repairs a fault; then remove the fault.
+#[test]
+fn published_models_on_files_equal_the_reference_and_deviations_are_announced() {
+    let (mut equal, mut deviating, mut refused) = (BTreeMap::new(), BTreeMap::new(), BTreeSet::new());
+    for fixture in fixtures("generation").into_iter().chain(fixtures("moe")) {
+        let Some(bytes) = of_fixture(&fixture, GgmlDType::F32) else { continue };
+        let architecture = fixture.config.family.architecture;
+        let mut model = match loaded_on(Engine::Stock, &bytes) {
+            Ok(model) => model,
+            Err(error) => {
+                assert_eq!(format!("{error:#}").lines().count(), 1, "{error:#}");
+                refused.insert(format!("{architecture}: {error:#}"));
+                continue;
+            }
+        };
+        for prompt in &fixture.prompts {
+            let what = format!("{}, {}", fixture.name, prompt.name);
+            let far = incrementally(model.as_mut(), &fixture, prompt).expect(&what);
+            let announced = model.deviates(prompt.ids.len(), prompt.greedy.len());
+            println!("{what}: {far} from the reference, {announced:?}");
+            assert_eq!(far > TOLERANCE, announced.is_some(), "{what}: {far} from the reference, {announced:?}");
+            *if announced.is_some() { &mut deviating } else { &mut equal }.entry(architecture).or_insert(0) += 1;
+            // A reset forgets everything: the first step gives the same logits again.
+            let [first, second] = [(); 2].map(|()| {
+                model.reset().expect("a reset");
+                numbers(&model.forward(&prompt.ids, 0).expect(&what))
+            });
+            assert_eq!(difference(&first, &second), 0.0, "{what}");
+        }
+    }
+    println!("{equal:?} equal, {deviating:?} deviating, refused: {refused:#?}");
+    assert!(equal.contains_key("LlamaForCausalLM") && deviating.len() > 2, "{equal:?} equal, {deviating:?} deviating");
+}
+
+/// candle-transformers' quantized_qwen3_moe runs on CUDA devices only. Fails when a Candle release repairs it; then add its row.
+#[test]
+fn the_published_mixture_of_qwen3_does_not_run_on_cpus() {
+    let fixture = fixtures("moe").into_iter().find(|fixture| fixture.name == "qwen3-8x2").expect("the fixture");
+    let mut bytes = Cursor::new(of_fixture(&fixture, GgmlDType::F32).expect("a file"));
+    let run = |bytes: &mut Cursor<Vec<u8>>| {
+        let content = Content::read(bytes)?;
+        let mut model = GGUFQWenMoE::from_gguf(content, bytes, &Device::Cpu, DType::F32)?;
+        model.forward(&Tensor::new(&[[3u32, 4]], &Device::Cpu)?, 0)
+    };
+    let error = run(&mut bytes).err().expect("an error").to_string();
+    assert!(error.contains("only implemented for the cuda backend"), "{error}");
 }
 
 /// Blocks of a file are used as they are: the model computes exactly what a model computes that is quantised while it is loaded.

@@ -4,11 +4,14 @@
 //! always computes wrongly is refused ([`refusal`]). Where only some lengths or precisions are affected, the model runs and
 //! [`CausalLm::deviates`] gives the reason. Tests pin each fault, so that they fail when a Candle release repairs it.
 //!
-//! Each published module has a file with its row. To add one, add its file and its row to [`MODULES`].
+//! Each published module has a file with its row. To add one, add its file and its row to [`MODULES`]. `quantised` runs GGUF files.
 
 mod gemma3;
 mod llama;
+mod mixtral;
+pub(super) mod quantised;
 mod qwen3;
+mod qwen3_moe;
 
 use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device, Tensor};
@@ -20,7 +23,7 @@ use super::{
 };
 
 /// The published modules, which are also the list of the families that the engine runs.
-const MODULES: &[Module] = &[llama::MODULE, qwen3::MODULE, gemma3::MODULE];
+const MODULES: &[Module] = &[llama::MODULE, qwen3::MODULE, gemma3::MODULE, qwen3_moe::MODULE, mixtral::MODULE];
 
 /// One module of candle-transformers.
 struct Module {
@@ -47,7 +50,7 @@ impl Module {
 }
 
 /// A loaded model of candle-transformers.
-trait Published {
+trait Published: Send {
     /// Logits after the last of `tokens`, of shape (1, tokens).
     fn forward(&mut self, tokens: &Tensor, position: usize) -> Result<Tensor>;
 
@@ -61,9 +64,15 @@ pub struct Stock {
     dtype: DType,
     device: Device,
     model: Box<dyn Published>,
+    is_in_context: bool,
 }
 
 impl Stock {
+    /// Runs each pass in the thread pool that Candle keeps for the device.
+    pub fn in_context(self) -> Self {
+        Self { is_in_context: true, ..self }
+    }
+
     /// Builds the model from its weights. They must have been checked, because published modules panic on some missing
     /// tensors.
     ///
@@ -81,14 +90,13 @@ impl Stock {
         let module = Module::of(&config).context("candle-transformers' module is not wrapped")?;
         let (dtype, device) = (weights.dtype(), weights.device().clone());
         let model = (module.load)(&config, weights)?;
-        Ok(Self { config, module, dtype, device, model })
+        Ok(Self { config, module, dtype, device, model, is_in_context: false })
     }
 }
 
 impl CausalLm for Stock {
     fn forward(&mut self, tokens: &[u32], position: usize) -> Result<Tensor> {
-        let tokens = Tensor::new(tokens, &self.device)?.unsqueeze(0)?;
-        Ok(self.model.forward(&tokens, position)?.flatten_all()?.to_dtype(DType::F32)?)
+        forward(self.model.as_mut(), tokens, position, &self.device, self.is_in_context)
     }
 
     fn reset(&mut self) -> Result<()> {
@@ -132,6 +140,19 @@ impl CausalLm for Stock {
     fn deviates(&self, prompt_tokens: usize, _: usize) -> Option<String> {
         (self.module.deviates)(&self.config, self.dtype, prompt_tokens)
     }
+}
+
+/// The logits of a pass, with or without Candle's thread pool for the device.
+fn forward(
+    model: &mut dyn Published,
+    tokens: &[u32],
+    position: usize,
+    device: &Device,
+    is_in_context: bool,
+) -> Result<Tensor> {
+    let tokens = Tensor::new(tokens, device)?.unsqueeze(0)?;
+    let mut pass = || Ok(model.forward(&tokens, position)?.flatten_all()?.to_dtype(DType::F32)?);
+    if is_in_context { device.with_context(pass) } else { pass() }
 }
 
 /// Returns whether a module is published for the architecture.
