@@ -174,6 +174,9 @@ struct Options {
     /// Largest P99 of the generator's lateness that is VALID, in milliseconds
     #[arg(long, default_value_t = Limits::default().max_lateness_p99_ms)]
     max_lateness_ms: f64,
+    /// Largest share of requests that fail, and of answers that come all at once, that is VALID, in percent
+    #[arg(long, default_value_t = Limits::default().max_failed_share * 100.0)]
+    max_failed: f64,
     /// Print the schedule as JSONL and send nothing
     #[arg(long)]
     schedule: bool,
@@ -270,6 +273,8 @@ impl Options {
             ensure!(share > 0.0 && share < 100.0, "{name} {share}: use more than 0 and less than 100");
             Ok(share / 100.0)
         };
+        let share = self.max_failed;
+        ensure!((0.0..=100.0).contains(&share), "--max-failed {share}: use 0 to 100");
         let ramp_s = match shape.arrivals {
             Arrivals::Open { ramp_s, .. } => ramp_s,
             Arrivals::Closed { .. } | Arrivals::Trace => 0.0,
@@ -286,6 +291,7 @@ impl Options {
                 max_lateness_p99_ms: self.max_lateness_ms,
                 percentile: percent(self.percentile, "--percentile")?,
                 confidence: percent(self.confidence, "--confidence")?,
+                max_failed_share: share / 100.0,
                 ..Limits::default()
             },
             start_at: self.start_at.map(SystemTime::from),
@@ -389,7 +395,11 @@ impl Options {
         let (prompt, new) = (&self.prompt_tokens, &self.max_new_tokens);
         let turns = if self.turns > 1 { format!("_t{}", self.turns) } else { String::new() };
         let shard = if self.shard == Shard::WHOLE { String::new() } else { format!("_shard_{}", self.shard) };
-        let name = format!("load_{arrivals}_p{prompt}_n{new}{turns}{shard}");
+        let api = match self.api {
+            Endpoint::Completions => "completions",
+            Endpoint::Chat => "chat",
+        };
+        let name = format!("load_{api}_{arrivals}_p{prompt}_n{new}{turns}{shard}");
         name.chars().map(|c| if c.is_ascii_alphanumeric() || c == '_' || c == '.' { c } else { '-' }).collect()
     }
 
