@@ -123,9 +123,8 @@ impl Exchange {
                 return Poll::Ready(None);
             }
             if self.deadline.as_mut().poll(cx).is_ready() {
-                let limit_s = self.shared.limits().request_timeout.as_secs_f64();
-                let problem = format!("the answer was not complete within {limit_s} s");
-                return self.fail(ApiError::new(StatusCode::GATEWAY_TIMEOUT, problem));
+                let late = self.shared.late();
+                return self.fail(late);
             }
             match ready!(self.events.poll_recv(cx)) {
                 Some((choice, event)) => match self.take(choice, event) {

@@ -26,7 +26,10 @@ use hyper::{
 };
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use tokio::{sync::mpsc, time::timeout};
+use tokio::{
+    sync::{Semaphore, mpsc},
+    time::{timeout, timeout_at},
+};
 
 use super::{
     Limits, Loaded, Options,
@@ -67,6 +70,8 @@ pub struct Shared {
     random: RandomState,
     drawn: AtomicU64,
     started_at: i64,
+    /// Held while a template renders a chat.
+    rendering: Arc<Semaphore>,
 }
 
 impl Shared {
@@ -81,6 +86,7 @@ impl Shared {
             random: RandomState::new(),
             drawn: AtomicU64::new(0),
             started_at: chrono::Utc::now().timestamp(),
+            rendering: Arc::new(Semaphore::new(1)),
         }
     }
 
@@ -200,12 +206,23 @@ async fn complete(shared: Arc<Shared>, endpoint: Endpoint, request: Request) -> 
     let received = Instant::now();
 
     // Long prompts take a while to encode.
-    let prepared = {
+    let preparing = async {
+        // Chats wait here for a slow template, so that it leaves threads for others.
+        let turn = match endpoint {
+            Endpoint::Chat => shared.rendering.clone().acquire_owned().await.ok(),
+            Endpoint::Completions => None,
+        };
         let shared = shared.clone();
-        tokio::task::spawn_blocking(move || shared.prepare(endpoint, &body)).await
+        let prepare = move || {
+            let _turn = turn;
+            shared.prepare(endpoint, &body)
+        };
+        let failed = |_| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "the request could not be prepared");
+        tokio::task::spawn_blocking(prepare).await.map_err(failed)?
     };
-    let failed = |_| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "the request could not be prepared");
-    let Prepared { generation, prompts, max_new_tokens } = prepared.map_err(failed)??;
+    let late = |_| shared.late();
+    let prepared = timeout_at((received + shared.limits().request_timeout).into(), preparing).await.map_err(late)?;
+    let Prepared { generation, prompts, max_new_tokens } = prepared?;
 
     let head = Head {
         endpoint,
@@ -372,6 +389,12 @@ impl Shared {
         let prompt_tokens = prompts.iter().map(|prompt| prompt.len()).sum();
         let deadline = received + self.limits().request_timeout;
         Ok(Exchange::new(self.clone(), events, choices, prompt_tokens, received, deadline))
+    }
+
+    /// The answer was not complete in time.
+    pub fn late(&self) -> ApiError {
+        let limit_s = self.limits().request_timeout.as_secs_f64();
+        ApiError::new(StatusCode::GATEWAY_TIMEOUT, format!("the answer was not complete within {limit_s} s"))
     }
 
     fn refused(&self, refusal: Refusal) -> ApiError {

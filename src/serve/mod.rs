@@ -23,6 +23,7 @@ mod exchange;
 #[cfg(test)]
 mod golden;
 mod http;
+mod jinja;
 mod metrics;
 mod queue;
 mod replay;
@@ -32,8 +33,9 @@ mod template;
 mod text;
 
 pub(crate) use engine::Batch;
+pub(crate) use jinja::work as render_chats;
 pub(crate) use replay::{Answer, Arrival, Replay, replay};
-pub use template::Template;
+pub use template::{COMMAND as RENDER_CHATS, Template};
 
 use std::{
     net::{SocketAddr, TcpListener},
@@ -187,7 +189,8 @@ impl Server {
         let address = listener.local_addr().with_context(cannot)?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(CLIENT_THREADS)
-            .max_blocking_threads(CLIENT_THREADS)
+            // One more, because one template may be rendered at a time.
+            .max_blocking_threads(CLIENT_THREADS + 1)
             .thread_name("clients")
             .enable_all()
             .build()

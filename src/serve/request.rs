@@ -124,7 +124,7 @@ impl Generation {
         }
         let input = match endpoint {
             Endpoint::Completions => Input::Prompts(fields.prompts()?),
-            Endpoint::Chat => Input::Messages(fields.messages()?),
+            Endpoint::Chat => Input::Messages(fields.messages(text)?),
         };
         let max_new_tokens = match endpoint {
             Endpoint::Completions => fields.count("max_tokens")?,
@@ -234,7 +234,8 @@ impl Fields {
         if prompts.is_empty() { Err(ApiError::field("prompt", "it is empty")) } else { Ok(prompts) }
     }
 
-    fn messages(&mut self) -> Result<Vec<Message>, ApiError> {
+    /// The messages of a body, which is read again for the order of their keys.
+    fn messages(&mut self, body: &str) -> Result<Vec<Message>, ApiError> {
         let messages = self.take("messages").ok_or_else(|| ApiError::field("messages", "it is missing"))?;
         let Value::Array(messages) = messages else {
             return Err(ApiError::field("messages", "expected an array of messages"));
@@ -242,7 +243,11 @@ impl Fields {
         if messages.is_empty() {
             return Err(ApiError::field("messages", "it is empty"));
         }
-        messages.into_iter().enumerate().map(|(index, message)| self::message(index, message)).collect()
+        let ordered: minijinja::Value = serde_json::from_str(body).unwrap_or_default();
+        let ordered = ordered.get_attr("messages").unwrap_or_default();
+        let whole = |index: usize| ordered.get_item_by_index(index).unwrap_or_default();
+        let messages = messages.into_iter().enumerate();
+        messages.map(|(index, message)| self::message(index, message, &whole(index))).collect()
     }
 
     fn sampling(&mut self) -> Result<Sampling, ApiError> {
@@ -345,7 +350,7 @@ fn tokens(items: Vec<Value>) -> Option<Vec<u32>> {
     items.into_iter().map(|id| u32::try_from(id.as_u64()?).ok()).collect()
 }
 
-fn message(index: usize, message: Value) -> Result<Message, ApiError> {
+fn message(index: usize, message: Value, whole: &minijinja::Value) -> Result<Message, ApiError> {
     const ROLES: [&str; 4] = ["assistant", "developer", "system", "user"];
     let place = |field: &str| format!("messages[{index}].{field}");
     let role = message["role"].as_str().unwrap_or_default();
@@ -369,7 +374,14 @@ fn message(index: usize, message: Value) -> Result<Message, ApiError> {
             return Err(ApiError::field(&place(field), "this server does not support it"));
         }
     }
-    Ok(Message { role: role.to_owned(), content })
+    let keys = whole.try_iter().into_iter().flatten();
+    let field = |key: minijinja::Value| {
+        let is_content = key.as_str() == Some("content");
+        let value = if is_content { content.as_str().into() } else { whole.get_item(&key).unwrap_or_default() };
+        (key, value)
+    };
+    let whole = minijinja::Value::from_pairs(keys.map(field));
+    Ok(Message { role: role.to_owned(), content, whole })
 }
 
 /// A value in an error, shortened.
