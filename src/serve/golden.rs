@@ -67,7 +67,7 @@ fn a_template_sees_what_transformers_gives_it() {
         ("{{ '%s-%d' % (messages[0].content | upper, 7) ~ '!' }}", "HI?-7!"),
         (
             "{{ 'a,b,c'.rsplit(',', 1)[0] }}|{{ ' a  b c '.rsplit(none, 1) }}|{{ 'abc'.removeprefix('a') }}",
-            "a,b|['a  b', 'c']|bc",
+            "a,b|[' a  b', 'c']|bc",
         ),
         (
             "{{ 'a=b=c'.partition('=') }}{{ 'a=b=c'.rpartition('=')[2] }}{{ '-7'.zfill(4) }}{{ 'abc'.index('c') }}",

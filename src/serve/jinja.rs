@@ -338,7 +338,7 @@ fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Resul
                 Some(separator) => text.rsplitn(most, separator).collect(),
                 None => {
                     let mut found = Vec::new();
-                    let mut rest = text.trim();
+                    let mut rest = text.trim_end();
                     while !rest.is_empty() {
                         let cut = rest.rfind(char::is_whitespace).filter(|_| found.len() + 1 < most);
                         let start = cut.map_or(0, |at| at + rest[at..].chars().next().map_or(1, char::len_utf8));

@@ -265,13 +265,15 @@ fn run(
     tell: &mpsc::SyncSender<Loaded>,
 ) -> Result<()> {
     let (subject, template) = load()?;
-    let Subject { mut model, tokenizer, eos_token_ids, .. } = subject;
+    let Subject { mut model, tokenizer, eos_token_ids, source } = subject;
     let (vocab_size, max_length) = (model.vocab_size(), model.max_position_embeddings());
     ensure!(vocab_size > 0 && max_length > 1, "the model has no room for a prompt and an answer");
     let batch = Batch::of(model.as_mut(), limits.max_sequences, limits.step_tokens)?;
     let sequences = batch.sequences;
     check_memory(model.as_ref(), sequences, limits)?;
-    let codec = Codec::new(tokenizer, vocab_size);
+    // Weights of a file are trained, so a text needs its own tokens.
+    let is_trained = ["hub:", "path:"].iter().any(|kind| source.starts_with(kind));
+    let codec = if tokenizer.is_none() && is_trained { Codec::Ids } else { Codec::new(tokenizer, vocab_size) };
     let _ = tell.send(Loaded { codec, template, eos_token_ids, vocab_size, max_length, sequences });
     Engine::new(model.as_mut(), batch, queue, metrics).run();
     Ok(())
