@@ -234,6 +234,17 @@ impl Merge {
 
 impl Options {
     fn run(self) -> Result<ExitCode> {
+        // Every number is checked before anything is done.
+        let target = self.target()?;
+        let limits = self.limits()?;
+        if let Some(from) = self.steady_from {
+            ensure!((0.0..=1e9).contains(&from), "--steady-from {from}: use 0 to 1e9 seconds");
+        }
+        ensure!(
+            self.precision > 0.0 && self.precision < 1.0,
+            "--precision {}: use more than 0 and less than 1",
+            self.precision
+        );
         if self.schedule {
             let plan = Plan::new(self.shape(self.rate)?)?;
             plan.lines().for_each(output::print_line);
@@ -241,7 +252,7 @@ impl Options {
         }
         let settings = Settings::load(&[])?;
         // The folder of records is opened before anything is sent.
-        let saving = Saving { sink: Sink::open(&settings.out, settings.run.as_deref())?, settings };
+        let saving = Saving { sink: Sink::open(&settings.out, settings.run.as_deref())?, settings, target, limits };
         if let Some(range) = &self.search {
             let ends = range.split_once("..").and_then(|(low, high)| Some((low.parse().ok()?, high.parse().ok()?)));
             let (low, high) = ends.with_context(|| format!("--search {range}: give two rates, as in 1..64"))?;
@@ -269,12 +280,6 @@ impl Options {
         let shape = self.shape(rate)?;
         let scenario = self.name.as_ref().map_or_else(|| self.scenario(rate), PathName::to_string);
         let file = |end: &str| saving.sink.path().with_file_name(format!("{scenario}{end}"));
-        let percent = |share: f64, name: &str| {
-            ensure!(share > 0.0 && share < 100.0, "{name} {share}: use more than 0 and less than 100");
-            Ok(share / 100.0)
-        };
-        let share = self.max_failed;
-        ensure!((0.0..=100.0).contains(&share), "--max-failed {share}: use 0 to 100");
         let ramp_s = match shape.arrivals {
             Arrivals::Open { ramp_s, .. } => ramp_s,
             Arrivals::Closed { .. } | Arrivals::Trace => 0.0,
@@ -282,18 +287,11 @@ impl Options {
         let run = Run {
             plan: Plan::new(shape)?,
             shard: self.shard,
-            target: self.target()?,
+            target: saving.target.clone(),
             tokens: self.tokenizer.as_deref().map(tokens).transpose()?,
             objectives: self.goodput.clone(),
             steady_from_s: self.steady_from.unwrap_or(ramp_s),
-            limits: Limits {
-                min_duration_s: self.min_duration,
-                max_lateness_p99_ms: self.max_lateness_ms,
-                percentile: percent(self.percentile, "--percentile")?,
-                confidence: percent(self.confidence, "--confidence")?,
-                max_failed_share: share / 100.0,
-                ..Limits::default()
-            },
+            limits: saving.limits,
             start_at: self.start_at.map(SystemTime::from),
             exchanges_to: Some(file(".requests.jsonl")),
         };
@@ -361,8 +359,23 @@ impl Options {
         })
     }
 
+    fn limits(&self) -> Result<Limits> {
+        let limits = Limits {
+            min_duration_s: self.min_duration,
+            max_lateness_p99_ms: self.max_lateness_ms,
+            percentile: self.percentile / 100.0,
+            confidence: self.confidence / 100.0,
+            max_failed_share: self.max_failed / 100.0,
+            ..Limits::default()
+        };
+        limits.validate()?;
+        Ok(limits)
+    }
+
     fn target(&self) -> Result<Target> {
-        ensure!(self.timeout.is_finite() && self.timeout > 0.0, "--timeout {}: use more than 0 seconds", self.timeout);
+        const MAX_S: f64 = 1e6;
+        let is_time = self.timeout > 0.0 && self.timeout <= MAX_S;
+        ensure!(is_time, "--timeout {}: use more than 0 and at most {MAX_S} seconds", self.timeout);
         let api_key = self.api_key_file.as_ref().map(|path| {
             let key = files::read_text_limited(path, files::SETTINGS_MAX_BYTES);
             key.map(|key| key.trim().to_owned()).with_context(|| format!("the API key in {}", path.display()))
@@ -430,10 +443,12 @@ fn knee(search: &Search) -> String {
     plot.file_svg()
 }
 
-/// Where records go, and what they say besides the load.
+/// What all runs of a command share, and where their records go.
 struct Saving {
     sink: Sink,
     settings: Settings,
+    target: Target,
+    limits: Limits,
 }
 
 impl Saving {

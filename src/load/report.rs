@@ -24,6 +24,8 @@ use crate::{record::Serving, text};
 const KIND: &str = "candlepower load";
 /// Version of the file.
 const SCHEMA: u32 = 2;
+/// Most requests of a report.
+const MOST_REQUESTS: u64 = 1_000_000_000;
 /// Percentiles of every report.
 const PERCENTILES: [f64; 5] = [0.5, 0.9, 0.95, 0.99, 0.999];
 /// Confidence of the intervals of percentiles.
@@ -301,6 +303,16 @@ impl Report {
     pub fn parse(content: &str) -> Result<Self> {
         let report: Self = serde_json::from_str(content).context("it is not a report of a load")?;
         ensure!(report.kind == KIND && report.schema == SCHEMA, "its version is {}, not {SCHEMA}", report.schema);
+        report.limits.validate()?;
+        for Window { requests, ok, met, met_from_send, unjudged, unjudged_from_send, .. } in
+            [&report.tally.all, &report.tally.steady]
+        {
+            let judged = met.saturating_add(*unjudged).max(met_from_send.saturating_add(*unjudged_from_send));
+            ensure!(
+                *requests <= MOST_REQUESTS && judged <= *ok && ok <= requests,
+                "its counts of requests contradict one another"
+            );
+        }
         Ok(report)
     }
 

@@ -172,7 +172,7 @@ impl Tally {
         for (outcome, detail) in &other.failures {
             self.failures.entry(*outcome).or_insert_with(|| detail.clone());
         }
-        self.retries += other.retries;
+        add_to(&mut self.retries, other.retries);
         self.tokens.merge(&other.tokens);
         self.lateness.add(&other.lateness)?;
         self.wake_delay.add(&other.wake_delay)?;
@@ -228,13 +228,13 @@ impl Window {
     }
 
     fn merge(&mut self, other: &Self) -> Result<()> {
-        self.requests += other.requests;
-        self.ok += other.ok;
-        self.met += other.met;
-        self.met_from_send += other.met_from_send;
-        self.unjudged += other.unjudged;
-        self.unjudged_from_send += other.unjudged_from_send;
-        self.output_tokens += other.output_tokens;
+        add_to(&mut self.requests, other.requests);
+        add_to(&mut self.ok, other.ok);
+        add_to(&mut self.met, other.met);
+        add_to(&mut self.met_from_send, other.met_from_send);
+        add_to(&mut self.unjudged, other.unjudged);
+        add_to(&mut self.unjudged_from_send, other.unjudged_from_send);
+        add_to(&mut self.output_tokens, other.output_tokens);
         self.first_due_ns = self.first_due_ns.into_iter().chain(other.first_due_ns).min();
         self.last_end_ns = self.last_end_ns.max(other.last_end_ns);
         for (ours, theirs) in [(&mut self.scheduled, &other.scheduled), (&mut self.sent, &other.sent)] {
@@ -279,25 +279,30 @@ impl TokenCounts {
     }
 
     fn merge(&mut self, other: &Self) {
-        self.planned_prompt += other.planned_prompt;
-        self.prompt += other.prompt;
-        self.cached += other.cached;
-        self.prompt_counted += other.prompt_counted;
-        self.usage += other.usage;
-        self.usage_counted += other.usage_counted;
-        self.own += other.own;
-        self.own_counted += other.own_counted;
-        self.chunks += other.chunks;
-        self.shorter_than_planned += other.shorter_than_planned;
-        self.usage_differs_from_own += other.usage_differs_from_own;
+        add_to(&mut self.planned_prompt, other.planned_prompt);
+        add_to(&mut self.prompt, other.prompt);
+        add_to(&mut self.cached, other.cached);
+        add_to(&mut self.prompt_counted, other.prompt_counted);
+        add_to(&mut self.usage, other.usage);
+        add_to(&mut self.usage_counted, other.usage_counted);
+        add_to(&mut self.own, other.own);
+        add_to(&mut self.own_counted, other.own_counted);
+        add_to(&mut self.chunks, other.chunks);
+        add_to(&mut self.shorter_than_planned, other.shorter_than_planned);
+        add_to(&mut self.usage_differs_from_own, other.usage_differs_from_own);
         self.largest_difference = self.largest_difference.max(other.largest_difference);
-        self.usage_differs_from_chunks += other.usage_differs_from_chunks;
+        add_to(&mut self.usage_differs_from_chunks, other.usage_differs_from_chunks);
         add_counts(&mut self.sources, &other.sources);
         add_counts(&mut self.output_lengths, &other.output_lengths);
         add_counts(&mut self.prompt_lengths, &other.prompt_lengths);
     }
 }
 
+/// Adds a count of a file, which may be any number.
+fn add_to(ours: &mut u64, theirs: u64) {
+    *ours = ours.saturating_add(theirs);
+}
+
 fn add_counts<K: Ord + Copy>(ours: &mut BTreeMap<K, u64>, theirs: &BTreeMap<K, u64>) {
-    theirs.iter().for_each(|(key, count)| *ours.entry(*key).or_default() += count);
+    theirs.iter().for_each(|(key, count)| add_to(ours.entry(*key).or_default(), *count));
 }

@@ -1,5 +1,6 @@
 //! Tells a run that measured the server from one that measured the generator.
 
+use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -24,6 +25,31 @@ pub struct Limits {
     /// Largest share of requests that failed, and of answers whose times are unknown because they came at once. The percentiles
     /// are those of the others.
     pub max_failed_share: f64,
+}
+
+impl Limits {
+    /// Checks the numbers.
+    ///
+    /// # Errors
+    /// When one is out of range.
+    pub(crate) fn validate(&self) -> Result<()> {
+        // A percentile of nearly all requests needs nearly all requests there are.
+        let shares = [("percentile", self.percentile, 1e-3..=0.99999), ("confidence", self.confidence, 1e-3..=0.99999)];
+        let failed = [("share of failures", self.max_failed_share, 0.0..=1.0)];
+        for (name, share, range) in shares.into_iter().chain(failed) {
+            let (low, high) = (range.start() * 100.0, range.end() * 100.0);
+            ensure!(range.contains(&share), "the {name} is {} %: use {low} to {high}", share * 100.0);
+        }
+        let times = [
+            ("shortest run", self.min_duration_s),
+            ("largest lateness", self.max_lateness_p99_ms),
+            ("longest pause", self.max_pause_ms),
+        ];
+        for (name, time) in times {
+            ensure!((0.0..=1e9).contains(&time), "the {name} is {time}: use 0 to 1e9");
+        }
+        Ok(())
+    }
 }
 
 impl Default for Limits {

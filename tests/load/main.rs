@@ -214,13 +214,13 @@ fn a_search_finds_the_knee() {
             *free_at
         };
         thread::sleep(ends.saturating_duration_since(Instant::now()));
-        answer(request, stream, 2, 1, Duration::from_millis(2))
+        answer(request, stream, 2, 1, Duration::from_millis(10))
     });
     let search = load::search::bisect(10.0, 80.0, 0.5, |rate| {
         let mut run = a_run(&url, rate, 1.5);
         run.objectives = vec!["ttft:120".parse().expect("an objective")];
         // The test is about the search, also on a busy machine.
-        run.limits = Limits { max_lateness_p99_ms: 1e4, max_pause_ms: 1e4, ..run.limits };
+        run.limits = Limits { max_lateness_p99_ms: 1e4, max_pause_ms: 1e4, max_failed_share: 1.0, ..run.limits };
         load::run(&run, &mut |_| {})
     })
     .expect("a search");
