@@ -24,9 +24,10 @@ fn candlepower(folder: &Path) -> Command {
 /// A short load whose verdict depends on neither the number of requests nor the load of the machine.
 fn load(folder: &Path, run: &str, url: &str, more: &[&str]) -> Command {
     #[rustfmt::skip]
-    const SHORT: [&str; 12] = [
+    const SHORT: [&str; 13] = [
         "--rate=50", "--duration=1", "--prompt-tokens=8", "--max-new-tokens=4", "--min-duration=0", "--percentile=50",
         "--confidence=50", "--max-lateness-ms=1000", "--seed=1", "--timeout=20", "--retries=0", "--turns=1",
+        "--max-failed=100",
     ];
     let flag = |argument: &&&str| argument.split_once('=').map_or(**argument, |(flag, _)| flag).to_owned();
     let given: Vec<String> = more.iter().map(|argument| flag(&argument)).collect();

