@@ -138,7 +138,7 @@ impl Serve {
 
 /// The process that renders chats for a server.
 pub fn render_chats() -> Result<ExitCode> {
-    crate::serve::render_chats()?;
+    crate::serve::render_chats(output::protocol())?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -109,12 +109,13 @@ impl Write for Bounded {
     }
 }
 
-/// Reads a template and then conversations from standard input, and answers each on a line: `{"text"}` or `{"error"}`.
+/// Reads a template and then conversations from standard input, and answers each on a line of `out`: `{"text"}` or
+/// `{"error"}`.
 ///
 /// A template may recurse until the stack ends, double a value until the memory ends, or compare shared values for years. The
 /// library bounds instructions only, and one instruction can do each of these. So nothing in the same process could bound a
 /// template, and its end must not be that of the server.
-pub fn work() -> io::Result<()> {
+pub fn work(mut out: impl Write) -> io::Result<()> {
     let mut lines = io::stdin().lock().lines();
     let Some(template) = lines.next().transpose()? else { return Ok(()) };
     let (begin, watched) = mpsc::channel::<bool>();
@@ -126,14 +127,13 @@ pub fn work() -> io::Result<()> {
             }
         }
     });
-    let within = |work: &mut dyn FnMut() -> Result<String, String>| {
+    let mut within = |work: &mut dyn FnMut() -> Result<String, String>| {
         let _ = begin.send(true);
         let answer = match work() {
             Ok(text) => json!({"text": text}),
             Err(error) => json!({"error": error}),
         };
         let _ = begin.send(false);
-        let mut out = io::stdout().lock();
         writeln!(out, "{answer}")?;
         out.flush()
     };
