@@ -423,6 +423,8 @@ fn asks_for_nothing(value: &Value, neutral: &str) -> bool {
     let equals = |neutral: &Value| value == neutral || (value.is_number() && value.as_f64() == neutral.as_f64());
     neutral.iter().any(equals)
         || match value {
+            // Where `true` or 1 is the default, `false` and 0 ask for something.
+            Value::Bool(_) | Value::Number(_) if !neutral.is_empty() => false,
             Value::Bool(flag) => !flag,
             Value::Array(items) => items.is_empty(),
             Value::Object(fields) => fields.is_empty(),
