@@ -10,6 +10,7 @@ use anyhow::{Context, Error, Result, anyhow, bail, ensure};
 use chrono::{DateTime, SecondsFormat, Utc};
 use clap::{Args, Subcommand, ValueEnum};
 use indicatif::ProgressBar;
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::{
@@ -31,6 +32,8 @@ use crate::{
 
 /// Largest tokenizer.json.
 const TOKENIZER_MAX_BYTES: u64 = 256 << 20;
+/// Most by which a normalizer may lengthen a text. Those of models write a letter as a few bytes.
+const GROWTH_MAX: f64 = 256.0;
 /// Largest report of a shard.
 const REPORT_MAX_BYTES: u64 = 4 << 30;
 
@@ -175,6 +178,9 @@ struct Options {
     /// Largest P99 of the generator's lateness that is VALID, in milliseconds
     #[arg(long, default_value_t = Limits::default().max_lateness_p99_ms)]
     max_lateness_ms: f64,
+    /// Largest share of requests that fail, and of answers that come all at once, that is VALID, in percent
+    #[arg(long, default_value_t = Limits::default().max_failed_share * 100.0)]
+    max_failed: f64,
     /// Print the schedule as JSONL and send nothing
     #[arg(long)]
     schedule: bool,
@@ -232,6 +238,17 @@ impl Merge {
 
 impl Options {
     fn run(self) -> Result<ExitCode> {
+        // Every number is checked before anything is done.
+        let target = self.target()?;
+        let limits = self.limits()?;
+        if let Some(from) = self.steady_from {
+            ensure!((0.0..=1e9).contains(&from), "--steady-from {from}: use 0 to 1e9 seconds");
+        }
+        ensure!(
+            self.precision > 0.0 && self.precision < 1.0,
+            "--precision {}: use more than 0 and less than 1",
+            self.precision
+        );
         if self.schedule {
             let plan = Plan::new(self.shape(self.rate)?)?;
             plan.lines().for_each(output::print_line);
@@ -239,7 +256,7 @@ impl Options {
         }
         let settings = Settings::load(&[])?;
         // The folder of records is opened before anything is sent.
-        let saving = Saving { sink: Sink::open(&settings.out, settings.run.as_deref())?, settings };
+        let saving = Saving { sink: Sink::open(&settings.out, settings.run.as_deref())?, settings, target, limits };
         if let Some(range) = &self.search {
             let ends = range.split_once("..").and_then(|(low, high)| Some((low.parse().ok()?, high.parse().ok()?)));
             let (low, high) = ends.with_context(|| format!("--search {range}: give two rates, as in 1..64"))?;
@@ -267,10 +284,6 @@ impl Options {
         let shape = self.shape(rate)?;
         let scenario = self.name.as_ref().map_or_else(|| self.scenario(rate), PathName::to_string);
         let file = |end: &str| saving.sink.path().with_file_name(format!("{scenario}{end}"));
-        let percent = |share: f64, name: &str| {
-            ensure!(share > 0.0 && share < 100.0, "{name} {share}: use more than 0 and less than 100");
-            Ok(share / 100.0)
-        };
         let ramp_s = match shape.arrivals {
             Arrivals::Open { ramp_s, .. } => ramp_s,
             Arrivals::Closed { .. } | Arrivals::Trace => 0.0,
@@ -278,17 +291,11 @@ impl Options {
         let run = Run {
             plan: Plan::new(shape)?,
             shard: self.shard,
-            target: self.target()?,
+            target: saving.target.clone(),
             tokens: self.tokenizer.as_deref().map(tokens).transpose()?,
             objectives: self.goodput.clone(),
             steady_from_s: self.steady_from.unwrap_or(ramp_s),
-            limits: Limits {
-                min_duration_s: self.min_duration,
-                max_lateness_p99_ms: self.max_lateness_ms,
-                percentile: percent(self.percentile, "--percentile")?,
-                confidence: percent(self.confidence, "--confidence")?,
-                ..Limits::default()
-            },
+            limits: saving.limits,
             start_at: self.start_at.map(SystemTime::from),
             exchanges_to: Some(file(".requests.jsonl")),
         };
@@ -356,8 +363,23 @@ impl Options {
         })
     }
 
+    fn limits(&self) -> Result<Limits> {
+        let limits = Limits {
+            min_duration_s: self.min_duration,
+            max_lateness_p99_ms: self.max_lateness_ms,
+            percentile: self.percentile / 100.0,
+            confidence: self.confidence / 100.0,
+            max_failed_share: self.max_failed / 100.0,
+            ..Limits::default()
+        };
+        limits.validate()?;
+        Ok(limits)
+    }
+
     fn target(&self) -> Result<Target> {
-        ensure!(self.timeout.is_finite() && self.timeout > 0.0, "--timeout {}: use more than 0 seconds", self.timeout);
+        const MAX_S: f64 = 1e6;
+        let is_time = self.timeout > 0.0 && self.timeout <= MAX_S;
+        ensure!(is_time, "--timeout {}: use more than 0 and at most {MAX_S} seconds", self.timeout);
         let api_key = self.api_key_file.as_ref().map(|path| {
             let key = files::read_text_limited(path, files::SETTINGS_MAX_BYTES);
             key.map(|key| key.trim().to_owned()).with_context(|| format!("the API key in {}", path.display()))
@@ -390,7 +412,11 @@ impl Options {
         let (prompt, new) = (&self.prompt_tokens, &self.max_new_tokens);
         let turns = if self.turns > 1 { format!("_t{}", self.turns) } else { String::new() };
         let shard = if self.shard == Shard::WHOLE { String::new() } else { format!("_shard_{}", self.shard) };
-        let name = format!("load_{arrivals}_p{prompt}_n{new}{turns}{shard}");
+        let api = match self.api {
+            Endpoint::Completions => "completions",
+            Endpoint::Chat => "chat",
+        };
+        let name = format!("load_{api}_{arrivals}_p{prompt}_n{new}{turns}{shard}");
         name.chars().map(|c| if c.is_ascii_alphanumeric() || c == '_' || c == '.' { c } else { '-' }).collect()
     }
 
@@ -421,10 +447,12 @@ fn knee(search: &Search) -> String {
     plot.file_svg()
 }
 
-/// Where records go, and what they say besides the load.
+/// What all runs of a command share, and where their records go.
 struct Saving {
     sink: Sink,
     settings: Settings,
+    target: Target,
+    limits: Limits,
 }
 
 impl Saving {
@@ -501,6 +529,15 @@ fn joules_per_token(power: Power, output_tokens: u64) -> Result<f64, String> {
     }
 }
 
+/// The most by which the replacements of a normalizer lengthen a text.
+fn growth(normalizer: &Value) -> f64 {
+    let parts = normalizer["normalizers"].as_array().into_iter().flatten().map(growth).product::<f64>();
+    let length = |value: &Value| value.as_str().map_or(0, str::len) as f64;
+    // A regular expression may match single letters.
+    let matched = length(&normalizer["pattern"]["String"]).max(1.0);
+    parts * (length(&normalizer["content"]) / matched).max(1.0)
+}
+
 /// The tokenizer of a file, named by its hash.
 fn tokens(path: &Path) -> Result<Tokens> {
     let content = match path.extension().is_some_and(|end| end.eq_ignore_ascii_case("gguf")) {
@@ -509,6 +546,13 @@ fn tokens(path: &Path) -> Result<Tokens> {
     };
     let content = content.with_context(|| path.display().to_string())?;
     let hash: String = Sha256::digest(content.as_bytes()).iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    let json: Value = serde_json::from_str(&content).with_context(|| format!("{} is not JSON", path.display()))?;
+    let growth = growth(&json["normalizer"]);
+    ensure!(
+        growth <= GROWTH_MAX,
+        "{}: normalizer makes a text up to {growth:.0} times as long; at most {GROWTH_MAX} is supported",
+        path.display()
+    );
     let tokenizer: tokenizers::Tokenizer =
         content.parse().map_err(|error| anyhow!("{} is not a tokenizer: {error}", path.display()))?;
     let count = move |text: &str| tokenizer.encode_fast(text, false).map_or(0, |encoding| encoding.len());
@@ -530,4 +574,25 @@ fn state(progress: &Progress) -> String {
 
 fn exit_code(succeeded: bool) -> ExitCode {
     if succeeded { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_normalizer_that_multiplies_a_text_is_found() {
+        let of = |pattern: Value, content: &str| json!({"type": "Replace", "pattern": pattern, "content": content});
+        let letters = of(json!({"String": "."}), &".".repeat(64));
+        for (normalizer, expected) in [
+            (Value::Null, 1.0),
+            (of(json!({"String": " "}), "▁"), 3.0),
+            (of(json!({"Regex": "x*"}), "abcd"), 4.0),
+            (json!({"type": "Sequence", "normalizers": [letters, {"type": "NFC"}, letters]}), 4096.0),
+        ] {
+            assert_eq!(growth(&normalizer), expected, "{normalizer}");
+        }
+    }
 }

@@ -68,6 +68,9 @@ enum What {
     Load(Box<load::Load>),
     /// Serve a model through an OpenAI-compatible interface
     Serve(Box<serve::Serve>),
+    /// Render the chats of a server with a template that may be hostile
+    #[command(hide = true, name = crate::serve::RENDER_CHATS)]
+    RenderChats,
     /// Run any command and measure the memory of its processes and of GPUs
     Memory(wrap::Wrap),
     /// Run any command and measure the energy and power of the machine meanwhile
@@ -171,6 +174,7 @@ pub fn command() -> ExitCode {
             What::Recommend(recommend) => recommend.run(),
             What::RecommendPart(part) => part.run(),
             What::Serve(serve) => serve.run(),
+            What::RenderChats => serve::render_chats(),
             What::Memory(wrap) => wrap.run::<MemoryMeter>(),
             What::Power(wrap) => wrap.run::<PowerMeter>(),
             What::Doctor(doctor) => doctor.run(),

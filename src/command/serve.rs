@@ -137,6 +137,12 @@ impl Serve {
     }
 }
 
+/// The process that renders chats for a server.
+pub fn render_chats() -> Result<ExitCode> {
+    crate::serve::render_chats(output::protocol())?;
+    Ok(ExitCode::SUCCESS)
+}
+
 fn api_key(path: &std::path::Path) -> Result<String> {
     let shown = || format!("the API key in {}", path.display());
     let key = files::read_text_limited(path, files::SETTINGS_MAX_BYTES).with_context(shown)?;

@@ -3,7 +3,15 @@
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 
-use super::draw::{Draw, Purpose};
+use super::{
+    draw::{Draw, Purpose},
+    plan::MAX_S,
+};
+
+/// Most arrivals per second.
+const MAX_RATE: f64 = 1e6;
+/// Most clients of a closed loop.
+const MAX_CLIENTS: u64 = 100_000;
 
 /// The process that arrivals come from.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -49,14 +57,20 @@ impl Arrivals {
     pub(crate) fn validate(&self) -> Result<()> {
         match *self {
             Self::Open { rate, spacing, ramp_from, ramp_s } => {
-                ensure!(rate.is_finite() && rate > 0.0, "the rate is {rate}: it must be above 0");
-                ensure!(ramp_from.is_finite() && ramp_from >= 0.0, "the ramp starts at {ramp_from}: use 0 or more");
-                ensure!(ramp_s.is_finite() && ramp_s >= 0.0, "the ramp takes {ramp_s} s: use 0 or more");
+                let rates = 1e-6..=MAX_RATE;
+                ensure!(rates.contains(&rate), "the rate is {rate}: it must be above 0, from 0.000001 to {MAX_RATE}");
+                ensure!((0.0..=MAX_RATE).contains(&ramp_from), "the ramp starts at {ramp_from}: use 0 to {MAX_RATE}");
+                ensure!((0.0..=MAX_S).contains(&ramp_s), "the ramp takes {ramp_s} s: use 0 to {MAX_S}");
                 if let Spacing::Gamma(shape) = spacing {
                     ensure!((0.01..=1e6).contains(&shape), "the burstiness is {shape}: use 0.01 to 1000000");
                 }
             }
-            Self::Closed { clients } => ensure!(clients > 0, "a closed loop needs at least one client"),
+            Self::Closed { clients } => {
+                ensure!(
+                    (1..=MAX_CLIENTS).contains(&clients),
+                    "a closed loop has {clients} clients: use 1 to {MAX_CLIENTS}"
+                );
+            }
             Self::Trace => {}
         }
         Ok(())

@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 use tokio::time::timeout_at;
 
 use super::{
-    exchange::{Chunk, Exchange, Oddity, Outcome},
+    exchange::{Chunk, Exchange, Oddity, Outcome, Part},
     generator::Clock,
     sse::{Item, Parser},
 };
@@ -23,6 +23,8 @@ use crate::{text, tls};
 const ERROR_BODY_BYTES: usize = 2048;
 /// Most bytes of text, and most events, that are kept of an answer.
 const ANSWER_MAX: usize = 16 << 20;
+/// Reasons of servers that did not complete an answer.
+const GIVEN_UP: [&str; 6] = ["abort", "aborted", "canceled", "cancelled", "error", "timeout"];
 /// Most tokens that an event may state. Each token of an answer becomes a number in its line.
 const TOKENS_MAX: u64 = 16 << 20;
 /// Longest wait that a server may ask for before another attempt.
@@ -94,6 +96,12 @@ impl Target {
         let host = url.as_ref().and_then(Url::host_str).unwrap_or_default();
         let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
         host == "localhost" || address.is_ok_and(|address| address.is_loopback())
+    }
+
+    /// The limit of an answer, which the additional fields may replace.
+    pub(super) fn limit(&self, max_new_tokens: u32) -> u32 {
+        let given = ["max_completion_tokens", "max_tokens"].iter().find_map(|field| self.extra.get(*field)?.as_u64());
+        given.map_or(max_new_tokens, |limit| u32::try_from(limit).unwrap_or(u32::MAX))
     }
 
     /// The body of a request for a conversation: messages of the user and answers in turns, the user's last.
@@ -247,17 +255,22 @@ impl Client {
         }
         match (failed, ended) {
             (Some(failure), _) => Err(failure),
-            (None, Some(error)) => Err(Failure {
-                outcome: Outcome::EndedEarly,
-                detail: format!("the stream broke off: {}", cause(&error)),
-            }),
+            (None, Some(error)) => Err(ended_early(format!("the stream broke off: {}", cause(&error)))),
             (None, None) if !answer.is_done && answer.finish_reason.is_none() => {
-                Err(Failure { outcome: Outcome::EndedEarly, detail: "the stream ended without an end mark".into() })
+                Err(ended_early("the stream ended without an end mark".into()))
             }
-            (None, None) if answer.chunks.is_empty() => {
+            (None, None) if answer.chunks.iter().all(|chunk| chunk.part != Part::Text) => {
                 Err(Failure { outcome: Outcome::NoTokens, detail: "the answer has no text".into() })
             }
             (None, None) => {
+                let reason = answer.finish_reason.as_deref().map(str::to_ascii_lowercase);
+                match reason.as_deref() {
+                    None => return Err(ended_early("the answer ended without a finish_reason".into())),
+                    Some(given_up) if GIVEN_UP.contains(&given_up) => {
+                        return Err(ended_early(format!("the server ended the answer: {given_up}")));
+                    }
+                    Some(_) => {}
+                }
                 answer.oddities.extend((!answer.is_done).then_some(Oddity::NoEndMark));
                 Ok(())
             }
@@ -269,6 +282,10 @@ impl Client {
 struct Failure {
     outcome: Outcome,
     detail: String,
+}
+
+fn ended_early(detail: String) -> Failure {
+    Failure { outcome: Outcome::EndedEarly, detail }
 }
 
 /// The part of an answer that has been received.
@@ -324,28 +341,38 @@ struct Event {
 #[derive(Deserialize)]
 struct Choice {
     #[serde(default)]
-    index: u32,
+    index: Option<i64>,
     #[serde(default)]
     text: Option<String>,
     #[serde(default)]
-    delta: Option<Delta>,
+    delta: Option<Map<String, Value>>,
     #[serde(default)]
     logprobs: Option<Logprobs>,
     #[serde(default)]
     token_ids: Option<Vec<Value>>,
     #[serde(default)]
-    finish_reason: Option<String>,
+    finish_reason: Option<Value>,
 }
 
-#[derive(Default, Deserialize)]
-struct Delta {
-    #[serde(default)]
-    role: Option<String>,
-    #[serde(default)]
-    content: Option<String>,
-    /// Models that think send their thoughts here; they are generated tokens too.
-    #[serde(default, alias = "reasoning")]
-    reasoning_content: Option<String>,
+/// The fields of a chat's delta that hold generated text. A text that stands in both fields of a row counts once: servers that
+/// rename the field of thoughts send both for a while.
+const TEXTS: [[&str; 2]; 4] = [
+    ["reasoning_content", "reasoning"],
+    ["content", "content"],
+    ["refusal", "refusal"],
+    ["tool_calls", "function_call"],
+];
+/// The fields of parts, thoughts and calls that hold their text.
+const INNER: [&str; 7] = ["text", "thinking", "reasoning", "refusal", "function", "name", "arguments"];
+
+/// Adds the generated text in a value: a string, or parts with strings.
+fn push_text(value: &Value, text: &mut String) {
+    match value {
+        Value::String(own) => text.push_str(own),
+        Value::Array(parts) => parts.iter().for_each(|part| push_text(part, text)),
+        Value::Object(fields) => INNER.iter().filter_map(|name| fields.get(*name)).for_each(|own| push_text(own, text)),
+        _ => {}
+    }
 }
 
 #[derive(Deserialize)]
@@ -389,6 +416,11 @@ fn take(item: Item, at_ns: u64, answer: &mut Answer, failed: &mut Option<Failure
             *failed = Some(Failure { outcome: Outcome::ErrorEvent, detail: shortened(&data) });
             return;
         }
+        // Clients ignore names that they do not know.
+        Err(_) if !["", "message"].contains(&name.as_str()) => {
+            answer.oddities.insert(Oddity::NamedEvent);
+            return;
+        }
         Err(error) => {
             let detail = format!("an event is not a completion ({error}): {}", shortened(&data));
             *failed = Some(Failure { outcome: Outcome::BadEvent, detail });
@@ -400,6 +432,10 @@ fn take(item: Item, at_ns: u64, answer: &mut Answer, failed: &mut Option<Failure
         return;
     }
     if event.choices.is_none() && event.usage.is_none() {
+        if !["", "message"].contains(&name.as_str()) {
+            answer.oddities.insert(Oddity::NamedEvent);
+            return;
+        }
         let detail = format!("an event is not a completion: {}", shortened(&data));
         *failed = Some(Failure { outcome: Outcome::BadEvent, detail });
         return;
@@ -413,21 +449,45 @@ fn take(item: Item, at_ns: u64, answer: &mut Answer, failed: &mut Option<Failure
     if event.usage.is_some() {
         answer.usage = event.usage;
     }
-    for choice in event.choices.into_iter().flatten().filter(|choice| choice.index == 0) {
+    let choices = event.choices.unwrap_or_default();
+    let other = choices.iter().filter_map(|choice| choice.index).find(|index| *index != 0);
+    if choices.len() > 1 || other.is_some() {
+        let index = other.map_or_else(String::new, |index| format!(", one of index {index}"));
+        let detail = format!("an event has {} choices{index}: a load measures one choice, of index 0", choices.len());
+        *failed = Some(Failure { outcome: Outcome::SeveralChoices, detail });
+        return;
+    }
+    for choice in choices {
         let delta = choice.delta.unwrap_or_default();
-        let texts = [&choice.text, &delta.reasoning_content, &delta.content];
         let length_before = answer.text.len();
-        texts.into_iter().flatten().for_each(|text| answer.text.push_str(text));
+        choice.text.iter().for_each(|text| answer.text.push_str(text));
+        for fields in TEXTS {
+            let mut texts = fields.map(|field| {
+                let mut text = String::new();
+                delta.get(field).into_iter().for_each(|value| push_text(value, &mut text));
+                text
+            });
+            let given = usize::from(texts[0].is_empty());
+            answer.text.push_str(&std::mem::take(&mut texts[given]));
+        }
         let listed =
             choice.token_ids.or_else(|| choice.logprobs.and_then(|logprobs| logprobs.tokens.or(logprobs.content)));
         let listed = listed.map(|tokens| tokens.len() as u64);
-        if answer.text.len() > length_before || listed.is_some_and(|count| count > 0) {
+        let has_text = answer.text.len() > length_before || listed.is_some_and(|count| count > 0);
+        let reason = choice.finish_reason.filter(|reason| !reason.is_null() && *reason != "");
+        let is_role = delta.contains_key("role") && answer.chunks.is_empty() && !has_text;
+        answer.oddities.extend(is_role.then_some(Oddity::RoleOnlyDelta));
+        let part = match (has_text, &reason) {
+            (true, _) => Part::Text,
+            (false, Some(_)) => Part::End,
+            (false, None) => Part::Silent,
+        };
+        if !is_role {
             let text_end = answer.text.len();
-            answer.chunks.push(Chunk { at_ns, text_end, listed, usage: running, tokens: 0 });
-        } else if delta.role.is_some() && answer.chunks.is_empty() {
-            answer.oddities.insert(Oddity::RoleOnlyDelta);
+            answer.chunks.push(Chunk { part, at_ns, text_end, listed, usage: running, tokens: 0 });
         }
-        answer.finish_reason = choice.finish_reason.or(answer.finish_reason.take());
+        let reason = reason.map(|reason| reason.as_str().map_or_else(|| reason.to_string(), str::to_owned));
+        answer.finish_reason = reason.or(answer.finish_reason.take());
     }
     if answer.text.len().max(answer.chunks.len()) > ANSWER_MAX {
         *failed = Some(Failure { outcome: Outcome::TooLarge, detail: "the answer has no end".into() });
@@ -508,7 +568,11 @@ fn shortened(said: &str) -> String {
 /// When the text is not a JSON object.
 pub fn extra(text: &str) -> Result<Map<String, Value>> {
     match serde_json::from_str(text) {
-        Ok(Value::Object(fields)) => Ok(fields),
+        Ok(Value::Object(fields)) => {
+            let choices = fields.get("n").filter(|n| !n.is_null() && n.as_u64() != Some(1));
+            ensure!(choices.is_none(), "n: a load measures one choice of each request");
+            Ok(fields)
+        }
         Ok(_) => bail!("the extra fields are not a JSON object"),
         Err(error) => bail!("the extra fields are not JSON: {error}"),
     }
@@ -560,6 +624,9 @@ mod tests {
         let chat: Value = serde_json::from_slice(&target("http://h", Api::Chat).body(&conversation, 7)).expect("JSON");
         assert_eq!(chat["messages"][1], json!({"role": "assistant", "content": " b"}));
         assert_eq!(chat["messages"].as_array().expect("messages").len(), 3);
-        assert!(extra("[1]").is_err() && extra("{").is_err());
+        assert!(extra("[1]").is_err() && extra("{").is_err() && extra(r#"{"n": 2}"#).is_err());
+        assert!(extra(r#"{"n": 1}"#).is_ok());
+        to.extra = extra(r#"{"max_tokens": 9}"#).expect("an object");
+        assert_eq!((to.limit(7), target("http://h", Api::Chat).limit(7)), (9, 7));
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use super::prompt::Tokens;
+use super::{objective::Timed, prompt::Tokens};
 
 /// How a request ended. Each class is counted apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -36,8 +36,10 @@ pub enum Outcome {
     TooLarge,
     /// The server reported an error within the stream.
     ErrorEvent,
-    /// The stream ended without its end mark and without a reason.
+    /// The stream broke off, or ended without a reason for its end, or with one that says that the server gave up.
     EndedEarly,
+    /// The answer has several choices, or a choice that was not asked for.
+    SeveralChoices,
     /// The stream is complete and has no token.
     NoTokens,
     /// The time for the request, counted from its schedule, was over.
@@ -53,7 +55,7 @@ impl Outcome {
     }
 }
 
-/// A peculiarity of a stream that does no harm.
+/// A peculiarity of a stream. The last three make figures unknown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Oddity {
@@ -71,6 +73,14 @@ pub enum Oddity {
     NoUsage,
     /// The end mark `[DONE]` is missing.
     NoEndMark,
+    /// An event has a name of its own and is no part of the answer.
+    NamedEvent,
+    /// All tokens came at one time, as through a proxy that buffers. TTFT, TPOT and ITL are unknown.
+    AllAtOnce,
+    /// It is not known which event brought which tokens. TPOT and ITL are unknown.
+    UnplacedTokens,
+    /// The server states more tokens than it was asked for. The number is not believed.
+    ImpossibleUsage,
 }
 
 /// Where the number of tokens of each event comes from.
@@ -91,9 +101,27 @@ pub enum TokenSource {
     Events,
 }
 
-/// An event with text.
+/// Largest time between events that came at once. A step of a model takes longer.
+const AT_ONCE_NS: u64 = 300_000;
+/// Share of the tokens whose place may be unknown, as a divisor: 2 %.
+const UNPLACED: u64 = 50;
+
+/// What an event says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// Text, or a list of tokens.
+    Text,
+    /// Nothing: a token without text, or no token.
+    Silent,
+    /// Only why the answer ends.
+    End,
+}
+
+/// An event of the answer. Once the tokens are counted, each has text or a token.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Chunk {
+    /// What it says.
+    pub part: Part,
     /// Time of arrival, from the start of the run.
     pub at_ns: u64,
     /// End of its text within the answer, in bytes.
@@ -129,7 +157,7 @@ pub(crate) struct Exchange {
     pub status: Option<u16>,
     /// The failure in words.
     pub detail: Option<String>,
-    /// Events with text.
+    /// Events with text or tokens.
     pub chunks: Vec<Chunk>,
     /// Text of the answer.
     pub text: String,
@@ -154,57 +182,148 @@ pub(crate) struct Exchange {
 }
 
 impl Exchange {
-    /// Counts the tokens of each event.
+    /// Counts the tokens of each event, and finds out which times are known.
+    ///
+    /// Tokens that no event carries belong to the end: an end token has no text. So if the answer did not end by its limit,
+    /// the usage may be one more than the tokens of the events.
     pub(super) fn count_tokens(&mut self, tokens: Option<&Tokens>) {
         self.own_tokens = tokens.map(|tokens| tokens.count(&self.text) as u64);
-        let events = self.chunks.len() as u64;
-        if events == 0 {
+        let texts = self.chunks.iter().filter(|chunk| chunk.part == Part::Text).count() as u64;
+        if texts == 0 {
+            self.chunks.clear();
             return;
         }
-        let listed: Option<Vec<u64>> = self.chunks.iter().map(|chunk| chunk.listed).collect();
-        let running: Option<Vec<u64>> = self.chunks.iter().map(|chunk| chunk.usage).collect();
-        let total = self.usage_tokens.or(self.own_tokens);
-        let (source, counts) = match (listed, running, total, tokens) {
-            (Some(listed), ..) => (TokenSource::Listed, listed),
-            (None, Some(running), ..) => (TokenSource::RunningUsage, differences(&running)),
-            (None, None, Some(total), _) if total == events => (TokenSource::OnePerEvent, vec![1; events as usize]),
-            (None, None, _, Some(tokens)) => {
-                let prefix = |chunk: &Chunk| tokens.count(&self.text[..chunk.text_end]) as u64;
-                (TokenSource::Tokenizer, differences(&self.chunks.iter().map(prefix).collect::<Vec<_>>()))
-            }
-            (None, None, Some(total), None) => {
-                let length = self.text.len().max(1) as u128;
-                let share = |chunk: &Chunk| (u128::from(total) * chunk.text_end as u128).div_ceil(length) as u64;
-                (TokenSource::ByLength, differences(&self.chunks.iter().map(share).collect::<Vec<_>>()))
-            }
-            (None, None, None, None) => (TokenSource::Events, vec![1; events as usize]),
+        let silent = self.chunks.iter().filter(|chunk| chunk.part == Part::Silent).count() as u64;
+        let most = u64::from(self.max_new_tokens);
+        let of_texts = |get: fn(&Chunk) -> Option<u64>| -> Option<Vec<u64>> {
+            self.chunks.iter().filter(|chunk| chunk.part == Part::Text).map(get).collect()
+        };
+        let listed = of_texts(|chunk| chunk.listed).map(|_| self.values(|chunk| chunk.listed));
+        let running = of_texts(|chunk| chunk.usage).map(|_| differences(&self.values(|chunk| chunk.usage)));
+        let sum = |counts: &Option<Vec<u64>>| counts.as_ref().map_or(0, |counts| counts.iter().sum::<u64>());
+        if self.usage_tokens.unwrap_or(0).max(sum(&listed)).max(sum(&running)) > most {
+            self.oddities.insert(Oddity::ImpossibleUsage);
+        }
+        let listed = listed.filter(|listed| listed.iter().sum::<u64>() <= most);
+        let running = running.filter(|running| running.iter().sum::<u64>() <= most);
+        let total = self.believed_usage().or(self.own_tokens);
+        let end_token = u64::from(self.finish_reason.as_deref() != Some("length"));
+        let are = |events: u64| total.is_some_and(|total| (events..=events + end_token).contains(&total));
+        let of_part = |silent: u64| {
+            self.chunks.iter().map(move |chunk| match chunk.part {
+                Part::Text => 1,
+                Part::Silent => silent,
+                Part::End => 0,
+            })
+        };
+        // The tokens of texts that grow to these ends.
+        let grown = |count: &dyn Fn(usize) -> u64| {
+            differences(&self.chunks.iter().map(|chunk| count(chunk.text_end)).collect::<Vec<_>>())
+        };
+        let (source, counts) = if let Some(listed) = listed {
+            (TokenSource::Listed, listed)
+        } else if let Some(running) = running {
+            (TokenSource::RunningUsage, running)
+        } else if are(texts) {
+            (TokenSource::OnePerEvent, of_part(0).collect())
+        } else if silent > 0 && are(texts + silent) {
+            (TokenSource::OnePerEvent, of_part(1).collect())
+        } else if let Some(tokens) = tokens {
+            (TokenSource::Tokenizer, grown(&|end| tokens.count(&self.text[..end]) as u64))
+        } else if let Some(total) = total {
+            let (length, visible) = (self.text.len().max(1) as u128, total - end_token.min(total));
+            (TokenSource::ByLength, grown(&|end| (u128::from(visible) * end as u128).div_ceil(length) as u64))
+        } else {
+            (TokenSource::Events, of_part(0).collect())
         };
         for (chunk, count) in self.chunks.iter_mut().zip(counts) {
             chunk.tokens = count;
         }
+        self.chunks.retain(|chunk| chunk.part == Part::Text || chunk.tokens > 0);
         self.token_source = Some(source);
-        if self.chunks.iter().any(|chunk| chunk.tokens > 1) {
-            self.oddities.insert(Oddity::SeveralTokensPerEvent);
-        }
         if self.outcome == Outcome::Ok && self.usage_tokens.is_none() {
             self.oddities.insert(Oddity::NoUsage);
         }
+        let placed: u64 = self.chunks.iter().map(|chunk| chunk.tokens).sum();
+        // Without a usage, nobody knows whether silent events are tokens.
+        let unseen = if self.believed_usage().is_some() { 0 } else { silent };
+        let unplaced = match source {
+            TokenSource::Listed | TokenSource::RunningUsage => 0,
+            // One token more than events with text is either an end token or that of a silent event.
+            TokenSource::OnePerEvent => {
+                let is_sure = total.is_some_and(|total| total == texts || total == texts + silent + end_token);
+                unseen + u64::from(silent > 0 && end_token > 0 && !is_sure)
+            }
+            TokenSource::Tokenizer => {
+                let off = |total: u64| total.abs_diff(placed).min(total.saturating_sub(end_token).abs_diff(placed));
+                unseen + total.map_or(0, off)
+            }
+            TokenSource::ByLength => placed.abs_diff(texts),
+            TokenSource::Events => u64::MAX,
+        };
+        if self.chunks.len() > 1 && unplaced.saturating_mul(UNPLACED) > placed - self.chunks[0].tokens {
+            self.oddities.insert(Oddity::UnplacedTokens);
+        }
+        if self.chunks.iter().any(|chunk| chunk.tokens > 1) {
+            self.oddities.insert(Oddity::SeveralTokensPerEvent);
+        }
+        if self.came_at_once(placed) {
+            self.oddities.insert(Oddity::AllAtOnce);
+        }
+    }
+
+    /// A number of each event; 0 for an event without it.
+    fn values(&self, get: fn(&Chunk) -> Option<u64>) -> Vec<u64> {
+        self.chunks.iter().map(|chunk| get(chunk).unwrap_or(0)).collect()
+    }
+
+    /// Returns whether nine in ten of the events followed another in a fraction of the time that a token took.
+    fn came_at_once(&self, placed: u64) -> bool {
+        let (Some(first), Some(last), Some(sent_ns)) = (self.chunks.first(), self.chunks.last(), self.sent_ns) else {
+            return false;
+        };
+        let tokens = match self.token_source {
+            // An event may be the whole answer.
+            Some(TokenSource::Events) if self.chunks.len() == 1 => u64::from(self.max_new_tokens),
+            _ => placed,
+        };
+        if tokens < 2 {
+            return false;
+        }
+        let token_ns = last.at_ns.saturating_sub(sent_ns) / tokens;
+        let short_ns = AT_ONCE_NS.min(token_ns / 10);
+        let short = self.gaps().filter(|(gap_ns, _)| *gap_ns <= short_ns).count();
+        first.tokens == tokens || short * 10 >= (self.chunks.len() - 1) * 9
+    }
+
+    /// The server's count, unless it is more than was asked for.
+    fn believed_usage(&self) -> Option<u64> {
+        self.usage_tokens.filter(|tokens| *tokens <= u64::from(self.max_new_tokens))
     }
 
     /// Tokens of the answer: the server's usage, else our own count, else the sum over the events.
     pub(crate) fn tokens(&self) -> u64 {
         let events = || self.chunks.iter().map(|chunk| chunk.tokens).sum();
-        self.usage_tokens.or(self.own_tokens).unwrap_or_else(events)
+        self.believed_usage().or(self.own_tokens).unwrap_or_else(events)
     }
 
-    /// Time of the first token.
-    pub(crate) fn first_ns(&self) -> Option<u64> {
-        Some(self.chunks.first()?.at_ns)
+    fn is(&self, oddity: Oddity) -> bool {
+        self.oddities.contains(&oddity)
+    }
+
+    /// Returns whether the answer has a time that could not be told.
+    pub(crate) fn lacks(&self, timed: Timed) -> bool {
+        match timed {
+            Timed::Ttft => self.is(Oddity::AllAtOnce),
+            Timed::Tpot => self.is(Oddity::AllAtOnce) || self.is(Oddity::UnplacedTokens),
+            Timed::E2e => false,
+        }
     }
 
     /// Time to first token from the schedule, or from the first send.
     pub(crate) fn ttft_ns(&self, from_schedule: bool) -> Option<u64> {
-        Some(self.first_ns()?.saturating_sub(self.origin_ns(from_schedule)?))
+        let first = self.chunks.first().filter(|_| !self.lacks(Timed::Ttft))?;
+        Some(first.at_ns.saturating_sub(self.origin_ns(from_schedule)?))
     }
 
     /// Time to the end of the answer from the schedule, or from the first send.
@@ -213,11 +332,11 @@ impl Exchange {
     }
 
     /// Time per output token: the time between the first and the last event over the tokens that came after the first
-    /// event. `None` if none did.
+    /// event. `None` if none did, or if it is unknown.
     pub(crate) fn tpot_ns(&self) -> Option<u64> {
         let (first, last) = (self.chunks.first()?, self.chunks.last()?);
-        let later = self.tokens().checked_sub(first.tokens).filter(|later| *later > 0 && self.chunks.len() > 1)?;
-        Some((last.at_ns - first.at_ns) / later)
+        let later: u64 = self.chunks[1..].iter().map(|chunk| chunk.tokens).sum();
+        (later > 0 && !self.lacks(Timed::Tpot)).then(|| (last.at_ns - first.at_ns) / later)
     }
 
     /// Time between events, and the number of tokens that the later one brought.
@@ -258,6 +377,8 @@ impl Exchange {
             "own_tokens": self.own_tokens,
             "chunks": self.chunks.len(),
             "token_source": self.token_source,
+            "ttft_ms": self.ttft_ns(true).map(ms),
+            "tpot_ms": self.tpot_ns().map(ms),
             "token_arrival_ms": self.token_arrival_ms(),
             "oddities": self.oddities,
         })
@@ -299,7 +420,7 @@ pub(super) mod tests {
             text: String::new(),
             finish_reason: None,
             planned_prompt_tokens: 1,
-            max_new_tokens: 1,
+            max_new_tokens: 100,
             prompt_tokens: None,
             cached_tokens: None,
             usage_tokens: None,
@@ -312,7 +433,8 @@ pub(super) mod tests {
                 exchange.text.push_str(" word");
             }
             let at_ns = 2000 + event * gap_ns;
-            exchange.chunks.push(Chunk { at_ns, text_end: exchange.text.len(), listed: None, usage: None, tokens: 0 });
+            let (part, text_end) = (Part::Text, exchange.text.len());
+            exchange.chunks.push(Chunk { part, at_ns, text_end, listed: None, usage: None, tokens: 0 });
             exchange.ended_ns = at_ns;
         }
         exchange
@@ -332,6 +454,11 @@ pub(super) mod tests {
                 assert_eq!(exchange.tokens(), 60);
                 let counts: Vec<u64> = exchange.chunks.iter().map(|chunk| chunk.tokens).collect();
                 assert_eq!(counts, (0..events).map(truth).collect::<Vec<_>>(), "{:?}", exchange.token_source);
+                if exchange.token_source == Some(TokenSource::ByLength) {
+                    // The lengths of texts are no proof.
+                    assert_eq!(exchange.tpot_ns(), None);
+                    return TokenSource::ByLength;
+                }
                 let tpot = exchange.tpot_ns().expect("several events") as f64;
                 let expected = 1e6 * (events - 1) as f64 / (60 - per_event) as f64;
                 assert!((tpot / expected - 1.0).abs() < 1e-3, "{tpot}, not {expected}");
@@ -346,7 +473,8 @@ pub(super) mod tests {
             }
             assert_eq!(counted(listed, None), TokenSource::Listed);
             assert_eq!(counted(running, None), TokenSource::RunningUsage);
-            let with_usage = Exchange { usage_tokens: Some(60), ..plain() };
+            let finish_reason = Some("length".to_owned());
+            let with_usage = Exchange { usage_tokens: Some(60), finish_reason, ..plain() };
             let by_usage = counted(with_usage, None);
             let by_tokenizer = counted(plain(), Some(&words()));
             if per_event == 1 {

@@ -343,7 +343,7 @@ impl<'run> Dispatcher<'run> {
         let (tokens, target) = (self.run.tokens.clone(), self.run.target.clone());
         self.handle.spawn(async move {
             let Job { planned, mut conversation, body, .. } = job;
-            let mut exchange = blank(&planned, due_ns);
+            let mut exchange = blank(&planned, due_ns, &target);
             client.exchange(body, &mut exchange).await;
             let at_ns = exchange.ended_ns;
             let next = planned.next.and_then(|index| plan.request(index));
@@ -358,7 +358,7 @@ impl<'run> Dispatcher<'run> {
                 mut lost => {
                     // The remaining turns can't be sent without this answer. They count as failed.
                     while let Some(turn) = lost {
-                        let mut exchange = blank(&turn, at_ns);
+                        let mut exchange = blank(&turn, at_ns, &target);
                         exchange.outcome = Outcome::EarlierTurnFailed;
                         exchange.ended_ns = at_ns;
                         let _ = exchanges.send(exchange);
@@ -375,7 +375,7 @@ impl<'run> Dispatcher<'run> {
 }
 
 /// The exchange of a request that was not sent yet.
-fn blank(planned: &Planned, due_ns: u64) -> Exchange {
+fn blank(planned: &Planned, due_ns: u64, target: &Target) -> Exchange {
     Exchange {
         index: planned.index,
         session: planned.session,
@@ -391,7 +391,7 @@ fn blank(planned: &Planned, due_ns: u64) -> Exchange {
         text: String::new(),
         finish_reason: None,
         planned_prompt_tokens: planned.prompt_tokens,
-        max_new_tokens: planned.max_new_tokens,
+        max_new_tokens: target.limit(planned.max_new_tokens),
         prompt_tokens: None,
         cached_tokens: None,
         usage_tokens: None,

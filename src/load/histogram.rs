@@ -8,6 +8,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 const DIGITS: u8 = 3;
 /// Longest time that is told apart: a week.
 const MOST_NS: u64 = 7 * 24 * 3600 * 1_000_000_000;
+/// Most values that a histogram of a file has.
+const MOST_COUNT: u64 = 1_000_000_000_000;
 
 /// A high-dynamic-range histogram of times in nanoseconds. A value that it returns differs from the recorded one by less
 /// than a thousandth. Sum, smallest and largest value are exact.
@@ -124,9 +126,19 @@ impl<'de> Deserialize<'de> for Histogram {
             let mut histogram = Self::default();
             for (ns, count) in stored.counts_by_ns {
                 ensure!(ns <= MOST_NS, "a histogram has a value of {ns} ns");
+                ensure!(
+                    count <= MOST_COUNT - histogram.count(),
+                    "a histogram has {count} values, more than {MOST_COUNT}"
+                );
                 histogram.record_times(ns, count);
             }
             if histogram.count() > 0 {
+                ensure!(
+                    stored.min_ns <= stored.max_ns && stored.max_ns <= MOST_NS,
+                    "a histogram is from {} to {} ns",
+                    stored.min_ns,
+                    stored.max_ns
+                );
                 (histogram.sum_ns, histogram.min_ns, histogram.max_ns) = (stored.sum_ns, stored.min_ns, stored.max_ns);
             }
             Ok(histogram)
@@ -175,9 +187,18 @@ mod tests {
         let again: Histogram =
             serde_json::from_str(&serde_json::to_string(&empty).expect("JSON")).expect("a histogram");
         assert_eq!(again, empty);
-        assert!(
-            serde_json::from_str::<Histogram>(r#"{"digits":2,"sum_ns":0,"min_ns":0,"max_ns":0,"counts_by_ns":[]}"#)
-                .is_err()
-        );
+        for (digits, min_ns, max_ns, counts) in [
+            (2, 0, 0, "[]"),
+            (3, u64::MAX, 9, "[[9, 1]]"),
+            (3, 9, u64::MAX, "[[9, 1]]"),
+            (3, 9, 9, "[[9, 9223372036854775808]]"),
+            (3, 9, 9, "[[9, 600000000000], [9, 600000000000]]"),
+            (3, 9, 9, "[[18446744073709551615, 1]]"),
+        ] {
+            let text = format!(
+                r#"{{"digits":{digits},"sum_ns":0,"min_ns":{min_ns},"max_ns":{max_ns},"counts_by_ns":{counts}}}"#
+            );
+            assert!(serde_json::from_str::<Histogram>(&text).is_err(), "{text}");
+        }
     }
 }

@@ -8,7 +8,7 @@ use super::draw::Draw;
 use crate::files;
 
 /// Longest prompt or answer, in tokens.
-const MAX_TOKENS: f64 = 16_777_216.0;
+pub(super) const MAX_TOKENS: f64 = 2_097_152.0;
 /// Largest file of lengths.
 const FILE_MAX_BYTES: u64 = 64 << 20;
 
@@ -58,7 +58,7 @@ impl FromStr for Lengths {
         };
         let number = |text: &str| -> Result<f64> {
             let number: f64 = text.trim().parse().with_context(|| format!("'{text}' is not a number"))?;
-            ensure!(number.is_finite() && number >= 0.0, "{number}: use 0 or more");
+            ensure!((0.0..=MAX_TOKENS).contains(&number), "{number}: use 0 to {MAX_TOKENS}");
             Ok(number)
         };
         let two = || arguments.split_once(',').with_context(|| format!("'{text}' needs two numbers, as in {kind}:a,b"));
@@ -151,7 +151,8 @@ mod tests {
             ("zipf:0,10", "above 0"),
             ("cauchy:1,2", "not a length"),
             ("file:/no/such/file", "could not be read"),
-            ("normal:nan,1", "0 or more"),
+            ("normal:nan,1", "use 0 to"),
+            ("normal:1e300,1e300", "use 0 to"),
         ] {
             let error = format!("{:#}", text.parse::<Lengths>().expect_err(text));
             assert!(error.contains(part), "{text}: {error}");

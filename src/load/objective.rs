@@ -42,14 +42,21 @@ pub struct Objective {
 }
 
 impl Objective {
-    /// Returns whether a request meets every objective. A failed request meets none. A request without a time per token, because
-    /// its answer came at once, meets an objective of that time.
-    pub(crate) fn all_met(objectives: &[Self], exchange: &Exchange, from_schedule: bool) -> bool {
-        exchange.outcome == Outcome::Ok
-            && objectives.iter().all(|objective| match objective.timed.of(exchange, from_schedule) {
-                Some(ns) => ns as f64 <= objective.limit_ms * 1e6,
-                None => objective.timed == Timed::Tpot,
-            })
+    /// Returns whether a request meets every objective; `None` if it misses none that can be judged, and one cannot. A failed
+    /// request meets none. An answer of one token has no time per token, and meets an objective of that time.
+    pub(crate) fn all_met(objectives: &[Self], exchange: &Exchange, from_schedule: bool) -> Option<bool> {
+        if exchange.outcome != Outcome::Ok {
+            return Some(false);
+        }
+        let mut all = Some(true);
+        for Self { timed, limit_ms } in objectives {
+            match timed.of(exchange, from_schedule) {
+                Some(ns) if ns as f64 > limit_ms * 1e6 => return Some(false),
+                None if exchange.lacks(*timed) => all = None,
+                _ => {}
+            }
+        }
+        all
     }
 }
 
@@ -91,14 +98,32 @@ mod tests {
 
     #[test]
     fn a_request_meets_all_objectives_or_none() {
+        use super::super::exchange::Oddity;
         let exchange = super::super::exchange::tests::answer(4, 1, 1_000_000);
-        let met = |texts: &[&str]| {
+        let met = |texts: &[&str], exchange: &Exchange| {
             let objectives: Vec<Objective> = texts.iter().map(|text| text.parse().expect(text)).collect();
-            Objective::all_met(&objectives, &exchange, true)
+            Objective::all_met(&objectives, exchange, true)
         };
-        assert!(met(&[]) && met(&["e2e:3.002"]) && met(&["ttft:1", "e2e:5"]));
-        assert!(!met(&["e2e:3"]) && !met(&["ttft:0.0001", "e2e:5"]));
-        let failed = Exchange { outcome: Outcome::EndedEarly, ..exchange };
-        assert!(!Objective::all_met(&[], &failed, true));
+        for (objectives, expected) in [
+            (&[][..], Some(true)),
+            (&["e2e:3.002"], Some(true)),
+            (&["ttft:1", "e2e:5"], Some(true)),
+            (&["e2e:3"], Some(false)),
+            (&["ttft:0.0001", "e2e:5"], Some(false)),
+        ] {
+            assert_eq!(met(objectives, &exchange), expected, "{objectives:?}");
+        }
+        // What is unknown is not judged, unless another objective is missed.
+        let at_once = Exchange { oddities: [Oddity::AllAtOnce].into(), ..exchange.clone() };
+        for (objectives, expected) in [
+            (&["ttft:1"][..], None),
+            (&["tpot:9", "e2e:5"], None),
+            (&["ttft:1", "e2e:3"], Some(false)),
+            (&["e2e:5"], Some(true)),
+        ] {
+            assert_eq!(met(objectives, &at_once), expected, "{objectives:?}");
+        }
+        let failed = Exchange { outcome: Outcome::EndedEarly, ..at_once };
+        assert_eq!(met(&["ttft:1"], &failed), Some(false));
     }
 }

@@ -9,12 +9,16 @@ use sha2::{Digest, Sha256};
 use super::{
     arrivals::Arrivals,
     draw::{Draw, Purpose},
-    lengths::Lengths,
+    lengths::{Lengths, MAX_TOKENS},
 };
 use crate::files;
 
 /// Most requests of a schedule, which bounds its memory.
 const MAX_REQUESTS: u64 = 20_000_000;
+/// Most turns of a session.
+const MAX_TURNS: u32 = 100_000;
+/// Longest time of a schedule: ten years.
+pub(super) const MAX_S: f64 = 3.2e8;
 /// Requests of an unbounded closed loop that its digest covers.
 const DIGESTED: u64 = 1000;
 /// Largest trace.
@@ -118,10 +122,16 @@ impl Plan {
     /// When a number is out of range, nothing ends the schedule, or the trace can't be read.
     pub fn new(shape: Shape) -> Result<Self> {
         shape.arrivals.validate()?;
-        ensure!(shape.turns.count > 0, "a session has at least one turn");
-        ensure!(shape.turns.think_ms.is_finite() && shape.turns.think_ms >= 0.0, "the think time must be 0 or more");
+        let Turns { count, think_ms } = shape.turns;
+        ensure!((1..=MAX_TURNS).contains(&count), "a session has {count} turns: use 1 to {MAX_TURNS}");
+        ensure!((0.0..=MAX_S * 1e3).contains(&think_ms), "the think time is {think_ms} ms: use 0 to {}", MAX_S * 1e3);
+        let prefix = shape.shared_prefix_tokens;
+        ensure!(f64::from(prefix) <= MAX_TOKENS, "the shared prefix has {prefix} tokens: use at most {MAX_TOKENS}");
         if let Some(duration_s) = shape.duration_s {
-            ensure!(duration_s.is_finite() && duration_s > 0.0, "the duration is {duration_s} s: it must be above 0");
+            ensure!(
+                duration_s > 0.0 && duration_s <= MAX_S,
+                "the duration is {duration_s} s: it must be above 0 and at most {MAX_S}"
+            );
         }
         let mut plan = Self { shape, requests: Vec::new() };
         let until_ns = plan.shape.duration_s.map_or(u64::MAX, |duration_s| (duration_s * 1e9) as u64);
@@ -253,9 +263,18 @@ fn trace(path: &Path, until_ns: u64, most: u64) -> Result<Vec<Planned>> {
         let place = || format!("{} line {}", path.display(), number + 1);
         let line: TraceLine = serde_json::from_str(line).with_context(place)?;
         ensure!(
-            line.timestamp.is_finite() && line.timestamp >= 0.0 && line.delay.is_finite() && line.delay >= 0.0,
-            "{}: times must be 0 or more",
-            place()
+            [line.timestamp, line.delay].iter().all(|ms| (0.0..=MAX_S * 1e3).contains(ms)),
+            "{}: timestamp and delay must be 0 to {} ms",
+            place(),
+            MAX_S * 1e3
+        );
+        for (key, length) in [("input_length", line.input_length), ("output_length", line.output_length)] {
+            ensure!(f64::from(length) <= MAX_TOKENS, "{}: {key} is {length}: use at most {MAX_TOKENS}", place());
+        }
+        ensure!(
+            (requests.len() as u64) < MAX_REQUESTS,
+            "{}: a trace has at most {MAX_REQUESTS} requests",
+            path.display()
         );
         let index = requests.len() as u64;
         let name = line.session_id.map(|id| id.to_string());

@@ -23,7 +23,9 @@ use crate::{record::Serving, text};
 /// Marks the file.
 const KIND: &str = "candlepower load";
 /// Version of the file.
-const SCHEMA: u32 = 1;
+const SCHEMA: u32 = 2;
+/// Most requests of a report.
+const MOST_REQUESTS: u64 = 1_000_000_000;
 /// Percentiles of every report.
 const PERCENTILES: [f64; 5] = [0.5, 0.9, 0.95, 0.99, 0.999];
 /// Confidence of the intervals of percentiles.
@@ -115,7 +117,9 @@ pub struct Figures {
 pub struct Goodput {
     /// Requests, from the schedule.
     pub met: u64,
-    /// As a share of the requests that were due.
+    /// Requests that are not judged, because a time that an objective limits is unknown.
+    pub unjudged: u64,
+    /// Those that met them, as a share of the requests that are judged.
     pub share: f64,
     /// Per second.
     pub requests_per_s: f64,
@@ -221,19 +225,21 @@ impl Figures {
     fn of(window: &Window, times: Option<&[Times]>, objectives: &[Objective], limits: &Limits) -> Self {
         let column =
             |get: fn(&Times) -> Option<f64>| -> Option<Vec<f64>> { Some(times?.iter().filter_map(get).collect()) };
-        let ttft = column(|times| Some(times.ttft_ms));
+        let ttft = column(|times| times.ttft_ms);
         let tpot = column(|times| times.tpot_ms);
         let e2e = column(|times| Some(times.e2e_ms));
         let seconds = window.seconds();
         let per_s = |count: u64| if seconds > 0.0 { count as f64 / seconds } else { 0.0 };
-        let share = |count: u64| if window.requests > 0 { count as f64 / window.requests as f64 } else { 0.0 };
+        let share = |met: u64, unjudged: u64| met as f64 / (window.requests - unjudged).max(1) as f64;
+        let judged = window.requests - window.unjudged;
         let goodput = (!objectives.is_empty()).then(|| Goodput {
             met: window.met,
-            share: share(window.met),
+            unjudged: window.unjudged,
+            share: share(window.met, window.unjudged),
             requests_per_s: per_s(window.met),
-            share_from_send: share(window.met_from_send),
+            share_from_send: share(window.met_from_send, window.unjudged_from_send),
             requests_per_s_from_send: per_s(window.met_from_send),
-            objective: proof(window.requests, window.requests - window.met, limits),
+            objective: proof(judged, judged - window.met, limits),
         });
         Self {
             requests: window.requests,
@@ -297,6 +303,16 @@ impl Report {
     pub fn parse(content: &str) -> Result<Self> {
         let report: Self = serde_json::from_str(content).context("it is not a report of a load")?;
         ensure!(report.kind == KIND && report.schema == SCHEMA, "its version is {}, not {SCHEMA}", report.schema);
+        report.limits.validate()?;
+        for Window { requests, ok, met, met_from_send, unjudged, unjudged_from_send, .. } in
+            [&report.tally.all, &report.tally.steady]
+        {
+            let judged = met.saturating_add(*unjudged).max(met_from_send.saturating_add(*unjudged_from_send));
+            ensure!(
+                *requests <= MOST_REQUESTS && judged <= *ok && ok <= requests,
+                "its counts of requests contradict one another"
+            );
+        }
         Ok(report)
     }
 
@@ -320,11 +336,12 @@ impl Report {
             let objectives: Vec<String> = self.objectives.iter().map(Objective::to_string).collect();
             let _ = writeln!(
                 out,
-                "goodput ({}): {:.2} requests/s, {:.1} % of those due; from the send {:.1} %; P{}: {:?}",
+                "goodput ({}): {:.2} requests/s, {:.1} % of those judged; from the send {:.1} %; {} not judged; P{}: {:?}",
                 objectives.join(" "),
                 goodput.requests_per_s,
                 goodput.share * 100.0,
                 goodput.share_from_send * 100.0,
+                goodput.unjudged,
                 self.limits.percentile * 100.0,
                 goodput.objective
             );

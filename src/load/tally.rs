@@ -42,8 +42,8 @@ pub struct Tally {
 pub struct Times {
     /// When it was due, from the start of the run.
     pub due_ms: f64,
-    /// Time to first token.
-    pub ttft_ms: f64,
+    /// Time to first token; `null` if it is unknown.
+    pub ttft_ms: Option<f64>,
     /// Time per output token.
     pub tpot_ms: Option<f64>,
     /// Time to the end.
@@ -61,6 +61,10 @@ pub struct Window {
     pub met: u64,
     /// Those that met every objective, from the send.
     pub met_from_send: u64,
+    /// Those that missed no objective, but have a time that is unknown, from the schedule.
+    pub unjudged: u64,
+    /// The same from the send.
+    pub unjudged_from_send: u64,
     /// Tokens of answers that succeeded.
     pub output_tokens: u64,
     /// Earliest schedule of a request, from the start of the run.
@@ -150,8 +154,9 @@ impl Tally {
         }
         self.tokens.add(exchange);
         let ms = |timed: Timed| timed.of(exchange, true).map(|ns| ns as f64 / 1e6);
-        if let (Some(ttft_ms), Some(e2e_ms)) = (ms(Timed::Ttft), ms(Timed::E2e)) {
-            self.times.push(Times { due_ms: exchange.due_ns as f64 / 1e6, ttft_ms, tpot_ms: ms(Timed::Tpot), e2e_ms });
+        if let Some(e2e_ms) = ms(Timed::E2e) {
+            let (due_ms, ttft_ms, tpot_ms) = (exchange.due_ns as f64 / 1e6, ms(Timed::Ttft), ms(Timed::Tpot));
+            self.times.push(Times { due_ms, ttft_ms, tpot_ms, e2e_ms });
         }
     }
 
@@ -167,7 +172,7 @@ impl Tally {
         for (outcome, detail) in &other.failures {
             self.failures.entry(*outcome).or_insert_with(|| detail.clone());
         }
-        self.retries += other.retries;
+        add_to(&mut self.retries, other.retries);
         self.tokens.merge(&other.tokens);
         self.lateness.add(&other.lateness)?;
         self.wake_delay.add(&other.wake_delay)?;
@@ -192,19 +197,29 @@ impl Window {
             return;
         }
         self.ok += 1;
-        self.met += u64::from(Objective::all_met(objectives, exchange, true));
-        self.met_from_send += u64::from(Objective::all_met(objectives, exchange, false));
+        for (met, unjudged, from_schedule) in
+            [(&mut self.met, &mut self.unjudged, true), (&mut self.met_from_send, &mut self.unjudged_from_send, false)]
+        {
+            match Objective::all_met(objectives, exchange, from_schedule) {
+                Some(is_met) => *met += u64::from(is_met),
+                None => *unjudged += 1,
+            }
+        }
         self.output_tokens += exchange.tokens();
         for (latencies, from_schedule) in [(&mut self.scheduled, true), (&mut self.sent, false)] {
             exchange.ttft_ns(from_schedule).into_iter().for_each(|ns| latencies.ttft.record(ns));
             exchange.e2e_ns(from_schedule).into_iter().for_each(|ns| latencies.e2e.record(ns));
         }
         exchange.tpot_ns().into_iter().for_each(|ns| self.tpot.record(ns));
+        let has_itl = !exchange.lacks(Timed::Tpot);
         // An event without a token of its own adds its gap to the next one.
         let mut carried_ns = 0;
         for (gap_ns, tokens) in exchange.gaps() {
             self.chunk_gap.record(gap_ns);
             carried_ns += gap_ns;
+            if !has_itl {
+                continue;
+            }
             if let Some(itl_ns) = carried_ns.checked_div(tokens) {
                 self.itl.record_times(itl_ns, tokens);
                 carried_ns = 0;
@@ -213,11 +228,13 @@ impl Window {
     }
 
     fn merge(&mut self, other: &Self) -> Result<()> {
-        self.requests += other.requests;
-        self.ok += other.ok;
-        self.met += other.met;
-        self.met_from_send += other.met_from_send;
-        self.output_tokens += other.output_tokens;
+        add_to(&mut self.requests, other.requests);
+        add_to(&mut self.ok, other.ok);
+        add_to(&mut self.met, other.met);
+        add_to(&mut self.met_from_send, other.met_from_send);
+        add_to(&mut self.unjudged, other.unjudged);
+        add_to(&mut self.unjudged_from_send, other.unjudged_from_send);
+        add_to(&mut self.output_tokens, other.output_tokens);
         self.first_due_ns = self.first_due_ns.into_iter().chain(other.first_due_ns).min();
         self.last_end_ns = self.last_end_ns.max(other.last_end_ns);
         for (ours, theirs) in [(&mut self.scheduled, &other.scheduled), (&mut self.sent, &other.sent)] {
@@ -262,25 +279,30 @@ impl TokenCounts {
     }
 
     fn merge(&mut self, other: &Self) {
-        self.planned_prompt += other.planned_prompt;
-        self.prompt += other.prompt;
-        self.cached += other.cached;
-        self.prompt_counted += other.prompt_counted;
-        self.usage += other.usage;
-        self.usage_counted += other.usage_counted;
-        self.own += other.own;
-        self.own_counted += other.own_counted;
-        self.chunks += other.chunks;
-        self.shorter_than_planned += other.shorter_than_planned;
-        self.usage_differs_from_own += other.usage_differs_from_own;
+        add_to(&mut self.planned_prompt, other.planned_prompt);
+        add_to(&mut self.prompt, other.prompt);
+        add_to(&mut self.cached, other.cached);
+        add_to(&mut self.prompt_counted, other.prompt_counted);
+        add_to(&mut self.usage, other.usage);
+        add_to(&mut self.usage_counted, other.usage_counted);
+        add_to(&mut self.own, other.own);
+        add_to(&mut self.own_counted, other.own_counted);
+        add_to(&mut self.chunks, other.chunks);
+        add_to(&mut self.shorter_than_planned, other.shorter_than_planned);
+        add_to(&mut self.usage_differs_from_own, other.usage_differs_from_own);
         self.largest_difference = self.largest_difference.max(other.largest_difference);
-        self.usage_differs_from_chunks += other.usage_differs_from_chunks;
+        add_to(&mut self.usage_differs_from_chunks, other.usage_differs_from_chunks);
         add_counts(&mut self.sources, &other.sources);
         add_counts(&mut self.output_lengths, &other.output_lengths);
         add_counts(&mut self.prompt_lengths, &other.prompt_lengths);
     }
 }
 
+/// Adds a count of a file, which may be any number.
+fn add_to(ours: &mut u64, theirs: u64) {
+    *ours = ours.saturating_add(theirs);
+}
+
 fn add_counts<K: Ord + Copy>(ours: &mut BTreeMap<K, u64>, theirs: &BTreeMap<K, u64>) {
-    theirs.iter().for_each(|(key, count)| *ours.entry(*key).or_default() += count);
+    theirs.iter().for_each(|(key, count)| add_to(ours.entry(*key).or_default(), *count));
 }

@@ -1,8 +1,13 @@
 //! Tells a run that measured the server from one that measured the generator.
 
+use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 
-use super::{exchange::Outcome, statistics::requests_needed, tally::Tally};
+use super::{
+    exchange::{Oddity, Outcome},
+    statistics::requests_needed,
+    tally::Tally,
+};
 
 /// When a run is INVALID.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -17,6 +22,34 @@ pub struct Limits {
     pub percentile: f64,
     /// Confidence of the statement about that percentile.
     pub confidence: f64,
+    /// Largest share of requests that failed, and of answers whose times are unknown because they came at once. The percentiles
+    /// are those of the others.
+    pub max_failed_share: f64,
+}
+
+impl Limits {
+    /// Checks the numbers.
+    ///
+    /// # Errors
+    /// When one is out of range.
+    pub(crate) fn validate(&self) -> Result<()> {
+        // A percentile of nearly all requests needs nearly all requests there are.
+        let shares = [("percentile", self.percentile, 1e-3..=0.99999), ("confidence", self.confidence, 1e-3..=0.99999)];
+        let failed = [("share of failures", self.max_failed_share, 0.0..=1.0)];
+        for (name, share, range) in shares.into_iter().chain(failed) {
+            let (low, high) = (range.start() * 100.0, range.end() * 100.0);
+            ensure!(range.contains(&share), "the {name} is {} %: use {low} to {high}", share * 100.0);
+        }
+        let times = [
+            ("shortest run", self.min_duration_s),
+            ("largest lateness", self.max_lateness_p99_ms),
+            ("longest pause", self.max_pause_ms),
+        ];
+        for (name, time) in times {
+            ensure!((0.0..=1e9).contains(&time), "the {name} is {time}: use 0 to 1e9");
+        }
+        Ok(())
+    }
 }
 
 impl Default for Limits {
@@ -27,6 +60,7 @@ impl Default for Limits {
             max_pause_ms: 100.0,
             percentile: 0.99,
             confidence: 0.99,
+            max_failed_share: 0.01,
         }
     }
 }
@@ -44,8 +78,17 @@ impl Verdict {
     /// Judges a run.
     pub(super) fn of(tally: &Tally, limits: &Limits) -> Self {
         let mut reasons = Vec::new();
-        let Limits { min_duration_s, max_lateness_p99_ms, max_pause_ms, percentile, confidence } = *limits;
+        let Limits { min_duration_s, max_lateness_p99_ms, max_pause_ms, percentile, confidence, max_failed_share } =
+            *limits;
         let all = &tally.all;
+        let odd = |oddity: Oddity| tally.oddities.get(&oddity).copied().unwrap_or(0);
+        // What became of `count` of `whole`, if they are more than a few.
+        let more_than_few = |count: u64, whole: u64, what: &str| {
+            let share = count as f64 / whole.max(1) as f64;
+            (share > max_failed_share).then(|| {
+                format!("{count} of {whole} {what} ({:.1} %, above {} %)", share * 100.0, max_failed_share * 100.0)
+            })
+        };
         if all.ok == 0 {
             let worst = tally.outcomes.iter().filter(|(outcome, _)| **outcome != Outcome::Ok).max_by_key(|(_, n)| **n);
             let why = worst.and_then(|(outcome, _)| tally.failures.get(outcome));
@@ -54,6 +97,17 @@ impl Verdict {
                 all.requests,
                 why.map_or_else(String::new, |why| format!("; most often: {why}"))
             ));
+        } else {
+            let failed = more_than_few(all.requests - all.ok, all.requests, "requests failed");
+            reasons.extend(failed.map(|failed| format!("{failed}: the percentiles are those of the others.")));
+        }
+        let at_once = more_than_few(odd(Oddity::AllAtOnce), all.ok, "answers came all at once");
+        reasons.extend(at_once.map(|at_once| {
+            format!("{at_once}: their TTFT and TPOT are unknown. Does a proxy buffer (in nginx: proxy_buffering off)?")
+        }));
+        let impossible = odd(Oddity::ImpossibleUsage);
+        if impossible > 0 {
+            reasons.push(format!("The server states more tokens than were asked for in {impossible} answers."));
         }
         let late = |name: &str, found: Option<f64>, limit: f64, what: &str| {
             let found = found.filter(|found| *found > limit)?;
@@ -100,9 +154,10 @@ mod tests {
         let mut tally = Tally::default();
         for index in 0..requests {
             let due_ns = index * 205_000_000;
-            let mut exchange = answer(4, 1, 1000);
+            let mut exchange = answer(4, 1, 1_000_000);
             (exchange.index, exchange.due_ns, exchange.sent_ns) = (index, due_ns, Some(due_ns + 50_000));
             exchange.ended_ns = due_ns + 1_000_000;
+            exchange.usage_tokens = Some(4);
             exchange.chunks.iter_mut().for_each(|chunk| chunk.at_ns += due_ns);
             change(index, &mut exchange);
             exchange.count_tokens(None);
@@ -124,7 +179,22 @@ mod tests {
         let failed = |_: u64, exchange: &mut Exchange| {
             (exchange.outcome, exchange.detail) = (Outcome::ServerError, Some("HTTP 500".into()));
         };
+        let some_failed = |index: u64, exchange: &mut Exchange| {
+            if index < 5 {
+                exchange.outcome = Outcome::RateLimited;
+            }
+        };
+        let buffered = |_: u64, exchange: &mut Exchange| {
+            let last_ns = exchange.chunks[3].at_ns + 20_000_000;
+            exchange.chunks.iter_mut().for_each(|chunk| chunk.at_ns = last_ns);
+        };
+        let impossible = |index: u64, exchange: &mut Exchange| {
+            exchange.usage_tokens = Some(if index == 7 { 900_000 } else { 4 });
+        };
         for (verdict, part) in [
+            (tally(465, some_failed), "5 of 465 requests failed (1.1 %, above 1 %)"),
+            (tally(459, buffered), "459 of 459 answers came all at once (100.0 %"),
+            (tally(459, impossible), "more tokens than were asked for in 1 answers"),
             (tally(459, late), "The generator was late: P99"),
             (tally(459, stopped), "stood still for 500 ms"),
             (tally(300, |_, _| {}), "Insufficient requests: 300 succeeded, and P99 at 99 % confidence needs 459."),

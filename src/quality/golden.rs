@@ -117,7 +117,7 @@ fn perplexities_are_those_of_transformers_on_both_engines() {
             }
             let figures = &subject.figures;
             near(figures.nll, case.nll, &what);
-            near(figures.perplexity, case.nll.exp(), &what);
+            near(figures.perplexity.expect("a number"), case.nll.exp(), &what);
             near(figures.standard_error.expect("tokens"), case.standard_error, &what);
             near(figures.transformers_nll, case.transformers_nll, &what);
         }

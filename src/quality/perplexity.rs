@@ -97,15 +97,15 @@ pub struct Figures {
     pub nll: f64,
     /// Standard error of `nll`, as if tokens were independent; `null` for one token.
     pub standard_error: Option<f64>,
-    /// Exponential of `nll`.
-    pub perplexity: f64,
+    /// Exponential of `nll`; `null` if it is above the range of numbers.
+    pub perplexity: Option<f64>,
     /// Standard error of the perplexity, by the delta method.
     pub perplexity_standard_error: Option<f64>,
     /// The value that the code in the documentation of transformers computes. It weighs each window by one token less than the
     /// window counts.
     pub transformers_nll: f64,
-    /// Exponential of `transformers_nll`.
-    pub transformers_perplexity: f64,
+    /// Exponential of `transformers_nll`; `null` if it is above the range of numbers.
+    pub transformers_perplexity: Option<f64>,
     /// Negative log-likelihood of all tokens that count, divided by the bytes of the text; `null` for token ids.
     pub nll_per_byte: Option<f64>,
     /// The same in bits.
@@ -140,8 +140,8 @@ pub struct Difference {
     pub nll_difference: f64,
     /// Standard error of the mean; `null` for one token.
     pub standard_error: Option<f64>,
-    /// Perplexity of `id` divided by that of `to`.
-    pub perplexity_ratio: f64,
+    /// Perplexity of `id` divided by that of `to`; `null` if it is above the range of numbers.
+    pub perplexity_ratio: Option<f64>,
     /// True if the difference is larger than 1.96 standard errors.
     pub exceeds_error: bool,
 }
@@ -344,10 +344,10 @@ impl Tally {
         Figures {
             nll,
             standard_error,
-            perplexity: nll.exp(),
-            perplexity_standard_error: standard_error.map(|error| error * nll.exp()),
+            perplexity: exponential(nll),
+            perplexity_standard_error: standard_error.map(|error| error * nll.exp()).filter(|error| error.is_finite()),
             transformers_nll,
-            transformers_perplexity: transformers_nll.exp(),
+            transformers_perplexity: exponential(transformers_nll),
             nll_per_byte: bytes.map(|bytes| total / bytes),
             bits_per_byte: bytes.map(|bytes| total / bytes / std::f64::consts::LN_2),
             nll_per_word: source.words().map(|words| total / words as f64),
@@ -364,7 +364,11 @@ impl Tally {
 impl Figures {
     /// Why figures are missing, by figure.
     fn unmeasured(&self) -> BTreeMap<String, String> {
-        let reasons: [(bool, &[&str], &str); 3] = [
+        let too_large = "it is above the range of numbers; its logarithm is the nll";
+        let reasons: [(bool, &[&str], &str); 6] = [
+            (self.perplexity.is_none(), &["perplexity"], too_large),
+            (self.perplexity_standard_error.is_none(), &["perplexity_standard_error"], too_large),
+            (self.transformers_perplexity.is_none(), &["transformers_perplexity"], too_large),
             (self.standard_error.is_none(), &["standard_error", "perplexity_standard_error"], "one token counts"),
             (
                 self.nll_per_byte.is_none(),
@@ -380,6 +384,11 @@ impl Figures {
     }
 }
 
+/// The exponential, if it is a finite number.
+fn exponential(nll: f64) -> Option<f64> {
+    Some(nll.exp()).filter(|exponential| exponential.is_finite())
+}
+
 impl Difference {
     fn of((subject, own): (&Scored, &Tally), (to, base): (&Scored, &Tally)) -> Self {
         let differences: Mean = own.nll.iter().zip(&base.nll).map(|(own, base)| own - base).collect();
@@ -389,7 +398,7 @@ impl Difference {
             to: to.id.clone(),
             nll_difference: mean,
             standard_error,
-            perplexity_ratio: mean.exp(),
+            perplexity_ratio: exponential(mean),
             exceeds_error: standard_error.is_some_and(|error| mean.abs() > WITHIN * error),
         }
     }
@@ -397,6 +406,7 @@ impl Difference {
     /// The difference in words.
     pub(crate) fn text(&self) -> String {
         let error = self.standard_error.map_or_else(|| "unknown".into(), |error| format!("{error:.6}"));
+        let ratio = self.perplexity_ratio.map_or_else(|| "beyond measure".into(), |ratio| format!("{ratio:.6}"));
         // Both are of the same scenario.
         let subject = |id: &str| id.split_once('/').map_or(id, |(_, subject)| subject).to_owned();
         let verdict = match (self.exceeds_error, self.nll_difference > 0.0) {
@@ -405,11 +415,10 @@ impl Difference {
             (true, false) => "The text is more likely under it, by more than the error.",
         };
         format!(
-            "{} against {}: NLL {:+.6} nats per token, standard error {error} (paired), perplexity {:.6} times. {verdict}",
+            "{} against {}: NLL {:+.6} nats per token, standard error {error} (paired), perplexity {ratio} times. {verdict}",
             subject(&self.id),
             subject(&self.to),
-            self.nll_difference,
-            self.perplexity_ratio
+            self.nll_difference
         )
     }
 }
@@ -443,6 +452,7 @@ impl Report {
         let unmeasured = scored.figures.unmeasured().into_iter().flat_map(|(figure, why)| {
             let fields: &[&str] = match figure.as_str() {
                 "standard_error" => &["nll_standard_error"],
+                "transformers_perplexity" => &[],
                 "divergence" => &["reference", "kl_mean", "kl_standard_error", "kl_max", "top1_agreement"],
                 other => return vec![(other.to_owned(), why)],
             };
@@ -509,7 +519,8 @@ mod tests {
         // 7 → 9 and 9 → 1 are not what the model predicts.
         let nll = (7.0 * -(0.55f64.ln()) + 2.0 * -(0.05f64.ln())) / 9.0;
         assert!((report.first.nll - nll).abs() < 1e-6, "{report:?}");
-        assert!((report.first.perplexity - nll.exp()).abs() < 1e-6);
+        let perplexity = report.first.perplexity.expect("a number");
+        assert!((perplexity - nll.exp()).abs() < 1e-6);
         assert_eq!((report.tokens, report.file_tokens, report.windows), (9, 10, 4));
         // Seven values of one kind and two of another.
         let (low, high) = (-(0.55f64.ln()), -(0.05f64.ln()));
@@ -518,9 +529,47 @@ mod tests {
         assert!((error - (squares / 8.0 / 9.0).sqrt()).abs() < 1e-6, "{error}");
         let of_perplexity = report.first.perplexity_standard_error.expect("nine tokens");
         assert!((of_perplexity - error * nll.exp()).abs() < 1e-6);
+        assert!(!report.unmeasured.contains_key("perplexity"), "{report:?}");
         let windows = &report.subjects[0].window_nll;
         assert!((windows.iter().sum::<f64>() / windows.len() as f64 - nll).abs() < 1e-6, "{windows:?}");
         assert!(report.unmeasured.contains_key("bits_per_byte") && report.unmeasured.contains_key("divergence"));
+    }
+
+    /// A record that has an infinite number could not be read again.
+    #[test]
+    fn a_perplexity_above_the_range_of_numbers_is_missing_with_a_reason() {
+        struct Sure(Counter);
+        impl CausalLm for Sure {
+            fn forward(&mut self, tokens: &[u32], position: usize) -> Result<Tensor> {
+                Ok((self.0.forward(tokens, position)? * 2000.0)?)
+            }
+            fn reset(&mut self) -> Result<()> {
+                Ok(())
+            }
+            fn footprint(&self) -> Footprint {
+                self.0.footprint()
+            }
+            fn vocab_size(&self) -> usize {
+                self.0.vocab_size
+            }
+            fn max_position_embeddings(&self) -> usize {
+                self.0.max_position_embeddings
+            }
+            fn device(&self) -> &Device {
+                &Device::Cpu
+            }
+        }
+        let sure = Counter { sure: 11.0, vocab_size: 10, max_position_embeddings: 8 };
+        let mut entries = [entry("a", 11.0), Entry { id: "b".into(), model: Box::new(Sure(sure)) }];
+        let report = scored(&[1; 20], 4, 2, &mut entries).expect("a report");
+        let sure = &report.subjects[1];
+        assert!(sure.figures.nll > 710.0 && sure.figures.perplexity.is_none(), "{sure:?}");
+        assert_eq!(report.comparisons[0].perplexity_ratio, None);
+        assert!(report.comparisons[0].text().contains("perplexity beyond measure times"));
+        let (measures, unmeasured) = report.measures(sure);
+        assert!(unmeasured["perplexity"].contains("nll") && !unmeasured.contains_key("transformers_perplexity"));
+        let text = serde_json::to_string(&measures).expect("JSON");
+        assert_eq!(serde_json::from_str::<Quality>(&text).expect("it is read again").perplexity, None);
     }
 
     /// The code in the documentation multiplies the mean of a window by one less than the tokens that it counts.
@@ -579,7 +628,7 @@ mod tests {
         let report = scored(&ids, 8, 3, &mut [entry("a", 11.0), entry("c", 30.0)]).expect("a report");
         let [other] = report.comparisons.as_slice() else { panic!("{report:?}") };
         assert!(other.exceeds_error && other.nll_difference < 0.0, "{other:?}");
-        assert!((other.perplexity_ratio - (0.55f64 / (30.0 / 39.0))).abs() < 1e-6);
+        assert!((other.perplexity_ratio.expect("a number") - (0.55f64 / (30.0 / 39.0))).abs() < 1e-6);
     }
 
     #[test]

@@ -133,7 +133,7 @@ pub fn measure(
     let difference = report.comparisons.first().context("there is no comparison")?;
     Ok(Quality {
         kl_mean: divergence.kl_mean,
-        perplexity_ratio: difference.perplexity_ratio,
+        perplexity_ratio: difference.perplexity_ratio.unwrap_or(f64::MAX),
         top1_agreement: divergence.top1_agreement,
         tokens: report.tokens,
     })

@@ -885,12 +885,12 @@ measures! {
 measures! {
     /// Likelihood of a file under a model, in sliding windows, and the divergence of its predictions from a reference.
     Quality {
-        /// Perplexity: the exponential of the mean negative log-likelihood per token.
-        perplexity: f64 => Row {
+        /// Perplexity: the exponential of the mean negative log-likelihood per token. Empty if it is above the range of numbers.
+        perplexity: Option<f64> => Row {
             unit: MeasureUnit::Perplexity, better: LOWER, export: Some((10, "perplexity")), is_sampled: SAMPLED,
             tables: &[(TableKey::Quality, 10, "perplexity")], ..Row::DATA
         },
-        /// Standard error of the perplexity, by the delta method. Empty for one token.
+        /// Standard error of the perplexity, by the delta method. Empty for one token, and above the range of numbers.
         perplexity_standard_error: Option<f64> => Row {
             unit: MeasureUnit::Perplexity, tables: &[(TableKey::Quality, 20, "std error")], ..Row::DATA
         },

@@ -87,7 +87,7 @@ fn table(group: &[Cost]) -> Table {
             number(bits),
             number(cost.quality.scored_tokens_per_s),
             number(cost.decode.map(|(rate, _)| rate)),
-            quantity(cost.quality.perplexity, MeasureUnit::Perplexity),
+            of_unit(cost.quality.perplexity, MeasureUnit::Perplexity),
             of_unit(cost.quality.perplexity_standard_error, MeasureUnit::Perplexity),
             of_unit(cost.quality.bits_per_byte, MeasureUnit::Bits),
             of_unit(cost.kl_mean(group), MeasureUnit::Nats),

@@ -33,10 +33,15 @@ pub fn p_value(a: &[f64], b: &[f64], noise: f64) -> f64 {
     mann_whitney(a, &moved)
 }
 
+/// A ratio that is finite and above 0: equal values have ratio 1, also if both are 0.
+fn quotient(b: f64, a: f64) -> f64 {
+    if a == b { 1.0 } else { (b / a).clamp(f64::MIN_POSITIVE, f64::MAX) }
+}
+
 /// Mean of `b` divided by the mean of `a`, whose values belong together pair by pair, and the ends of its `1 - level` confidence
 /// interval by the percentile bootstrap over pairs.
 pub fn paired_ratio(a: &[f64], b: &[f64], level: f64) -> (f64, f64, f64) {
-    let point = b.iter().sum::<f64>() / a.iter().sum::<f64>();
+    let point = quotient(b.iter().sum(), a.iter().sum());
     let mut random = ChaCha8Rng::seed_from_u64(0);
     let mut resampled = || {
         let (mut of_a, mut of_b) = (0.0, 0.0);
@@ -44,7 +49,7 @@ pub fn paired_ratio(a: &[f64], b: &[f64], level: f64) -> (f64, f64, f64) {
             let pick = (random.next_u64() % a.len() as u64) as usize;
             (of_a, of_b) = (of_a + a[pick], of_b + b[pick]);
         }
-        of_b / of_a
+        quotient(of_b, of_a)
     };
     let mut ratios: Vec<_> = (0..RESAMPLES).map(|_| resampled()).collect();
     ratios.sort_unstable_by(f64::total_cmp);
@@ -55,7 +60,7 @@ pub fn paired_ratio(a: &[f64], b: &[f64], level: f64) -> (f64, f64, f64) {
 /// p-value of the difference between pairs beyond `noise`. It is the two-sided test of the mean difference by random changes of
 /// sign (Fisher, 1935), after `b` is scaled towards `a` by `noise`.
 pub fn paired_p_value(a: &[f64], b: &[f64], noise: f64) -> f64 {
-    let ratio = b.iter().sum::<f64>() / a.iter().sum::<f64>();
+    let ratio = quotient(b.iter().sum(), a.iter().sum());
     if (ratio.ln()).abs() <= noise.ln_1p() {
         return 1.0;
     }
@@ -138,6 +143,14 @@ pub fn median(values: &[f64]) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn values_of_zero_have_a_finite_ratio() {
+        assert_eq!(paired_ratio(&[0.0; 4], &[0.0; 4], 0.05), (1.0, 1.0, 1.0));
+        assert_eq!(paired_p_value(&[0.0; 4], &[0.0; 4], 0.01), 1.0);
+        let (ratio, low, high) = paired_ratio(&[0.0; 4], &[1.0; 4], 0.05);
+        assert!([ratio, low, high].iter().all(|ratio| ratio.is_finite() && ratio.ln().is_finite()));
+    }
 
     #[test]
     fn the_test_is_exact() {

@@ -347,7 +347,7 @@ fn quality(draw: &mut Draw) -> Quality {
     let windows = draw.around(nll, 40);
     let nll = windows.iter().sum::<f64>() / windows.len() as f64;
     Quality {
-        perplexity: nll.exp(),
+        perplexity: Some(nll.exp()),
         perplexity_standard_error: Some(0.02 * nll.exp()),
         nll,
         nll_standard_error: Some(0.02),

@@ -5,7 +5,7 @@
 //! there: in the same slot if the prompt continues the whole sequence, as the next turn of a conversation does, and otherwise
 //! in another slot that shares pages of the cache.
 
-use std::time::Instant;
+use std::{collections::BTreeSet, time::Instant};
 
 use anyhow::{Result, ensure};
 use candle_core::Tensor;
@@ -18,6 +18,7 @@ use crate::{
     error::{caught, one_line},
     generate::{Sampler, check_logits, with_logits},
     model::{CausalLm, Part},
+    scenario::Sampling,
 };
 
 /// Largest difference between logits of a prompt in one call and in two, as a share of the largest logit. It is above the
@@ -133,8 +134,9 @@ impl<'a> Engine<'a> {
     fn admit(&mut self) {
         while self.slots.iter().any(|slot| slot.running.is_none()) {
             let Some(job) = self.queue.pop() else { return };
-            let placed =
-                Sampler::new(job.sampling, job.seed).and_then(|sampler| Ok((self.place(&job.prompt)?, sampler)));
+            // What is in a cache has no logits any more.
+            let cacheable: &[u32] = if job.scores_prompt { &[] } else { &job.prompt };
+            let placed = Sampler::new(job.sampling, job.seed).and_then(|sampler| Ok((self.place(cacheable)?, sampler)));
             match placed {
                 Ok((place, sampler)) => {
                     self.admitted += 1;
@@ -143,6 +145,9 @@ impl<'a> Engine<'a> {
                     self.metrics.prompt_tokens.add(job.prompt.len());
                     self.metrics.cached_tokens.add(slot.cached.len());
                     job.send(Event::Started { cached_tokens: slot.cached.len() });
+                    if let (true, Some(id)) = (job.scores_prompt, job.prompt.first()) {
+                        job.send(Event::Prompt { id: *id, logprobs: None });
+                    }
                     let mut sequence = Vec::with_capacity(job.prompt.len() + job.max_new_tokens);
                     sequence.extend_from_slice(&job.prompt);
                     slot.running = Some(Running { job, sequence, sampler });
@@ -216,7 +221,12 @@ impl<'a> Engine<'a> {
                 break;
             }
             let pending = slots[place].pending();
-            let count = if self.batch.appends { pending.min(left) } else { pending };
+            let is_scored = slots[place].running.as_ref().is_some_and(|running| running.job.scores_prompt);
+            let count = match (is_scored, self.batch.appends) {
+                (true, _) => 1,
+                (false, true) => pending.min(left),
+                (false, false) => pending,
+            };
             left = left.saturating_sub(count);
             plan.push((place, count));
         }
@@ -255,20 +265,34 @@ impl<'a> Engine<'a> {
         let Some(Running { job, sequence, sampler }) = &mut slot.running else { return };
         let position = slot.cached.len();
         slot.cached.extend_from_slice(&sequence[position..position + count]);
-        if slot.cached.len() < sequence.len() {
+        let next = sequence.get(slot.cached.len()).copied();
+        if next.is_some() && !job.scores_prompt {
             return;
         }
+        let new = sequence.len() - job.prompt.len();
         let sampled = check_logits(logits, self.vocab_size).and_then(|()| {
             with_logits(logits, |logits| {
-                let id = sampler.sample(logits, sequence)?;
-                Ok((id, job.logprobs.map(|count| logprobs(logits, id, count))))
+                let id = match next {
+                    Some(id) => id,
+                    None if job.max_new_tokens == 0 => return Ok(None),
+                    None => {
+                        let masked = masked(logits, job, new, sequence);
+                        sampler.sample(masked.as_deref().unwrap_or(logits), sequence)?
+                    }
+                };
+                Ok(Some((id, job.logprobs.map(|count| logprobs(logits, id, count)))))
             })
         });
         match sampled {
-            Ok((id, logprobs)) => {
+            Ok(None) => {
+                job.send(Event::Ended);
+                slot.running = None;
+            }
+            Ok(Some((id, logprobs))) if next.is_some() => job.send(Event::Prompt { id, logprobs }),
+            Ok(Some((id, logprobs))) => {
                 sequence.push(id);
                 self.metrics.generated_tokens.add(1);
-                let finish = match sequence.len() - job.prompt.len() {
+                let finish = match new + 1 {
                     _ if job.stop.contains(&id) => Some(Finish::Stop),
                     new if new >= job.max_new_tokens => Some(Finish::Length),
                     _ => None,
@@ -281,6 +305,36 @@ impl<'a> Engine<'a> {
             Err(error) => self.fail(place, &one_line(&format!("{error:#}"))),
         }
     }
+}
+
+/// The logits without the tokens that a request excludes; `None` if it excludes none. They stay finite.
+fn masked(logits: &[f32], job: &Job, new: usize, sequence: &[u32]) -> Option<Vec<f32>> {
+    const EXCLUDED: f32 = -1e30;
+    let Sampling { repetition_penalty, temperature, .. } = job.sampling;
+    let ends: &[u32] = if new < job.min_new_tokens { &job.stop } else { &[] };
+    let has_min_p = job.min_p > 0.0 && temperature > 0.0;
+    if ends.is_empty() && !has_min_p {
+        return None;
+    }
+    let mut masked = logits.to_vec();
+    for id in ends {
+        masked.get_mut(*id as usize).into_iter().for_each(|logit| *logit = EXCLUDED);
+    }
+    if has_min_p {
+        // The share is that of the probabilities after the penalty and the temperature.
+        let mut scores = masked.clone();
+        let seen: BTreeSet<u32> = sequence.iter().copied().collect();
+        for (penalty, id) in repetition_penalty.iter().flat_map(|penalty| seen.iter().map(move |id| (penalty, id))) {
+            let Some(score) = scores.get_mut(*id as usize) else { continue };
+            *score = if *score < 0.0 { *score * penalty } else { *score / penalty };
+        }
+        let largest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let smallest = largest + temperature * job.min_p.ln();
+        for (logit, _) in masked.iter_mut().zip(&scores).filter(|(_, score)| **score < smallest) {
+            *logit = EXCLUDED;
+        }
+    }
+    Some(masked)
 }
 
 /// Log-probabilities of a token and of the `count` likeliest ones, before temperature and other transforms.

@@ -27,10 +27,30 @@ pub struct Delta {
     pub choice: usize,
     pub text: String,
     /// The tokens of the text, if log-probabilities are wanted.
-    pub tokens: Vec<(u32, Logprobs)>,
+    pub tokens: Vec<Token>,
     /// Number of characters in the tokens of the choice before these.
     pub offset: usize,
     pub finish: Option<Finish>,
+}
+
+/// A token with its text. The texts of all tokens join to that of the choice, unless a stop string cuts it. A token that is
+/// part of a character has no text, but the last one.
+#[derive(Clone, Debug)]
+pub struct Token {
+    pub id: u32,
+    pub text: String,
+    /// `None` for the first token of a prompt.
+    pub logprobs: Option<Logprobs>,
+}
+
+/// A prompt that begins the text of its choice.
+#[derive(Clone, Debug)]
+pub struct Echo {
+    pub prompt: Arc<[u32]>,
+    /// The prompt as it was given, if it was a text.
+    pub text: Option<String>,
+    /// The engine reports its tokens.
+    pub is_scored: bool,
 }
 
 /// Numbers of tokens.
@@ -62,14 +82,30 @@ pub struct Choice {
     /// False for further choices of a prompt, whose tokens count once.
     counts_prompt: bool,
     /// Tokens whose text is held back.
-    tokens: Vec<(u32, Logprobs)>,
+    tokens: Vec<Token>,
     /// Number of characters in the tokens that were given.
     offset: usize,
+    echo: Option<Echo>,
+    /// Text of the prompt that was not given.
+    echoed: String,
+    /// New tokens before which stop strings have no effect.
+    min_new_tokens: usize,
+    new_tokens: usize,
 }
 
 impl Choice {
-    pub fn new(stop: Vec<String>, cancelled: Arc<AtomicBool>, counts_prompt: bool) -> Self {
+    pub fn new(
+        stop: Vec<String>,
+        min_new_tokens: usize,
+        echo: Option<Echo>,
+        cancelled: Arc<AtomicBool>,
+        counts_prompt: bool,
+    ) -> Self {
         Self {
+            echo,
+            echoed: String::new(),
+            min_new_tokens,
+            new_tokens: 0,
             decoding: Decoding::default(),
             stops: Stops::new(stop),
             is_finished: false,
@@ -123,9 +159,8 @@ impl Exchange {
                 return Poll::Ready(None);
             }
             if self.deadline.as_mut().poll(cx).is_ready() {
-                let limit_s = self.shared.limits().request_timeout.as_secs_f64();
-                let problem = format!("the answer was not complete within {limit_s} s");
-                return self.fail(ApiError::new(StatusCode::GATEWAY_TIMEOUT, problem));
+                let late = self.shared.late();
+                return self.fail(late);
             }
             match ready!(self.events.poll_recv(cx)) {
                 Some((choice, event)) => match self.take(choice, event) {
@@ -148,31 +183,54 @@ impl Exchange {
     }
 
     fn take(&mut self, index: usize, event: Event) -> Result<Option<Delta>, ApiError> {
+        let codec = self.shared.codec();
         let Some(choice) = self.choices.get_mut(index).filter(|choice| !choice.is_finished) else { return Ok(None) };
         let (id, logprobs, finish) = match event {
             Event::Started { cached_tokens } => {
                 self.usage.cached_tokens += if choice.counts_prompt { cached_tokens } else { 0 };
+                if let Some(echo) = choice.echo.as_ref().filter(|echo| !echo.is_scored) {
+                    let decoding = &mut choice.decoding;
+                    let text: String = echo.prompt.iter().map(|id| decoding.push(codec, *id)).collect();
+                    choice.echoed = echo.text.clone().unwrap_or(text);
+                }
                 return Ok(None);
             }
+            Event::Prompt { id, logprobs } => {
+                let text = choice.decoding.push(codec, id);
+                choice.echoed += &text;
+                choice.tokens.push(Token { id, text, logprobs });
+                return Ok(None);
+            }
+            Event::Ended => (None, None, Some(Finish::Length)),
             Event::Failed(reason) => return Err(ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, reason)),
-            Event::Token { id, logprobs, finish } => (id, logprobs, finish),
+            Event::Token { id, logprobs, finish } => (Some(id), logprobs, finish),
         };
         let metrics = self.shared.metrics();
         if self.usage.completion_tokens == 0 {
             metrics.time_to_first_token.add(self.received.elapsed());
         }
-        self.usage.completion_tokens += 1;
-        let codec = self.shared.codec();
+        self.usage.completion_tokens += usize::from(id.is_some());
+        choice.new_tokens += usize::from(id.is_some());
         // The token that ends a sequence has no text.
-        let (mut text, mut stopped) = match finish {
-            Some(Finish::Stop) => (String::new(), false),
-            _ => {
-                choice.tokens.extend(logprobs.map(|logprobs| (id, logprobs)));
-                choice.stops.push(&choice.decoding.push(codec, id))
+        let (mut text, mut stopped) = match (id, finish) {
+            (None, _) | (_, Some(Finish::Stop)) => (String::new(), false),
+            (Some(id), _) => {
+                let text = choice.decoding.push(codec, id);
+                choice.tokens.extend(logprobs.map(|logprobs| {
+                    let (text, logprobs) = (text.clone(), Some(logprobs));
+                    Token { id, text, logprobs }
+                }));
+                if choice.new_tokens <= choice.min_new_tokens {
+                    (choice.stops.finish() + &text, false)
+                } else {
+                    choice.stops.push(&text)
+                }
             }
         };
         if finish.is_some() && !stopped {
-            let (rest, stopped_at_end) = choice.stops.push(&choice.decoding.finish(codec));
+            let rest = choice.decoding.finish(codec);
+            choice.tokens.last_mut().into_iter().for_each(|token| token.text += &rest);
+            let (rest, stopped_at_end) = choice.stops.push(&rest);
             text += &rest;
             stopped = stopped_at_end;
             text += &choice.stops.finish();
@@ -188,8 +246,14 @@ impl Exchange {
         } else if text.is_empty() {
             return Ok(None);
         }
+        if choice.tokens.iter().any(|token| token.logprobs.is_none()) {
+            // The text of a prompt that was given is that of its tokens, with what the decoder leaves out.
+            let given = choice.echo.as_ref().and_then(|echo| echo.text.clone());
+            choice.echoed = given.unwrap_or_else(|| std::mem::take(&mut choice.echoed));
+        }
+        let text = std::mem::take(&mut choice.echoed) + &text;
         let (tokens, offset) = (std::mem::take(&mut choice.tokens), choice.offset);
-        choice.offset += tokens.iter().map(|(id, _)| codec.token_text(*id).chars().count()).sum::<usize>();
+        choice.offset += tokens.iter().map(|token| token.text.chars().count()).sum::<usize>();
         Ok(Some(Delta { choice: index, text, tokens, offset, finish }))
     }
 }

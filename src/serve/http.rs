@@ -22,16 +22,19 @@ use axum::{
 };
 use hyper::{
     StatusCode,
-    header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HeaderValue},
+    header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HeaderName, HeaderValue},
 };
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use tokio::{sync::mpsc, time::timeout};
+use tokio::{
+    sync::{Semaphore, mpsc},
+    time::{timeout, timeout_at},
+};
 
 use super::{
     Limits, Loaded, Options,
     error::ApiError,
-    exchange::{Choice, Exchange},
+    exchange::{Choice, Echo, Exchange},
     metrics::Metrics,
     queue::{Job, Queue, Refusal},
     request::{Endpoint, Generation, Input, MAX_CHOICES, Prompt},
@@ -44,6 +47,9 @@ const MAX_DROPPED_BYTES: usize = 64 << 20;
 
 /// New tokens of a completion that states no limit, as at OpenAI.
 const COMPLETION_TOKENS: usize = 16;
+
+/// Header of an answer that names fields of the request without effect.
+const UNKNOWN_FIELDS: &str = "x-unknown-fields";
 
 /// Longest wait that a full server asks for.
 const MAX_RETRY_AFTER_S: f64 = 60.0;
@@ -67,6 +73,8 @@ pub struct Shared {
     random: RandomState,
     drawn: AtomicU64,
     started_at: i64,
+    /// Held while a template renders a chat.
+    rendering: Arc<Semaphore>,
 }
 
 impl Shared {
@@ -81,6 +89,7 @@ impl Shared {
             random: RandomState::new(),
             drawn: AtomicU64::new(0),
             started_at: chrono::Utc::now().timestamp(),
+            rendering: Arc::new(Semaphore::new(1)),
         }
     }
 
@@ -200,12 +209,23 @@ async fn complete(shared: Arc<Shared>, endpoint: Endpoint, request: Request) -> 
     let received = Instant::now();
 
     // Long prompts take a while to encode.
-    let prepared = {
+    let preparing = async {
+        // Chats wait here for a slow template, so that it leaves threads for others.
+        let turn = match endpoint {
+            Endpoint::Chat => shared.rendering.clone().acquire_owned().await.ok(),
+            Endpoint::Completions => None,
+        };
         let shared = shared.clone();
-        tokio::task::spawn_blocking(move || shared.prepare(endpoint, &body)).await
+        let prepare = move || {
+            let _turn = turn;
+            shared.prepare(endpoint, &body)
+        };
+        let failed = |_| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "the request could not be prepared");
+        tokio::task::spawn_blocking(prepare).await.map_err(failed)?
     };
-    let failed = |_| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "the request could not be prepared");
-    let Prepared { generation, prompts, max_new_tokens } = prepared.map_err(failed)??;
+    let late = |_| shared.late();
+    let prepared = timeout_at((received + shared.limits().request_timeout).into(), preparing).await.map_err(late)?;
+    let Prepared { generation, prompts, max_new_tokens } = prepared?;
 
     let head = Head {
         endpoint,
@@ -213,17 +233,26 @@ async fn complete(shared: Arc<Shared>, endpoint: Endpoint, request: Request) -> 
         created: chrono::Utc::now().timestamp(),
         model: shared.options.model.clone(),
     };
-    let (stream, include_usage) = (generation.stream, generation.include_usage);
-    let exchange = shared.submit(generation, &prompts, max_new_tokens, received)?;
-    if !stream {
-        return Ok(json_response(&response::whole(&head, exchange).await?));
-    }
-    let body = Body::new(Stream::start(head, exchange, include_usage).await?);
-    let headers = [
-        (CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8")),
-        (CACHE_CONTROL, HeaderValue::from_static("no-cache")),
-    ];
-    Ok((headers, body).into_response())
+    let (stream, usage) = (generation.stream, generation.usage);
+    // Names of fields are no more than visible ASCII here.
+    let unknown =
+        generation.unknown.join(",").chars().filter(|c| c.is_ascii_graphic() && *c != '"').collect::<String>();
+    let unknown = Some(unknown).filter(|names| !names.is_empty()).and_then(|names| HeaderValue::from_str(&names).ok());
+    let exchange = shared.submit(generation, prompts, max_new_tokens, received)?;
+    let mut response = if stream {
+        let body = Body::new(Stream::start(head, exchange, usage).await?);
+        let headers = [
+            (CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8")),
+            (CACHE_CONTROL, HeaderValue::from_static("no-cache")),
+            // Asks nginx and others not to buffer.
+            (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no")),
+        ];
+        (headers, body).into_response()
+    } else {
+        json_response(&response::whole(&head, exchange).await?)
+    };
+    response.headers_mut().extend(unknown.map(|names| (HeaderName::from_static(UNKNOWN_FIELDS), names)));
+    Ok(response)
 }
 
 /// Reads a body up to the limits.
@@ -264,10 +293,17 @@ async fn read_body(headers: &HeaderMap, mut body: Body, limits: &Limits) -> Resu
     if received > max { Err(too_large()) } else { Ok(bytes) }
 }
 
+/// A prompt as tokens, and its text if it was one.
+#[derive(Clone)]
+struct Encoded {
+    ids: Arc<[u32]>,
+    text: Option<String>,
+}
+
 /// A checked request with the tokens of its prompts.
 struct Prepared {
     generation: Generation,
-    prompts: Vec<Arc<[u32]>>,
+    prompts: Vec<Encoded>,
     max_new_tokens: usize,
 }
 
@@ -277,15 +313,21 @@ impl Shared {
         let (param, prompts) = match std::mem::replace(&mut generation.input, Input::Prompts(Vec::new())) {
             Input::Prompts(prompts) => {
                 let tokens = |prompt| match prompt {
-                    Prompt::Text(text) => self.encode(&text, true),
-                    Prompt::Tokens(tokens) => Ok(tokens),
+                    Prompt::Text(text) => {
+                        let ids = self.encode(&text, true)?;
+                        // An empty text is the start of a document.
+                        let start = self.eos_token_ids.first().filter(|_| ids.is_empty() && text.is_empty());
+                        let ids = start.map_or(ids, |id| vec![*id]);
+                        Ok(Encoded { ids: ids.into(), text: Some(text) })
+                    }
+                    Prompt::Tokens(ids) => Ok(Encoded { ids: ids.into(), text: None }),
                 };
                 ("prompt", prompts.into_iter().map(tokens).collect::<Result<Vec<_>, _>>()?)
             }
             Input::Messages(messages) => {
                 let rendered = self.loaded.template.render(&messages);
                 let (text, special) = rendered.map_err(|error| ApiError::field("messages", error))?;
-                ("messages", vec![self.encode(&text, special)?])
+                ("messages", vec![Encoded { ids: self.encode(&text, special)?.into(), text: None }])
             }
         };
         if prompts.len() * generation.choices > MAX_CHOICES {
@@ -293,11 +335,11 @@ impl Shared {
             return Err(ApiError::field("n", problem));
         }
         for prompt in &prompts {
-            self.check_prompt(param, prompt)?;
+            self.check_prompt(param, &prompt.ids)?;
         }
-        let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
+        let longest = prompts.iter().map(|prompt| prompt.ids.len()).max().unwrap_or(0);
         let max_new_tokens = self.new_tokens(endpoint, longest, generation.max_new_tokens)?;
-        Ok(Prepared { generation, prompts: prompts.into_iter().map(Arc::from).collect(), max_new_tokens })
+        Ok(Prepared { generation, prompts, max_new_tokens })
     }
 
     fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>, ApiError> {
@@ -342,36 +384,51 @@ impl Shared {
     fn submit(
         self: &Arc<Self>,
         generation: Generation,
-        prompts: &[Arc<[u32]>],
+        prompts: Vec<Encoded>,
         max_new_tokens: usize,
         received: Instant,
     ) -> Result<Exchange, ApiError> {
         let count = prompts.len() * generation.choices;
         // Each choice starts, has its tokens, and may fail.
-        let (sender, events) = mpsc::channel(count * (max_new_tokens + 2));
+        let scores_prompt = generation.echo && generation.logprobs.is_some();
+        let scored = prompts.iter().map(|prompt| prompt.ids.len()).max().filter(|_| scores_prompt).unwrap_or(0);
+        let (sender, events) = mpsc::channel(count * (scored + max_new_tokens + 2));
         let seed = generation.seed.unwrap_or_else(|| self.draw());
         let stop: Arc<[u32]> = if generation.ignore_eos { Arc::from([]) } else { self.eos_token_ids.clone() };
         let (mut jobs, mut choices) = (Vec::with_capacity(count), Vec::with_capacity(count));
         for choice in 0..count {
             let cancelled = Arc::new(AtomicBool::new(false));
             let counts_prompt = choice % generation.choices == 0;
-            choices.push(Choice::new(generation.stop.clone(), cancelled.clone(), counts_prompt));
+            let Encoded { ids, text } = prompts[choice / generation.choices].clone();
+            let echo =
+                generation.echo.then(|| Echo { prompt: ids.clone(), text: text.clone(), is_scored: scores_prompt });
+            let (stops, min_new_tokens) = (generation.stop.clone(), generation.min_new_tokens);
+            choices.push(Choice::new(stops, min_new_tokens, echo, cancelled.clone(), counts_prompt));
             jobs.push(Job {
-                prompt: prompts[choice / generation.choices].clone(),
+                prompt: ids,
                 max_new_tokens,
                 sampling: generation.sampling,
                 seed: seed.wrapping_add(choice as u64),
                 stop: stop.clone(),
+                min_new_tokens,
+                min_p: generation.min_p,
                 logprobs: generation.logprobs,
+                scores_prompt,
                 choice,
                 events: sender.clone(),
                 cancelled,
             });
         }
         self.queue.push(jobs).map_err(|refusal| self.refused(refusal))?;
-        let prompt_tokens = prompts.iter().map(|prompt| prompt.len()).sum();
+        let prompt_tokens = prompts.iter().map(|prompt| prompt.ids.len()).sum();
         let deadline = received + self.limits().request_timeout;
         Ok(Exchange::new(self.clone(), events, choices, prompt_tokens, received, deadline))
+    }
+
+    /// The answer was not complete in time.
+    pub fn late(&self) -> ApiError {
+        let limit_s = self.limits().request_timeout.as_secs_f64();
+        ApiError::new(StatusCode::GATEWAY_TIMEOUT, format!("the answer was not complete within {limit_s} s"))
     }
 
     fn refused(&self, refusal: Refusal) -> ApiError {

@@ -11,7 +11,8 @@
 //! replay      a load on queue and engine without clients, for benchmarks
 //! ```
 //!
-//! `text` converts between text and tokens, `template` writes conversations as prompts, `metrics` counts.
+//! `text` converts between text and tokens, `template` writes conversations as prompts by way of `jinja` in another process,
+//! `metrics` counts.
 //!
 //! The engine knows tokens only. A client that leaves drops the receiver of its events, which cancels its sequences at the
 //! next step.
@@ -23,6 +24,8 @@ mod exchange;
 #[cfg(test)]
 mod golden;
 mod http;
+#[cfg(any(test, feature = "cli"))]
+mod jinja;
 mod metrics;
 mod queue;
 mod replay;
@@ -32,8 +35,10 @@ mod template;
 mod text;
 
 pub(crate) use engine::Batch;
+#[cfg(feature = "cli")]
+pub(crate) use jinja::work as render_chats;
 pub(crate) use replay::{Answer, Arrival, Replay, replay};
-pub use template::Template;
+pub use template::{COMMAND as RENDER_CHATS, Template};
 
 use std::{
     net::{SocketAddr, TcpListener},
@@ -187,7 +192,8 @@ impl Server {
         let address = listener.local_addr().with_context(cannot)?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(CLIENT_THREADS)
-            .max_blocking_threads(CLIENT_THREADS)
+            // One more, because one template may be rendered at a time.
+            .max_blocking_threads(CLIENT_THREADS + 1)
             .thread_name("clients")
             .enable_all()
             .build()

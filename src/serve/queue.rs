@@ -20,8 +20,14 @@ pub struct Job {
     pub seed: u64,
     /// Ids that end the sequence.
     pub stop: Arc<[u32]>,
+    /// New tokens before which no id ends the sequence.
+    pub min_new_tokens: usize,
+    /// Share of the largest probability that a token must have to be drawn; 0 for all.
+    pub min_p: f32,
     /// Number of alternatives whose log-probabilities are reported, if any are.
     pub logprobs: Option<usize>,
+    /// The log-probabilities of the prompt are reported too. It is then computed token by token.
+    pub scores_prompt: bool,
     /// Index of the choice in its request.
     pub choice: usize,
     pub events: mpsc::Sender<(usize, Event)>,
@@ -48,6 +54,10 @@ pub enum Event {
     Started { cached_tokens: usize },
     /// Its next token.
     Token { id: u32, logprobs: Option<Logprobs>, finish: Option<Finish> },
+    /// A token of the prompt. The first has no probability.
+    Prompt { id: u32, logprobs: Option<Logprobs> },
+    /// No new token was asked for, and the prompt is computed.
+    Ended,
     /// It can't go on.
     Failed(String),
 }

@@ -84,7 +84,10 @@ fn play(engine: &mut Engine, queue: &Queue, arrivals: &[Arrival]) -> Result<Repl
         sampling: Sampling::GREEDY,
         seed: 0,
         stop: Arc::new([]),
+        min_new_tokens: 0,
+        min_p: 0.0,
         logprobs: None,
+        scores_prompt: false,
         choice,
         events: sender.clone(),
         cancelled: Arc::default(),
@@ -111,6 +114,7 @@ fn play(engine: &mut Engine, queue: &Queue, arrivals: &[Arrival]) -> Result<Repl
                     answer.tokens.push(id);
                     answer.times.push(now - arrived[number]);
                 }
+                Event::Prompt { .. } | Event::Ended => {}
                 Event::Failed(reason) => bail!("request {number}: {reason}"),
             }
         }

@@ -13,48 +13,91 @@ pub const MAX_CHOICES: usize = 32;
 const MAX_STOPS: usize = 4;
 /// Bytes of a stop string.
 const MAX_STOP_BYTES: usize = 256;
+/// Largest number of tokens in a field.
+const MAX_COUNT: i64 = u32::MAX as i64;
 /// Alternatives of each token: the limits of OpenAI's completions and chats.
 const MAX_LOGPROBS: [i64; 2] = [5, 20];
 
+/// Temperatures below this are greedy, as at other servers. Logits divided by less would leave the range of f32.
+const GREEDY_BELOW: f64 = 1e-5;
+/// The smallest share of `top_p`, which keeps the likeliest token.
+const LEAST_TOP_P: f32 = 1e-6;
+/// Most names of fields without effect that an answer states.
+const MAX_NAMED: usize = 16;
+
 /// Fields that change nothing that this server does.
-const IGNORED: [&str; 8] = [
+const IGNORED: [&str; 10] = [
     "metadata",
     "parallel_tool_calls",
+    "priority",
     "prompt_cache_key",
     "prompt_cache_retention",
+    "request_id",
     "safety_identifier",
     "service_tier",
     "store",
     "user",
 ];
 
-/// Fields of OpenAI's interface that the server refuses, unless their value asks for nothing.
-const UNSUPPORTED: [&str; 18] = [
-    "audio",
-    "best_of",
-    "echo",
-    "frequency_penalty",
-    "function_call",
-    "functions",
-    "logit_bias",
-    "modalities",
-    "moderation",
-    "prediction",
-    "presence_penalty",
-    "reasoning_effort",
-    "response_format",
-    "suffix",
-    "tool_choice",
-    "tools",
-    "verbosity",
-    "web_search_options",
+/// Fields of OpenAI's interface and of other servers that would change the answer and that this server does not support. A value
+/// that asks for nothing is accepted: `null`, `false`, 0, and what is empty, or the values beside the name.
+const UNSUPPORTED: [(&str, &str); 47] = [
+    ("add_generation_prompt", "[true]"),
+    ("add_special_tokens", "[true]"),
+    ("allowed_token_ids", "[]"),
+    ("audio", "[]"),
+    ("bad_words", "[]"),
+    ("best_of", "[1]"),
+    ("chat_template", "[]"),
+    ("chat_template_kwargs", "[]"),
+    ("continue_final_message", "[]"),
+    ("detokenize", "[true]"),
+    ("documents", "[]"),
+    ("early_stopping", "[]"),
+    ("echo", "[]"),
+    ("frequency_penalty", "[]"),
+    ("function_call", "[\"auto\", \"none\"]"),
+    ("functions", "[]"),
+    ("grammar", "[]"),
+    ("guided_choice", "[]"),
+    ("guided_grammar", "[]"),
+    ("guided_json", "[]"),
+    ("guided_regex", "[]"),
+    ("include_stop_str_in_output", "[]"),
+    ("length_penalty", "[1]"),
+    ("logit_bias", "[]"),
+    ("logits_processors", "[]"),
+    ("modalities", "[[\"text\"]]"),
+    ("moderation", "[]"),
+    ("prediction", "[]"),
+    ("presence_penalty", "[]"),
+    ("prompt_logprobs", "[]"),
+    ("reasoning_effort", "[]"),
+    ("response_format", "[{\"type\": \"text\"}]"),
+    ("return_token_ids", "[]"),
+    ("skip_special_tokens", "[true]"),
+    ("spaces_between_special_tokens", "[true]"),
+    ("stop_token_ids", "[]"),
+    ("structural_tag", "[]"),
+    ("structured_outputs", "[]"),
+    ("suffix", "[]"),
+    ("thinking", "[]"),
+    ("tool_choice", "[\"auto\", \"none\"]"),
+    ("tools", "[]"),
+    ("truncate_prompt_tokens", "[-1]"),
+    ("typical_p", "[1]"),
+    ("use_beam_search", "[]"),
+    ("verbosity", "[]"),
+    ("web_search_options", "[]"),
 ];
 
 /// Fields that both endpoints know.
-const COMMON: [&str; 14] = [
+const COMMON: [&str; 16] = [
     "ignore_eos",
     "logprobs",
     "max_tokens",
+    "min_p",
+    "min_tokens",
     "model",
     "n",
     "repetition_penalty",
@@ -67,6 +110,19 @@ const COMMON: [&str; 14] = [
     "top_logprobs",
     "top_p",
 ];
+/// Fields of one endpoint.
+const OF_COMPLETIONS: [&str; 2] = ["echo", "prompt"];
+const OF_CHATS: [&str; 2] = ["max_completion_tokens", "messages"];
+
+/// When the chunks of a stream have the numbers of tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum StreamUsage {
+    #[default]
+    Never,
+    AtTheEnd,
+    /// Each chunk has the numbers so far.
+    Always,
+}
 
 /// The two ways to ask for text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,8 +146,16 @@ pub struct Generation {
     /// Number of alternatives of each token, if log-probabilities are wanted.
     pub logprobs: Option<usize>,
     pub stream: bool,
-    pub include_usage: bool,
+    pub usage: StreamUsage,
     pub ignore_eos: bool,
+    /// The text begins with the prompt.
+    pub echo: bool,
+    /// New tokens before the answer may end by a token or a stop string.
+    pub min_new_tokens: usize,
+    /// Share of the largest probability that a token must have.
+    pub min_p: f32,
+    /// Fields that have no effect because this server does not know them.
+    pub unknown: Vec<String>,
 }
 
 #[derive(Debug)]
@@ -124,10 +188,10 @@ impl Generation {
         }
         let input = match endpoint {
             Endpoint::Completions => Input::Prompts(fields.prompts()?),
-            Endpoint::Chat => Input::Messages(fields.messages()?),
+            Endpoint::Chat => Input::Messages(fields.messages(text)?),
         };
         let max_new_tokens = match endpoint {
-            Endpoint::Completions => fields.count("max_tokens")?,
+            Endpoint::Completions => fields.integer("max_tokens", 0..=MAX_COUNT)?.map(|count| count as usize),
             Endpoint::Chat => {
                 let (new, old) = (fields.count("max_completion_tokens")?, fields.count("max_tokens")?);
                 if new.is_some() && old.is_some() && new != old {
@@ -137,7 +201,7 @@ impl Generation {
             }
         };
         let stream = fields.flag("stream")?;
-        let generation = Self {
+        let mut generation = Self {
             input,
             max_new_tokens,
             choices: fields.integer("n", 1..=MAX_CHOICES as i64)?.map_or(1, |n| n as usize),
@@ -146,10 +210,17 @@ impl Generation {
             stop: fields.stops()?,
             logprobs: fields.logprobs(endpoint)?,
             stream,
-            include_usage: fields.include_usage(stream)?,
+            usage: fields.stream_usage(stream)?,
             ignore_eos: fields.flag("ignore_eos")?,
+            echo: endpoint == Endpoint::Completions && fields.flag("echo")?,
+            min_new_tokens: fields.integer("min_tokens", 0..=MAX_COUNT)?.map_or(0, |count| count as usize),
+            min_p: fields.number("min_p", 0.0..=1.0)?.unwrap_or(0.0),
+            unknown: Vec::new(),
         };
-        fields.finish(endpoint)?;
+        if generation.max_new_tokens.is_some_and(|most| most < generation.min_new_tokens) {
+            return Err(ApiError::field("min_tokens", "it is more than max_tokens"));
+        }
+        generation.unknown = fields.finish(endpoint)?;
         Ok(generation)
     }
 }
@@ -196,7 +267,7 @@ impl Fields {
 
     /// A number of tokens. Its upper limit depends on the prompt.
     fn count(&mut self, name: &str) -> Result<Option<usize>, ApiError> {
-        Ok(self.integer(name, 1..=i64::from(u32::MAX))?.map(|count| count as usize))
+        Ok(self.integer(name, 1..=MAX_COUNT)?.map(|count| count as usize))
     }
 
     fn number(&mut self, name: &str, range: RangeInclusive<f64>) -> Result<Option<f32>, ApiError> {
@@ -212,9 +283,11 @@ impl Fields {
 
     fn prompts(&mut self) -> Result<Vec<Prompt>, ApiError> {
         let wrong = || ApiError::field("prompt", "expected a string, an array of token ids, or an array of either");
-        let prompt = self.take("prompt").ok_or_else(|| ApiError::field("prompt", "it is missing"))?;
+        let prompt = self.0.remove("prompt").ok_or_else(|| ApiError::field("prompt", "it is missing"))?;
         let prompts = match prompt {
             Value::String(text) => vec![Prompt::Text(text)],
+            // The start of a document, as an empty text is.
+            Value::Null => vec![Prompt::Text(String::new())],
             Value::Array(items) if items.first().is_some_and(Value::is_number) => {
                 vec![Prompt::Tokens(tokens(items).ok_or_else(wrong)?)]
             }
@@ -234,7 +307,8 @@ impl Fields {
         if prompts.is_empty() { Err(ApiError::field("prompt", "it is empty")) } else { Ok(prompts) }
     }
 
-    fn messages(&mut self) -> Result<Vec<Message>, ApiError> {
+    /// The messages of a body, which is read again for the order of their keys.
+    fn messages(&mut self, body: &str) -> Result<Vec<Message>, ApiError> {
         let messages = self.take("messages").ok_or_else(|| ApiError::field("messages", "it is missing"))?;
         let Value::Array(messages) = messages else {
             return Err(ApiError::field("messages", "expected an array of messages"));
@@ -242,17 +316,23 @@ impl Fields {
         if messages.is_empty() {
             return Err(ApiError::field("messages", "it is empty"));
         }
-        messages.into_iter().enumerate().map(|(index, message)| self::message(index, message)).collect()
+        let ordered: minijinja::Value = serde_json::from_str(body).unwrap_or_default();
+        let ordered = ordered.get_attr("messages").unwrap_or_default();
+        let whole = |index: usize| ordered.get_item_by_index(index).unwrap_or_default();
+        let messages = messages.into_iter().enumerate();
+        messages.map(|(index, message)| self::message(index, message, &whole(index))).collect()
     }
 
     fn sampling(&mut self) -> Result<Sampling, ApiError> {
         let top_k = self.integer("top_k", -1..=i64::from(i32::MAX))?;
         let sampling = Sampling {
             repetition_penalty: self.number("repetition_penalty", 0.01..=100.0)?.filter(|penalty| *penalty != 1.0),
-            temperature: self.number("temperature", 0.0..=2.0)?.unwrap_or(1.0),
+            temperature: self
+                .number("temperature", 0.0..=2.0)?
+                .map_or(1.0, |temperature| if f64::from(temperature) < GREEDY_BELOW { 0.0 } else { temperature }),
             // Servers write "all" as -1 or 0.
             top_k: top_k.filter(|k| *k > 0).map(|k| k as usize),
-            top_p: self.number("top_p", 1e-6..=1.0)?.filter(|p| *p < 1.0),
+            top_p: self.number("top_p", 0.0..=1.0)?.filter(|p| *p < 1.0).map(|p| p.max(LEAST_TOP_P)),
         };
         sampling.validate().map_err(|error| ApiError::bad(error.to_string()))?;
         Ok(sampling)
@@ -285,8 +365,8 @@ impl Fields {
         }
     }
 
-    fn include_usage(&mut self, stream: bool) -> Result<bool, ApiError> {
-        let Some(options) = self.take("stream_options") else { return Ok(false) };
+    fn stream_usage(&mut self, stream: bool) -> Result<StreamUsage, ApiError> {
+        let Some(options) = self.take("stream_options") else { return Ok(StreamUsage::Never) };
         let Value::Object(options) = options else {
             return Err(ApiError::field("stream_options", "expected an object"));
         };
@@ -294,50 +374,63 @@ impl Fields {
             return Err(ApiError::field("stream_options", "it needs stream: true"));
         }
         let mut options = Self(options);
-        let include = options.flag("include_usage")?;
+        let usage = match (options.flag("include_usage")?, options.flag("continuous_usage_stats")?) {
+            (false, _) => StreamUsage::Never,
+            (true, false) => StreamUsage::AtTheEnd,
+            (true, true) => StreamUsage::Always,
+        };
         // Padding against observers of an encrypted connection.
         options.flag("include_obfuscation")?;
         match options.0.keys().next() {
             Some(unknown) => Err(ApiError::field("stream_options", format!("unknown field '{unknown}'"))),
-            None => Ok(include),
+            None => Ok(usage),
         }
     }
 
-    /// Refuses fields that would have been ignored although they ask for something.
-    fn finish(mut self, endpoint: Endpoint) -> Result<(), ApiError> {
+    /// Refuses fields that would change the answer, and returns the names of those that nobody knows here.
+    fn finish(mut self, endpoint: Endpoint) -> Result<Vec<String>, ApiError> {
         self.0.retain(|name, value| !IGNORED.contains(&name.as_str()) && !value.is_null());
+        let (own, other) = match endpoint {
+            Endpoint::Completions => (OF_COMPLETIONS, OF_CHATS),
+            Endpoint::Chat => (OF_CHATS, OF_COMPLETIONS),
+        };
+        let known = [&COMMON[..], &own].concat();
+        let mut unknown = Vec::new();
         for (name, value) in &self.0 {
-            if UNSUPPORTED.contains(&name.as_str()) {
-                if asks_for_nothing(name, value) {
+            if let Some((_, neutral)) = UNSUPPORTED.iter().find(|(unsupported, _)| unsupported == name) {
+                if asks_for_nothing(value, neutral) {
                     continue;
                 }
                 return Err(ApiError::field(name, "this server does not support it").with_code("unsupported_parameter"));
             }
-            let own: &[&str] = match endpoint {
-                Endpoint::Completions => &["prompt"],
-                Endpoint::Chat => &["messages", "max_completion_tokens"],
-            };
-            let hint = nearest(name, &[&COMMON, own].concat()).filter(|near| near != name);
-            let hint = hint.map_or_else(String::new, |near| format!(": did you mean {near}?"));
-            return Err(ApiError::field(name, format!("unknown field{hint}")).with_code("unknown_parameter"));
+            // What looks like a mistake would change the answer.
+            let hint = nearest(name, &known).filter(|near| near != name);
+            if hint.is_some() || known.contains(&name.as_str()) || other.contains(&name.as_str()) {
+                let hint = hint.map_or_else(String::new, |near| format!(": did you mean {near}?"));
+                return Err(ApiError::field(name, format!("unknown field{hint}")).with_code("unknown_parameter"));
+            }
+            if unknown.len() < MAX_NAMED {
+                unknown.push(shown(&name.as_str().into()));
+            }
         }
-        Ok(())
+        Ok(unknown)
     }
 }
 
 /// Returns whether a field that is not supported has a value that is the same as leaving it out.
-fn asks_for_nothing(name: &str, value: &Value) -> bool {
-    match (name, value) {
-        (_, Value::Bool(false)) => true,
-        (_, Value::Array(items)) if items.is_empty() => true,
-        (_, Value::Object(fields)) if fields.is_empty() => true,
-        ("best_of", number) => number.as_i64() == Some(1),
-        ("modalities", kinds) => *kinds == serde_json::json!(["text"]),
-        ("response_format", format) => format["type"] == "text",
-        ("tool_choice", choice) => choice == "none",
-        ("suffix", suffix) => suffix == "",
-        (_, number) => number.as_f64() == Some(0.0),
-    }
+fn asks_for_nothing(value: &Value, neutral: &str) -> bool {
+    let neutral: Vec<Value> = serde_json::from_str(neutral).unwrap_or_default();
+    let equals = |neutral: &Value| value == neutral || (value.is_number() && value.as_f64() == neutral.as_f64());
+    neutral.iter().any(equals)
+        || match value {
+            // Where `true` or 1 is the default, `false` and 0 ask for something.
+            Value::Bool(_) | Value::Number(_) if !neutral.is_empty() => false,
+            Value::Bool(flag) => !flag,
+            Value::Array(items) => items.is_empty(),
+            Value::Object(fields) => fields.is_empty(),
+            Value::String(text) => text.is_empty(),
+            number => number.as_f64() == Some(0.0),
+        }
 }
 
 /// Token ids. Their upper limit depends on the model.
@@ -345,7 +438,7 @@ fn tokens(items: Vec<Value>) -> Option<Vec<u32>> {
     items.into_iter().map(|id| u32::try_from(id.as_u64()?).ok()).collect()
 }
 
-fn message(index: usize, message: Value) -> Result<Message, ApiError> {
+fn message(index: usize, message: Value, whole: &minijinja::Value) -> Result<Message, ApiError> {
     const ROLES: [&str; 4] = ["assistant", "developer", "system", "user"];
     let place = |field: &str| format!("messages[{index}].{field}");
     let role = message["role"].as_str().unwrap_or_default();
@@ -369,7 +462,14 @@ fn message(index: usize, message: Value) -> Result<Message, ApiError> {
             return Err(ApiError::field(&place(field), "this server does not support it"));
         }
     }
-    Ok(Message { role: role.to_owned(), content })
+    let keys = whole.try_iter().into_iter().flatten();
+    let field = |key: minijinja::Value| {
+        let is_content = key.as_str() == Some("content");
+        let value = if is_content { content.as_str().into() } else { whole.get_item(&key).unwrap_or_default() };
+        (key, value)
+    };
+    let whole = minijinja::Value::from_pairs(keys.map(field));
+    Ok(Message { role: role.to_owned(), content, whole })
 }
 
 /// A value in an error, shortened.
@@ -408,7 +508,35 @@ mod tests {
         let found = parse(Endpoint::Chat, body).expect("good");
         assert!(matches!(&found.input, Input::Messages(messages) if messages[0].content == "ab"));
         assert_eq!((found.sampling, found.max_new_tokens), (Sampling::GREEDY, Some(7)));
-        assert_eq!((found.logprobs, found.seed, found.include_usage), (Some(0), Some(-3i64 as u64), true));
+        assert_eq!((found.logprobs, found.seed), (Some(0), Some(-3i64 as u64)));
+        assert_eq!(found.usage, StreamUsage::AtTheEnd);
+    }
+
+    /// vLLM's clients send the defaults of their fields.
+    #[test]
+    fn what_asks_for_nothing_is_accepted() {
+        let body = json!({
+            "model": "m", "prompt": "a", "min_tokens": 0, "min_p": 0, "length_penalty": 1.0, "skip_special_tokens": true,
+            "add_special_tokens": true, "chat_template_kwargs": {}, "tool_choice": "auto", "best_of": 1, "echo": false,
+            "stop_token_ids": [], "guided_json": null, "logit_bias": {}, "suffix": "", "response_format": {"type": "text"},
+        });
+        assert_eq!(parse(Endpoint::Completions, body).expect("good").unknown, [""; 0]);
+        let found = parse(Endpoint::Completions, json!({"model": "m", "prompt": "a", "x_trace": 7})).expect("good");
+        assert_eq!(found.unknown, ["\"x_trace\""]);
+        let body = |more: Value| {
+            let mut body = json!({"model": "m", "prompt": "a", "stream": true});
+            more.as_object().into_iter().flatten().for_each(|(name, value)| body[name] = value.clone());
+            parse(Endpoint::Completions, body).expect("good")
+        };
+        assert_eq!(body(json!({"temperature": 1e-40})).sampling.temperature, 0.0);
+        assert_eq!(body(json!({"top_p": 0})).sampling.top_p, Some(LEAST_TOP_P));
+        let usage = json!({"stream_options": {"include_usage": true, "continuous_usage_stats": true}});
+        assert_eq!(body(usage).usage, StreamUsage::Always);
+        let scored = body(json!({"echo": true, "logprobs": 1, "max_tokens": 0}));
+        assert_eq!((scored.echo, scored.logprobs, scored.max_new_tokens), (true, Some(1), Some(0)));
+        assert!(
+            matches!(body(json!({"prompt": null})).input, Input::Prompts(prompts) if prompts == [Prompt::Text("".into())])
+        );
     }
 
     #[test]
@@ -427,8 +555,13 @@ mod tests {
         for (field, value, part) in [
             ("temperature", json!(-1), "temperature: expected a number from 0 to 2, not -1"),
             ("temperature", json!("hot"), "not \"hot\""),
-            ("top_p", json!(0), "expected a number from 0.000001 to 1"),
-            ("max_tokens", json!(-5), "expected a whole number from 1 to 4294967295, not -5"),
+            ("top_p", json!(-0.1), "expected a number from 0 to 1"),
+            ("min_p", json!(2), "expected a number from 0 to 1"),
+            ("min_tokens", json!(-1), "expected a whole number"),
+            ("length_penalty", json!(2), "this server does not support it"),
+            ("skip_special_tokens", json!(false), "this server does not support it"),
+            ("chat_template_kwargs", json!({"a": 1}), "this server does not support it"),
+            ("max_tokens", json!(-5), "expected a whole number from 0 to 4294967295, not -5"),
             ("max_tokens", json!(1.5), "not 1.5"),
             ("max_tokens", json!(u64::MAX), "not 18446744073709551615"),
             ("n", json!(33), "from 1 to 32"),
@@ -443,7 +576,6 @@ mod tests {
             ("prompt", json!([1, -1]), "expected a string, an array of token ids"),
             ("prompt", json!([1, 4_294_967_296_u64]), "expected a string, an array of token ids"),
             ("prompt", json!([[1], 2]), "expected a string, an array of token ids"),
-            ("prompt", json!(null), "it is missing"),
             ("tools", json!([{}]), "this server does not support it"),
             ("best_of", json!(2), "this server does not support it"),
             ("temprature", json!(1), "unknown field: did you mean temperature?"),

@@ -13,9 +13,9 @@ use serde_json::{Map, Value, json};
 
 use super::{
     error::ApiError,
-    exchange::{Delta, Exchange, Usage},
-    queue::{Finish, Logprobs},
-    request::Endpoint,
+    exchange::{Delta, Exchange, Token, Usage},
+    queue::Finish,
+    request::{Endpoint, StreamUsage},
     text::Codec,
 };
 
@@ -33,7 +33,7 @@ pub struct Head {
 #[derive(Default)]
 struct Answer {
     text: String,
-    tokens: Vec<(u32, Logprobs)>,
+    tokens: Vec<Token>,
     finish: Option<Finish>,
 }
 
@@ -71,43 +71,62 @@ impl Head {
         }
     }
 
-    fn logprobs(&self, codec: &Codec, tokens: &[(u32, Logprobs)], mut offset: usize) -> Value {
+    fn logprobs(&self, codec: &Codec, tokens: &[Token], mut offset: usize) -> Value {
         if tokens.is_empty() {
             return Value::Null;
         }
-        let text = |id: u32| codec.token_text(id);
+        // The sampled token has the text that it has in the answer.
+        let name = |id: u32, token: &Token| match id == token.id && !token.text.is_empty() {
+            true => token.text.clone(),
+            false => codec.token_name(id),
+        };
         match self.endpoint {
             Endpoint::Completions => {
                 let mut offsets = Vec::with_capacity(tokens.len());
-                for (id, _) in tokens {
+                for token in tokens {
                     offsets.push(offset);
-                    offset += text(*id).chars().count();
+                    offset += token.text.chars().count();
                 }
-                let top = |logprobs: &Logprobs| {
-                    let top = logprobs.top.iter();
-                    Value::Object(top.map(|(id, logprob)| (text(*id), json!(logprob))).collect::<Map<_, _>>())
+                let top = |token: &Token| {
+                    let logprobs = token.logprobs.as_ref()?;
+                    let mut top = Map::new();
+                    for (id, logprob) in &logprobs.top {
+                        let name = name(*id, token);
+                        // Several tokens may have the same text.
+                        let name = if top.contains_key(&name) { format!("token_id:{id}") } else { name };
+                        top.insert(name, json!(logprob));
+                    }
+                    if !top.is_empty() && logprobs.top.iter().all(|(id, _)| *id != token.id) {
+                        top.insert(name(token.id, token), json!(logprobs.chosen));
+                    }
+                    Some(top)
                 };
+                let chosen = |token: &Token| token.logprobs.as_ref().map(|logprobs| logprobs.chosen);
                 json!({
-                    "tokens": tokens.iter().map(|(id, _)| text(*id)).collect::<Vec<_>>(),
-                    "token_logprobs": tokens.iter().map(|(_, logprobs)| logprobs.chosen).collect::<Vec<_>>(),
-                    "top_logprobs": tokens.iter().map(|(_, logprobs)| top(logprobs)).collect::<Vec<_>>(),
+                    "tokens": tokens.iter().map(|token| &token.text).collect::<Vec<_>>(),
+                    "token_logprobs": tokens.iter().map(chosen).collect::<Vec<_>>(),
+                    "top_logprobs": tokens.iter().map(top).collect::<Vec<_>>(),
                     "text_offset": offsets,
                 })
             }
             Endpoint::Chat => {
-                let one = |id: u32, logprob: f32| {
-                    let token = text(id);
-                    // The bytes of a token that is a part of a character are not known.
-                    let is_whole = !token.contains(char::REPLACEMENT_CHARACTER);
-                    let bytes = is_whole.then(|| token.as_bytes().to_vec());
-                    json!({"token": token, "logprob": logprob, "bytes": bytes})
+                let one = |token: &Token| {
+                    let own = codec.token_bytes(token.id);
+                    // A decoder may leave out a space. The bytes of a part of a character are its own.
+                    let bytes = if std::str::from_utf8(&own).is_ok() { token.text.clone().into_bytes() } else { own };
+                    let logprobs = token.logprobs.as_ref();
+                    let top = logprobs.into_iter().flat_map(|logprobs| &logprobs.top).map(|(id, logprob)| {
+                        let bytes = if *id == token.id { bytes.clone() } else { codec.token_bytes(*id) };
+                        json!({"token": name(*id, token), "logprob": logprob, "bytes": bytes})
+                    });
+                    json!({
+                        "token": token.text,
+                        "logprob": logprobs.map(|logprobs| logprobs.chosen),
+                        "bytes": bytes,
+                        "top_logprobs": top.collect::<Vec<_>>(),
+                    })
                 };
-                let with_top = |(id, logprobs): &(u32, Logprobs)| {
-                    let mut token = one(*id, logprobs.chosen);
-                    token["top_logprobs"] = logprobs.top.iter().map(|(id, logprob)| one(*id, *logprob)).collect();
-                    token
-                };
-                json!({"content": tokens.iter().map(with_top).collect::<Vec<_>>(), "refusal": null})
+                json!({"content": tokens.iter().map(one).collect::<Vec<_>>(), "refusal": null})
             }
         }
     }
@@ -168,17 +187,17 @@ pub async fn whole(head: &Head, mut exchange: Exchange) -> Result<Value, ApiErro
 pub struct Stream {
     exchange: Exchange,
     head: Head,
-    include_usage: bool,
+    usage: StreamUsage,
     ready: VecDeque<Bytes>,
     is_ended: bool,
 }
 
 impl Stream {
     /// Waits for the first part of the answer, so that an error before it is an answer with its own status.
-    pub async fn start(head: Head, mut exchange: Exchange, include_usage: bool) -> Result<Self, ApiError> {
+    pub async fn start(head: Head, mut exchange: Exchange, usage: StreamUsage) -> Result<Self, ApiError> {
         let first = exchange.next().await.transpose()?;
         let choices = exchange.choices();
-        let mut stream = Self { exchange, head, include_usage, ready: VecDeque::new(), is_ended: false };
+        let mut stream = Self { exchange, head, usage, ready: VecDeque::new(), is_ended: false };
         if stream.head.endpoint == Endpoint::Chat {
             for index in 0..choices {
                 let role = json!({"role": "assistant", "content": ""});
@@ -196,8 +215,10 @@ impl Stream {
 
     fn chunk(&mut self, choices: Vec<Value>) {
         let mut chunk = self.head.chunk(choices);
-        if self.include_usage {
-            chunk["usage"] = Value::Null;
+        match self.usage {
+            StreamUsage::Never => {}
+            StreamUsage::AtTheEnd => chunk["usage"] = Value::Null,
+            StreamUsage::Always => chunk["usage"] = usage(self.exchange.usage()),
         }
         self.event(&chunk);
     }
@@ -215,7 +236,7 @@ impl Stream {
                 self.is_ended = true;
             }
             None => {
-                if self.include_usage {
+                if self.usage != StreamUsage::Never {
                     let mut last = self.head.chunk(Vec::new());
                     last["usage"] = usage(self.exchange.usage());
                     self.event(&last);

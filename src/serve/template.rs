@@ -1,24 +1,30 @@
-//! Conversations as prompts: the model's chat template, rendered as Hugging Face transformers does.
+//! Conversations as prompts, by the model's chat template. A process of its own renders it, because a template is the program
+//! of somebody else: whatever it does to that process, it refuses chats only.
 
-use std::fmt::Write;
+use std::{
+    fmt::Write as _,
+    io::{self, BufRead, BufReader, Read, Write},
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    sync::{Mutex, PoisonError},
+};
 
-use minijinja::{AutoEscape, Environment, Error, ErrorKind, UndefinedBehavior, Value, context, syntax::SyntaxConfig};
-use minijinja_contrib::pycompat::unknown_method_callback;
+use serde::Deserialize;
 
-use crate::{error::one_line, model::ChatTemplate};
+use crate::model::ChatTemplate;
 
-/// Instructions that a template may take. Templates of models take some thousands.
-const FUEL: u64 = 10_000_000;
-
-/// Name of the template in its environment, without an extension that would turn on escaping.
-const NAME: &str = "chat";
+/// The command of the process, and its most virtual memory in KiB.
+pub const COMMAND: &str = "render-chats";
+const MEMORY_KIB: u64 = 4 << 20;
+/// Longest answer of the process. It limits its texts to less.
+const ANSWER_MAX_BYTES: u64 = 256 << 20;
 
 /// A message of a conversation.
 #[derive(Clone, Debug)]
-#[cfg_attr(test, derive(serde::Deserialize))]
 pub(crate) struct Message {
     pub role: String,
     pub content: String,
+    /// The message with all its keys.
+    pub whole: minijinja::Value,
 }
 
 /// How conversations become prompts.
@@ -32,34 +38,34 @@ pub enum Template {
     Unusable(String),
 }
 
-/// A compiled template.
+/// A template and the process that renders it.
 #[derive(Debug)]
 pub struct Jinja {
-    environment: Environment<'static>,
-    bos_token: String,
-    eos_token: String,
+    template: ChatTemplate,
+    worker: Mutex<Option<Worker>>,
+}
+
+#[derive(Debug)]
+struct Worker {
+    child: Child,
+    input: ChildStdin,
+    output: BufReader<ChildStdout>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Answer {
+    Text(String),
+    Error(String),
 }
 
 impl Template {
-    /// Compiles the template of a model, or chooses the plain one.
+    /// Compiles the template of a model in a process of this program, which must be `candlepower`, or chooses the plain one.
     pub fn new(template: Option<ChatTemplate>) -> Self {
-        let Some(ChatTemplate { source, bos_token, eos_token }) = template else { return Self::Plain };
-        let mut environment = Environment::new();
-        // As transformers sets up Jinja.
-        if let Ok(syntax) = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build() {
-            environment.set_syntax(syntax);
-        }
-        environment.set_auto_escape_callback(|_| AutoEscape::None);
-        environment.set_undefined_behavior(UndefinedBehavior::Lenient);
-        environment.set_unknown_method_callback(unknown_method_callback);
-        environment.set_fuel(Some(FUEL));
-        environment.add_function("raise_exception", |message: String| -> Result<String, Error> {
-            Err(Error::new(ErrorKind::InvalidOperation, message))
-        });
-        environment.add_function("strftime_now", strftime_now);
-        match environment.add_template_owned(NAME, source) {
-            Ok(()) => Self::Jinja(Box::new(Jinja { environment, bos_token, eos_token })),
-            Err(error) => Self::Unusable(format!("the model's chat template: {}", one_line(&error))),
+        let Some(template) = template else { return Self::Plain };
+        match Worker::start(&template) {
+            Ok(worker) => Self::Jinja(Box::new(Jinja { template, worker: Mutex::new(Some(worker)) })),
+            Err(reason) => Self::Unusable(reason),
         }
     }
 
@@ -67,42 +73,87 @@ impl Template {
     /// themselves.
     ///
     /// # Errors
-    /// If the template refuses the conversation, for example because roles do not alternate.
+    /// If the template refuses the conversation, for example because roles do not alternate, or ends its process.
     pub(crate) fn render(&self, messages: &[Message]) -> Result<(String, bool), String> {
         match self {
             Self::Plain => {
                 let mut text = String::new();
-                for Message { role, content } in messages {
+                for Message { role, content, .. } in messages {
                     let _ = writeln!(text, "{role}: {content}");
                 }
                 Ok((text + "assistant:", true))
             }
-            Self::Jinja(jinja) => jinja.render(messages).map(|text| (text, false)).map_err(|error| {
-                let detail = error.detail().map(str::to_owned).unwrap_or_else(|| error.to_string());
-                format!("the model's chat template refuses the messages: {}", one_line(&detail))
-            }),
+            Self::Jinja(jinja) => jinja.render(messages).map(|text| (text, false)),
             Self::Unusable(reason) => Err(reason.clone()),
         }
     }
 }
 
 impl Jinja {
-    fn render(&self, messages: &[Message]) -> Result<String, Error> {
-        let value = |message: &Message| context! { role => &message.role, content => &message.content };
-        self.environment.get_template(NAME)?.render(context! {
-            messages => messages.iter().map(value).collect::<Vec<Value>>(),
-            add_generation_prompt => true,
-            bos_token => &self.bos_token,
-            eos_token => &self.eos_token,
+    fn render(&self, messages: &[Message]) -> Result<String, String> {
+        let wholes: Vec<&minijinja::Value> = messages.iter().map(|message| &message.whole).collect();
+        let line = serde_json::to_string(&wholes).map_err(|error| error.to_string())?;
+        let mut place = self.worker.lock().unwrap_or_else(PoisonError::into_inner);
+        let worker = match place.take() {
+            Some(worker) => worker,
+            None => Worker::start(&self.template)?,
+        };
+        let mut worker = worker;
+        match worker.ask(&line) {
+            Ok(answer) => {
+                *place = Some(worker);
+                answer
+            }
+            // Another conversation may fare better, in a new process.
+            Err(_) => Err(ENDED.into()),
+        }
+    }
+}
+
+const ENDED: &str = "the model's chat template takes too much time or memory, or recurses too deeply";
+
+impl Worker {
+    /// Starts a process, which compiles the template.
+    fn start(template: &ChatTemplate) -> Result<Self, String> {
+        let failed = |error: io::Error| format!("the process for the model's chat template did not start: {error}");
+        let program = std::env::current_exe().map_err(failed)?;
+        // The shell sets the limit of memory and becomes the program.
+        let limited = format!("ulimit -c 0; ulimit -v {MEMORY_KIB}; exec \"$0\" {COMMAND}");
+        let mut command = Command::new(if cfg!(unix) { "/bin/sh".as_ref() } else { program.as_os_str() });
+        if cfg!(unix) {
+            command.args(["-c", &limited]).arg(&program);
+        } else {
+            command.arg(COMMAND);
+        }
+        let mut child =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().map_err(failed)?;
+        let (Some(input), Some(output)) = (child.stdin.take(), child.stdout.take()) else {
+            return Err(failed(io::ErrorKind::BrokenPipe.into()));
+        };
+        let mut worker = Self { child, input, output: BufReader::new(output) };
+        let line = serde_json::to_string(template).map_err(|error| error.to_string())?;
+        match worker.ask(&line) {
+            Ok(compiled) => compiled.map(|_| worker),
+            Err(_) => Err(ENDED.into()),
+        }
+    }
+
+    /// Sends a line and returns the answer. An error means that the process has ended, or is of no use.
+    fn ask(&mut self, line: &str) -> io::Result<Result<String, String>> {
+        self.input.write_all(line.as_bytes())?;
+        self.input.write_all(b"\n")?;
+        let mut answer = String::new();
+        (&mut self.output).take(ANSWER_MAX_BYTES).read_line(&mut answer)?;
+        Ok(match serde_json::from_str(&answer)? {
+            Answer::Text(text) => Ok(text),
+            Answer::Error(reason) => Err(reason),
         })
     }
 }
 
-/// The time now, in the format of C's strftime.
-fn strftime_now(format: String) -> Result<String, Error> {
-    let mut text = String::new();
-    // A wrong format is an error of `write`, where `to_string` would panic.
-    write!(text, "{}", chrono::Utc::now().format(&format))
-        .map_err(|_| Error::new(ErrorKind::InvalidOperation, "strftime_now: the format is wrong"))?;
-    Ok(text)
+impl Drop for Worker {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }

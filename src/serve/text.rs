@@ -10,30 +10,49 @@ const MAX_HELD_TOKENS: usize = 8;
 
 /// Converts between text and tokens.
 pub enum Codec {
-    Tokenizer(Box<Tokenizer>),
+    Tokenizer(Box<Tokenizer>, Pieces),
     /// For models without a tokenizer, whose weights are seeded: each word of a text is a token. `<7>` is token 7, and any
     /// other word a token by its hash. Generated tokens are written in the first form, so that an answer in a later prompt is
     /// the same tokens again.
     Words {
         vocab_size: usize,
     },
-    /// For trained weights without a tokenizer: why they have none. Prompts are token ids, and answers have their form in text.
+    /// For trained weights without a tokenizer: why they have none. Prompts are token ids, and generated tokens are written as `<7>`.
     Ids(String),
+}
+
+/// How the pieces of a vocabulary stand for bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pieces {
+    /// Each character stands for a byte, as in GPT-2.
+    Bytes,
+    /// `▁` is a space, and `<0xE4>` a byte, as in SentencePiece.
+    Spaces,
+    /// Only the decoder knows.
+    Other,
 }
 
 impl Codec {
     pub fn new(tokenizer: Option<Tokenizer>, without: Option<String>, vocab_size: usize) -> Self {
-        match (tokenizer, without) {
-            (Some(tokenizer), _) => Self::Tokenizer(Box::new(tokenizer)),
-            (None, Some(why)) => Self::Ids(why),
-            (None, None) => Self::Words { vocab_size },
-        }
+        let Some(tokenizer) = tokenizer else {
+            return without.map_or(Self::Words { vocab_size }, Self::Ids);
+        };
+        let decoder =
+            tokenizer.get_decoder().and_then(|decoder| serde_json::to_string(decoder).ok()).unwrap_or_default();
+        let pieces = if decoder.contains("\"ByteLevel\"") {
+            Pieces::Bytes
+        } else if ["\"ByteFallback\"", "\"Metaspace\"", "▁"].iter().any(|part| decoder.contains(part)) {
+            Pieces::Spaces
+        } else {
+            Pieces::Other
+        };
+        Self::Tokenizer(Box::new(tokenizer), pieces)
     }
 
     /// The tokens of a text, with the special ones that the tokenizer adds to each if `special`.
     pub fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>> {
         match self {
-            Self::Tokenizer(tokenizer) => match tokenizer.encode_fast(text, special) {
+            Self::Tokenizer(tokenizer, _) => match tokenizer.encode_fast(text, special) {
                 Ok(encoding) => Ok(encoding.get_ids().to_vec()),
                 Err(error) => Err(anyhow!("the tokenizer failed: {}", one_line(&error))),
             },
@@ -48,17 +67,49 @@ impl Codec {
     pub fn decode(&self, ids: &[u32]) -> String {
         match self {
             // It fails only for decoders that a tokenizer's file combines in ways that make no text.
-            Self::Tokenizer(tokenizer) => tokenizer.decode(ids, true).unwrap_or_default(),
+            Self::Tokenizer(tokenizer, _) => tokenizer.decode(ids, true).unwrap_or_default(),
             Self::Words { .. } | Self::Ids(_) => ids.iter().map(|id| format!(" <{id}>")).collect(),
         }
     }
 
-    /// The text of a token alone, special ones included.
-    pub fn token_text(&self, id: u32) -> String {
-        match self {
-            Self::Tokenizer(tokenizer) => tokenizer.decode(&[id], false).unwrap_or_default(),
-            Self::Words { .. } | Self::Ids(_) => self.decode(&[id]),
+    /// The bytes of a token, wherever it stands. Special tokens have those of their names.
+    pub fn token_bytes(&self, id: u32) -> Vec<u8> {
+        let Self::Tokenizer(tokenizer, pieces) = self else { return self.decode(&[id]).into_bytes() };
+        let alone = || tokenizer.decode(&[id], false).unwrap_or_default();
+        let Some(piece) = tokenizer.id_to_token(id) else { return alone().into_bytes() };
+        if tokenizer.get_added_vocabulary().simple_id_to_token(id).is_some() {
+            return piece.into_bytes();
         }
+        match pieces {
+            Pieces::Bytes => piece.chars().flat_map(byte_of).collect(),
+            Pieces::Spaces => {
+                let byte = piece.strip_prefix("<0x").and_then(|piece| piece.strip_suffix('>'));
+                match byte.and_then(|byte| u8::from_str_radix(byte, 16).ok()) {
+                    Some(byte) => vec![byte],
+                    None => piece.replace('▁', " ").into_bytes(),
+                }
+            }
+            Pieces::Other => alone().into_bytes(),
+        }
+    }
+
+    /// A name of a token: its text, or its bytes if they are part of a character.
+    pub fn token_name(&self, id: u32) -> String {
+        String::from_utf8(self.token_bytes(id)).unwrap_or_else(|error| {
+            let escaped: String = error.as_bytes().iter().map(|byte| format!("\\x{byte:02x}")).collect();
+            format!("bytes:{escaped}")
+        })
+    }
+}
+
+/// The byte that a character of a byte-level vocabulary stands for. Printable bytes stand for themselves, and the others follow
+/// from U+0100 on.
+fn byte_of(c: char) -> Vec<u8> {
+    let shifted = |byte: &u8| !matches!(byte, 33..=126 | 161..=172 | 174..=255);
+    match u32::from(c) {
+        code @ (33..=126 | 161..=172 | 174..=255) => vec![code as u8],
+        code @ 256..=323 => (0..=255u8).filter(shifted).nth((code - 256) as usize).into_iter().collect(),
+        _ => c.to_string().into_bytes(),
     }
 }
 
@@ -171,7 +222,7 @@ mod tests {
             "decoder": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false},
             "model": {"type": "BPE", "vocab": vocab, "merges": []},
         });
-        Codec::Tokenizer(Box::new(file.to_string().parse().expect("a tokenizer")))
+        Codec::new(Some(file.to_string().parse().expect("a tokenizer")), None, 256)
     }
 
     /// The pieces of a text whose tokens come one by one, and whether a stop string ended it.
@@ -214,6 +265,9 @@ mod tests {
         let (found, _) = pieces(&codec, &ids, &[]);
         assert_eq!(found.concat(), format!("{}end", "\u{fffd}".repeat(20)));
         assert!(found.iter().position(|piece| !piece.is_empty()) < Some(MAX_HELD_TOKENS));
+        // Each token has its own byte, and a name of its own.
+        assert_eq!((0..256).flat_map(|id| codec.token_bytes(id)).collect::<Vec<_>>(), (0..=255).collect::<Vec<_>>());
+        assert_eq!((codec.token_name(0xe4), codec.token_name(32)), ("bytes:\\xe4".into(), " ".into()));
         // An answer may end within a character.
         assert_eq!(pieces(&codec, &[b'a'.into(), 0xc3], &[]).0.concat(), "a\u{fffd}");
     }
@@ -239,6 +293,21 @@ mod tests {
         let mut stops = Stops::new(vec!["two".into()]);
         assert_eq!(stops.push("one t"), ("one ".into(), false));
         assert_eq!(stops.push("ea"), ("tea".into(), false));
+    }
+
+    #[test]
+    fn pieces_of_sentencepiece_keep_their_spaces() {
+        let vocab = serde_json::json!({"<unk>": 0, "▁a": 1, "a": 2, "<0xE4>": 3});
+        let file = serde_json::json!({
+            "version": "1.0", "added_tokens": [],
+            "decoder": {"type": "Sequence", "decoders": [
+                {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"},
+                {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+            ]},
+            "model": {"type": "BPE", "unk_token": "<unk>", "byte_fallback": true, "vocab": vocab, "merges": []},
+        });
+        let codec = Codec::new(Some(file.to_string().parse().expect("a tokenizer")), None, 4);
+        assert_eq!([1, 2, 3].map(|id| codec.token_bytes(id)), [b" a".to_vec(), b"a".to_vec(), vec![0xe4]]);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::{
     process::{Command, Output, Stdio},
     sync::{Arc, Mutex},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use serde_json::Value;
@@ -24,9 +24,10 @@ fn candlepower(folder: &Path) -> Command {
 /// A short load whose verdict depends on neither the number of requests nor the load of the machine.
 fn load(folder: &Path, run: &str, url: &str, more: &[&str]) -> Command {
     #[rustfmt::skip]
-    const SHORT: [&str; 12] = [
+    const SHORT: [&str; 13] = [
         "--rate=50", "--duration=1", "--prompt-tokens=8", "--max-new-tokens=4", "--min-duration=0", "--percentile=50",
         "--confidence=50", "--max-lateness-ms=1000", "--seed=1", "--timeout=20", "--retries=0", "--turns=1",
+        "--max-failed=100",
     ];
     let flag = |argument: &&&str| argument.split_once('=').map_or(**argument, |(flag, _)| flag).to_owned();
     let given: Vec<String> = more.iter().map(|argument| flag(&argument)).collect();
@@ -53,7 +54,7 @@ fn a_load_is_a_record_that_other_commands_read() {
         let output = load(here, run, &url, &["--json", "--goodput", "ttft:5000"]).output().expect("it starts");
         assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
         let record = json(&output);
-        assert_eq!(record["id"], "load_poisson_50_p8_n4/mock/http-unknown-server");
+        assert_eq!(record["id"], "load_completions_poisson_50_p8_n4/mock/http-unknown-server");
         let measures = &record["measures"];
         assert_eq!((&measures["kind"], &measures["valid"]), (&"serving".into(), &true.into()));
         assert_eq!(measures["goodput_share"], 1.0);
@@ -64,8 +65,9 @@ fn a_load_is_a_record_that_other_commands_read() {
         assert_eq!(measures["prompt_digest"].as_str().map(str::len), Some(16));
         let (joules, why) = (&measures["joules_per_token"], &record["unmeasured"]["joules_per_token"]);
         assert!(joules.as_f64().map_or(why.is_string(), |joules| joules > 0.0 && why.is_null()), "{joules} {why}");
-        let lines =
-            std::fs::read_to_string(here.join("records").join(run).join("load_poisson_50_p8_n4.requests.jsonl"));
+        let lines = std::fs::read_to_string(
+            here.join("records").join(run).join("load_completions_poisson_50_p8_n4.requests.jsonl"),
+        );
         let lines = lines.expect("requests");
         assert_eq!(lines.lines().count() as u64, requests);
         let line: Value = serde_json::from_str(lines.lines().next().expect("a line")).expect("JSON");
@@ -73,7 +75,7 @@ fn a_load_is_a_record_that_other_commands_read() {
     }
     let output = |arguments: &[&str]| candlepower(here).args(arguments).output().expect("it starts");
     let compared = json(&output(&["compare", "a", "b", "--format", "json"]));
-    assert_eq!(compared["rows"][0]["id"], "load_poisson_50_p8_n4/mock/http-unknown-server", "{compared}");
+    assert_eq!(compared["rows"][0]["id"], "load_completions_poisson_50_p8_n4/mock/http-unknown-server", "{compared}");
     let exported = output(&["export", "a", "--format", "openmetrics"]);
     let text = String::from_utf8_lossy(&exported.stdout);
     assert!(text.contains("candlepower_ttft_p99_seconds") && text.contains("candlepower_goodput"), "{text}");
@@ -214,7 +216,7 @@ fn shards_are_merged_by_the_command() {
         let output = load(folder.path(), "a", &url, &["--shard", shard]).output().expect("it starts");
         assert!(output.status.code().is_some());
     }
-    let report = |shard: u32| format!("records/a/load_poisson_50_p8_n4_shard_{shard}-2.json");
+    let report = |shard: u32| format!("records/a/load_completions_poisson_50_p8_n4_shard_{shard}-2.json");
     let merged = candlepower(folder.path())
         .args(["load", "merge", &report(1), &report(2), "--json", "--to", "merged.json"])
         .output()
@@ -227,6 +229,67 @@ fn shards_are_merged_by_the_command() {
     let refused = candlepower(folder.path()).args(["load", "merge", "absent.json"]).output().expect("it starts");
     let error = String::from_utf8_lossy(&refused.stderr);
     assert!(!refused.status.success() && error.lines().count() == 1 && error.contains("absent.json"), "{error}");
+}
+
+/// Each flag with a number is refused in one line, or accepted: no panic, no hang. Only the schedule is made.
+#[test]
+fn every_number_of_every_flag_has_a_range() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let help = candlepower(folder.path()).args(["load", "--help"]).output().expect("it starts");
+    let help = String::from_utf8_lossy(&help.stdout).into_owned();
+    let flags = [
+        "rate",
+        "duration",
+        "requests",
+        "burstiness",
+        "ramp-from",
+        "ramp",
+        "clients",
+        "shared-prefix-tokens",
+        "turns",
+        "think-ms",
+        "seed",
+        "steady-from",
+        "timeout",
+        "retries",
+        "precision",
+        "min-duration",
+        "percentile",
+        "confidence",
+        "max-lateness-ms",
+        "max-failed",
+        "prompt-tokens",
+        "max-new-tokens",
+        "goodput",
+    ];
+    for flag in flags {
+        assert!(help.contains(&format!("--{flag} <")), "--{flag}");
+        for value in ["NaN", "1e300", "0", "-1", "18446744073709551616"] {
+            let given = match flag {
+                "goodput" => format!("--goodput=ttft:{value}"),
+                "prompt-tokens" => format!("--prompt-tokens=normal:{value},{value}"),
+                "max-new-tokens" => format!("--max-new-tokens=lognormal:{value},{value}"),
+                _ => format!("--{flag}={value}"),
+            };
+            let mut command = candlepower(folder.path());
+            command.args(["load", "--schedule", "--url=http://127.0.0.1:9", "--model=m", &given]);
+            command.args(
+                [("requests", "--requests=1"), ("rate", "--rate=1")]
+                    .iter()
+                    .filter(|own| own.0 != flag)
+                    .map(|own| own.1),
+            );
+            if flag == "clients" {
+                command.arg("--arrivals=closed");
+            }
+            let start = Instant::now();
+            let output = command.output().expect("it starts");
+            let error = String::from_utf8_lossy(&output.stderr);
+            assert!(!error.contains("panicked") && error.lines().count() <= 1, "{given}: {error}");
+            assert_eq!(output.status.success(), error.is_empty(), "{given}: {:?} {error}", output.status);
+            assert!(start.elapsed() < Duration::from_secs(5), "{given} took {:?}", start.elapsed());
+        }
+    }
 }
 
 #[test]
@@ -246,6 +309,7 @@ fn mistakes_are_refused_in_one_line() {
         (&["load", "--url", "http://h", "--model", "m", "--rate", "1", "--prompt-tokens", "no"], "--prompt-tokens"),
         (&["load", "--url", "http://h", "--model", "m", "--rate", "1", "--goodput", "itl:5"], "objective"),
         (&["load", "--url", "http://h", "--model", "m", "--search", "1..8"], "--goodput"),
+        (&["load", "--url", "http://h", "--model", "m", "--rate", "1", "--extra", r#"{"n": 2}"#], "one choice"),
         (&["load", "--url", "http://h", "--model", "m", "--trace", "absent.jsonl"], "absent.jsonl"),
     ] {
         let output = candlepower(folder.path()).args(arguments).output().expect("it starts");

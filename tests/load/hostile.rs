@@ -11,11 +11,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use candlepower::load::{Api, Oddity, Outcome, Report};
+use candlepower::load::{Api, Oddity, Outcome, Report, Tokens};
 
 use crate::{
     a_run,
-    mock::{self, Request, answer, chunk, done, head, refuse, serve, text_event, usage_event},
+    mock::{self, Request, answer, chunk, done, end_mark, head, refuse, serve, text_event, usage_event},
     report,
 };
 
@@ -64,6 +64,24 @@ fn each_hostile_stream_has_its_class() {
             true
         }),
         Outcome::EndedEarly
+    );
+    assert_eq!(
+        class("no reason of the end", |_, s| head(s) && chunk(s, text_event("a").as_bytes()) && end_mark(s)),
+        Outcome::EndedEarly
+    );
+    assert_eq!(
+        class("given up", |_, s| {
+            let last = text_event("a").replace("null", "\"abort\"");
+            head(s) && chunk(s, last.as_bytes()) && end_mark(s)
+        }),
+        Outcome::EndedEarly
+    );
+    assert_eq!(
+        class("two choices", |_, s| {
+            let other = text_event("b").replace("\"index\":0", "\"index\":1");
+            head(s) && chunk(s, (text_event("a") + &other).as_bytes()) && done(s)
+        }),
+        Outcome::SeveralChoices
     );
     assert_eq!(
         class("end of the connection", |_, s| {
@@ -191,6 +209,42 @@ fn odd_streams_are_read_and_noted() {
         sent && chunk(s, rest) && chunk(s, usage_event(1, 3).as_bytes()) && done(s)
     });
     assert_eq!(split.tally.tokens.usage, 9);
+    odd(Oddity::NamedEvent, false, |r, s| {
+        head(s)
+            && chunk(s, b"event: ping\ndata: {\"type\": \"ping\"}\n\n")
+            && chunk(s, b"event: wait\ndata: soon\n\n")
+            && chunk(s, text_event("a").as_bytes())
+            && end(r, s)
+    });
+    let impossible = odd(Oddity::ImpossibleUsage, false, |_, s| {
+        head(s) && chunk(s, text_event("a").as_bytes()) && chunk(s, usage_event(1, 900_000).as_bytes()) && done(s)
+    });
+    assert!(!impossible.verdict.valid && impossible.tally.all.output_tokens == 3, "{}", impossible.text());
+    // Texts of two names, of parts, of calls and of refusals count once.
+    for (texts, events) in [
+        (vec![serde_json::json!({"reasoning": "a", "reasoning_content": "a"})], 1),
+        (vec![serde_json::json!({"reasoning": null, "reasoning_content": null, "content": "a"})], 1),
+        (vec![serde_json::json!({"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "a"}]}]})], 1),
+        (
+            vec![
+                serde_json::json!({"tool_calls": [{"index": 0, "id": "c", "function": {"name": "a", "arguments": ""}}]}),
+                serde_json::json!({"tool_calls": [{"index": 0, "function": {"arguments": "a"}}]}),
+            ],
+            2,
+        ),
+        (vec![serde_json::json!({"refusal": "a"}), serde_json::json!({"content": ""})], 1),
+    ] {
+        let shown = format!("{texts:?}");
+        let mut run = a_run(
+            &serve(move |_, s| head(s) && texts.iter().all(|text| chunk(s, delta(text.clone()).as_bytes())) && done(s)),
+            100.0,
+            0.03,
+        );
+        (run.target.api, run.tokens) = (Api::Chat, Some(Tokens::new("letters".into(), str::len)));
+        let report = report(&run);
+        assert_eq!(report.tally.outcomes, [(Outcome::Ok, 3)].into(), "{shown}: {}", report.text());
+        assert_eq!((report.tally.tokens.chunks, report.tally.tokens.own), (3 * events, 3 * events), "{shown}");
+    }
     odd(Oddity::NoUsage, false, |_, s| head(s) && chunk(s, text_event("a").as_bytes()) && done(s));
     odd(Oddity::SeveralTokensPerEvent, false, |r, s| answer(r, s, 8, 4, Duration::ZERO));
     odd(Oddity::NoEndMark, false, |_, s| {
@@ -206,6 +260,29 @@ fn delta(delta: serde_json::Value) -> String {
 
 fn end(_: &Request, stream: &mut TcpStream) -> bool {
     chunk(stream, usage_event(1, 1).as_bytes()) && done(stream)
+}
+
+/// A proxy that buffers hands out an answer at its end. Its first token and its time per token are unknown.
+#[test]
+fn answers_that_come_all_at_once_are_not_judged() {
+    let buffered = serve(|_, s| {
+        thread::sleep(Duration::from_millis(200));
+        head(s)
+            && chunk(s, text_event(" word").repeat(10).as_bytes())
+            && chunk(s, usage_event(1, 10).as_bytes())
+            && done(s)
+    });
+    let mut run = a_run(&buffered, 100.0, 0.05);
+    run.objectives = vec!["ttft:5000".parse().expect("an objective"), "tpot:50".parse().expect("an objective")];
+    let report = report(&run);
+    let all = &report.summary.all;
+    assert_eq!((all.ttft.count, all.tpot.count, all.itl.count, all.e2e.count), (0, 0, 0, 5), "{}", report.text());
+    let goodput = all.goodput.expect("objectives");
+    assert_eq!((goodput.met, goodput.unjudged), (0, 5));
+    assert!(report.verdict.reasons.iter().any(|reason| reason.contains("5 of 5 answers came all at once")));
+    // The same events, one after the other.
+    let report = crate::report(&a_run(&serve(|r, s| answer(r, s, 10, 1, Duration::from_millis(10))), 100.0, 0.05));
+    assert_eq!((report.summary.all.ttft.count, report.summary.all.tpot.count), (5, 5), "{}", report.text());
 }
 
 /// Every request is refused once with a wait of 0.2 s. The time counts from the schedule, not from the second attempt.

@@ -32,7 +32,7 @@ pub fn shape(rate: f64, duration_s: f64) -> Shape {
         duration_s: Some(duration_s),
         requests: None,
         prompt_tokens: "16".parse().expect("a length"),
-        max_new_tokens: "4".parse().expect("a length"),
+        max_new_tokens: "64".parse().expect("a length"),
         shared_prefix_tokens: 0,
         turns: Turns { count: 1, think_ms: 0.0 },
         trace: None,
@@ -214,13 +214,13 @@ fn a_search_finds_the_knee() {
             *free_at
         };
         thread::sleep(ends.saturating_duration_since(Instant::now()));
-        answer(request, stream, 2, 2, Duration::ZERO)
+        answer(request, stream, 2, 1, Duration::from_millis(10))
     });
     let search = load::search::bisect(10.0, 80.0, 0.5, |rate| {
         let mut run = a_run(&url, rate, 1.5);
         run.objectives = vec!["ttft:120".parse().expect("an objective")];
         // The test is about the search, also on a busy machine.
-        run.limits = Limits { max_lateness_p99_ms: 1e4, max_pause_ms: 1e4, ..run.limits };
+        run.limits = Limits { max_lateness_p99_ms: 1e4, max_pause_ms: 1e4, max_failed_share: 1.0, ..run.limits };
         load::run(&run, &mut |_| {})
     })
     .expect("a search");

@@ -72,8 +72,19 @@ pub fn chunk(stream: &mut TcpStream, bytes: &[u8]) -> bool {
     stream.write_all(&framed).is_ok()
 }
 
-/// Ends the stream of events and the body.
+/// Ends the answer by its limit.
+pub fn finish_event() -> String {
+    let choice = serde_json::json!({"index": 0, "text": "", "delta": {}, "finish_reason": "length"});
+    format!("data: {}\n\n", serde_json::json!({"choices": [choice]}))
+}
+
+/// Ends the answer, the stream of events and the body.
 pub fn done(stream: &mut TcpStream) -> bool {
+    chunk(stream, finish_event().as_bytes()) && end_mark(stream)
+}
+
+/// Ends the stream of events and the body.
+pub fn end_mark(stream: &mut TcpStream) -> bool {
     chunk(stream, b"data: [DONE]\n\n") && stream.write_all(b"0\r\n\r\n").is_ok()
 }
 

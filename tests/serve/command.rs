@@ -75,6 +75,49 @@ fn a_key_is_read_from_a_file() {
     assert!(child.wait().expect("an end").success());
 }
 
+/// What a template does, it does to a process of its own: chats are refused, and everything else goes on.
+#[test]
+fn a_hostile_template_refuses_chats_only() {
+    const FIXTURE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/generation/llama-gqa-tied");
+    let chain = |part: &str| format!("{{{{ 1{} }}}}", part.repeat(200_000));
+    let deep = "{% set ns = namespace(x=[]) %}{% for i in range(90000) %}{% set ns.x = [ns.x] %}{% endfor %}";
+    let shared = "{% set ns = namespace(x=[1]) %}{% for i in range(40) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}";
+    for (name, source) in [
+        ("not", format!("{{{{ {} 1 }}}}", "not ".repeat(200_000))),
+        ("attributes", chain(".b")),
+        ("filters", chain("|abs")),
+        ("ternaries", format!("{{{{ {} 1 }}}}", "1 if 1 else ".repeat(200_000))),
+        ("nested", format!("{deep}{{{{ ns.x }}}}")),
+        ("shared", format!("{shared}{{{{ ns.x == ns.x[0] }}}}{{{{ ns.x | string | length }}}}")),
+        ("cycle", "{% set ns = namespace() %}{% set ns.x = ns %}{{ ns }}".into()),
+        ("width", "{{ '{:>9999999999}'.format(1) }}".into()),
+        ("doubled", "{% set ns = namespace(x='aaaaaaaaaaaaaaaa') %}{% for i in range(12) %}{% set ns.x = ns.x ~ ns.x ~ ns.x ~ ns.x ~ ns.x ~ ns.x ~ ns.x ~ ns.x %}{% endfor %}{{ ns.x | length }}".into()),
+    ] {
+        let folder = tempfile::tempdir().expect("a folder");
+        for file in ["config.json", "model.safetensors", "tokenizer.json"] {
+            std::fs::copy(Path::new(FIXTURE).join(file), folder.path().join(file)).expect("copied");
+        }
+        std::fs::write(folder.path().join("chat_template.jinja"), source).expect("written");
+        let model = format!("path:{}", folder.path().display());
+        let (mut child, address) = start(folder.path(), &["--model", &model, "--engine", "tuned", "--request-timeout-s", "20"]);
+        let chat = json!({"model": model, "messages": [{"role": "user", "content": "a"}], "max_tokens": 1});
+        let start = std::time::Instant::now();
+        let waiting: Vec<_> = (0..3).map(|_| send(address, crate::CHAT, &chat)).collect();
+        // Others are not disturbed.
+        let completion = post(address, COMPLETIONS, &json!({"model": model, "prompt": "a", "max_tokens": 1}));
+        assert_eq!(completion.status, 200, "{name}: {}", completion.text());
+        assert!(start.elapsed() < Duration::from_secs(5), "{name}: {:?}", start.elapsed());
+        for stream in waiting {
+            let answer = client::answer(stream);
+            assert!([400, 504].contains(&answer.status), "{name}: {} {}", answer.status, answer.text());
+        }
+        assert!(start.elapsed() < Duration::from_secs(22), "{name}: {:?}", start.elapsed());
+        assert_eq!(get(address, "/health").status, 200, "{name}");
+        signal(&child, "-TERM");
+        assert!(child.wait().expect("an end").success(), "{name}");
+    }
+}
+
 #[test]
 fn wrong_arguments_are_one_line() {
     let folder = tempfile::tempdir().expect("a folder");

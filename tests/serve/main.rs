@@ -419,6 +419,65 @@ fn log_probabilities_are_those_of_the_model() {
     assert_eq!(json!(parts.flatten().collect::<Vec<_>>()), whole);
 }
 
+/// The tokens of a prompt are scored as those of an answer are, whatever a cache holds.
+#[test]
+fn an_echoed_prompt_has_log_probabilities() {
+    let (running, _) = quick(2);
+    let prompt = prompt(7, 9);
+    let echoed = json!({"echo": true, "logprobs": 1, "max_tokens": 0});
+    for _ in 0..2 {
+        let json = running.post(COMPLETIONS, &with(body(&prompt, 0), echoed.clone())).json();
+        let (choice, found) = (&json["choices"][0], &json["choices"][0]["logprobs"]);
+        assert_eq!((&choice["text"], &choice["finish_reason"]), (&json!(text(&prompt)), &json!("length")), "{json}");
+        assert_eq!(json["usage"]["completion_tokens"], 0);
+        assert_eq!((&found["token_logprobs"][0], &found["top_logprobs"][0]), (&Value::Null, &Value::Null));
+        for place in 1..prompt.len() {
+            let logits = toy::logits(&prompt[..place]);
+            let mass: f64 = logits.iter().map(|logit| f64::from(*logit).exp()).sum();
+            let expected = f64::from(logits[prompt[place] as usize]) - mass.ln();
+            let logprob = found["token_logprobs"][place].as_f64().expect("a number");
+            assert!((logprob - expected).abs() < 1e-4, "{place}: {logprob}, not {expected}");
+            // The token itself is among the alternatives.
+            assert!(found["top_logprobs"][place][text(&prompt[place..=place])].is_number());
+        }
+    }
+    // With new tokens, the text is that of both, and the answer is the same as without.
+    let json = running.post(COMPLETIONS, &with(body(&prompt, 3), json!({"echo": true, "logprobs": 0}))).json();
+    let both = [prompt.clone(), greedy(&prompt, 3)].concat();
+    assert_eq!(json["choices"][0]["text"], text(&both));
+    assert_eq!(json["choices"][0]["logprobs"]["tokens"].as_array().map(Vec::len), Some(12));
+    let plain = running.post(COMPLETIONS, &with(body(&prompt, 3), json!({"echo": true, "stream": true}))).events();
+    let joined: String = plain.iter().filter_map(|event| event["choices"][0]["text"].as_str()).collect();
+    assert_eq!(joined, text(&both));
+}
+
+/// guidellm asks for the usage in each chunk.
+#[test]
+fn a_stream_may_have_the_usage_so_far() {
+    let (running, _) = quick(1);
+    let options = json!({"include_usage": true, "continuous_usage_stats": true});
+    let events = running
+        .post(
+            COMPLETIONS,
+            &with(body(&prompt(7, 5), 4), json!({"stream": true, "stream_options": options, "x_new": 1})),
+        )
+        .events();
+    let counts: Vec<_> = events.iter().map(|event| event["usage"]["completion_tokens"].as_u64()).collect();
+    assert_eq!(counts, [1, 2, 3, 4, 4].map(Some), "{events:?}");
+}
+
+/// A share of the largest probability, of 1 keeps only the likeliest token.
+#[test]
+fn min_p_leaves_out_what_is_unlikely() {
+    let (running, _) = quick(1);
+    let prompt = prompt(7, 5);
+    for seed in 0..5 {
+        let sampled = json!({"min_p": 1, "temperature": 2, "seed": seed});
+        let json = running.post(COMPLETIONS, &with(body(&prompt, 5), sampled)).json();
+        assert_eq!(json["choices"][0]["text"], text(&greedy(&prompt, 5)), "{json}");
+    }
+}
+
 #[test]
 fn the_key_is_asked_for_everywhere_but_at_the_health() {
     let (make, _) = toy(1, Duration::ZERO);

@@ -221,11 +221,22 @@ pub fn file_type(path: &Path) -> Result<String> {
 /// As [`open`].
 pub fn chat_template(path: &Path) -> Result<ChatTemplate> {
     let metadata = opened(path)?.metadata;
-    let token = |key| tokenizer::special_token(&metadata, key).map(|token| token.unwrap_or_default().to_owned());
+    let mut special_tokens = BTreeMap::new();
+    for (name, key) in [
+        ("bos_token", "tokenizer.ggml.bos_token_id"),
+        ("eos_token", "tokenizer.ggml.eos_token_id"),
+        ("pad_token", "tokenizer.ggml.padding_token_id"),
+        ("unk_token", "tokenizer.ggml.unknown_token_id"),
+    ] {
+        let token = tokenizer::special_token(&metadata, key)?;
+        special_tokens.extend(token.map(|token| (name.to_owned(), token.to_owned())));
+    }
+    let token = |name: &str| special_tokens.get(name).cloned().unwrap_or_default();
     Ok(ChatTemplate {
         source: metadata.text("tokenizer.chat_template")?.unwrap_or_default().to_owned(),
-        bos_token: token("tokenizer.ggml.bos_token_id")?,
-        eos_token: token("tokenizer.ggml.eos_token_id")?,
+        bos_token: token("bos_token"),
+        eos_token: token("eos_token"),
+        special_tokens,
     })
 }
 

@@ -294,6 +294,10 @@ pub fn change(ratio: f64) -> String {
 
 /// The number of [`change`].
 fn percent(ratio: f64) -> String {
+    // Of a value of 0, there is no share.
+    if ratio > 1e12 {
+        return "n/a".into();
+    }
     let text = format!("{:+.1}", (ratio - 1.0) * 100.0);
     if ["+0.0", "-0.0"].contains(&text.as_str()) { "0.0".into() } else { text }
 }

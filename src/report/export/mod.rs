@@ -279,7 +279,7 @@ mod tests {
         let server = Serving { e2e_p50_ms: Some(10.0), sample_e2e_ms: samples(), ..Serving::default() };
         assert_eq!(ranges(Measures::Serving(server)), "e2e_p50 10.0 ± 1.414");
         let quality = Quality {
-            perplexity: 100.0,
+            perplexity: Some(100.0),
             nll: 10.0,
             bits_per_byte: Some(3.0),
             window_nll: samples(),
