@@ -7,14 +7,12 @@ use serde_json::Value;
 
 use super::{
     ModelSpec,
-    checkpoint::{JSON_MAX_BYTES, read_json},
+    checkpoint::{JSON_MAX_BYTES, TOKENIZER_CONFIG, read_json},
 };
 use crate::files::read_text_limited;
 
 /// The template in a file of its own, as newer checkpoints have it.
 pub(crate) const TEMPLATE: &str = "chat_template.jinja";
-/// The settings of the tokenizer, which may contain the template.
-pub(crate) const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 
 /// A template in Jinja, and the special tokens that it may write.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

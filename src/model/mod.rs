@@ -2,7 +2,7 @@
 //!
 //! - `causal_lm` is the trait. `spec` parses the name of a model.
 //! - `family` is the table of model families, `config` reads `config.json`, and `cost` derives bytes and FLOPs from it.
-//! - `hub`, `checkpoint` and `gguf` find files, and `chat` the template of conversations among them. `shapes` and `synthetic`
+//! - `hub`, `checkpoint` and `gguf` find files, `stored` finds tensors in them, and `chat` the template of conversations among them. `shapes` and `synthetic`
 //!   make models with seeded weights. `tensors` is what decoders are built from. `external` describes a model to another
 //!   process.
 //! - `stock` (candle-transformers) and `decoder` (engine `tuned`) run models. `parallel` says how many threads and ranks a model
@@ -31,6 +31,7 @@ pub mod series;
 mod shapes;
 mod spec;
 pub(crate) mod stock;
+mod stored;
 pub(crate) mod synthetic;
 mod tensors;
 pub(crate) mod trainable;
@@ -64,6 +65,7 @@ use tensors::Tensors;
 use crate::{
     device::{DeviceChoice, Precision},
     measure::memory,
+    output,
     scenario::{self, ExpertDecoder, FeedForward},
 };
 
@@ -188,7 +190,11 @@ fn open_parallel(
         admit_psann(&config, engine, precision, device, parallel).with_context(|| checkpoint.source.clone())?;
         return open_psann(checkpoint, &config, precision);
     }
-    let config = ModelConfig::from_json(&checkpoint.config).with_context(|| checkpoint.source.clone())?;
+    let config = checkpoint.model_config()?;
+    if !config.tie_word_embeddings && checkpoint.config["tie_word_embeddings"] == true {
+        let source = &checkpoint.source;
+        output::report(format_args!("note: {source}: the head differs from the embedding, so it is not tied as config.json says"));
+    }
     admit(&config, engine, precision, device).with_context(|| checkpoint.source.clone())?;
     let layout = checkpoint.expert_layout()?;
     checkpoint.check(&config.tensors(layout))?;
@@ -254,8 +260,9 @@ fn open_gguf(
 
 /// The tokenizer of a `tokenizer.json` beside a GGUF file, if there is one.
 fn tokenizer_beside(file: &Path, vocab_size: usize) -> Result<Option<Tokenizer>> {
-    let beside = file.with_file_name(checkpoint::TOKENIZER);
-    beside.exists().then(|| checkpoint::tokenizer(&beside, vocab_size)).transpose()
+    let [tokenizer, settings] = [checkpoint::TOKENIZER, checkpoint::TOKENIZER_CONFIG]
+        .map(|name| Some(file.with_file_name(name)).filter(|file| file.exists()));
+    tokenizer.map(|file| checkpoint::tokenizer(&file, settings.as_deref(), vocab_size)).transpose()
 }
 
 /// A decoder of the comparison `moe_top_k`, with seeded weights. `skew` sets how unevenly a mixture uses its experts where its

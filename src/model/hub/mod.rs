@@ -25,7 +25,8 @@ use self::{
     http::{Failure, Http, RETRIES},
 };
 use super::checkpoint::{
-    CONFIG, Checkpoint, INDEX, JSON_MAX_BYTES, TOKENIZER, TOKENIZER_MAX_BYTES, WEIGHTS, map, read_json, shards,
+    CONFIG, Checkpoint, GENERATION_CONFIG, INDEX, JSON_MAX_BYTES, TOKENIZER, TOKENIZER_CONFIG, TOKENIZER_MAX_BYTES, WEIGHTS, map,
+    read_config, read_json, shards,
 };
 use crate::{
     error::one_line,
@@ -89,7 +90,9 @@ impl Hub {
         let commit = fetcher.commit(&revision)?;
         let config = fetcher.required(CONFIG, &commit)?;
         // Before the weights: whoever has those has this, too, when the Hub is away.
+        let generation = fetcher.optional(GENERATION_CONFIG, &commit)?;
         let tokenizer = fetcher.optional(TOKENIZER, &commit)?;
+        let tokenizer_config = fetcher.optional(TOKENIZER_CONFIG, &commit)?;
         let weights = fetcher.weights(&commit)?;
         if fetcher.not_asked.is_none() && !is_commit(revision.name) {
             fetcher
@@ -97,7 +100,8 @@ impl Hub {
                 .remember(&revision.parts, &commit)
                 .map_err(|error| fetcher.explain(error.into(), "the reference", revision.name))?;
         }
-        Ok(Checkpoint { config: read_json(&config)?, weights, tokenizer, source: format!("hub:{repo}@{commit}") })
+        let config = read_config(&config, generation.as_deref())?;
+        Ok(Checkpoint { config, weights, tokenizer, tokenizer_config, source: format!("hub:{repo}@{commit}") })
     }
 
     /// Returns the paths of those files at a commit that the repository has.
