@@ -444,7 +444,8 @@ mod tests {
             assert!(tied.is_ok(), "{tied:?}");
         }
         let (_folder, checkpoint) = write(vec![(HEAD, values(&[3, 2], 1.0))]);
-        let error = checkpoint.check(&needed(&[(EMBEDDING, &[3, 2]), (HEAD, &[3, 2])])).expect_err("untied").to_string();
+        let error =
+            checkpoint.check(&needed(&[(EMBEDDING, &[3, 2]), (HEAD, &[3, 2])])).expect_err("untied").to_string();
         assert!(error.contains("missing model.embed_tokens.weight"), "{error}");
         // Joined projections: four queries, and two keys and values.
         let joined = "model.layers.0.self_attn.qkv_proj.weight";
@@ -470,9 +471,11 @@ mod tests {
         fs::write(folder.path().join(CONFIG), json!({"eos_token_id": 7}).to_string()).expect("written");
         let eos = || open(folder.path()).expect("opens").config["eos_token_id"].clone();
         assert_eq!(eos(), 7);
-        for (generation, expected) in
-            [(json!({"eos_token_id": [7, 9]}), json!([7, 9])), (json!({"eos_token_id": 9}), json!(9)), (json!({}), Value::Null)]
-        {
+        for (generation, expected) in [
+            (json!({"eos_token_id": [7, 9]}), json!([7, 9])),
+            (json!({"eos_token_id": 9}), json!(9)),
+            (json!({}), Value::Null),
+        ] {
             fs::write(folder.path().join(GENERATION_CONFIG), generation.to_string()).expect("written");
             assert_eq!(eos(), expected);
         }

@@ -399,7 +399,8 @@ fn rope_layers(family: &Family, json: &Keys, layers: usize) -> Result<Vec<bool>>
     let Some(default) = family.no_rope_layer_interval else { return Ok(vec![true; layers]) };
     if let Some(list) = json.list("no_rope_layers", layers)? {
         let has_rope = |flag: &Value| flag.as_u64().map(|flag| flag != 0).or(flag.as_bool());
-        let has_rope = |flag| has_rope(flag).with_context(|| format!("config.json: no_rope_layers holds {flag}, not 0 or 1"));
+        let has_rope =
+            |flag| has_rope(flag).with_context(|| format!("config.json: no_rope_layers holds {flag}, not 0 or 1"));
         return list.iter().map(has_rope).collect();
     }
     let interval = json.count_or("no_rope_layer_interval", default)?;
@@ -589,7 +590,9 @@ impl RopeReader<'_> {
                 };
                 let scale = |strength: f64| if factor <= 1.0 { 1.0 } else { 0.1 * strength * factor.ln() + 1.0 };
                 let default_factor = match (parameters.number("mscale")?, parameters.number("mscale_all_dim")?) {
-                    (Some(strength), Some(of_all)) if strength != 0.0 && of_all != 0.0 => scale(strength) / scale(of_all),
+                    (Some(strength), Some(of_all)) if strength != 0.0 && of_all != 0.0 => {
+                        scale(strength) / scale(of_all)
+                    }
                     _ => scale(1.0),
                 };
                 RopeScaling::Yarn {
@@ -611,7 +614,8 @@ impl RopeReader<'_> {
                 let factor = |value: &Value| value.as_f64().map(|factor| factor as f32).filter(|factor| *factor > 0.0);
                 let factors = factors.iter().map(factor).collect::<Option<_>>();
                 RopeScaling::LongRope {
-                    short_factor: factors.context("config.json: short_factor holds something else than numbers above 0")?,
+                    short_factor: factors
+                        .context("config.json: short_factor holds something else than numbers above 0")?,
                     original_max_position_embeddings,
                     attention_factor: parameters.number("attention_factor")?.unwrap_or(default),
                 }
@@ -848,7 +852,11 @@ mod tests {
             let config = small(architecture, keys).expect(&what);
             let expected = match scaling {
                 RopeScaling::LongRope { short_factor, original_max_position_embeddings: 4096, .. } => {
-                    RopeScaling::LongRope { short_factor, original_max_position_embeddings: 4096, attention_factor: 1.0 }
+                    RopeScaling::LongRope {
+                        short_factor,
+                        original_max_position_embeddings: 4096,
+                        attention_factor: 1.0,
+                    }
                 }
                 other => other,
             };
@@ -920,7 +928,8 @@ mod tests {
             assert_eq!(heads(architecture, json!({})), missing, "{architecture}");
             assert_eq!(heads(architecture, json!({"num_key_value_heads": null})), 4, "{architecture}");
         }
-        let all = json!({"attention_bias": true, "mlp_bias": true, "residual_multiplier": 0.5, "num_key_value_heads": 4});
+        let all =
+            json!({"attention_bias": true, "mlp_bias": true, "residual_multiplier": 0.5, "num_key_value_heads": 4});
         for (architecture, qkv, o, mlp, residual) in [
             ("LlamaForCausalLM", true, true, true, 1.0),
             ("Qwen2ForCausalLM", true, false, false, 1.0),
@@ -934,7 +943,8 @@ mod tests {
             let found = (config.qkv_bias, config.o_bias, config.mlp_bias, config.multipliers.residual);
             assert_eq!(found, (qkv, o, mlp, residual), "{architecture}");
         }
-        let caps = |keys| small("Gemma2ForCausalLM", keys).map(|config| (config.score_cap(), config.final_logit_softcapping));
+        let caps =
+            |keys| small("Gemma2ForCausalLM", keys).map(|config| (config.score_cap(), config.final_logit_softcapping));
         assert_eq!(caps(json!({})).expect("defaults"), (Some(50.0), Some(30.0)));
         let null = json!({"attn_logit_softcapping": null, "final_logit_softcapping": null});
         assert_eq!(caps(null).expect("none"), (None, None));
@@ -946,7 +956,10 @@ mod tests {
     fn errors_name_the_wrong_key() {
         for (more, part) in [
             (json!({"architectures": ["BertModel"]}), "BertModel is not supported; the supported ones are"),
-            (json!({"architectures": ["GraniteMoeForCausalLM"]}), "not supported, the nearest is GraniteForCausalLM; the"),
+            (
+                json!({"architectures": ["GraniteMoeForCausalLM"]}),
+                "not supported, the nearest is GraniteForCausalLM; the",
+            ),
             (json!({"architectures": ["BertModel"]}), "one trait away: CausalLm"),
             (json!({"architectures": ["Gemma3ForConditionalGeneration"], "text_config": {}}), "takes more than text"),
             (json!({"architectures": null, "model_type": null}), "both missing"),

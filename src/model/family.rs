@@ -109,13 +109,9 @@ pub enum SlidingLayers {
     /// All; `layer_types` is no key.
     All,
     /// Those of `layer_types`, or the layers from `max_window_layers` (default: this value) on.
-    From {
-        max_window_layers: usize,
-    },
+    From { max_window_layers: usize },
     /// Those of `layer_types`, or all layers except every `sliding_window_pattern`-th (default: this value).
-    AllButEvery {
-        sliding_window_pattern: usize,
-    },
+    AllButEvery { sliding_window_pattern: usize },
     /// Those of `layer_types`, or the layers without RoPE.
     WithoutRope,
 }
@@ -257,12 +253,7 @@ pub static FAMILIES: &[Family] = &[
         ..QWEN2
     },
     MISTRAL,
-    Family {
-        architecture: "GraniteForCausalLM",
-        model_type: "granite",
-        has_multipliers: true,
-        ..LLAMA
-    },
+    Family { architecture: "GraniteForCausalLM", model_type: "granite", has_multipliers: true, ..LLAMA },
     Family {
         architecture: "Olmo2ForCausalLM",
         model_type: "olmo2",

@@ -193,7 +193,9 @@ fn open_parallel(
     let config = checkpoint.model_config()?;
     if !config.tie_word_embeddings && checkpoint.config["tie_word_embeddings"] == true {
         let source = &checkpoint.source;
-        output::report(format_args!("note: {source}: the head differs from the embedding, so it is not tied as config.json says"));
+        output::report(format_args!(
+            "note: {source}: the head differs from the embedding, so it is not tied as config.json says"
+        ));
     }
     admit(&config, engine, precision, device).with_context(|| checkpoint.source.clone())?;
     let layout = checkpoint.expert_layout()?;

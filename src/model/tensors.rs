@@ -6,11 +6,7 @@ use anyhow::{Context, Result};
 use candle_core::{DType, Device, WithDType, quantized::GgmlDType};
 use candle_nn::VarBuilder;
 
-use super::{
-    checkpoint::Checkpoint,
-    gguf::Gguf,
-    stored::Stored,
-};
+use super::{checkpoint::Checkpoint, gguf::Gguf, stored::Stored};
 use crate::{
     device::Precision,
     kernels::inference::{Element, Machine, Quantised, elements},

@@ -343,7 +343,9 @@ impl<E: Element, F: Fn(usize) -> (usize, usize)> Kernel for Softmax<'_, '_, E, F
                 Some(cap) => {
                     // tanh(x) = 2 / (1 + exp(-2x)) - 1
                     let factor = -2.0 * scale / cap;
-                    scores.iter_mut().for_each(|score| *score = cap * (2.0 / (1.0 + crate::exp(factor * *score)) - 1.0));
+                    scores
+                        .iter_mut()
+                        .for_each(|score| *score = cap * (2.0 / (1.0 + crate::exp(factor * *score)) - 1.0));
                     1.0
                 }
             };

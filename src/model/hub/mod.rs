@@ -25,8 +25,8 @@ use self::{
     http::{Failure, Http, RETRIES},
 };
 use super::checkpoint::{
-    CONFIG, Checkpoint, GENERATION_CONFIG, INDEX, JSON_MAX_BYTES, TOKENIZER, TOKENIZER_CONFIG, TOKENIZER_MAX_BYTES, WEIGHTS, map,
-    read_config, read_json, shards,
+    CONFIG, Checkpoint, GENERATION_CONFIG, INDEX, JSON_MAX_BYTES, TOKENIZER, TOKENIZER_CONFIG, TOKENIZER_MAX_BYTES,
+    WEIGHTS, map, read_config, read_json, shards,
 };
 use crate::{
     error::one_line,

@@ -274,7 +274,8 @@ impl Loader<'_> {
             let half = rotary_dim / 2;
             head + if element < rotary_dim { element % half * 2 + element / half } else { element }
         };
-        let rows = |values: &[E]| (0..outputs).flat_map(|row| &values[source(row) * inputs..][..inputs]).copied().collect();
+        let rows =
+            |values: &[E]| (0..outputs).flat_map(|row| &values[source(row) * inputs..][..inputs]).copied().collect();
         let rows: Vec<E> = self.read(weights, shape, "weight", rows)?;
         let weight = self.held(&rows, shape, cut, false).with_context(|| weights.prefix())?;
         let bias = has_bias.then(|| vector(weights, outputs, "bias")).transpose()?;
