@@ -909,7 +909,7 @@ mod tests {
             ),
         ] {
             let what = format!("{architecture} {keys}");
-            let config = small(architecture, keys).expect(&what);
+            let config = small(architecture, with(keys, json!({"num_key_value_heads": 4}))).expect(&what);
             assert_eq!((config.sliding_window, &config.sliding_layers[..]), (window, &layers[..]), "{what}");
         }
         for keys in [json!({"sliding_window": null}), json!({"sliding_window": null, "layer_types": types})] {
