@@ -47,6 +47,26 @@ FAMILIES = {
         hidden_size=48, intermediate_size=40, num_attention_heads=4, num_key_value_heads=1, head_dim=16,
         query_pre_attn_scalar=16, sliding_window=128,
     ) | every(2, 2)),
+    "qwen2": ("Qwen2Config", "Qwen2ForCausalLM", dict(
+        hidden_size=64, intermediate_size=48, num_attention_heads=4, num_key_value_heads=2)),
+    "mistral": ("MistralConfig", "MistralForCausalLM", dict(
+        hidden_size=64, intermediate_size=48, num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=False,
+        sliding_window=None)),
+    "granite": ("GraniteConfig", "GraniteForCausalLM", dict(
+        hidden_size=64, intermediate_size=48, num_attention_heads=4, num_key_value_heads=2, embedding_multiplier=3.0,
+        residual_multiplier=0.4, attention_multiplier=0.125, logits_scaling=2.0)),
+    "olmo2": ("Olmo2Config", "Olmo2ForCausalLM", dict(
+        hidden_size=64, intermediate_size=48, num_attention_heads=4, num_key_value_heads=4, tie_word_embeddings=False)),
+    "smollm3": ("SmolLM3Config", "SmolLM3ForCausalLM", dict(
+        hidden_size=64, intermediate_size=48, num_attention_heads=4, num_key_value_heads=2, num_hidden_layers=4)),
+    "gemma2": ("Gemma2Config", "Gemma2ForCausalLM", dict(
+        hidden_size=48, intermediate_size=40, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
+        query_pre_attn_scalar=16, sliding_window=128)),
+    "phi3": ("Phi3Config", "Phi3ForCausalLM", dict(
+        hidden_size=64, intermediate_size=48, num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=False)),
+    "glm4": ("Glm4Config", "Glm4ForCausalLM", dict(
+        hidden_size=64, intermediate_size=48, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
+        tie_word_embeddings=False)),
 }
 COMMON = dict(
     vocab_size=320, num_hidden_layers=2, max_position_embeddings=256, rms_norm_eps=1e-5, tie_word_embeddings=True)
@@ -111,6 +131,33 @@ FIXTURES = [
     ("wrong-llama-activation", "llama", dict(hidden_act="gelu")),
     ("wrong-llama-yarn", "llama", dict(rope_parameters=YARN)),
     ("wrong-qwen3-linear-rope", "qwen3", dict(rope_parameters=LINEAR | {"rope_theta": 10000.0})),
+    ("qwen2-tied", "qwen2", dict(num_hidden_layers=3)),
+    ("qwen2-sliding-yarn", "qwen2", dict(
+        tie_word_embeddings=False, use_sliding_window=True, sliding_window=8, max_window_layers=1, rope_parameters=YARN)),
+    ("mistral-full", "mistral", dict()),
+    ("mistral-sliding-wide-heads", "mistral", dict(sliding_window=8, head_dim=32, tie_word_embeddings=True)),
+    ("granite-tied", "granite", dict(num_hidden_layers=3)),
+    ("granite-biases-untied", "granite", dict(
+        attention_bias=True, mlp_bias=True, tie_word_embeddings=False, logits_scaling=0.7, attention_multiplier=0.4)),
+    ("olmo2-mha", "olmo2", dict(num_hidden_layers=3)),
+    ("olmo2-gqa-bias", "olmo2", dict(num_hidden_layers=3, num_key_value_heads=2, attention_bias=True)),
+    ("smollm3-tied", "smollm3", dict()),
+    ("smollm3-sliding", "smollm3", dict(
+        no_rope_layers=[0, 1, 1, 0], use_sliding_window=True, sliding_window=8, attention_bias=True, mlp_bias=True,
+        tie_word_embeddings=False)),
+    ("gemma2-long-window", "gemma2", dict(num_hidden_layers=3)),
+    ("gemma2-narrow-caps", "gemma2", dict(
+        sliding_window=8, attn_logit_softcapping=1.5, final_logit_softcapping=4.0, query_pre_attn_scalar=64,
+        attention_bias=True, tie_word_embeddings=False)),
+    ("phi3-whole-heads", "phi3", dict(num_hidden_layers=3)),
+    ("phi3-longrope", "phi3", dict(
+        sliding_window=24, tie_word_embeddings=True, original_max_position_embeddings=128, rope_parameters={
+            "rope_type": "longrope", "rope_theta": 10000.0, "partial_rotary_factor": 0.75,
+            "short_factor": [1.0, 1.2, 1.5, 2.0, 3.0, 4.5], "long_factor": [1.0, 2.0, 4.0, 8.0, 16.0, 32.0]})),
+    ("glm4-half-heads", "glm4", dict(num_hidden_layers=3)),
+    ("glm4-no-bias", "glm4", dict(
+        attention_bias=False, tie_word_embeddings=True, rope_parameters={
+            "rope_type": "default", "rope_theta": 5000.0, "partial_rotary_factor": 0.25})),
 ]
 
 SHARDED = {"qwen3-gqa3-sharded"}
@@ -157,8 +204,8 @@ def build(family, overrides, seed):
     with torch.no_grad():
         for name, weight in model.named_parameters():
             # Norms are spread too, so that a norm in the wrong place shows. Other weights are spread enough that
-            # choices are clear. Gemma3 adds 1 to the weight of a norm.
-            one = 0.0 if family == "gemma3" else 1.0
+            # choices are clear. Gemma adds 1 to the weight of a norm.
+            one = 0.0 if family in {"gemma2", "gemma3"} else 1.0
             if name == "model.norm.weight":
                 # Of either sign. Otherwise a tied head predicts the last token again.
                 weight.copy_(one - 1.0 + torch.randn_like(weight))
@@ -256,7 +303,9 @@ def hub_form(config, family):
             hub["layer_types"] = types
     else:
         full = rope
-    scaling = {key: value for key, value in full.items() if key != "rope_theta"}
+    scaling = {key: value for key, value in full.items() if key not in {"rope_theta", "partial_rotary_factor"}}
+    if "partial_rotary_factor" in full:
+        hub["partial_rotary_factor"] = full["partial_rotary_factor"]
     hub["rope_theta"] = whole(full["rope_theta"])
     hub["rope_scaling"] = None if scaling["rope_type"] == "default" else scaling
     return hub

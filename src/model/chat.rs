@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::{
     ModelSpec,
-    checkpoint::{JSON_MAX_BYTES, read_json},
+    checkpoint::{JSON_MAX_BYTES, TOKENIZER_CONFIG, read_json},
 };
 use crate::files::read_text_limited;
 
@@ -19,8 +19,6 @@ use crate::files::read_text_limited;
 pub(crate) const TEMPLATE: &str = "chat_template.jinja";
 /// Special tokens of older checkpoints.
 pub(crate) const SPECIAL_TOKENS: &str = "special_tokens_map.json";
-/// The settings of the tokenizer, which may contain the template.
-pub(crate) const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 
 /// The files with a template and its tokens.
 const FILES: [&str; 3] = [TEMPLATE, TOKENIZER_CONFIG, SPECIAL_TOKENS];

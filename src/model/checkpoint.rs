@@ -1,5 +1,6 @@
 //! A checkpoint folder in the layout of the Hub: `config.json`, `model.safetensors` or an index with its shards, and optionally
-//! `tokenizer.json`. Wrong files are reported here, before a model is built from them.
+//! `generation_config.json`, `tokenizer.json` and `tokenizer_config.json`. Wrong files are reported here, before a model is built
+//! from them.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,19 +11,26 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Device, safetensors::MmapedSafetensors};
-use candle_nn::VarBuilder;
+use candle_nn::{VarBuilder, var_builder::SimpleBackend as _};
 use serde_json::Value;
-use tokenizers::Tokenizer;
+use tokenizers::{AddedToken, Tokenizer};
 
-use super::config::{ExpertLayout, STACKED_GATE_UP};
+use super::{
+    config::{ExpertLayout, ModelConfig, STACKED_GATE_UP},
+    stored::{EMBEDDING, HEAD, Place, Stored},
+};
 use crate::{
     error::{listed, one_line},
     files::{read_limited, read_text_limited},
     kernels::system,
+    output,
 };
 
 pub(crate) const CONFIG: &str = "config.json";
+pub(crate) const GENERATION_CONFIG: &str = "generation_config.json";
 pub(crate) const TOKENIZER: &str = "tokenizer.json";
+/// The settings of the tokenizer, which may contain added tokens and the chat template.
+pub(crate) const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 pub(crate) const WEIGHTS: &str = "model.safetensors";
 pub(crate) const INDEX: &str = "model.safetensors.index.json";
 
@@ -35,12 +43,14 @@ pub(crate) const TOKENIZER_MAX_BYTES: u64 = 512 << 20;
 /// The files of a checkpoint.
 #[derive(Clone, Debug)]
 pub struct Checkpoint {
-    /// The parsed `config.json`.
+    /// The parsed `config.json`, with the end tokens of `generation_config.json`.
     pub config: Value,
     /// One or more safetensors files.
     pub weights: Vec<PathBuf>,
     /// Path of `tokenizer.json`, if the folder has it.
     pub tokenizer: Option<PathBuf>,
+    /// Path of `tokenizer_config.json`, if the folder has it.
+    pub tokenizer_config: Option<PathBuf>,
     /// Origin of the files, for records.
     pub source: String,
 }
@@ -52,7 +62,8 @@ impl Checkpoint {
     /// If the folder, the configuration or a weight file is missing or cannot be read.
     pub(crate) fn open(folder: &Path, source: String) -> Result<Self> {
         ensure!(folder.is_dir(), "{} is not a folder", folder.display());
-        let config = read_json(&folder.join(CONFIG))?;
+        let existing = |name: &str| Some(folder.join(name)).filter(|file| file.exists());
+        let config = read_config(&folder.join(CONFIG), existing(GENERATION_CONFIG).as_deref())?;
         let single = folder.join(WEIGHTS);
         let weights = if single.is_file() {
             vec![single]
@@ -65,32 +76,80 @@ impl Checkpoint {
         if let Some(missing) = weights.iter().find(|file| !file.is_file()) {
             bail!("{} is missing, though {INDEX} names it", missing.display());
         }
-        let tokenizer = Some(folder.join(TOKENIZER)).filter(|file| file.exists());
-        Ok(Self { config, weights, tokenizer, source })
+        let (tokenizer, tokenizer_config) = (existing(TOKENIZER), existing(TOKENIZER_CONFIG));
+        Ok(Self { config, weights, tokenizer, tokenizer_config, source })
     }
 
-    /// Checks names and shapes of the tensors that a model needs, from the headers of the files.
+    /// The configuration of the model. As in transformers, a head that is stored and differs from the embedding is not tied.
     ///
     /// # Errors
-    /// If tensors are missing, have the wrong shape, or have no place in the model.
+    /// If the configuration is not supported, or the header of a file cannot be read.
+    pub(crate) fn model_config(&self) -> Result<ModelConfig> {
+        let mut config = ModelConfig::from_json(&self.config).with_context(|| self.source.clone())?;
+        if config.tie_word_embeddings && self.has_own_head()? {
+            config.tie_word_embeddings = false;
+        }
+        Ok(config)
+    }
+
+    /// Returns whether the files hold a head that differs from the embedding.
+    fn has_own_head(&self) -> Result<bool> {
+        let stored = self.stored()?;
+        let (Some(embedding), Some(head)) = (stored.exact(EMBEDDING), stored.exact(HEAD)) else { return Ok(false) };
+        let (embedding, head) = (embedding.view, head.view);
+        if embedding.shape() != head.shape() || embedding.dtype() == head.dtype() {
+            return Ok(embedding.shape() != head.shape() || embedding.data() != head.data());
+        }
+        let numbers = |name| -> Result<Vec<f32>> {
+            let tensor = stored.get_unchecked(name, DType::F32, &Device::Cpu)?;
+            Ok(tensor.flatten_all()?.to_vec1()?)
+        };
+        Ok(numbers(EMBEDDING)? != numbers(HEAD)?)
+    }
+
+    /// Checks names, shapes and types of the tensors that a model needs, from the headers of the files. Tensors that it does not
+    /// need are named in a note.
+    ///
+    /// # Errors
+    /// If tensors are missing, or have the wrong shape or type.
     pub(crate) fn check(&self, needed: &[(String, Vec<usize>)]) -> Result<()> {
-        let found = self.shapes()?;
-        let missing: Vec<_> =
-            needed.iter().filter(|(name, _)| !found.contains_key(name)).map(|(name, _)| name.clone()).collect();
+        let stored = self.stored()?;
+        let (mut missing, mut wrong) = (Vec::new(), Vec::new());
+        let mut left: BTreeSet<&str> = stored.names().collect();
+        // A head that no file needs is tied, and old files hold buffers of RoPE frequencies, which are computed.
+        left.retain(|name| *name != HEAD && !name.ends_with("rotary_emb.inv_freq"));
+        // Rows that the model needs of joined tensors.
+        let mut joined: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
+        for (name, shape) in needed {
+            let Some(Place { name: in_file, view, rows }) = stored.place(name, shape[0]) else {
+                missing.push(name.clone());
+                continue;
+            };
+            left.remove(in_file);
+            let (found, dtype) = (view.shape(), view.dtype());
+            let is_float = DType::try_from(dtype).is_ok_and(|dtype| dtype.is_float() && dtype != DType::F8E4M3);
+            ensure!(is_float, "{}: {in_file} is {dtype:?}; weights must be f32, f16 or bf16", self.source);
+            match rows {
+                Some(_) if found.len() == shape.len() && found[1..] == shape[1..] => {
+                    joined.entry(in_file).or_insert((0, found[0])).0 += shape[0];
+                }
+                None if found == shape => {}
+                _ => wrong.push(format!("{in_file} is {found:?} where config.json makes it {shape:?}")),
+            }
+        }
+        let lacks_embedding = needed.iter().any(|(name, _)| name == HEAD) && stored.exact(EMBEDDING).is_none();
+        if lacks_embedding && needed.iter().any(|(name, _)| name == EMBEDDING) {
+            missing.push(EMBEDDING.to_owned());
+        }
+        for (in_file, (rows, found)) in joined.into_iter().filter(|(_, (rows, found))| rows != found) {
+            wrong.push(format!("{in_file} has {found} rows where config.json makes them {rows}"));
+        }
         ensure!(missing.is_empty(), "{}: missing {}", self.source, listed(&missing));
-        let misshapen: Vec<_> = needed
-            .iter()
-            .filter(|(name, shape)| found[name] != *shape)
-            .map(|(name, shape)| format!("{name} is {:?} where config.json makes it {shape:?}", found[name]))
-            .collect();
-        ensure!(misshapen.is_empty(), "{}: {}", self.source, listed(&misshapen));
-        let needed: BTreeSet<_> = needed.iter().map(|(name, _)| name).collect();
-        // Files may also hold a tied head, and old files hold buffers of RoPE frequencies; both are computed.
-        let left_out: Vec<_> = found
-            .into_keys()
-            .filter(|name| !needed.contains(name) && name != "lm_head.weight" && !name.ends_with("rotary_emb.inv_freq"))
-            .collect();
-        ensure!(left_out.is_empty(), "{}: config.json has no place for {}", self.source, listed(&left_out));
+        ensure!(wrong.is_empty(), "{}: {}", self.source, listed(&wrong));
+        if !left.is_empty() {
+            let left: Vec<_> = left.into_iter().map(str::to_owned).collect();
+            output::report(format_args!("note: {}: the model does not need {}", self.source, listed(&left)));
+        }
         Ok(())
     }
 
@@ -99,29 +158,16 @@ impl Checkpoint {
     /// # Errors
     /// If the header of a file cannot be read.
     pub(crate) fn expert_layout(&self) -> Result<ExpertLayout> {
-        let is_stacked = self.shapes()?.keys().any(|name| name.ends_with(STACKED_GATE_UP));
+        let is_stacked = self.stored()?.names().any(|name| name.ends_with(STACKED_GATE_UP));
         Ok(if is_stacked { ExpertLayout::Stacked } else { ExpertLayout::Single })
     }
 
-    fn shapes(&self) -> Result<BTreeMap<String, Vec<usize>>> {
-        let mut shapes = BTreeMap::new();
-        for file in &self.weights {
-            for (name, tensor) in map(&[file])?.tensors() {
-                let dtype = tensor.dtype();
-                let is_float = matches!(
-                    dtype,
-                    safetensors::Dtype::F64
-                        | safetensors::Dtype::F32
-                        | safetensors::Dtype::F16
-                        | safetensors::Dtype::BF16
-                );
-                ensure!(is_float, "{}: {name} is {dtype:?}; weights must be f32, f16 or bf16", file.display());
-                if shapes.insert(name.clone(), tensor.shape().to_vec()).is_some() {
-                    bail!("{}: {name} is in another file too", file.display());
-                }
-            }
-        }
-        Ok(shapes)
+    /// The tensors of the files, by the names of the model.
+    ///
+    /// # Errors
+    /// If a file cannot be mapped.
+    pub(crate) fn stored(&self) -> Result<Stored> {
+        Stored::open(&self.weights)
     }
 
     /// The memory-mapped weights. Each tensor is converted to `dtype` when the model requests it.
@@ -129,7 +175,7 @@ impl Checkpoint {
     /// # Errors
     /// If a file cannot be mapped.
     pub(crate) fn weights(&self, dtype: DType, device: &Device) -> Result<VarBuilder<'static>> {
-        Ok(VarBuilder::from_backend(Box::new(map(&self.weights)?), dtype, device.clone()))
+        Ok(VarBuilder::from_backend(Box::new(self.stored()?), dtype, device.clone()))
     }
 
     /// The tokenizer, if the folder has one.
@@ -138,12 +184,14 @@ impl Checkpoint {
     /// If it cannot be read, or its vocabulary is larger than the model's. Added tokens may have larger ids: the tokenizer of
     /// gemma-3-1b has one for images, for which the text model has no embedding and which text never produces.
     pub(crate) fn tokenizer(&self, vocab_size: usize) -> Result<Option<Tokenizer>> {
-        self.tokenizer.as_deref().map(|file| tokenizer(file, vocab_size)).transpose()
+        let settings = self.tokenizer_config.as_deref();
+        self.tokenizer.as_deref().map(|file| tokenizer(file, settings, vocab_size)).transpose()
     }
 }
 
-/// Reads a `tokenizer.json` for a model with a vocabulary of this size. See [`Checkpoint::tokenizer`].
-pub(super) fn tokenizer(file: &Path, vocab_size: usize) -> Result<Tokenizer> {
+/// Reads a `tokenizer.json`, and the `tokenizer_config.json` beside it, for a model with a vocabulary of this size. See
+/// [`Checkpoint::tokenizer`].
+pub(super) fn tokenizer(file: &Path, settings: Option<&Path>, vocab_size: usize) -> Result<Tokenizer> {
     let content = read_text_limited(file, TOKENIZER_MAX_BYTES)
         .with_context(|| format!("{} could not be read", file.display()))?;
     // `from_str` is compiled in its own crate. The generic `from_bytes` made a tenth of this crate's code.
@@ -160,7 +208,66 @@ pub(super) fn tokenizer(file: &Path, vocab_size: usize) -> Result<Tokenizer> {
         "{}: it produces token ids up to {largest}, the model has {vocab_size}: they do not belong together",
         file.display()
     );
+    if let Some(settings) = settings {
+        let tokens = added_tokens(&read_json(settings)?).with_context(|| settings.display().to_string())?;
+        tokenizer
+            .add_tokens(tokens.added)
+            .map_err(|error| anyhow::anyhow!("{}: {}", settings.display(), one_line(&error)))?;
+        tokenizer.set_encode_special_tokens(tokens.are_special_split);
+    }
     Ok(tokenizer)
+}
+
+/// What `tokenizer_config.json` adds to a tokenizer.
+struct Added {
+    /// Those that `tokenizer.json` has already are left out when they are added.
+    added: Vec<AddedToken>,
+    /// True if special tokens in a text are plain text.
+    are_special_split: bool,
+}
+
+/// Reads the tokens of `tokenizer_config.json`, in the order in which transformers gives them ids: those with an id, the named
+/// ones, and the others.
+fn added_tokens(settings: &Value) -> Result<Added> {
+    let token = |value: &Value| -> Result<AddedToken> {
+        let token = match value.as_str() {
+            Some(text) => Ok(AddedToken::from(text, true)),
+            None => serde_json::from_value(value.clone()),
+        };
+        token.with_context(|| format!("{value} is no added token"))
+    };
+    let mut by_id: Vec<(u32, &Value)> = Vec::new();
+    for (id, token) in settings["added_tokens_decoder"].as_object().into_iter().flatten() {
+        by_id.push((id.parse().with_context(|| format!("added_tokens_decoder has no id '{id}'"))?, token));
+    }
+    by_id.sort_by_key(|(id, _)| *id);
+    let named = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+    let named = named.iter().map(|name| &settings[*name]).filter(|value| !value.is_null());
+    let extra = ["extra_special_tokens", "additional_special_tokens"].map(|key| &settings[key]);
+    let extra: Vec<&Value> = match extra.into_iter().find(|value| !value.is_null()) {
+        Some(Value::Array(tokens)) => tokens.iter().collect(),
+        Some(Value::Object(tokens)) => tokens.values().collect(),
+        Some(other) => bail!("extra_special_tokens is {other}, not a list of tokens"),
+        None => Vec::new(),
+    };
+    let all = by_id.into_iter().map(|(_, token)| token).chain(named).chain(extra);
+    Ok(Added {
+        added: all.map(token).collect::<Result<_>>()?,
+        are_special_split: settings["split_special_tokens"].as_bool().unwrap_or(false),
+    })
+}
+
+/// Reads `config.json`. If there is a `generation_config.json`, its end tokens count, as they do for `generate` of transformers,
+/// also where it has none.
+///
+/// # Errors
+/// If a file cannot be read or is not JSON.
+pub(crate) fn read_config(config: &Path, generation: Option<&Path>) -> Result<Value> {
+    let mut config = read_json(config)?;
+    if let (Some(generation), Some(keys)) = (generation, config.as_object_mut()) {
+        keys.insert("eos_token_id".into(), read_json(generation)?["eos_token_id"].take());
+    }
+    Ok(config)
 }
 
 /// The distinct files that an index names.
@@ -234,10 +341,10 @@ mod tests {
         let folder = folder();
         let checkpoint = open(folder.path()).expect("opens");
         checkpoint.check(&needed(&[("a", &[2, 3]), ("b", &[4])])).expect("all there");
+        checkpoint.check(&needed(&[("a", &[2, 3])])).expect("a note names the other");
         for (tensors, part) in [
             (needed(&[("a", &[2, 3]), ("b", &[4]), ("c", &[1])]), "missing c"),
             (needed(&[("a", &[3, 2]), ("b", &[4])]), "a is [2, 3] where config.json makes it [3, 2]"),
-            (needed(&[("a", &[2, 3])]), "no place for b"),
         ] {
             let error = checkpoint.check(&tensors).expect_err(part).to_string();
             assert!(error.contains(part), "{error}");
@@ -283,7 +390,7 @@ mod tests {
         }
         save(&folder.path().join("two.safetensors"), &[("a", &[2, 3])]);
         let twice = index(json!({"a": "one.safetensors", "b": "two.safetensors"})).expect("opens");
-        assert!(twice.check(&[]).expect_err("twice").to_string().contains("in another file too"));
+        twice.check(&needed(&[("a", &[2, 3])])).expect("the last file counts, as in transformers");
     }
 
     #[test]
@@ -300,6 +407,110 @@ mod tests {
         assert!(error.contains("up to 2, the model has 2"), "{error}");
         fs::write(folder.path().join(TOKENIZER), "{}").expect("written");
         assert!(checkpoint.tokenizer(3).expect_err("none").to_string().contains("not a tokenizer"));
+    }
+
+    /// What transformers reads in files that differ from those that it writes.
+    #[test]
+    fn files_of_other_writers_are_read() {
+        let values = |shape: &[usize], first: f32| {
+            let count = shape.iter().product::<usize>();
+            let values: Vec<f32> = (0..count).map(|number| first + number as f32).collect();
+            Tensor::from_vec(values, shape, &Device::Cpu).expect("values")
+        };
+        let write = |tensors: Vec<(&str, Tensor)>| {
+            let folder = folder();
+            let tensors: HashMap<_, _> = tensors.into_iter().map(|(name, tensor)| (name.to_owned(), tensor)).collect();
+            candle_core::safetensors::save(&tensors, folder.path().join(WEIGHTS)).expect("saved");
+            let checkpoint = open(folder.path()).expect("opens");
+            (folder, checkpoint)
+        };
+        let norm = "model.norm.weight";
+        // Without the prefix of the base model or with two, beside tensors of any type that no model needs.
+        for name in ["norm.weight", norm, "model.model.norm.weight"] {
+            let mask = Tensor::zeros(4, DType::U8, &Device::Cpu).expect("a mask");
+            let (_folder, checkpoint) = write(vec![(name, values(&[2], 7.0)), ("model.mask", mask)]);
+            checkpoint.check(&needed(&[(norm, &[2])])).expect(name);
+            let weights = checkpoint.weights(DType::F32, &Device::Cpu).expect("mapped");
+            assert_eq!(weights.get(2, norm).and_then(|t| t.to_vec1::<f32>()).expect("values"), [7.0, 8.0], "{name}");
+            let error = checkpoint.check(&needed(&[("model.mask", &[4])])).expect_err("a type").to_string();
+            assert!(error.contains("model.mask is U8; weights must be"), "{error}");
+        }
+        // A head that is stored though config.json ties it: the same, others, and one without an embedding.
+        for (embedding, head, is_own) in [(Some(1.0), 1.0, false), (Some(1.0), 2.0, true), (None, 2.0, false)] {
+            let embedding = embedding.map(|first| (EMBEDDING, values(&[3, 2], first)));
+            let (_folder, checkpoint) = write(embedding.into_iter().chain([(HEAD, values(&[3, 2], head))]).collect());
+            assert_eq!(checkpoint.has_own_head().expect("headers"), is_own);
+            let tied = checkpoint.check(&needed(&[(EMBEDDING, &[3, 2])]));
+            assert!(tied.is_ok(), "{tied:?}");
+        }
+        let (_folder, checkpoint) = write(vec![(HEAD, values(&[3, 2], 1.0))]);
+        let error =
+            checkpoint.check(&needed(&[(EMBEDDING, &[3, 2]), (HEAD, &[3, 2])])).expect_err("untied").to_string();
+        assert!(error.contains("missing model.embed_tokens.weight"), "{error}");
+        // Joined projections: four queries, and two keys and values.
+        let joined = "model.layers.0.self_attn.qkv_proj.weight";
+        let (_folder, checkpoint) = write(vec![(joined, values(&[8, 1], 0.0))]);
+        let parts = |rows: [usize; 3]| -> Vec<(String, Vec<usize>)> {
+            let part = |(name, rows): (&str, usize)| (joined.replace("qkv", name), vec![rows, 1]);
+            ["q", "k", "v"].into_iter().zip(rows).map(part).collect()
+        };
+        checkpoint.check(&parts([4, 2, 2])).expect("all rows");
+        let weights = checkpoint.weights(DType::F32, &Device::Cpu).expect("mapped");
+        for ((name, shape), first) in parts([4, 2, 2]).into_iter().zip([0.0, 4.0, 6.0]) {
+            let found = weights.get(shape.clone(), &name).expect(&name);
+            let expected = values(&shape, first);
+            assert_eq!(found.to_vec2::<f32>().expect("values"), expected.to_vec2::<f32>().expect("values"), "{name}");
+        }
+        let error = checkpoint.check(&parts([4, 1, 1])).expect_err("other rows").to_string();
+        assert!(error.contains("qkv_proj.weight has 8 rows where config.json makes them 6"), "{error}");
+    }
+
+    #[test]
+    fn generation_config_says_what_ends_an_answer() {
+        let folder = folder();
+        fs::write(folder.path().join(CONFIG), json!({"eos_token_id": 7}).to_string()).expect("written");
+        let eos = || open(folder.path()).expect("opens").config["eos_token_id"].clone();
+        assert_eq!(eos(), 7);
+        for (generation, expected) in [
+            (json!({"eos_token_id": [7, 9]}), json!([7, 9])),
+            (json!({"eos_token_id": 9}), json!(9)),
+            (json!({}), Value::Null),
+        ] {
+            fs::write(folder.path().join(GENERATION_CONFIG), generation.to_string()).expect("written");
+            assert_eq!(eos(), expected);
+        }
+    }
+
+    #[test]
+    fn tokens_of_the_settings_are_added_to_the_tokenizer() {
+        let folder = folder();
+        let model = json!({"type": "WordLevel", "vocab": {"a": 0, "b": 1, "c": 2}, "unk_token": "a"});
+        let tokenizer = json!({"version": "1.0", "model": model});
+        fs::write(folder.path().join(TOKENIZER), tokenizer.to_string()).expect("written");
+        let flags = json!({"content": "<think>", "single_word": false, "lstrip": false, "rstrip": false,
+            "normalized": false, "special": false});
+        for (settings, expected) in [
+            (json!({}), None),
+            (json!({"added_tokens_decoder": {"3": flags}}), Some(3)),
+            (json!({"extra_special_tokens": ["<think>"]}), Some(3)),
+            (json!({"extra_special_tokens": {"think": "<think>"}}), Some(3)),
+            (json!({"additional_special_tokens": ["<think>"]}), Some(3)),
+            (json!({"eos_token": "<think>"}), Some(3)),
+            (json!({"eos_token": "b", "added_tokens_decoder": {"4": flags}}), Some(3)),
+        ] {
+            fs::write(folder.path().join(TOKENIZER_CONFIG), settings.to_string()).expect("written");
+            let tokenizer = open(folder.path()).and_then(|checkpoint| checkpoint.tokenizer(3)).expect("a tokenizer");
+            assert_eq!(tokenizer.expect("a file").token_to_id("<think>"), expected, "{settings}");
+        }
+        for (settings, part) in [
+            (json!({"added_tokens_decoder": {"x": flags}}), "no id 'x'"),
+            (json!({"extra_special_tokens": 3}), "not a list"),
+            (json!({"extra_special_tokens": [3]}), "3 is no added token"),
+        ] {
+            fs::write(folder.path().join(TOKENIZER_CONFIG), settings.to_string()).expect("written");
+            let error = open(folder.path()).and_then(|checkpoint| checkpoint.tokenizer(3)).expect_err(part);
+            assert!(format!("{error:#}").contains(part), "{error:#}");
+        }
     }
 
     #[test]

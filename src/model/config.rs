@@ -2,11 +2,13 @@
 //! that transformers 5 writes (`rope_parameters`, `layer_types`, `dtype`) are read. Missing keys have the defaults of
 //! transformers, which the table of families holds.
 
+use std::borrow::Cow;
+
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{
-    family::{ExpertNames, FAMILIES, Family, SlidingLayers},
+    family::{AttentionBias, ExpertNames, FAMILIES, Family, QkNorm, SlidingLayers},
     limits,
 };
 
@@ -33,6 +35,10 @@ pub struct ModelConfig {
     pub rope: Rope,
     /// RoPE of the sliding layers, where it differs from that of the others.
     pub local_rope: Option<Rope>,
+    /// Elements of a head that RoPE turns: the first ones.
+    pub rotary_dim: usize,
+    /// For each layer, whether it has RoPE.
+    pub rope_layers: Vec<bool>,
     pub sliding_window: Option<usize>,
     /// For each layer, whether it sees only the sliding window.
     pub sliding_layers: Vec<bool>,
@@ -40,9 +46,22 @@ pub struct ModelConfig {
     pub query_pre_attn_scalar: f64,
     pub attn_logit_softcapping: Option<f64>,
     pub final_logit_softcapping: Option<f64>,
+    pub multipliers: Multipliers,
     /// The mixture that replaces the feed-forward of some or all layers.
     pub experts: Option<Experts>,
     pub eos_token_ids: Vec<u32>,
+}
+
+/// Numbers that parts of the computation are multiplied by.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Multipliers {
+    pub embedding: f64,
+    /// That of the output of each block before it is added to the residual stream.
+    pub residual: f64,
+    /// That of attention scores; `None` for the inverse of the square root of `query_pre_attn_scalar`.
+    pub attention: Option<f64>,
+    /// Logits are divided by it.
+    pub logits: f64,
 }
 
 /// A mixture of experts.
@@ -108,6 +127,14 @@ pub enum RopeScaling {
     },
     /// Divides each frequency by a number of its own, as GGUF files hold the scaling of Llama 3.
     Factors(Vec<f32>),
+    /// LongRoPE's: divides each frequency by a number of its own. Those of sequences beyond the original positions, which need
+    /// the cache to be computed again, are left out, and so are these positions.
+    LongRope {
+        short_factor: Vec<f32>,
+        original_max_position_embeddings: usize,
+        /// Factor of cosines and sines.
+        attention_factor: f64,
+    },
     /// Another type, by its name.
     Other(String),
 }
@@ -121,6 +148,7 @@ impl RopeScaling {
             Self::Linear { .. } => "linear",
             Self::Yarn { .. } => "yarn",
             Self::Factors(_) => "factors",
+            Self::LongRope { .. } => "longrope",
             Self::Other(name) => name,
         }
     }
@@ -141,15 +169,27 @@ impl ModelConfig {
         let (hidden_size, num_attention_heads) = (json.count("hidden_size")?, json.count("num_attention_heads")?);
         let num_hidden_layers = json.count("num_hidden_layers")?;
         let head_dim = json.count_or("head_dim", family.head_dim.unwrap_or(hidden_size / num_attention_heads))?;
-        let sliding_layers = sliding_layers(family, &json, num_hidden_layers)?;
-        let sliding_window = match family.sliding_window {
-            Some(default) => Some(json.count_or("sliding_window", default)?),
-            None if sliding_layers.contains(&true) => Some(json.count("sliding_window")?),
-            None => None,
+        let num_key_value_heads = match family.num_key_value_heads.filter(|_| !json.has("num_key_value_heads")) {
+            Some(default) => default,
+            None => json.count_or("num_key_value_heads", num_attention_heads)?,
         };
-        let (rope, local_rope) = ropes(family, &json)?;
+        let rope_layers = rope_layers(family, &json, num_hidden_layers)?;
+        let (sliding_window, sliding_layers) = sliding(family, &json, &rope_layers)?;
+        let mut max_position_embeddings = json.count_or("max_position_embeddings", family.max_position_embeddings)?;
+        let (rope, local_rope, rotary_dim) = ropes(family, &json, head_dim, max_position_embeddings)?;
+        if let RopeScaling::LongRope { original_max_position_embeddings, .. } = rope.scaling {
+            max_position_embeddings = max_position_embeddings.min(original_max_position_embeddings);
+        }
         let (act_key, default_act) = family.hidden_act;
-        let attention_bias = json.flag("attention_bias")?;
+        let hidden_act = json.text(act_key)?.unwrap_or(default_act);
+        let (qkv_bias, o_bias) = match family.attention_bias {
+            AttentionBias::Fixed(qkv) => (qkv, false),
+            AttentionBias::Key { default, with_output } => {
+                let is_set = json.flag("attention_bias")?.unwrap_or(default);
+                (is_set, is_set && with_output)
+            }
+        };
+        let (score_cap, logit_cap) = family.soft_caps.unzip();
         let config = Self {
             family,
             hidden_size,
@@ -157,25 +197,28 @@ impl ModelConfig {
             vocab_size: json.count("vocab_size")?,
             num_hidden_layers,
             num_attention_heads,
-            num_key_value_heads: json.count_or("num_key_value_heads", num_attention_heads)?,
+            num_key_value_heads,
             head_dim,
-            max_position_embeddings: json.count_or("max_position_embeddings", family.max_position_embeddings)?,
+            max_position_embeddings,
             rms_norm_eps: json.number("rms_norm_eps")?.unwrap_or(family.rms_norm_eps),
             tie_word_embeddings: json.flag("tie_word_embeddings")?.unwrap_or(family.tie_word_embeddings),
-            qkv_bias: attention_bias.unwrap_or(family.qkv_bias),
-            o_bias: attention_bias.unwrap_or(false),
-            mlp_bias: json.flag("mlp_bias")?.unwrap_or(false),
-            hidden_act: json.text(act_key)?.unwrap_or(default_act).to_owned(),
+            qkv_bias,
+            o_bias,
+            mlp_bias: family.reads_mlp_bias && json.flag("mlp_bias")?.unwrap_or(false),
+            hidden_act: ACTIVATIONS.iter().find(|row| row.0 == hidden_act).map_or(hidden_act, |row| row.1).to_owned(),
             rope,
             local_rope,
+            rotary_dim,
+            rope_layers,
             sliding_window,
             sliding_layers,
             query_pre_attn_scalar: match family.query_pre_attn_scalar {
                 Some(default) => json.number("query_pre_attn_scalar")?.unwrap_or(default),
                 None => head_dim as f64,
             },
-            attn_logit_softcapping: json.number("attn_logit_softcapping")?,
-            final_logit_softcapping: json.number("final_logit_softcapping")?,
+            attn_logit_softcapping: json.number_unless_null("attn_logit_softcapping", score_cap)?,
+            final_logit_softcapping: json.number_unless_null("final_logit_softcapping", logit_cap)?,
+            multipliers: multipliers(family, &json)?,
             experts: experts(family, &json, num_hidden_layers)?,
             eos_token_ids: eos_token_ids(&json)?,
         };
@@ -189,7 +232,13 @@ impl ModelConfig {
             heads % kv_heads == 0,
             "config.json: num_attention_heads={heads} is not a multiple of num_key_value_heads={kv_heads}"
         );
+        let turned = self.rotary_dim;
         ensure!(self.head_dim.is_multiple_of(2), "config.json: head_dim={} is odd; RoPE needs pairs", self.head_dim);
+        ensure!(
+            turned.is_multiple_of(2) && (2..=self.head_dim).contains(&turned),
+            "config.json: partial_rotary_factor turns {turned} of the {} elements of a head; RoPE needs pairs",
+            self.head_dim
+        );
         if let Some(experts) = &self.experts {
             ensure!(
                 experts.num_experts_per_tok <= experts.num_experts,
@@ -199,6 +248,16 @@ impl ModelConfig {
             );
         }
         Ok(())
+    }
+
+    /// The factor of attention scores.
+    pub(crate) fn attention_scale(&self) -> f64 {
+        self.multipliers.attention.unwrap_or_else(|| self.query_pre_attn_scalar.sqrt().recip())
+    }
+
+    /// The soft cap of attention scores. Families without one ignore the key.
+    pub(crate) fn score_cap(&self) -> Option<f64> {
+        self.attn_logit_softcapping.filter(|_| self.family.soft_caps.is_some())
     }
 
     /// The mixture of a layer, or `None` if the layer is dense.
@@ -212,9 +271,10 @@ impl ModelConfig {
         let (q, kv) = (self.num_attention_heads * head_dim, self.num_key_value_heads * head_dim);
         let mut tensors =
             vec![("model.embed_tokens.weight".into(), vec![vocab, hidden]), ("model.norm.weight".into(), vec![hidden])];
-        let qk_norms = ["self_attn.q_norm", "self_attn.k_norm"].map(|name| (name, head_dim));
+        let (q_norm, k_norm) = self.qk_norm_widths().unwrap_or_default();
+        let qk_norms = [("self_attn.q_norm", q_norm), ("self_attn.k_norm", k_norm)];
         let norms: Vec<(&str, usize)> = (self.family.layer_norms.names().map(|name| (name, hidden)))
-            .chain(qk_norms.into_iter().filter(|_| self.family.has_qk_norm))
+            .chain(qk_norms.into_iter().filter(|(_, width)| *width > 0))
             .collect();
         let attention = [
             ("self_attn.q_proj", q, hidden, self.qkv_bias),
@@ -248,6 +308,16 @@ impl ModelConfig {
             tensors.push(("lm_head.weight".into(), vec![vocab, hidden]));
         }
         tensors
+    }
+
+    /// Widths of the norms of queries and keys.
+    pub(crate) fn qk_norm_widths(&self) -> Option<(usize, usize)> {
+        let head_dim = self.head_dim;
+        match self.family.qk_norm {
+            QkNorm::None => None,
+            QkNorm::Heads => Some((head_dim, head_dim)),
+            QkNorm::Whole => Some((self.num_attention_heads * head_dim, self.num_key_value_heads * head_dim)),
+        }
     }
 
     fn mixture_tensors(
@@ -292,37 +362,106 @@ fn family(json: &Value) -> Result<&'static Family> {
         Some(found) if json.get("text_config").is_some() => {
             bail!("config.json: {found} takes more than text and is not supported; use a text-only model: {names}")
         }
-        Some(found) => bail!("config.json: architecture {found} is not supported; the supported ones are {names}"),
+        Some(found) => bail!(
+            "config.json: architecture {found} is not supported{}; the supported ones are {names}; a model of your own is one \
+             trait away: CausalLm",
+            nearest(found).map(|name| format!(", the nearest is {name}")).unwrap_or_default()
+        ),
         None => bail!("config.json: architectures and model_type are both missing"),
     }
 }
 
-/// For each layer, whether it is sliding.
-fn sliding_layers(family: &Family, json: &Keys, layers: usize) -> Result<Vec<bool>> {
-    if let Some(types) = json.get("layer_types") {
-        let types = types.as_array().context("config.json: layer_types is not a list")?;
-        ensure!(types.len() == layers, "config.json: layer_types has {} entries for {layers} layers", types.len());
-        return types
-            .iter()
-            .map(|kind| match kind.as_str() {
-                Some("sliding_attention") => Ok(true),
-                Some("full_attention") => Ok(false),
-                _ => Err(anyhow!("config.json: layer_types holds {kind}, which is not supported")),
-            })
-            .collect();
+/// The family whose name begins like that of another architecture, if there is one.
+fn nearest(architecture: &str) -> Option<&'static str> {
+    let common = |row: &Family| {
+        let pairs = row.model_type.bytes().zip(architecture.bytes());
+        pairs.take_while(|(own, other)| other.eq_ignore_ascii_case(own)).count()
+    };
+    let best = FAMILIES.iter().max_by_key(|row| common(row))?;
+    (common(best) >= SHORTEST_NAME).then_some(best.architecture)
+}
+
+/// Letters that names of related families have in common at least: those of `GLM` and `Phi`.
+const SHORTEST_NAME: usize = 3;
+
+/// Other names of activations, and the names that the engines know.
+const ACTIVATIONS: &[(&str, &str)] = &[
+    ("swish", "silu"),
+    ("gelu_python", "gelu"),
+    ("gelu_new", "gelu_pytorch_tanh"),
+    ("gelu_fast", "gelu_pytorch_tanh"),
+    ("gelu_accurate", "gelu_pytorch_tanh"),
+    ("gelu_python_tanh", "gelu_pytorch_tanh"),
+];
+
+/// For each layer, whether it has RoPE.
+fn rope_layers(family: &Family, json: &Keys, layers: usize) -> Result<Vec<bool>> {
+    let Some(default) = family.no_rope_layer_interval else { return Ok(vec![true; layers]) };
+    if let Some(list) = json.list("no_rope_layers", layers)? {
+        let has_rope = |flag: &Value| flag.as_u64().map(|flag| flag != 0).or(flag.as_bool());
+        let has_rope =
+            |flag| has_rope(flag).with_context(|| format!("config.json: no_rope_layers holds {flag}, not 0 or 1"));
+        return list.iter().map(has_rope).collect();
     }
-    Ok(match family.sliding_layers {
+    let interval = json.count_or("no_rope_layer_interval", default)?;
+    Ok((1..=layers).map(|layer| layer % interval != 0).collect())
+}
+
+/// The sliding window, and for each layer whether it sees only that.
+fn sliding(family: &Family, json: &Keys, rope_layers: &[bool]) -> Result<(Option<usize>, Vec<bool>)> {
+    let layers = rope_layers.len();
+    let is_on = !family.has_window_switch || json.flag("use_sliding_window")?.unwrap_or(false);
+    let window = match json.has("sliding_window") {
+        false => family.sliding_window,
+        true => json.get("sliding_window").map(|_| json.count("sliding_window")).transpose()?,
+    };
+    let window = window.filter(|_| is_on);
+    let types = json.list("layer_types", layers)?;
+    if let Some(types) = types.filter(|_| family.sliding_layers.reads_layer_types()) {
+        let is_sliding = |kind: &Value| match kind.as_str() {
+            Some("sliding_attention") => Ok(true),
+            Some("full_attention") => Ok(false),
+            _ => Err(anyhow!("config.json: layer_types holds {kind}, which is not supported")),
+        };
+        let sliding: Vec<bool> = types.iter().map(is_sliding).collect::<Result<_>>()?;
+        ensure!(
+            window.is_some() || !sliding.contains(&true),
+            "config.json: layer_types holds sliding_attention, but there is no sliding_window"
+        );
+        return Ok((window.filter(|_| sliding.contains(&true)), sliding));
+    }
+    let sliding: Vec<bool> = match family.sliding_layers {
         SlidingLayers::None => vec![false; layers],
-        SlidingLayers::AllWithWindow => vec![json.get("sliding_window").is_some(); layers],
+        SlidingLayers::All => vec![window.is_some(); layers],
         SlidingLayers::From { max_window_layers } => {
-            let is_used = json.flag("use_sliding_window")?.unwrap_or(false);
             let first = json.integer("max_window_layers")?.unwrap_or(max_window_layers);
-            (0..layers).map(|layer| is_used && layer >= first).collect()
+            (0..layers).map(|layer| window.is_some() && layer >= first).collect()
         }
         SlidingLayers::AllButEvery { sliding_window_pattern } => {
             let pattern = json.count_or("sliding_window_pattern", sliding_window_pattern)?;
+            ensure!(window.is_some(), "config.json: sliding_window is null, but layers are sliding");
             (0..layers).map(|layer| (layer + 1) % pattern != 0).collect()
         }
+        SlidingLayers::WithoutRope => rope_layers.iter().map(|has_rope| window.is_some() && !has_rope).collect(),
+    };
+    Ok((window.filter(|_| sliding.contains(&true)), sliding))
+}
+
+fn multipliers(family: &Family, json: &Keys) -> Result<Multipliers> {
+    let number = |key| -> Result<f64> {
+        let number = if family.has_multipliers { json.number(key)? } else { None };
+        Ok(number.unwrap_or(1.0))
+    };
+    let logits = number("logits_scaling")?;
+    ensure!(logits != 0.0, "config.json: logits_scaling is 0");
+    Ok(Multipliers {
+        embedding: number("embedding_multiplier")?,
+        residual: number("residual_multiplier")?,
+        attention: match family.has_multipliers {
+            true => Some(number("attention_multiplier")?),
+            false => None,
+        },
+        logits,
     })
 }
 
@@ -360,58 +499,131 @@ fn experts(family: &Family, json: &Keys, layers: usize) -> Result<Option<Experts
     }))
 }
 
-/// RoPE of the full layers, and of the sliding layers if the family gives them their own.
-fn ropes(family: &Family, json: &Keys) -> Result<(Rope, Option<Rope>)> {
-    let theta = json.number("rope_theta")?.unwrap_or(family.rope_theta);
-    let parameters = json.get("rope_parameters").map(Keys);
+/// RoPE of the full layers, that of the sliding layers if the family gives them their own, and the elements of a head that it
+/// turns. `rope_scaling` comes before `rope_parameters`, as in transformers 5.
+fn ropes(family: &Family, json: &Keys, head_dim: usize, longest: usize) -> Result<(Rope, Option<Rope>, usize)> {
+    let (parameters, scaling) = (json.object("rope_parameters")?, json.object("rope_scaling")?);
+    let reader = RopeReader { family, json, head_dim, longest };
     let Some(local_theta) = family.local_rope_theta else {
-        return Ok((rope(parameters.or(json.get("rope_scaling").map(Keys)), theta)?, None));
+        let parameters = scaling.filter(|keys| !keys.is_empty()).or(parameters);
+        let (rope, rotary_dim) = reader.read(parameters.map(Cow::Borrowed), "rope_theta", family.rope_theta)?;
+        return Ok((rope, None, rotary_dim));
     };
-    let local_theta = json.number("rope_local_base_freq")?.unwrap_or(local_theta);
-    let of = |kind: &str| parameters.as_ref().and_then(|parameters| parameters.get(kind)).map(Keys);
-    let full = rope(of("full_attention").or(json.get("rope_scaling").map(Keys)), theta)?;
-    let local = rope(of("sliding_attention"), local_theta)?;
-    Ok((full, Some(local)))
+    let parameters = parameters.cloned().map(Value::Object).unwrap_or_default();
+    let nested = |kind: &str| Keys(&parameters).object(kind);
+    let mut full = nested("full_attention")?.cloned();
+    if let Some(scaling) = scaling {
+        // It updates the parameters, of which these are the default.
+        let full = full.get_or_insert_with(|| json!({"rope_type": "default"}).as_object().cloned().unwrap_or_default());
+        full.extend(scaling.clone());
+    }
+    let local = nested("sliding_attention")?.map(Cow::Borrowed);
+    let (rope, rotary_dim) = reader.read(full.map(Cow::Owned), "rope_theta", family.rope_theta)?;
+    let (local, _) = reader.read(local, "rope_local_base_freq", local_theta)?;
+    Ok((rope, Some(local), rotary_dim))
 }
 
-fn rope(parameters: Option<Keys>, theta: f64) -> Result<Rope> {
-    let Some(parameters) = parameters else { return Ok(Rope { theta, scaling: RopeScaling::None }) };
-    let theta = parameters.number("rope_theta")?.unwrap_or(theta);
-    let kind = match parameters.text("rope_type")? {
-        Some(kind) => kind,
-        None => parameters.text("type")?.unwrap_or("default"),
-    };
-    let required =
-        |key| parameters.number(key)?.with_context(|| format!("config.json: RoPE of type {kind} needs {key}"));
-    let scaling = match kind {
-        "default" => RopeScaling::None,
-        "llama3" => RopeScaling::Llama3 {
-            factor: required("factor")?,
-            low_freq_factor: required("low_freq_factor")?,
-            high_freq_factor: required("high_freq_factor")?,
-            original_max_position_embeddings: parameters.count("original_max_position_embeddings")?,
-        },
-        "linear" => RopeScaling::Linear { factor: required("factor")? },
-        "yarn" => {
-            let factor = required("factor")?;
-            let number_or = |key, default| Ok::<_, anyhow::Error>(parameters.number(key)?.unwrap_or(default));
-            let scale = |strength: f64| if factor <= 1.0 { 1.0 } else { 0.1 * strength * factor.ln() + 1.0 };
-            let default_factor = match (parameters.number("mscale")?, parameters.number("mscale_all_dim")?) {
-                (Some(strength), Some(of_all)) if strength != 0.0 && of_all != 0.0 => scale(strength) / scale(of_all),
-                _ => scale(1.0),
-            };
-            RopeScaling::Yarn {
-                factor,
-                beta_fast: number_or("beta_fast", 32.0)?,
-                beta_slow: number_or("beta_slow", 1.0)?,
-                original_max_position_embeddings: parameters.count("original_max_position_embeddings")?,
-                truncate: parameters.flag("truncate")?.unwrap_or(true),
-                attention_factor: number_or("attention_factor", default_factor)?,
+/// Reads the parameters of RoPE.
+struct RopeReader<'a> {
+    family: &'a Family,
+    /// `config.json`
+    json: &'a Keys<'a>,
+    head_dim: usize,
+    /// `max_position_embeddings`
+    longest: usize,
+}
+
+type Object = serde_json::Map<String, Value>;
+
+impl RopeReader<'_> {
+    /// Reads parameters. `theta_key` is the key of the base at the top level, and `theta` its default. Returns the elements of a
+    /// head that are turned too.
+    fn read(&self, parameters: Option<Cow<Object>>, theta_key: &str, theta: f64) -> Result<(Rope, usize)> {
+        let Self { family, json, head_dim, longest } = *self;
+        let parameters = Value::Object(parameters.map(Cow::into_owned).unwrap_or_default());
+        let parameters = Keys(&parameters);
+        let anywhere = |key: &str, top: &str, default| -> Result<f64> {
+            Ok(parameters.number(key)?.or(json.number(top)?).unwrap_or(default))
+        };
+        let theta = anywhere("rope_theta", theta_key, theta)?;
+        let rotary_dim = match family.partial_rotary_factor {
+            None => head_dim,
+            Some(default) => {
+                let factor = anywhere("partial_rotary_factor", "partial_rotary_factor", default)?;
+                (head_dim as f64 * factor) as usize
             }
-        }
-        other => RopeScaling::Other(other.into()),
-    };
-    Ok(Rope { theta, scaling })
+        };
+        let kind = match parameters.text("rope_type")? {
+            Some(kind) => kind,
+            None => parameters.text("type")?.unwrap_or("default"),
+        };
+        // Phi-3 named its scaling by other types before.
+        let is_long = family.original_max_position_embeddings.is_some() && ["su", "yarn"].contains(&kind);
+        let kind = if is_long { "longrope" } else { kind };
+        let required =
+            |key| parameters.number(key)?.with_context(|| format!("config.json: RoPE of type {kind} needs {key}"));
+        // The key at the top level comes first, but where each kind of layer has its own parameters.
+        let original = || {
+            const KEY: &str = "original_max_position_embeddings";
+            let top = json.integer(KEY)?.or(family.original_max_position_embeddings);
+            match top.filter(|_| family.local_rope_theta.is_none()) {
+                Some(original) => Ok::<_, anyhow::Error>(original),
+                None => parameters.count_or(KEY, longest),
+            }
+        };
+        let scaling = match kind {
+            // The frequencies of the dynamic type change beyond `max_position_embeddings`, where no engine goes.
+            "default" | "dynamic" => RopeScaling::None,
+            "llama3" => RopeScaling::Llama3 {
+                factor: required("factor")?,
+                low_freq_factor: required("low_freq_factor")?,
+                high_freq_factor: required("high_freq_factor")?,
+                original_max_position_embeddings: original()?,
+            },
+            "linear" => RopeScaling::Linear { factor: required("factor")? },
+            "yarn" => {
+                let original_max_position_embeddings = original()?;
+                let ratio = longest as f64 / original_max_position_embeddings as f64;
+                let factor = parameters.number("factor")?.unwrap_or(ratio);
+                let number_or = |key, default| {
+                    Ok::<_, anyhow::Error>(parameters.number(key)?.filter(|number| *number != 0.0).unwrap_or(default))
+                };
+                let scale = |strength: f64| if factor <= 1.0 { 1.0 } else { 0.1 * strength * factor.ln() + 1.0 };
+                let default_factor = match (parameters.number("mscale")?, parameters.number("mscale_all_dim")?) {
+                    (Some(strength), Some(of_all)) if strength != 0.0 && of_all != 0.0 => {
+                        scale(strength) / scale(of_all)
+                    }
+                    _ => scale(1.0),
+                };
+                RopeScaling::Yarn {
+                    factor,
+                    beta_fast: number_or("beta_fast", 32.0)?,
+                    beta_slow: number_or("beta_slow", 1.0)?,
+                    original_max_position_embeddings,
+                    truncate: parameters.flag("truncate")?.unwrap_or(true),
+                    attention_factor: parameters.number("attention_factor")?.unwrap_or(default_factor),
+                }
+            }
+            "longrope" => {
+                let original_max_position_embeddings = original()?;
+                let original = original_max_position_embeddings as f64;
+                let factor = parameters.number("factor")?.unwrap_or(longest as f64 / original);
+                let default = if factor <= 1.0 { 1.0 } else { (1.0 + factor.ln() / original.ln()).sqrt() };
+                let factors = parameters.list("short_factor", rotary_dim / 2)?;
+                let factors = factors.context("config.json: RoPE of type longrope needs short_factor")?;
+                let factor = |value: &Value| value.as_f64().map(|factor| factor as f32).filter(|factor| *factor > 0.0);
+                let factors = factors.iter().map(factor).collect::<Option<_>>();
+                RopeScaling::LongRope {
+                    short_factor: factors
+                        .context("config.json: short_factor holds something else than numbers above 0")?,
+                    original_max_position_embeddings,
+                    attention_factor: parameters.number("attention_factor")?.unwrap_or(default),
+                }
+            }
+            other => RopeScaling::Other(other.into()),
+        };
+        Ok((Rope { theta, scaling }, rotary_dim))
+    }
 }
 
 fn eos_token_ids(json: &Keys) -> Result<Vec<u32>> {
@@ -434,6 +646,29 @@ struct Keys<'a>(&'a Value);
 impl<'a> Keys<'a> {
     fn get(&self, key: &str) -> Option<&'a Value> {
         self.0.get(key).filter(|value| !value.is_null())
+    }
+
+    /// Returns whether the key is there, `null` included.
+    fn has(&self, key: &str) -> bool {
+        self.0.get(key).is_some()
+    }
+
+    fn object(&self, key: &str) -> Result<Option<&'a Object>> {
+        self.typed(key, "an object", Value::as_object)
+    }
+
+    /// A list of this length.
+    fn list(&self, key: &str, len: usize) -> Result<Option<&'a [Value]>> {
+        let list = self.typed(key, "a list", Value::as_array)?;
+        if let Some(list) = list {
+            ensure!(list.len() == len, "config.json: {key} has {} entries, not {len}", list.len());
+        }
+        Ok(list.map(Vec::as_slice))
+    }
+
+    /// A number, or the default where the key is missing; `null` means none.
+    fn number_unless_null(&self, key: &str, default: Option<f64>) -> Result<Option<f64>> {
+        if self.has(key) { self.number(key) } else { Ok(default) }
     }
 
     fn typed<T>(&self, key: &str, what: &str, convert: impl Fn(&'a Value) -> Option<T>) -> Result<Option<T>> {
@@ -541,10 +776,191 @@ mod tests {
         assert!(eos(json!(-1)).is_err());
     }
 
+    fn small(architecture: &str, more: Value) -> Result<ModelConfig> {
+        let sizes = json!({"architectures": [architecture], "hidden_size": 64, "intermediate_size": 48, "vocab_size": 100,
+            "num_hidden_layers": 4, "num_attention_heads": 4, "max_position_embeddings": 256});
+        ModelConfig::from_json(&with(sizes, more))
+    }
+
+    /// The rules of transformers 5 for keys of RoPE that contradict each other, are missing or are null.
+    #[test]
+    fn rope_is_read_as_transformers_reads_it() {
+        let yarn = |factor: f64, original: usize| RopeScaling::Yarn {
+            factor,
+            beta_fast: 32.0,
+            beta_slow: 1.0,
+            original_max_position_embeddings: original,
+            truncate: true,
+            attention_factor: 0.1 * factor.ln() + 1.0,
+        };
+        let linear = RopeScaling::Linear { factor: 4.0 };
+        let llama3 = |original| RopeScaling::Llama3 {
+            factor: 8.0,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_max_position_embeddings: original,
+        };
+        let long = |original: usize| RopeScaling::LongRope {
+            short_factor: vec![1.0, 2.0],
+            original_max_position_embeddings: original,
+            attention_factor: (1.0 + (256.0 / original as f64).ln() / (original as f64).ln()).sqrt(),
+        };
+        let plain = json!({"rope_type": "default", "rope_theta": 5e5});
+        let linear_keys = json!({"rope_type": "linear", "factor": 4.0});
+        let llama3_keys =
+            json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0});
+        let long_keys = json!({"rope_type": "longrope", "short_factor": [1.0, 2.0], "long_factor": [1.0, 9.0],
+            "partial_rotary_factor": 0.25, "original_max_position_embeddings": 99});
+        let (llama, gemma, phi) = ("LlamaForCausalLM", "Gemma3ForCausalLM", "Phi3ForCausalLM");
+        let rows = [
+            (llama, json!({"rope_theta": 7.0}), 7.0, RopeScaling::None),
+            (llama, json!({"rope_theta": 7.0, "rope_parameters": plain}), 5e5, RopeScaling::None),
+            (llama, json!({"rope_parameters": plain, "rope_scaling": linear_keys}), 1e4, linear.clone()),
+            (llama, json!({"rope_theta": 7.0, "rope_scaling": {"type": "linear", "factor": 4.0}}), 7.0, linear.clone()),
+            (llama, json!({"rope_parameters": plain, "rope_scaling": {}}), 5e5, RopeScaling::None),
+            (llama, json!({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}), 1e4, RopeScaling::None),
+            (llama, json!({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}), 1e4, yarn(4.0, 256)),
+            (
+                llama,
+                json!({"rope_scaling": {"rope_type": "yarn", "factor": null, "original_max_position_embeddings": 64}}),
+                1e4,
+                yarn(4.0, 64),
+            ),
+            (
+                llama,
+                json!({"original_max_position_embeddings": 32,
+                    "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}}),
+                1e4,
+                yarn(4.0, 32),
+            ),
+            (llama, json!({"rope_parameters": llama3_keys}), 1e4, llama3(256)),
+            (llama, json!({"rope_parameters": llama3_keys, "original_max_position_embeddings": 16}), 1e4, llama3(16)),
+            (gemma, json!({"rope_scaling": linear_keys}), 1e6, linear.clone()),
+            (gemma, json!({"rope_parameters": {"full_attention": plain}, "rope_scaling": linear_keys}), 5e5, linear),
+            (gemma, json!({"rope_theta": 7.0, "rope_parameters": plain}), 7.0, RopeScaling::None),
+            (phi, json!({"head_dim": 16, "rope_scaling": long_keys}), 1e4, long(4096)),
+            (
+                phi,
+                json!({"head_dim": 16, "rope_scaling": with(long_keys, json!({"rope_type": "su"})),
+                    "original_max_position_embeddings": 64}),
+                1e4,
+                long(64),
+            ),
+        ];
+        for (architecture, keys, theta, scaling) in rows {
+            let what = format!("{architecture} {keys}");
+            let config = small(architecture, keys).expect(&what);
+            let expected = match scaling {
+                RopeScaling::LongRope { short_factor, original_max_position_embeddings: 4096, .. } => {
+                    RopeScaling::LongRope {
+                        short_factor,
+                        original_max_position_embeddings: 4096,
+                        attention_factor: 1.0,
+                    }
+                }
+                other => other,
+            };
+            assert_eq!(config.rope, Rope { theta, scaling: expected }, "{what}");
+            if let Some(local) = config.local_rope {
+                assert_eq!(local, Rope { theta: 1e4, scaling: RopeScaling::None }, "{what}");
+            }
+        }
+        assert_eq!(small(phi, json!({"rope_parameters": {"partial_rotary_factor": 0.5}})).expect("half").rotary_dim, 8);
+        assert_eq!(small(llama, json!({"partial_rotary_factor": 0.5})).expect("whole").rotary_dim, 16);
+    }
+
+    /// Which layers are sliding where keys are missing, null or of no family.
+    #[test]
+    fn windows_are_read_as_transformers_reads_them() {
+        let (some, none) = (Some(8), [false; 4]);
+        let types = json!(["sliding_attention", "full_attention", "full_attention", "sliding_attention"]);
+        for (architecture, keys, window, layers) in [
+            ("LlamaForCausalLM", json!({"sliding_window": 8, "layer_types": types}), None, none),
+            ("Qwen3ForCausalLM", json!({"sliding_window": 8, "max_window_layers": 1}), None, none),
+            (
+                "Qwen3ForCausalLM",
+                json!({"sliding_window": 8, "use_sliding_window": true, "max_window_layers": 1}),
+                some,
+                [false, true, true, true],
+            ),
+            (
+                "Qwen2ForCausalLM",
+                json!({"sliding_window": null, "use_sliding_window": true, "max_window_layers": 0}),
+                None,
+                none,
+            ),
+            ("Qwen2ForCausalLM", json!({"use_sliding_window": true, "max_window_layers": 0}), Some(4096), [true; 4]),
+            (
+                "Qwen3MoeForCausalLM",
+                json!({"sliding_window": 8, "use_sliding_window": true, "max_window_layers": 2}),
+                some,
+                [true; 4],
+            ),
+            ("MistralForCausalLM", json!({}), Some(4096), [true; 4]),
+            ("MistralForCausalLM", json!({"sliding_window": null}), None, none),
+            ("MixtralForCausalLM", json!({}), None, none),
+            ("Gemma2ForCausalLM", json!({"sliding_window": 8}), some, [true, false, true, false]),
+            ("Gemma3ForCausalLM", json!({"sliding_window": 8, "layer_types": types}), some, [true, false, false, true]),
+            (
+                "SmolLM3ForCausalLM",
+                json!({"sliding_window": 8, "use_sliding_window": true, "no_rope_layers": [1, 0, 1, 1]}),
+                some,
+                [false, true, false, false],
+            ),
+        ] {
+            let what = format!("{architecture} {keys}");
+            let config = small(architecture, with(keys, json!({"num_key_value_heads": 4}))).expect(&what);
+            assert_eq!((config.sliding_window, &config.sliding_layers[..]), (window, &layers[..]), "{what}");
+        }
+        for keys in [json!({"sliding_window": null}), json!({"sliding_window": null, "layer_types": types})] {
+            let error = small("Gemma3ForCausalLM", keys).expect_err("layers without a window").to_string();
+            assert!(error.contains("sliding_window"), "{error}");
+        }
+    }
+
+    /// Keys with defaults that differ from family to family, and keys that only some families have.
+    #[test]
+    fn missing_and_foreign_keys_have_the_meaning_of_transformers() {
+        let heads = |architecture, keys| small(architecture, keys).expect("a model").num_key_value_heads;
+        for (architecture, missing) in
+            [("LlamaForCausalLM", 4), ("Gemma2ForCausalLM", 4), ("Glm4ForCausalLM", 2), ("SmolLM3ForCausalLM", 4)]
+        {
+            assert_eq!(heads(architecture, json!({})), missing, "{architecture}");
+            assert_eq!(heads(architecture, json!({"num_key_value_heads": null})), 4, "{architecture}");
+        }
+        let all =
+            json!({"attention_bias": true, "mlp_bias": true, "residual_multiplier": 0.5, "num_key_value_heads": 4});
+        for (architecture, qkv, o, mlp, residual) in [
+            ("LlamaForCausalLM", true, true, true, 1.0),
+            ("Qwen2ForCausalLM", true, false, false, 1.0),
+            ("Qwen3ForCausalLM", true, true, false, 1.0),
+            ("MistralForCausalLM", false, false, false, 1.0),
+            ("Phi3ForCausalLM", false, false, false, 1.0),
+            ("Glm4ForCausalLM", true, false, false, 1.0),
+            ("GraniteForCausalLM", true, true, true, 0.5),
+        ] {
+            let config = small(architecture, all.clone()).expect(architecture);
+            let found = (config.qkv_bias, config.o_bias, config.mlp_bias, config.multipliers.residual);
+            assert_eq!(found, (qkv, o, mlp, residual), "{architecture}");
+        }
+        let caps =
+            |keys| small("Gemma2ForCausalLM", keys).map(|config| (config.score_cap(), config.final_logit_softcapping));
+        assert_eq!(caps(json!({})).expect("defaults"), (Some(50.0), Some(30.0)));
+        let null = json!({"attn_logit_softcapping": null, "final_logit_softcapping": null});
+        assert_eq!(caps(null).expect("none"), (None, None));
+        let swish = small("LlamaForCausalLM", json!({"hidden_act": "swish"})).expect("an activation");
+        assert_eq!(swish.hidden_act, "silu");
+    }
+
     #[test]
     fn errors_name_the_wrong_key() {
         for (more, part) in [
-            (json!({"architectures": ["BertModel"]}), "BertModel is not supported"),
+            (json!({"architectures": ["BertModel"]}), "BertModel is not supported; the supported ones are"),
+            (
+                json!({"architectures": ["GraniteMoeForCausalLM"]}),
+                "not supported, the nearest is GraniteForCausalLM; the",
+            ),
+            (json!({"architectures": ["BertModel"]}), "one trait away: CausalLm"),
             (json!({"architectures": ["Gemma3ForConditionalGeneration"], "text_config": {}}), "takes more than text"),
             (json!({"architectures": null, "model_type": null}), "both missing"),
             (json!({"hidden_size": null}), "hidden_size is missing"),
@@ -552,7 +968,7 @@ mod tests {
             (json!({"num_attention_heads": 0}), "num_attention_heads is 0"),
             (json!({"num_key_value_heads": 5}), "not a multiple"),
             (json!({"head_dim": 63}), "odd"),
-            (json!({"layer_types": ["full_attention"]}), "1 entries for 2 layers"),
+            (json!({"layer_types": ["full_attention"]}), "layer_types has 1 entries, not 2"),
             (json!({"rope_scaling": {"rope_type": "llama3"}}), "needs factor"),
         ] {
             let error = ModelConfig::from_json(&with(llama(), more)).expect_err(part).to_string();

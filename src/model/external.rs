@@ -64,7 +64,7 @@ impl External {
             return Ok(Self { config, origin: Origin::Gguf(file, tensors, weights.dtype()), source, tokenizer });
         }
         let checkpoint = found(spec)?;
-        let config = ModelConfig::from_json(&checkpoint.config).with_context(|| checkpoint.source.clone())?;
+        let config = checkpoint.model_config()?;
         let tokenizer = checkpoint.tokenizer(config.vocab_size)?;
         let Checkpoint { weights, source, .. } = checkpoint;
         let folder = weights.first().and_then(|file| file.parent()).unwrap_or(Path::new("."));

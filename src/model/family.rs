@@ -14,13 +14,16 @@ pub struct Family {
     pub layer_norms: LayerNorms,
     /// Number that is added to the stored weights of every RMSNorm: 1 where checkpoints store the difference from 1.
     pub norm_offset: f64,
-    /// True if each head of queries and keys has an RMSNorm: `self_attn.q_norm` and `self_attn.k_norm`.
-    pub has_qk_norm: bool,
-    /// Default of `attention_bias` for the projections of queries, keys and values. The output projection has a bias only
-    /// where `config.json` says so.
-    pub qkv_bias: bool,
+    /// Which RMSNorms queries and keys have: `self_attn.q_norm` and `self_attn.k_norm`.
+    pub qk_norm: QkNorm,
+    /// Which layers of attention have biases.
+    pub attention_bias: AttentionBias,
+    /// True if `mlp_bias` is a key.
+    pub reads_mlp_bias: bool,
     /// Default of `head_dim`; `None` for `hidden_size / num_attention_heads`.
     pub head_dim: Option<usize>,
+    /// Default of `num_key_value_heads` where the key is missing; `None` for `num_attention_heads`, which `null` always means.
+    pub num_key_value_heads: Option<usize>,
     /// Default of `max_position_embeddings`.
     pub max_position_embeddings: usize,
     /// Default of `rms_norm_eps`.
@@ -31,16 +34,31 @@ pub struct Family {
     pub tie_word_embeddings: bool,
     /// True if embeddings are multiplied by the square root of `hidden_size`.
     pub scales_embedding: bool,
+    /// True if `embedding_multiplier`, `residual_multiplier`, `attention_multiplier` and `logits_scaling` are keys.
+    pub has_multipliers: bool,
     /// Default of `rope_theta`.
     pub rope_theta: f64,
     /// Default of `rope_local_base_freq`, the base of RoPE in sliding layers; `None` where all layers share one RoPE.
     pub local_rope_theta: Option<f64>,
-    /// Which layers see only the sliding window, where `layer_types` is missing.
+    /// Default of `partial_rotary_factor`; `None` where RoPE always turns whole heads.
+    pub partial_rotary_factor: Option<f64>,
+    /// Default of `original_max_position_embeddings`, where it is a key at the top level.
+    pub original_max_position_embeddings: Option<usize>,
+    /// True if the pairs that RoPE turns are neighbours. In other families they are the halves of a head.
+    pub has_rope_in_pairs: bool,
+    /// Default of `no_rope_layer_interval`: every such layer has no RoPE, unless `no_rope_layers` says otherwise. `None` where all
+    /// layers have it.
+    pub no_rope_layer_interval: Option<usize>,
+    /// Which layers see only the sliding window.
     pub sliding_layers: SlidingLayers,
-    /// Default of `sliding_window`; `None` where the key must be present if a layer is sliding.
+    /// Default of `sliding_window` where the key is missing; `null` always means that there is none.
     pub sliding_window: Option<usize>,
+    /// True if the window counts only with `use_sliding_window`.
+    pub has_window_switch: bool,
     /// Default of `query_pre_attn_scalar`; `None` where scores are always divided by the square root of `head_dim`.
     pub query_pre_attn_scalar: Option<f64>,
+    /// Defaults of `attn_logit_softcapping` and `final_logit_softcapping`, where scores have a soft cap.
+    pub soft_caps: Option<(f64, f64)>,
     /// The mixture of experts, where the family has one.
     pub experts: Option<ExpertFamily>,
 }
@@ -48,10 +66,10 @@ pub struct Family {
 /// Names of the RMSNorms of one layer, below `model.layers.N`.
 #[derive(Debug, PartialEq)]
 pub struct LayerNorms {
-    pub before_attention: &'static str,
+    pub before_attention: Option<&'static str>,
     /// Applied to the output of attention before it is added to the residual stream.
     pub after_attention: Option<&'static str>,
-    pub before_feed_forward: &'static str,
+    pub before_feed_forward: Option<&'static str>,
     /// Applied to the output of the feed-forward before it is added to the residual stream.
     pub after_feed_forward: Option<&'static str>,
 }
@@ -59,27 +77,50 @@ pub struct LayerNorms {
 impl LayerNorms {
     /// The names in the order of the computation.
     pub(crate) fn names(&self) -> impl Iterator<Item = &'static str> {
-        let Self { before_attention, after_attention, before_feed_forward, after_feed_forward } = self;
-        [Some(*before_attention), *after_attention, Some(*before_feed_forward), *after_feed_forward]
-            .into_iter()
-            .flatten()
+        let Self { before_attention, after_attention, before_feed_forward, after_feed_forward } = *self;
+        [before_attention, after_attention, before_feed_forward, after_feed_forward].into_iter().flatten()
     }
 }
 
-/// Which layers see only the sliding window.
+/// Which RMSNorms queries and keys have before RoPE.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QkNorm {
+    None,
+    /// Of each head.
+    Heads,
+    /// Of all heads together.
+    Whole,
+}
+
+/// Which layers of attention have biases.
+#[derive(Debug, PartialEq)]
+pub enum AttentionBias {
+    /// Those of queries, keys and values, or none. `config.json` has no key for it.
+    Fixed(bool),
+    /// `attention_bias` says so for queries, keys and values, and for the output too if `with_output`.
+    Key { default: bool, with_output: bool },
+}
+
+/// Which layers see only the sliding window, where there is one.
 #[derive(Debug, PartialEq)]
 pub enum SlidingLayers {
+    /// None; `layer_types` is no key.
     None,
-    /// All layers where `sliding_window` is set.
-    AllWithWindow,
-    /// With `use_sliding_window`, the layers from `max_window_layers` (default: this value) on.
-    From {
-        max_window_layers: usize,
-    },
-    /// All layers except every `sliding_window_pattern`-th (default: this value).
-    AllButEvery {
-        sliding_window_pattern: usize,
-    },
+    /// All; `layer_types` is no key.
+    All,
+    /// Those of `layer_types`, or the layers from `max_window_layers` (default: this value) on.
+    From { max_window_layers: usize },
+    /// Those of `layer_types`, or all layers except every `sliding_window_pattern`-th (default: this value).
+    AllButEvery { sliding_window_pattern: usize },
+    /// Those of `layer_types`, or the layers without RoPE.
+    WithoutRope,
+}
+
+impl SlidingLayers {
+    /// Returns whether `layer_types` is a key.
+    pub(crate) fn reads_layer_types(&self) -> bool {
+        !matches!(self, Self::None | Self::All)
+    }
 }
 
 /// How a family describes and stores a mixture of experts.
@@ -113,69 +154,182 @@ pub(super) const LLAMA: Family = Family {
     architecture: "LlamaForCausalLM",
     model_type: "llama",
     layer_norms: LayerNorms {
-        before_attention: "input_layernorm",
+        before_attention: Some("input_layernorm"),
         after_attention: None,
-        before_feed_forward: "post_attention_layernorm",
+        before_feed_forward: Some("post_attention_layernorm"),
         after_feed_forward: None,
     },
     norm_offset: 0.0,
-    has_qk_norm: false,
-    qkv_bias: false,
+    qk_norm: QkNorm::None,
+    attention_bias: AttentionBias::Key { default: false, with_output: true },
+    reads_mlp_bias: true,
     head_dim: None,
+    num_key_value_heads: None,
     max_position_embeddings: 2048,
     rms_norm_eps: 1e-6,
     hidden_act: ("hidden_act", "silu"),
     tie_word_embeddings: false,
     scales_embedding: false,
+    has_multipliers: false,
     rope_theta: 1e4,
     local_rope_theta: None,
+    partial_rotary_factor: None,
+    original_max_position_embeddings: None,
+    has_rope_in_pairs: false,
+    no_rope_layer_interval: None,
     sliding_layers: SlidingLayers::None,
     sliding_window: None,
+    has_window_switch: false,
     query_pre_attn_scalar: None,
+    soft_caps: None,
     experts: None,
+};
+
+/// The norms of a layer around both blocks, as Gemma has them.
+const NORMS_AROUND: LayerNorms = LayerNorms {
+    before_attention: Some("input_layernorm"),
+    after_attention: Some("post_attention_layernorm"),
+    before_feed_forward: Some("pre_feedforward_layernorm"),
+    after_feed_forward: Some("post_feedforward_layernorm"),
+};
+
+/// Qwen2: what all dense rows of Qwen share.
+const QWEN2: Family = Family {
+    architecture: "Qwen2ForCausalLM",
+    model_type: "qwen2",
+    attention_bias: AttentionBias::Fixed(true),
+    reads_mlp_bias: false,
+    num_key_value_heads: Some(32),
+    max_position_embeddings: 32_768,
+    sliding_layers: SlidingLayers::From { max_window_layers: 28 },
+    sliding_window: Some(4096),
+    has_window_switch: true,
+    ..LLAMA
+};
+
+/// Mistral: what Mixtral shares with it.
+const MISTRAL: Family = Family {
+    architecture: "MistralForCausalLM",
+    model_type: "mistral",
+    attention_bias: AttentionBias::Fixed(false),
+    reads_mlp_bias: false,
+    num_key_value_heads: Some(8),
+    max_position_embeddings: 131_072,
+    sliding_layers: SlidingLayers::All,
+    sliding_window: Some(4096),
+    ..LLAMA
+};
+
+/// Gemma 2: what Gemma 3 shares with it.
+const GEMMA2: Family = Family {
+    architecture: "Gemma2ForCausalLM",
+    model_type: "gemma2",
+    layer_norms: NORMS_AROUND,
+    norm_offset: 1.0,
+    reads_mlp_bias: false,
+    head_dim: Some(256),
+    num_key_value_heads: Some(4),
+    max_position_embeddings: 8192,
+    hidden_act: ("hidden_activation", "gelu_pytorch_tanh"),
+    tie_word_embeddings: true,
+    scales_embedding: true,
+    sliding_layers: SlidingLayers::AllButEvery { sliding_window_pattern: 2 },
+    sliding_window: Some(4096),
+    query_pre_attn_scalar: Some(256.0),
+    soft_caps: Some((50.0, 30.0)),
+    ..LLAMA
 };
 
 /// Every family that `config.json` can describe.
 pub static FAMILIES: &[Family] = &[
     LLAMA,
+    QWEN2,
     Family {
         architecture: "Qwen3ForCausalLM",
         model_type: "qwen3",
-        has_qk_norm: true,
+        qk_norm: QkNorm::Heads,
+        attention_bias: LLAMA.attention_bias,
         head_dim: Some(128),
-        max_position_embeddings: 32_768,
-        sliding_layers: SlidingLayers::From { max_window_layers: 28 },
+        ..QWEN2
+    },
+    MISTRAL,
+    Family { architecture: "GraniteForCausalLM", model_type: "granite", has_multipliers: true, ..LLAMA },
+    Family {
+        architecture: "Olmo2ForCausalLM",
+        model_type: "olmo2",
+        layer_norms: LayerNorms {
+            before_attention: None,
+            after_attention: Some("post_attention_layernorm"),
+            before_feed_forward: None,
+            after_feed_forward: Some("post_feedforward_layernorm"),
+        },
+        qk_norm: QkNorm::Whole,
+        reads_mlp_bias: false,
+        rms_norm_eps: 1e-5,
         ..LLAMA
     },
     Family {
+        architecture: "SmolLM3ForCausalLM",
+        model_type: "smollm3",
+        num_key_value_heads: Some(4),
+        max_position_embeddings: 32_768,
+        tie_word_embeddings: true,
+        rope_theta: 2e6,
+        no_rope_layer_interval: Some(4),
+        sliding_layers: SlidingLayers::WithoutRope,
+        has_window_switch: true,
+        ..LLAMA
+    },
+    GEMMA2,
+    Family {
         architecture: "Gemma3ForCausalLM",
         model_type: "gemma3_text",
-        layer_norms: LayerNorms {
-            before_attention: "input_layernorm",
-            after_attention: Some("post_attention_layernorm"),
-            before_feed_forward: "pre_feedforward_layernorm",
-            after_feed_forward: Some("post_feedforward_layernorm"),
-        },
-        norm_offset: 1.0,
-        has_qk_norm: true,
-        head_dim: Some(256),
+        qk_norm: QkNorm::Heads,
         max_position_embeddings: 131_072,
-        hidden_act: ("hidden_activation", "gelu_pytorch_tanh"),
-        tie_word_embeddings: true,
-        scales_embedding: true,
         rope_theta: 1e6,
         local_rope_theta: Some(1e4),
         sliding_layers: SlidingLayers::AllButEvery { sliding_window_pattern: 6 },
-        sliding_window: Some(4096),
-        query_pre_attn_scalar: Some(256.0),
+        soft_caps: None,
+        ..GEMMA2
+    },
+    Family {
+        architecture: "Phi3ForCausalLM",
+        model_type: "phi3",
+        attention_bias: AttentionBias::Fixed(false),
+        reads_mlp_bias: false,
+        max_position_embeddings: 4096,
+        rms_norm_eps: 1e-5,
+        partial_rotary_factor: Some(1.0),
+        original_max_position_embeddings: Some(4096),
+        sliding_layers: SlidingLayers::All,
+        ..LLAMA
+    },
+    Family {
+        architecture: "Glm4ForCausalLM",
+        model_type: "glm4",
+        layer_norms: LayerNorms {
+            before_attention: Some("input_layernorm"),
+            after_attention: Some("post_self_attn_layernorm"),
+            before_feed_forward: Some("post_attention_layernorm"),
+            after_feed_forward: Some("post_mlp_layernorm"),
+        },
+        attention_bias: AttentionBias::Key { default: true, with_output: false },
+        reads_mlp_bias: false,
+        head_dim: Some(128),
+        num_key_value_heads: Some(2),
+        max_position_embeddings: 131_072,
+        rms_norm_eps: 1.5625e-7,
+        partial_rotary_factor: Some(0.5),
+        has_rope_in_pairs: true,
         ..LLAMA
     },
     Family {
         architecture: "Qwen3MoeForCausalLM",
         model_type: "qwen3_moe",
-        has_qk_norm: true,
-        max_position_embeddings: 32_768,
-        sliding_layers: SlidingLayers::From { max_window_layers: 28 },
+        qk_norm: QkNorm::Heads,
+        attention_bias: LLAMA.attention_bias,
+        num_key_value_heads: Some(4),
+        sliding_layers: SlidingLayers::All,
         experts: Some(ExpertFamily {
             names: ExpertNames { block: "mlp", gate: "gate_proj", up: "up_proj", down: "down_proj" },
             num_experts: 128,
@@ -184,15 +338,14 @@ pub static FAMILIES: &[Family] = &[
             norm_topk_prob: Some(false),
             has_dense_layers: true,
         }),
-        ..LLAMA
+        ..QWEN2
     },
     Family {
         architecture: "MixtralForCausalLM",
         model_type: "mixtral",
-        max_position_embeddings: 131_072,
         rms_norm_eps: 1e-5,
         rope_theta: 1e6,
-        sliding_layers: SlidingLayers::AllWithWindow,
+        sliding_window: None,
         experts: Some(ExpertFamily {
             names: ExpertNames { block: "block_sparse_moe", gate: "w1", up: "w3", down: "w2" },
             num_experts: 8,
@@ -201,7 +354,7 @@ pub static FAMILIES: &[Family] = &[
             norm_topk_prob: None,
             has_dense_layers: false,
         }),
-        ..LLAMA
+        ..MISTRAL
     },
 ];
 

@@ -2,7 +2,7 @@
 //!
 //! - `causal_lm` is the trait. `spec` parses the name of a model.
 //! - `family` is the table of model families, `config` reads `config.json`, and `cost` derives bytes and FLOPs from it.
-//! - `hub`, `checkpoint` and `gguf` find files, and `chat` the template of conversations among them. `shapes` and `synthetic`
+//! - `hub`, `checkpoint` and `gguf` find files, `stored` finds tensors in them, and `chat` the template of conversations among them. `shapes` and `synthetic`
 //!   make models with seeded weights. `tensors` is what decoders are built from. `external` describes a model to another
 //!   process.
 //! - `stock` (candle-transformers) and `decoder` (engine `tuned`) run models. `parallel` says how many threads and ranks a model
@@ -33,6 +33,7 @@ pub mod series;
 mod shapes;
 mod spec;
 pub(crate) mod stock;
+mod stored;
 pub(crate) mod synthetic;
 mod tensors;
 pub(crate) mod trainable;
@@ -219,7 +220,13 @@ fn open_parallel(
         admit_psann(&config, engine, precision, device, parallel).with_context(|| checkpoint.source.clone())?;
         return open_psann(checkpoint, &config, precision);
     }
-    let config = ModelConfig::from_json(&checkpoint.config).with_context(|| checkpoint.source.clone())?;
+    let config = checkpoint.model_config()?;
+    if !config.tie_word_embeddings && checkpoint.config["tie_word_embeddings"] == true {
+        let source = &checkpoint.source;
+        output::report(format_args!(
+            "note: {source}: the head differs from the embedding, so it is not tied as config.json says"
+        ));
+    }
     admit(&config, engine, precision, device).with_context(|| checkpoint.source.clone())?;
     let layout = checkpoint.expert_layout()?;
     checkpoint.check(&config.tensors(layout))?;
@@ -312,7 +319,8 @@ fn tokenizer_of_gguf(file: &Path, model: &gguf::Model, note: impl FnOnce(&str)) 
     match tokenizer_beside(file) {
         Some(beside) => {
             note(&format!("the tokenizer is {}, which is beside the file", beside.display()));
-            checkpoint::tokenizer(&beside, model.config.vocab_size)
+            let settings = Some(file.with_file_name(checkpoint::TOKENIZER_CONFIG)).filter(|file| file.exists());
+            checkpoint::tokenizer(&beside, settings.as_deref(), model.config.vocab_size)
         }
         None => model.tokenizer(),
     }

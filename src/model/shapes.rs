@@ -26,12 +26,26 @@ const fn row(name: &'static str, kind: Kind, config: &'static str) -> Shape {
 
 #[rustfmt::skip]
 const SHAPES: &[Shape] = &[
-    row("llama-mini",   Kind::Mini,      include_str!("shapes/llama-mini.json")),
-    row("qwen3-mini",   Kind::Mini,      include_str!("shapes/qwen3-mini.json")),
-    row("gemma3-mini",  Kind::Mini,      include_str!("shapes/gemma3-mini.json")),
-    row("llama-3.2-1b", Kind::Published, include_str!("shapes/llama-3.2-1b.json")),
-    row("qwen3-1.7b",   Kind::Published, include_str!("shapes/qwen3-1.7b.json")),
-    row("gemma3-1b",    Kind::Published, include_str!("shapes/gemma3-1b.json")),
+    row("llama-mini",      Kind::Mini,      include_str!("shapes/llama-mini.json")),
+    row("qwen3-mini",      Kind::Mini,      include_str!("shapes/qwen3-mini.json")),
+    row("gemma3-mini",     Kind::Mini,      include_str!("shapes/gemma3-mini.json")),
+    row("llama-3.2-1b",    Kind::Published, include_str!("shapes/llama-3.2-1b.json")),
+    row("qwen3-1.7b",      Kind::Published, include_str!("shapes/qwen3-1.7b.json")),
+    row("gemma3-1b",       Kind::Published, include_str!("shapes/gemma3-1b.json")),
+    row("llama-3.1-8b",    Kind::Published, include_str!("shapes/llama-3.1-8b.json")),
+    row("qwen2.5-1.5b",    Kind::Published, include_str!("shapes/qwen2.5-1.5b.json")),
+    row("qwen3-0.6b",      Kind::Published, include_str!("shapes/qwen3-0.6b.json")),
+    row("qwen3-4b",        Kind::Published, include_str!("shapes/qwen3-4b.json")),
+    row("qwen3-8b",        Kind::Published, include_str!("shapes/qwen3-8b.json")),
+    row("mistral-7b-v0.3", Kind::Published, include_str!("shapes/mistral-7b-v0.3.json")),
+    row("granite-3.3-2b",  Kind::Published, include_str!("shapes/granite-3.3-2b.json")),
+    row("olmo2-1b",        Kind::Published, include_str!("shapes/olmo2-1b.json")),
+    row("smollm3-3b",      Kind::Published, include_str!("shapes/smollm3-3b.json")),
+    row("gemma2-2b",       Kind::Published, include_str!("shapes/gemma2-2b.json")),
+    row("gemma3-270m",     Kind::Published, include_str!("shapes/gemma3-270m.json")),
+    row("gemma3-4b",       Kind::Published, include_str!("shapes/gemma3-4b.json")),
+    row("phi-4-mini",      Kind::Published, include_str!("shapes/phi-4-mini.json")),
+    row("glm-4-9b-0414",   Kind::Published, include_str!("shapes/glm-4-9b-0414.json")),
 ];
 
 /// Names of the embedded models.

@@ -3,13 +3,10 @@
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use candle_core::{DType, Device, WithDType, quantized::GgmlDType, safetensors::MmapedSafetensors};
+use candle_core::{DType, Device, WithDType, quantized::GgmlDType};
 use candle_nn::VarBuilder;
 
-use super::{
-    checkpoint::{Checkpoint, map},
-    gguf::Gguf,
-};
+use super::{checkpoint::Checkpoint, gguf::Gguf, stored::Stored};
 use crate::{
     device::Precision,
     kernels::inference::{Element, Machine, Quantised, elements},
@@ -20,7 +17,7 @@ pub struct Tensors {
     /// Every tensor, by the name that transformers gives it, in the dtype of activations.
     pub weights: VarBuilder<'static>,
     /// The files that hold the tensors, if they are safetensors files: a tensor of the right dtype is read where it lies.
-    pub files: Option<MmapedSafetensors>,
+    pub files: Option<Stored>,
     /// The form in which engine `tuned` holds matrices on CPUs.
     pub matrices: Matrices,
     /// The dtype of keys and values in the cache of engine `tuned` on CPUs: that of activations, or FP8 (E4M3).
@@ -98,7 +95,7 @@ impl Tensors {
     /// If a file cannot be mapped.
     pub fn of_checkpoint(checkpoint: &Checkpoint, precision: Precision, device: &Device) -> Result<Self> {
         let weights = checkpoint.weights(precision.dtype(), device)?;
-        Ok(Self { files: Some(map(&checkpoint.weights)?), ..Self::new(weights, precision) })
+        Ok(Self { files: Some(checkpoint.stored()?), ..Self::new(weights, precision) })
     }
 
     /// Weights in the formats of a GGUF file, with a cache that is held in a precision.
@@ -107,11 +104,10 @@ impl Tensors {
         Self { weights, files: None, matrices: Matrices::File(file), cache_dtype }
     }
 
-    /// The elements of a tensor in its file. `None` if no file holds them in this dtype and aligned.
-    pub fn in_file<E: Element + WithDType>(&self, name: &str) -> Option<&[E]> {
-        let tensor = self.files.as_ref()?.get(name).ok()?;
-        let is_same = DType::try_from(tensor.dtype()).is_ok_and(|dtype| dtype == E::DTYPE);
-        elements(tensor.data()).filter(|_| is_same)
+    /// The elements of a tensor of this shape in its file. `None` if no file holds them in this dtype and aligned.
+    pub fn in_file<E: Element + WithDType>(&self, name: &str, shape: &[usize]) -> Option<&[E]> {
+        let (dtype, bytes) = self.files.as_ref()?.bytes(name, shape)?;
+        elements(bytes).filter(|_| dtype == E::DTYPE)
     }
 }
 
@@ -135,7 +131,9 @@ mod tests {
         let fixture = fixtures("generation").remove(0);
         let tensors = Tensors::of_checkpoint(&fixture.checkpoint, Precision::F32, &Device::Cpu).expect("mapped");
         let norm = tensors.weights.get(fixture.config.hidden_size, NORM).and_then(|norm| norm.to_vec1::<f32>());
-        assert_eq!(tensors.in_file(NORM), Some(&norm.expect("a norm")[..]));
-        assert_eq!((tensors.in_file::<f32>("missing"), tensors.in_file::<bf16>(NORM)), (None, None));
+        let shape = [fixture.config.hidden_size];
+        assert_eq!(tensors.in_file(NORM, &shape), Some(&norm.expect("a norm")[..]));
+        assert_eq!((tensors.in_file::<f32>("missing", &shape), tensors.in_file::<bf16>(NORM, &shape)), (None, None));
+        assert_eq!(tensors.in_file::<f32>(NORM, &[shape[0] + 1]), None);
     }
 }

@@ -31,6 +31,8 @@ pub struct Attention {
     pub heads: usize,
     /// Factor of the scores.
     pub scale: f32,
+    /// Scores are then `cap · tanh(score / cap)`.
+    pub soft_cap: Option<f32>,
     /// Positions that a token sees, its own included; `None` for all.
     pub window: Option<usize>,
 }
@@ -273,6 +275,7 @@ impl Attention {
                         shares: &mut *shares,
                         partial: &mut *partial,
                         scale: self.scale * C::SCALE,
+                        soft_cap: self.soft_cap,
                         count: to - from,
                         sees: |row: usize| {
                             let token = position + tokens.start + row / group;
@@ -312,6 +315,7 @@ struct Softmax<'a, 'b, E, F> {
     shares: &'a mut [E],
     partial: &'a mut Partial<'b>,
     scale: f32,
+    soft_cap: Option<f32>,
     count: usize,
     /// The range of scores that a row sees.
     sees: F,
@@ -322,7 +326,7 @@ impl<E: Element, F: Fn(usize) -> (usize, usize)> Kernel for Softmax<'_, '_, E, F
 
     #[inline(always)]
     fn run<S: Simd>(self, _: S) {
-        let Self { scores, shares, partial, scale, count, sees } = self;
+        let Self { scores, shares, partial, scale, soft_cap, count, sees } = self;
         let rows =
             scores.chunks_exact_mut(BLOCK).zip(shares.chunks_exact_mut(BLOCK)).take(partial.sum.len()).enumerate();
         for (row, (scores, shares)) in rows {
@@ -334,6 +338,17 @@ impl<E: Element, F: Fn(usize) -> (usize, usize)> Kernel for Softmax<'_, '_, E, F
                 continue;
             }
             let scores = &mut scores[start..end];
+            let scale = match soft_cap {
+                None => scale,
+                Some(cap) => {
+                    // tanh(x) = 2 / (1 + exp(-2x)) - 1
+                    let factor = -2.0 * scale / cap;
+                    scores
+                        .iter_mut()
+                        .for_each(|score| *score = cap * (2.0 / (1.0 + crate::exp(factor * *score)) - 1.0));
+                    1.0
+                }
+            };
             let old = partial.most[row];
             let most = old.max(scale * largest(scores));
             scores.iter_mut().for_each(|score| *score = crate::exp(*score * scale - most));

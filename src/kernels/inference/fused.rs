@@ -111,6 +111,37 @@ pub fn norm<E: Element>(machine: &Machine, x: &[f32], norm: &RowNorm, out: &mut 
     });
 }
 
+/// Applies a norm to each row of `x`, as long as the weights, in place, and rounds.
+///
+/// # Panics
+/// If `x` does not consist of whole rows.
+pub fn norm_in_place<E: Element>(machine: &Machine, x: &mut [f32], norm: &RowNorm) {
+    struct Apply<'a, E>(&'a mut [f32], &'a RowNorm, std::marker::PhantomData<E>);
+    impl<E: Element> Kernel for Apply<'_, E> {
+        type Output = ();
+        #[inline(always)]
+        fn run<S: Simd>(self, _: S) {
+            self.1.apply(self.0);
+            self.0.iter_mut().for_each(|value| *value = E::round(*value));
+        }
+    }
+    let width = norm.weight.len();
+    rows_of(x, width);
+    machine.each_row(x, width, |_, row| machine.dispatch.run(Apply::<E>(row, norm, std::marker::PhantomData)));
+}
+
+/// Writes each row of `x`, `width` long, rounded to the rows of `out`, which are [`Rows::stride_of`] elements apart.
+///
+/// # Panics
+/// If `x` does not consist of whole rows, or `out` is too short.
+pub fn round_rows<E: Element>(machine: &Machine, x: &[f32], width: usize, out: &mut [E]) {
+    let (count, stride) = (rows_of(x, width), Rows::<E>::stride_of(width));
+    machine.each_row(&mut out[..count * stride], stride, |number, out| {
+        out[width..].fill(E::default());
+        out.iter_mut().zip(&x[number * width..][..width]).for_each(|(out, value)| *out = E::from_f32(*value));
+    });
+}
+
 /// Adds the norm of each row of `x` to that of `sum`. The norm and the sum are rounded.
 ///
 /// # Panics
@@ -209,7 +240,8 @@ impl Angles {
         Self { cos, sin, half: frequencies.len() }
     }
 
-    /// Turns a head of the token in this row in place. Elements `i` and `i + half` are a pair.
+    /// Turns the first elements of a head of the token in this row in place, two for each frequency. Elements `i` and `i + half`
+    /// are a pair.
     #[inline(always)]
     pub(super) fn turn(&self, row: usize, head: &mut [f32]) {
         let part = row * self.half..(row + 1) * self.half;

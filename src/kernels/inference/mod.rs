@@ -34,7 +34,7 @@ pub use attention::Attention;
 pub use cache::{Heads, PAGE, Pages, Region, Sequence, Span};
 pub use element::{Element, Operand};
 pub use fp8::F8E4M3;
-pub use fused::{Activation, Angles, RowNorm, add_norm, combine, embed, norm, soft_cap};
+pub use fused::{Activation, Angles, RowNorm, add_norm, combine, embed, norm, norm_in_place, round_rows, soft_cap};
 pub use layer::Layer;
 pub use linear::{Gate, Linear, Product, Then, Weights, gated, products};
 pub use memory::elements;

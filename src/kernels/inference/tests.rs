@@ -419,7 +419,7 @@ fn attention_is_plain<E: Element>() {
                 );
                 let mut pages = Pages::<E>::new(2, kv_heads, head_dim);
                 let region = pages.region(1);
-                let attention = Attention { heads, scale: 0.3, window };
+                let attention = Attention { heads, scale: 0.3, soft_cap: None, window };
                 let mut held: Vec<Sequence<E>> = (0..sequences).map(|_| Sequence::default()).collect();
                 for (first, second) in passes.iter().zip(passes.iter().rev()) {
                     let counts = held.drain(..).zip([*first, *second]);
@@ -462,7 +462,7 @@ fn attention_equals_the_plain_one() {
 fn attended<C: Operand>(machine: &Machine, case: Case, [q, k, v]: [&[f32]; 3]) -> Vec<f32> {
     let Case { heads, kv_heads, head_dim, window, passes } = case;
     let mut pages = Pages::<C>::new(1, kv_heads, head_dim);
-    let (region, attention) = (pages.region(0), Attention { heads, scale: 0.3, window });
+    let (region, attention) = (pages.region(0), Attention { heads, scale: 0.3, soft_cap: None, window });
     let (mut sequence, mut all) = (Sequence::default(), Vec::new());
     for count in passes {
         assert!(pages.extend(&mut sequence, *count), "{case:?}");
@@ -520,7 +520,7 @@ fn attention_over_fp8_is_that_over_its_numbers() {
 #[test]
 fn a_page_can_be_used_again() {
     let machine = Machine::with_threads(2);
-    let attention = Attention { heads: 1, scale: 1.0, window: None };
+    let attention = Attention { heads: 1, scale: 1.0, soft_cap: None, window: None };
     let angles = Angles::new(&[0.1], 1.0, 0..9);
     let run = |pages: &mut Pages<bf16>, values: &[f32]| {
         let mut sequence = Sequence::default();

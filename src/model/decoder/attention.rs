@@ -10,7 +10,7 @@ use candle_nn::{
 };
 
 use super::rope;
-use crate::model::config::ModelConfig;
+use crate::model::{config::ModelConfig, family::QkNorm};
 
 /// Initial capacity of a cache in tokens.
 const FIRST_CAPACITY: usize = 256;
@@ -30,7 +30,7 @@ impl Angles {
     /// Computes the angles in f32 as transformers does.
     pub fn new(config: &ModelConfig, position: usize, tokens: usize, dtype: DType, device: &Device) -> Result<Self> {
         let half = config.head_dim / 2;
-        let (frequencies, scale) = rope::frequencies(&config.rope, config.head_dim);
+        let (frequencies, scale) = rope::frequencies(&config.rope, config.rotary_dim);
         let positions = position..position + tokens;
         let (sin, cos): (Vec<f32>, Vec<f32>) = positions
             .flat_map(|position| frequencies.iter().map(move |frequency| (position as f32 * frequency).sin_cos()))
@@ -76,7 +76,7 @@ impl Attention {
         let (heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
         let (q, kv) = (heads * head_dim, kv_heads * head_dim);
         let norm = |name: &str| weights.get(head_dim, &format!("{name}.weight"));
-        let qk_norms = (config.family.has_qk_norm)
+        let qk_norms = (config.family.qk_norm == QkNorm::Heads)
             .then(|| Ok::<_, candle_core::Error>((norm("q_norm")?, norm("k_norm")?, config.rms_norm_eps as f32)))
             .transpose()?;
         Ok(Self {

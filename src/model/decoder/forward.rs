@@ -16,7 +16,14 @@ use crate::model::{
 };
 
 /// Architectures that the engine runs. It has their layers only: a new family is refused until it is listed here.
-const FAMILIES: &[&str] = &["LlamaForCausalLM", "Qwen3ForCausalLM", "Qwen3MoeForCausalLM", "MixtralForCausalLM"];
+const FAMILIES: &[&str] = &[
+    "LlamaForCausalLM",
+    "Qwen2ForCausalLM",
+    "Qwen3ForCausalLM",
+    "MistralForCausalLM",
+    "Qwen3MoeForCausalLM",
+    "MixtralForCausalLM",
+];
 
 /// A decoder with its cache.
 pub struct Decoder {
@@ -70,7 +77,7 @@ impl Decoder {
         let mut mixtures = 0;
         let mut layer = |number: usize| -> Result<Layer> {
             let weights = model.pp("layers").pp(number);
-            let norm = |name: &str| weights.pp(name).get(hidden, "weight");
+            let norm = |name: Option<&str>| weights.pp(name.unwrap_or_default()).get(hidden, "weight");
             let mixture = config.experts_of(number).zip(config.family.experts.as_ref());
             let feed_forward = match mixture {
                 Some((experts, family)) => {
@@ -238,7 +245,7 @@ pub fn cache_bytes(config: &ModelConfig, dtype: DType, tokens: usize) -> CacheBy
 mod tests {
     use super::*;
     use crate::model::{
-        family::{FAMILIES as ROWS, Family, LLAMA},
+        family::{FAMILIES as ROWS, Family, LLAMA, QkNorm},
         shape, synthetic,
     };
 
@@ -247,7 +254,10 @@ mod tests {
     fn listed_families_have_the_layers_of_this_decoder() {
         for name in FAMILIES {
             let row = ROWS.iter().find(|row| row.architecture == *name).expect(name);
-            assert_eq!((row.layer_norms.after_attention, row.layer_norms.after_feed_forward), (None, None), "{name}");
+            assert_eq!(row.layer_norms, LLAMA.layer_norms, "{name}");
+            assert_ne!(row.qk_norm, QkNorm::Whole, "{name}");
+            assert!(!row.has_multipliers && !row.has_rope_in_pairs && row.soft_caps.is_none(), "{name}");
+            assert_eq!((row.partial_rotary_factor, row.no_rope_layer_interval), (None, None), "{name}");
             assert_eq!((row.norm_offset, row.scales_embedding), (0.0, false), "{name}");
             assert_eq!((row.local_rope_theta, row.query_pre_attn_scalar), (None, None), "{name}");
         }

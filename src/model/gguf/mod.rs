@@ -49,6 +49,7 @@ use crate::{
 /// The architectures of GGUF files and those of `config.json`.
 const ARCHITECTURES: &[(&str, &str)] = &[
     ("llama", "LlamaForCausalLM"),
+    ("qwen2", "Qwen2ForCausalLM"),
     ("qwen3", "Qwen3ForCausalLM"),
     ("qwen3moe", "Qwen3MoeForCausalLM"),
     ("gemma3", "Gemma3ForCausalLM"),

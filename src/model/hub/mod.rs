@@ -26,9 +26,10 @@ use self::{
     http::{Failure, Http, RETRIES},
 };
 use super::{
-    chat::{TEMPLATE, TOKENIZER_CONFIG},
+    chat::TEMPLATE,
     checkpoint::{
-        CONFIG, Checkpoint, INDEX, JSON_MAX_BYTES, TOKENIZER, TOKENIZER_MAX_BYTES, WEIGHTS, map, read_json, shards,
+        CONFIG, Checkpoint, GENERATION_CONFIG, INDEX, JSON_MAX_BYTES, TOKENIZER, TOKENIZER_CONFIG, TOKENIZER_MAX_BYTES,
+        WEIGHTS, map, read_config, read_json, shards,
     },
     gguf::{names_of_parts, stem},
 };
@@ -89,10 +90,13 @@ impl Hub {
                 Some(config) => config,
                 None => fetcher.explained_without_config(commit)?,
             };
-            // Before the weights: whoever has those has this, too, when the Hub is away.
+            // Before the weights: whoever has those has these, too, when the Hub is away.
+            let generation = fetcher.optional(GENERATION_CONFIG, commit)?;
             let tokenizer = fetcher.optional(TOKENIZER, commit)?;
+            let tokenizer_config = fetcher.optional(TOKENIZER_CONFIG, commit)?;
             let weights = fetcher.weights(commit)?;
-            Ok(Checkpoint { config: read_json(&config)?, weights, tokenizer, source: format!("hub:{repo}@{commit}") })
+            let config = read_config(&config, generation.as_deref())?;
+            Ok(Checkpoint { config, weights, tokenizer, tokenizer_config, source: format!("hub:{repo}@{commit}") })
         })
     }
 

@@ -30,7 +30,7 @@ use crate::{
             rope,
             routing::{ExpertLoad, Planted},
         },
-        family::ExpertNames,
+        family::{ExpertNames, QkNorm},
         parallel::Parallel,
         tensors::{Matrices, Tensors},
     },
@@ -135,6 +135,10 @@ fn part_of(config: &ModelConfig, ranks: usize) -> Result<ModelConfig> {
         Ok(size / ranks)
     };
     let mut part = config.clone();
+    ensure!(
+        ranks == 1 || config.family.qk_norm != QkNorm::Whole,
+        "norms of all heads together are not divided among ranks: leave out tensor_parallel"
+    );
     part.num_attention_heads = divided("num_attention_heads", config.num_attention_heads)?;
     let kv_heads = config.num_key_value_heads;
     part.num_key_value_heads = match ranks.is_multiple_of(kv_heads) {
@@ -173,7 +177,7 @@ impl Loader<'_> {
     ) -> Result<T> {
         let shape = shape.into();
         let path = weights.pp(name).prefix();
-        if let Some(values) = self.tensors.in_file(&path).filter(|values| values.len() == shape.elem_count()) {
+        if let Some(values) = self.tensors.in_file(&path, shape.dims()) {
             return Ok(with(values));
         }
         let tensor = weights.get(shape, name)?.contiguous()?;
@@ -255,6 +259,30 @@ impl Loader<'_> {
         Ok(Linear::new(self.matrix(weights, shape, cut, false)?, bias))
     }
 
+    /// As [`Self::linear`] for queries or keys of a family whose pairs of RoPE are neighbours. Their elements are put in the order
+    /// of halves, which changes no score, because queries and keys have the same.
+    fn unpaired<E: Element + WithDType>(
+        &self,
+        weights: &VarBuilder,
+        shape @ (outputs, inputs): (usize, usize),
+        cut: Cut,
+        has_bias: bool,
+        (head_dim, rotary_dim): (usize, usize),
+    ) -> Result<Linear<E>> {
+        let source = |output: usize| {
+            let (head, element) = (output / head_dim * head_dim, output % head_dim);
+            let half = rotary_dim / 2;
+            head + if element < rotary_dim { element % half * 2 + element / half } else { element }
+        };
+        let rows =
+            |values: &[E]| (0..outputs).flat_map(|row| &values[source(row) * inputs..][..inputs]).copied().collect();
+        let rows: Vec<E> = self.read(weights, shape, "weight", rows)?;
+        let weight = self.held(&rows, shape, cut, false).with_context(|| weights.prefix())?;
+        let bias = has_bias.then(|| vector(weights, outputs, "bias")).transpose()?;
+        let bias = bias.map(|bias| cut.ranges(shape).0.map(|output| bias[source(output)]).collect());
+        Ok(Linear::new(weight, bias))
+    }
+
     /// A norm as long as `width`, with the offset of the family.
     fn norm(&self, weights: &VarBuilder, width: usize) -> Result<RowNorm> {
         let offset = self.config.family.norm_offset as f32;
@@ -272,34 +300,43 @@ impl Loader<'_> {
         let (heads, kv_heads) = (self.config.num_attention_heads, self.config.num_key_value_heads);
         let attention = weights.pp("self_attn");
         let linear = |name: &str, shape, cut, has_bias| self.linear(&attention.pp(name), shape, cut, has_bias);
+        let pairs = family.has_rope_in_pairs.then_some((head_dim, self.config.rotary_dim));
+        let turned = |name: &str, shape, cut, has_bias| match pairs {
+            Some(pairs) => self.unpaired(&attention.pp(name), shape, cut, has_bias, pairs),
+            None => linear(name, shape, cut, has_bias),
+        };
         let (outputs, inputs) = (Cut::Outputs(self.share), Cut::Inputs(self.share));
         // Several ranks hold a head that is not divided.
         let Share { part, parts } = self.share;
         let kv_parts = parts.min(kv_heads);
         let kv_outputs = Cut::Outputs(Share { part: part * kv_parts / parts, parts: kv_parts });
         let norm = |name: &str| self.norm(&weights.pp(name), hidden);
-        let head_norm = |name: &str| self.norm(&attention.pp(name), head_dim);
+        let head_norm = |name: &str, width| self.norm(&attention.pp(name), width);
         let is_sliding = self.config.sliding_layers[number];
+        let norms = &family.layer_norms;
         Ok(Layer {
-            before_attention: norm(family.layer_norms.before_attention)?,
-            q: linear("q_proj", (heads * head_dim, hidden), outputs, qkv_bias)?,
-            k: linear("k_proj", (kv_heads * head_dim, hidden), kv_outputs, qkv_bias)?,
+            before_attention: norms.before_attention.map(norm).transpose()?,
+            q: turned("q_proj", (heads * head_dim, hidden), outputs, qkv_bias)?,
+            k: turned("k_proj", (kv_heads * head_dim, hidden), kv_outputs, qkv_bias)?,
             v: linear("v_proj", (kv_heads * head_dim, hidden), kv_outputs, qkv_bias)?,
             o: linear("o_proj", (hidden, heads * head_dim), inputs, o_bias)?,
-            qk_norms: match family.has_qk_norm {
-                true => Some((head_norm("q_norm")?, head_norm("k_norm")?)),
-                false => None,
+            qk_norms: match self.config.qk_norm_widths() {
+                Some((q, k)) => Some((head_norm("q_norm", q)?, head_norm("k_norm", k)?)),
+                None => None,
             },
+            has_whole_norms: family.qk_norm == QkNorm::Whole,
             attention: Attention {
                 heads: self.part.num_attention_heads,
-                scale: self.config.query_pre_attn_scalar.sqrt().recip() as f32,
+                scale: self.config.attention_scale() as f32,
+                soft_cap: self.config.score_cap().map(|cap| cap as f32),
                 window: self.config.sliding_window.filter(|_| is_sliding),
             },
-            rope: usize::from(is_sliding),
-            after_attention: family.layer_norms.after_attention.map(norm).transpose()?,
-            before_feed_forward: norm(family.layer_norms.before_feed_forward)?,
+            rope: if self.config.rope_layers[number] { usize::from(is_sliding) } else { 2 },
+            after_attention: norms.after_attention.map(norm).transpose()?,
+            before_feed_forward: norms.before_feed_forward.map(norm).transpose()?,
             feed_forward,
-            after_feed_forward: family.layer_norms.after_feed_forward.map(norm).transpose()?,
+            after_feed_forward: norms.after_feed_forward.map(norm).transpose()?,
+            residual_scale: self.config.multipliers.residual as f32,
         })
     }
 
@@ -448,12 +485,13 @@ impl Loader<'_> {
             ExpertLoad::new(mixtures, experts.num_experts, experts.num_experts_per_tok)
         });
         let planted = planted.map(|(skew, seed)| Planted::for_load(&load, skew, seed)).transpose()?;
-        let global = rope::frequencies(&config.rope, config.head_dim);
-        let local = config.local_rope.as_ref().map_or(global.clone(), |rope| rope::frequencies(rope, config.head_dim));
+        let frequencies = |rope| rope::frequencies(rope, config.rotary_dim);
+        let global = frequencies(&config.rope);
+        let local = config.local_rope.as_ref().map_or(global.clone(), frequencies);
         // transformers holds the scale in the dtype of the weights.
         let embedding_scale = match config.family.scales_embedding {
             true => E::round((config.hidden_size as f32).sqrt()),
-            false => 1.0,
+            false => config.multipliers.embedding as f32,
         };
         Ok(Rank {
             norm: self.norm(&model.pp("norm"), config.hidden_size)?,
@@ -462,7 +500,8 @@ impl Loader<'_> {
             embedding_scale,
             layers,
             head: Linear::new(head, None),
-            ropes: [global, local],
+            logits_scaling: config.multipliers.logits as f32,
+            ropes: [global, local, (Vec::new(), 1.0)],
             memory: Memory::default(),
             sequences: Sequences::new(self.part),
             spans: Vec::new(),

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     kernels::inference::{
         Angles, Attention, Element, Heads, Linear, Machine, Operand, Product, Region, RowNorm, Rows, Span, Then,
-        Weights, add_norm, embed, norm, products, soft_cap,
+        Weights, add_norm, embed, norm, norm_in_place, products, round_rows, soft_cap,
     },
     model::{
         causal_lm::Part,
@@ -39,11 +39,13 @@ pub(super) struct Rank<E, C = E> {
     /// `None` if the embedding is also the head.
     pub embedding: Option<Weights<E>>,
     pub embedding_scale: f32,
+    /// Logits are divided by it.
+    pub logits_scaling: f32,
     pub layers: Vec<Layer<E>>,
     pub norm: RowNorm,
     pub head: Linear<E>,
-    /// Frequencies and scale of the rotary positions of global and of local layers.
-    pub ropes: [(Vec<f32>, f32); 2],
+    /// Frequencies and scale of the rotary positions of global layers, of local ones, and of those without.
+    pub ropes: [(Vec<f32>, f32); 3],
     pub memory: Memory<E>,
     pub sequences: Sequences<C>,
     /// Those of the step that has begun.
@@ -53,19 +55,23 @@ pub(super) struct Rank<E, C = E> {
 }
 
 pub(super) struct Layer<E> {
-    pub before_attention: RowNorm,
+    pub before_attention: Option<RowNorm>,
     pub q: Linear<E>,
     pub k: Linear<E>,
     pub v: Linear<E>,
     pub o: Linear<E>,
     pub qk_norms: Option<(RowNorm, RowNorm)>,
+    /// True if these norms are those of all heads together, not of each.
+    pub has_whole_norms: bool,
     pub attention: Attention,
     /// Index of its RoPE.
     pub rope: usize,
     pub after_attention: Option<RowNorm>,
-    pub before_feed_forward: RowNorm,
+    pub before_feed_forward: Option<RowNorm>,
     pub feed_forward: FeedForward<E>,
     pub after_feed_forward: Option<RowNorm>,
+    /// Factor of the output of each block.
+    pub residual_scale: f32,
 }
 
 /// Results between operations, kept from layer to layer. Vectors grow to the longest pass.
@@ -131,7 +137,8 @@ impl<E: Element, C: Operand> Rank<E, C> {
         let of_layer = |layer: &Layer<E>| {
             let Layer { q, k, v, o, after_attention, feed_forward, after_feed_forward, .. } = layer;
             let [queries, keys, values] = [q, k, v].map(|linear| linear.weights().outputs());
-            let has_out = is_sharded || after_attention.is_some() || after_feed_forward.is_some();
+            let has_norm = after_attention.is_some() || after_feed_forward.is_some();
+            let has_out = is_sharded || has_norm || layer.residual_scale != 1.0;
             // `Memory`, and the widest inputs in another form, which are released after each operation.
             elements(hidden)
                 + numbers(queries + keys + values)
@@ -178,6 +185,9 @@ impl<E: Element, C: Operand> Rank<E, C> {
         let mut logits = vec![0.0; rows * self.vocabulary.len()];
         let x = Rows::new(x, rows, stride);
         products(&self.machine, vec![Product { x, layer: &self.head, out: &mut logits, then: Then::Store }]);
+        if self.logits_scaling != 1.0 {
+            logits.iter_mut().for_each(|logit| *logit = E::round(*logit / self.logits_scaling));
+        }
         if let Some(cap) = self.config.final_logit_softcapping {
             soft_cap::<E>(&self.machine, &mut logits, cap as f32);
         }
@@ -225,7 +235,7 @@ impl<E: Element> Layer<E> {
         let stride = Rows::<E>::stride_of(q.weights().inputs());
         let count = h.len() / q.weights().inputs();
         let x = room(x, count * stride);
-        norm(machine, h, &self.before_attention, x);
+        input(machine, h, self.before_attention.as_ref(), x, q.weights().inputs());
         let x = Rows::new(x, count, stride);
         let [queries, keys, values] =
             [(q_out, q), (k_out, k), (v_out, v)].map(|(out, layer)| room(out, count * layer.weights().outputs()));
@@ -237,14 +247,20 @@ impl<E: Element> Layer<E> {
                 Product { x, layer: v, out: values, then: Then::Store },
             ],
         );
-        let (q_norm, k_norm) = self.qk_norms.as_ref().map(|(q, k)| (q, k)).unzip();
+        let (mut q_norm, mut k_norm) = self.qk_norms.as_ref().map(|(q, k)| (q, k)).unzip();
+        // Norms of all heads together come before the heads are divided.
+        for (norm, rows) in [(&mut q_norm, &mut *queries), (&mut k_norm, &mut *keys)] {
+            if let Some(whole) = norm.take_if(|_| self.has_whole_norms) {
+                norm_in_place::<E>(machine, rows, whole);
+            }
+        }
         cache.append(machine, spans, Heads { values: keys, norm: k_norm }, values, angles);
         let stride = Rows::<E>::stride_of(o.weights().inputs());
         let heads = room(heads, count * stride);
         let queries = Heads { values: queries, norm: q_norm };
         self.attention.apply(machine, (spans, cache), queries, angles, heads);
         let x = Rows::new(heads, count, stride);
-        add_block::<E>(on, self.after_attention.as_ref(), h, out, |sum| {
+        add_block::<E>(on, self.after_attention.as_ref(), self.residual_scale, h, out, |sum| {
             products(machine, vec![Product { x, layer: o, out: sum, then: Then::Add }]);
         });
     }
@@ -259,27 +275,36 @@ impl<E: Element> Layer<E> {
         load: &mut ExpertLoad,
     ) {
         let Memory { x, out, feed_forward: memory, .. } = memory;
-        let hidden = self.before_feed_forward.weight.len();
+        let hidden = self.q.weights().inputs();
         let (count, stride) = (h.len() / hidden, Rows::<E>::stride_of(hidden));
         let x = room(x, count * stride);
-        norm(machine, h, &self.before_feed_forward, x);
+        input(machine, h, self.before_feed_forward.as_ref(), x, hidden);
         let x = Rows::new(x, count, stride);
-        add_block::<E>(on, self.after_feed_forward.as_ref(), h, out, |sum| {
+        add_block::<E>(on, self.after_feed_forward.as_ref(), self.residual_scale, h, out, |sum| {
             self.feed_forward.add_to(machine, x, planted, load, memory, sum);
         });
     }
 }
 
-/// Adds the output of a block to the residual stream: the sum of the addends of the ranks, with the norm that some families apply
-/// to it.
+/// Writes the inputs of a block: the norm of the residual stream, or the stream itself.
+fn input<E: Element>(machine: &Machine, h: &[f32], weights: Option<&RowNorm>, x: &mut [E], width: usize) {
+    match weights {
+        Some(weights) => norm(machine, h, weights, x),
+        None => round_rows(machine, h, width, x),
+    }
+}
+
+/// Adds the output of a block to the residual stream: the sum of the addends of the ranks, with the norm and the factor that some
+/// families apply to it.
 fn add_block<E: Element>(
     (machine, reduce): On,
     norm: Option<&RowNorm>,
+    scale: f32,
     h: &mut [f32],
     out: &mut Vec<f32>,
     add_to: impl FnOnce(&mut [f32]),
 ) {
-    if norm.is_none() && reduce.is_none() {
+    if norm.is_none() && reduce.is_none() && scale == 1.0 {
         return add_to(h);
     }
     let out = room(out, h.len());
@@ -290,6 +315,7 @@ fn add_block<E: Element>(
     }
     match norm {
         Some(norm) => add_norm::<E>(machine, out, norm, h),
-        None => h.iter_mut().zip(&*out).for_each(|(sum, value)| *sum = E::round(*sum + value)),
+        None if scale == 1.0 => h.iter_mut().zip(&*out).for_each(|(sum, value)| *sum = E::round(*sum + value)),
+        None => h.iter_mut().zip(&*out).for_each(|(sum, value)| *sum = E::round(*sum + E::round(scale * value))),
     }
 }
