@@ -210,7 +210,8 @@ const fn lines_of_partial<F: Format>() -> usize {
     };
     let lines = 0x7fff / (2 * 127 * most);
     // A power of two divides the lines of a step.
-    1 << lines.ilog2()
+    let (lines, of_step) = (1 << lines.ilog2(), F::STEP / 4);
+    if lines < of_step { lines } else { of_step }
 }
 
 impl<F: Format> Tile<F> {
@@ -304,7 +305,7 @@ impl<F: Format> Tile<F> {
                     true => simd.dot_signed(before, weights, inputs),
                     false => simd.dot_unsigned(before, weights, inputs),
                 };
-                if (four + 1).is_multiple_of(each) || (four + 1).is_multiple_of(F::STEP / 4) {
+                if (four + 1).is_multiple_of(each) {
                     products[r][v] = simd.widen(products[r][v], partials[r][v]);
                 }
             }
