@@ -21,9 +21,11 @@ pub struct Format {
     pub number: u32,
     /// Inputs of a block, and its bytes.
     pub block: (usize, usize),
-    /// Makes tiles.
-    pub(super) tiles: fn(&Machine, (usize, usize), &BlocksOf) -> Box<dyn Matrix>,
+    pub(super) tiles: MakeTiles,
 }
+
+/// Makes tiles of this many outputs and inputs.
+type MakeTiles = fn(&Machine, (usize, usize), &BlocksOf) -> Box<dyn Matrix>;
 
 const fn row<F: tiles::Format>(name: &'static str, number: u32) -> Format {
     Format {

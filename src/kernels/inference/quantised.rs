@@ -102,9 +102,9 @@ impl Quantised {
     ) -> Option<Self> {
         assert_eq!(values.len(), outputs * inputs, "values of {outputs} x {inputs} weights");
         let is_finite = AtomicBool::new(true);
-        let blocks: Box<BlocksOf> = match format {
-            GgmlDType::Q8_0 => Box::new(quantised::<BlockQ8_0, E>(inputs, values, &is_finite)),
-            GgmlDType::Q4K => Box::new(quantised::<BlockQ4K, E>(inputs, values, &is_finite)),
+        let blocks = match format {
+            GgmlDType::Q8_0 => quantised::<BlockQ8_0, E>(inputs, values, &is_finite),
+            GgmlDType::Q4K => quantised::<BlockQ4K, E>(inputs, values, &is_finite),
             _ => return None,
         };
         let held = Held::Tiles((Format::try_from(format).ok()?.tiles)(machine, shape, &*blocks));
@@ -228,13 +228,13 @@ impl Quantised {
     }
 }
 
-/// Quantises weights, those of a tile at a time. Clears `is_finite` if one is not finite.
-fn quantised<B: GgmlType, E: Element>(
+/// Quantises weights, those of some outputs at a time. Clears `is_finite` if one is not finite.
+fn quantised<'a, B: GgmlType, E: Element>(
     inputs: usize,
-    values: &[E],
-    is_finite: &AtomicBool,
-) -> impl Fn(Range<usize>, &mut dyn FnMut(usize, &[u8])) + Sync {
-    move |outputs, set| {
+    values: &'a [E],
+    is_finite: &'a AtomicBool,
+) -> Box<BlocksOf<'a>> {
+    Box::new(move |outputs, set| {
         let mut padded = vec![0.0; inputs.next_multiple_of(B::BLCK_SIZE)];
         let mut blocks = vec![B::zeros(); padded.len() / B::BLCK_SIZE];
         for output in outputs {
@@ -248,5 +248,5 @@ fn quantised<B: GgmlType, E: Element>(
             let bytes = unsafe { slice::from_raw_parts(blocks.as_ptr().cast::<u8>(), size_of_val(&blocks[..])) };
             set(output, bytes);
         }
-    }
+    })
 }
