@@ -214,6 +214,14 @@ const fn lines_of_partial<F: Format>() -> usize {
     if lines < of_step { lines } else { of_step }
 }
 
+/// Requests the lines that lie [`AHEAD`] bytes after some. A line that is not requested is waited for in each tile.
+#[inline(always)]
+fn prefetch<S: Simd>(simd: S, bytes: *const u8, lines: usize) {
+    for line in 0..lines {
+        simd.prefetch(bytes.wrapping_add(AHEAD + line * LINE));
+    }
+}
+
 impl<F: Format> Tile<F> {
     const INPUTS: usize = F::Header::GROUPS * GROUP;
 
@@ -287,6 +295,7 @@ impl<F: Format> Tile<F> {
     /// # Safety
     /// As for [`Self::weights`].
     #[inline(always)]
+    #[expect(clippy::needless_range_loop, reason = "the loops over registers are unrolled")]
     unsafe fn add_four<S: Simd, const R: usize, const V: usize>(
         (simd, lines, x): (S, *const u8, [&Group; R]),
         four: usize,
@@ -317,6 +326,7 @@ impl<F: Format> Tile<F> {
     /// # Safety
     /// `first` plus the lanes of the vectors must be at most [`OUTPUTS`], and each row must have the groups of a tile.
     #[inline(always)]
+    #[expect(clippy::needless_range_loop, reason = "the loops over registers are unrolled")]
     unsafe fn add<S: Simd, const R: usize, const V: usize>(
         &self,
         simd: S,
@@ -324,23 +334,29 @@ impl<F: Format> Tile<F> {
         x: [&[Group]; R],
         sums: &mut [[S::Vector; V]; R],
     ) {
-        let prefetch = |bytes: *const u8, lines: usize| {
-            (0..lines).for_each(|line| simd.prefetch(bytes.wrapping_add(AHEAD + line * LINE)));
-        };
         if R == 1 {
-            prefetch(ptr::from_ref(self).cast(), size_of::<F::Header>() / LINE);
+            prefetch(simd, ptr::from_ref(self).cast(), size_of::<F::Header>() / LINE);
         }
         for group in 0..F::Header::GROUPS {
-            let lines = self.lines.as_ref().as_ptr().wrapping_add(group * bits::<F>()).cast::<u8>();
+            let lines = ptr::from_ref(&self.lines).cast::<u8>().wrapping_add(group * bits::<F>() * LINE);
             if R == 1 {
-                prefetch(lines, bits::<F>());
+                prefetch(simd, lines, bits::<F>());
             }
-            let x = x.map(|groups| &groups[group]);
+            // Loops rather than calls of `map`, which the compiler does not always inline.
+            let mut of_group = [&x[0][group]; R];
+            for r in 1..R {
+                of_group[r] = &x[r][group];
+            }
+            let x = of_group;
             let from_first = (simd, lines.wrapping_add(4 * first), x);
             let mut partials = [[simd.partial(); V]; R];
             for step in 0..GROUP / F::STEP {
-                let start = |group: &Group| if F::VALUES.is_signed() { -S::OFFSET * group.sum } else { 0 };
-                let mut products = x.map(|group| [simd.ints(start(group)); V]);
+                let mut products = [[simd.ints(0); V]; R];
+                if F::VALUES.is_signed() && S::OFFSET != 0 {
+                    for r in 0..R {
+                        products[r] = [simd.ints(-S::OFFSET * x[r].sum); V];
+                    }
+                }
                 // The loop is written out: in each turn, bits are shifted by another constant.
                 macro_rules! fours {
                     ($first:expr, $($four:literal)*) => {
@@ -497,7 +513,10 @@ impl<F: Format> Products<'_, F> {
             let mut sums = [[simd.splat(0.0); V]; R];
             for (number, tile) in self.tiles.iter().enumerate() {
                 let groups = F::Header::GROUPS;
-                let x = rows.map(|row| &row[number * groups..][..groups]);
+                let mut x = rows;
+                for row in &mut x {
+                    *row = &row[number * groups..][..groups];
+                }
                 // SAFETY: the lanes of every vector, and of two of AVX2, divide the outputs of a tile.
                 unsafe { tile.add(simd, first, x, &mut sums) };
             }
