@@ -295,7 +295,6 @@ impl<F: Format> Tile<F> {
     /// # Safety
     /// As for [`Self::weights`].
     #[inline(always)]
-    #[expect(clippy::needless_range_loop, reason = "the loops over registers are unrolled")]
     unsafe fn add_four<S: Simd, const R: usize, const V: usize>(
         (simd, lines, x): (S, *const u8, [&Group; R]),
         four: usize,
@@ -326,7 +325,6 @@ impl<F: Format> Tile<F> {
     /// # Safety
     /// `first` plus the lanes of the vectors must be at most [`OUTPUTS`], and each row must have the groups of a tile.
     #[inline(always)]
-    #[expect(clippy::needless_range_loop, reason = "the loops over registers are unrolled")]
     unsafe fn add<S: Simd, const R: usize, const V: usize>(
         &self,
         simd: S,
