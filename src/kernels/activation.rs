@@ -1,7 +1,7 @@
 //! Element-wise operations.
 
 use super::{
-    CHUNK, Kernel, Mask, add_slices, each_part,
+    CHUNK, Loop, Mask, add_slices, each_part,
     elementary::{WIDEST_ANGLE, compiled, exp, sigmoid, sin_cos},
     inference::{Machine, pool::Parts},
     tape::{Memory, Operation, destination},
@@ -269,7 +269,7 @@ struct ForwardRows<'a> {
     out: &'a mut [f32],
 }
 
-impl Kernel for ForwardRows<'_> {
+impl Loop for ForwardRows<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -295,7 +295,7 @@ struct BackwardRows<'a> {
     of_z: &'a mut [f32],
 }
 
-impl Kernel for BackwardRows<'_> {
+impl Loop for BackwardRows<'_> {
     type Output = Vec<f32>;
 
     #[inline(always)]

@@ -8,7 +8,7 @@ const ROUNDER: f32 = 12_582_912.0;
 
 /// A loop that [`vectorised`] runs. Mark its `run` with `#[inline(always)]`: the compiler compiles functions and
 /// closures that are not inlined for the narrowest vectors.
-pub trait Kernel {
+pub trait Loop {
     /// Result of the loop.
     type Output;
 
@@ -18,16 +18,16 @@ pub trait Kernel {
 
 /// Runs a loop that is compiled for the chosen instruction set.
 #[inline]
-pub fn vectorised<K: Kernel>(kernel: K) -> K::Output {
-    struct Call<K>(K);
-    impl<K: Kernel> simd::Kernel for Call<K> {
-        type Output = K::Output;
+pub fn vectorised<L: Loop>(slices: L) -> L::Output {
+    struct Call<L>(L);
+    impl<L: Loop> simd::Kernel for Call<L> {
+        type Output = L::Output;
         #[inline(always)]
-        fn run<S: simd::Simd>(self, _: S) -> K::Output {
+        fn run<S: simd::Simd>(self, _: S) -> L::Output {
             self.0.run()
         }
     }
-    Machine::shared().dispatch.run(Call(kernel))
+    Machine::shared().dispatch.run(Call(slices))
 }
 
 /// Defines functions that are compiled for each instruction set and run for the chosen one.

@@ -1,13 +1,19 @@
-//! Operations for training. In f32 on a CPU, they are kernels with a forward and a backward pass, and whole networks of them
-//! are one operation of Candle. Elsewhere, they are compositions of Candle's operations. Tests compare the two, and
-//! gradients with finite differences. Layers with weights are in the models.
+//! The kernels of candlepower on CPUs: for inference, for training, and the code of the system below them. All `unsafe` code of
+//! candlepower is in this package.
+//!
+//! [`inference`] has the kernels of models that run: products with weights in any format, attention over a cache, and the operations
+//! between them. They have no gradients. The threads, the memory of weights and the choice of instructions are there too, and all
+//! kernels use them.
+//!
+//! The other modules are operations for training. In f32 on a CPU, they are kernels with a forward and a backward pass, and whole
+//! networks of them are one operation of Candle. Elsewhere, they are compositions of Candle's operations. Tests compare the two,
+//! and gradients with finite differences. Layers with weights are in the models.
 //!
 //! - [`Graph`] lists the operations. A network is written once, for any graph, and [`fused`] runs it.
 //! - `tape` runs kernels and records them for the backward pass; `composed` has the compositions.
 //! - [`product`](mod@product) multiplies matrices; the other files hold one kind of operation each.
-//! - [`inference`] has the kernels of inference, which have no gradients, the threads, and the choice of instructions.
 //!
-//! All `unsafe` code of the crate is in this folder; `system` has what is not a kernel.
+//! [`system`] has what is not a kernel: allocators, huge pages, maps of files and the variables of the process.
 
 mod activation;
 mod attention;
@@ -32,7 +38,7 @@ mod tests;
 pub use activation::{Decay, Waveform};
 pub use attention::{Attention, Positions};
 pub use convolution::{Padding, Taps};
-pub use elementary::{Kernel, exp, vectorised};
+pub use elementary::{Loop, exp, vectorised};
 pub use graph::{Graph, Network, fused};
 pub use loss::losses;
 pub use mask::Mask;

@@ -107,7 +107,7 @@ impl<E: Element> Weights<E> {
         f32::scratch(rows.len() * PANEL, |sums| {
             match self {
                 Self::Packed(packed) => packed.sums(dispatch, x, rows, panel, sums),
-                Self::Quantised(quantised) => quantised.sums(dispatch, x, rows, panel, sums),
+                Self::Quantised(quantised) => quantised.sums(dispatch, x.1, rows, panel, sums),
             }
             with(sums)
         })

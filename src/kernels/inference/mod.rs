@@ -2,8 +2,8 @@
 //! FP8.
 //!
 //! - `simd` chooses the instruction set at run time, and `pool` holds the threads.
-//! - `linear` computes linear layers. `packed` holds their weights in panels. `quantised` holds them in blocks, with `tiles` for those of
-//!   our own, or in `fp8`. All multiply with them.
+//! - `linear` computes linear layers. `packed` holds their weights in panels. `quantised` holds them in `fp8`, or in `tiles` of one of
+//!   the `formats` of ggml. All multiply with them.
 //! - `layer` gives weights of any type to networks whose values are f32.
 //! - `cache` holds the keys and values of sequences in pages of the same panels. `attention` reads them.
 //! - `fused` contains the operations between products: norms, rotary positions, activations, sums.
@@ -17,6 +17,7 @@
 mod attention;
 mod cache;
 pub(super) mod element;
+mod formats;
 mod fp8;
 mod fused;
 mod layer;
@@ -33,6 +34,7 @@ mod tiles;
 pub use attention::Attention;
 pub use cache::{Heads, PAGE, Pages, Region, Sequence, Span};
 pub use element::{Element, Operand};
+pub use formats::Format;
 pub use fp8::F8E4M3;
 pub use fused::{Activation, Angles, RowNorm, add_norm, combine, embed, norm, norm_in_place, round_rows, soft_cap};
 pub use layer::Layer;

@@ -189,7 +189,7 @@ impl<E: Element> Packed<E> {
     pub(super) fn inputs_of(&self, machine: &Machine, x: Rows<E>, shared: &mut Shared<E>) -> Option<Inputs> {
         let is_many = x.count >= MANY && self.inputs > 0;
         let is_converted = is_many && !E::is_multiplied_by(machine.dispatch.instructions());
-        is_converted.then(|| shared.numbers(machine, x, self.inputs)).flatten()
+        is_converted.then(|| shared.numbers(machine, x, self.inputs))
     }
 
     /// Computes the sums of some rows with a panel, [`PANEL`] for each row. `inputs` are those of [`Self::inputs_of`].

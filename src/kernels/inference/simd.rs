@@ -165,6 +165,8 @@ pub trait Simd: Copy {
     type Ints: Copy;
     /// Four bytes for each lane.
     type Bytes: Copy;
+    /// Sums of products of bytes, which may have 16 bits only: see [`Self::dot_unsigned`].
+    type Partial: Copy;
     /// [`Self::dot_signed`] adds this times the sum of the inputs to the product.
     const OFFSET: i32;
 
@@ -211,9 +213,6 @@ pub trait Simd: Copy {
     /// A vector of equal whole numbers.
     fn ints(self, value: i32) -> Self::Ints;
 
-    /// `a + b`
-    fn add_ints(self, a: Self::Ints, b: Self::Ints) -> Self::Ints;
-
     /// Converts whole numbers, rounded.
     fn to_vector(self, ints: Self::Ints) -> Self::Vector;
 
@@ -221,20 +220,44 @@ pub trait Simd: Copy {
     /// Four times [`Self::LANES`] bytes must be readable.
     unsafe fn load_bytes(self, from: *const u8) -> Self::Bytes;
 
-    /// Converts bytes without a sign, one for each lane.
+    /// Converts bytes with a sign, one for each lane.
     ///
     /// # Safety
     /// [`Self::LANES`] bytes must be readable.
-    unsafe fn load_small(self, from: *const u8) -> Self::Vector;
+    unsafe fn load_small(self, from: *const i8) -> Self::Vector;
 
-    /// The lower and the upper four bits of each byte.
-    fn halves(self, bytes: Self::Bytes) -> (Self::Bytes, Self::Bytes);
+    /// Converts the lower and the upper four bits of bytes, one for each lane.
+    ///
+    /// # Safety
+    /// [`Self::LANES`] bytes must be readable.
+    unsafe fn load_nibbles(self, from: *const u8) -> [Self::Vector; 2];
 
-    /// Adds the products of four weights of each lane, at most 15, with four inputs.
-    fn dot_unsigned(self, sum: Self::Ints, weights: Self::Bytes, inputs: [i8; 4]) -> Self::Ints;
+    /// Powers of two, one for each lane, whose exponents in f32 are given. An exponent of 0 becomes 0.
+    ///
+    /// # Safety
+    /// [`Self::LANES`] bytes must be readable.
+    unsafe fn load_powers(self, from: *const u8) -> Self::Vector;
 
-    /// The same for weights with a sign and inputs from -127, and adds [`Self::OFFSET`] times the sum of the inputs.
-    fn dot_signed(self, sum: Self::Ints, weights: Self::Bytes, inputs: [i8; 4]) -> Self::Ints;
+    /// The bits of each byte that `mask` has, after a shift to the right, or to the left if it is negative.
+    fn bits(self, bytes: Self::Bytes, right: i32, mask: u8) -> Self::Bytes;
+
+    fn or(self, a: Self::Bytes, b: Self::Bytes) -> Self::Bytes;
+
+    /// Replaces bytes below 16 by the entries of a table.
+    fn look_up(self, table: &[i8; 16], bytes: Self::Bytes) -> Self::Bytes;
+
+    /// No products yet.
+    fn partial(self) -> Self::Partial;
+
+    /// Adds the products of four weights of each lane with four inputs from -127 on. Weights have no sign. Twice the greatest weight times
+    /// 127 times the number of calls for one sum must be less than 2^15.
+    fn dot_unsigned(self, sum: Self::Partial, weights: Self::Bytes, inputs: [i8; 4]) -> Self::Partial;
+
+    /// The same for weights with a sign, of which a sum has one call. Adds [`Self::OFFSET`] times the sum of the inputs.
+    fn dot_signed(self, sum: Self::Partial, weights: Self::Bytes, inputs: [i8; 4]) -> Self::Partial;
+
+    /// Adds sums of products of bytes.
+    fn widen(self, sum: Self::Ints, partial: Self::Partial) -> Self::Ints;
 
     /// Requests the cache line of an address, which need not be valid, for the L1 cache.
     fn prefetch<T>(self, address: *const T);
@@ -267,6 +290,7 @@ impl Simd for Portable {
     type Pairs = [u32; WIDTH];
     type Ints = [i32; WIDTH];
     type Bytes = [[u8; 4]; WIDTH];
+    type Partial = [i32; WIDTH];
     const OFFSET: i32 = 0;
 
     #[inline(always)]
@@ -349,12 +373,6 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
-    fn add_ints(self, mut a: Self::Ints, b: Self::Ints) -> Self::Ints {
-        a.iter_mut().zip(b).for_each(|(a, b)| *a += b);
-        a
-    }
-
-    #[inline(always)]
     fn to_vector(self, ints: Self::Ints) -> Self::Vector {
         ints.map(|value| value as f32)
     }
@@ -366,18 +384,47 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
-    unsafe fn load_small(self, from: *const u8) -> Self::Vector {
+    unsafe fn load_small(self, from: *const i8) -> Self::Vector {
         // SAFETY: the caller ensures that the bytes are readable.
-        unsafe { from.cast::<[u8; WIDTH]>().read_unaligned() }.map(f32::from)
+        unsafe { from.cast::<[i8; WIDTH]>().read_unaligned() }.map(f32::from)
     }
 
     #[inline(always)]
-    fn halves(self, bytes: Self::Bytes) -> (Self::Bytes, Self::Bytes) {
-        (bytes.map(|four| four.map(|byte| byte & 15)), bytes.map(|four| four.map(|byte| byte >> 4)))
+    unsafe fn load_nibbles(self, from: *const u8) -> [Self::Vector; 2] {
+        // SAFETY: the caller ensures that the bytes are readable.
+        let bytes = unsafe { from.cast::<[u8; WIDTH]>().read_unaligned() };
+        [bytes.map(|byte| f32::from(byte & 15)), bytes.map(|byte| f32::from(byte >> 4))]
     }
 
     #[inline(always)]
-    fn dot_unsigned(self, mut sum: Self::Ints, weights: Self::Bytes, inputs: [i8; 4]) -> Self::Ints {
+    unsafe fn load_powers(self, from: *const u8) -> Self::Vector {
+        // SAFETY: the caller ensures that the bytes are readable.
+        unsafe { from.cast::<[u8; WIDTH]>().read_unaligned() }.map(|exponent| f32::from_bits(u32::from(exponent) << 23))
+    }
+
+    #[inline(always)]
+    fn bits(self, bytes: Self::Bytes, right: i32, mask: u8) -> Self::Bytes {
+        bytes.map(|four| four.map(|byte| if right < 0 { byte << -right } else { byte >> right } & mask))
+    }
+
+    #[inline(always)]
+    fn or(self, mut a: Self::Bytes, b: Self::Bytes) -> Self::Bytes {
+        a.as_flattened_mut().iter_mut().zip(b.as_flattened()).for_each(|(a, b)| *a |= b);
+        a
+    }
+
+    #[inline(always)]
+    fn look_up(self, table: &[i8; 16], bytes: Self::Bytes) -> Self::Bytes {
+        bytes.map(|four| four.map(|byte| table[usize::from(byte & 15)] as u8))
+    }
+
+    #[inline(always)]
+    fn partial(self) -> Self::Partial {
+        self.ints(0)
+    }
+
+    #[inline(always)]
+    fn dot_unsigned(self, mut sum: Self::Partial, weights: Self::Bytes, inputs: [i8; 4]) -> Self::Partial {
         for lane in 0..WIDTH {
             for place in 0..4 {
                 sum[lane] += i32::from(weights[lane][place]) * i32::from(inputs[place]);
@@ -387,12 +434,18 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
-    fn dot_signed(self, mut sum: Self::Ints, weights: Self::Bytes, inputs: [i8; 4]) -> Self::Ints {
+    fn dot_signed(self, mut sum: Self::Partial, weights: Self::Bytes, inputs: [i8; 4]) -> Self::Partial {
         for lane in 0..WIDTH {
             for place in 0..4 {
                 sum[lane] += i32::from(weights[lane][place] as i8) * i32::from(inputs[place]);
             }
         }
+        sum
+    }
+
+    #[inline(always)]
+    fn widen(self, mut sum: Self::Ints, partial: Self::Partial) -> Self::Ints {
+        sum.iter_mut().zip(partial).for_each(|(sum, partial)| *sum += partial);
         sum
     }
 
@@ -507,6 +560,7 @@ mod x86 {
         type Pairs = __m256i;
         type Ints = __m256i;
         type Bytes = __m256i;
+        type Partial = __m256i;
         const OFFSET: i32 = 0;
 
         #[inline(always)]
@@ -591,12 +645,6 @@ mod x86 {
         }
 
         #[inline(always)]
-        fn add_ints(self, a: __m256i, b: __m256i) -> __m256i {
-            // SAFETY: as for `splat`.
-            unsafe { _mm256_add_epi32(a, b) }
-        }
-
-        #[inline(always)]
         fn to_vector(self, ints: __m256i) -> __m256 {
             // SAFETY: as for `splat`.
             unsafe { _mm256_cvtepi32_ps(ints) }
@@ -609,38 +657,80 @@ mod x86 {
         }
 
         #[inline(always)]
-        unsafe fn load_small(self, from: *const u8) -> __m256 {
+        unsafe fn load_small(self, from: *const i8) -> __m256 {
             // SAFETY: as for `load`, with eight bytes.
-            unsafe { _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(from.cast()))) }
+            unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(from.cast()))) }
         }
 
         #[inline(always)]
-        fn halves(self, bytes: __m256i) -> (__m256i, __m256i) {
-            // SAFETY: as for `splat`.
+        unsafe fn load_nibbles(self, from: *const u8) -> [__m256; 2] {
+            // SAFETY: as for `load`, with eight bytes.
             unsafe {
-                let lower = _mm256_set1_epi8(15);
-                (_mm256_and_si256(bytes, lower), _mm256_and_si256(_mm256_srli_epi16::<4>(bytes), lower))
+                let bytes = _mm256_cvtepu8_epi32(_mm_loadl_epi64(from.cast()));
+                let low = _mm256_and_si256(bytes, _mm256_set1_epi32(15));
+                [_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(_mm256_srli_epi32::<4>(bytes))]
             }
+        }
+
+        #[inline(always)]
+        unsafe fn load_powers(self, from: *const u8) -> __m256 {
+            // SAFETY: as for `load`, with eight bytes.
+            unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_cvtepu8_epi32(_mm_loadl_epi64(from.cast())))) }
+        }
+
+        #[inline(always)]
+        fn bits(self, bytes: __m256i, right: i32, mask: u8) -> __m256i {
+            // SAFETY: as for `splat`. The compiler knows the count where it is used. Bits that come from another byte are masked.
+            unsafe {
+                let shifted = match right {
+                    0 => bytes,
+                    ..0 => _mm256_sll_epi16(bytes, _mm_cvtsi32_si128(-right)),
+                    _ => _mm256_srl_epi16(bytes, _mm_cvtsi32_si128(right)),
+                };
+                _mm256_and_si256(shifted, _mm256_set1_epi8(mask as i8))
+            }
+        }
+
+        #[inline(always)]
+        fn or(self, a: __m256i, b: __m256i) -> __m256i {
+            // SAFETY: as for `splat`.
+            unsafe { _mm256_or_si256(a, b) }
+        }
+
+        #[inline(always)]
+        fn look_up(self, table: &[i8; 16], bytes: __m256i) -> __m256i {
+            // SAFETY: as for `splat`. The table has the bytes of its vector.
+            unsafe {
+                let table = _mm_loadu_si128(table.as_ptr().cast());
+                _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), bytes)
+            }
+        }
+
+        #[inline(always)]
+        fn partial(self) -> __m256i {
+            self.ints(0)
         }
 
         #[inline(always)]
         fn dot_unsigned(self, sum: __m256i, weights: __m256i, inputs: [i8; 4]) -> __m256i {
-            // SAFETY: as for `splat`. Two products of a weight up to 15 fit into 16 bits.
-            unsafe {
-                let pairs = _mm256_maddubs_epi16(weights, _mm256_set1_epi32(four(inputs)));
-                _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
-            }
+            // SAFETY: as for `splat`. The sums of pairs have 16 bits.
+            unsafe { _mm256_add_epi16(sum, _mm256_maddubs_epi16(weights, _mm256_set1_epi32(four(inputs)))) }
         }
 
         #[inline(always)]
         fn dot_signed(self, sum: __m256i, weights: __m256i, inputs: [i8; 4]) -> __m256i {
-            // SAFETY: as for `splat`. The signs of the inputs are moved to the weights. Two products of 127 with a weight fit into
-            // 16 bits.
+            // SAFETY: as for `splat`. The signs of the weights are moved to the inputs, which have no -128. Two products of 127 with a
+            // weight fit into 16 bits.
             unsafe {
-                let inputs = _mm256_set1_epi32(four(inputs));
-                let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(inputs), _mm256_sign_epi8(weights, inputs));
-                _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+                let signed = _mm256_sign_epi8(_mm256_set1_epi32(four(inputs)), weights);
+                _mm256_add_epi16(sum, _mm256_maddubs_epi16(_mm256_abs_epi8(weights), signed))
             }
+        }
+
+        #[inline(always)]
+        fn widen(self, sum: __m256i, partial: __m256i) -> __m256i {
+            // SAFETY: as for `splat`.
+            unsafe { _mm256_add_epi32(sum, _mm256_madd_epi16(partial, _mm256_set1_epi16(1))) }
         }
 
         #[inline(always)]
@@ -667,6 +757,7 @@ mod x86 {
             type Pairs = __m512i;
             type Ints = __m512i;
             type Bytes = __m512i;
+            type Partial = __m512i;
 
             #[inline(always)]
             fn splat(self, value: f32) -> __m512 {
@@ -738,12 +829,6 @@ mod x86 {
             }
 
             #[inline(always)]
-            fn add_ints(self, a: __m512i, b: __m512i) -> __m512i {
-                // SAFETY: as for `splat`.
-                unsafe { _mm512_add_epi32(a, b) }
-            }
-
-            #[inline(always)]
             fn to_vector(self, ints: __m512i) -> __m512 {
                 // SAFETY: as for `splat`.
                 unsafe { _mm512_cvtepi32_ps(ints) }
@@ -756,18 +841,61 @@ mod x86 {
             }
 
             #[inline(always)]
-            unsafe fn load_small(self, from: *const u8) -> __m512 {
+            unsafe fn load_small(self, from: *const i8) -> __m512 {
                 // SAFETY: as for `load`, with 16 bytes.
-                unsafe { _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(from.cast()))) }
+                unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast()))) }
             }
 
             #[inline(always)]
-            fn halves(self, bytes: __m512i) -> (__m512i, __m512i) {
-                // SAFETY: as for `splat`.
+            unsafe fn load_nibbles(self, from: *const u8) -> [__m512; 2] {
+                // SAFETY: as for `load`, with 16 bytes.
                 unsafe {
-                    let lower = _mm512_set1_epi8(15);
-                    (_mm512_and_si512(bytes, lower), _mm512_and_si512(_mm512_srli_epi16::<4>(bytes), lower))
+                    let bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(from.cast()));
+                    let low = _mm512_and_si512(bytes, _mm512_set1_epi32(15));
+                    [_mm512_cvtepi32_ps(low), _mm512_cvtepi32_ps(_mm512_srli_epi32::<4>(bytes))]
                 }
+            }
+
+            #[inline(always)]
+            unsafe fn load_powers(self, from: *const u8) -> __m512 {
+                // SAFETY: as for `load`, with 16 bytes.
+                unsafe {
+                    let exponents = _mm512_cvtepu8_epi32(_mm_loadu_si128(from.cast()));
+                    _mm512_castsi512_ps(_mm512_slli_epi32::<23>(exponents))
+                }
+            }
+
+            #[inline(always)]
+            fn bits(self, bytes: __m512i, right: i32, mask: u8) -> __m512i {
+                // SAFETY: as for `splat`. The compiler knows the count where it is used. Bits that come from another byte are masked.
+                unsafe {
+                    let shifted = match right {
+                        0 => bytes,
+                        ..0 => _mm512_sll_epi16(bytes, _mm_cvtsi32_si128(-right)),
+                        _ => _mm512_srl_epi16(bytes, _mm_cvtsi32_si128(right)),
+                    };
+                    _mm512_and_si512(shifted, _mm512_set1_epi8(mask as i8))
+                }
+            }
+
+            #[inline(always)]
+            fn or(self, a: __m512i, b: __m512i) -> __m512i {
+                // SAFETY: as for `splat`.
+                unsafe { _mm512_or_si512(a, b) }
+            }
+
+            #[inline(always)]
+            fn look_up(self, table: &[i8; 16], bytes: __m512i) -> __m512i {
+                // SAFETY: as for `splat`. The table has the bytes of its vector.
+                unsafe {
+                    let table = _mm_loadu_si128(table.as_ptr().cast());
+                    _mm512_shuffle_epi8(_mm512_broadcast_i32x4(table), bytes)
+                }
+            }
+
+            #[inline(always)]
+            fn partial(self) -> __m512i {
+                self.ints(0)
             }
 
             #[inline(always)]
@@ -788,24 +916,26 @@ mod x86 {
 
         #[inline(always)]
         fn dot_unsigned(self, sum: __m512i, weights: __m512i, inputs: [i8; 4]) -> __m512i {
-            // SAFETY: as for `splat`. Two products of a weight up to 15 fit into 16 bits.
-            unsafe {
-                let pairs = _mm512_maddubs_epi16(weights, _mm512_set1_epi32(four(inputs)));
-                _mm512_add_epi32(sum, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)))
-            }
+            // SAFETY: as for `splat`. The sums of pairs have 16 bits.
+            unsafe { _mm512_add_epi16(sum, _mm512_maddubs_epi16(weights, _mm512_set1_epi32(four(inputs)))) }
         }
 
         #[inline(always)]
         fn dot_signed(self, sum: __m512i, weights: __m512i, inputs: [i8; 4]) -> __m512i {
-            // SAFETY: as for `splat`. The signs of the inputs are moved to the weights. Two products of 127 with a weight fit into
-            // 16 bits.
+            // SAFETY: as for `splat`. The signs of the weights are moved to the inputs, which have no -128. Two products of 127 with a
+            // weight fit into 16 bits.
             unsafe {
                 let inputs = _mm512_set1_epi32(four(inputs));
-                let negative = _mm512_movepi8_mask(inputs);
-                let signed = _mm512_mask_sub_epi8(weights, negative, _mm512_setzero_si512(), weights);
-                let pairs = _mm512_maddubs_epi16(_mm512_abs_epi8(inputs), signed);
-                _mm512_add_epi32(sum, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)))
+                let negative = _mm512_movepi8_mask(weights);
+                let signed = _mm512_mask_sub_epi8(inputs, negative, _mm512_setzero_si512(), inputs);
+                _mm512_add_epi16(sum, _mm512_maddubs_epi16(_mm512_abs_epi8(weights), signed))
             }
+        }
+
+        #[inline(always)]
+        fn widen(self, sum: __m512i, partial: __m512i) -> __m512i {
+            // SAFETY: as for `splat`.
+            unsafe { _mm512_add_epi32(sum, _mm512_madd_epi16(partial, _mm512_set1_epi16(1))) }
         }
 
         #[inline(always)]
@@ -839,6 +969,12 @@ mod x86 {
                 let moved = _mm512_xor_si512(weights, _mm512_set1_epi8(-128));
                 _mm512_dpbusd_epi32(sum, moved, _mm512_set1_epi32(four(inputs)))
             }
+        }
+
+        #[inline(always)]
+        fn widen(self, sum: __m512i, partial: __m512i) -> __m512i {
+            // SAFETY: as for `splat`.
+            unsafe { _mm512_add_epi32(sum, partial) }
         }
 
         #[inline(always)]

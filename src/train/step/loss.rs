@@ -6,7 +6,7 @@ use candle_core::{D, DType, Tensor};
 use candle_nn::ops::softmax;
 
 use crate::kernels::{
-    Kernel, Matrix, MatrixMut, Start, change, each_of, exp, inference::Machine, is_plain, losses, product, vectorised,
+    Loop, Matrix, MatrixMut, Start, change, each_of, exp, inference::Machine, is_plain, losses, product, vectorised,
     with_slices,
 };
 
@@ -170,7 +170,7 @@ struct Soften<'a> {
     weight: f32,
 }
 
-impl Kernel for Soften<'_> {
+impl Loop for Soften<'_> {
     type Output = (f64, usize);
 
     #[inline(always)]

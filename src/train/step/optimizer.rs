@@ -9,7 +9,7 @@ use anyhow::{Result, ensure};
 use candle_core::{DType, Tensor, Var};
 use serde::{Deserialize, Serialize};
 
-use crate::kernels::{Kernel, change_all, each_of, is_plain, vectorised, with_all_slices};
+use crate::kernels::{Loop, change_all, each_of, is_plain, vectorised, with_all_slices};
 
 /// Elements that a thread processes at a time.
 const CHUNK: usize = 16 * 1024;
@@ -236,7 +236,7 @@ fn squared(tensors: &[&Tensor]) -> Result<f64> {
     /// Numbers that are summed in f32.
     const SUM: usize = 4096;
     struct Part<'a>(&'a [f32]);
-    impl Kernel for Part<'_> {
+    impl Loop for Part<'_> {
         type Output = f64;
         #[inline(always)]
         fn run(self) -> f64 {
@@ -354,7 +354,7 @@ struct Chunk<'a> {
     squares: &'a mut [f32],
 }
 
-impl Kernel for Chunk<'_> {
+impl Loop for Chunk<'_> {
     type Output = (f64, f64);
 
     #[inline(always)]
