@@ -3,6 +3,8 @@
 //!
 //! `cargo run --release --example candle_gguf -- model.gguf 16 1,2,3` prints 16 greedy tokens after three.
 
+#![allow(clippy::print_stderr, clippy::print_stdout)]
+
 use std::{env, fs::File, time::Instant};
 
 use anyhow::{Context, Result, bail};

@@ -27,10 +27,11 @@ impl List {
         let settings = Settings::load(self.settings.given())?;
         let row = |cells: &[&str]| cells.iter().map(|cell| (*cell).to_owned()).collect::<Vec<_>>();
 
-        for (heading, texts, rows) in scenarios(&settings) {
-            let heading = heading.iter().map(|name| (*name).to_owned()).collect();
+        for Listing { heading, texts, rows } in scenarios(&settings) {
+            let mut heading: Vec<String> = heading.iter().map(|name| (*name).to_owned()).collect();
+            heading.insert(1, "bench target".to_owned());
             let rows: Vec<Vec<String>> = [heading].into_iter().chain(rows).collect();
-            output::print_line(markdown(&rows, texts));
+            output::print_line(markdown(&rows, texts + 1));
         }
 
         let mut rows = vec![row(&["backbone of the sweep", "other names", "presets"])];
@@ -73,16 +74,14 @@ impl List {
 }
 
 /// The tables of scenarios, with the bench target in the second column. Targets with the same heading share a table.
-fn scenarios(settings: &Settings) -> Vec<(Vec<&'static str>, usize, Vec<Vec<String>>)> {
-    let mut tables: Vec<(Vec<&str>, usize, Vec<Vec<String>>)> = Vec::new();
+fn scenarios(settings: &Settings) -> Vec<Listing> {
+    let mut tables: Vec<Listing> = Vec::new();
     for target in TARGETS {
-        for Listing { heading, texts, mut rows } in target.listings(settings) {
-            let mut heading = heading.to_vec();
-            heading.insert(1, "bench target");
-            rows.iter_mut().for_each(|row| row.insert(1, target.name.to_owned()));
-            match tables.iter_mut().find(|(known, ..)| *known == heading) {
-                Some((.., known)) => known.extend(rows),
-                None => tables.push((heading, texts + 1, rows)),
+        for mut listing in target.listings(settings) {
+            listing.rows.iter_mut().for_each(|row| row.insert(1, target.name.to_owned()));
+            match tables.iter_mut().find(|known| known.heading == listing.heading) {
+                Some(known) => known.rows.extend(listing.rows),
+                None => tables.push(listing),
             }
         }
     }

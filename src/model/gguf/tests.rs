@@ -242,7 +242,7 @@ fn the_published_mixture_of_qwen3_does_not_run_on_cpus() {
         let mut model = GGUFQWenMoE::from_gguf(content, bytes, &Device::Cpu, DType::F32)?;
         model.forward(&Tensor::new(&[[3u32, 4]], &Device::Cpu)?, 0)
     };
-    let error = run(&mut bytes).err().expect("an error").to_string();
+    let error = run(&mut bytes).expect_err("an error").to_string();
     assert!(error.contains("only implemented for the cuda backend"), "{error}");
 }
 

@@ -55,7 +55,6 @@ const MODULES: &[Module] = &[
         // The cache of prompts lacks the tokens of steps.
         takes_chunks: false,
         load: |content, file| Ok(Box::new(quantized_qwen3::ModelWeights::from_gguf(content, file, &Device::Cpu)?)),
-        ..LLAMA
     },
     Module {
         architecture: "Gemma3ForCausalLM",
@@ -147,7 +146,7 @@ impl Fault {
     fn reason(self, config: &ModelConfig, tokens: usize) -> Option<String> {
         let ModelConfig { qkv_bias, o_bias, mlp_bias, .. } = *config;
         let is_cut = config.sliding_layers.contains(&true) && config.sliding_window.is_some_and(|size| tokens > size);
-        let is_regular = |layer: usize, sliding: bool| sliding == !(layer + 1).is_multiple_of(6);
+        let is_regular = |layer: usize, sliding: bool| sliding != (layer + 1).is_multiple_of(6);
         let mut layers = config.sliding_layers.iter().enumerate();
         let has_local_base = config.local_rope.as_ref().is_some_and(|rope| rope.theta != 1e4);
         match self {

@@ -171,7 +171,7 @@ impl Suite {
         value: impl Fn(Iteration, usize) -> M::Value,
     ) {
         if self.arguments.mode() == Mode::Measure {
-            section.notes.iter().for_each(|note| output::report(note));
+            section.notes.iter().for_each(output::report);
         }
         let mut sets = Sets::new(section, &self.arguments, &self.session);
         let mut criterion = self.criterion(measurement, noise_threshold);
