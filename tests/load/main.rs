@@ -3,6 +3,9 @@
 //! Tests of the generator's own error need a quiet machine, or a real-time priority on a busy one:
 //! `chrt --rr 10 cargo test --release --test load -- --ignored --test-threads 1`.
 
+// Functions beside the tests say what is skipped.
+#![allow(clippy::print_stderr, clippy::print_stdout)]
+
 #[cfg(unix)]
 mod command;
 mod hostile;

@@ -1,5 +1,8 @@
 //! The server, over loopback, in front of a toy model with several sequences and of an embedded model.
 
+// Functions beside the tests say what is skipped.
+#![allow(clippy::print_stderr, clippy::print_stdout)]
+
 mod client;
 #[cfg(unix)]
 mod command;

@@ -1,6 +1,9 @@
 //! Tests that neither install an allocator nor have a `main` of their own. They are one program, so that the library is linked
 //! once. `cargo test --test suite keys::` runs those of one file.
 
+// Functions beside the tests say what is skipped.
+#![allow(clippy::print_stderr, clippy::print_stdout)]
+
 mod command;
 mod duel;
 mod generated;
