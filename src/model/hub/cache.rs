@@ -106,6 +106,21 @@ impl Cache {
         Some(file.below(self.snapshot(commit))).filter(|path| path.exists())
     }
 
+    /// Returns whether a commit is known to lack a file: `.no_exist` holds an empty file for each, as huggingface_hub writes it.
+    pub fn lacks(&self, commit: &PathName, file: &RepoFile) -> bool {
+        self.absent(commit, file).exists()
+    }
+
+    /// Remembers that a commit lacks a file. A cache that cannot be written to forgets it.
+    pub fn remember_absent(&self, commit: &PathName, file: &RepoFile) {
+        let path = self.absent(commit, file);
+        let _ = path.parent().map_or(Ok(()), fs::create_dir_all).and_then(|()| fs::write(path, ""));
+    }
+
+    fn absent(&self, commit: &PathName, file: &RepoFile) -> PathBuf {
+        file.below(self.repository().join(".no_exist").join(commit.as_str()))
+    }
+
     /// The GGUF files of a commit that are there, in its folder and the folders in it.
     pub fn gguf_files(&self, commit: &PathName) -> Vec<String> {
         let names = |folder: &Path| {

@@ -329,12 +329,17 @@ impl Fetcher<'_> {
 
     /// `None` when the repository has no such file, or the cache has none while the Hub is not asked.
     fn optional(&self, file: &str, commit: &PathName) -> Result<Option<PathBuf>> {
-        match self.fetch(&file.parse()?, commit) {
+        let name: RepoFile = file.parse()?;
+        if self.cache.lacks(commit, &name) {
+            return Ok(None);
+        }
+        match self.fetch(&name, commit) {
             Ok(path) => Ok(Some(path)),
             Err(Failure::NotCached) => Ok(None),
             Err(Failure::Status { status: 404, error_code, .. })
                 if !matches!(error_code.as_deref(), Some("RepoNotFound" | "RevisionNotFound")) =>
             {
+                self.cache.remember_absent(commit, &name);
                 Ok(None)
             }
             Err(failure) => Err(self.explain(failure, file, commit.as_str())),

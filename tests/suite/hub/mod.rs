@@ -79,7 +79,7 @@ fn everything_is_fetched_once() {
     let checkpoint = world.fetch().expect("fetched");
     assert_eq!(checkpoint.source, format!("hub:{REPO}@{COMMIT}"));
     assert!(checkpoint.tokenizer.is_some());
-    assert_eq!(world.downloads(), 3);
+    assert_eq!(world.downloads(), 4);
     assert_runs(checkpoint);
 
     let again = world.fetch().expect("from the cache");
