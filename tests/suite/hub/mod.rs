@@ -98,18 +98,21 @@ fn a_tokenizer_is_not_needed() {
 
 #[test]
 fn a_chat_template_is_fetched_if_there_is_one() {
-    let world = world(SINGLE);
-    let fetch = || {
+    let fetch = |world: &World| {
         let files = ["chat_template.jinja", "tokenizer_config.json"];
         world.hub().fetch_optional(REPO, COMMIT, &files).expect("fetched")
     };
-    assert_eq!(fetch().len(), 1);
+    let has_none = world(SINGLE);
+    assert_eq!(fetch(&has_none).len(), 1);
+    let world = world(SINGLE);
     world.server.add("chat_template.jinja", b"{{ messages }}".to_vec());
-    let found = fetch();
+    let found = fetch(&world);
     assert_eq!((found.len(), fs::read(&found[0]).expect("a template")), (2, b"{{ messages }}".to_vec()));
-    world.server.requests();
-    assert_eq!(fetch(), found);
-    assert!(world.server.requests().is_empty(), "the cache has both");
+    for (world, count) in [(&has_none, 1), (&world, 2)] {
+        world.server.requests();
+        assert_eq!(fetch(world).len(), count);
+        assert!(world.server.requests().is_empty(), "the cache knows both files");
+    }
 }
 
 #[test]
