@@ -15,6 +15,9 @@
 //!
 //! [`system`] has what is not a kernel: allocators, huge pages, maps of files and the variables of the process.
 
+// Its documentation is for people who change it, with private items.
+#![allow(rustdoc::private_intra_doc_links)]
+
 mod activation;
 mod attention;
 mod composed;
