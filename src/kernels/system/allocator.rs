@@ -13,9 +13,10 @@ static PEAK: AtomicUsize = AtomicUsize::new(0);
 /// The system's allocator with counters. A program installs it as its global allocator:
 ///
 /// ```
+/// # use candlepower_kernels::system::allocator as candlepower;
 /// #[global_allocator]
 /// static ALLOCATOR: candlepower::CountingAllocator = candlepower::CountingAllocator;
-/// # fn main() { assert!(candlepower::measure::allocator::peak_bytes().is_some()) }
+/// # fn main() { assert!(candlepower::peak_bytes().is_some()) }
 /// ```
 ///
 /// It passes requests for zeroed and grown memory on to the system. A large zeroed cache therefore consists of

@@ -410,6 +410,8 @@ fn criterion<M: Measurement>(measurement: M, noise_threshold: f64) -> Criterion<
     Criterion::default()
         .with_measurement(measurement)
         .sample_size(SAMPLES)
+        .warm_up_time(NO_WARM_UP)
+        .measurement_time(NO_MEASURING)
         .nresamples(10_000)
         .noise_threshold(noise_threshold)
         .plotting_backend(PlottingBackend::Plotters)
