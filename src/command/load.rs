@@ -509,6 +509,7 @@ impl Saving {
             deviates: None,
             limits: None,
             conditions: Some(Conditions { doubts: report.verdict.reasons.clone(), ..Conditions::default() }),
+            between_runs: None,
             ratios: Vec::new(),
             machine: machine::machine(std::thread::available_parallelism().map_or(1, usize::from), None),
             software: machine::software(),

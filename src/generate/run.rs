@@ -138,7 +138,10 @@ impl Run {
             }
             Some(number) => {
                 active.retain(|sequence| !sequence.has_ended(request));
-                let pause = pauses::pass_at(|| Moment::Decode(model.weights()));
+                // Each generation reads the weights once, so that runs do not differ in what their MBU divides by.
+                let is_due = timeline.weight_readings.is_empty() && 2 * (*number + 1) >= request.new_tokens;
+                let moment = || Moment::Decode(model.weights());
+                let pause = if is_due { pauses::pass_now(moment) } else { pauses::pass_at(moment) };
                 let read = pause.and_then(|pause| Some((pause.began, pause.read_bytes_per_s?)));
                 timeline.weight_readings.extend(read);
                 let started = Instant::now();

@@ -80,6 +80,11 @@ pub fn pass_at<'a>(moment: impl FnOnce() -> Moment<'a>) -> Option<Pause> {
     pass_after(1.0, moment)
 }
 
+/// Does the same however short ago the last pause is.
+pub fn pass_now<'a>(moment: impl FnOnce() -> Moment<'a>) -> Option<Pause> {
+    pass_after(0.0, moment)
+}
+
 /// Does the same before and after a prompt: takes a pause unless the last one has only just ended.
 pub fn pass_early() {
     pass_after(0.2, || Moment::Prompt);

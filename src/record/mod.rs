@@ -5,6 +5,7 @@
 //! measure anything, and it does not format anything for people.
 
 mod baseline;
+mod between_runs;
 pub mod columns;
 mod guarded;
 mod id;
@@ -16,13 +17,15 @@ mod sink;
 
 pub use baseline::{Estimate, Samples};
 pub(crate) use baseline::{baseline, baseline_records, baselines, estimates, keep_records};
+pub(crate) use between_runs::History;
+pub use between_runs::{Basis, BetweenRuns};
 pub(crate) use guarded::{GUARDED, Guarded, Note};
 pub(crate) use id::group;
 pub use id::{BenchmarkId, Variant};
 pub(crate) use measures::MeasureUnit;
 pub use measures::{Evaluation, Generation, Loading, Quality, Serving, Sweep, Tokenizing, Training};
-pub(crate) use read::parse;
 pub use read::{Read, latest, read};
+pub(crate) use read::{earlier_runs, parse};
 pub use sink::RECORDS;
 pub(crate) use sink::{Sink, check_writable, parent_process, temporary_that_stays, write_whole};
 
@@ -89,6 +92,9 @@ pub struct Record {
     pub limits: Option<Limits>,
     /// Load on the machine during the benchmark; `null` if it was not observed.
     pub conditions: Option<Conditions>,
+    /// How much the result varies between runs of the same program on this machine; absent for a benchmark without times.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub between_runs: Option<BetweenRuns>,
     /// The machine that ran the benchmark.
     pub machine: Machine,
     /// Versions of the software.

@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use rayon::prelude::*;
 use serde::Deserialize;
 
-use super::{OLDEST_SCHEMA, Record, SCHEMA};
+use super::{OLDEST_SCHEMA, RECORDS, Record, SCHEMA};
 use crate::files::{LINE_MAX_BYTES, read_line_limited};
 
 /// The records of a file, and the problems of its other lines.
@@ -49,6 +49,26 @@ pub fn read(path: &Path) -> Result<Read> {
         }
     }
     Ok(read)
+}
+
+/// Runs that are searched for earlier results. Old runs may be many.
+const MOST_RUNS: usize = 20;
+
+/// Name and records of the newest runs below `out`, other than `run`, on a machine of this name. The newest comes first.
+pub(crate) fn earlier_runs(out: &Path, run: &str, machine: &str) -> impl Iterator<Item = (String, Vec<Record>)> {
+    let runs = fs::read_dir(out).into_iter().flatten().flatten().filter(|earlier| *earlier.file_name() != *run);
+    let mut files: Vec<_> = runs
+        .filter_map(|run| {
+            let file = run.path().join(RECORDS);
+            Some((fs::metadata(&file).ok()?.modified().ok()?, run.file_name().to_string_lossy().into_owned(), file))
+        })
+        .collect();
+    files.sort();
+    files.into_iter().rev().take(MOST_RUNS).filter_map(move |(_, run, file)| {
+        let mut records = latest(&file).ok()?.records;
+        records.retain(|record| record.machine.name == machine);
+        Some((run, records))
+    })
 }
 
 /// Reads the last record of each benchmark, in the order of the file. Sandbox records count separately. If a benchmark has

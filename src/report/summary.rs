@@ -1,7 +1,7 @@
 //! A run at a glance: limits of the machine, counts, and one card per model. The page, the report's README and the end of a
 //! run in the terminal show it.
 
-use std::{fmt::Write, fs, path::Path};
+use std::{fmt::Write, path::Path};
 
 use super::{
     compare::{Row, Side, Strictness, Verdict, compare},
@@ -9,7 +9,7 @@ use super::{
     text_table::TERMINAL_WIDTH,
 };
 use crate::{
-    record::{self, Limits, Measures, RECORDS, Record, Status},
+    record::{self, Limits, Measures, Record, Status},
     text,
 };
 
@@ -206,10 +206,12 @@ impl<'a> Summary<'a> {
         /// Thresholds of `candlepower compare`.
         const STRICTNESS: Strictness = Strictness { noise: 0.03, level: 0.05 };
         let own: Vec<Record> = self.records.iter().map(|record| (*record).clone()).collect();
-        let (run, earlier) = earlier_runs(out, own.first()?).find_map(|(run, mut earlier)| {
-            earlier.retain(|old| old.measures.is_some() && own.iter().any(|new| new.id == old.id));
-            (!earlier.is_empty()).then_some((run, earlier))
-        })?;
+        let first = own.first()?;
+        let (run, earlier) =
+            record::earlier_runs(out, &first.run, &first.machine.name).find_map(|(run, mut earlier)| {
+                earlier.retain(|old| old.measures.is_some() && own.iter().any(|new| new.id == old.id));
+                (!earlier.is_empty()).then_some((run, earlier))
+            })?;
         let comparison =
             compare(&Side::from_records(&run, &earlier), &Side::from_records("now", &own), STRICTNESS).ok()?;
         let worst = comparison
@@ -219,27 +221,6 @@ impl<'a> Summary<'a> {
             .map(|row: &&Row| format!("; worst: {} {}", row.id, super::compare::change(row.ratio)));
         Some(format!("{} since {run}{}", comparison.counted(), worst.unwrap_or_default()))
     }
-}
-
-/// Runs that are searched for an earlier result. Old runs may be many.
-const MOST_RUNS: usize = 20;
-
-/// Name and records of the newest runs below `out`, other than that of `first`, on the same machine.
-pub(crate) fn earlier_runs(out: &Path, first: &Record) -> impl Iterator<Item = (String, Vec<Record>)> {
-    let runs = fs::read_dir(out).into_iter().flatten().flatten().filter(|run| *run.file_name() != *first.run);
-    let mut files: Vec<_> = runs
-        .filter_map(|run| {
-            let file = run.path().join(RECORDS);
-            Some((fs::metadata(&file).ok()?.modified().ok()?, run.file_name().to_string_lossy().into_owned(), file))
-        })
-        .collect();
-    files.sort();
-    let machine = first.machine.name.clone();
-    files.into_iter().rev().take(MOST_RUNS).filter_map(move |(_, run, file)| {
-        let mut records = record::latest(&file).ok()?.records;
-        records.retain(|record| record.machine.name == machine);
-        Some((run, records))
-    })
 }
 
 /// The text up to `width` characters.
@@ -252,7 +233,10 @@ fn cut(text: &str, width: usize) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
+    use crate::record::RECORDS;
 
     fn sample(id: &str, edit: impl Fn(&mut Record, &mut record::Generation)) -> Record {
         let mut record: Record = serde_json::from_str(include_str!("../record/sample.json")).expect("the sample");

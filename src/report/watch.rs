@@ -17,12 +17,7 @@ use ratatui::{
     widgets::{Block, Cell, Paragraph, Row, Table},
 };
 
-use super::{
-    plot::shortened,
-    summary::{earlier_runs, is_disturbed},
-    table::quantity,
-    text_table::sparkline,
-};
+use super::{plot::shortened, summary::is_disturbed, table::quantity, text_table::sparkline};
 use crate::{
     files::{LINE_MAX_BYTES, read_line_limited},
     record::{
@@ -181,7 +176,8 @@ impl Watched {
     fn ends_of_earlier_run(&self, first: &Record) -> BTreeMap<String, DateTime<Utc>> {
         let out = self.path.parent().and_then(Path::parent);
         let run = out.and_then(|out| {
-            earlier_runs(out, first).find(|(_, records)| records.iter().any(|record| record.id == first.id))
+            crate::record::earlier_runs(out, &first.run, &first.machine.name)
+                .find(|(_, records)| records.iter().any(|record| record.id == first.id))
         });
         let ends = run.into_iter().flat_map(|(_, records)| records);
         ends.filter_map(|record| Some((record.id.clone(), at(&record)?))).collect()

@@ -190,6 +190,7 @@ fn template(run: &str, now: DateTime<Utc>) -> Record {
             exceeded: Vec::new(),
         }),
         conditions: Some(Conditions { other_cpu_share: Some(0.0), ..Conditions::default() }),
+        between_runs: None,
         machine: Machine { name: MACHINE.into(), cpu: MACHINE.into(), ..machine::machine(1, None) },
         software: machine::software(),
         settings: BTreeMap::new(),

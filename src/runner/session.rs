@@ -28,7 +28,8 @@ use crate::{
     names::PathName,
     peer::Unsupported,
     record::{
-        self, BenchmarkId, GLIBC_TUNABLES, Guarded, Machine, Note, RECORDS, Record, SCHEMA, Sink, Software, Status,
+        self, BenchmarkId, GLIBC_TUNABLES, Guarded, History, Machine, Note, RECORDS, Record, SCHEMA, Sink, Software,
+        Status,
     },
     settings::{Settings, most_threads},
     train::step::Diverged,
@@ -47,6 +48,8 @@ pub struct Session {
     command: Option<String>,
     /// Made when the first benchmark is prepared, so that a list allocates nothing.
     gauge: OnceCell<Rc<Gauge>>,
+    /// Results of earlier runs, read for the first record.
+    history: OnceCell<History>,
     /// Opened with the first record, so that a list or a smoke test creates no folder.
     sink: Option<Sink>,
     /// The guard of this process.
@@ -79,6 +82,7 @@ impl Session {
             device,
             settings,
             gauge: OnceCell::new(),
+            history: OnceCell::new(),
             sink: None,
             guarded: None,
             before: BTreeMap::new(),
@@ -208,6 +212,7 @@ impl Session {
             ratios: Vec::new(),
             limits,
             conditions,
+            between_runs: None,
             machine: self.machine.clone(),
             software: self.software.clone(),
             settings: self.settings.sources.clone(),
@@ -235,6 +240,8 @@ impl Session {
         };
         let sink = self.sink.insert(sink);
         record.run = sink.run().to_owned();
+        let history = || History::read(&self.settings.out, &record.run, &record.machine);
+        record.between_runs = self.history.get_or_init(history).between_runs(record);
         sink.append(record)?;
         if let Some(guarded) = &self.guarded {
             guarded.clear();

@@ -1,5 +1,6 @@
 //! Comparison of two runs or Criterion baselines, with a row for each benchmark.
 
+mod change;
 mod text;
 
 pub(crate) use text::change;
@@ -12,12 +13,13 @@ use anyhow::{Result, bail};
 use schemars::JsonSchema;
 use serde::Serialize;
 
+use self::change::Change;
 use super::{
-    statistics::{holm, median, p_value, paired_p_value, paired_ratio, ratio},
+    statistics::{holm, median},
     summary::is_disturbed,
 };
 use crate::{
-    record::{self, GLIBC_TUNABLES, Record, SampleUnit, Status},
+    record::{self, Basis, BetweenRuns, GLIBC_TUNABLES, Record, SampleUnit, Status},
     scenario,
 };
 
@@ -52,6 +54,31 @@ struct Benchmark {
     token_digest: Option<String>,
     /// True if its record has doubts.
     is_doubted: bool,
+    /// How much its result varies between runs. `None` without a record.
+    between_runs: Option<BetweenRuns>,
+    /// What its times are multiplied by in each form.
+    factors: BTreeMap<Basis, f64>,
+}
+
+impl Benchmark {
+    /// A benchmark of which only samples are known.
+    fn of_samples(unit: SampleUnit, samples: Vec<f64>) -> Self {
+        let peak_bytes = (unit == SampleUnit::Bytes).then(|| median(&samples) as u64);
+        Self {
+            unit,
+            samples,
+            peak_bytes,
+            token_digest: None,
+            is_doubted: false,
+            between_runs: None,
+            factors: [(Basis::Time, 1.0)].into(),
+        }
+    }
+
+    /// What its times are multiplied by. `None` if the limit was not read.
+    fn factor(&self, basis: Basis) -> Option<f64> {
+        self.factors.get(&basis).copied()
+    }
 }
 
 impl Side {
@@ -88,23 +115,13 @@ impl Side {
         // Records know more than Criterion's files. Those of an earlier version have none.
         let records: Vec<Record> = record::baseline_records(criterion_home, name).into_values().collect();
         let mut side = Self::from_records(name, &records);
-        let benchmark = |(id, ms): (String, Vec<f64>)| {
-            let benchmark = match scenario::is_in_bytes(record::group(&id)) {
-                // Criterion's files have no unit and count everything as nanoseconds.
-                true => {
-                    let samples: Vec<f64> = ms.iter().map(|ms| ms * 1e6).collect();
-                    let peak_bytes = Some(median(&samples) as u64);
-                    Benchmark { unit: SampleUnit::Bytes, samples, peak_bytes, token_digest: None, is_doubted: false }
-                }
-                false => Benchmark {
-                    unit: SampleUnit::Ms,
-                    samples: ms,
-                    peak_bytes: None,
-                    token_digest: None,
-                    is_doubted: false,
-                },
-            };
-            (id, benchmark)
+        // Criterion's files have no unit and count everything as nanoseconds.
+        let benchmark = |(id, ms): (String, Vec<f64>)| match scenario::is_in_bytes(record::group(&id)) {
+            true => {
+                let bytes = ms.iter().map(|ms| ms * 1e6).collect();
+                (id, Benchmark::of_samples(SampleUnit::Bytes, bytes))
+            }
+            false => (id, Benchmark::of_samples(SampleUnit::Ms, ms)),
         };
         for (id, benchmark) in samples.into_iter().map(benchmark) {
             side.benchmarks.entry(id).or_insert(benchmark);
@@ -130,6 +147,11 @@ impl Side {
                             peak_bytes: measures.peak_bytes(),
                             token_digest: measures.output_digest().map(str::to_owned),
                             is_doubted: is_disturbed(record),
+                            between_runs: Some(record.between_runs.unwrap_or_else(|| BetweenRuns::typical(record))),
+                            factors: Basis::ALL
+                                .iter()
+                                .filter_map(|basis| Some((*basis, basis.factor(record)?)))
+                                .collect(),
                         },
                     );
                 }
@@ -206,6 +228,8 @@ pub struct Row {
     pub a: f64,
     /// Median of `b`. In nats, the mean.
     pub b: f64,
+    /// The form in which times are compared, and how much it varies between runs of the same program; `null` for other units.
+    pub between_runs: Option<BetweenRuns>,
     /// `b` divided by `a`. Above 1, `b` is slower, uses more memory, or finds the text less likely.
     pub ratio: f64,
     /// Lower end of the confidence interval of the ratio, at the level of the comparison.
@@ -216,8 +240,8 @@ pub struct Row {
     pub p: f64,
     /// The judgement of the difference.
     pub verdict: Verdict,
-    /// Minimum detectable change: the smallest slowdown, as a share, that the test detects in samples with this spread.
-    /// `null` if it would not detect twice the time.
+    /// Minimum detectable change: the smallest rise, as a share, that such a comparison finds in nine of ten cases.
+    /// `null` if it would not find twice the value.
     #[serde(rename = "found_from")]
     pub minimum_detectable_change: Option<f64>,
     /// Peak memory of `b` divided by that of `a`.
@@ -255,19 +279,6 @@ pub(super) const MEMORY_NOISE: f64 = 0.005;
 /// less.
 pub(super) const QUALITY_NOISE: f64 = 1e-4;
 
-/// A test of two samples beyond a noise.
-type Test = fn(&[f64], &[f64], f64) -> f64;
-
-/// The statistics of a unit: the test, the ratio with its interval, and the value that stands for a sample. Samples in nats
-/// are of the same tokens, so they are compared pair by pair.
-#[expect(clippy::type_complexity, reason = "three functions")]
-fn statistics(unit: SampleUnit) -> (Test, fn(&[f64], &[f64], f64) -> (f64, f64, f64), fn(&[f64]) -> f64) {
-    match unit {
-        SampleUnit::Ms | SampleUnit::Bytes => (p_value, ratio, median),
-        SampleUnit::Nats => (paired_p_value, paired_ratio, |sample| sample.iter().sum::<f64>() / sample.len() as f64),
-    }
-}
-
 /// Compares every benchmark that both sides have.
 ///
 /// # Errors
@@ -288,26 +299,20 @@ pub fn compare(a: &Side, b: &Side, strictness: Strictness) -> Result<Comparison>
     if both.is_empty() {
         bail!("{} and {} have no benchmark in common", a.name, b.name);
     }
-    let granted = |unit| match unit {
-        SampleUnit::Ms => strictness,
-        SampleUnit::Bytes => Strictness { noise: MEMORY_NOISE, ..strictness },
-        SampleUnit::Nats => Strictness { noise: QUALITY_NOISE, ..strictness },
-    };
-    let p_values: Vec<_> = both
-        .iter()
-        .map(|(_, old, new)| statistics(old.unit).0(&old.samples, &new.samples, granted(old.unit).noise))
-        .collect();
+    let changes: Vec<Change> = both.iter().map(|(_, old, new)| Change::of(old, new, strictness)).collect();
+    let p_values: Vec<f64> = changes.iter().map(Change::p).collect();
     let rows: Vec<Row> = both
         .iter()
+        .zip(&changes)
         .zip(holm(&p_values))
-        .map(|((id, old, new), p)| {
-            let (_, ratio, middle) = statistics(old.unit);
-            let (ratio, low, high) = ratio(&old.samples, &new.samples, level);
+        .map(|(((id, old, new), change), p)| {
+            let (ratio, low, high) = change.ratio(level);
             Row {
                 id: (*id).clone(),
                 unit: old.unit,
-                a: middle(&old.samples),
-                b: middle(&new.samples),
+                a: change.middle(&old.samples),
+                b: change.middle(&new.samples),
+                between_runs: change.between,
                 ratio,
                 low,
                 high,
@@ -322,13 +327,7 @@ pub fn compare(a: &Side, b: &Side, strictness: Strictness) -> Result<Comparison>
                     (SampleUnit::Nats, true) if ratio > 1.0 => Verdict::Worse,
                     (SampleUnit::Nats, true) => Verdict::Better,
                 },
-                minimum_detectable_change: minimum_detectable_change(
-                    old.unit,
-                    &old.samples,
-                    &new.samples,
-                    granted(old.unit),
-                    both.len(),
-                ),
+                minimum_detectable_change: change.minimum_detectable(level, both.len()),
                 memory_ratio: old.peak_bytes.zip(new.peak_bytes).map(|(old, new)| new as f64 / old as f64),
                 same_work: old.token_digest.as_ref().zip(new.token_digest.as_ref()).map(|(old, new)| old == new),
             }
@@ -355,34 +354,6 @@ pub fn compare(a: &Side, b: &Side, strictness: Strictness) -> Result<Comparison>
         remarks: remarks(a, b, &rows),
         rows,
     })
-}
-
-/// The smallest slowdown, as a share, that the test detects in samples with the spread of these.
-fn minimum_detectable_change(
-    unit: SampleUnit,
-    a: &[f64],
-    b: &[f64],
-    Strictness { noise, level }: Strictness,
-    tests: usize,
-) -> Option<f64> {
-    /// Resolution of the search.
-    const STEP: f64 = 0.001;
-    let (test, _, middle) = statistics(unit);
-    let equal = middle(a) / middle(b);
-    let is_found = |step: usize| {
-        let slower: Vec<f64> = b.iter().map(|ms| ms * equal * (1.0 + step as f64 * STEP)).collect();
-        test(a, &slower, noise) * (tests as f64) < level
-    };
-    // The test is monotone in the slowdown, so bisection finds the threshold.
-    let (mut missed, mut found) = (0, (1.0 / STEP) as usize);
-    if !is_found(found) {
-        return None;
-    }
-    while found - missed > 1 {
-        let middle = (found + missed) / 2;
-        if is_found(middle) { found = middle } else { missed = middle }
-    }
-    Some(found as f64 * STEP)
 }
 
 fn doubts(a: &Side, b: &Side) -> Option<String> {
@@ -467,7 +438,6 @@ mod tests {
         Side::from_records(name, records)
     }
 
-    /// Windows differ more from one another than the change, so pairs are compared.
     #[test]
     fn times_with_doubts_are_not_compared() {
         let doubted = |record: &mut Record, _: &mut record::Generation| {
@@ -491,6 +461,7 @@ mod tests {
         assert!(void.is_void() && void.regressions(0.0).is_empty());
     }
 
+    /// Windows differ more from one another than the change, so pairs are compared.
     #[test]
     fn a_loss_of_quality_is_found_in_pairs() {
         let quality = |factor: f64| {
@@ -515,7 +486,7 @@ mod tests {
     }
 
     #[test]
-    fn only_changes_beyond_the_noise_are_found() {
+    fn only_changes_beyond_the_spread_of_runs_are_found() {
         let before = side(
             "before",
             &[
@@ -527,9 +498,9 @@ mod tests {
         let after = side(
             "after",
             &[
-                record("short/a/x", 110.0, |_, _| ()),
-                record("short/b/x", 102.0, |_, _| ()),
-                record("medium/a/x", 80.0, |_, _| ()),
+                record("short/a/x", 140.0, |_, _| ()),
+                record("short/b/x", 108.0, |_, _| ()),
+                record("medium/a/x", 60.0, |_, _| ()),
             ],
         );
         let comparison = compare(&before, &after, STRICTNESS).expect("three in common");
@@ -538,9 +509,9 @@ mod tests {
             verdicts,
             [("medium/a/x", Verdict::Faster), ("short/a/x", Verdict::Slower), ("short/b/x", Verdict::Same)]
         );
-        assert!((comparison.groups["short"] - (1.1f64 * 1.02).sqrt()).abs() < 1e-9);
+        assert!((comparison.groups["short"] - (1.4f64 * 1.08).sqrt()).abs() < 1e-9);
         assert_eq!(comparison.regressions(0.05).len(), 1);
-        assert!(comparison.regressions(0.15).is_empty());
+        assert!(comparison.regressions(0.45).is_empty());
         assert!(comparison.github().contains("1 slower, 1 faster, 1 unchanged"));
         let text = comparison.text(false);
         let place = |id: &str| text.find(&format!("\n{id} "));
@@ -549,28 +520,6 @@ mod tests {
         assert!(comparison.text(true).contains("short/b/x") && comparison.text(true).contains("detectable"));
         let json: serde_json::Value = serde_json::from_str(&comparison.json().expect("JSON")).expect("JSON");
         assert_eq!(json["rows"][1]["verdict"], "slower");
-    }
-
-    #[test]
-    fn the_minimum_detectable_change_is_detected_and_less_is_not() {
-        let spread = |ms: f64, share: f64| (0..10).map(|i| ms * (1.0 + share * f64::from(i - 5))).collect::<Vec<_>>();
-        let strictness = Strictness { noise: 0.03, level: 0.05 };
-        let mut before = 0.0;
-        for share in [0.0001, 0.004, 0.02] {
-            let (a, b) = (spread(100.0, share), spread(130.0, share));
-            let from = minimum_detectable_change(SampleUnit::Ms, &a, &b, strictness, 20).expect("a threshold");
-            assert!(from > before, "a wider spread raises the threshold: {from} after {before}");
-            let slowed = |share: f64| b.iter().map(|ms| ms / 1.3 * (1.0 + share)).collect::<Vec<_>>();
-            assert!(p_value(&a, &slowed(from), 0.03) * 20.0 < 0.05);
-            assert!(p_value(&a, &slowed(from - 0.002), 0.03) * 20.0 >= 0.05);
-            before = from;
-        }
-        assert!(before > 0.03 && before < 0.2, "{before}");
-        assert_eq!(
-            minimum_detectable_change(SampleUnit::Ms, &[1.0], &[1.0], strictness, 1),
-            None,
-            "one sample each detects nothing"
-        );
     }
 
     #[test]

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 
 use super::{Comparison, MEMORY_NOISE, QUALITY_NOISE, Row, Strictness, Verdict};
 use crate::{
-    record::{self, SampleUnit},
+    record::{self, Basis, BetweenRuns, SampleUnit},
     report::text_table::{TERMINAL_WIDTH, markdown, terminal, wrapped},
     text,
 };
@@ -23,10 +23,17 @@ const fn column(header: &'static str, text: fn(&Row) -> String) -> Column {
     Column { header, text, is_always_shown: true }
 }
 
-const COLUMNS: [Column; 9] = [
+const COLUMNS: [Column; 10] = [
     column("benchmark", |row| row.id.clone()),
     column("A", |row| quantity(row.unit, row.a)),
     column("B", |row| quantity(row.unit, row.b)),
+    column("change of", |row| match row.between_runs.map(|between| between.basis) {
+        Some(Basis::Time) => "time".into(),
+        Some(Basis::Bandwidth) => "time × bandwidth".into(),
+        Some(Basis::Matrix) => "time × matrix rate".into(),
+        None if row.unit == SampleUnit::Bytes => "memory".into(),
+        None => "likelihood".into(),
+    }),
     column("change %", |row| percent(row.ratio)),
     column("interval %", |row| format!("{} to {}", percent(row.low), percent(row.high))),
     column("p", |row| if row.p < 0.001 { "<0.001".into() } else { format!("{:.3}", row.p) }),
@@ -275,15 +282,40 @@ impl Comparison {
         format!(
             "Geometric means: {}. The change is that of the median time, of peak memory in benchmarks of memory, or of the mean \
              negative log-likelihood in benchmarks of quality. p is corrected for {} benchmarks. Changes of up to {:.0} % of \
-             time, {:.1} % of memory and {} % of likelihood count as noise. One comparison in {:.0} of two runs of the same code may find a change. The minimum detectable change is the \
-             smallest slowdown that the test detects in samples with this spread.",
+             time, {:.1} % of memory and {} % of likelihood count as noise. One comparison in {:.0} of two runs of the same code may find a \
+             change. {} The minimum detectable change is found in nine of ten comparisons.",
             groups.join(", "),
             self.rows.len(),
             noise * 100.0,
             MEMORY_NOISE * 100.0,
             QUALITY_NOISE * 100.0,
-            1.0 / level
+            1.0 / level,
+            self.spread()
         )
+    }
+
+    /// Where the intervals of the times come from.
+    fn spread(&self) -> String {
+        let between: Vec<BetweenRuns> = self.rows.iter().filter_map(|row| row.between_runs).collect();
+        let of_machine = between.iter().filter(|between| between.is_of_machine()).count();
+        let assumed = between.len() - of_machine;
+        let mut text = "Times are compared in the form that varies least between runs.".to_owned();
+        if of_machine > 0 {
+            let _ = write!(
+                text,
+                " How much it varies comes from this machine's earlier runs of {}.",
+                benchmarks(of_machine)
+            );
+        }
+        if assumed > 0 {
+            let _ = write!(
+                text,
+                " For {}, a typical spread is assumed: after {} undisturbed runs, their own counts too.",
+                benchmarks(assumed),
+                BetweenRuns::ENOUGH_RUNS
+            );
+        }
+        text
     }
 }
 
