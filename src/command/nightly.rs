@@ -295,7 +295,7 @@ impl Nightly {
 /// When that run cannot be read. It must not pass as a comparison.
 fn compared(runs: &Path, good: &PathName, run: &str, records: &[Record]) -> Result<Comparison> {
     let before = Side::from_records(good.as_str(), &record::latest(&runs.join(good).join(RECORDS))?.records);
-    compare(&before, &Side::from_records(run, records), Strictness { noise: 0.03, level: 0.05 })
+    compare(&before, &Side::from_records(run, records), Strictness::default())
 }
 
 /// Makes the folder of a run, named by the time, and locks its mark.

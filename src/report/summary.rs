@@ -203,8 +203,6 @@ impl<'a> Summary<'a> {
 
     /// The changes since the newest other run on the machine that has one of the benchmarks. Only common benchmarks count.
     fn changes(&self, out: &Path) -> Option<String> {
-        /// Thresholds of `candlepower compare`.
-        const STRICTNESS: Strictness = Strictness { noise: 0.03, level: 0.05 };
         let own: Vec<Record> = self.records.iter().map(|record| (*record).clone()).collect();
         let first = own.first()?;
         let (run, earlier) =
@@ -213,7 +211,8 @@ impl<'a> Summary<'a> {
                 (!earlier.is_empty()).then_some((run, earlier))
             })?;
         let comparison =
-            compare(&Side::from_records(&run, &earlier), &Side::from_records("now", &own), STRICTNESS).ok()?;
+            compare(&Side::from_records(&run, &earlier), &Side::from_records("now", &own), Strictness::default())
+                .ok()?;
         let worst = comparison
             .rows(false)
             .first()

@@ -300,7 +300,7 @@ fn records_of_others() {
         }
         candlepower::report::summary::Summary::new(read.records.iter()).closing_lines(&folder.path().join("reports"));
         let of_records = |name| compare::Side::from_records(name, &read.records);
-        let strictness = compare::Strictness { noise: 0.03, level: 0.05 };
+        let strictness = compare::Strictness::default();
         match compare::compare(&of_records("a"), &of_records("b"), strictness) {
             Ok(comparison) => {
                 comparison.text(true);

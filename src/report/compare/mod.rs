@@ -32,6 +32,13 @@ pub struct Strictness {
     pub level: f64,
 }
 
+impl Default for Strictness {
+    /// A difference of 3 % is noise, and one comparison in twenty may find a change in equal code.
+    fn default() -> Self {
+        Self { noise: 0.03, level: 0.05 }
+    }
+}
+
 /// One of the two runs of a comparison.
 #[derive(Debug, Default)]
 pub struct Side {
@@ -178,6 +185,12 @@ impl Side {
             side.setting.extend(crates.map(|(name, version)| (name.clone(), version.clone())));
         }
         side
+    }
+
+    /// The side with those benchmarks only whose id is chosen.
+    pub(crate) fn only(mut self, is_chosen: impl Fn(&str) -> bool) -> Self {
+        self.benchmarks.retain(|id, _| is_chosen(id));
+        self
     }
 
     /// The number of benchmarks with doubts.
@@ -432,8 +445,6 @@ mod tests {
         record
     }
 
-    const STRICTNESS: Strictness = Strictness { noise: 0.03, level: 0.05 };
-
     fn side(name: &str, records: &[Record]) -> Side {
         Side::from_records(name, records)
     }
@@ -446,7 +457,7 @@ mod tests {
         let quiet = |record: &mut Record, _: &mut record::Generation| record.conditions = None;
         let a = side("a", &[record("x/m/tuned-f32-cpu", 10.0, quiet), record("y/m/tuned-f32-cpu", 10.0, quiet)]);
         let b = side("b", &[record("x/m/tuned-f32-cpu", 30.0, doubted), record("y/m/tuned-f32-cpu", 30.0, quiet)]);
-        let comparison = compare(&a, &b, STRICTNESS).expect("a comparison");
+        let comparison = compare(&a, &b, Strictness::default()).expect("a comparison");
         let verdicts: Vec<Verdict> = comparison.rows.iter().map(|row| row.verdict).collect();
         assert_eq!(verdicts, [Verdict::Incomparable, Verdict::Slower]);
         assert!(
@@ -457,7 +468,7 @@ mod tests {
         assert!(comparison.counted().contains("1 slower, 0 faster, 0 unchanged, 1 not comparable"));
         assert!(!comparison.is_void() && comparison.regressions(0.0).len() == 1);
         let all = side("b", &[record("x/m/tuned-f32-cpu", 30.0, doubted), record("y/m/tuned-f32-cpu", 30.0, doubted)]);
-        let void = compare(&a, &all, STRICTNESS).expect("a comparison");
+        let void = compare(&a, &all, Strictness::default()).expect("a comparison");
         assert!(void.is_void() && void.regressions(0.0).is_empty());
     }
 
@@ -470,7 +481,8 @@ mod tests {
             record.measures = Some(Measures::Quality(record::Quality { window_nll, ..Default::default() }));
             side("side", &[record])
         };
-        let compared = |factor: f64| compare(&quality(1.0), &quality(factor), STRICTNESS).expect("one in common");
+        let compared =
+            |factor: f64| compare(&quality(1.0), &quality(factor), Strictness::default()).expect("one in common");
         let worse = compared(1.01);
         let row = &worse.rows[0];
         assert_eq!((row.unit, row.verdict), (SampleUnit::Nats, Verdict::Worse));
@@ -503,7 +515,7 @@ mod tests {
                 record("medium/a/x", 60.0, |_, _| ()),
             ],
         );
-        let comparison = compare(&before, &after, STRICTNESS).expect("three in common");
+        let comparison = compare(&before, &after, Strictness::default()).expect("three in common");
         let verdicts: Vec<_> = comparison.rows.iter().map(|row| (row.id.as_str(), row.verdict)).collect();
         assert_eq!(
             verdicts,
@@ -525,8 +537,7 @@ mod tests {
     #[test]
     fn a_rise_of_one_percent_in_memory_is_a_regression() {
         let of = |name, bytes| side(name, &[record("a/m/v", 10.0, |_, measures| measures.peak_bytes = Some(bytes))]);
-        let strictness = Strictness { noise: 0.03, level: 0.05 };
-        let compared = |bytes| compare(&of("a", 1_000_000), &of("b", bytes), strictness).expect("compared");
+        let compared = |bytes| compare(&of("a", 1_000_000), &of("b", bytes), Strictness::default()).expect("compared");
         assert_eq!(compared(1_010_000).memory_regressions(0.01).len(), 1);
         assert!(compared(1_010_000).text(false).contains("a/m/v: peak memory +1.0 %"));
         assert!(compared(1_009_000).memory_regressions(0.01).is_empty());
@@ -550,7 +561,7 @@ mod tests {
                 measures.peak_bytes = measures.peak_bytes.map(|bytes| bytes * 101 / 100);
             })],
         );
-        let compared = compare(&before, &after, STRICTNESS).expect("one in common");
+        let compared = compare(&before, &after, Strictness::default()).expect("one in common");
         assert_eq!(compared.only_a, ["many/b/c", "many/b/d", "only/b/c"]);
         let (remarks, github) = (compared.text(false), compared.github());
         // Removed benchmarks and a rise in memory are among the first lines of the comment.
@@ -573,7 +584,8 @@ mod tests {
     fn equal_constants_are_no_change() {
         let constant = |_: &mut Record, measures: &mut record::Generation| measures.sample_total_ms = vec![5.0; 10];
         let before = side("before", &[record("a/b/c", 1.0, constant)]);
-        let comparison = compare(&before, &side("after", &[record("a/b/c", 1.0, constant)]), STRICTNESS).expect("one");
+        let comparison =
+            compare(&before, &side("after", &[record("a/b/c", 1.0, constant)]), Strictness::default()).expect("one");
         assert_eq!((comparison.rows[0].verdict, comparison.rows[0].ratio), (Verdict::Same, 1.0));
         assert!(comparison.remarks.is_empty());
         assert!(!comparison.markdown(true).contains("-0.0 ") && !comparison.markdown(true).contains("+0.0 "));
@@ -596,7 +608,7 @@ mod tests {
     fn benchmarks_of_memory_are_compared_in_bytes() {
         let compared = |bytes| {
             let (before, after) = (side("before", &[of_memory(400_000_000)]), side("after", &[of_memory(bytes)]));
-            compare(&before, &after, STRICTNESS).expect("one in common")
+            compare(&before, &after, Strictness::default()).expect("one in common")
         };
         assert_eq!(compared(400_000_000).rows[0].verdict, Verdict::Same);
         assert_eq!(compared(396_000_000).rows[0].verdict, Verdict::Less);
@@ -631,10 +643,11 @@ mod tests {
         let synthetic = |ms| record("a/b/c", ms, |record, _| record.sandbox = true);
         let measured = record("a/b/c", 1.0, |_, _| ());
         let sandbox = side("sandbox", &[synthetic(1.0)]);
-        let compared = compare(&sandbox, &side("other", &[synthetic(2.0)]), STRICTNESS).expect("both are synthetic");
+        let compared =
+            compare(&sandbox, &side("other", &[synthetic(2.0)]), Strictness::default()).expect("both are synthetic");
         assert_eq!(compared.rows[0].verdict, Verdict::Slower);
         assert!(compared.text(false).contains("Every value is synthetic"), "{}", compared.text(false));
-        let refused = compare(&sandbox, &side("measured", std::slice::from_ref(&measured)), STRICTNESS);
+        let refused = compare(&sandbox, &side("measured", std::slice::from_ref(&measured)), Strictness::default());
         assert!(refused.expect_err("refused").to_string().contains("sandbox contains only sandbox records"));
         let mixed = side("mixed", &[measured, record("a/b/d", 1.0, |record, _| record.sandbox = true)]);
         assert!(!mixed.is_sandbox && mixed.benchmarks.len() == 1);

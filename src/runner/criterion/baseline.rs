@@ -8,7 +8,14 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{output, record, report};
+use crate::{
+    output,
+    record::{self, Record},
+    report::{
+        self,
+        compare::{Side, Strictness, compare},
+    },
+};
 
 /// A baseline that is being made.
 #[derive(Debug)]
@@ -114,6 +121,17 @@ pub fn ensure_exists(criterion_home: &Path, name: &str) -> Result<()> {
         output::report(format_args!("baseline {name} was saved with doubts: {reason}"));
     }
     Ok(())
+}
+
+/// The comparison of a saved baseline with the records of this run, as `candlepower compare` prints it. Criterion's own compares the
+/// samples of two processes as if nothing but the code could differ between these.
+///
+/// # Errors
+/// Returns an error if none of the benchmarks is in the baseline.
+pub fn compared(criterion_home: &Path, name: &str, records: &[Record], out: &Path) -> Result<String> {
+    let of_ids = |id: &str| records.iter().any(|record| record.id == id);
+    let before = Side::find(name, out, criterion_home)?.only(of_ids);
+    Ok(compare(&before, &Side::from_records("this run", records), Strictness::default())?.text(false))
 }
 
 #[cfg(test)]

@@ -389,6 +389,12 @@ impl Suite {
                 output::print_line(format_args!("Records: {}\n", path.display()));
             }
             output::print(report::summary::Summary::new(self.records.iter()).closing_lines(&self.settings().out));
+            if let Some(name) = self.arguments.value("baseline") {
+                match baseline::compared(&criterion_home(), name, &self.records, &self.settings().out) {
+                    Ok(text) => output::print(format_args!("\n{text}")),
+                    Err(error) => self.problems.push(format!("the baseline {name} was not compared: {error:#}")),
+                }
+            }
         }
         if !self.failed.is_empty() {
             output::report(format_args!("error: {} of {} benchmarks failed", self.failed.len(), self.ran));
