@@ -1,33 +1,40 @@
 #!/usr/bin/env python3
-"""Shows how much the figures of a benchmark vary between runs, and whether its shares of the machine's limits vary less.
+"""Shows how much benchmarks vary between runs, and which runs their marks of doubt find.
 
-    python3 scripts/run_spread.py [--disturbed] [--runs 10] [--binary PATH] ['^medium/llama-mini/']
+    cargo bench --no-run
+    python3 scripts/run_spread.py measure [--beside nothing|disturber|compiler] [--runs 10] FOLDER
+    python3 scripts/run_spread.py table FOLDER
 
-Each run is a process of its own: `cargo bench --bench generation`, or with --binary PATH the program that this command has
-built. For each benchmark, prints the median over the runs, the coefficient of variation (standard deviation over mean), the
-lowest and the highest value. With --disturbed, another process writes to memory for one to five random seconds, with pauses of
-one to five random seconds. Needs Python 3.9 or later.
+`measure` runs seven benchmarks of different kinds, each run in a process of its own, and keeps their records below FOLDER. The
+disturber writes to memory for one to five random seconds, with pauses as long. The compiler builds this package's dependencies
+over and over. `table` prints the deviation between the runs beside nothing, in each form in which `candlepower compare` may state a
+time. It then counts the results that are wrong: those whose best form is farther from its median over these runs than twice their
+deviation; and how many of them each rule of doubt marks. Needs Python 3.9 or later.
 """
 
 import argparse
+import collections
 import json
+import math
 import multiprocessing
 import os
 import pathlib
 import random
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 
-FIELDS = {
-    "tokens_per_s": "tok/s",
-    "decode_tokens_per_s": "decode tok/s",
-    "mbu": "MBU",
-    "prefill_tokens_per_s": "prefill tok/s",
-    "mfu": "MFU",
-}
+BENCHMARKS = [
+    ("generation", "^short/llama-mini/"),
+    ("moe", "^moe_top_k_decode/moe-16x2/"),
+    ("moe", "^moe_top_k_prefill/moe-16x2/"),
+    ("training", "^psann_throughput_train/respsann-d256-l4-s512-b1/"),
+    ("sweep", "^architecture_sweep_train/state_space-d48-l2-"),
+    ("memory", "^checkpoint_memory_time/.*checkpointed/"),
+]
 # Larger than a cache, so that each write reaches memory.
 BUFFER_BYTES = 256 << 20
 
@@ -42,54 +49,141 @@ def disturb():
         time.sleep(random.uniform(1, 5))
 
 
-def run(number, out, filter, binary):
-    """Runs the benchmarks once, and returns their records."""
-    environment = {**os.environ, "CANDLEPOWER_OUT": str(out), "CANDLEPOWER_RUN": f"run-{number}"}
-    start = [binary, "--bench"] if binary else ["cargo", "bench", "--quiet", "--bench", "generation", "--"]
-    command = [*start, filter]
+def compile_dependencies():
+    """Builds the package of kernels with its dependencies, over and over, until it is stopped."""
+    folder = tempfile.mkdtemp()
+    while True:
+        command = ["cargo", "build", "--quiet", "--package", "candlepower-kernels", "--target-dir", folder]
+        subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+BESIDE = {"nothing": None, "disturber": disturb, "compiler": compile_dependencies}
+
+
+def programs():
+    """The built bench targets, by name."""
+    command = ["cargo", "bench", "--no-run", "--message-format", "json"]
+    built = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if built.returncode != 0:
+        sys.exit("error: the benchmarks do not build")
+    messages = map(json.loads, built.stdout.splitlines())
+    return {m["target"]["name"]: m["executable"] for m in messages if m.get("executable")}
+
+
+def measure(arguments):
+    found = programs()
+    beside = BESIDE[arguments.beside]
+    if beside:
+        # It starts processes of its own, so it must not be a daemon.
+        process = multiprocessing.Process(target=beside)
+        process.start()
+    out = arguments.folder / arguments.beside
+    started = int(time.time())
     try:
-        ended = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    except OSError as error:
-        sys.exit(f"error: {command[0]} does not start: {error.strerror}")
-    records = out / f"run-{number}" / "records.jsonl"
-    if ended.returncode != 0 or not records.is_file():
-        sys.exit(f"error: run {number} measured nothing or failed: see what `{' '.join(command[:-1])} '{filter}'` prints")
-    lines = records.read_text(encoding="utf-8").splitlines()
-    return [record for record in map(json.loads, lines) if record["status"] == "measured"]
+        for number in range(arguments.runs):
+            for target, filter in BENCHMARKS:
+                run = {"CANDLEPOWER_OUT": str(out), "CANDLEPOWER_RUN": f"{started}-{number:03}"}
+                home = {"CRITERION_HOME": str(arguments.folder / "criterion")}
+                ended = subprocess.run(
+                    [found[target], "--bench", filter],
+                    env={**os.environ, **run, **home},
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                )
+                if ended.returncode != 0:
+                    sys.exit(f"error: see what `{found[target]} --bench '{filter}'` prints")
+            print(f"run {number + 1} of {arguments.runs} beside {arguments.beside}", flush=True)
+    finally:
+        if beside:
+            process.terminate()
+
+
+def median_ms(measures):
+    return statistics.median(measures.get("sample_total_ms") or measures["sample_ms"])
+
+
+def weights_or_buffer(record):
+    return record["measures"].get("weights_bytes_per_s") or record["limits"]["read_bytes_per_s"]
+
+
+# The forms in which a time is compared, as logarithms.
+FORMS = {
+    "time": lambda record: math.log(median_ms(record["measures"])),
+    "x bandwidth": lambda record: math.log(median_ms(record["measures"]) * weights_or_buffer(record)),
+    "x matrix rate": lambda record: math.log(median_ms(record["measures"]) * record["limits"]["matrix_flops_per_s"]),
+}
+
+
+def others(record):
+    return record["conditions"]["other_cpu_share"] or 0.0
+
+
+def held_back(record):
+    samples = record["measures"].get("sample_total_ms") or record["measures"]["sample_ms"]
+    return len(record["conditions"]["held_back"]) / len(samples)
+
+
+def within(record):
+    samples = record["measures"].get("sample_total_ms") or record["measures"]["sample_ms"]
+    return statistics.stdev(map(math.log, samples))
+
+
+def limits_moved(record):
+    return max(record["limits"][limit]["highest"] / record["limits"][limit]["lowest"] - 1 for limit in ("read", "matrix"))
+
+
+RULES = {
+    "the doubts of the record": lambda record: bool(record["conditions"]["doubts"]),
+    **{f"others took more than {share} %": (lambda record, s=share: others(record) > s / 100) for share in (3, 5, 8, 10, 20)},
+    **{f"{share} % of the samples held back": (lambda record, s=share: held_back(record) >= s / 100) for share in (10, 20, 50)},
+    **{f"samples vary by more than {share} %": (lambda record, s=share: within(record) > s / 100) for share in (5, 10, 20)},
+    **{f"a limit moved by more than {share} %": (lambda record, s=share: limits_moved(record) > s / 100) for share in (10, 50)},
+}
+
+
+def table(arguments):
+    records = collections.defaultdict(lambda: collections.defaultdict(list))
+    for file in sorted(arguments.folder.glob("*/*/records.jsonl")):
+        for line in file.read_text(encoding="utf-8").splitlines():
+            record = json.loads(line)
+            if record["status"] == "measured" and file.parent.parent.name in BESIDE:
+                records[record["id"]][file.parent.parent.name].append(record)
+    print("| benchmark | runs | " + " | ".join(FORMS) + " |\n|---|---" + "|---" * len(FORMS) + "|")
+    results = []
+    for id, by_beside in records.items():
+        quiet = by_beside["nothing"]
+        if len(quiet) < 3:
+            sys.exit(f"error: {id} has {len(quiet)} runs beside nothing, and a deviation needs three")
+        deviations = {form: statistics.stdev(map(of, quiet)) for form, of in FORMS.items()}
+        print(f"| `{id}` | {len(quiet)} | " + " | ".join(f"{100 * d:.1f} %" for d in deviations.values()) + " |")
+        best = min(deviations, key=deviations.get)
+        middle = statistics.median(map(FORMS[best], quiet))
+        for beside, of_beside in by_beside.items():
+            for record in of_beside:
+                is_wrong = abs(FORMS[best](record) - middle) > 2 * deviations[best]
+                results.append((beside, is_wrong, record))
+    quiet = [record for beside, _, record in results if beside == "nothing"]
+    wrong = [record for beside, is_wrong, record in results if is_wrong and beside != "nothing"]
+    print(f"\n{len(quiet)} results beside nothing, {len(results) - len(quiet)} beside a disturber or a compiler, {len(wrong)} of them wrong")
+    print("\n| rule | marked beside nothing | marked of the wrong |\n|---|---|---|")
+    for name, rule in RULES.items():
+        print(f"| {name} | {sum(map(rule, quiet)) / len(quiet):.1%} | {sum(map(rule, wrong)) / max(len(wrong), 1):.0%} |")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--disturbed", action="store_true")
-    parser.add_argument("--runs", type=int, default=10)
-    parser.add_argument("--binary", help="a benchmark that was built before")
-    parser.add_argument("filter", nargs="?", default="^medium/llama-mini/")
+    commands = parser.add_subparsers(required=True)
+    measuring = commands.add_parser("measure")
+    measuring.add_argument("--beside", choices=BESIDE, default="nothing")
+    measuring.add_argument("--runs", type=int, default=10)
+    measuring.set_defaults(run=measure)
+    showing = commands.add_parser("table")
+    showing.set_defaults(run=table)
+    for command in (measuring, showing):
+        command.add_argument("folder", type=pathlib.Path)
     arguments = parser.parse_args()
-    if arguments.runs < 2:
-        parser.error("--runs: a spread needs at least two runs")
-    if not arguments.binary and subprocess.run(["cargo", "bench", "--bench", "generation", "--no-run"]).returncode != 0:
-        sys.exit("error: the benchmark does not build")
-
-    disturber = multiprocessing.Process(target=disturb, daemon=True)
-    if arguments.disturbed:
-        disturber.start()
-    values = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for number in range(1, arguments.runs + 1):
-            for record in run(number, pathlib.Path(folder), arguments.filter, arguments.binary):
-                for field in FIELDS:
-                    value = record["measures"].get(field)
-                    if value is not None:
-                        values.setdefault((record["id"], field), []).append(value)
-            print(f"run {number} of {arguments.runs}", flush=True)
-    print("| benchmark | figure | runs | median | variation | lowest | highest |")
-    print("|---|---|---:|---:|---:|---:|---:|")
-    for (id, field), found in values.items():
-        variation = statistics.stdev(found) / statistics.mean(found) if len(found) > 1 else float("nan")
-        print(
-            f"| {id} | {FIELDS[field]} | {len(found)} | {statistics.median(found):.4g} | {variation:.1%} "
-            f"| {min(found):.4g} | {max(found):.4g} |"
-        )
+    arguments.run(arguments)
 
 
 if __name__ == "__main__":

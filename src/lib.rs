@@ -105,6 +105,7 @@ mod text;
 #[cfg(any(feature = "hub", feature = "serve"))]
 mod tls;
 pub mod train;
+pub mod verify;
 pub mod workload;
 #[cfg(feature = "cli")]
 pub mod wrap;

@@ -24,6 +24,7 @@ mod serve;
 mod subjects;
 mod sweep;
 mod train;
+mod verify;
 mod watch;
 mod wrap;
 
@@ -62,6 +63,8 @@ enum What {
     Perplexity(Box<perplexity::Perplexity>),
     /// Score tasks by log-likelihood, as lm-evaluation-harness does
     Eval(Box<eval::Eval>),
+    /// Check that a model gives the same logits however its tokens arrive, and find the shortest input for which it does not
+    Verify(verify::Verify),
     /// Measure engines, dtypes, threads and batches of a model, less those given as flags, and write the best settings
     Recommend(Box<recommend::Recommend>),
     /// Send requests to an OpenAI-compatible server by a schedule, and measure the answers
@@ -171,6 +174,7 @@ pub fn command() -> ExitCode {
             What::Load(load) => load.run(),
             What::Perplexity(perplexity) => perplexity.run(),
             What::Eval(eval) => eval.run(),
+            What::Verify(verify) => verify.run(),
             What::Recommend(recommend) => recommend.run(),
             What::RecommendPart(part) => part.run(),
             What::Serve(serve) => serve.run(),

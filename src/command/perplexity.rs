@@ -180,7 +180,7 @@ impl Perplexity {
 }
 
 /// Splits a variant such as `tuned-f32`, `tuned` or `f32` into settings.
-fn parts(variant: &str) -> Vec<(&'static str, String)> {
+pub fn parts(variant: &str) -> Vec<(&'static str, String)> {
     let is_dtype = |text: &str| text.parse::<Precision>().is_ok();
     match variant.rsplit_once('-') {
         _ if is_dtype(variant) => vec![("dtype", variant.to_owned())],

@@ -24,6 +24,7 @@ pub use evaluation::Evaluation;
 pub(crate) use evaluation::evaluate;
 pub use perplexity::Report;
 pub(crate) use perplexity::{Entry, Unscored, score, score_window};
+pub(crate) use row::Row;
 pub(crate) use source::{Content, Source};
 pub(crate) use task::{Questions, Task};
 pub(crate) use window::{Sliding, Window};

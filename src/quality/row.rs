@@ -37,6 +37,11 @@ impl Row {
         Ok(Self { logits, log_sum, top })
     }
 
+    /// The logits, one for each token.
+    pub fn logits(&self) -> &[f32] {
+        &self.logits
+    }
+
     /// Logarithm of the probability of a token, which must be in the vocabulary.
     pub fn log_probability(&self, token: u32) -> f64 {
         f64::from(self.logits[token as usize]) - self.log_sum

@@ -62,6 +62,11 @@ impl Candidate {
         settings.models.iter().flat_map(|spec| Self::of_model(settings, spec, &settings.variants_for(spec))).collect()
     }
 
+    /// The dtype that it is loaded in.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
     /// Returns the models that the settings name, for loads on the scheduler of the server.
     pub fn serving(settings: &Settings) -> Vec<Self> {
         settings
