@@ -4,18 +4,19 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
-use schemars::JsonSchema;
-use serde::Serialize;
 
 use super::{
     flags::{Flags, OneModel},
     perplexity::parts,
 };
 use crate::{
+    device::DeviceChoice,
+    kernels::inference::{Instructions, Machine},
+    model::{self, Engine},
     output,
     runner::{Candidate, Session},
     settings::Settings,
-    verify::{Bounds, Reference, Verification, against, tolerance, verify},
+    verify::{Bounds, Reference, Verified, against, tolerance, verify},
 };
 
 #[derive(Args)]
@@ -42,17 +43,6 @@ pub struct Verify {
     json: bool,
 }
 
-/// The verified variants of a model.
-#[derive(Serialize, JsonSchema)]
-struct Verified {
-    /// Model, engine, dtype and device.
-    variant: String,
-    /// The checks of the contract.
-    contract: Verification,
-    /// The comparison with a reference; `null` if none was named.
-    reference: Option<Reference>,
-}
-
 impl Verify {
     pub fn run(self) -> Result<ExitCode> {
         for (flag, number) in [("--check-seconds", Some(self.check_seconds)), ("--tolerance", self.tolerance)] {
@@ -77,12 +67,12 @@ impl Verify {
             let variant = format!("{} {}", candidate.about.model, candidate.about.variant());
             let mut subject = candidate.load_model()?;
             let contract = verify(&mut *subject.model, &bounds)?;
-            let reference = of_reference.as_ref().map(|settings| {
-                let mut other = Candidate::scored(settings)?.pop().context("--against names no variant")?;
-                let mut loaded = other.load_model()?;
-                against(&mut *subject.model, (&other.about.variant().to_string(), &mut *loaded.model), &bounds)
-            });
-            let verified = Verified { variant, contract, reference: reference.transpose()? };
+            let mut references = Vec::new();
+            for other in self.others(&settings, of_reference.as_ref(), &candidate)? {
+                let (name, mut loaded) = (other.name.clone(), other.load()?);
+                references.push(against(&mut *subject.model, (&name, &mut *loaded.model), &bounds)?);
+            }
+            let verified = Verified { variant, contract, references };
             if !self.json {
                 output::print(self.text(&verified));
             }
@@ -94,15 +84,43 @@ impl Verify {
         Ok(if all.iter().all(Verified::is_right) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 
+    /// The variants that must give the same logits as a candidate: those with other instruction sets and with fewer threads, where
+    /// engine `tuned` has them, and the named one.
+    fn others(&self, settings: &Settings, named: Option<&Settings>, of: &Candidate) -> Result<Vec<Other>> {
+        let mut others = Vec::new();
+        if of.about.engine == Engine::Tuned.to_string() && settings.device == DeviceChoice::Cpu {
+            let current = settings.instructions.unwrap_or_else(Instructions::best);
+            for instructions in Instructions::ALL.into_iter().filter(|set| set.is_available() && *set != current) {
+                let again = Candidate::scored(settings)?.into_iter().find(|again| again.about == of.about);
+                let again = again.context("the model is not named any more")?;
+                others.push(Other {
+                    name: format!("{instructions}"),
+                    selected: Some((instructions, current)),
+                    candidate: again,
+                });
+            }
+            let threads = Candidate::threads_scaling(settings).into_iter();
+            let fewer = threads.filter(|scaled| scaled.precision() == of.precision());
+            others.extend(fewer.map(|scaled| Other {
+                name: format!("{} threads", scaled.about.sizes.get("threads").copied().unwrap_or_default()),
+                selected: None,
+                candidate: scaled,
+            }));
+        }
+        if let Some(named) = named {
+            let candidate = Candidate::scored(named)?.pop().context("--against names no variant")?;
+            others.push(Other { name: candidate.about.variant().to_string(), selected: None, candidate });
+        }
+        Ok(others)
+    }
+
     /// The result for a person, and the command that repeats the shortest counterexample.
     fn text(&self, verified: &Verified) -> String {
-        let Verified { variant: name, contract, reference } = verified;
+        let Verified { variant, contract, references } = verified;
         let verdict = if verified.is_right() { "keeps the contract" } else { "BREAKS the contract" };
-        let mut text = format!("{name} {verdict}\n\n{contract}");
-        text.extend(reference.as_ref().map(Reference::to_string));
-        let of_checks = contract.checks.iter().filter_map(|check| check.counterexample.as_ref());
-        let of_reference = reference.iter().filter_map(|reference| reference.parts_at.as_ref());
-        if let Some(longest) = of_checks.chain(of_reference).map(|found| found.tokens.len()).max() {
+        let mut text = format!("{variant} {verdict}\n\n{contract}");
+        text.extend(references.iter().map(Reference::to_string));
+        if let Some(longest) = verified.counterexamples().map(|found| found.tokens.len()).max() {
             let against = self.against.as_ref().map(|other| ("against", other.clone()));
             let given = self.settings.given().iter().cloned().chain(against);
             let flags: String = given.map(|(key, value)| format!(" --{} {value}", key.replace('_', "-"))).collect();
@@ -112,9 +130,23 @@ impl Verify {
     }
 }
 
-impl Verified {
-    fn is_right(&self) -> bool {
-        let parts = self.reference.as_ref().is_some_and(|reference| reference.parts_at.is_some());
-        self.contract.is_right() && !parts
+/// A variant that must give the same logits.
+struct Other {
+    name: String,
+    candidate: Candidate,
+    /// Instructions that it is loaded with, and those of all others.
+    selected: Option<(Instructions, Instructions)>,
+}
+
+impl Other {
+    fn load(mut self) -> Result<model::Subject> {
+        if let Some((instructions, _)) = self.selected {
+            Machine::select(instructions);
+        }
+        let loaded = self.candidate.load_model();
+        if let Some((_, current)) = self.selected {
+            Machine::select(current);
+        }
+        loaded
     }
 }

@@ -117,6 +117,30 @@ pub struct Counterexample {
     pub happened: String,
 }
 
+/// What `candlepower verify` says of a model on an engine in a dtype.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct Verified {
+    /// Model, engine, dtype and device.
+    pub variant: String,
+    /// The checks of the contract.
+    pub contract: Verification,
+    /// The comparisons with other instruction sets, with other numbers of threads, and with the variant that was named.
+    pub references: Vec<Reference>,
+}
+
+impl Verified {
+    /// Returns whether there is no counterexample.
+    pub fn is_right(&self) -> bool {
+        self.contract.is_right() && self.references.iter().all(|reference| reference.parts_at.is_none())
+    }
+
+    /// Every counterexample.
+    pub fn counterexamples(&self) -> impl Iterator<Item = &Counterexample> {
+        let of_checks = self.contract.checks.iter().filter_map(|check| check.counterexample.as_ref());
+        of_checks.chain(self.references.iter().filter_map(|reference| reference.parts_at.as_ref()))
+    }
+}
+
 impl Verification {
     /// Returns whether no check found a counterexample.
     pub fn is_right(&self) -> bool {

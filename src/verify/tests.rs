@@ -182,7 +182,13 @@ fn the_fixtures_keep_the_contract() {
             continue;
         }
         let spec: crate::model::ModelSpec = format!("path:{}", folder.path().display()).parse().expect("a path");
-        let loaded = crate::model::load(&spec, crate::model::Engine::Tuned, Precision::F32, crate::device::DeviceChoice::Cpu, 42);
+        let loaded = crate::model::load(
+            &spec,
+            crate::model::Engine::Tuned,
+            Precision::F32,
+            crate::device::DeviceChoice::Cpu,
+            42,
+        );
         let Ok(mut subject) = loaded else { continue };
         let bounds = Bounds { longest: 70, check_s: 1.0, ..Bounds::default() };
         let found = verify(&mut *subject.model, &bounds).expect("it can be reset");

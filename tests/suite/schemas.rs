@@ -8,13 +8,14 @@ use candlepower::{
     recommend::Recommendation,
     record::Record,
     report::{compare::Comparison, duel::Duel, history::History},
+    verify::Verified,
     wrap::{Memory, Power},
 };
 use schemars::{Schema, schema_for};
 
 #[test]
 fn the_schemas_are_those_of_the_types() {
-    let schemas: [(&str, Schema); 9] = [
+    let schemas: [(&str, Schema); 10] = [
         ("record.json", schema_for!(Record)),
         ("comparison.json", schema_for!(Comparison)),
         ("duel.json", schema_for!(Duel)),
@@ -22,6 +23,7 @@ fn the_schemas_are_those_of_the_types() {
         ("perplexity.json", schema_for!(Report)),
         ("evaluation.json", schema_for!(Evaluation)),
         ("recommendation.json", schema_for!(Recommendation)),
+        ("verification.json", schema_for!(Vec<Verified>)),
         ("memory.json", schema_for!(Memory)),
         ("power.json", schema_for!(Power)),
     ];
