@@ -451,7 +451,12 @@ fn baselines_are_kept_and_compared() {
     assert!(world.run(&["--bench", "^tiny/first", "--save-baseline", "before"], &[]).status.success());
     let output = world.run(&["--bench", "first", "--baseline", "before"], &[]);
     assert!(output.status.success(), "the baseline lacks small/first: {}", stderr(&output));
-    assert!(String::from_utf8_lossy(&output.stdout).contains("change:"));
+    let compared = String::from_utf8_lossy(&output.stdout);
+    for part in ["A is before", "B is this run", "For 1 benchmark, a typical spread is assumed"] {
+        assert!(compared.contains(part), "{part} is missing from {compared}");
+    }
+    let of_first = |record: &Record| record.id.starts_with("tiny/first") && record.between_runs.is_some();
+    assert!(world.records().iter().any(of_first), "its record says how much it varies");
     let output = world.run(&["--bench", "first", "--baseline", "never"], &[]);
     assert_eq!(output.status.code(), Some(2));
     let named = ": saved are before; --save-baseline never saves one";

@@ -528,7 +528,10 @@ mod tests {
         let text = comparison.text(false);
         let place = |id: &str| text.find(&format!("\n{id} "));
         assert!(place("short/a/x") < place("medium/a/x"), "the worst comes first:\n{text}");
-        assert!(place("short/b/x").is_none() && text.contains("Unchanged and left out: 1 benchmark."), "{text}");
+        assert!(
+            place("short/b/x").is_none() && text.contains("Unchanged and left out: 1 benchmark (a change of"),
+            "{text}"
+        );
         assert!(comparison.text(true).contains("short/b/x") && comparison.text(true).contains("detectable"));
         let json: serde_json::Value = serde_json::from_str(&comparison.json().expect("JSON")).expect("JSON");
         assert_eq!(json["rows"][1]["verdict"], "slower");

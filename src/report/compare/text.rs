@@ -191,11 +191,32 @@ impl Comparison {
         let hidden = self.rows.len() - rows.len();
         if hidden > 0 {
             let or = if self.doubts.is_some() { " or not comparable" } else { "" };
-            let _ = writeln!(text, "\nUnchanged{or} and left out: {}. --all shows them.", benchmarks(hidden));
+            let _ = writeln!(
+                text,
+                "\nUnchanged{or} and left out: {}{}. --all shows them.",
+                benchmarks(hidden),
+                self.smallest_found()
+            );
         }
         let _ = write!(text, "\n{}", form.paragraph(&self.explanation()));
         self.remarks.iter().for_each(|remark| text.push_str(&form.item(remark)));
         text
+    }
+
+    /// What would have been found in the unchanged times, in parentheses.
+    fn smallest_found(&self) -> String {
+        let unchanged = self.rows.iter().filter(|row| row.unit == SampleUnit::Ms && row.verdict == Verdict::Same);
+        let mut found: Vec<f64> = unchanged.filter_map(|row| row.minimum_detectable_change).collect();
+        found.sort_unstable_by(f64::total_cmp);
+        match found.as_slice() {
+            [] => String::new(),
+            [only] => format!(" (a change of {:.0} % would have been found in nine of ten cases)", only * 100.0),
+            [least, .., most] => format!(
+                " (changes of {:.0} to {:.0} % would have been found in nine of ten cases)",
+                least * 100.0,
+                most * 100.0
+            ),
+        }
     }
 
     fn table(&self, form: Form, rows: &[&Row], all: bool) -> String {
