@@ -103,15 +103,23 @@ def median_ms(measures):
     return statistics.median(measures.get("sample_total_ms") or measures["sample_ms"])
 
 
-def weights_or_buffer(record):
-    return record["measures"].get("weights_bytes_per_s") or record["limits"]["read_bytes_per_s"]
+def limit(record, work, time_ms, share, otherwise):
+    """The limit that a share of a generation divides by, or the median of its readings."""
+    measures = record["measures"]
+    if not (measures.get("work") and measures.get(time_ms) and measures.get(share)):
+        return record["limits"][otherwise]
+    return measures["work"][work] / (measures[time_ms] * measures[share])
 
 
 # The forms in which a time is compared, as logarithms.
 FORMS = {
     "time": lambda record: math.log(median_ms(record["measures"])),
-    "x bandwidth": lambda record: math.log(median_ms(record["measures"]) * weights_or_buffer(record)),
-    "x matrix rate": lambda record: math.log(median_ms(record["measures"]) * record["limits"]["matrix_flops_per_s"]),
+    "x bandwidth": lambda record: math.log(
+        median_ms(record["measures"]) * limit(record, "step_bytes", "tpot_ms", "mbu", "read_bytes_per_s")
+    ),
+    "x matrix rate": lambda record: math.log(
+        median_ms(record["measures"]) * limit(record, "prefill_flops", "ttft_ms", "mfu", "matrix_flops_per_s")
+    ),
 }
 
 

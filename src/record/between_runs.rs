@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, path::Path};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Machine, Measures, Record, SampleUnit, Status, earlier_runs};
+use super::{Generation, Machine, Measures, Record, SampleUnit, Status, earlier_runs};
 use crate::measure::statistics::median;
 
 /// The time of a benchmark, or its time multiplied by a limit that was read around its samples: the work that the machine could
@@ -29,12 +29,28 @@ impl Basis {
     /// What the times of a record are multiplied by. `None` if the limit was not read.
     pub fn factor(self, record: &Record) -> Option<f64> {
         let limits = record.limits.as_ref();
+        let of_generation = match &record.measures {
+            Some(Measures::Generation(measures)) => self.limit_of_shares(measures),
+            _ => None,
+        };
         let factor = match self {
             Self::Time => 1.0,
-            Self::Bandwidth => limits?.read_of(record.measures.as_ref()),
-            Self::Matrix => limits?.matrix_flops_per_s,
+            Self::Bandwidth => of_generation.or(limits.map(|limits| limits.read_bytes_per_s))?,
+            Self::Matrix => of_generation.or(limits.map(|limits| limits.matrix_flops_per_s))?,
         };
         (factor.is_finite() && factor > 0.0).then_some(factor)
+    }
+
+    /// The limit that the shares of a generation divide by. These are medians of steps and prompts, each over the limit of its own time,
+    /// so it describes the benchmark better than the median of all readings.
+    fn limit_of_shares(self, measures: &Generation) -> Option<f64> {
+        let work = measures.work.as_ref()?;
+        let (required, ms, share) = match self {
+            Self::Time => return None,
+            Self::Bandwidth => (work.step_bytes, measures.tpot_ms?, measures.mbu?),
+            Self::Matrix => (work.prefill_flops, measures.ttft_ms, measures.mfu?),
+        };
+        Some(required as f64 / (ms / 1e3 * share))
     }
 }
 
@@ -76,39 +92,49 @@ impl BetweenRuns {
     /// The deviation of a record for which nothing is known but its kind. The guide's chapter on methodology has the measurements that
     /// these values come from.
     pub fn typical(record: &Record) -> Self {
-        let measures = record.measures.as_ref();
-        let (basis, deviation) = match measures {
-            Some(measures) if measures.mbu().is_some() => (Basis::Bandwidth, 0.05),
-            Some(measures) if measures.mfu().is_some() => (Basis::Matrix, 0.05),
-            _ => return Self::OF_TIMES,
-        };
-        match basis.factor(record) {
-            Some(_) => Self { basis, deviation, ..Self::OF_TIMES },
-            None => Self::OF_TIMES,
-        }
+        let (basis, deviation) = typical(record);
+        Self { basis, deviation, ..Self::OF_TIMES }
     }
 
     /// The deviation of a record whose forms had these values in earlier runs, in their order.
     ///
     /// The distances of neighbours count, so that a change of the program between two runs counts once; their median, so that it counts
-    /// little. It is moderated by the typical deviation in proportion to the degrees of freedom of both (Smyth, 2004).
+    /// little. The deviation of each form is moderated by the typical one in proportion to the degrees of freedom of both (Smyth,
+    /// 2004), so that few runs do not choose the form by chance.
     fn of(record: &Record, earlier: &[[Option<f64>; Basis::ALL.len()]]) -> Self {
-        let typical = Self::typical(record);
+        let (usual, least) = typical(record);
         if earlier.len() < Self::ENOUGH_RUNS {
-            return Self { runs: earlier.len(), ..typical };
+            return Self { basis: usual, deviation: least, runs: earlier.len(), ..Self::OF_TIMES };
         }
-        let deviation = |(place, basis): (usize, Basis)| {
+        let own_freedom = EFFICIENCY * (earlier.len() - 1) as f64;
+        let freedom = TYPICAL_FREEDOM + own_freedom;
+        let form = |(place, basis): (usize, Basis)| {
             let values: Vec<f64> = earlier.iter().filter_map(|values| values[place]).collect();
             let distances: Vec<f64> = values.windows(2).map(|pair| (pair[1] / pair[0]).ln().abs()).collect();
             let is_known = values.len() == earlier.len() && basis.factor(record).is_some();
-            is_known.then(|| (basis, median(distances) / MEDIAN_DISTANCE))
+            let typical = if basis == usual { least } else { Self::OF_TIMES.deviation };
+            is_known.then(|| {
+                let own = median(distances) / MEDIAN_DISTANCE;
+                let variance = (TYPICAL_FREEDOM * typical.powi(2) + own_freedom * own.powi(2)) / freedom;
+                Self { basis, deviation: variance.sqrt(), freedom, runs: earlier.len() }
+            })
         };
-        let known = Basis::ALL.into_iter().enumerate().filter_map(deviation);
-        let Some((basis, own)) = known.min_by(|a, b| a.1.total_cmp(&b.1)) else { return typical };
-        let own_freedom = EFFICIENCY * (earlier.len() - 1) as f64;
-        let freedom = TYPICAL_FREEDOM + own_freedom;
-        let variance = (TYPICAL_FREEDOM * typical.deviation.powi(2) + own_freedom * own.powi(2)) / freedom;
-        Self { basis, deviation: variance.sqrt(), freedom, runs: earlier.len() }
+        let known = Basis::ALL.into_iter().enumerate().filter_map(form);
+        known.min_by(|a, b| a.deviation.total_cmp(&b.deviation)).unwrap_or_else(|| Self::typical(record))
+    }
+}
+
+/// The form that usually varies least for a benchmark of this kind, and its deviation. The other forms vary as times do.
+fn typical(record: &Record) -> (Basis, f64) {
+    let (basis, deviation) = match &record.measures {
+        Some(measures) if measures.mbu().is_some() => (Basis::Bandwidth, 0.05),
+        Some(Measures::Sweep(measures)) if measures.mfu.is_some() => (Basis::Matrix, 0.08),
+        Some(measures) if measures.mfu().is_some() => (Basis::Matrix, 0.05),
+        _ => (Basis::Time, BetweenRuns::OF_TIMES.deviation),
+    };
+    match basis.factor(record) {
+        Some(_) => (basis, deviation),
+        None => (Basis::Time, BetweenRuns::OF_TIMES.deviation),
     }
 }
 

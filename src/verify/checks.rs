@@ -118,6 +118,7 @@ impl<'a> Probe<'a> {
             Ok(inputs) => inputs,
             Err(reason) => return Ok(Checked { skipped: Some(reason), ..checked }),
         };
+        let smallest = inputs.iter().copied().min().unwrap_or_default();
         let (began, mut tried) = (Instant::now(), Vec::new());
         self.largest_distance = 0.0;
         while let Some(input) = inputs.first().copied() {
@@ -136,7 +137,7 @@ impl<'a> Probe<'a> {
                     if !is_first {
                         break;
                     }
-                    inputs = (1..input).filter(|smaller| !tried.contains(smaller)).collect();
+                    inputs = (smallest..input).filter(|smaller| !tried.contains(smaller)).collect();
                 }
                 Err(reason) => {
                     checked.skipped = Some(reason);

@@ -143,7 +143,7 @@ fn a_right_model_keeps_every_rule() {
 fn planted_faults_are_found_with_the_shortest_input() {
     for (fault, check, tokens) in [
         (Fault::MaskOfRowTwo, "batch", 15),
-        (Fault::RowAfterReset, "reset", 1),
+        (Fault::RowAfterReset, "prompt", 1),
         (Fault::WindowOfPrompts, "prompt", WINDOW + 1),
         (Fault::NanAt37, "prompt", 37),
         (Fault::PositionsOfChunks, "chunks", 3),
