@@ -55,6 +55,19 @@ fn write(mut stream: impl Write, text: &str) {
     }
 }
 
+/// Columns of the terminal that standard output is. `None` if it is none, or its width is not known.
+#[cfg(unix)]
+pub(crate) fn columns() -> Option<usize> {
+    let size = rustix::termios::tcgetwinsize(io::stdout()).ok()?;
+    Some(usize::from(size.ws_col)).filter(|columns| *columns > 0)
+}
+
+/// Other systems do not tell.
+#[cfg(not(unix))]
+pub(crate) fn columns() -> Option<usize> {
+    None
+}
+
 /// Returns whether a panic says that a stream could not be written to, as the standard library's macros do.
 pub(crate) fn is_lost(panic: &str) -> bool {
     panic.starts_with(LOST)
@@ -82,6 +95,34 @@ pub(crate) fn redirect(panic: &str) -> bool {
 const NULL: &str = "/dev/null";
 #[cfg(not(unix))]
 const NULL: &str = "NUL";
+
+/// Runs a part of a dependency that prints, without what it prints. Whoever runs meanwhile on other threads is silent too.
+pub(crate) fn silently<T>(run: impl FnOnce() -> T) -> T {
+    /// The streams as they were, which come back also after a panic.
+    #[cfg(unix)]
+    struct Silence([Option<std::os::fd::OwnedFd>; 2]);
+    #[cfg(unix)]
+    impl Drop for Silence {
+        fn drop(&mut self) {
+            let _ = io::stdout().flush();
+            let [stdout, stderr] = &self.0;
+            stdout.as_ref().map(rustix::stdio::dup2_stdout);
+            stderr.as_ref().map(rustix::stdio::dup2_stderr);
+        }
+    }
+    #[cfg(unix)]
+    let _silence = {
+        use std::os::fd::AsFd;
+        let _ = io::stdout().flush();
+        let streams = [io::stdout().as_fd().try_clone_to_owned().ok(), io::stderr().as_fd().try_clone_to_owned().ok()];
+        if let Ok(null) = std::fs::OpenOptions::new().write(true).open(NULL) {
+            silence(true, &null);
+            silence(false, &null);
+        }
+        Silence(streams)
+    };
+    run()
+}
 
 #[cfg(unix)]
 fn silence(is_stdout: bool, null: &std::fs::File) -> bool {

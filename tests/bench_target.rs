@@ -461,8 +461,14 @@ fn baselines_are_kept_and_compared() {
     assert_eq!(output.status.code(), Some(2));
     let named = ": saved are before; --save-baseline never saves one";
     assert!(stderr(&output).contains(named) && world.path("loaded-first").exists(), "{}", stderr(&output));
-    let output = world.run(&["--bench", "^tiny/first", "--sample-size", "12"], &[]);
+    let arguments = ["--bench", "^tiny/first", "--sample-size", "12"];
+    let output = world.run(&[arguments.as_slice(), &["--verbose"]].concat(), &[]);
     assert!(stderr(&output).contains("Collecting 12 samples"), "{}", stderr(&output));
+    let output = world.run(&arguments, &[]);
+    let printed = stderr(&output) + &String::from_utf8_lossy(&output.stdout);
+    for part in ["Collecting", "Gnuplot", "time:", "change:", "Performance has"] {
+        assert!(!printed.contains(part), "{part} describes a replay: {printed}");
+    }
 }
 
 /// Prints one line and exits with code 2 if the target cannot start.

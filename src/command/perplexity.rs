@@ -18,7 +18,7 @@ use crate::{
     record::{self, BenchmarkId, Guarded, Measures, Record},
     report::{
         table,
-        text_table::{TERMINAL_WIDTH, wrapped},
+        text_table::{width, wrapped},
     },
     runner::{self, Candidate, Session},
     settings::Settings,
@@ -172,7 +172,7 @@ impl Perplexity {
                 output::print(table.terminal());
             }
             for difference in &report.comparisons {
-                output::print_line(format_args!("\n{}", wrapped(&difference.text(), TERMINAL_WIDTH).join("\n")));
+                output::print_line(format_args!("\n{}", wrapped(&difference.text(), width()).join("\n")));
             }
         }
         Ok(subjects::exit_code(&records))

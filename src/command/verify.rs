@@ -62,7 +62,7 @@ impl Verify {
                 longest: self.longest,
                 check_s: self.check_seconds,
                 seed: settings.seed,
-                tolerance: self.tolerance.unwrap_or(tolerance(candidate.precision())),
+                tolerance: self.tolerance.unwrap_or_else(|| tolerance(&candidate.about.dtype)),
             };
             let variant = format!("{} {}", candidate.about.model, candidate.about.variant());
             let mut subject = candidate.load_model()?;
@@ -91,7 +91,8 @@ impl Verify {
         if of.about.engine == Engine::Tuned.to_string() && settings.device == DeviceChoice::Cpu {
             let current = settings.instructions.unwrap_or_else(Instructions::best);
             for instructions in Instructions::ALL.into_iter().filter(|set| set.is_available() && *set != current) {
-                let again = Candidate::scored(settings)?.into_iter().find(|again| again.about == of.about);
+                let again =
+                    Candidate::scored(settings)?.into_iter().find(|again| again.about.variant() == of.about.variant());
                 let again = again.context("the model is not named any more")?;
                 others.push(Other {
                     name: format!("{instructions}"),

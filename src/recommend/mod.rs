@@ -30,7 +30,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     config::unknown,
     measure::statistics::Paired,
-    report::text_table::{TERMINAL_WIDTH, terminal, wrapped},
+    report::text_table::{terminal, width, wrapped},
 };
 
 /// The quantity that settings are chosen to improve.
@@ -248,7 +248,7 @@ impl Recommendation {
             terminal(&rows, 4)
         );
         let mut paragraph = |line: String| {
-            let _ = write!(text, "\n{}\n", wrapped(&line, TERMINAL_WIDTH).join("\n"));
+            let _ = write!(text, "\n{}\n", wrapped(&line, width()).join("\n"));
         };
         paragraph(format!(
             "A ratio is the {} with the alternative over that with the value against which it was measured, in turns, with \

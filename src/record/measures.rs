@@ -393,7 +393,7 @@ measures! {
         ttft_ms: f64 => Row {
             unit: MeasureUnit::Ms, better: LOWER, export: Some((40, "ttft")), is_sampled: SAMPLED_OF_ONE_TOKEN,
             tables: &[
-                (TableKey::Generation, 50, "TTFT ms"), (TableKey::LongContext, 50, "TTFT ms"),
+                (TableKey::Generation, 12, "TTFT ms"), (TableKey::LongContext, 50, "TTFT ms"),
                 (TableKey::Live, 10, "TTFT ms"),
             ],
             ..Row::DATA
@@ -421,7 +421,7 @@ measures! {
             unit: MeasureUnit::TokensPerS, better: HIGHER, export: Some((30, "prefill_tokens_per_s")),
             is_sampled: SAMPLED_OF_ONE_TOKEN,
             tables: &[
-                (TableKey::Generation, 25, "prefill tok/s"), (TableKey::MixturePrefill, 10, "prefill tok/s"),
+                (TableKey::Generation, 11, "prefill tok/s"), (TableKey::MixturePrefill, 10, "prefill tok/s"),
                 (TableKey::Scaling, 25, "prefill tok/s"), (TableKey::LongContext, 25, "prefill tok/s"),
             ],
             ..Row::DATA
@@ -430,7 +430,7 @@ measures! {
         decode_tokens_per_s: Option<f64> => Row {
             unit: MeasureUnit::TokensPerS, better: HIGHER, export: Some((20, "decode_tokens_per_s")), of_steps: true,
             tables: &[
-                (TableKey::Generation, 20, "decode tok/s"), (TableKey::MixtureDecode, 10, "decode tok/s"),
+                (TableKey::Generation, 10, "decode tok/s"), (TableKey::MixtureDecode, 10, "decode tok/s"),
                 (TableKey::Scaling, 20, "decode tok/s"), (TableKey::LongContext, 20, "decode tok/s"),
             ],
             ..Row::DATA
@@ -438,7 +438,7 @@ measures! {
         /// Generated tokens divided by the time of the whole generation. This is the headline of a generation.
         tokens_per_s: f64 => Row {
             unit: MeasureUnit::TokensPerS, better: HIGHER,
-            tables: &[(TableKey::Generation, 10, "tok/s"), (TableKey::Scaling, 10, "tok/s")], ..Row::DATA
+            tables: &[(TableKey::Generation, 20, "tok/s"), (TableKey::Scaling, 10, "tok/s")], ..Row::DATA
         },
         /// Share of the total time spent choosing tokens. Empty for a peer, which does not tell it apart.
         sampling_share: Option<f64> => Row { unit: MeasureUnit::Share, better: LOWER, ..Row::DATA },
@@ -490,7 +490,7 @@ measures! {
         mbu: Option<f64> => Row {
             unit: MeasureUnit::Share, better: HIGHER, of_steps: true,
             tables: &[
-                (TableKey::Generation, 60, "MBU"), (TableKey::MixtureDecode, 40, "MBU"), (TableKey::Scaling, 60, "MBU"),
+                (TableKey::Generation, 13, "MBU"), (TableKey::MixtureDecode, 40, "MBU"), (TableKey::Scaling, 60, "MBU"),
                 (TableKey::LongContext, 60, "MBU"),
             ],
             ..Row::DATA
@@ -501,7 +501,7 @@ measures! {
         mfu: Option<f64> => Row {
             unit: MeasureUnit::Share, better: HIGHER,
             tables: &[
-                (TableKey::Generation, 80, "MFU"), (TableKey::MixturePrefill, 40, "MFU"), (TableKey::Scaling, 80, "MFU"),
+                (TableKey::Generation, 17, "MFU"), (TableKey::MixturePrefill, 40, "MFU"), (TableKey::Scaling, 80, "MFU"),
                 (TableKey::LongContext, 80, "MFU"),
             ],
             ..Row::DATA
@@ -539,7 +539,7 @@ measures! {
         /// Generated tokens of one sequence of a batch divided by the time of the whole generation.
         sequence_tokens_per_s: Option<f64> = |m| Some(m.tokens_per_s / m.batch? as f64) => Row {
             unit: MeasureUnit::TokensPerS, better: HIGHER, missing: Missing::Blank,
-            tables: &[(TableKey::Generation, 12, "tok/s per sequence")], ..Row::DATA
+            tables: &[(TableKey::Generation, 21, "tok/s per sequence")], ..Row::DATA
         },
         /// Tokens of one sequence of a batch after the first, divided by the time of their steps.
         sequence_decode_tokens_per_s: Option<f64> = |m| Some(m.decode_tokens_per_s? / m.batch? as f64) => Row {

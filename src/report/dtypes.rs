@@ -118,6 +118,7 @@ fn table(group: &[Cost]) -> Table {
         rows: [header.map(str::to_owned).to_vec()].into_iter().chain(group.iter().map(row)).collect(),
         words: 1,
         notes,
+        definitions: Vec::new(),
     }
 }
 

@@ -8,7 +8,7 @@ use super::{
     table::{number, quantity},
 };
 use crate::{
-    record::{FEWEST, Hindrance, MeasureUnit, Measures, Record, Spread},
+    record::{Conditions, FEWEST, MeasureUnit, Measures, Record, Spread},
     scenario::Counterpart,
 };
 
@@ -195,30 +195,52 @@ pub fn medians(record: &Record) -> Option<Medians> {
     })
 }
 
-/// The mark of a benchmark some of whose samples were held back.
-pub fn held_back(record: &Record) -> Option<String> {
-    let Medians { samples, held_back, all_ms, undisturbed_ms } =
-        medians(record).filter(|medians| medians.held_back > 0)?;
-    let by: BTreeSet<Hindrance> = record
+/// Returns whether the machine did something else during the benchmark, or during some of its samples.
+pub fn is_busy(record: &Record) -> bool {
+    record
         .conditions
+        .as_ref()
+        .is_some_and(|conditions| !conditions.doubts.is_empty() || !conditions.held_back.is_empty())
+}
+
+/// The note for all rows during which the machine did something else: how many, and how much at most.
+pub fn busy(records: &[&Record]) -> Option<String> {
+    let busy: Vec<&Record> = records.iter().copied().filter(|record| is_busy(record)).collect();
+    let conditions = || busy.iter().filter_map(|record| record.conditions.as_ref());
+    let most =
+        |share: fn(&Conditions) -> Option<f64>| conditions().filter_map(share).reduce(f64::max).unwrap_or_default();
+    let mut causes = Vec::new();
+    for (who, share) in [
+        ("other processes used", most(|conditions| conditions.other_cpu_share)),
+        ("the hypervisor gave away", most(|conditions| conditions.stolen_cpu_share)),
+    ] {
+        if share >= 0.005 {
+            causes.push(format!("{who} up to {:.0} % of the CPU time", share * 100.0));
+        }
+    }
+    let held: Vec<f64> = busy
         .iter()
-        .flat_map(|conditions| &conditions.held_back)
-        .flat_map(|held| &held.by)
-        .copied()
+        .filter_map(|record| medians(record))
+        .filter(|m| m.held_back > 0)
+        .map(|m| m.held_back as f64 / m.samples as f64)
         .collect();
-    let by: Vec<&str> = by
-        .into_iter()
-        .map(|hindrance| match hindrance {
-            Hindrance::OtherProcesses => "other processes",
-            Hindrance::Hypervisor => "other guests of the hypervisor",
-            Hindrance::Clocks => "throttled clocks",
-        })
+    if let Some(most) = held.iter().copied().reduce(f64::max) {
+        causes.push(format!("up to {:.0} % of the samples were held back", most * 100.0));
+    }
+    let throttled: BTreeSet<&str> = conditions()
+        .flat_map(|conditions| &conditions.doubts)
+        .filter(|doubt| doubt.contains("throttled"))
+        .map(String::as_str)
         .collect();
-    let without = undisturbed_ms.map_or("n/a".into(), |ms| format!("{ms:.2} ms"));
-    Some(format!(
-        "{held_back} of {samples} samples were held back by {}: median {all_ms:.2} ms with and {without} without them",
-        by.join(" and ")
-    ))
+    causes.extend(throttled.into_iter().map(str::to_owned));
+    let doubted = conditions().filter(|conditions| !conditions.doubts.is_empty()).count();
+    let advice = if doubted > 0 {
+        format!("; {doubted} of them are in doubt: measure again, or use `candlepower duel`")
+    } else {
+        String::new()
+    };
+    (!busy.is_empty())
+        .then(|| format!("! busy in {} of {} rows: {}{advice}.", busy.len(), records.len(), causes.join("; ")))
 }
 
 /// A run is disturbed if more than this share of its benchmarks is doubtful. A quarter of doubtful benchmarks makes every
@@ -242,6 +264,7 @@ pub fn disturbance<'a>(records: impl IntoIterator<Item = &'a Record>) -> Option<
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::record::Hindrance;
     use crate::record::{Conditions, HeldBack, PairedRatio, SCHEMA};
 
     fn sample() -> Record {
@@ -326,22 +349,24 @@ mod tests {
         });
         let expected = Medians { samples: 5, held_back: 2, all_ms: 12.0, undisturbed_ms: Some(11.0) };
         assert_eq!(medians(&held), Some(expected));
-        let text = held_back(&held).expect("a mark");
-        assert_eq!(
-            text,
-            "2 of 5 samples were held back by other processes and throttled clocks: median 12.00 ms with and 11.00 ms \
-             without them"
-        );
-        assert_eq!(held_back(&sample()), None);
+        let text = busy(&[&held, &sample()]).expect("a note");
+        assert_eq!(text, "! busy in 1 of 2 rows: up to 40 % of the samples were held back.");
+        assert_eq!(busy(&[&sample()]), None);
         assert_eq!(medians(&sample()), None, "schema 1 does not tell which samples were held back");
     }
 
     #[test]
     fn a_run_with_many_doubts_is_disturbed() {
         let doubtful = with(|record| {
-            record.conditions = Some(Conditions { doubts: vec!["it was busy".into()], ..Conditions::default() })
+            let (doubts, other_cpu_share) = (vec!["it was busy".into()], Some(0.83));
+            record.conditions = Some(Conditions { doubts, other_cpu_share, ..Conditions::default() })
         });
         let quiet = sample();
+        let note = busy(&[&doubtful, &quiet]).expect("a note");
+        assert!(
+            note.starts_with("! busy in 1 of 2 rows: other processes used up to 83 % of the CPU time; 1 of them"),
+            "{note}"
+        );
         assert_eq!(disturbance([&quiet]), None);
         assert_eq!(disturbance([]), None);
         assert_eq!(disturbance([&doubtful, &quiet, &quiet, &quiet]), None, "a quarter is allowed");

@@ -6,7 +6,7 @@ use std::{fmt::Write, path::Path};
 use super::{
     compare::{Row, Side, Strictness, Verdict, compare},
     table::quantity,
-    text_table::TERMINAL_WIDTH,
+    text_table::width,
 };
 use crate::{
     record::{self, Limits, Measures, Record, Status},
@@ -37,6 +37,13 @@ const COUNTS: [Count; 4] = [
 /// Returns whether the machine was busy during the benchmark.
 pub(crate) fn is_disturbed(record: &Record) -> bool {
     record.conditions.as_ref().is_some_and(|conditions| !conditions.doubts.is_empty())
+}
+
+/// The share of a limit that a benchmark reached. `None` if the machine was busy, and for a share above 100 %: such a number is no
+/// result but a sign that the limit or the benchmark was disturbed.
+fn trusted_share(record: &Record, measure: &str) -> Option<f64> {
+    let (share, _) = record.measures.as_ref()?.measure(measure)?;
+    (share <= 1.0 && !is_disturbed(record)).then_some(share)
 }
 
 /// A limit of the machine, and the measure that is a share of it.
@@ -139,7 +146,7 @@ impl<'a> Summary<'a> {
             let engine = Engine {
                 name: record.subject.variant().to_string(),
                 figures: FIGURES.iter().filter_map(figure).collect(),
-                mbu: record.measures.as_ref().and_then(Measures::mbu),
+                mbu: trusted_share(record, "mbu"),
             };
             match cards.iter_mut().find(|card| card.model == record.subject.model) {
                 Some(card) => card.engines.push(engine),
@@ -182,14 +189,14 @@ impl<'a> Summary<'a> {
         }
         let mut text = String::new();
         for (name, line) in lines {
-            let _ = writeln!(text, "{name:<12}{}", cut(&text::line(&line), TERMINAL_WIDTH - 12));
+            let _ = writeln!(text, "{name:<12}{}", cut(&text::line(&line), width() - 12));
         }
         text
     }
 
     /// The results with the largest and the smallest share of a limit.
     fn extremes(&self, limit: &Limit) -> Vec<(&'static str, String)> {
-        let share = |record: &&Record| Some((record.measures.as_ref()?.measure(limit.measure)?.0, record.id.clone()));
+        let share = |record: &&Record| Some((trusted_share(record, limit.measure)?, record.id.clone()));
         let mut shares: Vec<(f64, String)> = self.records.iter().filter_map(share).collect();
         shares.sort_by(|a, b| b.0.total_cmp(&a.0));
         let line =
@@ -279,7 +286,7 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part} is missing from\n{text}");
         }
-        assert!(text.lines().all(|line| line.chars().count() <= TERMINAL_WIDTH));
+        assert!(text.lines().all(|line| line.chars().count() <= width()));
     }
 
     #[test]

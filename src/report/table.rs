@@ -7,7 +7,7 @@ use std::{collections::BTreeSet, fmt::Write};
 use super::{
     dtypes,
     ratios::{self, Limit},
-    text_table::{TERMINAL_WIDTH, markdown, terminal, wrapped},
+    text_table::{markdown, terminal, width, wrapped},
 };
 use crate::{
     record::{
@@ -35,8 +35,10 @@ pub struct Table {
     pub rows: Vec<Vec<String>>,
     /// Number of text columns, which precede the columns of numbers.
     pub words: usize,
-    /// Paragraphs below the table, in Markdown.
+    /// What its rows mean, as paragraphs in Markdown.
     pub notes: Vec<String>,
+    /// What its columns mean. A terminal has no room for that.
+    pub definitions: Vec<String>,
 }
 
 impl Table {
@@ -51,7 +53,7 @@ impl Table {
     /// The table and its notes as Markdown, without the heading.
     pub fn markdown(&self) -> String {
         let mut text = markdown(&self.rows, self.words);
-        for note in &self.notes {
+        for note in self.definitions.iter().chain(&self.notes) {
             let _ = write!(text, "\n{}\n", text::markdown(note));
         }
         text
@@ -59,10 +61,13 @@ impl Table {
 
     /// Heading, table and notes for a terminal.
     pub fn terminal(&self) -> String {
-        let paragraph = |text: &str| wrapped(&text::line(text), TERMINAL_WIDTH).join("\n");
+        let paragraph = |text: &str| wrapped(&text::line(text), width()).join("\n");
         let mut text = format!("{}\n\n{}", paragraph(&self.heading()), terminal(&self.rows, self.words));
+        if !self.notes.is_empty() {
+            text.push('\n');
+        }
         for note in &self.notes {
-            let _ = write!(text, "\n{}\n", paragraph(note));
+            let _ = writeln!(text, "{}", paragraph(note));
         }
         text
     }
@@ -337,14 +342,14 @@ const FAMILIES: [Family; 14] = [
         extra: &[
             // A narrow terminal leaves it out before what was measured.
             result(249, VERSUS_BEST, |record, all| versus_best(record, all, generation_rate)),
-            result(55, TIME_OF_SCENARIO, |record, all| {
+            result(16, TIME_OF_SCENARIO, |record, all| {
                 let against = GENERATION.iter().find(|scenario| scenario.key == record.scenario);
                 let other = against.and_then(|scenario| scenario.against);
                 let of_medians = other.and_then(|other| ratios::of_medians(record, all, other, &record.subject.engine));
                 ratios::cell(record, Counterpart::Scenario, of_medians)
             }),
-            result(56, TIME_OF_STOCK, time_of_stock),
-            time_of_peer(57),
+            result(14, TIME_OF_STOCK, time_of_stock),
+            time_of_peer(15),
             of_best(Limit::Read),
             of_best(Limit::Matrix),
         ],
@@ -436,6 +441,9 @@ fn table(family: &Family, records: &[&Record], marks: &mut Vec<String>) -> Table
             let _ = write!(cell, " [{}]", number + 1);
             used.insert(number);
         }
+        if ratios::is_busy(record) {
+            cell.push_str(" !");
+        }
     }
 
     let first = records.first().map(|record| &record.scenario);
@@ -450,15 +458,16 @@ fn table(family: &Family, records: &[&Record], marks: &mut Vec<String>) -> Table
     if records.iter().any(|record| record.subject.synthetic_weights) {
         notes.push("Weights are synthetic: seeded, not trained.".into());
     }
-    notes.extend(family.note.map(str::to_owned));
     notes.extend(peers(&measured));
+    let mut definitions: Vec<String> = family.note.map(str::to_owned).into_iter().collect();
     if columns.iter().any(|column| column.header == VERSUS_BEST) {
-        notes.push(format!(
+        definitions.push(format!(
             "{VERSUS_BEST} is the rate of the fastest row of the scenario over that of the row. It is not a \
              paired ratio."
         ));
     }
-    notes.extend(about_ratios.into_iter().chain(about_shares));
+    definitions.extend(about_ratios.into_iter().chain(about_shares));
+    notes.extend(ratios::busy(&measured));
     notes.extend(used.into_iter().map(|number| format!("[{}] {}", number + 1, marks[number])));
     let reason = |record: &&Record| {
         format!("{}: {}: {}", record.id, record.status, record.reason.as_deref().unwrap_or_default())
@@ -472,6 +481,7 @@ fn table(family: &Family, records: &[&Record], marks: &mut Vec<String>) -> Table
         rows: [header].into_iter().chain(rows).collect(),
         words,
         notes,
+        definitions,
     }
 }
 
@@ -489,9 +499,8 @@ fn peers(records: &[&Record]) -> BTreeSet<String> {
 /// A record is marked if the kernel took more than this share of its CPU time.
 const MUCH_IN_KERNEL: f64 = 0.2;
 
-/// Indices of the record's reasons to doubt among all marks, to which new ones are added.
+/// Indices of what is special about the record among all marks, to which new ones are added.
 fn marks_of(record: &Record, all: &[&Record], marks: &mut Vec<String>) -> Vec<usize> {
-    let doubts = record.conditions.iter().flat_map(|conditions| &conditions.doubts);
     let mut number = |note: String| {
         marks.iter().position(|known| *known == note).unwrap_or_else(|| {
             marks.push(note);
@@ -511,12 +520,7 @@ fn marks_of(record: &Record, all: &[&Record], marks: &mut Vec<String>) -> Vec<us
         )
     });
     let exceeded = record.limits.iter().flat_map(|limits| &limits.exceeded);
-    let notes = deviates
-        .chain(differs)
-        .chain(crowded)
-        .chain(paging)
-        .chain(doubts.chain(exceeded).cloned())
-        .chain(ratios::held_back(record));
+    let notes = deviates.chain(differs).chain(crowded).chain(paging).chain(exceeded.cloned());
     notes.map(&mut number).collect()
 }
 
@@ -550,7 +554,7 @@ fn cell(column: &TableColumn, value: Option<(f64, MeasureUnit)>) -> String {
 }
 
 /// A value without its unit, which the header names. Bytes are in MB, and shares in percent.
-pub(super) fn quantity(value: f64, unit: MeasureUnit) -> String {
+pub(crate) fn quantity(value: f64, unit: MeasureUnit) -> String {
     match unit {
         MeasureUnit::Count | MeasureUnit::Tokens => format!("{value:.0}"),
         MeasureUnit::Bytes | MeasureUnit::BytesPerS => number(Some(value / 1e6)),
@@ -780,7 +784,7 @@ mod tests {
         for table in tables(records.iter()) {
             let text = table.terminal();
             let widest = text.lines().map(|line| line.chars().count()).max();
-            assert!(widest <= Some(TERMINAL_WIDTH), "{widest:?}\n{text}");
+            assert!(widest <= Some(width()), "{widest:?}\n{text}");
             assert!(!text.contains("Left out at this width") || table.key == TableKey::Sweep, "{text}");
         }
     }
@@ -813,9 +817,7 @@ mod tests {
     #[test]
     fn a_mark_has_one_meaning_in_all_tables() {
         let mut records: Vec<Record> = sandbox::records("run", 1, 1, chrono::Utc::now()).expect("records").collect();
-        let doubt = |record: &mut Record, text: &str| {
-            record.conditions.as_mut().expect("conditions").doubts.push(text.into());
-        };
+        let doubt = |record: &mut Record, text: &str| record.deviates = Some(text.into());
         let last = records.iter().rposition(|record| record.measures.is_some()).expect("a measured record");
         doubt(&mut records[0], "the first reason");
         doubt(&mut records[1], "the second reason");
@@ -823,7 +825,8 @@ mod tests {
         let tables = tables(records.iter());
         let notes: Vec<&String> =
             tables.iter().flat_map(|table| &table.notes).filter(|note| note.starts_with('[')).collect();
-        assert_eq!(notes, ["[1] the first reason", "[2] the second reason", "[2] the second reason"]);
+        let (first, second) = ("[1] deviates: the first reason", "[2] deviates: the second reason");
+        assert_eq!(notes, [first, second, second]);
         let first = tables[0].markdown();
         assert!(first.contains(" [1] |") && first.contains(" [2] |"), "{first}");
         assert!(tables[1..].iter().any(|table| table.markdown().contains(" [2] ")));

@@ -2,10 +2,15 @@
 
 use std::fmt::Write;
 
-use crate::text;
+use crate::{output, text};
 
-/// Columns of a terminal into which every table of [`terminal`] fits.
-pub(crate) const TERMINAL_WIDTH: usize = 120;
+/// Columns of output that goes to no terminal.
+const TERMINAL_WIDTH: usize = 120;
+
+/// Columns into which every table of [`terminal`] and every paragraph fits: those of the terminal.
+pub(crate) fn width() -> usize {
+    output::columns().map_or(TERMINAL_WIDTH, |columns| columns.clamp(60, 250))
+}
 
 /// Spaces between the columns of a table for a terminal.
 const GAP: usize = 2;
@@ -35,8 +40,8 @@ pub(crate) fn markdown(rows: &[Vec<String>], left: usize) -> String {
     text
 }
 
-/// Least width of a first column that was narrowed.
-const LEAST_NAME: usize = 40;
+/// The part of the width that a first column keeps when it is narrowed.
+const LEAST_NAME: usize = 3;
 
 /// A table for a terminal: the words of a header stand above each other, so that its column is as wide as its cells. Where the
 /// columns do not fit into the width of a terminal, long names of the first column get a line of their own. If that is not enough,
@@ -52,11 +57,12 @@ pub fn terminal(rows: &[Vec<String>], left: usize) -> String {
     };
     let mut widths: Vec<usize> = (0..header.len()).map(width).collect();
     let others = widths[1..].iter().map(|width| GAP + width).sum::<usize>();
-    let narrowed = TERMINAL_WIDTH.saturating_sub(others);
-    if narrowed >= LEAST_NAME {
+    let most = self::width();
+    let narrowed = most.saturating_sub(others);
+    if narrowed >= most / LEAST_NAME {
         widths[0] = widths[0].min(narrowed);
     }
-    let is_within = |shown: &usize| widths[..*shown].iter().sum::<usize>() + GAP * (shown - 1) <= TERMINAL_WIDTH;
+    let is_within = |shown: &usize| widths[..*shown].iter().sum::<usize>() + GAP * (shown - 1) <= most;
     let shown = (left.max(1)..=header.len()).rev().find(is_within).unwrap_or(left.max(1)).min(header.len());
 
     let headers: Vec<Vec<String>> = (0..shown).map(|column| wrapped(&rows[0][column], widths[column])).collect();

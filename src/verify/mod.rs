@@ -42,7 +42,7 @@ use serde::Serialize;
 
 use self::checks::{CHECKS, Probe};
 pub use self::reference::{Reference, against};
-use crate::{device::Precision, model::CausalLm};
+use crate::model::CausalLm;
 
 /// How much is tried, and what counts as equal.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
@@ -60,18 +60,18 @@ pub struct Bounds {
 impl Default for Bounds {
     /// Prompts of up to 300 tokens, ten seconds for each check, and the tolerance of f32.
     fn default() -> Self {
-        Self { longest: 300, tolerance: tolerance(Precision::F32), check_s: 10.0, seed: 42 }
+        Self { longest: 300, tolerance: tolerance("f32"), check_s: 10.0, seed: 42 }
     }
 }
 
-/// Distance of logits that rounding causes in a dtype: sums in another order in f32, values of eleven and eight bits, and weights and
-/// activations of eight bits or fewer.
-pub fn tolerance(precision: Precision) -> f64 {
-    match precision {
-        Precision::F32 => 1e-3,
-        Precision::F16 => 1e-2,
-        Precision::BF16 => 5e-2,
-        _ => 1e-1,
+/// Distance of logits that rounding causes in a dtype: sums in another order in f32, values of eleven and eight bits, and in quantised
+/// ones inputs of eight bits for one row and of 32 for many.
+pub fn tolerance(dtype: &str) -> f64 {
+    match dtype {
+        "f32" => 1e-3,
+        "f16" => 1e-2,
+        "bf16" => 5e-2,
+        _ => 0.25,
     }
 }
 

@@ -185,7 +185,7 @@ fn the_fixtures_keep_the_contract() {
         let loaded = crate::model::load(
             &spec,
             crate::model::Engine::Tuned,
-            Precision::F32,
+            crate::device::Precision::F32,
             crate::device::DeviceChoice::Cpu,
             42,
         );

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use super::{Comparison, MEMORY_NOISE, QUALITY_NOISE, Row, Strictness, Verdict};
 use crate::{
     record::{self, Basis, BetweenRuns, SampleUnit},
-    report::text_table::{TERMINAL_WIDTH, markdown, terminal, wrapped},
+    report::text_table::{markdown, terminal, width, wrapped},
     text,
 };
 
@@ -66,7 +66,7 @@ impl Form {
 
     fn paragraph(self, text: &str) -> String {
         match self {
-            Self::Terminal => wrapped(&text::line(text), TERMINAL_WIDTH).join("\n") + "\n",
+            Self::Terminal => wrapped(&text::line(text), width()).join("\n") + "\n",
             Self::Markdown => format!("{}\n", text::markdown(text)),
         }
     }

@@ -74,10 +74,8 @@ pub fn main(body: impl FnOnce(&mut Suite)) -> ExitCode {
             if measures {
                 check_writable(&session.settings().out)?;
             }
-            // Criterion says once that it found no gnuplot, and panics if nobody can read that.
-            if let Err(error) = caught(|| Ok(Criterion::default())) {
-                output::redirect(&format!("{error:#}"));
-            }
+            // Criterion says once that it found no gnuplot.
+            output::silently(|| drop(Criterion::default()));
             if let Some(name) = arguments.value("baseline").or(arguments.value("load-baseline")) {
                 baseline::ensure_exists(&criterion_home(), name)?;
             }
@@ -225,7 +223,7 @@ impl Suite {
     ) -> Ran {
         let Taken { samples, outcome, around, ratios } = taken;
         group.warm_up_time(NO_WARM_UP).measurement_time(NO_MEASURING);
-        let run = printed(|| {
+        let run = self.printed(|| {
             let mut calls = 0_usize;
             let run = caught(|| {
                 group.bench_function(criterion_id(benchmark), |bencher| {
@@ -273,15 +271,38 @@ impl Suite {
         }
     }
 
+    /// Runs a part of Criterion that reads samples. Its lines describe how it reads them, and its verdict takes two processes for two
+    /// programs, so only `--verbose` shows them. `run` also returns whether all samples were taken. Standard output and standard error may each be
+    /// closed once. If that stopped Criterion before it had all samples, it reads them again.
+    fn printed(&self, mut run: impl FnMut() -> (Result<()>, bool)) -> Result<()> {
+        if !self.arguments.given("verbose") && self.arguments.mode() == Mode::Measure {
+            return output::silently(run).0;
+        }
+        let mut ran = Ok(());
+        for _ in 0..3 {
+            let is_complete;
+            (ran, is_complete) = run();
+            if !ran.as_ref().is_err_and(|error| output::redirect(&format!("{error:#}"))) {
+                break;
+            }
+            if is_complete {
+                return Ok(());
+            }
+        }
+        ran
+    }
+
     /// Runs a part of Criterion that prints or writes the reports of benchmarks that have been kept.
     fn conclude(&mut self, part: &str, conclude: impl FnOnce()) {
-        let concluded = caught(|| {
-            conclude();
-            Ok(())
+        let mut conclude = Some(conclude);
+        let concluded = self.printed(|| {
+            let concluded = caught(|| {
+                conclude.take().into_iter().for_each(|conclude| conclude());
+                Ok(())
+            });
+            (concluded, true)
         });
-        if let Err(error) = concluded
-            && !output::redirect(&format!("{error:#}"))
-        {
+        if let Err(error) = concluded {
             self.fail_report(part, &error);
         }
     }
@@ -331,6 +352,10 @@ impl Suite {
             (None, _) => {}
         }
         if self.arguments.mode() == Mode::Measure {
+            if let Some(metric) = record.measures.as_ref().and_then(|measures| measures.metrics().into_iter().next()) {
+                let value = report::table::quantity(metric.value, metric.unit);
+                output::print_line(format_args!("{}  {value} {}", record.id, metric.unit.name()));
+            }
             if let Err(error) = self.session.append(&mut record) {
                 self.failed(format!("{}: {error:#}", record.id));
             }
@@ -383,7 +408,7 @@ impl Suite {
         }
         if !self.records.is_empty() {
             for table in report::table::tables(self.records.iter()) {
-                output::print_line(table.terminal());
+                output::print_line(format_args!("\n{}", table.terminal()));
             }
             if let Some(path) = self.session.records_path() {
                 output::print_line(format_args!("Records: {}\n", path.display()));
@@ -422,23 +447,6 @@ fn criterion<M: Measurement>(measurement: M, noise_threshold: f64) -> Criterion<
         .noise_threshold(noise_threshold)
         .plotting_backend(PlottingBackend::Plotters)
         .configure_from_args()
-}
-
-/// Runs a part of Criterion that reads samples. `run` also returns whether all samples were taken. Standard output and standard
-/// error may each be closed once. If that stopped Criterion before it had all samples, it reads them again.
-fn printed(mut run: impl FnMut() -> (Result<()>, bool)) -> Result<()> {
-    let mut ran = Ok(());
-    for _ in 0..3 {
-        let is_complete;
-        (ran, is_complete) = run();
-        if !ran.as_ref().is_err_and(|error| output::redirect(&format!("{error:#}"))) {
-            break;
-        }
-        if is_complete {
-            return Ok(());
-        }
-    }
-    ran
 }
 
 /// The number of samples that Criterion takes.
