@@ -101,6 +101,7 @@ pub mod record;
 pub mod runner;
 pub mod scenario;
 pub mod settings;
+mod statistics;
 mod text;
 #[cfg(any(feature = "hub", feature = "serve"))]
 mod tls;

@@ -16,10 +16,10 @@ pub mod peak_bytes;
 pub(crate) mod placement;
 pub(crate) mod processes;
 pub(crate) mod rapl;
-pub(crate) mod statistics;
 mod token_time;
 
 pub use crate::kernels::system::allocator::{self, CountingAllocator};
+pub(crate) use crate::statistics;
 pub use cpu_time::CpuTime;
 pub use limits::{Gauge, LimitsOverTime, Reading};
 pub(crate) use limits::{around, limits, weights_bytes_per_s};

@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Generation, Machine, Measures, Record, SampleUnit, Status, earlier_runs};
-use crate::measure::statistics::median;
+use crate::statistics::median;
 
 /// The time of a benchmark, or its time multiplied by a limit that was read around its samples: the work that the machine could
 /// have done meanwhile. A machine that is slower for a time makes the time longer and the limit lower.

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 
 use super::{
     statistics::median,
+    summary::is_disturbed,
     table::{number, quantity},
 };
 use crate::{
@@ -195,52 +196,26 @@ pub fn medians(record: &Record) -> Option<Medians> {
     })
 }
 
-/// Returns whether the machine did something else during the benchmark, or during some of its samples.
-pub fn is_busy(record: &Record) -> bool {
-    record
-        .conditions
-        .as_ref()
-        .is_some_and(|conditions| !conditions.doubts.is_empty() || !conditions.held_back.is_empty())
-}
-
-/// The note for all rows during which the machine did something else: how many, and how much at most.
-pub fn busy(records: &[&Record]) -> Option<String> {
-    let busy: Vec<&Record> = records.iter().copied().filter(|record| is_busy(record)).collect();
-    let conditions = || busy.iter().filter_map(|record| record.conditions.as_ref());
+/// The note for all rows whose results are in doubt: why, and how much at most.
+pub fn doubted(records: &[&Record]) -> Option<String> {
+    let doubted: Vec<&Record> = records.iter().copied().filter(|record| is_disturbed(record)).collect();
+    let conditions = || doubted.iter().filter_map(|record| record.conditions.as_ref());
     let most =
         |share: fn(&Conditions) -> Option<f64>| conditions().filter_map(share).reduce(f64::max).unwrap_or_default();
-    let mut causes = Vec::new();
-    for (who, share) in [
+    let shares = [
         ("other processes used", most(|conditions| conditions.other_cpu_share)),
-        ("the hypervisor gave away", most(|conditions| conditions.stolen_cpu_share)),
-    ] {
-        if share >= 0.005 {
-            causes.push(format!("{who} up to {:.0} % of the CPU time", share * 100.0));
-        }
-    }
-    let held: Vec<f64> = busy
-        .iter()
-        .filter_map(|record| medians(record))
-        .filter(|m| m.held_back > 0)
-        .map(|m| m.held_back as f64 / m.samples as f64)
-        .collect();
-    if let Some(most) = held.iter().copied().reduce(f64::max) {
-        causes.push(format!("up to {:.0} % of the samples were held back", most * 100.0));
-    }
-    let throttled: BTreeSet<&str> = conditions()
-        .flat_map(|conditions| &conditions.doubts)
-        .filter(|doubt| doubt.contains("throttled"))
-        .map(String::as_str)
-        .collect();
-    causes.extend(throttled.into_iter().map(str::to_owned));
-    let doubted = conditions().filter(|conditions| !conditions.doubts.is_empty()).count();
-    let advice = if doubted > 0 {
-        format!("; {doubted} of them are in doubt: measure again, or use `candlepower duel`")
-    } else {
-        String::new()
-    };
-    (!busy.is_empty())
-        .then(|| format!("! busy in {} of {} rows: {}{advice}.", busy.len(), records.len(), causes.join("; ")))
+        ("the hypervisor gave other guests", most(|conditions| conditions.stolen_cpu_share)),
+    ];
+    let of_cpu = shares.into_iter().filter(|(_, share)| *share >= 0.01);
+    let of_cpu = of_cpu.map(|(who, share)| format!("{who} up to {:.0} % of the CPU time", share * 100.0));
+    let held_back = doubted.iter().filter_map(|record| medians(record)).map(|m| m.held_back as f64 / m.samples as f64);
+    let held_back = held_back.reduce(f64::max).filter(|share| *share > 0.0);
+    let held_back = held_back.map(|share| format!("up to {:.0} % of the samples were held back", share * 100.0));
+    let causes: Vec<String> = of_cpu.chain(held_back).collect();
+    (!doubted.is_empty()).then(|| {
+        let (count, all, causes) = (doubted.len(), records.len(), causes.join(", "));
+        format!("! in doubt, {count} of {all} rows: {causes}. Measure again, or use `candlepower duel`.")
+    })
 }
 
 /// A run is disturbed if more than this share of its benchmarks is doubtful. A quarter of doubtful benchmarks makes every
@@ -264,8 +239,7 @@ pub fn disturbance<'a>(records: impl IntoIterator<Item = &'a Record>) -> Option<
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::Hindrance;
-    use crate::record::{Conditions, HeldBack, PairedRatio, SCHEMA};
+    use crate::record::{HeldBack, Hindrance, PairedRatio, SCHEMA};
 
     fn sample() -> Record {
         serde_json::from_str(include_str!("../record/sample.json")).expect("the sample")
@@ -344,14 +318,15 @@ mod tests {
                     HeldBack { sample: 1, by: by(Hindrance::OtherProcesses) },
                     HeldBack { sample: 4, by: by(Hindrance::Clocks) },
                 ],
+                doubts: vec!["it was busy".into()],
                 ..Conditions::default()
             });
         });
         let expected = Medians { samples: 5, held_back: 2, all_ms: 12.0, undisturbed_ms: Some(11.0) };
         assert_eq!(medians(&held), Some(expected));
-        let text = busy(&[&held, &sample()]).expect("a note");
-        assert_eq!(text, "! busy in 1 of 2 rows: up to 40 % of the samples were held back.");
-        assert_eq!(busy(&[&sample()]), None);
+        let text = doubted(&[&held, &sample()]).expect("a note");
+        let expected = "! in doubt, 1 of 2 rows: up to 40 % of the samples were held back. Measure again, or use `candlepower duel`.";
+        assert_eq!((text.as_str(), doubted(&[&sample()])), (expected, None));
         assert_eq!(medians(&sample()), None, "schema 1 does not tell which samples were held back");
     }
 
@@ -362,11 +337,8 @@ mod tests {
             record.conditions = Some(Conditions { doubts, other_cpu_share, ..Conditions::default() })
         });
         let quiet = sample();
-        let note = busy(&[&doubtful, &quiet]).expect("a note");
-        assert!(
-            note.starts_with("! busy in 1 of 2 rows: other processes used up to 83 % of the CPU time; 1 of them"),
-            "{note}"
-        );
+        let note = doubted(&[&doubtful, &quiet]).expect("a note");
+        assert!(note.contains("1 of 2 rows: other processes used up to 83 % of the CPU time"), "{note}");
         assert_eq!(disturbance([&quiet]), None);
         assert_eq!(disturbance([]), None);
         assert_eq!(disturbance([&doubtful, &quiet, &quiet, &quiet]), None, "a quarter is allowed");

@@ -2,6 +2,8 @@
 
 use rand::{Rng, SeedableRng, rngs::ChaCha8Rng};
 
+use crate::statistics;
+
 /// Number of bootstrap resamples.
 const RESAMPLES: usize = 10_000;
 
@@ -134,10 +136,7 @@ pub fn holm(p_values: &[f64]) -> Vec<f64> {
 
 /// Median of at least one value.
 pub fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_unstable_by(f64::total_cmp);
-    let middle = sorted.len() / 2;
-    if sorted.len() % 2 == 1 { sorted[middle] } else { (sorted[middle - 1] + sorted[middle]) / 2.0 }
+    statistics::median(values.to_vec())
 }
 
 #[cfg(test)]

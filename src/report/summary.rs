@@ -13,6 +13,13 @@ use crate::{
     text,
 };
 
+/// Shares of the bandwidth from which on little and some is left to gain.
+const LITTLE_LEFT: f64 = 0.85;
+const SOME_LEFT: f64 = 0.6;
+
+/// Models with a verdict at the end of a run, which is to fit a screen.
+const MOST_VERDICTS: usize = 5;
+
 /// The scenario of the cards. A run without it shows its first generation scenario.
 const HEADLINE: &str = "medium";
 
@@ -170,8 +177,10 @@ impl<'a> Summary<'a> {
         }
         let counts: Vec<String> = self.counts().iter().map(|(name, count)| format!("{count} {name}")).collect();
         lines.push(("benchmarks", counts.join(", ")));
-        for limit in &LIMITS {
-            lines.extend(self.extremes(limit));
+        let verdicts = self.verdicts();
+        match verdicts.is_empty() {
+            true => LIMITS.iter().for_each(|limit| lines.extend(self.extremes(limit))),
+            false => lines.extend(verdicts.into_iter().map(|line| ("verdict", line))),
         }
         let several = |records: &[&&Record], why: &dyn Fn(&Record) -> Option<String>| {
             let first = records.first()?;
@@ -192,6 +201,44 @@ impl<'a> Summary<'a> {
             let _ = writeln!(text, "{name:<12}{}", cut(&text::line(&line), width() - 12));
         }
         text
+    }
+
+    /// What the results of each model mean: how its fastest engine compares with `stock`, and how much the memory leaves to gain.
+    fn verdicts(&self) -> Vec<String> {
+        let Some((scenario, cards)) = self.cards() else { return Vec::new() };
+        let verdict = |card: &Card| {
+            let of = |record: &&&Record| record.scenario == scenario && record.subject.model == card.model;
+            let own: Vec<&Record> = self.records.iter().filter(of).copied().collect();
+            let busy = own.iter().filter(|record| is_disturbed(record)).count();
+            if busy > 0 {
+                let all = own.len();
+                return format!("{}: not trustworthy, {busy} of {all} disturbed: use `candlepower duel`", card.model);
+            }
+            let decode = |record: &Record| Some(record.measures.as_ref()?.measure("decode_tokens_per_s")?.0);
+            let rate = |engine: &str| decode(own.iter().find(|record| record.subject.engine == engine)?);
+            let fastest = own.iter().filter(|record| decode(record).is_some());
+            let Some(fastest) = fastest.max_by(|a, b| decode(a).unwrap_or(0.0).total_cmp(&decode(b).unwrap_or(0.0)))
+            else {
+                return format!("{}: no decode", card.model);
+            };
+            let engine = &fastest.subject.engine;
+            let over = rate("stock").filter(|_| engine != "stock").zip(decode(fastest));
+            let over = over
+                .map_or(String::new(), |(stock, own)| format!(" decodes {:.1} × as fast as stock and", own / stock));
+            let left = match trusted_share(fastest, "mbu") {
+                None => " has no share of the bandwidth that can be trusted".to_owned(),
+                Some(share) => {
+                    let left = match share {
+                        LITTLE_LEFT.. => "little is left to gain",
+                        SOME_LEFT.. => "some is left to gain",
+                        _ => "much is left to gain",
+                    };
+                    format!(" is at {:.0} % of the bandwidth: {left}", share * 100.0)
+                }
+            };
+            format!("{}: {engine}{over}{left}", card.model)
+        };
+        cards.iter().take(MOST_VERDICTS).map(verdict).collect()
     }
 
     /// The results with the largest and the smallest share of a limit.
@@ -273,11 +320,10 @@ mod tests {
             measures.mbu = Some(0.93);
         }));
         let text = Summary::new(records.iter()).closing_lines(out.path());
-        assert_eq!(text.lines().count(), 10, "{text}");
+        assert!(text.lines().count() <= 10, "{text}");
         for part in [
             "3 measured, 0 failed, 1 disturbed, 1 deviating",
-            "best        decode: 93 % of the memory bandwidth: short/c/x",
-            "worst       decode: 49 % of the memory bandwidth: short/",
+            "verdict     llama-mini: not trustworthy, 1 of 3 disturbed: use `candlepower duel`",
             "disturbed   short/c/x: the machine was busy",
             "deviating   short/c/x: a known reason",
             "1 slower, 0 faster, 0 unchanged",
@@ -287,6 +333,23 @@ mod tests {
             assert!(text.contains(part), "{part} is missing from\n{text}");
         }
         assert!(text.lines().all(|line| line.chars().count() <= width()));
+    }
+
+    #[test]
+    fn the_verdict_is_in_words_and_impossible_shares_are_no_results() {
+        let verdict = |mbu: f64| {
+            let tuned = move |record: &mut Record, measures: &mut record::Generation| {
+                record.subject.engine = "tuned".into();
+                measures.decode_tokens_per_s = measures.decode_tokens_per_s.map(|rate| 2.5 * rate);
+                measures.mbu = Some(mbu);
+            };
+            let records = [sample("short/a/stock", |_, _| ()), sample("short/a/tuned", tuned)];
+            Summary::new(records.iter()).verdicts().remove(0)
+        };
+        let of = "llama-mini: tuned decodes 2.5 × as fast as stock and";
+        assert_eq!(verdict(0.9), format!("{of} is at 90 % of the bandwidth: little is left to gain"));
+        assert_eq!(verdict(0.7), format!("{of} is at 70 % of the bandwidth: some is left to gain"));
+        assert_eq!(verdict(2.34), format!("{of} has no share of the bandwidth that can be trusted"));
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::{collections::BTreeSet, fmt::Write};
 use super::{
     dtypes,
     ratios::{self, Limit},
+    summary::is_disturbed,
     text_table::{markdown, terminal, width, wrapped},
 };
 use crate::{
@@ -441,7 +442,7 @@ fn table(family: &Family, records: &[&Record], marks: &mut Vec<String>) -> Table
             let _ = write!(cell, " [{}]", number + 1);
             used.insert(number);
         }
-        if ratios::is_busy(record) {
+        if is_disturbed(record) {
             cell.push_str(" !");
         }
     }
@@ -467,7 +468,7 @@ fn table(family: &Family, records: &[&Record], marks: &mut Vec<String>) -> Table
         ));
     }
     definitions.extend(about_ratios.into_iter().chain(about_shares));
-    notes.extend(ratios::busy(&measured));
+    notes.extend(ratios::doubted(&measured));
     notes.extend(used.into_iter().map(|number| format!("[{}] {}", number + 1, marks[number])));
     let reason = |record: &&Record| {
         format!("{}: {}: {}", record.id, record.status, record.reason.as_deref().unwrap_or_default())
@@ -794,7 +795,7 @@ mod tests {
         let records = ["a", "b"].map(|model| sample("medium", model, |_| {}));
         let table = tables(records.iter()).remove(0);
         assert_eq!(table.heading(), "Generation (scenario medium, variant stock-f32-cpu)");
-        assert_eq!(table.rows[0][..2], ["model", "tok/s"]);
+        assert_eq!(table.rows[0][..2], ["model", "decode tok/s"]);
         let alone = tables(records[..1].iter()).remove(0);
         assert_eq!((alone.heading().as_str(), alone.words), ("Generation", 3));
     }

@@ -11,7 +11,7 @@ use candlepower::model::series::Architecture;
 /// The folders and files directly below `src`, lowest first. Each may import those of the lines above it, and nothing of its
 /// own line but itself.
 const LEVELS: [&[&str]; 14] = [
-    &["text", "files"],
+    &["text", "files", "statistics"],
     &["error", "output", "dialogue"],
     &["config", "names", "tls"],
     &["scenario", "device", "kernels"],
@@ -20,7 +20,7 @@ const LEVELS: [&[&str]; 14] = [
     &["model"],
     &["generate", "train", "settings"],
     &["quality", "serve"],
-    &["workload"],
+    &["workload", "verify"],
     &["runner", "doctor", "wrap"],
     &["duel"],
     &["recommend"],
