@@ -215,14 +215,17 @@ impl<'a> Summary<'a> {
                 return format!("{}: not trustworthy, {busy} of {all} disturbed: use `candlepower duel`", card.model);
             }
             let decode = |record: &Record| Some(record.measures.as_ref()?.measure("decode_tokens_per_s")?.0);
-            let rate = |engine: &str| decode(own.iter().find(|record| record.subject.engine == engine)?);
             let fastest = own.iter().filter(|record| decode(record).is_some());
             let Some(fastest) = fastest.max_by(|a, b| decode(a).unwrap_or(0.0).total_cmp(&decode(b).unwrap_or(0.0)))
             else {
                 return format!("{}: no decode", card.model);
             };
             let engine = &fastest.subject.engine;
-            let over = rate("stock").filter(|_| engine != "stock").zip(decode(fastest));
+            let is_beside = |record: &&&Record| {
+                let (of, with) = (&record.subject, &fastest.subject);
+                of.engine == "stock" && with.engine != "stock" && (&of.dtype, &of.device) == (&with.dtype, &with.device)
+            };
+            let over = own.iter().find(is_beside).and_then(|stock| decode(stock)).zip(decode(fastest));
             let over = over
                 .map_or(String::new(), |(stock, own)| format!(" decodes {:.1} × as fast as stock and", own / stock));
             let left = match trusted_share(fastest, "mbu") {

@@ -456,17 +456,17 @@ fn write_run(out: &Path, run: &str, total_ms: f64) {
 #[test]
 fn a_comparison_fails_on_a_regression_and_only_then() {
     let folder = tempfile::tempdir().expect("a folder");
-    for (run, total_ms) in [("before", 100.0), ("same", 101.0), ("slower", 110.0)] {
+    for (run, total_ms) in [("before", 100.0), ("same", 101.0), ("slower", 140.0)] {
         write_run(&folder.path().join("target/candlepower"), run, total_ms);
     }
     let compare = |arguments: &[&str]| candlepower(folder.path(), &[&["compare"], arguments].concat(), &[]);
     assert!(compare(&["before", "same", "--fail-above", "5%"]).status.success());
     assert!(compare(&["before", "slower"]).status.success(), "only on demand");
-    assert!(compare(&["before", "slower", "--fail-above", "20%"]).status.success());
+    assert!(compare(&["before", "slower", "--fail-above", "50%"]).status.success());
     let output = compare(&["before", "slower", "--fail-above", "5%"]);
     assert_eq!(output.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("is 10.0 % slower"));
-    assert!(String::from_utf8_lossy(&output.stdout).contains("  +10.0  "));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("is 40.0 % slower"));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("  +40.0  "));
     let json = compare(&["before", "target/candlepower/slower/records.jsonl", "--format", "json"]).stdout;
     let json: Value = serde_json::from_slice(&json).expect("JSON");
     assert_eq!(json["rows"][0]["verdict"], "slower");
