@@ -24,7 +24,7 @@ pub use measures::{Evaluation, Generation, Loading, Quality, Serving, Sweep, Tok
 pub(crate) use read::parse;
 pub use read::{Read, latest, read};
 pub use sink::RECORDS;
-pub(crate) use sink::{Sink, check_writable, parent_process, temporary_that_stays, write_whole};
+pub(crate) use sink::{Sink, check_writable, parent_process, write_whole};
 
 use std::{
     collections::{BTreeMap, BTreeSet},

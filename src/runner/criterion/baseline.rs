@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{output, record, report};
+use crate::{files, output, record, report};
 
 /// A baseline that is being made.
 #[derive(Debug)]
@@ -56,7 +56,7 @@ impl Pending {
             if to.is_dir() {
                 fs::remove_dir_all(&to).with_context(|| format!("{} could not be replaced", to.display()))?;
             }
-            fs::rename(&made, &to).with_context(|| format!("{} could not be created", to.display()))?;
+            files::rename(&made, &to).with_context(|| format!("{} could not be created", to.display()))?;
         }
         Ok(())
     }
