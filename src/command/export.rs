@@ -24,7 +24,7 @@ pub struct Export {
     run: Option<String>,
     #[arg(long, value_enum)]
     format: Format,
-    /// File to write instead of standard output
+    /// File, device or FIFO to write; - is standard output
     #[arg(long)]
     to: Option<PathBuf>,
 }

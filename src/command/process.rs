@@ -16,6 +16,30 @@ use crate::measure::processes::is_in_foreground;
 /// How often a process and the signals are looked at.
 const INTERVAL: Duration = Duration::from_millis(100);
 
+/// How long a command that reads a terminal has to end by itself.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// The terminal that keys come from: standard input, or that of the process.
+#[cfg(unix)]
+fn terminal() -> Option<std::os::fd::OwnedFd> {
+    use std::{fs::File, io::IsTerminal, os::fd::AsFd};
+    let input = io::stdin();
+    match input.is_terminal() {
+        true => input.as_fd().try_clone_to_owned().ok(),
+        false => File::open("/dev/tty").ok().map(Into::into),
+    }
+}
+
+/// Returns whether the other side of a terminal has gone.
+#[cfg(unix)]
+fn is_closed(terminal: &std::os::fd::OwnedFd) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let mut polled = [PollFd::new(terminal, PollFlags::IN)];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let gone = PollFlags::HUP | PollFlags::ERR | PollFlags::NVAL;
+    poll(&mut polled, Some(&now)).is_ok() && polled[0].revents().intersects(gone)
+}
+
 /// Remembers the last signal that asked the command to end: SIGINT, SIGTERM or SIGHUP.
 #[derive(Clone, Default)]
 pub struct Signals(Arc<AtomicUsize>);
@@ -39,6 +63,34 @@ impl Signals {
     #[cfg(not(unix))]
     pub fn catch() -> io::Result<Self> {
         Ok(Self::default())
+    }
+
+    /// Watches for the end of the terminal as well, which counts as SIGHUP, as the system counts it. The reader of events that
+    /// the live view uses never returns once the terminal has closed. So this ends the process if the command does not end
+    /// within [`PATIENCE`] after a signal: first `restore` runs.
+    #[cfg(unix)]
+    pub fn watch_terminal(&self, restore: fn()) -> io::Result<()> {
+        let signals = self.clone();
+        let look = move || {
+            const SIGHUP: usize = 1;
+            let terminal = terminal();
+            while signals.received().is_none() {
+                if terminal.as_ref().is_none_or(is_closed) {
+                    signals.0.store(SIGHUP, Ordering::Relaxed);
+                }
+                thread::sleep(INTERVAL);
+            }
+            thread::sleep(PATIENCE);
+            restore();
+            std::process::exit(128 + i32::from(signals.received().unwrap_or_default()));
+        };
+        thread::Builder::new().name("terminal".into()).spawn(look).map(drop)
+    }
+
+    /// Other systems end the processes of a console.
+    #[cfg(not(unix))]
+    pub fn watch_terminal(&self, _: fn()) -> io::Result<()> {
+        Ok(())
     }
 
     /// The last signal, once.

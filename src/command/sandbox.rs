@@ -6,13 +6,7 @@ use anyhow::{Context, Result, ensure};
 use chrono::Utc;
 use clap::Args;
 
-use crate::{
-    names::PathName,
-    output,
-    record::{RECORDS, temporary_that_stays},
-    runner::sandbox::records,
-    settings::Settings,
-};
+use crate::{files::Target, names::PathName, output, record::RECORDS, runner::sandbox::records, settings::Settings};
 
 #[derive(Args)]
 pub struct Sandbox {
@@ -38,17 +32,14 @@ impl Sandbox {
         ensure!(!path.exists(), "{} already exists: choose another run with --run", path.display());
         let write = || -> Result<usize> {
             fs::create_dir_all(&folder)?;
-            let mut file = temporary_that_stays(0o666).tempfile_in(&folder)?;
-            let mut writer = std::io::BufWriter::new(file.as_file_mut());
+            let mut writer = std::io::BufWriter::new(Target::create(&path)?);
             let mut count = 0;
             for record in records(self.run.as_str(), self.seed, self.times, Utc::now())? {
                 serde_json::to_writer(&mut writer, &record)?;
                 writer.write_all(b"\n")?;
                 count += 1;
             }
-            writer.flush()?;
-            drop(writer);
-            file.persist(&path)?;
+            writer.into_inner().map_err(std::io::IntoInnerError::into_error)?.finish()?;
             Ok(count)
         };
         let count = write().with_context(|| format!("{} could not be written", path.display()))?;

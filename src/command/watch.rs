@@ -44,10 +44,15 @@ impl Watch {
         watched.refresh().with_context(|| format!("{} could not be read", path.display()))?;
         let signals = Signals::catch()?;
         let mut terminal = ratatui::try_init().context("the terminal could not be initialised")?;
+        signals.watch_terminal(|| drop(ratatui::try_restore()))?;
         let ended = follow(&mut terminal, &mut watched, &signals);
-        ratatui::try_restore().context("the terminal could not be restored")?;
-        ended?;
-        Ok(signals.received().map_or(ExitCode::SUCCESS, process::exit_code))
+        let restored = ratatui::try_restore();
+        // A terminal that has closed can be neither drawn on nor restored.
+        if let Some(signal) = signals.received() {
+            return Ok(process::exit_code(signal));
+        }
+        restored.context("the terminal could not be restored")?;
+        ended.map(|()| ExitCode::SUCCESS)
     }
 }
 

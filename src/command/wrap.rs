@@ -46,7 +46,7 @@ impl Wrap {
     /// Runs the command with the streams of this one, prints the result to standard error, and ends as the command did.
     pub fn run<M: Meter>(self) -> Result<ExitCode> {
         for file in [&self.json, &self.plot].into_iter().flatten() {
-            files::check_replaceable(file).with_context(|| format!("{} can't be written", file.display()))?;
+            files::check_target(file).with_context(|| format!("{} can't be written", file.display()))?;
         }
         let [program, arguments @ ..] = self.command.as_slice() else { bail!("no command is given; see --help") };
         let signals = Signals::catch()?;

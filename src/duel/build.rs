@@ -19,7 +19,7 @@ use super::{
     side::Side,
     slot::{Slot, git, git_with},
 };
-use crate::{output, text};
+use crate::{files, output, text};
 
 /// The crates of Candle that a checkout may replace.
 const CANDLE: [&str; 3] = ["candle-core", "candle-nn", "candle-transformers"];
@@ -167,7 +167,7 @@ fn keep(program: &Path, to: &Path) -> io::Result<()> {
     fs::create_dir_all(folder)?;
     let temporary = to.with_extension("tmp");
     fs::copy(program, &temporary)?;
-    fs::rename(temporary, to)?;
+    files::rename(&temporary, to)?;
     let mut kept: Vec<(SystemTime, PathBuf)> = Vec::new();
     for entry in fs::read_dir(folder)? {
         let entry = entry?;

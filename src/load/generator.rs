@@ -5,7 +5,6 @@
 use std::{
     cmp::Reverse,
     collections::{BTreeSet, BinaryHeap},
-    fs::File,
     io::{BufWriter, Write},
     path::{Path, PathBuf},
     sync::{
@@ -32,7 +31,7 @@ use super::{
     tally::Tally,
     verdict::Limits,
 };
-use crate::record::temporary_that_stays;
+use crate::files;
 
 /// Prompts that are written before the first is sent, and kept ahead.
 const AHEAD: usize = 256;
@@ -404,14 +403,12 @@ fn blank(planned: &Planned, due_ns: u64, target: &Target) -> Exchange {
 /// A file of lines that appears under its name when it is whole.
 struct Lines {
     path: PathBuf,
-    file: BufWriter<tempfile::NamedTempFile<File>>,
+    file: BufWriter<files::Target>,
 }
 
 impl Lines {
     fn create(path: &Path) -> Result<Self> {
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let file = temporary_that_stays(0o666).tempfile_in(folder);
-        let file = file.with_context(|| format!("{} can't be written", path.display()))?;
+        let file = files::Target::create(path).with_context(|| format!("{} can't be written", path.display()))?;
         Ok(Self { path: path.to_owned(), file: BufWriter::new(file) })
     }
 
@@ -420,8 +417,7 @@ impl Lines {
     }
 
     fn finish(self) -> Result<()> {
-        let written = self.file.into_inner().map_err(|error| anyhow!("{}", error.error()));
-        let persisted = written.and_then(|file| Ok(file.persist(&self.path)?));
-        persisted.map(drop).with_context(|| format!("{} was not written", self.path.display()))
+        let written = self.file.into_inner().map_err(std::io::IntoInnerError::into_error);
+        written.and_then(files::Target::finish).with_context(|| format!("{} was not written", self.path.display()))
     }
 }

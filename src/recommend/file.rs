@@ -8,7 +8,7 @@ use toml::{Table, Value};
 use super::Recommendation;
 use crate::{
     config::Config,
-    files::{SETTINGS_MAX_BYTES, check_replaceable, read_text_limited},
+    files::{SETTINGS_MAX_BYTES, check_target, read_text_limited},
     record::write_whole,
     settings::{FILE, Settings},
 };
@@ -23,7 +23,7 @@ pub fn check(path: &Path, may_replace: bool) -> Result<()> {
         may_replace || !path.exists(),
         "{name} exists: --overwrite replaces the settings in it that are recommended, and --no-write writes nothing"
     );
-    check_replaceable(path).with_context(|| format!("{name} cannot be written"))
+    check_target(path).with_context(|| format!("{name} cannot be written"))
 }
 
 /// Writes the chosen settings to the file. The other keys and tables of a file that exists are kept, its comments are not.

@@ -27,7 +27,7 @@ pub use measures::{Evaluation, Generation, Loading, Quality, Serving, Sweep, Tok
 pub use read::{Read, latest, read};
 pub(crate) use read::{earlier_runs, parse};
 pub use sink::RECORDS;
-pub(crate) use sink::{Sink, check_writable, parent_process, temporary_that_stays, write_whole};
+pub(crate) use sink::{Sink, check_writable, parent_process, write_whole};
 
 use std::{
     collections::{BTreeMap, BTreeSet},

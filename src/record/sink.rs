@@ -11,7 +11,6 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use super::{Guarded, Record};
-pub(crate) use crate::files::temporary_that_stays;
 use crate::{files, names::PathName};
 
 /// Name of the records' file in a run's folder.
@@ -109,19 +108,12 @@ pub fn check_writable(out: &Path) -> Result<()> {
         .with_context(|| format!("records can't be written to {}: set CANDLEPOWER_OUT", out.display()))
 }
 
-/// Writes a file atomically: it is written under a temporary name in the same folder and then renamed.
+/// Writes a file whole or not at all. Devices, FIFOs and standard output, which `-` names, are written to directly.
 ///
 /// # Errors
-/// When the folder cannot be written to.
+/// When it cannot be written.
 pub fn write_whole(path: &Path, content: &[u8]) -> Result<()> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let write = || {
-        let mut file = temporary_that_stays(0o666).tempfile_in(folder)?;
-        file.write_all(content)?;
-        file.persist(path)?;
-        io::Result::Ok(())
-    };
-    write().with_context(|| format!("{} was not written", path.display()))
+    files::write_whole(path, content).with_context(|| format!("{} was not written", path.display()))
 }
 
 fn ends_in_mid_line(path: &Path) -> io::Result<bool> {

@@ -24,11 +24,9 @@ use super::{
     training,
 };
 use crate::{
-    files::{is_temporary, read_limited},
+    files::{self, is_temporary, read_limited, temporary_that_stays},
     names::PathName,
-    record::{
-        self, Conditions, Limits, Machine, Record, Setting, Software, columns, temporary_that_stays, write_whole,
-    },
+    record::{self, Conditions, Limits, Machine, Record, Setting, Software, columns, write_whole},
     scenario::GENERATION,
     text,
 };
@@ -55,8 +53,10 @@ pub fn write(joined: &Joined, trained: &[Trained], root: &Path, now: DateTime<Ut
     let machine: PathName = machine.name.parse().context("the machine's name")?;
     let reports = root.join(&machine);
     fs::create_dir_all(&reports).with_context(|| format!("{} could not be created", root.display()))?;
+    files::remove_abandoned(&reports);
     // The folder gets its name only when it is complete.
     let filling = temporary_that_stays(0o777).tempdir_in(&reports).context("a folder could not be created")?;
+    let _held = files::hold(filling.path());
     let what = if joined.is_sandbox { "Made-up figures, a sandbox of candlepower" } else { "candlepower" };
     let title = format!("{what} on {machine}, {}", now.format("%Y-%m-%d %H:%M UTC"));
     let plots = plots(&joined.rows);
@@ -105,7 +105,7 @@ fn named_by_time(filled: PathBuf, reports: &Path, now: DateTime<Utc>) -> Result<
     let stamp = now.format("%Y%m%dT%H%M%SZ");
     let mut folder = reports.join(stamp.to_string());
     for number in 2.. {
-        match fs::rename(&filled, &folder) {
+        match files::rename(&filled, &folder) {
             // The name is taken. A folder that is not empty stays as it is.
             Err(_) if folder.exists() => folder = reports.join(format!("{stamp}-{number}")),
             renamed => {

@@ -13,7 +13,7 @@
 use std::{
     fmt,
     fs::{self, File, TryLockError},
-    io::{self, Write},
+    io,
     path::{Path, PathBuf},
     str::FromStr,
     thread,
@@ -24,7 +24,10 @@ use anyhow::Result;
 use hf_hub::Repo;
 use tempfile::NamedTempFile;
 
-use crate::{files::read_text_limited, names::PathName, record::temporary_that_stays};
+use crate::{
+    files::{self, read_text_limited, temporary_that_stays},
+    names::PathName,
+};
 
 /// How often a lock that another process holds is tried.
 const LOCK_POLL: Duration = Duration::from_millis(50);
@@ -149,13 +152,10 @@ impl Cache {
         let file = self.reference(revision);
         let folder = file.parent().unwrap_or(&self.root);
         fs::create_dir_all(folder)?;
-        let mut new = temporary_that_stays(0o666).tempfile_in(folder)?;
-        new.write_all(commit.as_str().as_bytes())?;
-        new.persist(&file)?;
-        Ok(())
+        files::write_whole(&file, commit.as_str().as_bytes())
     }
 
-    /// A file beside the blobs, which becomes one when it is persisted under its name.
+    /// A file beside the blobs, which becomes one when it gets its name.
     ///
     /// # Errors
     /// When the cache can't be written to.

@@ -385,7 +385,7 @@ impl Fetcher<'_> {
         let blob = self.cache.blob(&etag);
         if check_format(&blob, file).is_err() {
             let new = self.receive(answer, file, &etag)?;
-            new.persist(&blob).map_err(|error| Failure::Io(error.error))?;
+            crate::files::rename(new.path(), &blob)?;
         }
         let path = self.cache.link(&commit, file, &etag)?;
         Ok((commit, path))

@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 
 use crate::{
-    output,
+    files, output,
     record::{self, Record},
     report::{
         self,
@@ -63,7 +63,7 @@ impl Pending {
             if to.is_dir() {
                 fs::remove_dir_all(&to).with_context(|| format!("{} could not be replaced", to.display()))?;
             }
-            fs::rename(&made, &to).with_context(|| format!("{} could not be created", to.display()))?;
+            files::rename(&made, &to).with_context(|| format!("{} could not be created", to.display()))?;
         }
         Ok(())
     }
