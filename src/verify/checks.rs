@@ -352,6 +352,7 @@ fn batch(probe: &mut Probe, count: usize) -> Attempt {
         expected.push(of_sequence);
     }
     probe.model.reset().map_err(|error| format!("{error:#}"))?;
+    let wanted = |number: usize, step: usize| expected[number][step].clone();
     for step in 0..=STEPS {
         let order: Vec<usize> = (0..count).map(|place| (place + step) % count).collect();
         let parts: Vec<Part> = order
@@ -380,7 +381,7 @@ fn batch(probe: &mut Probe, count: usize) -> Attempt {
             let logits = logits.to_vec1().map_err(Into::into);
             let happened = || format!("step {step} of {count} sequences, sequence {number}");
             let tokens = &sequences[*number][..end];
-            let wrong = probe.expect((tokens, end - 1), logits, &expected[*number][step].clone(), happened);
+            let wrong = probe.expect((tokens, end - 1), logits, &wanted(*number, step), happened);
             if wrong.is_some() {
                 return Ok(wrong);
             }
@@ -412,7 +413,7 @@ fn samples(probe: &mut Probe, length: usize) -> Attempt {
     }
     let sampling = Sampling { temperature: 1.0, ..Sampling::GREEDY };
     let request = Request { new_tokens: STEPS, sampling, seed: probe.bounds.seed, stop: Vec::new() };
-    let mut sample = || caught(|| Ok(generate::run(probe.model, &[tokens.clone()], &request)?.tokens));
+    let mut sample = || caught(|| Ok(generate::run(probe.model, std::slice::from_ref(&tokens), &request)?.tokens));
     let (first, second) = (sample(), sample());
     let first = or_found!(first, tokens, "sampling");
     let second = or_found!(second, tokens, "sampling");
