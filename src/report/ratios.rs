@@ -211,7 +211,11 @@ pub fn doubted(records: &[&Record]) -> Option<String> {
     let held_back = doubted.iter().filter_map(|record| medians(record)).map(|m| m.held_back as f64 / m.samples as f64);
     let held_back = held_back.reduce(f64::max).filter(|share| *share > 0.0);
     let held_back = held_back.map(|share| format!("up to {:.0} % of the samples were held back", share * 100.0));
-    let causes: Vec<String> = of_cpu.chain(held_back).collect();
+    let mut causes: Vec<String> = of_cpu.chain(held_back).collect();
+    // Those of a GPU have no share here.
+    if causes.is_empty() {
+        causes.extend(conditions().flat_map(|conditions| &conditions.doubts).next().cloned());
+    }
     (!doubted.is_empty()).then(|| {
         let (count, all, causes) = (doubted.len(), records.len(), causes.join(", "));
         format!("! in doubt, {count} of {all} rows: {causes}. Measure again, or use `candlepower duel`.")

@@ -299,9 +299,9 @@ fn a_nightly_run_fails_on_a_regression_keeps_to_its_budget_and_prunes() {
     let (code, text) = nightly(config);
     assert_eq!(code, Some(0), "{text}");
     let good = last_good();
-    next(1.1, 1_000_000);
+    next(1.4, 1_000_000);
     let (code, text) = nightly(config);
-    assert!(code == Some(1) && text.contains("short/a/v: 10.0 % slower"), "{text}");
+    assert!(code == Some(1) && text.contains("short/a/v: 40.0 % slower"), "{text}");
     next(1.0, 1_010_000);
     let (code, text) = nightly(config);
     assert!(code == Some(1) && text.contains("short/a/v: 1.0 % more memory"), "{text}");
