@@ -97,6 +97,7 @@ pub mod measure;
 pub mod model;
 mod names;
 mod peer;
+mod progress;
 pub mod record;
 pub mod runner;
 pub mod scenario;
@@ -107,6 +108,7 @@ mod text;
 mod tls;
 pub mod train;
 pub mod verify;
+pub mod why;
 pub mod workload;
 #[cfg(feature = "cli")]
 pub mod wrap;
@@ -137,7 +139,7 @@ pub mod serve;
 
 use candlepower_kernels as kernels;
 
-pub use {anyhow, candle_core, criterion};
+pub use {anyhow, candle_core, criterion, tracing};
 
 #[cfg(feature = "cli")]
 #[doc(hidden)]

@@ -10,14 +10,14 @@ use std::{
     sync::OnceLock,
 };
 
-use crate::text;
+use crate::{progress, text};
 
 /// Why output was lost at first. A pipe that its reader closed does not count.
 static FAILURE: OnceLock<io::Error> = OnceLock::new();
 
 /// Prints a text to standard output, as it is but for control characters.
 pub(crate) fn print(text: impl Display) {
-    write(io::stdout().lock(), &text::lines(&text.to_string()));
+    write(io::stdout(), &text::lines(&text.to_string()));
 }
 
 /// Prints a line to standard output.
@@ -29,12 +29,12 @@ pub fn print_line(line: impl Display) {
 /// JSON, in which they mean the same; the writers of other formats have escaped them already.
 pub(crate) fn print_data(data: &str) {
     let end = if data.ends_with('\n') { "" } else { "\n" };
-    write(io::stdout().lock(), &format!("{}{end}", text::json(data)));
+    write(io::stdout(), &format!("{}{end}", text::json(data)));
 }
 
 /// Prints a line to standard error: progress, a note or an error.
 pub(crate) fn report(line: impl Display) {
-    write(io::stderr().lock(), &text::lines(&format!("{line}\n")));
+    write(io::stderr(), &text::lines(&format!("{line}\n")));
 }
 
 /// Standard output for a protocol, whose writer ends with the error if the other side has gone.
@@ -48,8 +48,9 @@ pub(crate) fn failure() -> Option<&'static io::Error> {
     FAILURE.get()
 }
 
+/// The stream must not be locked: the thread that draws the lines of [`progress`] waits for it.
 fn write(mut stream: impl Write, text: &str) {
-    match stream.write_all(text.as_bytes()).and_then(|()| stream.flush()) {
+    match progress::suspended(|| stream.write_all(text.as_bytes()).and_then(|()| stream.flush())) {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => drop(FAILURE.set(error)),
         _ => {}
     }
@@ -83,9 +84,9 @@ pub(crate) fn redirect(panic: &str) -> bool {
     let is_stdout = stream.starts_with("stdout");
     // Writing again tells the cause as an error.
     if is_stdout {
-        write(io::stdout().lock(), "\n")
+        write(io::stdout(), "\n")
     } else {
-        write(io::stderr().lock(), "\n")
+        write(io::stderr(), "\n")
     }
     let Ok(null) = std::fs::OpenOptions::new().write(true).open(NULL) else { return false };
     silence(is_stdout, &null)

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     error::caught,
-    output,
+    output, progress,
     quality::{self, Evaluation, Questions, Task},
     record::{self, BenchmarkId, Guarded, Measures, Record, Status},
     report::table,
@@ -77,7 +77,7 @@ impl Eval {
             let is_kept = before.is_some();
             session.note(&scenario, &about);
             // Drawn on standard error, and only if that is a terminal.
-            let bar = ProgressBar::new(questions.questions.len() as u64);
+            let bar = progress::shown(ProgressBar::new(questions.questions.len() as u64));
             let progress = |done: usize| bar.set_position(done as u64);
             let ended = caught(|| quality::evaluate(&id, *task, questions, &mut subject, progress));
             bar.finish_and_clear();

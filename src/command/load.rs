@@ -23,7 +23,7 @@ use crate::{
     measure::machine,
     model,
     names::PathName,
-    output,
+    output, progress,
     record::{self, Conditions, Measures, Record, Serving, Sink, Status, Subject, write_whole},
     report::latency_over_rate,
     settings::Settings,
@@ -300,7 +300,7 @@ impl Options {
             exchanges_to: Some(file(".requests.jsonl")),
         };
         // Drawn on standard error, and only if that is a terminal.
-        let line = ProgressBar::new_spinner();
+        let line = progress::shown(ProgressBar::new_spinner());
         let mut meter = self.power_meter(&run.target);
         let report = load::run(&run, &mut |progress| {
             if let Ok(meter) = &mut meter {

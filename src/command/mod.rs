@@ -10,6 +10,7 @@ mod duel;
 mod eval;
 mod export;
 mod flags;
+mod glance;
 mod history;
 mod list;
 mod load;
@@ -26,24 +27,26 @@ mod sweep;
 mod train;
 mod verify;
 mod watch;
+mod why;
 mod wrap;
 
-use std::process::ExitCode;
+use std::{ffi::OsString, process::ExitCode};
 
 use anyhow::{Result, bail};
 use clap::{
-    Parser, Subcommand,
+    CommandFactory, Parser, Subcommand,
     error::{ContextKind, ContextValue, ErrorKind},
 };
 
 use crate::{
+    model::ModelSpec,
     output, text,
     wrap::{MemoryMeter, PowerMeter},
 };
 
-/// Benchmarks of language models on Candle.
+/// Benchmarks of language models on Candle. Begin with `candlepower MODEL`.
 #[derive(Parser)]
-#[command(version, max_term_width = 100)]
+#[command(version, max_term_width = 100, override_usage = "candlepower MODEL [OPTIONS]\n       candlepower <COMMAND>")]
 struct Command {
     #[command(subcommand)]
     what: What,
@@ -51,6 +54,8 @@ struct Command {
 
 #[derive(Subcommand)]
 enum What {
+    /// Measure a model on its engines in about a minute, in one table; `candlepower MODEL` is short for it
+    Glance(Box<glance::Glance>),
     /// Generate once with one model: warm-ups, trials, a table or JSON
     Run(run::Run),
     /// Show scenarios, models, and the settings in force with where each came from
@@ -59,6 +64,8 @@ enum What {
     Doctor(doctor::Doctor),
     /// Set the settings from flags and run `cargo bench`
     Bench(bench::Bench),
+    /// Show which part of a generation takes how long, how close each is to the machine's limit, and what would make it faster
+    Why(Box<why::Why>),
     /// Score a text: perplexity in sliding windows, and the divergence from a reference
     Perplexity(Box<perplexity::Perplexity>),
     /// Score tasks by log-likelihood, as lm-evaluation-harness does
@@ -105,6 +112,20 @@ enum What {
     DuelSide(duel::DuelSide),
     #[command(hide = true)]
     DuelGuard(duel::DuelGuard),
+}
+
+/// The arguments of the process, with the command that a model in their first place stands for.
+fn arguments(given: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let mut given: Vec<OsString> = given.collect();
+    let is_model = |first: &str| {
+        !first.starts_with('-')
+            && Command::command().find_subcommand(first).is_none()
+            && first.parse::<ModelSpec>().is_ok()
+    };
+    if given.get(1).and_then(|first| first.to_str()).is_some_and(is_model) {
+        given.insert(1, "glance".into());
+    }
+    given
 }
 
 /// Handles arguments that name no command to run. `--help` and `--version` succeed; anything else fails.
@@ -164,14 +185,16 @@ fn note(problem: &str) {
 /// Runs the command with the arguments of the process.
 pub fn command() -> ExitCode {
     crate::runner::in_one_line(|| {
-        let command = match Command::try_parse() {
+        let command = match Command::try_parse_from(arguments(std::env::args_os())) {
             Ok(command) => command,
             Err(error) => return usage(&error),
         };
         match command.what {
+            What::Glance(glance) => glance.run(),
             What::Run(run) => run.run(),
             What::List(list) => list.run(),
             What::Load(load) => load.run(),
+            What::Why(why) => why.run(),
             What::Perplexity(perplexity) => perplexity.run(),
             What::Eval(eval) => eval.run(),
             What::Verify(verify) => verify.run(),

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     device::Precision,
     error::caught,
-    model, output,
+    model, output, progress,
     quality::{self, Entry, Sliding, Source, Unscored, Window},
     record::{self, BenchmarkId, Guarded, Measures, Record},
     report::{
@@ -123,7 +123,7 @@ impl Perplexity {
         let mut entries: Vec<Entry> = loaded.into_iter().map(&mut entry).collect();
         let mut reference = reference.map(entry);
         // Drawn on standard error, and only if that is a terminal.
-        let bar = ProgressBar::new(0);
+        let bar = progress::shown(ProgressBar::new(0));
         let report = loop {
             if entries.is_empty() {
                 return subjects::none_scored(failures.into_iter().map(|(_, error)| error));

@@ -10,7 +10,7 @@ use super::flags::Flags;
 use crate::{
     config::Layers,
     model::{Subject, psann::PsannLm},
-    output,
+    output, progress,
     quality::{self, Questions, Task},
     record::Guarded,
     runner::{end_with_guard, guarded, set_threads, set_up_training},
@@ -172,7 +172,7 @@ fn scores(trained: Trained, tasks: &[(Task, Questions)]) -> Result<TaskScores> {
 
 fn bar() -> ProgressBar {
     let style = ProgressStyle::with_template("{prefix} {wide_bar} {pos}/{len} {msg} {eta}");
-    let bar = ProgressBar::new(0);
+    let bar = progress::shown(ProgressBar::new(0));
     match style {
         Ok(style) => bar.with_style(style),
         Err(_) => bar,
@@ -191,7 +191,6 @@ fn show(bar: &ProgressBar, name: &str, step: &Progress) {
             step.step,
             loss.exp()
         );
-        // A hidden bar, as when standard error is a file, discards lines.
-        if bar.is_hidden() { output::report(line) } else { bar.println(line) }
+        output::report(line);
     }
 }

@@ -19,7 +19,7 @@ use super::{
     side::Side,
     slot::{Slot, git, git_with},
 };
-use crate::{files, output, text};
+use crate::{files, output, progress, text};
 
 /// The crates of Candle that a checkout may replace.
 const CANDLE: [&str; 3] = ["candle-core", "candle-nn", "candle-transformers"];
@@ -121,7 +121,9 @@ pub fn build(
     for (package, path) in &replaced {
         cargo.arg("--config").arg(patch(package, path)?);
     }
-    output::report(format_args!("building {name} (messages of cargo: {})", log.display()));
+    let work = format!("building {name} (messages of cargo: {})", log.display());
+    output::report(&work);
+    let _line = progress::live(work);
     cargo.stdout(File::create(&log)?).stderr(File::options().append(true).open(&log)?);
     let status = wait(cargo).with_context(|| format!("{} could not be started", program.display()))?;
     if !status.success() {

@@ -23,6 +23,7 @@ use super::{
 use crate::{
     device::DeviceChoice,
     measure::{conditions::Watch, statistics::median},
+    progress,
     record::{self, Conditions, Record, SampleUnit, Sink, Status},
     report::duel::{Contestant, Duel, Row, Verdict},
     scenario,
@@ -117,9 +118,12 @@ pub fn measure([a, b]: [&Program; 2], rules: &Rules, folders: Folders, mut progr
             let time = left / (count - number) as u32;
             number += 1;
             let started = Instant::now();
+            let line = progress::live(format_args!("{number}/{count} {id}"));
+            line.step(format_args!("at most about {:.0} s", time.as_secs_f64()));
             let ended = Contest { id: &id, level: rules.level / count as f64, resolve: rules.resolve, time }
                 .run(&start, &keepers)?;
             left = left.saturating_sub(started.elapsed());
+            drop(line);
             match ended {
                 Ended::Measured(row) => {
                     progress(&format!("{number}/{count} {id}: {}, {:.0} s", row.summary(), row.seconds));

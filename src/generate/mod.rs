@@ -8,8 +8,8 @@ mod summary;
 mod timeline;
 
 pub(crate) use prompt::{encode, prompt_batch, prompt_ids, prompt_text};
+pub(crate) use run::{DECODE, PREFILL, Run, TooLong, check_lengths, check_lengths_within};
 pub use run::{Request, run};
-pub(crate) use run::{Run, TooLong, check_lengths, check_lengths_within};
 #[cfg(feature = "serve")]
 pub(crate) use run::{check_logits, with_logits};
 pub use sampler::{Candidate, Sampler};

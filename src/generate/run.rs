@@ -8,6 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use candle_core::{CpuStorage, DType, Storage, Tensor};
+use tracing::trace_span;
 
 use super::{FinishReason, Sampler, Timeline};
 use crate::{
@@ -18,6 +19,10 @@ use crate::{
     model::{CausalLm, Part},
     scenario::Sampling,
 };
+
+/// Spans of a forward pass and the choice of tokens after it, for whoever traces.
+pub(crate) const PREFILL: &str = "prefill";
+pub(crate) const DECODE: &str = "decode";
 
 /// A request for tokens that follow a prompt.
 #[derive(Clone, Debug)]
@@ -129,7 +134,7 @@ impl Run {
                 // An observation reads the limits just before the prompt and just after it.
                 pauses::pass_early();
                 let started = Instant::now();
-                let Spent { sampling, .. } = append(model, &mut active)?;
+                let Spent { sampling, .. } = trace_span!(PREFILL).in_scope(|| append(model, &mut active))?;
                 timeline.began.get_or_insert(started);
                 timeline.ttft += started.elapsed();
                 timeline.sampling = timeline.sampling.map(|before| before + sampling);
@@ -145,7 +150,7 @@ impl Run {
                 let read = pause.and_then(|pause| Some((pause.began, pause.read_bytes_per_s?)));
                 timeline.weight_readings.extend(read);
                 let started = Instant::now();
-                let Spent { sampling, waiting } = append(model, &mut active)?;
+                let Spent { sampling, waiting } = trace_span!(DECODE).in_scope(|| append(model, &mut active))?;
                 let ended = Instant::now();
                 match timeline.steps.get_mut(*number) {
                     Some(step) => *step += ended - started,
@@ -274,6 +279,7 @@ fn append(model: &mut dyn CausalLm, sequences: &mut [&mut Sequence]) -> Result<S
     let given = Instant::now();
     model.device().synchronize()?;
     let started = Instant::now();
+    let _sampling = trace_span!("sampling").entered();
     for (sequence, logits) in sequences.iter_mut().zip(&logits) {
         let Sequence { tokens, held, sampler, .. } = &mut **sequence;
         let next = with_logits(logits, |logits| sampler.sample(logits, tokens))

@@ -54,6 +54,12 @@ impl Sum for CpuTime {
     }
 }
 
+/// Pages that this process touched first and that the kernel had to map, so far. `None` where the system is not Linux.
+pub(crate) fn page_faults() -> Option<u64> {
+    let stat = fs::read_to_string("/proc/self/stat").ok()?;
+    stat.rsplit_once(')')?.1.split_whitespace().nth(7)?.parse().ok()
+}
+
 /// The counts in a process's `stat`, in ticks: its time in user mode and in the kernel, and the same of the processes that it
 /// started and that have ended.
 pub(super) fn counts(stat: &str) -> Option<[u64; 4]> {

@@ -21,6 +21,7 @@ mod token_time;
 pub use crate::kernels::system::allocator::{self, CountingAllocator};
 pub(crate) use crate::statistics;
 pub use cpu_time::CpuTime;
+pub(crate) use cpu_time::page_faults;
 pub use limits::{Gauge, LimitsOverTime, Reading};
 pub(crate) use limits::{around, limits, weights_bytes_per_s};
 pub(crate) use peak_bytes::PeakBytes;

@@ -56,6 +56,8 @@ pub struct Contest<'a> {
     pub program: &'a Path,
     /// Folder of the messages of the processes.
     pub logs: &'a Path,
+    /// Variables of the challenger's process only.
+    pub variables: &'a [(&'a str, &'a str)],
 }
 
 impl Contest<'_> {
@@ -70,7 +72,8 @@ impl Contest<'_> {
         doubts: &mut Vec<String>,
     ) -> Result<Ended> {
         let started = Instant::now();
-        let (first, second) = (self.start("holder", holder), self.start("challenger", challenger));
+        let first = self.start("holder", holder, &[]);
+        let second = self.start("challenger", challenger, self.variables);
         let (first, second) = match (first, second) {
             (Ok(first), Ok(second)) => (first, second),
             (Ok(_), Err(error)) => return Ok(Ended::ChallengerFailed(format!("{error:#}"))),
@@ -116,14 +119,14 @@ impl Contest<'_> {
     }
 
     /// Starts the process of a candidate, and lets it load its model and generate once.
-    fn start(&self, name: &str, values: &Values) -> Result<Remote> {
+    fn start(&self, name: &str, values: &Values, more: &[(&str, &str)]) -> Result<Remote> {
         let settings = Settings::load(&flags(values))?;
         let batch = settings.generation_batches()[0];
         let about = Candidate::from_settings(&settings).remove(0).about.in_batch(batch);
         let id = BenchmarkId::new(self.goal.scenario(), &about);
         let mut command = Command::new(self.program);
         command.args(["duel-side", "generation"]);
-        command.envs(variables(values));
+        command.envs(variables(values)).envs(more.iter().copied());
         let mut process = Process::start(&id.variant.to_string(), command, &self.logs.join(format!("{name}.log")))?;
         if let Answer::Failed(record) = process.prepare(&id.to_string())? {
             bail!(reason(&record));

@@ -16,10 +16,11 @@ mod floor;
 mod part;
 mod search;
 
+pub(crate) use contest::{Contest, Ended};
 pub(crate) use file::{check, write};
 pub(crate) use floor::{Floor, Quality};
 pub(crate) use part::answer;
-pub(crate) use search::{Request, recommend};
+pub(crate) use search::{Request, dtypes, recommend, values};
 
 use std::{fmt::Write, str::FromStr};
 
@@ -187,7 +188,7 @@ impl Ratio {
     }
 
     /// The verdict for the side above the line.
-    fn verdict(self) -> Verdict {
+    pub fn verdict(self) -> Verdict {
         match self {
             Self { high, .. } if high < 1.0 - LEAST_GAIN => Verdict::Better,
             Self { low, .. } if low > 1.0 => Verdict::Worse,
@@ -195,7 +196,8 @@ impl Ratio {
         }
     }
 
-    fn text(self) -> String {
+    /// The ratio and its interval.
+    pub fn text(self) -> String {
         format!("{:.3} ({:.3} to {:.3})", self.ratio, self.low, self.high)
     }
 }

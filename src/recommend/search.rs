@@ -17,6 +17,7 @@ use super::{
 use crate::{
     device::{DeviceChoice, Precision},
     model::{Engine, ModelSpec},
+    progress,
     settings::{EngineChoice, Settings, up_to},
 };
 
@@ -44,6 +45,24 @@ const SEQUENCES: &str = "max_sequences";
 /// The setting of each stage. Numbers of sequences are measured with the number of threads in force. The threads come last.
 const STAGES: [&str; 4] = ["engine", "dtype", SEQUENCES, "threads"];
 
+/// The settings of a candidate: those that are given, and one model on one engine.
+pub fn values(
+    settings: &Settings,
+    given: &[(&'static str, String)],
+    spec: &ModelSpec,
+    (engine, dtype): (Engine, Precision),
+) -> Values {
+    let mut values: Values = given.iter().cloned().collect();
+    values.extend([
+        ("models", spec.to_string()),
+        ("tier", "quick".into()),
+        ("engine", engine.to_string()),
+        ("dtype", dtype.to_string()),
+        ("threads", settings.threads_in_force().to_string()),
+    ]);
+    values
+}
+
 /// Finds the settings of the only model of `settings` for a goal. `progress` gets a line after each comparison.
 ///
 /// # Errors
@@ -56,19 +75,12 @@ pub fn recommend(settings: &Settings, request: &Request, progress: impl FnMut(&s
     let is_given = |setting: &str| request.given.iter().any(|(key, _)| *key == setting);
     let is_one = settings.dtype.len() == 1 || !is_given("dtype");
     ensure!(is_one, "--dtype={}: name one dtype", settings.sources["dtype"].value);
-    let mut best: Values = request.given.iter().cloned().collect();
-    best.extend([
-        ("models", spec.to_string()),
-        ("tier", "quick".into()),
-        ("engine", first.to_string()),
-        ("dtype", dtype.to_string()),
-        ("threads", settings.threads_in_force().to_string()),
-    ]);
+    let best = values(settings, request.given, spec, (first.own().unwrap_or(Engine::Tuned), dtype));
     let mut search = Search {
         request,
         spec,
         best,
-        contest: Contest { goal: request.goal, program: request.program, logs: request.logs },
+        contest: Contest { goal: request.goal, program: request.program, logs: request.logs, variables: &[] },
         comparisons: Vec::new(),
         doubts: Vec::new(),
         progress,
@@ -126,7 +138,7 @@ impl<P: FnMut(&str)> Search<'_, P> {
         let start = self.settings()?;
         let alternatives = match setting {
             "engine" => Engine::DEFAULT.iter().map(ToString::to_string).collect(),
-            "dtype" => dtypes(&start, self.spec, self.engine()?),
+            "dtype" => dtypes(&start, self.spec, self.engine()?).iter().map(ToString::to_string).collect(),
             _ if start.device == DeviceChoice::Cpu => threads(),
             _ => Vec::new(),
         };
@@ -143,6 +155,7 @@ impl<P: FnMut(&str)> Search<'_, P> {
     fn alternative(&mut self, setting: &'static str, value: &str, time: Duration) -> Result<()> {
         let started = Instant::now();
         let against = self.best[setting].clone();
+        let _line = progress::live(format_args!("{setting}: {value} against {against}"));
         let mut challenger = self.best.clone();
         challenger.insert(setting, value.to_owned());
         let quality = match setting {
@@ -251,10 +264,10 @@ impl<P: FnMut(&str)> Search<'_, P> {
 }
 
 /// The forms of weights that an engine has on the device. The tensors of a GGUF file keep theirs.
-fn dtypes(settings: &Settings, spec: &ModelSpec, engine: Engine) -> Vec<String> {
+pub fn dtypes(settings: &Settings, spec: &ModelSpec, engine: Engine) -> Vec<Precision> {
     let has_quantised = engine == Engine::Tuned && settings.device == DeviceChoice::Cpu;
     let all = Precision::ALL.into_iter().filter(|precision| !precision.is_quantised() || has_quantised);
-    if spec.is_gguf() { Vec::new() } else { all.map(|precision| precision.to_string()).collect() }
+    if spec.is_gguf() { Vec::new() } else { all.collect() }
 }
 
 /// One thread, twice as many, and so on up to one for each logical core.
@@ -270,8 +283,9 @@ mod tests {
     #[test]
     fn alternatives_are_those_of_the_engine() {
         let (settings, mini) = (Settings::default(), ModelSpec::Mini("llama-mini"));
-        assert_eq!(dtypes(&settings, &mini, Engine::Stock), ["f32", "f16", "bf16"]);
-        assert_eq!(dtypes(&settings, &mini, Engine::Tuned), ["f32", "f16", "bf16", "q8_0", "q4k", "f8e4m3"]);
-        assert!(dtypes(&settings, &ModelSpec::Path("model.gguf".into()), Engine::Tuned).is_empty());
+        let dtypes = |spec, engine| dtypes(&settings, spec, engine).iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!(dtypes(&mini, Engine::Stock), ["f32", "f16", "bf16"]);
+        assert_eq!(dtypes(&mini, Engine::Tuned), ["f32", "f16", "bf16", "q8_0", "q4k", "f8e4m3"]);
+        assert!(dtypes(&ModelSpec::Path("model.gguf".into()), Engine::Tuned).is_empty());
     }
 }

@@ -217,6 +217,8 @@ pub enum MeasureUnit {
     BytesPerS,
     /// From 0 to 1. Tables print it in percent.
     Share,
+    /// A share of a limit of the machine. Above 1 it is no result.
+    OfLimit,
     /// A share of answers, from 0 to 1. Tables print it in percent with two more digits than a [`Share`](Self::Share).
     Accuracy,
     /// A quotient of two like quantities.
@@ -248,7 +250,7 @@ impl MeasureUnit {
             Self::RequestsPerS => "requests/s",
             Self::Bytes => "bytes",
             Self::BytesPerS => "bytes/s",
-            Self::Share | Self::Accuracy => "share",
+            Self::Share | Self::OfLimit | Self::Accuracy => "share",
             Self::Bits => "bits",
             Self::Nats => "nats",
             Self::Joules => "J",
@@ -273,6 +275,7 @@ impl MeasureUnit {
             | Self::RequestsPerS
             | Self::BytesPerS
             | Self::Share
+            | Self::OfLimit
             | Self::Accuracy
             | Self::Ratio
             | Self::Loss
@@ -488,7 +491,7 @@ measures! {
         /// Model bandwidth utilization (MBU) of decode: that of the median step, whose bytes to read are divided by its time, as a
         /// share of `weights_bytes_per_s` during the step, or of the memory bandwidth if that is empty.
         mbu: Option<f64> => Row {
-            unit: MeasureUnit::Share, better: HIGHER, of_steps: true,
+            unit: MeasureUnit::OfLimit, better: HIGHER, of_steps: true,
             tables: &[
                 (TableKey::Generation, 13, "MBU"), (TableKey::MixtureDecode, 40, "MBU"), (TableKey::Scaling, 60, "MBU"),
                 (TableKey::LongContext, 60, "MBU"),
@@ -499,7 +502,7 @@ measures! {
         /// count the prefill over the time to first token, as a share of the rate at that time, and take the median prompt. Training
         /// counts three forward passes over the median step.
         mfu: Option<f64> => Row {
-            unit: MeasureUnit::Share, better: HIGHER,
+            unit: MeasureUnit::OfLimit, better: HIGHER,
             tables: &[
                 (TableKey::Generation, 17, "MFU"), (TableKey::MixturePrefill, 40, "MFU"), (TableKey::Scaling, 80, "MFU"),
                 (TableKey::LongContext, 80, "MFU"),
@@ -629,7 +632,7 @@ measures! {
         /// Model FLOP utilization (MFU) at the median step: operations of the matrix products divided by time, as a share of
         /// `matrix_flops_per_s`. A training step counts as three forward passes.
         mfu: Option<f64> => Row {
-            unit: MeasureUnit::Share, better: HIGHER, sweep: Some("mfu"), tables: &[(TableKey::Sweep, 50, "MFU")],
+            unit: MeasureUnit::OfLimit, better: HIGHER, sweep: Some("mfu"), tables: &[(TableKey::Sweep, 50, "MFU")],
             ..Row::DATA
         },
         /// Mean squared error before the first measured step. `null` where nothing is trained.
@@ -727,7 +730,7 @@ measures! {
         /// Model FLOP utilization (MFU) at the median step: operations of the matrix products divided by time, as a share of
         /// `matrix_flops_per_s`. A training step counts as three forward passes, whether or not checkpointing repeats one.
         mfu: Option<f64> => Row {
-            unit: MeasureUnit::Share, better: HIGHER, tables: &[(TableKey::Training, 50, "MFU")], ..Row::DATA
+            unit: MeasureUnit::OfLimit, better: HIGHER, tables: &[(TableKey::Training, 50, "MFU")], ..Row::DATA
         },
         /// Loss, gradients and updates of each step. `null` where nothing is trained.
         stability: Option<Stability>,

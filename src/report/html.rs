@@ -133,12 +133,13 @@ fn card(body: &mut String, card: &Card) {
         }
         body.push_str("</dl>\n");
         if let Some(share) = engine.mbu {
-            let percent = share * 100.0;
+            let (class, width, text) = match share {
+                Ok(share) => ("bar", share * 100.0, format!("{:.0} % of the memory bandwidth", share * 100.0)),
+                Err(why) => ("bar unreliable", 100.0, format!("share of the bandwidth unreliable: {why}")),
+            };
             let _ = writeln!(
                 body,
-                "<div class=\"share\"><span class=\"bar\"><span style=\"width:{:.1}%\"></span></span>{percent:.0} % of the \
-                 memory bandwidth</div>",
-                percent.clamp(0.0, 100.0)
+                "<div class=\"share\"><span class=\"{class}\"><span style=\"width:{width:.1}%\"></span></span>{text}</div>"
             );
         }
         body.push_str("</div>\n");

@@ -1,6 +1,7 @@
 //! Output for people and other tools, made from records and Criterion's baselines. Nothing here measures.
 //!
 //! - [`summary`] is a run at a glance, and [`table`] has the tables of results.
+//! - `glance` is one model on its engines.
 //! - `dtypes` joins the perplexities of a run with its generations.
 //! - [`joined`] joins the records of a run with Criterion's estimates.
 //! - `write` writes the folder of a report: tables, plots, an HTML page, and the data files that [`columns`] lists. `trained` reads
@@ -18,6 +19,8 @@ mod dtypes;
 #[cfg(feature = "cli")]
 pub mod duel;
 pub mod export;
+#[cfg(feature = "cli")]
+pub(crate) mod glance;
 #[cfg(feature = "cli")]
 pub mod history;
 #[cfg(feature = "cli")]

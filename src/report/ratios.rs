@@ -120,6 +120,27 @@ impl Limit {
     }
 }
 
+/// Returns whether a share of a limit is at most 100 % as printed. A larger one is no result: the machine was slower while the limit
+/// was read than while the benchmark ran.
+pub(super) fn is_possible(share: f64) -> bool {
+    share < 1.005
+}
+
+/// The share of a limit that a benchmark reached, or why it is no result. `None` for a benchmark without one.
+pub(super) fn share(record: &Record, measure: &str) -> Option<Result<f64, &'static str>> {
+    let (share, _) = record.measures.as_ref()?.measure(measure)?;
+    Some(match share {
+        _ if is_disturbed(record) => Err("the machine was busy"),
+        share if !is_possible(share) => Err("the limit was read while the machine was slower"),
+        share => Ok(share),
+    })
+}
+
+/// The share of a limit that a benchmark reached, if it is a result.
+pub(super) fn trusted_share(record: &Record, measure: &str) -> Option<f64> {
+    share(record, measure)?.ok()
+}
+
 /// The share of the best reading of the run. Empty in records that have no readings.
 pub fn of_best(record: &Record, all: &[&Record], limit: Limit) -> String {
     let share = || {
@@ -127,7 +148,7 @@ pub fn of_best(record: &Record, all: &[&Record], limit: Limit) -> String {
         spread?;
         Some(limit.share(record.measures.as_ref()?)? * own / limit.best(all)?)
     };
-    share().map_or(String::new(), |share| quantity(share, MeasureUnit::Share))
+    share().map_or(String::new(), |share| quantity(share, MeasureUnit::OfLimit))
 }
 
 /// The note below a table with shares: what they divide by.

@@ -111,7 +111,15 @@ fn first_screen(text: &mut String, summary: &Summary) {
             };
             let names = names.iter().map(value);
             let cells = [card.model.clone(), engine.name.clone()].into_iter().chain(names);
-            rows.push(cells.chain([engine.mbu.map_or("n/a".to_owned(), bar)]).collect());
+            rows.push(
+                cells
+                    .chain([match engine.mbu {
+                        None => "n/a".to_owned(),
+                        Some(Ok(share)) => bar(share),
+                        Some(Err(why)) => format!("unreliable: {why}"),
+                    }])
+                    .collect(),
+            );
         }
     }
     let _ = write!(text, "## {}\n\n{}\n", text::markdown(scenario), markdown(&rows, 2));

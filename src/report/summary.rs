@@ -5,6 +5,7 @@ use std::{fmt::Write, path::Path};
 
 use super::{
     compare::{Row, Side, Strictness, Verdict, compare},
+    ratios,
     table::quantity,
     text_table::width,
 };
@@ -44,13 +45,6 @@ const COUNTS: [Count; 4] = [
 /// Returns whether the machine was busy during the benchmark.
 pub(crate) fn is_disturbed(record: &Record) -> bool {
     record.conditions.as_ref().is_some_and(|conditions| !conditions.doubts.is_empty())
-}
-
-/// The share of a limit that a benchmark reached. `None` if the machine was busy, and for a share above 100 %: such a number is no
-/// result but a sign that the limit or the benchmark was disturbed.
-fn trusted_share(record: &Record, measure: &str) -> Option<f64> {
-    let (share, _) = record.measures.as_ref()?.measure(measure)?;
-    (share <= 1.0 && !is_disturbed(record)).then_some(share)
 }
 
 /// A limit of the machine, and the measure that is a share of it.
@@ -117,8 +111,8 @@ pub(crate) struct Engine {
     pub name: String,
     /// Name and value of each figure, with the unit.
     pub figures: Vec<(&'static str, String)>,
-    /// Share of the memory bandwidth that decode uses.
-    pub mbu: Option<f64>,
+    /// Share of the memory bandwidth that decode uses, or why it is no result.
+    pub mbu: Option<Result<f64, &'static str>>,
 }
 
 impl<'a> Summary<'a> {
@@ -153,7 +147,7 @@ impl<'a> Summary<'a> {
             let engine = Engine {
                 name: record.subject.variant().to_string(),
                 figures: FIGURES.iter().filter_map(figure).collect(),
-                mbu: trusted_share(record, "mbu"),
+                mbu: ratios::share(record, "mbu"),
             };
             match cards.iter_mut().find(|card| card.model == record.subject.model) {
                 Some(card) => card.engines.push(engine),
@@ -204,7 +198,7 @@ impl<'a> Summary<'a> {
     }
 
     /// What the results of each model mean: how its fastest engine compares with `stock`, and how much the memory leaves to gain.
-    fn verdicts(&self) -> Vec<String> {
+    pub fn verdicts(&self) -> Vec<String> {
         let Some((scenario, cards)) = self.cards() else { return Vec::new() };
         let verdict = |card: &Card| {
             let of = |record: &&&Record| record.scenario == scenario && record.subject.model == card.model;
@@ -228,7 +222,7 @@ impl<'a> Summary<'a> {
             let over = own.iter().find(is_beside).and_then(|stock| decode(stock)).zip(decode(fastest));
             let over = over
                 .map_or(String::new(), |(stock, own)| format!(" decodes {:.1} × as fast as stock and", own / stock));
-            let left = match trusted_share(fastest, "mbu") {
+            let left = match ratios::trusted_share(fastest, "mbu") {
                 None => " has no share of the bandwidth that can be trusted".to_owned(),
                 Some(share) => {
                     let left = match share {
@@ -246,7 +240,7 @@ impl<'a> Summary<'a> {
 
     /// The results with the largest and the smallest share of a limit.
     fn extremes(&self, limit: &Limit) -> Vec<(&'static str, String)> {
-        let share = |record: &&Record| Some((trusted_share(record, limit.measure)?, record.id.clone()));
+        let share = |record: &&Record| Some((ratios::trusted_share(record, limit.measure)?, record.id.clone()));
         let mut shares: Vec<(f64, String)> = self.records.iter().filter_map(share).collect();
         shares.sort_by(|a, b| b.0.total_cmp(&a.0));
         let line =
@@ -368,6 +362,6 @@ mod tests {
             cards[0].engines[0].figures,
             [("decode", "204 tok/s".to_owned()), ("prefill", "1763 tok/s".to_owned()), ("TTFT", "36.3 ms".to_owned())]
         );
-        assert_eq!(cards[0].engines[1].mbu, Some(0.9));
+        assert_eq!(cards[0].engines[1].mbu, Some(Ok(0.9)));
     }
 }

@@ -559,7 +559,8 @@ pub(crate) fn quantity(value: f64, unit: MeasureUnit) -> String {
     match unit {
         MeasureUnit::Count | MeasureUnit::Tokens => format!("{value:.0}"),
         MeasureUnit::Bytes | MeasureUnit::BytesPerS => number(Some(value / 1e6)),
-        MeasureUnit::Share => format!("{:.0} %", value * 100.0),
+        MeasureUnit::OfLimit if !ratios::is_possible(value) => ">100 %".to_owned(),
+        MeasureUnit::Share | MeasureUnit::OfLimit => format!("{:.0} %", value * 100.0),
         MeasureUnit::Accuracy => format!("{:.2} %", value * 100.0),
         MeasureUnit::Loss | MeasureUnit::Perplexity => format!("{value:.3}"),
         MeasureUnit::Nats if value != 0.0 && value.abs() < 1e-3 => format!("{value:.1e}"),
@@ -717,7 +718,7 @@ fn versus_best(record: &Record, all: &[&Record], rate: fn(&Record) -> Option<f64
 }
 
 /// Three significant digits, or `n/a`.
-pub(super) fn number(value: Option<f64>) -> String {
+pub(crate) fn number(value: Option<f64>) -> String {
     match value {
         None => "n/a".into(),
         Some(value) if value.abs() >= 100.0 => format!("{value:.0}"),

@@ -10,6 +10,7 @@ use crate::{
     device::{DeviceChoice, Precision},
     model::{self, CausalLm, Engine, External, ModelSpec, Parallel, Subject},
     peer::{Launch, Peer, PeerName},
+    progress,
     record::{self, BenchmarkId, FEWEST},
     scenario::{Counterpart, EXPERT_HIDDEN_SIZE, ExpertDecoder, Tier, expert_grid},
     settings::{EngineChoice, Settings},
@@ -276,6 +277,7 @@ impl Candidate {
         let threads = candle_core::utils::get_num_threads();
         let (model, dtype) = (External::of(spec)?, model::dtype_of(spec, self.precision));
         model.ensure_fits(self.precision, &self.device.open()?)?;
+        let _line = progress::live(format_args!("loading {} on {name}", self.about.model));
         let peer = Peer::start(name, launch, out, threads)?;
         let subject = PeerSubject::load(peer, model, (self.precision, &dtype), self.device, self.seed)?;
         subject.describe(&mut self.about);
@@ -288,6 +290,7 @@ impl Candidate {
     /// As [`Self::load`], and for a peer.
     pub(crate) fn load_model(&mut self) -> Result<Subject> {
         let Self { precision, device, seed, .. } = *self;
+        let _line = progress::live(format_args!("loading {} on {}", self.about.model, self.about.variant()));
         let subject = match &self.source {
             Source::Engine { spec, engine, parallel } => {
                 model::load_parallel(spec, *engine, precision, device, seed, *parallel)?

@@ -31,6 +31,8 @@ pub(crate) use guard::{end_with_guard, guarded};
 #[cfg(feature = "cli")]
 pub(crate) use observe::Observation;
 pub(crate) use observe::Surroundings;
+#[cfg(feature = "cli")]
+pub(crate) use plain::longest_within;
 pub(crate) use plain::{Progress, Shard, State, generate, side_by_side, sweep};
 #[cfg(feature = "cli")]
 pub(crate) use plan::{Benchmark, Catalogue, Listing};

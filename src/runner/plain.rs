@@ -1,19 +1,28 @@
 //! Runs workloads in a loop, without Criterion: warm-ups, then one iteration per sample.
 
-use std::{collections::BTreeSet, fmt, io::ErrorKind, path::Path, str::FromStr, time::Duration};
+use std::{
+    collections::BTreeSet,
+    fmt,
+    io::ErrorKind,
+    path::Path,
+    str::FromStr,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Map, Value};
 
 use super::{
-    Candidate, Session, Surroundings, plan,
+    Candidate, Session, Surroundings,
+    plan::{self, Benchmark},
     set::{self, Taken},
     turns::Pace,
 };
 use crate::{
     error::caught,
     files::{SETTINGS_MAX_BYTES, read_text_limited},
-    record::{self, BenchmarkId, Record, Status},
+    progress,
+    record::{self, BenchmarkId, Measures, Record, Status},
     scenario::{Generation, Phase, SWEEP},
     workload::{
         GenerationWorkload, Outcome, Workload,
@@ -32,7 +41,7 @@ pub fn generate(
     warm_ups: usize,
     trials: usize,
 ) -> Result<(Outcome, Surroundings, Vec<u32>)> {
-    let around = iterate(session, &mut workload, warm_ups, trials, |_| {})?;
+    let around = iterate(session, "generating", &mut workload, warm_ups, trials, |_| {})?;
     let tokens = workload.tokens().concat();
     let mut outcome = Box::new(workload).finish(&vec![1; trials], &around.limits);
     outcome.measured = Ok(outcome.measured?);
@@ -53,38 +62,86 @@ pub fn side_by_side(
 ) -> Result<Vec<Record>> {
     let (_, benchmarks) = plan::benchmarks_of(session, std::slice::from_ref(scenario), candidates, &[1]);
     let set: Vec<usize> = (0..benchmarks.len()).collect();
-    let pace = Pace {
-        warm_ups: warm_ups.max(1),
-        iterations: Some(rounds),
-        samples: rounds,
-        ..Pace::new(Duration::ZERO, Duration::ZERO)
-    };
-    let taken = set::measure(&set, &benchmarks, pace, session)?;
-    let record = |(place, taken): (usize, Result<Taken>)| {
-        let (outcome, around, ratios) = match taken {
-            Ok(Taken { outcome, around, ratios, .. }) => (outcome, Some(around), ratios),
-            Err(error) => (Outcome::failed(error), None, Vec::new()),
-        };
-        // Loading the model has told its size.
-        Record { ratios, ..session.record(scenario.key, benchmarks[place].subject(), outcome, around) }
-    };
-    Ok(taken.into_iter().enumerate().map(record).collect())
+    let taken = set::measure(&set, &benchmarks, pace(warm_ups.max(1), rounds), session)?;
+    Ok(set.into_iter().zip(taken).map(|(place, taken)| record(session, benchmarks[place].as_ref(), taken)).collect())
 }
 
-/// Iterates, and calls `after` after each trial. The sum of both counts may exceed `usize`, so the loops are separate.
+/// So many iterations, each a sample.
+fn pace(warm_ups: usize, rounds: usize) -> Pace {
+    Pace { warm_ups, iterations: Some(rounds), samples: rounds, ..Pace::new(Duration::ZERO, Duration::ZERO) }
+}
+
+/// The record of a benchmark that was measured, which is not kept.
+fn record(session: &Session, benchmark: &dyn Benchmark, taken: Result<Taken>) -> Record {
+    let (outcome, around, ratios) = match taken {
+        Ok(Taken { outcome, around, ratios, .. }) => (outcome, Some(around), ratios),
+        Err(error) => (Outcome::failed(error), None, Vec::new()),
+    };
+    // Loading the model has told its size.
+    Record { ratios, ..session.record(benchmark.scenario(), benchmark.subject(), outcome, around) }
+}
+
+/// Runs the longest of some scenarios for which `rounds` generations of every candidate fit into `time`, in turns. The first one is
+/// the shortest, and is run in any case: it tells how fast the candidates are. Candidates that do not fit in memory at once are
+/// measured one after the other. The records are not kept.
+#[cfg(feature = "cli")]
+pub fn longest_within(
+    session: &Session,
+    scenarios: &[Generation],
+    candidates: Vec<Candidate>,
+    rounds: usize,
+    time: Duration,
+) -> Result<Vec<Record>> {
+    let (pool, benchmarks) = plan::benchmarks_of(session, scenarios, candidates, &[1]);
+    // The benchmarks of each scenario, in its order.
+    let mut left = 0..benchmarks.len();
+    let sets: Vec<Vec<usize>> =
+        scenarios.iter().map(|scenario| left.by_ref().take(pool.borrow().that_run(scenario).len()).collect()).collect();
+    let shortest = sets.first().filter(|set| !set.is_empty()).context("the model is too short for any generation")?;
+    let mut rates = Vec::new();
+    for place in shortest {
+        let taken = set::measure(&[*place], &benchmarks, pace(1, 1), session)?.remove(0);
+        if let Ok(Measures::Generation(measures)) = taken.and_then(|taken| Ok(taken.outcome.measured?.measures)) {
+            rates.push((measures.prefill_tokens_per_s, measures.decode_tokens_per_s.unwrap_or(f64::INFINITY)));
+        }
+    }
+    let fits = |scenario: &Generation| {
+        let (prompt, new) = (scenario.prompt_tokens as f64, scenario.new_tokens as f64);
+        let round_s: f64 = rates.iter().map(|(prefill, decode)| prompt / prefill + new / decode).sum();
+        // One round more warms up.
+        round_s * (rounds + 1) as f64 <= time.as_secs_f64()
+    };
+    let chosen = scenarios.iter().zip(&sets).rfind(|(scenario, set)| fits(scenario) && set.len() == shortest.len());
+    let set = chosen.map_or(shortest, |(_, set)| set);
+    let taken = match set::measure(set, &benchmarks, pace(1, rounds), session) {
+        Ok(taken) => taken,
+        // Alone, each says itself what is wrong with it.
+        Err(_) => {
+            let alone = |place: &usize| set::measure(&[*place], &benchmarks, pace(1, rounds), session);
+            set.iter().map(alone).collect::<Result<Vec<_>>>()?.into_iter().flatten().collect()
+        }
+    };
+    Ok(set.iter().zip(taken).map(|(place, taken)| record(session, benchmarks[*place].as_ref(), taken)).collect())
+}
+
+/// Iterates under a name that a terminal shows, and calls `after` after each trial. The sum of both counts may exceed `usize`, so the loops are separate.
 fn iterate<W: Workload + ?Sized>(
     session: &Session,
+    name: &str,
     workload: &mut W,
     warm_ups: usize,
     trials: usize,
     mut after: impl FnMut(&mut W),
 ) -> Result<Surroundings> {
+    let line = progress::live(name);
+    line.step("warming up");
     for _ in 0..warm_ups {
         workload.iterate()?;
     }
     let observation = session.observe(workload.helpers())?;
-    let mut windows = Vec::new();
-    for _ in 0..trials {
+    let (mut windows, began) = (Vec::new(), Instant::now());
+    for done in 0..trials {
+        line.part("trial", (done, trials), began);
         let (taken, window) = observation.sample(|| workload.iterate());
         taken?;
         windows.push(window);
@@ -235,7 +292,7 @@ pub fn sweep(
             let mut workload = Box::new(SeriesWorkload::new(combination, phase, grid)?);
             let steps = combination.steps;
             let mut step = 0;
-            let around = iterate(session, workload.as_mut(), grid.warmup_steps, steps, |workload| {
+            let around = iterate(session, &name, workload.as_mut(), grid.warmup_steps, steps, |workload| {
                 step += 1;
                 if grid.log_every_n_steps.is_some_and(|every| step % every == 0) {
                     let loss = workload.last_loss();

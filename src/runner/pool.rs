@@ -1,17 +1,13 @@
 //! Candidates, and those of them that are loaded. The pool loads a candidate once, when its first benchmark runs, and frees its
 //! memory after the last.
 
-use std::time::{Duration, Instant};
-
 use anyhow::{Result, anyhow};
 use candle_core::Device;
 
 use super::{Candidate, candidate::Loaded, plan::OnModel};
 use crate::{
     measure::memory::{self, DoesNotFit, HeldBytes},
-    output,
     peer::Unsupported,
-    text,
 };
 
 /// Makes an error again, for every benchmark that it concerns.
@@ -98,7 +94,6 @@ impl Pool {
     }
 
     fn load(&mut self, place: usize) -> Result<Loaded> {
-        let started = Instant::now();
         let mut before = memory::current_bytes(&self.device);
         let mut loaded = self.places[place].candidate.load();
         if loaded.as_ref().is_err_and(|error| error.is::<DoesNotFit>()) {
@@ -109,11 +104,6 @@ impl Pool {
         }
         let subject = loaded?;
         self.places[place].held = HeldBytes::except(&self.device, before);
-        let about = &self.places[place].candidate.about;
-        if started.elapsed() > Duration::from_secs(1) {
-            let seconds = started.elapsed().as_secs_f64();
-            output::report(format_args!("{}: loaded in {seconds:.1} s", text::line(&about.model)));
-        }
         Ok(subject)
     }
 

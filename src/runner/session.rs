@@ -27,6 +27,7 @@ use crate::{
     measure::{Gauge, gpu, machine, memory},
     names::PathName,
     peer::Unsupported,
+    progress,
     record::{
         self, BenchmarkId, GLIBC_TUNABLES, Guarded, History, Machine, Note, RECORDS, Record, SCHEMA, Sink, Software,
         Status,
@@ -140,6 +141,7 @@ impl Session {
         if let Some(gauge) = self.gauge.get() {
             return Ok(gauge.clone());
         }
+        let _line = progress::live("measuring the limits of the machine");
         let gauge = Rc::new(Gauge::new(&self.device, self.settings.first_dtype())?);
         Ok(self.gauge.get_or_init(|| gauge).clone())
     }

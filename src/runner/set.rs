@@ -1,18 +1,18 @@
 //! Sets of benchmarks that are measured together, in turns.
 
-use std::{collections::BTreeMap, rc::Rc};
+use std::{cell::Cell, collections::BTreeMap, rc::Rc, time::Instant};
 
 use anyhow::{Result, anyhow};
 
 use super::{
     Session, Surroundings,
     plan::Benchmark,
-    turns::{self, Pace, Turn},
+    turns::{self, Pace, Stage, Turn},
 };
 use crate::{
     error::caught,
     measure::memory::{self, DoesNotFit},
-    output,
+    progress,
     record::PairedRatio,
     workload::{Iteration, Outcome, Workload},
 };
@@ -31,10 +31,10 @@ pub struct Taken {
 /// # Errors
 /// Returns the reason if several members do not fit in memory at once. Other failures are results of single members.
 pub fn measure(set: &[usize], all: &[Rc<dyn Benchmark>], pace: Pace, session: &Session) -> Result<Vec<Result<Taken>>> {
-    session.prepare()?;
     let first = all[set[0]].id();
     let work = format!("{} benchmarks in turns", set.len());
     let is_alone = set.len() == 1;
+    session.prepare()?;
     if !is_alone {
         let needs: BTreeMap<usize, u64> = set.iter().map(|place| all[*place].needs()).collect();
         memory::ensure_fits(&work, needs.values().sum(), session.device())?;
@@ -53,15 +53,20 @@ pub fn measure(set: &[usize], all: &[Rc<dyn Benchmark>], pace: Pace, session: &S
         workloads.push(prepared);
     }
 
-    match is_alone {
-        _ if pace == Pace::ONCE => {}
-        true => output::report(format_args!("Measuring {first}")),
-        false => output::report(format_args!("Measuring {work}, such as {first}")),
-    }
     let helpers = workloads.iter().flatten().flat_map(|workload| workload.helpers()).collect();
     let observation = session.observe(helpers)?;
-    let begin = |member: usize| session.note(all[set[member]].scenario(), &all[set[member]].subject());
-    let turns = turns::take(workloads, pace, begin, |run| observation.sample(run).1);
+    let line = progress::live(if is_alone { first.to_string() } else { format!("{first} and {} more", set.len() - 1) });
+    let began = Cell::new(Instant::now());
+    let tell = |stage: Stage| match stage {
+        Stage::WarmUp(member) => {
+            let subject = all[set[member]].subject();
+            session.note(all[set[member]].scenario(), &subject);
+            line.step(format_args!("warming up {}", subject.variant()));
+            began.set(Instant::now());
+        }
+        Stage::Round { done, all } => line.part("round", (done, all), began.get()),
+    };
+    let turns = turns::take(workloads, pace, tell, |run| observation.sample(run).1);
     let observed = observation.end();
 
     let ids: BTreeMap<String, usize> =

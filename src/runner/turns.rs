@@ -169,16 +169,25 @@ fn mean(iterations: &[Iteration]) -> Iteration {
     Iteration { time: time / iterations.len().max(1) as u32, peak_bytes }
 }
 
-/// Takes the samples of all members in turns. `begin` is called before a member warms up. `run` runs a part of a sample and
-/// returns its window. A member that fails takes no part in later slices, and the others go on.
+/// What the members do next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// A member warms up.
+    WarmUp(usize),
+    /// All take a sample, after `done` of `all`.
+    Round { done: usize, all: usize },
+}
+
+/// Takes the samples of all members in turns. `tell` is called before each stage. `run` runs a part of a sample and returns its
+/// window. A member that fails takes no part in later slices, and the others go on.
 pub fn take(
     members: Vec<Result<Box<dyn Workload>>>,
     pace: Pace,
-    mut begin: impl FnMut(usize),
+    mut tell: impl FnMut(Stage),
     mut run: impl FnMut(&mut dyn FnMut()) -> Window,
 ) -> Vec<Result<Turn>> {
     let mut warm_up = |(member, workload): (usize, Result<Box<dyn Workload>>)| {
-        begin(member);
+        tell(Stage::WarmUp(member));
         Turn::warm_up(workload?, pace)
     };
     let mut turns: Vec<Result<Turn>> = members.into_iter().enumerate().map(&mut warm_up).collect();
@@ -187,6 +196,9 @@ pub fn take(
     let slices = turns.iter().flatten().map(|turn| turn.slices).min().unwrap_or(1);
     let alternates = may_alternate(&turns);
     for slice in 0..pace.samples * slices {
+        if slice % slices == 0 {
+            tell(Stage::Round { done: slice / slices, all: pace.samples });
+        }
         if alternates {
             alternate(&mut turns, slice % count, (slice % slices, slices), &mut run);
             continue;

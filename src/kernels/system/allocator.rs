@@ -9,6 +9,8 @@ use std::{
 static INSTALLED: AtomicBool = AtomicBool::new(false);
 static CURRENT: AtomicUsize = AtomicUsize::new(0);
 static PEAK: AtomicUsize = AtomicUsize::new(0);
+static COUNT: AtomicUsize = AtomicUsize::new(0);
+static TOTAL: AtomicUsize = AtomicUsize::new(0);
 
 /// The system's allocator with counters. A program installs it as its global allocator:
 ///
@@ -24,7 +26,7 @@ static PEAK: AtomicUsize = AtomicUsize::new(0);
 pub struct CountingAllocator;
 
 // SAFETY: every method passes its arguments to `System` and returns the result of `System`. Counting only accesses
-// three atomics, and neither allocates nor panics.
+// five atomics, and neither allocates nor panics.
 unsafe impl GlobalAlloc for CountingAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the caller upholds the contract of `GlobalAlloc::alloc`.
@@ -64,6 +66,8 @@ unsafe impl GlobalAlloc for CountingAllocator {
 fn grown(memory: *mut u8, bytes: usize) {
     if !memory.is_null() {
         INSTALLED.store(true, Relaxed);
+        COUNT.fetch_add(1, Relaxed);
+        TOTAL.fetch_add(bytes, Relaxed);
         let current = CURRENT.fetch_add(bytes, Relaxed) + bytes;
         // Most allocations set no new peak. Reading first avoids contention for the cache line.
         if current > PEAK.load(Relaxed) {
@@ -89,6 +93,11 @@ pub fn gave_back(bytes: usize) {
 /// Bytes in use; 0 in a program without the [`CountingAllocator`].
 pub fn current_bytes() -> u64 {
     CURRENT.load(Relaxed) as u64
+}
+
+/// Number of allocations so far, those that grew included, and their bytes; 0 in a program without the [`CountingAllocator`].
+pub fn allocations() -> (u64, u64) {
+    (COUNT.load(Relaxed) as u64, TOTAL.load(Relaxed) as u64)
 }
 
 /// Resets the peak to the bytes in use now.

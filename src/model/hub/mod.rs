@@ -11,7 +11,7 @@ mod http;
 use std::{
     collections::BTreeSet,
     env, fs,
-    io::{self, IsTerminal, Read, Write},
+    io::{self, Read, Write},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -37,7 +37,7 @@ use crate::{
     error::one_line,
     files::{read_limited, read_text_limited},
     names::PathName,
-    output, text,
+    output, progress, text,
 };
 
 const ENDPOINT: &str = "https://huggingface.co";
@@ -582,9 +582,9 @@ impl Write for Hashing<'_> {
 
 /// A progress bar, which is shown when the download is long and standard error is a terminal.
 fn bar(file: &RepoFile, bytes: Option<u64>) -> ProgressBar {
-    let is_shown = bytes.is_none_or(|bytes| bytes >= LONG_DOWNLOAD_BYTES) && io::stderr().is_terminal();
-    let target = if is_shown { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
-    let bar = ProgressBar::with_draw_target(bytes, target).with_message(file.to_string());
+    let is_long = bytes.is_none_or(|bytes| bytes >= LONG_DOWNLOAD_BYTES);
+    let bar = ProgressBar::with_draw_target(bytes, ProgressDrawTarget::hidden());
+    let bar = if is_long { progress::shown(bar) } else { bar }.with_message(file.to_string());
     match ProgressStyle::with_template("{msg} {bar:30} {bytes}/{total_bytes} {bytes_per_sec} {eta}") {
         Ok(style) => bar.with_style(style),
         Err(_) => bar,

@@ -6,7 +6,7 @@ use super::{
     distinct, generations, model, scenario, variant,
 };
 use crate::{
-    report::{joined::Row, statistics::median},
+    report::{joined::Row, ratios::trusted_share, statistics::median},
     scenario::{LONG_CONTEXT, TENSOR_PARALLEL, THREADS_SCALING},
 };
 
@@ -36,12 +36,12 @@ pub fn tokens_per_s(rows: &[Row]) -> Option<Chart> {
 
 /// Share of the bandwidth.
 pub fn mbu(rows: &[Row]) -> Option<Chart> {
-    by_scenario(rows, "% of bandwidth", true, |row| Some(Value::plain(row.generation()?.mbu? * 100.0)))
+    by_scenario(rows, "% of bandwidth", true, |row| Some(Value::plain(trusted_share(&row.record, "mbu")? * 100.0)))
 }
 
 /// Share of the matrix rate.
 pub fn mfu(rows: &[Row]) -> Option<Chart> {
-    by_scenario(rows, "% of matrix rate", true, |row| Some(Value::plain(row.generation()?.mfu? * 100.0)))
+    by_scenario(rows, "% of matrix rate", true, |row| Some(Value::plain(trusted_share(&row.record, "mfu")? * 100.0)))
 }
 
 /// Peak memory beside the weights.

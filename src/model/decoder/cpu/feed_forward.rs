@@ -2,7 +2,9 @@
 
 use std::ops::Range;
 
-use super::rank::room;
+use tracing::trace_span;
+
+use super::rank::{bytes, flops, room};
 use crate::{
     kernels::inference::{Activation, Element, Gate, Linear, Machine, Product, Rows, Then, combine, gated, products},
     model::decoder::routing::{ExpertLoad, Planted, Routes},
@@ -116,6 +118,7 @@ impl<E: Element> FeedForward<E> {
         let inputs = busy.map(|(expert, (count, end))| (expert, rows(*count, *end))).collect();
         let parts = room(parts, routes.experts.len() * hidden);
         run(machine, *activation, inputs, inner, parts, Then::Store);
+        let _combine = trace_span!("combine").entered();
         combine::<E>(machine, parts, (&places, &routes.weights), hidden, sum);
     }
 }
@@ -131,7 +134,9 @@ impl<E: Element> Router<E> {
     ) -> Routes {
         let experts = self.linear.weights().outputs();
         let logits = room(&mut memory.logits, x.count() * experts);
-        products(machine, vec![Product { x, layer: &self.linear, out: logits, then: Then::Store }]);
+        let linear = &self.linear;
+        let _router = trace_span!("router", bytes = bytes([linear]), flops = flops([linear], x.count())).entered();
+        products(machine, vec![Product { x, layer: linear, out: logits, then: Then::Store }]);
         match planted {
             None => Routes::choose(logits, experts, self.top_k, self.normalise),
             Some((planted, positions)) => {
@@ -141,6 +146,11 @@ impl<E: Element> Router<E> {
             }
         }
     }
+}
+
+/// Floating-point operations of linear layers, each on so many rows.
+fn flops_of_each<'a, E: Element>(linears: impl Iterator<Item = (&'a Linear<E>, usize)>) -> u64 {
+    linears.map(|(linear, rows)| flops([linear], rows)).sum()
 }
 
 /// Computes experts, each with its own inputs. Their outputs follow each other in `out`.
@@ -164,12 +174,18 @@ fn run<E: Element>(
         out = rest;
     }
     let first = gates.iter_mut().map(|(expert, x, out)| Gate { x: *x, gate: &expert.gate, up: &expert.up, out });
-    gated(machine, activation, first.collect());
+    let first = first.collect();
+    let matrices = || inputs.iter().flat_map(|(expert, x)| [(&expert.gate, x.count()), (&expert.up, x.count())]);
+    trace_span!("gate/up", bytes = bytes(matrices().map(|(linear, _)| linear)), flops = flops_of_each(matrices()))
+        .in_scope(|| gated(machine, activation, first));
     let second = gates.iter().zip(parts).map(|((expert, x, inner), out)| Product {
         x: Rows::new(inner, x.count(), stride(expert)),
         layer: &expert.down,
         out,
         then,
     });
-    products(machine, second.collect());
+    let second = second.collect();
+    let matrices = || inputs.iter().map(|(expert, x)| (&expert.down, x.count()));
+    trace_span!("down", bytes = bytes(matrices().map(|(linear, _)| linear)), flops = flops_of_each(matrices()))
+        .in_scope(|| products(machine, second));
 }

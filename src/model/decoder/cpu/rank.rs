@@ -7,6 +7,7 @@
 use std::{mem, ops::Range};
 
 use anyhow::Result;
+use tracing::trace_span;
 
 use super::{
     feed_forward::{self, FeedForward},
@@ -167,7 +168,10 @@ impl<E: Element, C: Operand> Rank<E, C> {
         let is_own = |token: &u32| vocabulary.contains(&(*token as usize));
         let row = |token: &u32| if is_own(token) { *token - vocabulary.start as u32 } else { 0 };
         let rows: Vec<u32> = tokens.iter().map(row).collect();
-        embed(machine, self.embedding.as_ref().unwrap_or(self.head.weights()), &rows, self.embedding_scale, &mut h);
+        let table = self.embedding.as_ref().unwrap_or(self.head.weights());
+        let bytes = || table.bytes() / table.outputs() as u64 * rows.len() as u64;
+        trace_span!("embedding", bytes = bytes())
+            .in_scope(|| embed(machine, table, &rows, self.embedding_scale, &mut h));
         if let Some(reduce) = reduce {
             let others = h.chunks_exact_mut(width).zip(tokens).filter(|(_, token)| !is_own(token));
             others.for_each(|(row, _)| row.fill(0.0));
@@ -181,7 +185,8 @@ impl<E: Element, C: Operand> Rank<E, C> {
         let (hidden, rows) = (self.config.hidden_size, h.len() / self.config.hidden_size);
         let stride = Rows::<E>::stride_of(hidden);
         let x = room(&mut self.memory.x, rows * stride);
-        norm(&self.machine, h, &self.norm, x);
+        trace_span!("norms").in_scope(|| norm(&self.machine, h, &self.norm, x));
+        let _head = trace_span!("head", bytes = bytes([&self.head]), flops = flops([&self.head], rows)).entered();
         let mut logits = vec![0.0; rows * self.vocabulary.len()];
         let x = Rows::new(x, rows, stride);
         products(&self.machine, vec![Product { x, layer: &self.head, out: &mut logits, then: Then::Store }]);
@@ -239,29 +244,41 @@ impl<E: Element> Layer<E> {
         let x = Rows::new(x, count, stride);
         let [queries, keys, values] =
             [(q_out, q), (k_out, k), (v_out, v)].map(|(out, layer)| room(out, count * layer.weights().outputs()));
-        products(
-            machine,
-            vec![
-                Product { x, layer: q, out: queries, then: Then::Store },
-                Product { x, layer: k, out: keys, then: Then::Store },
-                Product { x, layer: v, out: values, then: Then::Store },
-            ],
-        );
+        trace_span!("q/k/v", bytes = bytes([q, k, v]), flops = flops([q, k, v], count)).in_scope(|| {
+            products(
+                machine,
+                vec![
+                    Product { x, layer: q, out: queries, then: Then::Store },
+                    Product { x, layer: k, out: keys, then: Then::Store },
+                    Product { x, layer: v, out: values, then: Then::Store },
+                ],
+            );
+        });
         let (mut q_norm, mut k_norm) = self.qk_norms.as_ref().map(|(q, k)| (q, k)).unzip();
         // Norms of all heads together come before the heads are divided.
         for (norm, rows) in [(&mut q_norm, &mut *queries), (&mut k_norm, &mut *keys)] {
             if let Some(whole) = norm.take_if(|_| self.has_whole_norms) {
-                norm_in_place::<E>(machine, rows, whole);
+                trace_span!("norms").in_scope(|| norm_in_place::<E>(machine, rows, whole));
             }
         }
-        cache.append(machine, spans, Heads { values: keys, norm: k_norm }, values, angles);
+        trace_span!("RoPE, cache").in_scope(|| {
+            cache.append(machine, spans, Heads { values: keys, norm: k_norm }, values, angles);
+        });
         let stride = Rows::<E>::stride_of(o.weights().inputs());
         let heads = room(heads, count * stride);
         let queries = Heads { values: queries, norm: q_norm };
-        self.attention.apply(machine, (spans, cache), queries, angles, heads);
+        let row_bytes = (k.weights().outputs() + v.weights().outputs()) * size_of::<C>();
+        let (read, pairs) = (|| seen(spans, self.attention.window).0, || seen(spans, self.attention.window).1);
+        trace_span!(
+            "attention",
+            bytes = (read() * row_bytes) as u64,
+            flops = (4 * pairs() * q.weights().outputs()) as u64
+        )
+        .in_scope(|| self.attention.apply(machine, (&*spans, cache), queries, angles, heads));
         let x = Rows::new(heads, count, stride);
         add_block::<E>(on, self.after_attention.as_ref(), self.residual_scale, h, out, |sum| {
-            products(machine, vec![Product { x, layer: o, out: sum, then: Then::Add }]);
+            trace_span!("o", bytes = bytes([o]), flops = flops([o], count))
+                .in_scope(|| products(machine, vec![Product { x, layer: o, out: sum, then: Then::Add }]));
         });
     }
 
@@ -286,8 +303,31 @@ impl<E: Element> Layer<E> {
     }
 }
 
+/// Bytes of linear layers, for a trace.
+pub(super) fn bytes<'a, E: Element>(linears: impl IntoIterator<Item = &'a Linear<E>>) -> u64 {
+    linears.into_iter().map(|linear| linear.weights().bytes()).sum()
+}
+
+/// Floating-point operations of linear layers on so many rows, for a trace.
+pub(super) fn flops<'a, E: Element>(linears: impl IntoIterator<Item = &'a Linear<E>>, rows: usize) -> u64 {
+    let of_row = |linear: &Linear<E>| 2 * linear.weights().inputs() * linear.weights().outputs();
+    (rows * linears.into_iter().map(of_row).sum::<usize>()) as u64
+}
+
+/// Positions of the cache that attention reads, and pairs of a token and a position that it sees, for a trace.
+fn seen<C: Operand>(spans: &[Span<C>], window: Option<usize>) -> (usize, usize) {
+    let window = window.unwrap_or(usize::MAX);
+    let of_span = |span: &Span<C>| {
+        let positions = span.positions();
+        let read = positions.end.min(window.saturating_add(positions.len() - 1));
+        (read, positions.map(|position| (position + 1).min(window)).sum::<usize>())
+    };
+    spans.iter().map(of_span).fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1))
+}
+
 /// Writes the inputs of a block: the norm of the residual stream, or the stream itself.
 fn input<E: Element>(machine: &Machine, h: &[f32], weights: Option<&RowNorm>, x: &mut [E], width: usize) {
+    let _norms = trace_span!("norms").entered();
     match weights {
         Some(weights) => norm(machine, h, weights, x),
         None => round_rows(machine, h, width, x),
@@ -313,6 +353,7 @@ fn add_block<E: Element>(
     if let Some(reduce) = reduce {
         reduce.sum::<E>(out);
     }
+    let _norms = trace_span!("norms").entered();
     match norm {
         Some(norm) => add_norm::<E>(machine, out, norm, h),
         None if scale == 1.0 => h.iter_mut().zip(&*out).for_each(|(sum, value)| *sum = E::round(*sum + value)),

@@ -1,0 +1,187 @@
+//! `candlepower why`: where the time of a generation goes, and what would make it faster.
+
+use std::{
+    env,
+    path::PathBuf,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use clap::Args;
+
+use super::{
+    duel::duration,
+    flags::{Flags, OneModel},
+    run::only_model,
+};
+use crate::{
+    device::{DeviceChoice, Precision},
+    files,
+    model::{Engine, ModelSpec},
+    output, progress,
+    recommend::{self, Contest, Ended, Goal, Ratio},
+    record::GLIBC_TUNABLES,
+    runner::{Candidate, Session},
+    settings::Settings,
+    text,
+    why::{Advice, Advised, Explanation, Lengths, Trace},
+};
+
+/// Makes glibc keep freed memory, so that the kernel need not map it again. See the guide's methodology.
+const KEEP_FREED: &str = "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=68719476736:glibc.malloc.hugetlb=1";
+
+#[derive(Args)]
+pub struct Why {
+    /// A file.gguf, a folder, owner/name[@revision] or owner/name:Q4_K_M of the Hub, llama-mini or synthetic:<shape>
+    #[arg(long, default_value = "llama-mini")]
+    model: String,
+    #[command(flatten)]
+    settings: Flags<Settings, OneModel>,
+    /// Length of the prompt
+    #[arg(long, default_value_t = Lengths::default().prompt_tokens)]
+    prompt_tokens: usize,
+    /// Tokens that are generated after it
+    #[arg(long, default_value_t = Lengths::default().new_tokens)]
+    new_tokens: usize,
+    /// Generations that are traced; each has one beside it that is not
+    #[arg(long, default_value_t = Lengths::default().rounds)]
+    rounds: usize,
+    /// Time for measuring what other settings would change, such as 30s or 5m; 0s measures nothing
+    #[arg(long, value_parser = duration_or_none, default_value = "60s")]
+    advice: Duration,
+    /// File for the spans, in the format of Chrome's trace viewer and Perfetto
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
+    /// Print the result as one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// As [`duration`], or no time.
+fn duration_or_none(text: &str) -> Result<Duration, String> {
+    if text == "0s" { Ok(Duration::ZERO) } else { duration(text) }
+}
+
+impl Why {
+    pub fn run(self) -> Result<ExitCode> {
+        let given = [self.settings.given(), &[("models", self.model.clone())]].concat();
+        let settings = Settings::load(&given)?;
+        let (spec, engine, dtype) = only_model(&settings, &self.model)?;
+        ensure!(
+            settings.tensor_parallel.is_empty(),
+            "--tensor-parallel: the parts of a sharded model run beside each other"
+        );
+        ensure!(self.rounds > 0, "--rounds=0: it must be at least 1");
+        // Sets the number of threads.
+        Session::new(settings.clone())?;
+        let trace = Trace::start()?;
+        let lengths = Lengths { prompt_tokens: self.prompt_tokens, new_tokens: self.new_tokens, rounds: self.rounds };
+        let (explanation, spans, variant) = {
+            let mut candidate = Candidate::from_settings(&settings).remove(0);
+            let mut loaded = candidate.load_model()?;
+            let (explanation, spans) = trace.explain_in(loaded.model.as_mut(), &lengths, dtype)?;
+            (explanation, spans, format!("{} {}", candidate.about.model, candidate.about.variant()))
+        };
+        if let Some(file) = &self.trace {
+            files::write_whole(file, spans.to_string().as_bytes())?;
+        }
+        let advice = self.tried(&settings, &spec, (engine, dtype), &explanation)?;
+        let found = Advised { variant, explanation, advice };
+        match self.json {
+            true => output::print_data(&serde_json::to_string(&found)?),
+            false => output::print(&found),
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    /// Other settings, each measured in turns with those in force.
+    fn tried(
+        &self,
+        settings: &Settings,
+        spec: &ModelSpec,
+        current: (Engine, Precision),
+        explanation: &Explanation,
+    ) -> Result<Vec<Advice>> {
+        if self.advice.is_zero() {
+            return Ok(Vec::new());
+        }
+        let program = env::current_exe().context("the path of this program is unknown")?;
+        let logs = tempfile::tempdir().context("a folder for messages could not be made")?;
+        let holder = recommend::values(settings, self.settings.given(), spec, current);
+        let changes = changes(settings, spec, current, explanation);
+        let (end, mut advice, mut doubts) = (Instant::now() + self.advice, Vec::new(), Vec::new());
+        for (place, change) in changes.iter().enumerate() {
+            let _line = progress::live(format_args!("trying {}", change.name()));
+            let mut challenger = holder.clone();
+            let variables: Vec<(&str, &str)> = match change {
+                Change::Setting(key, value) => {
+                    challenger.insert(key, value.clone());
+                    Vec::new()
+                }
+                Change::Variable(name, value) => vec![(name, value)],
+            };
+            let contest = Contest { goal: Goal::Latency, program: &program, logs: logs.path(), variables: &variables };
+            let time = end.saturating_duration_since(Instant::now()) / (changes.len() - place) as u32;
+            let (ratio, reason) = match contest.measure([&holder, &challenger], time, &mut doubts)? {
+                Ended::Measured(ratio) => (Some(ratio), None),
+                Ended::HolderFailed(reason) | Ended::ChallengerFailed(reason) | Ended::OutOfTime(reason) => {
+                    (None, Some(reason))
+                }
+            };
+            advice.push(Advice { change: change.name(), ratio, reason });
+        }
+        advice.sort_by(|a, b| {
+            let ratio = |advice: &Advice| advice.ratio.map_or(f64::INFINITY, |ratio: Ratio| ratio.ratio);
+            ratio(a).total_cmp(&ratio(b))
+        });
+        Ok(advice)
+    }
+}
+
+/// Another way to run the model.
+enum Change {
+    Setting(&'static str, String),
+    Variable(&'static str, &'static str),
+}
+
+impl Change {
+    fn name(&self) -> String {
+        match self {
+            Self::Setting(key, value) => format!("--{} {value}", key.replace('_', "-")),
+            Self::Variable(name, value) => format!("{name}={}", text::shell(value)),
+        }
+    }
+}
+
+/// What is worth trying: the other engines, the dtypes that read less, fewer threads where reading bounds, and the allocator's
+/// settings where the kernel maps many pages.
+fn changes(
+    settings: &Settings,
+    spec: &ModelSpec,
+    (engine, dtype): (Engine, Precision),
+    explanation: &Explanation,
+) -> Vec<Change> {
+    let on_cpu = settings.device == DeviceChoice::Cpu;
+    let engines = match engine {
+        Engine::Tuned => vec![],
+        Engine::Stock if on_cpu => vec![Engine::Tuned, Engine::StockContext],
+        Engine::Stock | Engine::StockContext => vec![Engine::Tuned],
+    };
+    let mut changes: Vec<Change> =
+        engines.into_iter().map(|engine| Change::Setting("engine", engine.to_string())).collect();
+    let is_narrower = |other: &Precision| match other.is_quantised() {
+        true => !dtype.is_quantised(),
+        false => other.dtype().size_in_bytes() < dtype.dtype().size_in_bytes(),
+    };
+    let narrower = recommend::dtypes(settings, spec, engine).into_iter().filter(is_narrower);
+    changes.extend(narrower.map(|dtype| Change::Setting("dtype", dtype.to_string())));
+    let threads = settings.threads_in_force();
+    if on_cpu && threads > 1 {
+        changes.push(Change::Setting("threads", (threads / 2).to_string()));
+    }
+    if explanation.maps_many_pages() && env::var_os(GLIBC_TUNABLES).is_none() {
+        changes.push(Change::Variable(GLIBC_TUNABLES, KEEP_FREED));
+    }
+    changes
+}

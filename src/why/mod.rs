@@ -1,0 +1,278 @@
+//! Where the time of a generation goes: the parts of a prompt and of a decode step, what each must read and compute, and how close
+//! it is to the limits of the machine.
+//!
+//! A part is a span of the crate `tracing`. Engine `tuned` and the models of candle-transformers open them, and so can your own
+//! model. A span may say what is in it in the fields `bytes` and `flops`:
+//!
+//! ```
+//! use candlepower::{
+//!     CausalLm, Footprint,
+//!     anyhow::Result,
+//!     candle_core::{DType, Device, Tensor},
+//!     tracing::trace_span,
+//!     why::{Lengths, Trace},
+//! };
+//!
+//! struct Model(Tensor, Device);
+//!
+//! impl CausalLm for Model {
+//!     fn forward(&mut self, tokens: &[u32], _: usize) -> Result<Tensor> {
+//!         let x = trace_span!("embedding").in_scope(|| self.0.get(tokens[tokens.len() - 1] as usize))?;
+//!         let head = trace_span!("head", bytes = 8 * 4 * 4, flops = 2 * 8 * 4);
+//!         Ok(head.in_scope(|| self.0.matmul(&x.unsqueeze(1)?)?.squeeze(1))?)
+//!     }
+//! #   fn reset(&mut self) -> Result<()> { Ok(()) }
+//! #   fn footprint(&self) -> Footprint { Footprint::dense(32, 32, DType::F32, 0) }
+//! #   fn vocab_size(&self) -> usize { 8 }
+//! #   fn max_position_embeddings(&self) -> usize { 64 }
+//! #   fn device(&self) -> &Device { &self.1 }
+//! }
+//!
+//! # fn main() -> Result<()> {
+//! let trace = Trace::start()?; // Before the model is loaded.
+//! let mut model = Model(Tensor::ones((8, 4), DType::F32, &Device::Cpu)?, Device::Cpu);
+//! let found = trace.explain(&mut model, &Lengths { prompt_tokens: 4, new_tokens: 8, rounds: 2 })?;
+//! assert!(found.phases.iter().all(|phase| phase.parts.iter().any(|part| part.name == "head")));
+//! println!("{found}");
+//! # Ok(())
+//! # }
+//! ```
+
+#[cfg(feature = "cli")]
+mod advice;
+mod text;
+mod trace;
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use schemars::JsonSchema;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+#[cfg(feature = "cli")]
+pub use self::advice::{Advice, Advised};
+pub use self::trace::Trace;
+use self::trace::{Left, Part as Traced, Phase as Recorded};
+use crate::{
+    device::Precision,
+    generate::{self, DECODE, PREFILL, Request, prompt_ids},
+    measure::{Gauge, Reading, allocator, statistics::median, weights_bytes_per_s},
+    model::CausalLm,
+    progress,
+    scenario::Sampling,
+};
+
+/// The lengths of the generations that are traced.
+#[derive(Clone, Copy, Debug)]
+pub struct Lengths {
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// Tokens that are generated.
+    pub new_tokens: usize,
+    /// Generations that are traced. Each has one beside it that is not, to tell what tracing costs.
+    pub rounds: usize,
+}
+
+impl Default for Lengths {
+    fn default() -> Self {
+        Self { prompt_tokens: 256, new_tokens: 64, rounds: 5 }
+    }
+}
+
+/// Where the time of a generation goes.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct Explanation {
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// Tokens that were generated.
+    pub new_tokens: usize,
+    /// Bandwidth of reading the weights, or memory if the model does not offer them, in the median reading.
+    pub read_bytes_per_s: f64,
+    /// Rate of a large matrix product in the median reading.
+    pub matrix_flops_per_s: f64,
+    /// Time with tracing over that without, less one, in the median pair.
+    pub tracing_cost: f64,
+    /// The prompt, and the decode steps.
+    pub phases: Vec<Phase>,
+}
+
+/// The passes of one kind.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct Phase {
+    /// `prefill` or `decode`.
+    pub name: String,
+    /// Passes that were traced.
+    pub passes: u64,
+    /// Mean time of a pass.
+    pub ms: f64,
+    /// Bytes of weights and cache that a pass must read.
+    pub bytes: u64,
+    /// Floating-point operations that a pass must do.
+    pub flops: u64,
+    /// The least time that the limits of the machine allow.
+    pub bound_ms: f64,
+    /// True if that is the time of reading, false if that of computing.
+    pub is_bound_by_memory: bool,
+    /// Pages that the kernel mapped in a pass; `null` where the system does not tell.
+    pub page_faults: Option<f64>,
+    /// The parts, by time. Their times sum to that of the pass.
+    pub parts: Vec<Part>,
+}
+
+/// A part of a pass: the spans of one name.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct Part {
+    /// The name of the spans; [`OTHER`] for the time outside of all.
+    pub name: String,
+    /// Spans in a pass.
+    pub calls: f64,
+    /// Mean time in a pass, without that of spans inside.
+    pub ms: f64,
+    /// Share of the time of the pass.
+    pub share: f64,
+    /// Bytes of weights and cache that it must read; `null` if its spans do not say.
+    pub bytes: Option<f64>,
+    /// Floating-point operations that it must do; `null` if its spans do not say.
+    pub flops: Option<f64>,
+    /// The least time that the limits of the machine allow; `null` without bytes and operations.
+    pub bound_ms: Option<f64>,
+    /// Allocations in a pass; `null` in a program without the counting allocator.
+    pub allocations: Option<f64>,
+    /// Their bytes.
+    pub allocated_bytes: Option<f64>,
+}
+
+/// The name of the part that no span names.
+pub const OTHER: &str = "(other)";
+
+impl Trace {
+    /// Generates with a model that was loaded after this has started, and explains where the time goes.
+    ///
+    /// # Errors
+    /// If the model fails, or holds fewer tokens.
+    pub fn explain(&self, model: &mut dyn CausalLm, lengths: &Lengths) -> Result<Explanation> {
+        Ok(self.explain_in(model, lengths, Precision::F32)?.0)
+    }
+
+    /// As [`Self::explain`], with the limit of products in a dtype. Also returns the spans in Chrome's format of traces.
+    pub(crate) fn explain_in(
+        &self,
+        model: &mut dyn CausalLm,
+        lengths: &Lengths,
+        precision: Precision,
+    ) -> Result<(Explanation, Value)> {
+        let Lengths { prompt_tokens, new_tokens, rounds } = *lengths;
+        ensure!(rounds > 0, "at least one generation must be traced");
+        generate::check_lengths(model, prompt_tokens, new_tokens)?;
+        let prompt = prompt_ids(None, model.vocab_size(), prompt_tokens, 42)?;
+        let request = Request { new_tokens, sampling: Sampling::GREEDY, seed: 42, stop: Vec::new() };
+        let gauge = Gauge::new(model.device(), precision)?;
+        let mut generate = |records: bool| -> Result<Duration> {
+            self.record(records);
+            let started = Instant::now();
+            let ended = generate::run(model, std::slice::from_ref(&prompt), &request);
+            let time = started.elapsed();
+            self.record(false);
+            ended?;
+            Ok(time)
+        };
+        let (line, began) = (progress::live("tracing generations"), Instant::now());
+        generate(false)?;
+        let (mut readings, mut costs): (Vec<Reading>, Vec<f64>) = (vec![gauge.read()?], Vec::new());
+        for round in 0..rounds {
+            line.part("round", (round, rounds), began);
+            // The one that comes first changes, so that drift of the machine meets both.
+            let (traced, plain) = match round % 2 {
+                0 => (generate(true)?, generate(false)?),
+                _ => {
+                    let plain = generate(false)?;
+                    (generate(true)?, plain)
+                }
+            };
+            costs.push(traced.as_secs_f64() / plain.as_secs_f64() - 1.0);
+            readings.push(gauge.read()?);
+        }
+        let of_weights = model.weights().and_then(|weights| {
+            let read: Vec<f64> = (0..rounds).filter_map(|_| weights_bytes_per_s(&weights)).collect();
+            (!read.is_empty()).then(|| median(read))
+        });
+        let of = |limit: fn(&Reading) -> f64| median(readings.iter().map(limit).collect());
+        let limits = Reading {
+            read_bytes_per_s: of_weights.unwrap_or_else(|| of(|reading| reading.read_bytes_per_s)),
+            matrix_flops_per_s: of(|reading| reading.matrix_flops_per_s),
+        };
+        let (phases, left) = self.take();
+        let named = [PREFILL, DECODE].map(|name| phases.iter().find(|phase| phase.name == name));
+        let footprint = model.footprint();
+        // The cache of the middle step.
+        let middle = prompt_tokens + new_tokens / 2;
+        let required = |name: &str| match name {
+            PREFILL => (footprint.step_weight_bytes, model.prefill_flops(prompt_tokens)),
+            _ => (footprint.step_weight_bytes + model.cache_bytes(middle).used, footprint.flops_per_token),
+        };
+        let explanation = Explanation {
+            prompt_tokens,
+            new_tokens,
+            read_bytes_per_s: limits.read_bytes_per_s,
+            matrix_flops_per_s: limits.matrix_flops_per_s,
+            tracing_cost: median(costs),
+            phases: named.into_iter().flatten().map(|phase| Phase::new(phase, required(phase.name), limits)).collect(),
+        };
+        Ok((explanation, chrome(&left)))
+    }
+}
+
+impl Phase {
+    fn new(recorded: &Recorded, (bytes, flops): (u64, u64), limits: Reading) -> Self {
+        let passes = recorded.passes.max(1) as f64;
+        let ms = recorded.time.as_secs_f64() * 1e3 / passes;
+        let counts = allocator::peak_bytes().is_some();
+        let part = |traced: &Traced| {
+            let own_ms = traced.time.as_secs_f64() * 1e3 / passes;
+            let per_pass = |total: u64| total as f64 / passes;
+            let (bytes, flops) = (traced.bytes.map(per_pass), traced.flops.map(per_pass));
+            let bound = bytes.is_some() || flops.is_some();
+            Part {
+                name: if traced.name == recorded.name { OTHER.into() } else { traced.name.into() },
+                calls: per_pass(traced.calls),
+                ms: own_ms,
+                share: own_ms / ms,
+                bytes,
+                flops,
+                bound_ms: bound.then(|| bound_ms(bytes.unwrap_or(0.0), flops.unwrap_or(0.0), limits)),
+                allocations: counts.then(|| per_pass(traced.allocations)),
+                allocated_bytes: counts.then(|| per_pass(traced.allocated_bytes)),
+            }
+        };
+        let mut parts: Vec<Part> = recorded.parts.iter().map(part).collect();
+        parts.sort_by(|a, b| b.ms.total_cmp(&a.ms));
+        Self {
+            name: recorded.name.into(),
+            passes: recorded.passes,
+            ms,
+            bytes,
+            flops,
+            bound_ms: bound_ms(bytes as f64, flops as f64, limits),
+            is_bound_by_memory: bound_ms(bytes as f64, 0.0, limits) >= bound_ms(0.0, flops as f64, limits),
+            page_faults: crate::measure::page_faults().map(|_| recorded.page_faults as f64 / passes),
+            parts,
+        }
+    }
+}
+
+/// The least time of work: the roofline model (Williams, Waterman, Patterson 2009).
+fn bound_ms(bytes: f64, flops: f64, limits: Reading) -> f64 {
+    (bytes / limits.read_bytes_per_s).max(flops / limits.matrix_flops_per_s) * 1e3
+}
+
+/// Spans in the JSON array format of Chrome's trace viewer, which Perfetto reads too.
+fn chrome(left: &[Left]) -> Value {
+    let first = left.iter().map(|span| span.started).min();
+    let us = |time: Duration| time.as_secs_f64() * 1e6;
+    let event = |span: &Left| {
+        let since = first.map_or(Duration::ZERO, |first| span.started - first);
+        json!({ "name": span.name, "ph": "X", "pid": 1, "tid": 1, "ts": us(since), "dur": us(span.time) })
+    };
+    left.iter().map(event).collect()
+}

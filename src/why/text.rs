@@ -1,0 +1,146 @@
+//! An explanation on one screen: what it means in words, and a table for each phase.
+
+use std::fmt;
+
+use super::{Explanation, OTHER, Part, Phase};
+use crate::report::{
+    table::number,
+    text_table::{terminal, width, wrapped},
+};
+
+/// A part below this share of the time is in the row of the rest.
+const LEAST_SHARE: f64 = 0.005;
+
+/// Shares of the bound from which on little and some is left to gain.
+const LITTLE_LEFT: f64 = 0.85;
+const SOME_LEFT: f64 = 0.6;
+
+/// Mapped pages in a pass from which on they are named: some 50 µs of the kernel's time.
+const MANY_PAGES: f64 = 200.0;
+
+impl fmt::Display for Explanation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for line in self.phases.iter().flat_map(Phase::findings) {
+            writeln!(f, "{}", wrapped(&line, width()).join("\n"))?;
+        }
+        for phase in &self.phases {
+            let rate = match phase.name.as_str() {
+                "prefill" => format!("{} tokens", self.prompt_tokens),
+                _ => format!("the mean of {} steps", self.new_tokens.saturating_sub(1)),
+            };
+            write!(f, "\n{}: {} ms, {rate}\n\n{}", phase.name, number(Some(phase.ms)), terminal(&phase.rows(), 1))?;
+        }
+        let limits = format!(
+            "\nLimits: {:.1} GB/s and {:.0} GFLOP/s. Tracing took {:.1} % of the time.",
+            self.read_bytes_per_s / 1e9,
+            self.matrix_flops_per_s / 1e9,
+            self.tracing_cost * 100.0
+        );
+        writeln!(f, "{limits}")
+    }
+}
+
+impl Explanation {
+    /// Returns whether the kernel maps many pages in a phase.
+    #[cfg(feature = "cli")]
+    pub(crate) fn maps_many_pages(&self) -> bool {
+        self.phases.iter().any(|phase| phase.page_faults.is_some_and(|pages| pages >= MANY_PAGES))
+    }
+}
+
+impl Phase {
+    /// What bounds the phase, which part takes most of the time, and what else is remarkable.
+    pub(crate) fn findings(&self) -> Vec<String> {
+        let reached = self.bound_ms / self.ms;
+        let left = match reached {
+            LITTLE_LEFT.. => "little is left to gain with these weights",
+            SOME_LEFT.. => "some is left to gain",
+            _ => "much is left to gain",
+        };
+        let limit = match self.is_bound_by_memory {
+            true => format!("the bandwidth, for {} MB", number(Some(self.bytes as f64 / 1e6))),
+            false => format!("the matrix rate, for {} GFLOP", number(Some(self.flops as f64 / 1e9))),
+        };
+        let name = &self.name;
+        let mut findings = vec![format!("{name} is at {:.0} % of {limit}: {left}.", reached * 100.0)];
+        if let Some(largest) = self.parts.first() {
+            let of_bound =
+                largest.of_bound().map_or(String::new(), |share| format!(", at {:.0} % of its bound", share * 100.0));
+            findings.push(format!(
+                "{name}: {} takes {:.0} % of the time{of_bound}.",
+                largest.name,
+                largest.share * 100.0
+            ));
+        }
+        // The part that loses most time beside its bound, if that is another one.
+        let loss = |part: &&Part| part.ms - part.bound_ms.unwrap_or(0.0);
+        if let Some(most) = self.parts.iter().max_by(|a, b| loss(a).total_cmp(&loss(b)))
+            && self.parts.first().is_some_and(|largest| largest.name != most.name)
+        {
+            findings.push(format!(
+                "{name}: {} loses most: {} ms beyond its bound.",
+                most.name,
+                number(Some(loss(&most)))
+            ));
+        }
+        if let Some(pages) = self.page_faults.filter(|pages| *pages >= MANY_PAGES) {
+            findings.push(format!(
+                "{name}: the kernel maps {pages:.0} pages in each pass, because the allocator had given them back."
+            ));
+        }
+        findings
+    }
+
+    fn rows(&self) -> Vec<Vec<String>> {
+        let headers = ["part", "ms", "share", "MB", "GFLOP", "bound ms", "of bound", "calls", "allocations"];
+        let mut rows = vec![headers.map(str::to_owned).to_vec()];
+        let percent = |share: f64| format!("{:.0} %", share * 100.0);
+        let some = |value: Option<f64>, unit: f64| value.map_or(String::new(), |value| number(Some(value / unit)));
+        let row = |part: &Part| {
+            vec![
+                part.name.clone(),
+                number(Some(part.ms)),
+                format!("{:.1} %", part.share * 100.0),
+                some(part.bytes, 1e6),
+                some(part.flops, 1e9),
+                some(part.bound_ms, 1.0),
+                part.of_bound().map_or(String::new(), percent),
+                format!("{:.0}", part.calls),
+                part.allocations.map_or(String::new(), |count| format!("{count:.0}")),
+            ]
+        };
+        let (shown, small): (Vec<&Part>, Vec<&Part>) =
+            self.parts.iter().partition(|part| part.share >= LEAST_SHARE || part.name == OTHER);
+        rows.extend(shown.into_iter().map(row));
+        if !small.is_empty() {
+            let (ms, share): (f64, f64) =
+                small.iter().fold((0.0, 0.0), |sum, part| (sum.0 + part.ms, sum.1 + part.share));
+            let names: Vec<&str> = small.iter().map(|part| part.name.as_str()).collect();
+            let mut rest = vec![String::new(); headers.len()];
+            (rest[0], rest[1], rest[2]) = (names.join(", "), number(Some(ms)), format!("{:.1} %", share * 100.0));
+            rows.push(rest);
+        }
+        let total = |of: fn(&Part) -> Option<f64>| self.parts.iter().filter_map(of).reduce(|a, b| a + b);
+        rows.push(vec![
+            "whole pass".into(),
+            number(Some(self.ms)),
+            "100 %".into(),
+            number(Some(self.bytes as f64 / 1e6)),
+            number(Some(self.flops as f64 / 1e9)),
+            number(Some(self.bound_ms)),
+            percent(self.bound_ms / self.ms),
+            String::new(),
+            total(|part| part.allocations).map_or(String::new(), |count| format!("{count:.0}")),
+        ]);
+        // Columns that no part fills say nothing.
+        let is_empty = |column: usize| rows[1..rows.len() - 1].iter().all(|row| row[column].is_empty());
+        let kept: Vec<usize> = (0..headers.len()).filter(|column| !is_empty(*column)).collect();
+        rows.iter().map(|row| kept.iter().map(|column| row[*column].clone()).collect()).collect()
+    }
+}
+
+impl Part {
+    fn of_bound(&self) -> Option<f64> {
+        Some(self.bound_ms? / self.ms)
+    }
+}

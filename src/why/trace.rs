@@ -1,0 +1,283 @@
+//! Collects the time that a generation spends in the spans of the crate `tracing`: those of engine `tuned`, those that
+//! candle-transformers opens, and those of your own model.
+
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+use tracing::{
+    Event, Metadata, Subscriber,
+    field::{Field, Visit},
+    span::{Attributes, Id, Record},
+    subscriber::Interest,
+};
+
+use crate::measure::{allocator, page_faults};
+
+/// The spans of a process, which are collected while it records.
+///
+/// A model that makes its spans when it is loaded, as those of candle-transformers do, must be loaded after this has started.
+pub struct Trace(Arc<Collector>);
+
+#[derive(Default)]
+struct Collector {
+    /// True between passes that are not to be traced, in which a span then costs next to nothing.
+    is_off: AtomicBool,
+    records: AtomicBool,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// The spans that exist, at the place of their ids less one.
+    spans: Vec<Option<Known>>,
+    unused: Vec<usize>,
+    /// The spans that were entered and not left. A pass is the work of one thread after the other, so they form one stack.
+    stack: Vec<Entered>,
+    phases: Vec<Phase>,
+    events: Vec<Left>,
+}
+
+/// A span that exists.
+struct Known {
+    name: &'static str,
+    counts: Counts,
+    handles: usize,
+}
+
+/// What a span says of the work in it.
+#[derive(Clone, Copy, Default)]
+struct Counts {
+    bytes: Option<u64>,
+    flops: Option<u64>,
+}
+
+struct Entered {
+    place: usize,
+    started: Instant,
+    allocations: (u64, u64),
+    /// Of the spans in it.
+    inner: Duration,
+    inner_allocations: (u64, u64),
+    page_faults: Option<u64>,
+}
+
+/// A span that was left, for a file.
+pub(super) struct Left {
+    pub name: &'static str,
+    pub started: Instant,
+    pub time: Duration,
+}
+
+/// The passes of one kind.
+#[derive(Clone)]
+pub(super) struct Phase {
+    pub name: &'static str,
+    pub passes: u64,
+    pub time: Duration,
+    pub page_faults: u64,
+    /// In the order in which they were left first. The one with the name of the phase is the time in none of the others.
+    pub parts: Vec<Part>,
+}
+
+/// All spans of one name in the passes of a phase.
+#[derive(Clone, Default)]
+pub(super) struct Part {
+    pub name: &'static str,
+    pub calls: u64,
+    /// Time that was not spent in spans inside.
+    pub time: Duration,
+    /// `None` if no span says it.
+    pub bytes: Option<u64>,
+    pub flops: Option<u64>,
+    pub allocations: u64,
+    pub allocated_bytes: u64,
+}
+
+impl Trace {
+    /// Becomes the subscriber of this process, which has one at most.
+    ///
+    /// # Errors
+    /// If the process has another one.
+    pub fn start() -> Result<Self> {
+        let collector = Arc::new(Collector::default());
+        tracing::subscriber::set_global_default(collector.clone())
+            .context("this process already collects its spans")?;
+        Ok(Self(collector))
+    }
+
+    /// Records from now on, or not.
+    pub(super) fn record(&self, records: bool) {
+        self.0.is_off.store(!records, Relaxed);
+        self.0.records.store(records, Relaxed);
+    }
+
+    /// What was recorded.
+    pub(super) fn take(&self) -> (Vec<Phase>, Vec<Left>) {
+        let mut state = self.0.state();
+        (std::mem::take(&mut state.phases), std::mem::take(&mut state.events))
+    }
+}
+
+impl Collector {
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Visit for Counts {
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        match field.name() {
+            "bytes" => self.bytes = Some(value),
+            "flops" => self.flops = Some(value),
+            _ => {}
+        }
+    }
+
+    fn record_debug(&mut self, _: &Field, _: &dyn std::fmt::Debug) {}
+}
+
+impl State {
+    fn enter(&mut self, place: usize) {
+        let is_pass = self.stack.is_empty();
+        let page_faults = is_pass.then(page_faults).flatten();
+        self.stack.push(Entered {
+            place,
+            started: Instant::now(),
+            allocations: allocator::allocations(),
+            inner: Duration::ZERO,
+            inner_allocations: (0, 0),
+            page_faults,
+        });
+    }
+
+    fn exit(&mut self, place: usize) {
+        let (left_at, (count, bytes)) = (Instant::now(), allocator::allocations());
+        // Recording may have begun in it.
+        if self.stack.last().is_none_or(|entered| entered.place != place) {
+            return;
+        }
+        let Some(entered) = self.stack.pop() else { return };
+        let Some(Known { name, counts, .. }) = self.spans[place].as_ref() else { return };
+        let (name, counts, time) = (*name, *counts, left_at - entered.started);
+        let allocations = (count - entered.allocations.0, bytes - entered.allocations.1);
+        if let Some(outer) = self.stack.last_mut() {
+            outer.inner += time;
+            outer.inner_allocations.0 += allocations.0;
+            outer.inner_allocations.1 += allocations.1;
+        }
+        let pass = self.stack.first().map_or(Some(name), |pass| Some(self.spans[pass.place].as_ref()?.name));
+        let Some(pass) = pass else { return };
+        let phase = match self.phases.iter().position(|phase| phase.name == pass) {
+            Some(known) => &mut self.phases[known],
+            None => {
+                self.phases.push(Phase {
+                    name: pass,
+                    passes: 0,
+                    time: Duration::ZERO,
+                    page_faults: 0,
+                    parts: Vec::new(),
+                });
+                let last = self.phases.len() - 1;
+                &mut self.phases[last]
+            }
+        };
+        if self.stack.is_empty() {
+            phase.passes += 1;
+            phase.time += time;
+            phase.page_faults += page_faults().zip(entered.page_faults).map_or(0, |(now, before)| now - before);
+        }
+        let part = match phase.parts.iter().position(|part| part.name == name) {
+            Some(known) => &mut phase.parts[known],
+            None => {
+                phase.parts.push(Part { name, ..Part::default() });
+                let last = phase.parts.len() - 1;
+                &mut phase.parts[last]
+            }
+        };
+        let sum =
+            |sum: &mut Option<u64>, more: Option<u64>| *sum = more.map_or(*sum, |more| Some(sum.unwrap_or(0) + more));
+        part.calls += 1;
+        part.time += time.saturating_sub(entered.inner);
+        part.allocations += allocations.0.saturating_sub(entered.inner_allocations.0);
+        part.allocated_bytes += allocations.1.saturating_sub(entered.inner_allocations.1);
+        sum(&mut part.bytes, counts.bytes);
+        sum(&mut part.flops, counts.flops);
+        self.events.push(Left { name, started: entered.started, time });
+    }
+}
+
+impl Subscriber for Collector {
+    fn register_callsite(&self, metadata: &'static Metadata<'static>) -> Interest {
+        if metadata.is_span() { Interest::sometimes() } else { Interest::never() }
+    }
+
+    /// Before the first passes, spans are made without being recorded, because models keep them.
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.is_span() && !self.is_off.load(Relaxed)
+    }
+
+    fn new_span(&self, attributes: &Attributes<'_>) -> Id {
+        let mut counts = Counts::default();
+        attributes.record(&mut counts);
+        let known = Some(Known { name: attributes.metadata().name(), counts, handles: 1 });
+        let mut state = self.state();
+        let place = match state.unused.pop() {
+            Some(place) => {
+                state.spans[place] = known;
+                place
+            }
+            None => {
+                state.spans.push(known);
+                state.spans.len() - 1
+            }
+        };
+        Id::from_u64(place as u64 + 1)
+    }
+
+    fn record(&self, _: &Id, _: &Record<'_>) {}
+
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+
+    fn event(&self, _: &Event<'_>) {}
+
+    fn enter(&self, id: &Id) {
+        if self.records.load(Relaxed) {
+            self.state().enter(place(id));
+        }
+    }
+
+    fn exit(&self, id: &Id) {
+        if self.records.load(Relaxed) {
+            self.state().exit(place(id));
+        }
+    }
+
+    fn clone_span(&self, id: &Id) -> Id {
+        if let Some(Some(known)) = self.state().spans.get_mut(place(id)) {
+            known.handles += 1;
+        }
+        id.clone()
+    }
+
+    fn try_close(&self, id: Id) -> bool {
+        let (mut state, place) = (self.state(), place(&id));
+        let Some(Some(known)) = state.spans.get_mut(place) else { return false };
+        known.handles -= 1;
+        if known.handles > 0 {
+            return false;
+        }
+        state.spans[place] = None;
+        state.unused.push(place);
+        true
+    }
+}
+
+fn place(id: &Id) -> usize {
+    id.into_u64() as usize - 1
+}
