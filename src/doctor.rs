@@ -17,7 +17,10 @@ use crate::{
         memory,
     },
     model::{ModelSpec, shape},
-    report::summary::matrix_rate,
+    report::{
+        summary::matrix_rate,
+        text_table::{width, wrapped},
+    },
     settings::Settings,
     text,
 };
@@ -90,6 +93,10 @@ pub(crate) fn examine(settings: &Settings) -> Vec<Finding> {
     findings
 }
 
+/// Columns of the marks and of the topics.
+const MARK: usize = 8;
+const TOPIC: usize = 10;
+
 /// Formats the findings as aligned lines.
 pub(crate) fn render(findings: &[Finding]) -> String {
     let mut lines = String::new();
@@ -99,7 +106,11 @@ pub(crate) fn render(findings: &[Finding]) -> String {
             Note => "note",
             Warning => "WARNING",
         };
-        let _ = writeln!(lines, "{mark:<8}{topic:<10}{}", text::line(what));
+        // The lines of a finding stand below each other, so that the marks are a column.
+        for (number, line) in wrapped(&text::line(what), width() - MARK - TOPIC).iter().enumerate() {
+            let (mark, topic) = if number == 0 { (mark, *topic) } else { ("", "") };
+            let _ = writeln!(lines, "{mark:<MARK$}{topic:<TOPIC$}{line}");
+        }
     }
     lines
 }

@@ -14,7 +14,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 static LINES: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
 
 /// The time after which a line is drawn again. A thread does so, which must not disturb what is measured.
-const TICK: Duration = Duration::from_secs(1);
+const TICK: Duration = Duration::from_millis(500);
 
 /// A line that names some work, its current step and the time since it began. It disappears when the value is dropped.
 pub(crate) struct Live {

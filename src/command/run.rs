@@ -94,15 +94,19 @@ pub struct Run {
     /// Length of a generated prompt: text if the model has a tokenizer, seeded ids otherwise
     #[arg(long, default_value_t = 256)]
     prompt_tokens: usize,
+    /// Tokens to generate
     #[arg(long, default_value_t = 256)]
     max_new_tokens: usize,
     /// Sampling temperature; 0 is greedy
     #[arg(long, default_value_t = 0.0)]
     temperature: f32,
+    /// Number of most probable tokens that sampling chooses from [default: all]
     #[arg(long)]
     top_k: Option<usize>,
+    /// Least probability of the most probable tokens that sampling chooses from, above 0 and at most 1 [default: 1]
     #[arg(long)]
     top_p: Option<f32>,
+    /// Factor against tokens that occurred before; 1 is none [default: 1]
     #[arg(long)]
     repetition_penalty: Option<f32>,
     /// Stop at the model's end-of-sequence token

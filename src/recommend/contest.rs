@@ -84,7 +84,7 @@ impl Contest<'_> {
         let round = first.pace() + second.pace();
         let Some(plan) = plan(left, round) else {
             return Ok(Ended::OutOfTime(format!(
-                "{FEWEST} samples of each take {:.0} s, and {:.0} s are left for them: give a longer --budget",
+                "{FEWEST} samples of each take {:.0} s, and {:.0} s are left for them: give more time",
                 round.as_secs_f64() * (FEWEST + 1) as f64,
                 left.as_secs_f64()
             )));

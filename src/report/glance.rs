@@ -15,12 +15,11 @@ use crate::{
 };
 
 /// A column of the table: its header, and the field of the measure.
-const COLUMNS: [(&str, &str); 6] = [
+const COLUMNS: [(&str, &str); 5] = [
     ("decode tok/s", "decode_tokens_per_s"),
     ("prefill tok/s", "prefill_tokens_per_s"),
     ("TTFT ms", "ttft_ms"),
     ("MBU", "mbu"),
-    ("MFU", "mfu"),
     ("peak MB", "peak_bytes"),
 ];
 

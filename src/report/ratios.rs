@@ -122,7 +122,7 @@ impl Limit {
 
 /// Returns whether a share of a limit is at most 100 % as printed. A larger one is no result: the machine was slower while the limit
 /// was read than while the benchmark ran.
-pub(super) fn is_possible(share: f64) -> bool {
+pub(crate) fn is_possible(share: f64) -> bool {
     share < 1.005
 }
 

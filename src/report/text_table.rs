@@ -45,11 +45,13 @@ const LEAST_NAME: usize = 3;
 
 /// A table for a terminal: the words of a header stand above each other, so that its column is as wide as its cells. Where the
 /// columns do not fit into the width of a terminal, long names of the first column get a line of their own. If that is not enough,
-/// columns are left out from the right, and a last line names them.
+/// columns are left out from the right, and a last line names them. A table of words alone loses none: the words of its last column
+/// take several lines.
 pub fn terminal(rows: &[Vec<String>], left: usize) -> String {
     let Some(header) = rows.first() else { return String::new() };
     let rows: Vec<Vec<String>> = rows.iter().map(|row| row.iter().map(|cell| text::line(cell)).collect()).collect();
     let count = |text: &str| text.chars().count();
+    let rows = if left < header.len() { rows } else { with_wrapped_words(rows) };
     let width = |column: usize| {
         let cells = rows[1..].iter().map(|row| count(&row[column]));
         let words = rows[0][column].split(' ').map(count);
@@ -102,6 +104,24 @@ pub fn terminal(rows: &[Vec<String>], left: usize) -> String {
         let _ = writeln!(text, "Left out at this width: {}.", rows[0][shown..].join(", "));
     }
     text
+}
+
+/// The rows with the last column as narrow as the width of the terminal needs, but for very narrow ones. The lines of a cell become
+/// rows.
+fn with_wrapped_words(rows: Vec<Vec<String>>) -> Vec<Vec<String>> {
+    let last = rows[0].len() - 1;
+    let widest = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let others: usize = (0..last).map(|column| widest(column) + GAP).sum();
+    let room = width().saturating_sub(others).max(width() / LEAST_NAME);
+    let lines = |row: &Vec<String>| {
+        let line = |(number, line): (usize, String)| {
+            let mut cells = if number == 0 { row.clone() } else { vec![String::new(); row.len()] };
+            cells[last] = line;
+            cells
+        };
+        wrapped(&row[last], room).into_iter().enumerate().map(line).collect::<Vec<_>>()
+    };
+    rows.iter().flat_map(lines).collect()
 }
 
 /// The words of a text in lines of at most `width` characters. A longer word has a line of its own.

@@ -36,7 +36,7 @@ pub struct Advice {
 
 impl fmt::Display for Advised {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{}\n\n{}", text::line(&self.variant), self.explanation)?;
+        write!(f, "{}\n\n{}", text::line(&self.variant), self.explanation)?;
         if !self.advice.is_empty() {
             writeln!(f, "\nTime of a short generation with another setting, over that with this one, in turns:")?;
         }

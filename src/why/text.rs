@@ -3,9 +3,14 @@
 use std::fmt;
 
 use super::{Explanation, OTHER, Part, Phase};
-use crate::report::{
-    table::number,
-    text_table::{terminal, width, wrapped},
+
+use crate::{
+    record::MeasureUnit,
+    report::{
+        is_possible,
+        table::{number, quantity},
+        text_table::{terminal, width, wrapped},
+    },
 };
 
 /// A part below this share of the time is in the row of the rest.
@@ -62,10 +67,18 @@ impl Phase {
             false => format!("the matrix rate, for {} GFLOP", number(Some(self.flops as f64 / 1e9))),
         };
         let name = &self.name;
-        let mut findings = vec![format!("{name} is at {:.0} % of {limit}: {left}.", reached * 100.0)];
+        let mut findings = vec![match is_possible(reached) {
+            true => format!("{name} is at {:.0} % of {limit}: {left}.", reached * 100.0),
+            false => format!(
+                "{name} takes less time than {limit} allows, because products of narrower numbers or data in caches are faster: its bound \
+                 is not known."
+            ),
+        }];
         if let Some(largest) = self.parts.first() {
-            let of_bound =
-                largest.of_bound().map_or(String::new(), |share| format!(", at {:.0} % of its bound", share * 100.0));
+            let of_bound = largest
+                .of_bound()
+                .filter(|share| is_possible(*share))
+                .map_or(String::new(), |share| format!(", at {:.0} % of its bound", share * 100.0));
             findings.push(format!(
                 "{name}: {} takes {:.0} % of the time{of_bound}.",
                 largest.name,
@@ -94,7 +107,7 @@ impl Phase {
     fn rows(&self) -> Vec<Vec<String>> {
         let headers = ["part", "ms", "share", "MB", "GFLOP", "bound ms", "of bound", "calls", "allocations"];
         let mut rows = vec![headers.map(str::to_owned).to_vec()];
-        let percent = |share: f64| format!("{:.0} %", share * 100.0);
+        let percent = |share: f64| quantity(share, MeasureUnit::OfLimit);
         let some = |value: Option<f64>, unit: f64| value.map_or(String::new(), |value| number(Some(value / unit)));
         let row = |part: &Part| {
             vec![

@@ -411,18 +411,26 @@ fn configurations_that_can_not_run_are_refused() {
 
 #[test]
 fn what_there_is_and_what_is_set_is_listed() {
-    let output = candlepower(Path::new("."), &["list", "--seed", "7"], &[("CANDLEPOWER_TIER", "quick")]);
-    let text = String::from_utf8_lossy(&output.stdout);
-    let line = |start: &str| {
-        let found = text.lines().find(|line| line.starts_with(&format!("| {start} ")));
+    let list = |what: &[&str]| {
+        let arguments = [&["list", "--seed", "7"], what].concat();
+        let output = candlepower(Path::new("."), &arguments, &[("CANDLEPOWER_TIER", "quick")]);
+        String::from_utf8(output.stdout).expect("UTF-8")
+    };
+    let line = |text: &str, start: &str| {
+        let found = text.lines().find(|line| line.starts_with(&format!("{start} ")));
         found.unwrap_or_else(|| panic!("no line of {start} in\n{text}")).to_owned()
     };
+    let (all, scenarios) = (list(&[]), list(&["scenarios"]));
+    assert!(all.lines().count() <= 40, "it fits a screen:\n{all}");
     for scenario in candlepower::scenario::GENERATION {
-        assert!(line(scenario.key).contains(scenario.purpose));
+        assert!(line(&scenarios, scenario.key).contains(scenario.purpose));
+        assert!(line(&all, "--bench generation").contains(scenario.key));
     }
-    assert!(line("seed").contains("| 7 ") && line("seed").contains("command line"));
-    assert!(line("tier").contains("quick") && line("tier").contains("environment"));
-    assert!(line("device").contains("default"));
+    assert!(list(&["models"]).contains("synthetic:qwen3-1.7b") && list(&["backbones"]).contains("state_space"));
+    let settings = list(&["settings"]);
+    assert!(line(&settings, "seed").contains(" 7 ") && line(&settings, "seed").contains("command line"));
+    assert!(line(&settings, "tier").contains("quick") && line(&settings, "tier").contains("environment"));
+    assert!(line(&settings, "device").contains("default"));
 }
 
 #[test]

@@ -6,6 +6,7 @@
 
 mod command;
 mod duel;
+mod first;
 mod generated;
 mod golden_sampling;
 mod hub;

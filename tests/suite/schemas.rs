@@ -9,13 +9,14 @@ use candlepower::{
     record::Record,
     report::{compare::Comparison, duel::Duel, history::History},
     verify::Verified,
+    why::Advised,
     wrap::{Memory, Power},
 };
 use schemars::{Schema, schema_for};
 
 #[test]
 fn the_schemas_are_those_of_the_types() {
-    let schemas: [(&str, Schema); 10] = [
+    let schemas: [(&str, Schema); 11] = [
         ("record.json", schema_for!(Record)),
         ("comparison.json", schema_for!(Comparison)),
         ("duel.json", schema_for!(Duel)),
@@ -24,6 +25,7 @@ fn the_schemas_are_those_of_the_types() {
         ("evaluation.json", schema_for!(Evaluation)),
         ("recommendation.json", schema_for!(Recommendation)),
         ("verification.json", schema_for!(Vec<Verified>)),
+        ("explanation.json", schema_for!(Advised)),
         ("memory.json", schema_for!(Memory)),
         ("power.json", schema_for!(Power)),
     ];
