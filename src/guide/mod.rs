@@ -9,6 +9,7 @@
 //! | [`training`] | training benchmarks, `candlepower train` and `shootout` |
 //! | [`gpu`] | accelerators |
 //! | [`experimental`] | features that no real GPU has run |
+//! | [`why`] | where the time of a generation goes, and what would make it faster |
 //! | [`duels`] | judging a change: `candlepower duel` |
 //! | [`serve`] | a model behind an OpenAI-compatible interface |
 //! | [`load`] | loads on a server: schedules, latencies, verdicts, shards |
@@ -43,6 +44,9 @@ pub mod gpu {}
 
 #[doc = include_str!("experimental.md")]
 pub mod experimental {}
+
+#[doc = include_str!("why.md")]
+pub mod why {}
 
 #[doc = include_str!("duels.md")]
 pub mod duels {}

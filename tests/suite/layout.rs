@@ -10,8 +10,9 @@ use candlepower::model::series::Architecture;
 
 /// The folders and files directly below `src`, lowest first. Each may import those of the lines above it, and nothing of its
 /// own line but itself.
-const LEVELS: [&[&str]; 14] = [
+const LEVELS: [&[&str]; 16] = [
     &["text", "files", "statistics"],
+    &["progress"],
     &["error", "output", "dialogue"],
     &["config", "names", "tls"],
     &["scenario", "device", "kernels"],
@@ -24,6 +25,7 @@ const LEVELS: [&[&str]; 14] = [
     &["runner", "doctor", "wrap"],
     &["duel"],
     &["recommend"],
+    &["why"],
     &["command"],
 ];
 
