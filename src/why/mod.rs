@@ -167,6 +167,8 @@ impl Trace {
         generate::check_lengths(model, prompt_tokens, new_tokens)?;
         let prompt = prompt_ids(None, model.vocab_size(), prompt_tokens, 42)?;
         let request = Request { new_tokens, sampling: Sampling::GREEDY, seed: 42, stop: Vec::new() };
+        let line = progress::live("tracing generations");
+        line.step("measuring the limits of the machine");
         let gauge = Gauge::new(model.device(), precision)?;
         let mut generate = |records: bool| -> Result<Duration> {
             self.record(records);
@@ -177,8 +179,9 @@ impl Trace {
             ended?;
             Ok(time)
         };
-        let (line, began) = (progress::live("tracing generations"), Instant::now());
+        line.step("warming up");
         generate(false)?;
+        let began = Instant::now();
         let (mut readings, mut costs): (Vec<Reading>, Vec<f64>) = (vec![gauge.read()?], Vec::new());
         for round in 0..rounds {
             line.part("round", (round, rounds), began);

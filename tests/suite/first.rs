@@ -50,7 +50,7 @@ fn a_model_alone_is_measured_on_each_engine() {
 #[test]
 fn what_is_no_model_is_a_misspelt_command() {
     for (argument, part) in [
-        ("rnu", "unrecognized subcommand 'rnu': did you mean"),
+        ("perplexty", "unrecognized subcommand 'perplexty': did you mean perplexity?"),
         ("./none.gguf", "none.gguf"),
         ("owner/", "unrecognized subcommand 'owner/'"),
     ] {
