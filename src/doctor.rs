@@ -14,7 +14,7 @@ use crate::{
         conditions::Watch,
         gpu, limits,
         machine::{self, features, simd},
-        memory,
+        memory, processes,
     },
     model::{ModelSpec, shape},
     report::{
@@ -82,6 +82,7 @@ pub(crate) fn examine(settings: &Settings) -> Vec<Finding> {
     findings.extend(caches(settings, machine::last_level_cache_bytes()));
     findings.push(device(settings));
     findings.push(quiet());
+    findings.extend(strays(&processes::strays()));
     // Measuring the limits loads the machine, so clocks and heat are checked just after it.
     let before = Clocks::read();
     findings.push(memory_and_matrix(settings));
@@ -352,6 +353,14 @@ fn quiet() -> Finding {
         return finding("quiet", Fine, text);
     }
     finding("quiet", Warning, format!("{}: stop other programs", conditions.doubts.join("; ")))
+}
+
+/// Processes of this program that disturb benchmarks, such as a view that nobody closed.
+fn strays(ids: &[u32]) -> Option<Finding> {
+    let ids = ids.iter().map(u32::to_string).collect::<Vec<_>>().join(" ");
+    let text =
+        format!("candlepower already runs: look at its processes with `ps {ids}`, and end them with `kill {ids}`");
+    (!ids.is_empty()).then(|| finding("processes", Warning, text))
 }
 
 fn memory_and_matrix(settings: &Settings) -> Finding {

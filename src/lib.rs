@@ -92,6 +92,7 @@ mod dialogue;
 mod doctor;
 mod files;
 pub mod generate;
+mod git;
 pub mod guide;
 pub mod measure;
 pub mod model;

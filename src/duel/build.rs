@@ -17,9 +17,13 @@ use sha2::{Digest, Sha256};
 use super::{
     guard::{guarded, wait},
     side::Side,
-    slot::{Slot, git, git_with},
+    slot::Slot,
 };
-use crate::{files, output, progress, text};
+use crate::{
+    files,
+    git::{git, git_with},
+    output, progress, text,
+};
 
 /// The crates of Candle that a checkout may replace.
 const CANDLE: [&str; 3] = ["candle-core", "candle-nn", "candle-transformers"];

@@ -31,7 +31,7 @@ use std::{env, path};
 
 use anyhow::{Context, Result};
 
-use crate::{record::check_writable, report, settings};
+use crate::{git, record::check_writable, report, settings};
 
 /// Builds both sides, measures them in turns, and removes what it built. `progress` gets a line after each benchmark.
 ///
@@ -43,7 +43,7 @@ pub(crate) fn run(
     out: &path::Path,
     progress: impl FnMut(&str),
 ) -> Result<report::duel::Duel> {
-    let repository = slot::git(path::Path::new("."), &["rev-parse", "--show-toplevel"])
+    let repository = git::git(path::Path::new("."), &["rev-parse", "--show-toplevel"])
         .context("a duel builds commits of a checkout of candlepower: run it in one")?;
     let repository = path::Path::new(&repository);
     check_writable(out)?;

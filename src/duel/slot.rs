@@ -4,10 +4,11 @@
 use std::{
     fs::{self, File, TryLockError},
     path::{Path, PathBuf},
-    process::Command,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
+
+use crate::git::git;
 
 /// The folder of one duel. Dropping it removes the folder and its worktrees.
 #[derive(Debug)]
@@ -93,34 +94,6 @@ impl Drop for Slot {
     fn drop(&mut self) {
         self.clear();
     }
-}
-
-/// Runs git in a checkout and returns its output.
-///
-/// # Errors
-/// The first line of git's message, if git fails.
-pub fn git(repository: &Path, arguments: &[&str]) -> Result<String> {
-    git_with(repository, arguments, &[])
-}
-
-/// As [`git`], with environment variables.
-///
-/// # Errors
-/// See [`git`].
-pub fn git_with(repository: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Result<String> {
-    let mut command = Command::new("git");
-    command.current_dir(repository).args(arguments);
-    // A hook of git sets these for its own repository.
-    for variable in ["GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"] {
-        command.env_remove(variable);
-    }
-    command.envs(environment.iter().copied());
-    let output = command.output().context("git could not be started: is it installed?")?;
-    let error = String::from_utf8_lossy(&output.stderr);
-    let line = error.lines().find(|line| !line.is_empty()).unwrap_or("it failed");
-    let line = line.trim_start_matches("fatal: ").trim_start_matches("error: ");
-    ensure!(output.status.success(), "git {}: {line}", arguments[0]);
-    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
 #[cfg(test)]

@@ -268,7 +268,8 @@ struct Spent {
 fn append(model: &mut dyn CausalLm, sequences: &mut [&mut Sequence]) -> Result<Spent> {
     let vocab_size = model.vocab_size();
     let parts: Vec<Part> = sequences.iter().map(|sequence| sequence.part()).collect();
-    let logits = model.forward_batch(&parts)?;
+    // Its own time is that of the model outside of its spans.
+    let logits = trace_span!("model").in_scope(|| model.forward_batch(&parts))?;
     ensure!(
         logits.len() == sequences.len(),
         "the model gave {} rows of logits for a batch of {}",

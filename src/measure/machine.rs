@@ -1,10 +1,13 @@
 //! The machine and the software of a measurement.
 
-use std::{collections::BTreeMap, env, fs, path::Path, process::Command};
+use std::{collections::BTreeMap, env, fs, path::Path};
 
 use sysinfo::{CpuRefreshKind, MemoryRefreshKind, RefreshKind, System};
 
-use crate::record::{GLIBC_TUNABLES, Gpu, Machine, Software};
+use crate::{
+    git::git,
+    record::{GLIBC_TUNABLES, Gpu, Machine, Software},
+};
 
 /// Describes the machine. `threads` is the number of threads that Candle uses, `gpu` is the result of
 /// [`super::gpu::of`].
@@ -115,13 +118,10 @@ pub fn features() -> Vec<&'static str> {
 }
 
 fn commit() -> Option<String> {
-    let git = |arguments: &[&str]| {
-        let output = Command::new("git").args(arguments).output().ok().filter(|output| output.status.success())?;
-        String::from_utf8(output.stdout).ok()
-    };
+    let git = |arguments: &[&str]| git(Path::new("."), arguments).ok();
     let commit = git(&["rev-parse", "HEAD"])?;
-    let dirty = !git(&["status", "--porcelain", "--untracked-files=no"])?.trim().is_empty();
-    Some(format!("{}{}", commit.trim(), if dirty { "-dirty" } else { "" }))
+    let dirty = !git(&["status", "--porcelain", "--untracked-files=no"])?.is_empty();
+    Some(format!("{commit}{}", if dirty { "-dirty" } else { "" }))
 }
 
 /// Total size of the last-level caches of the CPU; `None` if the system does not report it.

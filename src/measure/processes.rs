@@ -127,6 +127,21 @@ fn memory(process: &Path) -> Option<(u64, u64)> {
     Some((bytes("VmRSS:")?, bytes("VmHWM:")?))
 }
 
+/// Ids of other processes that run this program's file, without those that this one comes from.
+pub fn strays() -> Vec<u32> {
+    let Ok(own) = fs::read_link("/proc/self/exe") else { return Vec::new() };
+    let mut ancestors = vec![std::process::id()];
+    while let Some(stat) = ancestors.last().and_then(|id| Stat::read(Path::new(&format!("/proc/{id}"))))
+        && stat.parent > 1
+    {
+        ancestors.push(stat.parent);
+    }
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let ids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let runs = |id: &u32| fs::read_link(format!("/proc/{id}/exe")).is_ok_and(|file| file == own);
+    ids.filter(|id| !ancestors.contains(id)).filter(runs).collect()
+}
+
 /// Returns whether a terminal sends its signals to this process, and to those that it started, too.
 pub fn is_in_foreground() -> bool {
     Stat::read(Path::new("/proc/self")).is_some_and(|own| own.foreground == i64::from(own.group))

@@ -20,7 +20,7 @@ use crate::files::{LINE_MAX_BYTES, read_line_limited};
 pub struct Read {
     /// The records, in the order of the file.
     pub records: Vec<Record>,
-    /// One text for each problem: file, line number and cause.
+    /// One text for each problem: file, line number and cause. Of many unreadable lines, the first are named.
     pub problems: Vec<String>,
 }
 
@@ -48,7 +48,21 @@ pub fn read(path: &Path) -> Result<Read> {
             }
         }
     }
+    read.problems = few(read.problems, path);
     Ok(read)
+}
+
+/// Unreadable lines that are named.
+const NAMED: usize = 5;
+
+/// The first unreadable lines, and the number of the others: a damaged file may have thousands.
+fn few(mut problems: Vec<String>, path: &Path) -> Vec<String> {
+    let more = problems.len().saturating_sub(NAMED);
+    problems.truncate(NAMED);
+    if more > 0 {
+        problems.push(format!("{}: {more} more lines could not be read", path.display()));
+    }
+    problems
 }
 
 /// Runs that are searched for earlier results. Old runs may be many.
@@ -100,6 +114,7 @@ pub fn latest(path: &Path) -> Result<Read> {
         }
         lines_before += part.lines;
     }
+    found.problems = few(found.problems, path);
     for ((id, _), times) in times.iter().filter(|(_, times)| **times > 1) {
         found.problems.push(format!("{id}: measured {times} times; the last counts"));
     }
@@ -242,6 +257,19 @@ mod tests {
             assert!(problem.contains(part), "{problem}");
         }
         assert_eq!(read.problems.len(), 5, "{:?}", read.problems);
+    }
+
+    #[test]
+    fn of_many_unreadable_lines_the_first_are_named() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let good = include_str!("sample.json").replace('\n', "");
+        fs::write(file.path(), format!("{}{good}\n", "nonsense\n".repeat(40_000))).expect("written");
+        for found in [read(file.path()), latest(file.path())] {
+            let found = found.expect("read");
+            assert_eq!((found.records.len(), found.problems.len()), (1, NAMED + 1), "{:?}", found.problems);
+            assert!(found.problems[0].contains("line 1: no record"), "{:?}", found.problems);
+            assert!(found.problems[NAMED].ends_with(": 39995 more lines could not be read"), "{:?}", found.problems);
+        }
     }
 
     /// The result is the same for one part, for many parts, and for reading every record.

@@ -10,7 +10,10 @@ use super::{
     trained::Trained,
     write::TRAININGS,
 };
-use crate::text::{self, xml as escaped};
+use crate::{
+    scenario::GENERATION,
+    text::{self, xml as escaped},
+};
 
 const STYLE: &str = include_str!("page.css");
 const SCRIPT: &str = include_str!("page.js");
@@ -115,8 +118,20 @@ fn first_screen(body: &mut String, summary: &Summary) {
         let _ = writeln!(body, "<div><dt>{name}</dt><dd>{count}</dd></div>");
     }
     body.push_str("</dl>\n");
+    let verdicts = summary.verdicts();
+    if !verdicts.is_empty() {
+        let items: String = verdicts.iter().map(|verdict| format!("<li>{}</li>\n", escaped(verdict))).collect();
+        let _ = writeln!(body, "<ul class=\"verdicts\">\n{items}</ul>");
+    }
     if let Some((scenario, cards)) = summary.cards() {
-        let _ = writeln!(body, "<h2>{}</h2>\n<div class=\"cards\">", escaped(scenario));
+        let known = GENERATION.iter().find(|known| known.key == scenario);
+        let lengths = known.map_or(String::new(), |known| {
+            format!(
+                " <small>{} prompt tokens, {} new tokens: {}</small>",
+                known.prompt_tokens, known.new_tokens, known.purpose
+            )
+        });
+        let _ = writeln!(body, "<h2>{}{lengths}</h2>\n<div class=\"cards\">", escaped(scenario));
         cards.iter().for_each(|model| card(body, model));
         body.push_str("</div>\n");
     }

@@ -10,7 +10,8 @@ use super::{
     text_table::width,
 };
 use crate::{
-    record::{self, Limits, Measures, Record, Status},
+    record::{self, Limits, MeasureUnit, Measures, Record, Status},
+    scenario::Counterpart,
     text,
 };
 
@@ -144,9 +145,11 @@ impl<'a> Summary<'a> {
                 let (value, unit) = record.measures.as_ref()?.measure(figure.measure)?;
                 Some((figure.name, format!("{} {}", quantity(value, unit), unit.name())))
             };
+            let paired = record.ratios.iter().find(|ratio| ratio.counterpart == Counterpart::Stock);
+            let stock = paired.map(|paired| ("time / stock", quantity(paired.ratio, MeasureUnit::Ratio)));
             let engine = Engine {
                 name: record.subject.variant().to_string(),
-                figures: FIGURES.iter().filter_map(figure).collect(),
+                figures: FIGURES.iter().filter_map(figure).chain(stock).collect(),
                 mbu: ratios::share(record, "mbu"),
             };
             match cards.iter_mut().find(|card| card.model == record.subject.model) {

@@ -40,6 +40,8 @@
 
 #[cfg(feature = "cli")]
 mod advice;
+#[cfg(test)]
+mod tests;
 mod text;
 mod trace;
 

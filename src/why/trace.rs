@@ -25,7 +25,7 @@ use crate::measure::{allocator, page_faults};
 pub struct Trace(Arc<Collector>);
 
 #[derive(Default)]
-struct Collector {
+pub(super) struct Collector {
     /// True between passes that are not to be traced, in which a span then costs next to nothing.
     is_off: AtomicBool,
     records: AtomicBool,
@@ -109,6 +109,12 @@ impl Trace {
         tracing::subscriber::set_global_default(collector.clone())
             .context("this process already collects its spans")?;
         Ok(Self(collector))
+    }
+
+    /// The spans of threads that have this subscriber.
+    #[cfg(test)]
+    pub(super) fn of(collector: Arc<Collector>) -> Self {
+        Self(collector)
     }
 
     /// Records from now on, or not.

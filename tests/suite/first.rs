@@ -102,6 +102,23 @@ fn the_parts_of_a_pass_sum_to_its_time() {
     }
 }
 
+/// A process that still runs is named; those that this one comes from are not.
+#[test]
+#[cfg(target_os = "linux")]
+fn the_doctor_names_processes_that_still_run() {
+    let doctor = || stdout(&candlepower(&["doctor", "--json"]));
+    let folder = tempfile::tempdir().expect("a folder");
+    let serve = ["serve", "--model", "llama-mini", "--engine", "tuned", "--port", "0"];
+    let mut stray =
+        command(folder.path(), &serve).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("a stray");
+    let during = doctor();
+    stray.kill().expect("killed");
+    stray.wait().expect("ended");
+    let id = stray.id().to_string();
+    assert!(during.contains("already runs") && during.contains(&id), "{id}: {during}");
+    assert!(!doctor().contains(&format!(" {id}")), "it has ended");
+}
+
 /// Runs a command on a terminal of its own and returns what it showed, and the longest time without a sign of life.
 #[cfg(unix)]
 fn on_a_terminal(arguments: &[&str]) -> (String, Duration) {

@@ -12,7 +12,7 @@ use candlepower::model::series::Architecture;
 /// own line but itself.
 const LEVELS: [&[&str]; 16] = [
     &["text", "files", "statistics"],
-    &["progress"],
+    &["progress", "git"],
     &["error", "output", "dialogue"],
     &["config", "names", "tls"],
     &["scenario", "device", "kernels"],

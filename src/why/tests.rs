@@ -1,0 +1,107 @@
+//! Tests with a model whose parts take a known time.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::Result;
+use candle_core::{DType, Device, Tensor};
+use tracing::trace_span;
+
+use super::{Explanation, Lengths, OTHER, Part, Phase, Trace, trace::Collector};
+use crate::model::{CausalLm, Footprint};
+
+/// Its attention is inside its block, and its head says what it reads.
+struct Timed {
+    attention: Duration,
+    head: tracing::Span,
+}
+
+impl Timed {
+    /// Makes a span that it keeps, as the models of candle-transformers do.
+    fn new(attention: Duration) -> Self {
+        Self { attention, head: trace_span!("head", bytes = 1_000_000_u64, flops = 2_000_000_u64) }
+    }
+}
+
+/// Waits without sleeping, because a sleep takes longer than it should.
+fn spin(time: Duration) {
+    let started = Instant::now();
+    while started.elapsed() < time {}
+}
+
+impl CausalLm for Timed {
+    fn forward(&mut self, _: &[u32], _: usize) -> Result<Tensor> {
+        trace_span!("block").in_scope(|| {
+            spin(Duration::from_micros(1500));
+            trace_span!("attention").in_scope(|| spin(self.attention));
+        });
+        self.head.in_scope(|| Ok(Tensor::zeros(8, DType::F32, &Device::Cpu)?))
+    }
+
+    fn reset(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn footprint(&self) -> Footprint {
+        Footprint::dense(250_000, 250_000, DType::F32, 0)
+    }
+
+    fn vocab_size(&self) -> usize {
+        8
+    }
+
+    fn max_position_embeddings(&self) -> usize {
+        64
+    }
+
+    fn device(&self) -> &Device {
+        &Device::Cpu
+    }
+}
+
+/// Explains a model on this thread alone, because other tests run beside it.
+fn explained(attention: Duration) -> Explanation {
+    let collector = Arc::new(Collector::default());
+    tracing::subscriber::with_default(collector.clone(), || {
+        let lengths = Lengths { prompt_tokens: 4, new_tokens: 16, rounds: 4 };
+        Trace::of(collector).explain(&mut Timed::new(attention), &lengths).expect("explained")
+    })
+}
+
+fn part<'a>(phase: &'a Phase, name: &str) -> &'a Part {
+    phase.parts.iter().find(|part| part.name == name).unwrap_or_else(|| panic!("no {name} in {phase:?}"))
+}
+
+#[test]
+fn parts_sum_to_the_pass_and_say_what_they_must_read() {
+    let found = explained(Duration::from_millis(1));
+    let names: Vec<&str> = found.phases.iter().map(|phase| phase.name.as_str()).collect();
+    assert_eq!(names, ["prefill", "decode"]);
+    for (phase, passes) in found.phases.iter().zip([4, 4 * 15]) {
+        assert_eq!(phase.passes, passes);
+        let sum: f64 = phase.parts.iter().map(|part| part.ms).sum();
+        assert!((sum / phase.ms - 1.0).abs() < 1e-6, "{sum} of {} ms", phase.ms);
+        let head = part(phase, "head");
+        assert_eq!((head.bytes, head.flops, head.calls), (Some(1e6), Some(2e6), 1.0));
+        assert!(head.bound_ms.is_some_and(|ms| ms > 0.0) && part(phase, "block").bound_ms.is_none());
+        assert!(part(phase, OTHER).share + part(phase, "model").share < 0.05, "{phase:?}");
+    }
+    let text = found.to_string();
+    assert!(text.contains("decode: block takes 5") || text.contains("decode: block takes 6"), "{text}");
+    assert!(text.contains("whole pass") && text.contains("Tracing took"), "{text}");
+}
+
+/// Another process may take the CPU for a while, so the smallest error of some tries counts.
+#[test]
+fn a_delay_in_one_part_is_found_in_that_part_alone() {
+    let errors = (0..5).map(|_| {
+        let [before, after] = [1, 2].map(|ms| explained(Duration::from_millis(ms)).phases.remove(1));
+        let grew = |name: &str| part(&after, name).ms - part(&before, name).ms;
+        let others = ["block", "head", "model", OTHER].map(|name| grew(name).abs());
+        (grew("attention") - 1.0).abs().max(others.into_iter().fold(0.0, f64::max))
+    });
+    let least = errors.reduce(f64::min).expect("a try");
+    assert!(least < 0.1, "{least} ms");
+}
