@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 
 use super::{
     guard::{guarded, wait},
-    side::Side,
+    side::{Candle, Side},
     slot::Slot,
 };
 use crate::{
@@ -116,6 +116,9 @@ pub fn build(
         return Ok(kept);
     }
     let worktree = slot.worktree(label, &source.commit)?;
+    if let Some(Candle::Version(version)) = &side.candle {
+        require(&worktree.join("Cargo.toml"), version).with_context(|| name.to_owned())?;
+    }
     let log = slot.log(&format!("build-{label}"));
     let mut cargo = guarded(program, env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(&worktree).args(["build", "--release", "--bin", "candlepower", "--target-dir"]).arg(&target);
@@ -161,7 +164,7 @@ fn earlier(target: &Path, side: &Side, source: &Source) -> PathBuf {
     let mut hash = Sha256::new();
     let compiler = Command::new(env::var_os("RUSTC").unwrap_or_else(|| "rustc".into())).arg("-vV").output();
     let flags = ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS"].map(env::var_os);
-    hash.update(format!("{} {:?} {flags:?} ", source.commit, side.features));
+    hash.update(format!("{} {:?} {:?} {flags:?} ", source.commit, side.features, side.candle));
     hash.update(compiler.map(|output| output.stdout).unwrap_or_default());
     let name: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
     target.join("programs").join(name)
@@ -186,13 +189,39 @@ fn keep(program: &Path, to: &Path) -> io::Result<()> {
 
 /// The crates of a side's checkout of Candle, with their folders.
 fn candle(name: &str, side: &Side) -> Result<Vec<(&'static str, PathBuf)>> {
-    let Some(checkout) = &side.candle else { return Ok(Vec::new()) };
+    let Some(Candle::Checkout(checkout)) = &side.candle else { return Ok(Vec::new()) };
     let checkout =
         checkout.canonicalize().with_context(|| format!("{name}: {} could not be opened", checkout.display()))?;
     let there = CANDLE.map(|package| (package, checkout.join(package)));
     let there: Vec<_> = there.into_iter().filter(|(_, folder)| folder.join("Cargo.toml").is_file()).collect();
     ensure!(!there.is_empty(), "{name}: {} has none of the folders {}", checkout.display(), CANDLE.join(", "));
     Ok(there)
+}
+
+/// Lets a manifest require exactly this version of Candle's crates.
+fn require(manifest: &Path, version: &str) -> Result<()> {
+    let text = fs::read_to_string(manifest).with_context(|| format!("{} could not be read", manifest.display()))?;
+    let mut parsed: toml::Table = text.parse().with_context(|| manifest.display().to_string())?;
+    let exact = toml::Value::from(format!("={version}"));
+    let mut has_any = false;
+    for path in [&["dependencies"][..], &["workspace", "dependencies"]] {
+        let mut tables = path.iter();
+        let first = tables.next().and_then(|name| parsed.get_mut(*name));
+        let Some(table) = tables.fold(first, |table, name| table?.get_mut(name)) else { continue };
+        for package in CANDLE {
+            match table.get_mut(package) {
+                // A member of a workspace takes the requirement of the workspace.
+                None => continue,
+                Some(toml::Value::Table(entry)) if entry.contains_key("workspace") => {}
+                Some(toml::Value::Table(entry)) => drop(entry.insert("version".into(), exact.clone())),
+                Some(requirement) => *requirement = exact.clone(),
+            }
+            has_any = true;
+        }
+    }
+    ensure!(has_any, "{} requires none of {}", manifest.display(), CANDLE.join(", "));
+    fs::write(manifest, toml::to_string(&parsed)?)
+        .with_context(|| format!("{} could not be written", manifest.display()))
 }
 
 /// The option of Cargo that replaces a package by the one in a folder.
@@ -214,6 +243,25 @@ fn comes_from_a_path(lock: &str, package: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_manifest_requires_a_version_of_candle() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let manifest = "[workspace.dependencies]\ncandle-core = \"0.11.1\"\ncandle-nn = { version = \"0.11.1\", features = [\"x\"] }\n\
+                        [dependencies]\nanyhow = \"1\"\ncandle-core.workspace = true\ncandle-transformers = \"0.11.1\"\n";
+        fs::write(file.path(), manifest).expect("written");
+        require(file.path(), "0.11.0").expect("edited");
+        let edited: toml::Table = fs::read_to_string(file.path()).expect("read").parse().expect("TOML");
+        let workspace = &edited["workspace"]["dependencies"];
+        assert_eq!(workspace["candle-core"].as_str(), Some("=0.11.0"));
+        assert_eq!(workspace["candle-nn"]["version"].as_str(), Some("=0.11.0"));
+        assert_eq!(workspace["candle-nn"]["features"][0].as_str(), Some("x"));
+        let own = &edited["dependencies"];
+        assert_eq!(own["candle-transformers"].as_str(), Some("=0.11.0"));
+        assert_eq!((own["anyhow"].as_str(), own["candle-core"]["workspace"].as_bool()), (Some("1"), Some(true)));
+        fs::write(file.path(), "[dependencies]\nanyhow = \"1\"\n").expect("written");
+        assert!(require(file.path(), "0.11.0").is_err());
+    }
 
     fn repository() -> tempfile::TempDir {
         let folder = tempfile::tempdir().expect("a folder");

@@ -12,19 +12,41 @@ use crate::{
 /// One side of a duel as the user describes it: a revision or the working tree, and what differs from a plain build and run.
 ///
 /// Its text is parts joined by `+`. A part without `=` is a revision of git, or `.` for the working tree, which is also the
-/// default. `candle=PATH` replaces Candle by a checkout, `features=LIST` enables Cargo features, and any other key is a
+/// default. `candle=PATH` replaces Candle by a checkout and `candle=VERSION` by a published version, `features=LIST` enables Cargo features, and any other key is a
 /// setting, as in `threads=1` or `CANDLEPOWER_THREADS=1`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Side {
     text: String,
     /// Revision; `None` for the working tree.
     pub revision: Option<String>,
-    /// Checkout of Candle.
-    pub candle: Option<PathBuf>,
+    /// What replaces Candle.
+    pub candle: Option<Candle>,
     /// Cargo features, sorted.
     pub features: Vec<String>,
     /// Settings by their keys.
     pub settings: BTreeMap<String, String>,
+}
+
+/// What replaces the Candle of a commit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Candle {
+    /// A checkout.
+    Checkout(PathBuf),
+    /// A published version, which Cargo downloads.
+    Version(String),
+}
+
+impl Candle {
+    /// Three numbers are a version, anything else is a path.
+    fn of(text: &str) -> Self {
+        let numbers: Vec<&str> = text.split('.').collect();
+        let is_number =
+            |part: &&str| !part.is_empty() && part.len() < 6 && part.bytes().all(|digit| digit.is_ascii_digit());
+        match numbers.len() == 3 && numbers.iter().all(is_number) {
+            true => Self::Version(text.to_owned()),
+            false => Self::Checkout(text.into()),
+        }
+    }
 }
 
 impl FromStr for Side {
@@ -57,7 +79,7 @@ impl FromStr for Side {
             };
             ensure!(!value.is_empty(), "side '{text}': {key} has no value");
             let is_new = match key {
-                "candle" => side.candle.replace(value.into()).is_none(),
+                "candle" => side.candle.replace(Candle::of(value)).is_none(),
                 "features" => {
                     let is_new = side.features.is_empty();
                     side.features = value.split(',').map(str::to_owned).collect();
@@ -102,7 +124,11 @@ mod tests {
         let all =
             side("HEAD~1+candle=../candle+features=mkl,avx512+CANDLEPOWER_THREADS=2+models=llama-mini,qwen3-mini");
         assert_eq!(all.revision.as_deref(), Some("HEAD~1"));
-        assert_eq!(all.candle, Some("../candle".into()));
+        assert_eq!(all.candle, Some(Candle::Checkout("../candle".into())));
+        assert_eq!(side("candle=0.11.0").candle, Some(Candle::Version("0.11.0".into())));
+        for path in ["0.11", "./0.11.0", "0.11.x", "a.b.c"] {
+            assert_eq!(side(&format!("candle={path}")).candle, Some(Candle::Checkout(path.into())));
+        }
         assert_eq!(all.features, ["avx512", "mkl"]);
         let settings: Vec<_> = all.settings.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
         assert_eq!(settings, [("models", "llama-mini,qwen3-mini"), ("threads", "2")]);
