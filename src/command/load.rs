@@ -6,11 +6,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use anyhow::{Context, Error, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use chrono::{DateTime, SecondsFormat, Utc};
 use clap::{Args, Subcommand, ValueEnum};
 use indicatif::ProgressBar;
-use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::{
@@ -30,10 +29,6 @@ use crate::{
     wrap::{Meter, Power, PowerMeter, Ran},
 };
 
-/// Largest tokenizer.json.
-const TOKENIZER_MAX_BYTES: u64 = 256 << 20;
-/// Most by which a normalizer may lengthen a text. Those of models write a letter as a few bytes.
-const GROWTH_MAX: f64 = 256.0;
 /// Largest report of a shard.
 const REPORT_MAX_BYTES: u64 = 4 << 30;
 
@@ -530,32 +525,10 @@ fn joules_per_token(power: Power, output_tokens: u64) -> Result<f64, String> {
     }
 }
 
-/// The most by which the replacements of a normalizer lengthen a text.
-fn growth(normalizer: &Value) -> f64 {
-    let parts = normalizer["normalizers"].as_array().into_iter().flatten().map(growth).product::<f64>();
-    let length = |value: &Value| value.as_str().map_or(0, str::len) as f64;
-    // A regular expression may match single letters.
-    let matched = length(&normalizer["pattern"]["String"]).max(1.0);
-    parts * (length(&normalizer["content"]) / matched).max(1.0)
-}
-
 /// The tokenizer of a file, named by its hash.
 fn tokens(path: &Path) -> Result<Tokens> {
-    let content = match path.extension().is_some_and(|end| end.eq_ignore_ascii_case("gguf")) {
-        true => model::tokenizer_in_file(path).and_then(|tokenizer| tokenizer.to_string(false).map_err(Error::msg)),
-        false => files::read_text_limited(path, TOKENIZER_MAX_BYTES).map_err(Error::new),
-    };
-    let content = content.with_context(|| path.display().to_string())?;
+    let (tokenizer, content) = model::tokenizer_in_file(path)?;
     let hash: String = Sha256::digest(content.as_bytes()).iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-    let json: Value = serde_json::from_str(&content).with_context(|| format!("{} is not JSON", path.display()))?;
-    let growth = growth(&json["normalizer"]);
-    ensure!(
-        growth <= GROWTH_MAX,
-        "{}: normalizer makes a text up to {growth:.0} times as long; at most {GROWTH_MAX} is supported",
-        path.display()
-    );
-    let tokenizer: tokenizers::Tokenizer =
-        content.parse().map_err(|error| anyhow!("{} is not a tokenizer: {error}", path.display()))?;
     let count = move |text: &str| tokenizer.encode_fast(text, false).map_or(0, |encoding| encoding.len());
     Ok(Tokens::new(format!("sha256:{hash}"), count))
 }
@@ -575,25 +548,4 @@ fn state(progress: &Progress) -> String {
 
 fn exit_code(succeeded: bool) -> ExitCode {
     if succeeded { ExitCode::SUCCESS } else { ExitCode::FAILURE }
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    #[test]
-    fn a_normalizer_that_multiplies_a_text_is_found() {
-        let of = |pattern: Value, content: &str| json!({"type": "Replace", "pattern": pattern, "content": content});
-        let letters = of(json!({"String": "."}), &".".repeat(64));
-        for (normalizer, expected) in [
-            (Value::Null, 1.0),
-            (of(json!({"String": " "}), "▁"), 3.0),
-            (of(json!({"Regex": "x*"}), "abcd"), 4.0),
-            (json!({"type": "Sequence", "normalizers": [letters, {"type": "NFC"}, letters]}), 4096.0),
-        ] {
-            assert_eq!(growth(&normalizer), expected, "{normalizer}");
-        }
-    }
 }

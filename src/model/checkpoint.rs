@@ -192,11 +192,7 @@ impl Checkpoint {
 /// Reads a `tokenizer.json`, and the `tokenizer_config.json` beside it, for a model with a vocabulary of this size. See
 /// [`Checkpoint::tokenizer`].
 pub(super) fn tokenizer(file: &Path, settings: Option<&Path>, vocab_size: usize) -> Result<Tokenizer> {
-    let content = read_text_limited(file, TOKENIZER_MAX_BYTES)
-        .with_context(|| format!("{} could not be read", file.display()))?;
-    // `from_str` is compiled in its own crate. The generic `from_bytes` made a tenth of this crate's code.
-    let mut tokenizer = Tokenizer::from_str(&content)
-        .map_err(|error| anyhow::anyhow!("{}: not a tokenizer: {}", file.display(), one_line(&error)))?;
+    let (mut tokenizer, _) = read_tokenizer(file)?;
     // Some files keep the truncation and padding of training, which do not apply to prompts.
     tokenizer.with_padding(None);
     tokenizer
@@ -216,6 +212,45 @@ pub(super) fn tokenizer(file: &Path, settings: Option<&Path>, vocab_size: usize)
         tokenizer.set_encode_special_tokens(tokens.are_special_split);
     }
     Ok(tokenizer)
+}
+
+/// Reads a `tokenizer.json`, and returns its content too.
+///
+/// # Errors
+/// If it is not a tokenizer, or one that would make a text of a few kilobytes fill the memory.
+pub(crate) fn read_tokenizer(file: &Path) -> Result<(Tokenizer, String)> {
+    /// The part that may be hostile although the library accepts it.
+    #[derive(serde::Deserialize)]
+    struct Normalizer {
+        #[serde(default)]
+        normalizer: Value,
+    }
+    let content = read_text_limited(file, TOKENIZER_MAX_BYTES)
+        .with_context(|| format!("{} could not be read", file.display()))?;
+    let not_one =
+        |error: &dyn std::fmt::Display| anyhow::anyhow!("{}: not a tokenizer: {}", file.display(), one_line(error));
+    let Normalizer { normalizer } = serde_json::from_str(&content).map_err(|error| not_one(&error))?;
+    let growth = growth(&normalizer);
+    ensure!(
+        growth <= GROWTH_MAX,
+        "{}: normalizer makes a text up to {growth:.0} times as long; at most {GROWTH_MAX} is supported",
+        file.display()
+    );
+    // `from_str` is compiled in its own crate. The generic `from_bytes` made a tenth of this crate's code.
+    let tokenizer = Tokenizer::from_str(&content).map_err(|error| not_one(&error))?;
+    Ok((tokenizer, content))
+}
+
+/// The most by which a normalizer may lengthen a text. Those of published tokenizers replace a space by a character of three bytes.
+const GROWTH_MAX: f64 = 256.0;
+
+/// The most by which the replacements of a normalizer lengthen a text.
+fn growth(normalizer: &Value) -> f64 {
+    let parts = normalizer["normalizers"].as_array().into_iter().flatten().map(growth).product::<f64>();
+    let length = |value: &Value| value.as_str().map_or(0, str::len) as f64;
+    // A regular expression may match single letters.
+    let matched = length(&normalizer["pattern"]["String"]).max(1.0);
+    parts * (length(&normalizer["content"]) / matched).max(1.0)
 }
 
 /// What `tokenizer_config.json` adds to a tokenizer.
@@ -522,5 +557,33 @@ mod tests {
         assert!(error.contains("config.json is not JSON") && error.contains("line 2"), "{error}");
         fs::remove_file(folder.path().join(CONFIG)).expect("removed");
         assert!(format!("{:#}", open(folder.path()).expect_err("no config")).contains("config.json could not be read"));
+    }
+
+    #[test]
+    fn a_normalizer_that_multiplies_a_text_is_found() {
+        let of = |pattern: Value, content: &str| json!({"type": "Replace", "pattern": pattern, "content": content});
+        let letters = of(json!({"String": "."}), &".".repeat(64));
+        for (normalizer, expected) in [
+            (Value::Null, 1.0),
+            (of(json!({"String": " "}), "▁"), 3.0),
+            (of(json!({"Regex": "x*"}), "abcd"), 4.0),
+            (json!({"type": "Sequence", "normalizers": [letters, {"type": "NFC"}, letters]}), 4096.0),
+        ] {
+            assert_eq!(growth(&normalizer), expected, "{normalizer}");
+        }
+    }
+
+    /// Every command reads a tokenizer here, so a hostile one is refused in all.
+    #[test]
+    fn a_tokenizer_that_multiplies_a_text_is_refused() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("tokenizer.json");
+        let fixture = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/generation/llama-gqa-tied/tokenizer.json");
+        let mut content: Value = serde_json::from_slice(&fs::read(fixture).expect("read")).expect("JSON");
+        let replace = json!({"type": "Replace", "pattern": {"String": "."}, "content": ".".repeat(64)});
+        content["normalizer"] = json!({"type": "Sequence", "normalizers": vec![replace; 5]});
+        fs::write(&file, content.to_string()).expect("written");
+        let error = tokenizer(&file, None, 1 << 20).expect_err("refused").to_string();
+        assert!(error.contains("normalizer makes a text up to 1073741824 times as long"), "{error}");
     }
 }

@@ -330,13 +330,18 @@ fn tokenizer_beside(file: &Path) -> Option<PathBuf> {
     Some(file.with_file_name(checkpoint::TOKENIZER)).filter(|beside| beside.exists())
 }
 
-/// The tokenizer of a GGUF file alone, for a program that has no model.
+/// The tokenizer of a GGUF file or of a `tokenizer.json` alone, for a program that has no model, and its content as JSON.
 ///
 /// # Errors
 /// If the file cannot be read, or has no tokenizer that is supported.
 #[cfg(feature = "cli")]
-pub(crate) fn tokenizer_in_file(file: &Path) -> Result<Tokenizer> {
-    tokenizer_of_gguf(file, &gguf::open(file)?, |_| ())
+pub(crate) fn tokenizer_in_file(file: &Path) -> Result<(Tokenizer, String)> {
+    if !ModelSpec::Path(file.into()).is_gguf() {
+        return checkpoint::read_tokenizer(file);
+    }
+    let tokenizer = tokenizer_of_gguf(file, &gguf::open(file)?, |_| ())?;
+    let content = tokenizer.to_string(false).map_err(|error| anyhow::anyhow!("{}: {error}", file.display()))?;
+    Ok((tokenizer, content))
 }
 
 fn report_note(source: &str, note: &str) {
