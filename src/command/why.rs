@@ -122,7 +122,9 @@ impl Why {
                 Change::Variable(name, value) => vec![(name, value)],
             };
             let contest = Contest { goal: Goal::Latency, program: &program, logs: logs.path(), variables: &variables };
-            let time = end.saturating_duration_since(Instant::now()) / (changes.len() - place) as u32;
+            // Those that come first are the likeliest to help.
+            let left = end.saturating_duration_since(Instant::now());
+            let time = if place + 1 == changes.len() { left } else { left / 2 };
             let (ratio, reason) = match contest.measure([&holder, &challenger], time, &mut doubts)? {
                 Ended::Measured(ratio) => (Some(ratio), None),
                 Ended::HolderFailed(reason) | Ended::ChallengerFailed(reason) | Ended::OutOfTime(reason) => {
@@ -168,8 +170,11 @@ fn changes(
         Engine::Stock if on_cpu => vec![Engine::Tuned, Engine::StockContext],
         Engine::Stock | Engine::StockContext => vec![Engine::Tuned],
     };
-    let mut changes: Vec<Change> =
-        engines.into_iter().map(|engine| Change::Setting("engine", engine.to_string())).collect();
+    let mut changes = Vec::new();
+    if explanation.maps_many_pages() && env::var_os(GLIBC_TUNABLES).is_none() {
+        changes.push(Change::Variable(GLIBC_TUNABLES, KEEP_FREED));
+    }
+    changes.extend(engines.into_iter().map(|engine| Change::Setting("engine", engine.to_string())));
     let is_narrower = |other: &Precision| match other.is_quantised() {
         true => !dtype.is_quantised(),
         false => other.dtype().size_in_bytes() < dtype.dtype().size_in_bytes(),
@@ -179,9 +184,6 @@ fn changes(
     let threads = settings.threads_in_force();
     if on_cpu && threads > 1 {
         changes.push(Change::Setting("threads", (threads / 2).to_string()));
-    }
-    if explanation.maps_many_pages() && env::var_os(GLIBC_TUNABLES).is_none() {
-        changes.push(Change::Variable(GLIBC_TUNABLES, KEEP_FREED));
     }
     changes
 }

@@ -36,7 +36,13 @@ pub struct Advice {
 
 impl fmt::Display for Advised {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}\n\n{}", text::line(&self.variant), self.explanation)?;
+        writeln!(f, "{}\n", text::line(&self.variant))?;
+        let fastest = self.advice.first().and_then(|advice| Some((&advice.change, advice.ratio?)));
+        if let Some((change, ratio)) = fastest.filter(|(_, ratio)| ratio.verdict() == Verdict::Better) {
+            let line = format!("{change} makes it {:.2} × as fast, as measured below.", 1.0 / ratio.ratio);
+            writeln!(f, "{}", wrapped(&line, width()).join("\n"))?;
+        }
+        write!(f, "{}", self.explanation)?;
         if !self.advice.is_empty() {
             writeln!(f, "\nTime of a short generation with another setting, over that with this one, in turns:")?;
         }

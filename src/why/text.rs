@@ -20,6 +20,10 @@ const LEAST_SHARE: f64 = 0.005;
 const LITTLE_LEFT: f64 = 0.85;
 const SOME_LEFT: f64 = 0.6;
 
+/// The part that is the time in the model outside of its spans, and a share of it that says little.
+const MODEL: &str = "model";
+const MOSTLY: f64 = 0.5;
+
 /// Mapped pages in a pass from which on they are named: some 50 µs of the kernel's time.
 const MANY_PAGES: f64 = 200.0;
 
@@ -74,7 +78,7 @@ impl Phase {
                  is not known."
             ),
         }];
-        if let Some(largest) = self.parts.first() {
+        if let Some(largest) = self.parts.first().filter(|part| part.name != MODEL) {
             let of_bound = largest
                 .of_bound()
                 .filter(|share| is_possible(*share))
@@ -94,6 +98,13 @@ impl Phase {
                 "{name}: {} loses most: {} ms beyond its bound.",
                 most.name,
                 number(Some(loss(&most)))
+            ));
+        }
+        let model = self.parts.iter().find(|part| part.name == MODEL).filter(|part| part.share > MOSTLY);
+        if let Some(model) = model {
+            findings.push(format!(
+                "{name}: {:.0} % of the time is in the model outside of its spans: it opens few or none.",
+                model.share * 100.0
             ));
         }
         if let Some(pages) = self.page_faults.filter(|pages| *pages >= MANY_PAGES) {
