@@ -245,6 +245,15 @@ pub(crate) fn read_text_limited(path: &Path, max_bytes: u64) -> io::Result<Strin
     String::from_utf8(content).map_err(|_| io::Error::new(ErrorKind::InvalidData, "it is not UTF-8"))
 }
 
+/// Reads a key from a file: its text without the spaces around it, and without the byte order mark that some editors write.
+///
+/// # Errors
+/// As [`read_text_limited`].
+pub(crate) fn read_key(path: &Path) -> io::Result<String> {
+    let text = read_text_limited(path, SETTINGS_MAX_BYTES)?;
+    Ok(text.trim_start_matches('\u{feff}').trim().to_owned())
+}
+
 /// Largest line of a file of records. One record has a few kilobytes, and at most a few numbers for each sample.
 pub(crate) const LINE_MAX_BYTES: u64 = 64 << 20;
 
@@ -264,6 +273,15 @@ pub(crate) fn read_line_limited(reader: &mut impl BufRead, line: &mut Vec<u8>, m
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_key_has_no_spaces_and_no_mark_around_it() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        for content in ["key", " key\r\n", "\u{feff}key\n", "\u{feff} key"] {
+            fs::write(file.path(), content).expect("written");
+            assert_eq!(read_key(file.path()).expect("read"), "key", "{content:?}");
+        }
+    }
 
     #[test]
     fn lines_are_read_up_to_the_limit() {

@@ -84,7 +84,7 @@ struct Options {
     #[arg(long, value_enum, default_value_t = Process::Poisson)]
     arrivals: Process,
     /// Shape of gamma arrivals: 1 is Poisson, and less is burstier
-    #[arg(long, default_value_t = 1.0)]
+    #[arg(long, default_value_t = 1.0, value_parser = burstiness)]
     burstiness: f64,
     /// Rate at the start of the ramp
     #[arg(long, default_value_t = 0.0)]
@@ -375,10 +375,10 @@ impl Options {
         const MAX_S: f64 = 1e6;
         let is_time = self.timeout > 0.0 && self.timeout <= MAX_S;
         ensure!(is_time, "--timeout {}: use more than 0 and at most {MAX_S} seconds", self.timeout);
-        let api_key = self.api_key_file.as_ref().map(|path| {
-            let key = files::read_text_limited(path, files::SETTINGS_MAX_BYTES);
-            key.map(|key| key.trim().to_owned()).with_context(|| format!("the API key in {}", path.display()))
-        });
+        let api_key = self
+            .api_key_file
+            .as_ref()
+            .map(|path| files::read_key(path).with_context(|| format!("the API key in {}", path.display())));
         Ok(Target {
             url: self.url.clone(),
             api: match self.api {
@@ -544,6 +544,12 @@ fn state(progress: &Progress) -> String {
         ms(progress.ttft_p50_ms),
         ms(progress.lateness_p99_ms)
     )
+}
+
+/// A shape of gamma arrivals, checked also where the arrivals are others.
+fn burstiness(text: &str) -> Result<f64, String> {
+    let shape = text.parse().ok().filter(|shape| (0.01..=1e6).contains(shape));
+    shape.ok_or_else(|| "expected a number from 0.01 to 1000000".into())
 }
 
 fn exit_code(succeeded: bool) -> ExitCode {

@@ -145,8 +145,7 @@ pub fn render_chats() -> Result<ExitCode> {
 
 fn api_key(path: &std::path::Path) -> Result<String> {
     let shown = || format!("the API key in {}", path.display());
-    let key = files::read_text_limited(path, files::SETTINGS_MAX_BYTES).with_context(shown)?;
-    let key = key.trim();
+    let key = files::read_key(path).with_context(shown)?;
     ensure!(!key.is_empty() && !key.contains(char::is_whitespace), "{}: it must be one word", shown());
-    Ok(key.to_owned())
+    Ok(key)
 }

@@ -8,6 +8,7 @@ mod command;
 mod connections;
 mod count;
 mod files;
+mod flags;
 mod fuzz;
 mod hub;
 mod limits;

@@ -35,7 +35,7 @@ use super::{
 };
 use crate::{
     error::one_line,
-    files::{read_limited, read_text_limited},
+    files::{read_key, read_limited},
     names::PathName,
     output, progress, text,
 };
@@ -192,7 +192,7 @@ pub(crate) fn token() -> Option<String> {
         return None;
     }
     let file = |path: PathBuf| {
-        let token = read_text_limited(&path, 1 << 12).ok()?.trim().to_owned();
+        let token = read_key(&path).ok()?;
         Some(token).filter(|token| !token.is_empty())
     };
     let named = || file(set("HF_TOKEN_PATH")?.into());
