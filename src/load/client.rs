@@ -63,6 +63,11 @@ pub struct Target {
 }
 
 impl Target {
+    /// The address for people and reports: its query may hold a secret.
+    pub(super) fn shown_url(&self) -> String {
+        self.url.split(['?', '#']).next().unwrap_or_default().to_owned()
+    }
+
     /// The address of the endpoint.
     pub(super) fn endpoint(&self) -> Result<Url> {
         // It is not shown, because it may hold a password.
@@ -604,6 +609,9 @@ mod tests {
             ("http://h/base", Api::Chat, "http://h/base/v1/chat/completions"),
         ] {
             assert_eq!(target(url, api).endpoint().expect(url).as_str(), endpoint);
+            let with_key = format!("{url}?key=secret#part");
+            assert_eq!(target(&with_key, api).shown_url(), url);
+            assert!(target(&with_key, api).endpoint().is_ok_and(|url| url.query() == Some("key=secret")));
         }
         for url in ["h:80", "ftp://h", "http://user:word@h"] {
             assert!(target(url, Api::Chat).endpoint().is_err(), "{url}");

@@ -40,7 +40,7 @@ pub struct Report {
     pub schema: u32,
     /// Time at which the run ended, in UTC.
     pub at: String,
-    /// Address of the server.
+    /// Address of the server, without what follows its path.
     pub url: String,
     /// Name of the model.
     pub model: String,
@@ -281,7 +281,7 @@ impl Report {
             kind: KIND.into(),
             schema: SCHEMA,
             at: Utc::now().to_rfc3339_opts(SecondsFormat::Millis, true),
-            url: run.target.url.clone(),
+            url: run.target.shown_url(),
             model: run.target.model.clone(),
             settings: settings(run),
             schedule_digest: run.plan.digest(),
