@@ -1,7 +1,7 @@
 //! The messages between candlepower and a peer: one JSON object per line. `src/guide/peers.md` specifies them. Instead of the
 //! answer to a request, a peer may send `{"unsupported": reason}` or `{"error": reason}`.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 use serde_json::Value;
 
 use crate::scenario::{Phase, Sampling};
@@ -109,6 +109,23 @@ fn only_generation() -> Vec<String> {
     vec![Work::Generate.name().to_owned()]
 }
 
+/// More bytes or parameters than any machine holds.
+const MOST: u64 = 1 << 50;
+
+/// A number of bytes or parameters.
+fn count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    let count = u64::deserialize(deserializer)?;
+    let problem = || D::Error::custom(format_args!("{count} bytes or parameters are more than any machine holds"));
+    (count <= MOST).then_some(count).ok_or_else(problem)
+}
+
+fn count_or_none<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    /// A number that is there.
+    #[derive(Deserialize)]
+    struct Count(#[serde(deserialize_with = "count")] u64);
+    Ok(Option::<Count>::deserialize(deserializer)?.map(|Count(count)| count))
+}
+
 /// The description of a loaded model.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 pub struct Loaded {
@@ -119,8 +136,10 @@ pub struct Loaded {
     /// CPU threads that it computes with.
     pub threads: usize,
     /// Number of parameters. A head that is tied to the embedding counts once.
+    #[serde(deserialize_with = "count")]
     pub parameters: u64,
     /// Bytes of the weights in memory.
+    #[serde(deserialize_with = "count")]
     pub weight_bytes: u64,
 }
 
@@ -136,8 +155,10 @@ pub struct Generated {
     /// Time of each token, by a monotonic clock.
     pub ns: Vec<u64>,
     /// Bytes that the cache of the sequence holds.
+    #[serde(deserialize_with = "count")]
     pub cache_bytes: u64,
     /// Peak memory since the last reset, weights included; `None` if the peer does not count it.
+    #[serde(default, deserialize_with = "count_or_none")]
     pub peak_bytes: Option<u64>,
 }
 
@@ -150,5 +171,6 @@ pub struct Ran {
     #[serde(default)]
     pub losses: Vec<Option<f64>>,
     /// Peak memory during the steps, weights included; `None` if the peer does not count it.
+    #[serde(default, deserialize_with = "count_or_none")]
     pub peak_bytes: Option<u64>,
 }

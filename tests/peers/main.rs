@@ -58,7 +58,7 @@ fn bench_target() -> ExitCode {
 }
 
 /// Each fault, and a part of the reason of the failed record.
-const FAULTS: [(&str, &str); 14] = [
+const FAULTS: [(&str, &str); 15] = [
     ("dies", "peer dies ended (exit status: 1): out of luck \\u{1b}[2J!!!"),
     ("hangs", "peer hangs: it did not answer within 2 s"),
     ("lengths", "it sent 2 tokens and 1 times instead of 1 of each"),
@@ -66,6 +66,7 @@ const FAULTS: [(&str, &str); 14] = [
     ("long-line", "it sent a line of over 4194304 bytes"),
     ("version", "it speaks version 7 of the protocol, and this program versions 1 to 2"),
     ("negative", "its answer is wrong: invalid value: integer `-5`, expected u64"),
+    ("sizes", "its answer is wrong: 18446744073709551615 bytes or parameters are more than any machine holds"),
     ("nan", "is not a message of the protocol: expected value"),
     ("clock", "its times add up to 1000000.000 s, but its answer came after 0."),
     ("vocabulary", "it chose token 16384, but the vocabulary of the model has 16384 tokens"),
