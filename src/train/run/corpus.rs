@@ -12,13 +12,33 @@ use tokenizers::{
     pre_tokenizers::byte_level::ByteLevel,
 };
 
-use crate::{files::read_limited, train::step::gradients::Sequences};
+use crate::{files::read_limited, progress, train::step::gradients::Sequences};
 
 /// Largest corpus. The text, its tokens and the counts of its pairs are in memory at once.
 const MAX_BYTES: u64 = 4 << 30;
 
 /// Longest line. Training the tokenizer and encoding take time that grows faster than the line's length.
 const MAX_LINE_BYTES: usize = 1 << 20;
+
+/// Longest word, as the tokenizer divides a text. Pairs of letters are merged within words, which takes minutes in a word of 100 kB.
+const MAX_WORD_BYTES: usize = 1 << 14;
+
+/// Bytes of the longest run of letters, of digits, of spaces or of other characters.
+fn longest_word(line: &str) -> usize {
+    let kind = |letter: char| match letter {
+        letter if letter.is_alphabetic() => 0,
+        letter if letter.is_numeric() => 1,
+        letter if letter.is_whitespace() => 2,
+        _ => 3,
+    };
+    let (mut longest, mut bytes, mut before) = (0, 0, None);
+    for letter in line.chars() {
+        let own = Some(kind(letter));
+        bytes = if own == before { bytes } else { 0 } + letter.len_utf8();
+        (longest, before) = (longest.max(bytes), own);
+    }
+    longest
+}
 
 /// Follows every paragraph.
 const END: &str = "<|endoftext|>";
@@ -59,10 +79,18 @@ impl Text {
             longest <= MAX_LINE_BYTES,
             "corpus {name}: a line has {longest} bytes; at most {MAX_LINE_BYTES} are supported: write one paragraph per line"
         );
+        let longest = paragraphs.iter().map(|line| longest_word(line)).max().unwrap_or(0);
+        ensure!(
+            longest <= MAX_WORD_BYTES,
+            "corpus {name}: a word has {longest} bytes; at most {MAX_WORD_BYTES} are supported: is it a text?"
+        );
+        let line = progress::live(format_args!("corpus {name}"));
+        line.step("training the tokenizer");
         let mut random = ChaCha8Rng::seed_from_u64(seed);
         let mut is_kept = || f64::from(random.next_u32()) < validation_share * f64::from(u32::MAX);
         let (validation, training): (Vec<&str>, Vec<&str>) = paragraphs.into_iter().partition(|_| is_kept());
         let tokenizer = tokenizer(&training, vocab_size)?;
+        line.step("encoding");
         let end = tokenizer.token_to_id(END).context("the tokenizer has no end-of-text token")?;
         // The rows, and the bytes per token. The end of a paragraph stands for its line break.
         let packed = |part: &[&str], what: &str| -> Result<(Vec<Vec<u32>>, f64)> {
@@ -217,6 +245,19 @@ fn tokenizer(paragraphs: &[&str], vocab_size: usize) -> Result<Tokenizer> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_word_that_would_take_minutes_is_refused() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let letters: String = ('\u{4e00}'..='\u{9fff}').take(20_000).collect();
+        for line in ["\0".repeat(300_000), letters, "7".repeat(20_000), format!("a{}b", " ".repeat(20_000))] {
+            std::fs::write(file.path(), format!("some text\n{line}\n")).expect("written");
+            let error = Text::read(file.path(), 300, 4, 0.1, 1).err().expect("refused").to_string();
+            assert!(error.contains("a word has ") && error.ends_with("is it a text?"), "{error}");
+        }
+        assert_eq!(longest_word("ab 123 ééé, x"), 6);
+        assert_eq!(longest_word(&"word ".repeat(100_000)), 4);
+    }
 
     fn corpus(text: &[u8]) -> (tempfile::TempDir, std::path::PathBuf) {
         let folder = tempfile::tempdir().expect("a folder");
