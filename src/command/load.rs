@@ -468,6 +468,7 @@ impl Saving {
             synthetic_weights: false,
             parameters: None,
             weight_bytes: None,
+            formats: Default::default(),
             sizes: Default::default(),
             peer: None,
         };
