@@ -140,7 +140,6 @@ FIXTURES = [
     ("granite-biases-untied", "granite", dict(
         attention_bias=True, mlp_bias=True, tie_word_embeddings=False, logits_scaling=0.7, attention_multiplier=0.4)),
     ("olmo2-mha", "olmo2", dict(num_hidden_layers=3)),
-    ("olmo2-gqa-bias", "olmo2", dict(num_hidden_layers=3, num_key_value_heads=2, attention_bias=True)),
     ("smollm3-tied", "smollm3", dict()),
     ("smollm3-sliding", "smollm3", dict(
         no_rope_layers=[0, 1, 1, 0], use_sliding_window=True, sliding_window=8, attention_bias=True, mlp_bias=True,

@@ -5,6 +5,9 @@ The names of tensors and of keys are those of the package. The order of rows, th
 of llama.cpp's convert_hf_to_gguf.py. The weights stay f32, so that the outputs of the checkpoints in golden.safetensors are also
 those of the files.
 
+It also writes fixtures/gguf-formats: a file with random weights in each format that Candle lacks, and golden.safetensors with the
+first and the last row of each matrix as the package dequantises them.
+
     .venv/bin/pip install -r scripts/requirements-gguf.txt
     .venv/bin/python scripts/make_gguf_fixtures.py
 """
@@ -16,7 +19,8 @@ from pathlib import Path
 
 import gguf
 import numpy
-from safetensors.numpy import load_file
+from gguf import GGMLQuantizationType as Format
+from safetensors.numpy import load_file, save_file
 
 # Last, because the folder has a file with the name of a package.
 sys.path.append(str(Path(__file__).resolve().parent / "peers"))
@@ -30,6 +34,17 @@ SELECTED = {
     "moe/mixtral-8x2": gguf.MODEL_ARCH.LLAMA,
     "moe/qwen3-8x2": gguf.MODEL_ARCH.QWEN3MOE,
 }
+
+# The formats that Candle lacks: that of rows that are not whole blocks, and the kind of file.
+FORMATS = {
+    Format.IQ4_NL: (Format.IQ4_NL, gguf.LlamaFileType.MOSTLY_IQ4_NL),
+    Format.IQ4_XS: (Format.IQ4_NL, gguf.LlamaFileType.MOSTLY_IQ4_XS),
+    Format.MXFP4: (Format.MXFP4, gguf.LlamaFileType.MOSTLY_MXFP4_MOE),
+}
+# A model of the smallest sizes with rows of one block of 256, and rows that are shorter.
+SMALL = dict(
+    model_type="qwen2", vocab_size=64, hidden_size=256, intermediate_size=32, num_hidden_layers=1, num_attention_heads=8,
+    num_key_value_heads=2, max_position_embeddings=128, rms_norm_eps=1e-6, rope_theta=10000.0, tie_word_embeddings=True)
 
 
 def interleaved(weights, heads):
@@ -80,6 +95,41 @@ def write(folder, arch, out):
     writer.close()
 
 
+def random_blocks(random, shape, form):
+    """The bytes of a random matrix, whose weights are around 0.03 in size."""
+    block, size = gguf.GGML_QUANT_SIZES[form]
+    blocks = random.integers(256, size=(shape[0] * shape[1] // block, size), dtype=numpy.uint8)
+    if form == Format.MXFP4:
+        # The exponent of a block, as of 2^-8 to 2^-6.
+        blocks[:, 0] = random.integers(119, 122, size=len(blocks), dtype=numpy.uint8)
+    else:
+        # The scale of a block, which multiplies numbers of up to 127, and in IQ4_XS these times up to 32.
+        most = 127 * (32 if form == Format.IQ4_XS else 1)
+        scales = (random.uniform(0.03, 0.09, size=len(blocks)) / most).astype(numpy.float16)
+        blocks[:, :2] = scales[:, None].view(numpy.uint8)
+    return blocks.reshape(shape[0], -1)
+
+
+def write_format(form, out, golden):
+    """Writes a file whose matrices have a format, and adds rows of them to golden values."""
+    random, (narrow, file_type), arch = numpy.random.default_rng(form.value), FORMATS[form], gguf.MODEL_ARCH.QWEN2
+    writer = gguf.GGUFWriter(out, gguf.MODEL_ARCH_NAMES[arch])
+    gguf_file.add_sizes(writer, arch, SMALL, file_type)
+    # The other architectures have norms of queries and keys.
+    for name, shape, _ in gguf_file.tensors(gguf.MODEL_ARCH.LLAMA, SMALL, form, form):
+        if len(shape) == 1:
+            writer.add_tensor(name, random.uniform(0.5, 1.5, size=shape).astype(numpy.float32))
+            continue
+        own = form if shape[1] % gguf.GGML_QUANT_SIZES[form][0] == 0 else narrow
+        blocks = random_blocks(random, shape, own)
+        writer.add_tensor(name, blocks, raw_dtype=own)
+        golden[f"{form.name.lower()}.{name}"] = gguf.quants.dequantize(blocks, own)[[0, -1]]
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=FIXTURES / "gguf", help="folder of the files")
@@ -88,6 +138,11 @@ def main():
     args.out.mkdir(parents=True, exist_ok=True)
     for name, arch in SELECTED.items():
         write(args.fixtures / name, arch, args.out / f"{Path(name).name}.gguf")
+    formats, golden = args.out.parent / f"{args.out.name}-formats", {}
+    formats.mkdir(parents=True, exist_ok=True)
+    for form in FORMATS:
+        write_format(form, formats / f"{form.name.lower()}.gguf", golden)
+    save_file(golden, formats / "golden.safetensors")
 
 
 if __name__ == "__main__":

@@ -463,6 +463,7 @@ impl Saving {
             synthetic_weights: false,
             parameters: None,
             weight_bytes: None,
+            formats: Default::default(),
             sizes: Default::default(),
             peer: None,
         };

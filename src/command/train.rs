@@ -1,6 +1,6 @@
 //! `candlepower train` and `candlepower shootout`: train language models on a text.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{collections::BTreeMap, path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, Result};
 use clap::Args;
@@ -159,7 +159,14 @@ fn scores(trained: Trained, tasks: &[(Task, Questions)]) -> Result<TaskScores> {
     let loaded = PsannLm::load(&model, config.dtype, &weights, &config.device.open()?)?;
     let source = weights.display().to_string();
     let (model, tokenizer) = (Box::new(loaded), Some(tokenizer.clone()));
-    let mut subject = Subject { model, source, tokenizer, without_tokenizer: None, eos_token_ids: Vec::new() };
+    let mut subject = Subject {
+        model,
+        source,
+        tokenizer,
+        without_tokenizer: None,
+        eos_token_ids: Vec::new(),
+        formats: BTreeMap::new(),
+    };
     for (task, questions) in tasks {
         let result = quality::evaluate(task.name(), *task, questions, &mut subject, |_| {})?;
         match result.acc_norm {

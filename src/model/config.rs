@@ -356,29 +356,34 @@ fn family(json: &Value) -> Result<&'static Family> {
     if let Some(family) = FAMILIES.iter().find(is_named) {
         return Ok(family);
     }
-    let names: Vec<_> = FAMILIES.iter().map(|row| row.architecture).collect();
-    let names = names.join(", ");
+    let names = FAMILIES.iter().map(|row| (row.model_type, row.architecture));
     match architecture.or(model_type) {
         Some(found) if json.get("text_config").is_some() => {
+            let names: Vec<_> = names.map(|(_, name)| name).collect();
+            let names = names.join(", ");
             bail!("config.json: {found} takes more than text and is not supported; use a text-only model: {names}")
         }
-        Some(found) => bail!(
-            "config.json: architecture {found} is not supported{}; the supported ones are {names}; a model of your own is one \
-             trait away: CausalLm",
-            nearest(found).map(|name| format!(", the nearest is {name}")).unwrap_or_default()
-        ),
+        Some(found) => bail!("config.json: {}", unsupported(found, names)),
         None => bail!("config.json: architectures and model_type are both missing"),
     }
 }
 
-/// The family whose name begins like that of another architecture, if there is one.
-fn nearest(architecture: &str) -> Option<&'static str> {
-    let common = |row: &Family| {
-        let pairs = row.model_type.bytes().zip(architecture.bytes());
+/// Says that an architecture is not supported, and which ones are: each with the name that is compared, and its own. The nearest is
+/// the one whose name begins like that of the other architecture, if there is one.
+pub fn unsupported(found: &str, supported: impl IntoIterator<Item = (&'static str, &'static str)>) -> String {
+    let common = |name: &str| {
+        let pairs = name.bytes().zip(found.bytes());
         pairs.take_while(|(own, other)| other.eq_ignore_ascii_case(own)).count()
     };
-    let best = FAMILIES.iter().max_by_key(|row| common(row))?;
-    (common(best) >= SHORTEST_NAME).then_some(best.architecture)
+    let supported: Vec<_> = supported.into_iter().collect();
+    let best = supported.iter().max_by_key(|(name, _)| common(name)).filter(|(name, _)| common(name) >= SHORTEST_NAME);
+    let nearest = best.map(|(_, name)| format!(", the nearest is {name}")).unwrap_or_default();
+    let names: Vec<_> = supported.into_iter().map(|(_, name)| name).collect();
+    format!(
+        "architecture {found} is not supported{nearest}; the supported ones are {}; a model of your own is one trait away: \
+         CausalLm",
+        names.join(", ")
+    )
 }
 
 /// Letters that names of related families have in common at least: those of `GLM` and `Phi`.

@@ -1,6 +1,7 @@
 //! A model that another process loads: its configuration and its tokenizer, without its weights.
 
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -109,6 +110,14 @@ impl External {
     /// Returns whether it is a GGUF file.
     pub fn is_gguf(&self) -> bool {
         matches!(self.origin, Origin::Gguf(..))
+    }
+
+    /// Bytes of the tensors in a GGUF file, by the name of their format. Empty for other models.
+    pub fn formats(&self) -> BTreeMap<String, u64> {
+        match &self.origin {
+            Origin::Gguf(_, file, _) => file.formats(),
+            Origin::Shape(_) | Origin::Folder(_) => BTreeMap::new(),
+        }
     }
 
     /// The dtype of activations and of the cache: that of a precision, or of a GGUF file.

@@ -25,6 +25,7 @@ pub(crate) mod golden;
 #[cfg(feature = "hub")]
 pub mod hub;
 pub(crate) mod limits;
+mod matrix;
 mod parallel;
 pub mod psann;
 #[cfg(test)]
@@ -43,12 +44,14 @@ pub use chat::ChatTemplate;
 pub(crate) use chat::chat_template;
 pub use decoder::ExpertLoad;
 pub(crate) use external::{External, FRAMEWORK_BYTES};
+pub use matrix::families_in_markdown;
 pub(crate) use parallel::{Parallel, apart};
 pub(crate) use shapes::{MINI, SYNTHETIC};
 pub use shapes::{shape, shapes_in_markdown};
 pub use spec::ModelSpec;
 
 use std::{
+    collections::BTreeMap,
     fmt,
     path::{Path, PathBuf},
 };
@@ -110,7 +113,14 @@ pub(crate) fn load_parallel(
             let eos_token_ids = config.eos_token_ids.clone();
             let weights = synthetic::weights(&config, seed, precision.dtype(), &device);
             let model = (engine.row().build)(config, Tensors::new(weights, precision), ExpertLayout::Single, parallel)?;
-            Ok(Subject { model, source: spec.to_string(), tokenizer: None, without_tokenizer: None, eos_token_ids })
+            Ok(Subject {
+                model,
+                source: spec.to_string(),
+                tokenizer: None,
+                without_tokenizer: None,
+                eos_token_ids,
+                formats: BTreeMap::new(),
+            })
         }
         ModelSpec::Hub { .. } | ModelSpec::Path(_) if spec.is_gguf() => {
             let (file, source) = gguf_file(spec)?;
@@ -235,7 +245,14 @@ fn open_parallel(
     let tensors = Tensors::of_checkpoint(&checkpoint, precision, device)?;
     let model = (engine.row().build)(config, tensors, layout, parallel)?;
     let without_tokenizer = without_tokenizer_file(&tokenizer);
-    Ok(Subject { model, source: checkpoint.source, tokenizer, without_tokenizer, eos_token_ids })
+    Ok(Subject {
+        model,
+        source: checkpoint.source,
+        tokenizer,
+        without_tokenizer,
+        eos_token_ids,
+        formats: BTreeMap::new(),
+    })
 }
 
 /// Refuses PSANN models that see later tokens or do not fit in memory, and settings that no PSANN model takes.
@@ -269,7 +286,7 @@ fn open_psann(checkpoint: Checkpoint, config: &PsannConfig, precision: Precision
     let model = PsannLm::packed(config, precision, weights).with_context(|| checkpoint.source.clone())?;
     let (model, source) = (Box::new(model), checkpoint.source);
     let without_tokenizer = without_tokenizer_file(&tokenizer);
-    Ok(Subject { model, source, tokenizer, without_tokenizer, eos_token_ids: Vec::new() })
+    Ok(Subject { model, source, tokenizer, without_tokenizer, eos_token_ids: Vec::new(), formats: BTreeMap::new() })
 }
 
 /// Why a checkpoint without a tokenizer has none.
@@ -294,8 +311,9 @@ fn open_gguf(
     }
     let (tokenizer, without_tokenizer) = text_of_gguf(file, &opened, |note| report_note(&source, note))?;
     let eos_token_ids = opened.config.eos_token_ids.clone();
+    let formats = opened.tensors.formats();
     let model = (engine.row().build_gguf)(file, opened, precision, parallel)?;
-    Ok(Subject { model, source, tokenizer, without_tokenizer, eos_token_ids })
+    Ok(Subject { model, source, tokenizer, without_tokenizer, eos_token_ids, formats })
 }
 
 /// The tokenizer of a GGUF file, or why it has none. A wrong `tokenizer.json` is an error: the user put it there.
@@ -369,7 +387,14 @@ pub(crate) fn expert_grid(
     };
     let model = decoder::load(config, weights, ExpertLayout::Stacked, planted, Parallel::default())?;
     let source = format!("synthetic:{}", decoder.name(skew));
-    Ok(Subject { model, source, tokenizer: None, without_tokenizer: None, eos_token_ids: Vec::new() })
+    Ok(Subject {
+        model,
+        source,
+        tokenizer: None,
+        without_tokenizer: None,
+        eos_token_ids: Vec::new(),
+        formats: BTreeMap::new(),
+    })
 }
 
 /// Memory that a model needs: its weights, and the cache of the longest scenario. `None` for a checkpoint, whose sizes are
@@ -454,6 +479,8 @@ pub struct Subject {
     pub without_tokenizer: Option<String>,
     /// Ids that end a sequence. Scenarios ignore them.
     pub eos_token_ids: Vec<u32>,
+    /// Bytes of the tensors in a GGUF file, by the name of their format. Empty for other models.
+    pub formats: BTreeMap<String, u64>,
 }
 
 impl Subject {
@@ -560,17 +587,6 @@ fn quantised(path: &Path, file: &gguf::Model, precision: Precision) -> Result<Qu
         file.tensors.parts()
     );
     Quantised::open(path, file)
-}
-
-/// The table in the guide of the families that each engine runs, in Markdown.
-pub fn families_in_markdown() -> String {
-    let mut table = "| architecture | `stock` | `tuned` on a CPU | `tuned` elsewhere |\n|---|---|---|---|\n".to_owned();
-    for family::Family { architecture, .. } in family::FAMILIES {
-        let mark = |runs| if runs { "yes" } else { "no" };
-        let (stock, elsewhere) = (mark(stock::runs(architecture)), mark(decoder::runs_elsewhere(architecture)));
-        table += &format!("| `{architecture}` | {stock} | yes | {elsewhere} |\n");
-    }
-    table
 }
 
 impl fmt::Display for Engine {

@@ -161,6 +161,9 @@ pub struct Subject {
     pub parameters: Option<u64>,
     /// Size of the weights in memory; `null` if it is unknown.
     pub weight_bytes: Option<u64>,
+    /// Bytes of the tensors in a GGUF file, by the name of their format, for example `q4_k`; absent for other models.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub formats: BTreeMap<String, u64>,
     /// Sizes that the scenario sweeps, by name, for example `dim` and `depth`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub sizes: BTreeMap<String, u64>,

@@ -467,7 +467,7 @@ fn table(family: &Family, records: &[&Record], marks: &mut Vec<String>) -> Table
              paired ratio."
         ));
     }
-    definitions.extend(about_ratios.into_iter().chain(about_shares));
+    definitions.extend(about_ratios.into_iter().chain(about_shares).chain(formats(&measured)));
     notes.extend(ratios::doubted(&measured));
     notes.extend(used.into_iter().map(|number| format!("[{}] {}", number + 1, marks[number])));
     let reason = |record: &&Record| {
@@ -495,6 +495,21 @@ fn peers(records: &[&Record]) -> BTreeSet<String> {
         Some(format!("Peer {} is {name} {version}.{weights}", subject.engine))
     };
     records.iter().filter_map(peer).collect()
+}
+
+/// States the formats in each GGUF file, those with the most bytes first.
+fn formats(records: &[&Record]) -> BTreeSet<String> {
+    let file = |record: &&Record| {
+        let subject = &record.subject;
+        let mut formats: Vec<_> = subject.formats.iter().collect();
+        formats.sort_by_key(|(_, bytes)| std::cmp::Reverse(**bytes));
+        let formats: Vec<String> = formats
+            .into_iter()
+            .map(|(format, bytes)| format!("{} MB of {format}", quantity(*bytes as f64, MeasureUnit::Bytes)))
+            .collect();
+        (!formats.is_empty()).then(|| format!("{} in {} holds {}.", subject.model, subject.dtype, formats.join(", ")))
+    };
+    records.iter().filter_map(file).collect()
 }
 
 /// A record is marked if the kernel took more than this share of its CPU time.
@@ -814,6 +829,18 @@ mod tests {
         };
         assert!(marks(Some(0.714)).concat().starts_with("the kernel took 71 % of its CPU time: see"));
         assert_eq!((marks(Some(0.1)), marks(None)), (Vec::new(), Vec::new()));
+    }
+
+    #[test]
+    fn the_formats_of_a_file_stand_in_the_details() {
+        let formats = [("f32", 4000), ("q4_k", 2_000_000), ("q6_k", 3000)].map(|(k, v)| (k.to_owned(), v));
+        let record = sample("medium", "a", |record| record.subject.formats = formats.clone().into());
+        let table = tables([&record].into_iter()).remove(0);
+        let line = "a in f32 holds 2.00 MB of q4_k, 0.00 MB of f32, 0.00 MB of q6_k.";
+        assert!(table.markdown().contains(line), "{}", table.markdown());
+        assert!(!table.terminal().contains("holds"));
+        let plain = sample("medium", "a", |_| {});
+        assert!(!tables([&plain].into_iter()).remove(0).markdown().contains("holds"));
     }
 
     #[test]

@@ -238,7 +238,14 @@ impl Candidate {
                 let model = Box::new(load(precision.dtype(), &device.open()?)?);
                 let source = source.clone();
                 let (tokenizer, without_tokenizer) = (None, None);
-                Ok(Subject { model, source, tokenizer, without_tokenizer, eos_token_ids: Vec::new() })
+                Ok(Subject {
+                    model,
+                    source,
+                    tokenizer,
+                    without_tokenizer,
+                    eos_token_ids: Vec::new(),
+                    formats: BTreeMap::new(),
+                })
             })),
             precision,
             device,
@@ -303,6 +310,7 @@ impl Candidate {
         self.about.source = subject.source.clone();
         self.about.parameters = Some(footprint.parameters);
         self.about.weight_bytes = Some(footprint.weight_bytes);
+        self.about.formats = subject.formats.clone();
         Ok(subject)
     }
 
@@ -344,6 +352,7 @@ pub(super) fn about(
         synthetic_weights,
         parameters: None,
         weight_bytes: None,
+        formats: BTreeMap::new(),
         sizes: BTreeMap::new(),
         peer: None,
     }

@@ -212,6 +212,7 @@ fn subject(model: &str, engine: &str) -> Subject {
         synthetic_weights: true,
         parameters: Some(30_000_000),
         weight_bytes: Some(120_000_000),
+        formats: BTreeMap::new(),
         sizes: BTreeMap::new(),
         peer: None,
     }

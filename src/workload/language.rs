@@ -111,6 +111,7 @@ pub fn language_subject(entry: &Trained, settings: &Settings) -> Result<record::
         parameters: Some(parameters),
         // The trained weights are f32 in every compute precision.
         weight_bytes: Some(4 * parameters),
+        formats: BTreeMap::new(),
         sizes: sizes.into_iter().map(|(name, size)| (name.to_owned(), size as u64)).collect(),
         peer: None,
     })

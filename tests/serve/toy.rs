@@ -53,6 +53,7 @@ pub fn toy(sequences: usize, step: Duration) -> (impl FnOnce() -> Subject + Send
             tokenizer: None,
             without_tokenizer: None,
             eos_token_ids: Vec::new(),
+            formats: Default::default(),
         }
     };
     (make, log)

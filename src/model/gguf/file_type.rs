@@ -2,42 +2,44 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{Context, Result};
-use candle_core::quantized::GgmlDType::{self, *};
-
 use super::{Stored, main_format, metadata::Metadata, parts};
+use anyhow::{Context, Result};
 
 const KEY: &str = "general.file_type";
 
-/// The numbers of llama.cpp's file types, their names, and the format of most matrices in layers, as far as Candle reads it.
-const FILE_TYPES: &[(i128, &str, GgmlDType)] = &[
-    (0, "f32", F32),
-    (1, "f16", F16),
-    (2, "q4_0", Q4_0),
-    (3, "q4_1", Q4_1),
-    (7, "q8_0", Q8_0),
-    (8, "q5_0", Q5_0),
-    (9, "q5_1", Q5_1),
-    (10, "q2_k", Q2K),
-    (11, "q3_k_s", Q3K),
-    (12, "q3_k_m", Q3K),
-    (13, "q3_k_l", Q3K),
-    (14, "q4_k_s", Q4K),
-    (15, "q4_k_m", Q4K),
-    (16, "q5_k_s", Q5K),
-    (17, "q5_k_m", Q5K),
-    (18, "q6_k", Q6K),
-    (21, "q2_k_s", Q2K),
-    (32, "bf16", BF16),
+/// The numbers of llama.cpp's file types, their names, and the format of most matrices in layers, as far as it is read.
+const FILE_TYPES: &[(i128, &str, &str)] = &[
+    (0, "f32", "f32"),
+    (1, "f16", "f16"),
+    (2, "q4_0", "q4_0"),
+    (3, "q4_1", "q4_1"),
+    (7, "q8_0", "q8_0"),
+    (8, "q5_0", "q5_0"),
+    (9, "q5_1", "q5_1"),
+    (10, "q2_k", "q2_k"),
+    (11, "q3_k_s", "q3_k"),
+    (12, "q3_k_m", "q3_k"),
+    (13, "q3_k_l", "q3_k"),
+    (14, "q4_k_s", "q4_k"),
+    (15, "q4_k_m", "q4_k"),
+    (16, "q5_k_s", "q5_k"),
+    (17, "q5_k_m", "q5_k"),
+    (18, "q6_k", "q6_k"),
+    (21, "q2_k_s", "q2_k"),
+    (25, "iq4_nl", "iq4_nl"),
+    (30, "iq4_xs", "iq4_xs"),
+    (32, "bf16", "bf16"),
+    (38, "mxfp4_moe", "mxfp4"),
 ];
 
 /// The format that llama.cpp gives to rows that are not whole blocks of 256, instead of this one.
-fn of_narrow_rows(format: GgmlDType) -> GgmlDType {
+fn of_narrow_rows(format: &str) -> &str {
     match format {
-        Q2K | Q3K => Q4_0,
-        Q4K => Q5_0,
-        Q5K => Q5_1,
-        Q6K => Q8_0,
+        "q2_k" | "q3_k" => "q4_0",
+        "q4_k" => "q5_0",
+        "q5_k" => "q5_1",
+        "q6_k" => "q8_0",
+        "iq4_xs" => "iq4_nl",
         other => other,
     }
 }
@@ -46,11 +48,10 @@ fn of_narrow_rows(format: GgmlDType) -> GgmlDType {
 /// with a note that says so.
 pub fn of(metadata: &Metadata, stored: &BTreeMap<String, Stored>) -> Result<(String, Option<String>)> {
     let main = main_format(stored.values()).context("it has no tensors")?;
-    let main = format!("{main:?}").to_lowercase();
     let stated = metadata.whole(KEY)?;
     let row = FILE_TYPES.iter().find(|(number, ..)| Some(*number) == stated);
     if let Some((_, name, format)) = row
-        && has_mostly(stored, *format)
+        && has_mostly(stored, format)
     {
         return Ok(((*name).to_owned(), None));
     }
@@ -60,19 +61,19 @@ pub fn of(metadata: &Metadata, stored: &BTreeMap<String, Stored>) -> Result<(Str
         (_, Some((_, name, _))) => format!("its {KEY} says {name}, and its tensors are of another type"),
     };
     let note = format!("{why}: ids name the format of most weights, {main}");
-    Ok((main, Some(note)))
+    Ok((main.to_string(), Some(note)))
 }
 
 /// Returns whether the matrices of the layers have mostly this format, or the one that stands for it in narrow rows.
-fn has_mostly(stored: &BTreeMap<String, Stored>, format: GgmlDType) -> bool {
+fn has_mostly(stored: &BTreeMap<String, Stored>, format: &str) -> bool {
     let is_matrix = |(name, tensor): &(&String, &Stored)| name.starts_with("blk.") && tensor.shape.len() > 1;
     let (mut own, mut others) = (0, BTreeMap::new());
     for (_, Stored { format: found, shape, .. }) in stored.iter().filter(is_matrix) {
         let elements: usize = shape.iter().product();
-        if [format, of_narrow_rows(format)].contains(found) {
+        if [format, of_narrow_rows(format)].contains(&found.name()) {
             own += elements;
         } else {
-            *others.entry(format!("{found:?}")).or_insert(0) += elements;
+            *others.entry(found.name()).or_insert(0) += elements;
         }
     }
     own > 0 && others.into_values().all(|other| other <= own)

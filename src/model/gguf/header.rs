@@ -1,9 +1,13 @@
-//! Checks the header of a GGUF file before Candle reads it. Counts and lengths are compared with the size of the file, so that a
-//! file that is cut short, or was made to do harm, ends in one line and not in a large allocation or a panic.
+//! Reads the header of a GGUF file, all but the values of its keys, which Candle reads after that. Counts and lengths are compared
+//! with the size of the file, so that a file that is cut short, or was made to do harm, ends in one line and not in a large
+//! allocation or a panic.
 
-use std::io::{BufReader, Read, Seek};
+use std::io::{BufReader, Cursor, Read, Seek};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use candle_core::quantized::gguf_file::Content;
+
+use super::{format::TensorFormat, metadata::Metadata};
 
 /// Elements of all arrays together. Vocabularies of 262,144 tokens have about a million. Candle takes 32 bytes for each.
 const MOST_ELEMENTS: u64 = 1 << 23;
@@ -17,8 +21,11 @@ const LONGEST_NAME: u64 = 1 << 16;
 /// Bytes of the shortest key with its value, and of the shortest description of a tensor.
 const LEAST_BYTES: (u64, u64) = (13, 24);
 
-/// The numbers of the types of tensors that Candle reads, as ggml defines them.
-const FORMATS: [u32; 13] = [0, 1, 2, 3, 6, 7, 8, 10, 11, 12, 13, 14, 30];
+/// Where a header has its number of tensors.
+const TENSORS: std::ops::Range<usize> = 8..16;
+
+/// What the places of tensors are multiples of, where no key says it.
+const ALIGNMENT: u32 = 32;
 
 /// The types of values, as the GGUF format numbers them: the bytes of each number, and the two that have none.
 const STRING: u32 = 8;
@@ -34,19 +41,38 @@ fn number_bytes(kind: u32) -> Option<u64> {
     }
 }
 
+/// The header of a file.
+pub struct Header {
+    pub tensors: Vec<TensorInfo>,
+    /// Position of the first tensor.
+    pub data: u64,
+    /// Bytes before the descriptions of tensors.
+    pub(super) keys: u64,
+}
+
+/// The description of a tensor.
+pub struct TensorInfo {
+    pub name: String,
+    pub format: TensorFormat,
+    /// The sizes, the longest stride first.
+    pub shape: Vec<usize>,
+    /// Position of its first byte after that of the first tensor.
+    pub offset: u64,
+}
+
 /// Reads a header, of which `left` bytes may follow.
-struct Header<R> {
+struct Reader<R> {
     reader: BufReader<R>,
     left: u64,
     elements: u64,
 }
 
-/// Checks the header of a file of this size. Returns the number of its tensors.
+/// Reads the header of a file of this size.
 ///
 /// # Errors
 /// One line that says why it cannot be read.
-pub fn check(file: impl Read + Seek, file_bytes: u64) -> Result<usize> {
-    let mut header = Header { reader: BufReader::new(file), left: file_bytes, elements: 0 };
+pub fn read(file: impl Read + Seek, file_bytes: u64) -> Result<Header> {
+    let mut header = Reader { reader: BufReader::new(file), left: file_bytes, elements: 0 };
     ensure!(file_bytes >= 4 && header.bytes()? == *b"GGUF", "it is not a GGUF file");
     let version = header.u32()?;
     ensure!([2, 3].contains(&version), "its GGUF version is {version}; versions 2 and 3 are supported");
@@ -56,28 +82,39 @@ pub fn check(file: impl Read + Seek, file_bytes: u64) -> Result<usize> {
         least <= u128::from(header.left),
         "its header announces {tensors} tensors and {keys} keys, more than its {file_bytes} bytes can hold"
     );
+    let mut alignment = ALIGNMENT;
     for _ in 0..keys {
         let key = header.name()?;
         let kind = header.u32()?;
         if key == "general.alignment" {
-            ensure!(kind == UNSIGNED && header.u32()?.is_power_of_two(), "general.alignment is not a power of two");
+            alignment = if kind == UNSIGNED { header.u32()? } else { 0 };
+            ensure!(alignment.is_power_of_two(), "general.alignment is not a power of two");
         } else {
             header.value(&key, kind, 0)?;
         }
     }
-    for _ in 0..tensors {
-        let name = header.name()?;
-        let dimensions = header.u32()?;
-        ensure!((1..=4).contains(&dimensions), "{name} has {dimensions} dimensions");
-        header.skip(8 * u64::from(dimensions))?;
-        let format = header.u32()?;
-        ensure!(FORMATS.contains(&format), "{name} has a format that is not supported, ggml's number {format}");
-        header.u64()?;
-    }
-    Ok(tensors as usize)
+    let keys = file_bytes - header.left;
+    let tensors = (0..tensors).map(|_| header.tensor()).collect::<Result<_>>()?;
+    let data = (file_bytes - header.left).next_multiple_of(alignment.into());
+    Ok(Header { tensors, data, keys })
 }
 
-impl<R: Read + Seek> Header<R> {
+impl Header {
+    /// The keys of the file that has this header, as Candle reads them. Candle refuses whole files for types of tensors that it
+    /// lacks, so the descriptions of tensors are kept from it.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn metadata(&self, file: &mut (impl Read + Seek)) -> Result<Metadata> {
+        let mut bytes = Vec::new();
+        file.rewind()?;
+        file.take(self.keys).read_to_end(&mut bytes)?;
+        bytes.get_mut(TENSORS).context("it is cut short: its header does not end")?.fill(0);
+        Ok(Metadata(Content::read(&mut Cursor::new(bytes))?.metadata))
+    }
+}
+
+impl<R: Read + Seek> Reader<R> {
     fn claim(&mut self, bytes: u64) -> Result<()> {
         match self.left.checked_sub(bytes) {
             Some(left) => self.left = left,
@@ -116,6 +153,17 @@ impl<R: Read + Seek> Header<R> {
         Ok(String::from_utf8_lossy(&name).into_owned())
     }
 
+    fn tensor(&mut self) -> Result<TensorInfo> {
+        let name = self.name()?;
+        let dimensions = self.u32()?;
+        ensure!((1..=4).contains(&dimensions), "{name} has {dimensions} dimensions");
+        let mut shape = (0..dimensions).map(|_| Ok(usize::try_from(self.u64()?)?)).collect::<Result<Vec<_>>>()?;
+        shape.reverse();
+        let number = self.u32()?;
+        let format = TensorFormat::of_number(number).map_err(|error| anyhow!("{name} has type {error}"))?;
+        Ok(TensorInfo { name, format, shape, offset: self.u64()? })
+    }
+
     fn value(&mut self, key: &str, kind: u32, depth: usize) -> Result<()> {
         if let Some(bytes) = number_bytes(kind) {
             return self.skip(bytes);
@@ -145,8 +193,6 @@ impl<R: Read + Seek> Header<R> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Cursor;
-
     use super::*;
 
     /// A header with these counts and this rest.
@@ -160,7 +206,7 @@ mod tests {
     }
 
     fn refused(bytes: &[u8]) -> String {
-        let message = check(Cursor::new(bytes), bytes.len() as u64).expect_err("a refusal").to_string();
+        let message = read(Cursor::new(bytes), bytes.len() as u64).err().expect("a refusal").to_string();
         assert_eq!(message.lines().count(), 1, "{message}");
         message
     }
@@ -172,7 +218,13 @@ mod tests {
             [&ARRAY.to_le_bytes()[..], &STRING.to_le_bytes(), &2u64.to_le_bytes(), &text("x"), &text("")].concat();
         let info = [&2u32.to_le_bytes()[..], &8u64.to_le_bytes(), &4u64.to_le_bytes(), &0u32.to_le_bytes(), &[0; 8]];
         let whole = header(1, 1, &[&key, &array, &tensor, &info.concat()]);
-        assert_eq!(check(Cursor::new(&whole), whole.len() as u64).expect("a header"), 1);
+        let found = read(Cursor::new(&whole), whole.len() as u64).expect("a header");
+        let TensorInfo { name, format, shape, offset } = &found.tensors[0];
+        assert_eq!((&**name, format.name(), &shape[..], *offset), ("a.weight", "f32", &[4, 8][..], 0));
+        assert_eq!((found.tensors.len(), found.data), (1, whole.len().next_multiple_of(32) as u64));
+        // What follows the keys is no part of them.
+        let keys = found.metadata(&mut Cursor::new(&whole)).expect("keys").0;
+        assert_eq!(keys["a.list"].to_vec().map(Vec::len).expect("a list"), 2);
         // Every header that is cut short is refused in one line.
         for length in 0..whole.len() {
             refused(&whole[..length]);
@@ -206,7 +258,8 @@ mod tests {
             (header(0, 1, &[&name, &ARRAY.to_le_bytes(), &nested]), "arrays within arrays"),
             (tensor(5, 0), "a has 5 dimensions"),
             (tensor(0, 0), "a has 0 dimensions"),
-            (tensor(2, 23), "ggml's number 23"),
+            (tensor(2, 22), "a has type iq2_s, which is not supported; the supported types are f32, f16"),
+            (tensor(2, 99), "a has type ggml's number 99"),
             (alignment(0), "general.alignment"),
             (alignment(48), "general.alignment"),
         ] {

@@ -1,11 +1,12 @@
 //! A GGUF file: the metadata of a model, and its tensors in the formats of ggml.
 //!
-//! `header` checks the file before Candle reads its header. The metadata becomes a `config.json`, so that one reader checks the
+//! `header` reads the header of the file, and `format` has the types of its tensors. The metadata becomes a `config.json`, so that one reader checks the
 //! configurations of all models. Tensors are found by the names of transformers, and matrices stay in the format of the file.
 //! `metadata` reads its keys, `tokenizer` makes a tokenizer of them, `parts` finds the files of a model that is in several, and
 //! `file_type` names its quantisation.
 
 mod file_type;
+mod format;
 mod header;
 mod metadata;
 mod parts;
@@ -20,25 +21,23 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use candle_core::{
-    DType, Device, Shape, Tensor,
-    quantized::{
-        GgmlDType,
-        gguf_file::{Content, Value},
-    },
-};
+use candle_core::{DType, Device, Shape, Tensor, quantized::gguf_file::Value};
 use candle_nn::{Init, VarBuilder, var_builder::SimpleBackend};
 use serde_json::{Map, json};
 use tokenizers::Tokenizer;
 
-use self::metadata::Metadata;
 pub(super) use self::{
     file_type::quantisation_of_name,
+    format::TensorFormat,
     parts::{names as names_of_parts, stem},
+};
+use self::{
+    header::{Header, TensorInfo},
+    metadata::Metadata,
 };
 use super::{
     ChatTemplate,
-    config::{ExpertLayout, ModelConfig, RopeScaling},
+    config::{ExpertLayout, ModelConfig, RopeScaling, unsupported},
     limits::MOST_WEIGHTS,
 };
 use crate::{
@@ -132,7 +131,7 @@ pub struct Gguf {
 
 /// A tensor in a file.
 struct Stored {
-    format: GgmlDType,
+    format: TensorFormat,
     shape: Vec<usize>,
     /// The part of the file that holds it.
     part: usize,
@@ -142,7 +141,7 @@ struct Stored {
 
 /// Where a tensor of a model is.
 struct Place {
-    format: GgmlDType,
+    format: TensorFormat,
     /// The part of the file that holds it.
     part: usize,
     /// Position of its first byte.
@@ -188,8 +187,8 @@ pub fn open(path: &Path) -> Result<Model> {
         config.rope.scaling = RopeScaling::Factors(factors);
     }
     let dtype = match main_format(stored.values()) {
-        Some(GgmlDType::F16) => DType::F16,
-        Some(GgmlDType::BF16) => DType::BF16,
+        Some(TensorFormat::F16) => DType::F16,
+        Some(TensorFormat::BF16) => DType::BF16,
         _ => DType::F32,
     };
     let (_, note) = file_type::of(&metadata, &stored)?;
@@ -241,6 +240,11 @@ pub fn chat_template(path: &Path) -> Result<ChatTemplate> {
     })
 }
 
+/// Returns whether files can hold models of an architecture of `config.json`. Files of Mixtral have the architecture of Llama.
+pub fn holds(architecture: &str) -> bool {
+    architecture == "MixtralForCausalLM" || ARCHITECTURES.iter().any(|(_, other)| *other == architecture)
+}
+
 /// The files of a model: the file, or all its parts.
 ///
 /// # Errors
@@ -279,19 +283,16 @@ fn part(path: &Path, number: usize) -> Result<Part> {
     ensure!(path.is_file(), "there is no such file");
     let mut file = File::open(path).context("it cannot be opened")?;
     let bytes = file.metadata()?.len();
-    let tensors = header::check(&file, bytes)?;
-    file.rewind()?;
-    let content = Content::read(&mut std::io::BufReader::new(&file))?;
-    ensure!(content.tensor_infos.len() == tensors, "two of its tensors have the same name");
-    let stored = stored(&content, number, bytes)?;
-    Ok(Part { metadata: Metadata(content.metadata), stored, file, bytes })
+    let header = header::read(&file, bytes)?;
+    let metadata = header.metadata(&mut file)?;
+    let stored = stored(header, number, bytes)?;
+    Ok(Part { metadata, stored, file, bytes })
 }
 
 /// The tensors by their names, each of which lies in the file.
-fn stored(content: &Content, part: usize, file_bytes: u64) -> Result<BTreeMap<String, Stored>> {
+fn stored(header: Header, part: usize, file_bytes: u64) -> Result<BTreeMap<String, Stored>> {
     let mut stored = BTreeMap::new();
-    for (name, info) in &content.tensor_infos {
-        let (format, shape) = (info.ggml_dtype, info.shape.dims().to_vec());
+    for TensorInfo { name, format, shape, offset } in header.tensors {
         let elements = shape.iter().try_fold(1u64, |all, size| all.checked_mul(*size as u64));
         let elements = elements.filter(|elements| *elements <= MOST_WEIGHTS);
         let elements = elements.with_context(|| format!("{name} has more elements than any model"))?;
@@ -302,20 +303,23 @@ fn stored(content: &Content, part: usize, file_bytes: u64) -> Result<BTreeMap<St
             format.block_size()
         );
         let bytes = elements / format.block_size() as u64 * format.type_size() as u64;
-        let start = content.tensor_data_offset.checked_add(info.offset);
+        let start = header.data.checked_add(offset);
         let end = start.and_then(|start| start.checked_add(bytes));
         ensure!(
             end.is_some_and(|end| end <= file_bytes),
             "{name} ends beyond the {file_bytes} bytes of the file: it is cut short"
         );
-        stored.insert(name.clone(), Stored { format, shape, part, start: start.unwrap_or(0) });
+        let tensor = Stored { format, shape, part, start: start.unwrap_or(0) };
+        if stored.insert(name, tensor).is_some() {
+            bail!("two of its tensors have the same name");
+        }
     }
     Ok(stored)
 }
 
 /// The format of most weights.
-fn main_format<'a>(stored: impl IntoIterator<Item = &'a Stored>) -> Option<GgmlDType> {
-    let mut counts: Vec<(GgmlDType, usize)> = Vec::new();
+fn main_format<'a>(stored: impl IntoIterator<Item = &'a Stored>) -> Option<TensorFormat> {
+    let mut counts: Vec<(TensorFormat, usize)> = Vec::new();
     for Stored { format, shape, .. } in stored {
         let elements: usize = shape.iter().product();
         match counts.iter_mut().find(|(other, _)| other == format) {
@@ -330,8 +334,7 @@ fn main_format<'a>(stored: impl IntoIterator<Item = &'a Stored>) -> Option<GgmlD
 fn config(metadata: &Metadata, stored: &BTreeMap<String, Stored>) -> Result<ModelConfig> {
     let named = metadata.text("general.architecture")?.context("its metadata has no general.architecture")?;
     let Some((_, architecture)) = ARCHITECTURES.iter().find(|(name, _)| *name == named) else {
-        let names = ARCHITECTURES.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
-        bail!("its architecture {named} is not supported; the supported ones are {names}")
+        bail!("its {}", unsupported(named, ARCHITECTURES.iter().map(|(name, _)| (*name, *name))))
     };
     let of = |key: &str| metadata.of_all_layers(&format!("{named}.{key}"));
     let mut json = Map::new();
@@ -478,7 +481,7 @@ fn places(
         let (rows, width) = (shape[0], shape.get(1).copied().unwrap_or(1));
         ensure!(
             width.is_multiple_of(found.format.block_size()),
-            "{in_file} is {:?}; norms and biases must be f32, f16 or bf16",
+            "{in_file} is {}; norms and biases must be f32, f16 or bf16",
             found.format
         );
         let bytes = rows * width / found.format.block_size() * found.format.type_size();
@@ -498,7 +501,7 @@ fn places(
         let rows = config.head_dim / 2;
         ensure!(
             format.block_size() == 1 && *shape == [rows],
-            "{ROPE_FACTORS} is {shape:?} of {format:?}, not a number for each pair of a head"
+            "{ROPE_FACTORS} is {shape:?} of {format}, not a number for each pair of a head"
         );
         let place = Place { format: *format, part: *part, start: *start, rows, width: 1, interleaved: 0, offset: 0.0 };
         places.insert(ROPE_FACTORS.into(), place);
@@ -555,13 +558,11 @@ impl Gguf {
     /// If there is no such matrix, or the file cannot be read.
     pub fn matrix(&self, machine: &Machine, name: &str, shape: (usize, usize)) -> Result<Option<Quantised>> {
         let place = self.place(name)?;
-        if place.format.block_size() == 1 {
-            return Ok(None);
-        }
+        let TensorFormat::Blocks(format) = place.format else { return Ok(None) };
         ensure!((place.rows, place.width) == shape, "{name} has another shape");
         let bytes = self.bytes(place).with_context(|| name.to_owned())?;
-        let quantised = Quantised::from_bytes(machine, place.format, shape, &bytes, |row| place.row_of(row));
-        Ok(Some(quantised.with_context(|| format!("{name} is {:?}, a format of inputs", place.format))?))
+        let quantised = Quantised::from_bytes(machine, format, shape, &bytes, |row| place.row_of(row));
+        Ok(Some(quantised.with_context(|| format!("{name} has rows that are not whole blocks"))?))
     }
 
     /// Bytes of a tensor, by the name of transformers; 0 if there is none.
@@ -570,8 +571,23 @@ impl Gguf {
     }
 
     /// The format of a tensor, by the name of transformers.
-    pub fn format(&self, name: &str) -> Option<GgmlDType> {
+    pub fn format(&self, name: &str) -> Option<TensorFormat> {
         self.places.get(name).map(|place| place.format)
+    }
+
+    /// The names of the formats of tensors, with the bytes that the tensors of each have.
+    pub fn formats(&self) -> BTreeMap<String, u64> {
+        let mut formats = BTreeMap::new();
+        for place in self.places.values() {
+            *formats.entry(place.format.to_string()).or_insert(0) += place.bytes() as u64;
+        }
+        formats
+    }
+
+    /// The name of a format that Candle lacks, if a tensor has one.
+    pub fn unknown_to_candle(&self) -> Option<&'static str> {
+        let unknown = self.places.values().map(|place| place.format).filter(|format| format.of_candle().is_none());
+        unknown.map(TensorFormat::name).min()
     }
 
     /// Number of files.
@@ -597,8 +613,7 @@ impl Gguf {
     fn values(&self, name: &str) -> Result<Vec<f32>> {
         let place = self.place(name)?;
         let bytes = self.bytes(place).with_context(|| name.to_owned())?;
-        let stored = place.format.from_data(bytes.into()).dequantize(place.rows * place.width)?;
-        let stored: &[f32] = stored.as_slice()?;
+        let stored = place.format.values(&bytes, (place.rows, place.width)).with_context(|| name.to_owned())?;
         let rows = (0..place.rows).flat_map(|row| &stored[place.row_of(row) * place.width..][..place.width]);
         Ok(rows.map(|value| value - place.offset).collect())
     }

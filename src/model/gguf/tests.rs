@@ -2,9 +2,12 @@
 
 use std::{fs, io::Cursor};
 
-use candle_core::quantized::{
-    QTensor,
-    gguf_file::{TensorInfo, VersionedMagic, write},
+use candle_core::{
+    quantized::{
+        GgmlDType, QTensor,
+        gguf_file::{Content, write},
+    },
+    safetensors,
 };
 use candle_transformers::models::quantized_qwen3_moe::GGUFQWenMoE;
 
@@ -198,6 +201,49 @@ fn files_of_the_reference_writer_equal_the_reference() {
     assert_eq!(checked, fs::read_dir(folder).expect("the folder").count());
 }
 
+/// Formats that Candle lacks hold what the package `gguf` of llama.cpp reads, in files that scripts/make_gguf_fixtures.py wrote.
+/// Engine `tuned` computes with them, and `stock` refuses them by name.
+#[test]
+fn formats_that_candle_lacks_run_on_tuned() {
+    let folder = root("generation").join("gguf-formats");
+    let golden = safetensors::load(folder.join("golden.safetensors"), &Device::Cpu).expect("golden values");
+    let mut checked = 0;
+    for (name, others) in [("iq4_nl", None), ("iq4_xs", Some("iq4_nl")), ("mxfp4", None)] {
+        let path = folder.join(format!("{name}.gguf"));
+        let bytes = fs::read(&path).expect(name);
+        let model = open(&path).expect(name);
+        assert!(super::file_type(&path).expect(name).starts_with(name), "{:?}", model.note);
+        let weights = model.config.tensors(ExpertLayout::Single).into_iter().map(|(tensor, shape)| {
+            let (in_file, values) =
+                (names_in_file(&model.config, &tensor).0, model.tensors.values(&tensor).expect(name));
+            if let (Some(golden), [.., width]) = (golden.get(&format!("{name}.{in_file}")), &shape[..]) {
+                let golden = golden.flatten_all().and_then(|golden| golden.to_vec1::<f32>()).expect("numbers");
+                assert_eq!([&values[..*width], &values[values.len() - width..]].concat(), golden, "{name}: {in_file}");
+                checked += 1;
+            }
+            (tensor, Tensor::from_vec(values, shape, &Device::Cpu).expect("a tensor"))
+        });
+        let weights = VarBuilder::from_tensors(weights.collect(), DType::F32, &Device::Cpu);
+        let plain = Tensors::new(weights, Precision::F32);
+        let mut plain =
+            (Engine::Tuned.row().build)(model.config.clone(), plain, ExpertLayout::Single, Parallel::default());
+        let (mut own, plain) = (loaded(&bytes).expect(name), plain.as_mut().expect(name));
+        let [own, plain] = [&mut own, plain].map(|model| numbers(&model.forward(&[3, 1, 4, 1, 5, 9], 0).expect(name)));
+        // The kernels round inputs to 8 bits. A matrix in a wrong place makes an error of the size of the logits.
+        let size = |numbers: &mut dyn Iterator<Item = f32>| numbers.map(|x| x * x).sum::<f32>().sqrt();
+        let error =
+            size(&mut own.iter().zip(&plain).map(|(own, plain)| own - plain)) / size(&mut plain.iter().copied());
+        assert!(error < 0.02, "{name}: {error} from the model in f32");
+        let formats: Vec<String> = model.tensors.formats().into_keys().collect();
+        let expected: BTreeSet<&str> = ["f32", name].into_iter().chain(others).collect();
+        assert_eq!(formats, expected.into_iter().collect::<Vec<_>>());
+        let refusal = format!("{:#}", loaded_on(Engine::Stock, &bytes).err().expect("a refusal"));
+        let part = format!("Candle reads no {}", others.unwrap_or(name));
+        assert!(refusal.contains(&part) && refusal.lines().count() == 1, "{refusal}");
+    }
+    assert_eq!(checked, golden.len());
+}
+
 /// On engine `stock`, the logits of a file in f32 are those of transformers, unless the model announces a deviation. Fails when a Candle release repairs a fault; then remove the fault.
 #[test]
 fn published_models_on_files_equal_the_reference_and_deviations_are_announced() {
@@ -293,10 +339,14 @@ fn wrong_files_are_refused_in_one_line() {
     fn tensor(shape: &[usize], format: GgmlDType) -> QTensor {
         QTensor::quantize(&Tensor::zeros(shape, DType::F32, &Device::Cpu).expect("zeros"), format).expect("quantised")
     }
-    let changes: [(Change, &str); 12] = [
+    let changes: [(Change, &str); 13] = [
         (
             |keys, _| set(keys, "general.architecture", Value::String("mamba".into())),
-            "architecture mamba is not supported",
+            "architecture mamba is not supported; the supported ones are llama, qwen2",
+        ),
+        (
+            |keys, _| set(keys, "general.architecture", Value::String("gemma2".into())),
+            "architecture gemma2 is not supported, the nearest is gemma3; ",
         ),
         (|keys, _| keys.retain(|(key, _)| key != "general.architecture"), "no general.architecture"),
         (|keys, _| keys.retain(|(key, _)| key != "llama.embedding_length"), "hidden_size is missing"),
@@ -340,14 +390,9 @@ fn a_file_that_is_cut_short_is_refused_at_every_length() {
 #[test]
 fn tensors_lie_in_the_file() {
     let with = |shape: &[usize], offset: u64| {
-        let info = TensorInfo { ggml_dtype: GgmlDType::Q8_0, shape: Shape::from(shape.to_vec()), offset };
-        let content = Content {
-            magic: VersionedMagic::GgufV3,
-            metadata: HashMap::new(),
-            tensor_infos: HashMap::from([("a".to_owned(), info)]),
-            tensor_data_offset: 64,
-        };
-        stored(&content, 0, 64 + 68)
+        let format = TensorFormat::of_number(8).expect("q8_0");
+        let tensors = vec![TensorInfo { name: "a".into(), format, shape: shape.to_vec(), offset }];
+        stored(Header { tensors, data: 64, keys: 0 }, 0, 64 + 68)
     };
     assert_eq!(with(&[2, 32], 0).expect("whole")["a"].start, 64);
     for (shape, offset, part) in [
@@ -520,8 +565,9 @@ fn every_token_that_ends_an_answer_counts() {
 
 #[test]
 fn the_file_type_names_a_file_that_has_it() {
-    use GgmlDType::{F16, F32, Q4K, Q5_0, Q6K, Q8_0};
-    let of = |number: Option<u32>, tensors: &[(&str, GgmlDType, usize)]| {
+    let [f32, f16, q5_0, q8_0, q4_k, q6_k, iq4_nl, iq4_xs] =
+        [0, 1, 6, 8, 12, 14, 20, 23].map(|number| TensorFormat::of_number(number).expect("a type"));
+    let of = |number: Option<u32>, tensors: &[(&str, TensorFormat, usize)]| {
         let metadata = number.map(|number| ("general.file_type".to_owned(), Value::U32(number)));
         let stored = tensors.iter().map(|(name, format, elements)| {
             let shape = vec![elements / 256, 256];
@@ -531,19 +577,20 @@ fn the_file_type_names_a_file_that_has_it() {
     };
     // As Gemma 3 270M: the embedding is the largest tensor, and most rows are narrow.
     let gemma = [
-        ("token_embd", Q8_0, 1 << 20),
-        ("blk.0.ffn_up", Q5_0, 1 << 18),
-        ("blk.0.ffn_down", Q4K, 1 << 16),
-        ("blk.0.attn_v", Q6K, 1 << 16),
+        ("token_embd", q8_0, 1 << 20),
+        ("blk.0.ffn_up", q5_0, 1 << 18),
+        ("blk.0.ffn_down", q4_k, 1 << 16),
+        ("blk.0.attn_v", q6_k, 1 << 16),
     ];
     assert_eq!(of(Some(15), &gemma), ("q4_k_m".into(), None));
-    assert_eq!(of(Some(0), &[("blk.0.a", F32, 512)]), ("f32".into(), None));
+    assert_eq!(of(Some(0), &[("blk.0.a", f32, 512)]), ("f32".into(), None));
+    assert_eq!(of(Some(30), &[("blk.0.a", iq4_xs, 256), ("blk.0.b", iq4_nl, 512)]), ("iq4_xs".into(), None));
     for (number, tensors, part) in [
         (None, &gemma[..], "has no general.file_type"),
         (Some(7), &gemma, "says q8_0"),
         (Some(1), &gemma, "says f16"),
         (Some(999), &gemma, "999 is not known"),
-        (Some(15), &[("token_embd", Q8_0, 512), ("blk.0.a", F16, 256)], "says q4_k_m"),
+        (Some(15), &[("token_embd", q8_0, 512), ("blk.0.a", f16, 256)], "says q4_k_m"),
     ] {
         let (name, note) = of(number, tensors);
         assert!(name == "q8_0" && note.as_ref().is_some_and(|note| note.contains(part)), "{name}: {note:?}");
@@ -553,6 +600,7 @@ fn the_file_type_names_a_file_that_has_it() {
         ("a/x.q8_0.gguf", Some("q8_0")),
         ("BF16/x-BF16-00001-of-00002.gguf", Some("bf16")),
         ("Q6_K.gguf", Some("q6_k")),
+        ("x-IQ4_XS.gguf", Some("iq4_xs")),
         ("x-Q4_K.gguf", None),
         ("x-q4_0", None),
     ] {

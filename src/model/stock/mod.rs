@@ -155,17 +155,17 @@ fn forward(
     if is_in_context { device.with_context(pass) } else { pass() }
 }
 
-/// Returns whether a module is published for the architecture.
-pub fn runs(architecture: &str) -> bool {
-    MODULES.iter().any(|module| module.architecture == architecture)
-}
-
 /// Why the engine does not run this configuration: no module is published for it, or the module computes it wrongly.
 pub fn refusal(config: &ModelConfig) -> Option<String> {
     match Module::of(config) {
         Some(module) => (module.refusal)(config),
         None => Some(format!("it does not run {}", config.family.architecture)),
     }
+}
+
+/// Why the output differs from the reference implementation's, for weights in a dtype and a prompt of this length.
+pub fn deviates(config: &ModelConfig, dtype: DType, tokens: usize) -> Option<String> {
+    Module::of(config).and_then(|module| (module.deviates)(config, dtype, tokens))
 }
 
 /// Bytes that the model needs in addition to weights and activations: RoPE tables for every position, and the cache of

@@ -21,7 +21,7 @@ use crate::{
     model::{
         causal_lm::{CacheBytes, CausalLm, Footprint},
         config::ModelConfig,
-        gguf::{self, Gguf},
+        gguf::{self, Gguf, TensorFormat},
     },
     scenario,
 };
@@ -121,6 +121,12 @@ struct Module {
     load: fn(Content, &mut File) -> candle_core::Result<Box<dyn Published>>,
 }
 
+impl Module {
+    fn of(config: &ModelConfig) -> Option<&'static Self> {
+        MODULES.iter().find(|module| module.architecture == config.family.architecture)
+    }
+}
+
 /// What a module computes otherwise than the reference implementation.
 #[derive(Clone, Copy, PartialEq)]
 enum Fault {
@@ -208,13 +214,13 @@ impl Quantised {
     /// One line if the module fails on the file, or memory is missing ([`memory::DoesNotFit`]).
     pub fn open(path: &Path, file: &gguf::Model) -> Result<Self> {
         let config = &file.config;
-        let architecture = config.family.architecture;
-        let module = MODULES.iter().find(|module| module.architecture == architecture);
-        let module = module
-            .with_context(|| format!("engine stock runs no GGUF files of {architecture}; engine tuned runs them"))?;
+        if let Some(reason) = refusal(config) {
+            return Err(anyhow!("engine stock refuses this model: {reason}; engine tuned runs it"));
+        }
+        let module = Module::of(config).context("candle-transformers' module is not wrapped")?;
         let called = format!("candle-transformers' {}", module.name);
-        if let Some(reason) = (module.refusal)(config) {
-            return Err(anyhow!("engine stock refuses this model: {called}: {reason}; engine tuned runs it"));
+        if let Some(format) = file.tensors.unknown_to_candle() {
+            return Err(anyhow!("engine stock refuses this model: Candle reads no {format}; engine tuned runs it"));
         }
         let footprint = footprint(config, &file.tensors);
         let cache = config.cache_row_bytes(DType::F32)
@@ -289,11 +295,23 @@ impl CausalLm for Quantised {
     }
 
     fn deviates(&self, prompt_tokens: usize, new_tokens: usize) -> Option<String> {
-        let faults = self.module.faults.iter();
-        let reasons: Vec<_> =
-            faults.filter_map(|fault| fault.reason(&self.config, prompt_tokens + new_tokens)).collect();
-        (!reasons.is_empty()).then(|| format!("candle-transformers' {}: {}", self.module.name, reasons.join("; ")))
+        deviates(&self.config, prompt_tokens + new_tokens)
     }
+}
+
+/// Why the engine does not run files of this configuration: no module is published for it, or the module fails on it.
+pub fn refusal(config: &ModelConfig) -> Option<String> {
+    let Some(module) = Module::of(config) else {
+        return Some(format!("it runs no GGUF files of {}", config.family.architecture));
+    };
+    (module.refusal)(config).map(|reason| format!("candle-transformers' {}: {reason}", module.name))
+}
+
+/// Why the output of a generation of so many tokens differs from the reference implementation's.
+pub fn deviates(config: &ModelConfig, tokens: usize) -> Option<String> {
+    let module = Module::of(config)?;
+    let reasons: Vec<_> = module.faults.iter().filter_map(|fault| fault.reason(config, tokens)).collect();
+    (!reasons.is_empty()).then(|| format!("candle-transformers' {}: {}", module.name, reasons.join("; ")))
 }
 
 fn of_other_heads(config: &ModelConfig) -> Option<String> {
@@ -310,7 +328,8 @@ fn rope_table(config: &ModelConfig, positions: usize) -> u64 {
 fn footprint(config: &ModelConfig, file: &Gguf) -> Footprint {
     let bytes_of = |bytes: fn(GgmlDType, usize, usize) -> usize, name: &str, shape: &[usize]| {
         let (rows, width) = if let [rows, width] = *shape { (rows, width) } else { (shape[0], 1) };
-        bytes(file.format(name).unwrap_or(GgmlDType::F32), rows, width) as u64
+        let format = file.format(name).and_then(TensorFormat::of_candle);
+        bytes(format.unwrap_or(GgmlDType::F32), rows, width) as u64
     };
     let held = config.footprint_of(DType::F32, |name, shape| match name {
         "model.embed_tokens.weight" => {

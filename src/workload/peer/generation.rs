@@ -63,6 +63,7 @@ impl PeerSubject {
         subject.source = self.model.source().to_owned();
         subject.parameters = Some(self.loaded.parameters);
         subject.weight_bytes = Some(self.loaded.weight_bytes);
+        subject.formats = self.model.formats();
         subject.peer = Some(self.peer.about().clone());
     }
 

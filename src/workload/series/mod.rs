@@ -225,6 +225,7 @@ pub fn series_subject(combination: &Combination, grid: &SeriesGrid) -> Subject {
         synthetic_weights: true,
         parameters,
         weight_bytes: parameters.map(|count| count * grid.dtype.size_in_bytes() as u64),
+        formats: BTreeMap::new(),
         sizes: combination.sizes(),
         peer: None,
     }
