@@ -5,7 +5,7 @@ use std::fmt::Write;
 use super::{
     ratios,
     summary::{Summary, is_disturbed},
-    table::{number, quantity},
+    table::{formats_of, number, quantity},
     text_table::{terminal, width, wrapped},
 };
 use crate::{
@@ -62,7 +62,9 @@ fn heading(record: &Record, summary: &Summary) -> String {
         parts.push(format!("{} M parameters", number(Some(parameters as f64 / 1e6))));
     }
     if let Some(bytes) = subject.weight_bytes {
-        parts.push(format!("{} MB of weights", quantity(bytes as f64, MeasureUnit::Bytes)));
+        let formats = formats_of(record);
+        let formats = if formats.is_empty() { formats } else { format!(" ({formats})") };
+        parts.push(format!("{} MB of weights{formats}", quantity(bytes as f64, MeasureUnit::Bytes)));
     }
     if let (Some(prompt), Some(new)) = (count("prompt_tokens"), count("new_tokens")) {
         parts.push(format!("{prompt:.0} prompt tokens, {new:.0} new tokens"));

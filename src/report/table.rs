@@ -500,16 +500,19 @@ fn peers(records: &[&Record]) -> BTreeSet<String> {
 /// States the formats in each GGUF file, those with the most bytes first.
 fn formats(records: &[&Record]) -> BTreeSet<String> {
     let file = |record: &&Record| {
-        let subject = &record.subject;
-        let mut formats: Vec<_> = subject.formats.iter().collect();
-        formats.sort_by_key(|(_, bytes)| std::cmp::Reverse(**bytes));
-        let formats: Vec<String> = formats
-            .into_iter()
-            .map(|(format, bytes)| format!("{} MB of {format}", quantity(*bytes as f64, MeasureUnit::Bytes)))
-            .collect();
-        (!formats.is_empty()).then(|| format!("{} in {} holds {}.", subject.model, subject.dtype, formats.join(", ")))
+        let formats = formats_of(record);
+        (!formats.is_empty()).then(|| format!("{} in {} holds {formats}.", record.subject.model, record.subject.dtype))
     };
     records.iter().filter_map(file).collect()
+}
+
+/// The formats in the GGUF file of a record. Empty for another model.
+pub(super) fn formats_of(record: &Record) -> String {
+    let mut formats: Vec<_> = record.subject.formats.iter().collect();
+    formats.sort_by_key(|(_, bytes)| std::cmp::Reverse(**bytes));
+    let format =
+        |(format, bytes): (&String, &u64)| format!("{} MB of {format}", quantity(*bytes as f64, MeasureUnit::Bytes));
+    formats.into_iter().map(format).collect::<Vec<_>>().join(", ")
 }
 
 /// A record is marked if the kernel took more than this share of its CPU time.
