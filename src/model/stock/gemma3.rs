@@ -5,7 +5,7 @@ use candle_core::{DType, Tensor};
 use candle_nn::VarBuilder;
 use candle_transformers::models::gemma3;
 
-use super::{Module, Published, activation, rope_scaling, rope_table, uses_flash_attn};
+use super::{Module, Published, activation, angles_in, rope_scaling, rope_table, uses_flash_attn};
 use crate::model::config::{ModelConfig, RopeScaling};
 
 pub(super) const MODULE: Module = Module {
@@ -68,16 +68,14 @@ fn refusal(config: &ModelConfig) -> Option<String> {
     }
 }
 
-fn deviates(config: &ModelConfig, dtype: DType, prompt_tokens: usize) -> Option<String> {
+fn deviates(config: &ModelConfig, dtype: DType, (prompt_tokens, _): (usize, usize)) -> Option<String> {
     let mut reasons = Vec::new();
     if let Some(window) = config.sliding_window.filter(|window| prompt_tokens > *window) {
         reasons.push(format!(
             "the prompt is longer than the sliding window of {window}, and the published mask is one position too wide"
         ));
     }
-    if dtype != DType::F32 {
-        reasons.push(format!("RoPE's angles are computed in {}, not in f32", dtype.as_str()));
-    }
+    reasons.extend(angles_in(dtype));
     (!reasons.is_empty()).then(|| format!("candle-transformers' gemma3: {}", reasons.join("; ")))
 }
 

@@ -1,22 +1,18 @@
 //! candle-transformers' `mixtral`.
 
 use anyhow::{Context, Result};
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 use candle_nn::VarBuilder;
 use candle_transformers::models::mixtral;
 use serde_json::json;
 
-use super::{Module, Published, rope_scaling, rope_table, uses_flash_attn};
+use super::{Module, Published, angles_in, rope_scaling, rope_table, uses_flash_attn};
 use crate::model::config::ModelConfig;
 
 pub(super) const MODULE: Module = Module {
     architecture: "MixtralForCausalLM",
     refusal,
-    deviates: |_, dtype, _| {
-        let name = dtype.as_str();
-        (dtype != DType::F32)
-            .then(|| format!("candle-transformers' mixtral: RoPE's angles are computed in {name}, not in f32"))
-    },
+    deviates: |_, dtype, _| angles_in(dtype).map(|reason| format!("candle-transformers' mixtral: {reason}")),
     load,
     // Each half of a head has its own copy.
     rope_table_bytes: |config, dtype| 2 * rope_table(config) * dtype.size_in_bytes() as u64,

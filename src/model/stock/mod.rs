@@ -4,8 +4,10 @@
 //! always computes wrongly is refused ([`refusal`]). Where only some lengths or precisions are affected, the model runs and
 //! [`CausalLm::deviates`] gives the reason. Tests pin each fault, so that they fail when a Candle release repairs it.
 //!
-//! Each published module has a file with its row. To add one, add its file and its row to [`MODULES`]. `quantised` runs GGUF files.
+//! Each published module has a file with its row, except those that need no more than a row of `dense`. To add one, add its file or
+//! its row there, and its row to [`MODULES`]. `quantised` runs GGUF files.
 
+mod dense;
 mod gemma3;
 mod llama;
 mod mixtral;
@@ -23,7 +25,20 @@ use super::{
 };
 
 /// The published modules, which are also the list of the families that the engine runs.
-const MODULES: &[Module] = &[llama::MODULE, qwen3::MODULE, gemma3::MODULE, qwen3_moe::MODULE, mixtral::MODULE];
+const MODULES: &[Module] = &[
+    llama::MODULE,
+    dense::QWEN2,
+    qwen3::MODULE,
+    dense::MISTRAL,
+    dense::OLMO2,
+    dense::SMOLLM3,
+    dense::GEMMA2,
+    gemma3::MODULE,
+    dense::PHI3,
+    dense::GLM4,
+    qwen3_moe::MODULE,
+    mixtral::MODULE,
+];
 
 /// One module of candle-transformers.
 struct Module {
@@ -31,8 +46,9 @@ struct Module {
     architecture: &'static str,
     /// Why it would compute a configuration wrongly.
     refusal: fn(&ModelConfig) -> Option<String>,
-    /// Why its output differs from the reference implementation's, for weights in a dtype and a number of prompt tokens.
-    deviates: fn(&ModelConfig, DType, usize) -> Option<String>,
+    /// Why its output differs from the reference implementation's, for weights in a dtype and the numbers of tokens of a
+    /// prompt and after it.
+    deviates: fn(&ModelConfig, DType, (usize, usize)) -> Option<String>,
     load: fn(&ModelConfig, VarBuilder<'static>) -> Result<Box<dyn Published>>,
     /// Bytes of its RoPE tables, which cover every position.
     rope_table_bytes: fn(&ModelConfig, DType) -> u64,
@@ -137,8 +153,8 @@ impl CausalLm for Stock {
         Some((if uses_flash_attn(&self.device) { "flash-attn" } else { "candle" }, self.dtype))
     }
 
-    fn deviates(&self, prompt_tokens: usize, _: usize) -> Option<String> {
-        (self.module.deviates)(&self.config, self.dtype, prompt_tokens)
+    fn deviates(&self, prompt_tokens: usize, new_tokens: usize) -> Option<String> {
+        (self.module.deviates)(&self.config, self.dtype, (prompt_tokens, new_tokens))
     }
 }
 
@@ -165,7 +181,7 @@ pub fn refusal(config: &ModelConfig) -> Option<String> {
 
 /// Why the output differs from the reference implementation's, for weights in a dtype and a prompt of this length.
 pub fn deviates(config: &ModelConfig, dtype: DType, tokens: usize) -> Option<String> {
-    Module::of(config).and_then(|module| (module.deviates)(config, dtype, tokens))
+    Module::of(config).and_then(|module| (module.deviates)(config, dtype, (tokens, 0)))
 }
 
 /// Bytes that the model needs in addition to weights and activations: RoPE tables for every position, and the cache of
@@ -199,8 +215,13 @@ fn rope_scaling(config: &ModelConfig) -> Option<&str> {
     Some(&config.rope.scaling).filter(|scaling| **scaling != RopeScaling::None).map(RopeScaling::name)
 }
 
-fn never_deviates(_: &ModelConfig, _: DType, _: usize) -> Option<String> {
+fn never_deviates(_: &ModelConfig, _: DType, _: (usize, usize)) -> Option<String> {
     None
+}
+
+/// Says that RoPE's angles are computed in a dtype, unless that is f32.
+fn angles_in(dtype: DType) -> Option<String> {
+    (dtype != DType::F32).then(|| format!("RoPE's angles are computed in {}, not in f32", dtype.as_str()))
 }
 
 /// RoPE tables that are computed in f32 once for all layers.
