@@ -1,8 +1,8 @@
 //! `candlepower MODEL`: how fast a model is on its engines, in about a minute and one table.
 
-use std::{process::ExitCode, time::Duration};
+use std::{collections::BTreeSet, process::ExitCode, time::Duration};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::Args;
 
 use super::{
@@ -72,6 +72,11 @@ impl Glance {
         } else if !measured.is_empty() {
             output::print(glance::page(&measured));
             output::print_line(self.next_commands());
+        }
+        let reasons: BTreeSet<&str> = records.iter().filter_map(|record| record.reason.as_deref()).collect();
+        // A file that is missing is missing on every engine.
+        if let (true, Some(reason), 1) = (measured.is_empty(), reasons.first(), reasons.len()) {
+            bail!("{reason}");
         }
         for record in records.iter().filter(|record| record.status != Status::Measured) {
             let reason = record.reason.as_deref().unwrap_or_default();

@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
-use tracing::trace_span;
+use tracing::{Dispatch, subscriber::NoSubscriber, trace_span};
 
 use super::{Explanation, Lengths, OTHER, Part, Phase, Trace, trace::Collector};
 use crate::model::{CausalLm, Footprint};
@@ -63,6 +63,8 @@ impl CausalLm for Timed {
 
 /// Explains a model on this thread alone, because other tests run beside it.
 fn explained(attention: Duration) -> Explanation {
+    // If there is one subscriber, `tracing` asks that of the thread that first comes to a span, which may be another test's without any.
+    let _second = Dispatch::new(NoSubscriber::default());
     let collector = Arc::new(Collector::default());
     tracing::subscriber::with_default(collector.clone(), || {
         let lengths = Lengths { prompt_tokens: 4, new_tokens: 16, rounds: 4 };

@@ -476,7 +476,7 @@ fn names_in_settings_reach_no_terminal() {
     let folder = tempfile::tempdir().expect("a folder");
     let out = "out\u{1b}]0;owned\u{7}\u{9b}31m\u{202e}";
     fs::write(folder.path().join("candlepower.toml"), format!("out = {}", json!(out))).expect("written");
-    for arguments in [&["doctor"][..], &["doctor", "--json"], &["list"]] {
+    for arguments in [&["doctor"][..], &["doctor", "--json"], &["list", "settings"]] {
         let output = output(candlepower(folder.path()).args(arguments));
         assert!(output.status.success(), "{arguments:?}: {}", stderr(&output));
         let text = String::from_utf8_lossy(&output.stdout).into_owned() + &stderr(&output);
