@@ -160,9 +160,21 @@ fn on_a_terminal(arguments: &[&str]) -> (String, Duration) {
 #[test]
 fn a_terminal_is_never_silent_for_long() {
     for arguments in [
-        &["why", "--model", "qwen3-mini", "--rounds", "4", "--advice", "0s"][..],
-        &["run", "--model", "qwen3-mini", "--engine", "stock", "--trials", "4"],
-        &["gemma3-mini", "--budget", "8s"],
+        &[
+            "why",
+            "--model",
+            "qwen3-mini",
+            "--prompt-tokens",
+            "64",
+            "--new-tokens",
+            "32",
+            "--rounds",
+            "3",
+            "--advice",
+            "0s",
+        ][..],
+        &["run", "--model", "qwen3-mini", "--engine", "stock", "--prompt-tokens", "64", "--max-new-tokens", "64"],
+        &["gemma3-mini", "--budget", "4s"],
     ] {
         let started = Instant::now();
         let (shown, longest) = on_a_terminal(arguments);
