@@ -104,6 +104,9 @@ impl DuelGuard {
     }
 }
 
+/// The longest time of a flag. The clock has no room for the sum of the present and a time that is much longer.
+const LONGEST: Duration = Duration::from_secs(1000 * 3600);
+
 /// A time: a number with s, m or h.
 pub fn duration(text: &str) -> Result<Duration, String> {
     let units = [("s", 1.0), ("m", 60.0), ("h", 3600.0)];
@@ -111,5 +114,6 @@ pub fn duration(text: &str) -> Result<Duration, String> {
         let number: f64 = text.strip_suffix(unit)?.trim().parse().ok()?;
         Duration::try_from_secs_f64(number * seconds).ok()
     });
-    found.filter(|time| !time.is_zero()).ok_or_else(|| "expected a time, such as 90s, 10m or 2h".into())
+    let is_time = |time: &Duration| !time.is_zero() && *time <= LONGEST;
+    found.filter(is_time).ok_or_else(|| "expected a time of at most 1000h, such as 90s, 10m or 2h".into())
 }

@@ -2,13 +2,12 @@
 
 use std::{collections::BTreeSet, process::ExitCode, time::Duration};
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use clap::Args;
 
 use super::{
     duel::duration,
     flags::{Flags, OneModel},
-    run::only_model,
 };
 use crate::{
     output,
@@ -44,9 +43,7 @@ impl Glance {
     pub fn run(self) -> Result<ExitCode> {
         let given = [self.settings.given(), &[("models", self.model.clone())]].concat();
         let mut settings = Settings::load(&given)?;
-        if settings.models.len() != 1 {
-            only_model(&settings, &self.model)?;
-        }
+        ensure!(settings.models.len() == 1, "{}: name one model", self.model);
         if settings.has_default_engines() {
             settings = Settings::load(&[given, vec![("engine", "tuned,stock".into())]].concat())?;
         }
@@ -85,7 +82,7 @@ impl Glance {
         Ok(if measured.is_empty() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
     }
 
-    /// What a user may want to do next.
+    /// The commands that usually follow.
     fn next_commands(&self) -> String {
         let model = text::shell(&self.model);
         [

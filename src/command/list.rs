@@ -18,7 +18,7 @@ use crate::{
 
 #[derive(Args)]
 pub struct List {
-    /// What to list in full; nothing lists the names of all
+    /// The list to show in full [default: the names of everything]
     what: Option<What>,
     #[command(flatten)]
     settings: Flags<Settings>,

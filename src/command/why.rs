@@ -45,7 +45,7 @@ pub struct Why {
     #[arg(long, default_value_t = Lengths::default().new_tokens)]
     new_tokens: usize,
     /// Generations that are traced; each has one beside it that is not
-    #[arg(long, default_value_t = Lengths::default().rounds)]
+    #[arg(long, default_value_t = Lengths::default().rounds, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=1000))]
     rounds: usize,
     /// Time for measuring what other settings would change, such as 30s or 5m; 0s measures nothing
     #[arg(long, value_parser = duration_or_none, default_value = "60s")]
@@ -72,7 +72,6 @@ impl Why {
             settings.tensor_parallel.is_empty(),
             "--tensor-parallel: the parts of a sharded model run beside each other"
         );
-        ensure!(self.rounds > 0, "--rounds=0: it must be at least 1");
         // Sets the number of threads.
         Session::new(settings.clone())?;
         let trace = Trace::start()?;
@@ -156,7 +155,7 @@ impl Change {
     }
 }
 
-/// What is worth trying: the other engines, the dtypes that read less, fewer threads where reading bounds, and the allocator's
+/// The changes that are worth a measurement: the other engines, the dtypes that read less, fewer threads where reading bounds, and the allocator's
 /// settings where the kernel maps many pages.
 fn changes(
     settings: &Settings,

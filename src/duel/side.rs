@@ -19,7 +19,7 @@ pub(crate) struct Side {
     text: String,
     /// Revision; `None` for the working tree.
     pub revision: Option<String>,
-    /// What replaces Candle.
+    /// The replacement of Candle.
     pub candle: Option<Candle>,
     /// Cargo features, sorted.
     pub features: Vec<String>,
@@ -27,7 +27,7 @@ pub(crate) struct Side {
     pub settings: BTreeMap<String, String>,
 }
 
-/// What replaces the Candle of a commit.
+/// The replacement of the Candle that a commit needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Candle {
     /// A checkout.

@@ -8,7 +8,7 @@ mod summary;
 mod timeline;
 
 pub(crate) use prompt::{encode, prompt_batch, prompt_ids, prompt_text};
-pub(crate) use run::{DECODE, PREFILL, Run, TooLong, check_lengths, check_lengths_within};
+pub(crate) use run::{DECODE, MODEL, PREFILL, Run, TooLong, check_lengths, check_lengths_within};
 pub use run::{Request, run};
 #[cfg(feature = "serve")]
 pub(crate) use run::{check_logits, with_logits};

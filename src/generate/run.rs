@@ -24,6 +24,9 @@ use crate::{
 pub(crate) const PREFILL: &str = "prefill";
 pub(crate) const DECODE: &str = "decode";
 
+/// The span of the forward pass alone. Its own time is that of the model outside of its spans.
+pub(crate) const MODEL: &str = "model";
+
 /// A request for tokens that follow a prompt.
 #[derive(Clone, Debug)]
 pub struct Request {
@@ -268,8 +271,7 @@ struct Spent {
 fn append(model: &mut dyn CausalLm, sequences: &mut [&mut Sequence]) -> Result<Spent> {
     let vocab_size = model.vocab_size();
     let parts: Vec<Part> = sequences.iter().map(|sequence| sequence.part()).collect();
-    // Its own time is that of the model outside of its spans.
-    let logits = trace_span!("model").in_scope(|| model.forward_batch(&parts))?;
+    let logits = trace_span!(MODEL).in_scope(|| model.forward_batch(&parts))?;
     ensure!(
         logits.len() == sequences.len(),
         "the model gave {} rows of logits for a batch of {}",

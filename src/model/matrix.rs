@@ -13,7 +13,7 @@ use super::{
 };
 use crate::scenario;
 
-/// What an engine does with a configuration.
+/// The outcome of a configuration on an engine.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Outcome {
     Runs,

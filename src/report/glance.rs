@@ -1,6 +1,6 @@
 //! One model on its engines, in one table: what it is, how fast it is, and what that means.
 
-use std::fmt::Write;
+use std::{collections::BTreeSet, fmt::Write};
 
 use super::{
     ratios,
@@ -46,14 +46,14 @@ pub(crate) fn page(records: &[&Record]) -> String {
     let paragraph = |text: &str| wrapped(&text::line(text), width()).join("\n");
     let mut page = format!("{}\n\n{}\n", paragraph(&heading(records[0], &summary)), terminal(&rows, 1));
     let known = records.iter().filter_map(|record| record.deviates.as_ref());
-    let deviations = known.map(|why| format!("deviates: {why}")).collect::<std::collections::BTreeSet<_>>();
+    let deviations = known.map(|why| format!("deviates: {why}")).collect::<BTreeSet<_>>();
     for line in summary.verdicts().into_iter().chain(ratios::doubted(records)).chain(deviations) {
         let _ = writeln!(page, "{}", paragraph(&line));
     }
     page
 }
 
-/// What was measured, and where.
+/// The model, its sizes and the machine.
 fn heading(record: &Record, summary: &Summary) -> String {
     let subject = &record.subject;
     let count = |measure: &str| record.measures.as_ref().and_then(|all| all.measure(measure)).map(|(value, _)| value);

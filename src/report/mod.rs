@@ -48,7 +48,7 @@ mod write;
 
 #[cfg(feature = "cli")]
 pub(crate) use plot::{Over, latency_over_rate, loss_curve, over_seconds};
-pub(crate) use ratios::{disturbance, is_possible};
+pub(crate) use ratios::{disturbance, is_possible, left_to_gain};
 #[cfg(feature = "cli")]
 pub(crate) use trained::Trained;
 #[cfg(feature = "cli")]

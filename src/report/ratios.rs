@@ -136,6 +136,15 @@ pub(super) fn share(record: &Record, measure: &str) -> Option<Result<f64, &'stat
     })
 }
 
+/// The room that a share of a limit leaves, in words.
+pub(crate) fn left_to_gain(share: f64) -> &'static str {
+    match share {
+        0.85.. => "little is left to gain",
+        0.6.. => "some is left to gain",
+        _ => "much is left to gain",
+    }
+}
+
 /// The share of a limit that a benchmark reached, if it is a result.
 pub(super) fn trusted_share(record: &Record, measure: &str) -> Option<f64> {
     share(record, measure)?.ok()

@@ -15,10 +15,6 @@ use crate::{
     text,
 };
 
-/// Shares of the bandwidth from which on little and some is left to gain.
-const LITTLE_LEFT: f64 = 0.85;
-const SOME_LEFT: f64 = 0.6;
-
 /// Models with a verdict at the end of a run, which is to fit a screen.
 const MOST_VERDICTS: usize = 5;
 
@@ -228,12 +224,7 @@ impl<'a> Summary<'a> {
             let left = match ratios::trusted_share(fastest, "mbu") {
                 None => " has no share of the bandwidth that can be trusted".to_owned(),
                 Some(share) => {
-                    let left = match share {
-                        LITTLE_LEFT.. => "little is left to gain",
-                        SOME_LEFT.. => "some is left to gain",
-                        _ => "much is left to gain",
-                    };
-                    format!(" is at {:.0} % of the bandwidth: {left}", share * 100.0)
+                    format!(" is at {:.0} % of the bandwidth: {}", share * 100.0, ratios::left_to_gain(share))
                 }
             };
             format!("{}: {engine}{over}{left}", card.model)

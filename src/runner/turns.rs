@@ -169,7 +169,7 @@ fn mean(iterations: &[Iteration]) -> Iteration {
     Iteration { time: time / iterations.len().max(1) as u32, peak_bytes }
 }
 
-/// What the members do next.
+/// A stage of the turns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
     /// A member warms up.

@@ -10,7 +10,10 @@ use candle_core::{DType, Device, Tensor};
 use tracing::{Dispatch, subscriber::NoSubscriber, trace_span};
 
 use super::{Explanation, Lengths, OTHER, Part, Phase, Trace, trace::Collector};
-use crate::model::{CausalLm, Footprint};
+use crate::{
+    generate::MODEL,
+    model::{CausalLm, Footprint},
+};
 
 /// Its attention is inside its block, and its head says what it reads.
 struct Timed {
@@ -88,7 +91,7 @@ fn parts_sum_to_the_pass_and_say_what_they_must_read() {
         let head = part(phase, "head");
         assert_eq!((head.bytes, head.flops, head.calls), (Some(1e6), Some(2e6), 1.0));
         assert!(head.bound_ms.is_some_and(|ms| ms > 0.0) && part(phase, "block").bound_ms.is_none());
-        assert!(part(phase, OTHER).share + part(phase, "model").share < 0.05, "{phase:?}");
+        assert!(part(phase, OTHER).share + part(phase, MODEL).share < 0.05, "{phase:?}");
     }
     let text = found.to_string();
     assert!(text.contains("decode: block takes 5") || text.contains("decode: block takes 6"), "{text}");
@@ -101,7 +104,7 @@ fn a_delay_in_one_part_is_found_in_that_part_alone() {
     let errors = (0..5).map(|_| {
         let [before, after] = [1, 2].map(|ms| explained(Duration::from_millis(ms)).phases.remove(1));
         let grew = |name: &str| part(&after, name).ms - part(&before, name).ms;
-        let others = ["block", "head", "model", OTHER].map(|name| grew(name).abs());
+        let others = ["block", "head", MODEL, OTHER].map(|name| grew(name).abs());
         (grew("attention") - 1.0).abs().max(others.into_iter().fold(0.0, f64::max))
     });
     let least = errors.reduce(f64::min).expect("a try");

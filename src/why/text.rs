@@ -5,9 +5,10 @@ use std::fmt;
 use super::{Explanation, OTHER, Part, Phase};
 
 use crate::{
+    generate::MODEL,
     record::MeasureUnit,
     report::{
-        is_possible,
+        is_possible, left_to_gain,
         table::{number, quantity},
         text_table::{terminal, width, wrapped},
     },
@@ -16,12 +17,7 @@ use crate::{
 /// A part below this share of the time is in the row of the rest.
 const LEAST_SHARE: f64 = 0.005;
 
-/// Shares of the bound from which on little and some is left to gain.
-const LITTLE_LEFT: f64 = 0.85;
-const SOME_LEFT: f64 = 0.6;
-
-/// The part that is the time in the model outside of its spans, and a share of it that says little.
-const MODEL: &str = "model";
+/// A share of the time in no span of the model from which on the parts say little.
 const MOSTLY: f64 = 0.5;
 
 /// Mapped pages in a pass from which on they are named: some 50 µs of the kernel's time.
@@ -58,21 +54,16 @@ impl Explanation {
 }
 
 impl Phase {
-    /// What bounds the phase, which part takes most of the time, and what else is remarkable.
+    /// The limit of the phase, the part that takes most of the time, and other causes of time.
     pub(crate) fn findings(&self) -> Vec<String> {
         let reached = self.bound_ms / self.ms;
-        let left = match reached {
-            LITTLE_LEFT.. => "little is left to gain with these weights",
-            SOME_LEFT.. => "some is left to gain",
-            _ => "much is left to gain",
-        };
         let limit = match self.is_bound_by_memory {
             true => format!("the bandwidth, for {} MB", number(Some(self.bytes as f64 / 1e6))),
             false => format!("the matrix rate, for {} GFLOP", number(Some(self.flops as f64 / 1e9))),
         };
         let name = &self.name;
         let mut findings = vec![match is_possible(reached) {
-            true => format!("{name} is at {:.0} % of {limit}: {left}.", reached * 100.0),
+            true => format!("{name} is at {:.0} % of {limit}: {}.", reached * 100.0, left_to_gain(reached)),
             false => format!(
                 "{name} takes less time than {limit} allows, because products of narrower numbers or data in caches are faster: its bound \
                  is not known."

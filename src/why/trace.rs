@@ -50,7 +50,7 @@ struct Known {
     handles: usize,
 }
 
-/// What a span says of the work in it.
+/// Bytes and operations that a span states.
 #[derive(Clone, Copy, Default)]
 struct Counts {
     bytes: Option<u64>,
@@ -75,7 +75,7 @@ pub(super) struct Left {
 }
 
 /// The passes of one kind.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub(super) struct Phase {
     pub name: &'static str,
     pub passes: u64,
@@ -123,7 +123,7 @@ impl Trace {
         self.0.records.store(records, Relaxed);
     }
 
-    /// What was recorded.
+    /// Takes the phases and the spans that were recorded.
     pub(super) fn take(&self) -> (Vec<Phase>, Vec<Left>) {
         let mut state = self.0.state();
         (std::mem::take(&mut state.phases), std::mem::take(&mut state.events))
@@ -179,33 +179,13 @@ impl State {
         }
         let pass = self.stack.first().map_or(Some(name), |pass| Some(self.spans[pass.place].as_ref()?.name));
         let Some(pass) = pass else { return };
-        let phase = match self.phases.iter().position(|phase| phase.name == pass) {
-            Some(known) => &mut self.phases[known],
-            None => {
-                self.phases.push(Phase {
-                    name: pass,
-                    passes: 0,
-                    time: Duration::ZERO,
-                    page_faults: 0,
-                    parts: Vec::new(),
-                });
-                let last = self.phases.len() - 1;
-                &mut self.phases[last]
-            }
-        };
+        let phase = named(&mut self.phases, |phase| phase.name == pass, || Phase { name: pass, ..Phase::default() });
         if self.stack.is_empty() {
             phase.passes += 1;
             phase.time += time;
             phase.page_faults += page_faults().zip(entered.page_faults).map_or(0, |(now, before)| now - before);
         }
-        let part = match phase.parts.iter().position(|part| part.name == name) {
-            Some(known) => &mut phase.parts[known],
-            None => {
-                phase.parts.push(Part { name, ..Part::default() });
-                let last = phase.parts.len() - 1;
-                &mut phase.parts[last]
-            }
-        };
+        let part = named(&mut phase.parts, |part| part.name == name, || Part { name, ..Part::default() });
         let sum =
             |sum: &mut Option<u64>, more: Option<u64>| *sum = more.map_or(*sum, |more| Some(sum.unwrap_or(0) + more));
         part.calls += 1;
@@ -216,6 +196,15 @@ impl State {
         sum(&mut part.flops, counts.flops);
         self.events.push(Left { name, started: entered.started, time });
     }
+}
+
+/// The element of a list that `is_it` finds; a new one, which is added, if there is none.
+fn named<T>(list: &mut Vec<T>, is_it: impl Fn(&T) -> bool, new: impl FnOnce() -> T) -> &mut T {
+    let place = list.iter().position(is_it).unwrap_or(list.len());
+    if place == list.len() {
+        list.push(new());
+    }
+    &mut list[place]
 }
 
 impl Subscriber for Collector {

@@ -48,7 +48,8 @@ const COMMANDS: &[&[&str]] = &[
     &["list"],
 ];
 
-const NUMBERS: [&str; 7] = ["nan", "-1", "0", "1e300", "4294967296", "18446744073709551615", "18446744073709551616"];
+const NUMBERS: [&str; 8] =
+    ["nan", "-1", "0", "1e300", "1e19s", "4294967296", "18446744073709551615", "18446744073709551616"];
 
 /// Commands that work for long whatever they are given, or take the flags of another one.
 const NOT_TRIED: [&str; 6] = ["doctor", "bench", "shootout", "watch", "nightly", "help"];

@@ -10,7 +10,7 @@ use serde_json::json;
 use super::{Module, Published, angles_in, rope_scaling, rope_table, uses_flash_attn};
 use crate::model::config::ModelConfig;
 
-/// What a module does not compute, so that it is refused.
+/// A configuration that a module does not compute, so that it is refused.
 enum Limit {
     /// Heads whose size is not width over heads.
     HeadSize,
@@ -25,7 +25,7 @@ enum Limit {
     Untied,
 }
 
-/// What a module computes otherwise than the reference implementation in some dtypes or for some lengths.
+/// A difference from the reference implementation in some dtypes or for some lengths.
 enum Fault {
     /// RoPE's angles are computed in the dtype of the weights.
     Angles,
