@@ -8,10 +8,10 @@ import sys
 import threading
 import traceback
 
-PROTOCOL = 2
-REQUESTS = ("describe", "load", "reset", "prefill", "step", "train", "forward")
+PROTOCOL = 3
+REQUESTS = ("describe", "load", "reset", "prefill", "step", "logits", "train", "forward")
 # Kinds of work, and the method that an adapter has if it does them.
-WORK = {"generate": "prefill", "train": "train", "forward": "forward"}
+WORK = {"generate": "prefill", "score": "logits", "train": "train", "forward": "forward"}
 
 # Only answers may go to standard output. The output of libraries goes to standard error.
 _answers = os.fdopen(os.dup(1), "w", encoding="utf-8")

@@ -90,21 +90,47 @@ class LlamaCpp:
     def reset(self, request):
         if not candlepower_peer.is_greedy(request["sampling"]):
             raise Unsupported("the adapter chooses tokens by argmax only")
-        if self.context is not None and self.tokens == request["tokens"]:
-            llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.context), True)
-        else:
-            if self.context is not None:
-                llama_cpp.llama_free(self.context)
-            params = llama_cpp.llama_context_default_params()
-            params.n_ctx = self.tokens = request["tokens"]
-            params.n_batch = request["tokens"]
-            params.n_ubatch = BATCH
-            params.n_threads = params.n_threads_batch = self.threads
-            self.context = llama_cpp.llama_init_from_model(self.model, params)
-            if self.context is None:
-                raise RuntimeError("llama.cpp makes no context")
+        self.empty(request["tokens"])
         gc.collect()
         self.memory.begin()
+        return {}
+
+    def empty(self, tokens):
+        """Makes the context empty, for so many tokens."""
+        if self.context is not None and self.tokens == tokens:
+            llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.context), True)
+            return
+        if self.context is not None:
+            llama_cpp.llama_free(self.context)
+        params = llama_cpp.llama_context_default_params()
+        params.n_ctx = params.n_batch = self.tokens = tokens
+        params.n_ubatch = BATCH
+        params.n_threads = params.n_threads_batch = self.threads
+        self.context = llama_cpp.llama_init_from_model(self.model, params)
+        if self.context is None:
+            raise RuntimeError("llama.cpp makes no context")
+
+    def logits(self, request):
+        ids, begin = request["ids"], request["from"]
+        self.empty(len(ids))
+        with open(request["file"], "wb") as file:
+            for start in range(0, len(ids), BATCH):
+                part = ids[start : start + BATCH]
+                batch = llama_cpp.llama_batch_init(len(part), 0, 1)
+                batch.n_tokens = len(part)
+                for place, token in enumerate(part):
+                    batch.token[place] = token
+                    batch.pos[place] = start + place
+                    batch.n_seq_id[place] = 1
+                    batch.seq_id[place][0] = 0
+                    batch.logits[place] = start + place >= begin
+                code = llama_cpp.llama_decode(self.context, batch)
+                llama_cpp.llama_batch_free(batch)
+                if code != 0:
+                    raise RuntimeError(f"llama_decode returned {code}")
+                for place in range(max(begin - start, 0), len(part)):
+                    row = llama_cpp.llama_get_logits_ith(self.context, place)
+                    numpy.ctypeslib.as_array(row, shape=(self.vocab_size,)).tofile(file)
         return {}
 
     def prefill(self, request):

@@ -99,6 +99,14 @@ class Transformers:
         ids = torch.tensor([request["ids"]], device=self.device)
         return self.generate(self.model, ids, 1)
 
+    @torch.inference_mode()
+    def logits(self, request):
+        ids = torch.tensor([request["ids"]], device=self.device)
+        kept = ids.shape[1] - request["from"]
+        rows = self.model(input_ids=ids, use_cache=False, logits_to_keep=kept).logits[0]
+        rows.to("cpu", torch.float32).numpy().tofile(request["file"])
+        return {}
+
     def step(self, request):
         return self.generate(self.step_of, self.last, request["count"])
 

@@ -54,7 +54,7 @@ impl Eval {
         let tasks: Vec<(Task, Questions)> = self.tasks.iter().map(read).collect::<Result<_>>()?;
         let mut session = Session::new(settings.clone())?.with_guard(guarded)?;
         record::check_writable(&settings.out)?;
-        let Ok([mut candidate]) = <[_; 1]>::try_from(Candidate::scored(&settings)?) else {
+        let Ok([mut candidate]) = <[_; 1]>::try_from(Candidate::scored(&settings)) else {
             let given = |key: &str| &settings.sources[key].value;
             bail!("--model={} --engine={} --dtype={}: name one of each", self.model, given("engine"), given("dtype"))
         };

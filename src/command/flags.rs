@@ -32,6 +32,15 @@ impl Select for OneModel {
     }
 }
 
+/// The settings of a command that takes several models and batches.
+pub struct Models;
+
+impl Select for Models {
+    fn takes(key: &str) -> bool {
+        key == "models" || key == "batch" || OneModel::takes(key)
+    }
+}
+
 /// Flags for the keys of the configuration `C` that `S` selects. Their values remain texts: `Layers` parses them, so that
 /// all bad values are reported together.
 pub struct Flags<C, S = All> {

@@ -22,8 +22,21 @@ use crate::{
 /// Lengths of prompts and generations, shortest first. The longest is what llama-bench runs.
 const LENGTHS: [(usize, usize); 6] = [(16, 8), (32, 16), (64, 16), (128, 32), (256, 64), (512, 128)];
 
+/// Greedy generations of these lengths, for a time that is known only at run time.
+pub fn lengths(key: &'static str) -> [Generation; LENGTHS.len()] {
+    LENGTHS.map(|(prompt_tokens, new_tokens)| Generation {
+        key,
+        prompt_tokens,
+        new_tokens,
+        sampling: Sampling::GREEDY,
+        tier: Tier::Quick,
+        against: None,
+        purpose: "as long as the time permits",
+    })
+}
+
 /// Measured generations of each engine: the fewest whose paired ratio has an interval of 95 %.
-const ROUNDS: usize = 6;
+pub const ROUNDS: usize = 6;
 
 #[derive(Args)]
 pub struct Glance {
@@ -47,20 +60,10 @@ impl Glance {
         if settings.has_default_engines() {
             settings = Settings::load(&[given, vec![("engine", "tuned,stock".into())]].concat())?;
         }
-        let scenario = |(prompt_tokens, new_tokens)| Generation {
-            key: "glance",
-            prompt_tokens,
-            new_tokens,
-            sampling: Sampling::GREEDY,
-            tier: Tier::Quick,
-            against: None,
-            purpose: "a first look at a model",
-        };
         let candidates = Candidate::from_settings(&settings);
         let command = runner::own_command(std::env::args_os(), &settings);
         let session = Session::new(settings)?.with_command(command);
-        let scenarios = LENGTHS.map(scenario);
-        let records = runner::longest_within(&session, &scenarios, candidates, ROUNDS, self.budget)?;
+        let records = runner::longest_within(&session, &lengths("glance"), (candidates, 1), ROUNDS, self.budget)?;
         let measured: Vec<&Record> = records.iter().filter(|record| record.measures.is_some()).collect();
         if self.json {
             for record in &records {

@@ -22,6 +22,7 @@ mod report;
 mod run;
 mod sandbox;
 mod serve;
+mod standings;
 mod subjects;
 mod sweep;
 mod train;
@@ -66,6 +67,8 @@ enum What {
     Bench(bench::Bench),
     /// Show which part of a generation takes how long, how close each is to the machine's limit, and what would make it faster
     Why(Box<why::Why>),
+    /// Rank the engines and peers that run some models: speed in turns, memory, perplexity
+    Standings(Box<standings::Standings>),
     /// Score a text: perplexity in sliding windows, and the divergence from a reference
     Perplexity(Box<perplexity::Perplexity>),
     /// Score tasks by log-likelihood, as lm-evaluation-harness does
@@ -195,6 +198,7 @@ pub fn command() -> ExitCode {
             What::List(list) => list.run(),
             What::Load(load) => load.run(),
             What::Why(why) => why.run(),
+            What::Standings(standings) => standings.run(),
             What::Perplexity(perplexity) => perplexity.run(),
             What::Eval(eval) => eval.run(),
             What::Verify(verify) => verify.run(),

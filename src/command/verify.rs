@@ -57,7 +57,7 @@ impl Verify {
         let of_reference = of_reference.transpose()?;
         Session::new(settings.clone())?;
         let mut all = Vec::new();
-        for mut candidate in Candidate::scored(&settings)? {
+        for mut candidate in Candidate::scored(&settings) {
             let bounds = Bounds {
                 longest: self.longest,
                 check_s: self.check_seconds,
@@ -92,7 +92,7 @@ impl Verify {
             let current = settings.instructions.unwrap_or_else(Instructions::best);
             for instructions in Instructions::ALL.into_iter().filter(|set| set.is_available() && *set != current) {
                 let again =
-                    Candidate::scored(settings)?.into_iter().find(|again| again.about.variant() == of.about.variant());
+                    Candidate::scored(settings).into_iter().find(|again| again.about.variant() == of.about.variant());
                 let again = again.context("the model is not named any more")?;
                 others.push(Other {
                     name: format!("{instructions}"),
@@ -109,7 +109,7 @@ impl Verify {
             }));
         }
         if let Some(named) = named {
-            let candidate = Candidate::scored(named)?.pop().context("--against names no variant")?;
+            let candidate = Candidate::scored(named).pop().context("--against names no variant")?;
             others.push(Other { name: candidate.about.variant().to_string(), selected: None, candidate });
         }
         Ok(others)

@@ -14,6 +14,7 @@
 //! | [`serve`] | a model behind an OpenAI-compatible interface |
 //! | [`load`] | loads on a server: schedules, latencies, verdicts, shards |
 //! | [`quality`] | perplexity, divergence from a reference, tasks |
+//! | [`standings`] | ranks of the engines and peers that run some models |
 //! | [`peers`] | other systems beside the engines, and their protocol |
 //! | [`wrappers`] | memory and power of any command |
 //! | [`reports`] | tables, comparisons, histories, exports, data formats |
@@ -59,6 +60,9 @@ pub mod load {}
 
 #[doc = include_str!("quality.md")]
 pub mod quality {}
+
+#[doc = include_str!("standings.md")]
+pub mod standings {}
 
 #[doc = include_str!("peers.md")]
 pub mod peers {}

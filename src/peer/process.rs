@@ -6,9 +6,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use tempfile::NamedTempFile;
 
 use super::{
     PeerName,
@@ -149,6 +150,21 @@ impl Peer {
     /// When the peer fails or its answer is wrong.
     pub fn step(&mut self, count: usize, vocab_size: usize) -> Result<Generated> {
         self.ask(&Request::Step { count }, |generated, elapsed| check(generated, count, vocab_size, elapsed))
+    }
+
+    /// Computes the logits that follow each of `ids` from the index `from` on: a file of rows of `row_bytes`.
+    ///
+    /// # Errors
+    /// When the peer fails, or writes more or less, and when there is no space for the file.
+    pub fn logits(&mut self, ids: &[u32], from: usize, row_bytes: usize) -> Result<NamedTempFile> {
+        let file = NamedTempFile::new().context("a file for the logits of a peer could not be made")?;
+        let expected = ((ids.len() - from) * row_bytes) as u64;
+        self.ask(&Request::Logits { ids, from, file: file.path() }, |_: &Ready, _| {
+            let written = file.as_file().metadata().context("the file of the logits could not be read")?.len();
+            ensure!(written == expected, "it wrote {written} bytes of logits instead of {expected}");
+            Ok(())
+        })?;
+        Ok(file)
     }
 
     /// Runs `count` steps of the loaded model, one right after the other. Each has a loss if `has_losses`.

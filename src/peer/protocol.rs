@@ -1,6 +1,8 @@
 //! The messages between candlepower and a peer: one JSON object per line. `src/guide/peers.md` specifies them. Instead of the
 //! answer to a request, a peer may send `{"unsupported": reason}` or `{"error": reason}`.
 
+use std::path::Path;
+
 use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 use serde_json::Value;
 
@@ -8,7 +10,7 @@ use crate::scenario::{Phase, Sampling};
 
 /// Version of the protocol. It is raised when a kind of work is added, or a message changes its meaning or is removed, not when
 /// a field is added.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// The oldest version that a peer may speak. Its peers generate and do nothing else.
 pub const OLDEST: u32 = 1;
@@ -33,6 +35,9 @@ pub enum Request<'a> {
     Prefill { ids: &'a [u32] },
     /// Choose `count` more tokens. The answer is [`Generated`].
     Step { count: usize },
+    /// Write the logits that follow each of `ids` from the index `from` on to an empty file: f32, little-endian, row by row, each of
+    /// the size of the vocabulary. The answer is [`Ready`].
+    Logits { ids: &'a [u32], from: usize, file: &'a Path },
     /// Run `count` training steps. The answer is [`Ran`].
     Train { count: usize },
     /// Run `count` forward passes. The answer is [`Ran`].
@@ -47,6 +52,8 @@ pub enum Request<'a> {
 pub enum Work {
     /// Tokens after a prompt.
     Generate,
+    /// Logits of given tokens.
+    Score,
     /// Training steps.
     Train,
     /// Forward passes: to the loss of a language model, or to a forecast of a series.
@@ -58,6 +65,7 @@ impl Work {
     pub fn name(self) -> &'static str {
         match self {
             Self::Generate => "generate",
+            Self::Score => "score",
             Self::Train => "train",
             Self::Forward => "forward",
         }
@@ -143,7 +151,7 @@ pub struct Loaded {
     pub weight_bytes: u64,
 }
 
-/// The sequence is empty.
+/// What was asked for is done.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Ready {}
 

@@ -1,7 +1,7 @@
 //! Output for people and other tools, made from records and Criterion's baselines. Nothing here measures.
 //!
 //! - [`summary`] is a run at a glance, and [`table`] has the tables of results.
-//! - `glance` is one model on its engines.
+//! - `glance` is one model on its engines, and `standings` ranks them.
 //! - `dtypes` joins the perplexities of a run with its generations.
 //! - [`joined`] joins the records of a run with Criterion's estimates.
 //! - `write` writes the folder of a report: tables, plots, an HTML page, and the data files that [`columns`] lists. `trained` reads
@@ -31,6 +31,8 @@ mod plot;
 mod ratios;
 #[cfg(feature = "cli")]
 mod readme;
+#[cfg(feature = "cli")]
+pub(crate) mod standings;
 mod statistics;
 pub mod summary;
 #[cfg(feature = "cli")]

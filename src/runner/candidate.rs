@@ -9,12 +9,12 @@ use super::plan::OnModel;
 use crate::{
     device::{DeviceChoice, Precision},
     model::{self, CausalLm, Engine, External, ModelSpec, Parallel, Subject},
-    peer::{Launch, Peer, PeerName},
+    peer::{Launch, Peer, PeerName, Work},
     progress,
     record::{self, BenchmarkId, FEWEST},
     scenario::{Counterpart, EXPERT_HIDDEN_SIZE, ExpertDecoder, Tier, expert_grid},
     settings::{EngineChoice, Settings},
-    workload::{PeerSubject, SharedPeer, SharedSubject},
+    workload::{PeerLogits, PeerSubject, SharedPeer, SharedSubject},
 };
 
 /// A candidate that is ready to run.
@@ -77,26 +77,34 @@ impl Candidate {
             .collect()
     }
 
+    /// Returns a model on each of its engines in one dtype. Each is compared with all others, for ranks.
+    #[cfg(feature = "cli")]
+    pub(crate) fn rivals(settings: &Settings, spec: &ModelSpec, dtype: Precision) -> Vec<Self> {
+        let mut variants = settings.variants_for(spec);
+        variants.retain(|(_, own)| *own == dtype);
+        let mut candidates = Self::of_model(settings, spec, &variants);
+        let all: Vec<_> = candidates.iter().map(|candidate| candidate.about.clone()).collect();
+        for candidate in &mut candidates {
+            let others = all.iter().filter(|other| **other != candidate.about);
+            candidate.against.extend(others.map(|other| (Counterpart::Rival, other.clone())));
+        }
+        candidates
+    }
+
     /// Returns the models that the settings name, for scores: in every dtype, each on the engines that the settings name, or on one
     /// engine if they name none.
-    ///
-    /// # Errors
-    /// Returns an error if the settings name a peer, which gives no logits.
-    pub(crate) fn scored(settings: &Settings) -> Result<Vec<Self>> {
+    pub(crate) fn scored(settings: &Settings) -> Vec<Self> {
         let mut all = Vec::new();
         for spec in &settings.models {
             let mut variants: Vec<Variant> = Vec::new();
             for (engine, dtype) in settings.variants_for(spec) {
-                if let EngineChoice::Peer(name) = engine {
-                    bail!("engine {name}: a peer gives no logits, so it has no score: name stock or tuned")
-                }
                 if !settings.has_default_engines() || variants.iter().all(|(_, known)| *known != dtype) {
                     variants.push((engine, dtype));
                 }
             }
             all.extend(Self::of_model(settings, spec, &variants));
         }
-        Ok(all)
+        all
     }
 
     /// A model on each of some engines. Those of one dtype are compared.
@@ -279,22 +287,30 @@ impl Candidate {
     /// # Errors
     /// Returns an error if it cannot be loaded or does not fit in memory.
     pub(super) fn load(&mut self) -> Result<Loaded> {
-        let Source::Peer { spec, name, launch, out } = &self.source else { return Ok(self.load_model()?.into()) };
+        if matches!(self.source, Source::Peer { .. }) {
+            return Ok(Loaded::Peer(Rc::new(RefCell::new(self.peer(Work::Generate)?))));
+        }
+        Ok(self.load_model()?.into())
+    }
+
+    /// Starts a peer, lets it load the model for one kind of work, and fills in what only the peer knows.
+    fn peer(&mut self, work: Work) -> Result<PeerSubject> {
+        let Source::Peer { spec, name, launch, out } = &self.source else { bail!("the engine is no peer") };
         let launch = launch.as_ref().with_context(|| format!("peer {name} has no command"))?;
         let threads = candle_core::utils::get_num_threads();
         let (model, dtype) = (External::of(spec)?, model::dtype_of(spec, self.precision));
         model.ensure_fits(self.precision, &self.device.open()?)?;
         let _line = progress::live(format_args!("loading {} on {name}", self.about.model));
         let peer = Peer::start(name, launch, out, threads)?;
-        let subject = PeerSubject::load(peer, model, (self.precision, &dtype), self.device, self.seed)?;
+        let subject = PeerSubject::load((peer, work), model, (self.precision, &dtype), self.device, self.seed)?;
         subject.describe(&mut self.about);
-        Ok(Loaded::Peer(Rc::new(RefCell::new(subject))))
+        Ok(subject)
     }
 
-    /// As [`Self::load`], for what needs a model in this process.
+    /// As [`Self::load`], for what needs logits. A peer computes them in its process.
     ///
     /// # Errors
-    /// As [`Self::load`], and for a peer.
+    /// As [`Self::load`].
     pub(crate) fn load_model(&mut self) -> Result<Subject> {
         let Self { precision, device, seed, .. } = *self;
         let _line = progress::live(format_args!("loading {} on {}", self.about.model, self.about.variant()));
@@ -304,7 +320,7 @@ impl Candidate {
             }
             Source::Experts { decoder, skew } => model::expert_grid(*decoder, *skew, precision, &device.open()?, seed)?,
             Source::Own(load) => load()?,
-            Source::Peer { name, .. } => bail!("engine {name}: a peer runs in a process of its own"),
+            Source::Peer { .. } => return self.logits_of_peer(),
         };
         let footprint = subject.model.footprint();
         self.about.source = subject.source.clone();
@@ -312,6 +328,18 @@ impl Candidate {
         self.about.weight_bytes = Some(footprint.weight_bytes);
         self.about.formats = subject.formats.clone();
         Ok(subject)
+    }
+
+    fn logits_of_peer(&mut self) -> Result<Subject> {
+        let model = PeerLogits::new(self.peer(Work::Score)?);
+        Ok(Subject {
+            source: self.about.source.clone(),
+            tokenizer: model.tokenizer().cloned(),
+            without_tokenizer: None,
+            eos_token_ids: model.eos_token_ids().to_vec(),
+            formats: self.about.formats.clone(),
+            model: Box::new(model),
+        })
     }
 
     /// The ids of the benchmarks that it is compared with in a scenario, in the same batch.

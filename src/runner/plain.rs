@@ -83,16 +83,16 @@ fn record(session: &Session, benchmark: &dyn Benchmark, taken: Result<Taken>) ->
 
 /// Runs the longest of some scenarios for which `rounds` generations of every candidate fit into `time`, in turns. The first one is
 /// the shortest, and is run in any case: it tells how fast the candidates are. Candidates that do not fit in memory at once are
-/// measured one after the other. The records are not kept.
+/// measured one after the other. Each generation has a `batch` of sequences. The records are not kept.
 #[cfg(feature = "cli")]
 pub fn longest_within(
     session: &Session,
     scenarios: &[Generation],
-    candidates: Vec<Candidate>,
+    (candidates, batch): (Vec<Candidate>, usize),
     rounds: usize,
     time: Duration,
 ) -> Result<Vec<Record>> {
-    let (pool, benchmarks) = plan::benchmarks_of(session, scenarios, candidates, &[1]);
+    let (pool, benchmarks) = plan::benchmarks_of(session, scenarios, candidates, &[batch]);
     // The benchmarks of each scenario, in its order.
     let mut left = 0..benchmarks.len();
     let sets: Vec<Vec<usize>> =

@@ -15,6 +15,8 @@ pub enum Counterpart {
     Stock,
     /// The same model and scenario in another system.
     Peer,
+    /// The same model and scenario on another engine, for a rank.
+    Rival,
     /// The dense decoder as wide as the experts of one token.
     ActiveTwin,
     /// The dense decoder as wide as all experts.
@@ -31,6 +33,7 @@ impl fmt::Display for Counterpart {
             Self::Scenario => "scenario",
             Self::Stock => "stock",
             Self::Peer => "peer",
+            Self::Rival => "rival",
             Self::ActiveTwin => "active twin",
             Self::TotalTwin => "total twin",
             Self::Plain => "plain",

@@ -19,8 +19,8 @@ pub use generation::GenerationWorkload;
 pub(crate) use generation::SharedSubject;
 pub use language::language_subject;
 pub(crate) use language::{LanguageWorkload, language_bytes};
-pub(crate) use peer::{PeerSteps, PeerSubject, PeerWorkload, SETTLE, SharedPeer};
-pub(crate) use perplexity::{PerplexityWorkload, Timed};
+pub(crate) use peer::{PeerLogits, PeerSteps, PeerSubject, PeerWorkload, SETTLE, SharedPeer};
+pub(crate) use perplexity::{PERPLEXITY_TEXT, PerplexityWorkload, Timed};
 #[cfg(feature = "serve")]
 pub(crate) use serving::ServingWorkload;
 

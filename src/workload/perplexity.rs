@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// The text: that of the fixtures.
-const TEXT: &str = include_str!("perplexity.txt");
+pub const PERPLEXITY_TEXT: &str = include_str!("perplexity.txt");
 
 /// Scores of the windows of the embedded text.
 pub struct PerplexityWorkload {
@@ -53,7 +53,7 @@ impl PerplexityWorkload {
             subject.tokenizer =
                 Some(embedded.map_err(|error| anyhow!("the embedded tokenizer: {}", one_line(&error)))?);
         }
-        let source = Source::of_text("the embedded text", TEXT);
+        let source = Source::of_text("the embedded text", PERPLEXITY_TEXT);
         let ids = source.ids(&subject)?;
         let sliding = Sliding::new(scenario.window_tokens, scenario.stride_tokens)?;
         let mut entries = [Entry { id, model: subject.model }];

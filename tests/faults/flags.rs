@@ -12,6 +12,7 @@ use crate::command::{candlepower, output};
 const COMMANDS: &[&[&str]] = &[
     &["run", "--model", "./none.gguf"],
     &["glance", "./none.gguf"],
+    &["standings", "--models=./none.gguf"],
     &["why", "--model", "./none.gguf"],
     &["perplexity", "--model", "./none.gguf", "none.txt"],
     &["eval", "--model", "./none.gguf", "--data", "none.jsonl"],

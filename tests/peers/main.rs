@@ -64,7 +64,7 @@ const FAULTS: [(&str, &str); 15] = [
     ("lengths", "it sent 2 tokens and 1 times instead of 1 of each"),
     ("garbage", "'Loading checkpoint shards: 100%' is not a message of the protocol"),
     ("long-line", "it sent a line of over 4194304 bytes"),
-    ("version", "it speaks version 7 of the protocol, and this program versions 1 to 2"),
+    ("version", "it speaks version 7 of the protocol, and this program versions 1 to 3"),
     ("negative", "its answer is wrong: invalid value: integer `-5`, expected u64"),
     ("sizes", "its answer is wrong: 18446744073709551615 bytes or parameters are more than any machine holds"),
     ("nan", "is not a message of the protocol: expected value"),

@@ -1,5 +1,6 @@
 """A peer of candlepower without any framework. The arguments are its fault and the parameters of the models that it loads."""
 
+import array
 import json
 import os
 import sys
@@ -7,7 +8,7 @@ import time
 
 FAULT, *COUNTS = sys.argv[1:]
 PARAMETERS = dict(zip(("seeded", "language", "series"), map(int, COUNTS)))
-WORK = ["generate"] if FAULT == "only-generates" else ["generate", "train", "forward"]
+WORK = ["generate"] if FAULT == "only-generates" else ["generate", "score", "train", "forward"]
 steps = 0
 
 
@@ -21,7 +22,7 @@ for line in sys.stdin:
         case "describe" if FAULT == "first-version":
             answer(protocol=1, name="plain", version="1.0")
         case "describe":
-            answer(protocol=7 if FAULT == "version" else 2, name="plain", version="1.0", work=WORK)
+            answer(protocol=7 if FAULT == "version" else 3, name="plain", version="1.0", work=WORK)
         case "load" if FAULT == "other-dtype":
             answer(unsupported="it computes in f64 only")
         case "load" if FAULT == "refuses":
@@ -35,6 +36,17 @@ for line in sys.stdin:
         case "reset" if request["sampling"]["temperature"] > 0:
             answer(unsupported="it chooses tokens by argmax only")
         case "reset":
+            answer()
+        case "logits":
+            # The next token is likely to be the one after the last; without a fault, as in the test.
+            rows = [[8.0 * (token == (id + 1) % 16384) for token in range(16384)] for id in request["ids"][request["from"] :]]
+            match FAULT:
+                case "short-logits": rows.pop()
+                case "nan-logits": rows[0][0] = float("nan")
+                case "dies": sys.exit("out of luck")
+            with open(request["file"], "wb") as file:
+                for row in rows:
+                    array.array("f", row).tofile(file)
             answer()
         case "prefill" | "step" | "train" | "forward" as name:
             count = request.get("count", 1)

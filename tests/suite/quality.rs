@@ -419,3 +419,70 @@ fn a_loss_of_quality_fails_the_night() {
         assert!(code == Some(2) && text.contains(part) && text.lines().count() == 1, "{text}");
     }
 }
+
+/// Settings with the peer of the tests, under the name of each fault. It loads models with as many parameters as `llama-mini`.
+fn peers(names: &[&str]) -> String {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/peers/peer.py");
+    let entry = |name: &&str| {
+        format!("[peers.{name}]\ncommand = ['python3', '{script}', '{name}', '31201792']\ntimeout_s = 20\n")
+    };
+    names.iter().map(entry).collect()
+}
+
+/// The logits of the peer are 8 for the token after the last, and 0 for the 16383 others.
+#[test]
+fn a_peer_is_scored_by_its_logits() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let faults = [
+        ("short-logits", "it wrote 196608 bytes of logits instead of 262144"),
+        ("nan-logits", "the logits are not finite"),
+        ("dies", "out of luck"),
+        ("only-generates", "it does not score, it does generate"),
+    ];
+    let names: Vec<&str> = ["plain"].into_iter().chain(faults.iter().map(|(name, _)| *name)).collect();
+    fs::write(folder.path().join("candlepower.toml"), peers(&names)).expect("written");
+    fs::write(folder.path().join("ids.txt"), "1 2 3 4 5 6 7 8 9 10 11 12 13").expect("written");
+    let engines = format!("--engine={}", names.iter().map(|name| format!("peer:{name}")).collect::<Vec<_>>().join(","));
+    #[rustfmt::skip]
+    let arguments = [
+        "perplexity", "ids.txt", "--model=llama-mini", &engines, "--seq-len=5", "--stride=5", "--json",
+    ];
+    let output = candlepower(folder.path(), &arguments);
+    let error = String::from_utf8_lossy(&output.stderr);
+    if error.contains("could not be started") {
+        return eprintln!("skipped: there is no python3");
+    }
+    let report = json(&output);
+    let expected = (8f64.exp() + 16383.0).ln() - 8.0;
+    let nll = report["subjects"][0]["nll"].as_f64().expect("a number");
+    assert!((nll - expected).abs() < 1e-6, "{nll} is not {expected}");
+    assert_eq!(report["subjects"].as_array().map(Vec::len), Some(1));
+    for (name, reason) in faults {
+        let line = error.lines().find(|line| line.contains(&format!("/{name}-f32-cpu: "))).unwrap_or_default();
+        assert!(line.contains(reason), "{name}: '{reason}' is missing from: {error}");
+    }
+}
+
+#[test]
+fn engines_have_ranks_and_a_peer_that_fails_a_reason() {
+    let folder = tempfile::tempdir().expect("a folder");
+    fs::write(folder.path().join("candlepower.toml"), peers(&["refuses"])).expect("written");
+    let models = format!("--models={MODEL}");
+    let standings = |more: &[&str]| {
+        let arguments = ["standings", &models, "--engine=tuned,stock,peer:refuses", "--budget=1s", "--seq-len=64"];
+        candlepower(folder.path(), &[&arguments, more].concat())
+    };
+    let output = standings(&["--reference=tuned-f32"]);
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{error}");
+    let page = fs::read_to_string(folder.path().join("records/a/standings.md")).expect("a document");
+    for part in ["| 1 ", "| tuned", "| stock", "perplexity", "KL", "refuses failed: ", "candlepower standings "] {
+        assert!(page.contains(part), "{part} is missing from: {page}");
+    }
+    let kept = records(&folder).len();
+    assert_eq!(kept, 6, "three engines, the scores of two, and the failure of one");
+    // What has ended is not measured again.
+    assert!(standings(&["--reference=tuned-f32", "--resume=a"]).status.success());
+    let again = records(&folder);
+    assert!(again[kept..].iter().all(|record| record["subject"]["engine"] == "refuses"), "{again:?}");
+}

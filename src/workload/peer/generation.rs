@@ -23,10 +23,10 @@ use crate::{
 
 /// A peer that has loaded a model.
 pub struct PeerSubject {
-    peer: Peer,
-    model: External,
+    pub(super) peer: Peer,
+    pub(super) model: External,
     loaded: Loaded,
-    precision: Precision,
+    pub(super) precision: Precision,
     device: DeviceChoice,
 }
 
@@ -34,12 +34,12 @@ pub struct PeerSubject {
 pub type SharedPeer = Rc<RefCell<PeerSubject>>;
 
 impl PeerSubject {
-    /// Lets a peer load a model, in a precision with its name in ids. `seed` is that of seeded weights.
+    /// Lets a peer load a model for one kind of work, in a precision with its name in ids. `seed` is that of seeded weights.
     ///
     /// # Errors
     /// Returns an error if the peer does not load the model.
     pub fn load(
-        mut peer: Peer,
+        (mut peer, work): (Peer, Work),
         model: External,
         (precision, dtype): (Precision, &str),
         device: DeviceChoice,
@@ -54,7 +54,7 @@ impl PeerSubject {
             }
         };
         let parameters = model.config().parameters();
-        let loaded = peer.load(&weights, Work::Generate, (dtype, &device.to_string()), parameters)?;
+        let loaded = peer.load(&weights, work, (dtype, &device.to_string()), parameters)?;
         Ok(Self { peer, model, loaded, precision, device })
     }
 

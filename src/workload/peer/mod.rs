@@ -1,11 +1,13 @@
 //! Work that a peer does in a process of its own. The peer takes the times, because those of this process would include the way
 //! between the two. `generation` has one generation per iteration, and `steps` a step of a language model or of a network for
-//! series.
+//! series. `logits` makes a peer a model of this process, which nothing times.
 
 mod generation;
+mod logits;
 mod steps;
 
 pub use generation::{PeerSubject, PeerWorkload, SharedPeer};
+pub use logits::PeerLogits;
 pub use steps::PeerSteps;
 
 use std::time::Duration;
