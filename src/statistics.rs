@@ -53,8 +53,8 @@ pub fn median(mut values: Vec<f64>) -> f64 {
 }
 
 /// The median of paired ratios.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Paired {
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
+pub struct Paired {
     /// The median.
     pub ratio: f64,
     /// Lower end of its interval.

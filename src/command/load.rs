@@ -1,6 +1,7 @@
 //! `candlepower load`: a load on an OpenAI-compatible server.
 
 use std::{
+    fmt::Write,
     path::{Path, PathBuf},
     process::ExitCode,
     time::{Duration, SystemTime},
@@ -10,13 +11,14 @@ use anyhow::{Context, Result, bail, ensure};
 use chrono::{DateTime, SecondsFormat, Utc};
 use clap::{Args, Subcommand, ValueEnum};
 use indicatif::ProgressBar;
+use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use crate::{
     files,
     load::{
-        self, Api, Arrivals, Limits, Objective, Plan, Progress, Report, Run, Shape, Shard, Spacing, Target, Tokens,
-        Turns,
+        self, Api, Arrivals, Figures, Limits, Objective, Plan, Progress, Report, Run, Shape, Shard, Spacing, Target,
+        TimeRatio, Tokens, Turns,
         search::{self, Search, Step},
     },
     measure::machine,
@@ -24,8 +26,10 @@ use crate::{
     names::PathName,
     output, progress,
     record::{self, Conditions, Measures, Record, Serving, Sink, Status, Subject, write_whole},
-    report::latency_over_rate,
+    report::{latency_over_rate, table::number, text_table::terminal},
     settings::Settings,
+    statistics::Paired,
+    text,
     wrap::{Meter, Power, PowerMeter, Ran},
 };
 
@@ -68,6 +72,15 @@ struct Options {
     /// Name of the model in requests
     #[arg(long)]
     model: String,
+    /// Address of another server, which gets each request too, in turns with the first
+    #[arg(long, value_name = "URL", conflicts_with_all = ["sweep", "search"])]
+    against: Option<String>,
+    /// Name of the model in requests to --against [default: that of --model]
+    #[arg(long, value_name = "MODEL", requires = "against")]
+    against_model: Option<String>,
+    /// File with the API key of --against, which gets neither that of the first server nor --header
+    #[arg(long, value_name = "FILE", requires = "against")]
+    against_api_key_file: Option<PathBuf>,
     /// The endpoint that requests go to
     #[arg(long, value_enum, default_value_t = Endpoint::Completions)]
     api: Endpoint,
@@ -263,6 +276,9 @@ impl Options {
             return self.show(&found, found.steps.iter().all(|step| step.valid));
         }
         ensure!(self.svg.is_none(), "--svg needs --sweep or --search");
+        if let Some(url) = &self.against {
+            return self.pairs(url, &saving);
+        }
         let (record, report) = self.one(self.rate, &saving)?;
         if self.json {
             let mut json = serde_json::to_value(&record)?;
@@ -274,26 +290,39 @@ impl Options {
         Ok(exit_code(report.verdict.valid))
     }
 
+    /// Sends each request to both servers. The ids of their records end with `_a` and `_b`.
+    fn pairs(&self, url: &str, saving: &Saving) -> Result<ExitCode> {
+        let scenario = self.name.as_ref().map_or_else(|| self.scenario(self.rate), PathName::to_string);
+        let scenarios = ["a", "b"].map(|server| format!("{scenario}_{server}"));
+        let own = self.planned(&scenarios[0], self.rate, saving)?;
+        let target = Target {
+            url: url.to_owned(),
+            model: self.against_model.clone().unwrap_or_else(|| own.target.model.clone()),
+            api_key: key(self.against_api_key_file.as_deref())?,
+            headers: Vec::new(),
+            ..own.target.clone()
+        };
+        let other = Run { target, exchanges_to: Some(saving.file(&scenarios[1], ".requests.jsonl")), ..own.clone() };
+        let line = progress::shown(ProgressBar::new_spinner());
+        let (reports, ratios) = load::run_against(&own, &other, &mut |progress| line.set_message(state(progress)))?;
+        line.finish();
+        for (scenario, report) in scenarios.iter().zip(&reports) {
+            write_whole(&saving.file(scenario, ".json"), &serde_json::to_vec(report)?)?;
+            let shared = Err("two servers share the machine".to_owned());
+            saving.sink.append(&saving.record(scenario, report, shared))?;
+        }
+        if self.json {
+            output::print_data(&json!({ "a": reports[0], "b": reports[1], "ratios": ratios }).to_string());
+        } else {
+            output::print(compared(&reports, &ratios));
+        }
+        Ok(exit_code(reports.iter().all(|report| report.verdict.valid)))
+    }
+
     /// One run at a rate. Its record, report and exchanges are written to the run's folder.
     fn one(&self, rate: Option<f64>, saving: &Saving) -> Result<(Record, Report)> {
-        let shape = self.shape(rate)?;
         let scenario = self.name.as_ref().map_or_else(|| self.scenario(rate), PathName::to_string);
-        let file = |end: &str| saving.sink.path().with_file_name(format!("{scenario}{end}"));
-        let ramp_s = match shape.arrivals {
-            Arrivals::Open { ramp_s, .. } => ramp_s,
-            Arrivals::Closed { .. } | Arrivals::Trace => 0.0,
-        };
-        let run = Run {
-            plan: Plan::new(shape)?,
-            shard: self.shard,
-            target: saving.target.clone(),
-            tokens: self.tokenizer.as_deref().map(tokens).transpose()?,
-            objectives: self.goodput.clone(),
-            steady_from_s: self.steady_from.unwrap_or(ramp_s),
-            limits: saving.limits,
-            start_at: self.start_at.map(SystemTime::from),
-            exchanges_to: Some(file(".requests.jsonl")),
-        };
+        let run = self.planned(&scenario, rate, saving)?;
         // Drawn on standard error, and only if that is a terminal.
         let line = progress::shown(ProgressBar::new_spinner());
         let mut meter = self.power_meter(&run.target);
@@ -306,11 +335,31 @@ impl Options {
         let ran = Ran { duration_s: report.summary.all.seconds, ..Ran::default() };
         let power = meter.map(|meter| meter.end(ran));
         line.finish();
-        write_whole(&file(".json"), &serde_json::to_vec(&report)?)?;
+        write_whole(&saving.file(&scenario, ".json"), &serde_json::to_vec(&report)?)?;
         let joules_per_token = power.and_then(|power| joules_per_token(power, report.tally.all.output_tokens));
         let record = saving.record(&scenario, &report, joules_per_token);
         saving.sink.append(&record)?;
         Ok((record, report))
+    }
+
+    /// The run at a rate.
+    fn planned(&self, scenario: &str, rate: Option<f64>, saving: &Saving) -> Result<Run> {
+        let shape = self.shape(rate)?;
+        let ramp_s = match shape.arrivals {
+            Arrivals::Open { ramp_s, .. } => ramp_s,
+            Arrivals::Closed { .. } | Arrivals::Trace => 0.0,
+        };
+        Ok(Run {
+            plan: Plan::new(shape)?,
+            shard: self.shard,
+            target: saving.target.clone(),
+            tokens: self.tokenizer.as_deref().map(tokens).transpose()?,
+            objectives: self.goodput.clone(),
+            steady_from_s: self.steady_from.unwrap_or(ramp_s),
+            limits: saving.limits,
+            start_at: self.start_at.map(SystemTime::from),
+            exchanges_to: Some(saving.file(scenario, ".requests.jsonl")),
+        })
     }
 
     /// Reads the counters of this machine, or gives the reason why they do not tell the energy of the answers.
@@ -375,10 +424,6 @@ impl Options {
         const MAX_S: f64 = 1e6;
         let is_time = self.timeout > 0.0 && self.timeout <= MAX_S;
         ensure!(is_time, "--timeout {}: use more than 0 and at most {MAX_S} seconds", self.timeout);
-        let api_key = self
-            .api_key_file
-            .as_ref()
-            .map(|path| files::read_key(path).with_context(|| format!("the API key in {}", path.display())));
         Ok(Target {
             url: self.url.clone(),
             api: match self.api {
@@ -386,7 +431,7 @@ impl Options {
                 Endpoint::Chat => Api::Chat,
             },
             model: self.model.clone(),
-            api_key: api_key.transpose()?,
+            api_key: key(self.api_key_file.as_deref())?,
             headers: self.header.clone(),
             extra: self.extra.as_deref().map_or_else(|| Ok(serde_json::Map::new()), load::extra).context("--extra")?,
             timeout: Duration::from_secs_f64(self.timeout),
@@ -451,6 +496,11 @@ struct Saving {
 }
 
 impl Saving {
+    /// A file of a scenario in the folder of the run.
+    fn file(&self, scenario: &str, end: &str) -> PathBuf {
+        self.sink.path().with_file_name(format!("{scenario}{end}"))
+    }
+
     fn record(&self, scenario: &str, report: &Report, joules_per_token: Result<f64, String>) -> Record {
         let name = report.model.rsplit(['/', ':']).next().unwrap_or_default();
         let name: String = name.chars().map(|c| if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' }).collect();
@@ -524,6 +574,41 @@ fn joules_per_token(power: Power, output_tokens: u64) -> Result<f64, String> {
         Some(_) => Err("no token was generated".into()),
         None => Err(reasons()),
     }
+}
+
+/// The API key in a file, if one is named.
+fn key(file: Option<&Path>) -> Result<Option<String>> {
+    let read = |path: &Path| files::read_key(path).with_context(|| format!("the API key in {}", path.display()));
+    file.map(read).transpose()
+}
+
+/// Two servers beside each other, and why the figures of one may not be used.
+fn compared(reports: &[Report; 2], ratios: &[TimeRatio]) -> String {
+    let mut page = String::new();
+    for (server, report) in ["A", "B"].into_iter().zip(reports) {
+        let (model, url) = (text::line(&report.model), text::line(&report.url));
+        let Figures { requests, failed, .. } = report.summary.all;
+        let verdict = if report.verdict.valid { "VALID" } else { "INVALID" };
+        let _ = writeln!(page, "{server}  {model} at {url}: {requests} requests, {failed} failed, {verdict}");
+        for reason in &report.verdict.reasons {
+            let _ = writeln!(page, "   - {}", text::line(reason));
+        }
+    }
+    let mut rows = vec![["time", "A P50 ms", "B P50 ms", "B / A", "pairs"].map(str::to_owned).to_vec()];
+    rows.extend(ratios.iter().map(|TimeRatio { timed, p50_ms, paired }| {
+        let Paired { ratio, low, high, pairs, .. } = paired;
+        let ratio = format!("{ratio:.3} ({low:.3} to {high:.3})");
+        let [first, second] = p50_ms.map(|ms| number(Some(ms)));
+        vec![timed.name().to_uppercase(), first, second, ratio, pairs.to_string()]
+    }));
+    let level = ratios.iter().map(|ratio| ratio.paired.level).reduce(f64::min).unwrap_or_default();
+    let _ = write!(
+        page,
+        "\n{}\nTimes from the send. Ratios are medians of the pairs, with their {:.0} % interval.\n",
+        terminal(&rows, 1),
+        level * 100.0
+    );
+    page
 }
 
 /// The tokenizer of a file, named by its hash.

@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 use sha2::{Digest, Sha256};
 use tokio::runtime::{Builder, Handle};
 
@@ -25,6 +25,7 @@ use super::{
     exchange::{Exchange, Outcome},
     histogram::Histogram,
     objective::Objective,
+    pairs::{Pairs, TimeRatio},
     plan::{Plan, Planned, Shard, short},
     prompt::{self, Tokens},
     report::Report,
@@ -37,6 +38,8 @@ use crate::files;
 const AHEAD: usize = 256;
 /// Time for threads to start before the first request is due.
 const LEAD: Duration = Duration::from_millis(200);
+/// First turns that are looked at for later ones, which is every kind of schedule but an endless one.
+const MOST_LOOKED_AT: usize = 1 << 20;
 /// How often the generator checks that it was not stopped.
 const BEAT: Duration = Duration::from_millis(10);
 
@@ -99,7 +102,8 @@ struct Job {
     planned: Planned,
     /// Messages of the user and answers in turns, the user's last.
     conversation: Vec<String>,
-    body: Vec<u8>,
+    /// The body of the request to each server.
+    bodies: Vec<Vec<u8>>,
     /// Hash of the text of a first turn.
     digest: [u8; 32],
 }
@@ -141,31 +145,74 @@ struct Ended {
 /// # Errors
 /// When the target is not usable, or the file of exchanges can't be written. Failed requests are part of the report.
 pub fn run(run: &Run, progress: &mut dyn FnMut(&Progress)) -> Result<Report> {
+    let Sent { mut tallies, prompts, .. } = send(&[run], progress)?;
+    Ok(Report::new(run, tallies.remove(0), prompts))
+}
+
+/// Sends each request of a plan to two servers, one after the other, and returns both reports and the ratios of their times. The server
+/// that is first alternates. `other` has the plan of `run`.
+///
+/// # Errors
+/// As [`run`], and when requests follow the answers to others.
+pub fn run_against(
+    run: &Run,
+    other: &Run,
+    progress: &mut dyn FnMut(&Progress),
+) -> Result<([Report; 2], Vec<TimeRatio>)> {
+    let follows = |planned: Planned| planned.next.is_some();
+    ensure!(
+        !run.plan.first_turns(run.shard).take(MOST_LOOKED_AT).any(follows),
+        "two servers answer single requests, because later turns would contain the answers of only one of them: use one turn"
+    );
+    let Sent { mut tallies, pairs, prompts } = send(&[run, other], progress)?;
+    let (of_other, own) = (tallies.remove(1), tallies.remove(0));
+    Ok(([Report::new(run, own, prompts.clone()), Report::new(other, of_other, prompts)], pairs.ratios()))
+}
+
+/// What became of the requests of a plan.
+struct Sent {
+    /// The tally of each server.
+    tallies: Vec<Tally>,
+    pairs: Pairs,
+    /// Digest of the prompts.
+    prompts: String,
+}
+
+/// Sends the plan of the first run to the servers of all.
+fn send(runs: &[&Run], progress: &mut dyn FnMut(&Progress)) -> Result<Sent> {
+    let run = runs[0];
     let until = |at: SystemTime| at.duration_since(SystemTime::now()).context("the time to start at has passed");
     let start_at = run.start_at.map(until).transpose()?.map(|wait| Instant::now() + wait);
     // The address is checked before anything waits.
-    run.target.endpoint()?;
-    let mut lines = run.exchanges_to.as_deref().map(Lines::create).transpose()?;
+    runs.iter().try_for_each(|run| run.target.endpoint().map(drop))?;
+    let create = |run: &&Run| run.exchanges_to.as_deref().map(Lines::create).transpose();
+    let mut lines: Vec<Option<Lines>> = runs.iter().map(create).collect::<Result<_>>()?;
     let workers = thread::available_parallelism().map_or(2, usize::from).clamp(2, 8);
     let runtime = Builder::new_multi_thread().worker_threads(workers).enable_all().build()?;
     let delays = Arc::new(Mutex::new(Histogram::default()));
-    let mut tally = Tally::default();
-    let (mut prompts, mut loop_pause) = (String::new(), Duration::ZERO);
+    let mut tallies: Vec<Tally> = runs.iter().map(|_| Tally::default()).collect();
+    let (mut pairs, mut prompts, mut loop_pause) = (Pairs::default(), String::new(), Duration::ZERO);
 
     thread::scope(|scope| -> Result<()> {
         let (jobs_in, jobs) = mpsc::sync_channel(AHEAD + 1);
         let (ready_in, ready) = mpsc::channel();
-        scope.spawn(move || write_jobs(run, &jobs_in, &ready_in));
+        scope.spawn(move || write_jobs(runs, &jobs_in, &ready_in));
         // The writer drops its end when it has written everything.
         let _ = ready.recv();
 
         let clock = Clock { start: start_at.unwrap_or_else(|| Instant::now() + LEAD) };
-        let client = Client::new(&run.target, clock)?;
+        let server = |run: &&Run| Ok(Server { client: Client::new(&run.target, clock)?, target: run.target.clone() });
+        let servers = runs.iter().map(server).collect::<Result<_>>()?;
         runtime.spawn(beat(delays.clone()));
         let (exchanges_in, exchanges) = mpsc::channel();
         let handle = runtime.handle().clone();
-        let sender = scope.spawn(move || Dispatcher::new(run, clock, client, handle, exchanges_in).send(jobs));
-        collect(run, clock, &exchanges, &mut tally, lines.as_mut(), progress)?;
+        let sender = scope.spawn(move || Dispatcher::new(run, clock, servers, handle, exchanges_in).send(jobs));
+        let add = |server: usize, exchange: &Exchange, tally: &mut Tally| {
+            pairs.add(server, exchange);
+            tally.add(exchange, &run.objectives, (run.steady_from_s * 1e9) as u64);
+            lines[server].as_mut().map_or(Ok(()), |lines| lines.write(exchange))
+        };
+        collect(run, clock, &exchanges, &mut tallies, add, progress)?;
         let died = |_| anyhow!("a thread of the load generator ended early");
         (loop_pause, prompts) = sender.join().map_err(died)?;
         Ok(())
@@ -173,22 +220,23 @@ pub fn run(run: &Run, progress: &mut dyn FnMut(&Progress)) -> Result<Report> {
     runtime.shutdown_background();
 
     let delays = delays.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    tally.wake_delay.add(&delays)?;
-    tally.wake_delay.record(u64::try_from(loop_pause.as_nanos()).unwrap_or(u64::MAX));
-    if let Some(lines) = lines {
-        lines.finish()?;
+    for tally in &mut tallies {
+        tally.wake_delay.add(&delays)?;
+        tally.wake_delay.record(u64::try_from(loop_pause.as_nanos()).unwrap_or(u64::MAX));
     }
-    Ok(Report::new(run, tally, prompts))
+    lines.into_iter().flatten().try_for_each(Lines::finish)?;
+    Ok(Sent { tallies, pairs, prompts })
 }
 
 /// Writes the first turns of the sessions ahead of their time.
-fn write_jobs(run: &Run, jobs: &SyncSender<Job>, ready: &Sender<()>) {
+fn write_jobs(runs: &[&Run], jobs: &SyncSender<Job>, ready: &Sender<()>) {
+    let run = runs[0];
     for (number, planned) in run.plan.first_turns(run.shard).enumerate() {
         let text = prompt::text(&run.plan, &planned, run.tokens.as_ref());
         let digest = Sha256::digest(&text).into();
         let conversation = vec![text];
-        let body = run.target.body(&conversation, planned.max_new_tokens);
-        if jobs.send(Job { planned, conversation, body, digest }).is_err() {
+        let bodies = runs.iter().map(|run| run.target.body(&conversation, planned.max_new_tokens)).collect();
+        if jobs.send(Job { planned, conversation, bodies, digest }).is_err() {
             break; // A closed loop ended by time.
         }
         if number + 1 == AHEAD {
@@ -213,9 +261,9 @@ async fn beat(delays: Arc<Mutex<Histogram>>) {
 fn collect(
     run: &Run,
     clock: Clock,
-    exchanges: &Receiver<Exchange>,
-    tally: &mut Tally,
-    mut lines: Option<&mut Lines>,
+    exchanges: &Receiver<(usize, Exchange)>,
+    tallies: &mut [Tally],
+    mut add: impl FnMut(usize, &Exchange, &mut Tally) -> Result<()>,
     progress: &mut dyn FnMut(&Progress),
 ) -> Result<()> {
     // Tokenizing would compete with the run for the processor, so it waits for the end.
@@ -223,18 +271,21 @@ fn collect(
     let mut ended = 0;
     let mut failed = 0;
     let mut shown = Instant::now();
-    let mut add = |mut exchange: Exchange, tally: &mut Tally| -> Result<()> {
+    let mut add = |(server, mut exchange): (usize, Exchange), tallies: &mut [Tally]| -> Result<()> {
         exchange.count_tokens(run.tokens.as_ref());
-        tally.add(&exchange, &run.objectives, (run.steady_from_s * 1e9) as u64);
-        lines.as_mut().map_or(Ok(()), |lines| lines.write(&exchange))
+        add(server, &exchange, &mut tallies[server])
     };
     loop {
         match exchanges.recv_timeout(Duration::from_millis(200)) {
-            Ok(exchange) => {
+            Ok((server, exchange)) => {
                 ended += 1;
                 failed += u64::from(exchange.outcome != Outcome::Ok);
-                tally.add_lateness(&exchange);
-                if run.tokens.is_some() { uncounted.push(exchange) } else { add(exchange, tally)? }
+                tallies[server].add_lateness(&exchange);
+                if run.tokens.is_some() {
+                    uncounted.push((server, exchange))
+                } else {
+                    add((server, exchange), tallies)?
+                }
             }
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => break,
@@ -245,27 +296,40 @@ fn collect(
                 elapsed_s: clock.now_ns() as f64 / 1e9,
                 ended,
                 failed,
-                ttft_p50_ms: tally.all.scheduled.ttft.percentile_ms(0.5),
-                lateness_p99_ms: tally.lateness.percentile_ms(0.99),
+                ttft_p50_ms: tallies[0].all.scheduled.ttft.percentile_ms(0.5),
+                lateness_p99_ms: tallies[0].lateness.percentile_ms(0.99),
             });
         }
     }
-    uncounted.into_iter().try_for_each(|exchange| add(exchange, tally))
+    uncounted.into_iter().try_for_each(|exchange| add(exchange, tallies))
+}
+
+/// A server, and what sends to it.
+struct Server {
+    client: Client,
+    target: Target,
 }
 
 /// The thread that sends requests when they are due.
 struct Dispatcher<'run> {
     run: &'run Run,
     clock: Clock,
-    client: Client,
+    servers: Arc<[Server]>,
     handle: Handle,
-    exchanges: Sender<Exchange>,
+    /// The number of the server, and the exchange.
+    exchanges: Sender<(usize, Exchange)>,
     plan: Arc<Plan>,
 }
 
 impl<'run> Dispatcher<'run> {
-    fn new(run: &'run Run, clock: Clock, client: Client, handle: Handle, exchanges: Sender<Exchange>) -> Self {
-        Self { run, clock, client, handle, exchanges, plan: Arc::new(run.plan.clone()) }
+    fn new(
+        run: &'run Run,
+        clock: Clock,
+        servers: Vec<Server>,
+        handle: Handle,
+        exchanges: Sender<(usize, Exchange)>,
+    ) -> Self {
+        Self { run, clock, servers: servers.into(), handle, exchanges, plan: Arc::new(run.plan.clone()) }
     }
 
     /// Sends everything. Returns the longest time by which this thread woke late, and a digest of the first turns.
@@ -338,36 +402,46 @@ impl<'run> Dispatcher<'run> {
     }
 
     fn spawn(&self, job: Job, due_ns: u64, ended: Sender<Ended>) {
-        let (client, exchanges, plan) = (self.client.clone(), self.exchanges.clone(), self.plan.clone());
-        let (tokens, target) = (self.run.tokens.clone(), self.run.target.clone());
+        let (servers, exchanges, plan) = (self.servers.clone(), self.exchanges.clone(), self.plan.clone());
+        let tokens = self.run.tokens.clone();
         self.handle.spawn(async move {
-            let Job { planned, mut conversation, body, .. } = job;
-            let mut exchange = blank(&planned, due_ns, &target);
-            client.exchange(body, &mut exchange).await;
-            let at_ns = exchange.ended_ns;
+            let Job { planned, mut conversation, bodies, .. } = job;
+            let mut order: Vec<_> = servers.iter().zip(bodies).enumerate().collect();
+            if planned.index % 2 == 1 {
+                order.reverse();
+            }
+            let (mut at_ns, mut answers) = (due_ns, Vec::new());
+            for (server, (Server { client, target }, body)) in order {
+                let mut exchange = blank(&planned, at_ns, target);
+                client.exchange(body, &mut exchange).await;
+                at_ns = exchange.ended_ns;
+                answers.push((server, exchange));
+            }
+            // Only requests to a single server have later turns.
+            let (target, answer) = (&servers[0].target, &answers[0].1);
             let next = planned.next.and_then(|index| plan.request(index));
             let follower = match next {
-                Some(next) if exchange.outcome == Outcome::Ok => {
-                    conversation.push(exchange.text.clone());
+                Some(next) if answer.outcome == Outcome::Ok => {
+                    conversation.push(answer.text.clone());
                     conversation.push(prompt::text(&plan, &next, tokens.as_ref()));
-                    let body = target.body(&conversation, next.max_new_tokens);
+                    let bodies = vec![target.body(&conversation, next.max_new_tokens)];
                     let due_ns = at_ns + next.think_ns;
-                    Some(Follower { due_ns, job: Job { planned: next, conversation, body, digest: [0; 32] } })
+                    Some(Follower { due_ns, job: Job { planned: next, conversation, bodies, digest: [0; 32] } })
                 }
                 mut lost => {
                     // The remaining turns can't be sent without this answer. They count as failed.
                     while let Some(turn) = lost {
-                        let mut exchange = blank(&turn, at_ns, &target);
+                        let mut exchange = blank(&turn, at_ns, target);
                         exchange.outcome = Outcome::EarlierTurnFailed;
                         exchange.ended_ns = at_ns;
-                        let _ = exchanges.send(exchange);
+                        let _ = exchanges.send((0, exchange));
                         lost = turn.next.and_then(|index| plan.request(index));
                     }
                     None
                 }
             };
             // The receivers live until every request has ended.
-            let _ = exchanges.send(exchange);
+            answers.into_iter().for_each(|answer| drop(exchanges.send(answer)));
             let _ = ended.send(Ended { at_ns, follower });
         });
     }

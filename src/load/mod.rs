@@ -10,6 +10,7 @@
 //!   generator one thread sends each request when it is due
 //!     client  one request: HTTP, server-sent events, time of every chunk
 //!   tally     histograms and counts, which can be added
+//!   pairs     times of two servers that answer the same requests in turns
 //!   report    percentiles with intervals, goodput, and the verdict on the run itself
 //! ```
 
@@ -21,6 +22,7 @@ mod generator;
 mod histogram;
 mod lengths;
 mod objective;
+mod pairs;
 mod plan;
 mod prompt;
 mod report;
@@ -35,12 +37,14 @@ pub(crate) use client::extra;
 pub use client::{Api, Target};
 pub use exchange::{Oddity, Outcome};
 pub(crate) use generator::Progress;
-pub use generator::{Run, run};
+pub use generator::{Run, run, run_against};
 pub(crate) use lengths::Lengths;
 pub(crate) use objective::Objective;
+pub use pairs::TimeRatio;
 pub(crate) use plan::Planned;
 pub use plan::{Plan, Shape, Shard, Turns};
 pub use prompt::Tokens;
+pub(crate) use report::Figures;
 pub use report::{Report, merge};
 pub use sse::{Item, Parser};
 pub use verdict::Limits;

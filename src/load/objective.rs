@@ -20,7 +20,12 @@ pub enum Timed {
 }
 
 impl Timed {
-    const ALL: [(Self, &'static str); 3] = [(Self::Ttft, "ttft"), (Self::Tpot, "tpot"), (Self::E2e, "e2e")];
+    pub(crate) const ALL: [(Self, &'static str); 3] = [(Self::Ttft, "ttft"), (Self::Tpot, "tpot"), (Self::E2e, "e2e")];
+
+    /// Its name in objectives.
+    pub(crate) fn name(self) -> &'static str {
+        Self::ALL.iter().find(|(timed, _)| *timed == self).map_or("", |(_, name)| name)
+    }
 
     /// The time in an exchange.
     pub(crate) fn of(self, exchange: &Exchange, from_schedule: bool) -> Option<u64> {
@@ -77,8 +82,7 @@ impl FromStr for Objective {
 
 impl fmt::Display for Objective {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = Timed::ALL.iter().find(|(timed, _)| *timed == self.timed).map_or("", |(_, name)| name);
-        write!(f, "{name}:{}", self.limit_ms)
+        write!(f, "{}:{}", self.timed.name(), self.limit_ms)
     }
 }
 

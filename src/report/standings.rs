@@ -36,6 +36,9 @@ const MEASURES: [(&str, &str); 5] = [
 /// The same for a perplexity.
 const SCORES: [(&str, &str); 2] = [("perplexity", "perplexity"), ("KL", "kl_mean")];
 
+/// Difference of negative log-likelihoods that rounding explains. Quantised products of other inputs differed by 0.02.
+const EQUAL_NATS: f64 = 0.05;
+
 /// The standings of a run's records of `scenario`, one for each model, dtype and batch.
 pub(crate) fn standings<'a>(records: &'a [Record], scenario: &str) -> Vec<Standing<'a>> {
     let scores: Vec<&Record> =
@@ -162,6 +165,7 @@ impl<'a> Standing<'a> {
             format!("{} {word}: {}", record.subject.engine, record.reason.as_deref().unwrap_or_default())
         };
         notes.extend(self.others.iter().map(words));
+        notes.extend(self.other_weights());
         let version = |record: &&Record| match &record.subject.peer {
             Some(peer) => format!("{} {}", peer.name, peer.version),
             None => format!("candle {}, candlepower {}", record.software.candle, record.software.candlepower),
@@ -169,6 +173,22 @@ impl<'a> Standing<'a> {
         let versions: BTreeSet<String> = self.ranked.iter().map(version).collect();
         notes.extend((!versions.is_empty()).then(|| versions.into_iter().collect::<Vec<_>>().join("; ")));
         notes
+    }
+
+    /// The engines of the least and of the largest perplexity, if these are too far apart for equal weights.
+    fn other_weights(&self) -> Option<String> {
+        let scored = |record: &&'a Record| Some((*record, self.score(record)?.measures.as_ref()?.measure("nll")?.0));
+        let scored: Vec<_> = self.ranked.iter().filter_map(scored).collect();
+        let (best, least) = scored.iter().min_by(|a, b| a.1.total_cmp(&b.1))?;
+        let (worst, most) = scored.iter().max_by(|a, b| a.1.total_cmp(&b.1))?;
+        (most - least > EQUAL_NATS).then(|| {
+            format!(
+                "Perplexity of {} is {:.2} times that of {}: their weights differ, or one computes them wrongly.",
+                worst.subject.engine,
+                (most - least).exp(),
+                best.subject.engine
+            )
+        })
     }
 
     /// The table for a terminal.
@@ -217,7 +237,7 @@ mod tests {
             record.id = format!("standings/{engine}");
             record.subject.engine = (*engine).into();
             let Some(Measures::Generation(measures)) = &mut record.measures else { panic!("a generation") };
-            measures.sample_ms = vec![*ms; 3];
+            measures.sample_total_ms = vec![*ms; 3];
             let ratio = |(other, other_ms): &(&str, f64)| PairedRatio {
                 counterpart: Counterpart::Rival,
                 to: format!("standings/{other}"),
@@ -243,6 +263,25 @@ mod tests {
         // `near` does not tie with `first`, so it leads the next rank, which `far` shares.
         assert_eq!(all[0].ranks(), [1, 1, 3, 3, 5]);
         assert!(all[0].markdown().contains("2.000 (1.900 to 2.100)"), "{}", all[0].markdown());
+    }
+
+    #[test]
+    fn other_weights_are_noted() {
+        let mut records = records(&[("tuned", 10.0), ("stock", 20.0)]);
+        let mut made = sandbox::records("run", 1, 1, chrono::Utc::now()).expect("records");
+        let score = made.find(|record| matches!(record.measures, Some(Measures::Quality(_)))).expect("a score");
+        for (engine, nll) in [("tuned", 3.0), ("stock", 3.04)] {
+            let mut score = Record { subject: records[0].subject.clone(), ..score.clone() };
+            score.subject.engine = engine.into();
+            let Some(Measures::Quality(measures)) = &mut score.measures else { panic!("a score") };
+            measures.nll = nll;
+            records.push(score);
+        }
+        let page = |records: &[Record]| standings(records, "standings").remove(0).markdown();
+        assert!(!page(&records).contains("weights differ"), "{}", page(&records));
+        let Some(Measures::Quality(measures)) = &mut records[3].measures else { panic!("a score") };
+        measures.nll = 3.5;
+        assert!(page(&records).contains("Perplexity of stock is 1.65 times that of tuned"), "{}", page(&records));
     }
 
     #[test]

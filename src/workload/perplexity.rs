@@ -179,7 +179,7 @@ mod tests {
     #[test]
     fn a_window_is_timed_and_the_text_is_scored() {
         let text = fs::read_to_string(fixture(&["quality", "text.txt"])).expect("the fixture");
-        assert_eq!(text, TEXT);
+        assert_eq!(text, PERPLEXITY_TEXT);
         let reference = Entry { id: "f32".into(), model: subject("llama-gqa-tied", Precision::F32).model };
         let quantised = subject("llama-gqa-tied", Precision::Q4K);
         let work = PerplexityWorkload::new(&PERPLEXITY[0], "q4k".into(), quantised, Some(reference), false);

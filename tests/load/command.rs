@@ -293,6 +293,46 @@ fn every_number_of_every_flag_has_a_range() {
 }
 
 #[test]
+fn two_servers_answer_each_request_in_turns() {
+    let folder = tempfile::tempdir().expect("a folder");
+    std::fs::write(folder.path().join("key"), "secret").expect("written");
+    let order = Arc::new(Mutex::new(String::new()));
+    let server = |name: char, gap_ms: u64| {
+        let order = order.clone();
+        serve(move |request, stream| {
+            assert_eq!(request.headers.contains_key("authorization"), name == 'a', "the key is that of one server");
+            order.lock().expect("the order").push(name);
+            answer(request, stream, 4, 1, Duration::from_millis(gap_ms))
+        })
+    };
+    let (own, other) = (server('a', 10), server('b', 30));
+    let more = ["--against", &other, "--arrivals=closed", "--requests=12", "--api-key-file=key", "--json"];
+    let output = load(folder.path(), "a", &own, &more).output().expect("it starts");
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(*order.lock().expect("the order"), "abba".repeat(6));
+    let compared = json(&output);
+    for server in ["a", "b"] {
+        assert_eq!(compared[server]["summary"]["all"]["requests"], 12);
+    }
+    let ratio = |timed: &str| {
+        let all = compared["ratios"].as_array().expect("ratios");
+        all.iter().find(|ratio| ratio["timed"] == timed).expect("a ratio").clone()
+    };
+    let tpot = ratio("tpot");
+    assert_eq!((&tpot["pairs"], ratio("e2e")["pairs"].as_u64()), (&12.into(), Some(12)));
+    let (low, high) = (tpot["low"].as_f64().expect("a number"), tpot["high"].as_f64().expect("a number"));
+    assert!(low > 1.5 && low <= 3.0 && high >= 2.5 && high < 4.5, "{tpot}");
+    let records = std::fs::read_to_string(folder.path().join("records/a/records.jsonl")).expect("records");
+    let ids: Vec<Value> = records.lines().map(|line| serde_json::from_str(line).expect("a record")).collect();
+    assert_eq!(ids.len(), 2);
+    assert_ne!(ids[0]["id"], ids[1]["id"]);
+    // The answers of a session would differ.
+    let output = load(folder.path(), "b", &own, &["--against", &other, "--turns=2"]).output().expect("it starts");
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(error.lines().count() == 1 && error.contains("use one turn"), "{error}");
+}
+
+#[test]
 fn mistakes_are_refused_in_one_line() {
     let folder = tempfile::tempdir().expect("a folder");
     for (arguments, part) in [

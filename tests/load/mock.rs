@@ -13,6 +13,8 @@ use std::{
 /// A request as it arrived.
 pub struct Request {
     pub body: serde_json::Value,
+    /// Headers with names in small letters.
+    pub headers: HashMap<String, String>,
 }
 
 /// A handler writes the answer to the stream and returns whether the connection goes on.
@@ -51,7 +53,7 @@ fn connection(stream: TcpStream, handler: &Handler) -> Option<()> {
         }
         let mut body = vec![0; headers.get("content-length")?.parse().ok()?];
         reader.read_exact(&mut body).ok()?;
-        let request = Request { body: serde_json::from_slice(&body).ok()? };
+        let request = Request { body: serde_json::from_slice(&body).ok()?, headers };
         if !handler(&request, &mut writer) {
             return None;
         }
