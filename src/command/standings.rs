@@ -1,6 +1,6 @@
 //! `candlepower standings`: the engines and peers that run some models, ranked.
 
-use std::{collections::BTreeMap, path::PathBuf, process::ExitCode, time::Duration};
+use std::{collections::BTreeSet, path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -19,7 +19,7 @@ use crate::{
     names::PathName,
     output,
     quality::{Sliding, Source},
-    record::{self, BenchmarkId, Guarded, Record, Status},
+    record::{self, BenchmarkId, Guarded, Status},
     report::standings,
     runner::{self, Candidate, Session},
     scenario::PERPLEXITY,
@@ -86,9 +86,7 @@ impl Standings {
         let run = path.parent().and_then(|folder| folder.file_name()).unwrap_or_default().to_string_lossy();
         output::report(format_args!("Run {run}. If it is interrupted, --resume {run} continues it."));
         let kept = if path.is_file() { record::latest(&path)?.records } else { Vec::new() };
-        let has_ended = |record: &Record| record.status != Status::Failed || session.done_before(&record.id).is_some();
-        let done: BTreeMap<String, Record> =
-            kept.into_iter().filter(has_ended).map(|record| (record.id.clone(), record)).collect();
+        let done: BTreeSet<String> = kept.into_iter().map(|record| record.id).collect();
 
         let in_dtypes = |spec| settings.dtypes_for(spec).into_iter().map(move |dtype| Group { spec, dtype });
         let groups: Vec<Group> = settings.models.iter().flat_map(in_dtypes).collect();
@@ -119,16 +117,10 @@ impl Standings {
 
 impl Group<'_> {
     /// Measures the engines in turns, unless the run has them all. Those that ended an earlier process of the guard are left out.
-    fn measure(
-        &self,
-        session: &mut Session,
-        done: &BTreeMap<String, Record>,
-        batch: usize,
-        time: Duration,
-    ) -> Result<()> {
+    fn measure(&self, session: &mut Session, done: &BTreeSet<String>, batch: usize, time: Duration) -> Result<()> {
         let mut rivals = Candidate::rivals(session.settings(), self.spec, self.dtype);
         let id = |rival: &Candidate| BenchmarkId::new(SCENARIO, &rival.about.clone().in_batch(batch)).to_string();
-        if rivals.iter().all(|rival| done.contains_key(&id(rival))) {
+        if rivals.iter().all(|rival| done.contains(&id(rival))) {
             return Ok(());
         }
         rivals.retain(|rival| session.done_before(&id(rival)).is_none());
@@ -142,14 +134,14 @@ impl Group<'_> {
     fn score(
         &self,
         session: &mut Session,
-        done: &BTreeMap<String, Record>,
+        done: &BTreeSet<String>,
         (source, sliding): (&Source, Sliding),
         reference: Option<&Settings>,
     ) -> Result<()> {
         let scenario = subjects::scenario(source, sliding);
         for rival in Candidate::rivals(session.settings(), self.spec, self.dtype) {
             let id = BenchmarkId::new(&scenario, &rival.about).to_string();
-            if rival.about.synthetic_weights || done.contains_key(&id) {
+            if rival.about.synthetic_weights || done.contains(&id) {
                 continue;
             }
             // One at a time, because all of them may not fit in memory.

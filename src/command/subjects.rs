@@ -119,8 +119,8 @@ pub fn score(
     }
     let computed: usize = sliding.over(ids.len()).iter().map(Window::inputs).sum();
     for scored in report.subjects.iter().chain(&report.reference) {
-        // A subject that is also the reference has a record with its divergence.
-        if records.iter().any(|record| record.id == scored.id) {
+        // A subject that is also the reference has a record with its divergence, perhaps of an earlier pass.
+        if session.has_kept(&scored.id) {
             continue;
         }
         let (about, spent) = &known[&scored.id];

@@ -2,7 +2,7 @@
 
 use std::{
     cell::OnceCell,
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     rc::Rc,
     sync::Mutex,
@@ -57,6 +57,8 @@ pub struct Session {
     guarded: Option<Guarded>,
     /// Records of the processes that the guard started before this one, by id.
     before: BTreeMap<String, Record>,
+    /// Ids of the records that this process has kept.
+    kept: BTreeSet<String>,
 }
 
 impl Session {
@@ -87,6 +89,7 @@ impl Session {
             sink: None,
             guarded: None,
             before: BTreeMap::new(),
+            kept: BTreeSet::new(),
         })
     }
 
@@ -119,6 +122,11 @@ impl Session {
     /// The record of a benchmark that an earlier process of the guard has kept.
     pub fn done_before(&self, id: &str) -> Option<&Record> {
         self.before.get(id)
+    }
+
+    /// Returns whether this process has kept a record with this id.
+    pub fn has_kept(&self, id: &str) -> bool {
+        self.kept.contains(id)
     }
 
     /// Notes a benchmark that is about to be prepared or warmed up. If it ends the process, the guard keeps its record. A note
@@ -245,6 +253,7 @@ impl Session {
         let history = || History::read(&self.settings.out, &record.run, &record.machine);
         record.between_runs = self.history.get_or_init(history).between_runs(record);
         sink.append(record)?;
+        self.kept.insert(record.id.clone());
         if let Some(guarded) = &self.guarded {
             guarded.clear();
         }

@@ -306,7 +306,8 @@ fn two_servers_answer_each_request_in_turns() {
         })
     };
     let (own, other) = (server('a', 10), server('b', 30));
-    let more = ["--against", &other, "--arrivals=closed", "--requests=12", "--api-key-file=key", "--json"];
+    let more =
+        ["--against", &other, "--arrivals=closed", "--duration=60", "--requests=12", "--api-key-file=key", "--json"];
     let output = load(folder.path(), "a", &own, &more).output().expect("it starts");
     assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(*order.lock().expect("the order"), "abba".repeat(6));
