@@ -15,7 +15,7 @@ const START_TIMEOUT_S: f64 = 300.0;
 const TIMEOUT_S: f64 = 30.0 * 60.0;
 
 /// Folder of the adapters below that of the records.
-const FOLDER: &str = "peers";
+pub(super) const FOLDER: &str = "peers";
 
 /// The adapters of `scripts/peers`. They are part of the program and written below the folder of the records before they
 /// run, so that they speak its version of the protocol, and other crates and installed programs have them too.

@@ -2,23 +2,25 @@
 
 use std::{
     fmt,
-    path::Path,
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use tempfile::NamedTempFile;
+use tempfile::{NamedTempFile, TempDir};
 
 use super::{
     PeerName,
-    launch::{self, Launch},
+    launch::{self, FOLDER, Launch},
     protocol::{Described, Generated, LINE_MAX_BYTES, Loaded, Model, OLDEST, Ran, Ready, Request, VERSION, Work},
 };
 use crate::{
     dialogue::{Dialogue, quoted},
-    record,
+    files, record,
     scenario::{Phase, Sampling},
 };
 
@@ -36,6 +38,10 @@ pub struct Peer {
     work: Vec<String>,
     /// Name, version and command for records.
     about: record::Peer,
+    /// Folder for its files.
+    folder: PathBuf,
+    /// Where it writes logits, once it has. The lock says that this process lives.
+    logits: Option<(TempDir, Option<File>)>,
     /// Why the peer is not asked any more: it has ended, or it broke the protocol and was ended.
     lost: Option<String>,
 }
@@ -66,8 +72,17 @@ impl Peer {
         let own_name = format!("peer {name}");
         let dialogue = Dialogue::start(&own_name, process, LINE_MAX_BYTES, None)?;
         let about = record::Peer { name: String::new(), version: String::new(), command: words.join(" ") };
-        let (timeout, work) = (launch.start_timeout, Vec::new());
-        let mut peer = Self { name: own_name, dialogue, timeout, threads, work, about, lost: None };
+        let mut peer = Self {
+            name: own_name,
+            dialogue,
+            timeout: launch.start_timeout,
+            threads,
+            work: Vec::new(),
+            about,
+            folder: out.join(FOLDER),
+            logits: None,
+            lost: None,
+        };
         let described: Described = peer.ask(&Request::Describe { protocol: VERSION }, |described: &Described, _| {
             ensure!(
                 (OLDEST..=VERSION).contains(&described.protocol),
@@ -157,7 +172,7 @@ impl Peer {
     /// # Errors
     /// When the peer fails, or writes more or less, and when there is no space for the file.
     pub fn logits(&mut self, ids: &[u32], from: usize, row_bytes: usize) -> Result<NamedTempFile> {
-        let file = NamedTempFile::new().context("a file for the logits of a peer could not be made")?;
+        let file = self.file_for_logits().context("a file for the logits of a peer could not be made")?;
         let expected = ((ids.len() - from) * row_bytes) as u64;
         self.ask(&Request::Logits { ids, from, file: file.path() }, |_: &Ready, _| {
             let written = file.as_file().metadata().context("the file of the logits could not be read")?.len();
@@ -165,6 +180,19 @@ impl Peer {
             Ok(())
         })?;
         Ok(file)
+    }
+
+    /// An empty file in a folder of this process. The folders of processes that were killed are removed.
+    fn file_for_logits(&mut self) -> io::Result<NamedTempFile> {
+        if self.logits.is_none() {
+            fs::create_dir_all(&self.folder)?;
+            files::remove_abandoned(&self.folder);
+            let folder = files::temporary_that_stays(0o700).tempdir_in(&self.folder)?;
+            let held = files::hold(folder.path());
+            self.logits = Some((folder, held));
+        }
+        let folder = self.logits.as_ref().map_or(self.folder.as_path(), |(folder, _)| folder.path());
+        NamedTempFile::new_in(std::path::absolute(folder)?)
     }
 
     /// Runs `count` steps of the loaded model, one right after the other. Each has a loss if `has_losses`.
