@@ -4,12 +4,15 @@
     cargo bench --no-run
     python3 scripts/run_spread.py measure [--beside nothing|disturber|compiler] [--runs 10] FOLDER
     python3 scripts/run_spread.py table FOLDER
+    python3 scripts/run_spread.py pairs FOLDER
 
 `measure` runs seven benchmarks of different kinds, each run in a process of its own, and keeps their records below FOLDER. The
 disturber writes to memory for one to five random seconds, with pauses as long. The compiler builds this package's dependencies
 over and over. `table` prints the deviation between the runs beside nothing, in each form in which `candlepower compare` may state a
 time. It then counts the results that are wrong: those whose best form is farther from its median over these runs than twice their
-deviation; and how many of them each rule of doubt marks. Needs Python 3.9 or later.
+deviation; and how many of them each rule of doubt marks. `pairs` compares each run with the next and with the one after by `candlepower compare`,
+and counts what it calls changed although the program is the same, and how many intervals contain no change. Each run is also saved as a
+baseline of Criterion's; one that is not saved ends `measure`. Needs Python 3.10 or later.
 """
 
 import argparse
@@ -86,7 +89,7 @@ def measure(arguments):
                 run = {"CANDLEPOWER_OUT": str(out), "CANDLEPOWER_RUN": f"{started}-{number:03}"}
                 home = {"CRITERION_HOME": str(arguments.folder / "criterion")}
                 ended = subprocess.run(
-                    [found[target], "--bench", filter],
+                    [found[target], "--bench", filter, "--save-baseline", f"{arguments.beside}-{number:03}"],
                     env={**os.environ, **run, **home},
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,
@@ -179,6 +182,30 @@ def table(arguments):
         print(f"| {name} | {sum(map(rule, quiet)) / len(quiet):.1%} | {sum(map(rule, wrong)) / max(len(wrong), 1):.0%} |")
 
 
+def pairs(arguments):
+    built = subprocess.run(["cargo", "build", "--release", "--quiet", "--bin", "candlepower", "--message-format", "json"], stdout=subprocess.PIPE)
+    program = next(m["executable"] for m in map(json.loads, built.stdout.splitlines()) if m.get("executable"))
+    print("| runs beside | comparisons | not comparable | called changed | intervals with no change in them | median detectable change |")
+    print("|---|---:|---:|---:|---:|---:|")
+    for beside in BESIDE:
+        runs = sorted(path.parent for path in arguments.folder.glob(f"{beside}/*/records.jsonl"))
+        rows = []
+        for step in (1, 2):
+            for a, b in zip(runs, runs[step:]):
+                compared = subprocess.run([program, "compare", a, b, "--all", "--format", "json"], stdout=subprocess.PIPE)
+                rows += json.loads(compared.stdout)["rows"]
+        rows = [row for row in rows if row["unit"] == "ms"]
+        fit = [row for row in rows if row["verdict"] != "incomparable"]
+        if fit:
+            changed = sum(row["verdict"] in ("slower", "faster") for row in fit)
+            within = sum(row["low"] <= 1 <= row["high"] for row in fit)
+            detectable = [row["minimum_detectable_change"] for row in fit if row["minimum_detectable_change"] is not None]
+            found = f"{statistics.median(detectable):.1%}" if detectable else "n/a"
+            print(f"| {beside} | {len(rows)} | {len(rows) - len(fit)} | {changed} | {within / len(fit):.1%} | {found} |")
+        elif rows:
+            print(f"| {beside} | {len(rows)} | {len(rows)} | 0 | n/a | n/a |")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(required=True)
@@ -188,7 +215,9 @@ def main():
     measuring.set_defaults(run=measure)
     showing = commands.add_parser("table")
     showing.set_defaults(run=table)
-    for command in (measuring, showing):
+    comparing = commands.add_parser("pairs")
+    comparing.set_defaults(run=pairs)
+    for command in (measuring, showing, comparing):
         command.add_argument("folder", type=pathlib.Path)
     arguments = parser.parse_args()
     arguments.run(arguments)

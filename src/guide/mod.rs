@@ -18,6 +18,7 @@
 //! | [`peers`] | other systems beside the engines, and their protocol |
 //! | [`wrappers`] | memory and power of any command |
 //! | [`reports`] | tables, comparisons, histories, exports, data formats |
+//! | [`candle`] | where candle-transformers is slower, larger or less right than a peer, and why |
 //! | [`deviations`] | known differences from the reference implementations |
 //! | [`methodology`] | what is timed, and known biases |
 //! | [`keys`] | the keys of trainings and of the sweep |
@@ -72,6 +73,9 @@ pub mod wrappers {}
 
 #[doc = include_str!("reports.md")]
 pub mod reports {}
+
+#[doc = include_str!("candle.md")]
+pub mod candle {}
 
 #[doc = include_str!("deviations.md")]
 pub mod deviations {}
