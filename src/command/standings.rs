@@ -1,6 +1,6 @@
 //! `candlepower standings`: the engines and peers that run some models, ranked.
 
-use std::{collections::BTreeSet, path::PathBuf, process::ExitCode, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -56,6 +56,9 @@ pub struct Standings {
     resume: Option<PathName>,
 }
 
+/// What the run has, by id.
+type Done = BTreeMap<String, Status>;
+
 /// What is measured together: a model in a dtype.
 struct Group<'a> {
     spec: &'a ModelSpec,
@@ -86,7 +89,7 @@ impl Standings {
         let run = path.parent().and_then(|folder| folder.file_name()).unwrap_or_default().to_string_lossy();
         output::report(format_args!("Run {run}. If it is interrupted, --resume {run} continues it."));
         let kept = if path.is_file() { record::latest(&path)?.records } else { Vec::new() };
-        let done: BTreeSet<String> = kept.into_iter().map(|record| record.id).collect();
+        let mut done: Done = kept.into_iter().map(|record| (record.id, record.status)).collect();
 
         let in_dtypes = |spec| settings.dtypes_for(spec).into_iter().map(move |dtype| Group { spec, dtype });
         let groups: Vec<Group> = settings.models.iter().flat_map(in_dtypes).collect();
@@ -94,7 +97,7 @@ impl Standings {
         let time = self.budget.div_f64((groups.len() * batches.len()) as f64);
         for group in &groups {
             for batch in &batches {
-                group.measure(&mut session, &done, *batch, time)?;
+                group.measure(&mut session, &mut done, *batch, time)?;
             }
             group.score(&mut session, &done, (&source, sliding), reference.as_ref())?;
         }
@@ -117,31 +120,33 @@ impl Standings {
 
 impl Group<'_> {
     /// Measures the engines in turns, unless the run has them all. Those that ended an earlier process of the guard are left out.
-    fn measure(&self, session: &mut Session, done: &BTreeSet<String>, batch: usize, time: Duration) -> Result<()> {
+    fn measure(&self, session: &mut Session, done: &mut Done, batch: usize, time: Duration) -> Result<()> {
         let mut rivals = Candidate::rivals(session.settings(), self.spec, self.dtype);
-        let id = |rival: &Candidate| BenchmarkId::new(SCENARIO, &rival.about.clone().in_batch(batch)).to_string();
-        if rivals.iter().all(|rival| done.contains(&id(rival))) {
+        if rivals.iter().all(|rival| done.contains_key(&id_in_batch(rival, batch))) {
             return Ok(());
         }
-        rivals.retain(|rival| session.done_before(&id(rival)).is_none());
+        rivals.retain(|rival| session.done_before(&id_in_batch(rival, batch)).is_none());
         for mut record in runner::longest_within(session, &lengths(SCENARIO), (rivals, batch), ROUNDS, time)? {
             session.append(&mut record)?;
+            done.insert(record.id, record.status);
         }
         Ok(())
     }
 
-    /// Scores the text with each engine that has trained weights, and with the reference.
+    /// Scores the text with each engine that ran the model, if its weights are trained, and with the reference.
     fn score(
         &self,
         session: &mut Session,
-        done: &BTreeSet<String>,
+        done: &Done,
         (source, sliding): (&Source, Sliding),
         reference: Option<&Settings>,
     ) -> Result<()> {
         let scenario = subjects::scenario(source, sliding);
+        let batches = session.settings().generation_batches();
         for rival in Candidate::rivals(session.settings(), self.spec, self.dtype) {
             let id = BenchmarkId::new(&scenario, &rival.about).to_string();
-            if rival.about.synthetic_weights || done.contains(&id) {
+            let ran = batches.iter().any(|batch| done.get(&id_in_batch(&rival, *batch)) == Some(&Status::Measured));
+            if !ran || rival.about.synthetic_weights || done.contains_key(&id) {
                 continue;
             }
             // One at a time, because all of them may not fit in memory.
@@ -153,4 +158,9 @@ impl Group<'_> {
         }
         Ok(())
     }
+}
+
+/// The id of an engine's benchmark.
+fn id_in_batch(rival: &Candidate, batch: usize) -> String {
+    BenchmarkId::new(SCENARIO, &rival.about.clone().in_batch(batch)).to_string()
 }

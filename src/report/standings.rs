@@ -1,6 +1,9 @@
 //! Ranks of the engines that run a model, from samples that they took in turns.
 
-use std::{cmp::Ordering, collections::BTreeSet};
+use std::{
+    cmp::Ordering,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use super::{
     statistics::median,
@@ -160,11 +163,14 @@ impl<'a> Standing<'a> {
         if !self.ranked.iter().all(|record| paired(&record)) {
             notes.push("* The engines did not fit in memory at once, so this is a ratio of medians.".to_owned());
         }
-        let words = |record: &&Record| {
+        // Several engines often have one reason, such as a file that is missing.
+        let mut reasons: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+        for record in &self.others {
             let word = if record.status == Status::Excluded { "left out" } else { "failed" };
-            format!("{} {word}: {}", record.subject.engine, record.reason.as_deref().unwrap_or_default())
-        };
-        notes.extend(self.others.iter().map(words));
+            let reason = format!("{word}: {}", record.reason.as_deref().unwrap_or_default());
+            reasons.entry(reason).or_default().push(&record.subject.engine);
+        }
+        notes.extend(reasons.into_iter().map(|(reason, engines)| format!("{} {reason}", engines.join(", "))));
         notes.extend(self.other_weights());
         let version = |record: &&Record| match &record.subject.peer {
             Some(peer) => format!("{} {}", peer.name, peer.version),
@@ -195,7 +201,7 @@ impl<'a> Standing<'a> {
     pub(crate) fn terminal(&self) -> String {
         let notes = self.notes().into_iter().flat_map(|note| wrapped(&text::line(&note), width()));
         let table = if self.ranked.is_empty() { String::new() } else { terminal(&self.rows(), 2) };
-        let lines = [text::line(&self.heading()), String::new(), table].into_iter().chain(notes);
+        let lines = [format!("{}\n", text::line(&self.heading())), table].into_iter().chain(notes);
         lines.collect::<Vec<_>>().join("\n")
     }
 
