@@ -160,7 +160,7 @@ impl<'a> Standing<'a> {
             notes.push("! The machine was busy.".to_owned());
         }
         let paired = |record: &&Record| record.id == self.ranked[0].id || to(record, self.ranked[0]).is_some();
-        if !self.ranked.iter().all(|record| paired(&record)) {
+        if !self.ranked.iter().all(paired) {
             notes.push("* The engines did not fit in memory at once, so this is a ratio of medians.".to_owned());
         }
         // Several engines often have one reason, such as a file that is missing.
