@@ -203,7 +203,8 @@ fn environment(joined: &Joined, first: &Row) -> Result<String> {
         limits: &record.limits,
         conditions: Load::new(&joined.rows),
     };
-    serde_saphyr::to_string(&environment).context("the environment could not be written")
+    let yaml = serde_saphyr::to_string(&environment).context("the environment could not be written")?;
+    Ok(text::json(&yaml))
 }
 
 /// The head of the log's table: a row for each run, model and variant, and a column for each scenario.
