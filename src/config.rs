@@ -250,7 +250,9 @@ impl<C: Config> Layers<C> {
                 }
             }
         }
-        bail!(self.problems.join("\n"))
+        // A value may have several lines.
+        let problems: Vec<String> = self.problems.iter().map(|problem| crate::text::line(problem)).collect();
+        bail!(problems.join("\n"))
     }
 }
 

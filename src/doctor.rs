@@ -1,6 +1,6 @@
 //! Checks for problems that would make results untrustworthy, and for CPU features that this build does not use.
 
-use std::{fmt::Write, path::Path, thread, time::Duration};
+use std::{collections::BTreeMap, fmt::Write, path::Path, thread, time::Duration};
 
 use anyhow::Result;
 use candle_core::Device;
@@ -17,6 +17,7 @@ use crate::{
         memory, processes,
     },
     model::{ModelSpec, shape},
+    record::{VARIABLES, Variable},
     report::{
         summary::matrix_rate,
         text_table::{width, wrapped},
@@ -81,6 +82,7 @@ pub(crate) fn examine(settings: &Settings) -> Vec<Finding> {
     findings.extend(room(settings, machine.memory_bytes, memory::available_bytes(&Device::Cpu)));
     findings.extend(caches(settings, machine::last_level_cache_bytes()));
     findings.push(device(settings));
+    findings.extend(variables(machine::environment()));
     findings.push(quiet());
     findings.extend(strays(&processes::strays()));
     // Measuring the limits loads the machine, so clocks and heat are checked just after it.
@@ -220,6 +222,15 @@ fn caches(settings: &Settings, cache_bytes: Option<u64>) -> Vec<Finding> {
             ),
         )
     }]
+}
+
+/// The variables that change what Candle or the C library does, where they are set.
+fn variables(given: &BTreeMap<String, String>) -> Vec<Finding> {
+    let told = |Variable { name, does }: &Variable| {
+        let value = text::shell(given.get(*name)?);
+        Some(finding("variable", Note, format!("{name}={value} {does}")))
+    };
+    VARIABLES.iter().filter_map(told).collect()
 }
 
 fn device(settings: &Settings) -> Finding {
@@ -425,6 +436,20 @@ mod tests {
         let gated = settings(&["llama-mini", "meta-llama/some-model", "Qwen/Qwen3-1.7B", "google/gemma-x", "google/t"]);
         assert_eq!(tokens(&gated, false).len(), 2);
         assert!(tokens(&gated, true).is_empty());
+    }
+
+    #[test]
+    fn variables_that_are_set_are_explained() {
+        let given = [("MALLOC_ARENA_MAX", "1"), ("CANDLE_CPU_MASK", "0 -1"), ("PATH", "/bin")];
+        let found = variables(&given.map(|(name, value)| (name.into(), value.into())).into());
+        let texts: Vec<&str> = found.iter().map(|finding| finding.text.as_str()).collect();
+        assert_eq!(
+            texts,
+            [
+                "CANDLE_CPU_MASK='0 -1' binds the threads of Candle's own pool to these CPUs",
+                "MALLOC_ARENA_MAX=1 limits the number of glibc's arenas"
+            ]
+        );
     }
 
     #[test]

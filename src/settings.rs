@@ -689,6 +689,25 @@ mod tests {
     }
 
     #[test]
+    fn every_setting_refuses_a_value_in_one_line() {
+        const FREE: [&str; 2] = ["models", "out"];
+        for key in <Settings as crate::config::Config>::KEYS {
+            for value in ["nan", "-1", "1e300", "18446744073709551616", "q4k,x", "{}", "[1", "a\nb\r\nc", "\u{1b}[2J"] {
+                let file = format!("{} = {}", key.name, serde_json::json!(value));
+                for given in [resolve(&[(&variable(key.name), value)], None), resolve(&[], Some(&file))] {
+                    match given {
+                        Ok(_) => assert!(FREE.contains(&key.name) || value != "{}", "{} takes '{value}'", key.name),
+                        Err(error) => {
+                            let error = format!("{error:#}");
+                            assert!(!error.contains(char::is_control), "{}='{value}': {error}", key.name);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
     fn the_command_line_overrides_the_environment() {
         let environment = [("CANDLEPOWER_SEED".to_owned(), "8".to_owned())].into_iter();
         let settings = Settings::resolve(&[("seed", "9".into())], environment, Some("seed = 7"), Path::new("target"));

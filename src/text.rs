@@ -16,7 +16,8 @@ pub(crate) fn lines(text: &str) -> String {
     escaped(text, |c| is_unsafe(c) && c != '\n' && c != '\t')
 }
 
-/// For JSON on a terminal: the same characters as in [`lines()`] become JSON's escapes, which mean the same.
+/// For JSON on a terminal and for YAML: the same characters as in [`lines()`] become JSON's escapes, which mean the same between
+/// double quotes.
 pub(crate) fn json(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use chrono::{DateTime, SecondsFormat, Utc};
 use clap::{Args, Subcommand, ValueEnum};
-use indicatif::ProgressBar;
+use indicatif::{FormattedDuration, ProgressBar};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
@@ -621,6 +621,9 @@ fn tokens(path: &Path) -> Result<Tokens> {
 
 /// The state of a run in one line.
 fn state(progress: &Progress) -> String {
+    if !progress.starts_in.is_zero() {
+        return format!("starts in {}", FormattedDuration(progress.starts_in));
+    }
     let ms = |ms: Option<f64>| ms.map_or_else(|| "n/a".into(), |ms| format!("{ms:.1} ms"));
     format!(
         "{:.0} s: {} ended, {} failed, TTFT P50 {}, lateness P99 {}",
@@ -640,4 +643,23 @@ fn burstiness(text: &str) -> Result<f64, String> {
 
 fn exit_code(succeeded: bool) -> ExitCode {
     if succeeded { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_line_counts_down_before_it_counts_requests() {
+        let at = |s| Progress {
+            starts_in: Duration::from_secs(s),
+            elapsed_s: 0.0,
+            ended: 0,
+            failed: 0,
+            ttft_p50_ms: None,
+            lateness_p99_ms: None,
+        };
+        assert_eq!(state(&at(3725)), "starts in 01:02:05");
+        assert!(state(&at(0)).starts_with("0 s: 0 ended"), "{}", state(&at(0)));
+    }
 }

@@ -12,7 +12,7 @@ use clap::Args;
 
 use crate::{
     error::nearest,
-    output,
+    output, progress,
     record::{self, RECORDS, Record},
     report::{self, Trained},
     runner,
@@ -56,6 +56,8 @@ impl Report {
             return Ok(ExitCode::SUCCESS);
         }
         let criterion_home = criterion_home();
+        let live = progress::live("report");
+        live.step("reads the records");
         let joined = report::joined::join_all(&files, &criterion_home)?;
         let disturbance = report::disturbance(joined.rows.iter().map(|row| &row.record));
         if let Some(reason) = disturbance.filter(|_| !self.even_if_disturbed) {
@@ -63,7 +65,9 @@ impl Report {
                 "the run was disturbed, so no report of it is kept: {reason}; --even-if-disturbed writes it nevertheless"
             );
         }
+        live.step(format_args!("writes {} benchmarks", joined.rows.len()));
         let folder = report::write(&joined, &trained, &self.to, Utc::now())?;
+        drop(live);
         for problem in &joined.problems {
             super::note(problem);
         }

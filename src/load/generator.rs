@@ -69,6 +69,8 @@ pub struct Run {
 /// The state of a run, reported each second.
 #[derive(Clone, Copy, Debug)]
 pub struct Progress {
+    /// Time until the start.
+    pub starts_in: Duration,
     /// Time since the start in seconds.
     pub elapsed_s: f64,
     /// Requests that ended.
@@ -293,6 +295,7 @@ fn collect(
         if shown.elapsed() >= Duration::from_secs(1) {
             shown = Instant::now();
             progress(&Progress {
+                starts_in: clock.start.saturating_duration_since(Instant::now()),
                 elapsed_s: clock.now_ns() as f64 / 1e9,
                 ended,
                 failed,

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{clocks, cpu_time, gpu};
+use super::{clocks, cpu_time, gpu, processes};
 use crate::{
     device::DeviceChoice,
     record::{Conditions, GpuLoad, HeldBack, Hindrance},
@@ -134,7 +134,9 @@ impl Watch {
 
     /// Ends the observation.
     pub fn end(self) -> Seen {
-        let conditions = judge(&self.started, &self.moment());
+        let conditions = judge(&self.started, &self.moment(), || {
+            processes::strays().into_iter().filter(|id| !self.helpers.contains(id)).collect()
+        });
         let (load, throttled) = self.gpu.and_then(gpu::Watch::end).unzip();
         Seen { conditions: conditions.with_gpu(load), throttled: throttled.unwrap_or_default() }
     }
@@ -181,7 +183,7 @@ fn held_back(load: &GpuLoad) -> Vec<String> {
         .collect()
 }
 
-fn judge(started: &Moment, ended: &Moment) -> Conditions {
+fn judge(started: &Moment, ended: &Moment, strays: impl FnOnce() -> Vec<u32>) -> Conditions {
     let (Some(before), Some(after)) = (started.ticks, ended.ticks) else { return Conditions::default() };
     if ended.at.duration_since(started.at) < ENOUGH {
         return Conditions::default();
@@ -191,12 +193,18 @@ fn judge(started: &Moment, ended: &Moment) -> Conditions {
     let (others, stolen) = (share(spent.others()), share(spent.stolen));
     let mut doubts = Vec::new();
     if others > OTHERS {
-        doubts.push(format!("other processes took {:.0} % of the CPU time", others * 100.0));
+        doubts.push(format!("other processes took {:.0} % of the CPU time{}", others * 100.0, also_runs(&strays())));
     }
     if stolen > STOLEN {
         doubts.push(format!("the hypervisor gave other guests {:.0} % of the CPU time", stolen * 100.0));
     }
     Conditions { other_cpu_share: Some(others), stolen_cpu_share: Some(stolen), doubts, ..Conditions::default() }
+}
+
+/// The clause about processes of candlepower that run beside a benchmark.
+fn also_runs(strays: &[u32]) -> String {
+    let ids = strays.iter().map(u32::to_string).collect::<Vec<_>>().join(" ");
+    if ids.is_empty() { ids } else { format!(", and candlepower also runs as process {ids}") }
 }
 
 /// Reads Linux's /proc; `None` elsewhere. The time of this process and of `helpers` is `own`.
@@ -246,12 +254,15 @@ mod tests {
     #[test]
     fn a_busy_machine_is_doubted() {
         let started = moment(0, 0, 0, 0, 0);
-        let quiet = judge(&started, &moment(1000, 1000, 510, 500, 1));
+        let quiet = judge(&started, &moment(1000, 1000, 510, 500, 1), || vec![7]);
         assert_eq!(quiet.other_cpu_share, Some(0.01));
         assert!(quiet.doubts.is_empty());
-        let busy = judge(&started, &moment(1000, 1000, 800, 500, 50));
+        let busy = judge(&started, &moment(1000, 1000, 800, 500, 50), || vec![7, 9]);
         assert_eq!(busy.doubts.len(), 2, "{:?}", busy.doubts);
-        assert!(busy.doubts[0].contains("30 %"));
+        assert_eq!(
+            busy.doubts[0],
+            "other processes took 30 % of the CPU time, and candlepower also runs as process 7 9"
+        );
     }
 
     #[test]
@@ -267,7 +278,7 @@ mod tests {
 
     #[test]
     fn a_moment_is_not_judged() {
-        assert_eq!(judge(&moment(0, 0, 0, 0, 0), &moment(20, 4, 4, 2, 0)), Conditions::default());
+        assert_eq!(judge(&moment(0, 0, 0, 0, 0), &moment(20, 4, 4, 2, 0), Vec::new), Conditions::default());
     }
 
     #[test]

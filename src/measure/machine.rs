@@ -1,12 +1,12 @@
 //! The machine and the software of a measurement.
 
-use std::{collections::BTreeMap, env, fs, path::Path};
+use std::{collections::BTreeMap, env, fs, path::Path, sync::LazyLock};
 
 use sysinfo::{CpuRefreshKind, MemoryRefreshKind, RefreshKind, System};
 
 use crate::{
     git::git,
-    record::{GLIBC_TUNABLES, Gpu, Machine, Software},
+    record::{GLIBC_TUNABLES, Gpu, Machine, Software, VARIABLES},
 };
 
 /// Describes the machine. `threads` is the number of threads that Candle uses, `gpu` is the result of
@@ -81,6 +81,7 @@ pub fn simd() -> Vec<Simd> {
 
 /// Versions that the build found, and the commit of the current folder.
 pub fn software() -> Software {
+    let mut environment = environment().clone();
     Software {
         candlepower: env!("CARGO_PKG_VERSION").into(),
         candle: env!("BUILT_WITH_CANDLE").into(),
@@ -90,8 +91,18 @@ pub fn software() -> Software {
         commit: commit(),
         profile: env!("BUILT_WITH_PROFILE").into(),
         features: features().iter().map(|feature| (*feature).into()).collect(),
-        glibc_tunables: env::var(GLIBC_TUNABLES).ok(),
+        glibc_tunables: environment.remove(GLIBC_TUNABLES),
+        environment,
     }
+}
+
+/// The [`VARIABLES`] that this process was given, with their values. What sets one of them calls this first.
+pub fn environment() -> &'static BTreeMap<String, String> {
+    static GIVEN: LazyLock<BTreeMap<String, String>> = LazyLock::new(|| {
+        let value = |name| Some((String::from(name), env::var_os(name)?.to_string_lossy().into_owned()));
+        VARIABLES.iter().filter_map(|variable| value(variable.name)).collect()
+    });
+    &GIVEN
 }
 
 /// Unpacks the list that the build script made: a name and a version for each crate. `None` if it is empty.

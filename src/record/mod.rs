@@ -7,6 +7,7 @@
 mod baseline;
 mod between_runs;
 pub mod columns;
+mod environment;
 mod guarded;
 mod id;
 pub mod measures;
@@ -19,6 +20,7 @@ pub use baseline::{Estimate, Samples};
 pub(crate) use baseline::{baseline, baseline_records, baselines, estimates, keep_records};
 pub(crate) use between_runs::History;
 pub use between_runs::{Basis, BetweenRuns};
+pub(crate) use environment::{GLIBC_TUNABLES, VARIABLES, Variable};
 pub(crate) use guarded::{GUARDED, Guarded, Note};
 pub(crate) use id::group;
 pub use id::{BenchmarkId, Variant};
@@ -563,9 +565,6 @@ pub struct Gpu {
     pub memory_bytes: Option<u64>,
 }
 
-/// The variable that tells glibc how to allocate memory.
-pub(crate) const GLIBC_TUNABLES: &str = "GLIBC_TUNABLES";
-
 /// Versions of the software that ran the benchmark.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Software {
@@ -590,6 +589,17 @@ pub struct Software {
     /// The variable `GLIBC_TUNABLES`, which tells the C library how to allocate memory; absent if it was not set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub glibc_tunables: Option<String>,
+    /// The other variables that change what Candle, its thread pools or the C library do, with their values; absent if none was
+    /// set.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub environment: BTreeMap<String, String>,
+}
+
+impl Software {
+    /// The value of one of [`VARIABLES`], if it was set.
+    pub(crate) fn variable(&self, name: &str) -> Option<&String> {
+        if name == GLIBC_TUNABLES { self.glibc_tunables.as_ref() } else { self.environment.get(name) }
+    }
 }
 
 /// Value of a setting, and its source.

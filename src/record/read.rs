@@ -121,17 +121,18 @@ pub fn latest(path: &Path) -> Result<Read> {
     let mut places: Vec<(u64, u64)> = last.into_values().collect();
     places.sort_unstable();
     let mut file = File::open(path)?;
-    for (start, length) in places {
+    let line = |(start, length): (u64, u64)| -> io::Result<Vec<u8>> {
         let mut line = vec![0; length as usize];
         file.seek(SeekFrom::Start(start))?;
         file.read_exact(&mut line)?;
-        match parse(line.trim_ascii()) {
-            Ok(record) => found.records.push(record),
-            // The line has an id but is not a record, so an earlier record counts, and every line must be read.
-            Err(_) => return slowly(path),
-        }
+        Ok(line)
+    };
+    let lines = places.into_iter().map(line).collect::<io::Result<Vec<_>>>()?;
+    match lines.par_iter().map(|line| parse(line.trim_ascii())).collect::<Result<_, _>>() {
+        Ok(records) => Ok(Read { records, ..found }),
+        // A line has an id but is not a record, so an earlier record counts, and every line must be read.
+        Err(_) => slowly(path),
     }
-    Ok(found)
 }
 
 /// The result of [`latest`], found by reading every record.

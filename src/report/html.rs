@@ -6,7 +6,7 @@ use super::{
     joined::Joined,
     plot::Plot,
     summary::{Card, Summary},
-    table,
+    table::Table,
     trained::Trained,
     write::TRAININGS,
 };
@@ -19,7 +19,14 @@ const STYLE: &str = include_str!("page.css");
 const SCRIPT: &str = include_str!("page.js");
 
 /// The page. `files` are the names of the data files beside it.
-pub fn page(title: &str, joined: &Joined, trained: &[Trained], plots: &[Plot], files: &[&str]) -> String {
+pub fn page(
+    title: &str,
+    joined: &Joined,
+    trained: &[Trained],
+    plots: &[Plot],
+    tables: &[Table],
+    files: &[&str],
+) -> String {
     let mut body = String::new();
     let _ = writeln!(body, "<main>\n<h1>{}</h1>", escaped(title));
     if let Some(row) = joined.rows.first() {
@@ -39,7 +46,6 @@ pub fn page(title: &str, joined: &Joined, trained: &[Trained], plots: &[Plot], f
         first_screen(&mut body, &Summary::new(joined.rows.iter().map(|row| &row.record)));
     }
 
-    let tables = table::tables(joined.rows.iter().map(|row| &row.record));
     let links = tables.iter().enumerate().map(|(number, table)| {
         let is_only = tables.iter().filter(|other| other.key == table.key).count() == 1;
         let scenario = table.scenario.as_ref().filter(|_| !is_only);

@@ -23,6 +23,9 @@ pub struct Joined {
     pub is_sandbox: bool,
 }
 
+/// Most benchmarks of a report with plots. More marks would hide each other.
+pub(super) const MOST_PLOTTED: usize = 2000;
+
 /// A benchmark of the run.
 #[derive(Debug)]
 pub struct Row {
@@ -150,6 +153,12 @@ pub(crate) fn join_all(files: &[PathBuf], criterion_home: &Path) -> Result<Joine
             machines.into_iter().collect::<Vec<_>>().join(", "),
             first.record.machine.name
         ));
+    }
+    if merged.rows.len() > MOST_PLOTTED {
+        let count = merged.rows.len();
+        merged
+            .problems
+            .push(format!("{count} benchmarks are more than plots can show, so there are none: report fewer"));
     }
     Ok(merged)
 }

@@ -3,7 +3,8 @@
 use std::fmt::Write;
 
 use super::{
-    joined::Joined, plot::Plot, summary::Summary, table, text_table::markdown, trained::Trained, write::TRAININGS,
+    joined::Joined, plot::Plot, summary::Summary, table::Table, text_table::markdown, trained::Trained,
+    write::TRAININGS,
 };
 use crate::text;
 
@@ -11,7 +12,7 @@ use crate::text;
 const BAR: usize = 10;
 
 /// The text of `README.md`. The plots are files beside it.
-pub fn readme(title: &str, joined: &Joined, trained: &[Trained], plots: &[Plot]) -> String {
+pub fn readme(title: &str, joined: &Joined, trained: &[Trained], plots: &[Plot], tables: &[Table]) -> String {
     let mut text = format!("# {}\n\n", text::markdown(title));
     if let Some(row) = joined.rows.first() {
         let (machine, software) = (&row.record.machine, &row.record.software);
@@ -39,7 +40,6 @@ pub fn readme(title: &str, joined: &Joined, trained: &[Trained], plots: &[Plot])
         );
     }
     trainings(&mut text, trained);
-    let tables = table::tables(joined.rows.iter().map(|row| &row.record));
     for (number, table) in tables.iter().enumerate() {
         let _ = write!(text, "## {}\n\n{}\n", text::markdown(&table.heading()), table.markdown());
         // Tables of one family share their plots, which follow the first.

@@ -60,6 +60,7 @@ pub fn write(joined: &Joined, trained: &[Trained], root: &Path, now: DateTime<Ut
     let what = if joined.is_sandbox { "Made-up figures, a sandbox of candlepower" } else { "candlepower" };
     let title = format!("{what} on {machine}, {}", now.format("%Y-%m-%d %H:%M UTC"));
     let plots = plots(&joined.rows);
+    let tables = table::tables(joined.rows.iter().map(|row| &row.record));
 
     let records: Vec<&Record> = joined.rows.iter().map(|row| &row.record).collect();
     let mut data = Vec::new();
@@ -90,9 +91,9 @@ pub fn write(joined: &Joined, trained: &[Trained], root: &Path, now: DateTime<Ut
             write_whole(&file, content)?;
         }
     }
-    write_whole(&filling.path().join("README.md"), readme(&title, joined, trained, &plots).as_bytes())?;
+    write_whole(&filling.path().join("README.md"), readme(&title, joined, trained, &plots, &tables).as_bytes())?;
     let files: Vec<&str> = data.iter().map(|(name, _)| *name).collect();
-    let page = html::page(&title, joined, trained, &plots, &files);
+    let page = html::page(&title, joined, trained, &plots, &tables, &files);
     write_whole(&filling.path().join("index.html"), page.as_bytes())?;
 
     let folder = named_by_time(filling.keep(), &reports, now)?;
@@ -202,7 +203,8 @@ fn environment(joined: &Joined, first: &Row) -> Result<String> {
         limits: &record.limits,
         conditions: Load::new(&joined.rows),
     };
-    serde_saphyr::to_string(&environment).context("the environment could not be written")
+    let yaml = serde_saphyr::to_string(&environment).context("the environment could not be written")?;
+    Ok(text::json(&yaml))
 }
 
 /// The head of the log's table: a row for each run, model and variant, and a column for each scenario.

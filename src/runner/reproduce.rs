@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use super::Target;
 use crate::{
     config::Config,
-    record::{GLIBC_TUNABLES, Record, Setting},
+    record::{Record, Setting, VARIABLES},
     settings::{Settings, variable},
     text,
 };
@@ -30,9 +30,8 @@ pub fn reproduction(record: &Record) -> Result<String> {
         return Ok(command.clone());
     }
     ensure!(record.subject.device != "server", "{}: the record of a load does not hold its command", record.id);
-    let tunables = record.software.glibc_tunables.as_ref();
-    let mut words: Vec<String> =
-        tunables.map(|value| format!("{GLIBC_TUNABLES}={}", text::shell(value))).into_iter().collect();
+    let variable = |name| Some(format!("{name}={}", text::shell(record.software.variable(name)?)));
+    let mut words: Vec<String> = VARIABLES.iter().filter_map(|known| variable(known.name)).collect();
     words.extend(assignments(&record.settings, |_| true));
     words.extend(["cargo", "bench"].map(str::to_owned));
     let target = Target::of_scenario(&record.scenario).filter(|_| record.subject.engine != "own");
@@ -96,11 +95,13 @@ mod tests {
                 ("x; rm".into(), given("1", "environment")),
             ]);
             record.software.glibc_tunables = Some("glibc.malloc.mmap_max=0; rm".into());
+            let given = [("CANDLE_CPU_MASK", "0-1"), ("LD_PRELOAD", "./evil.so")];
+            record.software.environment = given.map(|(name, value)| (name.into(), value.into())).into();
         });
         assert_eq!(
             reproduction(&record).expect("a command"),
-            "GLIBC_TUNABLES='glibc.malloc.mmap_max=0; rm' CANDLEPOWER_DTYPE=bf16 CANDLEPOWER_MODELS='path:./my model' \
-             cargo bench --bench generation --features avx512,mkl -- '^medium/llama-3\\.2-1b/tuned-bf16-cpu$'"
+            "CANDLE_CPU_MASK=0-1 GLIBC_TUNABLES='glibc.malloc.mmap_max=0; rm' CANDLEPOWER_DTYPE=bf16 \
+             CANDLEPOWER_MODELS='path:./my model' cargo bench --bench generation --features avx512,mkl -- '^medium/llama-3\\.2-1b/tuned-bf16-cpu$'"
         );
     }
 

@@ -274,7 +274,7 @@ impl Session {
 /// Returns an error if there are too many, or the system does not start as many.
 pub fn set_threads(threads: Option<usize>) -> Result<usize> {
     if let Some(threads) = threads {
-        set_variable(THREADS, &threads.to_string());
+        set(THREADS, &threads.to_string());
     }
     let (threads, most) = (candle_core::utils::get_num_threads(), most_threads());
     ensure!(threads <= most, "{threads} threads: at most {most} are supported: set CANDLEPOWER_THREADS or {THREADS}");
@@ -283,6 +283,12 @@ pub fn set_threads(threads: Option<usize>) -> Result<usize> {
 }
 
 const THREADS: &str = "RAYON_NUM_THREADS";
+
+/// Sets a variable of Candle. Records hold those that the process was given.
+fn set(variable: &str, value: &str) {
+    machine::environment();
+    set_variable(variable, value);
+}
 
 /// Thread pools of this size: rayon's, and two of Candle's, one of which panics and leaves its threads with freed memory if
 /// one of them cannot be started.
@@ -325,7 +331,7 @@ fn check_threads(threads: usize) -> Result<()> {
 pub fn set_up_training() {
     const SPINS: &str = "CANDLE_BARRIER_POOL_SPIN_LIMIT";
     if std::env::var_os(SPINS).is_none() {
-        set_variable(SPINS, "0");
+        set(SPINS, "0");
     }
     if std::env::var_os(GLIBC_TUNABLES).is_none() {
         keep_freed_memory();

@@ -563,6 +563,7 @@ fn names_in_records_reach_no_terminal() {
         record["software"]["candle"] = json!(evil);
         record["deviates"] = json!(evil);
         record["run"] = json!(evil);
+        record["software"]["environment"] = json!({ "CANDLE_CPU_MASK": evil });
         record["subject"]["source"] = json!(format!("=HYPERLINK(\"x\"){evil}"));
     };
     for run in ["a", "b"] {
@@ -570,7 +571,12 @@ fn names_in_records_reach_no_terminal() {
         fs::create_dir_all(&to).expect("a folder");
         fs::write(to.join("records.jsonl"), sample(edit)).expect("written");
     }
-    succeeds(folder.path(), &["report", "a"]);
+    let report = succeeds(folder.path(), &["report", "a"]);
+    let environment = folder.path().join(report.lines().next().expect("a folder")).join("environment.yaml");
+    let environment = fs::read_to_string(environment).expect("read");
+    assert!(!environment.contains(|c: char| (c.is_control() && c != '\n') || c == '\u{202e}'), "{environment:?}");
+    let read: Value = serde_saphyr::from_str(&environment).expect("YAML");
+    assert!(read["machine"]["cpu"].as_str().expect("a name").contains("owned"), "{environment}");
     for arguments in [
         &["compare", "a", "b"][..],
         &["compare", "a", "b", "--format", "github"],

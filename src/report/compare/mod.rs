@@ -19,7 +19,7 @@ use super::{
     summary::is_disturbed,
 };
 use crate::{
-    record::{self, Basis, BetweenRuns, GLIBC_TUNABLES, Record, SampleUnit, Status},
+    record::{self, Basis, BetweenRuns, Record, SampleUnit, Status, VARIABLES},
     scenario,
 };
 
@@ -176,11 +176,12 @@ impl Side {
                 ("rustc", record.software.rustc.clone()),
                 ("features", record.software.features.join(",")),
                 ("profile", record.software.profile.clone()),
-                (GLIBC_TUNABLES, record.software.glibc_tunables.clone().unwrap_or_default()),
                 ("commit", record.software.commit.clone().unwrap_or_default()),
             ]
             .map(|(name, value)| (name.to_owned(), value))
             .into();
+            let variable = |name| (String::from(name), record.software.variable(name).cloned().unwrap_or_default());
+            side.setting.extend(VARIABLES.iter().map(|known| variable(known.name)));
             let crates = record.software.candle_crates.iter().flatten().filter(|(name, _)| *name != "candle-core");
             side.setting.extend(crates.map(|(name, version)| (name.clone(), version.clone())));
         }
@@ -559,6 +560,7 @@ mod tests {
             "after",
             &[record("a/b/c", 1.0, |record, measures| {
                 record.machine.cpu = "another processor".into();
+                record.software.environment = [("CANDLE_CPU_MASK".into(), "0-1".into())].into();
                 record.software.candle_crates = Some([("candle-transformers".into(), "0.11.1 (path)".into())].into());
                 measures.token_digest = "other".into();
                 measures.peak_bytes = measures.peak_bytes.map(|bytes| bytes * 101 / 100);
@@ -573,6 +575,7 @@ mod tests {
         assert!(first.join("\n").contains("only/b/c is only in before") && first[4].contains("peak memory +1.0 %"));
         for part in [
             "another processor",
+            "CANDLE_CPU_MASK differs: none and 0-1",
             "candle-transformers differs: 0.11.1 and 0.11.1 (path)",
             "only/b/c is only in before",
             "2 benchmarks of many are only in before",

@@ -203,7 +203,8 @@ fn registry(rows: &[Exported]) -> Result<String> {
     };
     let entries: Vec<Entry> =
         rows.iter().flat_map(|row| row.metrics.iter().map(move |metric| entry(row, metric))).collect();
-    serde_saphyr::to_string(&entries).context("the export could not be written")
+    let yaml = serde_saphyr::to_string(&entries).context("the export could not be written")?;
+    Ok(text::json(&yaml))
 }
 
 #[cfg(test)]

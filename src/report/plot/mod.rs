@@ -20,7 +20,7 @@ use chart::{Chart, Colour, Style};
 pub use over_time::{Over, history, loss_curve, over_seconds, sparkline};
 pub use serving::latency_over_rate;
 
-use super::joined::Row;
+use super::joined::{MOST_PLOTTED, Row};
 use crate::{record::measures::TableKey, scenario::MOE_TOP_K, text};
 
 /// A plot with its file name and title.
@@ -121,8 +121,11 @@ const PLOTS: [PlotRow; 20] = [
         "Divergence from the reference over speed, with the size of the weights", dtypes::divergence_over_rate),
 ];
 
-/// Every plot for which the rows have values.
+/// Every plot for which the rows have values, unless there are more than [`MOST_PLOTTED`].
 pub fn plots(rows: &[Row]) -> Vec<Plot> {
+    if rows.len() > MOST_PLOTTED {
+        return Vec::new();
+    }
     PLOTS.iter().filter_map(|row| Some(Plot::new(row, (row.draw)(rows)?))).collect()
 }
 
