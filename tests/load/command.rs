@@ -322,7 +322,7 @@ fn two_servers_answer_each_request_in_turns() {
     let tpot = ratio("tpot");
     assert_eq!((&tpot["pairs"], ratio("e2e")["pairs"].as_u64()), (&12.into(), Some(12)));
     let (low, high) = (tpot["low"].as_f64().expect("a number"), tpot["high"].as_f64().expect("a number"));
-    assert!(low > 1.5 && low <= 3.0 && high >= 2.5 && high < 4.5, "{tpot}");
+    assert!((1.5..3.0).contains(&low) && (2.5..4.5).contains(&high), "{tpot}");
     let records = std::fs::read_to_string(folder.path().join("records/a/records.jsonl")).expect("records");
     let ids: Vec<Value> = records.lines().map(|line| serde_json::from_str(line).expect("a record")).collect();
     assert_eq!(ids.len(), 2);
