@@ -1,6 +1,6 @@
 //! The sides of a bisection, and the commits between them.
 
-use std::path::Path;
+use std::{collections::HashSet, path::Path};
 
 use anyhow::{Context, Result, ensure};
 
@@ -83,21 +83,24 @@ impl Range {
 
 /// The commits after `good` up to `bad` that change more than Markdown, the oldest first.
 ///
-/// Along first parents, each of them contains the one before, so a change that appears stays until it is undone. A merge stands
-/// for its branch, and a merge that brought GOOD itself is the first one.
+/// They are those along first parents that contain GOOD. Each contains the one before, so a change that appears stays until it is
+/// undone. A merge stands for its branch, and a merge that brought GOOD itself is the first one.
 fn commits(repository: &Path, good: &str, bad: &str) -> Result<Vec<Commit>> {
     ensure!(good != bad, "both are the same commit");
     let base = git(repository, &["merge-base", good, bad]);
     ensure!(base.is_ok_and(|base| base == good), "GOOD is not an ancestor of BAD");
     let range = format!("{good}..{bad}");
-    let which = ["--first-parent", "--ancestry-path", "--reverse", "--format=%H%x1f%as%x1f%s", &range];
-    let paths = ["--", ":(top)", ":(top,exclude)*.md"];
-    let list = git(repository, &[&["log"], which.as_slice(), &paths].concat())?;
+    // Git loses the path to a GOOD that a merge brought if it follows first parents only.
+    let all = git(repository, &["rev-list", "--ancestry-path", &range])?;
+    let after_good: HashSet<&str> = all.lines().collect();
+    let which = ["log", "--first-parent", "--reverse", "--format=%H%x1f%as%x1f%s", &range];
+    let list = git(repository, &[which.as_slice(), &["--", ":(top)", ":(top,exclude)*.md"]].concat())?;
     let commit = |line: &str| {
         let mut parts = line.splitn(3, '\u{1f}').map(str::to_owned);
         Some(Commit { hash: parts.next()?, date: parts.next()?, subject: parts.next()? })
     };
-    let commits: Vec<Commit> = list.lines().filter_map(commit).collect();
+    let commits = list.lines().filter_map(commit).filter(|commit| after_good.contains(commit.hash.as_str()));
+    let commits: Vec<Commit> = commits.collect();
     ensure!(!commits.is_empty(), "the commits change nothing but Markdown");
     Ok(commits)
 }
