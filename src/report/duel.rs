@@ -44,7 +44,6 @@ pub struct Contestant {
 
 /// A benchmark of a duel.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[schemars(rename = "DuelRow")]
 pub struct Row {
     /// Id of the benchmark.
     pub id: String,

@@ -24,7 +24,7 @@ use self::{
     rule::{Rule, differences},
     search::Search,
 };
-use super::{Filter, Rules, Side};
+use super::{Filter, Rules, Side, sequential::Interval};
 use crate::{
     error::one_line,
     output, progress,
@@ -195,18 +195,23 @@ impl<F: FnMut(&Commit, &Rules) -> Result<Fought>, S: FnMut(&str)> Hunt<'_, F, S>
         live.step("both ends");
         let began = Instant::now();
         let kind = self.kind;
+        let resolve = self.rules.resolve;
+        let is_exact =
+            |row: &Row| row.low.zip(row.high).is_some_and(|(low, high)| Interval { low, high }.is_within(resolve));
         let is_enough = |rows: &[Row]| {
             let mut found = differences(rows).into_iter().filter(|(found, _)| kind.is_none_or(|kind| kind == *found));
-            found.any(|(kind, row)| Rule::of(kind, row).is_some())
-                || rows.iter().all(|row| row.verdict != RowVerdict::Unresolved)
+            found.any(|(kind, row)| Rule::of(kind, row).is_some()) || rows.iter().all(is_exact)
         };
         let bad = self.commits.last().context("no commit to bisect")?;
         let rows = match self.repeated(bad, is_enough)? {
             Fought::Rows(rows) => rows,
             Fought::Unfit(reason) => bail!("BAD cannot be measured: {reason}"),
         };
+        let is_kept = is_enough(&rows);
         let first = First { rows, seconds: began.elapsed().as_secs_f64() };
-        self.kept.keep_first(first.clone())?;
+        if is_kept {
+            self.kept.keep_first(first.clone())?;
+        }
         Ok(first)
     }
 
@@ -333,7 +338,7 @@ mod tests {
             let change = if place >= self.culprit { 1.1 } else { 1.0 };
             let needed =
                 self.unsteady.iter().find(|(unsteady, _)| *unsteady == place).map_or(0, |(_, minutes)| *minutes);
-            let width = if rules.budget.as_secs() < 60 * needed { 1.2 } else { 1.01 };
+            let width = if rules.budget.as_secs() < 60 * needed { 1.08 } else { 1.01 };
             row(change / width, change * width)
         }
 
@@ -375,6 +380,21 @@ mod tests {
             assert_eq!(found.found.map(|row| (row.ratio * 10.0).round()), Some(11.0));
             assert!(fights.len() <= 5 && fights[0] == COMMITS - 1, "{fights:?}");
         }
+    }
+
+    /// The change between both ends is seen at first, but not its half.
+    #[test]
+    fn the_first_duel_is_repeated_until_its_change_can_be_halved() {
+        let out = folder();
+        let world = World { culprit: 3, unsteady: vec![(COMMITS - 1, 4)], ..World::default() };
+        let (found, fights) = world.bisect(&out, false);
+        assert_eq!((suspects(&found.expect("a bisection")), &fights[..4]), (vec![3], &[11, 11, 11, 5][..]));
+        let world = World { culprit: 3, unsteady: vec![(COMMITS - 1, 100)], ..World::default() };
+        let (error, fights) = world.bisect(&out, true);
+        let error = error.expect_err("half of the change stays unknown").to_string();
+        assert!(error.contains("is not exact enough to halve") && fights == [11, 11, 11], "{error}");
+        let (found, _) = World { culprit: 3, ..World::default() }.bisect(&out, false);
+        assert_eq!(suspects(&found.expect("the duel was not kept")), [3]);
     }
 
     /// A commit that is not resolved at first costs further duels. One that is never resolved is a suspect.
