@@ -15,8 +15,8 @@ use crate::{
 /// Build two versions, measure them in turns, and tell whether B is faster or slower than A
 ///
 /// A side is parts joined by +: at most one revision of git, or . for the working tree (the default), and any of
-/// candle=PATH (a checkout of Candle in place of the published crates), candle=0.11.0 (a published version), features=LIST (Cargo features), and settings, such as
-/// threads=1 or CANDLEPOWER_THREADS=1.
+/// candle=PATH (a checkout of Candle in place of the published crates), candle=PATH@REVISION (a commit of it), candle=0.11.0 (a
+/// published version), features=LIST (Cargo features), and settings, such as threads=1 or CANDLEPOWER_THREADS=1.
 ///
 /// Examples: `candlepower duel main .`, `candlepower duel . candle=../candle -- '^medium/'`,
 /// `candlepower duel . features=mkl`, `candlepower duel threads=1 threads=2`

@@ -4,6 +4,7 @@
 #![allow(rustdoc::broken_intra_doc_links, rustdoc::invalid_html_tags)]
 
 mod bench;
+mod bisect;
 mod compare;
 mod doctor;
 mod duel;
@@ -109,6 +110,7 @@ enum What {
     /// Compare two runs, files of records, or baselines of Criterion's
     Compare(compare::Compare),
     Duel(Box<duel::Duel>),
+    Bisect(Box<bisect::Bisect>),
     #[command(hide = true)]
     RecommendPart(recommend::RecommendPart),
     #[command(hide = true)]
@@ -212,6 +214,7 @@ pub fn command() -> ExitCode {
             What::Bench(bench) => bench.run(),
             What::Compare(compare) => compare.run(),
             What::Duel(duel) => duel.run(),
+            What::Bisect(bisect) => bisect.run(),
             What::DuelSide(side) => side.run(),
             What::DuelGuard(guard) => guard.run(),
             What::Export(export) => export.run(),

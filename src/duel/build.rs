@@ -32,9 +32,11 @@ const CANDLE: [&str; 3] = ["candle-core", "candle-nn", "candle-transformers"];
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Source {
     /// Commit that is built.
-    commit: String,
+    pub commit: String,
     /// Commit for records, with `-dirty` if the working tree has other changes.
     pub recorded_commit: String,
+    /// Commit of Candle, if the side names a revision of a checkout.
+    pub candle: Option<String>,
 }
 
 /// Finds the commit of a side in the checkout `repository`.
@@ -42,19 +44,35 @@ pub struct Source {
 /// # Errors
 /// When there is no such commit, or a path in the side does not exist.
 pub fn source(name: &str, side: &Side, repository: &Path, slot: &Slot) -> Result<Source> {
-    let commit = |revision: &str| git(repository, &["rev-parse", "--verify", "--quiet", "--end-of-options", revision]);
-    let Some(revision) = &side.revision else {
-        let head = commit("HEAD").context("the checkout has no commit yet")?;
-        return snapshot(repository, head, slot);
+    let (commit, recorded_commit) = match &side.revision {
+        Some(revision) => commit_of(name, revision, repository).map(|commit| (commit.clone(), commit))?,
+        None => snapshot(repository, slot)?,
     };
-    match commit(&format!("{revision}^{{commit}}")) {
-        Ok(commit) => Ok(Source { recorded_commit: commit.clone(), commit }),
-        Err(_) => bail!("{name}: there is no commit '{}' in {}", text::line(revision), repository.display()),
-    }
+    let candle = match &side.candle {
+        Some(Candle::Revision(checkout, revision)) => Some(commit_of(name, revision, &opened(name, checkout)?)?),
+        _ => None,
+    };
+    Ok(Source { commit, recorded_commit, candle })
 }
 
-/// Commits the working tree as it is, with new files that git does not ignore, without touching the index or a branch.
-fn snapshot(repository: &Path, head: String, slot: &Slot) -> Result<Source> {
+/// The commit that a revision names.
+fn commit_of(name: &str, revision: &str, repository: &Path) -> Result<String> {
+    let object = format!("{revision}^{{commit}}");
+    git(repository, &["rev-parse", "--verify", "--quiet", "--end-of-options", &object])
+        .ok()
+        .with_context(|| format!("{name}: there is no commit '{}' in {}", text::line(revision), repository.display()))
+}
+
+/// The absolute path of a checkout of Candle.
+pub fn opened(name: &str, checkout: &Path) -> Result<PathBuf> {
+    checkout.canonicalize().with_context(|| format!("{name}: {} could not be opened", checkout.display()))
+}
+
+/// Commits the working tree as it is, with new files that git does not ignore, without touching the index or a branch. Returns
+/// the commit, and that for records.
+fn snapshot(repository: &Path, slot: &Slot) -> Result<(String, String)> {
+    let head =
+        git(repository, &["rev-parse", "--verify", "--quiet", "HEAD"]).context("the checkout has no commit yet")?;
     let index = slot.folder().join("index");
     let index = index.to_str().context("the path of the target folder is not UTF-8")?;
     let environment = [
@@ -72,10 +90,10 @@ fn snapshot(repository: &Path, head: String, slot: &Slot) -> Result<Source> {
     run(&["add", "--all"])?;
     let tree = run(&["write-tree"])?;
     if tree == git(repository, &["rev-parse", &format!("{head}^{{tree}}")])? {
-        return Ok(Source { commit: head.clone(), recorded_commit: head });
+        return Ok((head.clone(), head));
     }
     let commit = run(&["commit-tree", &tree, "-p", &head, "-m", "The working tree, for a duel"])?;
-    Ok(Source { commit, recorded_commit: format!("{head}-dirty") })
+    Ok((commit, format!("{head}-dirty")))
 }
 
 /// Builds the program of a side and returns its path in the slot. `label` names its folders, `name` the side in messages,
@@ -98,7 +116,6 @@ pub fn build(
     program: &Path,
     root: &Path,
 ) -> Result<PathBuf> {
-    let replaced = candle(name, side)?;
     let turn = root.join("build.lock");
     let turn = File::create(&turn).with_context(|| format!("{} could not be made", turn.display()))?;
     if turn.try_lock().is_err() {
@@ -108,14 +125,23 @@ pub fn build(
     let target = root.join("build");
     let kept = slot.folder().join(format!("candlepower-{label}{}", env::consts::EXE_SUFFIX));
     // A checkout of Candle may have changed since it was compiled.
-    let earlier = replaced.is_empty().then(|| earlier(&target, side, source));
+    let earlier = (!matches!(side.candle, Some(Candle::Checkout(_)))).then(|| earlier(&target, side, source));
     if let Some(earlier) = &earlier
         && fs::copy(earlier, &kept).is_ok()
     {
+        // The programs that were used last are kept.
+        let _ = File::options().append(true).open(earlier).and_then(|file| file.set_modified(SystemTime::now()));
         output::report(format_args!("{name} was built for an earlier duel"));
         return Ok(kept);
     }
     let worktree = slot.worktree(label, &source.commit)?;
+    let replaced = match (&side.candle, &source.candle) {
+        (Some(Candle::Checkout(checkout)), _) => candle(name, &opened(name, checkout)?)?,
+        (Some(Candle::Revision(checkout, _)), Some(commit)) => {
+            candle(name, &slot.worktree_of(&opened(name, checkout)?, &format!("{label}-candle"), commit)?)?
+        }
+        _ => Vec::new(),
+    };
     if let Some(Candle::Version(version)) = &side.candle {
         require(&worktree.join("Cargo.toml"), version).with_context(|| name.to_owned())?;
     }
@@ -137,7 +163,11 @@ pub fn build(
         let messages = fs::read(&log).unwrap_or_default();
         let messages = String::from_utf8_lossy(&messages);
         let first = messages.lines().find(|line| line.starts_with("error")).unwrap_or("cargo failed");
-        bail!("{name} does not build: {} (all messages: {})", text::line(first), log.display());
+        let (first, log) = (text::line(first), log.display());
+        if MACHINE.iter().any(|sign| messages.contains(sign)) {
+            bail!("building {name} failed: {first} (all messages: {log})");
+        }
+        bail!("{name} does not build: {first} (all messages: {log})");
     }
     let lock = fs::read_to_string(worktree.join("Cargo.lock")).unwrap_or_default();
     for (package, path) in &replaced {
@@ -156,6 +186,9 @@ pub fn build(
     Ok(kept)
 }
 
+/// Signs in the messages of Cargo that the machine stopped the build: a full disk, a lack of memory, the network.
+const MACHINE: [&str; 4] = ["(os error 28)", "signal: 9, SIGKILL", "failed to download", "failed to fetch"];
+
 /// Programs that are kept for later duels.
 const PROGRAMS: usize = 8;
 
@@ -164,13 +197,13 @@ fn earlier(target: &Path, side: &Side, source: &Source) -> PathBuf {
     let mut hash = Sha256::new();
     let compiler = Command::new(env::var_os("RUSTC").unwrap_or_else(|| "rustc".into())).arg("-vV").output();
     let flags = ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS"].map(env::var_os);
-    hash.update(format!("{} {:?} {:?} {flags:?} ", source.commit, side.features, side.candle));
+    hash.update(format!("{} {:?} {:?} {:?} {flags:?} ", source.commit, source.candle, side.features, side.candle));
     hash.update(compiler.map(|output| output.stdout).unwrap_or_default());
     let name: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
     target.join("programs").join(name)
 }
 
-/// Keeps a program, and removes those that were kept first.
+/// Keeps a program, and removes those that were used first.
 fn keep(program: &Path, to: &Path) -> io::Result<()> {
     let folder = to.parent().unwrap_or(to);
     fs::create_dir_all(folder)?;
@@ -187,11 +220,8 @@ fn keep(program: &Path, to: &Path) -> io::Result<()> {
     kept[..surplus].iter().try_for_each(|(_, path)| fs::remove_file(path))
 }
 
-/// The crates of a side's checkout of Candle, with their folders.
-fn candle(name: &str, side: &Side) -> Result<Vec<(&'static str, PathBuf)>> {
-    let Some(Candle::Checkout(checkout)) = &side.candle else { return Ok(Vec::new()) };
-    let checkout =
-        checkout.canonicalize().with_context(|| format!("{name}: {} could not be opened", checkout.display()))?;
+/// The crates of a checkout of Candle, with their folders.
+fn candle(name: &str, checkout: &Path) -> Result<Vec<(&'static str, PathBuf)>> {
     let there = CANDLE.map(|package| (package, checkout.join(package)));
     let there: Vec<_> = there.into_iter().filter(|(_, folder)| folder.join("Cargo.toml").is_file()).collect();
     ensure!(!there.is_empty(), "{name}: {} has none of the folders {}", checkout.display(), CANDLE.join(", "));
@@ -303,14 +333,12 @@ mod tests {
     #[test]
     fn the_crates_of_a_checkout_are_found() {
         let checkout = tempfile::tempdir().expect("a folder");
-        let side = |path: &Path| format!("candle={}", path.display()).parse::<Side>().expect("a side");
-        let none = candle("A", &side(checkout.path())).expect_err("empty").to_string();
+        let none = candle("A", checkout.path()).expect_err("empty").to_string();
         assert!(none.contains("has none of the folders candle-core, candle-nn, candle-transformers"), "{none}");
-        assert!(candle("A", &side(&checkout.path().join("missing"))).is_err());
         let folder = checkout.path().join("candle-transformers");
         fs::create_dir(&folder).expect("made");
         fs::write(folder.join("Cargo.toml"), "").expect("written");
-        let found = candle("A", &side(checkout.path())).expect("one crate");
+        let found = candle("A", checkout.path()).expect("one crate");
         assert_eq!(found.len(), 1);
         assert_eq!(found[0].0, "candle-transformers");
     }

@@ -168,7 +168,7 @@ fn select(filter: &Option<Filter>, a: Vec<Listed>, b: Vec<Listed>) -> Result<Vec
             let more = alone.count();
             let and = if more > 0 { format!(" and {more} more") } else { String::new() };
             bail!(
-                "the sides have different benchmarks: only side {name} has {}{and}; select common ones by a filter after --",
+                "side B has other benchmarks than side A: only {name} has {}{and}; select common ones by a filter after --",
                 text::line(&first.id)
             );
         }
@@ -483,8 +483,8 @@ mod tests {
         assert_eq!(select("^short", &both, &["short/b/x", "short/a/x"]).expect("the order does not matter").len(), 1);
         let error = |filter: &str, b: &[&str]| select(filter, &both, b).expect_err(filter).to_string();
         assert_eq!(error("^long", &both), "no benchmark matches '^long': the groups are medium, short");
-        assert!(error("", &both[1..]).contains("only side A has short/a/x; select"));
-        assert!(error("", &[]).contains("only side A has short/a/x and 2 more; select"));
-        assert!(error("^medium", &["medium/a/x", "medium/c/x"]).contains("only side B has medium/c/x; select"));
+        assert!(error("", &both[1..]).contains("only A has short/a/x; select"));
+        assert!(error("", &[]).contains("only A has short/a/x and 2 more; select"));
+        assert!(error("^medium", &["medium/a/x", "medium/c/x"]).contains("only B has medium/c/x; select"));
     }
 }

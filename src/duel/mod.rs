@@ -6,9 +6,11 @@
 //!   build     a worktree of each side's commit, built by Cargo under a guard
 //!   process   a running side, which speaks the protocol through its standard input and output
 //!   contest   samples in turns, until the rule of sequential says that the ratio is known
+//! bisect      a sequence of duels, to find the commit that changed a benchmark
 //! serve       the other end of the protocol, in the process of a side
 //! ```
 
+pub(crate) mod bisect;
 mod build;
 mod contest;
 mod filter;
@@ -33,6 +35,14 @@ use anyhow::{Context, Result};
 
 use crate::{git, record::check_writable, report, settings};
 
+/// The checkout around the working directory, and the folder of its duels.
+fn checkout() -> Result<(path::PathBuf, path::PathBuf)> {
+    let repository = git::git(path::Path::new("."), &["rev-parse", "--show-toplevel"])
+        .context("a duel builds commits of a checkout of candlepower: run it in one")?;
+    let root = settings::cargo_target_of(path::Path::new(&repository)).join("duel");
+    Ok((repository.into(), root))
+}
+
 /// Builds both sides, measures them in turns, and removes what it built. `progress` gets a line after each benchmark.
 ///
 /// # Errors
@@ -43,11 +53,9 @@ pub(crate) fn run(
     out: &path::Path,
     progress: impl FnMut(&str),
 ) -> Result<report::duel::Duel> {
-    let repository = git::git(path::Path::new("."), &["rev-parse", "--show-toplevel"])
-        .context("a duel builds commits of a checkout of candlepower: run it in one")?;
-    let repository = path::Path::new(&repository);
+    let (repository, root) = checkout()?;
+    let repository = repository.as_path();
     check_writable(out)?;
-    let root = settings::cargo_target_of(repository).join("duel");
     let program = env::current_exe().context("the path of this program is unknown")?;
     let slot = slot::Slot::take(&root, repository)?;
     let names = [format!("side A ({a})"), format!("side B ({b})")];

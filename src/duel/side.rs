@@ -12,8 +12,9 @@ use crate::{
 /// One side of a duel as the user describes it: a revision or the working tree, and what differs from a plain build and run.
 ///
 /// Its text is parts joined by `+`. A part without `=` is a revision of git, or `.` for the working tree, which is also the
-/// default. `candle=PATH` replaces Candle by a checkout and `candle=VERSION` by a published version, `features=LIST` enables Cargo features, and any other key is a
-/// setting, as in `threads=1` or `CANDLEPOWER_THREADS=1`.
+/// default. `candle=PATH` replaces Candle by a checkout, `candle=PATH@REVISION` by a commit of one, and `candle=VERSION` by a
+/// published version. `features=LIST` enables Cargo features, and any other key is a setting, as in `threads=1` or
+/// `CANDLEPOWER_THREADS=1`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Side {
     text: String,
@@ -30,21 +31,37 @@ pub(crate) struct Side {
 /// The replacement of the Candle that a commit needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Candle {
-    /// A checkout.
+    /// A checkout as it is.
     Checkout(PathBuf),
+    /// A revision of a checkout.
+    Revision(PathBuf, String),
     /// A published version, which Cargo downloads.
     Version(String),
 }
 
 impl Candle {
-    /// Three numbers are a version, anything else is a path.
+    /// Three numbers are a version, and anything else is a path, with a revision behind the last `@`. No revision ends with a
+    /// slash, so a path with `@` in its name does.
     fn of(text: &str) -> Self {
+        if let Some((path, revision)) = text.rsplit_once('@').filter(|(_, revision)| !revision.ends_with('/')) {
+            return Self::Revision(path.into(), revision.to_owned());
+        }
         let numbers: Vec<&str> = text.split('.').collect();
         let is_number =
             |part: &&str| !part.is_empty() && part.len() < 6 && part.bytes().all(|digit| digit.is_ascii_digit());
         match numbers.len() == 3 && numbers.iter().all(is_number) {
             true => Self::Version(text.to_owned()),
             false => Self::Checkout(text.into()),
+        }
+    }
+}
+
+impl fmt::Display for Candle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Checkout(path) => write!(f, "{}", path.display()),
+            Self::Revision(path, revision) => write!(f, "{}@{revision}", path.display()),
+            Self::Version(version) => f.write_str(version),
         }
     }
 }
@@ -67,8 +84,7 @@ impl FromStr for Side {
                     !part.is_empty(),
                     "side '{text}': a part is empty: expected a revision, . or key=value, joined by +"
                 );
-                // Git would read it as an option.
-                ensure!(!part.starts_with('-'), "side '{text}': '{part}' is not a revision");
+                check_revision(text, part)?;
                 ensure!(
                     !has_source,
                     "side '{text}': it names two sources: a side has one revision, or . for the working tree"
@@ -90,7 +106,33 @@ impl FromStr for Side {
             };
             ensure!(is_new, "side '{text}': {key} is given twice");
         }
+        if let Some(Candle::Revision(_, revision)) = &side.candle {
+            check_revision(text, revision)?;
+        }
         Ok(side)
+    }
+}
+
+/// Git would read it as an option, or as that of HEAD.
+fn check_revision(text: &str, revision: &str) -> Result<()> {
+    ensure!(!revision.is_empty() && !revision.starts_with('-'), "side '{text}': '{revision}' is not a revision");
+    Ok(())
+}
+
+impl Side {
+    /// The same side at a commit of candlepower, and at a commit of Candle if it names a revision of it.
+    pub fn at(&self, own: &str, candle: Option<&str>) -> Self {
+        let mut side = self.clone();
+        side.revision = Some(own.to_owned());
+        if let (Some(Candle::Revision(_, revision)), Some(commit)) = (&mut side.candle, candle) {
+            *revision = commit.to_owned();
+        }
+        let mut parts = vec![own.to_owned()];
+        parts.extend(side.candle.iter().map(|candle| format!("candle={candle}")));
+        parts.extend((!side.features.is_empty()).then(|| format!("features={}", side.features.join(","))));
+        parts.extend(side.settings.iter().map(|(key, value)| format!("{key}={value}")));
+        side.text = parts.join("+");
+        side
     }
 }
 
@@ -129,6 +171,14 @@ mod tests {
         for path in ["0.11", "./0.11.0", "0.11.x", "a.b.c"] {
             assert_eq!(side(&format!("candle={path}")).candle, Some(Candle::Checkout(path.into())));
         }
+        for (path, revision) in [("../candle", "main"), ("a@b", "user/fix")] {
+            let candle = Candle::Revision(path.into(), revision.into());
+            assert_eq!(side(&format!("candle={path}@{revision}")).candle, Some(candle));
+        }
+        assert_eq!(side("candle=a@b/").candle, Some(Candle::Checkout("a@b/".into())));
+        let other = side("threads=1+candle=../candle@main+features=mkl").at("abc", Some("def"));
+        assert_eq!(other.to_string(), "abc+candle=../candle@def+features=mkl+threads=1");
+        assert_eq!(side(&other.to_string()), other);
         assert_eq!(all.features, ["avx512", "mkl"]);
         let settings: Vec<_> = all.settings.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
         assert_eq!(settings, [("models", "llama-mini,qwen3-mini"), ("threads", "2")]);
@@ -142,6 +192,8 @@ mod tests {
             ("main+other", "two sources"),
             (".+main", "two sources"),
             ("--upload-pack", "not a revision"),
+            ("candle=../candle@", "'' is not a revision"),
+            ("candle=../candle@--output=x", "'--output=x' is not a revision"),
             ("main+thread=1", "did you mean threads?"),
             ("main+CANDLEPOWER_SPEED=1", "unknown key 'speed'"),
             ("main+out=x", "unknown key 'out'"),

@@ -69,10 +69,18 @@ impl Slot {
     /// # Errors
     /// When git refuses.
     pub fn worktree(&self, name: &str, commit: &str) -> Result<PathBuf> {
+        self.worktree_of(&self.repository, name, commit)
+    }
+
+    /// Makes a worktree of a commit of another repository in the folder.
+    ///
+    /// # Errors
+    /// When git refuses.
+    pub fn worktree_of(&self, repository: &Path, name: &str, commit: &str) -> Result<PathBuf> {
         let path = self.folder.join(name);
         let text = path.to_str().context("the path of the target folder is not UTF-8")?;
         // Twice, because a duel that was killed while git worked may have left an entry that is locked.
-        git(&self.repository, &["worktree", "add", "--quiet", "--force", "--force", "--detach", text, commit])?;
+        git(repository, &["worktree", "add", "--quiet", "--force", "--force", "--detach", text, commit])?;
         Ok(path)
     }
 
@@ -80,8 +88,9 @@ impl Slot {
     fn clear(&self) {
         let worktrees = fs::read_dir(&self.folder).into_iter().flatten().flatten();
         for path in worktrees.map(|entry| entry.path()).filter(|path| path.join(".git").is_file()) {
-            let Some(path) = path.to_str() else { continue };
-            let _ = git(&self.repository, &["worktree", "remove", "--force", "--force", path]);
+            let Some(text) = path.to_str() else { continue };
+            // In the worktree, because it may belong to a checkout of Candle.
+            let _ = git(&path, &["worktree", "remove", "--force", "--force", text]);
         }
         if self.folder.exists() {
             let _ = fs::remove_dir_all(&self.folder);
@@ -160,9 +169,13 @@ mod tests {
     }
 
     #[test]
-    fn git_says_in_one_line_what_is_wrong() {
+    fn git_says_in_one_line_what_is_wrong_and_other_repositories_stay_clean() {
         let repository = repository();
         let slot = Slot::take(&repository.path().join("duel"), repository.path()).expect("free");
+        let other = self::repository();
+        slot.worktree_of(other.path(), "a-candle", "HEAD").expect("a worktree of another repository");
+        slot.clear();
+        assert_eq!(worktrees(other.path()), 1);
         let error = slot.worktree("a", "no-such-commit").expect_err("unknown").to_string();
         assert!(error.starts_with("git worktree: ") && error.contains("no-such-commit"), "{error}");
         assert_eq!(error.lines().count(), 1);

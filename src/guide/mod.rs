@@ -10,7 +10,7 @@
 //! | [`gpu`] | accelerators |
 //! | [`experimental`] | features that no real GPU has run |
 //! | [`why`] | where the time of a generation goes, and what would make it faster |
-//! | [`duels`] | judging a change: `candlepower duel` |
+//! | [`duels`] | judging a change: `candlepower duel`, and the commit that made it: `candlepower bisect` |
 //! | [`serve`] | a model behind an OpenAI-compatible interface |
 //! | [`load`] | loads on a server: schedules, latencies, verdicts, shards |
 //! | [`quality`] | perplexity, divergence from a reference, tasks |

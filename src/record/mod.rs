@@ -331,7 +331,7 @@ pub struct PairedRatio {
 }
 
 /// Unit of the samples of a benchmark.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[schemars(rename = "Unit")]
 pub enum SampleUnit {

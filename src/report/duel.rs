@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use anyhow::{Context, Result};
 use schemars::JsonSchema;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{
     compare::{MEMORY_NOISE, change, quantity},
@@ -43,7 +43,7 @@ pub struct Contestant {
 }
 
 /// A benchmark of a duel.
-#[derive(Debug, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Row {
     /// Id of the benchmark.
     pub id: String,
@@ -72,7 +72,7 @@ pub struct Row {
 }
 
 /// Result of one benchmark of a duel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[schemars(rename = "DuelVerdict")]
 pub enum Verdict {
@@ -118,7 +118,17 @@ impl Verdict {
 impl Row {
     /// Change, interval and verdict in a few words.
     pub fn summary(&self) -> String {
-        format!("{} ({}), {}", change(self.ratio), self.interval(), self.verdict.text())
+        format!("{}, {}", self.measured(), self.verdict.text())
+    }
+
+    /// Change and interval.
+    pub(super) fn measured(&self) -> String {
+        format!("{} ({})", change(self.ratio), self.interval())
+    }
+
+    /// The ratio of the peak memories, if it differs from 1 by more than noise.
+    pub(crate) fn changed_memory(&self) -> Option<f64> {
+        self.memory_ratio.filter(|ratio| (ratio - 1.0).abs() > MEMORY_NOISE)
     }
 
     fn interval(&self) -> String {
@@ -175,7 +185,7 @@ impl Duel {
             if row.same_work == Some(false) {
                 let _ = writeln!(text, "- {}: generated other tokens, so the two did not do the same work", row.id);
             }
-            if let Some(ratio) = row.memory_ratio.filter(|ratio| (ratio - 1.0).abs() > MEMORY_NOISE) {
+            if let Some(ratio) = row.changed_memory() {
                 let _ = writeln!(text, "- {}: peak memory {}", row.id, change(ratio));
             }
         }

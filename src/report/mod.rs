@@ -6,13 +6,16 @@
 //! - [`joined`] joins the records of a run with Criterion's estimates.
 //! - `write` writes the folder of a report: tables, plots, an HTML page, and the data files that [`columns`] lists. `trained` reads
 //!   folders of trainings for it.
-//! - [`compare`] compares two runs, `duel` shows the result of measuring two programs in turns, and [`history`] follows a benchmark over many reports.
+//! - [`compare`] compares two runs, `duel` shows the result of measuring two programs in turns, `bisect` the commit that a
+//!   sequence of duels found, and [`history`] follows a benchmark over many reports.
 //! - `watch` draws a run while it is in progress.
 //! - [`export`] writes formats of other tools.
 //! - `sweep` writes the log of architecture sweeps and summarises their results.
 //!
 //! The folder `schemas` has the JSON schemas of these files.
 
+#[cfg(feature = "cli")]
+pub mod bisect;
 pub mod columns;
 pub mod compare;
 mod dtypes;

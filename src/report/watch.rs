@@ -385,7 +385,7 @@ fn at(record: &Record) -> Option<DateTime<Utc>> {
 }
 
 /// A duration in its two largest units.
-fn duration(duration: TimeDelta) -> String {
+pub(crate) fn duration(duration: TimeDelta) -> String {
     match duration.num_seconds().max(0) {
         seconds if seconds < 60 => format!("{seconds} s"),
         seconds if seconds < 3600 => format!("{} min {} s", seconds / 60, seconds % 60),

@@ -46,6 +46,7 @@ const COMMANDS: &[&[&str]] = &[
     &["sandbox", "--times", "1"],
     &["compare", "none", "other"],
     &["duel", "HEAD", "HEAD"],
+    &["bisect", "HEAD~1", "HEAD"],
     &["list"],
 ];
 

@@ -27,7 +27,7 @@ use tempfile::TempDir;
 
 const CANDLEPOWER: &str = env!("CARGO_BIN_EXE_candlepower");
 const SAMPLE: &str = include_str!("../../src/record/sample.json");
-const ID: &str = "short/llama-mini/stock-f32-cpu";
+pub const ID: &str = "short/llama-mini/stock-f32-cpu";
 
 /// The program of the small crate: a side whose samples take about as many nanoseconds as the file `ns` says.
 const MAIN: &str = r##"
@@ -72,10 +72,10 @@ fn main() {
 "##;
 
 /// A checkout of the small crate, with a commit whose samples take 300 ms and one whose samples take 330 ms.
-struct Checkout(TempDir);
+pub struct Checkout(TempDir);
 
 impl Checkout {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let checkout = Self(tempfile::tempdir().expect("a folder"));
         checkout.git(&["init", "--quiet"]);
         let manifest = "[package]\nname = \"candlepower\"\nversion = \"0.1.0\"\nedition = \"2024\"\n\n[workspace]\n";
@@ -91,49 +91,49 @@ impl Checkout {
         checkout
     }
 
-    fn path(&self) -> &Path {
+    pub fn path(&self) -> &Path {
         self.0.path()
     }
 
-    fn write(&self, file: &str, text: &str) {
+    pub fn write(&self, file: &str, text: &str) {
         let path = self.path().join(file);
         fs::create_dir_all(path.parent().expect("a folder")).expect("made");
         fs::write(path, text).expect("written");
     }
 
-    fn git(&self, arguments: &[&str]) -> String {
+    pub fn git(&self, arguments: &[&str]) -> String {
         let output = Command::new("git").current_dir(self.path()).args(arguments).output().expect("git");
         assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).expect("text")
     }
 
-    fn commit(&self) {
+    pub fn commit(&self) {
         self.git(&["add", "--all"]);
         self.git(&["-c", "user.name=a", "-c", "user.email=a@example.com", "commit", "--quiet", "-m", "a commit"]);
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
+    pub fn command(&self, name: &str, arguments: &[&str]) -> Command {
         let mut command = Command::new(CANDLEPOWER);
         for (key, _) in std::env::vars().filter(|(key, _)| key.starts_with("CANDLEPOWER_")) {
             command.env_remove(key);
         }
         // The cargo that runs this test may add flags of its own.
         command.env_remove("CARGO").env_remove("CARGO_TARGET_DIR").current_dir(self.path());
-        command.arg("duel").args(arguments).stdin(Stdio::null());
+        command.arg(name).args(arguments).stdin(Stdio::null());
         command
     }
 
     fn duel(&self, arguments: &[&str]) -> Output {
-        self.command(arguments).output().expect("the command starts")
+        self.command("duel", arguments).output().expect("the command starts")
     }
 
     /// Starts a duel in the background.
-    fn start(&self, command: &mut Command) -> Child {
+    pub fn start(&self, command: &mut Command) -> Child {
         command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the command starts")
     }
 
     /// Asserts that a duel left nothing that the next one could notice.
-    fn assert_clean(&self) {
+    pub fn assert_clean(&self) {
         assert_eq!(self.git(&["worktree", "list"]).lines().count(), 1);
         let left = fs::read_dir(self.path().join("target/duel")).into_iter().flatten().flatten();
         let folders: Vec<_> =
@@ -242,7 +242,7 @@ fn each_mistake_is_one_line() {
         checkout.assert_clean();
     }
     let elsewhere = tempfile::tempdir().expect("a folder");
-    let mut command = checkout.command(&[".", "."]);
+    let mut command = checkout.command("duel", &[".", "."]);
     assert_error(&command.current_dir(elsewhere.path()).output().expect("an output"), "run it in one");
 }
 
@@ -265,7 +265,7 @@ fn a_commit_that_does_not_fit_is_one_line() {
     checkout.write("src/main.rs", MAIN);
     checkout.write("id", "medium/llama-mini/stock-f32-cpu");
     checkout.commit();
-    assert_error(&checkout.duel(&["HEAD~3", "HEAD"]), "the sides have different benchmarks: only side A has short/");
+    assert_error(&checkout.duel(&["HEAD~3", "HEAD"]), "side B has other benchmarks than side A: only A has short/");
     checkout.assert_clean();
 }
 
@@ -310,7 +310,7 @@ fn assert_ends(process: &str) {
     }
 }
 
-fn kill(child: &mut Child) {
+pub fn kill(child: &mut Child) {
     child.kill().expect("killed");
     child.wait().expect("ended");
 }
@@ -325,7 +325,7 @@ fn a_duel_that_is_killed_while_it_builds_leaves_nothing_that_matters() {
                  std::thread::sleep(std::time::Duration::from_secs(600));\n}";
     checkout.write("build.rs", build);
     checkout.commit();
-    let mut duel = checkout.start(checkout.command(&["HEAD", "HEAD~1"]).env("PID_FILE", &pid));
+    let mut duel = checkout.start(checkout.command("duel", &["HEAD", "HEAD~1"]).env("PID_FILE", &pid));
     let builder = content(&pid);
     assert!(is_running(&builder));
     kill(&mut duel);
@@ -341,7 +341,7 @@ fn a_duel_that_is_killed_while_it_measures_leaves_nothing_that_matters() {
     let checkout = Checkout::new();
     let pid = checkout.path().join("target/pid");
     fs::create_dir_all(checkout.path().join("target")).expect("made");
-    let mut command = checkout.command(&["HEAD", "HEAD~1"]);
+    let mut command = checkout.command("duel", &["HEAD", "HEAD~1"]);
     let mut duel = checkout.start(command.env("PID_FILE", &pid).env("SLOW", "yes"));
     let side = content(&pid);
     assert!(is_running(&side));
@@ -426,9 +426,9 @@ fn sides_that_misbehave_are_named_in_one_line() {
         (
             "other",
             answers(folder, "*list*) echo '{\"benchmarks\":[{\"id\":\"long/a/b\",\"target\":\"x\"}]}';;"),
-            "only side A has short/",
+            "only A has short/",
         ),
-        ("empty", answers(folder, "*list*) echo '{\"benchmarks\":[]}';;"), "only side A has short/"),
+        ("empty", answers(folder, "*list*) echo '{\"benchmarks\":[]}';;"), "only A has short/"),
     ] {
         let error = format!("{:#}", fight(folder, &good, &script(folder, name, &text)).expect_err(name));
         assert!(error.contains(part) && error.lines().count() == 1, "{name}: {part} is missing from: {error}");

@@ -4,6 +4,7 @@
 // Functions beside the tests say what is skipped.
 #![allow(clippy::print_stderr, clippy::print_stdout)]
 
+mod bisect;
 mod command;
 mod duel;
 mod first;

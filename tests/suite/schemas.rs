@@ -7,7 +7,7 @@ use candlepower::{
     quality::{Evaluation, Report},
     recommend::Recommendation,
     record::Record,
-    report::{compare::Comparison, duel::Duel, history::History},
+    report::{bisect::Bisection, compare::Comparison, duel::Duel, history::History},
     verify::Verified,
     why::Advised,
     wrap::{Memory, Power},
@@ -16,10 +16,11 @@ use schemars::{Schema, schema_for};
 
 #[test]
 fn the_schemas_are_those_of_the_types() {
-    let schemas: [(&str, Schema); 11] = [
+    let schemas: [(&str, Schema); 12] = [
         ("record.json", schema_for!(Record)),
         ("comparison.json", schema_for!(Comparison)),
         ("duel.json", schema_for!(Duel)),
+        ("bisection.json", schema_for!(Bisection)),
         ("history.json", schema_for!(Vec<History>)),
         ("perplexity.json", schema_for!(Report)),
         ("evaluation.json", schema_for!(Evaluation)),

@@ -15,6 +15,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::{
+    bisect::short,
     plot,
     statistics::median,
     table::number,
@@ -23,7 +24,7 @@ use super::{
 use crate::{
     files::is_temporary,
     record::{self, Better, Record},
-    text::line,
+    text::{line, shell},
 };
 
 /// The history of one benchmark on one machine.
@@ -224,11 +225,6 @@ pub fn overview(histories: &[History]) -> String {
 /// Bars of an overview.
 const COURSE: usize = 16;
 
-/// The first characters of a commit.
-fn short(commit: &str) -> &str {
-    commit.get(..12).unwrap_or(commit)
-}
-
 impl History {
     /// The points as a table that marks each change of level.
     pub fn text(&self) -> String {
@@ -245,7 +241,17 @@ impl History {
                 }),
             ]);
         }
-        format!("{} on {}\n\n{}", line(&self.id), line(&self.machine), terminal(&rows, 2))
+        let bisection = self.bisection().map_or(String::new(), |command| format!("\nTo find the commit: {command}\n"));
+        format!("{} on {}\n\n{}{bisection}", line(&self.id), line(&self.machine), terminal(&rows, 2))
+    }
+
+    /// The command that finds the commit of the last change of level, if both of its ends are known.
+    fn bisection(&self) -> Option<String> {
+        let Move { last_commit: good, commit: bad, .. } = self.moves.last()?;
+        let is_hash = |commit: &&String| commit.len() >= 12 && commit.bytes().all(|digit| digit.is_ascii_hexdigit());
+        let filter = shell(&line(&format!("^{}$", self.id)));
+        (good != bad && [good, bad].iter().all(is_hash))
+            .then(|| format!("candlepower bisect {} {} -- {filter}", short(good), short(bad)))
     }
 
     fn said(&self, step: &Move) -> String {
@@ -311,6 +317,28 @@ mod tests {
             assert_eq!(places, [12, 22], "seed {seed}");
             assert_eq!((found[0].last_commit.as_str(), found[0].commit.as_str()), ("c11", "c12"));
             assert!((found[1].after / found[1].before - 110.0 / 93.0).abs() < 0.03);
+        }
+    }
+
+    #[test]
+    fn a_move_between_known_commits_has_a_command() {
+        let mut points = points(&[(100.0, 12), (80.0, 10)], 1);
+        points.iter_mut().enumerate().for_each(|(number, point)| point.commit = format!("{number:040x}"));
+        let mut history = History {
+            id: "short/a b/c".into(),
+            machine: "here".into(),
+            metric: "tokens_per_s".into(),
+            unit: "",
+            better: Better::Higher,
+            moves: moves(&points, 0.03),
+            points,
+        };
+        history.moves[0].commit = "0123456789abcdef".into();
+        let end = "\nTo find the commit: candlepower bisect 000000000000 0123456789ab -- '^short/a b/c$'\n";
+        assert!(history.text().ends_with(end), "{}", history.text());
+        for commit in ["unknown", "0123456789abcdef-dirty", &history.moves[0].last_commit.clone()] {
+            history.moves[0].commit = commit.into();
+            assert!(!history.text().contains("candlepower bisect"), "{commit}");
         }
     }
 

@@ -1,0 +1,155 @@
+//! What a duel with GOOD says of a commit.
+//!
+//! On the logarithmic scale, the interval of the change between GOOD and BAD has the ends `l` and `h`, and half of the change
+//! lies between `l / 2` and `h / 2`. A commit whose interval lies below `l / 2` is as GOOD, and one whose interval lies above
+//! `h / 2` is as BAD. Any other is not told apart.
+
+use crate::{
+    record::SampleUnit,
+    report::{
+        bisect::{Kind, Verdict},
+        duel::{self, Row},
+    },
+};
+
+/// The rule for one benchmark and one kind of change.
+#[derive(Clone, Copy, Debug)]
+pub struct Rule {
+    kind: Kind,
+    /// 1 if the ratio rises from GOOD to BAD, and -1 if it falls.
+    sign: f64,
+    /// The ends of half of the change, as logarithms of rising ratios.
+    half: (f64, f64),
+}
+
+impl Rule {
+    /// The rule from the duel of GOOD with BAD. `None` if the change is not known well enough to tell BAD from half of it.
+    pub fn of(kind: Kind, row: &Row) -> Option<Self> {
+        let (low, _) = interval(kind, row)?;
+        let mut rule = Self { kind, sign: if low > 0.0 { 1.0 } else { -1.0 }, half: (0.0, 0.0) };
+        let (low, high) = rule.change(row)?;
+        rule.half = (low / 2.0, high / 2.0);
+        (low > 0.0 && rule.judge(row) == Some(Verdict::Bad)).then_some(rule)
+    }
+
+    /// The judgement of a commit; `None` if it is not told apart.
+    pub fn judge(&self, row: &Row) -> Option<Verdict> {
+        let (low, high) = self.change(row)?;
+        match () {
+            () if high < self.half.0 => Some(Verdict::Good),
+            () if low > self.half.1 => Some(Verdict::Bad),
+            () => None,
+        }
+    }
+
+    /// The share that an interval may reach below and above its middle. That of a commit without a change then ends before half of
+    /// the change. Memory and tokens do not depend on the interval of the times.
+    pub fn resolve(&self) -> f64 {
+        match self.kind {
+            Kind::Slower | Kind::Faster => (self.half.0 / 2.0).exp_m1(),
+            Kind::Memory | Kind::Tokens => 1.0,
+        }
+    }
+
+    /// The interval of the change, in which a change like that of BAD is positive.
+    fn change(&self, row: &Row) -> Option<(f64, f64)> {
+        let (low, high) = interval(self.kind, row)?;
+        Some(if self.sign > 0.0 { (low, high) } else { (-high, -low) })
+    }
+}
+
+/// The kinds in which both ends differ, each with the benchmark that shows it best.
+pub fn differences(rows: &[Row]) -> Vec<(Kind, &Row)> {
+    let best = |kind: Kind| {
+        let showing = rows.iter().filter(|row| shows(kind, row));
+        let known = showing.filter_map(|row| Some((interval(kind, row)?, row)));
+        let least = |(low, high): (f64, f64)| low.max(-high);
+        known.max_by(|(one, _), (other, _)| least(*one).total_cmp(&least(*other))).map(|(_, row)| (kind, row))
+    };
+    [Kind::Slower, Kind::Faster, Kind::Memory, Kind::Tokens].into_iter().filter_map(best).collect()
+}
+
+fn shows(kind: Kind, row: &Row) -> bool {
+    match kind {
+        Kind::Slower => row.verdict == duel::Verdict::Slower,
+        Kind::Faster => row.verdict == duel::Verdict::Faster,
+        Kind::Memory if row.unit == SampleUnit::Ms => row.changed_memory().is_some(),
+        Kind::Memory => matches!(row.verdict, duel::Verdict::More | duel::Verdict::Less),
+        Kind::Tokens => row.same_work == Some(false),
+    }
+}
+
+/// The logarithms of the ends of the ratio that a kind looks at. Peak memory is exact. Other tokens are a change of 1, and
+/// equal tokens one of 0.
+fn interval(kind: Kind, row: &Row) -> Option<(f64, f64)> {
+    let (low, high) = match (kind, row.unit) {
+        (Kind::Tokens, _) => {
+            let change = f64::from(u8::from(!row.same_work?));
+            return Some((change, change));
+        }
+        (Kind::Memory, SampleUnit::Ms) => (row.memory_ratio?, row.memory_ratio?),
+        _ => (row.low?, row.high?),
+    };
+    Some((low.ln(), high.ln()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::duel::bisect::tests::row;
+
+    #[test]
+    fn intervals_and_not_middles_decide() {
+        let rule = Rule::of(Kind::Slower, &row(1.10, 1.12)).expect("a clear change");
+        for (low, high, verdict) in [
+            (0.99, 1.01, Some(Verdict::Good)),
+            (0.90, 0.95, Some(Verdict::Good)),
+            (1.09, 1.13, Some(Verdict::Bad)),
+            (1.50, 1.60, Some(Verdict::Bad)),
+            // Half of the change is 4.9 to 5.8 %.
+            (1.00, 1.05, None),
+            (1.05, 1.15, None),
+            (0.50, 2.00, None),
+        ] {
+            assert_eq!(rule.judge(&row(low, high)), verdict, "{low} to {high}");
+        }
+        assert_eq!(rule.judge(&Row { low: None, high: None, ..row(1.0, 1.0) }), None);
+        // A change of 20 % needs wider intervals than one of 2 %.
+        let resolve = |ratio: f64| Rule::of(Kind::Slower, &row(ratio, ratio)).expect("a change").resolve();
+        assert!(resolve(1.02) < 0.006 && resolve(1.2) > 0.04);
+        for (low, high) in [(1.001, 1.2), (0.98, 1.2)] {
+            assert!(Rule::of(Kind::Slower, &row(low, high)).is_none(), "{low} to {high} has no half");
+        }
+    }
+
+    #[test]
+    fn each_kind_has_its_direction() {
+        let rule = Rule::of(Kind::Faster, &row(0.88, 0.90)).expect("a clear change");
+        assert_eq!(rule.judge(&row(0.99, 1.01)), Some(Verdict::Good));
+        assert_eq!(rule.judge(&row(0.87, 0.91)), Some(Verdict::Bad));
+        assert_eq!(rule.judge(&row(1.2, 1.3)), Some(Verdict::Good));
+
+        let of_memory = |ratio: f64| Row { memory_ratio: Some(ratio), ..row(0.9, 1.1) };
+        let rule = Rule::of(Kind::Memory, &of_memory(0.9)).expect("less memory");
+        assert_eq!(rule.judge(&of_memory(0.91)), Some(Verdict::Bad));
+        assert_eq!(rule.judge(&of_memory(0.99)), Some(Verdict::Good));
+
+        let of_tokens = |same: Option<bool>| Row { same_work: same, ..row(0.9, 1.1) };
+        let rule = Rule::of(Kind::Tokens, &of_tokens(Some(false))).expect("other tokens");
+        let judged = [Some(true), Some(false), None].map(|same| rule.judge(&of_tokens(same)));
+        assert_eq!(judged, [Some(Verdict::Good), Some(Verdict::Bad), None]);
+    }
+
+    #[test]
+    fn the_benchmark_that_shows_a_kind_best_is_followed() {
+        let rows = [
+            row(1.01, 1.30),
+            row(1.10, 1.12),
+            row(0.80, 0.82),
+            Row { memory_ratio: Some(1.004), ..row(0.99, 1.01) },
+            Row { same_work: Some(false), ..row(0.99, 1.01) },
+        ];
+        let found = differences(&rows);
+        assert_eq!(found, [(Kind::Slower, &rows[1]), (Kind::Faster, &rows[2]), (Kind::Tokens, &rows[4])]);
+    }
+}
