@@ -26,15 +26,8 @@ pub struct Duel {
     a: Side,
     /// The later side
     b: Side,
-    /// Stop a benchmark when the interval of the ratio reaches at most this share below and above its middle
-    #[arg(long, value_parser = percent, default_value = "2%")]
-    resolve: f64,
-    /// Time for measuring all benchmarks, such as 90s, 10m or 2h; building is not counted
-    #[arg(long, value_parser = duration, default_value = "10m")]
-    budget: Duration,
-    /// Probability with which a duel of a program with itself may find any change
-    #[arg(long, value_parser = percent, default_value = "5%")]
-    level: f64,
+    #[command(flatten)]
+    rules: RuleFlags,
     /// Exit with code 1 if a benchmark is slower by more than this, such as 5%
     #[arg(long, value_parser = percent)]
     fail_above: Option<f64>,
@@ -43,17 +36,39 @@ pub struct Duel {
     fail_memory_above: Option<f64>,
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
+}
+
+/// The rules of duels as flags.
+#[derive(Args)]
+pub struct RuleFlags {
+    /// Stop a benchmark when the interval of the ratio reaches at most this share below and above its middle
+    #[arg(long, value_parser = percent, default_value = "2%")]
+    resolve: f64,
+    /// Time for measuring in a duel, such as 90s, 10m or 2h; building is not counted
+    #[arg(long, value_parser = duration, default_value = "10m")]
+    budget: Duration,
+    /// Probability with which equal programs may be found to differ, or a step of a bisection to be wrong
+    #[arg(long, value_parser = percent, default_value = "5%")]
+    level: f64,
     /// Part of the ids to measure, such as '^medium/'; ^ and $ stand for start and end, | separates alternatives
     #[arg(last = true)]
     filter: Option<Filter>,
 }
 
+impl RuleFlags {
+    /// Checks the numbers.
+    pub fn rules(self) -> Result<Rules> {
+        let Self { filter, resolve, level, budget } = self;
+        ensure!(level > 0.0 && level < 1.0, "--level must be above 0 % and below 100 %");
+        ensure!(resolve > 0.0, "--resolve must be above 0 %");
+        Ok(Rules { filter, resolve, level, budget })
+    }
+}
+
 impl Duel {
     pub fn run(self) -> Result<ExitCode> {
-        ensure!(self.level > 0.0 && self.level < 1.0, "--level must be above 0 % and below 100 %");
-        ensure!(self.resolve > 0.0, "--resolve must be above 0 %");
+        let rules = self.rules.rules()?;
         let settings = Settings::load(&[])?;
-        let rules = Rules { filter: self.filter, resolve: self.resolve, level: self.level, budget: self.budget };
         let duel = duel::run([&self.a, &self.b], &rules, &settings.out, |line| output::report(line))?;
         match self.format {
             Format::Text | Format::Markdown => output::print(duel.text()),

@@ -8,7 +8,7 @@ use indicatif::ProgressBar;
 
 use super::{
     flags::{Flags, OneModel},
-    subjects,
+    scores,
 };
 use crate::{
     error::caught,
@@ -90,7 +90,7 @@ impl Eval {
             };
             let measures = Measures::Evaluation(result.measures());
             let deviates = result.deviates.clone();
-            let mut record = subjects::record(&session, &scenario, about.clone(), measures, BTreeMap::new(), deviates);
+            let mut record = scores::record(&session, &scenario, about.clone(), measures, BTreeMap::new(), deviates);
             if !is_kept {
                 session.append(&mut record)?;
             }
@@ -98,10 +98,10 @@ impl Eval {
             evaluation.tasks.push(result);
         }
         if records.iter().all(|record| record.status == Status::Failed) {
-            return subjects::none_scored(failures.into_iter().map(|(_, error)| error));
+            return scores::none_scored(failures.into_iter().map(|(_, error)| error));
         }
         for (scenario, error) in failures {
-            records.push(subjects::failed(&mut session, &scenario, about.clone(), error)?);
+            records.push(scores::failed(&mut session, &scenario, about.clone(), error)?);
         }
         if self.json {
             output::print_data(&serde_json::to_string(&evaluation)?);
@@ -110,6 +110,6 @@ impl Eval {
                 output::print(table.terminal());
             }
         }
-        Ok(subjects::exit_code(&records))
+        Ok(scores::exit_code(&records))
     }
 }

@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::{
     flags::{Flags, OneModel},
-    subjects::{self, Scores},
+    scores::{self, Scores},
 };
 use crate::{
     device::Precision,
@@ -86,8 +86,8 @@ impl Perplexity {
         record::check_writable(&settings.out)?;
 
         let of_reference = reference.as_ref().map(Candidate::scored);
-        let scored = subjects::score(&mut session, (&source, sliding), Candidate::scored(&settings), of_reference)?;
-        let Scores { report: Some(report), records, .. } = scored else { return subjects::none_scored(scored.errors) };
+        let scored = scores::score(&mut session, (&source, sliding), Candidate::scored(&settings), of_reference)?;
+        let Scores { report: Some(report), records, .. } = scored else { return scores::none_scored(scored.errors) };
         if self.json {
             output::print_data(&serde_json::to_string(&report)?);
         } else {
@@ -98,7 +98,7 @@ impl Perplexity {
                 output::print_line(format_args!("\n{}", wrapped(&difference.text(), width()).join("\n")));
             }
         }
-        Ok(subjects::exit_code(&records))
+        Ok(scores::exit_code(&records))
     }
 }
 

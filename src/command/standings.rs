@@ -10,7 +10,7 @@ use super::{
     flags::{Flags, Models},
     glance::{ROUNDS, lengths},
     perplexity::Reference,
-    subjects,
+    scores,
 };
 use crate::{
     device::Precision,
@@ -56,10 +56,10 @@ pub struct Standings {
     resume: Option<PathName>,
 }
 
-/// What the run has, by id.
+/// Status of each record of the run, by id.
 type Done = BTreeMap<String, Status>;
 
-/// What is measured together: a model in a dtype.
+/// A model in a dtype, whose engines are measured together.
 struct Group<'a> {
     spec: &'a ModelSpec,
     dtype: Precision,
@@ -141,7 +141,7 @@ impl Group<'_> {
         (source, sliding): (&Source, Sliding),
         reference: Option<&Settings>,
     ) -> Result<()> {
-        let scenario = subjects::scenario(source, sliding);
+        let scenario = scores::scenario(source, sliding);
         let batches = session.settings().generation_batches();
         for rival in Candidate::rivals(session.settings(), self.spec, self.dtype) {
             let id = BenchmarkId::new(&scenario, &rival.about).to_string();
@@ -150,7 +150,7 @@ impl Group<'_> {
                 continue;
             }
             // One at a time, because all of them may not fit in memory.
-            let scored = subjects::score(session, (source, sliding), vec![rival], reference.map(Candidate::scored));
+            let scored = scores::score(session, (source, sliding), vec![rival], reference.map(Candidate::scored));
             match scored {
                 Ok(scores) => scores.errors.iter().for_each(|error| super::note(&format!("{id}: {error:#}"))),
                 Err(error) => super::note(&format!("{id}: {error:#}")),

@@ -38,8 +38,6 @@ use crate::files;
 const AHEAD: usize = 256;
 /// Time for threads to start before the first request is due.
 const LEAD: Duration = Duration::from_millis(200);
-/// First turns that are looked at for later ones, which is every kind of schedule but an endless one.
-const MOST_LOOKED_AT: usize = 1 << 20;
 /// How often the generator checks that it was not stopped.
 const BEAT: Duration = Duration::from_millis(10);
 
@@ -161,9 +159,8 @@ pub fn run_against(
     other: &Run,
     progress: &mut dyn FnMut(&Progress),
 ) -> Result<([Report; 2], Vec<TimeRatio>)> {
-    let follows = |planned: Planned| planned.next.is_some();
     ensure!(
-        !run.plan.first_turns(run.shard).take(MOST_LOOKED_AT).any(follows),
+        !run.plan.has_later_turns(),
         "two servers answer single requests, because later turns would contain the answers of only one of them: use one turn"
     );
     let Sent { mut tallies, pairs, prompts } = send(&[run, other], progress)?;
@@ -171,7 +168,7 @@ pub fn run_against(
     Ok(([Report::new(run, own, prompts.clone()), Report::new(other, of_other, prompts)], pairs.ratios()))
 }
 
-/// What became of the requests of a plan.
+/// The answers to a plan, counted.
 struct Sent {
     /// The tally of each server.
     tallies: Vec<Tally>,
@@ -407,10 +404,12 @@ impl<'run> Dispatcher<'run> {
     fn spawn(&self, job: Job, due_ns: u64, ended: Sender<Ended>) {
         let (servers, exchanges, plan) = (self.servers.clone(), self.exchanges.clone(), self.plan.clone());
         let tokens = self.run.tokens.clone();
+        // The numbers of a shard are that far apart.
+        let stride = self.run.shard.count;
         self.handle.spawn(async move {
             let Job { planned, mut conversation, bodies, .. } = job;
             let mut order: Vec<_> = servers.iter().zip(bodies).enumerate().collect();
-            if planned.index % 2 == 1 {
+            if (planned.index / stride) % 2 == 1 {
                 order.reverse();
             }
             let (mut at_ns, mut answers) = (due_ns, Vec::new());

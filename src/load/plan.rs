@@ -175,6 +175,11 @@ impl Plan {
         Ok(plan)
     }
 
+    /// Returns whether a request follows the answer to another one.
+    pub(crate) fn has_later_turns(&self) -> bool {
+        self.shape.turns.count > 1 || self.requests.iter().any(|request| request.next.is_some())
+    }
+
     /// The request with this index; `None` after the last.
     pub(crate) fn request(&self, index: u64) -> Option<Planned> {
         match self.shape.arrivals {

@@ -203,8 +203,8 @@ fn judge(started: &Moment, ended: &Moment, strays: impl FnOnce() -> Vec<u32>) ->
 
 /// The clause about processes of candlepower that run beside a benchmark.
 fn also_runs(strays: &[u32]) -> String {
-    let ids = strays.iter().map(u32::to_string).collect::<Vec<_>>().join(" ");
-    if ids.is_empty() { ids } else { format!(", and candlepower also runs as process {ids}") }
+    let ids = strays.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
+    if ids.is_empty() { ids } else { format!(", and candlepower also runs, as process {ids}") }
 }
 
 /// Reads Linux's /proc; `None` elsewhere. The time of this process and of `helpers` is `own`.
@@ -261,7 +261,7 @@ mod tests {
         assert_eq!(busy.doubts.len(), 2, "{:?}", busy.doubts);
         assert_eq!(
             busy.doubts[0],
-            "other processes took 30 % of the CPU time, and candlepower also runs as process 7 9"
+            "other processes took 30 % of the CPU time, and candlepower also runs, as process 7, 9"
         );
     }
 

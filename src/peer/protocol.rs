@@ -151,7 +151,7 @@ pub struct Loaded {
     pub weight_bytes: u64,
 }
 
-/// What was asked for is done.
+/// The request is done.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Ready {}
 

@@ -4,7 +4,7 @@
 pub(crate) struct Variable {
     /// Name of the variable.
     pub name: &'static str,
-    /// What it does, as the end of a sentence about it.
+    /// Its effect, as the end of a sentence.
     pub does: &'static str,
 }
 

@@ -18,7 +18,7 @@ pub struct Bisection {
     pub good: String,
     /// The last side.
     pub bad: String,
-    /// What differs; `null` if nothing does.
+    /// The kind of difference; `null` without one.
     pub kind: Option<Kind>,
     /// The benchmark that was followed, with the duel of both ends; `null` if nothing differs.
     pub row: Option<Row>,
@@ -36,7 +36,7 @@ pub struct Bisection {
     pub repeat: Option<String>,
 }
 
-/// What a bisection looks for.
+/// A kind of change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 #[schemars(rename = "BisectionKind")]
@@ -110,7 +110,7 @@ impl Kind {
         }
     }
 
-    /// What a sentence says of a commit of this kind.
+    /// Predicate of a sentence about a commit of this kind.
     fn predicate(self) -> &'static str {
         match self {
             Self::Slower => "is slower",

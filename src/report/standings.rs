@@ -153,7 +153,7 @@ impl<'a> Standing<'a> {
         parts.join(", ")
     }
 
-    /// What the table leaves open: marks, engines without a rank, and versions.
+    /// Notes below the table: marks, engines without a rank, and versions.
     fn notes(&self) -> Vec<String> {
         let mut notes = Vec::new();
         if self.ranked.iter().any(|record| is_disturbed(record)) {

@@ -327,6 +327,11 @@ fn two_servers_answer_each_request_in_turns() {
     let ids: Vec<Value> = records.lines().map(|line| serde_json::from_str(line).expect("a record")).collect();
     assert_eq!(ids.len(), 2);
     assert_ne!(ids[0]["id"], ids[1]["id"]);
+    // The requests of a shard have every second number.
+    order.lock().expect("the order").clear();
+    let more = [&more[..], &["--shard=1/2"]].concat();
+    load(folder.path(), "shard", &own, &more).output().expect("it starts");
+    assert_eq!(*order.lock().expect("the order"), "abba".repeat(3));
     // The answers of a session would differ.
     let output = load(folder.path(), "b", &own, &["--against", &other, "--turns=2"]).output().expect("it starts");
     let error = String::from_utf8_lossy(&output.stderr);

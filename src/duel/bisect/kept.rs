@@ -1,4 +1,4 @@
-//! What earlier runs of a bisection measured, in a file below the folder of runs.
+//! Measurements of earlier runs of a bisection, in a file below the folder of runs.
 
 use std::{
     io::ErrorKind,
@@ -47,7 +47,7 @@ struct Trial {
     outcome: Outcome,
 }
 
-/// What a duel with a commit gave.
+/// Result of the duels with a commit, which is kept.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
@@ -88,7 +88,7 @@ impl Kept {
         self.write()
     }
 
-    /// What a commit gave.
+    /// The result of a commit, if it is known.
     pub fn outcome(&self, kind: Kind, commit: &str) -> Option<&Outcome> {
         let is_this = |trial: &&Trial| trial.kind == kind && trial.commit == commit;
         self.content.trials.iter().find(is_this).map(|trial| &trial.outcome)

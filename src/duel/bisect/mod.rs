@@ -41,11 +41,11 @@ use crate::{
 /// Most duels with a commit. Each has twice the time of the one before.
 const TRIES: u32 = 3;
 
-/// What a bisection asks.
+/// The parameters of a bisection.
 pub(crate) struct Request {
     /// GOOD and BAD.
     pub sides: [Side; 2],
-    /// What to look for, if both ends differ in more than one way.
+    /// The change to look for, if both ends differ in more than one way.
     pub kind: Option<Kind>,
     /// How the first duel measures. The benchmark of the others and how narrow their intervals are follows from the first one.
     pub rules: Rules,
@@ -92,7 +92,7 @@ pub(crate) fn run(request: &Request, settings: &Settings) -> Result<Bisection> {
     Ok(bisection)
 }
 
-/// What a duel with a commit gave.
+/// Result of a duel with a commit.
 enum Fought {
     Rows(Vec<Row>),
     /// The commit cannot be measured, and why.

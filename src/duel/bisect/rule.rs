@@ -1,4 +1,4 @@
-//! What a duel with GOOD says of a commit.
+//! Judges a commit by its duel with GOOD.
 //!
 //! On the logarithmic scale, the interval of the change between GOOD and BAD has the ends `l` and `h`, and half of the change
 //! lies between `l / 2` and `h / 2`. A commit whose interval lies below `l / 2` is as GOOD, and one whose interval lies above

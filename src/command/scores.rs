@@ -1,4 +1,4 @@
-//! The records of scores, and the exit codes of the commands that make them.
+//! Scores of a text or a task: several subjects in one pass, their records, and the exit codes of the commands that make them.
 
 use std::{cell::Cell, collections::BTreeMap, process::ExitCode, rc::Rc, time::Duration};
 
