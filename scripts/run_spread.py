@@ -199,7 +199,7 @@ def pairs(arguments):
         if fit:
             changed = sum(row["verdict"] in ("slower", "faster") for row in fit)
             within = sum(row["low"] <= 1 <= row["high"] for row in fit)
-            detectable = [row["minimum_detectable_change"] for row in fit if row["minimum_detectable_change"] is not None]
+            detectable = [row["found_from"] for row in fit if "found_from" in row]
             found = f"{statistics.median(detectable):.1%}" if detectable else "n/a"
             print(f"| {beside} | {len(rows)} | {len(rows) - len(fit)} | {changed} | {within / len(fit):.1%} | {found} |")
         elif rows:
