@@ -594,6 +594,10 @@ fn compared(reports: &[Report; 2], ratios: &[TimeRatio]) -> String {
             let _ = writeln!(page, "   - {}", text::line(reason));
         }
     }
+    if ratios.is_empty() {
+        page.push_str("\nNo request was answered by both, so there is no ratio.\n");
+        return page;
+    }
     let mut rows = vec![["time", "A P50 ms", "B P50 ms", "B / A", "pairs"].map(str::to_owned).to_vec()];
     rows.extend(ratios.iter().map(|TimeRatio { timed, p50_ms, paired }| {
         let Paired { ratio, low, high, pairs, .. } = paired;

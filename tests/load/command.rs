@@ -332,6 +332,9 @@ fn two_servers_answer_each_request_in_turns() {
     let more = [&more[..], &["--shard=1/2"]].concat();
     load(folder.path(), "shard", &own, &more).output().expect("it starts");
     assert_eq!(*order.lock().expect("the order"), "abba".repeat(3));
+    let output = load(folder.path(), "none", "http://127.0.0.1:1", &more[..5]).output().expect("it starts");
+    let shown = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.code() == Some(1) && shown.contains("No request was answered by both"), "{shown}");
     // The answers of a session would differ.
     let output = load(folder.path(), "b", &own, &["--against", &other, "--turns=2"]).output().expect("it starts");
     let error = String::from_utf8_lossy(&output.stderr);
