@@ -24,8 +24,9 @@ use crate::measure::{allocator, page_faults};
 /// A model that makes its spans when it is loaded, as those of candle-transformers do, must be loaded after this has started.
 pub struct Trace(Arc<Collector>);
 
-#[derive(Default)]
 pub(super) struct Collector {
+    /// A test takes its own, because another process may delay a test for longer than what it measures.
+    clock: fn() -> Instant,
     /// True between passes that are not to be traced, in which a span then costs next to nothing.
     is_off: AtomicBool,
     records: AtomicBool,
@@ -105,7 +106,7 @@ impl Trace {
     /// # Errors
     /// If the process has another one.
     pub fn start() -> Result<Self> {
-        let collector = Arc::new(Collector::default());
+        let collector = Arc::new(Collector::new(Instant::now));
         tracing::subscriber::set_global_default(collector.clone())
             .context("this process already collects its spans")?;
         Ok(Self(collector))
@@ -131,6 +132,10 @@ impl Trace {
 }
 
 impl Collector {
+    pub(super) fn new(clock: fn() -> Instant) -> Self {
+        Self { clock, is_off: AtomicBool::default(), records: AtomicBool::default(), state: Mutex::default() }
+    }
+
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -149,12 +154,12 @@ impl Visit for Counts {
 }
 
 impl State {
-    fn enter(&mut self, place: usize) {
+    fn enter(&mut self, place: usize, now: impl FnOnce() -> Instant) {
         let is_pass = self.stack.is_empty();
         let page_faults = is_pass.then(page_faults).flatten();
         self.stack.push(Entered {
             place,
-            started: Instant::now(),
+            started: now(),
             allocations: allocator::allocations(),
             inner: Duration::ZERO,
             inner_allocations: (0, 0),
@@ -162,8 +167,8 @@ impl State {
         });
     }
 
-    fn exit(&mut self, place: usize) {
-        let (left_at, (count, bytes)) = (Instant::now(), allocator::allocations());
+    fn exit(&mut self, place: usize, left_at: Instant) {
+        let (count, bytes) = allocator::allocations();
         // Recording may have begun in it.
         if self.stack.last().is_none_or(|entered| entered.place != place) {
             return;
@@ -243,13 +248,14 @@ impl Subscriber for Collector {
 
     fn enter(&self, id: &Id) {
         if self.records.load(Relaxed) {
-            self.state().enter(place(id));
+            self.state().enter(place(id), self.clock);
         }
     }
 
     fn exit(&self, id: &Id) {
         if self.records.load(Relaxed) {
-            self.state().exit(place(id));
+            let left_at = (self.clock)();
+            self.state().exit(place(id), left_at);
         }
     }
 
