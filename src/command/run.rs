@@ -182,7 +182,7 @@ impl Run {
 
         let loaded = Rc::new(RefCell::new(loaded));
         let workload = GenerationWorkload::new(loaded.clone(), held, vec![prompt], request, settings.device)?;
-        let (outcome, around, tokens) = runner::generate(&session, workload, self.warmup, self.trials)?;
+        let (outcome, around, tokens) = runner::generate(&session, workload, &about.dtype, self.warmup, self.trials)?;
         let record = session.record("run", about, outcome, Some(around));
         if self.json {
             print_json(&record, &tokens)?;
@@ -278,7 +278,7 @@ impl Run {
             session.note(scenario.key, &loaded.about);
             let ran = caught(|| {
                 let workload = loaded.workload(scenario, session.settings())?;
-                runner::generate(session, workload, self.warmup, self.trials)
+                runner::generate(session, workload, &loaded.about.dtype, self.warmup, self.trials)
             });
             let (outcome, around, tokens) = match ran {
                 Ok((outcome, around, tokens)) => (outcome, Some(around), tokens),

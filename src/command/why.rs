@@ -79,7 +79,7 @@ impl Why {
         let (explanation, spans, variant) = {
             let mut candidate = Candidate::from_settings(&settings).remove(0);
             let mut loaded = candidate.load_model()?;
-            let (explanation, spans) = trace.explain_in(loaded.model.as_mut(), &lengths, dtype)?;
+            let (explanation, spans) = trace.explain_in(loaded.model.as_mut(), &lengths, &candidate.about.dtype)?;
             (explanation, spans, format!("{} {}", candidate.about.model, candidate.about.variant()))
         };
         if let Some(file) = &self.trace {

@@ -147,7 +147,7 @@ impl Server {
             Request::Finish {} => {
                 let Running { benchmark, workload, samples, observation, windows } =
                     self.running.take().context(UNPREPARED)?;
-                let around = observation.end().of(&windows);
+                let around = observation.end().of(&windows, &benchmark.subject().dtype);
                 let outcome = caught(|| Ok(workload.finish(&samples, &around.limits)));
                 self.ended(&*benchmark, outcome.unwrap_or_else(Outcome::failed), Some(around))
             }

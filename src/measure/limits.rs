@@ -5,7 +5,7 @@
 //! benchmark runs, and a share is one of the [limits of its time](LimitsOverTime).
 
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
     hint::black_box,
     sync::atomic::{AtomicUsize, Ordering},
     time::{Duration, Instant},
@@ -55,9 +55,10 @@ const READINGS: usize = 15;
 /// Reads the limits of a device.
 ///
 /// On a CPU, all threads read parts of a buffer of a quarter of a gigabyte or four times the caches, and multiply 256 rows by
-/// a matrix of 1536 rows and columns, with the fastest product that there is for the dtype of the models: that of our kernels in this dtype, that of our
-/// kernels in f32, or Candle's in f32, to which Candle widens 16-bit products. The fastest is chosen once. The buffer stays
-/// allocated and is written once before it is read, because untouched pages all share the zero page.
+/// a matrix of 1536 rows and columns, with the faster one of our product in f32 and Candle's, to which Candle widens 16-bit
+/// products. The limit in another dtype is this rate, multiplied by the ratio of our product in that dtype to this one if that
+/// is faster. The ratio is measured once. The buffer stays allocated and is written once before it is read, because untouched
+/// pages all share the zero page.
 /// On Linux it consists of huge pages, if the system grants them: with small ones, translating addresses costs a sixth
 /// of the bandwidth, and the share depends on where the pages happen to lie. Binding threads to cores and choosing the
 /// thread that touches a page first made no difference on one socket.
@@ -75,9 +76,11 @@ pub struct Gauge {
     /// The part of the buffer that is read next. The parts that were read last are the ones that caches may hold.
     next: AtomicUsize,
     /// Implementation and dtype of the matrix product.
-    product: (&'static str, &'static str),
+    product: Product,
     /// The product on a CPU; `None` on other devices, where it is made for each reading.
     matrices: Option<Matrices>,
+    /// The fastest products for other dtypes that were asked for.
+    fastest: RefCell<Vec<(Precision, Product)>>,
     /// The reading of an idle device, before models took its memory.
     first: Reading,
     /// The best of all readings, each limit for itself.
@@ -93,21 +96,31 @@ pub struct Reading {
     pub matrix_flops_per_s: f64,
 }
 
+/// A matrix product.
+#[derive(Clone, Copy)]
+struct Product {
+    library: &'static str,
+    dtype: &'static str,
+    /// How many times as fast as the one that is read it is.
+    times: f64,
+}
+
 impl Gauge {
-    /// Allocates what the readings need and takes the first one. `precision` is that of the models.
+    /// Allocates what the readings need and takes the first one.
     ///
     /// # Errors
     /// Returns an error if the device fails.
-    pub fn new(device: &Device, precision: Precision) -> Result<Self> {
+    pub fn new(device: &Device) -> Result<Self> {
         let memory = if device.is_cpu() { written(buffer_bytes()) } else { Vec::new() };
-        let matrices = Matrices::fastest(device, precision)?;
-        let product = (matrices.library, matrices.dtype);
+        let matrices = Matrices::base(device)?;
+        let product = Product { library: matrices.library, dtype: matrices.dtype, times: 1.0 };
         let next = AtomicUsize::new(0);
         // The first pass starts threads.
         reading(device, (&memory, &next), &matrices, MULTIPLY_FOR)?;
         let first = reading(device, (&memory, &next), &matrices, MULTIPLY_FOR)?;
         let matrices = device.is_cpu().then_some(matrices);
-        Ok(Self { device: device.clone(), memory, next, product, matrices, first, best: Cell::new(first) })
+        let (fastest, best) = (RefCell::default(), Cell::new(first));
+        Ok(Self { device: device.clone(), memory, next, product, matrices, fastest, first, best })
     }
 
     /// Returns whether a reading is so short and takes so little memory that it fits between two steps of a benchmark.
@@ -135,7 +148,7 @@ impl Gauge {
         let memory = (self.memory.as_slice(), &self.next);
         let reading = match &self.matrices {
             Some(matrices) => reading(&self.device, memory, matrices, time)?,
-            None => reading(&self.device, memory, &Matrices::fastest(&self.device, Precision::BF16)?, time)?,
+            None => reading(&self.device, memory, &Matrices::base(&self.device)?, time)?,
         };
         let best = self.best.get();
         self.best.set(Reading {
@@ -146,13 +159,36 @@ impl Gauge {
     }
 
     /// Summarises readings, in order, with their times: median and extremes of their means over a second, and the best of the
-    /// gauge. Without a reading, the first of the gauge counts.
-    pub fn limits(&self, readings: Vec<(Instant, Reading)>) -> LimitsOverTime {
+    /// gauge. Without a reading, the first of the gauge counts. The rate is that of the fastest product for models in `dtype`.
+    pub fn limits(&self, readings: &[(Instant, Reading)], dtype: &str) -> LimitsOverTime {
+        let product = self.fastest(dtype);
+        let of =
+            |reading: Reading| Reading { matrix_flops_per_s: product.times * reading.matrix_flops_per_s, ..reading };
+        let readings: Vec<_> = readings.iter().map(|(at, reading)| (*at, of(*reading))).collect();
         let mut seconds: Vec<Reading> = seconds(&readings).map(|second| mean(&second)).collect();
         if seconds.is_empty() {
-            seconds.push(self.first);
+            seconds.push(of(self.first));
         }
-        LimitsOverTime { medians: summarise(&seconds, readings.len(), self.best.get(), self.product), readings }
+        LimitsOverTime { medians: summarise(&seconds, readings.len(), of(self.best.get()), product), readings }
+    }
+
+    /// The fastest product for models in this dtype, which is the one that is read if another cannot be measured.
+    fn fastest(&self, dtype: &str) -> Product {
+        // The other dtypes are types of GGUF files, whose blocks are multiplied in 8 bits.
+        let precision = dtype.parse().unwrap_or(Precision::Q8_0);
+        let known = self.fastest.borrow().iter().find(|(other, _)| *other == precision).map(|(_, product)| *product);
+        known.unwrap_or_else(|| {
+            let product = self.measured(precision).unwrap_or(self.product);
+            self.fastest.borrow_mut().push((precision, product));
+            product
+        })
+    }
+
+    fn measured(&self, precision: Precision) -> Option<Product> {
+        let base = self.matrices.as_ref().filter(|_| precision.name() != self.product.dtype)?;
+        let other = Matrices::own(precision).ok()?;
+        let times = other.times(base).ok().filter(|times| *times > 1.0)?;
+        Some(Product { library: other.library, dtype: other.dtype, times })
     }
 }
 
@@ -238,9 +274,9 @@ impl From<Limits> for LimitsOverTime {
 /// # Errors
 /// Returns an error if the device fails.
 pub fn limits(device: &Device, precision: Precision) -> Result<Limits> {
-    let gauge = Gauge::new(device, precision)?;
+    let gauge = Gauge::new(device)?;
     let readings = (0..READINGS).map(|_| Ok((Instant::now(), gauge.read()?))).collect::<Result<Vec<_>>>()?;
-    Ok(gauge.limits(readings).medians)
+    Ok(gauge.limits(&readings, precision.name()).medians)
 }
 
 /// A reading whose matrix products fill `time`.
@@ -250,7 +286,7 @@ fn reading(device: &Device, memory: (&[u64], &AtomicUsize), matrices: &Matrices,
 }
 
 /// Summarises the means of at least one second, which come from so many readings.
-fn summarise(seconds: &[Reading], readings: usize, best: Reading, (library, dtype): (&str, &str)) -> Limits {
+fn summarise(seconds: &[Reading], readings: usize, best: Reading, product: Product) -> Limits {
     let of = |limit: fn(&Reading) -> f64| {
         let mut values: Vec<f64> = seconds.iter().map(limit).collect();
         values.sort_unstable_by(f64::total_cmp);
@@ -263,8 +299,8 @@ fn summarise(seconds: &[Reading], readings: usize, best: Reading, (library, dtyp
     Limits {
         read_bytes_per_s,
         matrix_flops_per_s,
-        matrix_dtype: dtype.into(),
-        matrix_library: Some(library.into()),
+        matrix_dtype: product.dtype.into(),
+        matrix_library: Some(product.library.into()),
         read,
         matrix,
         exceeded: Vec::new(),
@@ -318,6 +354,8 @@ fn copied_bytes_per_s(device: &Device) -> Result<f64> {
 mod tests {
     use super::*;
 
+    const OF_CANDLE: Product = Product { library: "candle", dtype: "f32", times: 1.0 };
+
     #[test]
     fn a_buffer_is_written_in_huge_and_in_small_pages() {
         for bytes in [4096, 5 << 20] {
@@ -347,11 +385,27 @@ mod tests {
         assert!(read.highest <= read.best_of_run);
     }
 
+    /// The rate of each dtype is that of our product in it, and never less than the one that is read.
+    #[test]
+    fn a_limit_is_that_of_the_fastest_product_for_the_dtype() {
+        let gauge = Gauge::new(&Device::Cpu).expect("a gauge");
+        gauge.fastest.replace(vec![(Precision::Q8_0, Product { library: "candlepower", dtype: "q8_0", times: 3.0 })]);
+        let readings = [(Instant::now(), Reading { read_bytes_per_s: 40.0, matrix_flops_per_s: 7.0 })];
+        for (dtype, times) in [("f32", 1.0), ("q8_0", 3.0), ("q4_k_m", 3.0), ("iq4_xs", 3.0)] {
+            let limits = gauge.limits(&readings, dtype).medians;
+            assert_eq!((limits.read_bytes_per_s, limits.matrix_flops_per_s), (40.0, 7.0 * times), "{dtype}");
+            assert!(limits.matrix.is_some_and(|spread| spread.lowest == 7.0 * times), "{dtype}: {limits:?}");
+        }
+        for precision in Precision::ALL {
+            assert!(gauge.fastest(precision.name()).times >= 1.0, "{precision}");
+        }
+    }
+
     #[test]
     fn readings_have_a_median_a_spread_and_the_best_of_the_run() {
         let reading = |read_bytes_per_s, matrix_flops_per_s| Reading { read_bytes_per_s, matrix_flops_per_s };
         let readings = [reading(40.0, 7.0), reading(60.0, 9.0), reading(44.0, 8.0)];
-        let limits = summarise(&readings, 3, reading(70.0, 9.0), ("candle", "f32"));
+        let limits = summarise(&readings, 3, reading(70.0, 9.0), OF_CANDLE);
         assert_eq!((limits.matrix_library.as_deref(), limits.matrix_dtype.as_str()), (Some("candle"), "f32"));
         assert_eq!((limits.read_bytes_per_s, limits.matrix_flops_per_s), (44.0, 8.0));
         let spread = |lowest, highest, best_of_run| Some(Spread { readings: 3, lowest, highest, best_of_run });
@@ -367,7 +421,7 @@ mod tests {
             [(100, 10.0), (200, 20.0), (300, 40.0), (400, 80.0)].map(|(ms, rate)| (at(ms), reading(rate))).into();
         let best = reading(80.0);
         let all: Vec<Reading> = readings.iter().map(|(_, reading)| *reading).collect();
-        let medians = summarise(&all, all.len(), best, ("candle", "f32"));
+        let medians = summarise(&all, all.len(), best, OF_CANDLE);
         let over_time = LimitsOverTime { medians, readings };
         for (from, to, expected) in [
             (150, 350, (10.0 + 20.0 + 40.0 + 80.0) / 4.0),

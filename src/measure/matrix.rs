@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
 
-use super::memory;
+use super::{memory, statistics::median};
 use crate::{
     device::Precision,
     kernels::inference::{Element, Linear, Machine, Packed, Product, Quantised, Rows, Source, Then, Weights, products},
@@ -27,7 +27,11 @@ const ROWS_ON_CPU: usize = 256;
 const PASSES: usize = 2;
 const FILL_BEST: Duration = Duration::from_millis(30);
 
-/// Matrices in memory while the fastest product is found: at most those of three products, their sources and copies.
+/// Turns in which two products are compared, and the time of each in a turn.
+const TURNS: usize = 15;
+const TURN: Duration = Duration::from_millis(10);
+
+/// Matrices in memory while products are compared: at most those of three, their sources and copies.
 const COPIES: u64 = 16;
 
 /// A product of two matrices that can be repeated.
@@ -42,32 +46,37 @@ pub struct Matrices {
 }
 
 impl Matrices {
-    /// The fastest product on a device, for weights in `precision`.
-    ///
-    /// On a CPU, these are compared: our product in `precision`, our product in f32, and Candle's in f32, to which Candle widens
-    /// all others. On another device it is Candle's in bf16.
+    /// The product whose rate is read around benchmarks: on a CPU the faster one of ours and Candle's in f32, to which Candle widens
+    /// all others; on another device Candle's in bf16.
     ///
     /// # Errors
     /// Returns an error if the device fails.
-    pub fn fastest(device: &Device, precision: Precision) -> Result<Self> {
+    pub fn base(device: &Device) -> Result<Self> {
         if !device.is_cpu() {
             let matrix = || random((ON_DEVICE, ON_DEVICE), DType::BF16, device);
             return Ok(candle(matrix()?, matrix()?));
         }
-        memory::ensure_fits(
-            "the matrices of the limits",
-            COPIES * (ON_CPU * ON_CPU * size_of::<f32>()) as u64,
-            device,
-        )?;
-        let a = random((ROWS_ON_CPU, ON_CPU), DType::F32, device)?;
-        let b = random((ON_CPU, ON_CPU), DType::F32, device)?;
-        let values = |matrix: &Tensor| matrix.flatten_all()?.to_vec1::<f32>();
-        let (x, weights) = (values(&a)?, values(&b)?);
-        let mut all = vec![candle(a, b), own(Precision::F32, &x, &weights)?];
-        if precision != Precision::F32 {
-            all.push(own(precision, &x, &weights)?);
-        }
-        best(all)
+        let [a, b] = on_cpu()?;
+        let own = own(Precision::F32, &values(&a)?, &values(&b)?)?;
+        best(vec![candle(a, b), own])
+    }
+
+    /// Our product on a CPU for weights in `precision`.
+    ///
+    /// # Errors
+    /// Returns an error if memory is short.
+    pub fn own(precision: Precision) -> Result<Self> {
+        let [a, b] = on_cpu()?;
+        own(precision, &values(&a)?, &values(&b)?)
+    }
+
+    /// How many times as fast as another product it is: the median of rates that are read in turns.
+    ///
+    /// # Errors
+    /// Returns an error if the device fails.
+    pub fn times(&self, other: &Self) -> Result<f64> {
+        let turn = |_| Ok(self.flops_per_s(TURN)? / other.flops_per_s(TURN)?);
+        Ok(median((0..TURNS).map(turn).collect::<Result<_>>()?))
     }
 
     /// Rate of the product during this time: the mean, because what holds the machine back is in a benchmark too.
@@ -98,6 +107,17 @@ fn best(all: Vec<Matrices>) -> Result<Matrices> {
         }
     }
     fastest.map(|(_, matrices)| matrices).context("there is no matrix product")
+}
+
+/// Rows, and the weights that multiply them.
+fn on_cpu() -> Result<[Tensor; 2]> {
+    let bytes = COPIES * (ON_CPU * ON_CPU * size_of::<f32>()) as u64;
+    memory::ensure_fits("the matrices of the limits", bytes, &Device::Cpu)?;
+    Ok([random((ROWS_ON_CPU, ON_CPU), DType::F32, &Device::Cpu)?, random((ON_CPU, ON_CPU), DType::F32, &Device::Cpu)?])
+}
+
+fn values(matrix: &Tensor) -> Result<Vec<f32>> {
+    Ok(matrix.flatten_all()?.to_vec1()?)
 }
 
 /// Random values, because some CPUs are faster on zeros.

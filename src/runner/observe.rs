@@ -98,22 +98,21 @@ impl Observation {
     /// Ends with a reading of the limits.
     pub fn end(self) -> Observed {
         self.readings.read();
-        let limits = self.readings.gauge.limits(self.readings.taken.take());
-        Observed { limits, seen: self.watch.end() }
+        Observed { readings: self.readings, seen: self.watch.end() }
     }
 }
 
 /// The result of an observation.
 pub struct Observed {
-    /// The limits around the samples.
-    pub limits: LimitsOverTime,
+    readings: Rc<Readings>,
     seen: Seen,
 }
 
 impl Observed {
-    /// The surroundings of a benchmark whose samples were taken in these windows.
-    pub fn of(&self, samples: &[Window]) -> Surroundings {
-        Surroundings { limits: self.limits.clone(), conditions: self.seen.of(samples) }
+    /// The surroundings of a benchmark of a model in `dtype` whose samples were taken in these windows.
+    pub fn of(&self, samples: &[Window], dtype: &str) -> Surroundings {
+        let limits = self.readings.gauge.limits(&self.readings.taken.borrow(), dtype);
+        Surroundings { limits, conditions: self.seen.of(samples) }
     }
 }
 

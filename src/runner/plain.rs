@@ -38,10 +38,11 @@ use crate::{
 pub fn generate(
     session: &Session,
     mut workload: GenerationWorkload,
+    dtype: &str,
     warm_ups: usize,
     trials: usize,
 ) -> Result<(Outcome, Surroundings, Vec<u32>)> {
-    let around = iterate(session, "generating", &mut workload, warm_ups, trials, |_| {})?;
+    let around = iterate(session, ("generating", dtype), &mut workload, warm_ups, trials, |_| {})?;
     let tokens = workload.tokens().concat();
     let mut outcome = Box::new(workload).finish(&vec![1; trials], &around.limits);
     outcome.measured = Ok(outcome.measured?);
@@ -127,7 +128,7 @@ pub fn longest_within(
 /// Iterates under a name that a terminal shows, and calls `after` after each trial. The sum of both counts may exceed `usize`, so the loops are separate.
 fn iterate<W: Workload + ?Sized>(
     session: &Session,
-    name: &str,
+    (name, dtype): (&str, &str),
     workload: &mut W,
     warm_ups: usize,
     trials: usize,
@@ -147,7 +148,7 @@ fn iterate<W: Workload + ?Sized>(
         windows.push(window);
         after(workload);
     }
-    Ok(observation.end().of(&windows))
+    Ok(observation.end().of(&windows, dtype))
 }
 
 /// A part of a sweep or a list. The parts of all machines together are the whole, and no two overlap.
@@ -292,7 +293,8 @@ pub fn sweep(
             let mut workload = Box::new(SeriesWorkload::new(combination, phase, grid)?);
             let steps = combination.steps;
             let mut step = 0;
-            let around = iterate(session, &name, workload.as_mut(), grid.warmup_steps, steps, |workload| {
+            let names = (name.as_str(), subject.dtype.as_str());
+            let around = iterate(session, names, workload.as_mut(), grid.warmup_steps, steps, |workload| {
                 step += 1;
                 if grid.log_every_n_steps.is_some_and(|every| step % every == 0) {
                     let loss = workload.last_loss();

@@ -150,7 +150,7 @@ impl Session {
             return Ok(gauge.clone());
         }
         let _line = progress::live("measuring the limits of the machine");
-        let gauge = Rc::new(Gauge::new(&self.device, self.settings.first_dtype())?);
+        let gauge = Rc::new(Gauge::new(&self.device)?);
         Ok(self.gauge.get_or_init(|| gauge).clone())
     }
 

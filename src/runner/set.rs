@@ -83,11 +83,11 @@ pub fn measure(set: &[usize], all: &[Rc<dyn Benchmark>], pace: Pace, session: &S
         .zip(&turns)
         .map(|(place, turn)| turn.as_ref().map_or(Vec::new(), |turn| ratios(*place, turn)))
         .collect();
-    let finish = |(turn, ratios): (Result<Turn>, Vec<PairedRatio>)| {
+    let finish = |((place, turn), ratios): ((&usize, Result<Turn>), Vec<PairedRatio>)| {
         let turn = turn?;
-        let (samples, around) = (turn.means(), observed.of(&turn.windows));
+        let (samples, around) = (turn.means(), observed.of(&turn.windows, &all[*place].subject().dtype));
         let (workload, counts) = turn.into_workload();
         Ok(Taken { samples, outcome: workload.finish(&counts, &around.limits), around, ratios })
     };
-    Ok(turns.into_iter().zip(ratios).map(finish).collect())
+    Ok(set.iter().zip(turns).zip(ratios).map(finish).collect())
 }

@@ -214,7 +214,7 @@ impl<'a> Probe<'a> {
                 None
             }
             Some(distance) => {
-                let end = format!("the logits are off by {distance:.1e}, and {:.0e} is allowed", self.bounds.tolerance);
+                let end = format!("the logits are off by {distance:.1e}, and {:.1e} is allowed", self.bounds.tolerance);
                 counterexample(Some(distance), end)
             }
             None => counterexample(None, "the logits are not finite, or not as many as the vocabulary".into()),

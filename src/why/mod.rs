@@ -154,7 +154,7 @@ impl Trace {
     /// # Errors
     /// If the model fails, or holds fewer tokens.
     pub fn explain(&self, model: &mut dyn CausalLm, lengths: &Lengths) -> Result<Explanation> {
-        Ok(self.explain_in(model, lengths, Precision::F32)?.0)
+        Ok(self.explain_in(model, lengths, Precision::F32.name())?.0)
     }
 
     /// As [`Self::explain`], with the limit of products in a dtype. Also returns the spans in Chrome's format of traces.
@@ -162,7 +162,7 @@ impl Trace {
         &self,
         model: &mut dyn CausalLm,
         lengths: &Lengths,
-        precision: Precision,
+        dtype: &str,
     ) -> Result<(Explanation, Value)> {
         let Lengths { prompt_tokens, new_tokens, rounds } = *lengths;
         ensure!(rounds > 0, "at least one generation must be traced");
@@ -171,7 +171,7 @@ impl Trace {
         let request = Request { new_tokens, sampling: Sampling::GREEDY, seed: 42, stop: Vec::new() };
         let line = progress::live("tracing generations");
         line.step("measuring the limits of the machine");
-        let gauge = Gauge::new(model.device(), precision)?;
+        let gauge = Gauge::new(model.device())?;
         let mut generate = |records: bool| -> Result<Duration> {
             self.record(records);
             let started = Instant::now();
@@ -184,7 +184,8 @@ impl Trace {
         line.step("warming up");
         generate(false)?;
         let began = Instant::now();
-        let (mut readings, mut costs): (Vec<Reading>, Vec<f64>) = (vec![gauge.read()?], Vec::new());
+        let reading = || Ok::<_, anyhow::Error>((Instant::now(), gauge.read()?));
+        let (mut readings, mut costs): (Vec<(Instant, Reading)>, Vec<f64>) = (vec![reading()?], Vec::new());
         for round in 0..rounds {
             line.part("round", (round, rounds), began);
             // The one that comes first changes, so that drift of the machine meets both.
@@ -196,17 +197,14 @@ impl Trace {
                 }
             };
             costs.push(traced.as_secs_f64() / plain.as_secs_f64() - 1.0);
-            readings.push(gauge.read()?);
+            readings.push(reading()?);
         }
         let of_weights = model.weights().and_then(|weights| {
             let read: Vec<f64> = (0..rounds).filter_map(|_| weights_bytes_per_s(&weights)).collect();
             (!read.is_empty()).then(|| median(read))
         });
-        let of = |limit: fn(&Reading) -> f64| median(readings.iter().map(limit).collect());
-        let limits = Reading {
-            read_bytes_per_s: of_weights.unwrap_or_else(|| of(|reading| reading.read_bytes_per_s)),
-            matrix_flops_per_s: of(|reading| reading.matrix_flops_per_s),
-        };
+        let limits = gauge.limits(&readings, dtype).median();
+        let limits = Reading { read_bytes_per_s: of_weights.unwrap_or(limits.read_bytes_per_s), ..limits };
         let (phases, left) = self.take();
         let named = [PREFILL, DECODE].map(|name| phases.iter().find(|phase| phase.name == name));
         let footprint = model.footprint();
