@@ -2,7 +2,7 @@
 """Shows how much benchmarks vary between runs, and which runs their marks of doubt find.
 
     cargo bench --no-run
-    python3 scripts/run_spread.py measure [--beside nothing|disturber|compiler] [--runs 10] FOLDER
+    python3 scripts/run_spread.py measure [--beside nothing|disturber|compiler] [--runs 10] [--only TARGET,...] FOLDER
     python3 scripts/run_spread.py table FOLDER
     python3 scripts/run_spread.py pairs FOLDER
 
@@ -76,6 +76,7 @@ def programs():
 
 def measure(arguments):
     found = programs()
+    only = arguments.only.split(",") if arguments.only else found
     beside = BESIDE[arguments.beside]
     if beside:
         # It starts processes of its own, so it must not be a daemon.
@@ -85,7 +86,7 @@ def measure(arguments):
     started = int(time.time())
     try:
         for number in range(arguments.runs):
-            for target, filter in BENCHMARKS:
+            for target, filter in (row for row in BENCHMARKS if row[0] in only):
                 run = {"CANDLEPOWER_OUT": str(out), "CANDLEPOWER_RUN": f"{started}-{number:03}"}
                 home = {"CRITERION_HOME": str(arguments.folder / "criterion")}
                 ended = subprocess.run(
@@ -212,6 +213,7 @@ def main():
     measuring = commands.add_parser("measure")
     measuring.add_argument("--beside", choices=BESIDE, default="nothing")
     measuring.add_argument("--runs", type=int, default=10)
+    measuring.add_argument("--only", help="bench targets, separated by commas")
     measuring.set_defaults(run=measure)
     showing = commands.add_parser("table")
     showing.set_defaults(run=table)

@@ -66,6 +66,17 @@ pub fn ended(child: Child) -> Output {
     output
 }
 
+/// Expects that each command of the help text is the first argument of one of `tried`, or one of `others`.
+pub fn all_are_tried(tried: &[&[&str]], others: &[&str]) {
+    let help = output(candlepower(Path::new(".")).arg("--help"));
+    let help = String::from_utf8_lossy(&help.stdout).into_owned();
+    let commands = help.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
+    for command in commands.filter_map(|line| line.split_whitespace().next()) {
+        let is_tried = tried.iter().any(|arguments| arguments[0] == command);
+        assert!(is_tried || others.contains(&command), "{command} is not tried");
+    }
+}
+
 pub fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::command::{candlepower, output};
+use crate::command::{all_are_tried, candlepower, output};
 
 /// Commands with arguments that end them soon, for another reason than the flag.
 const COMMANDS: &[&[&str]] = &[
@@ -88,13 +88,7 @@ fn with(arguments: &[&str], flag: &str, number: &str) -> Vec<String> {
 #[test]
 fn every_flag_refuses_numbers_that_mean_nothing_in_one_line() {
     let here = tempfile::tempdir().expect("a folder");
-    let help = output(candlepower(here.path()).arg("--help"));
-    let help = String::from_utf8_lossy(&help.stdout).into_owned();
-    let commands = help.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
-    for command in commands.filter_map(|line| line.split_whitespace().next()) {
-        let is_tried = COMMANDS.iter().any(|arguments| arguments[0] == command);
-        assert!(is_tried || NOT_TRIED.contains(&command), "{command} is not tried");
-    }
+    all_are_tried(COMMANDS, &NOT_TRIED);
     let mut trials = Vec::new();
     for arguments in COMMANDS {
         let help = output(candlepower(here.path()).args([arguments[0], "--help"]));

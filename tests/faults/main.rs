@@ -15,6 +15,8 @@ mod limits;
 mod lost;
 mod output;
 mod scores;
+#[cfg(target_os = "linux")]
+mod signals;
 mod sizes;
 mod stage;
 mod training;
