@@ -1,14 +1,24 @@
 //! Tests the counting allocator in a program that installs it.
 
-use std::{cell::RefCell, hint::black_box, rc::Rc, sync::Mutex};
+use std::{
+    cell::RefCell,
+    hint::black_box,
+    rc::Rc,
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+};
 
 use candlepower::{
-    candle_core::Device,
+    CausalLm, Footprint,
+    anyhow::Result,
+    candle_core::{Device, Tensor},
     device::{DeviceChoice, Precision},
-    generate::Request,
+    generate::{self, Request},
     measure::{
         CountingAllocator,
-        allocator::{current_bytes, peak_bytes, reset_peak},
+        allocator::{allocations, current_bytes, peak_bytes, reset_peak},
         memory::HeldBytes,
     },
     model::{self, Engine, ModelSpec},
@@ -74,6 +84,20 @@ fn every_threads_memory_is_counted() {
         threads.into_iter().map(|thread| thread.join().expect("it ends")).collect::<Vec<_>>()
     });
     assert_eq!(stays, 64);
+}
+
+/// What other threads do does not count, so that equal work has equal counts.
+#[test]
+fn allocations_are_those_of_the_thread() {
+    let _guard = ONE_AT_A_TIME.lock().expect("no test failed before");
+    let before = allocations();
+    let mut grown = black_box(Vec::<u8>::with_capacity(100));
+    grown.reserve_exact(300);
+    std::thread::spawn(|| (0..1000).for_each(|_| drop(black_box(vec![1u8; 100])))).join().expect("it ends");
+    let after = allocations();
+    // Starting a thread allocates a few times itself.
+    assert!((2..20).contains(&(after.0 - before.0)), "{before:?} {after:?}");
+    assert!((300..10_000).contains(&(after.1 - before.1)), "{before:?} {after:?}");
 }
 
 #[test]
@@ -149,6 +173,69 @@ fn attention_scores_take_the_memory_that_is_predicted() {
             predicted <= peak + peak / 50 && rest < most_rest,
             "{name}: {predicted} MiB predicted, {peak} MiB taken"
         );
+    }
+}
+
+/// A model that allocates a vector more in each pass.
+struct Wasteful {
+    model: Box<dyn CausalLm>,
+    bytes: usize,
+}
+
+impl CausalLm for Wasteful {
+    fn forward(&mut self, tokens: &[u32], position: usize) -> Result<Tensor> {
+        drop(black_box(Vec::<u8>::with_capacity(self.bytes)));
+        self.model.forward(tokens, position)
+    }
+    fn reset(&mut self) -> Result<()> {
+        self.model.reset()
+    }
+    fn footprint(&self) -> Footprint {
+        self.model.footprint()
+    }
+    fn vocab_size(&self) -> usize {
+        self.model.vocab_size()
+    }
+    fn max_position_embeddings(&self) -> usize {
+        self.model.max_position_embeddings()
+    }
+    fn device(&self) -> &Device {
+        self.model.device()
+    }
+}
+
+/// The median of the allocations of nine generations of eight steps, while another thread allocates.
+fn allocated(engine: Engine, bytes: usize) -> (u64, u64) {
+    let loaded = model::load(&ModelSpec::Mini("llama-mini"), engine, Precision::F32, DeviceChoice::Cpu, 42);
+    let mut model = Wasteful { model: loaded.expect("a model").model, bytes };
+    let request = Request { new_tokens: 9, sampling: Sampling::GREEDY, seed: 42, stop: Vec::new() };
+    let has_ended = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !has_ended.load(Relaxed) {
+                drop(black_box(vec![1u8; 1 << 12]));
+            }
+        });
+        let run =
+            |_| generate::run(&mut model, &[vec![7; 16]], &request).expect("tokens").allocations.expect("counted");
+        let (mut counts, mut bytes): (Vec<u64>, Vec<u64>) = (0..9).map(run).unzip();
+        has_ended.store(true, Relaxed);
+        counts.sort_unstable();
+        bytes.sort_unstable();
+        (counts[4], bytes[4])
+    })
+}
+
+/// Also beside other work, to the last byte.
+#[test]
+fn equal_work_allocates_equally_and_one_allocation_more_is_seen() {
+    let _guard = ONE_AT_A_TIME.lock().expect("no test failed before");
+    for engine in [Engine::Tuned, Engine::Stock] {
+        let plain = allocated(engine, 0);
+        for _ in 0..3 {
+            assert_eq!(allocated(engine, 0), plain, "{engine:?}");
+        }
+        assert_eq!(allocated(engine, 100), (plain.0 + 8, plain.1 + 800), "{engine:?}");
     }
 }
 

@@ -24,7 +24,7 @@ use crate::{
     device::DeviceChoice,
     measure::{conditions::Watch, statistics::median},
     progress,
-    record::{self, Conditions, Record, SampleUnit, Sink, Status},
+    record::{self, AllocationChange, Allocations, Conditions, Record, SampleUnit, Sink, Status},
     report::duel::{Contestant, Duel, Row, Verdict},
     scenario,
     settings::variable,
@@ -335,6 +335,7 @@ impl Contest<'_> {
             }
         }
         let peak = |record: &Record| record.measures.as_ref().and_then(|measures| measures.peak_bytes());
+        let allocations = |record: &Record| record.measures.as_ref().and_then(Allocations::of);
         let [a, b] = samples;
         let digests: BTreeSet<&Option<String>> = a.digests.union(&b.digests).collect();
         let interval = interval.map(|interval| (interval.low, interval.high));
@@ -349,6 +350,7 @@ impl Contest<'_> {
             seconds,
             memory_ratio: peak(&records[0]).zip(peak(&records[1])).map(|(a, b)| b as f64 / a as f64),
             same_work: (!digests.contains(&None)).then_some(digests.len() == 1),
+            allocations: AllocationChange::between(allocations(&records[0]), allocations(&records[1])),
             a: median(a.values),
             b: median(b.values),
         }))

@@ -13,7 +13,7 @@ use tracing::trace_span;
 use super::{FinishReason, Sampler, Timeline};
 use crate::{
     measure::{
-        CpuTime,
+        CpuTime, allocator,
         pauses::{self, Moment},
     },
     model::{CausalLm, Part},
@@ -90,7 +90,11 @@ impl Run {
             part: 0..at_once.min(sequences.len()),
             sequences,
             steps: None,
-            timeline: Timeline { sampling: Some(Duration::ZERO), ..Timeline::default() },
+            timeline: Timeline {
+                sampling: Some(Duration::ZERO),
+                allocations: allocator::peak_bytes().map(|_| (0, 0)),
+                ..Timeline::default()
+            },
         })
     }
 
@@ -152,9 +156,14 @@ impl Run {
                 let pause = if is_due { pauses::pass_now(moment) } else { pauses::pass_at(moment) };
                 let read = pause.and_then(|pause| Some((pause.began, pause.read_bytes_per_s?)));
                 timeline.weight_readings.extend(read);
+                let before = allocator::allocations();
                 let started = Instant::now();
                 let Spent { sampling, waiting } = trace_span!(DECODE).in_scope(|| append(model, &mut active))?;
                 let ended = Instant::now();
+                let after = allocator::allocations();
+                if let Some((count, bytes)) = &mut timeline.allocations {
+                    (*count, *bytes) = (*count + after.0 - before.0, *bytes + after.1 - before.1);
+                }
                 match timeline.steps.get_mut(*number) {
                     Some(step) => *step += ended - started,
                     None => {

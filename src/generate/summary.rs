@@ -107,6 +107,12 @@ pub fn summarise(
     let weight_readings: Vec<(Instant, f64)> =
         timelines.iter().flat_map(|timeline| timeline.weight_readings.iter().copied()).collect();
     let sampling_share = |timeline: &Timeline| Some(timeline.sampling?.as_secs_f64() / timeline.total().as_secs_f64());
+    // A thread pool takes a block of memory for every some dozens of jobs, so single generations may differ.
+    let allocated = |part: fn((u64, u64)) -> u64| {
+        let counts: Option<Vec<f64>> =
+            timelines.iter().map(|timeline| Some(part(timeline.allocations?) as f64 / steps as f64)).collect();
+        counts.filter(|_| steps > 0).map(median)
+    };
     let sampling_shares: Option<Vec<f64>> = timelines.iter().map(sampling_share).collect();
     Ok(record::Generation {
         batch: (sequences > 1).then_some(sequences),
@@ -138,6 +144,8 @@ pub fn summarise(
             .map(|timeline| timeline.cpu)
             .sum::<Option<CpuTime>>()
             .and_then(CpuTime::kernel_share),
+        step_allocations: allocated(|(count, _)| count),
+        step_allocated_bytes: allocated(|(_, bytes)| bytes),
         cache_used_bytes: cache.used,
         cache_allocated_bytes: cache.allocated,
         peak_bytes,
@@ -259,6 +267,7 @@ mod tests {
             sampling: Some(Duration::from_millis(1)),
             waiting: Duration::ZERO,
             cpu: Some(CpuTime { user: 30, kernel: ttft_ms }),
+            allocations: Some((6, 600 * ttft_ms)),
             tokens: vec![tokens.to_vec()],
             finish_reason: FinishReason::Length,
         }
@@ -313,6 +322,8 @@ mod tests {
         close(measures.mfu.expect("limits"), 4.0 * 300.0 / 0.020 / 1e6);
         close(measures.kernel_share.expect("160 ticks"), 70.0 / 160.0);
         assert_eq!((measures.cache_used_bytes, measures.cache_allocated_bytes), (60, 4096));
+        // 6, 12 and 24 kB in two steps each.
+        assert_eq!((measures.step_allocations, measures.step_allocated_bytes), (Some(3.0), Some(6000.0)));
         assert_eq!(measures.itl_by_position_ms, [3.0, 5.0]);
         let work = measures.work.expect("the work");
         assert_eq!((work.step_bytes, work.step_flops, work.prefill_flops), (1055, 300, 1200));

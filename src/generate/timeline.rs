@@ -30,6 +30,8 @@ pub struct Timeline {
     /// CPU time of this process from the prompt to the last token, with that of the readings of limits between steps. `None` if it is
     /// not known.
     pub cpu: Option<CpuTime>,
+    /// Allocations in the decode steps by the thread that ran them, and their bytes. `None` in a program that does not count them.
+    pub allocations: Option<(u64, u64)>,
     /// The generated ids of each sequence.
     pub tokens: Vec<Vec<u32>>,
     /// Why the generation ended.

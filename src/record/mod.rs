@@ -4,6 +4,7 @@
 //! units. A value that could not be measured is `null`, and [`Record::unmeasured`] gives the reason. This module does not
 //! measure anything, and it does not format anything for people.
 
+mod allocations;
 mod baseline;
 mod between_runs;
 pub mod columns;
@@ -16,6 +17,7 @@ mod parquet;
 mod read;
 mod sink;
 
+pub use allocations::{AllocationChange, Allocations};
 pub use baseline::{Estimate, Samples};
 pub(crate) use baseline::{baseline, baseline_records, baselines, estimates, keep_records};
 pub(crate) use between_runs::History;

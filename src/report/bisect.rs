@@ -224,6 +224,7 @@ mod tests {
             seconds: 12.0,
             memory_ratio: Some(1.02),
             same_work: Some(false),
+            allocations: None,
         };
         let skipped = Step {
             commit: commit("ab"),

@@ -10,7 +10,7 @@ use super::{
     compare::{MEMORY_NOISE, change, quantity},
     text_table::markdown,
 };
-use crate::record::SampleUnit;
+use crate::record::{AllocationChange, SampleUnit};
 
 /// Result of a duel.
 #[derive(Debug, Serialize, JsonSchema)]
@@ -69,6 +69,9 @@ pub struct Row {
     pub memory_ratio: Option<f64>,
     /// True if both generated the same tokens; `null` if the benchmark does not generate tokens.
     pub same_work: Option<bool>,
+    /// Allocations of decode steps, if they differ.
+    #[serde(default)]
+    pub allocations: Option<AllocationChange>,
 }
 
 /// Result of one benchmark of a duel.
@@ -188,6 +191,9 @@ impl Duel {
             if let Some(ratio) = row.changed_memory() {
                 let _ = writeln!(text, "- {}: peak memory {}", row.id, change(ratio));
             }
+            if let Some(change) = row.allocations {
+                let _ = writeln!(text, "- {}: {change}", row.id);
+            }
         }
         for failed in &self.failed {
             let _ = writeln!(text, "- failed: {failed}");
@@ -250,6 +256,7 @@ mod tests {
             seconds: 12.0,
             memory_ratio: Some(1.02),
             same_work: Some(true),
+            allocations: None,
         }
     }
 

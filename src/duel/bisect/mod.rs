@@ -310,6 +310,7 @@ mod tests {
             seconds: 12.0,
             memory_ratio: Some(1.0),
             same_work: Some(true),
+            allocations: None,
         }
     }
 

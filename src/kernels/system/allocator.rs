@@ -2,6 +2,7 @@
 
 use std::{
     alloc::{GlobalAlloc, Layout, System},
+    cell::Cell,
     ptr::NonNull,
     sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
 };
@@ -9,8 +10,11 @@ use std::{
 static INSTALLED: AtomicBool = AtomicBool::new(false);
 static CURRENT: AtomicUsize = AtomicUsize::new(0);
 static PEAK: AtomicUsize = AtomicUsize::new(0);
-static COUNT: AtomicUsize = AtomicUsize::new(0);
-static TOTAL: AtomicUsize = AtomicUsize::new(0);
+
+thread_local! {
+    /// Allocations of this thread, and their bytes. Constant and without a destructor, so that an access neither allocates nor fails.
+    static OWN: Cell<(u64, u64)> = const { Cell::new((0, 0)) };
+}
 
 /// The system's allocator with counters. A program installs it as its global allocator:
 ///
@@ -26,7 +30,7 @@ static TOTAL: AtomicUsize = AtomicUsize::new(0);
 pub struct CountingAllocator;
 
 // SAFETY: every method passes its arguments to `System` and returns the result of `System`. Counting only accesses
-// five atomics, and neither allocates nor panics.
+// three atomics and a constant thread-local cell without a destructor, and neither allocates nor panics.
 unsafe impl GlobalAlloc for CountingAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the caller upholds the contract of `GlobalAlloc::alloc`.
@@ -66,8 +70,10 @@ unsafe impl GlobalAlloc for CountingAllocator {
 fn grown(memory: *mut u8, bytes: usize) {
     if !memory.is_null() {
         INSTALLED.store(true, Relaxed);
-        COUNT.fetch_add(1, Relaxed);
-        TOTAL.fetch_add(bytes, Relaxed);
+        OWN.with(|own| {
+            let (count, total) = own.get();
+            own.set((count + 1, total + bytes as u64));
+        });
         let current = CURRENT.fetch_add(bytes, Relaxed) + bytes;
         // Most allocations set no new peak. Reading first avoids contention for the cache line.
         if current > PEAK.load(Relaxed) {
@@ -95,9 +101,10 @@ pub fn current_bytes() -> u64 {
     CURRENT.load(Relaxed) as u64
 }
 
-/// Number of allocations so far, those that grew included, and their bytes; 0 in a program without the [`CountingAllocator`].
+/// Number of allocations of this thread so far, those that grew included, and their bytes; 0 in a program without the
+/// [`CountingAllocator`]. What other threads do meanwhile changes neither, so both are the same in each run of the same work.
 pub fn allocations() -> (u64, u64) {
-    (COUNT.load(Relaxed) as u64, TOTAL.load(Relaxed) as u64)
+    OWN.get()
 }
 
 /// Resets the peak to the bytes in use now.

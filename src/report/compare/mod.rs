@@ -19,7 +19,7 @@ use super::{
     summary::is_disturbed,
 };
 use crate::{
-    record::{self, Basis, BetweenRuns, Record, SampleUnit, Status, VARIABLES},
+    record::{self, AllocationChange, Allocations, Basis, BetweenRuns, Record, SampleUnit, Status, VARIABLES},
     scenario,
 };
 
@@ -59,6 +59,7 @@ struct Benchmark {
     samples: Vec<f64>,
     peak_bytes: Option<u64>,
     token_digest: Option<String>,
+    allocations: Option<Allocations>,
     /// True if its record has doubts.
     is_doubted: bool,
     /// How much its result varies between runs. `None` without a record.
@@ -76,6 +77,7 @@ impl Benchmark {
             samples,
             peak_bytes,
             token_digest: None,
+            allocations: None,
             is_doubted: false,
             between_runs: None,
             factors: [(Basis::Time, 1.0)].into(),
@@ -153,6 +155,7 @@ impl Side {
                             samples,
                             peak_bytes: measures.peak_bytes(),
                             token_digest: measures.output_digest().map(str::to_owned),
+                            allocations: Allocations::of(measures),
                             is_doubted: is_disturbed(record),
                             between_runs: Some(record.between_runs.unwrap_or_else(|| BetweenRuns::typical(record))),
                             factors: Basis::ALL
@@ -262,6 +265,8 @@ pub struct Row {
     pub memory_ratio: Option<f64>,
     /// True if both generated the same tokens.
     pub same_work: Option<bool>,
+    /// Allocations of decode steps, if they differ.
+    pub allocations: Option<AllocationChange>,
 }
 
 /// Result of comparing one benchmark. A change exceeds the noise and is statistically significant.
@@ -344,6 +349,7 @@ pub fn compare(a: &Side, b: &Side, strictness: Strictness) -> Result<Comparison>
                 minimum_detectable_change: change.minimum_detectable(level, both.len()),
                 memory_ratio: old.peak_bytes.zip(new.peak_bytes).map(|(old, new)| new as f64 / old as f64),
                 same_work: old.token_digest.as_ref().zip(new.token_digest.as_ref()).map(|(old, new)| old == new),
+                allocations: AllocationChange::between(old.allocations, new.allocations),
             }
         })
         .collect();
@@ -399,6 +405,7 @@ fn remarks(a: &Side, b: &Side, rows: &[Row]) -> Vec<String> {
         if row.same_work == Some(false) {
             remarks.push(format!("{}: generated other tokens, so the two did not do the same work", row.id));
         }
+        remarks.extend(row.allocations.map(|change| format!("{}: {change}", row.id)));
     }
     remarks
 }
@@ -471,6 +478,27 @@ mod tests {
         let all = side("b", &[record("x/m/tuned-f32-cpu", 30.0, doubted), record("y/m/tuned-f32-cpu", 30.0, doubted)]);
         let void = compare(&a, &all, Strictness::default()).expect("a comparison");
         assert!(void.is_void() && void.regressions(0.0).is_empty());
+    }
+
+    /// On a machine that is too busy for times, too.
+    #[test]
+    fn other_allocations_are_told_exactly() {
+        let counted = |count: f64, bytes: f64| {
+            let edit = move |record: &mut Record, measures: &mut record::Generation| {
+                record.conditions.get_or_insert_default().doubts = vec!["the machine was busy".into()];
+                (measures.step_allocations, measures.step_allocated_bytes) = (Some(count), Some(bytes));
+            };
+            side("one", &[record("x/m/tuned-f32-cpu", 10.0, edit)])
+        };
+        let remarks = |b: &Side| compare(&counted(12.0, 4096.0), b, Strictness::default()).expect("compared").remarks;
+        assert!(remarks(&counted(12.0, 4096.0)).is_empty());
+        let uncounted = side("two", &[record("x/m/tuned-f32-cpu", 10.0, |record, _| record.conditions = None)]);
+        assert!(remarks(&uncounted).is_empty());
+        for (count, bytes) in [(13.0, 4096.0), (12.0, 4097.0), (11.5, 4096.0)] {
+            let told = format!("allocates {count} times and {bytes:.0} bytes, and before 12 times and 4096 bytes");
+            let remarks = remarks(&counted(count, bytes));
+            assert!(remarks.iter().any(|remark| remark.ends_with(&told)), "{remarks:?}");
+        }
     }
 
     /// Windows differ more from one another than the change, so pairs are compared.

@@ -105,6 +105,7 @@ impl PeerSubject {
             sampling: None,
             waiting: Duration::ZERO,
             cpu: None,
+            allocations: None,
             tokens: vec![first.tokens.into_iter().chain(rest.tokens.iter().copied()).collect()],
             finish_reason: FinishReason::Length,
         };

@@ -1,0 +1,57 @@
+//! Allocations of decode steps, which are the same in each run of the same program on any machine.
+
+use std::fmt;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{Generation, Measures};
+
+/// Allocations of a decode step.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Allocations {
+    /// Their number.
+    pub count: f64,
+    /// Their bytes.
+    pub bytes: f64,
+}
+
+impl Allocations {
+    /// Those of a generation. `None` if they were not counted.
+    pub(crate) fn of(measures: &Measures) -> Option<Self> {
+        match measures {
+            Measures::Generation(Generation { step_allocations, step_allocated_bytes, .. }) => {
+                Some(Self { count: (*step_allocations)?, bytes: (*step_allocated_bytes)? })
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Allocations that differ between two sides.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct AllocationChange {
+    /// Those of `a`.
+    pub a: Allocations,
+    /// Those of `b`.
+    pub b: Allocations,
+}
+
+impl AllocationChange {
+    /// The difference of two sides; `None` without one, or if a side did not count.
+    pub(crate) fn between(a: Option<Allocations>, b: Option<Allocations>) -> Option<Self> {
+        let (a, b) = a.zip(b)?;
+        (a != b).then_some(Self { a, b })
+    }
+}
+
+impl fmt::Display for AllocationChange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { a, b } = self;
+        write!(
+            f,
+            "a decode step allocates {} times and {:.0} bytes, and before {} times and {:.0} bytes",
+            b.count, b.bytes, a.count, a.bytes
+        )
+    }
+}
