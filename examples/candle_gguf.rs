@@ -8,8 +8,10 @@
 use std::{env, fs::File, time::Instant};
 
 use anyhow::{Context, Result, bail};
-use candle_core::{D, Device, Tensor, quantized::gguf_file::Content};
-use candle_transformers::models::{quantized_gemma3, quantized_llama, quantized_qwen2, quantized_qwen3};
+use candle_core::{D, DType, Device, Tensor, quantized::gguf_file::Content};
+use candle_transformers::models::{
+    quantized_gemma3, quantized_glm4, quantized_llama, quantized_phi3, quantized_qwen2, quantized_qwen3,
+};
 
 type Forward = Box<dyn FnMut(&Tensor, usize) -> candle_core::Result<Tensor>>;
 
@@ -20,8 +22,9 @@ fn main() -> Result<()> {
     let mut reader = File::open(file).with_context(|| file.clone())?;
     let content = Content::read(&mut reader)?;
     macro_rules! model {
-        ($module:ident) => {{
-            let mut model = $module::ModelWeights::from_gguf(content, &mut reader, &Device::Cpu)?;
+        ($module:ident) => { model!($module(content, &mut reader, &Device::Cpu)) };
+        ($module:ident($($argument:expr),*)) => {{
+            let mut model = $module::ModelWeights::from_gguf($($argument),*)?;
             Box::new(move |tokens: &Tensor, position| model.forward(tokens, position))
         }};
     }
@@ -30,6 +33,8 @@ fn main() -> Result<()> {
         "qwen2" => model!(quantized_qwen2),
         "qwen3" => model!(quantized_qwen3),
         "gemma3" => model!(quantized_gemma3),
+        "phi3" => model!(quantized_phi3(false, content, &mut reader, &Device::Cpu)),
+        "glm4" => model!(quantized_glm4(content, &mut reader, &Device::Cpu, DType::F32)),
         other => bail!("{other} is not in this example"),
     };
     let (start, mut first, mut position, mut input, mut tokens) = (Instant::now(), None, 0, ids, Vec::<u32>::new());

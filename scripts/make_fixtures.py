@@ -157,6 +157,16 @@ FIXTURES = [
     ("glm4-no-bias", "glm4", dict(
         attention_bias=False, tie_word_embeddings=True, rope_parameters={
             "rope_type": "default", "rope_theta": 5000.0, "partial_rotary_factor": 0.25})),
+    # What the Hub's files state otherwise than GGUF files do is usual in these.
+    ("smollm3-untied", "smollm3", dict(num_hidden_layers=5, num_key_value_heads=4, tie_word_embeddings=False)),
+    ("olmo2-gqa", "olmo2", dict(num_key_value_heads=2, rope_parameters=DEFAULT | {"rope_theta": 5e5})),
+    ("gemma2-short-window", "gemma2", dict(
+        num_hidden_layers=3, sliding_window=8, attn_logit_softcapping=1.5, final_logit_softcapping=4.0)),
+    ("phi3-longrope-whole-heads", "phi3", dict(
+        sliding_window=24, original_max_position_embeddings=128, rope_parameters={
+            "rope_type": "longrope", "rope_theta": 5000.0,
+            "short_factor": [1.0, 1.1, 1.3, 1.6, 2.0, 2.5, 3.1, 3.8],
+            "long_factor": [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0]})),
 ]
 
 SHARDED = {"qwen3-gqa3-sharded"}

@@ -10,6 +10,13 @@ first and the last row of each matrix as the package dequantises them.
 
     .venv/bin/pip install -r scripts/requirements-gguf.txt
     .venv/bin/python scripts/make_gguf_fixtures.py
+
+With --llama-cpp, it lets llama.cpp's converter write the checkpoints of the other families instead, with the packages of
+requirements-real.txt. The sources of llama-cpp-python contain llama.cpp in the folder vendor:
+
+    .venv/bin/pip download --no-deps --no-binary :all: llama-cpp-python==0.3.36
+    llama=llama_cpp_python-0.3.36/vendor/llama.cpp
+    PYTHONPATH=$llama/gguf-py .venv/bin/python scripts/make_gguf_fixtures.py --llama-cpp $llama
 """
 
 import argparse
@@ -34,6 +41,12 @@ SELECTED = {
     "moe/mixtral-8x2": gguf.MODEL_ARCH.LLAMA,
     "moe/qwen3-8x2": gguf.MODEL_ARCH.QWEN3MOE,
 }
+# Checkpoints of the families whose files the converter writes.
+CONVERTED = [
+    "mistral-full", "granite-tied", "granite-biases-untied", "smollm3-tied", "smollm3-untied", "olmo2-mha", "olmo2-gqa",
+    "gemma2-long-window", "gemma2-short-window", "phi3-whole-heads", "phi3-longrope", "phi3-longrope-whole-heads",
+    "glm4-half-heads", "glm4-no-bias",
+]
 
 # The formats that Candle lacks: that of rows that are not whole blocks, and the kind of file.
 FORMATS = {
@@ -61,6 +74,7 @@ def write(folder, arch, out):
 
     writer = gguf.GGUFWriter(out, gguf.MODEL_ARCH_NAMES[arch])
     gguf_file.add_sizes(writer, arch, config, gguf.LlamaFileType.ALL_F32)
+    writer.add_tokenizer_model("none")
     if experts:
         writer.add_expert_count(experts)
         writer.add_expert_used_count(config["num_experts_per_tok"])
@@ -93,6 +107,24 @@ def write(folder, arch, out):
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def convert(llama_cpp, folder, out):
+    """Lets llama.cpp write a checkpoint. The checkpoint has no tokenizer, so the file states that it has none."""
+    sys.path.insert(0, str(llama_cpp))
+    from conversion import ModelBase, ModelType, get_model_architecture, get_model_class
+
+    config = ModelBase.load_hparams(folder, False)
+    kind = get_model_class(get_model_architecture(config, ModelType.TEXT))
+
+    class WithoutTokenizer(kind):
+        model_arch = kind.model_arch
+
+        def set_vocab(self):
+            self.gguf_writer.add_tokenizer_model("none")
+            self.gguf_writer.add_vocab_size(config["vocab_size"])
+
+    WithoutTokenizer(folder, gguf.LlamaFileType.ALL_F32, out).write()
 
 
 def random_blocks(random, shape, form):
@@ -134,8 +166,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=FIXTURES / "gguf", help="folder of the files")
     parser.add_argument("--fixtures", type=Path, default=FIXTURES, help="folder of the checkpoints")
+    parser.add_argument("--llama-cpp", type=Path, help="folder of llama.cpp, to write the files of its converter only")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
+    if args.llama_cpp:
+        for name in CONVERTED:
+            convert(args.llama_cpp, args.fixtures / "generation" / name, args.out / f"{name}.gguf")
+        return
     for name, arch in SELECTED.items():
         write(args.fixtures / name, arch, args.out / f"{Path(name).name}.gguf")
     formats, golden = args.out.parent / f"{args.out.name}-formats", {}

@@ -38,6 +38,7 @@ use self::{
 use super::{
     ChatTemplate,
     config::{ExpertLayout, ModelConfig, RopeScaling, unsupported},
+    family::SlidingLayers,
     limits::MOST_WEIGHTS,
 };
 use crate::{
@@ -45,14 +46,46 @@ use crate::{
     kernels::inference::{Machine, Quantised},
 };
 
-/// The architectures of GGUF files and those of `config.json`.
-const ARCHITECTURES: &[(&str, &str)] = &[
-    ("llama", "LlamaForCausalLM"),
-    ("qwen2", "Qwen2ForCausalLM"),
-    ("qwen3", "Qwen3ForCausalLM"),
-    ("qwen3moe", "Qwen3MoeForCausalLM"),
-    ("gemma3", "Gemma3ForCausalLM"),
+/// An architecture of GGUF files.
+struct Architecture {
+    /// `general.architecture`.
+    name: &'static str,
+    /// The architecture of `config.json`.
+    config: &'static str,
+    /// True if the halves of each head of queries and keys lie in turns, because llama.cpp turns neighbouring elements of these.
+    is_interleaved: bool,
+    /// Layers of the one model whose scores are divided by the square root of the width over the heads, as llama.cpp does.
+    layers_of_27b: Option<u64>,
+}
+
+const fn architecture(name: &'static str, config: &'static str) -> Architecture {
+    Architecture { name, config, is_interleaved: false, layers_of_27b: None }
+}
+
+const fn interleaved(name: &'static str, config: &'static str) -> Architecture {
+    Architecture { is_interleaved: true, ..architecture(name, config) }
+}
+
+/// The architectures that are read. Of rows with the same name, a file without experts is of the first.
+const ARCHITECTURES: &[Architecture] = &[
+    interleaved(LLAMA, "LlamaForCausalLM"),
+    interleaved(LLAMA, "MistralForCausalLM"),
+    interleaved(LLAMA, MIXTRAL),
+    architecture("qwen2", "Qwen2ForCausalLM"),
+    architecture("qwen3", "Qwen3ForCausalLM"),
+    architecture("qwen3moe", "Qwen3MoeForCausalLM"),
+    Architecture { layers_of_27b: Some(46), ..architecture("gemma2", "Gemma2ForCausalLM") },
+    Architecture { layers_of_27b: Some(62), ..architecture("gemma3", "Gemma3ForCausalLM") },
+    architecture("phi3", "Phi3ForCausalLM"),
+    interleaved(GRANITE, "GraniteForCausalLM"),
+    interleaved("smollm3", "SmolLM3ForCausalLM"),
+    architecture("olmo2", "Olmo2ForCausalLM"),
+    architecture("glm4", "Glm4ForCausalLM"),
 ];
+
+const LLAMA: &str = "llama";
+const GRANITE: &str = "granite";
+const MIXTRAL: &str = "MixtralForCausalLM";
 
 /// Keys of the metadata, below the name of the architecture, and those of `config.json`.
 const KEYS: &[(&str, &str)] = &[
@@ -60,18 +93,36 @@ const KEYS: &[(&str, &str)] = &[
     ("attention.head_count_kv", "num_key_value_heads"),
     ("attention.key_length", "head_dim"),
     ("attention.layer_norm_rms_epsilon", "rms_norm_eps"),
-    ("attention.sliding_window", "sliding_window"),
+    ("attention.scale", ATTENTION_MULTIPLIER),
+    ("attention.sliding_window", SLIDING_WINDOW),
     ("attention.sliding_window_pattern", SLIDING_PATTERN),
+    ("attn_logit_softcapping", "attn_logit_softcapping"),
     ("block_count", "num_hidden_layers"),
     ("context_length", "max_position_embeddings"),
     ("embedding_length", "hidden_size"),
+    ("embedding_scale", "embedding_multiplier"),
     ("expert_count", "num_experts"),
     ("expert_feed_forward_length", "moe_intermediate_size"),
     ("expert_used_count", "num_experts_per_tok"),
     ("feed_forward_length", "intermediate_size"),
     ("final_logit_softcapping", "final_logit_softcapping"),
+    ("logit_scale", "logits_scaling"),
+    ("residual_scale", "residual_multiplier"),
     ("rope.freq_base", "rope_theta"),
     ("rope.freq_base_swa", "rope_local_base_freq"),
+];
+
+const ATTENTION_MULTIPLIER: &str = "attention_multiplier";
+const SLIDING_WINDOW: &str = "sliding_window";
+
+/// Keys of `config.json` whose value in files is 0 where there is no such thing.
+const NONE_IF_ZERO: &[&str] = &[
+    ATTENTION_MULTIPLIER,
+    SLIDING_WINDOW,
+    "attn_logit_softcapping",
+    "embedding_multiplier",
+    "final_logit_softcapping",
+    "residual_multiplier",
 ];
 
 /// Parts of a layer as transformers names them, and their names in GGUF files.
@@ -83,7 +134,8 @@ const PARTS: &[(&str, &str)] = &[
     ("mlp.gate_proj", "ffn_gate"),
     ("mlp.up_proj", "ffn_up"),
     ("post_feedforward_layernorm", "post_ffw_norm"),
-    ("pre_feedforward_layernorm", "ffn_norm"),
+    ("post_mlp_layernorm", "post_ffw_norm"),
+    ("post_self_attn_layernorm", "post_attention_norm"),
     ("self_attn.k_norm", "attn_k_norm"),
     ("self_attn.k_proj", "attn_k"),
     ("self_attn.o_proj", "attn_output"),
@@ -92,6 +144,10 @@ const PARTS: &[(&str, &str)] = &[
     ("self_attn.v_proj", "attn_v"),
     ("post_attention_layernorm", "post_attention_norm"),
 ];
+
+/// Tensors of a layer that hold several parts, in the order of their rows.
+const JOINED: &[(&str, &[&str])] =
+    &[("attn_qkv", &["attn_q", "attn_k", "attn_v"]), ("ffn_up", &["ffn_gate", "ffn_up"])];
 
 /// The key that some files state as a flag for each layer.
 const SLIDING_PATTERN: &str = "sliding_window_pattern";
@@ -103,13 +159,16 @@ const EMBEDDING: &str = "token_embd.weight";
 const HEAD: &str = "output.weight";
 /// Numbers that the frequencies of RoPE are divided by.
 const ROPE_FACTORS: &str = "rope_freqs.weight";
-
-/// Layers of the one Gemma3 whose scores are divided by the square root of the width over the heads, as llama.cpp does.
-const LAYERS_OF_GEMMA3_27B: u64 = 62;
+/// Those of LongRoPE, for sequences up to the original positions, and for longer ones.
+const SHORT_FACTORS: &str = "rope_factors_short.weight";
+const LONG_FACTORS: &str = "rope_factors_long.weight";
+const ALL_FACTORS: [&str; 3] = [ROPE_FACTORS, SHORT_FACTORS, LONG_FACTORS];
 
 /// A model in a file.
 pub struct Model {
     pub config: ModelConfig,
+    /// Positions that the metadata states; the configuration has fewer where LongRoPE's factors change on the way.
+    pub positions: usize,
     /// Every tensor by the name that transformers gives it, without quantisation, in the dtype of activations.
     pub weights: VarBuilder<'static>,
     /// The same tensors in the formats of the file.
@@ -178,13 +237,21 @@ struct Part {
 pub fn open(path: &Path) -> Result<Model> {
     let Opened { metadata, stored, files, bytes } = opened(path)?;
     let mut config = config(&metadata, &stored)?;
+    let positions = config.max_position_embeddings;
     let places = places(&config, &stored, &metadata)?;
     let tensors = Arc::new(Gguf { files, places });
-    if tensors.places.contains_key(ROPE_FACTORS) {
-        let factors = tensors.values(ROPE_FACTORS)?;
-        let is_factor = |factor: &f32| factor.is_finite() && *factor > 0.0;
-        ensure!(factors.iter().all(is_factor), "{ROPE_FACTORS} holds a number that is not above 0");
+    if let Some(factors) = tensors.factors(ROPE_FACTORS)? {
         config.rope.scaling = RopeScaling::Factors(factors);
+    }
+    if let Some(short_factor) = tensors.factors(SHORT_FACTORS)? {
+        let scaling = format!("{}.rope.scaling", architecture_of(&metadata)?.name);
+        let original = metadata.whole(&format!("{scaling}.original_context_length"))?;
+        let original = original.and_then(|count| usize::try_from(count).ok()).filter(|count| *count > 0);
+        let original_max_position_embeddings = original.unwrap_or(positions);
+        let attention_factor = metadata.number(&format!("{scaling}.attn_factor"))?.unwrap_or(1.0);
+        config.max_position_embeddings = positions.min(original_max_position_embeddings);
+        config.rope.scaling =
+            RopeScaling::LongRope { short_factor, original_max_position_embeddings, attention_factor };
     }
     let dtype = match main_format(stored.values()) {
         Some(TensorFormat::F16) => DType::F16,
@@ -193,7 +260,7 @@ pub fn open(path: &Path) -> Result<Model> {
     };
     let (_, note) = file_type::of(&metadata, &stored)?;
     let weights = VarBuilder::from_backend(Box::new(Backend(tensors.clone())), dtype, Device::Cpu);
-    Ok(Model { config, weights, tensors, bytes, note, metadata })
+    Ok(Model { config, positions, weights, tensors, bytes, note, metadata })
 }
 
 impl Model {
@@ -240,9 +307,9 @@ pub fn chat_template(path: &Path) -> Result<ChatTemplate> {
     })
 }
 
-/// Returns whether files can hold models of an architecture of `config.json`. Files of Mixtral have the architecture of Llama.
+/// Returns whether files can hold models of an architecture of `config.json`.
 pub fn holds(architecture: &str) -> bool {
-    architecture == "MixtralForCausalLM" || ARCHITECTURES.iter().any(|(_, other)| *other == architecture)
+    ARCHITECTURES.iter().any(|row| row.config == architecture)
 }
 
 /// The files of a model: the file, or all its parts.
@@ -330,12 +397,20 @@ fn main_format<'a>(stored: impl IntoIterator<Item = &'a Stored>) -> Option<Tenso
     counts.into_iter().max_by_key(|(_, count)| *count).map(|(format, _)| format)
 }
 
+/// The row of the architecture that the metadata names.
+fn architecture_of(metadata: &Metadata) -> Result<&'static Architecture> {
+    let named = metadata.text("general.architecture")?.context("its metadata has no general.architecture")?;
+    ARCHITECTURES.iter().find(|row| row.name == named).with_context(|| {
+        let mut names: Vec<_> = ARCHITECTURES.iter().map(|row| (row.name, row.name)).collect();
+        names.dedup();
+        format!("its {}", unsupported(named, names))
+    })
+}
+
 /// The configuration that the metadata describes.
 fn config(metadata: &Metadata, stored: &BTreeMap<String, Stored>) -> Result<ModelConfig> {
-    let named = metadata.text("general.architecture")?.context("its metadata has no general.architecture")?;
-    let Some((_, architecture)) = ARCHITECTURES.iter().find(|(name, _)| *name == named) else {
-        bail!("its {}", unsupported(named, ARCHITECTURES.iter().map(|(name, _)| (*name, *name))))
-    };
+    let row = architecture_of(metadata)?;
+    let named = row.name;
     let of = |key: &str| metadata.of_all_layers(&format!("{named}.{key}"));
     let mut json = Map::new();
     for (key, name) in KEYS.iter().copied() {
@@ -345,51 +420,69 @@ fn config(metadata: &Metadata, stored: &BTreeMap<String, Stored>) -> Result<Mode
             let kind = |slides: bool| if slides { "sliding_attention" } else { "full_attention" };
             json.insert("layer_types".into(), slides.into_iter().map(kind).collect());
         } else if let Some(value) = metadata.of_all_layers(&key)? {
-            json.insert(name.into(), value);
+            let is_none = NONE_IF_ZERO.contains(&name) && value.as_f64() == Some(0.0);
+            json.insert(name.into(), if is_none { serde_json::Value::Null } else { value });
         }
     }
     let integer = |json: &Map<String, serde_json::Value>, key: &str| json.get(key).and_then(serde_json::Value::as_u64);
-    // Files of Mixtral have the architecture of Llama.
-    let is_mixtral = named == "llama" && integer(&json, "num_experts").is_some_and(|experts| experts > 0);
-    json.insert("architectures".into(), json!([if is_mixtral { "MixtralForCausalLM" } else { architecture }]));
+    let is_mixtral = named == LLAMA && integer(&json, "num_experts").is_some_and(|experts| experts > 0);
+    json.insert("architectures".into(), json!([if is_mixtral { MIXTRAL } else { row.config }]));
     if let (None, Some(width), Some(heads)) =
         (json.get("head_dim"), integer(&json, "hidden_size"), integer(&json, "num_attention_heads"))
     {
         json.insert("head_dim".into(), json!(width.checked_div(heads)));
     }
-    if let (Some(turned), Some(head_dim)) = (of("rope.dimension_count")?, json.get("head_dim")) {
-        ensure!(
-            turned == *head_dim,
-            "{named}.rope.dimension_count is {turned}: RoPE on a part of each head is not supported"
-        );
+    let head_dim = json.get("head_dim").and_then(serde_json::Value::as_f64);
+    let turned = of("rope.dimension_count")?.and_then(|turned| turned.as_f64()).or(head_dim);
+    if let (Some(turned), Some(head_dim)) = (turned, head_dim) {
+        // The half keeps a whole number from being rounded down.
+        json.insert("partial_rotary_factor".into(), json!((turned + 0.5) / head_dim));
+        if json.get(ATTENTION_MULTIPLIER).is_none_or(serde_json::Value::is_null) {
+            json.insert(ATTENTION_MULTIPLIER.into(), json!(head_dim.sqrt().recip()));
+        }
     }
     let embedding = stored.get(EMBEDDING).with_context(|| format!("it has no tensor {EMBEDDING}"))?;
     json.insert("vocab_size".into(), json!(embedding.shape[0]));
     json.insert("tie_word_embeddings".into(), json!(!stored.contains_key(HEAD)));
     json.insert("norm_topk_prob".into(), json!(true));
-    if named == "gemma3" {
-        let size = match integer(&json, "num_hidden_layers") {
-            Some(LAYERS_OF_GEMMA3_27B) => integer(&json, "hidden_size").zip(integer(&json, "num_attention_heads")),
-            _ => integer(&json, "head_dim").zip(Some(1)),
+    if row.layers_of_27b.is_some() {
+        let size = match integer(&json, "num_hidden_layers") == row.layers_of_27b {
+            true => integer(&json, "hidden_size").zip(integer(&json, "num_attention_heads")),
+            false => integer(&json, "head_dim").zip(Some(1)),
         };
         if let Some(size) = size.and_then(|(size, parts)| size.checked_div(parts)) {
             json.insert("query_pre_attn_scalar".into(), json!(size));
         }
     }
     json.entry("rope_theta").or_insert(json!(DEFAULT_ROPE_BASE));
-    if let Some(scaling) = rope_scaling(metadata, named)? {
+    if let Some(scaling) = rope_scaling(metadata, named, stored.contains_key(SHORT_FACTORS))? {
         json.insert("rope_scaling".into(), scaling);
     }
     json.insert("eos_token_id".into(), json!(end_tokens(metadata, embedding.shape[0])?));
+    let window = json.get(SLIDING_WINDOW).filter(|window| !window.is_null()).cloned();
     let mut config = ModelConfig::from_json(&json.into()).context("its metadata, as a config.json")?;
-    config.qkv_bias = stored.contains_key("blk.0.attn_q.bias");
+    ensure!(
+        turned.is_none_or(|turned| turned == config.rotary_dim as f64),
+        "{named}.rope.dimension_count is {}: RoPE on a part of each head is not supported",
+        turned.unwrap_or_default()
+    );
+    // llama.cpp ignores the key in files of Llama. Those of OLMo 3 have the architecture of OLMo 2.
+    if let Some(window) = window.filter(|_| named != LLAMA && config.family.sliding_layers == SlidingLayers::None) {
+        bail!("{named}.attention.sliding_window is {window}: a sliding window is not supported in this architecture");
+    }
+    // llama.cpp's switch of all RoPE in this architecture.
+    if named == GRANITE && metadata.flag("granite.rope.scaling.finetuned")? == Some(false) {
+        config.rope_layers.fill(false);
+    }
+    config.qkv_bias = ["attn_q", "attn_qkv"].iter().any(|part| stored.contains_key(&format!("blk.0.{part}.bias")));
     config.o_bias = stored.contains_key("blk.0.attn_output.bias");
     config.mlp_bias = stored.contains_key("blk.0.ffn_gate.bias");
     Ok(config)
 }
 
-/// The scaling of RoPE, with the defaults of llama.cpp: the type is linear, and a factor of 0 is none.
-fn rope_scaling(metadata: &Metadata, named: &str) -> Result<Option<serde_json::Value>> {
+/// The scaling of RoPE, with the defaults of llama.cpp: the type is linear, and a factor of 0 is none. `None` too where the file has
+/// the factors of LongRoPE.
+fn rope_scaling(metadata: &Metadata, named: &str, is_long: bool) -> Result<Option<serde_json::Value>> {
     let key = |key: &str| format!("{named}.rope.{key}");
     let number = |name: &str| metadata.number(&key(name));
     let kind = key("scaling.type");
@@ -401,6 +494,11 @@ fn rope_scaling(metadata: &Metadata, named: &str) -> Result<Option<serde_json::V
     ensure!(factor >= 0.0, "{} is {factor}, and must be at least 0", key("scaling.factor"));
     let attention_factor = number("scaling.attn_factor")?.unwrap_or(1.0);
     ensure!(attention_factor > 0.0, "{} is {attention_factor}, and must be above 0", key("scaling.attn_factor"));
+    if is_long {
+        let is_alone = ["linear", "none", "longrope"].contains(&kind) && [0.0, 1.0].contains(&factor);
+        ensure!(is_alone, "{} is {factor}, which is not supported beside {SHORT_FACTORS}", key("scaling.factor"));
+        return Ok(None);
+    }
     // YaRN by a factor of 1 scales the cosines and sines only.
     let (kind, factor) = match (kind, factor) {
         ("none", _) | (_, 0.0) if attention_factor == 1.0 => return Ok(None),
@@ -453,64 +551,83 @@ fn places(
     stored: &BTreeMap<String, Stored>,
     metadata: &Metadata,
 ) -> Result<HashMap<String, Place>> {
-    // llama.cpp turns neighbouring elements of Llama's heads. It turns the halves of all other heads, as transformers does.
-    let is_llama = metadata.text("general.architecture")? == Some("llama");
+    let is_interleaved = architecture_of(metadata)?.is_interleaved;
     let (mut places, mut missing, mut wrong) = (HashMap::new(), Vec::new(), Vec::new());
-    let mut left: BTreeSet<&str> = stored.keys().map(String::as_str).filter(|name| *name != ROPE_FACTORS).collect();
-    for (name, shape) in config.tensors(ExpertLayout::Single) {
-        let (single, stacked) = names_in_file(config, &name);
-        // The tensor, and the expert if the tensor holds all experts of a layer.
-        let (in_file, expert) = match stacked.filter(|(stacked, _)| stored.contains_key(stacked)) {
-            Some((stacked, expert)) => (stacked, Some(expert)),
-            None => (single, None),
+    let mut left: BTreeSet<&str> =
+        stored.keys().map(String::as_str).filter(|name| !ALL_FACTORS.contains(name)).collect();
+    let tensors: Vec<_> = config
+        .tensors(ExpertLayout::Single)
+        .into_iter()
+        .map(|(name, shape)| (names_in_file(config, &name), name, shape))
+        .collect();
+    let rows_of: HashMap<&str, usize> =
+        tensors.iter().map(|((single, _), _, shape)| (single.as_str(), shape[0])).collect();
+    for ((single, stacked), name, shape) in &tensors {
+        // Norms and biases are columns, so that a bias has the rows of its matrix.
+        let (rows, width) = (shape[0], shape.get(1).copied().unwrap_or(1));
+        let has_rows = |whole: &str, rows: usize| stored.get(whole).is_some_and(|found| found.shape[0] == rows);
+        // The tensor of the file, its shape, and the first row of this one in it.
+        let (in_file, expected, first) = match (stacked, joined(single, &rows_of)) {
+            (Some((stacked, expert)), _) if stored.contains_key(stacked) => {
+                let experts = config.experts.as_ref().map_or(0, |experts| experts.num_experts);
+                (stacked.clone(), [&[experts], &shape[..]].concat(), expert * rows)
+            }
+            (_, Some((whole, first, all))) if has_rows(&whole, all) => (whole, [&[all], &shape[1..]].concat(), first),
+            _ => (single.clone(), shape.clone(), 0),
         };
         let Some(found) = stored.get(&in_file) else {
             missing.push(in_file);
             continue;
-        };
-        let expected = match expert {
-            Some(_) => [&[config.experts.as_ref().map_or(0, |experts| experts.num_experts)], &shape[..]].concat(),
-            None => shape.clone(),
         };
         if found.shape != expected {
             wrong.push(format!("{in_file} is {:?} where the metadata makes it {expected:?}", found.shape));
             continue;
         }
         left.remove(in_file.as_str());
-        // Norms and biases are columns, so that a bias has the rows of its matrix.
-        let (rows, width) = (shape[0], shape.get(1).copied().unwrap_or(1));
         ensure!(
             width.is_multiple_of(found.format.block_size()),
             "{in_file} is {}; norms and biases must be f32, f16 or bf16",
             found.format
         );
-        let bytes = rows * width / found.format.block_size() * found.format.type_size();
+        let row_bytes = width / found.format.block_size() * found.format.type_size();
         let is_turned = ["self_attn.q_proj", "self_attn.k_proj"].iter().any(|part| name.contains(part));
         let place = Place {
             format: found.format,
             part: found.part,
-            start: found.start + (expert.unwrap_or(0) * bytes) as u64,
+            start: found.start + (first * row_bytes) as u64,
             rows,
             width,
-            interleaved: if is_llama && is_turned { config.head_dim } else { 0 },
+            interleaved: if is_interleaved && is_turned { config.head_dim } else { 0 },
             offset: if in_file.ends_with("norm.weight") { config.family.norm_offset as f32 } else { 0.0 },
         };
-        places.insert(name, place);
+        places.insert(name.clone(), place);
     }
-    if let Some(Stored { format, shape, part, start }) = stored.get(ROPE_FACTORS) {
-        let rows = config.head_dim / 2;
+    for name in ALL_FACTORS {
+        let Some(Stored { format, shape, part, start }) = stored.get(name) else { continue };
+        let rows = config.rotary_dim / 2;
         ensure!(
             format.block_size() == 1 && *shape == [rows],
-            "{ROPE_FACTORS} is {shape:?} of {format}, not a number for each pair of a head"
+            "{name} is {shape:?} of {format}, not a number for each pair of a head"
         );
         let place = Place { format: *format, part: *part, start: *start, rows, width: 1, interleaved: 0, offset: 0.0 };
-        places.insert(ROPE_FACTORS.into(), place);
+        places.insert(name.into(), place);
     }
     ensure!(missing.is_empty(), "missing {}", listed(&missing));
     ensure!(wrong.is_empty(), "{}", listed(&wrong));
     let left: Vec<String> = left.into_iter().map(str::to_owned).collect();
     ensure!(left.is_empty(), "its architecture has no place for {}", listed(&left));
     Ok(places)
+}
+
+/// The tensor that joins a part of a layer with others, the first row of the part in it, and the number of its rows.
+fn joined(name: &str, rows_of: &HashMap<&str, usize>) -> Option<(String, usize, usize)> {
+    let (layer, part) = name.strip_prefix("blk.")?.split_once('.')?;
+    let (part, kind) = part.rsplit_once('.')?;
+    let (whole, parts) = JOINED.iter().find(|(_, parts)| parts.contains(&part))?;
+    let own = parts.iter().position(|other| *other == part)?;
+    let rows = |part: &&str| rows_of.get(&*format!("blk.{layer}.{part}.{kind}")).copied();
+    let rows: Vec<usize> = parts.iter().map(rows).collect::<Option<_>>()?;
+    Some((format!("blk.{layer}.{whole}.{kind}"), rows[..own].iter().sum(), rows.iter().sum()))
 }
 
 /// The name of a tensor in files, and for an expert's matrix the name of the tensor that holds it in files that stack experts, with
@@ -535,9 +652,8 @@ fn names_in_file(config: &ModelConfig, name: &str) -> (String, Option<(String, u
             return (format!("blk.{layer}.{own}.{expert}.{kind}"), Some(stacked));
         }
     }
-    let own = match PARTS.iter().copied().find(|(other, _)| *other == part) {
-        // In families with one norm before each block, this is that of the feed-forward.
-        Some((_, "post_attention_norm")) if config.family.layer_norms.after_attention.is_none() => "ffn_norm",
+    let own = match PARTS.iter().find(|(other, _)| *other == part) {
+        _ if config.family.layer_norms.before_feed_forward == Some(part) => "ffn_norm",
         Some((_, own)) => own,
         None => part,
     };
@@ -552,16 +668,22 @@ impl Place {
 }
 
 impl Gguf {
-    /// A matrix in the format of the file; `None` if it is not quantised.
+    /// A matrix in the format of the file, with the rows in the order of `source`; `None` if it is not quantised.
     ///
     /// # Errors
     /// If there is no such matrix, or the file cannot be read.
-    pub fn matrix(&self, machine: &Machine, name: &str, shape: (usize, usize)) -> Result<Option<Quantised>> {
+    pub fn matrix(
+        &self,
+        machine: &Machine,
+        name: &str,
+        shape: (usize, usize),
+        source: impl Fn(usize) -> usize + Sync,
+    ) -> Result<Option<Quantised>> {
         let place = self.place(name)?;
         let TensorFormat::Blocks(format) = place.format else { return Ok(None) };
         ensure!((place.rows, place.width) == shape, "{name} has another shape");
         let bytes = self.bytes(place).with_context(|| name.to_owned())?;
-        let quantised = Quantised::from_bytes(machine, format, shape, &bytes, |row| place.row_of(row));
+        let quantised = Quantised::from_bytes(machine, format, shape, &bytes, |row| place.row_of(source(row)));
         Ok(Some(quantised.with_context(|| format!("{name} has rows that are not whole blocks"))?))
     }
 
@@ -607,6 +729,17 @@ impl Gguf {
             .and_then(|_| file.read_exact(&mut bytes))
             .context("it cannot be read")?;
         Ok(bytes)
+    }
+
+    /// Numbers that frequencies are divided by, if the file has them.
+    fn factors(&self, name: &str) -> Result<Option<Vec<f32>>> {
+        if !self.places.contains_key(name) {
+            return Ok(None);
+        }
+        let factors = self.values(name)?;
+        let is_factor = |factor: &f32| factor.is_finite() && *factor > 0.0;
+        ensure!(factors.iter().all(is_factor), "{name} holds a number that is not above 0");
+        Ok(Some(factors))
     }
 
     /// A tensor as f32.

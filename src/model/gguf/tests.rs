@@ -16,24 +16,26 @@ use crate::{
     device::Precision,
     model::{
         CausalLm, Engine, Parallel,
+        config::Multipliers,
         golden::{Fixture, TOLERANCE, difference, fixtures, incrementally, numbers, root},
-        open_gguf, shape, synthetic,
+        open_gguf, shape,
+        shapes::SYNTHETIC,
+        synthetic,
         tensors::Tensors,
     },
 };
 
 /// The metadata of a configuration; `None` if GGUF files cannot describe it.
 fn metadata(config: &ModelConfig) -> Option<Vec<(String, Value)>> {
-    // Files of Mixtral have the architecture of Llama.
-    let of_file = match config.family.architecture {
-        "MixtralForCausalLM" => "LlamaForCausalLM",
-        own => own,
-    };
-    let (name, _) = ARCHITECTURES.iter().find(|(_, architecture)| *architecture == of_file)?;
-    let is_usual = config.hidden_act == config.family.hidden_act.1
-        && config.attn_logit_softcapping.is_none()
+    let family = config.family;
+    let name = ARCHITECTURES.iter().find(|row| row.config == family.architecture)?.name;
+    let has_rope =
+        |layer: usize| family.no_rope_layer_interval.is_none_or(|interval| !(layer + 1).is_multiple_of(interval));
+    let is_usual = config.hidden_act == family.hidden_act.1
+        && config.attn_logit_softcapping.is_none_or(|_| family.soft_caps.is_some())
         && config.query_pre_attn_scalar == config.head_dim as f64
-        && config.local_rope.as_ref().is_none_or(|rope| rope.scaling == RopeScaling::None);
+        && config.local_rope.as_ref().is_none_or(|rope| rope.scaling == RopeScaling::None)
+        && config.rope_layers.iter().enumerate().all(|(layer, own)| *own == has_rope(layer));
     let count = |count: usize| Value::U32(count as u32);
     let number = |number: f64| Value::F32(number as f32);
     let mut keys = vec![
@@ -46,19 +48,33 @@ fn metadata(config: &ModelConfig) -> Option<Vec<(String, Value)>> {
         ("context_length", count(config.max_position_embeddings)),
         ("embedding_length", count(config.hidden_size)),
         ("feed_forward_length", count(config.intermediate_size)),
-        ("rope.dimension_count", count(config.head_dim)),
+        ("rope.dimension_count", count(config.rotary_dim)),
         ("rope.freq_base", number(config.rope.theta)),
     ];
+    let Multipliers { embedding, residual, attention, logits } = config.multipliers;
+    if let Some(attention) = attention {
+        keys.push(("attention.scale", number(attention)));
+        keys.push(("embedding_scale", number(embedding)));
+        keys.push(("residual_scale", number(residual)));
+        keys.push(("logit_scale", number(logits)));
+    }
     match &config.rope.scaling {
         RopeScaling::None | RopeScaling::Llama3 { .. } => {}
         RopeScaling::Linear { factor } => {
             keys.push(("rope.scaling.type", Value::String("linear".into())));
             keys.push(("rope.scaling.factor", number(*factor)));
         }
+        RopeScaling::LongRope { original_max_position_embeddings, attention_factor, .. } => {
+            keys.push(("rope.scaling.original_context_length", count(*original_max_position_embeddings)));
+            keys.push(("rope.scaling.attn_factor", number(*attention_factor)));
+        }
         _ => return None,
     }
     if let Some(cap) = config.final_logit_softcapping {
         keys.push(("final_logit_softcapping", number(cap)));
+    }
+    if let Some(cap) = config.score_cap() {
+        keys.push(("attn_logit_softcapping", number(cap)));
     }
     if let Some(experts) = &config.experts {
         let is_usual = experts.norm_topk_prob && experts.layers.iter().all(|is_mixture| *is_mixture);
@@ -69,30 +85,37 @@ fn metadata(config: &ModelConfig) -> Option<Vec<(String, Value)>> {
             return None;
         }
     }
-    if let (Some(local), Some(window)) = (&config.local_rope, config.sliding_window) {
+    let is_described = matches!(family.architecture, "Gemma2ForCausalLM" | "Gemma3ForCausalLM" | "Phi3ForCausalLM");
+    if let (true, Some(window)) = (is_described, config.sliding_window) {
         let is_pattern = |pattern: &usize| {
             config.sliding_layers.iter().enumerate().all(|(layer, sliding)| *sliding == ((layer + 1) % pattern != 0))
         };
         keys.push(("attention.sliding_window", count(window)));
         keys.push(("attention.sliding_window_pattern", count((1..=config.num_hidden_layers + 1).find(is_pattern)?)));
-        keys.push(("rope.freq_base_swa", number(local.theta)));
+        keys.extend(config.local_rope.as_ref().map(|local| ("rope.freq_base_swa", number(local.theta))));
     } else if config.sliding_layers.contains(&true) {
         return None;
     }
     let own = keys.into_iter().map(|(key, value)| (format!("{name}.{key}"), value));
-    let general = ("general.architecture".to_owned(), Value::String((*name).to_owned()));
+    let general = ("general.architecture".to_owned(), Value::String(name.to_owned()));
     is_usual.then(|| [general].into_iter().chain(own).collect())
 }
 
-/// The tensors of a model as files hold them. Matrices have a format where their rows are whole blocks.
+/// The tensors of a model as files hold them, some of them joined. Matrices have a format where their rows are whole blocks.
 fn tensors(config: &ModelConfig, weights: &VarBuilder, format: GgmlDType) -> Vec<(String, QTensor)> {
-    let is_llama = ["LlamaForCausalLM", "MixtralForCausalLM"].contains(&config.family.architecture);
+    let row = ARCHITECTURES.iter().find(|row| row.config == config.family.architecture).expect("a row");
+    // Names of joined tensors, and the numbers of their parts.
+    let joined: &[(&str, &[&str])] = match row.name {
+        "phi3" => JOINED,
+        "glm4" => &JOINED[1..],
+        _ => &[],
+    };
     let mut tensors = BTreeMap::new();
     let mut experts: BTreeMap<String, Vec<Tensor>> = BTreeMap::new();
     for (name, shape) in config.tensors(ExpertLayout::Single) {
         let (single, stacked) = names_in_file(config, &name);
         let mut tensor = weights.get(shape.clone(), &name).expect("a tensor");
-        if is_llama && (name.contains("self_attn.q_proj") || name.contains("self_attn.k_proj")) {
+        if row.is_interleaved && (name.contains("self_attn.q_proj") || name.contains("self_attn.k_proj")) {
             let (heads, half) = (shape[0] / config.head_dim, config.head_dim / 2);
             let halves = tensor.reshape((heads, 2, half, ())).and_then(|t| t.transpose(1, 2)?.contiguous());
             tensor = halves.and_then(|t| t.reshape(shape.clone())).expect("halves in turns");
@@ -106,6 +129,20 @@ fn tensors(config: &ModelConfig, weights: &VarBuilder, format: GgmlDType) -> Vec
         }
     }
     tensors.extend(experts.into_iter().map(|(name, parts)| (name, Tensor::stack(&parts, 0).expect("experts"))));
+    for layer in 0..config.num_hidden_layers {
+        for ((whole, parts), kind) in joined.iter().flat_map(|row| [(row, "weight"), (row, "bias")]) {
+            let parts = parts.iter().map(|part| tensors.remove(&format!("blk.{layer}.{part}.{kind}")));
+            if let Some(parts) = parts.collect::<Option<Vec<Tensor>>>() {
+                tensors.insert(format!("blk.{layer}.{whole}.{kind}"), Tensor::cat(&parts, 0).expect("rows"));
+            }
+        }
+    }
+    if let RopeScaling::LongRope { short_factor, .. } = &config.rope.scaling {
+        let factors = Tensor::new(&short_factor[..], &Device::Cpu).expect("factors");
+        // No test goes beyond the original positions.
+        tensors.insert(LONG_FACTORS.into(), (&factors + 1.0).expect("factors"));
+        tensors.insert(SHORT_FACTORS.into(), factors);
+    }
     if let RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } =
         config.rope.scaling
     {
@@ -174,9 +211,8 @@ fn models_in_files_equal_the_reference() {
         *architectures.entry(fixture.config.family.architecture).or_insert(0) += 1;
     }
     println!("{architectures:?}");
-    // All of the table, and Mixtral.
-    assert_eq!(architectures.len(), ARCHITECTURES.len() + 1, "{architectures:?}");
-    assert!(architectures.values().sum::<usize>() >= 15, "{architectures:?}");
+    assert_eq!(architectures.len(), ARCHITECTURES.len(), "{architectures:?}");
+    assert!(architectures.values().sum::<usize>() >= 30, "{architectures:?}");
 }
 
 /// The same for files that the package `gguf` of llama.cpp wrote, by scripts/make_gguf_fixtures.py.
@@ -313,13 +349,137 @@ fn blocks_of_a_file_are_those_of_a_quantised_model() {
     }
 }
 
+/// The same for every architecture, also where the rows of the file are in another order, or joined.
+#[test]
+fn blocks_of_every_architecture_are_those_of_a_quantised_model() {
+    let mut architectures = BTreeSet::new();
+    for name in SYNTHETIC {
+        let mut config = shape(name).expect("a shape");
+        if !architectures.insert(config.family.architecture) {
+            continue;
+        }
+        // Rows of whole blocks. Files hold the factors of the frequencies, whose rounding differs.
+        let turned = config.rotary_dim * 32 / config.head_dim;
+        (config.hidden_size, config.intermediate_size, config.vocab_size) = (128, 64, 256);
+        (config.num_hidden_layers, config.num_attention_heads, config.num_key_value_heads) = (5, 4, 2);
+        (config.head_dim, config.rotary_dim, config.query_pre_attn_scalar) = (32, turned, 32.0);
+        (config.sliding_layers.truncate(5), config.rope_layers.truncate(5));
+        config.rope.scaling = RopeScaling::None;
+        if let Some(experts) = &mut config.experts {
+            (experts.num_experts, experts.num_experts_per_tok, experts.intermediate_size) = (4, 2, 64);
+            experts.layers.truncate(5);
+        }
+        let weights = synthetic::weights(&config, 7, DType::F32, &Device::Cpu);
+        let Some(metadata) = metadata(&config) else { panic!("{name}: no metadata") };
+        let mut of_file = loaded(&file(&metadata, &tensors(&config, &weights, GgmlDType::Q8_0))).expect(name);
+        let own = Tensors::new(weights, Precision::Q8_0);
+        let has_offset = config.family.norm_offset != 0.0;
+        let mut own = (Engine::Tuned.row().build)(config, own, ExpertLayout::Single, Parallel::default()).expect(name);
+        assert_eq!(of_file.footprint(), own.footprint(), "{name}");
+        let [found, expected] =
+            [&mut of_file, &mut own].map(|model| numbers(&model.forward(&[3, 1, 4, 1, 5, 9], 0).expect(name)));
+        // Norms with an offset are rounded once more.
+        let far = difference(&found, &expected);
+        assert!(far <= if has_offset { TOLERANCE } else { 0.0 }, "{name}: {far}");
+    }
+    println!("{architectures:?}");
+    assert!(architectures.len() >= 11, "{architectures:?}");
+}
+
+/// What files of these architectures leave out or say otherwise, as llama.cpp reads it.
+#[test]
+fn keys_of_each_architecture_mean_what_they_mean_to_the_reference() {
+    fn set(key: &str, value: Value) -> Vec<(String, Value)> {
+        vec![(key.to_owned(), value)]
+    }
+    let config = |fixture: &str, more: Vec<(String, Value)>| {
+        let bytes = changed_in(fixture, GgmlDType::F32, |keys, _| {
+            keys.retain(|(key, _)| more.iter().all(|(other, _)| other != key));
+            keys.extend(more);
+        });
+        opened_from(&bytes).map(|model| (model.positions, model.config))
+    };
+    let found = |fixture: &str, more| config(fixture, more).expect(fixture).1;
+    let zero = || Value::F32(0.0);
+    let (_, granite) = config("granite-tied", vec![]).expect("granite");
+    assert_eq!((granite.attention_scale(), granite.multipliers.logits), (0.125, 2.0));
+    assert_eq!(found("granite-tied", set("granite.attention.scale", zero())).attention_scale(), 0.25);
+    assert_eq!(found("granite-tied", set("granite.embedding_scale", zero())).multipliers.embedding, 1.0);
+    assert_eq!(found("granite-tied", set("granite.residual_scale", zero())).multipliers.residual, 1.0);
+    let without = found("granite-tied", set("granite.rope.scaling.finetuned", Value::Bool(false)));
+    assert_eq!((without.rope_layers, granite.rope_layers), (vec![false; 3], vec![true; 3]));
+    assert_eq!(found("smollm3-untied", vec![]).rope_layers, [true, true, true, false, true]);
+
+    let gemma = found("gemma2-short-window", vec![]);
+    assert_eq!((gemma.sliding_window, &gemma.sliding_layers[..]), (Some(8), &[true, false, true][..]));
+    assert_eq!((gemma.score_cap(), gemma.final_logit_softcapping), (Some(1.5), Some(4.0)));
+    let no_caps = set("gemma2.attn_logit_softcapping", zero());
+    assert_eq!(found("gemma2-short-window", no_caps).score_cap(), None);
+
+    let (positions, phi) = config("phi3-longrope", vec![]).expect("phi3");
+    assert_eq!((positions, phi.max_position_embeddings, phi.rotary_dim), (128, 128, 12));
+    assert_eq!((phi.sliding_window, &phi.sliding_layers[..]), (Some(24), &[true; 2][..]));
+    assert_eq!(found("phi3-longrope", set("phi3.attention.sliding_window", Value::U32(0))).sliding_window, None);
+    let (positions, phi) = config("phi3-longrope", set("phi3.context_length", Value::U32(4096))).expect("phi3");
+    assert_eq!((positions, phi.max_position_embeddings), (4096, 128));
+    // The whole head is turned where the file does not say.
+    let keys = |keys: &mut Vec<(String, Value)>| keys.retain(|(key, _)| key != "glm4.rope.dimension_count");
+    let bytes = changed_in("glm4-half-heads", GgmlDType::F32, |all, _| keys(all));
+    assert_eq!(opened_from(&bytes).expect("glm4").config.rotary_dim, 16);
+
+    for (fixture, key, value, part) in [
+        ("olmo2-mha", "olmo2.attention.sliding_window", Value::U32(8), "a sliding window is not supported"),
+        ("olmo2-mha", "olmo2.rope.dimension_count", Value::U32(8), "a part of each head is not supported"),
+        ("glm4-half-heads", "glm4.rope.dimension_count", Value::U32(7), "turns 7 of the 16 elements"),
+        ("glm4-half-heads", "glm4.rope.dimension_count", Value::U32(32), "turns 32 of the 16 elements"),
+        ("granite-tied", "granite.logit_scale", zero(), "logits_scaling is 0"),
+        ("phi3-longrope", "phi3.rope.scaling.factor", Value::F32(4.0), "not supported beside rope_factors_short"),
+        ("phi3-longrope", "phi3.rope.dimension_count", Value::U32(16), "not a number for each pair of a head"),
+    ] {
+        let error = format!("{:#}", config(fixture, set(key, value)).err().expect(part));
+        assert!(error.contains(part) && error.lines().count() == 1, "{fixture}: {error}");
+    }
+}
+
+/// llama.cpp's converter can join the projections of any architecture (`--fuse-qkv`).
+#[test]
+fn joined_projections_are_divided_in_every_architecture() {
+    for name in ["llama-mha-untied", "qwen2-tied", "granite-biases-untied", "glm4-half-heads"] {
+        let mut first = loaded(&changed_in(name, GgmlDType::F32, |_, _| {})).expect(name);
+        let bytes = changed_in(name, GgmlDType::F32, |_, tensors| {
+            for (layer, kind) in (0..3).flat_map(|layer| [(layer, "weight"), (layer, "bias")]) {
+                let parts = ["q", "k", "v"].map(|part| {
+                    let place = tensors.iter().position(|(name, _)| *name == format!("blk.{layer}.attn_{part}.{kind}"));
+                    place.map(|place| tensors.remove(place).1.dequantize(&Device::Cpu).expect("numbers"))
+                });
+                if let [Some(q), Some(k), Some(v)] = parts {
+                    let joined =
+                        Tensor::cat(&[q, k, v], 0).and_then(|joined| QTensor::quantize(&joined, GgmlDType::F32));
+                    tensors.push((format!("blk.{layer}.attn_qkv.{kind}"), joined.expect("rows")));
+                }
+            }
+        });
+        let mut second = loaded(&bytes).expect(name);
+        let [first, second] =
+            [&mut first, &mut second].map(|model| numbers(&model.forward(&[3, 1, 4], 0).expect(name)));
+        assert_eq!(difference(&first, &second), 0.0, "{name}");
+    }
+}
+
 /// Changes a part of a file's metadata or tensors.
 fn changed(change: impl FnOnce(&mut Vec<(String, Value)>, &mut Vec<(String, QTensor)>)) -> Vec<u8> {
-    let fixture =
-        fixtures("generation").into_iter().find(|fixture| fixture.name == "llama-gqa-tied").expect("a fixture");
+    changed_in("llama-gqa-tied", GgmlDType::Q8_0, change)
+}
+
+fn changed_in(
+    name: &str,
+    format: GgmlDType,
+    change: impl FnOnce(&mut Vec<(String, Value)>, &mut Vec<(String, QTensor)>),
+) -> Vec<u8> {
+    let fixture = fixtures("generation").into_iter().find(|fixture| fixture.name == name).expect("a fixture");
     let weights = fixture.checkpoint.weights(DType::F32, &Device::Cpu).expect("weights");
     let mut metadata = metadata(&fixture.config).expect("metadata");
-    let mut tensors = tensors(&fixture.config, &weights, GgmlDType::Q8_0);
+    let mut tensors = tensors(&fixture.config, &weights, format);
     change(&mut metadata, &mut tensors);
     file(&metadata, &tensors)
 }
@@ -345,8 +505,8 @@ fn wrong_files_are_refused_in_one_line() {
             "architecture mamba is not supported; the supported ones are llama, qwen2",
         ),
         (
-            |keys, _| set(keys, "general.architecture", Value::String("gemma2".into())),
-            "architecture gemma2 is not supported, the nearest is gemma3; ",
+            |keys, _| set(keys, "general.architecture", Value::String("gemma3n".into())),
+            "architecture gemma3n is not supported, the nearest is gemma3; ",
         ),
         (|keys, _| keys.retain(|(key, _)| key != "general.architecture"), "no general.architecture"),
         (|keys, _| keys.retain(|(key, _)| key != "llama.embedding_length"), "hidden_size is missing"),
@@ -704,6 +864,13 @@ fn the_metadata_of_byte_level_tokenizers_is_one() {
     assert_eq!((bos(true), bos(false)), (vec![260, 258], vec![258]));
     let eos = made("gpt-2", flag("tokenizer.ggml.add_eos_token", true)).expect("a tokenizer");
     assert_eq!(ids(&eos, "ba"), [b, a, 261]);
+    // The special tokens of one family take the spaces after them, except some.
+    for (name, expected) in
+        [("Phi-3 Mini", vec![260, 259, 261, a, 262, b]), ("Other", vec![260, 259, 261, 10, a, 262, space, b])]
+    {
+        let named = made("gpt-2", vec![("general.name", text(name))]).expect("a tokenizer");
+        assert_eq!(ids(&named, "<s> ab</s>\na<user tag> b"), expected, "{name}");
+    }
 
     let twice = list(["a", "a"], text);
     for (key, value, part) in [

@@ -117,12 +117,16 @@ pub fn tokenizer(metadata: &Metadata, vocab_size: usize) -> Result<Tokenizer> {
         other => bail!("its tokenizer {other} is not supported; the supported ones are gpt2 and llama"),
     };
     let mut tokenizer = tokenizer?;
+    // llama.cpp knows by the name that these models' tokens take the spaces after them, except some.
+    let name = metadata.text("general.name")?.unwrap_or_default().to_lowercase();
+    let is_phi3 = ["phi-3", "phi3"].iter().any(|part| name.contains(part));
+    let takes_spaces = |text: &str| is_phi3 && !["<unk>", "<s>", "<|endoftext|>"].contains(&text);
     // Texts may contain all of these. Answers show those that the user defined.
     let of_types = |types: &[i128], is_special: bool| {
         let mut added = Vec::new();
         for (text, kind) in tokens.texts.iter().zip(&tokens.types) {
             if types.contains(kind) {
-                added.push(AddedToken::from(*text, is_special).normalized(false));
+                added.push(AddedToken::from(*text, is_special).normalized(false).rstrip(takes_spaces(text)));
             }
         }
         added

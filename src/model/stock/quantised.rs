@@ -12,7 +12,7 @@ use candle_core::{
     quantized::{GgmlDType, gguf_file::Content},
 };
 use candle_transformers::models::{
-    quantized_gemma3, quantized_llama, quantized_phi3, quantized_qwen2, quantized_qwen3,
+    quantized_gemma3, quantized_glm4, quantized_llama, quantized_phi3, quantized_qwen2, quantized_qwen3,
 };
 
 use super::{Published, rope_scaling};
@@ -27,9 +27,11 @@ use crate::{
 };
 
 /// The quantised modules, by the architecture that they compute. `quantized_qwen3_moe` is none of them: its mixtures run on CUDA
-/// devices only, and GGUF files run on CPUs only.
+/// devices only, and GGUF files run on CPUs only. `quantized_gemma3` reads the keys of Gemma 2 too, and then fails, because these
+/// files have no norms of queries and keys.
 const MODULES: &[Module] = &[
     LLAMA,
+    Module { architecture: "MistralForCausalLM", ..LLAMA },
     Module { architecture: "MixtralForCausalLM", ..LLAMA },
     Module {
         architecture: "Qwen2ForCausalLM",
@@ -74,6 +76,13 @@ const MODULES: &[Module] = &[
     Module {
         architecture: "Phi3ForCausalLM",
         name: "quantized_phi3",
+        refusal: |config| {
+            let is_tied = || config.tie_word_embeddings.then(|| "it requires a head of its own".into());
+            let turned = config.rotary_dim;
+            let is_part =
+                || (turned < config.head_dim).then(|| format!("it fails on RoPE of {turned} elements of a head"));
+            of_other_heads(config).or_else(is_tied).or_else(is_part)
+        },
         faults: &[Fault::Base, Fault::Scaling, Fault::Window],
         max_positions: usize::MAX,
         rope_bytes: |config| 4 * rope_table(config, config.max_position_embeddings),
@@ -81,6 +90,21 @@ const MODULES: &[Module] = &[
         cache_rows: |config, _| config.max_position_embeddings,
         load: |content, file| {
             Ok(Box::new(quantized_phi3::ModelWeights::from_gguf(false, content, file, &Device::Cpu)?))
+        },
+        ..LLAMA
+    },
+    Module {
+        architecture: "Glm4ForCausalLM",
+        name: "quantized_glm4",
+        refusal: |_| None,
+        faults: &[Fault::HalfHeads, Fault::Scaling],
+        max_positions: usize::MAX,
+        // Of half a head.
+        rope_bytes: |config| 2 * rope_table(config, config.max_position_embeddings),
+        // The cache grows by its first size.
+        cache_rows: |_, tokens| tokens.next_multiple_of(512),
+        load: |content, file| {
+            Ok(Box::new(quantized_glm4::ModelWeights::from_gguf(content, file, &Device::Cpu, DType::F32)?))
         },
         ..LLAMA
     },
@@ -135,6 +159,8 @@ enum Fault {
     Bias,
     /// RoPE's angles are computed in f16, because no file has the key that the module looks for.
     HalfAngles,
+    /// RoPE turns the first half of each head.
+    HalfHeads,
     /// Every sixth layer is full, with one base of RoPE for sliding layers, whatever the file says.
     Layers,
     Scaling,
@@ -161,6 +187,8 @@ impl Fault {
             }
             Self::Bias => (qkv_bias || o_bias || mlp_bias).then(|| "biases are ignored".into()),
             Self::HalfAngles => Some("RoPE's angles are computed in f16".into()),
+            Self::HalfHeads => (2 * config.rotary_dim != config.head_dim)
+                .then(|| format!("RoPE turns half of each head, not {} elements", config.rotary_dim)),
             Self::Layers => (has_local_base || !layers.all(|(layer, sliding)| is_regular(layer, *sliding)))
                 .then(|| "every sixth layer is full, and the others have a RoPE of base 10000".into()),
             Self::Scaling => rope_scaling(config).map(|name| format!("RoPE scaling of type {name} is ignored")),
@@ -196,6 +224,7 @@ published! {
     quantized_qwen3, clear_kv_cache;
     quantized_gemma3;
     quantized_phi3;
+    quantized_glm4;
 }
 
 /// A quantised model of candle-transformers.
@@ -213,7 +242,8 @@ impl Quantised {
     /// # Errors
     /// One line if the module fails on the file, or memory is missing ([`memory::DoesNotFit`]).
     pub fn open(path: &Path, file: &gguf::Model) -> Result<Self> {
-        let config = &file.config;
+        // The modules have room for all positions that the file states.
+        let config = &ModelConfig { max_position_embeddings: file.positions, ..file.config.clone() };
         if let Some(reason) = refusal(config) {
             return Err(anyhow!("engine stock refuses this model: {reason}; engine tuned runs it"));
         }

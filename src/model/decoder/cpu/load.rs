@@ -207,7 +207,8 @@ impl Loader<'_> {
     ) -> Result<Weights<E>> {
         // A file is not sharded.
         if let Matrices::File(file) = &self.tensors.matrices
-            && let Some(quantised) = file.matrix(self.machine, &format!("{}.weight", weights.prefix()), shape)?
+            && let Some(quantised) =
+                file.matrix(self.machine, &format!("{}.weight", weights.prefix()), shape, |row| row)?
         {
             return Ok(quantised.into());
         }
@@ -274,10 +275,22 @@ impl Loader<'_> {
             let half = rotary_dim / 2;
             head + if element < rotary_dim { element % half * 2 + element / half } else { element }
         };
-        let rows =
-            |values: &[E]| (0..outputs).flat_map(|row| &values[source(row) * inputs..][..inputs]).copied().collect();
-        let rows: Vec<E> = self.read(weights, shape, "weight", rows)?;
-        let weight = self.held(&rows, shape, cut, false).with_context(|| weights.prefix())?;
+        let quantised = match &self.tensors.matrices {
+            Matrices::File(file) => {
+                file.matrix(self.machine, &format!("{}.weight", weights.prefix()), shape, source)?.map(Weights::from)
+            }
+            _ => None,
+        };
+        let weight = match quantised {
+            Some(weight) => weight,
+            None => {
+                let rows = |values: &[E]| {
+                    (0..outputs).flat_map(|row| &values[source(row) * inputs..][..inputs]).copied().collect()
+                };
+                let rows: Vec<E> = self.read(weights, shape, "weight", rows)?;
+                self.held(&rows, shape, cut, false).with_context(|| weights.prefix())?
+            }
+        };
         let bias = has_bias.then(|| vector(weights, outputs, "bias")).transpose()?;
         let bias = bias.map(|bias| cut.ranges(shape).0.map(|output| bias[source(output)]).collect());
         Ok(Linear::new(weight, bias))
