@@ -22,7 +22,7 @@ pub struct Tally {
     pub outcomes: BTreeMap<Outcome, u64>,
     /// An example of each failure in words.
     pub failures: BTreeMap<Outcome, String>,
-    /// Requests with each peculiarity of their stream.
+    /// Requests that succeeded, by each peculiarity of their stream. A stream that broke off says nothing about its rest.
     pub oddities: BTreeMap<Oddity, u64>,
     /// Attempts after a failed one.
     pub retries: u64,
@@ -143,7 +143,6 @@ impl Tally {
         if let Some(detail) = &exchange.detail {
             self.failures.entry(exchange.outcome).or_insert_with(|| detail.clone());
         }
-        exchange.oddities.iter().for_each(|oddity| *self.oddities.entry(*oddity).or_default() += 1);
         self.retries += u64::from(exchange.attempts.saturating_sub(1));
         self.all.add(exchange, objectives);
         if exchange.due_ns >= steady_from_ns {
@@ -152,6 +151,7 @@ impl Tally {
         if exchange.outcome != Outcome::Ok {
             return;
         }
+        exchange.oddities.iter().for_each(|oddity| *self.oddities.entry(*oddity).or_default() += 1);
         self.tokens.add(exchange);
         let ms = |timed: Timed| timed.of(exchange, true).map(|ns| ns as f64 / 1e6);
         if let Some(e2e_ms) = ms(Timed::E2e) {
@@ -305,4 +305,21 @@ fn add_to(ours: &mut u64, theirs: u64) {
 
 fn add_counts<K: Ord + Copy>(ours: &mut BTreeMap<K, u64>, theirs: &BTreeMap<K, u64>) {
     theirs.iter().for_each(|(key, count)| add_to(ours.entry(*key).or_default(), *count));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::exchange::Oddity, *};
+
+    #[test]
+    fn only_answers_have_peculiarities() {
+        let odd =
+            Exchange { oddities: [Oddity::AllAtOnce].into(), ..super::super::exchange::tests::answer(4, 1, 1_000_000) };
+        for (outcome, count) in [(Outcome::Ok, 1), (Outcome::EndedEarly, 0), (Outcome::ServerError, 0)] {
+            let mut tally = Tally::default();
+            tally.add(&Exchange { outcome, ..odd.clone() }, &[], 0);
+            assert_eq!(tally.oddities.values().sum::<u64>(), count, "{outcome:?}");
+            assert_eq!(tally.outcomes, [(outcome, 1)].into());
+        }
+    }
 }

@@ -8,6 +8,8 @@ use hyper::{
     StatusCode,
     header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER},
 };
+use schemars::JsonSchema;
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::text;
@@ -22,6 +24,23 @@ pub struct ApiError {
     /// A word for programs.
     code: Option<&'static str>,
     retry_after_s: Option<u64>,
+}
+
+/// The body of an answer that is an error.
+#[derive(Serialize, JsonSchema)]
+pub struct Error {
+    error: Problem,
+}
+
+/// What went wrong.
+#[derive(Serialize, JsonSchema)]
+struct Problem {
+    message: String,
+    r#type: &'static str,
+    /// The field that is wrong.
+    param: Option<String>,
+    /// A word for programs.
+    code: Option<&'static str>,
 }
 
 impl ApiError {
@@ -65,8 +84,8 @@ impl ApiError {
             500.. => "server_error",
             _ => "invalid_request_error",
         };
-        let Self { message, param, code, .. } = self;
-        json!({"error": {"message": message, "type": kind, "param": param, "code": code}})
+        let (message, param) = (self.message.clone(), self.param.clone());
+        json!(Error { error: Problem { message, r#type: kind, param, code: self.code } })
     }
 }
 

@@ -12,6 +12,8 @@ use std::{
 };
 
 use hyper::StatusCode;
+use schemars::JsonSchema;
+use serde::Serialize;
 use tokio::{sync::mpsc, time::Sleep};
 
 use super::{
@@ -54,10 +56,18 @@ pub struct Echo {
 }
 
 /// Numbers of tokens.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, Serialize, JsonSchema)]
 pub struct Usage {
     pub prompt_tokens: usize,
     pub completion_tokens: usize,
+    pub total_tokens: usize,
+    pub prompt_tokens_details: PromptDetails,
+}
+
+/// Tokens of prompts of a kind.
+#[derive(Clone, Copy, Debug, Default, Serialize, JsonSchema)]
+pub struct PromptDetails {
+    /// Tokens that were not computed again.
     pub cached_tokens: usize,
 }
 
@@ -128,7 +138,7 @@ impl Exchange {
     ) -> Self {
         let open = choices.len();
         let deadline = Box::pin(tokio::time::sleep_until(deadline.into()));
-        let usage = Usage { prompt_tokens, ..Usage::default() };
+        let usage = Usage { prompt_tokens, total_tokens: prompt_tokens, ..Usage::default() };
         Self { shared, events, choices, open, received, deadline, usage }
     }
 
@@ -187,7 +197,7 @@ impl Exchange {
         let Some(choice) = self.choices.get_mut(index).filter(|choice| !choice.is_finished) else { return Ok(None) };
         let (id, logprobs, finish) = match event {
             Event::Started { cached_tokens } => {
-                self.usage.cached_tokens += if choice.counts_prompt { cached_tokens } else { 0 };
+                self.usage.prompt_tokens_details.cached_tokens += if choice.counts_prompt { cached_tokens } else { 0 };
                 if let Some(echo) = choice.echo.as_ref().filter(|echo| !echo.is_scored) {
                     let decoding = &mut choice.decoding;
                     let text: String = echo.prompt.iter().map(|id| decoding.push(codec, *id)).collect();
@@ -210,6 +220,7 @@ impl Exchange {
             metrics.time_to_first_token.add(self.received.elapsed());
         }
         self.usage.completion_tokens += usize::from(id.is_some());
+        self.usage.total_tokens = self.usage.prompt_tokens + self.usage.completion_tokens;
         choice.new_tokens += usize::from(id.is_some());
         // The token that ends a sequence has no text.
         let (mut text, mut stopped) = match (id, finish) {

@@ -18,13 +18,15 @@ use axum::{
     http::HeaderMap,
     middleware::{self, Next},
     response::{IntoResponse, Response},
-    routing::{get, post},
+    routing::{MethodRouter, get, post},
 };
 use hyper::{
     StatusCode,
     header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HeaderName, HeaderValue},
 };
-use serde_json::{Value, json};
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde::Serialize;
+use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use tokio::{
     sync::{Semaphore, mpsc},
@@ -35,10 +37,12 @@ use super::{
     Limits, Loaded, Options,
     error::ApiError,
     exchange::{Choice, Echo, Exchange},
+    fields::MAX_CHOICES,
     metrics::Metrics,
+    openapi,
     queue::{Job, Queue, Refusal},
-    request::{Endpoint, Generation, Input, MAX_CHOICES, Prompt},
-    response::{self, Head, Stream},
+    request::{Endpoint, Generation, Input, Prompt},
+    response::{self, Answer, ChatChoice, ChatPart, CompletionChoice, EVENTS, Head, Stream},
     text::Codec,
 };
 
@@ -54,11 +58,30 @@ const UNKNOWN_FIELDS: &str = "x-unknown-fields";
 /// Longest wait that a full server asks for.
 const MAX_RETRY_AFTER_S: f64 = 60.0;
 
-const COMPLETIONS: &str = "/v1/completions";
-const CHAT: &str = "/v1/chat/completions";
-const MODELS: &str = "/v1/models";
-const HEALTH: &str = "/health";
-const METRICS: &str = "/metrics";
+/// The one model.
+#[derive(Serialize, JsonSchema)]
+struct Model {
+    id: String,
+    object: &'static str,
+    /// Seconds since 1970.
+    created: i64,
+    owned_by: &'static str,
+    /// Most tokens of a prompt and its answer.
+    max_model_len: usize,
+}
+
+/// All models.
+#[derive(Serialize, JsonSchema)]
+struct Models {
+    object: &'static str,
+    data: Vec<Model>,
+}
+
+/// The state of the server.
+#[derive(Serialize, JsonSchema)]
+struct Health {
+    status: &'static str,
+}
 
 /// The state that all requests share.
 pub struct Shared {
@@ -118,14 +141,14 @@ impl Shared {
         given.is_some_and(|given| given.iter().zip(key).fold(0, |differing, (a, b)| differing | (a ^ b)) == 0)
     }
 
-    fn model(&self) -> Value {
-        json!({
-            "id": self.options.model,
-            "object": "model",
-            "created": self.started_at,
-            "owned_by": "candlepower",
-            "max_model_len": self.loaded.max_length,
-        })
+    fn model(&self) -> Model {
+        Model {
+            id: self.options.model.clone(),
+            object: "model",
+            created: self.started_at,
+            owned_by: "candlepower",
+            max_model_len: self.loaded.max_length,
+        }
     }
 }
 
@@ -133,17 +156,102 @@ fn digest(key: impl AsRef<[u8]>) -> [u8; 32] {
     Sha256::digest(key.as_ref()).into()
 }
 
+/// A path and what answers it. The router and the description of the interface are made of the same rows.
+pub struct Route {
+    pub path: &'static str,
+    pub about: &'static str,
+    /// The kind of request that it takes, by POST. Other routes answer GET.
+    pub endpoint: Option<Endpoint>,
+    /// The types of an answer with status 200, and their schemas.
+    pub answers: &'static [(&'static str, fn(&mut SchemaGenerator) -> Schema)],
+    /// The statuses of errors.
+    pub errors: &'static [u16],
+    pub needs_key: bool,
+    method: fn() -> MethodRouter<Arc<Shared>>,
+}
+
+const JSON: &str = "application/json";
+/// The errors of requests for text.
+const OF_TEXT: &[u16] = &[400, 401, 404, 408, 413, 415, 429, 500, 503, 504];
+
 /// All routes.
+pub static ROUTES: &[Route] = &[
+    Route {
+        path: "/v1/completions",
+        about: "Completes texts or token ids. A stream ends with the event `[DONE]`.",
+        endpoint: Some(Endpoint::Completions),
+        answers: &[
+            (JSON, SchemaGenerator::subschema_for::<Answer<CompletionChoice>>),
+            (EVENTS, response::events::<CompletionChoice>),
+        ],
+        errors: OF_TEXT,
+        needs_key: true,
+        method: || post(|State(shared), request| complete(shared, Endpoint::Completions, request)),
+    },
+    Route {
+        path: "/v1/chat/completions",
+        about: "Continues a conversation. A stream ends with the event `[DONE]`.",
+        endpoint: Some(Endpoint::Chat),
+        answers: &[
+            (JSON, SchemaGenerator::subschema_for::<Answer<ChatChoice>>),
+            (EVENTS, response::events::<ChatPart>),
+        ],
+        errors: OF_TEXT,
+        needs_key: true,
+        method: || post(|State(shared), request| complete(shared, Endpoint::Chat, request)),
+    },
+    Route {
+        path: "/v1/models",
+        about: "The model, in a list.",
+        endpoint: None,
+        answers: &[(JSON, SchemaGenerator::subschema_for::<Models>)],
+        errors: &[401],
+        needs_key: true,
+        method: || get(models),
+    },
+    Route {
+        path: "/v1/models/{*model}",
+        about: "The model.",
+        endpoint: None,
+        answers: &[(JSON, SchemaGenerator::subschema_for::<Model>)],
+        errors: &[400, 401, 404],
+        needs_key: true,
+        method: || get(model),
+    },
+    Route {
+        path: "/health",
+        about: "Whether the server accepts requests.",
+        endpoint: None,
+        answers: &[(JSON, SchemaGenerator::subschema_for::<Health>)],
+        errors: &[500, 503],
+        needs_key: false,
+        method: || get(health),
+    },
+    Route {
+        path: "/metrics",
+        about: "Counters in Prometheus' text format.",
+        endpoint: None,
+        answers: &[("text/plain", SchemaGenerator::subschema_for::<String>)],
+        errors: &[401],
+        needs_key: true,
+        method: || get(metrics),
+    },
+    Route {
+        path: "/openapi.json",
+        about: "This description.",
+        endpoint: None,
+        answers: &[(JSON, SchemaGenerator::subschema_for::<Map<String, Value>>)],
+        errors: &[401],
+        needs_key: true,
+        method: || get(description),
+    },
+];
+
+/// The answers of all routes.
 pub fn router(shared: Arc<Shared>) -> Router {
-    let completions = |State(shared), request| complete(shared, Endpoint::Completions, request);
-    let chat = |State(shared), request| complete(shared, Endpoint::Chat, request);
-    Router::new()
-        .route(COMPLETIONS, post(completions))
-        .route(CHAT, post(chat))
-        .route(MODELS, get(models))
-        .route("/v1/models/{*model}", get(model))
-        .route(HEALTH, get(health))
-        .route(METRICS, get(metrics))
+    ROUTES
+        .iter()
+        .fold(Router::new(), |router, route| router.route(route.path, (route.method)()))
         .fallback(async || ApiError::new(StatusCode::NOT_FOUND, "there is nothing at this path"))
         .method_not_allowed_fallback(async || {
             ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "this path has another method")
@@ -156,19 +264,19 @@ pub fn router(shared: Arc<Shared>) -> Router {
 async fn around(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
     let path = request.uri().path();
     // Paths become labels of metrics, so their number must not depend on clients.
-    let known = [COMPLETIONS, CHAT, MODELS, HEALTH, METRICS].into_iter().find(|known| *known == path);
-    let response = if known == Some(HEALTH) || shared.is_authorized(request.headers()) {
+    let route = ROUTES.iter().find(|route| route.path == path);
+    let response = if route.is_some_and(|route| !route.needs_key) || shared.is_authorized(request.headers()) {
         next.run(request).await
     } else {
         let problem = "the API key is missing or wrong: send the header 'Authorization: Bearer <key>'";
         ApiError::new(StatusCode::UNAUTHORIZED, problem).with_code("invalid_api_key").into_response()
     };
-    shared.metrics.answer(known.unwrap_or("other"), response.status().as_u16());
+    shared.metrics.answer(route.map_or("other", |route| route.path), response.status().as_u16());
     response
 }
 
 async fn models(State(shared): State<Arc<Shared>>) -> Response {
-    json_response(&json!({"object": "list", "data": [shared.model()]}))
+    json_response(&Models { object: "list", data: vec![shared.model()] })
 }
 
 async fn model(State(shared): State<Arc<Shared>>, Path(model): Path<String>) -> Response {
@@ -181,7 +289,7 @@ async fn model(State(shared): State<Arc<Shared>>, Path(model): Path<String>) -> 
 
 async fn health(State(shared): State<Arc<Shared>>) -> Response {
     match shared.queue.refusal() {
-        None => json_response(&json!({"status": "ok"})),
+        None => json_response(&Health { status: "ok" }),
         Some(refusal) => shared.refused(refusal).into_response(),
     }
 }
@@ -192,8 +300,12 @@ async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
     ([(CONTENT_TYPE, kind)], text).into_response()
 }
 
-fn json_response(value: &Value) -> Response {
-    ([(CONTENT_TYPE, HeaderValue::from_static("application/json"))], value.to_string()).into_response()
+async fn description(State(shared): State<Arc<Shared>>) -> Response {
+    json_response(&openapi::document(Some(&shared.options.model)))
+}
+
+fn json_response(value: &impl Serialize) -> Response {
+    ([(CONTENT_TYPE, HeaderValue::from_static(JSON))], json!(value).to_string()).into_response()
 }
 
 /// Answers a request for text.

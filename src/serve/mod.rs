@@ -3,9 +3,10 @@
 //! ```text
 //! connection  accepts clients, with limits on their number and their time
 //!   http      routes, keys, errors as JSON
-//!     request   checks a body and turns it into prompts and sampling
+//!     request   checks a body, by the rows of `fields`, and turns it into prompts and sampling
 //!     exchange  one request's events: text, stop strings, deadline
 //!     response  JSON and server-sent events
+//!     openapi   describes routes, fields and answers
 //!   queue     bounded; full means 429
 //!     engine  the thread that owns the model: one loop of steps over all sequences
 //! replay      a load on queue and engine without clients, for benchmarks
@@ -21,12 +22,14 @@ mod connection;
 mod engine;
 mod error;
 mod exchange;
+mod fields;
 #[cfg(test)]
 mod golden;
 mod http;
 #[cfg(any(test, feature = "cli"))]
 mod jinja;
 mod metrics;
+mod openapi;
 mod queue;
 mod replay;
 mod request;
@@ -37,6 +40,7 @@ mod text;
 pub(crate) use engine::Batch;
 #[cfg(feature = "cli")]
 pub(crate) use jinja::work as render_chats;
+pub use openapi::document;
 pub(crate) use replay::{Answer, Arrival, Replay, replay};
 pub use template::{COMMAND as RENDER_CHATS, Template};
 

@@ -8,6 +8,8 @@ use std::{
     },
 };
 
+use schemars::JsonSchema;
+use serde::Serialize;
 use tokio::sync::mpsc;
 
 use crate::scenario::Sampling;
@@ -71,7 +73,8 @@ pub struct Logprobs {
 }
 
 /// Why a sequence ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
 pub enum Finish {
     /// An end-of-sequence token or a stop string.
     Stop,

@@ -1,22 +1,16 @@
 //! The body of a request: its fields, checked one by one, so that an error names the field and what it may be.
 
-use std::ops::RangeInclusive;
-
 use serde_json::{Map, Value};
 
-use super::{error::ApiError, template::Message};
+use super::{
+    error::ApiError,
+    fields::{
+        self, FIELDS, Field, IGNORED, MAX_CHOICES, MAX_STOP_CHARS, MAX_STOPS, OF_TOOLS, ROLES, STREAM_OPTIONS,
+        UNSUPPORTED,
+    },
+    template::Message,
+};
 use crate::{error::nearest, scenario::Sampling, text};
-
-/// Sequences of one request: prompts times choices.
-pub const MAX_CHOICES: usize = 32;
-/// Stop strings of a request.
-const MAX_STOPS: usize = 4;
-/// Bytes of a stop string.
-const MAX_STOP_BYTES: usize = 256;
-/// Largest number of tokens in a field.
-const MAX_COUNT: i64 = u32::MAX as i64;
-/// Alternatives of each token: the limits of OpenAI's completions and chats.
-const MAX_LOGPROBS: [i64; 2] = [5, 20];
 
 /// Temperatures below this are greedy, as at other servers. Logits divided by less would leave the range of f32.
 const GREEDY_BELOW: f64 = 1e-5;
@@ -24,95 +18,6 @@ const GREEDY_BELOW: f64 = 1e-5;
 const LEAST_TOP_P: f32 = 1e-6;
 /// Most names of fields without effect that an answer states.
 const MAX_NAMED: usize = 16;
-
-/// Fields that change nothing that this server does.
-const IGNORED: [&str; 10] = [
-    "metadata",
-    "parallel_tool_calls",
-    "priority",
-    "prompt_cache_key",
-    "prompt_cache_retention",
-    "request_id",
-    "safety_identifier",
-    "service_tier",
-    "store",
-    "user",
-];
-
-/// Fields of OpenAI's interface and of other servers that would change the answer and that this server does not support. A value
-/// that asks for nothing is accepted: `null`, `false`, 0, and what is empty, or the values beside the name.
-const UNSUPPORTED: [(&str, &str); 47] = [
-    ("add_generation_prompt", "[true]"),
-    ("add_special_tokens", "[true]"),
-    ("allowed_token_ids", "[]"),
-    ("audio", "[]"),
-    ("bad_words", "[]"),
-    ("best_of", "[1]"),
-    ("chat_template", "[]"),
-    ("chat_template_kwargs", "[]"),
-    ("continue_final_message", "[]"),
-    ("detokenize", "[true]"),
-    ("documents", "[]"),
-    ("early_stopping", "[]"),
-    ("echo", "[]"),
-    ("frequency_penalty", "[]"),
-    ("function_call", "[\"auto\", \"none\"]"),
-    ("functions", "[]"),
-    ("grammar", "[]"),
-    ("guided_choice", "[]"),
-    ("guided_grammar", "[]"),
-    ("guided_json", "[]"),
-    ("guided_regex", "[]"),
-    ("include_stop_str_in_output", "[]"),
-    ("length_penalty", "[1]"),
-    ("logit_bias", "[]"),
-    ("logits_processors", "[]"),
-    ("modalities", "[[\"text\"]]"),
-    ("moderation", "[]"),
-    ("prediction", "[]"),
-    ("presence_penalty", "[]"),
-    ("prompt_logprobs", "[]"),
-    ("reasoning_effort", "[]"),
-    ("response_format", "[{\"type\": \"text\"}]"),
-    ("return_token_ids", "[]"),
-    ("skip_special_tokens", "[true]"),
-    ("spaces_between_special_tokens", "[true]"),
-    ("stop_token_ids", "[]"),
-    ("structural_tag", "[]"),
-    ("structured_outputs", "[]"),
-    ("suffix", "[]"),
-    ("thinking", "[]"),
-    ("tool_choice", "[\"auto\", \"none\"]"),
-    ("tools", "[]"),
-    ("truncate_prompt_tokens", "[-1]"),
-    ("typical_p", "[1]"),
-    ("use_beam_search", "[]"),
-    ("verbosity", "[]"),
-    ("web_search_options", "[]"),
-];
-
-/// Fields that both endpoints know.
-const COMMON: [&str; 16] = [
-    "ignore_eos",
-    "logprobs",
-    "max_tokens",
-    "min_p",
-    "min_tokens",
-    "model",
-    "n",
-    "repetition_penalty",
-    "seed",
-    "stop",
-    "stream",
-    "stream_options",
-    "temperature",
-    "top_k",
-    "top_logprobs",
-    "top_p",
-];
-/// Fields of one endpoint.
-const OF_COMPLETIONS: [&str; 2] = ["echo", "prompt"];
-const OF_CHATS: [&str; 2] = ["max_completion_tokens", "messages"];
 
 /// When the chunks of a stream have the numbers of tokens.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -177,8 +82,8 @@ impl Generation {
         let body: Value =
             serde_json::from_str(text).map_err(|error| ApiError::bad(format!("the body is not JSON: {error}")))?;
         let Value::Object(fields) = body else { return Err(ApiError::bad("the body is not a JSON object")) };
-        let mut fields = Fields(fields);
-        let named = fields.text("model")?.ok_or_else(|| ApiError::field("model", "it is missing"))?;
+        let mut fields = Fields { endpoint, rows: FIELDS, given: fields };
+        let named = fields.text("model")?.unwrap_or_default();
         if named != model {
             let error = ApiError::new(
                 hyper::StatusCode::NOT_FOUND,
@@ -191,7 +96,7 @@ impl Generation {
             Endpoint::Chat => Input::Messages(fields.messages(text)?),
         };
         let max_new_tokens = match endpoint {
-            Endpoint::Completions => fields.integer("max_tokens", 0..=MAX_COUNT)?.map(|count| count as usize),
+            Endpoint::Completions => fields.count("max_tokens")?,
             Endpoint::Chat => {
                 let (new, old) = (fields.count("max_completion_tokens")?, fields.count("max_tokens")?);
                 if new.is_some() && old.is_some() && new != old {
@@ -204,87 +109,82 @@ impl Generation {
         let mut generation = Self {
             input,
             max_new_tokens,
-            choices: fields.integer("n", 1..=MAX_CHOICES as i64)?.map_or(1, |n| n as usize),
+            choices: fields.count("n")?.unwrap_or(1),
             sampling: fields.sampling()?,
-            seed: fields.integer("seed", i64::MIN..=i64::MAX)?.map(|seed| seed as u64),
+            seed: fields.integer("seed")?.map(|seed| seed as u64),
             stop: fields.stops()?,
-            logprobs: fields.logprobs(endpoint)?,
+            logprobs: fields.logprobs()?,
             stream,
             usage: fields.stream_usage(stream)?,
             ignore_eos: fields.flag("ignore_eos")?,
             echo: endpoint == Endpoint::Completions && fields.flag("echo")?,
-            min_new_tokens: fields.integer("min_tokens", 0..=MAX_COUNT)?.map_or(0, |count| count as usize),
-            min_p: fields.number("min_p", 0.0..=1.0)?.unwrap_or(0.0),
+            min_new_tokens: fields.count("min_tokens")?.unwrap_or(0),
+            min_p: fields.number("min_p")?.unwrap_or(0.0),
             unknown: Vec::new(),
         };
         if generation.max_new_tokens.is_some_and(|most| most < generation.min_new_tokens) {
             return Err(ApiError::field("min_tokens", "it is more than max_tokens"));
         }
-        generation.unknown = fields.finish(endpoint)?;
+        generation.unknown = fields.finish()?;
         Ok(generation)
     }
 }
 
-/// The fields that have not been read yet.
-struct Fields(Map<String, Value>);
+/// The fields of an object that have not been read yet.
+struct Fields {
+    endpoint: Endpoint,
+    /// The fields that can be read.
+    rows: &'static [Field],
+    given: Map<String, Value>,
+}
 
 impl Fields {
-    /// Takes a field. `null` is the same as no field.
-    fn take(&mut self, name: &str) -> Option<Value> {
-        self.0.remove(name).filter(|value| !value.is_null())
+    /// Takes a field with its row.
+    fn given(&mut self, name: &str) -> Result<Option<(&'static Field, Value)>, ApiError> {
+        let Some(row) = self.rows.iter().find(|row| row.name == name && row.is_of(self.endpoint)) else {
+            return Ok(None);
+        };
+        match self.given.remove(name) {
+            None if row.is_required => Err(ApiError::field(name, "it is missing")),
+            value => Ok(value.map(|value| (row, value))),
+        }
+    }
+
+    /// Takes a field and checks it. `null` is the same as no field.
+    fn take(&mut self, name: &str) -> Result<Option<Value>, ApiError> {
+        match self.given(name)? {
+            None => Ok(None),
+            Some((row, Value::Null)) if row.is_required => Err(ApiError::field(name, "it is missing")),
+            Some((_, Value::Null)) => Ok(None),
+            Some((row, value)) => row.check(&value).map(|()| Some(value)),
+        }
     }
 
     fn text(&mut self, name: &str) -> Result<Option<String>, ApiError> {
-        match self.take(name) {
-            None => Ok(None),
-            Some(Value::String(text)) => Ok(Some(text)),
-            Some(other) => Err(ApiError::field(name, format!("expected a string, not {}", shown(&other)))),
-        }
+        Ok(self.take(name)?.and_then(|value| value.as_str().map(str::to_owned)))
     }
 
     /// A field that is `false` if it is missing.
     fn flag(&mut self, name: &str) -> Result<bool, ApiError> {
-        match self.take(name) {
-            None => Ok(false),
-            Some(Value::Bool(flag)) => Ok(flag),
-            Some(other) => Err(ApiError::field(name, format!("expected true or false, not {}", shown(&other)))),
-        }
+        Ok(self.take(name)?.and_then(|value| value.as_bool()).unwrap_or(false))
     }
 
-    fn integer(&mut self, name: &str, range: RangeInclusive<i64>) -> Result<Option<i64>, ApiError> {
-        let Some(value) = self.take(name) else { return Ok(None) };
-        match value.as_i64().filter(|number| range.contains(number)) {
-            Some(number) => Ok(Some(number)),
-            None => {
-                let (low, high) = (range.start(), range.end());
-                Err(ApiError::field(
-                    name,
-                    format!("expected a whole number from {low} to {high}, not {}", shown(&value)),
-                ))
-            }
-        }
+    fn integer(&mut self, name: &str) -> Result<Option<i64>, ApiError> {
+        Ok(self.take(name)?.and_then(|value| value.as_i64()))
     }
 
-    /// A number of tokens. Its upper limit depends on the prompt.
+    /// An integer that is not negative.
     fn count(&mut self, name: &str) -> Result<Option<usize>, ApiError> {
-        Ok(self.integer(name, 1..=MAX_COUNT)?.map(|count| count as usize))
+        Ok(self.integer(name)?.and_then(|count| count.try_into().ok()))
     }
 
-    fn number(&mut self, name: &str, range: RangeInclusive<f64>) -> Result<Option<f32>, ApiError> {
-        let Some(value) = self.take(name) else { return Ok(None) };
-        match value.as_f64().filter(|number| range.contains(number)) {
-            Some(number) => Ok(Some(number as f32)),
-            None => {
-                let (low, high) = (range.start(), range.end());
-                Err(ApiError::field(name, format!("expected a number from {low} to {high}, not {}", shown(&value))))
-            }
-        }
+    fn number(&mut self, name: &str) -> Result<Option<f32>, ApiError> {
+        Ok(self.take(name)?.and_then(|value| value.as_f64()).map(|number| number as f32))
     }
 
     fn prompts(&mut self) -> Result<Vec<Prompt>, ApiError> {
         let wrong = || ApiError::field("prompt", "expected a string, an array of token ids, or an array of either");
-        let prompt = self.0.remove("prompt").ok_or_else(|| ApiError::field("prompt", "it is missing"))?;
-        let prompts = match prompt {
+        let prompts = match self.given("prompt")?.map(|(_, prompt)| prompt).unwrap_or_default() {
             Value::String(text) => vec![Prompt::Text(text)],
             // The start of a document, as an empty text is.
             Value::Null => vec![Prompt::Text(String::new())],
@@ -309,8 +209,7 @@ impl Fields {
 
     /// The messages of a body, which is read again for the order of their keys.
     fn messages(&mut self, body: &str) -> Result<Vec<Message>, ApiError> {
-        let messages = self.take("messages").ok_or_else(|| ApiError::field("messages", "it is missing"))?;
-        let Value::Array(messages) = messages else {
+        let Some(Value::Array(messages)) = self.take("messages")? else {
             return Err(ApiError::field("messages", "expected an array of messages"));
         };
         if messages.is_empty() {
@@ -324,15 +223,15 @@ impl Fields {
     }
 
     fn sampling(&mut self) -> Result<Sampling, ApiError> {
-        let top_k = self.integer("top_k", -1..=i64::from(i32::MAX))?;
+        let top_k = self.integer("top_k")?;
         let sampling = Sampling {
-            repetition_penalty: self.number("repetition_penalty", 0.01..=100.0)?.filter(|penalty| *penalty != 1.0),
+            repetition_penalty: self.number("repetition_penalty")?.filter(|penalty| *penalty != 1.0),
             temperature: self
-                .number("temperature", 0.0..=2.0)?
+                .number("temperature")?
                 .map_or(1.0, |temperature| if f64::from(temperature) < GREEDY_BELOW { 0.0 } else { temperature }),
             // Servers write "all" as -1 or 0.
             top_k: top_k.filter(|k| *k > 0).map(|k| k as usize),
-            top_p: self.number("top_p", 0.0..=1.0)?.filter(|p| *p < 1.0).map(|p| p.max(LEAST_TOP_P)),
+            top_p: self.number("top_p")?.filter(|p| *p < 1.0).map(|p| p.max(LEAST_TOP_P)),
         };
         sampling.validate().map_err(|error| ApiError::bad(error.to_string()))?;
         Ok(sampling)
@@ -340,63 +239,58 @@ impl Fields {
 
     fn stops(&mut self) -> Result<Vec<String>, ApiError> {
         let wrong = || {
-            let expected = format!("expected a string or up to {MAX_STOPS}, each of 1 to {MAX_STOP_BYTES} bytes");
+            let expected = format!("expected a string or up to {MAX_STOPS}, each of 1 to {MAX_STOP_CHARS} characters");
             ApiError::field("stop", expected)
         };
-        let stops: Vec<String> = match self.take("stop") {
+        let stops: Vec<String> = match self.take("stop")? {
             None => Vec::new(),
             Some(Value::String(stop)) => vec![stop],
             Some(stops) => serde_json::from_value(stops).map_err(|_| wrong())?,
         };
-        let is_good = stops.len() <= MAX_STOPS && stops.iter().all(|stop| (1..=MAX_STOP_BYTES).contains(&stop.len()));
+        let is_stop = |stop: &String| (1..=MAX_STOP_CHARS).contains(&stop.chars().count());
+        let is_good = stops.len() <= MAX_STOPS && stops.iter().all(is_stop);
         if is_good { Ok(stops) } else { Err(wrong()) }
     }
 
     /// A number in completions; a flag and a number in chats.
-    fn logprobs(&mut self, endpoint: Endpoint) -> Result<Option<usize>, ApiError> {
-        let [in_completions, in_chats] = MAX_LOGPROBS;
-        if endpoint == Endpoint::Completions {
-            return Ok(self.integer("logprobs", 0..=in_completions)?.map(|count| count as usize));
+    fn logprobs(&mut self) -> Result<Option<usize>, ApiError> {
+        if self.endpoint == Endpoint::Completions {
+            return self.count("logprobs");
         }
         let wanted = self.flag("logprobs")?;
-        match self.integer("top_logprobs", 0..=in_chats)? {
+        match self.count("top_logprobs")? {
             Some(_) if !wanted => Err(ApiError::field("top_logprobs", "it needs logprobs: true")),
-            count => Ok(wanted.then_some(count.unwrap_or(0) as usize)),
+            count => Ok(wanted.then_some(count.unwrap_or(0))),
         }
     }
 
     fn stream_usage(&mut self, stream: bool) -> Result<StreamUsage, ApiError> {
-        let Some(options) = self.take("stream_options") else { return Ok(StreamUsage::Never) };
-        let Value::Object(options) = options else {
+        let Some(options) = self.take("stream_options")? else { return Ok(StreamUsage::Never) };
+        let Value::Object(given) = options else {
             return Err(ApiError::field("stream_options", "expected an object"));
         };
         if !stream {
             return Err(ApiError::field("stream_options", "it needs stream: true"));
         }
-        let mut options = Self(options);
+        let mut options = Self { endpoint: self.endpoint, rows: STREAM_OPTIONS, given };
         let usage = match (options.flag("include_usage")?, options.flag("continuous_usage_stats")?) {
             (false, _) => StreamUsage::Never,
             (true, false) => StreamUsage::AtTheEnd,
             (true, true) => StreamUsage::Always,
         };
-        // Padding against observers of an encrypted connection.
         options.flag("include_obfuscation")?;
-        match options.0.keys().next() {
+        match options.given.keys().next() {
             Some(unknown) => Err(ApiError::field("stream_options", format!("unknown field '{unknown}'"))),
             None => Ok(usage),
         }
     }
 
     /// Refuses fields that would change the answer, and returns the names of those that nobody knows here.
-    fn finish(mut self, endpoint: Endpoint) -> Result<Vec<String>, ApiError> {
-        self.0.retain(|name, value| !IGNORED.contains(&name.as_str()) && !value.is_null());
-        let (own, other) = match endpoint {
-            Endpoint::Completions => (OF_COMPLETIONS, OF_CHATS),
-            Endpoint::Chat => (OF_CHATS, OF_COMPLETIONS),
-        };
-        let known = [&COMMON[..], &own].concat();
+    fn finish(mut self) -> Result<Vec<String>, ApiError> {
+        self.given.retain(|name, value| !IGNORED.contains(&name.as_str()) && !value.is_null());
+        let known: Vec<_> = self.rows.iter().filter(|row| row.is_of(self.endpoint)).map(|row| row.name).collect();
         let mut unknown = Vec::new();
-        for (name, value) in &self.0 {
+        for (name, value) in &self.given {
             if let Some((_, neutral)) = UNSUPPORTED.iter().find(|(unsupported, _)| unsupported == name) {
                 if asks_for_nothing(value, neutral) {
                     continue;
@@ -405,7 +299,7 @@ impl Fields {
             }
             // What looks like a mistake would change the answer.
             let hint = nearest(name, &known).filter(|near| near != name);
-            if hint.is_some() || known.contains(&name.as_str()) || other.contains(&name.as_str()) {
+            if hint.is_some() || self.rows.iter().any(|row| row.name == name) {
                 let hint = hint.map_or_else(String::new, |near| format!(": did you mean {near}?"));
                 return Err(ApiError::field(name, format!("unknown field{hint}")).with_code("unknown_parameter"));
             }
@@ -419,18 +313,8 @@ impl Fields {
 
 /// Returns whether a field that is not supported has a value that is the same as leaving it out.
 fn asks_for_nothing(value: &Value, neutral: &str) -> bool {
-    let neutral: Vec<Value> = serde_json::from_str(neutral).unwrap_or_default();
-    let equals = |neutral: &Value| value == neutral || (value.is_number() && value.as_f64() == neutral.as_f64());
-    neutral.iter().any(equals)
-        || match value {
-            // Where `true` or 1 is the default, `false` and 0 ask for something.
-            Value::Bool(_) | Value::Number(_) if !neutral.is_empty() => false,
-            Value::Bool(flag) => !flag,
-            Value::Array(items) => items.is_empty(),
-            Value::Object(fields) => fields.is_empty(),
-            Value::String(text) => text.is_empty(),
-            number => number.as_f64() == Some(0.0),
-        }
+    let equals = |nothing: &Value| value == nothing || (value.is_number() && value.as_f64() == nothing.as_f64());
+    fields::nothing(neutral).iter().any(equals)
 }
 
 /// Token ids. Their upper limit depends on the model.
@@ -439,7 +323,6 @@ fn tokens(items: Vec<Value>) -> Option<Vec<u32>> {
 }
 
 fn message(index: usize, message: Value, whole: &minijinja::Value) -> Result<Message, ApiError> {
-    const ROLES: [&str; 4] = ["assistant", "developer", "system", "user"];
     let place = |field: &str| format!("messages[{index}].{field}");
     let role = message["role"].as_str().unwrap_or_default();
     if !ROLES.contains(&role) {
@@ -457,7 +340,7 @@ fn message(index: usize, message: Value, whole: &minijinja::Value) -> Result<Mes
         }
         _ => return Err(ApiError::field(&place("content"), "expected a string or an array of parts")),
     };
-    for field in ["tool_calls", "function_call", "audio"] {
+    for field in OF_TOOLS {
         if !message[field].is_null() {
             return Err(ApiError::field(&place(field), "this server does not support it"));
         }
@@ -473,7 +356,7 @@ fn message(index: usize, message: Value, whole: &minijinja::Value) -> Result<Mes
 }
 
 /// A value in an error, shortened.
-fn shown(value: &Value) -> String {
+pub fn shown(value: &Value) -> String {
     const MAX_CHARS: usize = 40;
     let text = text::line(&value.to_string());
     match text.char_indices().nth(MAX_CHARS) {
@@ -567,7 +450,7 @@ mod tests {
             ("n", json!(33), "from 1 to 32"),
             ("n", json!("x".repeat(1000)), "xxx…"),
             ("seed", json!(1e300), "expected a whole number"),
-            ("stop", json!([""]), "each of 1 to 256 bytes"),
+            ("stop", json!([""]), "each of 1 to 256 characters"),
             ("stop", json!(["a", "b", "c", "d", "e"]), "up to 4"),
             ("logprobs", json!(6), "from 0 to 5"),
             ("stream", json!(1), "expected true or false"),

@@ -1,4 +1,4 @@
-//! Answers in OpenAI's JSON, whole or as server-sent events.
+//! Answers in OpenAI's JSON, whole or as server-sent events. The types are also their description.
 
 use std::{
     collections::VecDeque,
@@ -9,15 +9,20 @@ use std::{
 
 use axum::body::{Bytes, HttpBody};
 use hyper::body::Frame;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::{
     error::ApiError,
-    exchange::{Delta, Exchange, Token, Usage},
+    exchange::{self, Exchange, Token, Usage},
     queue::Finish,
     request::{Endpoint, StreamUsage},
     text::Codec,
 };
+
+/// The type of a stream.
+pub const EVENTS: &str = "text/event-stream";
 
 /// The part of an answer that all its chunks repeat.
 #[derive(Clone, Debug)]
@@ -29,148 +34,221 @@ pub struct Head {
     pub model: String,
 }
 
+/// An answer, or a part of one.
+#[derive(Serialize, JsonSchema)]
+pub struct Answer<C> {
+    id: String,
+    object: &'static str,
+    /// Seconds since 1970.
+    created: i64,
+    model: String,
+    choices: Vec<C>,
+    /// Numbers of tokens. Parts of a stream have them if `stream_options` asks for them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    usage: Option<Option<Usage>>,
+}
+
+/// The schema of a stream whose events have parts of choices.
+pub fn events<C: JsonSchema>(schemas: &mut SchemaGenerator) -> Schema {
+    let event = schemas.subschema_for::<Answer<C>>();
+    json_schema!({"type": "string", "contentMediaType": EVENTS, "x-event": event})
+}
+
+/// A choice of a completion, or a part of one.
+#[derive(Serialize, JsonSchema)]
+pub struct CompletionChoice {
+    index: usize,
+    text: String,
+    logprobs: Option<CompletionLogprobs>,
+    finish_reason: Option<Finish>,
+}
+
+/// A choice of a chat.
+#[derive(Serialize, JsonSchema)]
+pub struct ChatChoice {
+    index: usize,
+    message: Message,
+    logprobs: Option<ChatLogprobs>,
+    finish_reason: Option<Finish>,
+}
+
+/// A part of a choice of a chat.
+#[derive(Serialize, JsonSchema)]
+pub struct ChatPart {
+    index: usize,
+    delta: Delta,
+    logprobs: Option<ChatLogprobs>,
+    finish_reason: Option<Finish>,
+}
+
+/// The message of an assistant.
+#[derive(Serialize, JsonSchema)]
+struct Message {
+    role: &'static str,
+    content: String,
+    refusal: Option<String>,
+}
+
+/// What a part adds to a message.
+#[derive(Default, Serialize, JsonSchema)]
+struct Delta {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    role: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    content: Option<String>,
+}
+
+/// Log-probabilities of tokens, as lists of equal lengths.
+#[derive(Serialize, JsonSchema)]
+struct CompletionLogprobs {
+    tokens: Vec<String>,
+    /// The first token of a prompt has none.
+    token_logprobs: Vec<Option<f32>>,
+    /// By the text of each alternative.
+    top_logprobs: Vec<Option<Map<String, Value>>>,
+    /// Characters of the text before each token.
+    text_offset: Vec<usize>,
+}
+
+/// Log-probabilities of tokens.
+#[derive(Serialize, JsonSchema)]
+struct ChatLogprobs {
+    content: Vec<ChatToken>,
+    refusal: Option<Vec<ChatToken>>,
+}
+
+/// A token with the likeliest ones at its place.
+#[derive(Serialize, JsonSchema)]
+struct ChatToken {
+    #[serde(flatten)]
+    token: Alternative,
+    top_logprobs: Vec<Alternative>,
+}
+
+/// A token that could stand at a place.
+#[derive(Serialize, JsonSchema)]
+struct Alternative {
+    token: String,
+    logprob: Option<f32>,
+    bytes: Vec<u8>,
+}
+
 /// A whole choice.
 #[derive(Default)]
-struct Answer {
+struct Whole {
     text: String,
     tokens: Vec<Token>,
     finish: Option<Finish>,
 }
 
 impl Head {
-    fn object(&self, object: &str, choices: Vec<Value>) -> Value {
-        json!({
-            "id": self.id,
-            "object": object,
-            "created": self.created,
-            "model": self.model,
-            "choices": choices,
-        })
+    fn answer(&self, object: &'static str, choices: Vec<Value>, usage: Option<Option<Usage>>) -> Value {
+        let Self { id, created, model, .. } = self.clone();
+        json!(Answer { id, object, created, model, choices, usage })
     }
 
-    fn chunk(&self, choices: Vec<Value>) -> Value {
+    fn chunk(&self, choices: Vec<Value>, usage: Option<Option<Usage>>) -> Value {
         let object = match self.endpoint {
             Endpoint::Completions => "text_completion",
             Endpoint::Chat => "chat.completion.chunk",
         };
-        self.object(object, choices)
+        self.answer(object, choices, usage)
     }
 
     /// The choice that a part of the answer adds to.
-    fn part(&self, codec: &Codec, delta: &Delta) -> Value {
-        let logprobs = self.logprobs(codec, &delta.tokens, delta.offset);
-        let (index, finish) = (delta.choice, finish(delta.finish));
+    fn part(&self, codec: &Codec, part: exchange::Delta) -> Value {
+        let exchange::Delta { choice: index, text, tokens, offset, finish: finish_reason } = part;
         match self.endpoint {
             Endpoint::Completions => {
-                json!({"index": index, "text": delta.text, "logprobs": logprobs, "finish_reason": finish})
+                let logprobs = completion_logprobs(codec, &tokens, offset);
+                json!(CompletionChoice { index, text, logprobs, finish_reason })
             }
             Endpoint::Chat => {
-                let content = if delta.text.is_empty() { json!({}) } else { json!({"content": delta.text}) };
-                json!({"index": index, "delta": content, "logprobs": logprobs, "finish_reason": finish})
-            }
-        }
-    }
-
-    fn logprobs(&self, codec: &Codec, tokens: &[Token], mut offset: usize) -> Value {
-        if tokens.is_empty() {
-            return Value::Null;
-        }
-        // The sampled token has the text that it has in the answer.
-        let name = |id: u32, token: &Token| match id == token.id && !token.text.is_empty() {
-            true => token.text.clone(),
-            false => codec.token_name(id),
-        };
-        match self.endpoint {
-            Endpoint::Completions => {
-                let mut offsets = Vec::with_capacity(tokens.len());
-                for token in tokens {
-                    offsets.push(offset);
-                    offset += token.text.chars().count();
-                }
-                let top = |token: &Token| {
-                    let logprobs = token.logprobs.as_ref()?;
-                    let mut top = Map::new();
-                    for (id, logprob) in &logprobs.top {
-                        let name = name(*id, token);
-                        // Several tokens may have the same text.
-                        let name = if top.contains_key(&name) { format!("token_id:{id}") } else { name };
-                        top.insert(name, json!(logprob));
-                    }
-                    if !top.is_empty() && logprobs.top.iter().all(|(id, _)| *id != token.id) {
-                        top.insert(name(token.id, token), json!(logprobs.chosen));
-                    }
-                    Some(top)
-                };
-                let chosen = |token: &Token| token.logprobs.as_ref().map(|logprobs| logprobs.chosen);
-                json!({
-                    "tokens": tokens.iter().map(|token| &token.text).collect::<Vec<_>>(),
-                    "token_logprobs": tokens.iter().map(chosen).collect::<Vec<_>>(),
-                    "top_logprobs": tokens.iter().map(top).collect::<Vec<_>>(),
-                    "text_offset": offsets,
-                })
-            }
-            Endpoint::Chat => {
-                let one = |token: &Token| {
-                    let own = codec.token_bytes(token.id);
-                    // A decoder may leave out a space. The bytes of a part of a character are its own.
-                    let bytes = if std::str::from_utf8(&own).is_ok() { token.text.clone().into_bytes() } else { own };
-                    let logprobs = token.logprobs.as_ref();
-                    let top = logprobs.into_iter().flat_map(|logprobs| &logprobs.top).map(|(id, logprob)| {
-                        let bytes = if *id == token.id { bytes.clone() } else { codec.token_bytes(*id) };
-                        json!({"token": name(*id, token), "logprob": logprob, "bytes": bytes})
-                    });
-                    json!({
-                        "token": token.text,
-                        "logprob": logprobs.map(|logprobs| logprobs.chosen),
-                        "bytes": bytes,
-                        "top_logprobs": top.collect::<Vec<_>>(),
-                    })
-                };
-                json!({"content": tokens.iter().map(one).collect::<Vec<_>>(), "refusal": null})
+                let delta = Delta { content: Some(text).filter(|text| !text.is_empty()), ..Delta::default() };
+                json!(ChatPart { index, delta, logprobs: chat_logprobs(codec, &tokens), finish_reason })
             }
         }
     }
 }
 
-fn finish(finish: Option<Finish>) -> Value {
-    match finish {
-        None => Value::Null,
-        Some(Finish::Stop) => "stop".into(),
-        Some(Finish::Length) => "length".into(),
+/// The name of a token at the place of `token`, which has the text that it has in the answer.
+fn name(codec: &Codec, id: u32, token: &Token) -> String {
+    match id == token.id && !token.text.is_empty() {
+        true => token.text.clone(),
+        false => codec.token_name(id),
     }
 }
 
-fn usage(usage: Usage) -> Value {
-    let Usage { prompt_tokens, completion_tokens, cached_tokens } = usage;
-    json!({
-        "prompt_tokens": prompt_tokens,
-        "completion_tokens": completion_tokens,
-        "total_tokens": prompt_tokens + completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": cached_tokens},
+fn completion_logprobs(codec: &Codec, tokens: &[Token], mut offset: usize) -> Option<CompletionLogprobs> {
+    let mut text_offset = Vec::with_capacity(tokens.len());
+    for token in tokens {
+        text_offset.push(offset);
+        offset += token.text.chars().count();
+    }
+    let top = |token: &Token| {
+        let logprobs = token.logprobs.as_ref()?;
+        let mut top = Map::new();
+        for (id, logprob) in &logprobs.top {
+            let name = name(codec, *id, token);
+            // Several tokens may have the same text.
+            let name = if top.contains_key(&name) { format!("token_id:{id}") } else { name };
+            top.insert(name, json!(logprob));
+        }
+        if !top.is_empty() && logprobs.top.iter().all(|(id, _)| *id != token.id) {
+            top.insert(name(codec, token.id, token), json!(logprobs.chosen));
+        }
+        Some(top)
+    };
+    let chosen = |token: &Token| token.logprobs.as_ref().map(|logprobs| logprobs.chosen);
+    (!tokens.is_empty()).then(|| CompletionLogprobs {
+        tokens: tokens.iter().map(|token| token.text.clone()).collect(),
+        token_logprobs: tokens.iter().map(chosen).collect(),
+        top_logprobs: tokens.iter().map(top).collect(),
+        text_offset,
     })
+}
+
+fn chat_logprobs(codec: &Codec, tokens: &[Token]) -> Option<ChatLogprobs> {
+    let one = |token: &Token| {
+        let own = codec.token_bytes(token.id);
+        // A decoder may leave out a space. The bytes of a part of a character are its own.
+        let bytes = if std::str::from_utf8(&own).is_ok() { token.text.clone().into_bytes() } else { own };
+        let logprobs = token.logprobs.as_ref();
+        let top = logprobs.into_iter().flat_map(|logprobs| &logprobs.top).map(|(id, logprob)| Alternative {
+            token: name(codec, *id, token),
+            logprob: Some(*logprob),
+            bytes: if *id == token.id { bytes.clone() } else { codec.token_bytes(*id) },
+        });
+        let top_logprobs = top.collect();
+        let logprob = logprobs.map(|logprobs| logprobs.chosen);
+        ChatToken { token: Alternative { token: token.text.clone(), logprob, bytes }, top_logprobs }
+    };
+    let content = tokens.iter().map(one).collect();
+    (!tokens.is_empty()).then_some(ChatLogprobs { content, refusal: None })
 }
 
 /// Waits for the whole answer.
 pub async fn whole(head: &Head, mut exchange: Exchange) -> Result<Value, ApiError> {
-    let mut answers: Vec<Answer> = Vec::new();
-    answers.resize_with(exchange.choices(), Answer::default);
-    while let Some(delta) = exchange.next().await {
-        let delta = delta?;
-        let answer = &mut answers[delta.choice];
-        answer.text += &delta.text;
-        answer.tokens.extend(delta.tokens);
-        answer.finish = delta.finish;
+    let mut choices: Vec<Whole> = Vec::new();
+    choices.resize_with(exchange.choices(), Whole::default);
+    while let Some(part) = exchange.next().await {
+        let part = part?;
+        let choice = &mut choices[part.choice];
+        choice.text += &part.text;
+        choice.tokens.extend(part.tokens);
+        choice.finish = part.finish;
     }
     let codec = exchange.codec();
-    let choice = |(index, answer): (usize, Answer)| {
-        let (logprobs, finish) = (head.logprobs(codec, &answer.tokens, 0), finish(answer.finish));
+    let choice = |(index, whole): (usize, Whole)| {
+        let Whole { text, tokens, finish: finish_reason } = whole;
         match head.endpoint {
             Endpoint::Completions => {
-                json!({"index": index, "text": answer.text, "logprobs": logprobs, "finish_reason": finish})
+                let logprobs = completion_logprobs(codec, &tokens, 0);
+                json!(CompletionChoice { index, text, logprobs, finish_reason })
             }
             Endpoint::Chat => {
-                let message = json!({"role": "assistant", "content": answer.text, "refusal": null});
-                json!({"index": index, "message": message, "logprobs": logprobs, "finish_reason": finish})
+                let message = Message { role: "assistant", content: text, refusal: None };
+                json!(ChatChoice { index, message, logprobs: chat_logprobs(codec, &tokens), finish_reason })
             }
         }
     };
@@ -178,9 +256,8 @@ pub async fn whole(head: &Head, mut exchange: Exchange) -> Result<Value, ApiErro
         Endpoint::Completions => "text_completion",
         Endpoint::Chat => "chat.completion",
     };
-    let mut whole = head.object(object, answers.into_iter().enumerate().map(choice).collect());
-    whole["usage"] = usage(exchange.usage());
-    Ok(whole)
+    let choices = choices.into_iter().enumerate().map(choice).collect();
+    Ok(head.answer(object, choices, Some(Some(exchange.usage()))))
 }
 
 /// The body of a stream. Dropping it, as the connection does when the client leaves, cancels the request.
@@ -200,9 +277,8 @@ impl Stream {
         let mut stream = Self { exchange, head, usage, ready: VecDeque::new(), is_ended: false };
         if stream.head.endpoint == Endpoint::Chat {
             for index in 0..choices {
-                let role = json!({"role": "assistant", "content": ""});
-                let role = json!({"index": index, "delta": role, "logprobs": null, "finish_reason": null});
-                stream.chunk(vec![role]);
+                let delta = Delta { role: Some("assistant"), content: Some(String::new()) };
+                stream.chunk(vec![json!(ChatPart { index, delta, logprobs: None, finish_reason: None })]);
             }
         }
         stream.add(first.map(Ok));
@@ -214,20 +290,20 @@ impl Stream {
     }
 
     fn chunk(&mut self, choices: Vec<Value>) {
-        let mut chunk = self.head.chunk(choices);
-        match self.usage {
-            StreamUsage::Never => {}
-            StreamUsage::AtTheEnd => chunk["usage"] = Value::Null,
-            StreamUsage::Always => chunk["usage"] = usage(self.exchange.usage()),
-        }
+        let usage = match self.usage {
+            StreamUsage::Never => None,
+            StreamUsage::AtTheEnd => Some(None),
+            StreamUsage::Always => Some(Some(self.exchange.usage())),
+        };
+        let chunk = self.head.chunk(choices, usage);
         self.event(&chunk);
     }
 
     /// Adds the next part of the answer, or its end.
-    fn add(&mut self, next: Option<Result<Delta, ApiError>>) {
+    fn add(&mut self, next: Option<Result<exchange::Delta, ApiError>>) {
         match next {
-            Some(Ok(delta)) => {
-                let part = self.head.part(self.exchange.codec(), &delta);
+            Some(Ok(part)) => {
+                let part = self.head.part(self.exchange.codec(), part);
                 self.chunk(vec![part]);
             }
             // The status has been sent, so the error is an event.
@@ -237,8 +313,7 @@ impl Stream {
             }
             None => {
                 if self.usage != StreamUsage::Never {
-                    let mut last = self.head.chunk(Vec::new());
-                    last["usage"] = usage(self.exchange.usage());
+                    let last = self.head.chunk(Vec::new(), Some(Some(self.exchange.usage())));
                     self.event(&last);
                 }
                 self.ready.push_back(Bytes::from_static(b"data: [DONE]\n\n"));

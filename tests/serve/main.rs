@@ -495,7 +495,7 @@ fn the_key_is_asked_for_everywhere_but_at_the_health() {
         }
         answer.status
     };
-    for path in ["/v1/models", "/v1/models/toy", "/metrics", "/other"] {
+    for path in ["/v1/models", "/v1/models/toy", "/metrics", "/openapi.json", "/other"] {
         for headers in ["", "authorization: Bearer wrong\r\n", "authorization: right\r\n", "authorization: Bearer \r\n"]
         {
             assert_eq!(status(path, headers), 401, "{path} {headers}");
@@ -508,6 +508,47 @@ fn the_key_is_asked_for_everywhere_but_at_the_health() {
     );
     assert_eq!(status("/health", ""), 200);
     assert_eq!(running.post(COMPLETIONS, &body(&[1], 1)).status, 401);
+}
+
+/// Asks for what the description says, field by field at the ends of its range and beyond.
+#[test]
+fn requests_are_accepted_as_described() {
+    let (running, _) = quick(1);
+    let described = client::get(running.address, "/openapi.json").json();
+    let (schemas, paths) = (&described["components"]["schemas"], &described["paths"]);
+    for (path, methods) in paths.as_object().expect("paths") {
+        let path = path.replace("{model}", "toy");
+        let answer = if methods["post"].is_null() {
+            client::get(running.address, &path)
+        } else {
+            running.post(&path, &json!({}))
+        };
+        assert_eq!(answer.status, if methods["post"].is_null() { 200 } else { 400 }, "{path}");
+    }
+    let messages = json!({"messages": [{"role": "user", "content": "<1>"}], "prompt": null});
+    for (kind, path, good) in [
+        ("CompletionRequest", COMPLETIONS, with(body(&[1], 1), json!({"min_tokens": 0}))),
+        ("ChatRequest", CHAT, with(body(&[1], 1), messages)),
+    ] {
+        assert_eq!(schemas[kind]["properties"]["model"]["enum"], json!(["toy"]));
+        for (name, field) in schemas[kind]["properties"].as_object().expect("fields") {
+            let number = |key: &str| field[key].as_f64().filter(|number| number.abs() < 1e6);
+            let (low, high) = (number("minimum"), number("maximum"));
+            let beyond = [low.map(|low| low - 1.0), high.map(|high| high + 1.0)];
+            for value in [field["minimum"].as_f64(), number("maximum")].into_iter().chain(beyond).flatten() {
+                let value = if field["type"][0] == "integer" { json!(value as i64) } else { json!(value) };
+                let is_inside = low.is_none_or(|low| value.as_f64() >= Some(low))
+                    && high.is_none_or(|high| value.as_f64() <= Some(high));
+                let more = if name == "top_logprobs" { json!({"logprobs": true}) } else { json!({}) };
+                let answer = running.post(path, &with(with(good.clone(), more), json!({name.as_str(): value})));
+                assert_eq!(answer.status, if is_inside { 200 } else { 400 }, "{name}: {value}: {}", answer.text());
+            }
+            for value in field["enum"].as_array().into_iter().flatten() {
+                let answer = running.post(path, &with(good.clone(), json!({name.as_str(): value})));
+                assert_eq!(answer.status, 200, "{name}: {value}: {}", answer.text());
+            }
+        }
+    }
 }
 
 #[test]

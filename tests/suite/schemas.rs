@@ -8,6 +8,7 @@ use candlepower::{
     recommend::Recommendation,
     record::Record,
     report::{bisect::Bisection, compare::Comparison, duel::Duel, history::History},
+    serve,
     verify::Verified,
     why::Advised,
     wrap::{Memory, Power},
@@ -16,7 +17,8 @@ use schemars::{Schema, schema_for};
 
 #[test]
 fn the_schemas_are_those_of_the_types() {
-    let schemas: [(&str, Schema); 12] = [
+    let interface: Schema = serve::document(None).try_into().expect("a schema");
+    let schemas: [(&str, Schema); 13] = [
         ("record.json", schema_for!(Record)),
         ("comparison.json", schema_for!(Comparison)),
         ("duel.json", schema_for!(Duel)),
@@ -29,6 +31,7 @@ fn the_schemas_are_those_of_the_types() {
         ("explanation.json", schema_for!(Advised)),
         ("memory.json", schema_for!(Memory)),
         ("power.json", schema_for!(Power)),
+        ("openapi.json", interface),
     ];
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/report/schemas");
     for (file, schema) in schemas {
