@@ -195,8 +195,9 @@ def by_transformers(folder, family):
 
 def by_candlepower(program, folder, ids):
     command = [program, "perplexity", ids, "--model", f"path:{folder}", "--engine", "tuned", "--dtype", "f32", "--seq-len",
-               str(len(IDS)), "--stride", str(len(IDS)), "--threads", "1", "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "CANDLEPOWER_OUT": str(folder / "out")})
+               str(len(IDS)), "--stride", str(len(IDS)), "--json"]
+    settings = {"CANDLEPOWER_OUT": str(folder / "out"), "CANDLEPOWER_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **settings})
     if done.stdout.startswith("{"):
         return json.loads(done.stdout)["nll"], ""
     return None, done.stderr.strip().splitlines()[-1]
