@@ -210,11 +210,17 @@ def build(family, overrides, seed):
     config._attn_implementation = "eager"
     torch.manual_seed(seed)
     model = getattr(transformers, model_class)(config).eval()
+    # Gemma adds 1 to the weight of a norm.
+    spread(model, 0.0 if family in {"gemma2", "gemma3"} else 1.0)
+    return model
+
+
+def spread(model, one):
+    """Draws the weights. `one` is the mean of those of norms."""
     with torch.no_grad():
         for name, weight in model.named_parameters():
             # Norms are spread too, so that a norm in the wrong place shows. Other weights are spread enough that
-            # choices are clear. Gemma adds 1 to the weight of a norm.
-            one = 0.0 if family in {"gemma2", "gemma3"} else 1.0
+            # choices are clear.
             if name == "model.norm.weight":
                 # Of either sign. Otherwise a tied head predicts the last token again.
                 weight.copy_(one - 1.0 + torch.randn_like(weight))
@@ -222,7 +228,6 @@ def build(family, overrides, seed):
                 weight.copy_(one + 0.3 * torch.randn_like(weight))
             else:
                 weight.copy_(torch.randn_like(weight) * 1.5 / weight.shape[-1] ** 0.5)
-    return model
 
 
 def logits_of(model, ids):

@@ -15,7 +15,14 @@ from pathlib import Path
 import torch
 import transformers
 from safetensors.torch import save_file
-from transformers import MixtralConfig, MixtralForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
+from transformers import (
+    MixtralConfig,
+    MixtralForCausalLM,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
 
 from make_fixtures import CLEAR_CHOICE, ROOT, write_json
 
@@ -28,10 +35,12 @@ CLEAR_ROUTE = 1e-4
 FAMILIES = {
     "qwen3_moe": (Qwen3MoeConfig, Qwen3MoeForCausalLM),
     "mixtral": (MixtralConfig, MixtralForCausalLM),
+    "qwen2_moe": (Qwen2MoeConfig, Qwen2MoeForCausalLM),
 }
 BASE = {
     "qwen3_moe": dict(intermediate_size=48, moe_intermediate_size=20, head_dim=16, norm_topk_prob=True),
     "mixtral": dict(intermediate_size=28, head_dim=12),
+    "qwen2_moe": dict(intermediate_size=48, moe_intermediate_size=20, shared_expert_intermediate_size=28),
 }
 COMMON = dict(
     vocab_size=128, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
@@ -54,10 +63,14 @@ FIXTURES = [
         num_local_experts=4, num_experts_per_tok=1, tie_word_embeddings=True, num_key_value_heads=4)),
     ("mixtral-16x4-stacked", "mixtral", dict(num_local_experts=16, num_experts_per_tok=4, intermediate_size=20)),
     ("mixtral-4x2-plain", "mixtral", dict(num_local_experts=4, num_experts_per_tok=2, head_dim=8)),
+    ("qwen2-8x2", "qwen2_moe", dict(num_experts=8, num_experts_per_tok=2)),
+    ("qwen2-8x3-sliding-stacked", "qwen2_moe", dict(
+        num_experts=8, num_experts_per_tok=3, norm_topk_prob=True, mlp_only_layers=[1], use_sliding_window=True,
+        sliding_window=8, max_window_layers=3, num_hidden_layers=4, qkv_bias=False, tie_word_embeddings=True)),
 ]
 SHARDED = {"qwen3-8x2-sharded"}
 # Experts in one tensor per layer, as transformers 5 holds them in memory, instead of one by one as it saves them.
-STACKED = {"qwen3-8x2-stacked", "mixtral-16x4-stacked"}
+STACKED = {"qwen3-8x2-stacked", "mixtral-16x4-stacked", "qwen2-8x3-sliding-stacked"}
 
 
 def build(family, overrides, seed):
@@ -158,6 +171,7 @@ def hub_form(config):
     hub["rope_theta"] = config["rope_parameters"]["rope_theta"]
     if config["model_type"] == "qwen3_moe":
         hub["num_experts"] = hub.pop("num_local_experts")
+    if config["model_type"] != "mixtral":
         hub["rope_scaling"] = None
     return hub
 

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::{
     family::{AttentionBias, ExpertNames, FAMILIES, Family, QkNorm, SlidingLayers},
-    limits,
+    keys, limits,
 };
 
 /// The configuration of a decoder of any family. Field names are those of transformers.
@@ -72,6 +72,8 @@ pub struct Experts {
     pub num_experts_per_tok: usize,
     /// Inner width of one expert.
     pub intermediate_size: usize,
+    /// Inner width of the expert that computes every token, where there is one.
+    pub shared_intermediate_size: Option<usize>,
     /// True if the weights of the chosen experts are scaled to a sum of one.
     pub norm_topk_prob: bool,
     /// For each layer, whether it is a mixture; the others are dense.
@@ -162,10 +164,8 @@ impl ModelConfig {
     pub(crate) fn from_json(json: &Value) -> Result<Self> {
         limits::check(json)?;
         let family = family(json)?;
+        keys::refuse(json)?;
         let json = Keys(json);
-        if json.flag("use_bidirectional_attention")? == Some(true) {
-            bail!("config.json: use_bidirectional_attention is set; such a model cannot generate text");
-        }
         let (hidden_size, num_attention_heads) = (json.count("hidden_size")?, json.count("num_attention_heads")?);
         let num_hidden_layers = json.count("num_hidden_layers")?;
         let head_dim = json.count_or("head_dim", family.head_dim.unwrap_or(hidden_size / num_attention_heads))?;
@@ -184,12 +184,15 @@ impl ModelConfig {
         let hidden_act = json.text(act_key)?.unwrap_or(default_act);
         let (qkv_bias, o_bias) = match family.attention_bias {
             AttentionBias::Fixed(qkv) => (qkv, false),
-            AttentionBias::Key { default, with_output } => {
-                let is_set = json.flag("attention_bias")?.unwrap_or(default);
+            AttentionBias::Key { key, default, with_output } => {
+                let is_set = json.flag(key)?.unwrap_or(default);
                 (is_set, is_set && with_output)
             }
         };
-        let (score_cap, logit_cap) = family.soft_caps.unzip();
+        let cap = |key, default: fn(&(Option<f64>, Option<f64>)) -> Option<f64>| match &family.soft_caps {
+            Some(defaults) => json.number_unless_null(key, default(defaults)),
+            None => Ok(None),
+        };
         let config = Self {
             family,
             hidden_size,
@@ -216,8 +219,8 @@ impl ModelConfig {
                 Some(default) => json.number("query_pre_attn_scalar")?.unwrap_or(default),
                 None => head_dim as f64,
             },
-            attn_logit_softcapping: json.number_unless_null("attn_logit_softcapping", score_cap)?,
-            final_logit_softcapping: json.number_unless_null("final_logit_softcapping", logit_cap)?,
+            attn_logit_softcapping: cap("attn_logit_softcapping", |caps| caps.0)?,
+            final_logit_softcapping: cap("final_logit_softcapping", |caps| caps.1)?,
             multipliers: multipliers(family, &json)?,
             experts: experts(family, &json, num_hidden_layers)?,
             eos_token_ids: eos_token_ids(&json)?,
@@ -255,9 +258,9 @@ impl ModelConfig {
         self.multipliers.attention.unwrap_or_else(|| self.query_pre_attn_scalar.sqrt().recip())
     }
 
-    /// The soft cap of attention scores. Families without one ignore the key.
+    /// The soft cap of attention scores. Gemma 3 has the key, but its attention does not apply it.
     pub(crate) fn score_cap(&self) -> Option<f64> {
-        self.attn_logit_softcapping.filter(|_| self.family.soft_caps.is_some())
+        self.attn_logit_softcapping.filter(|_| matches!(self.family.soft_caps, Some((Some(_), _))))
     }
 
     /// The mixture of a layer, or `None` if the layer is dense.
@@ -327,14 +330,25 @@ impl ModelConfig {
         layout: ExpertLayout,
     ) -> Vec<(String, Vec<usize>)> {
         let (hidden, count, inter) = (self.hidden_size, experts.num_experts, experts.intermediate_size);
+        let mut tensors = Vec::new();
+        if let Some(inner) = experts.shared_intermediate_size {
+            let shared = format!("{}.shared_expert", names.block);
+            tensors.push((format!("{shared}_gate.weight"), vec![1, hidden]));
+            for (name, shape) in
+                [(names.gate, [inner, hidden]), (names.up, [inner, hidden]), (names.down, [hidden, inner])]
+            {
+                tensors.push((format!("{shared}.{name}.weight"), shape.to_vec()));
+            }
+        }
         if layout == ExpertLayout::Stacked {
-            return vec![
+            tensors.extend([
                 ("mlp.gate.weight".into(), vec![count, hidden]),
                 (STACKED_GATE_UP.into(), vec![count, 2 * inter, hidden]),
                 ("mlp.experts.down_proj".into(), vec![count, hidden, inter]),
-            ];
+            ]);
+            return tensors;
         }
-        let mut tensors = vec![(format!("{}.gate.weight", names.block), vec![count, hidden])];
+        tensors.push((format!("{}.gate.weight", names.block), vec![count, hidden]));
         for expert in 0..count {
             for (name, shape) in
                 [(names.gate, [inter, hidden]), (names.up, [inter, hidden]), (names.down, [hidden, inter])]
@@ -349,12 +363,21 @@ impl ModelConfig {
 fn family(json: &Value) -> Result<&'static Family> {
     let architecture = json["architectures"][0].as_str();
     let model_type = json["model_type"].as_str();
-    let is_named = |row: &&Family| match architecture {
-        Some(architecture) => architecture == row.architecture,
-        None => model_type == Some(row.model_type),
-    };
-    if let Some(family) = FAMILIES.iter().find(is_named) {
-        return Ok(family);
+    let by_type = FAMILIES.iter().find(|row| model_type == Some(row.model_type));
+    let by_architecture = FAMILIES.iter().find(|row| architecture == Some(row.architecture));
+    match (by_architecture, by_type) {
+        // transformers chooses the model by its type.
+        (Some(_), Some(family)) => return Ok(family),
+        (Some(family), None) => match model_type {
+            None => return Ok(family),
+            Some(other) => bail!(
+                "config.json: model_type is {other}, and architectures has {}, whose model_type is {}; correct the wrong one",
+                family.architecture,
+                family.model_type
+            ),
+        },
+        (None, Some(family)) if architecture.is_none() => return Ok(family),
+        (None, _) => {}
     }
     let names = FAMILIES.iter().map(|row| (row.model_type, row.architecture));
     match architecture.or(model_type) {
@@ -415,17 +438,28 @@ fn rope_layers(family: &Family, json: &Keys, layers: usize) -> Result<Vec<bool>>
 /// The sliding window, and for each layer whether it sees only that.
 fn sliding(family: &Family, json: &Keys, rope_layers: &[bool]) -> Result<(Option<usize>, Vec<bool>)> {
     let layers = rope_layers.len();
+    if family.sliding_layers == SlidingLayers::None {
+        return Ok((None, vec![false; layers]));
+    }
     let is_on = !family.has_window_switch || json.flag("use_sliding_window")?.unwrap_or(false);
     let window = match json.has("sliding_window") {
         false => family.sliding_window,
-        true => json.get("sliding_window").map(|_| json.count("sliding_window")).transpose()?,
+        true => json.integer("sliding_window")?,
     };
-    let window = window.filter(|_| is_on);
-    let types = json.list("layer_types", layers)?;
-    if let Some(types) = types.filter(|_| family.sliding_layers.reads_layer_types()) {
+    let types = match family.sliding_layers.reads_layer_types() {
+        true => json.list("layer_types", layers)?,
+        false => None,
+    };
+    let needs_switch = types.is_none() || family.sliding_layers != SlidingLayers::WithoutRope;
+    // transformers writes 0 where the switch is off.
+    let window = window.filter(|_| is_on || !needs_switch);
+    ensure!(window != Some(0), "config.json: sliding_window is 0");
+    let max_window_layers = |default| Ok::<_, anyhow::Error>(json.integer("max_window_layers")?.unwrap_or(default));
+    if let Some(types) = types {
         let is_sliding = |kind: &Value| match kind.as_str() {
             Some("sliding_attention") => Ok(true),
-            Some("full_attention") => Ok(false),
+            // The second is the name of older files.
+            Some("full_attention" | "attention") => Ok(false),
             _ => Err(anyhow!("config.json: layer_types holds {kind}, which is not supported")),
         };
         let sliding: Vec<bool> = types.iter().map(is_sliding).collect::<Result<_>>()?;
@@ -438,12 +472,16 @@ fn sliding(family: &Family, json: &Keys, rope_layers: &[bool]) -> Result<(Option
     let sliding: Vec<bool> = match family.sliding_layers {
         SlidingLayers::None => vec![false; layers],
         SlidingLayers::All => vec![window.is_some(); layers],
-        SlidingLayers::From { max_window_layers } => {
-            let first = json.integer("max_window_layers")?.unwrap_or(max_window_layers);
+        SlidingLayers::From { max_window_layers: default } => {
+            let first = max_window_layers(default)?;
             (0..layers).map(|layer| window.is_some() && layer >= first).collect()
         }
-        SlidingLayers::AllButEvery { sliding_window_pattern } => {
-            let pattern = json.count_or("sliding_window_pattern", sliding_window_pattern)?;
+        SlidingLayers::EverySecondBelow { max_window_layers: default } => {
+            let end = max_window_layers(default)?;
+            (0..layers).map(|layer| window.is_some() && layer < end && layer % 2 == 0).collect()
+        }
+        SlidingLayers::AllButEvery { pattern, is_key } => {
+            let pattern = if is_key { json.count_or("sliding_window_pattern", pattern)? } else { pattern };
             ensure!(window.is_some(), "config.json: sliding_window is null, but layers are sliding");
             (0..layers).map(|layer| (layer + 1) % pattern != 0).collect()
         }
@@ -487,15 +525,19 @@ fn experts(family: &Family, json: &Keys, layers: usize) -> Result<Option<Experts
         }
     };
     Ok(Some(Experts {
-        num_experts: match json.get("num_experts") {
-            Some(_) => json.count("num_experts")?,
-            None => json.count_or("num_local_experts", row.num_experts)?,
+        num_experts: match row.num_experts_keys.iter().find(|key| json.get(key).is_some()) {
+            Some(key) => json.count(key)?,
+            None => row.num_experts,
         },
         num_experts_per_tok: json.count_or("num_experts_per_tok", row.num_experts_per_tok)?,
         intermediate_size: match default_width {
             Some(default) => json.count_or(width_key, default)?,
             None => json.count(width_key)?,
         },
+        shared_intermediate_size: row
+            .shared_expert
+            .map(|default| json.count_or("shared_expert_intermediate_size", default))
+            .transpose()?,
         norm_topk_prob: match row.norm_topk_prob {
             Some(default) => json.flag("norm_topk_prob")?.unwrap_or(default),
             None => true,
@@ -511,6 +553,10 @@ fn ropes(family: &Family, json: &Keys, head_dim: usize, longest: usize) -> Resul
     let reader = RopeReader { family, json, head_dim, longest };
     let Some(local_theta) = family.local_rope_theta else {
         let parameters = scaling.filter(|keys| !keys.is_empty()).or(parameters);
+        let of_kind = parameters.and_then(|keys| keys.iter().find(|(_, value)| value.is_object()));
+        if let Some((kind, _)) = of_kind {
+            bail!("config.json: rope_parameters has an object for {kind}; all layers of this family share one RoPE");
+        }
         let (rope, rotary_dim) = reader.read(parameters.map(Cow::Borrowed), "rope_theta", family.rope_theta)?;
         return Ok((rope, None, rotary_dim));
     };
@@ -554,6 +600,8 @@ impl RopeReader<'_> {
         let rotary_dim = match family.partial_rotary_factor {
             None => head_dim,
             Some(default) => {
+                // Null is not the default of GLM-4, but leaves the key out.
+                let default = if json.has("partial_rotary_factor") { 1.0 } else { default };
                 let factor = anywhere("partial_rotary_factor", "partial_rotary_factor", default)?;
                 (head_dim as f64 * factor) as usize
             }
@@ -771,6 +819,12 @@ mod tests {
     }
 
     #[test]
+    fn the_type_chooses_the_family_before_the_architecture() {
+        let other = ModelConfig::from_json(&with(llama(), json!({"model_type": "mistral"}))).expect("a model");
+        assert_eq!(other.family.architecture, "MistralForCausalLM");
+    }
+
+    #[test]
     fn eos_is_one_id_or_several() {
         let eos = |value: Value| {
             ModelConfig::from_json(&with(llama(), json!({"eos_token_id": value}))).map(|config| config.eos_token_ids)
@@ -973,7 +1027,12 @@ mod tests {
             (json!({"num_attention_heads": 0}), "num_attention_heads is 0"),
             (json!({"num_key_value_heads": 5}), "not a multiple"),
             (json!({"head_dim": 63}), "odd"),
-            (json!({"layer_types": ["full_attention"]}), "layer_types has 1 entries, not 2"),
+            (
+                json!({"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "layer_types": ["full_attention"]}),
+                "layer_types has 1 entries, not 2",
+            ),
+            (json!({"model_type": "bert"}), "model_type is bert, and architectures has LlamaForCausalLM"),
+            (json!({"rope_parameters": {"full_attention": {}}}), "has an object for full_attention"),
             (json!({"rope_scaling": {"rope_type": "llama3"}}), "needs factor"),
         ] {
             let error = ModelConfig::from_json(&with(llama(), more)).expect_err(part).to_string();

@@ -57,8 +57,8 @@ pub struct Family {
     pub has_window_switch: bool,
     /// Default of `query_pre_attn_scalar`; `None` where scores are always divided by the square root of `head_dim`.
     pub query_pre_attn_scalar: Option<f64>,
-    /// Defaults of `attn_logit_softcapping` and `final_logit_softcapping`, where scores have a soft cap.
-    pub soft_caps: Option<(f64, f64)>,
+    /// Defaults of `attn_logit_softcapping` and `final_logit_softcapping`, where they are keys.
+    pub soft_caps: Option<(Option<f64>, Option<f64>)>,
     /// The mixture of experts, where the family has one.
     pub experts: Option<ExpertFamily>,
 }
@@ -97,8 +97,8 @@ pub enum QkNorm {
 pub enum AttentionBias {
     /// Those of queries, keys and values, or none. `config.json` has no key for it.
     Fixed(bool),
-    /// `attention_bias` says so for queries, keys and values, and for the output too if `with_output`.
-    Key { default: bool, with_output: bool },
+    /// This key says so for queries, keys and values, and for the output too if `with_output`.
+    Key { key: &'static str, default: bool, with_output: bool },
 }
 
 /// Which layers see only the sliding window, where there is one.
@@ -110,9 +110,11 @@ pub enum SlidingLayers {
     All,
     /// Those of `layer_types`, or the layers from `max_window_layers` (default: this value) on.
     From { max_window_layers: usize },
-    /// Those of `layer_types`, or all layers except every `sliding_window_pattern`-th (default: this value).
-    AllButEvery { sliding_window_pattern: usize },
-    /// Those of `layer_types`, or the layers without RoPE.
+    /// Those of `layer_types`, or the first, third and so on of the layers below `max_window_layers` (default: this value).
+    EverySecondBelow { max_window_layers: usize },
+    /// Those of `layer_types`, or all layers except every `pattern`-th; `sliding_window_pattern` replaces it if `is_key`.
+    AllButEvery { pattern: usize, is_key: bool },
+    /// Those of `layer_types`, which then need no `use_sliding_window`, or the layers without RoPE.
     WithoutRope,
 }
 
@@ -128,12 +130,17 @@ impl SlidingLayers {
 pub struct ExpertFamily {
     /// Names in files that store each expert's matrices separately.
     pub names: ExpertNames,
-    /// Default of `num_experts`, which transformers 5 writes as `num_local_experts`.
+    /// Keys of the number of experts, of which the first that is there counts.
+    pub num_experts_keys: &'static [&'static str],
+    /// Default of the number of experts.
     pub num_experts: usize,
     /// Default of `num_experts_per_tok`.
     pub num_experts_per_tok: usize,
     /// Key of an expert's inner width, and its default.
     pub intermediate_size: (&'static str, Option<usize>),
+    /// Default of `shared_expert_intermediate_size`, the inner width of an expert that computes every token, weighted by the sigmoid
+    /// of a gate of its own; `None` where there is no such expert.
+    pub shared_expert: Option<usize>,
     /// Default of `norm_topk_prob`; `None` where the weights of the chosen experts are always scaled to a sum of 1.
     pub norm_topk_prob: Option<bool>,
     /// True if `decoder_sparse_step` and `mlp_only_layers` may make layers dense.
@@ -161,7 +168,7 @@ pub(super) const LLAMA: Family = Family {
     },
     norm_offset: 0.0,
     qk_norm: QkNorm::None,
-    attention_bias: AttentionBias::Key { default: false, with_output: true },
+    attention_bias: AttentionBias::Key { key: "attention_bias", default: false, with_output: true },
     reads_mlp_bias: true,
     head_dim: None,
     num_key_value_heads: None,
@@ -233,10 +240,10 @@ const GEMMA2: Family = Family {
     hidden_act: ("hidden_activation", "gelu_pytorch_tanh"),
     tie_word_embeddings: true,
     scales_embedding: true,
-    sliding_layers: SlidingLayers::AllButEvery { sliding_window_pattern: 2 },
+    sliding_layers: SlidingLayers::AllButEvery { pattern: 2, is_key: false },
     sliding_window: Some(4096),
     query_pre_attn_scalar: Some(256.0),
-    soft_caps: Some((50.0, 30.0)),
+    soft_caps: Some((Some(50.0), Some(30.0))),
     ..LLAMA
 };
 
@@ -288,8 +295,8 @@ pub static FAMILIES: &[Family] = &[
         max_position_embeddings: 131_072,
         rope_theta: 1e6,
         local_rope_theta: Some(1e4),
-        sliding_layers: SlidingLayers::AllButEvery { sliding_window_pattern: 6 },
-        soft_caps: None,
+        sliding_layers: SlidingLayers::AllButEvery { pattern: 6, is_key: true },
+        soft_caps: Some((None, None)),
         ..GEMMA2
     },
     Family {
@@ -313,7 +320,7 @@ pub static FAMILIES: &[Family] = &[
             before_feed_forward: Some("post_attention_layernorm"),
             after_feed_forward: Some("post_mlp_layernorm"),
         },
-        attention_bias: AttentionBias::Key { default: true, with_output: false },
+        attention_bias: AttentionBias::Key { key: "attention_bias", default: true, with_output: false },
         reads_mlp_bias: false,
         head_dim: Some(128),
         num_key_value_heads: Some(2),
@@ -332,9 +339,29 @@ pub static FAMILIES: &[Family] = &[
         sliding_layers: SlidingLayers::All,
         experts: Some(ExpertFamily {
             names: ExpertNames { block: "mlp", gate: "gate_proj", up: "up_proj", down: "down_proj" },
+            num_experts_keys: &["num_local_experts", "num_experts"],
             num_experts: 128,
             num_experts_per_tok: 8,
             intermediate_size: ("moe_intermediate_size", Some(768)),
+            shared_expert: None,
+            norm_topk_prob: Some(false),
+            has_dense_layers: true,
+        }),
+        ..QWEN2
+    },
+    Family {
+        architecture: "Qwen2MoeForCausalLM",
+        model_type: "qwen2_moe",
+        attention_bias: AttentionBias::Key { key: "qkv_bias", default: true, with_output: false },
+        num_key_value_heads: Some(16),
+        sliding_layers: SlidingLayers::EverySecondBelow { max_window_layers: 28 },
+        experts: Some(ExpertFamily {
+            names: ExpertNames { block: "mlp", gate: "gate_proj", up: "up_proj", down: "down_proj" },
+            num_experts_keys: &["num_experts"],
+            num_experts: 60,
+            num_experts_per_tok: 4,
+            intermediate_size: ("moe_intermediate_size", Some(1408)),
+            shared_expert: Some(5632),
             norm_topk_prob: Some(false),
             has_dense_layers: true,
         }),
@@ -348,9 +375,11 @@ pub static FAMILIES: &[Family] = &[
         sliding_window: None,
         experts: Some(ExpertFamily {
             names: ExpertNames { block: "block_sparse_moe", gate: "w1", up: "w3", down: "w2" },
+            num_experts_keys: &["num_experts", "num_local_experts"],
             num_experts: 8,
             num_experts_per_tok: 2,
             intermediate_size: ("intermediate_size", None),
+            shared_expert: None,
             norm_topk_prob: None,
             has_dense_layers: false,
         }),

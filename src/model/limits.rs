@@ -10,7 +10,7 @@ use serde_json::Value;
 const LARGEST: [(&[&str], u64); 8] = [
     (&["num_hidden_layers"], 1 << 14),
     (&["hidden_size", "head_dim", "moe_intermediate_size"], 1 << 20),
-    (&["intermediate_size"], 1 << 24),
+    (&["intermediate_size", "shared_expert_intermediate_size"], 1 << 24),
     (&["vocab_size"], 1 << 26),
     (&["num_attention_heads", "num_key_value_heads"], 1 << 16),
     (&["num_experts", "num_local_experts", "num_experts_per_tok"], 1 << 16),

@@ -1,7 +1,7 @@
 //! The models that are measured, and the trait that they implement.
 //!
 //! - `causal_lm` is the trait. `spec` parses the name of a model.
-//! - `family` is the table of model families, `config` reads `config.json`, and `cost` derives bytes and FLOPs from it.
+//! - `family` is the table of model families, `config` reads `config.json`, whose keys are in the table of `keys`, and `cost` derives bytes and FLOPs from it.
 //! - `hub`, `checkpoint` and `gguf` find files, `stored` finds tensors in them, and `chat` the template of conversations among them. `shapes` and `synthetic`
 //!   make models with seeded weights. `tensors` is what decoders are built from. `external` describes a model to another
 //!   process.
@@ -24,6 +24,7 @@ mod gguf;
 pub(crate) mod golden;
 #[cfg(feature = "hub")]
 pub mod hub;
+mod keys;
 pub(crate) mod limits;
 mod matrix;
 mod parallel;
@@ -44,6 +45,7 @@ pub use chat::ChatTemplate;
 pub(crate) use chat::chat_template;
 pub use decoder::ExpertLoad;
 pub(crate) use external::{External, FRAMEWORK_BYTES};
+pub use keys::config_keys_in_markdown;
 pub use matrix::families_in_markdown;
 pub(crate) use parallel::{Parallel, apart};
 pub(crate) use shapes::{MINI, SYNTHETIC};
@@ -69,6 +71,7 @@ use tensors::Tensors;
 
 use crate::{
     device::{DeviceChoice, Precision},
+    error::listed,
     measure::memory,
     output,
     scenario::{self, ExpertDecoder, FeedForward},
@@ -235,6 +238,14 @@ fn open_parallel(
         let source = &checkpoint.source;
         output::report(format_args!(
             "note: {source}: the head differs from the embedding, so it is not tied as config.json says"
+        ));
+    }
+    let unknown = keys::unknown(&checkpoint.config);
+    if !unknown.is_empty() {
+        let source = &checkpoint.source;
+        output::report(format_args!(
+            "note: {source}: config.json has unknown keys, which are ignored: {}",
+            listed(&unknown)
         ));
     }
     admit(&config, engine, precision, device).with_context(|| checkpoint.source.clone())?;

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use candlepower::{
     config::Config,
-    model::{families_in_markdown, series::Architecture, shapes_in_markdown},
+    model::{config_keys_in_markdown, families_in_markdown, series::Architecture, shapes_in_markdown},
     record,
     report::{table::tables, text_table::terminal},
     scenario::{GENERATION, Tier},
@@ -39,6 +39,7 @@ fn every_setting_is_described() {
 fn every_model_and_family_is_in_the_tables_of_the_guide() {
     assert_part("settings.md", "shapes", &shapes_in_markdown().expect("a table"));
     assert_part("settings.md", "families", &families_in_markdown().expect("a table"));
+    assert_part("settings.md", "config keys", &config_keys_in_markdown());
 }
 
 /// The README quotes what a run of `short` prints, from the kept report that it links to.

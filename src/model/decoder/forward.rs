@@ -259,6 +259,7 @@ mod tests {
             assert!(!row.has_multipliers && !row.has_rope_in_pairs && row.soft_caps.is_none(), "{name}");
             assert_eq!((row.partial_rotary_factor, row.no_rope_layer_interval), (None, None), "{name}");
             assert_eq!((row.norm_offset, row.scales_embedding), (0.0, false), "{name}");
+            assert_eq!(row.experts.as_ref().and_then(|experts| experts.shared_expert), None, "{name}");
             assert_eq!((row.local_rope_theta, row.query_pre_attn_scalar), (None, None), "{name}");
         }
     }

@@ -1,6 +1,6 @@
 //! The feed-forward of a layer: one expert, or a mixture whose router chooses experts for each token.
 
-use std::ops::Range;
+use std::{borrow::Cow, ops::Range};
 
 use tracing::trace_span;
 
@@ -14,6 +14,8 @@ use crate::{
 pub(super) struct FeedForward<E> {
     pub router: Option<Router<E>>,
     pub experts: Vec<Expert<E>>,
+    /// The expert that computes every token, where a mixture has one.
+    pub shared: Option<Shared<E>>,
     pub activation: Activation,
 }
 
@@ -25,6 +27,13 @@ pub(super) struct Router<E> {
     pub number: usize,
 }
 
+/// An expert whose output is weighted by the sigmoid of a gate.
+pub(super) struct Shared<E> {
+    /// One output.
+    pub gate: Linear<E>,
+    pub expert: Expert<E>,
+}
+
 pub(super) struct Expert<E> {
     pub gate: Linear<E>,
     pub up: Linear<E>,
@@ -32,9 +41,14 @@ pub(super) struct Expert<E> {
 }
 
 impl<E: Element> Expert<E> {
+    /// The matrices.
+    pub fn linears(&self) -> [&Linear<E>; 3] {
+        [&self.gate, &self.up, &self.down]
+    }
+
     /// Bytes of the matrices.
     pub fn weight_bytes(&self) -> u64 {
-        [&self.gate, &self.up, &self.down].map(|linear| linear.weights().bytes()).iter().sum()
+        self.linears().map(|linear| linear.weights().bytes()).iter().sum()
     }
 }
 
@@ -50,15 +64,23 @@ pub(super) struct Memory<E> {
 }
 
 impl<E: Element> FeedForward<E> {
+    /// The experts, with the one that computes every token.
+    pub fn all_experts(&self) -> impl Iterator<Item = &Expert<E>> {
+        self.experts.iter().chain(self.shared.iter().map(|shared| &shared.expert))
+    }
+
     /// Bytes of [`Memory`] for each token of width `hidden`.
     pub fn token_bytes(&self, hidden: usize) -> usize {
         let elements = |width: usize| Rows::<E>::stride_of(width) * size_of::<E>();
-        let inner = self.experts.first().map_or(0, |expert| elements(expert.gate.weights().outputs()));
+        let inner_of = |expert: &Expert<E>| elements(expert.gate.weights().outputs());
+        let inner = self.experts.first().map_or(0, inner_of);
         match &self.router {
             None => inner,
             Some(Router { linear, top_k, .. }) => {
                 let of_expert = inner + elements(hidden) + hidden * size_of::<f32>();
-                linear.weights().outputs() * size_of::<f32>() + top_k * of_expert
+                let of_shared = |shared: &Shared<E>| inner_of(&shared.expert) + (hidden + 1) * size_of::<f32>();
+                let shared = self.shared.as_ref().map_or(0, of_shared);
+                linear.weights().outputs() * size_of::<f32>() + top_k * of_expert + shared
             }
         }
     }
@@ -71,7 +93,8 @@ impl<E: Element> FeedForward<E> {
             let [gate, down] = [&expert.gate, &expert.down].map(|linear| linear.weights().input_bytes(machine));
             gate.max(down)
         };
-        per_token * self.experts.first().map_or(0, of_expert)
+        let shared = self.shared.as_ref().map_or(0, |shared| of_expert(&shared.expert));
+        per_token * self.experts.first().map_or(0, of_expert) + shared
     }
 
     /// Adds the feed-forward of `x` to `sum`. `planted` replaces the choices of a router, with the positions of each sequence.
@@ -94,10 +117,10 @@ impl<E: Element> FeedForward<E> {
         self.mix(machine, &routes, x, memory, sum);
     }
 
-    /// Adds the chosen experts. Tokens are sorted by expert, so that each expert's weights are read once.
+    /// Adds the chosen experts and the shared one. Tokens are sorted by expert, so that each expert's weights are read once.
     pub fn mix(&self, machine: &Machine, routes: &Routes, x: Rows<E>, memory: &mut Memory<E>, sum: &mut [f32]) {
-        let Self { experts, activation, .. } = self;
-        let Memory { inner, sorted, parts, .. } = memory;
+        let Self { experts, activation, shared, .. } = self;
+        let Memory { inner, sorted, parts, logits } = memory;
         // The place of each token's input among the sorted ones, as the chosen experts are listed: by token.
         let mut ends = vec![0; experts.len()];
         routes.experts.iter().for_each(|expert| ends[*expert as usize] += 1);
@@ -106,20 +129,37 @@ impl<E: Element> FeedForward<E> {
         let mut next: Vec<usize> = ends.iter().zip(&counts).map(|(end, count)| end - count).collect();
         let hidden = sum.len() / x.count();
         let sorted = room(sorted, routes.experts.len() * x.stride());
-        let mut places = Vec::with_capacity(routes.experts.len());
+        let chosen = routes.experts.len();
+        let mut places = Vec::with_capacity(chosen);
         for (at, expert) in routes.experts.iter().enumerate() {
             let place = &mut next[*expert as usize];
             sorted[*place * x.stride()..][..x.stride()].copy_from_slice(x.row(at / routes.top_k));
             places.push(*place as u32);
             *place += 1;
         }
+        let mut weights = Cow::Borrowed(routes.weights.as_slice());
+        if let Some(Shared { gate, .. }) = shared {
+            // One more expert of each token, whose outputs follow those of the others.
+            let gates = room(logits, x.count());
+            products(machine, vec![Product { x, layer: gate, out: gates, then: Then::Store }]);
+            let weight_of = |logit: f32| E::round((1.0 + (-logit).exp()).recip());
+            let of_token = |token: usize| token * routes.top_k..(token + 1) * routes.top_k;
+            let with = |token: usize, of_shared: f32| {
+                routes.weights[of_token(token)].iter().copied().chain([of_shared]).collect::<Vec<_>>()
+            };
+            weights = (gates.iter().enumerate()).flat_map(|(token, logit)| with(token, weight_of(*logit))).collect();
+            places = (0..x.count())
+                .flat_map(|token| places[of_token(token)].iter().copied().chain([(chosen + token) as u32]))
+                .collect();
+        }
         let busy = (experts.iter().zip(counts.iter().zip(&ends))).filter(|(_, (count, _))| **count > 0);
         let rows = |count: usize, end: usize| Rows::new(&sorted[(end - count) * x.stride()..], count, x.stride());
-        let inputs = busy.map(|(expert, (count, end))| (expert, rows(*count, *end))).collect();
-        let parts = room(parts, routes.experts.len() * hidden);
+        let inputs = busy.map(|(expert, (count, end))| (expert, rows(*count, *end)));
+        let inputs: Vec<_> = inputs.chain(shared.as_ref().map(|shared| (&shared.expert, x))).collect();
+        let parts = room(parts, places.len() * hidden);
         run(machine, *activation, inputs, inner, parts, Then::Store);
         let _combine = trace_span!("combine").entered();
-        combine::<E>(machine, parts, (&places, &routes.weights), hidden, sum);
+        combine::<E>(machine, parts, (&places, &weights), hidden, sum);
     }
 }
 

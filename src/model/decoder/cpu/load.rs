@@ -14,7 +14,7 @@ use half::{bf16, f16};
 
 use super::{
     CpuDecoder,
-    feed_forward::{Expert, FeedForward, Router},
+    feed_forward::{Expert, FeedForward, Router, Shared},
     rank::{Layer, Memory, Rank},
     sequences::Sequences,
     team::{Reduce, Team},
@@ -150,6 +150,9 @@ fn part_of(config: &ModelConfig, ranks: usize) -> Result<ModelConfig> {
     }
     if let Some(experts) = &mut part.experts {
         experts.intermediate_size = divided("the inner width of an expert", experts.intermediate_size)?;
+        if let Some(inner) = &mut experts.shared_intermediate_size {
+            *inner = divided("shared_expert_intermediate_size", *inner)?;
+        }
     }
     Ok(part)
 }
@@ -361,7 +364,7 @@ impl Loader<'_> {
             up: linear("up_proj", (inner, hidden), Cut::Outputs(self.share))?,
             down: linear("down_proj", (hidden, inner), Cut::Inputs(self.share))?,
         };
-        Ok(FeedForward { router: None, experts: vec![expert], activation })
+        Ok(FeedForward { router: None, experts: vec![expert], shared: None, activation })
     }
 
     fn mixture<E: Element + WithDType>(
@@ -413,7 +416,19 @@ impl Loader<'_> {
             normalise: config.norm_topk_prob,
             number,
         };
-        Ok(FeedForward { router: Some(router), experts, activation })
+        let shared = |inner: usize| {
+            let linear = |name: &str, shape, cut| self.linear(&block.pp("shared_expert").pp(name), shape, cut, false);
+            Ok::<_, anyhow::Error>(Shared {
+                gate: Linear::new(self.packed(&block.pp("shared_expert_gate"), (1, hidden), "weight")?, None),
+                expert: Expert {
+                    gate: linear(names.gate, (inner, hidden), outputs)?,
+                    up: linear(names.up, (inner, hidden), outputs)?,
+                    down: linear(names.down, (hidden, inner), inputs)?,
+                },
+            })
+        };
+        let shared = config.shared_intermediate_size.map(shared).transpose()?;
+        Ok(FeedForward { router: Some(router), experts, shared, activation })
     }
 }
 

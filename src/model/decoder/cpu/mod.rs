@@ -197,12 +197,12 @@ impl<E: Element, C: Operand> CausalLm for CpuDecoder<E, C> {
         for rank in &self.ranks {
             of_embedding += rank.embedding.as_ref().map_or(0, |weights| less(weights, 1));
             of_step += less(rank.head.weights(), 1);
-            for Layer { q, k, v, o, feed_forward: FeedForward { router, experts, .. }, .. } in &rank.layers {
+            for Layer { q, k, v, o, feed_forward: FeedForward { router, experts, shared, .. }, .. } in &rank.layers {
                 of_step += [q, o].map(|linear| less(linear.weights(), 1)).iter().sum::<i64>();
                 of_step += [k, v].map(|linear| less(linear.weights(), kv_copies)).iter().sum::<i64>();
-                let expert = |expert: &Expert<E>| {
-                    [&expert.gate, &expert.up, &expert.down].map(|linear| less(linear.weights(), 1)).iter().sum::<i64>()
-                };
+                let expert =
+                    |expert: &Expert<E>| expert.linears().map(|linear| less(linear.weights(), 1)).iter().sum::<i64>();
+                of_step += shared.as_ref().map_or(0, |shared| expert(&shared.expert));
                 let of_experts: i64 = experts.iter().map(expert).sum();
                 let used = router.as_ref().map_or(1, |router| router.top_k) as i64;
                 let of_used = of_experts * used / experts.len() as i64;

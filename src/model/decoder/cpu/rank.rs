@@ -10,7 +10,7 @@ use anyhow::Result;
 use tracing::trace_span;
 
 use super::{
-    feed_forward::{self, FeedForward},
+    feed_forward::{self, Expert, FeedForward},
     sequences::Sequences,
     team::Reduce,
 };
@@ -221,9 +221,8 @@ impl Rank<f32> {
 impl<E: Element> Layer<E> {
     /// The linear layers, in the order in which a step uses them.
     pub fn linears(&self) -> impl Iterator<Item = &Linear<E>> {
-        let Self { q, k, v, o, feed_forward: FeedForward { experts, .. }, .. } = self;
-        let of_experts = experts.iter().flat_map(|expert| [&expert.gate, &expert.up, &expert.down]);
-        [q, k, v, o].into_iter().chain(of_experts)
+        let Self { q, k, v, o, feed_forward, .. } = self;
+        [q, k, v, o].into_iter().chain(feed_forward.all_experts().flat_map(Expert::linears))
     }
 
     /// Adds attention to the residual stream: that of each token over its sequence.
