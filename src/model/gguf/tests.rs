@@ -363,7 +363,8 @@ fn blocks_of_every_architecture_are_those_of_a_quantised_model() {
         (config.hidden_size, config.intermediate_size, config.vocab_size) = (128, 64, 256);
         (config.num_hidden_layers, config.num_attention_heads, config.num_key_value_heads) = (5, 4, 2);
         (config.head_dim, config.rotary_dim, config.query_pre_attn_scalar) = (32, turned, 32.0);
-        (config.sliding_layers.truncate(5), config.rope_layers.truncate(5));
+        config.sliding_layers.truncate(5);
+        config.rope_layers.truncate(5);
         config.rope.scaling = RopeScaling::None;
         if let Some(experts) = &mut config.experts {
             (experts.num_experts, experts.num_experts_per_tok, experts.intermediate_size) = (4, 2, 64);
@@ -436,7 +437,7 @@ fn keys_of_each_architecture_mean_what_they_mean_to_the_reference() {
         ("phi3-longrope", "phi3.rope.scaling.factor", Value::F32(4.0), "not supported beside rope_factors_short"),
         ("phi3-longrope", "phi3.rope.dimension_count", Value::U32(16), "not a number for each pair of a head"),
     ] {
-        let error = format!("{:#}", config(fixture, set(key, value)).err().expect(part));
+        let error = format!("{:#}", config(fixture, set(key, value)).expect_err(part));
         assert!(error.contains(part) && error.lines().count() == 1, "{fixture}: {error}");
     }
 }
