@@ -308,6 +308,16 @@ fn published_models_on_files_equal_the_reference_and_deviations_are_announced() 
                 numbers(&model.forward(&prompt.ids, 0).expect(&what))
             });
             assert_eq!(difference(&first, &second), 0.0, "{what}");
+            // A prompt in two parts has the same logits, or is refused.
+            let (begin, end) = prompt.ids.split_at(prompt.ids.len() / 2);
+            if !begin.is_empty() {
+                model.reset().expect("a reset");
+                model.forward(begin, 0).expect(&what);
+                match model.forward(end, begin.len()) {
+                    Ok(found) => assert!(difference(&numbers(&found), &second) <= TOLERANCE, "{what}"),
+                    Err(error) => assert!(error.to_string().contains("one at a time"), "{what}: {error}"),
+                }
+            }
         }
     }
     println!("{equal:?} equal, {deviating:?} deviating, refused: {refused:#?}");
