@@ -459,10 +459,10 @@ measures! {
         /// Allocations of memory in a decode step, by the thread that runs the steps, in the median generation. Empty for a peer and
         /// in a program without the counting allocator.
         #[serde(default)]
-        step_allocations: Option<f64> => Row { unit: MeasureUnit::Count, better: LOWER, ..Row::DATA },
+        step_allocations: Option<f64> => Row { unit: MeasureUnit::Count, better: LOWER, of_steps: true, ..Row::DATA },
         /// Bytes of these allocations.
         #[serde(default)]
-        step_allocated_bytes: Option<f64> => Row { unit: MeasureUnit::Bytes, better: LOWER, ..Row::DATA },
+        step_allocated_bytes: Option<f64> => Row { unit: MeasureUnit::Bytes, better: LOWER, of_steps: true, ..Row::DATA },
         /// Bytes of the key-value cache that the last step read.
         cache_used_bytes: u64 => Row {
             unit: MeasureUnit::Bytes, better: LOWER,

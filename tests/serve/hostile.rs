@@ -144,7 +144,7 @@ fn nonsense_is_refused_in_json() {
         (json!({"temperature": 1e300}), "from 0 to 2"),
         (json!({"top_p": 2}), "from 0 to 1"),
         (json!({"top_k": huge}), "from -1 to"),
-        (json!({"stop": "x".repeat(257)}), "each of 1 to 256 bytes"),
+        (json!({"stop": "x".repeat(257)}), "each of 1 to 256 characters"),
         (json!({"prompt": []}), "it is empty"),
         (json!({"prompt": ""}), "it has no tokens"),
         (json!({"prompt": [[]]}), "it has no tokens"),

@@ -482,7 +482,7 @@ mod tests {
 
     /// On a machine that is too busy for times, too.
     #[test]
-    fn other_allocations_are_told_exactly() {
+    fn other_allocations_are_told() {
         let counted = |count: f64, bytes: f64| {
             let edit = move |record: &mut Record, measures: &mut record::Generation| {
                 record.conditions.get_or_insert_default().doubts = vec!["the machine was busy".into()];
@@ -494,7 +494,8 @@ mod tests {
         assert!(remarks(&counted(12.0, 4096.0)).is_empty());
         let uncounted = side("two", &[record("x/m/tuned-f32-cpu", 10.0, |record, _| record.conditions = None)]);
         assert!(remarks(&uncounted).is_empty());
-        for (count, bytes) in [(13.0, 4096.0), (12.0, 4097.0), (11.5, 4096.0)] {
+        assert!(remarks(&counted(12.02, 4099.0)).is_empty(), "a thread pool takes blocks");
+        for (count, bytes) in [(13.0, 4096.0), (12.0, 4101.0), (11.0, 4096.0), (0.0, 0.0)] {
             let told = format!("allocates {count} times and {bytes:.0} bytes, and before 12 times and 4096 bytes");
             let remarks = remarks(&counted(count, bytes));
             assert!(remarks.iter().any(|remark| remark.ends_with(&told)), "{remarks:?}");
