@@ -111,9 +111,9 @@ def cases(family):
             *([] if is_nested else [dict(rope_theta=100.0, rope_parameters=PLAIN), dict(rope_theta=100.0, rope_scaling=scaled)])],
         "rope_local_base_freq": [dict(rope_local_base_freq=50.0), dict(rope_local_base_freq=50.0, rope_theta=900.0)],
         "original_max_position_embeddings": [
-            dict(original_max_position_embeddings=32, rope_scaling=without),
-            dict(original_max_position_embeddings=32, rope_parameters=scaled),
-            dict(original_max_position_embeddings=32)],
+            dict(original_max_position_embeddings=50, rope_scaling=without),
+            dict(original_max_position_embeddings=50, rope_parameters=scaled),
+            dict(original_max_position_embeddings=50)],
         "partial_rotary_factor": [
             dict(partial_rotary_factor=0.75), dict(partial_rotary_factor=None), dict(partial_rotary_factor=1.0)],
         "no_rope_layers": [dict(no_rope_layers=[0, 1, 1, 0]), dict(no_rope_layers=None)],
@@ -131,7 +131,8 @@ def cases(family):
             sliding_window=None), dict(use_sliding_window=True, sliding_window=None, max_window_layers=1)],
         "use_sliding_window": [dict(WINDOW, max_window_layers=1), dict(WINDOW, use_sliding_window=False)],
         "layer_types": [
-            dict(WINDOW, layer_types=TYPES), dict(WINDOW, layer_types=TYPES, use_sliding_window=False),
+            # Qwen2-MoE then has sliding layers of no window at all, which candlepower refuses.
+            dict(WINDOW, layer_types=TYPES), dict(WINDOW, layer_types=TYPES, use_sliding_window=family == "qwen2_moe"),
             dict(WINDOW, layer_types=["attention", *TYPES[1:]]), dict(layer_types=["full_attention"] * 4)],
         "max_window_layers": [dict(WINDOW, max_window_layers=count) for count in (0, 1, 3)],
         "sliding_window_pattern": [dict(sliding_window=8, sliding_window_pattern=3)],
