@@ -26,7 +26,7 @@ packages() { # file
 }
 
 [ -x "$out/venv/bin/python" ] || "$python" -m venv "$out/venv"
-"$out/venv/bin/pip" install --quiet --disable-pip-version-check transformers gguf \
+"$out/venv/bin/pip" install --quiet --disable-pip-version-check transformers gguf torch \
     $(for file in "${clients[@]}"; do case $file in *.py) packages "$file" ;; esac; done)
 node=$(command -v node || true)
 if [ -n "$node" ]; then

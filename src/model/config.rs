@@ -189,8 +189,8 @@ impl ModelConfig {
                 (is_set, is_set && with_output)
             }
         };
-        let cap = |key, default: fn(&(Option<f64>, Option<f64>)) -> Option<f64>| match &family.soft_caps {
-            Some(defaults) => json.number_unless_null(key, default(defaults)),
+        let cap = |key, default: Option<Option<f64>>| match default {
+            Some(default) => json.number_unless_null(key, default),
             None => Ok(None),
         };
         let config = Self {
@@ -219,8 +219,8 @@ impl ModelConfig {
                 Some(default) => json.number("query_pre_attn_scalar")?.unwrap_or(default),
                 None => head_dim as f64,
             },
-            attn_logit_softcapping: cap("attn_logit_softcapping", |caps| caps.0)?,
-            final_logit_softcapping: cap("final_logit_softcapping", |caps| caps.1)?,
+            attn_logit_softcapping: cap("attn_logit_softcapping", family.soft_caps.map(|caps| caps.0))?,
+            final_logit_softcapping: cap("final_logit_softcapping", family.soft_caps.map(|caps| caps.1))?,
             multipliers: multipliers(family, &json)?,
             experts: experts(family, &json, num_hidden_layers)?,
             eos_token_ids: eos_token_ids(&json)?,

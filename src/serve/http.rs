@@ -156,6 +156,9 @@ fn digest(key: impl AsRef<[u8]>) -> [u8; 32] {
     Sha256::digest(key.as_ref()).into()
 }
 
+/// Makes the schema of a type.
+type SchemaOf = fn(&mut SchemaGenerator) -> Schema;
+
 /// A path and what answers it. The router and the description of the interface are made of the same rows.
 pub struct Route {
     pub path: &'static str,
@@ -163,7 +166,7 @@ pub struct Route {
     /// The kind of request that it takes, by POST. Other routes answer GET.
     pub endpoint: Option<Endpoint>,
     /// The types of an answer with status 200, and their schemas.
-    pub answers: &'static [(&'static str, fn(&mut SchemaGenerator) -> Schema)],
+    pub answers: &'static [(&'static str, SchemaOf)],
     /// The statuses of errors.
     pub errors: &'static [u16],
     pub needs_key: bool,
