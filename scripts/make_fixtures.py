@@ -157,7 +157,7 @@ FIXTURES = [
     ("glm4-no-bias", "glm4", dict(
         attention_bias=False, tie_word_embeddings=True, rope_parameters={
             "rope_type": "default", "rope_theta": 5000.0, "partial_rotary_factor": 0.25})),
-    # What the Hub's files state otherwise than GGUF files do is usual in these.
+    # These have the usual values of keys that files of the Hub and GGUF files state differently.
     ("smollm3-untied", "smollm3", dict(num_hidden_layers=5, num_key_value_heads=4, tie_word_embeddings=False)),
     ("olmo2-gqa", "olmo2", dict(num_key_value_heads=2, rope_parameters=DEFAULT | {"rope_theta": 5e5})),
     ("gemma2-short-window", "gemma2", dict(

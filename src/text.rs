@@ -11,6 +11,15 @@ pub(crate) fn line(text: &str) -> String {
     escaped(text, is_unsafe)
 }
 
+/// For a part of a line: as [`line()`], with at most so many characters.
+pub(crate) fn short(text: &str, max_chars: usize) -> String {
+    let text = line(text);
+    match text.char_indices().nth(max_chars) {
+        Some((at, _)) => format!("{}…", &text[..at]),
+        None => text,
+    }
+}
+
 /// For several lines on a terminal: as [`line()`], but line breaks and tabs stay.
 pub(crate) fn lines(text: &str) -> String {
     escaped(text, |c| is_unsafe(c) && c != '\n' && c != '\t')

@@ -86,7 +86,7 @@ fn every_threads_memory_is_counted() {
     assert_eq!(stays, 64);
 }
 
-/// What other threads do does not count, so that equal work has equal counts.
+/// The allocations of other threads do not count.
 #[test]
 fn allocations_are_those_of_the_thread() {
     let _guard = ONE_AT_A_TIME.lock().expect("no test failed before");

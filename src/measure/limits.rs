@@ -172,10 +172,16 @@ impl Gauge {
         LimitsOverTime { medians: summarise(&seconds, readings.len(), of(self.best.get()), product), readings }
     }
 
-    /// The fastest product for models in this dtype, which is the one that is read if another cannot be measured.
+    /// The fastest product for models in this dtype. The dtypes without a product of their own are types of GGUF files, which have blocks
+    /// of several formats: that of the faster of two counts.
     fn fastest(&self, dtype: &str) -> Product {
-        // The other dtypes are types of GGUF files, whose blocks are multiplied in 8 bits.
-        let precision = dtype.parse().unwrap_or(Precision::Q8_0);
+        let [one, other] =
+            dtype.parse().map_or([Precision::Q8_0, Precision::Q4K], |own| [own; 2]).map(|own| self.known(own));
+        if one.times >= other.times { one } else { other }
+    }
+
+    /// The product for this form of weights, which is the one that is read if its own is not faster or cannot be measured.
+    fn known(&self, precision: Precision) -> Product {
         let known = self.fastest.borrow().iter().find(|(other, _)| *other == precision).map(|(_, product)| *product);
         known.unwrap_or_else(|| {
             let product = self.measured(precision).unwrap_or(self.product);
@@ -389,9 +395,10 @@ mod tests {
     #[test]
     fn a_limit_is_that_of_the_fastest_product_for_the_dtype() {
         let gauge = Gauge::new(&Device::Cpu).expect("a gauge");
-        gauge.fastest.replace(vec![(Precision::Q8_0, Product { library: "candlepower", dtype: "q8_0", times: 3.0 })]);
+        let product = |dtype, times| Product { library: "candlepower", dtype, times };
+        gauge.fastest.replace(vec![(Precision::Q8_0, product("q8_0", 3.0)), (Precision::Q4K, product("q4k", 4.0))]);
         let readings = [(Instant::now(), Reading { read_bytes_per_s: 40.0, matrix_flops_per_s: 7.0 })];
-        for (dtype, times) in [("f32", 1.0), ("q8_0", 3.0), ("q4_k_m", 3.0), ("iq4_xs", 3.0)] {
+        for (dtype, times) in [("f32", 1.0), ("q8_0", 3.0), ("q4k", 4.0), ("q4_k_m", 4.0), ("iq4_xs", 4.0)] {
             let limits = gauge.limits(&readings, dtype).medians;
             assert_eq!((limits.read_bytes_per_s, limits.matrix_flops_per_s), (40.0, 7.0 * times), "{dtype}");
             assert!(limits.matrix.is_some_and(|spread| spread.lowest == 7.0 * times), "{dtype}: {limits:?}");

@@ -11,6 +11,7 @@ use super::{
     family::{AttentionBias, ExpertNames, FAMILIES, Family, QkNorm, SlidingLayers},
     keys, limits,
 };
+use crate::text;
 
 /// The configuration of a decoder of any family. Field names are those of transformers.
 #[derive(Clone, Debug, PartialEq)]
@@ -162,6 +163,11 @@ impl ModelConfig {
     /// # Errors
     /// If the architecture is not supported, a key is missing or has the wrong type, or sizes contradict each other.
     pub(crate) fn from_json(json: &Value) -> Result<Self> {
+        // Messages quote values of the file, which may be long or hold line breaks.
+        Self::read(json).map_err(|error| anyhow!(text::short(&format!("{error:#}"), LONGEST_MESSAGE)))
+    }
+
+    fn read(json: &Value) -> Result<Self> {
         limits::check(json)?;
         let family = family(json)?;
         keys::refuse(json)?;
@@ -403,11 +409,15 @@ pub fn unsupported(found: &str, supported: impl IntoIterator<Item = (&'static st
     let nearest = best.map(|(_, name)| format!(", the nearest is {name}")).unwrap_or_default();
     let names: Vec<_> = supported.into_iter().map(|(_, name)| name).collect();
     format!(
-        "architecture {found} is not supported{nearest}; the supported ones are {}; a model of your own is one trait away: \
+        "architecture {} is not supported{nearest}; the supported ones are {}; a model of your own is one trait away: \
          CausalLm",
+        text::short(found, 80),
         names.join(", ")
     )
 }
+
+/// Characters of an error: more than the list of the supported architectures has.
+const LONGEST_MESSAGE: usize = 1000;
 
 /// Letters that names of related families have in common at least: those of `GLM` and `Phi`.
 const SHORTEST_NAME: usize = 3;
@@ -1031,11 +1041,15 @@ mod tests {
                 json!({"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "layer_types": ["full_attention"]}),
                 "layer_types has 1 entries, not 2",
             ),
+            (json!({"model_type": "a\nb".repeat(1000)}), "…"),
+            (json!({"architectures": ["a\nb".repeat(1000)], "model_type": null}), "is not supported"),
+            (json!({"is_causal": "x".repeat(1000)}), "cannot generate text"),
             (json!({"model_type": "bert"}), "model_type is bert, and architectures has LlamaForCausalLM"),
             (json!({"rope_parameters": {"full_attention": {}}}), "has an object for full_attention"),
             (json!({"rope_scaling": {"rope_type": "llama3"}}), "needs factor"),
         ] {
             let error = ModelConfig::from_json(&with(llama(), more)).expect_err(part).to_string();
+            assert!(error.lines().count() == 1 && error.chars().count() <= LONGEST_MESSAGE + 1, "{error}");
             assert!(error.contains(part), "{error}");
         }
     }

@@ -5,6 +5,7 @@ use anyhow::{Result, bail};
 use serde_json::{Value, json};
 
 use super::family::{AttentionBias, ExpertFamily, FAMILIES, Family, SlidingLayers};
+use crate::text;
 
 /// Keys that share a fate.
 struct Row {
@@ -242,16 +243,11 @@ pub(super) fn refuse(json: &Value) -> Result<()> {
             let value = &json[name];
             let is_empty = value.as_object().is_some_and(|object| object.is_empty());
             if !(value.is_null() || is_empty || *value == json!(unless)) {
-                bail!("config.json: {name} is {}: {because}", brief(value));
+                bail!("config.json: {name} is {}: {because}", text::short(&value.to_string(), 40));
             }
         }
     }
     Ok(())
-}
-
-/// A value in a message, without the content of an object or a list.
-fn brief(value: &Value) -> String {
-    if value.is_object() || value.is_array() { "set".to_owned() } else { value.to_string() }
 }
 
 /// The keys that the table does not have, those of RoPE's parameters included.
@@ -271,7 +267,7 @@ pub(super) fn unknown(json: &Value) -> Vec<String> {
             );
         }
     }
-    unknown
+    unknown.into_iter().map(|key| text::short(&key, 80)).collect()
 }
 
 /// The table of the guide, in Markdown.
@@ -367,6 +363,7 @@ mod tests {
         let json = json!({"head_dim": 4, "clip_qkv": 8, "rope_scaling": {"rope_type": "yarn", "warp": 1},
             "rope_parameters": {"full_attention": {"rope_theta": 1e4, "bend": 2}}});
         assert_eq!(unknown(&json), ["clip_qkv", "bend of rope_parameters", "warp of rope_scaling"]);
+        assert_eq!(unknown(&json!({"a\nb": 1}))[0].lines().count(), 1);
         for name in MINI.iter().chain(&SYNTHETIC) {
             let json = serde_json::from_str(shapes::text(name).expect("a shape")).expect("JSON");
             assert_eq!(unknown(&json), [""; 0], "{name}");

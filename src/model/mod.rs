@@ -1,7 +1,8 @@
 //! The models that are measured, and the trait that they implement.
 //!
 //! - `causal_lm` is the trait. `spec` parses the name of a model.
-//! - `family` is the table of model families, `config` reads `config.json`, whose keys are in the table of `keys`, and `cost` derives bytes and FLOPs from it.
+//! - `family` is the table of model families, `keys` that of the keys of `config.json`, which `config` reads, and `cost` derives bytes
+//!   and FLOPs from it.
 //! - `hub`, `checkpoint` and `gguf` find files, `stored` finds tensors in them, and `chat` the template of conversations among them. `shapes` and `synthetic`
 //!   make models with seeded weights. `tensors` is what decoders are built from. `external` describes a model to another
 //!   process.

@@ -357,12 +357,7 @@ fn message(index: usize, message: Value, whole: &minijinja::Value) -> Result<Mes
 
 /// A value in an error, shortened.
 pub fn shown(value: &Value) -> String {
-    const MAX_CHARS: usize = 40;
-    let text = text::line(&value.to_string());
-    match text.char_indices().nth(MAX_CHARS) {
-        Some((at, _)) => format!("{}…", &text[..at]),
-        None => text,
-    }
+    text::short(&value.to_string(), 40)
 }
 
 #[cfg(test)]

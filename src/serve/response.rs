@@ -89,7 +89,7 @@ struct Message {
     refusal: Option<String>,
 }
 
-/// What a part adds to a message.
+/// The text that a part adds to a message.
 #[derive(Default, Serialize, JsonSchema)]
 struct Delta {
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -492,6 +492,7 @@ fn the_key_is_asked_for_everywhere_but_at_the_health() {
         let answer = client::answer(stream);
         if answer.status == 401 {
             assert!(answer.error().contains("API key"));
+            assert_eq!(answer.headers["www-authenticate"], "Bearer");
         }
         answer.status
     };

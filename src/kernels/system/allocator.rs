@@ -102,7 +102,7 @@ pub fn current_bytes() -> u64 {
 }
 
 /// Number of allocations of this thread so far, those that grew included, and their bytes; 0 in a program without the
-/// [`CountingAllocator`]. What other threads do meanwhile changes neither, so both are the same in each run of the same work.
+/// [`CountingAllocator`]. Other threads change neither, so both are the same in each run of the same work.
 pub fn allocations() -> (u64, u64) {
     OWN.get()
 }

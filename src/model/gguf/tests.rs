@@ -397,7 +397,7 @@ fn blocks_of_every_architecture_are_those_of_a_quantised_model() {
     assert!(architectures.len() >= 11, "{architectures:?}");
 }
 
-/// What files of these architectures leave out or say otherwise, as llama.cpp reads it.
+/// Keys that files of these architectures leave out or state otherwise are read as llama.cpp reads them.
 #[test]
 fn keys_of_each_architecture_mean_what_they_mean_to_the_reference() {
     fn set(key: &str, value: Value) -> Vec<(String, Value)> {
