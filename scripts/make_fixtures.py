@@ -71,6 +71,11 @@ FAMILIES = {
 COMMON = dict(
     vocab_size=320, num_hidden_layers=2, max_position_embeddings=256, rms_norm_eps=1e-5, tie_word_embeddings=True)
 
+# Granite as a Llama: the score of a head of 16 elements is multiplied by 1 / 4.
+NO_MULTIPLIERS = dict(
+    embedding_multiplier=1.0, residual_multiplier=1.0, attention_multiplier=0.25, logits_scaling=1.0,
+    tie_word_embeddings=False)
+
 
 def llama3(theta, factor=8.0, original=64):
     return {
@@ -167,6 +172,12 @@ FIXTURES = [
             "rope_type": "longrope", "rope_theta": 5000.0,
             "short_factor": [1.0, 1.1, 1.3, 1.6, 2.0, 2.5, 3.1, 3.8],
             "long_factor": [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0]})),
+    ("granite-no-multipliers", "granite", NO_MULTIPLIERS),
+    ("wrong-granite-activation", "granite", NO_MULTIPLIERS | dict(hidden_act="gelu")),
+    ("wrong-granite-biases", "granite", NO_MULTIPLIERS | dict(attention_bias=True)),
+    ("wrong-granite-linear-rope", "granite", NO_MULTIPLIERS | dict(rope_parameters=LINEAR | {"rope_theta": 10000.0})),
+    ("wrong-granite-multipliers", "granite", dict(tie_word_embeddings=False)),
+    ("wrong-granite-tied", "granite", NO_MULTIPLIERS | dict(tie_word_embeddings=True)),
 ]
 
 SHARDED = {"qwen3-gqa3-sharded"}

@@ -67,6 +67,8 @@ FIXTURES = [
     ("qwen2-8x3-sliding-stacked", "qwen2_moe", dict(
         num_experts=8, num_experts_per_tok=3, norm_topk_prob=True, mlp_only_layers=[1], use_sliding_window=True,
         sliding_window=8, max_window_layers=3, num_hidden_layers=4, qkv_bias=False, tie_word_embeddings=True)),
+    ("qwen2-8x2-every-second", "qwen2_moe", dict(
+        num_experts=8, num_experts_per_tok=2, norm_topk_prob=True, decoder_sparse_step=2, num_hidden_layers=4)),
 ]
 SHARDED = {"qwen3-8x2-sharded"}
 # Experts in one tensor per layer, as transformers 5 holds them in memory, instead of one by one as it saves them.

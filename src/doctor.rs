@@ -16,7 +16,7 @@ use crate::{
         machine::{self, features, simd},
         memory, processes,
     },
-    model::{ModelSpec, shape},
+    model::{ModelSpec, seeded_config},
     record::{VARIABLES, Variable},
     report::{
         summary::matrix_rate,
@@ -163,12 +163,9 @@ fn gigabytes(bytes: u64) -> String {
 
 /// The models whose shape is known without a download, and the size of their weights.
 fn known_weights(settings: &Settings) -> Vec<(&ModelSpec, u64)> {
-    let weight_bytes = |spec: &ModelSpec| match spec {
-        ModelSpec::Mini(name) | ModelSpec::Synthetic(name) => {
-            let parameters = shape(name).ok()?.parameters();
-            settings.dtype.iter().map(|dtype| dtype.bytes(parameters)).max()
-        }
-        ModelSpec::Hub { .. } | ModelSpec::Path(_) => None,
+    let weight_bytes = |spec: &ModelSpec| {
+        let parameters = seeded_config(spec)?.ok()?.parameters();
+        settings.dtype.iter().map(|dtype| dtype.bytes(parameters)).max()
     };
     settings.models.iter().filter_map(|spec| Some((spec, weight_bytes(spec)?))).collect()
 }

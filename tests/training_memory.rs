@@ -1,8 +1,9 @@
 //! Counts the memory of a training step: gradient checkpointing saves most of the activations, and the loss does not
 //! store the logits of a large batch.
 
-use std::sync::Mutex;
+mod alone;
 
+use alone::alone;
 use candle_core::{DType, Device};
 use candlepower::{
     measure::{
@@ -19,9 +20,6 @@ use candlepower::{
 
 #[global_allocator]
 static ALLOCATOR: CountingAllocator = CountingAllocator;
-
-/// The counters belong to the process, so one test at a time uses them.
-static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 const TIME: usize = 64;
 
@@ -52,24 +50,30 @@ fn config() -> PsannConfig {
 
 #[test]
 fn checkpointing_saves_most_of_what_layers_keep() {
-    let _guard = ONE_AT_A_TIME.lock().expect("no test failed before");
-    let (plain, kept) = (activation_bytes(&config(), 8, false), activation_bytes(&config(), 8, true));
-    assert!(kept * 10 <= plain * 4, "{kept} of {plain} bytes are left");
+    alone(|| {
+        let (plain, kept) = (activation_bytes(&config(), 8, false), activation_bytes(&config(), 8, true));
+        assert!(kept * 10 <= plain * 4, "{kept} of {plain} bytes are left");
+    });
 }
 
 #[test]
 fn the_loss_does_not_keep_all_logits() {
-    let _guard = ONE_AT_A_TIME.lock().expect("no test failed before");
-    let small = PsannConfig { n_layers: 1, d_model: 16, n_heads: 1, d_mlp: 16, ..config() };
-    // 4096 and 8192 rows: eight and sixteen chunks of the loss.
-    let peak =
-        |vocab_size: usize, rows: usize| activation_bytes(&PsannConfig { vocab_size, ..small.clone() }, rows, false);
-    let logits = |vocab_size: u64, rows: u64| 4 * vocab_size * rows * TIME as u64;
-    let (few, many) = (peak(500, 64), peak(4000, 64));
-    let grown = many.saturating_sub(few);
-    let all = logits(4000, 64) - logits(500, 64);
-    assert!(grown * 20 < all, "{grown} bytes more for eight times the vocabulary, all logits would be {all}");
-    let longer = peak(4000, 128).saturating_sub(many);
-    let shorter = peak(500, 128).saturating_sub(few);
-    assert!(longer.abs_diff(shorter) * 20 < logits(4000, 64), "{longer} and {shorter} bytes more for twice the batch");
+    alone(|| {
+        let small = PsannConfig { n_layers: 1, d_model: 16, n_heads: 1, d_mlp: 16, ..config() };
+        // 4096 and 8192 rows: eight and sixteen chunks of the loss.
+        let peak = |vocab_size: usize, rows: usize| {
+            activation_bytes(&PsannConfig { vocab_size, ..small.clone() }, rows, false)
+        };
+        let logits = |vocab_size: u64, rows: u64| 4 * vocab_size * rows * TIME as u64;
+        let (few, many) = (peak(500, 64), peak(4000, 64));
+        let grown = many.saturating_sub(few);
+        let all = logits(4000, 64) - logits(500, 64);
+        assert!(grown * 20 < all, "{grown} bytes more for eight times the vocabulary, all logits would be {all}");
+        let longer = peak(4000, 128).saturating_sub(many);
+        let shorter = peak(500, 128).saturating_sub(few);
+        assert!(
+            longer.abs_diff(shorter) * 20 < logits(4000, 64),
+            "{longer} and {shorter} bytes more for twice the batch"
+        );
+    });
 }

@@ -22,7 +22,7 @@ use crate::{
 
 #[derive(Args)]
 pub struct Eval {
-    /// A file.gguf, a folder, owner/name[@revision] or owner/name:Q4_K_M of the Hub, llama-mini or synthetic:<shape>; the model must have a
+    /// A file.gguf, a folder, owner/name[@revision] or owner/name:Q4_K_M of the Hub, llama-mini or synthetic:<shape or config.json>; the model must have a
     /// tokenizer
     #[arg(long)]
     model: String,

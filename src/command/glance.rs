@@ -40,7 +40,7 @@ pub const ROUNDS: usize = 6;
 
 #[derive(Args)]
 pub struct Glance {
-    /// A file.gguf, a folder, owner/name[@revision] or owner/name:Q4_K_M of the Hub, llama-mini or synthetic:<shape>
+    /// A file.gguf, a folder, owner/name[@revision] or owner/name:Q4_K_M of the Hub, llama-mini or synthetic:<shape or config.json>
     model: String,
     #[command(flatten)]
     settings: Flags<Settings, OneModel>,

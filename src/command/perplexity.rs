@@ -26,7 +26,7 @@ use crate::{
 pub struct Perplexity {
     /// A text, or token ids separated by white space or commas
     tokens: PathBuf,
-    /// A file.gguf, a folder, owner/name[@revision] or owner/name:Q4_K_M of the Hub, llama-mini or synthetic:<shape>; several are
+    /// A file.gguf, a folder, owner/name[@revision] or owner/name:Q4_K_M of the Hub, llama-mini or synthetic:<shape or config.json>; several are
     /// separated by commas
     #[arg(long)]
     model: String,

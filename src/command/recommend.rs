@@ -24,7 +24,7 @@ use crate::{
 
 #[derive(Args)]
 pub struct Recommend {
-    /// A file.gguf, a folder, owner/name[@revision] or owner/name:Q4_K_M of the Hub, llama-mini or synthetic:<shape>
+    /// A file.gguf, a folder, owner/name[@revision] or owner/name:Q4_K_M of the Hub, llama-mini or synthetic:<shape or config.json>
     #[arg(long)]
     model: String,
     #[command(flatten)]

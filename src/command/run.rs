@@ -71,7 +71,7 @@ const TOLERANCE: f32 = 1e-4;
 
 #[derive(Args)]
 pub struct Run {
-    /// A file.gguf, a folder, owner/name[@revision] or owner/name:Q4_K_M of the Hub, llama-mini or synthetic:<shape>
+    /// A file.gguf, a folder, owner/name[@revision] or owner/name:Q4_K_M of the Hub, llama-mini or synthetic:<shape or config.json>
     #[arg(long, default_value = "llama-mini")]
     model: String,
     #[command(flatten)]

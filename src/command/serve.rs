@@ -32,7 +32,7 @@ const MAX_S: f64 = 1e6;
 
 #[derive(Args)]
 pub struct Serve {
-    /// A file.gguf, a folder, owner/name[@revision] or owner/name:Q4_K_M of the Hub, llama-mini or synthetic:<shape>. Requests name
+    /// A file.gguf, a folder, owner/name[@revision] or owner/name:Q4_K_M of the Hub, llama-mini or synthetic:<shape or config.json>. Requests name
     /// it the same
     #[arg(long, default_value = "llama-mini")]
     model: String,

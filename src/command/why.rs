@@ -33,7 +33,7 @@ const KEEP_FREED: &str = "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=68
 
 #[derive(Args)]
 pub struct Why {
-    /// A file.gguf, a folder, owner/name[@revision] or owner/name:Q4_K_M of the Hub, llama-mini or synthetic:<shape>
+    /// A file.gguf, a folder, owner/name[@revision] or owner/name:Q4_K_M of the Hub, llama-mini or synthetic:<shape or config.json>
     #[arg(long, default_value = "llama-mini")]
     model: String,
     #[command(flatten)]

@@ -44,7 +44,7 @@ pub struct ChatTemplate {
 /// If a file cannot be read, or is not JSON.
 pub fn chat_template(spec: &ModelSpec) -> Result<Option<ChatTemplate>> {
     match spec {
-        ModelSpec::Mini(_) | ModelSpec::Synthetic(_) => Ok(None),
+        ModelSpec::Mini(_) | ModelSpec::Synthetic(_) | ModelSpec::Seeded(_) => Ok(None),
         ModelSpec::Hub { .. } | ModelSpec::Path(_) if spec.is_gguf() => {
             let (file, _) = super::gguf_file(spec)?;
             let beside = FILES.map(|name| Some(file.with_file_name(name)).filter(|file| file.exists()));

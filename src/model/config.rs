@@ -229,7 +229,7 @@ impl ModelConfig {
             final_logit_softcapping: cap("final_logit_softcapping", family.soft_caps.map(|caps| caps.1))?,
             multipliers: multipliers(family, &json)?,
             experts: experts(family, &json, num_hidden_layers)?,
-            eos_token_ids: eos_token_ids(&json)?,
+            eos_token_ids: eos_token_ids(family, &json)?,
         };
         config.check()?;
         Ok(config)
@@ -689,7 +689,8 @@ impl RopeReader<'_> {
     }
 }
 
-fn eos_token_ids(json: &Keys) -> Result<Vec<u32>> {
+/// The end tokens. `null` means that there are none, so it differs from a missing key.
+fn eos_token_ids(family: &Family, json: &Keys) -> Result<Vec<u32>> {
     let id = |value: &Value| {
         value
             .as_u64()
@@ -697,7 +698,8 @@ fn eos_token_ids(json: &Keys) -> Result<Vec<u32>> {
             .with_context(|| format!("config.json: eos_token_id holds {value}, which is not a token id"))
     };
     match json.get("eos_token_id") {
-        None => Ok(Vec::new()),
+        None if json.has("eos_token_id") => Ok(Vec::new()),
+        None => Ok(family.eos_token_ids.to_vec()),
         Some(Value::Array(ids)) => ids.iter().map(id).collect(),
         Some(one) => Ok(vec![id(one)?]),
     }
@@ -842,6 +844,9 @@ mod tests {
         assert_eq!(eos(json!(2)).expect("one"), [2]);
         assert_eq!(eos(json!([1, 106])).expect("two"), [1, 106]);
         assert_eq!(eos(Value::Null).expect("none"), [0; 0]);
+        let missing = |architecture: &str| small(architecture, json!({})).expect(architecture).eos_token_ids;
+        assert_eq!(missing("LlamaForCausalLM"), [2]);
+        assert_eq!(missing("Qwen2ForCausalLM"), [0; 0]);
         assert!(eos(json!(-1)).is_err());
     }
 

@@ -38,7 +38,7 @@ pub struct External {
 /// Where the other process finds the model.
 enum Origin {
     /// The text of `config.json`, for weights drawn from a seed.
-    Shape(&'static str),
+    Shape(String),
     /// A folder in the layout of the Hub.
     Folder(PathBuf),
     /// A GGUF file, its tensors, and the dtype of activations.
@@ -51,10 +51,10 @@ impl External {
     /// # Errors
     /// If the files are wrong.
     pub fn of(spec: &ModelSpec) -> Result<Self> {
-        if let ModelSpec::Mini(name) | ModelSpec::Synthetic(name) = spec {
-            let text = shapes::text(name)?;
-            let config = super::shape(name)?;
-            return Ok(Self { config, origin: Origin::Shape(text), source: spec.to_string(), tokenizer: None });
+        if let Some(json) = shapes::seeded(spec) {
+            let json = json?;
+            let (config, source) = (ModelConfig::from_json(&json)?, spec.to_string());
+            return Ok(Self { config, origin: Origin::Shape(json.to_string()), source, tokenizer: None });
         }
         if spec.is_gguf() {
             let (file, source) = gguf_file(spec)?;
@@ -88,8 +88,8 @@ impl External {
     }
 
     /// The text of its `config.json`, if its weights are drawn from a seed.
-    pub fn shape(&self) -> Option<&'static str> {
-        match self.origin {
+    pub fn shape(&self) -> Option<&str> {
+        match &self.origin {
             Origin::Shape(text) => Some(text),
             Origin::Folder(_) | Origin::Gguf(..) => None,
         }
@@ -180,7 +180,7 @@ mod tests {
     #[test]
     fn a_shape_has_a_text_and_a_checkpoint_a_folder() {
         let shape = External::of(&ModelSpec::Mini("llama-mini")).expect("a shape");
-        assert!(shape.shape().is_some_and(|text| text.contains("\"vocab_size\": 16384")) && shape.path().is_err());
+        assert!(shape.shape().is_some_and(|text| text.contains("\"vocab_size\":16384")) && shape.path().is_err());
         assert!(shape.tokenizer().is_none());
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/generation/llama-gqa-tied");
         let checkpoint = External::of(&ModelSpec::Path(folder.clone())).expect("a checkpoint");

@@ -59,6 +59,8 @@ pub struct Family {
     pub query_pre_attn_scalar: Option<f64>,
     /// Defaults of `attn_logit_softcapping` and `final_logit_softcapping`, where they are keys.
     pub soft_caps: Option<(Option<f64>, Option<f64>)>,
+    /// Default of `eos_token_id`.
+    pub eos_token_ids: &'static [u32],
     /// The mixture of experts, where the family has one.
     pub experts: Option<ExpertFamily>,
 }
@@ -189,6 +191,7 @@ pub(super) const LLAMA: Family = Family {
     has_window_switch: false,
     query_pre_attn_scalar: None,
     soft_caps: None,
+    eos_token_ids: &[2],
     experts: None,
 };
 
@@ -211,6 +214,7 @@ const QWEN2: Family = Family {
     sliding_layers: SlidingLayers::From { max_window_layers: 28 },
     sliding_window: Some(4096),
     has_window_switch: true,
+    eos_token_ids: &[],
     ..LLAMA
 };
 
@@ -244,6 +248,7 @@ const GEMMA2: Family = Family {
     sliding_window: Some(4096),
     query_pre_attn_scalar: Some(256.0),
     soft_caps: Some((Some(50.0), Some(30.0))),
+    eos_token_ids: &[1],
     ..LLAMA
 };
 
@@ -273,6 +278,7 @@ pub static FAMILIES: &[Family] = &[
         qk_norm: QkNorm::Whole,
         reads_mlp_bias: false,
         rms_norm_eps: 1e-5,
+        eos_token_ids: &[50_279],
         ..LLAMA
     },
     Family {
@@ -285,6 +291,7 @@ pub static FAMILIES: &[Family] = &[
         no_rope_layer_interval: Some(4),
         sliding_layers: SlidingLayers::WithoutRope,
         has_window_switch: true,
+        eos_token_ids: &[128_001],
         ..LLAMA
     },
     GEMMA2,
@@ -309,6 +316,7 @@ pub static FAMILIES: &[Family] = &[
         partial_rotary_factor: Some(1.0),
         original_max_position_embeddings: Some(4096),
         sliding_layers: SlidingLayers::All,
+        eos_token_ids: &[32_000],
         ..LLAMA
     },
     Family {
@@ -328,6 +336,7 @@ pub static FAMILIES: &[Family] = &[
         rms_norm_eps: 1.5625e-7,
         partial_rotary_factor: Some(0.5),
         has_rope_in_pairs: true,
+        eos_token_ids: &[151_329, 151_336, 151_338],
         ..LLAMA
     },
     Family {

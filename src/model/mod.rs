@@ -111,8 +111,8 @@ pub(crate) fn load_parallel(
         Engine::Tuned
     );
     match spec {
-        ModelSpec::Mini(name) | ModelSpec::Synthetic(name) => {
-            let config = shape(name)?;
+        ModelSpec::Mini(_) | ModelSpec::Synthetic(_) | ModelSpec::Seeded(_) => {
+            let config = seeded_config(spec).context("it has seeded weights")?.with_context(|| spec.to_string())?;
             admit(&config, engine, precision, &device)?;
             let eos_token_ids = config.eos_token_ids.clone();
             let weights = synthetic::weights(&config, seed, precision.dtype(), &device);
@@ -135,10 +135,17 @@ pub(crate) fn load_parallel(
     }
 }
 
+/// The configuration of a model with seeded weights; `None` for a model with files of its own.
+pub(crate) fn seeded_config(spec: &ModelSpec) -> Option<Result<ModelConfig>> {
+    Some(shapes::seeded(spec)?.and_then(|json| ModelConfig::from_json(&json)))
+}
+
 /// The files of a model. Downloads those of a model of the Hub that are not in its cache.
 fn found(spec: &ModelSpec) -> Result<Checkpoint> {
     match spec {
-        ModelSpec::Mini(_) | ModelSpec::Synthetic(_) => bail!("{spec} has no files: its weights are seeded"),
+        ModelSpec::Mini(_) | ModelSpec::Synthetic(_) | ModelSpec::Seeded(_) => {
+            bail!("{spec} has no files: its weights are seeded")
+        }
         #[cfg(feature = "hub")]
         ModelSpec::Hub { repo, revision, .. } => hub::Hub::from_env().fetch(repo, revision),
         #[cfg(not(feature = "hub"))]
@@ -412,19 +419,14 @@ pub(crate) fn expert_grid(
 /// Memory that a model needs: its weights, and the cache of the longest scenario. `None` for a checkpoint, whose sizes are
 /// known when it is opened.
 pub(crate) fn needed_bytes(spec: &ModelSpec, engine: Engine, precision: Precision, device: &Device) -> Option<u64> {
-    match spec {
-        ModelSpec::Mini(name) | ModelSpec::Synthetic(name) => {
-            Some(demand(&shape(name).ok()?, engine, precision, device).1)
-        }
-        ModelSpec::Hub { .. } | ModelSpec::Path(_) => None,
-    }
+    Some(demand(&seeded_config(spec)?.ok()?, engine, precision, device).1)
 }
 
 /// The longest sequence of a model. `None` for a model of the Hub, which is known when it is loaded, and for a checkpoint that
 /// cannot be read.
 pub(crate) fn max_position_embeddings(spec: &ModelSpec) -> Option<usize> {
     let config = match spec {
-        ModelSpec::Mini(name) | ModelSpec::Synthetic(name) => shape(name),
+        ModelSpec::Mini(_) | ModelSpec::Synthetic(_) | ModelSpec::Seeded(_) => seeded_config(spec)?,
         ModelSpec::Path(file) if spec.is_gguf() => gguf::open(file).map(|model| model.config),
         ModelSpec::Path(_) => found(spec).and_then(|files| ModelConfig::from_json(&files.config)),
         ModelSpec::Hub { .. } => return None,

@@ -1,8 +1,13 @@
 //! The table of models with seeded weights. Each row has a `config.json` in `shapes/`.
 
 use anyhow::{Context, Result};
+use serde_json::Value;
 
-use super::config::ModelConfig;
+use super::{
+    checkpoint::{CONFIG, read_json},
+    config::ModelConfig,
+    spec::ModelSpec,
+};
 
 /// A model with seeded weights.
 struct Shape {
@@ -101,6 +106,18 @@ pub fn text(name: &str) -> Result<&'static str> {
     Ok(row.config)
 }
 
+/// The `config.json` of a model with seeded weights; `None` for a model with files of its own.
+pub(crate) fn seeded(spec: &ModelSpec) -> Option<Result<Value>> {
+    match spec {
+        ModelSpec::Mini(name) | ModelSpec::Synthetic(name) => {
+            Some(text(name).and_then(|text| Ok(serde_json::from_str(text)?)))
+        }
+        ModelSpec::Seeded(path) if path.is_dir() => Some(read_json(&path.join(CONFIG))),
+        ModelSpec::Seeded(path) => Some(read_json(path)),
+        ModelSpec::Hub { .. } | ModelSpec::Path(_) => None,
+    }
+}
+
 /// The table of models with seeded weights in the guide, in Markdown.
 ///
 /// # Errors
@@ -121,13 +138,33 @@ pub fn shapes_in_markdown() -> Result<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::{fs, path::Path};
+
+    use tempfile::TempDir;
+
     use super::*;
+    use crate::model::seeded_config;
 
     #[test]
     fn every_row_has_a_kind_and_a_readable_configuration() {
         assert_eq!(MINI.len() + SYNTHETIC.len(), SHAPES.len());
         for name in MINI.iter().chain(&SYNTHETIC) {
             shape(name).expect(name);
+        }
+    }
+
+    #[test]
+    fn a_file_or_its_folder_gives_the_shape() {
+        let folder = TempDir::new().expect("a folder");
+        let file = folder.path().join(CONFIG);
+        let config = |path: &Path| seeded_config(&ModelSpec::Seeded(path.into())).expect("it has seeded weights");
+        let missing = format!("{:#}", config(&file).expect_err("no file"));
+        assert!(missing.contains(CONFIG) && missing.contains("could not be read"), "{missing}");
+        for name in MINI.iter().chain(&SYNTHETIC) {
+            fs::write(&file, text(name).expect(name)).expect("written");
+            for path in [file.as_path(), folder.path()] {
+                assert_eq!(config(path).expect(name), shape(name).expect(name));
+            }
         }
     }
 

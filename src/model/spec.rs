@@ -18,6 +18,8 @@ pub enum ModelSpec {
     Mini(&'static str),
     /// A model with the sizes of a published one and seeded weights.
     Synthetic(&'static str),
+    /// A model with the sizes of a `config.json`, or of the one in a folder, and seeded weights.
+    Seeded(PathBuf),
     /// A repository on the Hugging Face Hub.
     Hub {
         /// Name of the repository, `<owner>/<name>`.
@@ -43,7 +45,7 @@ impl ModelSpec {
             Self::Mini(name) => (*name).into(),
             Self::Synthetic(name) => format!("synthetic-{name}"),
             Self::Hub { repo, .. } => self.hashed_slug(repo.rsplit('/').next().unwrap_or(repo)),
-            Self::Path(path) => {
+            Self::Seeded(path) | Self::Path(path) => {
                 let name = path.file_name().unwrap_or(path.as_os_str());
                 self.hashed_slug(&name.to_string_lossy())
             }
@@ -63,7 +65,7 @@ impl ModelSpec {
 
     /// Returns whether the weights are seeded rather than trained.
     pub(crate) fn is_synthetic(&self) -> bool {
-        matches!(self, Self::Mini(_) | Self::Synthetic(_))
+        matches!(self, Self::Mini(_) | Self::Synthetic(_) | Self::Seeded(_))
     }
 
     /// Returns whether it is a GGUF file.
@@ -71,7 +73,7 @@ impl ModelSpec {
         match self {
             Self::Path(path) => is_gguf_name(path),
             Self::Hub { gguf, .. } => gguf.is_some(),
-            Self::Mini(_) | Self::Synthetic(_) => false,
+            Self::Mini(_) | Self::Synthetic(_) | Self::Seeded(_) => false,
         }
     }
 
@@ -86,6 +88,7 @@ impl fmt::Display for ModelSpec {
         match self {
             Self::Mini(name) => f.write_str(name),
             Self::Synthetic(name) => write!(f, "synthetic:{name}"),
+            Self::Seeded(path) => write!(f, "synthetic:{}", path.display()),
             Self::Hub { repo, revision, gguf: None } => write!(f, "hub:{repo}@{revision}"),
             Self::Hub { repo, revision, gguf: Some(gguf) } => {
                 let mark = if is_gguf_name(Path::new(gguf)) { '/' } else { ':' };
@@ -107,7 +110,8 @@ impl FromStr for ModelSpec {
         match text.split_once(':') {
             Some(("synthetic", name)) => match known(&SYNTHETIC, name) {
                 Some(name) => Ok(Self::Synthetic(name)),
-                None => bail!("unknown shape '{name}': the shapes are {}", SYNTHETIC.join(", ")),
+                None if is_path(name) || name.ends_with(".json") => Ok(Self::Seeded(name.into())),
+                None => bail!("unknown shape '{name}': name a config.json, or one of {}", SYNTHETIC.join(", ")),
             },
             Some(("path", "")) => bail!("'path:' needs a folder or a GGUF file, as in path:./my-checkpoint"),
             Some(("path", path)) => Ok(Self::Path(path.into())),
@@ -118,7 +122,7 @@ impl FromStr for ModelSpec {
             }
             _ if text.contains('/') => hub(text),
             _ => bail!(
-                "unknown model '{text}': name one of {}, synthetic:<shape> ({}), a folder, a file.gguf, or a repository of the Hub as {HUB_FORMS}",
+                "unknown model '{text}': name one of {}, synthetic:<shape or config.json> ({}), a folder, a file.gguf, or a repository of the Hub as {HUB_FORMS}",
                 MINI.join(", "),
                 SYNTHETIC.join(", ")
             ),
@@ -180,9 +184,13 @@ mod tests {
 
     #[test]
     fn a_specification_survives_printing_and_parsing() {
-        for text in
-            ["llama-mini", "synthetic:qwen3-1.7b", "hub:meta-llama/Llama-3.2-1B-Instruct@main", "path:./my-checkpoint"]
-        {
+        for text in [
+            "llama-mini",
+            "synthetic:qwen3-1.7b",
+            "synthetic:./config.json",
+            "hub:meta-llama/Llama-3.2-1B-Instruct@main",
+            "path:./my-checkpoint",
+        ] {
             assert_eq!(parse(text).to_string(), text);
         }
         assert_eq!(parse("Qwen/Qwen3-1.7B"), parse("hub:Qwen/Qwen3-1.7B@main"));
@@ -228,7 +236,9 @@ mod tests {
                     })
                     .collect::<Vec<_>>()
             }))
-            .chain(["path:x", "path:./x", "path:/tmp/a b:c", "path:/"].iter().map(|p| p.to_string()))
+            .chain(
+                ["synthetic:./x.json", "path:x", "path:./x", "path:/tmp/a b:c", "path:/"].iter().map(|p| p.to_string()),
+            )
             .collect();
         let slugs: HashSet<_> = specs.iter().map(|text| parse(text).slug()).collect();
         assert_eq!(slugs.len(), specs.len(), "{slugs:?}");
@@ -243,6 +253,7 @@ mod tests {
         for (text, hint) in [
             ("lama-mini", "llama-mini"),
             ("synthetic:gpt-5", "qwen3-1.7b"),
+            ("synthetic:", "config.json"),
             ("hub:nothing", "<owner>/<name>"),
             ("hub:a/b@", "<revision>"),
             ("hub:../etc/passwd", "<owner>/<name>"),

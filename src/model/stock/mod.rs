@@ -4,10 +4,10 @@
 //! always computes wrongly is refused ([`refusal`]). Where only some lengths or precisions are affected, the model runs and
 //! [`CausalLm::deviates`] gives the reason. Tests pin each fault, so that they fail when a Candle release repairs it.
 //!
-//! Each published module has a file with its row, except those that need no more than a row of `dense`. To add one, add its file or
+//! Each published module has a file with its row, except those that need no more than a row of `from_json`. To add one, add its file or
 //! its row there, and its row to [`MODULES`]. `quantised` runs GGUF files.
 
-mod dense;
+mod from_json;
 mod gemma3;
 mod llama;
 mod mixtral;
@@ -27,16 +27,18 @@ use super::{
 /// The published modules, which are also the list of the families that the engine runs.
 const MODULES: &[Module] = &[
     llama::MODULE,
-    dense::QWEN2,
+    from_json::QWEN2,
     qwen3::MODULE,
-    dense::MISTRAL,
-    dense::OLMO2,
-    dense::SMOLLM3,
-    dense::GEMMA2,
+    from_json::MISTRAL,
+    from_json::OLMO2,
+    from_json::SMOLLM3,
+    from_json::GEMMA2,
     gemma3::MODULE,
-    dense::PHI3,
-    dense::GLM4,
+    from_json::PHI3,
+    from_json::GLM4,
+    from_json::GRANITE,
     qwen3_moe::MODULE,
+    from_json::QWEN2_MOE,
     mixtral::MODULE,
 ];
 

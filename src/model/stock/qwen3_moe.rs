@@ -43,7 +43,7 @@ fn refusal(config: &ModelConfig) -> Option<String> {
 }
 
 /// The interval of mixtures; `None` if they are not at regular intervals.
-fn sparse_step(config: &ModelConfig) -> Option<usize> {
+pub(super) fn sparse_step(config: &ModelConfig) -> Option<usize> {
     let layers = &config.experts.as_ref()?.layers;
     let step = layers.iter().position(|is_mixture| *is_mixture)? + 1;
     let is_regular = |(layer, is_mixture): (usize, &bool)| *is_mixture == (layer + 1).is_multiple_of(step);

@@ -1,19 +1,29 @@
-//! The dense modules of candle-transformers whose configuration is a `config.json`: a row for each.
+//! The modules of candle-transformers whose configuration is a `config.json`: a row for each.
 
 use anyhow::{Context, Result};
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Result as CandleResult, Tensor};
 use candle_nn::VarBuilder;
-use candle_transformers::models::{gemma2, glm4_new, mistral, olmo2, phi3, qwen2, smol::smollm3};
+use candle_transformers::models::{gemma2, glm4_new, granite, mistral, olmo2, phi3, qwen2, qwen2_moe, smol::smollm3};
 use serde::de::DeserializeOwned;
 use serde_json::json;
 
-use super::{Module, Published, angles_in, rope_scaling, rope_table, uses_flash_attn};
-use crate::model::config::ModelConfig;
+use super::{Module, Published, angles_in, qwen3_moe, rope_scaling, rope_table, uses_flash_attn};
+use crate::model::config::{ModelConfig, Multipliers};
 
 /// A configuration that a module does not compute, so that it is refused.
 enum Limit {
+    /// An activation other than SiLU.
+    Activation,
+    /// Biases of attention or the feed-forward.
+    Biases,
     /// Heads whose size is not width over heads.
     HeadSize,
+    /// Dense layers that are not at regular intervals.
+    Interval,
+    /// Multipliers other than 1.
+    Multipliers,
+    /// Queries, keys and values without biases.
+    NoBiases,
     Scaling,
     /// Scores that are divided by something else than the square root of the head size.
     Scores,
@@ -85,14 +95,57 @@ modules! {
     GLM4: "Glm4ForCausalLM", glm4_new, glm4_new::ModelForCausalLM,
         |config, weights| Ok(glm4_new::ModelForCausalLM::new(&published(config, &weights)?, weights)?),
         [Scaling], [Angles], 3;
+    QWEN2_MOE: "Qwen2MoeForCausalLM", qwen2_moe, qwen2_moe::Model,
+        |config, weights| Ok(qwen2_moe::Model::new(&published(config, &weights)?, weights)?),
+        [NoBiases, HeadSize, Interval, Scaling, Sliding, Tied], [Angles], 3;
+    GRANITE_IN_F32: "GraniteForCausalLM", granite, Granite, Granite::new,
+        [Activation, Biases, HeadSize, Multipliers, Scaling, Tied], [], 3;
+}
+
+/// Granite, which computes scores in f32 for every dtype.
+pub(super) const GRANITE: Module = Module { bytes_per_score: |_, _| 3 * size_of::<f32>(), ..GRANITE_IN_F32 };
+
+struct Granite {
+    model: granite::Granite,
+    /// The cache before the first token. It holds the RoPE tables, so that a reset does not compute them again.
+    pristine: granite::Cache,
+    cache: granite::Cache,
+}
+
+impl Granite {
+    fn new(config: &ModelConfig, weights: VarBuilder<'static>) -> Result<Self> {
+        let keys: granite::GraniteConfig = published(config, &weights)?;
+        let published = keys.into_config(uses_flash_attn(weights.device()));
+        let pristine = granite::Cache::new(true, weights.dtype(), &published, weights.device())?;
+        let model = granite::Granite::load(weights, &published)?;
+        Ok(Self { model, cache: pristine.clone(), pristine })
+    }
+
+    fn forward(&mut self, tokens: &Tensor, position: usize) -> CandleResult<Tensor> {
+        self.model.forward(tokens, position, &mut self.cache)
+    }
+
+    fn clear_kv_cache(&mut self) {
+        self.cache.clone_from(&self.pristine);
+    }
 }
 
 impl Limit {
     fn reason(&self, config: &ModelConfig) -> Option<String> {
-        let ModelConfig { head_dim, .. } = *config;
+        let ModelConfig { head_dim, qkv_bias, o_bias, mlp_bias, .. } = *config;
         match self {
+            Self::Activation => {
+                (config.hidden_act != "silu").then(|| format!("it computes silu for hidden_act={}", config.hidden_act))
+            }
+            Self::Biases => {
+                (qkv_bias || o_bias || mlp_bias).then(|| "it ignores the biases of attention_bias and mlp_bias".into())
+            }
             Self::HeadSize => (head_dim * config.num_attention_heads != config.hidden_size)
                 .then(|| format!("it requires head_dim to be hidden_size / num_attention_heads, not {head_dim}")),
+            Self::Interval => qwen3_moe::sparse_step(config).is_none().then(|| "it ignores mlp_only_layers".into()),
+            Self::Multipliers => has_multipliers(config)
+                .then(|| "it has none of the multipliers of embedding, residual stream, scores and logits".into()),
+            Self::NoBiases => (!qkv_bias).then(|| "it requires biases of queries, keys and values".into()),
             Self::Scaling => {
                 rope_scaling(config).map(|name| format!("it does not compute RoPE scaling of type {name}"))
             }
@@ -128,6 +181,12 @@ fn deviation(
     (!reasons.is_empty()).then(|| format!("candle-transformers' {name}: {}", reasons.join("; ")))
 }
 
+fn has_multipliers(config: &ModelConfig) -> bool {
+    let Multipliers { embedding, residual, logits, .. } = config.multipliers;
+    let scores = config.attention_scale() * (config.head_dim as f64).sqrt();
+    [embedding, residual, logits, scores].iter().any(|multiplier| (multiplier - 1.0).abs() > 1e-6)
+}
+
 fn has_window(config: &ModelConfig) -> bool {
     config.sliding_layers.contains(&true)
 }
@@ -137,7 +196,7 @@ fn published<C: DeserializeOwned>(config: &ModelConfig, weights: &VarBuilder) ->
     let ModelConfig { head_dim, rotary_dim, max_position_embeddings, .. } = *config;
     // The modules round the number of elements down.
     let rotary = (rotary_dim < head_dim).then(|| (rotary_dim as f64 + 0.5) / head_dim as f64);
-    let published = json!({
+    let mut published = json!({
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
         "intermediate_size": config.intermediate_size,
@@ -163,6 +222,14 @@ fn published<C: DeserializeOwned>(config: &ModelConfig, weights: &VarBuilder) ->
         "no_rope_layers": config.rope_layers.iter().map(|has_rope| usize::from(*has_rope)).collect::<Vec<_>>(),
         "use_flash_attn": uses_flash_attn(weights.device()),
     });
+    if let Some(experts) = &config.experts {
+        published["num_experts"] = experts.num_experts.into();
+        published["num_experts_per_tok"] = experts.num_experts_per_tok.into();
+        published["norm_topk_prob"] = experts.norm_topk_prob.into();
+        published["moe_intermediate_size"] = experts.intermediate_size.into();
+        published["shared_expert_intermediate_size"] = experts.shared_intermediate_size.into();
+        published["decoder_sparse_step"] = qwen3_moe::sparse_step(config).into();
+    }
     serde_json::from_value(published)
         .with_context(|| format!("config.json: candle-transformers has no hidden_act={}", config.hidden_act))
 }
