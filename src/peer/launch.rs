@@ -1,12 +1,18 @@
 //! How a peer is started.
 
-use std::{fs, path::Path, process::Command, time::Duration};
+use std::{
+    env, fs,
+    io::{BufRead, BufReader},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 
 use super::PeerName;
-use crate::record::write_whole;
+use crate::{output, progress, record::write_whole, text};
 
 /// Longest time until a peer describes itself: it imports its framework first.
 const START_TIMEOUT_S: f64 = 300.0;
@@ -27,22 +33,33 @@ const FILES: &[(&str, &str)] = &[
     ("llama_cpp.py", include_str!("../../scripts/peers/llama_cpp.py")),
     ("gguf_file.py", include_str!("../../scripts/peers/gguf_file.py")),
     ("jax_llama.py", include_str!("../../scripts/peers/jax_llama.py")),
+    // Cargo leaves folders with a Cargo.toml out of a published crate, so it has another name there.
+    ("mistralrs/Cargo.toml", include_str!("../../scripts/peers/mistralrs.toml")),
+    ("mistralrs/main.rs", include_str!("../../scripts/peers/mistralrs.rs")),
 ];
 
 /// A peer that needs no entry in `candlepower.toml`.
 struct Adapter {
     name: &'static str,
-    file: &'static str,
-    arguments: &'static [&'static str],
+    program: Program,
+}
+
+/// What an adapter is, below [`FOLDER`].
+enum Program {
+    /// A file for Python, and its arguments.
+    Python(&'static str, &'static [&'static str]),
+    /// The folder of a package, and the program that Cargo builds of it.
+    Package(&'static str, &'static str),
 }
 
 const ADAPTERS: &[Adapter] = &[
-    Adapter { name: "transformers", file: "transformers.py", arguments: &[] },
-    Adapter { name: "transformers-compiled", file: "transformers.py", arguments: &["--compile"] },
-    Adapter { name: "torch", file: "torch_training.py", arguments: &[] },
-    Adapter { name: "torch-compiled", file: "torch_training.py", arguments: &["--compile"] },
-    Adapter { name: "llama.cpp", file: "llama_cpp.py", arguments: &[] },
-    Adapter { name: "jax", file: "jax_llama.py", arguments: &[] },
+    Adapter { name: "transformers", program: Program::Python("transformers.py", &[]) },
+    Adapter { name: "transformers-compiled", program: Program::Python("transformers.py", &["--compile"]) },
+    Adapter { name: "torch", program: Program::Python("torch_training.py", &[]) },
+    Adapter { name: "torch-compiled", program: Program::Python("torch_training.py", &["--compile"]) },
+    Adapter { name: "llama.cpp", program: Program::Python("llama_cpp.py", &[]) },
+    Adapter { name: "mistral.rs", program: Program::Package("mistralrs", "candlepower-mistralrs") },
+    Adapter { name: "jax", program: Program::Python("jax_llama.py", &[]) },
 ];
 
 /// Names of the peers that need no entry.
@@ -111,10 +128,10 @@ impl Launch {
         })
     }
 
-    /// The program and its arguments. Writes an adapter below `out` first.
+    /// The program and its arguments. Writes an adapter below `out` first, and builds it if it is a package.
     ///
     /// # Errors
-    /// When the adapter cannot be written.
+    /// When the adapter cannot be written or built.
     pub(super) fn words(&self, name: &PeerName, out: &Path) -> Result<Vec<String>> {
         if !self.words.is_empty() {
             return Ok(self.words.clone());
@@ -122,18 +139,55 @@ impl Launch {
         let adapter = ADAPTERS.iter().find(|adapter| adapter.name == name.as_str());
         let adapter = adapter.with_context(|| format!("peer {name} has no command"))?;
         let folder = out.join(FOLDER);
-        fs::create_dir_all(&folder).with_context(|| format!("{} could not be created", folder.display()))?;
         for (file, text) in FILES {
             let path = folder.join(file);
+            let parent = path.parent().unwrap_or(&folder);
+            fs::create_dir_all(parent).with_context(|| format!("{} could not be created", parent.display()))?;
             // Another process may be starting the same file.
             if !fs::read(&path).is_ok_and(|kept| kept == text.as_bytes()) {
                 write_whole(&path, text.as_bytes())?;
             }
         }
-        let file = folder.join(adapter.file).to_string_lossy().into_owned();
-        let arguments = adapter.arguments.iter().map(|argument| (*argument).to_owned());
-        Ok([PYTHON.to_owned(), file].into_iter().chain(arguments).collect())
+        match adapter.program {
+            Program::Python(file, arguments) => {
+                let file = folder.join(file).to_string_lossy().into_owned();
+                let arguments = arguments.iter().map(|argument| (*argument).to_owned());
+                Ok([PYTHON.to_owned(), file].into_iter().chain(arguments).collect())
+            }
+            Program::Package(package, program) => {
+                let built = built(name, &folder.join(package), program)?;
+                Ok(vec![built.to_string_lossy().into_owned()])
+            }
+        }
     }
+}
+
+/// Lets Cargo build a program of a package, for this CPU, and returns its path. Nothing is compiled if it is up to date.
+fn built(name: &PeerName, package: &Path, program: &str) -> Result<PathBuf> {
+    let package = std::path::absolute(package)?;
+    let target = package.join("target");
+    let file = target.join("release").join(format!("{program}{}", env::consts::EXE_SUFFIX));
+    let work = format!("compiling peer {name}, which takes about ten minutes and is done once");
+    if !file.exists() {
+        output::report(&work);
+    }
+    let line = progress::live(work);
+    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.args(["build", "--release", "--target-dir"]).arg(&target).current_dir(&package);
+    if env::var_os("RUSTFLAGS").is_none() {
+        cargo.env("RUSTFLAGS", "-C target-cpu=native");
+    }
+    cargo.env_remove("CARGO_BUILD_TARGET").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut cargo = cargo.spawn().context("cargo compiles this peer, and could not be started")?;
+    let mut error = None;
+    for message in cargo.stderr.take().into_iter().flat_map(|messages| BufReader::new(messages).lines()) {
+        let message = message?;
+        line.step(message.trim());
+        error = error.or_else(|| message.starts_with("error").then(|| text::line(&message)));
+    }
+    let error = error.unwrap_or_else(|| "cargo failed".into());
+    ensure!(cargo.wait()?.success(), "it does not build: {error}; see `cargo build` in {}", package.display());
+    Ok(file)
 }
 
 #[cfg(unix)]
@@ -141,11 +195,12 @@ const PYTHON: &str = "python3";
 #[cfg(not(unix))]
 const PYTHON: &str = "python";
 
-/// The process of `words`. OpenMP, which most frameworks use, reads its number of threads when it is loaded.
+/// The process of `words`. OpenMP and rayon, which frameworks use, read their numbers of threads when they are loaded.
 pub(super) fn process(words: &[String], threads: usize) -> Command {
     let (program, arguments) = words.split_first().map_or(("", words), |(program, rest)| (program, rest));
     let mut command = Command::new(program);
-    command.args(arguments).env("OMP_NUM_THREADS", threads.to_string());
+    let threads = threads.to_string();
+    command.args(arguments).env("OMP_NUM_THREADS", &threads).env("RAYON_NUM_THREADS", threads);
     command
 }
 
@@ -169,7 +224,7 @@ mod tests {
             (
                 "",
                 "unknown peer 'mine': the known ones are transformers, transformers-compiled, torch, torch-compiled, \
-                 llama.cpp, jax; for another, add [peers.mine]",
+                 llama.cpp, mistral.rs, jax; for another, add [peers.mine]",
             ),
             ("command = ' '", "it names no program"),
             ("command = []", "it names no program"),
@@ -185,6 +240,15 @@ mod tests {
     }
 
     #[test]
+    fn a_package_that_does_not_build_is_one_line() {
+        let package = tempfile::tempdir().expect("a folder");
+        fs::write(package.path().join("Cargo.toml"), "[package]\nname = \"x\"\n[workspace]\n").expect("written");
+        let name = "mistral.rs".parse().expect("a name");
+        let error = format!("{:#}", built(&name, package.path(), "x").expect_err("it has no target"));
+        assert!(error.starts_with("it does not build: error") && error.lines().count() == 1, "{error}");
+    }
+
+    #[test]
     fn an_adapter_is_written_beside_what_it_imports() {
         let out = tempfile::tempdir().expect("a folder");
         let name: PeerName = "transformers-compiled".parse().expect("a name");
@@ -195,6 +259,6 @@ mod tests {
             assert_eq!(fs::read(&words[1]).expect("a file"), FILES[1].1.as_bytes());
             assert!(Path::new(&words[1]).with_file_name("candlepower_peer.py").is_file());
         }
-        assert_eq!(fs::read_dir(out.path().join(FOLDER)).expect("a folder").count(), FILES.len());
+        assert!(FILES.iter().all(|(file, _)| out.path().join(FOLDER).join(file).is_file()));
     }
 }

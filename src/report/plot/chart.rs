@@ -86,9 +86,9 @@ impl Scale {
         Self::Linear(0.0, values.fold(1e-9, f64::max) * 1.05)
     }
 
-    /// Shares in percent: from 0 to 100, or to the largest value if it is larger.
+    /// Shares in percent: from 0 to a little more than 100, or than the largest value if it is larger.
     pub fn percent(values: impl Iterator<Item = f64>) -> Self {
-        Self::Linear(0.0, values.fold(100.0, f64::max))
+        Self::Linear(0.0, values.fold(100.0, f64::max) * 1.05)
     }
 
     /// A logarithmic scale around the positive values.

@@ -78,6 +78,10 @@ fn by_scenario(rows: &[Row], unit: &str, is_share: bool, value: fn(&Row) -> Opti
     let scale = if is_share { Scale::percent(heights()) } else { Scale::from_zero(heights()) };
     let mut chart = Chart::new(Axis::new(Scale::Names(scenarios.clone()), "scenario"), Axis::new(scale, unit));
     styles.explain(&mut chart);
+    if is_share {
+        chart.guide(&[(-0.5, 100.0), (scenarios.len() as f64 - 0.5, 100.0)]);
+        chart.text_key("line: the limit");
+    }
     for row in &rows {
         let (Some(value), Some(place)) = (value(row), scenarios.iter().position(|name| *name == scenario(row))) else {
             continue;
@@ -181,10 +185,22 @@ fn over_depth(
 }
 
 /// The roofline model (Williams, Waterman and Patterson, 2009): the rate of each benchmark below its bound by bandwidth and
-/// matrix rate.
+/// the matrix rate of its dtype.
 pub fn roofline(rows: &[Row]) -> Option<Chart> {
     let rows = generations(rows, false);
-    let limits = rows.iter().find_map(|row| row.record.limits.as_ref())?;
+    let limits: Vec<_> =
+        rows.iter().filter_map(|row| Some((&row.record.subject.dtype, row.record.limits.as_ref()?))).collect();
+    let roofs: Vec<(String, f64)> = distinct(limits.iter().map(|(dtype, _)| (*dtype).clone()))
+        .into_iter()
+        .map(|dtype| {
+            let own = limits.iter().filter(|(of, _)| **of == dtype);
+            let rates: Vec<f64> = own.map(|(_, limits)| limits.matrix_flops_per_s / 1e9).collect();
+            (dtype, median(&rates))
+        })
+        .collect();
+    let bandwidths: Vec<f64> = limits.iter().map(|(_, limits)| limits.read_bytes_per_s / 1e9).collect();
+    let peak = roofs.iter().map(|(_, rate)| *rate).reduce(f64::max)?;
+    let lowest = roofs.iter().map(|(_, rate)| *rate).fold(peak, f64::min);
     let styles = Styles::new(&rows, model, variant);
     /// True for a decode; operations per byte; GFLOP/s; the style.
     type Point = (bool, f64, f64, Style);
@@ -204,10 +220,9 @@ pub fn roofline(rows: &[Row]) -> Option<Chart> {
     if points.is_empty() {
         return None;
     }
-    let (gb_per_s, peak) = (limits.read_bytes_per_s / 1e9, limits.matrix_flops_per_s / 1e9);
-    let ridge = peak / gb_per_s;
-    let left = points.iter().map(|point| point.1).fold(0.5f64.min(ridge / 4.0), f64::min) / 2.0;
-    let right = points.iter().map(|point| point.1).fold(ridge * 4.0, f64::max) * 2.0;
+    let gb_per_s = median(&bandwidths);
+    let left = points.iter().map(|point| point.1).fold(0.5f64.min(lowest / gb_per_s / 4.0), f64::min) / 2.0;
+    let right = points.iter().map(|point| point.1).fold(peak / gb_per_s * 4.0, f64::max) * 2.0;
     let low = points.iter().map(|point| point.2).fold(left * gb_per_s, f64::min) / 2.0;
     let mut chart = Chart::new(
         Axis::new(Scale::Log(left, right), "floating-point operations per byte"),
@@ -216,11 +231,17 @@ pub fn roofline(rows: &[Row]) -> Option<Chart> {
     styles.explain(&mut chart);
     chart.text_key("circle: decode");
     chart.text_key("triangle: prefill");
-    let (foot, bend, end) = ((left, left * gb_per_s), (ridge, peak), (right, peak));
-    chart.guide(&[foot, bend, end]);
+    let (foot, bend) = ((left, left * gb_per_s), (peak / gb_per_s, peak));
+    chart.guide(&[foot, bend]);
     let slope = chart.angle(foot, bend);
     chart.label((left * 1.5, left * 1.5 * gb_per_s), &format!("bandwidth: {gb_per_s:.1} GB/s"), slope);
-    chart.label((ridge * 1.05, peak), &format!("matrix rate: {peak:.0} GFLOP/s"), 0.0);
+    let mut labels = Vec::new();
+    for (dtype, rate) in roofs {
+        let ridge = rate / gb_per_s;
+        chart.guide(&[(ridge, rate), (right, rate)]);
+        labels.push(((ridge * 1.05, rate), format!("matrix rate in {dtype}: {rate:.0} GFLOP/s")));
+    }
+    chart.labels(labels.iter().map(|(point, text)| (*point, text.as_str())));
     for (is_decode, flops_per_byte, gflops, style) in points {
         match is_decode {
             true => chart.dot((flops_per_byte, gflops), style),
@@ -272,6 +293,23 @@ pub const ONLY: Style = Style { colour: Colour(0), dash: 0 };
 mod tests {
     use super::*;
     use crate::record::{Measures, Record};
+
+    #[test]
+    fn each_dtype_has_a_roof_and_shares_have_a_line_at_the_limit() {
+        let row = |dtype: &str, matrix_flops_per_s: f64| {
+            let mut record: Record =
+                serde_json::from_str(include_str!("../../record/sample.json")).expect("the sample");
+            record.subject.dtype = dtype.into();
+            record.limits.as_mut().expect("limits").matrix_flops_per_s = matrix_flops_per_s;
+            Row { record, criterion: None }
+        };
+        let rows = [row("f32", 200e9), row("bf16", 600e9), row("bf16", 400e9)];
+        let roofs = roofline(&rows).expect("values").svg("a plot");
+        assert!(roofs.contains("in f32: 200 GFLOP/s") && roofs.contains("in bf16: 500 GFLOP/s"), "{roofs}");
+        assert_eq!(roofs.matches("<polyline").count(), 3, "{roofs}");
+        let shares = mbu(&rows).expect("values").svg("a plot");
+        assert_eq!(shares.matches("<polyline").count(), 1, "{shares}");
+    }
 
     #[test]
     fn the_long_contexts_are_a_line_below_their_bound() {
