@@ -2,15 +2,16 @@
 //! safetensors, on a CPU.
 //!
 //! The engine of mistral.rs runs a generation to its end without waiting for its caller. A processor of logits, which changes nothing,
-//! notes when the logits of each token are there and which tokens came before it. So a token takes the time from the logits before it to
-//! its own, which contains sampling, scheduling and the pass.
+//! passes them on and holds the engine until the next token is asked for. So the time of a token is that from the logits before it to its
+//! own, which contains sampling, scheduling and the pass, without the pauses.
 
 use std::{
     fs,
     io::{BufRead, Write},
+    panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
     process::exit,
-    sync::{Arc, mpsc},
+    sync::{Arc, Mutex, mpsc},
     time::Instant,
 };
 
@@ -34,31 +35,41 @@ const VERSION: &str = "mistralrs 0.8.1, candle 0.10.2";
 
 /// What the adapter does not do, so that the benchmark is left out.
 #[derive(Debug)]
-struct Unsupported(&'static str);
+struct Unsupported(String);
 
 impl std::fmt::Display for Unsupported {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.0)
+        f.write_str(&self.0)
     }
 }
 
 impl std::error::Error for Unsupported {}
 
-/// When the logits of a token are there, and the tokens before it.
+fn unsupported(reason: impl Into<String>) -> anyhow::Error {
+    Unsupported(reason.into()).into()
+}
+
+/// The logits of a token, and when they were there.
 struct Seen {
     at: Instant,
-    before: Vec<u32>,
+    logits: Tensor,
 }
 
 /// A generation that the engine runs.
 struct Generation {
-    began: Instant,
     seen: mpsc::Receiver<Seen>,
-    /// Tokens, prompt included, and the time of the logits of the next one.
+    /// Lets the engine go on.
+    go: mpsc::Sender<()>,
+    replies: replies::Receiver<Response>,
     tokens: usize,
-    last: Instant,
-    /// Dropping it lets the engine end the sequence.
-    _replies: replies::Receiver<Response>,
+}
+
+impl Generation {
+    /// Lets the engine end the sequence.
+    fn finish(mut self) {
+        drop(self.go);
+        while self.replies.blocking_recv().is_some() {}
+    }
 }
 
 struct Peer {
@@ -93,29 +104,36 @@ impl Peer {
             "load" => self.load(request),
             "reset" => self.reset(request),
             "prefill" => self.prefill(ids(request)?),
-            "step" => self.tokens(count(&request["count"])?),
+            "step" => self.step(count(&request["count"])?),
             "logits" => self.logits(request),
-            _ => bail!(Unsupported("the adapter does not know the request")),
+            _ => Err(unsupported("the adapter does not know the request")),
         }
     }
 
     fn load(&mut self, request: &Value) -> Result<Value> {
-        ensure!(request["device"] == "cpu", Unsupported("the adapter runs on a CPU"));
+        ensure!(request["device"] == "cpu", unsupported("the adapter runs on a CPU"));
         let (model, dtype) = (&request["model"], request["dtype"].as_str().context("no dtype")?);
         self.resident_before = status("VmRSS");
         let (builder, weights) = match (model["gguf"].as_str(), model["folder"].as_str()) {
             (Some(file), _) => of_file(Path::new(file))?,
             (_, Some(folder)) => of_folder(folder, dtype)?,
-            _ => bail!(Unsupported("mistral.rs reads GGUF files and safetensors, and draws no weights")),
+            _ => return Err(unsupported("mistral.rs reads GGUF files and safetensors, and draws no weights")),
         };
         self.cache_bytes_per_token = weights.cache_bytes_per_token;
-        let engine = self.runtime.block_on(async {
-            let (pipeline, scheduler, _) = builder.build_pipeline().await?;
-            let builder = MistralRsBuilder::new(pipeline, scheduler, false, None);
-            // A prompt that is in a cache is not computed, and an end token ends no benchmark.
-            anyhow::Ok(builder.with_no_prefix_cache(true).with_disable_eos_stop(true).build().await)
-        })?;
-        self.engine = Some(engine);
+        let build = || {
+            self.runtime.block_on(async {
+                let (pipeline, scheduler, _) = builder.build_pipeline().await?;
+                let builder = MistralRsBuilder::new(pipeline, scheduler, false, None);
+                // A prompt that is in a cache is not computed, and an end token ends no benchmark.
+                anyhow::Ok(builder.with_no_prefix_cache(true).with_disable_eos_stop(true).build().await)
+            })
+        };
+        // It panics on architectures that it does not know.
+        let engine = catch_unwind(AssertUnwindSafe(build)).unwrap_or_else(|panic| {
+            let message = panic.downcast_ref::<String>().map_or("it panicked", |message| first_line(message));
+            Err(anyhow::anyhow!("{message}"))
+        });
+        self.engine = Some(engine.map_err(|error| unsupported(format!("mistral.rs does not load it: {error:#}")))?);
         Ok(json!({
             "dtype": dtype, "device": "cpu", "threads": candle_core::utils::get_num_threads(),
             "parameters": weights.parameters, "weight_bytes": weights.bytes,
@@ -125,8 +143,10 @@ impl Peer {
     fn reset(&mut self, request: &Value) -> Result<Value> {
         let sampling = &request["sampling"];
         let is_greedy = sampling["temperature"] == 0.0 && sampling["repetition_penalty"].is_null();
-        ensure!(is_greedy, Unsupported("the adapter chooses tokens by argmax only"));
-        self.generation = None;
+        ensure!(is_greedy, unsupported("the adapter chooses tokens by argmax only"));
+        if let Some(generation) = self.generation.take() {
+            generation.finish();
+        }
         self.longest = count(&request["tokens"])?;
         // Without this file, the peak is that of the whole process.
         let _ = fs::write("/proc/self/clear_refs", "5");
@@ -135,37 +155,42 @@ impl Peer {
 
     fn prefill(&mut self, ids: Vec<u32>) -> Result<Value> {
         let (noted, seen) = mpsc::channel();
-        let processor = move |logits: &Tensor, before: &[u32]| {
-            // The receiver is gone when the sequence has been left.
-            let _ = noted.send(Seen { at: Instant::now(), before: before.to_vec() });
+        let (go, wait) = mpsc::channel();
+        let wait = Mutex::new(wait);
+        let processor = move |logits: &Tensor, _: &[u32]| {
+            // The other ends are gone when the sequence has been left.
+            let _ = noted.send(Seen { at: Instant::now(), logits: logits.clone() });
+            let _ = wait.lock().map(|wait| wait.recv());
             Ok(logits.clone())
         };
         let tokens = ids.len();
-        // The logits after the last token name it.
-        let more = self.longest.saturating_sub(tokens) + 1;
+        let new_tokens = self.longest.saturating_sub(tokens);
         let (began, replies) =
-            self.send(ids, more, |request| request.logits_processors = Some(vec![Arc::new(processor)]))?;
-        let first = seen.recv().context("mistral.rs computed no logits")?;
-        self.generation = Some(Generation { began, seen, tokens, last: first.at, _replies: replies });
-        self.tokens(1)
+            self.send(ids, new_tokens, |request| request.logits_processors = Some(vec![Arc::new(processor)]))?;
+        let generation = self.generation.insert(Generation { seen, go, replies, tokens });
+        let first = generation.seen.recv().context("mistral.rs computed no logits")?;
+        self.answer_tokens(vec![argmax(&first.logits)?], vec![first.at.duration_since(began).as_nanos() as u64])
     }
 
-    /// The next tokens of the generation.
-    fn tokens(&mut self, count: usize) -> Result<Value> {
+    fn step(&mut self, count: usize) -> Result<Value> {
         let generation = self.generation.as_mut().context("a step before its prompt")?;
         let (mut tokens, mut ns) = (Vec::new(), Vec::new());
         for _ in 0..count {
+            let began = Instant::now();
+            generation.go.send(()).context("mistral.rs ended the sequence")?;
             let next = generation.seen.recv().context("mistral.rs ended the sequence")?;
-            tokens.push(*next.before.get(generation.tokens).context("mistral.rs added no token")?);
-            ns.push(generation.last.duration_since(generation.began).as_nanos() as u64);
+            ns.push(next.at.duration_since(began).as_nanos() as u64);
+            tokens.push(argmax(&next.logits)?);
             generation.tokens += 1;
-            (generation.began, generation.last) = (generation.last, next.at);
         }
+        self.answer_tokens(tokens, ns)
+    }
+
+    fn answer_tokens(&self, tokens: Vec<u32>, ns: Vec<u64>) -> Result<Value> {
+        let length = self.generation.as_ref().map_or(0, |generation| generation.tokens);
         let peak_bytes = status("VmHWM").zip(self.resident_before).map(|(peak, before)| peak.saturating_sub(before));
-        Ok(json!({
-            "tokens": tokens, "ns": ns, "peak_bytes": peak_bytes,
-            "cache_bytes": self.cache_bytes_per_token * generation.tokens as u64,
-        }))
+        let cache_bytes = self.cache_bytes_per_token * length as u64;
+        Ok(json!({"tokens": tokens, "ns": ns, "peak_bytes": peak_bytes, "cache_bytes": cache_bytes}))
     }
 
     fn logits(&mut self, request: &Value) -> Result<Value> {
@@ -190,7 +215,8 @@ impl Peer {
         change: impl FnOnce(&mut NormalRequest),
     ) -> Result<(Instant, replies::Receiver<Response>)> {
         let (response, replies) = replies::channel(1 << 16);
-        let sampling = SamplingParams { max_len: Some(max_len), ..SamplingParams::neutral() };
+        // Without a temperature, it samples with 1.
+        let sampling = SamplingParams { temperature: Some(0.0), max_len: Some(max_len), ..SamplingParams::neutral() };
         let message = RequestMessage::CompletionTokens(ids);
         self.requests += 1;
         let mut request = NormalRequest::new_simple(message, sampling, response, self.requests, None, None);
@@ -241,7 +267,7 @@ fn of_folder(folder: &str, dtype: &str) -> Result<(AnyModelBuilder, Weights)> {
         "f32" => (ModelDType::F32, DType::F32),
         "bf16" => (ModelDType::BF16, DType::BF16),
         "f16" => (ModelDType::F16, DType::F16),
-        _ => bail!(Unsupported("the adapter reads safetensors in f32, bf16 and f16")),
+        _ => return Err(unsupported("the adapter reads safetensors in f32, bf16 and f16")),
     };
     let config: Value = serde_json::from_str(&fs::read_to_string(Path::new(folder).join("config.json"))?)?;
     let files: Vec<_> = fs::read_dir(folder)?
@@ -251,7 +277,7 @@ fn of_folder(folder: &str, dtype: &str) -> Result<(AnyModelBuilder, Weights)> {
     // SAFETY: nobody writes to the files while the model is measured.
     let tensors = unsafe { MmapedSafetensors::multi(&files)? };
     let is_tied = config["tie_word_embeddings"] == true;
-    let parameters = tensors.tensors().iter().filter(|(name, _)| !is_tied || name != "lm_head.weight");
+    let parameters = tensors.tensors().into_iter().filter(|(name, _)| !is_tied || name != "lm_head.weight");
     let parameters = parameters.map(|(_, view)| view.shape().iter().product::<usize>()).sum::<usize>() as u64;
     let key = |name: &str| config[name].as_u64();
     let heads = key("num_attention_heads").context("no heads")?;
@@ -266,6 +292,16 @@ fn of_folder(folder: &str, dtype: &str) -> Result<(AnyModelBuilder, Weights)> {
         cache_bytes_per_token: 2 * layers * kv_heads * head * element_bytes,
     };
     Ok((builder.into(), weights))
+}
+
+/// The message of a panic without its backtrace.
+fn first_line(message: &str) -> &str {
+    message.lines().next().unwrap_or_default()
+}
+
+/// The token of the largest logit, which is the one that mistral.rs samples.
+fn argmax(logits: &Tensor) -> Result<u32> {
+    Ok(logits.flatten_all()?.argmax(D::Minus1)?.to_scalar()?)
 }
 
 fn ids(request: &Value) -> Result<Vec<u32>> {
