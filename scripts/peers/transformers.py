@@ -30,7 +30,6 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 DEVICES = {"cpu": "cpu", "metal": "mps"}
-ATTENTION = {"attn_implementation": "sdpa"}
 
 
 class Transformers:
@@ -56,13 +55,13 @@ class Transformers:
         dtype = DTYPES[request["dtype"]]
         if "folder" in model:
             self.model = AutoModelForCausalLM.from_pretrained(
-                model["folder"], dtype=dtype, local_files_only=True, use_safetensors=True, **ATTENTION)
+                model["folder"], dtype=dtype, local_files_only=True, use_safetensors=True)
         else:
             config = json.loads(model["seeded"]["config"])
             config = CONFIG_MAPPING[config.pop("model_type")].from_dict(config)
             torch.manual_seed(model["seeded"]["seed"])
             with torch.device(self.device):
-                self.model = AutoModelForCausalLM.from_config(config, dtype=dtype, **ATTENTION)
+                self.model = AutoModelForCausalLM.from_config(config, dtype=dtype)
         self.model = self.model.to(self.device).eval().requires_grad_(False)
         self.step_of = self.model
         if self.is_compiled:

@@ -844,7 +844,9 @@ mod tests {
         assert_eq!(eos(json!(2)).expect("one"), [2]);
         assert_eq!(eos(json!([1, 106])).expect("two"), [1, 106]);
         assert_eq!(eos(Value::Null).expect("none"), [0; 0]);
-        let missing = |architecture: &str| small(architecture, json!({})).expect(architecture).eos_token_ids;
+        let missing = |architecture: &str| {
+            small(architecture, json!({"num_key_value_heads": 2})).expect(architecture).eos_token_ids
+        };
         assert_eq!(missing("LlamaForCausalLM"), [2]);
         assert_eq!(missing("Qwen2ForCausalLM"), [0; 0]);
         assert!(eos(json!(-1)).is_err());

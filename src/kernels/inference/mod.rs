@@ -40,6 +40,8 @@ pub use fused::{Activation, Angles, RowNorm, add_norm, combine, embed, norm, nor
 pub use layer::Layer;
 pub use linear::{Gate, Linear, Product, Then, Weights, gated, products};
 pub use memory::elements;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use packed::AHEAD;
 pub use packed::{Packed, Rows, Source};
 pub use quantised::Quantised;
 pub use simd::Instructions;

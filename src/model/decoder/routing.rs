@@ -1,6 +1,6 @@
 //! The choice of experts for each token, and how evenly experts are used.
 
-use std::ops::Range;
+use std::{collections::VecDeque, ops::Range};
 
 use anyhow::{Context, Result};
 use rand::{Rng, SeedableRng, rngs::ChaCha8Rng};
@@ -174,6 +174,46 @@ impl ExpertLoad {
     }
 }
 
+/// Decode steps whose experts are kept. They read more than fits into most caches.
+const STEPS: usize = 32;
+
+/// The experts that each layer with a mixture used in one step, in the order in which it reads them.
+pub type Step = Vec<Vec<usize>>;
+
+/// The experts that the last decode steps used. Which weights the caches hold depends on how often a step chooses the experts of the
+/// steps before it.
+#[derive(Debug, Default)]
+pub struct LastSteps {
+    before: Vec<Vec<u64>>,
+    steps: VecDeque<Step>,
+}
+
+impl LastSteps {
+    /// Begins a step after so much load.
+    pub fn begin(&mut self, load: &ExpertLoad) {
+        self.before.clone_from(&load.layers);
+    }
+
+    /// Ends the step. Memory of the step that is forgotten is used again.
+    pub fn end(&mut self, load: &ExpertLoad) {
+        if load.layers.is_empty() {
+            return;
+        }
+        let oldest = if self.steps.len() < STEPS { None } else { self.steps.pop_front() };
+        let mut step = oldest.unwrap_or_else(|| vec![Vec::new(); load.layers.len()]);
+        for ((used, before), after) in step.iter_mut().zip(&self.before).zip(&load.layers) {
+            used.clear();
+            used.extend((0..after.len()).filter(|expert| after[*expert] > before[*expert]));
+        }
+        self.steps.push_back(step);
+    }
+
+    /// The steps, the oldest first.
+    pub fn iter(&self) -> impl Iterator<Item = &Step> {
+        self.steps.iter()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -188,6 +228,22 @@ mod tests {
         let scaled = Routes::choose(&logits, 4, 2, true);
         assert_eq!(scaled.experts, raw.experts);
         assert!(near(&scaled.weights, &[2.0 / 3.0, 1.0 / 3.0, 0.75, 0.25]), "{:?}", scaled.weights);
+    }
+
+    #[test]
+    fn the_experts_of_the_last_steps_are_kept_in_order() {
+        let (mut load, mut last) = (ExpertLoad::new(2, 4, 2), LastSteps::default());
+        for step in 0..STEPS + 3 {
+            last.begin(&load);
+            for layer in 0..2 {
+                let experts = vec![((step + layer + 1) % 4) as u32, ((step + layer) % 4) as u32];
+                load.count(layer, &Routes { top_k: 2, experts, weights: vec![0.5; 2] });
+            }
+            last.end(&load);
+        }
+        assert_eq!(last.iter().count(), STEPS);
+        assert_eq!(last.iter().next(), Some(&vec![vec![0, 3], vec![0, 1]]));
+        assert_eq!(last.iter().last(), Some(&vec![vec![2, 3], vec![0, 3]]));
     }
 
     #[test]

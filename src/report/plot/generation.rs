@@ -292,7 +292,7 @@ pub const ONLY: Style = Style { colour: Colour(0), dash: 0 };
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::{Measures, Record};
+    use crate::record::{Measures, Record, Work};
 
     #[test]
     fn each_dtype_has_a_roof_and_shares_have_a_line_at_the_limit() {
@@ -301,6 +301,10 @@ mod tests {
                 serde_json::from_str(include_str!("../../record/sample.json")).expect("the sample");
             record.subject.dtype = dtype.into();
             record.limits.as_mut().expect("limits").matrix_flops_per_s = matrix_flops_per_s;
+            let Some(Measures::Generation(measures)) = &mut record.measures else { panic!("a generation") };
+            let (bytes, flops) = (1_000_000, 2_000_000);
+            measures.work =
+                Some(Work { prefill_bytes: bytes, prefill_flops: 64 * flops, step_bytes: bytes, step_flops: flops });
             Row { record, criterion: None }
         };
         let rows = [row("f32", 200e9), row("bf16", 600e9), row("bf16", 400e9)];
@@ -321,7 +325,7 @@ mod tests {
             measures.prompt_tokens = prompt_tokens;
             measures.prefill_tokens_per_s = rate;
             measures.decode_tokens_per_s = Some(rate / 10.0);
-            measures.work = Some(crate::record::Work {
+            measures.work = Some(Work {
                 prefill_bytes: 1,
                 prefill_flops: 1_000_000 * prompt_tokens as u64,
                 step_bytes: 1_000_000,

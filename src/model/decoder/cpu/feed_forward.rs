@@ -69,6 +69,12 @@ impl<E: Element> FeedForward<E> {
         self.experts.iter().chain(self.shared.iter().map(|shared| &shared.expert))
     }
 
+    /// These experts, with the one that computes every token.
+    pub fn chosen_experts(&self, chosen: &[usize]) -> impl Iterator<Item = &Expert<E>> {
+        let chosen = chosen.iter().map(|expert| &self.experts[*expert]);
+        chosen.chain(self.shared.iter().map(|shared| &shared.expert))
+    }
+
     /// Bytes of [`Memory`] for each token of width `hidden`.
     pub fn token_bytes(&self, hidden: usize) -> usize {
         let elements = |width: usize| Rows::<E>::stride_of(width) * size_of::<E>();

@@ -28,7 +28,7 @@ use crate::{
         config::{ExpertLayout, Experts, ModelConfig, RopeScaling},
         decoder::{
             rope,
-            routing::{ExpertLoad, Planted},
+            routing::{ExpertLoad, LastSteps, Planted},
         },
         family::{ExpertNames, QkNorm},
         parallel::Parallel,
@@ -534,6 +534,7 @@ impl Loader<'_> {
             sequences: Sequences::new(self.part),
             spans: Vec::new(),
             load,
+            last_steps: LastSteps::default(),
             planted,
             config: self.part.clone(),
             machine: self.machine.clone(),

@@ -26,7 +26,7 @@ pub use load::{load, refusal};
 use anyhow::{Result, ensure};
 use candle_core::{DType, Device, Tensor};
 
-use super::routing::ExpertLoad;
+use super::routing::{ExpertLoad, Step};
 use crate::{
     kernels::inference::{Element, Operand, Weights},
     model::{
@@ -257,10 +257,15 @@ impl<E: Element, C: Operand> CausalLm for CpuDecoder<E, C> {
         Some((of_token * tokens + rows * self.config.vocab_size * size_of::<f32>()) as u64)
     }
 
-    /// Those of every expert, because each step chooses others.
+    /// Those of the last steps of a mixture, one step after the other, because the caches hold what steps have in common. Before the
+    /// first step, those of every expert.
     fn weights(&self) -> Option<Vec<&[u64]>> {
-        let linears =
-            self.ranks.iter().flat_map(|rank| rank.layers.iter().flat_map(Layer::linears).chain([&rank.head]));
+        // Every rank chooses the same experts.
+        let mut steps: Vec<Option<&Step>> = self.ranks[0].last_steps.iter().map(Some).collect();
+        if steps.is_empty() {
+            steps.push(None);
+        }
+        let linears = steps.into_iter().flat_map(|step| self.ranks.iter().flat_map(move |rank| rank.linears(step)));
         Some(linears.map(|linear| linear.weights().words()).collect())
     }
 

@@ -22,7 +22,7 @@ use crate::{
     model::{
         causal_lm::Part,
         config::ModelConfig,
-        decoder::routing::{ExpertLoad, Planted},
+        decoder::routing::{ExpertLoad, LastSteps, Planted, Step},
     },
 };
 
@@ -52,6 +52,7 @@ pub(super) struct Rank<E, C = E> {
     /// Those of the step that has begun.
     pub spans: Vec<Span<C>>,
     pub load: ExpertLoad,
+    pub last_steps: LastSteps,
     pub planted: Option<Planted>,
 }
 
@@ -112,7 +113,8 @@ impl<E: Element, C: Operand> Rank<E, C> {
     pub fn pass(&mut self, parts: &[Part]) -> Vec<f32> {
         let tokens: Vec<u32> = parts.iter().flat_map(|part| part.tokens).copied().collect();
         let mut h = self.embed(&tokens);
-        let Self { machine, reduce, layers, ropes, memory, sequences, spans, load, planted, .. } = self;
+        let Self { machine, reduce, layers, ropes, memory, sequences, spans, load, last_steps, planted, .. } = self;
+        last_steps.begin(load);
         let on = (&*machine, reduce.as_ref());
         let mut spans = mem::take(spans);
         let angles = ropes
@@ -125,8 +127,17 @@ impl<E: Element, C: Operand> Rank<E, C> {
             let planted = planted.as_ref().map(|planted| (planted, planted_positions.as_slice()));
             layer.feed_forward(on, &mut h, memory, planted, load);
         }
+        // Prompts use nearly all experts.
+        if tokens.len() == parts.len() {
+            last_steps.end(load);
+        }
         sequences.end(parts, spans);
         h
+    }
+
+    /// The linear layers with the experts of a step, or with all, in the order in which a step uses them.
+    pub fn linears<'a>(&'a self, step: Option<&'a Step>) -> impl Iterator<Item = &'a Linear<E>> {
+        self.layers.iter().flat_map(move |layer| layer.linears(step)).chain([&self.head])
     }
 
     /// Bytes that a pass takes for each token in addition to the weights and the cache.
@@ -219,10 +230,13 @@ impl Rank<f32> {
 }
 
 impl<E: Element> Layer<E> {
-    /// The linear layers, in the order in which a step uses them.
-    pub fn linears(&self) -> impl Iterator<Item = &Linear<E>> {
+    fn linears(&self, step: Option<&Step>) -> impl Iterator<Item = &Linear<E>> {
         let Self { q, k, v, o, feed_forward, .. } = self;
-        [q, k, v, o].into_iter().chain(feed_forward.all_experts().flat_map(Expert::linears))
+        let experts: Vec<_> = match (&feed_forward.router, step) {
+            (Some(router), Some(step)) => feed_forward.chosen_experts(&step[router.number]).collect(),
+            _ => feed_forward.all_experts().collect(),
+        };
+        [q, k, v, o].into_iter().chain(experts.into_iter().flat_map(Expert::linears))
     }
 
     /// Adds attention to the residual stream: that of each token over its sequence.

@@ -407,12 +407,20 @@ fn released_pages_are_used_again() {
 fn the_weights_that_a_step_reads_are_offered() {
     for fixture in fixtures("generation").iter().chain(&fixtures("moe")) {
         for precision in [Precision::F32, Precision::Q8_0, Precision::Q4K, Precision::F8E4M3] {
-            let model = sharded(fixture, precision, 1).expect(&fixture.name);
-            let words: usize = model.weights().expect("matrices").iter().map(|matrix| size_of_val(*matrix)).sum();
-            let of_step = model.step_weight_bytes(MAX_SEQUENCES);
+            let mut model = sharded(fixture, precision, 1).expect(&fixture.name);
             // Norms, biases, routers and the scales of FP8 are left out, and panels are filled with zeros.
-            let share = words as f64 / of_step as f64;
-            assert!((0.8..1.5).contains(&share), "{}, {precision}: {words} of {of_step}", fixture.name);
+            let check = |model: &dyn CausalLm, steps: u64, of_step: u64| {
+                let words: usize = model.weights().expect("matrices").iter().map(|matrix| size_of_val(*matrix)).sum();
+                let share = words as f64 / (steps * of_step) as f64;
+                assert!((0.8..1.5).contains(&share), "{}, {precision}: {words} of {of_step}", fixture.name);
+            };
+            check(&model, 1, model.step_weight_bytes(MAX_SEQUENCES));
+            model.forward(&[1, 2, 3, 4], 0).expect("a prompt");
+            for position in 4..7 {
+                model.forward(&[5], position).expect("a step");
+            }
+            let steps = if fixture.config.experts.is_some() { 3 } else { 1 };
+            check(&model, steps, model.step_weight_bytes(1));
         }
     }
 }
