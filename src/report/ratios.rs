@@ -9,7 +9,7 @@ use super::{
     table::{number, quantity},
 };
 use crate::{
-    record::{Conditions, FEWEST, MeasureUnit, Measures, Record, Spread},
+    record::{Conditions, FEWEST, LARGEST_SHARE, MeasureUnit, Measures, Record, Spread},
     scenario::Counterpart,
 };
 
@@ -120,19 +120,19 @@ impl Limit {
     }
 }
 
-/// Returns whether a share of a limit is at most 100 % as printed. A larger one is no result: the machine was slower while the limit
-/// was read than while the benchmark ran.
+/// Returns whether a share of a limit is at most 100 %, but for the error of reading the limit. A larger one is no result: the machine was
+/// slower while the limit was read than while the benchmark ran.
 pub(crate) fn is_possible(share: f64) -> bool {
-    share < 1.005
+    share <= LARGEST_SHARE
 }
 
-/// The share of a limit that a benchmark reached, or why it is no result. `None` for a benchmark without one.
+/// The share of a limit that a benchmark reached, at most 1, or why it is no result. `None` for a benchmark without one.
 pub(super) fn share(record: &Record, measure: &str) -> Option<Result<f64, &'static str>> {
     let (share, _) = record.measures.as_ref()?.measure(measure)?;
     Some(match share {
         _ if is_disturbed(record) => Err("the machine was busy"),
         share if !is_possible(share) => Err("the limit was read while the machine was slower"),
-        share => Ok(share),
+        share => Ok(share.min(1.0)),
     })
 }
 

@@ -17,7 +17,7 @@ use crate::{
         pauses::{self, Moment},
         rapl, weights_bytes_per_s,
     },
-    record::{Conditions, Limits, Measures, Spread},
+    record::{Conditions, LARGEST_SHARE, Limits, Measures, Spread},
 };
 
 /// Least time between two readings of the limits: between two steps, where a reading of about 20 ms fits there, and between two
@@ -126,7 +126,7 @@ pub struct Surroundings {
 }
 
 impl Surroundings {
-    /// Adds the reason for each share above 100 %. A limit that moved says something of the machine and nothing of the result: the
+    /// Adds the reason for each share that is above 100 % by more than the error of its limit. A limit that moved says something of the machine and nothing of the result: the
     /// record holds its lowest and highest reading.
     pub fn judge(&mut self, measures: Option<&Measures>) {
         let Limits { matrix_flops_per_s, read, matrix, .. } = self.limits.medians;
@@ -137,7 +137,7 @@ impl Surroundings {
         ];
         for (name, share, limit, spread) in shares {
             let Some(spread) = spread else { continue };
-            if let Some(share) = share.filter(|share| *share > 1.0) {
+            if let Some(share) = share.filter(|share| *share > LARGEST_SHARE) {
                 let reason = why(name, share * limit, spread);
                 self.limits.medians.exceeded.push(format!("{name} is {:.0} %: {reason}", share * 100.0));
             }
@@ -196,9 +196,10 @@ mod tests {
     }
 
     #[test]
-    fn no_share_is_above_one_without_its_reason() {
-        for (mbu, part) in [(1.03, "in the median reading"), (1.15, "best of the run"), (1.5, "caches")] {
-            let judged = judged(surroundings(48.0, 50.0, 52.0, 60.0), mbu);
+    fn no_share_is_above_the_limit_and_its_error_without_a_reason() {
+        assert!(judged(surroundings(48.0, 50.0, 54.0, 60.0), 1.04).limits.medians.exceeded.is_empty());
+        for (mbu, part) in [(1.06, "in the median reading"), (1.15, "best of the run"), (1.5, "caches")] {
+            let judged = judged(surroundings(48.0, 50.0, 54.0, 60.0), mbu);
             assert!(judged.conditions.doubts.is_empty(), "the machine is not to blame: {judged:?}");
             let [reason] = judged.limits.medians.exceeded.as_slice() else { panic!("{judged:?}") };
             assert!(reason.starts_with(&format!("MBU is {:.0} %: ", mbu * 100.0)) && reason.contains(part), "{reason}");

@@ -63,7 +63,7 @@ impl Phase {
         };
         let name = &self.name;
         let mut findings = vec![match is_possible(reached) {
-            true => format!("{name} is at {:.0} % of {limit}: {}.", reached * 100.0, left_to_gain(reached)),
+            true => format!("{name} is at {:.0} % of {limit}: {}.", reached.min(1.0) * 100.0, left_to_gain(reached)),
             false => format!(
                 "{name} takes less time than {limit} allows, because products of narrower numbers or data in caches are faster: its bound \
                  is not known."
@@ -73,7 +73,7 @@ impl Phase {
             let of_bound = largest
                 .of_bound()
                 .filter(|share| is_possible(*share))
-                .map_or(String::new(), |share| format!(", at {:.0} % of its bound", share * 100.0));
+                .map_or(String::new(), |share| format!(", at {:.0} % of its bound", share.min(1.0) * 100.0));
             findings.push(format!(
                 "{name}: {} takes {:.0} % of the time{of_bound}.",
                 largest.name,
