@@ -67,6 +67,9 @@ FAMILIES = {
     "glm4": ("Glm4Config", "Glm4ForCausalLM", dict(
         hidden_size=64, intermediate_size=48, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
         tie_word_embeddings=False)),
+    "helium": ("HeliumConfig", "HeliumForCausalLM", dict(
+        hidden_size=64, intermediate_size=48, num_attention_heads=4, num_key_value_heads=4, head_dim=16,
+        tie_word_embeddings=False)),
 }
 COMMON = dict(
     vocab_size=320, num_hidden_layers=2, max_position_embeddings=256, rms_norm_eps=1e-5, tie_word_embeddings=True)
@@ -178,6 +181,10 @@ FIXTURES = [
     ("wrong-granite-linear-rope", "granite", NO_MULTIPLIERS | dict(rope_parameters=LINEAR | {"rope_theta": 10000.0})),
     ("wrong-granite-multipliers", "granite", dict(tie_word_embeddings=False)),
     ("wrong-granite-tied", "granite", NO_MULTIPLIERS | dict(tie_word_embeddings=True)),
+    ("helium-mha", "helium", dict(num_hidden_layers=3)),
+    ("helium-gqa-biases-tied", "helium", dict(
+        num_key_value_heads=2, attention_bias=True, mlp_bias=True, tie_word_embeddings=True,
+        rope_parameters=DEFAULT | {"rope_theta": 2e4})),
 ]
 
 SHARDED = {"qwen3-gqa3-sharded"}

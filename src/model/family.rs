@@ -340,6 +340,17 @@ pub static FAMILIES: &[Family] = &[
         ..LLAMA
     },
     Family {
+        architecture: "HeliumForCausalLM",
+        model_type: "helium",
+        attention_bias: AttentionBias::Key { key: "attention_bias", default: false, with_output: false },
+        head_dim: Some(128),
+        max_position_embeddings: 4096,
+        rms_norm_eps: 1e-8,
+        rope_theta: 1e5,
+        has_rope_in_pairs: true,
+        ..LLAMA
+    },
+    Family {
         architecture: "Qwen3MoeForCausalLM",
         model_type: "qwen3_moe",
         qk_norm: QkNorm::Heads,

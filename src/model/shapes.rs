@@ -58,6 +58,7 @@ const SHAPES: &[Shape] = &[
     row("gemma3-4b",       "google/gemma-3-4b-it",             3_880_263_168, include_str!("shapes/gemma3-4b.json")),
     row("phi-4-mini",      "microsoft/Phi-4-mini-instruct",    3_836_021_760, include_str!("shapes/phi-4-mini.json")),
     row("glm-4-9b-0414",   "zai-org/GLM-4-9B-0414",            9_400_279_040, include_str!("shapes/glm-4-9b-0414.json")),
+    row("helium-1-2b",     "kyutai/helium-1-preview-2b",       2_172_643_840, include_str!("shapes/helium-1-2b.json")),
     row("qwen1.5-moe-a2.7b", "Qwen/Qwen1.5-MoE-A2.7B",        14_315_784_192, include_str!("shapes/qwen1.5-moe-a2.7b.json")),
 ];
 

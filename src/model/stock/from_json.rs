@@ -3,7 +3,9 @@
 use anyhow::{Context, Result};
 use candle_core::{DType, Result as CandleResult, Tensor};
 use candle_nn::VarBuilder;
-use candle_transformers::models::{gemma2, glm4_new, granite, mistral, olmo2, phi3, qwen2, qwen2_moe, smol::smollm3};
+use candle_transformers::models::{
+    gemma2, glm4_new, granite, helium, mistral, olmo2, phi3, qwen2, qwen2_moe, smol::smollm3,
+};
 use serde::de::DeserializeOwned;
 use serde_json::json;
 
@@ -24,6 +26,8 @@ enum Limit {
     Multipliers,
     /// Queries, keys and values without biases.
     NoBiases,
+    /// Biases of queries, keys and values without one of the output.
+    OutputBias,
     Scaling,
     /// Scores that are divided by something else than the square root of the head size.
     Scores,
@@ -95,6 +99,9 @@ modules! {
     GLM4: "Glm4ForCausalLM", glm4_new, glm4_new::ModelForCausalLM,
         |config, weights| Ok(glm4_new::ModelForCausalLM::new(&published(config, &weights)?, weights)?),
         [Scaling], [Angles], 3;
+    HELIUM: "HeliumForCausalLM", helium, helium::Model,
+        |config, weights| Ok(helium::Model::new(&published(config, &weights)?, weights)?),
+        [OutputBias, Scaling], [], 3;
     QWEN2_MOE: "Qwen2MoeForCausalLM", qwen2_moe, qwen2_moe::Model,
         |config, weights| Ok(qwen2_moe::Model::new(&published(config, &weights)?, weights)?),
         [NoBiases, HeadSize, Interval, Scaling, Sliding, Tied], [Angles], 3;
@@ -145,6 +152,9 @@ impl Limit {
             Self::Interval => qwen3_moe::sparse_step(config).is_none().then(|| "it ignores mlp_only_layers".into()),
             Self::Multipliers => has_multipliers(config)
                 .then(|| "it has none of the multipliers of embedding, residual stream, scores and logits".into()),
+            Self::OutputBias => {
+                (qkv_bias && !o_bias).then(|| "it requires a bias of the output of attention with the others".into())
+            }
             Self::NoBiases => (!qkv_bias).then(|| "it requires biases of queries, keys and values".into()),
             Self::Scaling => {
                 rope_scaling(config).map(|name| format!("it does not compute RoPE scaling of type {name}"))
@@ -198,6 +208,8 @@ fn published<C: DeserializeOwned>(config: &ModelConfig, weights: &VarBuilder) ->
     let rotary = (rotary_dim < head_dim).then(|| (rotary_dim as f64 + 0.5) / head_dim as f64);
     let mut published = json!({
         "vocab_size": config.vocab_size,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
         "hidden_size": config.hidden_size,
         "intermediate_size": config.intermediate_size,
         "num_hidden_layers": config.num_hidden_layers,

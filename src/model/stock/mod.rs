@@ -37,6 +37,7 @@ const MODULES: &[Module] = &[
     from_json::PHI3,
     from_json::GLM4,
     from_json::GRANITE,
+    from_json::HELIUM,
     qwen3_moe::MODULE,
     from_json::QWEN2_MOE,
     mixtral::MODULE,
