@@ -67,6 +67,9 @@ FAMILIES = {
     "glm4": ("Glm4Config", "Glm4ForCausalLM", dict(
         hidden_size=64, intermediate_size=48, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
         tie_word_embeddings=False)),
+    "ministral": ("MinistralConfig", "MinistralForCausalLM", dict(
+        hidden_size=64, intermediate_size=48, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
+        tie_word_embeddings=False, sliding_window=8)),
     "helium": ("HeliumConfig", "HeliumForCausalLM", dict(
         hidden_size=64, intermediate_size=48, num_attention_heads=4, num_key_value_heads=4, head_dim=16,
         tie_word_embeddings=False)),
@@ -185,6 +188,9 @@ FIXTURES = [
     ("helium-gqa-biases-tied", "helium", dict(
         num_key_value_heads=2, attention_bias=True, mlp_bias=True, tie_word_embeddings=True,
         rope_parameters=DEFAULT | {"rope_theta": 2e4})),
+    ("ministral-all-sliding", "ministral", dict(num_hidden_layers=3)),
+    ("ministral-some-sliding-wide-heads", "ministral", dict(
+        num_hidden_layers=4, head_dim=32, tie_word_embeddings=True, layer_types=["full_attention"] + 3 * ["sliding_attention"])),
 ]
 
 SHARDED = {"qwen3-gqa3-sharded"}

@@ -265,6 +265,13 @@ pub static FAMILIES: &[Family] = &[
         ..QWEN2
     },
     MISTRAL,
+    Family {
+        architecture: "MinistralForCausalLM",
+        model_type: "ministral",
+        // All, unless `layer_types` says otherwise.
+        sliding_layers: SlidingLayers::AllButEvery { pattern: usize::MAX, is_key: false },
+        ..MISTRAL
+    },
     Family { architecture: "GraniteForCausalLM", model_type: "granite", has_multipliers: true, ..LLAMA },
     Family {
         architecture: "Olmo2ForCausalLM",
