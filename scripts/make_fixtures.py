@@ -341,6 +341,8 @@ def hub_form(config, family):
             hub["layer_types"] = types
     else:
         full = rope
+    if family == "ministral":
+        hub["layer_types"] = config["layer_types"]
     scaling = {key: value for key, value in full.items() if key not in {"rope_theta", "partial_rotary_factor"}}
     if "partial_rotary_factor" in full:
         hub["partial_rotary_factor"] = full["partial_rotary_factor"]
