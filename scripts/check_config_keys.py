@@ -88,15 +88,16 @@ def cases(family):
     return {
         "architectures": [dict(architectures=[other])],
         "model_type": [dict(architectures=MISSING)],
-        "hidden_size": [dict(hidden_size=96)],
+        # Helium needs heads that are together as wide as the model.
+        "hidden_size": [dict(hidden_size=96), dict(hidden_size=128, num_attention_heads=8)],
         "intermediate_size": [dict(intermediate_size=40)],
         "vocab_size": [dict(vocab_size=80)],
         "num_hidden_layers": [dict(num_hidden_layers=3)],
-        "num_attention_heads": [dict(num_attention_heads=8)],
+        "num_attention_heads": [dict(num_attention_heads=8), dict(num_attention_heads=8, head_dim=8)],
         "num_key_value_heads": [
             dict(num_key_value_heads=4), dict(num_key_value_heads=None),
             dict(num_key_value_heads=MISSING, num_attention_heads=32, head_dim=8)],
-        "head_dim": [dict(head_dim=32), dict(head_dim=8), dict(head_dim=MISSING)],
+        "head_dim": [dict(head_dim=32), dict(head_dim=32, num_attention_heads=2), dict(head_dim=8), dict(head_dim=MISSING)],
         "max_position_embeddings": [
             dict(max_position_embeddings=64, rope_parameters={"full_attention": without} if is_nested else without)],
         "rms_norm_eps": [dict(rms_norm_eps=0.1)],
