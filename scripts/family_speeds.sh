@@ -10,7 +10,7 @@ cd "$(dirname "$0")/.."
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 models="synthetic:llama-3.2-1b synthetic:qwen2.5-1.5b synthetic:qwen3-1.7b synthetic:granite-3.3-2b synthetic:olmo2-1b"
-models+=" synthetic:gemma2-2b synthetic:gemma3-1b"
+models+=" synthetic:gemma2-2b synthetic:gemma3-1b synthetic:helium-1-2b"
 for shape in mistral-7b-v0.3:6 smollm3-3b:18 phi-4-mini:12 glm-4-9b-0414:4; do
   name=${shape%:*} layers=${shape#*:}
   sed "s/\"num_hidden_layers\": [0-9]*/\"num_hidden_layers\": $layers/" "src/model/shapes/$name.json" >"$folder/$name-$layers-layers.json"
