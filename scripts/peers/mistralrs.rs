@@ -33,7 +33,7 @@ const PROTOCOL: u32 = 3;
 /// The crate's version, which Cargo.toml states.
 const VERSION: &str = "mistralrs 0.8.1, candle 0.10.2";
 
-/// What the adapter does not do, so that the benchmark is left out.
+/// A request that the adapter does not serve, so that the benchmark is left out.
 #[derive(Debug)]
 struct Unsupported(String);
 
@@ -228,7 +228,7 @@ impl Peer {
     }
 }
 
-/// What candlepower asks of the weights.
+/// The sizes of a model that the answers state.
 struct Weights {
     parameters: u64,
     bytes: u64,

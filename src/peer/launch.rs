@@ -44,7 +44,7 @@ struct Adapter {
     program: Program,
 }
 
-/// What an adapter is, below [`FOLDER`].
+/// The program of an adapter, below [`FOLDER`].
 enum Program {
     /// A file for Python, and its arguments.
     Python(&'static str, &'static [&'static str]),
@@ -180,8 +180,8 @@ fn built(name: &PeerName, package: &Path, program: &str) -> Result<PathBuf> {
     cargo.env_remove("CARGO_BUILD_TARGET").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     let mut cargo = cargo.spawn().context("cargo compiles this peer, and could not be started")?;
     let mut error = None;
-    for message in cargo.stderr.take().into_iter().flat_map(|messages| BufReader::new(messages).lines()) {
-        let message = message?;
+    let messages = cargo.stderr.take().into_iter().flat_map(|messages| BufReader::new(messages).lines());
+    for message in messages.map_while(Result::ok) {
         line.step(message.trim());
         error = error.or_else(|| message.starts_with("error").then(|| text::line(&message)));
     }

@@ -1,7 +1,8 @@
 //! Peers: other systems that run the same models, each in a process of its own, to be measured beside the engines.
 //!
 //! - `name` is the name of a peer in settings and ids.
-//! - `launch` is its command, from `candlepower.toml` or from the adapters of `scripts/peers`, which are part of the program.
+//! - `launch` is its command, from `candlepower.toml` or from the adapters of `scripts/peers`, which are part of the program. Cargo
+//!   builds those that are packages.
 //! - `protocol` holds the messages, which the [guide](crate::guide::peers) specifies.
 //! - `process` is a running peer. It checks every answer.
 

@@ -419,8 +419,8 @@ pub struct Stability {
     pub update_ratios: Vec<f64>,
 }
 
-/// The largest share of a limit that the error of reading the limit explains. Decode steps of engine `tuned`, which read memory as fast as
-/// it gives, had 97 to 105 % on idle machines.
+/// The largest share of a limit that the error of reading the limit explains. `short/llama-mini` on engine `tuned`, whose
+/// decode steps are at the limit, had an MBU of 95 to 105 % in twenty idle runs.
 pub(crate) const LARGEST_SHARE: f64 = 1.05;
 
 /// Limits of the machine, read in short passes around the samples of the benchmark and between its steps. Each is the median of

@@ -126,8 +126,8 @@ pub struct Surroundings {
 }
 
 impl Surroundings {
-    /// Adds the reason for each share that is above 100 % by more than the error of its limit. A limit that moved says something of the machine and nothing of the result: the
-    /// record holds its lowest and highest reading.
+    /// Adds the reason for each share that is above 100 % by more than the error of its limit. A limit that moved says something of the
+    /// machine and nothing of the result: the record holds its lowest and highest reading.
     pub fn judge(&mut self, measures: Option<&Measures>) {
         let Limits { matrix_flops_per_s, read, matrix, .. } = self.limits.medians;
         let read_bytes_per_s = self.limits.medians.read_of(measures);

@@ -1,4 +1,4 @@
-//! The choice of experts for each token, and how evenly experts are used.
+//! The choice of experts for each token, how evenly experts are used, and which of them the last steps used.
 
 use std::{collections::VecDeque, ops::Range};
 
