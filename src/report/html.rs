@@ -5,7 +5,7 @@ use std::fmt::Write;
 use super::{
     joined::Joined,
     plot::Plot,
-    summary::{Card, Summary},
+    summary::{Card, DISTURBED, Summary},
     table::Table,
     trained::Trained,
     write::TRAININGS,
@@ -17,6 +17,9 @@ use crate::{
 
 const STYLE: &str = include_str!("page.css");
 const SCRIPT: &str = include_str!("page.js");
+
+/// More notes than this below a table are folded.
+const MOST_NOTES: usize = 3;
 
 /// The page. `files` are the names of the data files beside it.
 pub fn page(
@@ -43,7 +46,9 @@ pub fn page(
         );
     }
     if !joined.rows.is_empty() {
-        first_screen(&mut body, &Summary::new(joined.rows.iter().map(|row| &row.record)));
+        // The note below this table says what disturbed its rows.
+        let disturbed = tables.iter().position(|table| table.notes.iter().any(|note| note.starts_with('!')));
+        first_screen(&mut body, &Summary::new(joined.rows.iter().map(|row| &row.record)), disturbed);
     }
 
     let links = tables.iter().enumerate().map(|(number, table)| {
@@ -78,8 +83,15 @@ pub fn page(
             body.push_str("</div>\n");
         }
         element(&mut body, &table.rows, table.words, &heading);
+        let is_folded = table.notes.len() > MOST_NOTES;
+        if is_folded {
+            let _ = writeln!(body, "<details><summary>{} notes</summary>", table.notes.len());
+        }
         for note in &table.notes {
             let _ = writeln!(body, "<p class=\"note\">{}</p>", escaped(note));
+        }
+        if is_folded {
+            body.push_str("</details>\n");
         }
         body.push_str("</section>\n");
     }
@@ -114,14 +126,20 @@ pub fn document(title: &str, body: &str) -> String {
     )
 }
 
-/// The limits of the machine, the counts, and one card per model.
-fn first_screen(body: &mut String, summary: &Summary) {
+/// The limits of the machine, the counts, and one card per model. `disturbed` is the number of the first table with a disturbed row.
+fn first_screen(body: &mut String, summary: &Summary, disturbed: Option<usize>) {
     body.push_str("<dl class=\"tiles\">\n");
     for (name, value) in summary.limits() {
         let _ = writeln!(body, "<div><dt>{name}</dt><dd>{}</dd></div>", escaped(&value));
     }
     for (name, count) in summary.counts() {
-        let _ = writeln!(body, "<div><dt>{name}</dt><dd>{count}</dd></div>");
+        let _ = match disturbed.filter(|_| name == DISTURBED) {
+            Some(table) => writeln!(
+                body,
+                "<div class=\"doubt\"><dt>{name}</dt><dd><a href=\"#table-{table}\">{count}</a></dd></div>"
+            ),
+            None => writeln!(body, "<div><dt>{name}</dt><dd>{count}</dd></div>"),
+        };
     }
     body.push_str("</dl>\n");
     let verdicts = summary.verdicts();

@@ -32,10 +32,13 @@ struct Count {
     is_counted: fn(&Record) -> bool,
 }
 
+/// Name of the count of disturbed benchmarks.
+pub(crate) const DISTURBED: &str = "disturbed";
+
 const COUNTS: [Count; 4] = [
     Count { name: "measured", is_counted: |record| record.status == Status::Measured },
     Count { name: "failed", is_counted: |record| record.status == Status::Failed },
-    Count { name: "disturbed", is_counted: is_disturbed },
+    Count { name: DISTURBED, is_counted: is_disturbed },
     Count { name: "deviating", is_counted: |record| record.deviates.is_some() },
 ];
 
@@ -182,7 +185,7 @@ impl<'a> Summary<'a> {
         };
         let disturbed: Vec<&&Record> = self.records.iter().filter(|record| is_disturbed(record)).collect();
         let doubt = |record: &Record| record.conditions.as_ref()?.doubts.first().cloned();
-        lines.extend(several(&disturbed, &doubt).map(|line| ("disturbed", line)));
+        lines.extend(several(&disturbed, &doubt).map(|line| (DISTURBED, line)));
         let deviating: Vec<&&Record> = self.records.iter().filter(|record| record.deviates.is_some()).collect();
         lines.extend(several(&deviating, &|record| record.deviates.clone()).map(|line| ("deviating", line)));
         lines.extend(self.changes(out).map(|line| ("changes", line)));

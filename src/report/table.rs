@@ -372,6 +372,11 @@ const TWINS: &str = "The active twin is a dense decoder as wide as the experts t
 
 /// The tables of the given records. A mark such as `[1]` has the same meaning in all of them.
 pub fn tables<'a>(records: impl Iterator<Item = &'a Record>) -> Vec<Table> {
+    narrow_tables(records, usize::MAX)
+}
+
+/// The same with at most `most` columns in each, and a note that names the others.
+pub fn narrow_tables<'a>(records: impl Iterator<Item = &'a Record>, most: usize) -> Vec<Table> {
     let records: Vec<&Record> = records.collect();
     let mut marks = Vec::new();
     let mut tables = Vec::new();
@@ -388,7 +393,7 @@ pub fn tables<'a>(records: impl Iterator<Item = &'a Record>) -> Vec<Table> {
                 None => groups.push(vec![record]),
             }
         }
-        tables.extend(groups.iter().map(|group| table(family, group, &mut marks)));
+        tables.extend(groups.iter().map(|group| table(family, group, &mut marks, most)));
     }
     tables.extend(dtypes::tables(&records));
     tables
@@ -410,7 +415,7 @@ impl Cells {
     }
 }
 
-fn table(family: &Family, records: &[&Record], marks: &mut Vec<String>) -> Table {
+fn table(family: &Family, records: &[&Record], marks: &mut Vec<String>, most: usize) -> Table {
     let (measured, unmeasured): (Vec<&Record>, Vec<&Record>) =
         records.iter().partition(|record| record.status == Status::Measured);
 
@@ -421,19 +426,21 @@ fn table(family: &Family, records: &[&Record], marks: &mut Vec<String>) -> Table
     });
     let names: Vec<Cells> = names.collect();
     let numbers = number_columns(family, &measured);
-    let headers: Vec<&str> = numbers.iter().map(|column| column.header).collect();
-    let compared = numbers.iter().filter(|column| RATIOS.contains(&column.header));
-    let about_ratios = ratios::note(&measured, compared.flat_map(|column| column.cells.iter().map(String::as_str)));
-    let about_shares = ratios::divisors(&measured, &headers);
     let common = names.iter().chain(&numbers).filter_map(|column| Some((column.header, column.common()?)));
     let common = common.map(|(header, value)| format!("{header} {value}")).collect();
     // A name remains to tell the rows apart.
     let mut names: Vec<Cells> = names.into_iter().filter(|column| column.common().is_none()).collect();
-    let numbers = numbers.into_iter().filter(|column| column.common().is_none());
+    let (common_numbers, mut numbers): (Vec<Cells>, Vec<Cells>) =
+        numbers.into_iter().partition(|column| column.common().is_some());
     if names.is_empty() {
         let cells = measured.iter().map(|record| record.id.clone()).collect();
         names.push(Cells { header: "benchmark", cells, is_property: false });
     }
+    let left_out = numbers.split_off(most.saturating_sub(names.len()).min(numbers.len()));
+    let headers: Vec<&str> = common_numbers.iter().chain(&numbers).map(|column| column.header).collect();
+    let compared = numbers.iter().filter(|column| RATIOS.contains(&column.header));
+    let about_ratios = ratios::note(&measured, compared.flat_map(|column| column.cells.iter().map(String::as_str)));
+    let about_shares = ratios::divisors(&measured, &headers);
 
     let mut used = BTreeSet::new();
     let marked = names.iter().position(|column| column.header == MODEL_HEADER).unwrap_or(0);
@@ -468,6 +475,10 @@ fn table(family: &Family, records: &[&Record], marks: &mut Vec<String>) -> Table
         ));
     }
     definitions.extend(about_ratios.into_iter().chain(about_shares).chain(formats(&measured)));
+    if !left_out.is_empty() {
+        let headers: Vec<&str> = left_out.iter().map(|column| column.header).collect();
+        notes.push(format!("Left out for their width: {}. The data files have the measures.", headers.join(", ")));
+    }
     notes.extend(ratios::doubted(&measured));
     notes.extend(used.into_iter().map(|number| format!("[{}] {}", number + 1, marks[number])));
     let reason = |record: &&Record| {

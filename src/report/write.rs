@@ -41,6 +41,9 @@ const LOG_HEAD: &str = "# Generation log\n";
 /// Folder of the files of trainings in a report.
 pub const TRAININGS: &str = "trainings";
 
+/// Columns of a table in the README and on the page: as many as a window of 1280 pixels shows.
+const MOST_COLUMNS: usize = 10;
+
 /// Writes `<root>/<machine>/<utc>/` and a row of the machine's log, and returns the folder.
 ///
 /// # Errors
@@ -60,7 +63,7 @@ pub fn write(joined: &Joined, trained: &[Trained], root: &Path, now: DateTime<Ut
     let what = if joined.is_sandbox { "Made-up figures, a sandbox of candlepower" } else { "candlepower" };
     let title = format!("{what} on {machine}, {}", now.format("%Y-%m-%d %H:%M UTC"));
     let plots = plots(&joined.rows);
-    let tables = table::tables(joined.rows.iter().map(|row| &row.record));
+    let tables = table::narrow_tables(joined.rows.iter().map(|row| &row.record), MOST_COLUMNS);
 
     let records: Vec<&Record> = joined.rows.iter().map(|row| &row.record).collect();
     let mut data = Vec::new();

@@ -5,6 +5,7 @@ mod page;
 pub use page::page;
 
 use std::{
+    cmp::Ordering,
     collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
@@ -16,7 +17,7 @@ use serde::Serialize;
 
 use super::{
     bisect::short,
-    plot,
+    plot::{self, Course},
     statistics::median,
     table::number,
     text_table::{sparkline, terminal},
@@ -55,6 +56,15 @@ pub struct Point {
     pub commit: String,
     /// Value of the metric.
     pub value: f64,
+    /// True if the record has doubts. Such a point is in no level.
+    pub is_disturbed: bool,
+}
+
+impl Point {
+    /// What marks a disturbed result in a table.
+    fn mark(&self) -> &'static str {
+        if self.is_disturbed { " !" } else { "" }
+    }
 }
 
 /// A change of level.
@@ -130,7 +140,8 @@ pub fn histories(folder: &Path, part: &str, metric: Option<&str>, noise: f64) ->
 
 fn point(record: &Record, value: f64) -> Point {
     let commit = record.software.commit.clone().unwrap_or_else(|| "unknown".into());
-    Point { at: record.at.clone(), commit, value }
+    let is_disturbed = record.conditions.as_ref().is_some_and(|conditions| !conditions.doubts.is_empty());
+    Point { at: record.at.clone(), commit, value, is_disturbed }
 }
 
 /// Results of the reports below a folder: `<machine>/<utc>/results.jsonl`.
@@ -152,18 +163,25 @@ fn results(folder: &Path) -> Result<Vec<PathBuf>> {
 
 /// Partitions the logarithms into levels by optimal partitioning (Jackson et al., 2005). The cost of a level is the sum of
 /// squares around its mean. The penalty of one more level is `3 σ² ln n`, close to that of Zhang and Siegmund (2007). `σ`
-/// comes from the median difference of neighbours and is at least a third of `noise`. Changes within `noise` are dropped.
+/// comes from the median difference of neighbours and is at least a third of `noise`. Changes within `noise` are dropped, and
+/// disturbed points are in no level.
 fn moves(points: &[Point], noise: f64) -> Vec<Move> {
-    let logarithms: Vec<f64> = points.iter().map(|point| point.value.max(f64::MIN_POSITIVE).ln()).collect();
+    let quiet: Vec<(usize, f64)> = points
+        .iter()
+        .enumerate()
+        .filter(|(_, point)| !point.is_disturbed)
+        .map(|(at, point)| (at, point.value))
+        .collect();
+    let logarithms: Vec<f64> = quiet.iter().map(|(_, value)| value.max(f64::MIN_POSITIVE).ln()).collect();
     let starts = levels(&logarithms, noise);
-    let level = |from: usize, to: usize| median(&points[from..to].iter().map(|point| point.value).collect::<Vec<_>>());
+    let level = |from: usize, to: usize| median(&quiet[from..to].iter().map(|(_, value)| *value).collect::<Vec<_>>());
     let mut moves: Vec<Move> = Vec::new();
     for (index, &start) in starts.iter().enumerate().skip(1) {
-        let (from, to) = (starts[index - 1], starts.get(index + 1).copied().unwrap_or(points.len()));
+        let (from, to) = (starts[index - 1], starts.get(index + 1).copied().unwrap_or(quiet.len()));
         let (before, after) = (level(from, start), level(start, to));
         if (after / before).ln().abs() > noise.ln_1p() {
-            let [last_commit, commit] = [start - 1, start].map(|point| points[point].commit.clone());
-            moves.push(Move { point: start, last_commit, commit, before, after });
+            let [last_commit, commit] = [start - 1, start].map(|place| points[quiet[place].0].commit.clone());
+            moves.push(Move { point: quiet[start].0, last_commit, commit, before, after });
         }
     }
     moves
@@ -205,22 +223,84 @@ fn levels(values: &[f64], noise: f64) -> Vec<usize> {
     starts
 }
 
-/// One row for each benchmark, with its values as bars and its last change of level.
-pub fn overview(histories: &[History]) -> String {
-    let mut rows = vec![["benchmark", "runs", "course", "last", "last step", "machine"].map(str::to_owned).to_vec()];
-    for history in histories {
-        let values: Vec<f64> = history.points.iter().map(|point| point.value).collect();
-        rows.push(vec![
-            history.id.clone(),
-            values.len().to_string(),
-            sparkline(&values, COURSE),
-            format!("{} {}", number(values.last().copied()), history.unit),
-            history.moves.last().map_or(String::new(), |step| history.said(step)),
-            history.machine.clone(),
-        ]);
-    }
-    terminal(&rows, 1)
+/// Benchmarks of a machine whose last change of level lies between the same two commits, or that have none.
+pub struct Group<'a> {
+    /// The largest change for the worse first.
+    pub histories: Vec<&'a History>,
 }
+
+/// The groups of the histories: the one with the largest change for the worse first, then those with changes for the better, and
+/// last the benchmarks whose level has not changed.
+pub fn groups<'a>(histories: impl IntoIterator<Item = &'a History>) -> Vec<Group<'a>> {
+    let mut groups: BTreeMap<_, Vec<&History>> = BTreeMap::new();
+    for history in histories {
+        let step = history.moves.last().map(|step| (history.day(step), &step.last_commit, &step.commit));
+        groups.entry((&history.machine, step)).or_default().push(history);
+    }
+    let mut groups: Vec<Group> = groups.into_values().map(|histories| Group { histories }).collect();
+    for group in &mut groups {
+        group.histories.sort_by(|a, b| b.worsening().total_cmp(&a.worsening()).then_with(|| a.id.cmp(&b.id)));
+    }
+    let order = |group: &Group| (group.histories[0].moves.is_empty(), -group.histories[0].worsening());
+    groups.sort_by(|a, b| order(a).partial_cmp(&order(b)).unwrap_or(Ordering::Equal));
+    groups
+}
+
+impl Group<'_> {
+    /// What the benchmarks have in common.
+    pub fn title(&self) -> String {
+        let first = self.histories[0];
+        match first.moves.last() {
+            None => format!("No change of level on {}", first.machine),
+            Some(step) => format!(
+                "Changed on {} between {} and {}, on {}",
+                first.day(step),
+                short(&step.last_commit),
+                short(&step.commit),
+                first.machine
+            ),
+        }
+    }
+}
+
+/// A table for each group, with the values of each benchmark as bars. Disturbed runs have no bar. A long group without a change is
+/// one line.
+pub fn overview(histories: &[History]) -> String {
+    let table = |group: Group| {
+        let title = line(&group.title());
+        let count = group.histories.len();
+        if group.histories[0].moves.is_empty() && count > MOST_UNCHANGED {
+            return format!(
+                "{title}: {count} benchmarks. `candlepower history PART` shows those with PART in their ids.\n"
+            );
+        }
+        let mut rows =
+            vec![["benchmark", "runs", "disturbed", "course", "last", "last step"].map(str::to_owned).to_vec()];
+        for history in &group.histories {
+            let quiet = history.points.iter().filter(|point| !point.is_disturbed);
+            let values: Vec<f64> = quiet.map(|point| point.value).collect();
+            let last = history.points.last();
+            rows.push(vec![
+                history.id.clone(),
+                history.points.len().to_string(),
+                (history.points.len() - values.len()).to_string(),
+                sparkline(&values, COURSE),
+                format!(
+                    "{} {}{}",
+                    number(last.map(|point| point.value)),
+                    history.unit,
+                    last.map_or("", |point| point.mark())
+                ),
+                history.moves.last().map_or(String::new(), |step| history.said(step)),
+            ]);
+        }
+        format!("{title}\n\n{}", terminal(&rows, 1))
+    };
+    groups(histories).into_iter().map(table).collect::<Vec<_>>().join("\n")
+}
+
+/// Benchmarks without a change that are listed.
+const MOST_UNCHANGED: usize = 20;
 
 /// Bars of an overview.
 const COURSE: usize = 16;
@@ -233,7 +313,7 @@ impl History {
         for (place, point) in self.points.iter().enumerate() {
             let step = self.moves.iter().find(|step| step.point == place);
             rows.push(vec![
-                point.at.clone(),
+                format!("{}{}", point.at, point.mark()),
                 short(&point.commit).to_owned(),
                 number(Some(point.value)),
                 step.map_or(String::new(), |step| {
@@ -241,8 +321,12 @@ impl History {
                 }),
             ]);
         }
+        let disturbed = match self.points.iter().any(|point| point.is_disturbed) {
+            true => "! The machine was busy: the point is in no level.\n",
+            false => "",
+        };
         let bisection = self.bisection().map_or(String::new(), |command| format!("\nTo find the commit: {command}\n"));
-        format!("{} on {}\n\n{}{bisection}", line(&self.id), line(&self.machine), terminal(&rows, 2))
+        format!("{} on {}\n\n{}{disturbed}{bisection}", line(&self.id), line(&self.machine), terminal(&rows, 2))
     }
 
     /// The command that finds the commit of the last change of level, if both of its ends are known.
@@ -259,6 +343,12 @@ impl History {
         format!("{} by {change:+.1} %", if self.is_worse(step) { "worse" } else { "better" })
     }
 
+    /// The day on which the new level was first measured.
+    fn day(&self, step: &Move) -> &str {
+        let at = &self.points[step.point].at;
+        at.get(..10).unwrap_or(at)
+    }
+
     fn is_worse(&self, step: &Move) -> bool {
         (step.after > step.before) != (self.better == Better::Higher)
     }
@@ -269,13 +359,22 @@ impl History {
         worse.map_or(0.0, |step| (step.after / step.before).ln().abs())
     }
 
-    /// A plot of the points as SVG, with a line at each change of level.
+    /// A plot of the points as SVG, with a line at each change of level, and disturbed points in grey.
     pub fn plot(&self) -> String {
-        let values: Vec<f64> = self.points.iter().map(|point| point.value).collect();
         let commits: Vec<&str> =
             self.points.iter().map(|point| point.commit.get(..7).unwrap_or(&point.commit)).collect();
-        let moved: Vec<usize> = self.moves.iter().map(|moved| moved.point).collect();
-        plot::history(&values, &commits, &moved, &format!("{}, {}", self.metric, self.unit))
+        plot::history(&self.course(), &commits, &format!("{}, {}", self.metric, self.unit))
+    }
+
+    fn course(&self) -> Course {
+        let places = |is_in: &dyn Fn(&Point) -> bool| {
+            self.points.iter().enumerate().filter(|(_, point)| is_in(point)).map(|(place, _)| place).collect()
+        };
+        Course {
+            values: self.points.iter().map(|point| point.value).collect(),
+            moved: self.moves.iter().map(|moved| moved.point).collect(),
+            disturbed: places(&|point| point.is_disturbed),
+        }
     }
 }
 
@@ -299,6 +398,7 @@ mod tests {
                 at: format!("{number:03}"),
                 commit: format!("c{number}"),
                 value: level * noise(),
+                is_disturbed: false,
             })
             .collect()
     }
@@ -318,6 +418,42 @@ mod tests {
             assert_eq!((found[0].last_commit.as_str(), found[0].commit.as_str()), ("c11", "c12"));
             assert!((found[1].after / found[1].before - 110.0 / 93.0).abs() < 0.03);
         }
+    }
+
+    #[test]
+    fn disturbed_points_are_in_no_level() {
+        let mut points = points(&[(100.0, 12), (50.0, 1), (100.0, 6), (80.0, 10)], 2);
+        points[12].is_disturbed = true;
+        points[19].is_disturbed = true;
+        let found = moves(&points, 0.03);
+        assert_eq!(found.iter().map(|moved| moved.point).collect::<Vec<_>>(), [20]);
+        assert_eq!((found[0].last_commit.as_str(), found[0].commit.as_str()), ("c18", "c20"));
+    }
+
+    #[test]
+    fn what_changed_together_is_a_group_and_the_worst_comes_first() {
+        let history = |id: &str, levels: &[(f64, usize)]| {
+            let points = points(levels, 3);
+            History {
+                id: id.into(),
+                machine: "here".into(),
+                metric: "tokens_per_s".into(),
+                unit: "",
+                better: Better::Higher,
+                moves: moves(&points, 0.03),
+                points,
+            }
+        };
+        let all = [
+            history("same", &[(100.0, 22)]),
+            history("better", &[(100.0, 8), (120.0, 14)]),
+            history("worse", &[(100.0, 12), (90.0, 10)]),
+            history("worst", &[(100.0, 12), (70.0, 10)]),
+        ];
+        let ids = |group: &Group| group.histories.iter().map(|history| history.id.clone()).collect::<Vec<_>>();
+        let groups = groups(&all);
+        assert_eq!(groups.iter().map(ids).collect::<Vec<_>>(), [vec!["worst", "worse"], vec!["better"], vec!["same"]]);
+        assert_eq!(groups[0].title(), "Changed on 012 between c11 and c12, on here");
     }
 
     #[test]
@@ -347,7 +483,7 @@ mod tests {
         assert!(moves(&[], 0.03).is_empty());
         assert!(moves(&points(&[(5.0, 1)], 0), 0.03).is_empty());
         let equal: Vec<Point> =
-            (0..10).map(|n| Point { at: n.to_string(), commit: String::new(), value: 7.0 }).collect();
+            points(&[(7.0, 10)], 0).into_iter().map(|point| Point { value: 7.0, ..point }).collect();
         assert!(moves(&equal, 0.0).is_empty());
         let doubled = points(&[(100.0, 3), (200.0, 1)], 0);
         assert_eq!(moves(&doubled, 0.03).len(), 1, "a jump shows at once");

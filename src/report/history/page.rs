@@ -1,8 +1,9 @@
-//! The history of a machine as an HTML page: a row with a sparkline for each benchmark, the largest step for the worse first.
+//! The history of a machine as an HTML page: a table for each group of benchmarks that changed together, with a row for each
+//! benchmark.
 
 use std::fmt::Write;
 
-use super::{History, short};
+use super::{Group, History, groups, short};
 use crate::{
     report::{html, plot, table::number},
     text::xml as escaped,
@@ -10,20 +11,28 @@ use crate::{
 
 /// The page of a machine. `histories` are those of its benchmarks.
 pub fn page(machine: &str, histories: &[&History]) -> String {
-    let mut histories: Vec<&History> = histories.to_vec();
-    histories.sort_by(|a, b| b.worsening().total_cmp(&a.worsening()).then_with(|| a.id.cmp(&b.id)));
     let title = format!("History of {machine}");
     let moved = histories.iter().filter(|history| !history.moves.is_empty()).count();
+    let disturbed = histories.iter().flat_map(|history| &history.points).filter(|point| point.is_disturbed).count();
     let mut body = format!("<main>\n<h1>{}</h1>\n", escaped(&title));
     let _ = writeln!(
         body,
-        "<p>{} benchmarks, {moved} with a change of level. A dot marks the first run of a new level, and the last run.</p>",
+        "<p>{} benchmarks, {moved} with a change of level. A dot marks the first run of a new level, and the last run. \
+         {disturbed} results are disturbed: they have a grey dot and are in no level.</p>",
         histories.len()
     );
+    for group in groups(histories.iter().copied()) {
+        table(&mut body, &group);
+    }
+    body.push_str("</main>\n");
+    html::document(&title, &body)
+}
+
+fn table(body: &mut String, group: &Group) {
+    let title = escaped(&group.title());
     let _ = writeln!(
         body,
-        "<div class=\"wide\" role=\"region\" aria-label=\"{}\" tabindex=\"0\"><table>\n<thead><tr>",
-        escaped(&title)
+        "<h2>{title}</h2>\n<div class=\"wide\" role=\"region\" aria-label=\"{title}\" tabindex=\"0\"><table>\n<thead><tr>"
     );
     for (header, is_word) in [
         ("benchmark", true),
@@ -38,9 +47,7 @@ pub fn page(machine: &str, histories: &[&History]) -> String {
         let _ = write!(body, "<th scope=\"col\"{class}><button type=\"button\">{header}</button></th>");
     }
     body.push_str("</tr></thead>\n<tbody>\n");
-    for history in histories {
-        let values: Vec<f64> = history.points.iter().map(|point| point.value).collect();
-        let places: Vec<usize> = history.moves.iter().map(|moved| moved.point).collect();
+    for history in &group.histories {
         let step = history.moves.last();
         let commits = step.map(|step| {
             format!(
@@ -55,16 +62,12 @@ pub fn page(machine: &str, histories: &[&History]) -> String {
              <td class=\"word\">{}</td><td class=\"word\">{}</td></tr>",
             escaped(&history.id),
             escaped(&format!("{} {}", history.metric, history.unit)),
-            values.len(),
-            plot::sparkline(&values, &places),
-            number(values.last().copied()),
-            step.map_or(String::new(), |step| {
-                let at = history.points[step.point].at.get(..10).unwrap_or_default();
-                escaped(&format!("{} at {at}", history.said(step)))
-            }),
+            history.points.len(),
+            plot::sparkline(&history.course()),
+            number(history.points.last().map(|point| point.value)),
+            step.map_or(String::new(), |step| escaped(&format!("{} at {}", history.said(step), history.day(step)))),
             commits.unwrap_or_default(),
         );
     }
-    body.push_str("</tbody></table></div>\n</main>\n");
-    html::document(&title, &body)
+    body.push_str("</tbody></table></div>\n");
 }

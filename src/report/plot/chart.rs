@@ -1,5 +1,5 @@
-//! Charts as SVG text: axes, marks, and a legend beside the chart. Text and axes have the colour of the surrounding text, so
-//! that a chart suits light and dark pages.
+//! Charts as SVG text: axes, marks, and a legend below the chart, so that a phone shows both. Text and axes have the colour of the
+//! surrounding text, so that a chart suits light and dark pages.
 
 use std::fmt::Write;
 
@@ -12,7 +12,7 @@ const COLOURS: [&str; 7] = ["#0072b2", "#d55e00", "#009e73", "#b5599a", "#a87b00
 /// Lengths of dashes and gaps. The first is a solid line.
 const DASHES: [&str; 4] = ["", "7 4", "2 3", "10 3 2 3"];
 
-const WIDTH: f64 = 800.0;
+const WIDTH: f64 = 590.0;
 const HEIGHT: f64 = 360.0;
 const TOP: f64 = 16.0;
 const BOTTOM: f64 = 52.0;
@@ -20,10 +20,11 @@ const LEFT: f64 = 70.0;
 /// Width of a character and height of a line of text, about.
 const CHARACTER: f64 = 7.1;
 const LINE: f64 = 14.0;
-/// Width of the legend, beside the chart.
-const LEGEND: f64 = 230.0;
+/// Height of a row of the legend, and the width of a colour or dash with its distance from the text.
+const LEGEND_ROW: f64 = 20.0;
+const KEY: f64 = 28.0;
 /// Longest text of the legend. The rest is left out in the middle.
-const LEGEND_CHARS: usize = 24;
+const LEGEND_CHARS: usize = 36;
 
 /// Labels of a linear axis. Its steps are never as small as that.
 const MOST_TICKS: usize = 20;
@@ -186,6 +187,13 @@ enum Key {
     Text,
 }
 
+impl Key {
+    /// Its width, with its distance from the text.
+    fn width(&self) -> f64 {
+        if matches!(self, Self::Text) { 0.0 } else { KEY }
+    }
+}
+
 impl Chart {
     /// A chart without marks.
     pub fn new(x: Axis, y: Axis) -> Self {
@@ -213,8 +221,7 @@ impl Chart {
     }
 
     fn right(&self) -> f64 {
-        // A chart with a row for each name has no legend.
-        self.width() - if matches!(self.y.scale, Scale::Names(_)) { 20.0 } else { LEGEND }
+        self.width() - 20.0
     }
 
     fn at(&self, (x, y): (f64, f64)) -> (f64, f64) {
@@ -395,14 +402,31 @@ impl Chart {
         (y1 - y0).atan2(x1 - x0).to_degrees()
     }
 
+    /// The place of each entry of the legend: from left to right, in as many rows as it takes.
+    fn legend(&self) -> Vec<(f64, f64, &Key, String)> {
+        let (mut x, mut y) = (LEFT, self.height + LEGEND_ROW / 2.0);
+        let mut entries = Vec::new();
+        for (key, text) in &self.legend {
+            let text = shortened(text, LEGEND_CHARS);
+            let width = key.width() + CHARACTER * text.chars().count() as f64;
+            if x > LEFT && x + width > self.right() {
+                (x, y) = (LEFT, y + LEGEND_ROW);
+            }
+            entries.push((x, y, key, text));
+            x += width + 14.0;
+        }
+        entries
+    }
+
     /// The chart as SVG. `title` describes it to people who cannot see it.
     pub fn svg(self, title: &str) -> String {
         let (width, bottom, right) = (self.width(), self.height - BOTTOM, self.right());
+        let legend = self.legend();
+        let height = self.height + legend.last().map_or(0.0, |(_, y, ..)| y - self.height + LEGEND_ROW);
         let mut svg = format!(
-            "<svg xmlns=\"http://www.w3.org/2000/svg\" role=\"img\" aria-label=\"{}\" viewBox=\"0 0 {width:.0} {:.0}\" \
+            "<svg xmlns=\"http://www.w3.org/2000/svg\" role=\"img\" aria-label=\"{}\" viewBox=\"0 0 {width:.0} {height:.0}\" \
              font-family=\"sans-serif\" font-size=\"14\" fill=\"currentColor\">\n",
             xml(title),
-            self.height
         );
         for (value, label) in self.x.ticks() {
             let (x, _) = self.at((value, 0.0));
@@ -448,9 +472,8 @@ impl Chart {
             );
         }
         svg.push_str(&self.marks);
-        for (number, (key, text)) in self.legend.iter().enumerate() {
-            let (x, y) = (right + 18.0, TOP + 8.0 + 20.0 * number as f64);
-            let indent = match key {
+        for (x, y, key, text) in legend {
+            match key {
                 Key::Colour(colour) => {
                     let _ = writeln!(
                         svg,
@@ -458,7 +481,6 @@ impl Chart {
                         y - 5.0,
                         colour.name()
                     );
-                    28.0
                 }
                 Key::Dash(dash) => {
                     let lengths = DASHES[dash % DASHES.len()];
@@ -470,12 +492,10 @@ impl Chart {
                         x + 11.0,
                         if *dash == 0 { 1.0 } else { 0.15 },
                     );
-                    28.0
                 }
-                Key::Text => 0.0,
-            };
-            let text = shortened(text, LEGEND_CHARS);
-            let _ = writeln!(svg, "<text x=\"{:.1}\" y=\"{:.1}\">{}</text>", x + indent, y + 4.5, xml(&text));
+                Key::Text => {}
+            }
+            let _ = writeln!(svg, "<text x=\"{:.1}\" y=\"{:.1}\">{}</text>", x + key.width(), y + 4.5, xml(&text));
         }
         svg.push_str("</svg>");
         svg

@@ -23,9 +23,28 @@ impl Value {
     }
 }
 
+/// Weights of a large model. Bars of absolute values show small and large models apart: beside a large one, the other's bars are
+/// either too small to read or the only ones.
+const LARGE_BYTES: u64 = 500_000_000;
+
+/// The models of a plot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Of {
+    All,
+    Small,
+    Large,
+}
+
+impl Of {
+    fn includes(self, row: &Row) -> bool {
+        let is_large = row.record.subject.weight_bytes.is_some_and(|bytes| bytes >= LARGE_BYTES);
+        self == Self::All || (self == Self::Large) == is_large
+    }
+}
+
 /// Generated tokens per second.
-pub fn tokens_per_s(rows: &[Row]) -> Option<Chart> {
-    by_scenario(rows, "tok/s", false, |row| {
+pub fn tokens_per_s(rows: &[Row], of: Of) -> Option<Chart> {
+    by_scenario(rows, of, "tok/s", false, |row| {
         let measures = row.generation()?;
         let tokens = (measures.sequences() * measures.generated_tokens) as f64;
         let rate = |ns: f64| tokens / ns * 1e9;
@@ -36,17 +55,21 @@ pub fn tokens_per_s(rows: &[Row]) -> Option<Chart> {
 
 /// Share of the bandwidth.
 pub fn mbu(rows: &[Row]) -> Option<Chart> {
-    by_scenario(rows, "% of bandwidth", true, |row| Some(Value::plain(trusted_share(&row.record, "mbu")? * 100.0)))
+    by_scenario(rows, Of::All, "% of bandwidth", true, |row| {
+        Some(Value::plain(trusted_share(&row.record, "mbu")? * 100.0))
+    })
 }
 
 /// Share of the matrix rate.
 pub fn mfu(rows: &[Row]) -> Option<Chart> {
-    by_scenario(rows, "% of matrix rate", true, |row| Some(Value::plain(trusted_share(&row.record, "mfu")? * 100.0)))
+    by_scenario(rows, Of::All, "% of matrix rate", true, |row| {
+        Some(Value::plain(trusted_share(&row.record, "mfu")? * 100.0))
+    })
 }
 
 /// Peak memory beside the weights.
-pub fn memory(rows: &[Row]) -> Option<Chart> {
-    by_scenario(rows, "peak memory, MB", false, |row| {
+pub fn memory(rows: &[Row], of: Of) -> Option<Chart> {
+    by_scenario(rows, of, "peak memory, MB", false, |row| {
         let notch = row.record.subject.weight_bytes.map(|bytes| bytes as f64 / 1e6);
         Some(Value { notch, ..Value::plain(row.generation()?.peak_bytes? as f64 / 1e6) })
     })
@@ -59,8 +82,9 @@ fn is_over_a_size(row: &Row) -> bool {
 
 /// Bars grouped by scenario: a colour for each model, and lighter bars for each further engine. Scenarios over a size have bars
 /// only if there are no others, because the names of all scenarios do not fit below an axis.
-fn by_scenario(rows: &[Row], unit: &str, is_share: bool, value: fn(&Row) -> Option<Value>) -> Option<Chart> {
-    let mut rows: Vec<&Row> = generations(rows, false).into_iter().filter(|row| value(row).is_some()).collect();
+fn by_scenario(rows: &[Row], of: Of, unit: &str, is_share: bool, value: fn(&Row) -> Option<Value>) -> Option<Chart> {
+    let is_shown = |row: &&Row| of.includes(row) && value(row).is_some();
+    let mut rows: Vec<&Row> = generations(rows, false).into_iter().filter(is_shown).collect();
     if rows.iter().any(|row| !is_over_a_size(row)) {
         rows.retain(|row| !is_over_a_size(row));
     }
@@ -98,24 +122,31 @@ fn by_scenario(rows: &[Row], unit: &str, is_share: bool, value: fn(&Row) -> Opti
     Some(chart)
 }
 
-/// Time to first token over the length of the prompt.
-pub fn ttft(rows: &[Row]) -> Option<Chart> {
-    let rows = generations(rows, false);
-    let points: Vec<(f64, f64)> = rows
+/// Lengths of prompts that are shown as bars. More are an axis.
+const FEW_LENGTHS: usize = 3;
+
+/// Time to first token: bars, or points over the length of the prompt where there are many lengths. A logarithmic axis then has room
+/// for models of all sizes.
+pub fn ttft(rows: &[Row], of: Of) -> Option<Chart> {
+    let own = generations(rows, false);
+    let points: Vec<(f64, f64)> = own
         .iter()
         .filter_map(|row| row.generation())
         .map(|measures| (measures.prompt_tokens as f64, measures.ttft_ms))
         .collect();
-    if points.is_empty() {
+    if distinct(points.iter().map(|(length, _)| length.to_string())).len() <= FEW_LENGTHS {
+        return by_scenario(rows, of, "TTFT, ms", false, |row| Some(Value::plain(row.generation()?.ttft_ms)));
+    }
+    if of == Of::Large {
         return None;
     }
-    let styles = Styles::new(&rows, model, variant);
+    let styles = Styles::new(&own, model, variant);
     let mut chart = Chart::new(
         Axis::at(points.iter().map(|(x, _)| *x).collect(), "prompt, tokens"),
         Axis::new(Scale::log(points.iter().map(|(_, y)| *y)), "TTFT, ms"),
     );
     styles.explain(&mut chart);
-    for (row, point) in rows.iter().zip(points) {
+    for (row, point) in own.iter().zip(points) {
         chart.dot(point, styles.of(row));
     }
     Some(chart)
@@ -346,7 +377,8 @@ mod tests {
             assert!(draw(&rows[5..]).is_none());
         }
         // The names of a few scenarios fit below the bars.
-        let names = |rows: &[Row]| tokens_per_s(rows).expect("values").svg("a plot").matches(">depth-").count();
+        let names =
+            |rows: &[Row]| tokens_per_s(rows, Of::All).expect("values").svg("a plot").matches(">depth-").count();
         assert_eq!((names(&rows), names(&rows[..5])), (0, 5));
     }
 }

@@ -17,7 +17,8 @@ use resvg::{tiny_skia, usvg};
 
 pub use chart::shortened;
 use chart::{Chart, Colour, Style};
-pub use over_time::{Over, history, loss_curve, over_seconds, sparkline};
+use generation::Of;
+pub use over_time::{Course, Over, history, loss_curve, over_seconds, sparkline};
 pub use serving::latency_over_rate;
 
 use super::joined::{MOST_PLOTTED, Row};
@@ -88,13 +89,20 @@ const fn plot(file: &'static str, beside: TableKey, title: &'static str, draw: f
 }
 
 #[rustfmt::skip]
-const PLOTS: [PlotRow; 20] = [
+const PLOTS: [PlotRow; 23] = [
     plot("tokens_per_s.svg", TableKey::Generation,
-        "Generated tokens per second, end to end, with Criterion's 95 % interval", generation::tokens_per_s),
-    plot("ttft.svg", TableKey::Generation, "Time to first token over the length of the prompt", generation::ttft),
+        "Generated tokens per second, end to end, with Criterion's 95 % interval", |rows| generation::tokens_per_s(rows, Of::Small)),
+    plot("tokens_per_s_large.svg", TableKey::Generation,
+        "Generated tokens per second of models above 500 MB", |rows| generation::tokens_per_s(rows, Of::Large)),
+    plot("ttft.svg", TableKey::Generation, "Time to first token", |rows| generation::ttft(rows, Of::Small)),
+    plot("ttft_large.svg", TableKey::Generation,
+        "Time to first token of models above 500 MB", |rows| generation::ttft(rows, Of::Large)),
     plot("mbu.svg", TableKey::Generation, "Decode: share of the measured memory bandwidth (MBU)", generation::mbu),
     plot("mfu.svg", TableKey::Generation, "Prefill: share of the measured matrix rate (MFU)", generation::mfu),
-    plot("memory.svg", TableKey::Generation, "Peak memory, with a line at the size of the weights", generation::memory),
+    plot("memory.svg", TableKey::Generation,
+        "Peak memory, with a line at the size of the weights", |rows| generation::memory(rows, Of::Small)),
+    plot("memory_large.svg", TableKey::Generation,
+        "Peak memory of models above 500 MB, with a line at the size of the weights", |rows| generation::memory(rows, Of::Large)),
     plot("roofline.svg", TableKey::Generation, "Roofline: rate over operations per byte that must be read", generation::roofline),
     plot("step_latency.svg", TableKey::Generation,
         "Inter-token latency over position, in the longest scenarios", generation::step_latency),

@@ -12,8 +12,18 @@ use crate::record::measures::TableKey;
 /// Labels below a history.
 const MOST_LABELS: usize = 10;
 
-/// A line plot of values with a name below some of them, and a vertical line at each index of `moved`.
-pub fn history(values: &[f64], names: &[&str], moved: &[usize], unit: &str) -> String {
+/// The values of a benchmark in the order of its runs.
+pub struct Course {
+    pub values: Vec<f64>,
+    /// Places at which a new level begins.
+    pub moved: Vec<usize>,
+    /// Places of disturbed runs.
+    pub disturbed: Vec<usize>,
+}
+
+/// A line plot of a course with a name below some of its values, and a vertical line before each new level.
+pub fn history(course: &Course, names: &[&str], unit: &str) -> String {
+    let Course { values, moved, disturbed } = course;
     let every = values.len().div_ceil(MOST_LABELS).max(1);
     let name = |(place, name): (usize, &&str)| if place % every == 0 { (*name).to_owned() } else { String::new() };
     let names = names.iter().enumerate().map(name).collect();
@@ -25,13 +35,18 @@ pub fn history(values: &[f64], names: &[&str], moved: &[usize], unit: &str) -> S
     if !moved.is_empty() {
         chart.dash_key(1, "change of level");
     }
-    let points: Vec<(f64, f64)> = values.iter().enumerate().map(|(place, value)| (place as f64, *value)).collect();
-    chart.dotted_line(&points, ONLY);
+    let (busy, quiet): (Vec<_>, Vec<_>) = values.iter().enumerate().partition(|(place, _)| disturbed.contains(place));
+    let points = |of: Vec<(usize, &f64)>| of.iter().map(|(place, value)| (*place as f64, **value)).collect::<Vec<_>>();
+    chart.dotted_line(&points(quiet), ONLY);
+    points(busy).iter().for_each(|point| chart.dot(*point, Style { colour: Colour::NEUTRAL, dash: 0 }));
+    if !disturbed.is_empty() {
+        chart.colour_key(Colour::NEUTRAL, "disturbed");
+    }
     super::standalone(&chart.svg(&format!("{unit} over commits")))
 }
 
-/// A line of values without axes, 120 by 24 pixels, with a dot at each index of `moved` and at the last value.
-pub fn sparkline(values: &[f64], moved: &[usize]) -> String {
+/// A course as a line without axes, 120 by 24 pixels, with a dot at each new level, at each disturbed run and at the last value.
+pub fn sparkline(Course { values, moved, disturbed }: &Course) -> String {
     const WIDTH: f64 = 120.0;
     const HEIGHT: f64 = 24.0;
     const EDGE: f64 = 3.0;
@@ -41,17 +56,20 @@ pub fn sparkline(values: &[f64], moved: &[usize]) -> String {
         let x = EDGE + (WIDTH - 2.0 * EDGE) * place as f64 / (values.len() - 1).max(1) as f64;
         (x, HEIGHT - EDGE - (HEIGHT - 2.0 * EDGE) * share)
     };
-    let points: Vec<String> = (0..values.len()).map(at).map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
+    let quiet = (0..values.len()).filter(|place| !disturbed.contains(place));
+    let points: Vec<String> = quiet.map(at).map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
     let mut svg = format!(
         "<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" width=\"{WIDTH}\" height=\"{HEIGHT}\" aria-hidden=\"true\">\
          <polyline fill=\"none\" stroke=\"currentColor\" stroke-width=\"1.5\" points=\"{}\"/>",
         points.join(" ")
     );
-    for (place, class) in moved.iter().map(|place| (*place, "step")).chain([(values.len().saturating_sub(1), "last")]) {
-        if place < values.len() {
-            let (x, y) = at(place);
-            let _ = write!(svg, "<circle class=\"{class}\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3\"/>");
-        }
+    let classes = [(disturbed.as_slice(), "disturbed"), (moved, "step"), (&[values.len().saturating_sub(1)], "last")];
+    let dots = classes.iter().flat_map(|(places, class)| places.iter().map(move |place| (*place, *class)));
+    for (place, class) in
+        dots.filter(|(place, class)| *place < values.len() && (*class != "last" || !disturbed.contains(place)))
+    {
+        let (x, y) = at(place);
+        let _ = write!(svg, "<circle class=\"{class}\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3\"/>");
     }
     svg + "</svg>"
 }
