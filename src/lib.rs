@@ -117,7 +117,6 @@ pub mod wrap;
 // The tests of this package use these modules. They are not part of the API and change without notice.
 #[doc(hidden)]
 pub mod config;
-#[cfg(feature = "cli")]
 #[doc(hidden)]
 pub mod duel;
 #[doc(hidden)]

@@ -37,6 +37,8 @@ const SHORT: [&str; 2] = ["--measurement-time", "0.1"];
 const SERVING: &str = "serving";
 /// Gives two models one name.
 const TWICE: &str = "TWICE";
+/// Time of a forward pass.
+const STEP_MS: &str = "STEP_MS";
 const VOCAB_SIZE: usize = 100;
 
 /// Counts upwards, until it fails as its name says.
@@ -48,7 +50,8 @@ struct Model {
 impl CausalLm for Model {
     fn forward(&mut self, tokens: &[u32], _: usize) -> Result<Tensor> {
         // Long beside what the suite adds.
-        std::thread::sleep(std::time::Duration::from_millis(2));
+        let ms = std::env::var(STEP_MS).map_or(2, |ms| ms.parse().expect("a number"));
+        std::thread::sleep(std::time::Duration::from_millis(ms));
         let mut logits = [0f32; VOCAB_SIZE];
         let last = tokens[tokens.len() - 1] as usize;
         match self.name {
@@ -658,6 +661,38 @@ fn options_that_are_not_utf8_or_too_large_are_refused() {
     }
 }
 
+/// The program of a baseline is kept, and measured in turns with another one.
+#[cfg(unix)]
+fn a_baseline_is_measured_in_turns_with_its_program() {
+    let world = World::new();
+    let filter = ["--bench", "^tiny/first"];
+    let saved = world.run(&[&filter[..], &["--save-baseline", "before"]].concat(), &[]);
+    assert!(saved.status.success(), "{}", stderr(&saved));
+    let program = std::env::current_exe().expect("this program");
+    let kept = world.path("criterion/candlepower-programs/before/bench_target");
+    assert_eq!(fs::read(&kept).expect("the program"), fs::read(&program).expect("this program"));
+    let compare = || world.run(&[&filter[..], &["--baseline", "before"]].concat(), &[]);
+    let text = |output: &Output| String::from_utf8_lossy(&output.stdout).into_owned();
+    let in_turns = |output: &Output| text(output).contains("ratios B / A");
+    assert!(!in_turns(&compare()), "the same program is not measured again");
+
+    // Its steps take three milliseconds instead of two.
+    let earlier = format!("#!/bin/sh\n{STEP_MS}=3 exec '{}' \"$@\"\n", program.display());
+    fs::write(&kept, earlier).expect("written");
+    let output = compare();
+    assert!(output.status.success() && in_turns(&output), "{}{}", text(&output), stderr(&output));
+    assert!(text(&output).contains(" faster "), "{}", text(&output));
+
+    fs::write(&kept, "#!/bin/sh\nexit 3\n").expect("written");
+    let output = compare();
+    let reason = "the program of baseline before could not be measured in turns with this one: side A (before)";
+    assert!(output.status.success() && stderr(&output).contains(reason), "{}", stderr(&output));
+    assert!(!in_turns(&output) && text(&output).contains("before"), "the two runs are compared: {}", text(&output));
+}
+
+#[cfg(not(unix))]
+fn a_baseline_is_measured_in_turns_with_its_program() {}
+
 fn main() -> ExitCode {
     if std::env::var_os(BENCH_TARGET).is_some() {
         return bench_target();
@@ -685,6 +720,7 @@ fn main() -> ExitCode {
             ("a_disturbed_run_is_no_baseline", a_disturbed_run_is_no_baseline),
             ("batches_of_the_settings_run", batches_of_the_settings_run),
             ("a_record_is_repeated_by_its_command", a_record_is_repeated_by_its_command),
+            ("a_baseline_is_measured_in_turns_with_its_program", a_baseline_is_measured_in_turns_with_its_program),
         ],
     );
     ExitCode::SUCCESS

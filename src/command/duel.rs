@@ -9,6 +9,7 @@ use super::{compare::percent, flags::Format};
 use crate::{
     duel::{self, Filter, Rules, Side},
     output,
+    runner::{Catalogue, Session, Target},
     settings::Settings,
 };
 
@@ -101,7 +102,12 @@ pub struct DuelSide {
 
 impl DuelSide {
     pub fn run(self) -> Result<ExitCode> {
-        duel::serve(self.target.as_deref())?;
+        if let Some(target) = &self.target {
+            Target::named(target)?.set_up();
+        }
+        let session = Session::new(Settings::load(&[])?)?;
+        let catalogue = Catalogue::new(&session);
+        duel::serve(session, catalogue)?;
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -15,6 +15,7 @@ use chrono::Utc;
 use rand::{Rng, SeedableRng, rngs::ChaCha8Rng};
 
 use super::{
+    SIDE,
     filter::Filter,
     process::{Answer, Process},
     protocol::{Listed, Sample},
@@ -142,7 +143,7 @@ pub fn measure([a, b]: [&Program; 2], rules: &Rules, folders: Folders, mut progr
 /// Starts a side for the benchmarks of a bench target, or to list all.
 fn start(name: &str, program: &Program, target: Option<&str>, folders: Folders) -> Result<Process> {
     let mut command = Command::new(&program.path);
-    command.arg("duel-side").args(target);
+    command.arg(SIDE).args(target.filter(|target| !target.is_empty()));
     command.envs(program.settings.iter().map(|(key, value)| (variable(key), value)));
     let log = folders.logs.join(format!("side-{}.log", name.to_lowercase()));
     Process::start(&format!("side {name} ({})", text::line(&program.given)), command, &log)

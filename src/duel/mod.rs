@@ -1,6 +1,7 @@
 //! Duels: two versions of the program measured in turns, to judge a change on a machine that is never quiet.
 //!
 //! ```text
+//! commits     a duel of two sides, whose programs it builds
 //! side        what the user typed: a revision, a checkout of Candle, features, settings
 //!   slot      a folder below target/duel, locked while the duel runs
 //!   build     a worktree of each side's commit, built by Cargo under a guard
@@ -10,65 +11,35 @@
 //! serve       the other end of the protocol, in the process of a side
 //! ```
 
+#[cfg(feature = "cli")]
 pub(crate) mod bisect;
+#[cfg(feature = "cli")]
 mod build;
+#[cfg(feature = "cli")]
+mod commits;
 mod contest;
 mod filter;
+#[cfg(feature = "cli")]
 mod guard;
 mod process;
 mod protocol;
 mod sequential;
 mod serve;
+#[cfg(feature = "cli")]
 mod side;
+#[cfg(feature = "cli")]
 mod slot;
 
+#[cfg(feature = "cli")]
+pub(crate) use commits::run;
 pub use contest::{Folders, Program, Rules, measure};
 pub(crate) use filter::Filter;
+#[cfg(feature = "cli")]
 pub(crate) use guard::guard;
 pub(crate) use process::{Answer, Process};
 pub(crate) use serve::serve;
+#[cfg(feature = "cli")]
 pub(crate) use side::Side;
 
-use std::{env, path};
-
-use anyhow::{Context, Result};
-
-use crate::{git, record::check_writable, report, settings};
-
-/// The checkout around the working directory, and the folder of its duels.
-fn checkout() -> Result<(path::PathBuf, path::PathBuf)> {
-    let repository = git::git(path::Path::new("."), &["rev-parse", "--show-toplevel"])
-        .context("a duel builds commits of a checkout of candlepower: run it in one")?;
-    let root = settings::cargo_target_of(path::Path::new(&repository)).join("duel");
-    Ok((repository.into(), root))
-}
-
-/// Builds both sides, measures them in turns, and removes what it built. `progress` gets a line after each benchmark.
-///
-/// # Errors
-/// When a side cannot be built, and see [`measure`].
-pub(crate) fn run(
-    [a, b]: [&Side; 2],
-    rules: &Rules,
-    out: &path::Path,
-    progress: impl FnMut(&str),
-) -> Result<report::duel::Duel> {
-    let (repository, root) = checkout()?;
-    let repository = repository.as_path();
-    check_writable(out)?;
-    let program = env::current_exe().context("the path of this program is unknown")?;
-    let slot = slot::Slot::take(&root, repository)?;
-    let names = [format!("side A ({a})"), format!("side B ({b})")];
-    let sources = [build::source(&names[0], a, repository, &slot)?, build::source(&names[1], b, repository, &slot)?];
-    let built_a = build::build(("a", &names[0]), a, &sources[0], &slot, &program, &root)?;
-    let is_same_build = sources[0] == sources[1] && a.candle == b.candle && a.features == b.features;
-    let built_b = match is_same_build {
-        true => built_a.clone(),
-        false => build::build(("b", &names[1]), b, &sources[1], &slot, &program, &root)?,
-    };
-    let [commit_a, commit_b] = sources.map(|source| source.recorded_commit);
-    let built =
-        |side: &Side, path, commit| Program { given: side.to_string(), commit, path, settings: side.settings.clone() };
-    let (a, b) = (built(a, built_a, commit_a), built(b, built_b, commit_b));
-    measure([&a, &b], rules, Folders { out, logs: slot.folder() }, progress)
-}
+/// The first argument of a program that is a side. The name of a bench target may follow it.
+pub(crate) const SIDE: &str = "duel-side";

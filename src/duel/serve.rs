@@ -22,26 +22,19 @@ use crate::{
         placement::{self, Cpus},
     },
     output,
-    runner::{Benchmark, Catalogue, Observation, Session, Surroundings, Target},
-    settings::Settings,
+    runner::{Benchmark, Catalogue, Observation, Session, Surroundings},
     workload::{Outcome, Workload},
 };
 
 /// Least length of a turn. Passing it on takes about 0.2 ms.
 const TURN: Duration = Duration::from_millis(3);
 
-/// Serves requests from standard input until it closes. Nothing but replies goes to standard output. `target` is the bench
-/// target whose benchmarks will run; its process is set up as the target's is.
+/// Serves requests about these benchmarks from standard input until it closes. Nothing but replies goes to standard output.
 ///
 /// # Errors
-/// Returns an error if the settings are wrong, the device cannot be opened, or the duel has ended.
-pub fn serve(target: Option<&str>) -> Result<()> {
-    if let Some(target) = target {
-        Target::named(target)?.set_up();
-    }
-    let session = Session::new(Settings::load(&[])?)?;
+/// Returns an error if the duel has ended.
+pub fn serve(session: Session, catalogue: Catalogue) -> Result<()> {
     let requests = Rc::new(requests());
-    let catalogue = Catalogue::new(&session);
     let cpus = Cpus::of_process();
     let mut server = Server { catalogue, session, cpus, running: None, requests: requests.clone() };
     send(&Reply::Hello { protocol: VERSION, candlepower: env!("CARGO_PKG_VERSION").into() })?;

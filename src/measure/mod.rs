@@ -12,7 +12,6 @@ pub mod memory;
 pub(crate) mod page_cache;
 pub(crate) mod pauses;
 pub mod peak_bytes;
-#[cfg(feature = "cli")]
 pub(crate) mod placement;
 pub(crate) mod processes;
 pub(crate) mod rapl;

@@ -19,7 +19,6 @@ pub mod bisect;
 pub mod columns;
 pub mod compare;
 mod dtypes;
-#[cfg(feature = "cli")]
 pub mod duel;
 pub mod export;
 #[cfg(feature = "cli")]

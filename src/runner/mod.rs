@@ -28,14 +28,13 @@ pub use criterion::{Suite, bytes, main, target};
 #[cfg(feature = "cli")]
 pub(crate) use guard::signal;
 pub(crate) use guard::{end_with_guard, guarded};
-#[cfg(feature = "cli")]
-pub(crate) use observe::Observation;
-pub(crate) use observe::Surroundings;
+pub(crate) use observe::{Observation, Surroundings};
 #[cfg(feature = "cli")]
 pub(crate) use plain::longest_within;
 pub(crate) use plain::{Progress, Shard, State, generate, side_by_side, sweep};
 #[cfg(feature = "cli")]
-pub(crate) use plan::{Benchmark, Catalogue, Listing};
+pub(crate) use plan::Listing;
+pub(crate) use plan::{Benchmark, Catalogue};
 #[cfg(any(feature = "cli", test))]
 pub(crate) use plan::{TARGETS, Target};
 #[cfg(feature = "cli")]

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use crate::{
     duel::{
         build::{self, Source},
-        checkout,
+        commits::checkout,
         side::{Candle, Side},
         slot::Slot,
     },

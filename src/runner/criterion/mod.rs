@@ -10,6 +10,7 @@
 
 mod arguments;
 mod baseline;
+mod program;
 mod sets;
 
 use std::{
@@ -32,7 +33,7 @@ use self::{
 };
 use super::{
     Candidate, Session, Surroundings, guarded, in_one_line,
-    plan::{self, Benchmark, Sampled, Section, Target},
+    plan::{self, Benchmark, Catalogue, Sampled, Section, Target},
     set::Taken,
 };
 use crate::{
@@ -67,6 +68,14 @@ pub fn target(name: &str) -> ExitCode {
 pub fn main(body: impl FnOnce(&mut Suite)) -> ExitCode {
     in_one_line(|| {
         let arguments = Arguments::read()?;
+        if std::env::args().nth(1).as_deref() == Some(crate::duel::SIDE) {
+            let mut suite = Suite::new(Session::new(Settings::load(&[])?)?, arguments);
+            suite.collected = Some(Vec::new());
+            body(&mut suite);
+            let benchmarks = Catalogue::of(suite.collected.into_iter().flatten());
+            crate::duel::serve(suite.session, benchmarks)?;
+            return Ok(ExitCode::SUCCESS);
+        }
         let measures = arguments.mode() == Mode::Measure;
         let start = |guarded: Option<Guarded>| -> Result<ExitCode> {
             let goes_on = guarded.as_ref().is_some_and(|guarded| guarded.since.is_some());
@@ -87,16 +96,7 @@ pub fn main(body: impl FnOnce(&mut Suite)) -> ExitCode {
                 }),
                 _ => None,
             };
-            let mut suite = Suite {
-                session,
-                arguments,
-                pending,
-                records: Vec::new(),
-                ran: 0,
-                excluded: BTreeSet::new(),
-                failed: Vec::new(),
-                problems: Vec::new(),
-            };
+            let mut suite = Suite { pending, ..Suite::new(session, arguments) };
             body(&mut suite);
             Ok(suite.close())
         };
@@ -119,9 +119,27 @@ pub struct Suite {
     failed: Vec<String>,
     /// Failures of Criterion's reports, whose records were kept.
     problems: Vec<String>,
+    started: Instant,
+    /// The sections of a side of a duel, which runs them on request.
+    collected: Option<Vec<Section>>,
 }
 
 impl Suite {
+    fn new(session: Session, arguments: Arguments) -> Self {
+        Self {
+            session,
+            arguments,
+            pending: None,
+            records: Vec::new(),
+            ran: 0,
+            excluded: BTreeSet::new(),
+            failed: Vec::new(),
+            problems: Vec::new(),
+            started: Instant::now(),
+            collected: None,
+        }
+    }
+
     /// The settings in force.
     pub fn settings(&self) -> &Settings {
         self.session.settings()
@@ -148,6 +166,9 @@ impl Suite {
 
     /// Runs the benchmarks of a section: a Criterion group for each scenario.
     fn run(&mut self, section: Section) {
+        if let Some(collected) = &mut self.collected {
+            return collected.push(section);
+        }
         match section.quantity {
             Sampled::TokenTime => self.sampled(&section, TokenTime, NOISE_THRESHOLD, |sample, _| sample.time),
             Sampled::WallTime => self.sampled(&section, WallTime, NOISE_THRESHOLD, |sample, _| sample.time),
@@ -398,7 +419,23 @@ impl Suite {
                 bail!("baseline {name} was not saved: {reason}; without {STRICT}, it is saved with the doubts");
             }
         }
-        record::keep_records(&criterion_home(), name, &self.records)
+        record::keep_records(&criterion_home(), name, &self.records)?;
+        program::keep(&criterion_home(), name)
+    }
+
+    /// The comparison with a baseline: in turns with its program where that is possible, and else of the two runs.
+    fn compared(&self, name: &str) -> Result<String> {
+        if self.session.settings().pairing && !self.arguments.given("quick") {
+            let out = &self.settings().out;
+            match program::in_turns(&criterion_home(), name, &self.records, out, self.started.elapsed()) {
+                Ok(Some(duel)) => return Ok(duel.text()),
+                Ok(None) => {}
+                Err(error) => output::report(format_args!(
+                    "the program of baseline {name} could not be measured in turns with this one: {error:#}"
+                )),
+            }
+        }
+        baseline::compared(&criterion_home(), name, &self.records, &self.settings().out)
     }
 
     fn close(mut self) -> ExitCode {
@@ -415,7 +452,7 @@ impl Suite {
             }
             output::print(report::summary::Summary::new(self.records.iter()).closing_lines(&self.settings().out));
             if let Some(name) = self.arguments.value("baseline") {
-                match baseline::compared(&criterion_home(), name, &self.records, &self.settings().out) {
+                match self.compared(name) {
                     Ok(text) => output::print(format_args!("\n{text}")),
                     Err(error) => self.problems.push(format!("the baseline {name} was not compared: {error:#}")),
                 }

@@ -247,21 +247,26 @@ fn beside_peers(pace: Pace, peers: &[PeerName]) -> Pace {
 }
 
 /// Every benchmark of every target, for callers that prepare one at a time. Loaded models stay loaded.
-pub struct Catalogue(Vec<(&'static Target, Rc<dyn Benchmark>)>);
+pub struct Catalogue(Vec<(&'static str, Rc<dyn Benchmark>)>);
 
 impl Catalogue {
-    /// The benchmarks that the settings of the session select.
+    /// The benchmarks of all bench targets that the settings of the session select.
     pub fn new(session: &Session) -> Self {
         let of_target = |target: &'static Target| {
             let benchmarks = target.sections(session).into_iter().flat_map(|section| section.benchmarks);
-            benchmarks.map(move |benchmark| (target, benchmark))
+            benchmarks.map(move |benchmark| (target.name, benchmark))
         };
         Self(TARGETS.iter().flat_map(of_target).collect())
     }
 
+    /// The benchmarks of some sections of a program that has no other bench target.
+    pub fn of(sections: impl IntoIterator<Item = Section>) -> Self {
+        Self(sections.into_iter().flat_map(|section| section.benchmarks).map(|benchmark| ("", benchmark)).collect())
+    }
+
     /// The name of the target and the id of each benchmark.
     pub fn all(&self) -> impl Iterator<Item = (&'static str, BenchmarkId)> {
-        self.0.iter().map(|(target, benchmark)| (target.name, benchmark.id()))
+        self.0.iter().map(|(target, benchmark)| (*target, benchmark.id()))
     }
 
     /// The benchmark with this id.

@@ -1,0 +1,109 @@
+//! The program that made a baseline. `--save-baseline` keeps a copy of it, and `--baseline` measures it in turns with the present
+//! program: two runs at different times cannot tell a change of a few percent from a change of the machine.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+
+use crate::{
+    duel::{Filter, Folders, Program, Rules, measure},
+    files,
+    names::PathName,
+    output,
+    record::{self, Measures, Record, SampleUnit},
+    report::duel::Duel,
+};
+
+/// Folder of the programs, below Criterion's.
+const FOLDER: &str = "candlepower-programs";
+
+/// Most benchmarks that are measured in turns with the program of a baseline. Each takes as long as a benchmark of a run.
+const MOST: usize = 12;
+
+/// Least time of a benchmark: enough for the blocks that decide.
+const LEAST: Duration = Duration::from_secs(15);
+
+/// Width at which a benchmark stops. A change of 5 % is then outside of the interval.
+const RESOLVE: f64 = 0.03;
+
+/// Probability with which equal programs are found to differ.
+const LEVEL: f64 = 0.05;
+
+/// The file of this bench target's program in a baseline. Cargo appends a hash to the name of the target.
+fn kept(criterion_home: &Path, baseline: &str) -> Result<(PathBuf, PathBuf)> {
+    let own = env::current_exe().context("the path of this program is unknown")?;
+    let stem = own.file_stem().unwrap_or_default().to_string_lossy();
+    let target = stem.rsplit_once('-').map_or(&*stem, |(target, _)| target).parse::<PathName>()?;
+    let file = criterion_home.join(FOLDER).join(baseline.parse::<PathName>()?).join(target);
+    Ok((own, file))
+}
+
+/// Keeps this program in a baseline.
+///
+/// # Errors
+/// When Criterion's folder is not writable, or the program was replaced while it ran.
+pub fn keep(criterion_home: &Path, baseline: &str) -> Result<()> {
+    let (own, file) = kept(criterion_home, baseline)?;
+    let write = || {
+        file.parent().map_or(Ok(()), fs::create_dir_all)?;
+        files::write_whole(&file, &fs::read(&own)?)?;
+        fs::set_permissions(&file, fs::metadata(&own)?.permissions())
+    };
+    write().with_context(|| format!("{} could not be written", file.display()))
+}
+
+/// Measures the program of a baseline in turns with this one, on the benchmarks of these records that the baseline has, for about as
+/// long as the run took. `None` if there is no program, if it is this one, or if there are too many benchmarks.
+///
+/// # Errors
+/// When the program does not start, or ends on the way.
+pub fn in_turns(
+    criterion_home: &Path,
+    baseline: &str,
+    records: &[Record],
+    out: &Path,
+    took: Duration,
+) -> Result<Option<Duel>> {
+    let (own, file) = kept(criterion_home, baseline)?;
+    if !file.is_file() || fs::read(&file)? == fs::read(&own)? {
+        return Ok(None);
+    }
+    let before = record::baseline_records(criterion_home, baseline);
+    let is_compared = |record: &&Record| {
+        let unit = record.measures.as_ref().map(|measures: &Measures| measures.samples().0);
+        let is_timed = matches!(unit, Some(SampleUnit::Ms | SampleUnit::Bytes));
+        is_timed && record.subject.peer.is_none() && before.contains_key(&record.id)
+    };
+    let compared: Vec<&Record> = records.iter().filter(is_compared).collect();
+    let Some(first) = compared.first() else { return Ok(None) };
+    if compared.len() > MOST {
+        output::report(format_args!(
+            "{} benchmarks are too many to measure them in turns with the program of {baseline}: select at most {MOST}",
+            compared.len()
+        ));
+        return Ok(None);
+    }
+    let ids: Vec<String> = compared.iter().map(|record| format!("^{}$", record.id)).collect();
+    let rules = Rules {
+        filter: Some(ids.join("|").parse::<Filter>()?),
+        resolve: RESOLVE,
+        level: LEVEL,
+        budget: took.max(LEAST * compared.len() as u32),
+    };
+    let commit = |record: Option<&Record>| record.and_then(|record| record.software.commit.clone()).unwrap_or_default();
+    let program = |given: &str, path: PathBuf, commit: String| Program {
+        given: given.to_owned(),
+        commit,
+        path,
+        settings: Default::default(),
+    };
+    let earlier = program(baseline, file, commit(before.get(&first.id)));
+    let present = program("this program", own, commit(Some(first)));
+    let logs = tempfile::tempdir().context("the folder of temporary files can't be written to: set TMPDIR")?;
+    let folders = Folders { out, logs: logs.path() };
+    measure([&earlier, &present], &rules, folders, |_| ()).map(Some)
+}
