@@ -14,7 +14,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 export CANDLEPOWER_MODELS=${CANDLEPOWER_MODELS:-llama-mini}
 export CANDLEPOWER_OUT=$work/out CRITERION_HOME=$work/criterion
-for case in "tuned 0" "tuned 0.05" "tuned 0.10" "stock 0" "stock 0.05"; do
+for case in "tuned 0.10" "tuned 0.05" "stock 0.05" "tuned 0" "stock 0"; do
   read -r engine share <<<"$case"
   export CANDLEPOWER_ENGINE=$engine
   verdicts=()
@@ -25,7 +25,7 @@ for case in "tuned 0" "tuned 0.05" "tuned 0.10" "stock 0" "stock 0.05"; do
     # The kept program is not slowed down, whatever the environment says.
     printf '#!/bin/sh\nPLANTED_SLOWDOWN=0 exec "%s" "$@"\n' "$program" >"$work/criterion/candlepower-programs/before/planted_slowdown"
     PLANTED_SLOWDOWN=$share "$program" --bench "$filter" --baseline before >"$work/text" 2>&1
-    verdicts+=("$(grep -oE '(slower|faster|no change|not resolved)[^|]*' "$work/text" | head -1 | sed 's/ *$//')")
+    verdicts+=("$(awk -F'|' '/^\| [a-z_]+\// { gsub(/^ +| +$/, "", $7); print $7 }' "$work/text" | sort | uniq | paste -sd, -)")
   done
   echo "$engine, planted $share: $((SECONDS - started)) s for $times"
   printf '%s\n' "${verdicts[@]}" | sort | uniq -c

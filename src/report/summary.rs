@@ -164,8 +164,9 @@ impl<'a> Summary<'a> {
     }
 
     /// The end of a run in at most ten lines: counts, the results nearest to and farthest from the limits, benchmarks to
-    /// doubt, and changes since the last run on this machine, which is in another folder below `out`.
-    pub fn closing_lines(&self, out: &Path) -> String {
+    /// doubt, and changes since the last run on this machine, which is in another folder below `out`. A run that is compared with
+    /// another one gives no `out`.
+    pub fn closing_lines(&self, out: Option<&Path>) -> String {
         let mut lines: Vec<(&str, String)> = Vec::new();
         if let Some(first) = self.records.first() {
             let limits: Vec<String> = self.limits().iter().map(|(name, value)| format!("{name} {value}")).collect();
@@ -188,7 +189,7 @@ impl<'a> Summary<'a> {
         lines.extend(several(&disturbed, &doubt).map(|line| (DISTURBED, line)));
         let deviating: Vec<&&Record> = self.records.iter().filter(|record| record.deviates.is_some()).collect();
         lines.extend(several(&deviating, &|record| record.deviates.clone()).map(|line| ("deviating", line)));
-        lines.extend(self.changes(out).map(|line| ("changes", line)));
+        lines.extend(out.and_then(|out| self.changes(out)).map(|line| ("changes", line)));
         if let Some(run) = self.records.first().map(|record| &record.run) {
             lines.push(("report", format!("candlepower report {run}")));
         }
@@ -313,7 +314,7 @@ mod tests {
             record.conditions.as_mut().expect("conditions").doubts.push("the machine was busy".into());
             measures.mbu = Some(0.93);
         }));
-        let text = Summary::new(records.iter()).closing_lines(out.path());
+        let text = Summary::new(records.iter()).closing_lines(Some(out.path()));
         assert!(text.lines().count() <= 10, "{text}");
         for part in [
             "3 measured, 0 failed, 1 disturbed, 1 deviating",

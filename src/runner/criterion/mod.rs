@@ -450,8 +450,10 @@ impl Suite {
             if let Some(path) = self.session.records_path() {
                 output::print_line(format_args!("Records: {}\n", path.display()));
             }
-            output::print(report::summary::Summary::new(self.records.iter()).closing_lines(&self.settings().out));
-            if let Some(name) = self.arguments.value("baseline") {
+            let baseline = self.arguments.value("baseline");
+            let out = baseline.is_none().then_some(&*self.settings().out);
+            output::print(report::summary::Summary::new(self.records.iter()).closing_lines(out));
+            if let Some(name) = baseline {
                 match self.compared(name) {
                     Ok(text) => output::print(format_args!("\n{text}")),
                     Err(error) => self.problems.push(format!("the baseline {name} was not compared: {error:#}")),

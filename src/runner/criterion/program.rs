@@ -25,7 +25,7 @@ const FOLDER: &str = "candlepower-programs";
 const MOST: usize = 12;
 
 /// Least time of a benchmark: enough for the blocks that decide.
-const LEAST: Duration = Duration::from_secs(15);
+const LEAST: Duration = Duration::from_secs(30);
 
 /// Width at which a benchmark stops. A change of 5 % is then outside of the interval.
 const RESOLVE: f64 = 0.03;
@@ -101,6 +101,10 @@ pub fn in_turns(
         path,
         settings: Default::default(),
     };
+    output::report(format_args!(
+        "measuring the program of {baseline} in turns with this one, {:.0} s at most",
+        rules.budget.as_secs_f64()
+    ));
     let earlier = program(baseline, file, commit(before.get(&first.id)));
     let present = program("this program", own, commit(Some(first)));
     let logs = tempfile::tempdir().context("the folder of temporary files can't be written to: set TMPDIR")?;
