@@ -12,12 +12,13 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Device, safetensors::MmapedSafetensors};
 use candle_nn::{VarBuilder, var_builder::SimpleBackend as _};
+use safetensors::Dtype;
 use serde_json::Value;
 use tokenizers::{AddedToken, Tokenizer};
 
 use super::{
     config::{ExpertLayout, ModelConfig, STACKED_GATE_UP},
-    stored::{EMBEDDING, HEAD, Place, Stored},
+    stored::{EMBEDDING, HEAD, MXFP4, Place, Stored, shapes_in_mxfp4},
 };
 use crate::{
     error::{listed, one_line},
@@ -121,6 +122,20 @@ impl Checkpoint {
         // Rows that the model needs of joined tensors.
         let mut joined: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
         for (name, shape) in needed {
+            if let Some(places) = stored.in_mxfp4(name) {
+                let expected = shapes_in_mxfp4(shape);
+                for (number, Place { name: in_file, view, .. }) in places.into_iter().enumerate() {
+                    left.remove(in_file);
+                    let dtype = view.dtype();
+                    ensure!(dtype == Dtype::U8, "{}: {in_file} is {dtype:?}; MXFP4 must be U8", self.source);
+                    let expected = expected.as_ref().map(|shapes| &shapes[number][..]);
+                    if expected != Some(view.shape()) {
+                        let found = view.shape();
+                        wrong.push(format!("{in_file} is {found:?} where config.json makes the tensor {shape:?}"));
+                    }
+                }
+                continue;
+            }
             let Some(Place { name: in_file, view, rows }) = stored.place(name, shape[0]) else {
                 missing.push(name.clone());
                 continue;
@@ -158,7 +173,9 @@ impl Checkpoint {
     /// # Errors
     /// If the header of a file cannot be read.
     pub(crate) fn expert_layout(&self) -> Result<ExpertLayout> {
-        let is_stacked = self.stored()?.names().any(|name| name.ends_with(STACKED_GATE_UP));
+        let in_mxfp4 = format!("{STACKED_GATE_UP}{}", MXFP4[0]);
+        let is_stacked = |name: &str| name.ends_with(STACKED_GATE_UP) || name.ends_with(&in_mxfp4);
+        let is_stacked = self.stored()?.names().any(is_stacked);
         Ok(if is_stacked { ExpertLayout::Stacked } else { ExpertLayout::Single })
     }
 

@@ -14,7 +14,7 @@ const EMBEDDING: &str = "model.embed_tokens.weight";
 struct LayerMatrices {
     /// Those that multiply each token: of a mixture, the router and the experts that compute one token.
     multiplied: u64,
-    /// Those of the experts that do not compute the token.
+    /// Those of the experts that do not compute the token, with their biases.
     idle: u64,
 }
 
@@ -102,7 +102,9 @@ impl ModelConfig {
                 let router = hidden * experts.num_experts;
                 let shared = experts.shared_intermediate_size.map_or(0, |inner| gated(inner) + hidden);
                 let idle = experts.num_experts - experts.num_experts_per_tok;
-                (router + shared + experts.num_experts_per_tok * expert, idle * expert)
+                let has_biases = self.family.experts.as_ref().is_some_and(|family| family.has_biases);
+                let biases = if has_biases { 2 * experts.intermediate_size + hidden } else { 0 };
+                (router + shared + experts.num_experts_per_tok * expert, idle * (expert + biases))
             }
         };
         LayerMatrices { multiplied: (attention + feed_forward) as u64, idle: idle as u64 }
