@@ -108,8 +108,8 @@ def build(family, overrides, seed):
             elif name.endswith("sinks"):
                 weight.copy_(torch.randn_like(weight))
             elif weight.dim() == 3 and family == "gpt_oss":
-                # Inputs are the second dimension.
-                weight.copy_(torch.randn_like(weight) * 1.5 / weight.shape[1] ** 0.5)
+                # Inputs are the second dimension. Smaller weights, because 1 is added to what is multiplied with the gate.
+                weight.copy_(torch.randn_like(weight) * 0.7 / weight.shape[1] ** 0.5)
             else:
                 weight.copy_(torch.randn_like(weight) * (1.0 if "embed" in name else 1.5 / weight.shape[-1] ** 0.5))
     return model
@@ -124,7 +124,7 @@ def to_mxfp4(model):
                 count, inputs, outputs = weight.shape
                 blocks = torch.randint(256, (count, outputs, inputs // 32, 16), dtype=torch.uint8)
                 # Numbers are up to 6 before the scale, with a root mean square of 2.9.
-                middle = 127 + round(math.log2(1.5 / 2.9 / inputs ** 0.5))
+                middle = 127 + round(math.log2(0.7 / 2.9 / inputs ** 0.5))
                 scales = torch.randint(middle - 1, middle + 2, blocks.shape[:3], dtype=torch.uint8)
                 weight.copy_(convert_moe_packed_tensors(blocks, scales))
                 packed |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
@@ -216,9 +216,9 @@ def hub_form(config):
         hub["num_experts"] = hub.pop("num_local_experts")
     if config["model_type"] == "gpt_oss":
         hub["layer_types"] = config["layer_types"]
-    if config["model_type"] != "mixtral":
-        scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
-        hub["rope_scaling"] = None if rope["rope_type"] == "default" else scaling
+        hub["rope_scaling"] = {key: value for key, value in rope.items() if key != "rope_theta"}
+    elif config["model_type"] != "mixtral":
+        hub["rope_scaling"] = None
     return hub
 
 

@@ -85,6 +85,14 @@ impl ModelConfig {
         (2 * self.num_key_value_heads * self.head_dim * dtype.size_in_bytes()) as u64
     }
 
+    /// Elements of the biases of one expert.
+    pub(crate) fn expert_biases(&self) -> usize {
+        match (&self.experts, &self.family.experts) {
+            (Some(experts), Some(family)) if family.has_biases => 2 * experts.intermediate_size + self.hidden_size,
+            _ => 0,
+        }
+    }
+
     fn head_parameters(&self) -> u64 {
         (self.vocab_size * self.hidden_size) as u64
     }
@@ -102,9 +110,7 @@ impl ModelConfig {
                 let router = hidden * experts.num_experts;
                 let shared = experts.shared_intermediate_size.map_or(0, |inner| gated(inner) + hidden);
                 let idle = experts.num_experts - experts.num_experts_per_tok;
-                let has_biases = self.family.experts.as_ref().is_some_and(|family| family.has_biases);
-                let biases = if has_biases { 2 * experts.intermediate_size + hidden } else { 0 };
-                (router + shared + experts.num_experts_per_tok * expert, idle * (expert + biases))
+                (router + shared + experts.num_experts_per_tok * expert, idle * (expert + self.expert_biases()))
             }
         };
         LayerMatrices { multiplied: (attention + feed_forward) as u64, idle: idle as u64 }

@@ -2,7 +2,7 @@
 //! would change the result is read or refused, and one that is not in the table is reported.
 
 use anyhow::{Result, bail};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::family::{AttentionBias, ExpertFamily, FAMILIES, Family, SlidingLayers};
 use crate::text;
@@ -320,6 +320,8 @@ pub fn config_keys_in_markdown() -> String {
 mod tests {
     use std::collections::BTreeSet;
 
+    use serde_json::json;
+
     use super::*;
     use crate::model::{MINI, SYNTHETIC, config::ModelConfig, golden::fixtures, shapes};
 
@@ -331,7 +333,7 @@ mod tests {
             "vocab_size": 100, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 16});
         // A scaling that reads the original positions.
         json["rope_scaling"] = match family.original_max_position_embeddings {
-            None => json!({"rope_type": "yarn", "factor": 2.0}),
+            None => json!({"rope_type": "yarn", "factor": 2.0, "llama_4_scaling_beta": 0.1}),
             Some(_) => json!({"rope_type": "longrope", "short_factor": vec![1.0; 8], "long_factor": vec![1.0; 8]}),
         };
         if family.local_rope_theta.is_some() {
