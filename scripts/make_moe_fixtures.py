@@ -43,13 +43,15 @@ FAMILIES = {
     "qwen2_moe": (Qwen2MoeConfig, Qwen2MoeForCausalLM),
     "gpt_oss": (GptOssConfig, GptOssForCausalLM),
 }
+EXACT_YARN = YARN | {"rope_theta": 150000.0, "truncate": False}
 BASE = {
     "qwen3_moe": dict(intermediate_size=48, moe_intermediate_size=20, head_dim=16, norm_topk_prob=True),
     "mixtral": dict(intermediate_size=28, head_dim=12),
     "qwen2_moe": dict(intermediate_size=48, moe_intermediate_size=20, shared_expert_intermediate_size=28),
     "gpt_oss": dict(
         intermediate_size=20, head_dim=16, sliding_window=8, num_local_experts=8, num_experts_per_tok=2,
-        rope_parameters=YARN | {"rope_theta": 150000.0, "truncate": False}),
+        # llama.cpp always rounds the bounds of YaRN. Here both are below the second pair of a head, so that this changes nothing.
+        rope_parameters=EXACT_YARN | {"original_max_position_embeddings": 16}),
 }
 COMMON = dict(
     vocab_size=128, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
@@ -83,7 +85,8 @@ FIXTURES = [
         num_experts_per_tok=3, attention_bias=False, swiglu_alpha=1.1, swiglu_limit=0.8, tie_word_embeddings=True,
         layer_types=["full_attention", "full_attention", "sliding_attention"], num_key_value_heads=4,
         rope_parameters={"rope_type": "default", "rope_theta": 5000.0})),
-    ("gpt-oss-4x2-mxfp4", "gpt_oss", dict(hidden_size=64, intermediate_size=32, num_local_experts=4)),
+    ("gpt-oss-4x2-mxfp4", "gpt_oss", dict(
+        hidden_size=64, intermediate_size=32, num_local_experts=4, rope_parameters=EXACT_YARN)),
 ]
 SHARDED = {"qwen3-8x2-sharded"}
 # Experts in one tensor per layer, as transformers 5 holds them in memory, instead of one by one as it saves them.
