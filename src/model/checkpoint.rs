@@ -517,6 +517,30 @@ mod tests {
         assert!(error.contains("qkv_proj.weight has 8 rows where config.json makes them 6"), "{error}");
     }
 
+    /// A byte holds two numbers of four bits, and a block of 32 has an exponent.
+    #[test]
+    fn tensors_in_mxfp4_are_read() {
+        let folder = folder();
+        let write = |scales: Tensor| {
+            let bytes = [[0x21u8; 16], [0xa7; 16]].concat();
+            let blocks = Tensor::from_vec(bytes, (1, 2, 1, 16), &Device::Cpu).expect("blocks");
+            let tensors = HashMap::from([("w_blocks".to_owned(), blocks), ("w_scales".to_owned(), scales)]);
+            candle_core::safetensors::save(&tensors, folder.path().join(WEIGHTS)).expect("saved");
+            open(folder.path()).expect("opens")
+        };
+        let error = write(tensor(&[1, 2, 1])).check(&needed(&[("w", &[1, 32, 2])])).expect_err("a type").to_string();
+        assert!(error.contains("w_scales is F32; MXFP4 must be U8"), "{error}");
+        let checkpoint = write(Tensor::new(&[[[128u8], [126]]], &Device::Cpu).expect("exponents"));
+        for shape in [[1, 64, 2], [1, 33, 2], [2, 32, 2]] {
+            let error = checkpoint.check(&needed(&[("w", &shape)])).expect_err("a shape").to_string();
+            assert!(error.contains(&format!("where config.json makes the tensor {shape:?}")), "{error}");
+        }
+        checkpoint.check(&needed(&[("w", &[1, 32, 2])])).expect("both parts");
+        let weights = checkpoint.weights(DType::F32, &Device::Cpu).expect("mapped");
+        let found = weights.get((1, 32, 2), "w").and_then(|w| w.flatten_all()?.to_vec1::<f32>()).expect("values");
+        assert_eq!(found, [1.0, 3.0, 2.0, -0.5].repeat(16));
+    }
+
     #[test]
     fn generation_config_says_what_ends_an_answer() {
         let folder = folder();

@@ -1003,6 +1003,11 @@ mod tests {
                 assert_eq!(local, Rope { theta: 1e4, scaling: RopeScaling::None }, "{what}");
             }
         }
+        let of_gpt_oss = |keys| small("GptOssForCausalLM", keys).expect("a model").rope;
+        let Rope { theta, scaling } = of_gpt_oss(json!({}));
+        let is_own = matches!(scaling, RopeScaling::Yarn { factor: 32.0, truncate: false, .. });
+        assert!(theta == 1.5e5 && is_own, "{scaling:?}");
+        assert_eq!(of_gpt_oss(json!({"rope_parameters": {}})).scaling, RopeScaling::None);
         assert_eq!(small(phi, json!({"rope_parameters": {"partial_rotary_factor": 0.5}})).expect("half").rotary_dim, 8);
         assert_eq!(small(llama, json!({"partial_rotary_factor": 0.5})).expect("whole").rotary_dim, 16);
     }
@@ -1116,6 +1121,10 @@ mod tests {
             (json!({"model_type": "bert"}), "model_type is bert, and architectures has LlamaForCausalLM"),
             (json!({"rope_parameters": {"full_attention": {}}}), "has an object for full_attention"),
             (json!({"rope_scaling": {"rope_type": "llama3"}}), "needs factor"),
+            (
+                json!({"model_type": "ministral3", "rope_scaling": {"rope_type": "yarn", "factor": 2.0}}),
+                "RoPE of type yarn needs llama_4_scaling_beta",
+            ),
         ] {
             let error = ModelConfig::from_json(&with(llama(), more)).expect_err(part).to_string();
             assert!(error.lines().count() == 1 && error.chars().count() <= LONGEST_MESSAGE + 1, "{error}");

@@ -106,18 +106,8 @@ const KEYS: &[Row] = &[
     read(&["shared_expert_intermediate_size"], |family| has_experts(family, |row| row.shared_expert.is_some())),
     read(&["norm_topk_prob"], |family| has_experts(family, |row| row.norm_topk_prob.is_some())),
     read(&["decoder_sparse_step", "mlp_only_layers"], |family| has_experts(family, |row| row.has_dense_layers)),
-    refused(
-        &["is_causal"],
-        "true",
-        |_, value| *value == true,
-        "without causal attention a model cannot generate text",
-    ),
-    refused(
-        &["use_bidirectional_attention"],
-        "false",
-        |_, value| *value == false,
-        "such a model cannot generate text",
-    ),
+    refused(&["is_causal"], "true", |_, value| *value == true, "without causal attention a model cannot generate text"),
+    refused(&["use_bidirectional_attention"], "false", |_, value| *value == false, "such a model cannot generate text"),
     refused(&["per_layer_config"], "false", |_, value| *value == false, "all layers have the same sizes here"),
     refused(
         &["quantization_config", "compression_config"],

@@ -121,8 +121,7 @@ impl Stored {
                     for (pair, byte) in blocks[place * BLOCK / 2..][..BLOCK / 2].iter().enumerate() {
                         for (input, bits) in [(2 * pair, byte & 15), (2 * pair + 1, byte >> 4)] {
                             let number = FOUR_BITS[usize::from(bits & 7)] * scale;
-                            values[input * outputs + output] =
-                                bf16::from_f32(if bits < 8 { number } else { -number });
+                            values[input * outputs + output] = bf16::from_f32(if bits < 8 { number } else { -number });
                         }
                     }
                 }

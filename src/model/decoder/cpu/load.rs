@@ -227,8 +227,10 @@ impl Loader<'_> {
         {
             return Ok(quantised.into());
         }
-        self.read(weights, shape, "weight", |values| self.held(Source::row_major(values, shape.1), shape, cut, is_head))?
-            .with_context(|| weights.prefix())
+        self.read(weights, shape, "weight", |values| {
+            self.held(Source::row_major(values, shape.1), shape, cut, is_head)
+        })?
+        .with_context(|| weights.prefix())
     }
 
     /// The part of a matrix in memory, in the form that matrices have.
@@ -251,7 +253,8 @@ impl Loader<'_> {
         let values = match (part, output_stride, input_stride) == (shape, shape.1, 1) {
             true => &values[..part.0 * part.1],
             false => {
-                let row = |output| inputs.clone().map(move |input| values[output * output_stride + input * input_stride]);
+                let row =
+                    |output| inputs.clone().map(move |input| values[output * output_stride + input * input_stride]);
                 rows = outputs.flat_map(row).collect();
                 &rows
             }
@@ -268,7 +271,8 @@ impl Loader<'_> {
         has_bias: bool,
     ) -> Result<Linear<E>> {
         let own = cut.biased(shape.0).filter(|_| has_bias);
-        let bias = own.map(|own| Ok::<_, anyhow::Error>(values(weights, shape.0, "bias")?[own].to_vec())).transpose()?;
+        let bias =
+            own.map(|own| Ok::<_, anyhow::Error>(values(weights, shape.0, "bias")?[own].to_vec())).transpose()?;
         Ok(Linear::new(self.matrix(weights, shape, cut, false)?, bias))
     }
 
@@ -430,7 +434,8 @@ impl Loader<'_> {
         let (block, experts) = match layout {
             ExpertLayout::Stacked => {
                 let block = weights.pp("mlp");
-                let halves = self.stacked(&block, ("experts.gate_up_proj", 2), (count, inner, hidden), outputs, family)?;
+                let halves =
+                    self.stacked(&block, ("experts.gate_up_proj", 2), (count, inner, hidden), outputs, family)?;
                 let downs = self.stacked(&block, ("experts.down_proj", 1), (count, hidden, inner), inputs, family)?;
                 let mut halves = halves.into_iter();
                 let experts =

@@ -113,14 +113,16 @@ impl<E: Element, C: Operand> Rank<E, C> {
     pub fn pass(&mut self, parts: &[Part]) -> Vec<f32> {
         let tokens: Vec<u32> = parts.iter().flat_map(|part| part.tokens).copied().collect();
         let mut h = self.embed(&tokens);
-        let Self { config, machine, reduce, layers, ropes, memory, sequences, spans, load, last_steps, planted, .. } =
-            self;
+        let Self {
+            config, machine, reduce, layers, ropes, memory, sequences, spans, load, last_steps, planted, ..
+        } = self;
         last_steps.begin(load);
         let on = (&*machine, reduce.as_ref());
         let mut spans = mem::take(spans);
         let positions = || spans.iter().flat_map(Span::positions);
-        let factors: Vec<f32> =
-            (config.query_scaling.iter()).flat_map(|scaling| positions().map(|at| E::round(scaling.factor(at)))).collect();
+        let factors: Vec<f32> = (config.query_scaling.iter())
+            .flat_map(|scaling| positions().map(|at| E::round(scaling.factor(at))))
+            .collect();
         let angles = ropes.each_ref().map(|(frequencies, scale)| {
             Angles::new(frequencies, *scale, positions()).with_query_factors(factors.clone())
         });
