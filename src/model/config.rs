@@ -1003,7 +1003,8 @@ mod tests {
                 assert_eq!(local, Rope { theta: 1e4, scaling: RopeScaling::None }, "{what}");
             }
         }
-        let of_gpt_oss = |keys| small("GptOssForCausalLM", keys).expect("a model").rope;
+        let heads = json!({"num_key_value_heads": 4});
+        let of_gpt_oss = |keys| small("GptOssForCausalLM", with(keys, heads.clone())).expect("a model").rope;
         let Rope { theta, scaling } = of_gpt_oss(json!({}));
         let is_own = matches!(scaling, RopeScaling::Yarn { factor: 32.0, truncate: false, .. });
         assert!(theta == 1.5e5 && is_own, "{scaling:?}");
