@@ -33,10 +33,17 @@ impl Activation {
         x / (1.0 + exp(-x))
     }
 
+    /// NaN stays NaN.
     #[inline(always)]
     pub(super) fn clamped_silu(x: f32, alpha: f32, limit: f32) -> f32 {
-        let x = x.min(limit);
+        let x = at_most(x, limit);
         x / (1.0 + exp(-alpha * x))
+    }
+
+    /// What a clamped SiLU is multiplied with. NaN stays NaN.
+    #[inline(always)]
+    pub(super) fn clamped_shift(x: f32, limit: f32) -> f32 {
+        at_most(-at_most(-x, limit), limit) + 1.0
     }
 
     /// The error of the error function is at most 1.5e-7 (Abramowitz and Stegun, 7.1.26).
@@ -55,6 +62,12 @@ impl Activation {
         // 0.5 · (1 + tanh(z)) = 1 / (1 + exp(-2z))
         x / (1.0 + exp(-2.0 * z))
     }
+}
+
+/// The smaller of two numbers, or NaN if the first is.
+#[inline(always)]
+fn at_most(x: f32, limit: f32) -> f32 {
+    if x > limit { limit } else { x }
 }
 
 /// `cap · tanh(x / cap)` in place, rounded.

@@ -306,7 +306,7 @@ impl<E: Element> Kernel for FinishGate<'_, E> {
             Activation::GeluTanh => self.with(Activation::gelu_tanh, |up| up),
             Activation::ClampedSilu { alpha, limit } => self.with(
                 |gate| Activation::clamped_silu(gate, alpha, limit),
-                |up| E::round(up.max(-limit).min(limit) + 1.0),
+                |up| E::round(Activation::clamped_shift(up, limit)),
             ),
         }
     }
