@@ -94,6 +94,7 @@ impl<'a> Partial<'a> {
                 parts.filter(|part| part[rows + row] > 0.0 || part[rows + row].is_nan())
             };
             let most = parts().map(|part| part[row]).fold(f32::NEG_INFINITY, f32::max);
+            self.most[row] = most;
             for part in parts() {
                 let share = (part[row] - most).exp();
                 self.sum[row] += share * part[rows + row];
