@@ -34,15 +34,16 @@ ARCHITECTURES = {
     "llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "mistral": "MistralForCausalLM",
     "granite": "GraniteForCausalLM", "olmo2": "Olmo2ForCausalLM", "smollm3": "SmolLM3ForCausalLM",
     "gemma2": "Gemma2ForCausalLM", "gemma3_text": "Gemma3ForCausalLM", "phi3": "Phi3ForCausalLM", "glm4": "Glm4ForCausalLM",
-    "helium": "HeliumForCausalLM", "ministral": "MinistralForCausalLM",
+    "helium": "HeliumForCausalLM", "ministral": "MinistralForCausalLM", "ministral3": "Ministral3ForCausalLM",
     "qwen3_moe": "Qwen3MoeForCausalLM", "qwen2_moe": "Qwen2MoeForCausalLM", "mixtral": "MixtralForCausalLM",
+    "gpt_oss": "GptOssForCausalLM",
 }
 BASE = dict(
     hidden_size=64, intermediate_size=48, vocab_size=64, num_hidden_layers=4, num_attention_heads=4,
     num_key_value_heads=2, head_dim=16, max_position_embeddings=256, pad_token_id=None, bos_token_id=1, eos_token_id=2)
 MIXTURE = dict(num_experts=8, num_experts_per_tok=2, moe_intermediate_size=20, shared_expert_intermediate_size=28)
 OWN_BASE = {
-    "qwen3_moe": MIXTURE, "qwen2_moe": MIXTURE, "mixtral": dict(num_local_experts=8),
+    "qwen3_moe": MIXTURE, "qwen2_moe": MIXTURE, "mixtral": dict(num_local_experts=8), "gpt_oss": dict(num_local_experts=8),
     "gemma2": dict(query_pre_attn_scalar=16), "gemma3_text": dict(query_pre_attn_scalar=16),
 }
 
@@ -66,6 +67,10 @@ def ropes(family):
     if family == "phi3":
         return [PLAIN, LONG, {**LONG, "rope_type": "su"}, {**LONG, "rope_type": "yarn"}, {**LONG, "attention_factor": 1.5},
                 {**LONG, "factor": 8.0}, {"rope_type": "default", "partial_rotary_factor": 0.5}]
+    if family == "ministral3":
+        # transformers needs both keys. It starts from the first position beyond the original ones.
+        beta = dict(llama_4_scaling_beta=0.3, original_max_position_embeddings=20)
+        return [{**beta, **rope} for rope in SHARED_ROPE] + [{**YARN, "llama_4_scaling_beta": 0.8}]
     if family == "glm4":
         half = [{**rope, "partial_rotary_factor": 0.25} for rope in (PLAIN, LINEAR, YARN)]
         return [*SHARED_ROPE, *half]
@@ -80,7 +85,7 @@ def cases(family):
     """For each key, values that are unusual, with the other keys that they need."""
     is_nested = family == "gemma3_text"
     # Longest positions and original ones count in these types.
-    scaled = LONG if family == "phi3" else YARN
+    scaled = {"phi3": LONG, "ministral3": {**YARN, "llama_4_scaling_beta": 0.3}}.get(family, YARN)
     without = {key: value for key, value in scaled.items() if key != "original_max_position_embeddings"}
     flat = [dict(rope_scaling=rope) for rope in ropes(family)]
     nested_ropes = [dict(rope_parameters=both) for rope in (PLAIN, LINEAR, YARN) for both in nested(rope)]
@@ -122,6 +127,8 @@ def cases(family):
         "no_rope_layer_interval": [dict(no_rope_layer_interval=2)],
         "hidden_act": [dict(hidden_act=name) for name in ("gelu", "gelu_new", "gelu_pytorch_tanh", "swish", "silu")],
         "hidden_activation": [dict(hidden_activation=name) for name in ("gelu", "silu", "gelu_fast")],
+        "swiglu_alpha": [dict(swiglu_alpha=0.7)],
+        "swiglu_limit": [dict(swiglu_limit=0.3)],
         "attention_bias": [dict(attention_bias=True), dict(attention_bias=False)],
         "qkv_bias": [dict(qkv_bias=True), dict(qkv_bias=False)],
         "mlp_bias": [dict(mlp_bias=True)],
@@ -160,7 +167,7 @@ FOREIGN = dict(
     sliding_window=8, use_sliding_window=True, layer_types=TYPES, max_window_layers=1, sliding_window_pattern=3,
     query_pre_attn_scalar=64, attn_logit_softcapping=1.5, final_logit_softcapping=4.0, num_experts=6, num_local_experts=6,
     num_experts_per_tok=3, moe_intermediate_size=24, shared_expert_intermediate_size=36, norm_topk_prob=True,
-    decoder_sparse_step=2, mlp_only_layers=[1], hidden_act="gelu", hidden_activation="gelu")
+    decoder_sparse_step=2, mlp_only_layers=[1], swiglu_alpha=0.7, swiglu_limit=0.3, hidden_act="gelu", hidden_activation="gelu")
 
 
 def read_keys():

@@ -31,10 +31,19 @@ CLEAR_CHOICE = 2e-3
 # A model that repeats one token attends to copies of one value, and errors of attention then have no effect.
 DISTINCT_TOKENS = 12
 
+
 def every(pattern, layers):
     """Layers of which one in `pattern` is full."""
     types = ["full_attention" if (i + 1) % pattern == 0 else "sliding_attention" for i in range(layers)]
     return dict(num_hidden_layers=layers, layer_types=types)
+
+
+def llama4(factor, original, beta):
+    """YaRN whose queries are multiplied beyond the original positions."""
+    return {
+        "rope_type": "yarn", "rope_theta": 1e6, "factor": factor, "original_max_position_embeddings": original,
+        "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": beta,
+    }
 
 
 # The classes of transformers, and the base of the fixtures.
@@ -70,6 +79,9 @@ FAMILIES = {
     "ministral": ("MinistralConfig", "MinistralForCausalLM", dict(
         hidden_size=64, intermediate_size=48, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
         tie_word_embeddings=False, sliding_window=8)),
+    "ministral3": ("Ministral3Config", "Ministral3ForCausalLM", dict(
+        hidden_size=64, intermediate_size=48, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
+        tie_word_embeddings=False, rope_parameters=llama4(16.0, 16, 0.1))),
     "helium": ("HeliumConfig", "HeliumForCausalLM", dict(
         hidden_size=64, intermediate_size=48, num_attention_heads=4, num_key_value_heads=4, head_dim=16,
         tie_word_embeddings=False)),
@@ -191,6 +203,10 @@ FIXTURES = [
     ("ministral-all-sliding", "ministral", dict(num_hidden_layers=3)),
     ("ministral-some-sliding-wide-heads", "ministral", dict(
         num_hidden_layers=4, head_dim=32, tie_word_embeddings=True, layer_types=["full_attention"] + 3 * ["sliding_attention"])),
+    ("ministral3-yarn", "ministral3", dict(num_hidden_layers=3)),
+    ("ministral3-sliding-wide-heads-tied", "ministral3", dict(
+        head_dim=32, sliding_window=24, tie_word_embeddings=True, rope_parameters=DEFAULT | {
+            "rope_theta": 5e4, "original_max_position_embeddings": 20, "llama_4_scaling_beta": 0.7})),
 ]
 
 SHARDED = {"qwen3-gqa3-sharded"}
@@ -347,7 +363,7 @@ def hub_form(config, family):
     if "partial_rotary_factor" in full:
         hub["partial_rotary_factor"] = full["partial_rotary_factor"]
     hub["rope_theta"] = whole(full["rope_theta"])
-    hub["rope_scaling"] = None if scaling["rope_type"] == "default" else scaling
+    hub["rope_scaling"] = None if scaling == DEFAULT else scaling
     return hub
 
 

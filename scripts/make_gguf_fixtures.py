@@ -40,6 +40,8 @@ SELECTED = {
     "generation/gemma3-short-window": gguf.MODEL_ARCH.GEMMA3,
     "moe/mixtral-8x2": gguf.MODEL_ARCH.LLAMA,
     "moe/qwen3-8x2": gguf.MODEL_ARCH.QWEN3MOE,
+    "moe/qwen2-8x2": gguf.MODEL_ARCH.QWEN2MOE,
+    "moe/gpt-oss-8x2": gguf.MODEL_ARCH.GPT_OSS,
 }
 # Checkpoints of the families whose files the converter writes.
 CONVERTED = [
@@ -78,8 +80,15 @@ def write(folder, arch, out):
     if experts:
         writer.add_expert_count(experts)
         writer.add_expert_used_count(config["num_experts_per_tok"])
-        if "moe_intermediate_size" in config:
-            writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
+        if arch != gguf.MODEL_ARCH.LLAMA:
+            writer.add_expert_feed_forward_length(config.get("moe_intermediate_size") or config["intermediate_size"])
+        if arch == gguf.MODEL_ARCH.QWEN2MOE:
+            writer.add_expert_shared_feed_forward_length(config["shared_expert_intermediate_size"])
+    if arch == gguf.MODEL_ARCH.GPT_OSS:
+        writer.add_sliding_window(config["sliding_window"])
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(rope["factor"])
+        writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
 
     names = gguf.get_tensor_name_map(arch, config["num_hidden_layers"])
     stacks = {}
@@ -92,11 +101,22 @@ def write(folder, arch, out):
         if arch == gguf.MODEL_ARCH.GEMMA3 and name.endswith("norm.weight"):
             tensor = tensor + 1
         before, is_expert, after = name.partition(".experts.")
+        if arch == gguf.MODEL_ARCH.GPT_OSS and is_expert:
+            # Outputs are the last dimension, and those of gate and up are in turns.
+            matrix, kind = (after.removesuffix("_bias"), "bias" if after.endswith("_bias") else "weight")
+            parts = [tensor[..., n::2] for n in range(2)] if matrix == "gate_up_proj" else [tensor]
+            for own, part in zip(["gate_proj", "up_proj"] if len(parts) > 1 else [matrix], parts):
+                part = numpy.ascontiguousarray(part if kind == "bias" else part.swapaxes(1, 2))
+                writer.add_tensor(names.get_name(f"{before}.experts.{own}") + f".{kind}", part)
+            continue
         if is_expert:
             number, matrix = after.split(".", 1)
             stacks.setdefault(f"{before}.experts.{matrix}", {})[int(number)] = tensor
             continue
-        writer.add_tensor(names.get_name(name, try_suffixes=(".weight", ".bias")), tensor)
+        # llama.cpp holds a matrix of one row as a vector.
+        tensor = tensor[0] if name.endswith("shared_expert_gate.weight") else tensor
+        own = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        writer.add_tensor(f"{own}.weight" if name.endswith(".sinks") else own, tensor)
     for name, parts in sorted(stacks.items()):
         stacked = numpy.stack([parts[number] for number in range(len(parts))])
         writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), stacked)

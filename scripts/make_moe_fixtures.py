@@ -9,6 +9,7 @@ The layout is described in fixtures/README.md. The same versions make the same f
 
 import argparse
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -16,6 +17,8 @@ import torch
 import transformers
 from safetensors.torch import save_file
 from transformers import (
+    GptOssConfig,
+    GptOssForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
     Qwen2MoeConfig,
@@ -24,7 +27,9 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
-from make_fixtures import CLEAR_CHOICE, ROOT, write_json
+from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+
+from make_fixtures import CLEAR_CHOICE, ROOT, YARN, write_json
 
 NEW_TOKENS = 12
 PROMPT_LENGTHS = [1, 9, 24]
@@ -36,11 +41,17 @@ FAMILIES = {
     "qwen3_moe": (Qwen3MoeConfig, Qwen3MoeForCausalLM),
     "mixtral": (MixtralConfig, MixtralForCausalLM),
     "qwen2_moe": (Qwen2MoeConfig, Qwen2MoeForCausalLM),
+    "gpt_oss": (GptOssConfig, GptOssForCausalLM),
 }
+EXACT_YARN = YARN | {"rope_theta": 150000.0, "truncate": False}
 BASE = {
     "qwen3_moe": dict(intermediate_size=48, moe_intermediate_size=20, head_dim=16, norm_topk_prob=True),
     "mixtral": dict(intermediate_size=28, head_dim=12),
     "qwen2_moe": dict(intermediate_size=48, moe_intermediate_size=20, shared_expert_intermediate_size=28),
+    "gpt_oss": dict(
+        intermediate_size=20, head_dim=16, sliding_window=8, num_local_experts=8, num_experts_per_tok=2,
+        # llama.cpp always rounds the bounds of YaRN. Here both are below the second pair of a head, so that this changes nothing.
+        rope_parameters=EXACT_YARN | {"original_max_position_embeddings": 16}),
 }
 COMMON = dict(
     vocab_size=128, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
@@ -69,10 +80,19 @@ FIXTURES = [
         sliding_window=8, max_window_layers=3, num_hidden_layers=4, qkv_bias=False, tie_word_embeddings=True)),
     ("qwen2-8x2-every-second", "qwen2_moe", dict(
         num_experts=8, num_experts_per_tok=2, norm_topk_prob=True, decoder_sparse_step=2, num_hidden_layers=4)),
+    ("gpt-oss-8x2", "gpt_oss", dict()),
+    ("gpt-oss-8x3-full-tied", "gpt_oss", dict(
+        num_experts_per_tok=3, attention_bias=False, swiglu_alpha=1.1, swiglu_limit=0.8, tie_word_embeddings=True,
+        layer_types=["full_attention", "full_attention", "sliding_attention"], num_key_value_heads=4,
+        rope_parameters={"rope_type": "default", "rope_theta": 5000.0})),
+    ("gpt-oss-4x2-mxfp4", "gpt_oss", dict(
+        hidden_size=64, intermediate_size=32, num_local_experts=4, rope_parameters=EXACT_YARN)),
 ]
 SHARDED = {"qwen3-8x2-sharded"}
 # Experts in one tensor per layer, as transformers 5 holds them in memory, instead of one by one as it saves them.
 STACKED = {"qwen3-8x2-stacked", "mixtral-16x4-stacked", "qwen2-8x3-sliding-stacked"}
+# Experts in MXFP4, as the published checkpoints of gpt-oss have them.
+IN_MXFP4 = {"gpt-oss-4x2-mxfp4"}
 
 
 def build(family, overrides, seed):
@@ -88,9 +108,30 @@ def build(family, overrides, seed):
                 weight.copy_(1.0 + 0.3 * torch.randn_like(weight))
             elif name.endswith("bias"):
                 weight.copy_(0.2 * torch.randn_like(weight))
+            elif name.endswith("sinks"):
+                weight.copy_(torch.randn_like(weight))
+            elif weight.dim() == 3 and family == "gpt_oss":
+                # Inputs are the second dimension. Smaller weights, because 1 is added to what is multiplied with the gate.
+                weight.copy_(torch.randn_like(weight) * 0.7 / weight.shape[1] ** 0.5)
             else:
                 weight.copy_(torch.randn_like(weight) * (1.0 if "embed" in name else 1.5 / weight.shape[-1] ** 0.5))
     return model
+
+
+def to_mxfp4(model):
+    """Replaces the matrices of experts by numbers of MXFP4, and returns these as files hold them."""
+    packed = {}
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.dim() == 3:
+                count, inputs, outputs = weight.shape
+                blocks = torch.randint(256, (count, outputs, inputs // 32, 16), dtype=torch.uint8)
+                # Numbers are up to 6 before the scale, with a root mean square of 2.9.
+                middle = 127 + round(math.log2(0.7 / 2.9 / inputs ** 0.5))
+                scales = torch.randint(middle - 1, middle + 2, blocks.shape[:3], dtype=torch.uint8)
+                weight.copy_(convert_moe_packed_tensors(blocks, scales))
+                packed |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
+    return packed
 
 
 class Routes:
@@ -99,8 +140,9 @@ class Routes:
     def __init__(self, model):
         self.seen = {}
         for number, layer in enumerate(model.model.layers):
-            if hasattr(layer.mlp, "gate"):
-                layer.mlp.gate.register_forward_hook(self.hook(number, "route"))
+            router = getattr(layer.mlp, "gate", None) or getattr(layer.mlp, "router", None)
+            if router is not None:
+                router.register_forward_hook(self.hook(number, "route"))
                 layer.mlp.register_forward_hook(self.hook(number, "block"))
 
     def hook(self, layer, what):
@@ -161,6 +203,7 @@ def golden(model, routes, seed):
             tensors[f"{name}.layers.{layer}.weights"] = weights.contiguous()
             if length == PROMPT_LENGTHS[-1]:
                 into, out = routes.seen[layer, "block"]
+                out = out[0].view_as(into) if isinstance(out, tuple) else out
                 tensors[f"{name}.layers.{layer}.block_input"] = into[0].clone().contiguous()
                 tensors[f"{name}.layers.{layer}.block_output"] = out[0].detach().clone().contiguous()
     return prompts, tensors
@@ -170,10 +213,14 @@ def hub_form(config):
     """The configuration in the form that the Hub's files have."""
     hub = {key: value for key, value in config.items() if key not in ("rope_parameters", "layer_types", "dtype")}
     hub["torch_dtype"] = config["dtype"]
-    hub["rope_theta"] = config["rope_parameters"]["rope_theta"]
+    rope = config["rope_parameters"]
+    hub["rope_theta"] = rope["rope_theta"]
     if config["model_type"] == "qwen3_moe":
         hub["num_experts"] = hub.pop("num_local_experts")
-    if config["model_type"] != "mixtral":
+    if config["model_type"] == "gpt_oss":
+        hub["layer_types"] = config["layer_types"]
+        hub["rope_scaling"] = {key: value for key, value in rope.items() if key != "rope_theta"}
+    elif config["model_type"] != "mixtral":
         hub["rope_scaling"] = None
     return hub
 
@@ -183,12 +230,19 @@ def make(out, name, family, overrides, seed):
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     model = build(family, overrides, seed)
+    packed = to_mxfp4(model) if name in IN_MXFP4 else {}
     model.save_pretrained(folder, max_shard_size="60KB" if name in SHARDED else "50GB")
     (folder / "generation_config.json").unlink(missing_ok=True)
     if name in STACKED:
         tied = model.config.tie_word_embeddings
         state = {k: v.clone() for k, v in model.state_dict().items() if not (tied and k == "lm_head.weight")}
         save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    if packed:
+        config = json.loads((folder / "config.json").read_text())
+        config["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}
+        write_json(folder / "config.json", config)
+        state = {k: v for k, v in model.state_dict().items() if f"{k}_blocks" not in packed}
+        save_file(state | packed, folder / "model.safetensors", metadata={"format": "pt"})
     write_json(folder / "config.hub.json", hub_form(json.loads((folder / "config.json").read_text())))
     prompts, tensors = golden(model, Routes(model), seed)
     write_json(folder / "golden.json", {

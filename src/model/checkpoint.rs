@@ -12,12 +12,13 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Device, safetensors::MmapedSafetensors};
 use candle_nn::{VarBuilder, var_builder::SimpleBackend as _};
+use safetensors::Dtype;
 use serde_json::Value;
 use tokenizers::{AddedToken, Tokenizer};
 
 use super::{
     config::{ExpertLayout, ModelConfig, STACKED_GATE_UP},
-    stored::{EMBEDDING, HEAD, Place, Stored},
+    stored::{EMBEDDING, HEAD, MXFP4, Place, Stored, shapes_in_mxfp4},
 };
 use crate::{
     error::{listed, one_line},
@@ -121,6 +122,20 @@ impl Checkpoint {
         // Rows that the model needs of joined tensors.
         let mut joined: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
         for (name, shape) in needed {
+            if let Some(places) = stored.in_mxfp4(name) {
+                let expected = shapes_in_mxfp4(shape);
+                for (number, Place { name: in_file, view, .. }) in places.into_iter().enumerate() {
+                    left.remove(in_file);
+                    let dtype = view.dtype();
+                    ensure!(dtype == Dtype::U8, "{}: {in_file} is {dtype:?}; MXFP4 must be U8", self.source);
+                    let expected = expected.as_ref().map(|shapes| &shapes[number][..]);
+                    if expected != Some(view.shape()) {
+                        let found = view.shape();
+                        wrong.push(format!("{in_file} is {found:?} where config.json makes the tensor {shape:?}"));
+                    }
+                }
+                continue;
+            }
             let Some(Place { name: in_file, view, rows }) = stored.place(name, shape[0]) else {
                 missing.push(name.clone());
                 continue;
@@ -158,7 +173,9 @@ impl Checkpoint {
     /// # Errors
     /// If the header of a file cannot be read.
     pub(crate) fn expert_layout(&self) -> Result<ExpertLayout> {
-        let is_stacked = self.stored()?.names().any(|name| name.ends_with(STACKED_GATE_UP));
+        let in_mxfp4 = format!("{STACKED_GATE_UP}{}", MXFP4[0]);
+        let is_stacked = |name: &str| name.ends_with(STACKED_GATE_UP) || name.ends_with(&in_mxfp4);
+        let is_stacked = self.stored()?.names().any(is_stacked);
         Ok(if is_stacked { ExpertLayout::Stacked } else { ExpertLayout::Single })
     }
 
@@ -498,6 +515,30 @@ mod tests {
         }
         let error = checkpoint.check(&parts([4, 1, 1])).expect_err("other rows").to_string();
         assert!(error.contains("qkv_proj.weight has 8 rows where config.json makes them 6"), "{error}");
+    }
+
+    /// A byte holds two numbers of four bits, and a block of 32 has an exponent.
+    #[test]
+    fn tensors_in_mxfp4_are_read() {
+        let folder = folder();
+        let write = |scales: Tensor| {
+            let bytes = [[0x21u8; 16], [0xa7; 16]].concat();
+            let blocks = Tensor::from_vec(bytes, (1, 2, 1, 16), &Device::Cpu).expect("blocks");
+            let tensors = HashMap::from([("w_blocks".to_owned(), blocks), ("w_scales".to_owned(), scales)]);
+            candle_core::safetensors::save(&tensors, folder.path().join(WEIGHTS)).expect("saved");
+            open(folder.path()).expect("opens")
+        };
+        let error = write(tensor(&[1, 2, 1])).check(&needed(&[("w", &[1, 32, 2])])).expect_err("a type").to_string();
+        assert!(error.contains("w_scales is F32; MXFP4 must be U8"), "{error}");
+        let checkpoint = write(Tensor::new(&[[[128u8], [126]]], &Device::Cpu).expect("exponents"));
+        for shape in [[1, 64, 2], [1, 33, 2], [2, 32, 2]] {
+            let error = checkpoint.check(&needed(&[("w", &shape)])).expect_err("a shape").to_string();
+            assert!(error.contains(&format!("where config.json makes the tensor {shape:?}")), "{error}");
+        }
+        checkpoint.check(&needed(&[("w", &[1, 32, 2])])).expect("both parts");
+        let weights = checkpoint.weights(DType::F32, &Device::Cpu).expect("mapped");
+        let found = weights.get((1, 32, 2), "w").and_then(|w| w.flatten_all()?.to_vec1::<f32>()).expect("values");
+        assert_eq!(found, [1.0, 3.0, 2.0, -0.5].repeat(16));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde_json::{Value, json};
 
 use super::{
-    family::{AttentionBias, ExpertNames, FAMILIES, Family, QkNorm, SlidingLayers},
+    family::{AttentionBias, ExpertFamily, FAMILIES, Family, QkNorm, SlidingLayers},
     keys, limits,
 };
 use crate::text;
@@ -33,6 +33,8 @@ pub struct ModelConfig {
     pub o_bias: bool,
     pub mlp_bias: bool,
     pub hidden_act: String,
+    /// The factor within the sigmoid and the limit of a clamped SiLU, which then replaces `hidden_act`.
+    pub swiglu: Option<(f64, f64)>,
     pub rope: Rope,
     /// RoPE of the sliding layers, where it differs from that of the others.
     pub local_rope: Option<Rope>,
@@ -40,6 +42,8 @@ pub struct ModelConfig {
     pub rotary_dim: usize,
     /// For each layer, whether it has RoPE.
     pub rope_layers: Vec<bool>,
+    /// The factor of queries at each position, where they have one.
+    pub query_scaling: Option<QueryScaling>,
     pub sliding_window: Option<usize>,
     /// For each layer, whether it sees only the sliding window.
     pub sliding_layers: Vec<bool>,
@@ -86,18 +90,36 @@ pub struct Experts {
 pub(crate) enum ExpertLayout {
     /// One tensor per matrix and expert, as in the Hub's files.
     Single,
-    /// One tensor for all experts of a layer, with gate and up projections joined, as transformers 5 holds them in memory.
+    /// One tensor for all experts of a layer, with gate and up projections joined, as transformers 5 holds them in memory, and as files
+    /// of gpt-oss do.
     Stacked,
 }
 
 /// Name of the joined gate and up projections below a layer. Its presence identifies [`ExpertLayout::Stacked`].
 pub const STACKED_GATE_UP: &str = "mlp.experts.gate_up_proj";
 
+const STACKED_DOWN: &str = "mlp.experts.down_proj";
+
 /// Rotary position embedding.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rope {
     pub theta: f64,
     pub scaling: RopeScaling,
+}
+
+/// Queries at a position are multiplied by `1 + beta · ln(1 + ⌊position / original⌋)`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct QueryScaling {
+    pub beta: f64,
+    pub original_max_position_embeddings: usize,
+}
+
+impl QueryScaling {
+    /// The factor at a position, computed in f32 as transformers does.
+    pub(crate) fn factor(&self, position: usize) -> f32 {
+        let turns = (position as f32 / self.original_max_position_embeddings as f32).floor();
+        1.0 + self.beta as f32 * turns.ln_1p()
+    }
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -170,7 +192,7 @@ impl ModelConfig {
     fn read(json: &Value) -> Result<Self> {
         limits::check(json)?;
         let family = family(json)?;
-        keys::refuse(json)?;
+        keys::refuse(family, json)?;
         let json = Keys(json);
         let (hidden_size, num_attention_heads) = (json.count("hidden_size")?, json.count("num_attention_heads")?);
         let num_hidden_layers = json.count("num_hidden_layers")?;
@@ -182,12 +204,16 @@ impl ModelConfig {
         let rope_layers = rope_layers(family, &json, num_hidden_layers)?;
         let (sliding_window, sliding_layers) = sliding(family, &json, &rope_layers)?;
         let mut max_position_embeddings = json.count_or("max_position_embeddings", family.max_position_embeddings)?;
-        let (rope, local_rope, rotary_dim) = ropes(family, &json, head_dim, max_position_embeddings)?;
+        let (rope, local_rope, rotary_dim, query_scaling) = ropes(family, &json, head_dim, max_position_embeddings)?;
         if let RopeScaling::LongRope { original_max_position_embeddings, .. } = rope.scaling {
             max_position_embeddings = max_position_embeddings.min(original_max_position_embeddings);
         }
         let (act_key, default_act) = family.hidden_act;
-        let hidden_act = json.text(act_key)?.unwrap_or(default_act);
+        let hidden_act = act_key.map(|key| json.text(key)).transpose()?.flatten().unwrap_or(default_act);
+        let swiglu = |(alpha, limit)| {
+            let number_or = |key, default| Ok::<_, anyhow::Error>(json.number(key)?.unwrap_or(default));
+            Ok::<_, anyhow::Error>((number_or("swiglu_alpha", alpha)?, number_or("swiglu_limit", limit)?))
+        };
         let (qkv_bias, o_bias) = match family.attention_bias {
             AttentionBias::Fixed(qkv) => (qkv, false),
             AttentionBias::Key { key, default, with_output } => {
@@ -215,10 +241,12 @@ impl ModelConfig {
             o_bias,
             mlp_bias: family.reads_mlp_bias && json.flag("mlp_bias")?.unwrap_or(false),
             hidden_act: ACTIVATIONS.iter().find(|row| row.0 == hidden_act).map_or(hidden_act, |row| row.1).to_owned(),
+            swiglu: family.swiglu.map(swiglu).transpose()?,
             rope,
             local_rope,
             rotary_dim,
             rope_layers,
+            query_scaling,
             sliding_window,
             sliding_layers,
             query_pre_attn_scalar: match family.query_pre_attn_scalar {
@@ -300,6 +328,9 @@ impl ModelConfig {
             for (name, size) in &norms {
                 tensors.push((format!("model.layers.{layer}.{name}.weight"), vec![*size]));
             }
+            if self.family.has_sinks {
+                tensors.push((format!("model.layers.{layer}.self_attn.sinks"), vec![self.num_attention_heads]));
+            }
             let experts = self.experts_of(layer);
             for (name, rows, columns, bias) in attention.iter().chain(dense.iter().filter(|_| experts.is_none())) {
                 tensors.push((format!("model.layers.{layer}.{name}.weight"), vec![*rows, *columns]));
@@ -308,7 +339,7 @@ impl ModelConfig {
                 }
             }
             if let (Some(experts), Some(family)) = (experts, &self.family.experts) {
-                let mixture = self.mixture_tensors(experts, &family.names, layout);
+                let mixture = self.mixture_tensors(experts, family, layout);
                 tensors
                     .extend(mixture.into_iter().map(|(name, shape)| (format!("model.layers.{layer}.{name}"), shape)));
             }
@@ -332,9 +363,10 @@ impl ModelConfig {
     fn mixture_tensors(
         &self,
         experts: &Experts,
-        names: &ExpertNames,
+        family: &ExpertFamily,
         layout: ExpertLayout,
     ) -> Vec<(String, Vec<usize>)> {
+        let ExpertFamily { names, has_biases, is_transposed, .. } = family;
         let (hidden, count, inter) = (self.hidden_size, experts.num_experts, experts.intermediate_size);
         let mut tensors = Vec::new();
         if let Some(inner) = experts.shared_intermediate_size {
@@ -346,20 +378,29 @@ impl ModelConfig {
                 tensors.push((format!("{shared}.{name}.weight"), shape.to_vec()));
             }
         }
+        let block = if layout == ExpertLayout::Stacked { "mlp" } else { names.block };
+        tensors.push((format!("{block}.{}.weight", names.router), vec![count, hidden]));
+        if *has_biases {
+            tensors.push((format!("{block}.{}.bias", names.router), vec![count]));
+        }
         if layout == ExpertLayout::Stacked {
-            tensors.extend([
-                ("mlp.gate.weight".into(), vec![count, hidden]),
-                (STACKED_GATE_UP.into(), vec![count, 2 * inter, hidden]),
-                ("mlp.experts.down_proj".into(), vec![count, hidden, inter]),
-            ]);
+            for (name, outputs, inputs) in [(STACKED_GATE_UP, 2 * inter, hidden), (STACKED_DOWN, hidden, inter)] {
+                let [rows, columns] = if *is_transposed { [inputs, outputs] } else { [outputs, inputs] };
+                tensors.push((name.into(), vec![count, rows, columns]));
+                if *has_biases {
+                    tensors.push((format!("{name}_bias"), vec![count, outputs]));
+                }
+            }
             return tensors;
         }
-        tensors.push((format!("{}.gate.weight", names.block), vec![count, hidden]));
         for expert in 0..count {
             for (name, shape) in
                 [(names.gate, [inter, hidden]), (names.up, [inter, hidden]), (names.down, [hidden, inter])]
             {
-                tensors.push((format!("{}.experts.{expert}.{name}.weight", names.block), shape.to_vec()));
+                tensors.push((format!("{block}.experts.{expert}.{name}.weight"), shape.to_vec()));
+                if *has_biases {
+                    tensors.push((format!("{block}.experts.{expert}.{name}.bias"), vec![shape[0]]));
+                }
             }
         }
         tensors
@@ -556,9 +597,14 @@ fn experts(family: &Family, json: &Keys, layers: usize) -> Result<Option<Experts
     }))
 }
 
-/// RoPE of the full layers, that of the sliding layers if the family gives them their own, and the elements of a head that it
-/// turns. `rope_scaling` comes before `rope_parameters`, as in transformers 5.
-fn ropes(family: &Family, json: &Keys, head_dim: usize, longest: usize) -> Result<(Rope, Option<Rope>, usize)> {
+/// RoPE of the full layers, that of the sliding layers if the family gives them their own, the elements of a head that it turns, and
+/// the scaling of queries. `rope_scaling` comes before `rope_parameters`, as in transformers 5.
+fn ropes(
+    family: &Family,
+    json: &Keys,
+    head_dim: usize,
+    longest: usize,
+) -> Result<(Rope, Option<Rope>, usize, Option<QueryScaling>)> {
     let (parameters, scaling) = (json.object("rope_parameters")?, json.object("rope_scaling")?);
     let reader = RopeReader { family, json, head_dim, longest };
     let Some(local_theta) = family.local_rope_theta else {
@@ -567,8 +613,12 @@ fn ropes(family: &Family, json: &Keys, head_dim: usize, longest: usize) -> Resul
         if let Some((kind, _)) = of_kind {
             bail!("config.json: rope_parameters has an object for {kind}; all layers of this family share one RoPE");
         }
-        let (rope, rotary_dim) = reader.read(parameters.map(Cow::Borrowed), "rope_theta", family.rope_theta)?;
-        return Ok((rope, None, rotary_dim));
+        let parameters = match (parameters, family.rope_parameters) {
+            (None, Some(default)) => Some(Cow::Owned(serde_json::from_str(default)?)),
+            (parameters, _) => parameters.map(Cow::Borrowed),
+        };
+        let (rope, rotary_dim, query_scaling) = reader.read(parameters, "rope_theta", family.rope_theta)?;
+        return Ok((rope, None, rotary_dim, query_scaling));
     };
     let parameters = parameters.cloned().map(Value::Object).unwrap_or_default();
     let nested = |kind: &str| Keys(&parameters).object(kind);
@@ -579,9 +629,9 @@ fn ropes(family: &Family, json: &Keys, head_dim: usize, longest: usize) -> Resul
         full.extend(scaling.clone());
     }
     let local = nested("sliding_attention")?.map(Cow::Borrowed);
-    let (rope, rotary_dim) = reader.read(full.map(Cow::Owned), "rope_theta", family.rope_theta)?;
-    let (local, _) = reader.read(local, "rope_local_base_freq", local_theta)?;
-    Ok((rope, Some(local), rotary_dim))
+    let (rope, rotary_dim, query_scaling) = reader.read(full.map(Cow::Owned), "rope_theta", family.rope_theta)?;
+    let (local, ..) = reader.read(local, "rope_local_base_freq", local_theta)?;
+    Ok((rope, Some(local), rotary_dim, query_scaling))
 }
 
 /// Reads the parameters of RoPE.
@@ -598,8 +648,13 @@ type Object = serde_json::Map<String, Value>;
 
 impl RopeReader<'_> {
     /// Reads parameters. `theta_key` is the key of the base at the top level, and `theta` its default. Returns the elements of a
-    /// head that are turned too.
-    fn read(&self, parameters: Option<Cow<Object>>, theta_key: &str, theta: f64) -> Result<(Rope, usize)> {
+    /// head that are turned, and the scaling of queries, too.
+    fn read(
+        &self,
+        parameters: Option<Cow<Object>>,
+        theta_key: &str,
+        theta: f64,
+    ) -> Result<(Rope, usize, Option<QueryScaling>)> {
         let Self { family, json, head_dim, longest } = *self;
         let parameters = Value::Object(parameters.map(Cow::into_owned).unwrap_or_default());
         let parameters = Keys(&parameters);
@@ -685,7 +740,14 @@ impl RopeReader<'_> {
             }
             other => RopeScaling::Other(other.into()),
         };
-        Ok((Rope { theta, scaling }, rotary_dim))
+        let query_scaling = match family.scales_queries {
+            false => None,
+            true => Some(QueryScaling {
+                beta: required("llama_4_scaling_beta")?,
+                original_max_position_embeddings: original()?,
+            }),
+        };
+        Ok((Rope { theta, scaling }, rotary_dim, query_scaling))
     }
 }
 
@@ -941,6 +1003,12 @@ mod tests {
                 assert_eq!(local, Rope { theta: 1e4, scaling: RopeScaling::None }, "{what}");
             }
         }
+        let heads = json!({"num_key_value_heads": 4});
+        let of_gpt_oss = |keys| small("GptOssForCausalLM", with(keys, heads.clone())).expect("a model").rope;
+        let Rope { theta, scaling } = of_gpt_oss(json!({}));
+        let is_own = matches!(scaling, RopeScaling::Yarn { factor: 32.0, truncate: false, .. });
+        assert!(theta == 1.5e5 && is_own, "{scaling:?}");
+        assert_eq!(of_gpt_oss(json!({"rope_parameters": {}})).scaling, RopeScaling::None);
         assert_eq!(small(phi, json!({"rope_parameters": {"partial_rotary_factor": 0.5}})).expect("half").rotary_dim, 8);
         assert_eq!(small(llama, json!({"partial_rotary_factor": 0.5})).expect("whole").rotary_dim, 16);
     }
@@ -1054,6 +1122,10 @@ mod tests {
             (json!({"model_type": "bert"}), "model_type is bert, and architectures has LlamaForCausalLM"),
             (json!({"rope_parameters": {"full_attention": {}}}), "has an object for full_attention"),
             (json!({"rope_scaling": {"rope_type": "llama3"}}), "needs factor"),
+            (
+                json!({"model_type": "ministral3", "rope_scaling": {"rope_type": "yarn", "factor": 2.0}}),
+                "RoPE of type yarn needs llama_4_scaling_beta",
+            ),
         ] {
             let error = ModelConfig::from_json(&with(llama(), more)).expect_err(part).to_string();
             assert!(error.lines().count() == 1 && error.chars().count() <= LONGEST_MESSAGE + 1, "{error}");

@@ -14,7 +14,7 @@ const EMBEDDING: &str = "model.embed_tokens.weight";
 struct LayerMatrices {
     /// Those that multiply each token: of a mixture, the router and the experts that compute one token.
     multiplied: u64,
-    /// Those of the experts that do not compute the token.
+    /// Those of the experts that do not compute the token, with their biases.
     idle: u64,
 }
 
@@ -85,6 +85,14 @@ impl ModelConfig {
         (2 * self.num_key_value_heads * self.head_dim * dtype.size_in_bytes()) as u64
     }
 
+    /// Elements of the biases of one expert.
+    pub(crate) fn expert_biases(&self) -> usize {
+        match (&self.experts, &self.family.experts) {
+            (Some(experts), Some(family)) if family.has_biases => 2 * experts.intermediate_size + self.hidden_size,
+            _ => 0,
+        }
+    }
+
     fn head_parameters(&self) -> u64 {
         (self.vocab_size * self.hidden_size) as u64
     }
@@ -102,7 +110,7 @@ impl ModelConfig {
                 let router = hidden * experts.num_experts;
                 let shared = experts.shared_intermediate_size.map_or(0, |inner| gated(inner) + hidden);
                 let idle = experts.num_experts - experts.num_experts_per_tok;
-                (router + shared + experts.num_experts_per_tok * expert, idle * expert)
+                (router + shared + experts.num_experts_per_tok * expert, idle * (expert + self.expert_biases()))
             }
         };
         LayerMatrices { multiplied: (attention + feed_forward) as u64, idle: idle as u64 }

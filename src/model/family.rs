@@ -18,6 +18,8 @@ pub struct Family {
     pub qk_norm: QkNorm,
     /// Which layers of attention have biases.
     pub attention_bias: AttentionBias,
+    /// True if each head has a score that takes part in the softmax without a value: `self_attn.sinks`.
+    pub has_sinks: bool,
     /// True if `mlp_bias` is a key.
     pub reads_mlp_bias: bool,
     /// Default of `head_dim`; `None` for `hidden_size / num_attention_heads`.
@@ -28,8 +30,10 @@ pub struct Family {
     pub max_position_embeddings: usize,
     /// Default of `rms_norm_eps`.
     pub rms_norm_eps: f64,
-    /// Key of the activation of the feed-forward, and its default.
-    pub hidden_act: (&'static str, &'static str),
+    /// Key of the activation of the feed-forward, if there is one, and its default.
+    pub hidden_act: (Option<&'static str>, &'static str),
+    /// Defaults of `swiglu_alpha` and `swiglu_limit`, where they are keys of a clamped SiLU.
+    pub swiglu: Option<(f64, f64)>,
     /// Default of `tie_word_embeddings`.
     pub tie_word_embeddings: bool,
     /// True if embeddings are multiplied by the square root of `hidden_size`.
@@ -38,6 +42,10 @@ pub struct Family {
     pub has_multipliers: bool,
     /// Default of `rope_theta`.
     pub rope_theta: f64,
+    /// Default of `rope_parameters`, in JSON; `None` for RoPE without scaling.
+    pub rope_parameters: Option<&'static str>,
+    /// True if `llama_4_scaling_beta` of these parameters is needed: queries beyond the original positions are multiplied.
+    pub scales_queries: bool,
     /// Default of `rope_local_base_freq`, the base of RoPE in sliding layers; `None` where all layers share one RoPE.
     pub local_rope_theta: Option<f64>,
     /// Default of `partial_rotary_factor`; `None` where RoPE always turns whole heads.
@@ -147,12 +155,18 @@ pub struct ExpertFamily {
     pub norm_topk_prob: Option<bool>,
     /// True if `decoder_sparse_step` and `mlp_only_layers` may make layers dense.
     pub has_dense_layers: bool,
+    /// True if the router and the matrices of experts have biases.
+    pub has_biases: bool,
+    /// True if tensors of all experts are (experts, inputs, outputs), with those of gate and up in turns. In other families they are
+    /// (experts, outputs, inputs), gate above up.
+    pub is_transposed: bool,
 }
 
 /// Names of a mixture's parts in files that store each expert's matrices separately.
 #[derive(Debug, PartialEq)]
 pub struct ExpertNames {
     pub block: &'static str,
+    pub router: &'static str,
     pub gate: &'static str,
     pub up: &'static str,
     pub down: &'static str,
@@ -171,16 +185,20 @@ pub(super) const LLAMA: Family = Family {
     norm_offset: 0.0,
     qk_norm: QkNorm::None,
     attention_bias: AttentionBias::Key { key: "attention_bias", default: false, with_output: true },
+    has_sinks: false,
     reads_mlp_bias: true,
     head_dim: None,
     num_key_value_heads: None,
     max_position_embeddings: 2048,
     rms_norm_eps: 1e-6,
-    hidden_act: ("hidden_act", "silu"),
+    hidden_act: (Some("hidden_act"), "silu"),
+    swiglu: None,
     tie_word_embeddings: false,
     scales_embedding: false,
     has_multipliers: false,
     rope_theta: 1e4,
+    rope_parameters: None,
+    scales_queries: false,
     local_rope_theta: None,
     partial_rotary_factor: None,
     original_max_position_embeddings: None,
@@ -231,6 +249,20 @@ const MISTRAL: Family = Family {
     ..LLAMA
 };
 
+/// The mixture of Qwen3-MoE: what that of Qwen2-MoE shares with it.
+const QWEN3_EXPERTS: ExpertFamily = ExpertFamily {
+    names: ExpertNames { block: "mlp", router: "gate", gate: "gate_proj", up: "up_proj", down: "down_proj" },
+    num_experts_keys: &["num_local_experts", "num_experts"],
+    num_experts: 128,
+    num_experts_per_tok: 8,
+    intermediate_size: ("moe_intermediate_size", Some(768)),
+    shared_expert: None,
+    norm_topk_prob: Some(false),
+    has_dense_layers: true,
+    has_biases: false,
+    is_transposed: false,
+};
+
 /// Gemma 2: what Gemma 3 shares with it.
 const GEMMA2: Family = Family {
     architecture: "Gemma2ForCausalLM",
@@ -241,7 +273,7 @@ const GEMMA2: Family = Family {
     head_dim: Some(256),
     num_key_value_heads: Some(4),
     max_position_embeddings: 8192,
-    hidden_act: ("hidden_activation", "gelu_pytorch_tanh"),
+    hidden_act: (Some("hidden_activation"), "gelu_pytorch_tanh"),
     tie_word_embeddings: true,
     scales_embedding: true,
     sliding_layers: SlidingLayers::AllButEvery { pattern: 2, is_key: false },
@@ -270,6 +302,20 @@ pub static FAMILIES: &[Family] = &[
         model_type: "ministral",
         // All, unless `layer_types` says otherwise.
         sliding_layers: SlidingLayers::AllButEvery { pattern: usize::MAX, is_key: false },
+        ..MISTRAL
+    },
+    Family {
+        architecture: "Ministral3ForCausalLM",
+        model_type: "ministral3",
+        head_dim: Some(128),
+        max_position_embeddings: 262_144,
+        rms_norm_eps: 1e-5,
+        rope_parameters: Some(
+            r#"{"rope_type": "yarn", "rope_theta": 1e6, "factor": 16, "original_max_position_embeddings": 16384,
+                "mscale": 1, "mscale_all_dim": 1, "llama_4_scaling_beta": 0.1}"#,
+        ),
+        scales_queries: true,
+        sliding_window: None,
         ..MISTRAL
     },
     Family { architecture: "GraniteForCausalLM", model_type: "granite", has_multipliers: true, ..LLAMA },
@@ -364,16 +410,7 @@ pub static FAMILIES: &[Family] = &[
         attention_bias: LLAMA.attention_bias,
         num_key_value_heads: Some(4),
         sliding_layers: SlidingLayers::All,
-        experts: Some(ExpertFamily {
-            names: ExpertNames { block: "mlp", gate: "gate_proj", up: "up_proj", down: "down_proj" },
-            num_experts_keys: &["num_local_experts", "num_experts"],
-            num_experts: 128,
-            num_experts_per_tok: 8,
-            intermediate_size: ("moe_intermediate_size", Some(768)),
-            shared_expert: None,
-            norm_topk_prob: Some(false),
-            has_dense_layers: true,
-        }),
+        experts: Some(QWEN3_EXPERTS),
         ..QWEN2
     },
     Family {
@@ -383,14 +420,12 @@ pub static FAMILIES: &[Family] = &[
         num_key_value_heads: Some(16),
         sliding_layers: SlidingLayers::EverySecondBelow { max_window_layers: 28 },
         experts: Some(ExpertFamily {
-            names: ExpertNames { block: "mlp", gate: "gate_proj", up: "up_proj", down: "down_proj" },
             num_experts_keys: &["num_experts"],
             num_experts: 60,
             num_experts_per_tok: 4,
             intermediate_size: ("moe_intermediate_size", Some(1408)),
             shared_expert: Some(5632),
-            norm_topk_prob: Some(false),
-            has_dense_layers: true,
+            ..QWEN3_EXPERTS
         }),
         ..QWEN2
     },
@@ -401,16 +436,48 @@ pub static FAMILIES: &[Family] = &[
         rope_theta: 1e6,
         sliding_window: None,
         experts: Some(ExpertFamily {
-            names: ExpertNames { block: "block_sparse_moe", gate: "w1", up: "w3", down: "w2" },
+            names: ExpertNames { block: "block_sparse_moe", router: "gate", gate: "w1", up: "w3", down: "w2" },
             num_experts_keys: &["num_experts", "num_local_experts"],
             num_experts: 8,
             num_experts_per_tok: 2,
             intermediate_size: ("intermediate_size", None),
-            shared_expert: None,
             norm_topk_prob: None,
             has_dense_layers: false,
+            ..QWEN3_EXPERTS
         }),
         ..MISTRAL
+    },
+    Family {
+        architecture: "GptOssForCausalLM",
+        model_type: "gpt_oss",
+        attention_bias: AttentionBias::Key { key: "attention_bias", default: true, with_output: true },
+        has_sinks: true,
+        reads_mlp_bias: false,
+        head_dim: Some(64),
+        num_key_value_heads: Some(8),
+        max_position_embeddings: 131_072,
+        rms_norm_eps: 1e-5,
+        hidden_act: (None, "silu"),
+        swiglu: Some((1.702, 7.0)),
+        rope_theta: 1.5e5,
+        rope_parameters: Some(
+            r#"{"rope_type": "yarn", "factor": 32, "truncate": false, "original_max_position_embeddings": 4096}"#,
+        ),
+        sliding_layers: SlidingLayers::AllButEvery { pattern: 2, is_key: false },
+        sliding_window: Some(128),
+        eos_token_ids: &[],
+        experts: Some(ExpertFamily {
+            names: ExpertNames { router: "router", ..QWEN3_EXPERTS.names },
+            num_experts_keys: &["num_experts", "num_local_experts"],
+            num_experts_per_tok: 4,
+            intermediate_size: ("intermediate_size", None),
+            norm_topk_prob: None,
+            has_dense_layers: false,
+            has_biases: true,
+            is_transposed: true,
+            ..QWEN3_EXPERTS
+        }),
+        ..LLAMA
     },
 ];
 

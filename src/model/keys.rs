@@ -2,7 +2,7 @@
 //! would change the result is read or refused, and one that is not in the table is reported.
 
 use anyhow::{Result, bail};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::family::{AttentionBias, ExpertFamily, FAMILIES, Family, SlidingLayers};
 use crate::text;
@@ -18,8 +18,8 @@ enum Fate {
     Read(fn(&Family) -> bool),
     /// Ignored, because of this.
     Ignored(&'static str),
-    /// Refused, unless the value is null, empty or this one.
-    Refused { unless: bool, because: &'static str },
+    /// Refused, unless the value is null, empty or accepted, which `unless` describes.
+    Refused { unless: &'static str, accepts: fn(&Family, &Value) -> bool, because: &'static str },
 }
 
 const fn read(names: &'static [&'static str], of: fn(&Family) -> bool) -> Row {
@@ -30,8 +30,13 @@ const fn ignored(names: &'static [&'static str], because: &'static str) -> Row {
     Row { names, fate: Fate::Ignored(because) }
 }
 
-const fn refused(names: &'static [&'static str], unless: bool, because: &'static str) -> Row {
-    Row { names, fate: Fate::Refused { unless, because } }
+const fn refused(
+    names: &'static [&'static str],
+    unless: &'static str,
+    accepts: fn(&Family, &Value) -> bool,
+    because: &'static str,
+) -> Row {
+    Row { names, fate: Fate::Refused { unless, accepts, because } }
 }
 
 fn has_experts(family: &Family, is: fn(&ExpertFamily) -> bool) -> bool {
@@ -69,8 +74,9 @@ const KEYS: &[Row] = &[
     read(&["rope_local_base_freq"], |family| family.local_rope_theta.is_some()),
     read(&["partial_rotary_factor"], |family| family.partial_rotary_factor.is_some()),
     read(&["no_rope_layers", "no_rope_layer_interval"], |family| family.no_rope_layer_interval.is_some()),
-    read(&["hidden_act"], |family| family.hidden_act.0 == "hidden_act"),
-    read(&["hidden_activation"], |family| family.hidden_act.0 == "hidden_activation"),
+    read(&["hidden_act"], |family| family.hidden_act.0 == Some("hidden_act")),
+    read(&["hidden_activation"], |family| family.hidden_act.0 == Some("hidden_activation")),
+    read(&["swiglu_alpha", "swiglu_limit"], |family| family.swiglu.is_some()),
     read(&["attention_bias"], |family| has_bias_key(family, "attention_bias")),
     read(&["qkv_bias"], |family| has_bias_key(family, "qkv_bias")),
     read(&["mlp_bias"], |family| family.reads_mlp_bias),
@@ -100,13 +106,16 @@ const KEYS: &[Row] = &[
     read(&["shared_expert_intermediate_size"], |family| has_experts(family, |row| row.shared_expert.is_some())),
     read(&["norm_topk_prob"], |family| has_experts(family, |row| row.norm_topk_prob.is_some())),
     read(&["decoder_sparse_step", "mlp_only_layers"], |family| has_experts(family, |row| row.has_dense_layers)),
-    refused(&["is_causal"], true, "without causal attention a model cannot generate text"),
-    refused(&["use_bidirectional_attention"], false, "such a model cannot generate text"),
-    refused(&["per_layer_config"], false, "all layers have the same sizes here"),
+    refused(&["is_causal"], "true", |_, value| *value == true, "without causal attention a model cannot generate text"),
+    refused(&["use_bidirectional_attention"], "false", |_, value| *value == false, "such a model cannot generate text"),
+    refused(&["per_layer_config"], "false", |_, value| *value == false, "all layers have the same sizes here"),
     refused(
         &["quantization_config", "compression_config"],
-        false,
-        "quantised weights in safetensors are not read; use the original weights, or a GGUF file",
+        "false, or of `quant_method` `mxfp4` in gpt_oss",
+        |family, value| {
+            *value == false || (has_experts(family, |row| row.is_transposed) && value["quant_method"] == "mxfp4")
+        },
+        "other quantised weights in safetensors are not read; use the original weights, or a GGUF file",
     ),
     ignored(&["dtype", "torch_dtype"], "setting `dtype` says in what the model computes"),
     ignored(
@@ -209,10 +218,14 @@ const KEYS: &[Row] = &[
         ],
         "transformers' own class of the architecture does not use it",
     ),
+    ignored(
+        &["initial_context_length", "experts_per_token"],
+        "files of gpt-oss state it for other programs beside a key that is read",
+    ),
     ignored(&["_sliding_window_pattern"], "transformers 5 writes it beside `layer_types`, and does not read it"),
 ];
 
-/// Keys of the parameters of RoPE that are read, or, of the last one, only for positions that are left out.
+/// Keys of the parameters of RoPE that are read, or, of the last two, that change nothing at the positions that are run.
 const ROPE_KEYS: &[&str] = &[
     "rope_type",
     "type",
@@ -229,20 +242,22 @@ const ROPE_KEYS: &[&str] = &[
     "low_freq_factor",
     "high_freq_factor",
     "short_factor",
+    "llama_4_scaling_beta",
     "long_factor",
+    "max_position_embeddings",
 ];
 
 /// Refuses keys that would change the result in a way that no engine has.
 ///
 /// # Errors
 /// If there is one.
-pub(super) fn refuse(json: &Value) -> Result<()> {
+pub(super) fn refuse(family: &Family, json: &Value) -> Result<()> {
     for row in KEYS {
-        let Fate::Refused { unless, because } = row.fate else { continue };
+        let Fate::Refused { accepts, because, .. } = row.fate else { continue };
         for name in row.names {
             let value = &json[name];
             let is_empty = value.as_object().is_some_and(|object| object.is_empty());
-            if !(value.is_null() || is_empty || *value == json!(unless)) {
+            if !(value.is_null() || is_empty || accepts(family, value)) {
                 bail!("config.json: {name} is {}: {because}", text::short(&value.to_string(), 40));
             }
         }
@@ -284,7 +299,7 @@ pub fn config_keys_in_markdown() -> String {
                 }
             }
             Fate::Ignored(because) => format!("ignored: {because}"),
-            Fate::Refused { unless, because } => format!("refused unless null or {unless}: {because}"),
+            Fate::Refused { unless, because, .. } => format!("refused unless null or {unless}: {because}"),
         };
         table += &format!("| {} | {fate} |\n", names.join(", "));
     }
@@ -294,6 +309,8 @@ pub fn config_keys_in_markdown() -> String {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
+
+    use serde_json::json;
 
     use super::*;
     use crate::model::{MINI, SYNTHETIC, config::ModelConfig, golden::fixtures, shapes};
@@ -306,7 +323,7 @@ mod tests {
             "vocab_size": 100, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 16});
         // A scaling that reads the original positions.
         json["rope_scaling"] = match family.original_max_position_embeddings {
-            None => json!({"rope_type": "yarn", "factor": 2.0}),
+            None => json!({"rope_type": "yarn", "factor": 2.0, "llama_4_scaling_beta": 0.1}),
             Some(_) => json!({"rope_type": "longrope", "short_factor": vec![1.0; 8], "long_factor": vec![1.0; 8]}),
         };
         if family.local_rope_theta.is_some() {
@@ -339,9 +356,10 @@ mod tests {
     #[test]
     fn keys_that_would_change_the_result_are_refused() {
         for Row { names, fate } in KEYS {
-            let Fate::Refused { unless, .. } = fate else { continue };
+            let Fate::Refused { accepts, .. } = fate else { continue };
             for (name, family) in names.iter().zip(FAMILIES.iter().cycle()) {
-                for value in [json!(!unless), json!({"quant_method": "fp8"})] {
+                let unless = accepts(family, &json!(true));
+                for value in [json!(!unless), json!({"quant_method": "mxfp4"})] {
                     let error = config(family, name, &value).expect_err(name).to_string();
                     assert!(error.starts_with(&format!("config.json: {name} is ")), "{error}");
                 }

@@ -22,7 +22,7 @@ struct Shape {
 struct Published {
     /// Its name on the Hugging Face Hub.
     name: &'static str,
-    /// Its number of weights, as published. That of `gemma3-4b` leaves the vision tower out.
+    /// Its number of weights, as published. Those of `gemma3-4b` and `ministral-3-3b` leave the vision tower out.
     weights: u64,
 }
 
@@ -50,6 +50,8 @@ const SHAPES: &[Shape] = &[
     row("qwen3-4b",        "Qwen/Qwen3-4B",                    4_022_468_096, include_str!("shapes/qwen3-4b.json")),
     row("qwen3-8b",        "Qwen/Qwen3-8B",                    8_190_735_360, include_str!("shapes/qwen3-8b.json")),
     row("mistral-7b-v0.3", "mistralai/Mistral-7B-v0.3",        7_248_023_552, include_str!("shapes/mistral-7b-v0.3.json")),
+    row("ministral-8b",    "mistralai/Ministral-8B-Instruct-2410", 8_019_808_256, include_str!("shapes/ministral-8b.json")),
+    row("ministral-3-3b",  "mistralai/Ministral-3-3B-Base-2512", 3_429_006_336, include_str!("shapes/ministral-3-3b.json")),
     row("granite-3.3-2b",  "ibm-granite/granite-3.3-2b-base",  2_533_539_840, include_str!("shapes/granite-3.3-2b.json")),
     row("olmo2-1b",        "allenai/OLMo-2-0425-1B",           1_484_916_736, include_str!("shapes/olmo2-1b.json")),
     row("smollm3-3b",      "HuggingFaceTB/SmolLM3-3B",         3_075_098_624, include_str!("shapes/smollm3-3b.json")),
@@ -59,6 +61,7 @@ const SHAPES: &[Shape] = &[
     row("phi-4-mini",      "microsoft/Phi-4-mini-instruct",    3_836_021_760, include_str!("shapes/phi-4-mini.json")),
     row("glm-4-9b-0414",   "zai-org/GLM-4-9B-0414",            9_400_279_040, include_str!("shapes/glm-4-9b-0414.json")),
     row("helium-1-2b",     "kyutai/helium-1-preview-2b",       2_172_643_840, include_str!("shapes/helium-1-2b.json")),
+    row("gpt-oss-20b",     "openai/gpt-oss-20b",              20_914_757_184, include_str!("shapes/gpt-oss-20b.json")),
     row("qwen1.5-moe-a2.7b", "Qwen/Qwen1.5-MoE-A2.7B",        14_315_784_192, include_str!("shapes/qwen1.5-moe-a2.7b.json")),
 ];
 

@@ -38,7 +38,7 @@ struct Synthetic {
 impl SimpleBackend for Synthetic {
     fn get(&self, shape: Shape, name: &str, _: Init, dtype: DType, device: &Device) -> Result<Tensor> {
         if shape.rank() == 1 {
-            let value = if name.ends_with(".bias") { 0.0 } else { self.norm };
+            let value = if name.ends_with("norm.weight") { self.norm } else { 0.0 };
             return Tensor::full(value, shape, device)?.to_dtype(dtype);
         }
         let count = shape.elem_count();

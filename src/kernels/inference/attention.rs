@@ -25,7 +25,7 @@ const BLOCK: usize = 4 * PAGE;
 const QUERIES: usize = 48;
 
 /// The constants of attention in a layer.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Attention {
     /// Query heads, a multiple of the heads of the cache.
     pub heads: usize,
@@ -35,6 +35,8 @@ pub struct Attention {
     pub soft_cap: Option<f32>,
     /// Positions that a token sees, its own included; `None` for all.
     pub window: Option<usize>,
+    /// For each query head, a score that takes part in the softmax but has no value (attention sink); empty if there are none.
+    pub sinks: Vec<f32>,
 }
 
 /// How the attention of a span is divided into tasks, for each key-value head.
@@ -92,6 +94,7 @@ impl<'a> Partial<'a> {
                 parts.filter(|part| part[rows + row] > 0.0 || part[rows + row].is_nan())
             };
             let most = parts().map(|part| part[row]).fold(f32::NEG_INFINITY, f32::max);
+            self.most[row] = most;
             for part in parts() {
                 let share = (part[row] - most).exp();
                 self.sum[row] += share * part[rows + row];
@@ -144,9 +147,12 @@ impl Attention {
         let mut partials = vec![0f32; partials_len];
         let (all_partials, out) = (Parts::new(&mut partials), Parts::new(out));
         let finish = |partial: &Partial, first_row: usize, head: usize| {
-            for (row, (sum, values)) in partial.sum.iter().zip(partial.values.chunks_exact(width)).enumerate() {
-                let sum = sum / C::SCALE;
-                let place = (first_row + row / group) * out_stride + (head * group + row % group) * head_dim;
+            let rows = partial.most.iter().zip(&*partial.sum).zip(partial.values.chunks_exact(width));
+            for (row, ((most, sum), values)) in rows.enumerate() {
+                let own = head * group + row % group;
+                let sink = self.sinks.get(own).map_or(0.0, |sink| (sink - most).exp());
+                let sum = (sum + sink) / C::SCALE;
+                let place = (first_row + row / group) * out_stride + own * head_dim;
                 // SAFETY: each task has its own tokens or heads, so that the parts of tasks do not overlap.
                 let out = unsafe { out.get(place..place + head_dim) };
                 out.iter_mut().zip(values).for_each(|(out, value)| *out = E::from_f32(value / sum));
@@ -249,6 +255,7 @@ impl Attention {
                 let head = &queries.values[(row * self.heads + own) * head_dim..][..head_dim];
                 out[head_dim..].fill(Default::default());
                 machine.dispatch.run(Head { head, norm: queries.norm, angles, row, out: &mut out[..head_dim] });
+                angles.scale(row, &mut out[..head_dim]);
             }
             f32::scratch(rows * BLOCK, |scores| {
                 for first in blocks.clone().map(|block| block * BLOCK) {

@@ -10,7 +10,7 @@ use super::{
 use crate::exp;
 
 /// The activation of a gated feed-forward.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Activation {
     /// `x · sigmoid(x)`
     Silu,
@@ -18,12 +18,32 @@ pub enum Activation {
     Gelu,
     /// GELU by the hyperbolic tangent.
     GeluTanh,
+    /// `x · sigmoid(alpha · x)`, of a gate up to `limit`. What it is multiplied with is then between `-limit` and `limit`, plus 1.
+    ClampedSilu {
+        /// Factor within the sigmoid.
+        alpha: f32,
+        /// Largest gate, and the largest size of what it is multiplied with.
+        limit: f32,
+    },
 }
 
 impl Activation {
     #[inline(always)]
     pub(super) fn silu(x: f32) -> f32 {
         x / (1.0 + exp(-x))
+    }
+
+    /// NaN stays NaN.
+    #[inline(always)]
+    pub(super) fn clamped_silu(x: f32, alpha: f32, limit: f32) -> f32 {
+        let x = at_most(x, limit);
+        x / (1.0 + exp(-alpha * x))
+    }
+
+    /// What a clamped SiLU is multiplied with. NaN stays NaN.
+    #[inline(always)]
+    pub(super) fn clamped_shift(x: f32, limit: f32) -> f32 {
+        at_most(-at_most(-x, limit), limit) + 1.0
     }
 
     /// The error of the error function is at most 1.5e-7 (Abramowitz and Stegun, 7.1.26).
@@ -42,6 +62,12 @@ impl Activation {
         // 0.5 · (1 + tanh(z)) = 1 / (1 + exp(-2z))
         x / (1.0 + exp(-2.0 * z))
     }
+}
+
+/// The smaller of two numbers, or NaN if the first is.
+#[inline(always)]
+fn at_most(x: f32, limit: f32) -> f32 {
+    if x > limit { limit } else { x }
 }
 
 /// `cap · tanh(x / cap)` in place, rounded.
@@ -228,6 +254,8 @@ pub struct Angles {
     cos: Vec<f32>,
     sin: Vec<f32>,
     half: usize,
+    /// For each token, the factor of its queries; empty for 1.
+    query_factors: Vec<f32>,
 }
 
 impl Angles {
@@ -237,7 +265,20 @@ impl Angles {
         let angles = positions
             .flat_map(|position| frequencies.iter().map(move |frequency| (position as f32 * frequency).sin_cos()));
         let (sin, cos) = angles.map(|(sin, cos)| (sin * scale, cos * scale)).unzip();
-        Self { cos, sin, half: frequencies.len() }
+        Self { cos, sin, half: frequencies.len(), query_factors: Vec::new() }
+    }
+
+    /// The same angles, with a factor of the queries of each token.
+    pub fn with_query_factors(self, query_factors: Vec<f32>) -> Self {
+        Self { query_factors, ..self }
+    }
+
+    /// Multiplies a query of the token in this row, and rounds it again.
+    #[inline(always)]
+    pub(super) fn scale<E: Element>(&self, row: usize, query: &mut [E]) {
+        if let Some(factor) = self.query_factors.get(row) {
+            query.iter_mut().for_each(|value| *value = E::from_f32(value.to_f32() * factor));
+        }
     }
 
     /// Turns the first elements of a head of the token in this row in place, two for each frequency. Elements `i` and `i + half`

@@ -282,14 +282,15 @@ struct FinishGate<'a, E> {
 }
 
 impl<E: Element> FinishGate<'_, E> {
+    /// `activation` is that of the gate, and `shift` that of what it is multiplied with.
     #[inline(always)]
-    fn with(self, activation: impl Fn(f32) -> f32) {
+    fn with(self, activation: impl Fn(f32) -> f32, shift: impl Fn(f32) -> f32) {
         let (out, end) = self.out.split_at_mut(self.biases.0.len());
         end.fill(E::default());
         let sums = self.gates.iter().zip(self.ups).zip(self.biases.0).zip(self.biases.1);
         for (out, (((gate, up), gate_bias), up_bias)) in out.iter_mut().zip(sums) {
             let gate = E::round(activation(E::round(gate + gate_bias)));
-            *out = E::from_f32(gate * E::round(up + up_bias));
+            *out = E::from_f32(gate * shift(E::round(up + up_bias)));
         }
     }
 }
@@ -300,9 +301,13 @@ impl<E: Element> Kernel for FinishGate<'_, E> {
     #[inline(always)]
     fn run<S: Simd>(self, _: S) {
         match self.activation {
-            Activation::Silu => self.with(Activation::silu),
-            Activation::Gelu => self.with(Activation::gelu),
-            Activation::GeluTanh => self.with(Activation::gelu_tanh),
+            Activation::Silu => self.with(Activation::silu, |up| up),
+            Activation::Gelu => self.with(Activation::gelu, |up| up),
+            Activation::GeluTanh => self.with(Activation::gelu_tanh, |up| up),
+            Activation::ClampedSilu { alpha, limit } => self.with(
+                |gate| Activation::clamped_silu(gate, alpha, limit),
+                |up| E::round(Activation::clamped_shift(up, limit)),
+            ),
         }
     }
 }

@@ -209,19 +209,21 @@ fn weights_that_are_missing_are_refused() {
 }
 
 fn gates_are_activated<E: Element>() {
-    type Plain = fn(f64) -> f64;
-    let exact: [(Activation, Plain); 3] = [
-        (Activation::Silu, |x| x / (1.0 + (-x).exp())),
+    type Plain = fn(f64, f64) -> f64;
+    let clamped = Activation::ClampedSilu { alpha: 1.5, limit: 0.5 };
+    let exact: [(Activation, Plain); 4] = [
+        (Activation::Silu, |x, up| x / (1.0 + (-x).exp()) * up),
         // The integral of the normal density by Simpson's rule.
-        (Activation::Gelu, |x| {
+        (Activation::Gelu, |x, up| {
             let (steps, density) = (200, |z: f64| (-z * z / 2.0).exp() / (2.0 * std::f64::consts::PI).sqrt());
             let at = |step: usize| density(x * step as f64 / f64::from(steps as u32));
             let inner: f64 = (1..steps).map(|step| at(step) * if step % 2 == 1 { 4.0 } else { 2.0 }).sum();
-            x * (0.5 + x / steps as f64 / 3.0 * (at(0) + inner + at(steps)))
+            x * (0.5 + x / steps as f64 / 3.0 * (at(0) + inner + at(steps))) * up
         }),
-        (Activation::GeluTanh, |x| {
-            0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x)).tanh())
+        (Activation::GeluTanh, |x, up| {
+            0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x)).tanh()) * up
         }),
+        (clamped, |x, up| x.min(0.5) / (1.0 + (-1.5 * x.min(0.5)).exp()) * (1.0 + up.clamp(-0.5, 0.5))),
     ];
     for machine in machines() {
         for (rows, inputs, outputs) in SIZES.into_iter().filter(|(_, inputs, _)| *inputs < 300) {
@@ -240,7 +242,7 @@ fn gates_are_activated<E: Element>() {
                 gated(&machine, activation, vec![Gate { x: rows_of, gate: &gate, up: &up, out: &mut out }]);
                 let found: Vec<f32> =
                     out.chunks(stride).flat_map(|row| &row[..outputs]).map(|out| out.to_f32()).collect();
-                let expected: Vec<f64> = gates.iter().zip(&ups).map(|(gate, up)| plain(*gate) * up).collect();
+                let expected: Vec<f64> = gates.iter().zip(&ups).map(|(gate, up)| plain(*gate, *up)).collect();
                 assert!(out.chunks(stride).all(|row| row[outputs..].iter().all(|end| end.to_f32() == 0.0)), "{what}");
                 near::<E>(&found, &expected, 2.0 * inputs as f64, &format!("{activation:?}, {what}"));
             }
@@ -344,6 +346,7 @@ fn plain_attention<E: Element>(
     v: &[f32],
     norm: &RowNorm,
     frequencies: &[f32],
+    sinks: &[f32],
 ) -> Vec<f64> {
     let Case { heads, kv_heads, head_dim, window, passes } = case;
     let tokens: usize = passes.iter().sum();
@@ -370,7 +373,8 @@ fn plain_attention<E: Element>(
                 .map(|other| turned(k, kv_heads, other, kv_head).iter().zip(&query).map(|(k, q)| k * q * 0.3).sum())
                 .collect();
             let most = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-            let sum: f64 = scores.iter().map(|score| (score - most).exp()).sum();
+            let sink = sinks.get(head).map(|sink| f64::from(*sink));
+            let sum: f64 = scores.iter().copied().chain(sink).map(|score| (score - most).exp()).sum();
             for element in 0..head_dim {
                 let value = |other: usize| f64::from(E::round(v[(other * kv_heads + kv_head) * head_dim + element]));
                 let weighted =
@@ -395,8 +399,9 @@ fn attention_is_plain<E: Element>() {
         case(6, 2, 8, None, &[1, 600, 1, 2]),
         case(60, 1, 4, Some(20), &[40, 1]),
     ];
-    for case in cases {
+    for (number, case) in cases.into_iter().enumerate() {
         let Case { heads, kv_heads, head_dim, window, passes } = case;
+        let sinks = if number % 2 == 1 { numbers(heads, 6) } else { Vec::new() };
         let tokens: usize = passes.iter().sum();
         let [q, k, v] = [(heads, 1), (kv_heads, 2), (kv_heads, 3)].map(|(heads, seed)| {
             numbers(tokens * heads * head_dim, seed).into_iter().map(E::round).collect::<Vec<_>>()
@@ -405,7 +410,7 @@ fn attention_is_plain<E: Element>() {
         let frequencies: Vec<f32> = (0..head_dim / 2).map(|pair| 0.7 / (1.0 + pair as f32)).collect();
         // In f32, an error of a score of this size is that of the exponential. In bf16, queries and keys are exact here.
         let magnitude = if is_exact::<E>() { 0.3 * 4.0 * (head_dim as f64).sqrt() } else { 1.0 };
-        let expected = plain_attention::<E>(case, &q, &k, &v, &norm, &frequencies);
+        let expected = plain_attention::<E>(case, &q, &k, &v, &norm, &frequencies, &sinks);
         for machine in machines() {
             // Alone, and beside a sequence of the same tokens whose passes come in the opposite order.
             for sequences in [1, 2] {
@@ -416,7 +421,7 @@ fn attention_is_plain<E: Element>() {
                 );
                 let mut pages = Pages::<E>::new(2, kv_heads, head_dim);
                 let region = pages.region(1);
-                let attention = Attention { heads, scale: 0.3, soft_cap: None, window };
+                let attention = Attention { heads, scale: 0.3, soft_cap: None, window, sinks: sinks.clone() };
                 let mut held: Vec<Sequence<E>> = (0..sequences).map(|_| Sequence::default()).collect();
                 for (first, second) in passes.iter().zip(passes.iter().rev()) {
                     let counts = held.drain(..).zip([*first, *second]);
@@ -459,7 +464,8 @@ fn attention_equals_the_plain_one() {
 fn attended<C: Operand>(machine: &Machine, case: Case, [q, k, v]: [&[f32]; 3]) -> Vec<f32> {
     let Case { heads, kv_heads, head_dim, window, passes } = case;
     let mut pages = Pages::<C>::new(1, kv_heads, head_dim);
-    let (region, attention) = (pages.region(0), Attention { heads, scale: 0.3, soft_cap: None, window });
+    let attention = Attention { heads, scale: 0.3, soft_cap: None, window, sinks: Vec::new() };
+    let region = pages.region(0);
     let (mut sequence, mut all) = (Sequence::default(), Vec::new());
     for count in passes {
         assert!(pages.extend(&mut sequence, *count), "{case:?}");
@@ -517,7 +523,7 @@ fn attention_over_fp8_is_that_over_its_numbers() {
 #[test]
 fn a_page_can_be_used_again() {
     let machine = Machine::with_threads(2);
-    let attention = Attention { heads: 1, scale: 1.0, soft_cap: None, window: None };
+    let attention = Attention { heads: 1, scale: 1.0, soft_cap: None, window: None, sinks: Vec::new() };
     let angles = Angles::new(&[0.1], 1.0, 0..9);
     let run = |pages: &mut Pages<bf16>, values: &[f32]| {
         let mut sequence = Sequence::default();

@@ -245,7 +245,7 @@ pub fn cache_bytes(config: &ModelConfig, dtype: DType, tokens: usize) -> CacheBy
 mod tests {
     use super::*;
     use crate::model::{
-        family::{FAMILIES as ROWS, Family, LLAMA, QkNorm},
+        family::{ExpertFamily, FAMILIES as ROWS, Family, LLAMA, QkNorm},
         shape, synthetic,
     };
 
@@ -259,7 +259,9 @@ mod tests {
             assert!(!row.has_multipliers && !row.has_rope_in_pairs && row.soft_caps.is_none(), "{name}");
             assert_eq!((row.partial_rotary_factor, row.no_rope_layer_interval), (None, None), "{name}");
             assert_eq!((row.norm_offset, row.scales_embedding), (0.0, false), "{name}");
-            assert_eq!(row.experts.as_ref().and_then(|experts| experts.shared_expert), None, "{name}");
+            assert!(!row.has_sinks && !row.scales_queries && row.swiglu.is_none(), "{name}");
+            let has_more = |experts: &ExpertFamily| experts.shared_expert.is_some() || experts.has_biases;
+            assert!(!row.experts.as_ref().is_some_and(has_more), "{name}");
             assert_eq!((row.local_rope_theta, row.query_pre_attn_scalar), (None, None), "{name}");
         }
     }

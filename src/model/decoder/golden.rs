@@ -484,8 +484,8 @@ fn a_step_reads_the_chosen_experts_only() {
         let mut read = 0;
         for (name, shape) in config.tensors(ExpertLayout::Stacked) {
             let count: usize = shape.iter().product();
-            let share =
-                if shape.len() == 3 { count / experts.num_experts * experts.num_experts_per_tok } else { count };
+            let is_of_experts = name.contains(".experts.");
+            let share = if is_of_experts { count / experts.num_experts * experts.num_experts_per_tok } else { count };
             if name != "model.embed_tokens.weight" || config.tie_word_embeddings {
                 read += share as u64;
             }

@@ -54,12 +54,23 @@ struct Architecture {
     config: &'static str,
     /// True if the halves of each head of queries and keys lie in turns, because llama.cpp turns neighbouring elements of these.
     is_interleaved: bool,
+    /// The norm before the feed-forward.
+    feed_forward_norm: &'static str,
+    /// True if the weights of the chosen experts are not scaled to a sum of 1.
+    has_raw_weights: bool,
     /// Layers of the one model whose scores are divided by the square root of the width over the heads, as llama.cpp does.
     layers_of_27b: Option<u64>,
 }
 
 const fn architecture(name: &'static str, config: &'static str) -> Architecture {
-    Architecture { name, config, is_interleaved: false, layers_of_27b: None }
+    Architecture {
+        name,
+        config,
+        is_interleaved: false,
+        feed_forward_norm: "ffn_norm",
+        has_raw_weights: false,
+        layers_of_27b: None,
+    }
 }
 
 const fn interleaved(name: &'static str, config: &'static str) -> Architecture {
@@ -74,6 +85,8 @@ const ARCHITECTURES: &[Architecture] = &[
     architecture("qwen2", "Qwen2ForCausalLM"),
     architecture("qwen3", "Qwen3ForCausalLM"),
     architecture("qwen3moe", "Qwen3MoeForCausalLM"),
+    Architecture { has_raw_weights: true, ..architecture("qwen2moe", "Qwen2MoeForCausalLM") },
+    Architecture { feed_forward_norm: "post_attention_norm", ..architecture(GPT_OSS, "GptOssForCausalLM") },
     Architecture { layers_of_27b: Some(46), ..architecture("gemma2", "Gemma2ForCausalLM") },
     Architecture { layers_of_27b: Some(62), ..architecture("gemma3", "Gemma3ForCausalLM") },
     architecture("phi3", "Phi3ForCausalLM"),
@@ -85,6 +98,7 @@ const ARCHITECTURES: &[Architecture] = &[
 
 const LLAMA: &str = "llama";
 const GRANITE: &str = "granite";
+const GPT_OSS: &str = "gpt-oss";
 const MIXTRAL: &str = "MixtralForCausalLM";
 
 /// Keys of the metadata, below the name of the architecture, and those of `config.json`.
@@ -103,6 +117,7 @@ const KEYS: &[(&str, &str)] = &[
     ("embedding_scale", "embedding_multiplier"),
     ("expert_count", "num_experts"),
     ("expert_feed_forward_length", "moe_intermediate_size"),
+    ("expert_shared_feed_forward_length", "shared_expert_intermediate_size"),
     ("expert_used_count", "num_experts_per_tok"),
     ("feed_forward_length", "intermediate_size"),
     ("final_logit_softcapping", "final_logit_softcapping"),
@@ -132,6 +147,11 @@ const PARTS: &[(&str, &str)] = &[
     ("mlp.down_proj", "ffn_down"),
     ("mlp.gate", "ffn_gate_inp"),
     ("mlp.gate_proj", "ffn_gate"),
+    ("mlp.router", "ffn_gate_inp"),
+    ("mlp.shared_expert.down_proj", "ffn_down_shexp"),
+    ("mlp.shared_expert.gate_proj", "ffn_gate_shexp"),
+    ("mlp.shared_expert.up_proj", "ffn_up_shexp"),
+    ("mlp.shared_expert_gate", "ffn_gate_inp_shexp"),
     ("mlp.up_proj", "ffn_up"),
     ("post_feedforward_layernorm", "post_ffw_norm"),
     ("post_mlp_layernorm", "post_ffw_norm"),
@@ -141,9 +161,13 @@ const PARTS: &[(&str, &str)] = &[
     ("self_attn.o_proj", "attn_output"),
     ("self_attn.q_norm", "attn_q_norm"),
     ("self_attn.q_proj", "attn_q"),
+    (SINKS, "attn_sinks"),
     ("self_attn.v_proj", "attn_v"),
     ("post_attention_layernorm", "post_attention_norm"),
 ];
+
+/// The part of a layer whose name in checkpoints has no end.
+const SINKS: &str = "self_attn.sinks";
 
 /// Tensors of a layer that hold several parts, in the order of their rows.
 const JOINED: &[(&str, &[&str])] =
@@ -444,7 +468,7 @@ fn config(metadata: &Metadata, stored: &BTreeMap<String, Stored>) -> Result<Mode
     let embedding = stored.get(EMBEDDING).with_context(|| format!("it has no tensor {EMBEDDING}"))?;
     json.insert("vocab_size".into(), json!(embedding.shape[0]));
     json.insert("tie_word_embeddings".into(), json!(!stored.contains_key(HEAD)));
-    json.insert("norm_topk_prob".into(), json!(true));
+    json.insert("norm_topk_prob".into(), json!(!row.has_raw_weights));
     if row.layers_of_27b.is_some() {
         let size = match integer(&json, "num_hidden_layers") == row.layers_of_27b {
             true => integer(&json, "hidden_size").zip(integer(&json, "num_attention_heads")),
@@ -455,9 +479,8 @@ fn config(metadata: &Metadata, stored: &BTreeMap<String, Stored>) -> Result<Mode
         }
     }
     json.entry("rope_theta").or_insert(json!(DEFAULT_ROPE_BASE));
-    if let Some(scaling) = rope_scaling(metadata, named, stored.contains_key(SHORT_FACTORS))? {
-        json.insert("rope_scaling".into(), scaling);
-    }
+    let scaling = rope_scaling(metadata, named, stored.contains_key(SHORT_FACTORS))?;
+    json.insert("rope_scaling".into(), scaling.unwrap_or_else(|| json!({"rope_type": "default"})));
     json.insert("eos_token_id".into(), json!(end_tokens(metadata, embedding.shape[0])?));
     let window = json.get(SLIDING_WINDOW).filter(|window| !window.is_null()).cloned();
     let mut config = ModelConfig::from_json(&json.into()).context("its metadata, as a config.json")?;
@@ -521,6 +544,8 @@ fn rope_scaling(metadata: &Metadata, named: &str, is_long: bool) -> Result<Optio
         let context =
             context.map_or_else(|| metadata.of_all_layers(&format!("{named}.context_length")), |c| Ok(Some(c)));
         scaling["original_max_position_embeddings"] = json!(context?);
+        // llama.cpp rounds the bounds for this architecture too, but the model does not.
+        scaling["truncate"] = json!(named != GPT_OSS);
         scaling["attention_factor"] = json!(attention_factor * (1.0 + 0.1 * factor.ln().max(0.0)));
         for beta in ["beta_fast", "beta_slow"] {
             scaling[beta] = json!(number(&format!("scaling.yarn_{beta}"))?);
@@ -579,7 +604,8 @@ fn places(
             missing.push(in_file);
             continue;
         };
-        if found.shape != expected {
+        // A matrix of one row may be a vector.
+        if found.shape != expected && (rows, &found.shape[..]) != (1, &shape[1..]) {
             wrong.push(format!("{in_file} is {:?} where the metadata makes it {expected:?}", found.shape));
             continue;
         }
@@ -640,7 +666,11 @@ fn names_in_file(config: &ModelConfig, name: &str) -> (String, Option<(String, u
         _ => {}
     }
     let parts = name.strip_prefix("model.layers.").and_then(|rest| rest.split_once('.'));
-    let Some((layer, Some((part, kind)))) = parts.map(|(layer, rest)| (layer, rest.rsplit_once('.'))) else {
+    let parts = parts.and_then(|(layer, rest)| match rest {
+        SINKS => Some((layer, (rest, "weight"))),
+        _ => Some((layer, rest.rsplit_once('.')?)),
+    });
+    let Some((layer, (part, kind))) = parts else {
         return (name.into(), None);
     };
     if let Some(names) = config.family.experts.as_ref().map(|family| &family.names) {
@@ -653,7 +683,10 @@ fn names_in_file(config: &ModelConfig, name: &str) -> (String, Option<(String, u
         }
     }
     let own = match PARTS.iter().find(|(other, _)| *other == part) {
-        _ if config.family.layer_norms.before_feed_forward == Some(part) => "ffn_norm",
+        _ if config.family.layer_norms.before_feed_forward == Some(part) => ARCHITECTURES
+            .iter()
+            .find(|row| row.config == config.family.architecture)
+            .map_or("ffn_norm", |row| row.feed_forward_norm),
         Some((_, own)) => own,
         None => part,
     };

@@ -8,7 +8,7 @@
 use std::ops::Range;
 
 use anyhow::{Context, Result, bail, ensure};
-use candle_core::{DType, Storage, WithDType};
+use candle_core::{DType, Shape, Storage, WithDType};
 use candle_nn::VarBuilder;
 use half::{bf16, f16};
 
@@ -30,7 +30,7 @@ use crate::{
             rope,
             routing::{ExpertLoad, LastSteps, Planted},
         },
-        family::{ExpertNames, QkNorm},
+        family::{ExpertFamily, QkNorm},
         parallel::Parallel,
         tensors::{Matrices, Tensors},
     },
@@ -76,7 +76,7 @@ fn in_dtype<E: Element + WithDType>(
 
 /// Why the engine does not run this configuration on CPUs.
 pub fn refusal(config: &ModelConfig) -> Option<String> {
-    if activation(&config.hidden_act).is_none() {
+    if activation(config).is_none() {
         return Some(format!("it has no hidden_act={}", config.hidden_act));
     }
     let ropes = [Some(&config.rope), config.local_rope.as_ref()].into_iter().flatten();
@@ -84,8 +84,11 @@ pub fn refusal(config: &ModelConfig) -> Option<String> {
     Some(format!("it has no RoPE scaling of type {}", unknown.name()))
 }
 
-fn activation(name: &str) -> Option<Activation> {
-    match name {
+fn activation(config: &ModelConfig) -> Option<Activation> {
+    if let Some((alpha, limit)) = config.swiglu {
+        return Some(Activation::ClampedSilu { alpha: alpha as f32, limit: limit as f32 });
+    }
+    match config.hidden_act.as_str() {
         "silu" => Some(Activation::Silu),
         "gelu" => Some(Activation::Gelu),
         "gelu_pytorch_tanh" => Some(Activation::GeluTanh),
@@ -119,6 +122,15 @@ impl Cut {
         match self {
             Self::Outputs(share) => (share.of(outputs), 0..inputs),
             Self::Inputs(share) => (0..outputs, share.of(inputs)),
+        }
+    }
+
+    /// The outputs whose bias the rank adds. Of ranks that share the inputs, the first adds all.
+    fn biased(self, outputs: usize) -> Option<Range<usize>> {
+        match self {
+            Self::Outputs(share) => Some(share.of(outputs)),
+            Self::Inputs(Share { part: 0, .. }) => Some(0..outputs),
+            Self::Inputs(_) => None,
         }
     }
 }
@@ -174,7 +186,7 @@ impl Loader<'_> {
     fn read<E: Element + WithDType, T>(
         &self,
         weights: &VarBuilder,
-        shape: impl Into<candle_core::Shape>,
+        shape: impl Into<Shape>,
         name: &str,
         with: impl FnOnce(&[E]) -> T,
     ) -> Result<T> {
@@ -215,38 +227,42 @@ impl Loader<'_> {
         {
             return Ok(quantised.into());
         }
-        self.read(weights, shape, "weight", |values| self.held(values, shape, cut, is_head))?
-            .with_context(|| weights.prefix())
+        self.read(weights, shape, "weight", |values| {
+            self.held(Source::row_major(values, shape.1), shape, cut, is_head)
+        })?
+        .with_context(|| weights.prefix())
     }
 
-    /// The part of row-major values, in the form that matrices have.
+    /// The part of a matrix in memory, in the form that matrices have.
     fn held<E: Element>(
         &self,
-        values: &[E],
-        shape @ (_, stride): (usize, usize),
+        Source { values, output_stride, input_stride }: Source<E>,
+        shape: (usize, usize),
         cut: Cut,
         is_head: bool,
     ) -> Result<Weights<E>> {
         let (outputs, inputs) = cut.ranges(shape);
         let part = (outputs.len(), inputs.len());
         let Matrices::Quantised(formats) = self.tensors.matrices else {
-            let values = &values[outputs.start * stride + inputs.start..];
-            let source = Source { values, output_stride: stride, input_stride: 1 };
+            let values = &values[outputs.start * output_stride + inputs.start * input_stride..];
+            let source = Source { values, output_stride, input_stride };
             return Ok(Packed::new(self.machine, part.0, part.1, source).into());
         };
         let format = if is_head { formats.head } else { formats.others };
         let rows: Vec<E>;
-        let values = match part == shape {
-            true => values,
+        let values = match (part, output_stride, input_stride) == (shape, shape.1, 1) {
+            true => &values[..part.0 * part.1],
             false => {
-                rows = outputs.flat_map(|row| &values[row * stride..][inputs.clone()]).copied().collect();
+                let row =
+                    |output| inputs.clone().map(move |input| values[output * output_stride + input * input_stride]);
+                rows = outputs.flat_map(row).collect();
                 &rows
             }
         };
         Ok(format.quantise(self.machine, part, values)?.into())
     }
 
-    /// The part of a linear layer. Of ranks that share the inputs, the first adds the bias.
+    /// The part of a linear layer.
     fn linear<E: Element + WithDType>(
         &self,
         weights: &VarBuilder,
@@ -254,12 +270,9 @@ impl Loader<'_> {
         cut: Cut,
         has_bias: bool,
     ) -> Result<Linear<E>> {
-        let bias = || vector(weights, shape.0, "bias");
-        let bias = match cut {
-            Cut::Outputs(share) if has_bias => Some(bias()?[share.of(shape.0)].to_vec()),
-            Cut::Inputs(Share { part: 0, .. }) if has_bias => Some(bias()?),
-            _ => None,
-        };
+        let own = cut.biased(shape.0).filter(|_| has_bias);
+        let bias =
+            own.map(|own| Ok::<_, anyhow::Error>(values(weights, shape.0, "bias")?[own].to_vec())).transpose()?;
         Ok(Linear::new(self.matrix(weights, shape, cut, false)?, bias))
     }
 
@@ -291,10 +304,10 @@ impl Loader<'_> {
                     (0..outputs).flat_map(|row| &values[source(row) * inputs..][..inputs]).copied().collect()
                 };
                 let rows: Vec<E> = self.read(weights, shape, "weight", rows)?;
-                self.held(&rows, shape, cut, false).with_context(|| weights.prefix())?
+                self.held(Source::row_major(&rows, inputs), shape, cut, false).with_context(|| weights.prefix())?
             }
         };
-        let bias = has_bias.then(|| vector(weights, outputs, "bias")).transpose()?;
+        let bias = has_bias.then(|| values(weights, outputs, "bias")).transpose()?;
         let bias = bias.map(|bias| cut.ranges(shape).0.map(|output| bias[source(output)]).collect());
         Ok(Linear::new(weight, bias))
     }
@@ -302,7 +315,7 @@ impl Loader<'_> {
     /// A norm as long as `width`, with the offset of the family.
     fn norm(&self, weights: &VarBuilder, width: usize) -> Result<RowNorm> {
         let offset = self.config.family.norm_offset as f32;
-        let weight = vector(weights, width, "weight")?.iter().map(|weight| weight + offset).collect();
+        let weight = values(weights, width, "weight")?.iter().map(|weight| weight + offset).collect();
         Ok(RowNorm { weight, eps: self.config.rms_norm_eps as f32 })
     }
 
@@ -346,6 +359,10 @@ impl Loader<'_> {
                 scale: self.config.attention_scale() as f32,
                 soft_cap: self.config.score_cap().map(|cap| cap as f32),
                 window: self.config.sliding_window.filter(|_| is_sliding),
+                sinks: match family.has_sinks {
+                    true => values(&attention, heads, "sinks")?[self.share.of(heads)].to_vec(),
+                    false => Vec::new(),
+                },
             },
             rope: if self.config.rope_layers[number] { usize::from(is_sliding) } else { 2 },
             after_attention: norms.after_attention.map(norm).transpose()?,
@@ -367,29 +384,59 @@ impl Loader<'_> {
         Ok(FeedForward { router: None, experts: vec![expert], shared: None, activation })
     }
 
+    /// The linear layers of all experts of a tensor, which holds `joined` of each expert. Those of the first expert come first.
+    fn stacked<E: Element + WithDType>(
+        &self,
+        block: &VarBuilder,
+        (name, joined): (&str, usize),
+        (count, outputs, inputs): (usize, usize, usize),
+        cut: Cut,
+        family: &ExpertFamily,
+    ) -> Result<Vec<Linear<E>>> {
+        let all = joined * outputs;
+        // The distances of joined layers and of their outputs.
+        let (layer, output) = if family.is_transposed { (1, joined) } else { (outputs, 1) };
+        let (shape, of_output, of_input) = match family.is_transposed {
+            true => ((count, inputs, all), 1, all),
+            false => ((count, all, inputs), inputs, 1),
+        };
+        let places = || (0..count * joined).map(|place| (place / joined, place % joined * layer));
+        let held = |values: &[E]| -> Result<Vec<_>> {
+            let weights = places().map(|(expert, first)| {
+                let values = &values[expert * all * inputs + first * of_output..];
+                let source = Source { values, output_stride: output * of_output, input_stride: of_input };
+                self.held(source, (outputs, inputs), cut, false)
+            });
+            weights.collect()
+        };
+        let weights = self.read(block, shape, name, held)??;
+        let own = cut.biased(outputs).filter(|_| family.has_biases);
+        let biases = own.map(|own| {
+            let values = values(block, (count, all), &format!("{name}_bias"))?;
+            let of = |(expert, first)| own.clone().map(|row| values[expert * all + first + row * output]).collect();
+            Ok::<Vec<Vec<f32>>, anyhow::Error>(places().map(of).collect())
+        });
+        let mut biases = biases.transpose()?.into_iter().flatten();
+        Ok(weights.into_iter().map(|weights| Linear::new(weights, biases.next())).collect())
+    }
+
     fn mixture<E: Element + WithDType>(
         &self,
         weights: &VarBuilder,
-        (config, names): (&Experts, &ExpertNames),
+        (config, family): (&Experts, &ExpertFamily),
         number: usize,
         layout: ExpertLayout,
         activation: Activation,
     ) -> Result<FeedForward<E>> {
         let (hidden, inner, count) = (self.config.hidden_size, config.intermediate_size, config.num_experts);
         let (outputs, inputs) = (Cut::Outputs(self.share), Cut::Inputs(self.share));
-        let held = |values: &[E], shape, cut| Ok(Linear::new(self.held(values, shape, cut, false)?, None));
+        let ExpertFamily { names, has_biases, .. } = family;
         let (block, experts) = match layout {
             ExpertLayout::Stacked => {
                 let block = weights.pp("mlp");
-                // For each expert, gate above up.
-                let halves = |values: &[E]| -> Result<Vec<_>> {
-                    values.chunks_exact(inner * hidden).map(|half| held(half, (inner, hidden), outputs)).collect()
-                };
-                let halves = self.read(&block, (count, 2 * inner, hidden), "experts.gate_up_proj", halves)??;
-                let downs = |values: &[E]| -> Result<Vec<_>> {
-                    values.chunks_exact(hidden * inner).map(|down| held(down, (hidden, inner), inputs)).collect()
-                };
-                let downs = self.read(&block, (count, hidden, inner), "experts.down_proj", downs)??;
+                let halves =
+                    self.stacked(&block, ("experts.gate_up_proj", 2), (count, inner, hidden), outputs, family)?;
+                let downs = self.stacked(&block, ("experts.down_proj", 1), (count, hidden, inner), inputs, family)?;
                 let mut halves = halves.into_iter();
                 let experts =
                     downs.into_iter().map(|down| Some(Expert { gate: halves.next()?, up: halves.next()?, down }));
@@ -399,7 +446,7 @@ impl Loader<'_> {
                 let block = weights.pp(names.block);
                 let expert = |expert: usize| {
                     let weights = block.pp("experts").pp(expert);
-                    let linear = |name: &str, shape, cut| self.linear(&weights.pp(name), shape, cut, false);
+                    let linear = |name: &str, shape, cut| self.linear(&weights.pp(name), shape, cut, *has_biases);
                     Ok(Expert {
                         gate: linear(names.gate, (inner, hidden), outputs)?,
                         up: linear(names.up, (inner, hidden), outputs)?,
@@ -410,8 +457,10 @@ impl Loader<'_> {
                 (block, experts)
             }
         };
+        let router = block.pp(names.router);
+        let bias = has_biases.then(|| values(&router, count, "bias")).transpose()?;
         let router = Router {
-            linear: Linear::new(self.packed(&block.pp("gate"), (count, hidden), "weight")?, None),
+            linear: Linear::new(self.packed(&router, (count, hidden), "weight")?, bias),
             top_k: config.num_experts_per_tok,
             normalise: config.norm_topk_prob,
             number,
@@ -432,8 +481,9 @@ impl Loader<'_> {
     }
 }
 
-fn vector(weights: &VarBuilder, len: usize, name: &str) -> Result<Vec<f32>> {
-    Ok(weights.get(len, name)?.to_dtype(DType::F32)?.to_vec1()?)
+/// The values of a small tensor.
+fn values(weights: &VarBuilder, shape: impl Into<Shape>, name: &str) -> Result<Vec<f32>> {
+    Ok(weights.get(shape.into(), name)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?)
 }
 
 impl<E: Element + WithDType, C: Operand> CpuDecoder<E, C> {
@@ -486,7 +536,7 @@ impl Loader<'_> {
         planted: Option<(f64, u64)>,
     ) -> Result<Rank<E, C>> {
         let config = self.config;
-        let activation = activation(&config.hidden_act).context("an unknown activation")?;
+        let activation = activation(config).context("an unknown activation")?;
         let model = weights.pp("model");
         // The largest tensors come first: one that is converted is in memory twice until it is packed, and the others are not yet.
         let table = (config.vocab_size, config.hidden_size);
@@ -503,7 +553,7 @@ impl Loader<'_> {
                 None => self.dense(&weights, activation)?,
                 Some((experts, family)) => {
                     mixtures += 1;
-                    self.mixture(&weights, (experts, &family.names), mixtures - 1, layout, activation)?
+                    self.mixture(&weights, (experts, family), mixtures - 1, layout, activation)?
                 }
             };
             self.layer(&weights, number, feed_forward)

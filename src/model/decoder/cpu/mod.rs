@@ -221,7 +221,8 @@ impl<E: Element, C: Operand> CausalLm for CpuDecoder<E, C> {
             let FeedForward { router, experts, .. } = &layer.feed_forward;
             let Some(router) = router else { return 0.0 };
             let idle = 1.0 - router.top_k as f64 / experts.len() as f64;
-            let bytes: u64 = experts.iter().map(Expert::weight_bytes).sum();
+            let biases = self.config.expert_biases() * experts.len() * size_of::<E>() / self.ranks.len();
+            let bytes = experts.iter().map(Expert::weight_bytes).sum::<u64>() + biases as u64;
             (idle - idle.powf(sequences as f64)) * bytes as f64
         };
         self.footprint().step_weight_bytes

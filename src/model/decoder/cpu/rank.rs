@@ -113,13 +113,19 @@ impl<E: Element, C: Operand> Rank<E, C> {
     pub fn pass(&mut self, parts: &[Part]) -> Vec<f32> {
         let tokens: Vec<u32> = parts.iter().flat_map(|part| part.tokens).copied().collect();
         let mut h = self.embed(&tokens);
-        let Self { machine, reduce, layers, ropes, memory, sequences, spans, load, last_steps, planted, .. } = self;
+        let Self {
+            config, machine, reduce, layers, ropes, memory, sequences, spans, load, last_steps, planted, ..
+        } = self;
         last_steps.begin(load);
         let on = (&*machine, reduce.as_ref());
         let mut spans = mem::take(spans);
-        let angles = ropes
-            .each_ref()
-            .map(|(frequencies, scale)| Angles::new(frequencies, *scale, spans.iter().flat_map(Span::positions)));
+        let positions = || spans.iter().flat_map(Span::positions);
+        let factors: Vec<f32> = (config.query_scaling.iter())
+            .flat_map(|scaling| positions().map(|at| E::round(scaling.factor(at))))
+            .collect();
+        let angles = ropes.each_ref().map(|(frequencies, scale)| {
+            Angles::new(frequencies, *scale, positions()).with_query_factors(factors.clone())
+        });
         let planted_positions: Vec<Range<usize>> = parts.iter().map(Planted::positions).collect();
         for (number, layer) in layers.iter().enumerate() {
             let cache = sequences.region(number);
