@@ -298,7 +298,8 @@ fn records_of_others() {
             table.markdown();
             table.terminal();
         }
-        candlepower::report::summary::Summary::new(read.records.iter()).closing_lines(&folder.path().join("reports"));
+        candlepower::report::summary::Summary::new(read.records.iter())
+            .closing_lines(Some(&folder.path().join("reports")));
         let of_records = |name| compare::Side::from_records(name, &read.records);
         let strictness = compare::Strictness::default();
         match compare::compare(&of_records("a"), &of_records("b"), strictness) {
