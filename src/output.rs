@@ -38,7 +38,6 @@ pub(crate) fn report(line: impl Display) {
 }
 
 /// Standard output for a protocol, whose writer ends with the error if the other side has gone.
-#[cfg(feature = "cli")]
 pub(crate) fn protocol() -> impl Write {
     io::stdout().lock()
 }

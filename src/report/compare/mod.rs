@@ -4,7 +4,6 @@ mod change;
 mod text;
 
 pub(crate) use text::change;
-#[cfg(feature = "cli")]
 pub(super) use text::quantity;
 
 use std::{collections::BTreeMap, path::Path};
