@@ -6,7 +6,7 @@ use candle_core::{DType, Device, Tensor};
 use candlepower::{
     measure::CountingAllocator,
     model::{CausalLm, Footprint},
-    runner::{self, Candidate},
+    runner::Candidate,
     scenario::GENERATION,
 };
 
@@ -54,5 +54,7 @@ fn load(dtype: DType, device: &Device) -> Result<BagOfWords> {
 }
 
 fn main() -> std::process::ExitCode {
-    runner::main(|suite| suite.generation(GENERATION, vec![Candidate::own("bag-of-words", suite.settings(), load)]))
+    candlepower::main(|suite| {
+        suite.generation(GENERATION, vec![Candidate::own("bag-of-words", suite.settings(), load)])
+    })
 }

@@ -9,7 +9,7 @@ use candle_core::{Device, Tensor};
 use candlepower::{
     measure::CountingAllocator,
     model::{self, CausalLm, Footprint},
-    runner::{self, Candidate},
+    runner::Candidate,
     scenario::GENERATION,
 };
 
@@ -58,7 +58,7 @@ impl CausalLm for Slowed {
 }
 
 fn main() -> ExitCode {
-    runner::main(|suite| {
+    candlepower::main(|suite| {
         let settings = suite.settings().clone();
         let (device, seed) = (settings.device, settings.seed);
         let candidate = Candidate::own("planted", suite.settings(), move |_, _| {

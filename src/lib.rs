@@ -69,7 +69,7 @@
 //! cargo bench -- '^medium/llama'
 //!   settings::Settings::load        models, device, dtype, tier; reports every bad value at once
 //!   scenario::GENERATION            medium = 256 prompt tokens, 256 new tokens, greedy
-//!   runner::Suite::generation       one Criterion group per scenario, one benchmark per model
+//!   bench::Suite::generation       one Criterion group per scenario, one benchmark per model
 //!     model::load                   embedded, synthetic, Hub or folder → impl CausalLm, once per process
 //!     workload                      one iteration: generate::run → Timeline
 //!     measure                       limits of the machine, memory, conditions
@@ -84,6 +84,7 @@
 // Without the command, parts of the library have no user.
 #![cfg_attr(not(all(feature = "cli", feature = "hub")), allow(dead_code, unused_imports))]
 
+pub mod bench;
 #[cfg(feature = "cli")]
 mod command;
 pub mod device;
@@ -141,10 +142,11 @@ use candlepower_kernels as kernels;
 
 pub use {anyhow, candle_core, criterion, tracing};
 
+pub use bench::{Suite, main, target};
 #[cfg(feature = "cli")]
 #[doc(hidden)]
 pub use command::command;
 pub use measure::CountingAllocator;
 pub use model::{CacheBytes, CausalLm, Footprint};
-pub use runner::{Candidate, Suite, main, target};
+pub use runner::Candidate;
 pub use scenario::GENERATION;

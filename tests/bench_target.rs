@@ -104,7 +104,7 @@ fn bench_target() -> ExitCode {
         purpose: "to be looked at",
     };
     let scenarios = [scenario("tiny", 3, Tier::Quick), scenario("small", 5, Tier::Full)];
-    runner::main(|suite| {
+    candlepower::main(|suite| {
         let own = |name: &'static str| {
             Candidate::own(name, suite.settings(), move |_, _| {
                 fs::write(format!("loaded-{name}"), "")?;

@@ -14,7 +14,6 @@ use std::{
 
 use candlepower::{
     measure::CountingAllocator,
-    runner,
     scenario::{CHECKPOINT_MEMORY, GENERATION, MOE_TOP_K, PSANN_THROUGHPUT, TRAINING_SWEEP, Tier},
 };
 use parquet::file::reader::{FileReader, SerializedFileReader};
@@ -752,8 +751,8 @@ fn openmetrics(_: &World, output: &str) {
 
 fn bench_target(name: &str) -> ExitCode {
     match name {
-        "generation" | "memory" => runner::target(name),
-        _ => runner::main(|suite| {
+        "generation" | "memory" => candlepower::target(name),
+        _ => candlepower::main(|suite| {
             ["generation", "moe", "training", "memory", "sweep"].into_iter().for_each(|name| suite.target(name));
         }),
     }

@@ -11,11 +11,11 @@ use std::{
     time::Duration,
 };
 
-use candlepower::{measure::peak_bytes::apart, runner};
+use candlepower::{bench, measure::peak_bytes::apart};
 use criterion::SamplingMode;
 
 fn target(bytes: u64) {
-    let mut criterion = runner::bytes();
+    let mut criterion = bench::bytes();
     let mut group = criterion.benchmark_group("bytes");
     group.sampling_mode(SamplingMode::Flat);
     let mut samples = 0;

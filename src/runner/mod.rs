@@ -2,29 +2,26 @@
 //!
 //! `plan` says which benchmarks exist, as a row for each bench target. `candidate` is a model before it is loaded, and `pool` loads
 //! it. `set` measures benchmarks that are compared together, and `turns` takes their samples alternately; `observe` reads the
-//! machine's limits and load around samples. `criterion` runs the benchmarks of a target and is the only caller of Criterion.
-//! `plain` runs the same workloads in a loop, for the command. All use `session`, which holds the state that all records of a
+//! machine's limits and load around samples. `plain` runs the same workloads in a loop, for the command. All use `session`, which holds the state that all records of a
 //! process share. `guard` keeps a benchmark or training that ends its process from ending the others. `peers` holds the processes
 //! of peers whose iterations are steps. `reproduce` gives the command line that repeats a measurement. `sandbox` makes marked
 //! records without measuring.
 
 mod candidate;
-mod criterion;
 mod guard;
 mod observe;
 mod peers;
 mod plain;
-mod plan;
+pub(crate) mod plan;
 mod pool;
 #[cfg(feature = "cli")]
 mod reproduce;
 pub mod sandbox;
 mod session;
-mod set;
+pub(crate) mod set;
 pub(crate) mod turns;
 
 pub use candidate::Candidate;
-pub use criterion::{Suite, bytes, main, target};
 #[cfg(feature = "cli")]
 pub(crate) use guard::signal;
 pub(crate) use guard::{end_with_guard, guarded};

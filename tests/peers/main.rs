@@ -19,7 +19,7 @@ use candlepower::{
     measure::CountingAllocator,
     model,
     record::{Generation, Measures, Record, Status},
-    runner::{self, Candidate},
+    runner::Candidate,
     scenario::{self, Counterpart, Sampling, TRAINING_SWEEP, Tier, TrainingGrid},
     settings::Settings,
     workload::{
@@ -49,7 +49,7 @@ fn bench_target() -> ExitCode {
     };
     let drawn = Sampling { temperature: 0.8, ..Sampling::GREEDY };
     let scenarios = [scenario("tiny", Sampling::GREEDY), scenario("drawn", drawn)];
-    runner::main(|suite| {
+    candlepower::main(|suite| {
         let candidates = Candidate::from_settings(suite.settings());
         suite.generation(&scenarios, candidates);
         suite.target("training");

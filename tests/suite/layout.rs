@@ -24,7 +24,7 @@ const LEVELS: [&[&str]; 16] = [
     &["workload", "verify"],
     &["runner", "doctor", "wrap"],
     &["duel"],
-    &["recommend"],
+    &["bench", "recommend"],
     &["why"],
     &["command"],
 ];

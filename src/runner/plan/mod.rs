@@ -10,9 +10,10 @@ mod perplexity;
 mod sweep;
 mod training;
 
+pub(crate) use models::generations;
 #[cfg(feature = "serve")]
-pub(super) use models::loads;
-pub(super) use models::{OnModel, benchmarks_of, generations};
+pub(crate) use models::loads;
+pub(super) use models::{OnModel, benchmarks_of};
 
 use std::{rc::Rc, time::Duration};
 

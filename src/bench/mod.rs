@@ -31,11 +31,6 @@ use self::{
     baseline::Pending,
     sets::Sets,
 };
-use super::{
-    Candidate, Session, Surroundings, guarded, in_one_line,
-    plan::{self, Benchmark, Catalogue, Sampled, Section, Target},
-    set::Taken,
-};
 use crate::{
     error::{abort, caught, explained},
     files,
@@ -43,6 +38,11 @@ use crate::{
     output,
     record::{self, Guarded, PairedRatio, Record, Status, check_writable},
     report,
+    runner::{
+        Candidate, Session, Surroundings, guarded, in_one_line,
+        plan::{self, Benchmark, Catalogue, Sampled, Section, Target},
+        set::Taken,
+    },
     scenario::Generation,
     settings::{STRICT, Settings, criterion_home},
     workload::{Iteration, Outcome},
