@@ -77,8 +77,8 @@ terminal 80 24 watch-80x24.png "cd $work; $candlepower watch sandbox"
 terminal 120 40 watch-120x40.png "cd $work; $candlepower watch sandbox"
 terminal 200 50 watch-200x50.png "cd $work; $candlepower watch sandbox"
 terminal 120 40 compare-120x40.png "cd $work; $candlepower compare sandbox other | head -40"
-terminal 120 40 history-120x40.png "$candlepower history | head -38"
-terminal 80 24 first-80x24.png "$candlepower $model"
+terminal 120 40 history-120x40.png "$candlepower history short/ | head -38"
+terminal 80 24 first-80x24.png "cd $(dirname "$model"); $candlepower ./$(basename "$model")"
 
 cargo bench --no-run
 export CANDLEPOWER_OUT=$work/runs CRITERION_HOME=$work/criterion

@@ -14,8 +14,8 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 export CANDLEPOWER_MODELS=${CANDLEPOWER_MODELS:-llama-mini}
 export CANDLEPOWER_OUT=$work/out CRITERION_HOME=$work/criterion
-for case in "tuned 0.10" "tuned 0.05" "stock 0.05" "tuned 0" "stock 0"; do
-  read -r engine share <<<"$case"
+for case in ${CASES:-tuned:0.10 tuned:0.05 stock:0.05 tuned:0 stock:0}; do
+  IFS=: read -r engine share <<<"$case"
   export CANDLEPOWER_ENGINE=$engine
   verdicts=()
   started=$SECONDS
