@@ -1,8 +1,10 @@
 //! Criterion's command line, which the bench targets read too: the benchmarks that it selects, and how they run.
 
-use anyhow::{Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use regex::Regex;
+
+use crate::names::PathName;
 
 /// Criterion's options with a value, and their short names.
 const WITH_VALUE: &[(&str, Option<char>)] = &[
@@ -88,6 +90,11 @@ impl Arguments {
                 let fits = text.parse::<usize>().is_ok_and(|number| (least..=most).contains(&number));
                 ensure!(fits, "--{option} {text}: expected a whole number from {least} to {most}");
             }
+        }
+        for option in ["save-baseline", "baseline", "baseline-lenient", "load-baseline"] {
+            all.value(option)
+                .map_or(Ok(()), |name| name.parse::<PathName>().map(drop))
+                .with_context(|| format!("--{option}"))?;
         }
         let filter = match all.value("FILTER").filter(|_| !all.given("exact")) {
             Some(text) => Some(Regex::new(text).map_err(|error| {
@@ -191,8 +198,11 @@ mod tests {
             ("x --sample-size 9", "--sample-size 9: expected a whole number from 10"),
             ("x --nresamples 0", "--nresamples 0: expected"),
             ("x (", "the filter '(' is no regular expression"),
+            ("x --save-baseline ../a", "--save-baseline: '../a' can't be the name of a file or folder"),
+            ("x -b a/b", "--baseline: 'a/b' can't be"),
+            ("x --load-baseline ..", "--load-baseline: '..' can't be"),
         ] {
-            let error = read(line).err().expect(line).to_string();
+            let error = format!("{:#}", read(line).err().expect(line));
             assert!(error.contains(named), "{error}");
         }
     }

@@ -4,6 +4,9 @@
 //! are compared, and Criterion gets their durations: ten samples of a run, two of `--quick`, one iteration of `--test`. Criterion
 //! does the statistics, baselines, changes, plots and pages. It lists, and compares with a loaded baseline, without any sample.
 //!
+//! Started as a side of a duel, a target serves its benchmarks instead. `program` starts the one that made a baseline so, and measures it
+//! in turns with the present one.
+//!
 //! A benchmark that fails does not affect the others. The failure becomes a record and a line on standard error, the
 //! remaining benchmarks run, and the process ends with exit code 1. They also run if a benchmark ends its process: see `guard`.
 //! Criterion panics if it cannot print or if its folder is full; a benchmark whose samples were all taken keeps its record then.

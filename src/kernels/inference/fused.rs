@@ -18,11 +18,11 @@ pub enum Activation {
     Gelu,
     /// GELU by the hyperbolic tangent.
     GeluTanh,
-    /// `x · sigmoid(alpha · x)`, of a gate up to `limit`. What it is multiplied with is then between `-limit` and `limit`, plus 1.
+    /// `x · sigmoid(alpha · x)`, of a gate of at most `limit`. The up projection is clamped to `-limit` and `limit`, and 1 is added.
     ClampedSilu {
         /// Factor within the sigmoid.
         alpha: f32,
-        /// Largest gate, and the largest size of what it is multiplied with.
+        /// Largest gate, and largest size of the up projection.
         limit: f32,
     },
 }
@@ -33,14 +33,14 @@ impl Activation {
         x / (1.0 + exp(-x))
     }
 
-    /// NaN stays NaN.
+    /// The activation of the gate. NaN stays NaN.
     #[inline(always)]
     pub(super) fn clamped_silu(x: f32, alpha: f32, limit: f32) -> f32 {
         let x = at_most(x, limit);
         x / (1.0 + exp(-alpha * x))
     }
 
-    /// What a clamped SiLU is multiplied with. NaN stays NaN.
+    /// The factor of a clamped SiLU, from an up projection. NaN stays NaN.
     #[inline(always)]
     pub(super) fn clamped_shift(x: f32, limit: f32) -> f32 {
         at_most(-at_most(-x, limit), limit) + 1.0

@@ -282,7 +282,7 @@ struct FinishGate<'a, E> {
 }
 
 impl<E: Element> FinishGate<'_, E> {
-    /// `activation` is that of the gate, and `shift` that of what it is multiplied with.
+    /// Applies `activation` to gates and `shift` to up projections.
     #[inline(always)]
     fn with(self, activation: impl Fn(f32) -> f32, shift: impl Fn(f32) -> f32) {
         let (out, end) = self.out.split_at_mut(self.biases.0.len());

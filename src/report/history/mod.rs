@@ -61,7 +61,7 @@ pub struct Point {
 }
 
 impl Point {
-    /// What marks a disturbed result in a table.
+    /// The mark of a disturbed result in a table.
     fn mark(&self) -> &'static str {
         if self.is_disturbed { " !" } else { "" }
     }
@@ -247,7 +247,7 @@ pub fn groups<'a>(histories: impl IntoIterator<Item = &'a History>) -> Vec<Group
 }
 
 impl Group<'_> {
-    /// What the benchmarks have in common.
+    /// The commits between which the benchmarks changed, the day, and the machine.
     pub fn title(&self) -> String {
         let first = self.histories[0];
         match first.moves.last() {
@@ -430,25 +430,25 @@ mod tests {
         assert_eq!((found[0].last_commit.as_str(), found[0].commit.as_str()), ("c18", "c20"));
     }
 
+    fn history(id: &str, points: Vec<Point>) -> History {
+        History {
+            id: id.into(),
+            machine: "here".into(),
+            metric: "tokens_per_s".into(),
+            unit: "",
+            better: Better::Higher,
+            moves: moves(&points, 0.03),
+            points,
+        }
+    }
+
     #[test]
-    fn what_changed_together_is_a_group_and_the_worst_comes_first() {
-        let history = |id: &str, levels: &[(f64, usize)]| {
-            let points = points(levels, 3);
-            History {
-                id: id.into(),
-                machine: "here".into(),
-                metric: "tokens_per_s".into(),
-                unit: "",
-                better: Better::Higher,
-                moves: moves(&points, 0.03),
-                points,
-            }
-        };
+    fn benchmarks_that_changed_together_are_a_group_and_the_worst_comes_first() {
         let all = [
-            history("same", &[(100.0, 22)]),
-            history("better", &[(100.0, 8), (120.0, 14)]),
-            history("worse", &[(100.0, 12), (90.0, 10)]),
-            history("worst", &[(100.0, 12), (70.0, 10)]),
+            history("same", points(&[(100.0, 22)], 3)),
+            history("better", points(&[(100.0, 8), (120.0, 14)], 3)),
+            history("worse", points(&[(100.0, 12), (90.0, 10)], 3)),
+            history("worst", points(&[(100.0, 12), (70.0, 10)], 3)),
         ];
         let ids = |group: &Group| group.histories.iter().map(|history| history.id.clone()).collect::<Vec<_>>();
         let groups = groups(&all);
@@ -460,15 +460,7 @@ mod tests {
     fn a_move_between_known_commits_has_a_command() {
         let mut points = points(&[(100.0, 12), (80.0, 10)], 1);
         points.iter_mut().enumerate().for_each(|(number, point)| point.commit = format!("{number:040x}"));
-        let mut history = History {
-            id: "short/a b/c".into(),
-            machine: "here".into(),
-            metric: "tokens_per_s".into(),
-            unit: "",
-            better: Better::Higher,
-            moves: moves(&points, 0.03),
-            points,
-        };
+        let mut history = history("short/a b/c", points);
         history.moves[0].commit = "0123456789abcdef".into();
         let end = "\nTo find the commit: candlepower bisect 000000000000 0123456789ab -- '^short/a b/c$'\n";
         assert!(history.text().ends_with(end), "{}", history.text());
