@@ -1,6 +1,6 @@
 //! Runs the benchmarks of a target: the body of every bench target, and the only caller of Criterion.
 //!
-//! There is one path for all runs. [`Sets`] takes the samples of the benchmarks that the command line selects, in turns where they
+//! There is one path for all runs. `Sets` takes the samples of the benchmarks that the command line selects, in turns where they
 //! are compared, and Criterion gets their durations: ten samples of a run, two of `--quick`, one iteration of `--test`. Criterion
 //! does the statistics, baselines, changes, plots and pages. It lists, and compares with a loaded baseline, without any sample.
 //!
