@@ -1,32 +1,52 @@
 #!/usr/bin/env bash
-# Shows which planted slowdowns `--baseline NAME` finds on this machine: scripts/planted_baseline.sh [times] [filter]
+# Shows which planted slowdowns `--baseline NAME` finds on this machine: scripts/planted_baseline.sh [times]
 #
-# Each line is an engine and a share by which every forward pass takes longer, over so many runs (default: 10 of '^short/'). Each time, the
-# program is saved as a baseline, and the slower one is measured against it. Share 0 shows false alarms. Takes about a minute for each
-# time. Leave the machine idle.
+# Builds this checkout with scripts/planted_step.patch, by which forward passes and training steps take longer if the path of the program
+# contains `slower`. Each line of the result is a bench target, a filter and a share by which a step takes longer, over so many times
+# (default: 10). Each time, the program is saved as a baseline, and its copy is measured against it. Share 0 shows false alarms. CASES
+# replaces the cases below. Takes about a minute for each time. Leave the machine idle.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 times=${1:-10}
-filter=${2:-^short/}
-cargo build --release --quiet --example planted_slowdown
-program=$PWD/${CARGO_TARGET_DIR:-target}/release/examples/planted_slowdown
+target=${CARGO_TARGET_DIR:-target}
+target=$(mkdir -p "$target" && cd "$target" && pwd)
+cases=${CASES:-"generation ^short/llama-mini/tuned 0.10
+generation ^short/llama-mini/stock 0.05
+moe ^moe_top_k_prefill/moe-4x1/tuned 0.05
+training ^psann_throughput_train/respsann-d128-l2-s128-b8/ 0.05
+generation ^short/llama-mini/tuned 0
+generation ^short/llama-mini/stock 0
+moe ^moe_top_k_prefill/moe-4x1/tuned 0
+training ^psann_throughput_train/respsann-d128-l2-s128-b8/ 0"}
+
+# The programs are built from a copy, so that this checkout stays as it is.
+copy=$target/planted
+rm -rf "$copy"
+mkdir "$copy"
+git ls-files -z --cached --others --exclude-standard | xargs -0 cp --parents --preserve=timestamps -t "$copy"
+# The copy is no part of this repository.
+GIT_CEILING_DIRECTORIES=$target git -C "$copy" apply "$PWD/scripts/planted_step.patch"
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-export CANDLEPOWER_MODELS=${CANDLEPOWER_MODELS:-llama-mini}
 export CANDLEPOWER_OUT=$work/out CRITERION_HOME=$work/criterion
-for case in ${CASES:-tuned:0.10 tuned:0.05 stock:0.05 tuned:0 stock:0}; do
-  IFS=: read -r engine share <<<"$case"
-  export CANDLEPOWER_ENGINE=$engine
+mkdir "$work/before" "$work/slower"
+cargo bench --no-run --manifest-path "$copy/Cargo.toml" --target-dir "$target" --message-format json --bench generation --bench moe \
+  --bench training 2>/dev/null | grep -o '"executable":"[^"]*/deps/[a-z]*-[0-9a-f]*"' | cut -d'"' -f4 | while read -r program; do
+  name=$(basename "${program%-*}")
+  cp "$program" "$work/before/$name"
+  # A file with other content, and the same program.
+  { cat "$program"; echo; } >"$work/slower/$name"
+  chmod +x "$work/slower/$name"
+done
+while read -r bench filter share; do
   verdicts=()
   started=$SECONDS
   for ((time = 1; time <= times; time++)); do
-    rm -rf "$work"/*
-    "$program" --bench "$filter" --save-baseline before >/dev/null 2>&1
-    # The kept program is not slowed down, whatever the environment says.
-    printf '#!/bin/sh\nPLANTED_SLOWDOWN=0 exec "%s" "$@"\n' "$program" >"$work/criterion/candlepower-programs/before/planted_slowdown"
-    PLANTED_SLOWDOWN=$share "$program" --bench "$filter" --baseline before >"$work/text" 2>&1
+    rm -rf "$CANDLEPOWER_OUT" "$CRITERION_HOME"
+    "$work/before/$bench" --bench "$filter" --save-baseline before >/dev/null 2>&1
+    PLANTED_SLOWDOWN=$share "$work/slower/$bench" --bench "$filter" --baseline before >"$work/text" 2>&1 || true
     verdicts+=("$(awk -F'|' '/^\| [a-z_]+\// { gsub(/^ +| +$/, "", $7); print $7 }' "$work/text" | sort | uniq | paste -sd, -)")
   done
-  echo "$engine, planted $share: $((SECONDS - started)) s for $times"
+  echo "$bench $filter, planted $share: $((SECONDS - started)) s for $times"
   printf '%s\n' "${verdicts[@]}" | sort | uniq -c
-done
+done <<<"$cases"

@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     rc::Rc,
+    time::Duration,
 };
 
 use anyhow::Result;
@@ -16,9 +17,14 @@ use crate::runner::{
     turns::{self, Pace},
 };
 
+/// Least warm-up of the first set of a process. Short steps on several threads may take twice as long in the first two seconds.
+const FIRST_WARM_UP: Duration = Duration::from_secs(3);
+
 /// The sets of a section, and what they have measured.
 pub struct Sets<'a> {
     pace: Pace,
+    /// The pace of the first set of a process.
+    first_pace: Pace,
     benchmarks: &'a [Rc<dyn Benchmark>],
     /// Sets that are not measured yet, as places among the benchmarks.
     due: Vec<Vec<usize>>,
@@ -45,7 +51,11 @@ impl<'a> Sets<'a> {
         let is_alone = |place: &usize| !benchmarks[*place].counterparts().is_empty() && !in_sets.contains(place);
         let reason = if is_paired { "what it is compared with was not selected" } else { "pairing is switched off" };
         let alone = places.into_iter().filter(is_alone).map(|place| (place, reason.to_owned())).collect();
-        Self { pace: pace(section.pace, arguments), benchmarks, due, taken: BTreeMap::new(), alone }
+        let pace = pace(section.pace, arguments);
+        let is_given = mode == Mode::Test || arguments.given("quick") || arguments.value("warm-up-time").is_some();
+        let first_warm_up = if is_given { pace.warm_up } else { pace.warm_up.max(FIRST_WARM_UP) };
+        let first_pace = Pace { warm_up: first_warm_up, ..pace };
+        Self { pace, first_pace, benchmarks, due, taken: BTreeMap::new(), alone }
     }
 
     /// The result of a benchmark. Measures its set first, if that is due. The members of a set that does not fit in memory are
@@ -53,7 +63,8 @@ impl<'a> Sets<'a> {
     pub fn take(&mut self, place: usize, session: &Session) -> Option<Result<Taken>> {
         while let Some(due) = self.due.iter().position(|set| set.contains(&place)) {
             let set = self.due.swap_remove(due);
-            match set::measure(&set, self.benchmarks, self.pace, session) {
+            let pace = if session.is_new() { self.first_pace } else { self.pace };
+            match set::measure(&set, self.benchmarks, pace, session) {
                 Ok(taken) => self.taken.extend(set.into_iter().zip(taken)),
                 Err(reason) if set.len() > 1 => {
                     self.due.extend(set.iter().map(|place| vec![*place]));
@@ -82,7 +93,7 @@ fn pace(pace: Pace, arguments: &Arguments) -> Pace {
     }
     let time = |option, default| {
         let seconds = arguments.number(option);
-        seconds.and_then(|seconds| std::time::Duration::try_from_secs_f64(seconds).ok()).unwrap_or(default)
+        seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()).unwrap_or(default)
     };
     Pace {
         warm_up: time("warm-up-time", pace.warm_up),

@@ -163,6 +163,11 @@ impl Session {
         self.gauge().map(drop)
     }
 
+    /// Returns whether this process has kept no record yet.
+    pub fn is_new(&self) -> bool {
+        self.kept.is_empty()
+    }
+
     /// Starts to observe the machine for a benchmark, whose work the processes `helpers` do beside this one.
     ///
     /// # Errors
