@@ -17,7 +17,8 @@ use crate::{
 ///
 /// A side is parts joined by +: at most one revision of git, or . for the working tree (the default), and any of
 /// candle=PATH (a checkout of Candle in place of the published crates), candle=PATH@REVISION (a commit of it), candle=0.11.0 (a
-/// published version), features=LIST (Cargo features), and settings, such as threads=1 or CANDLEPOWER_THREADS=1.
+/// published version), bench=NAME (a bench target of a crate with a model of its own), features=LIST (Cargo features), and settings,
+/// such as threads=1 or CANDLEPOWER_THREADS=1.
 ///
 /// Examples: `candlepower duel main .`, `candlepower duel . candle=../candle -- '^medium/'`,
 /// `candlepower duel . features=mkl`, `candlepower duel threads=1 threads=2`
@@ -77,8 +78,8 @@ impl Duel {
             Format::Github => output::print(duel.github()),
         }
         let slower = self.fail_above.map_or(Vec::new(), |share| duel.regressions(share));
-        for row in &slower {
-            output::report(format_args!("regression: {} is {:.1} % slower", row.id, (row.ratio - 1.0) * 100.0));
+        for (name, ratio) in &slower {
+            output::report(format_args!("regression: {name} is {:.1} % slower", (ratio - 1.0) * 100.0));
         }
         let larger = self.fail_memory_above.map_or(Vec::new(), |share| duel.memory_regressions(share));
         for row in &larger {

@@ -1,12 +1,13 @@
 //! Programs of the sides. Each side is built from a worktree of its commit; the working tree becomes a commit first, so that
-//! it may change during the duel, and Cargo does not write to its `Cargo.lock`.
+//! it may change during the duel, and Cargo does not write to its `Cargo.lock`. The program is `candlepower`, or a bench target of
+//! a crate that measures a model of its own.
 
 use std::{
     env,
     ffi::OsString,
     fs::{self, File},
     io,
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
     process::Command,
     time::SystemTime,
 };
@@ -15,6 +16,7 @@ use anyhow::{Context, Result, bail, ensure};
 use sha2::{Digest, Sha256};
 
 use super::{
+    commits::Checkout,
     guard::{guarded, wait},
     side::{Candle, Side},
     slot::Slot,
@@ -97,7 +99,7 @@ fn snapshot(repository: &Path, slot: &Slot) -> Result<(String, String)> {
 }
 
 /// Builds the program of a side and returns its path in the slot. `label` names its folders, `name` the side in messages,
-/// `program` is the `candlepower` program that runs, and `root` is the folder of all duels.
+/// and `program` is the `candlepower` program that runs.
 ///
 /// All sides of all duels are compiled in one folder, so that Candle is compiled once: Cargo keeps dependencies of other
 /// versions, features and paths apart by their hashes. It does not do so with the crate itself, which has the same hash in
@@ -114,8 +116,9 @@ pub fn build(
     source: &Source,
     slot: &Slot,
     program: &Path,
-    root: &Path,
+    checkout: &Checkout,
 ) -> Result<PathBuf> {
+    let Checkout { root, package, repository } = checkout;
     let turn = root.join("build.lock");
     let turn = File::create(&turn).with_context(|| format!("{} could not be made", turn.display()))?;
     if turn.try_lock().is_err() {
@@ -124,8 +127,14 @@ pub fn build(
     }
     let target = root.join("build");
     let kept = slot.folder().join(format!("candlepower-{label}{}", env::consts::EXE_SUFFIX));
-    // A checkout of Candle may have changed since it was compiled.
-    let earlier = (!matches!(side.candle, Some(Candle::Checkout(_)))).then(|| earlier(&target, side, source));
+    let worktree = slot.worktree(label, &source.commit)?;
+    let folder = worktree.join(package);
+    let mut manifest = Manifest::read(&folder.join("Cargo.toml")).with_context(|| name.to_owned())?;
+    let bench = manifest.bench(side).with_context(|| name.to_owned())?;
+    let is_alone = !manifest.anchor(&repository.join(package), repository)?;
+    // What lies outside of the commit may have changed since it was compiled.
+    let is_known = is_alone && !matches!(side.candle, Some(Candle::Checkout(_)));
+    let earlier = is_known.then(|| earlier(&target, (side, &bench), source));
     if let Some(earlier) = &earlier
         && fs::copy(earlier, &kept).is_ok()
     {
@@ -134,7 +143,6 @@ pub fn build(
         output::report(format_args!("{name} was built for an earlier duel"));
         return Ok(kept);
     }
-    let worktree = slot.worktree(label, &source.commit)?;
     let replaced = match (&side.candle, &source.candle) {
         (Some(Candle::Checkout(checkout)), _) => candle(name, &opened(name, checkout)?)?,
         (Some(Candle::Revision(checkout, _)), Some(commit)) => {
@@ -143,11 +151,22 @@ pub fn build(
         _ => Vec::new(),
     };
     if let Some(Candle::Version(version)) = &side.candle {
-        require(&worktree.join("Cargo.toml"), version).with_context(|| name.to_owned())?;
+        manifest.require(version).with_context(|| name.to_owned())?;
+    }
+    if !is_alone || matches!(side.candle, Some(Candle::Version(_))) {
+        manifest.write()?;
+    }
+    if !folder.join("Cargo.lock").exists() && !worktree.join("Cargo.lock").exists() {
+        // A library often ignores its own. The build then finds other versions.
+        let _ = fs::copy(repository.join(package).join("Cargo.lock"), folder.join("Cargo.lock"));
     }
     let log = slot.log(&format!("build-{label}"));
-    let mut cargo = guarded(program, env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(&worktree).args(["build", "--release", "--bin", "candlepower", "--target-dir"]).arg(&target);
+    let mut cargo = guarded(program, cargo());
+    match &bench {
+        Some(bench) => cargo.args(["bench", "--no-run", "--bench", bench]),
+        None => cargo.args(["build", "--release", "--bin", PROGRAM]),
+    };
+    cargo.current_dir(&folder).args(["--message-format", "json-render-diagnostics", "--target-dir"]).arg(&target);
     if !side.features.is_empty() {
         cargo.args(["--features", &side.features.join(",")]);
     }
@@ -157,7 +176,8 @@ pub fn build(
     let work = format!("building {name} (messages of cargo: {})", log.display());
     output::report(&work);
     let _line = progress::live(work);
-    cargo.stdout(File::create(&log)?).stderr(File::options().append(true).open(&log)?);
+    let artifacts = slot.folder().join(format!("artifacts-{label}"));
+    cargo.stdout(File::create(&artifacts)?).stderr(File::create(&log)?);
     let status = wait(cargo).with_context(|| format!("{} could not be started", program.display()))?;
     if !status.success() {
         let messages = fs::read(&log).unwrap_or_default();
@@ -169,7 +189,8 @@ pub fn build(
         }
         bail!("{name} does not build: {first} (all messages: {log})");
     }
-    let lock = fs::read_to_string(worktree.join("Cargo.lock")).unwrap_or_default();
+    let lock = [&folder, &worktree].map(|folder| fs::read_to_string(folder.join("Cargo.lock")));
+    let lock = lock.into_iter().find_map(Result::ok).unwrap_or_default();
     for (package, path) in &replaced {
         ensure!(
             comes_from_a_path(&lock, package),
@@ -177,13 +198,30 @@ pub fn build(
             path.display()
         );
     }
-    let built = target.join("release").join(format!("candlepower{}", env::consts::EXE_SUFFIX));
+    let wanted = bench.as_deref().unwrap_or(PROGRAM);
+    let built = executable(&fs::read_to_string(&artifacts)?, wanted)
+        .with_context(|| format!("{name}: cargo has built no '{}'", text::line(wanted)))?;
     fs::copy(&built, &kept).with_context(|| format!("{name}: {} could not be copied", built.display()))?;
     if let Some(earlier) = earlier {
         // The next duel builds it again if this fails.
         let _ = keep(&kept, &earlier);
     }
     Ok(kept)
+}
+
+/// The program of a checkout of candlepower.
+const PROGRAM: &str = "candlepower";
+
+/// The program of Cargo.
+pub fn cargo() -> OsString {
+    env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
+}
+
+/// The path of the executable of a target in Cargo's messages.
+fn executable(messages: &str, target: &str) -> Option<PathBuf> {
+    let messages = messages.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    let mut artifacts = messages.filter(|message| message["target"]["name"] == target);
+    artifacts.find_map(|artifact| artifact["executable"].as_str().map(PathBuf::from))
 }
 
 /// Signs in the messages of Cargo that the machine stopped the build: a full disk, a lack of memory, the network.
@@ -193,11 +231,12 @@ const MACHINE: [&str; 4] = ["(os error 28)", "signal: 9, SIGKILL", "failed to do
 const PROGRAMS: usize = 8;
 
 /// Where the program of a commit is kept. The name depends on all that a build depends on.
-fn earlier(target: &Path, side: &Side, source: &Source) -> PathBuf {
+fn earlier(target: &Path, (side, bench): (&Side, &Option<String>), source: &Source) -> PathBuf {
     let mut hash = Sha256::new();
     let compiler = Command::new(env::var_os("RUSTC").unwrap_or_else(|| "rustc".into())).arg("-vV").output();
     let flags = ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS"].map(env::var_os);
-    hash.update(format!("{} {:?} {:?} {:?} {flags:?} ", source.commit, source.candle, side.features, side.candle));
+    let sources = format!("{} {:?} {:?} {bench:?}", source.commit, source.candle, side.candle);
+    hash.update(format!("{sources} {:?} {flags:?} ", side.features));
     hash.update(compiler.map(|output| output.stdout).unwrap_or_default());
     let name: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
     target.join("programs").join(name)
@@ -228,30 +267,113 @@ fn candle(name: &str, checkout: &Path) -> Result<Vec<(&'static str, PathBuf)>> {
     Ok(there)
 }
 
-/// Lets a manifest require exactly this version of Candle's crates.
-fn require(manifest: &Path, version: &str) -> Result<()> {
-    let text = fs::read_to_string(manifest).with_context(|| format!("{} could not be read", manifest.display()))?;
-    let mut parsed: toml::Table = text.parse().with_context(|| manifest.display().to_string())?;
-    let exact = toml::Value::from(format!("={version}"));
-    let mut has_any = false;
-    for path in [&["dependencies"][..], &["workspace", "dependencies"]] {
-        let mut tables = path.iter();
-        let first = tables.next().and_then(|name| parsed.get_mut(*name));
-        let Some(table) = tables.fold(first, |table, name| table?.get_mut(name)) else { continue };
-        for package in CANDLE {
-            match table.get_mut(package) {
-                // A member of a workspace takes the requirement of the workspace.
-                None => continue,
-                Some(toml::Value::Table(entry)) if entry.contains_key("workspace") => {}
-                Some(toml::Value::Table(entry)) => drop(entry.insert("version".into(), exact.clone())),
-                Some(requirement) => *requirement = exact.clone(),
-            }
-            has_any = true;
+/// The manifest of a package in a worktree.
+struct Manifest {
+    file: PathBuf,
+    table: toml::Table,
+}
+
+impl Manifest {
+    fn read(file: &Path) -> Result<Self> {
+        let text = fs::read_to_string(file).with_context(|| format!("{} could not be read", file.display()))?;
+        Ok(Self { file: file.to_owned(), table: text.parse().with_context(|| file.display().to_string())? })
+    }
+
+    fn write(&self) -> Result<()> {
+        fs::write(&self.file, toml::to_string(&self.table)?)
+            .with_context(|| format!("{} could not be written", self.file.display()))
+    }
+
+    /// The bench target to build, or `None` for the program of candlepower. The only one without Criterion's own harness needs not be
+    /// named.
+    fn bench(&self, side: &Side) -> Result<Option<String>> {
+        let package = self.table.get("package").and_then(|package| package.get("name")?.as_str());
+        if side.bench.is_some() || package == Some(PROGRAM) {
+            return Ok(side.bench.as_ref().map(ToString::to_string));
+        }
+        let targets = self.table.get("bench").and_then(toml::Value::as_array).into_iter().flatten();
+        let own = targets.filter(|target| target.get("harness").and_then(toml::Value::as_bool) == Some(false));
+        let names: Vec<&str> = own.filter_map(|target| target.get("name")?.as_str()).collect();
+        match names[..] {
+            [name] => Ok(Some(name.to_owned())),
+            [] => bail!("its Cargo.toml has no bench target with harness = false, so there is nothing to measure"),
+            _ => bail!("name one of its bench targets on both sides, as in bench={}: {}", names[0], names.join(", ")),
         }
     }
-    ensure!(has_any, "{} requires none of {}", manifest.display(), CANDLE.join(", "));
-    fs::write(manifest, toml::to_string(&parsed)?)
-        .with_context(|| format!("{} could not be written", manifest.display()))
+
+    /// Makes relative paths that lead out of the repository absolute, because a worktree lies elsewhere than `folder`, whose manifest
+    /// this is. Returns whether there are any.
+    fn anchor(&mut self, folder: &Path, repository: &Path) -> Result<bool> {
+        let mut is_changed = false;
+        for value in self.table.iter_mut().map(|(_, value)| value) {
+            is_changed |= anchor(value, folder, repository)?;
+        }
+        Ok(is_changed)
+    }
+
+    /// Lets the manifest require exactly this version of Candle's crates.
+    fn require(&mut self, version: &str) -> Result<()> {
+        let exact = toml::Value::from(format!("={version}"));
+        let mut has_any = false;
+        for path in [&["dependencies"][..], &["workspace", "dependencies"]] {
+            let mut tables = path.iter();
+            let first = tables.next().and_then(|name| self.table.get_mut(*name));
+            let Some(table) = tables.fold(first, |table, name| table?.get_mut(name)) else { continue };
+            for package in CANDLE {
+                match table.get_mut(package) {
+                    // A member of a workspace takes the requirement of the workspace.
+                    None => continue,
+                    Some(toml::Value::Table(entry)) if entry.contains_key("workspace") => {}
+                    Some(toml::Value::Table(entry)) => drop(entry.insert("version".into(), exact.clone())),
+                    Some(requirement) => *requirement = exact.clone(),
+                }
+                has_any = true;
+            }
+        }
+        ensure!(has_any, "{} requires none of {}", self.file.display(), CANDLE.join(", "));
+        Ok(())
+    }
+}
+
+/// See [`Manifest::anchor`].
+fn anchor(value: &mut toml::Value, folder: &Path, repository: &Path) -> Result<bool> {
+    let mut is_changed = false;
+    match value {
+        toml::Value::Table(table) => {
+            for (key, value) in table {
+                match value {
+                    toml::Value::String(path)
+                        if key == "path" && !normal(&folder.join(&*path)).starts_with(repository) =>
+                    {
+                        let absolute = normal(&folder.join(&*path));
+                        let text = absolute.to_str().with_context(|| format!("{} is not UTF-8", absolute.display()))?;
+                        *path = text.to_owned();
+                        is_changed = true;
+                    }
+                    other => is_changed |= anchor(other, folder, repository)?,
+                }
+            }
+        }
+        toml::Value::Array(values) => {
+            for value in values {
+                is_changed |= anchor(value, folder, repository)?;
+            }
+        }
+        _ => {}
+    }
+    Ok(is_changed)
+}
+
+/// The path without `.` and `..`.
+fn normal(path: &Path) -> PathBuf {
+    path.components().fold(PathBuf::new(), |mut normal, part| {
+        match part {
+            Component::ParentDir => drop(normal.pop()),
+            Component::CurDir => {}
+            part => normal.push(part),
+        }
+        normal
+    })
 }
 
 /// The option of Cargo that replaces a package by the one in a folder.
@@ -280,8 +402,10 @@ mod tests {
         let manifest = "[workspace.dependencies]\ncandle-core = \"0.11.1\"\ncandle-nn = { version = \"0.11.1\", features = [\"x\"] }\n\
                         [dependencies]\nanyhow = \"1\"\ncandle-core.workspace = true\ncandle-transformers = \"0.11.1\"\n";
         fs::write(file.path(), manifest).expect("written");
-        require(file.path(), "0.11.0").expect("edited");
-        let edited: toml::Table = fs::read_to_string(file.path()).expect("read").parse().expect("TOML");
+        let mut read = Manifest::read(file.path()).expect("read");
+        read.require("0.11.0").expect("edited");
+        read.write().expect("written");
+        let edited = Manifest::read(file.path()).expect("read").table;
         let workspace = &edited["workspace"]["dependencies"];
         assert_eq!(workspace["candle-core"].as_str(), Some("=0.11.0"));
         assert_eq!(workspace["candle-nn"]["version"].as_str(), Some("=0.11.0"));
@@ -290,7 +414,55 @@ mod tests {
         assert_eq!(own["candle-transformers"].as_str(), Some("=0.11.0"));
         assert_eq!((own["anyhow"].as_str(), own["candle-core"]["workspace"].as_bool()), (Some("1"), Some(true)));
         fs::write(file.path(), "[dependencies]\nanyhow = \"1\"\n").expect("written");
-        assert!(require(file.path(), "0.11.0").is_err());
+        assert!(Manifest::read(file.path()).expect("read").require("0.11.0").is_err());
+    }
+
+    fn manifest(text: &str) -> Manifest {
+        Manifest { file: "Cargo.toml".into(), table: text.parse().expect("TOML") }
+    }
+
+    #[test]
+    fn paths_out_of_the_repository_become_absolute() {
+        let mut manifest = manifest(
+            "[dependencies]\ncandlepower = { path = \"../../candlepower\" }\nnear = { path = \"../near\" }\n\
+             [[bench]]\nname = \"own\"\npath = \"benches/own.rs\"\n\
+             [target.'cfg(unix)'.dependencies]\nfar = { path = \"/far\" }\n",
+        );
+        assert!(manifest.anchor(Path::new("/x/repository/own"), Path::new("/x/repository")).expect("UTF-8"));
+        let path = |table: &toml::Value, package: &str| table[package]["path"].as_str().expect("a path").to_owned();
+        assert_eq!(path(&manifest.table["dependencies"], "candlepower"), "/x/candlepower");
+        assert_eq!(path(&manifest.table["dependencies"], "near"), "../near");
+        assert_eq!(manifest.table["bench"][0]["path"].as_str(), Some("benches/own.rs"));
+        assert_eq!(path(&manifest.table["target"]["cfg(unix)"]["dependencies"], "far"), "/far");
+        let mut alone = self::manifest("[package]\nname = \"own\"\n");
+        assert!(!alone.anchor(Path::new("/x"), Path::new("/x")).expect("UTF-8"));
+    }
+
+    #[test]
+    fn the_bench_target_of_a_crate_is_found_or_named() {
+        let bench = |text: &str, side: &str| manifest(text).bench(&side.parse().expect("a side"));
+        let own =
+            "[package]\nname = \"own\"\n[[bench]]\nname = \"model\"\nharness = false\n[[bench]]\nname = \"sort\"\n";
+        assert_eq!(bench(own, ".").expect("one").as_deref(), Some("model"));
+        assert_eq!(bench(own, ".+bench=sort").expect("named").as_deref(), Some("sort"));
+        assert_eq!(bench("[package]\nname = \"candlepower\"\n", ".").expect("the program"), None);
+        let two = format!("{own}[[bench]]\nname = \"other\"\nharness = false\n");
+        let error = bench(&two, ".").expect_err("two").to_string();
+        assert!(error.ends_with("as in bench=model: model, other"), "{error}");
+        assert!(bench("[package]\nname = \"own\"\n", ".").is_err());
+    }
+
+    #[test]
+    fn the_executable_is_that_of_the_target() {
+        let line = |name: &str, executable: &str| {
+            format!(
+                "{{\"reason\":\"compiler-artifact\",\"target\":{{\"name\":\"{name}\"}},\"executable\":{executable}}}\n"
+            )
+        };
+        let messages =
+            format!("{}{}not JSON\n{}", line("own", "null"), line("other", "\"/o\""), line("own", "\"/a b\""));
+        assert_eq!(executable(&messages, "own"), Some("/a b".into()));
+        assert_eq!(executable(&messages, "none"), None);
     }
 
     fn repository() -> tempfile::TempDir {

@@ -26,7 +26,7 @@ use crate::{
     measure::{conditions::Watch, statistics::median},
     progress,
     record::{self, AllocationChange, Allocations, Conditions, Record, SampleUnit, Sink, Status},
-    report::duel::{Contestant, Duel, Row, Verdict},
+    report::duel::{Change, Contestant, Duel, Row, Verdict},
     scenario,
     settings::variable,
     text,
@@ -226,6 +226,13 @@ struct Samples {
     digests: BTreeSet<Option<String>>,
 }
 
+/// The ratios of the two pairs of a block.
+struct Block {
+    whole: [f64; 2],
+    /// Of the times to the first token, where the samples have them.
+    ttft: Option<[f64; 2]>,
+}
+
 /// A failure of a benchmark on a side, or of the duel.
 enum Halt {
     Failed(usize, Box<Record>),
@@ -297,31 +304,41 @@ impl Contest<'_> {
         let started = Instant::now();
         let mut random = ChaCha8Rng::seed_from_u64(seed());
         let mut samples = [Samples::default(), Samples::default()];
-        let mut ratios = Ratios::default();
-        let (leg, interval, is_resolved) = loop {
+        // Of the whole time, and of the time to the first token.
+        let mut ratios = [Ratios::default(), Ratios::default()];
+        let (leg, level, interval, is_resolved) = loop {
             let mut leg = self.start(start, &mut random)?;
             // A side's memory stays where it is while its process runs, and some of it may be slower. If there is time, both
             // sides start anew again and again, and a leg has one vote.
             let starts_anew = self.time >= STARTS * leg.start_time;
             let mut interval;
+            let mut level;
             let mut is_resolved;
-            let mut pairs = [Vec::new(), Vec::new()];
+            let mut blocks = [[Vec::new(), Vec::new()], [Vec::new(), Vec::new()]];
             let sampling = Instant::now();
             loop {
                 let block = self.block(&mut leg, &mut samples, &mut random)?;
-                pairs.iter_mut().zip(block).for_each(|(all, ratio)| all.push(ratio));
+                for (blocks, pairs) in blocks.iter_mut().zip([Some(block.whole), block.ttft]) {
+                    blocks.iter_mut().zip(pairs.into_iter().flatten()).for_each(|(all, ratio)| all.push(ratio));
+                }
                 if starts_anew && sampling.elapsed() < SHARE * leg.start_time {
                     continue;
                 }
-                ratios.push(pairs.each_mut().map(|all| median(std::mem::take(all))));
-                interval = ratios.interval(self.level);
+                for (ratios, pairs) in ratios.iter_mut().zip(&mut blocks) {
+                    if !pairs[0].is_empty() {
+                        ratios.push(pairs.each_mut().map(|all| median(std::mem::take(all))));
+                    }
+                }
+                let measures = ratios.iter().filter(|ratios| ratios.blocks() > 0).count();
+                level = self.level / measures as f64;
+                interval = ratios[0].interval(level);
                 is_resolved = interval.is_some_and(|interval| interval.is_within(self.resolve));
                 if starts_anew || is_resolved || started.elapsed() >= self.time {
                     break;
                 }
             }
             if is_resolved || started.elapsed() >= self.time {
-                break (leg, interval, is_resolved);
+                break (leg, level, interval, is_resolved);
             }
         };
         let conditions = leg.watch.end().conditions;
@@ -340,10 +357,11 @@ impl Contest<'_> {
         let [a, b] = samples;
         let digests: BTreeSet<&Option<String>> = a.digests.union(&b.digests).collect();
         let interval = interval.map(|interval| (interval.low, interval.high));
+        let [whole, ttft] = ratios;
         Ok(Ended::Measured(Row {
             id: self.id.to_owned(),
             unit: self.unit(),
-            ratio: ratios.median().context("a benchmark without a block")?,
+            ratio: whole.median().context("a benchmark without a block")?,
             low: interval.map(|(low, _)| low),
             high: interval.map(|(_, high)| high),
             verdict: Verdict::of(self.unit(), interval, is_resolved),
@@ -352,9 +370,19 @@ impl Contest<'_> {
             memory_ratio: peak(&records[0]).zip(peak(&records[1])).map(|(a, b)| b as f64 / a as f64),
             same_work: (!digests.contains(&None)).then_some(digests.len() == 1),
             allocations: AllocationChange::between(allocations(&records[0]), allocations(&records[1])),
+            ttft: self.change(&ttft, level),
             a: median(a.values),
             b: median(b.values),
         }))
+    }
+
+    /// The change of a part of the time; `None` without a block.
+    fn change(&self, ratios: &Ratios, level: f64) -> Option<Change> {
+        let interval = ratios.interval(level);
+        let is_resolved = interval.is_some_and(|interval| interval.is_within(self.resolve));
+        let interval = interval.map(|interval| (interval.low, interval.high));
+        let (low, high) = interval.unzip();
+        Some(Change { ratio: ratios.median()?, low, high, verdict: Verdict::of(SampleUnit::Ms, interval, is_resolved) })
     }
 
     /// Starts both sides at once, prepares the benchmark and warms up one side after the other. A random number decides which
@@ -390,19 +418,22 @@ impl Contest<'_> {
         })
     }
 
-    /// Takes two samples of each side. Returns the ratios of the two pairs.
-    fn block(&self, leg: &mut Leg, samples: &mut [Samples; 2], random: &mut ChaCha8Rng) -> Result<[f64; 2], Halt> {
+    /// Takes two samples of each side.
+    fn block(&self, leg: &mut Leg, samples: &mut [Samples; 2], random: &mut ChaCha8Rng) -> Result<Block, Halt> {
         let first = coin(random);
+        let mut ttft = Vec::new();
         for order in [[first, 1 - first], [1 - first, first]] {
             let taken = leg.sample(order)?;
             for (samples, taken) in samples.iter_mut().zip(&taken) {
                 samples.push(&self.unit(), taken)?;
             }
+            let [a, b] = taken.map(|taken| mean(&taken.ttft_ns));
+            ttft.extend((a > 0.0 && b > 0.0).then(|| b / a));
         }
         let [[.., a1, a2], [.., b1, b2]] = samples.each_ref().map(|side| side.values.as_slice()) else {
             return Err(Halt::Broken(anyhow!("a block without samples")));
         };
-        Ok([b1 / a1, b2 / a2])
+        Ok(Block { whole: [b1 / a1, b2 / a2], ttft: ttft.try_into().ok() })
     }
 
     fn unit(&self) -> SampleUnit {
@@ -441,7 +472,6 @@ fn reason(record: &Record) -> String {
 impl Samples {
     /// Adds the mean of the iterations.
     fn push(&mut self, unit: &SampleUnit, sample: &Sample) -> Result<()> {
-        let mean = |values: &[u64]| values.iter().sum::<u64>() as f64 / values.len() as f64;
         let value = match unit {
             SampleUnit::Ms => mean(&sample.ns) / 1e6,
             SampleUnit::Bytes => mean(&sample.peak_bytes),
@@ -455,6 +485,11 @@ impl Samples {
         self.digests.insert(sample.output_digest.clone());
         Ok(())
     }
+}
+
+/// NaN without values.
+fn mean(values: &[u64]) -> f64 {
+    values.iter().sum::<u64>() as f64 / values.len() as f64
 }
 
 /// A seed that differs from duel to duel, so that no order of samples is the same every time.

@@ -82,6 +82,9 @@ pub struct Sample {
     pub ns: Vec<u64>,
     /// Peak memory of each iteration; 0 where it is not counted.
     pub peak_bytes: Vec<u64>,
+    /// Time to the first token of each iteration, where that is a part of it.
+    #[serde(default)]
+    pub ttft_ns: Vec<u64>,
     /// Digest of the output of the last iteration; `None` if outputs are not compared.
     #[serde(default)]
     pub output_digest: Option<String>,
@@ -134,7 +137,7 @@ mod tests {
     fn a_field_of_a_later_version_is_ignored() {
         let line = br#"{"sample":{"ns":[5],"peak_bytes":[7],"energy_joules":1.5}}"#;
         let read = read::<Reply>(&mut [line.as_slice(), b"\n"].concat().as_slice()).expect("a message");
-        assert_eq!(read, Some(Reply::Sample(Sample { ns: vec![5], peak_bytes: vec![7], output_digest: None })));
+        assert_eq!(read, Some(Reply::Sample(Sample { ns: vec![5], peak_bytes: vec![7], ..Sample::default() })));
     }
 
     #[test]

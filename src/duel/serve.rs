@@ -181,6 +181,7 @@ impl Running {
                 let iteration = workload.iterate()?;
                 sample.ns.push(iteration.time.as_nanos() as u64);
                 sample.peak_bytes.push(iteration.peak_bytes);
+                sample.ttft_ns.extend(workload.ttft().map(|time| time.as_nanos() as u64));
                 if number < warm_up {
                     workload.forget_last();
                 }

@@ -6,6 +6,7 @@ use anyhow::{Result, bail, ensure};
 
 use crate::{
     config::{Config, unknown},
+    names::PathName,
     settings::{PREFIX, Settings},
 };
 
@@ -13,8 +14,8 @@ use crate::{
 ///
 /// Its text is parts joined by `+`. A part without `=` is a revision of git, or `.` for the working tree, which is also the
 /// default. `candle=PATH` replaces Candle by a checkout, `candle=PATH@REVISION` by a commit of one, and `candle=VERSION` by a
-/// published version. `features=LIST` enables Cargo features, and any other key is a setting, as in `threads=1` or
-/// `CANDLEPOWER_THREADS=1`.
+/// published version. `bench=NAME` builds a bench target, `features=LIST` enables Cargo features, and any other key is a setting, as
+/// in `threads=1` or `CANDLEPOWER_THREADS=1`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Side {
     text: String,
@@ -22,6 +23,8 @@ pub(crate) struct Side {
     pub revision: Option<String>,
     /// The replacement of Candle.
     pub candle: Option<Candle>,
+    /// Bench target of a crate with a model of its own.
+    pub bench: Option<PathName>,
     /// Cargo features, sorted.
     pub features: Vec<String>,
     /// Settings by their keys.
@@ -74,6 +77,7 @@ impl FromStr for Side {
             text: text.to_owned(),
             revision: None,
             candle: None,
+            bench: None,
             features: Vec::new(),
             settings: BTreeMap::new(),
         };
@@ -96,6 +100,7 @@ impl FromStr for Side {
             ensure!(!value.is_empty(), "side '{text}': {key} has no value");
             let is_new = match key {
                 "candle" => side.candle.replace(Candle::of(value)).is_none(),
+                "bench" => side.bench.replace(value.parse()?).is_none(),
                 "features" => {
                     let is_new = side.features.is_empty();
                     side.features = value.split(',').map(str::to_owned).collect();
@@ -120,7 +125,7 @@ fn check_revision(text: &str, revision: &str) -> Result<()> {
 }
 
 impl Side {
-    /// The same side at a commit of candlepower, and at a commit of Candle if it names a revision of it.
+    /// The same side at a commit of the package, and at a commit of Candle if it names a revision of it.
     pub fn at(&self, own: &str, candle: Option<&str>) -> Self {
         let mut side = self.clone();
         side.revision = Some(own.to_owned());
@@ -129,6 +134,7 @@ impl Side {
         }
         let mut parts = vec![own.to_owned()];
         parts.extend(side.candle.iter().map(|candle| format!("candle={candle}")));
+        parts.extend(side.bench.iter().map(|bench| format!("bench={bench}")));
         parts.extend((!side.features.is_empty()).then(|| format!("features={}", side.features.join(","))));
         parts.extend(side.settings.iter().map(|(key, value)| format!("{key}={value}")));
         side.text = parts.join("+");
@@ -139,10 +145,10 @@ impl Side {
 /// The key of a setting, given as such or as its environment variable.
 fn setting(text: &str, key: &str) -> Result<String> {
     let key = key.strip_prefix(PREFIX).map_or_else(|| key.to_owned(), str::to_lowercase);
-    let mut names = vec!["candle", "features"];
+    let mut names = vec!["candle", "bench", "features"];
     // The duel keeps both sides' records in one folder.
     names.extend(Settings::KEYS.iter().map(|key| key.name).filter(|name| *name != "out"));
-    match names[2..].contains(&key.as_str()) {
+    match names[3..].contains(&key.as_str()) {
         true => Ok(key),
         false => bail!("side '{text}': {}", unknown("key", &key, &names)),
     }
@@ -176,8 +182,8 @@ mod tests {
             assert_eq!(side(&format!("candle={path}@{revision}")).candle, Some(candle));
         }
         assert_eq!(side("candle=a@b/").candle, Some(Candle::Checkout("a@b/".into())));
-        let other = side("threads=1+candle=../candle@main+features=mkl").at("abc", Some("def"));
-        assert_eq!(other.to_string(), "abc+candle=../candle@def+features=mkl+threads=1");
+        let other = side("threads=1+bench=own+candle=../candle@main+features=mkl").at("abc", Some("def"));
+        assert_eq!(other.to_string(), "abc+candle=../candle@def+bench=own+features=mkl+threads=1");
         assert_eq!(side(&other.to_string()), other);
         assert_eq!(all.features, ["avx512", "mkl"]);
         let settings: Vec<_> = all.settings.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
@@ -200,6 +206,8 @@ mod tests {
             ("main+threads=", "threads has no value"),
             ("threads=1+threads=2", "threads is given twice"),
             ("features=a+features=b", "features is given twice"),
+            ("bench=a+bench=b", "bench is given twice"),
+            ("bench=../a", "can't be the name of a file"),
         ] {
             let error = text.parse::<Side>().expect_err(text).to_string();
             assert!(error.contains(part) && error.lines().count() == 1, "{text}: {error}");

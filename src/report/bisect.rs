@@ -225,6 +225,7 @@ mod tests {
             memory_ratio: Some(1.02),
             same_work: Some(false),
             allocations: None,
+            ttft: None,
         };
         let skipped = Step {
             commit: commit("ab"),

@@ -72,6 +72,22 @@ pub struct Row {
     /// Allocations of decode steps, if they differ.
     #[serde(default)]
     pub allocations: Option<AllocationChange>,
+    /// Time to the first token, whose change the time of a whole generation may hide.
+    #[serde(default)]
+    pub ttft: Option<Change>,
+}
+
+/// The change of a part of a benchmark's time.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Change {
+    /// Median of the ratios `b` / `a` of all pairs.
+    pub ratio: f64,
+    /// Lower end of the interval of the ratio; `null` if too few pairs were measured.
+    pub low: Option<f64>,
+    /// Upper end of the interval.
+    pub high: Option<f64>,
+    /// The judgement of the difference.
+    pub verdict: Verdict,
 }
 
 /// Result of one benchmark of a duel.
@@ -106,6 +122,10 @@ impl Verdict {
         }
     }
 
+    fn is_change(self) -> bool {
+        !matches!(self, Self::Same | Self::Unresolved)
+    }
+
     fn text(self) -> &'static str {
         match self {
             Self::Slower => "slower",
@@ -121,7 +141,14 @@ impl Verdict {
 impl Row {
     /// Change, interval and verdict in a few words.
     pub fn summary(&self) -> String {
-        format!("{}, {}", self.measured(), self.verdict.text())
+        let ttft = self.changed_ttft().map_or(String::new(), |change| format!("; {change}"));
+        format!("{}, {}{ttft}", self.measured(), self.verdict.text())
+    }
+
+    /// The change of the time to the first token in a few words, if there is one.
+    pub(crate) fn changed_ttft(&self) -> Option<String> {
+        let Change { ratio, low, high, verdict } = self.ttft.filter(|ttft| ttft.verdict.is_change())?;
+        Some(format!("TTFT {} ({}), {}", change(ratio), interval(low, high), verdict.text()))
     }
 
     /// Change and interval.
@@ -135,17 +162,27 @@ impl Row {
     }
 
     fn interval(&self) -> String {
-        match (self.low, self.high) {
-            (Some(low), Some(high)) => format!("{} to {}", change(low), change(high)),
-            _ => "n/a".into(),
-        }
+        interval(self.low, self.high)
+    }
+}
+
+fn interval(low: Option<f64>, high: Option<f64>) -> String {
+    match (low, high) {
+        (Some(low), Some(high)) => format!("{} to {}", change(low), change(high)),
+        _ => "n/a".into(),
     }
 }
 
 impl Duel {
-    /// Benchmarks that are slower, by more than `share`.
-    pub(crate) fn regressions(&self, share: f64) -> Vec<&Row> {
-        self.rows.iter().filter(|row| row.verdict == Verdict::Slower && row.ratio > 1.0 + share).collect()
+    /// The ids of benchmarks that are slower by more than `share`, or whose first token is, with the ratios.
+    pub(crate) fn regressions(&self, share: f64) -> Vec<(String, f64)> {
+        let is_worse = |verdict, ratio| verdict == Verdict::Slower && ratio > 1.0 + share;
+        let of_row = |row: &Row| {
+            let ttft = row.ttft.filter(|ttft| is_worse(ttft.verdict, ttft.ratio));
+            let whole = is_worse(row.verdict, row.ratio).then(|| (row.id.clone(), row.ratio));
+            [whole, ttft.map(|ttft| (format!("TTFT of {}", row.id), ttft.ratio))]
+        };
+        self.rows.iter().flat_map(of_row).flatten().collect()
     }
 
     /// Benchmarks whose peak memory rose by at least `share`.
@@ -185,6 +222,9 @@ impl Duel {
             1.0 / self.level
         );
         for row in &self.rows {
+            if let Some(changed) = row.changed_ttft() {
+                let _ = writeln!(text, "- {}: {changed}", row.id);
+            }
             if row.same_work == Some(false) {
                 let _ = writeln!(text, "- {}: generated other tokens, so the two did not do the same work", row.id);
             }
@@ -219,10 +259,14 @@ impl Duel {
             let _ = write!(text, "; {} failed", self.failed.len());
         }
         text.push_str("\n\n");
-        let is_change = |row: &&Row| !matches!(row.verdict, Verdict::Same | Verdict::Unresolved);
-        for row in self.rows.iter().filter(is_change) {
-            let (a, b) = (quantity(row.unit, row.a), quantity(row.unit, row.b));
-            let _ = writeln!(text, "- `{}` {} ({}; {a} → {b})", row.id, change(row.ratio), row.interval());
+        for row in &self.rows {
+            if row.verdict.is_change() {
+                let (a, b) = (quantity(row.unit, row.a), quantity(row.unit, row.b));
+                let _ = writeln!(text, "- `{}` {} ({}; {a} → {b})", row.id, change(row.ratio), row.interval());
+            }
+            if let Some(changed) = row.changed_ttft() {
+                let _ = writeln!(text, "- `{}` {changed}", row.id);
+            }
         }
         let _ = write!(text, "\n<details><summary>All benchmarks</summary>\n\n{}\n</details>\n", self.text());
         text
@@ -257,6 +301,7 @@ mod tests {
             memory_ratio: Some(1.02),
             same_work: Some(true),
             allocations: None,
+            ttft: None,
         }
     }
 
@@ -294,25 +339,34 @@ mod tests {
             failed: vec!["long/m/x: B: it does not fit".into()],
         };
         duel.rows[1].same_work = Some(false);
+        let ttft = |low, high, verdict| Change { ratio: 1.07, low: Some(low), high: Some(high), verdict };
+        duel.rows[0].ttft = Some(ttft(0.9, 1.2, Verdict::Unresolved));
+        duel.rows[1].ttft = Some(ttft(1.06, 1.08, Verdict::Slower));
         let text = duel.text();
         for part in [
             "| short/m/x  | 100 ms | 105 ms | +5.0 % | +4.0 % to +6.0 % |       slower |    40 | 12 s |     equal |",
             "A: main (commit abc, run 1-main)",
             "at most 2.0 % below and above",
             "one duel of 20",
+            "medium/m/x: TTFT +7.0 % (+6.0 % to +8.0 %), slower",
             "medium/m/x: generated other tokens",
             "short/m/x: peak memory +2.0 %",
             "failed: long/m/x: B: it does not fit",
         ] {
             assert!(text.contains(part), "{part} is missing from\n{text}");
         }
-        assert_eq!((duel.regressions(0.04).len(), duel.regressions(0.05).len()), (1, 0));
+        assert!(!text.contains("short/m/x: TTFT"), "it is not resolved");
+        let regressions = |share| duel.regressions(share).into_iter().map(|(name, _)| name).collect::<Vec<_>>();
+        assert_eq!(regressions(0.04), ["short/m/x", "TTFT of medium/m/x"]);
+        assert_eq!(regressions(0.05), ["TTFT of medium/m/x"]);
+        assert!(regressions(0.07).is_empty());
         assert_eq!((duel.memory_regressions(0.01).len(), duel.memory_regressions(0.03).len()), (2, 0));
         let github = duel.github();
         assert!(
             github.starts_with("### candlepower duel: 1 slower, 0 faster, 0 unchanged, 1 not resolved; 1 failed\n")
         );
         assert!(github.contains("- `short/m/x` +5.0 % (+4.0 % to +6.0 %; 100 ms → 105 ms)"), "{github}");
+        assert!(github.contains("- `medium/m/x` TTFT +7.0 %"), "{github}");
         let json: serde_json::Value = serde_json::from_str(&duel.json().expect("JSON")).expect("JSON");
         assert_eq!(
             (&json["rows"][1]["verdict"], &json["rows"][1]["low"]),

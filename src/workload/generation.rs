@@ -211,6 +211,10 @@ impl Workload for GenerationWorkload {
         self.energy.iterations().pop();
     }
 
+    fn ttft(&self) -> Option<Duration> {
+        self.timelines.last().filter(|timeline| !timeline.steps.is_empty()).map(|timeline| timeline.ttft)
+    }
+
     fn output_digest(&self) -> Option<String> {
         Some(generate::digest(&self.tokens().concat()))
     }

@@ -76,6 +76,11 @@ pub trait Workload {
         None
     }
 
+    /// Time to the first token of the last iteration (TTFT); `None` if it is no part of an iteration.
+    fn ttft(&self) -> Option<Duration> {
+        None
+    }
+
     /// Ids of the processes that do the work beside this one.
     fn helpers(&self) -> Vec<u32> {
         Vec::new()

@@ -311,6 +311,7 @@ mod tests {
             memory_ratio: Some(1.0),
             same_work: Some(true),
             allocations: None,
+            ttft: None,
         }
     }
 

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use crate::{
     duel::{
         build::{self, Source},
-        commits::checkout,
+        commits::Checkout,
         side::{Candle, Side},
         slot::Slot,
     },
@@ -23,19 +23,19 @@ pub struct Range {
     pub bad: Side,
     /// The commits after GOOD up to BAD, the oldest first.
     pub commits: Vec<Commit>,
-    /// Commits of candlepower and of Candle that do not change.
+    /// Commits of the package and of Candle that do not change.
     own: String,
     candle: Option<String>,
     is_of_candle: bool,
 }
 
 impl Range {
-    /// Finds the commits. The sides must be the same but for one revision, of candlepower or of a checkout of Candle.
+    /// Finds the commits. The sides must be the same but for one revision, of the package or of a checkout of Candle.
     ///
     /// # Errors
     /// When they are not, when a side is not a commit, or when GOOD is not an ancestor of BAD.
     pub fn of(sides: &[Side; 2]) -> Result<Self> {
-        let (repository, root) = checkout()?;
+        let Checkout { repository, root, .. } = Checkout::here()?;
         let slot = Slot::take(&root, &repository)?;
         let [good, bad] = sides;
         let names = [format!("GOOD ({good})"), format!("BAD ({bad})")];
@@ -55,12 +55,12 @@ impl Range {
         let at = |side: &Side, of: &Source| side.at(short(&of.commit), of.candle.as_deref().map(short));
         ensure!(
             at(good, &a) == at(bad, &a),
-            "GOOD ({good}) and BAD ({bad}) differ in more than a commit: give both the same Candle, features and settings"
+            "GOOD ({good}) and BAD ({bad}) differ in more than a commit: give both the same Candle, bench target, features and settings"
         );
         let is_of_candle = a.candle != b.candle;
         ensure!(
             !is_of_candle || a.commit == b.commit,
-            "GOOD ({good}) and BAD ({bad}) are different commits of candlepower and of Candle: let them differ in one of them"
+            "GOOD ({good}) and BAD ({bad}) are different commits of the package and of Candle: let them differ in one of them"
         );
         let commits = match (&bad.candle, &a.candle, &b.candle) {
             (Some(Candle::Revision(folder, _)), Some(a), Some(b)) if is_of_candle => {

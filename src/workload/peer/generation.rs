@@ -185,6 +185,10 @@ impl Workload for PeerWorkload {
         self.energy.iterations().pop();
     }
 
+    fn ttft(&self) -> Option<Duration> {
+        self.timelines.last().filter(|timeline| !timeline.steps.is_empty()).map(|timeline| timeline.ttft)
+    }
+
     fn output_digest(&self) -> Option<String> {
         let tokens = self.timelines.last().map(|timeline| timeline.tokens.concat());
         Some(generate::digest(&tokens.unwrap_or_default()))
