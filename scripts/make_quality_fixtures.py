@@ -56,6 +56,11 @@ def model_of(name):
     return model.eval()
 
 
+def inputs_of(ids, file, begin, end):
+    """A window. BOS, which the tokenizer puts before a text, takes the place of its first token, as in llama.cpp."""
+    return [ids[0] if file == "text.txt" else ids[begin], *ids[begin + 1 : end]]
+
+
 def ids_of(file):
     text = (OUT / file).read_text()
     if file == "text.txt":
@@ -74,11 +79,11 @@ def windows(count, length, stride):
             break
 
 
-def documented(model, ids, length, stride):
+def documented(model, ids, file, length, stride):
     """The loop in the documentation of transformers, which weighs a window by its labels less one."""
     total, tokens = 0.0, 0
     for begin, end, before in windows(len(ids), length, stride):
-        inputs = torch.tensor([ids[begin:end]])
+        inputs = torch.tensor([inputs_of(ids, file, begin, end)])
         labels = inputs.clone()
         labels[:, : -(end - before)] = -100
         weight = int((labels != -100).sum()) - 1
@@ -90,12 +95,12 @@ def documented(model, ids, length, stride):
     return total / tokens
 
 
-def log_probabilities(model, ids, length, stride):
+def log_probabilities(model, ids, file, length, stride):
     """Log-probabilities of the vocabulary at each token that counts, and these tokens."""
     rows, targets = [], []
     for begin, end, before in windows(len(ids), length, stride):
         with torch.no_grad():
-            logits = model(torch.tensor([ids[begin:end]]), use_cache=False).logits[0].double()
+            logits = model(torch.tensor([inputs_of(ids, file, begin, end)]), use_cache=False).logits[0].double()
         first = max(before, begin + 1)
         rows.append(torch.log_softmax(logits, -1)[first - 1 - begin : end - 1 - begin])
         targets += ids[first:end]
@@ -104,21 +109,21 @@ def log_probabilities(model, ids, length, stride):
 
 def perplexity(name, file, length, stride):
     model, ids = model_of(name), ids_of(file)
-    rows, targets = log_probabilities(model, ids, length, stride)
+    rows, targets = log_probabilities(model, ids, file, length, stride)
     nll = -rows.gather(1, targets[:, None])[:, 0]
     return {
         "checkpoint": name, "file": file, "seq_len": length, "stride": stride,
         "file_tokens": len(ids), "tokens": len(targets),
         "nll": nll.mean().item(),
         "standard_error": (nll.std() / len(nll) ** 0.5).item(),
-        "transformers_nll": documented(model, ids, length, stride),
+        "transformers_nll": documented(model, ids, file, length, stride),
     }
 
 
 def divergence(name, reference, file, length, stride):
     ids = ids_of(file)
-    rows, _ = log_probabilities(model_of(name), ids, length, stride)
-    expected, _ = log_probabilities(model_of(reference), ids, length, stride)
+    rows, _ = log_probabilities(model_of(name), ids, file, length, stride)
+    expected, _ = log_probabilities(model_of(reference), ids, file, length, stride)
     kl = torch.nn.functional.kl_div(rows, expected, log_target=True, reduction="none").sum(-1)
     return {
         "checkpoint": name, "reference": reference, "file": file, "seq_len": length, "stride": stride,

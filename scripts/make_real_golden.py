@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = ["SmolLM2-135M-Instruct.Q4_1.gguf", "gemma-3-270m-q4_k_m.gguf"]
-PROMPTS, WORDS, NEW_TOKENS, TEXT_TOKENS = 8, 24, 16, 512
+PROMPTS, WORDS, NEW_TOKENS, TEXT_TOKENS = 20, 24, 16, 512
 
 
 def texts():

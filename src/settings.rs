@@ -52,6 +52,7 @@ pub(crate) const GRID: [&str; 10] =
 config! {
     /// The settings.
     #[derive(Clone, Debug)]
+    #[non_exhaustive]
     pub struct Settings {
         /// Models to measure, separated by commas
         #[serde(deserialize_with = "models")]

@@ -13,7 +13,7 @@ use crate::{
     record::{self, Record},
     report::{
         self,
-        compare::{Side, Strictness, compare},
+        compare::{Comparison, Side, Strictness, compare},
     },
 };
 
@@ -123,15 +123,15 @@ pub fn ensure_exists(criterion_home: &Path, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// The comparison of a saved baseline with the records of this run, as `candlepower compare` prints it. Criterion's own compares the
-/// samples of two processes as if nothing but the code could differ between these.
+/// The comparison of a saved baseline with the records of this run. Criterion's own compares the samples of two processes as if nothing
+/// but the code could differ between these.
 ///
 /// # Errors
 /// Returns an error if none of the benchmarks is in the baseline.
-pub fn compared(criterion_home: &Path, name: &str, records: &[Record], out: &Path) -> Result<String> {
+pub fn compared(criterion_home: &Path, name: &str, records: &[Record], out: &Path) -> Result<Comparison> {
     let of_ids = |id: &str| records.iter().any(|record| record.id == id);
     let before = Side::find(name, out, criterion_home)?.only(of_ids);
-    Ok(compare(&before, &Side::from_records("this run", records), Strictness::default())?.text(false))
+    compare(&before, &Side::from_records("this run", records), Strictness::default())
 }
 
 #[cfg(test)]

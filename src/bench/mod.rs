@@ -426,19 +426,29 @@ impl Suite {
         program::keep(&criterion_home(), name)
     }
 
-    /// The comparison with a baseline: in turns with its program where that is possible, and else of the two runs.
+    /// The comparison with a baseline: in turns with its program where that is possible, and of the two runs for what is left.
     fn compared(&self, name: &str) -> Result<String> {
+        let out = &self.settings().out;
+        let comparison = baseline::compared(&criterion_home(), name, &self.records, out)?;
         if self.session.settings().pairing && !self.arguments.given("quick") {
-            let out = &self.settings().out;
-            match program::in_turns(&criterion_home(), name, &self.records, out, self.started.elapsed()) {
-                Ok(Some(duel)) => return Ok(duel.text()),
+            let runs = (self.records.as_slice(), &comparison);
+            match program::in_turns(&criterion_home(), name, runs, out, self.started.elapsed()) {
+                Ok(Some(program::Measured { duel, left_out: 0 })) => return Ok(duel.text()),
+                Ok(Some(program::Measured { duel, .. })) => {
+                    let text = comparison.text(false);
+                    let count = duel.rows.len();
+                    return Ok(format!(
+                        "{text}\nThe {count} that differed most, in turns with the program of {name}:\n\n{}",
+                        duel.text()
+                    ));
+                }
                 Ok(None) => {}
                 Err(error) => output::report(format_args!(
                     "the program of baseline {name} could not be measured in turns with this one: {error:#}"
                 )),
             }
         }
-        baseline::compared(&criterion_home(), name, &self.records, &self.settings().out)
+        Ok(comparison.text(false))
     }
 
     fn close(mut self) -> ExitCode {

@@ -15,14 +15,17 @@ use crate::{
     names::PathName,
     output,
     record::{self, Measures, Record, SampleUnit},
-    report::duel::Duel,
+    report::{compare::Comparison, duel::Duel},
 };
 
 /// Folder of the programs, below Criterion's.
 const FOLDER: &str = "candlepower-programs";
 
-/// Most benchmarks that are measured in turns with the program of a baseline. Each takes as long as a benchmark of a run.
+/// Most benchmarks that are measured in turns with the program of a baseline.
 const MOST: usize = 12;
+
+/// Least benchmarks that are chosen among more.
+const FEWEST: usize = 4;
 
 /// Least time of a benchmark: enough for the blocks that decide.
 const LEAST: Duration = Duration::from_secs(30);
@@ -56,23 +59,41 @@ pub fn keep(criterion_home: &Path, baseline: &str) -> Result<()> {
     write().with_context(|| format!("{} could not be written", file.display()))
 }
 
+/// All records if they are few, and else those whose ratios are farthest from 1, for about as long as the run took.
+fn chosen<'a>(mut records: Vec<&'a Record>, ratio: impl Fn(&str) -> f64, took: Duration) -> Vec<&'a Record> {
+    if records.len() > MOST {
+        let differs = |record: &&Record| ratio(&record.id).ln().abs();
+        records.sort_by(|a, b| differs(b).total_cmp(&differs(a)));
+        records.truncate(((took.as_secs() / LEAST.as_secs()) as usize).clamp(FEWEST, MOST));
+    }
+    records
+}
+
 /// Returns whether two files have the same content. Files of other sizes are not read.
 fn is_equal(a: &Path, b: &Path) -> io::Result<bool> {
     Ok(fs::metadata(a)?.len() == fs::metadata(b)?.len() && fs::read(a)? == fs::read(b)?)
 }
 
-/// Measures the program of a baseline in turns with this one, on the benchmarks of these records that the baseline has, for about as
-/// long as the run took. `None` if there is no program, if it is this one, or if there are too many benchmarks.
+/// The result of [`in_turns`].
+pub struct Measured {
+    pub duel: Duel,
+    /// Number of benchmarks that were left out.
+    pub left_out: usize,
+}
+
+/// Measures the program of a baseline in turns with this one, on the benchmarks of these records that the baseline has. If they are too
+/// many, those are measured that differ most between both runs, for about as long as the run took. `None` if there is no program, or if it
+/// is this one.
 ///
 /// # Errors
 /// When the program does not start, or ends on the way.
 pub fn in_turns(
     criterion_home: &Path,
     baseline: &str,
-    records: &[Record],
+    (records, comparison): (&[Record], &Comparison),
     out: &Path,
     took: Duration,
-) -> Result<Option<Duel>> {
+) -> Result<Option<Measured>> {
     let (own, file) = kept(criterion_home, baseline)?;
     if !file.is_file() || is_equal(&file, &own)? {
         return Ok(None);
@@ -83,15 +104,11 @@ pub fn in_turns(
         let is_timed = matches!(unit, Some(SampleUnit::Ms | SampleUnit::Bytes));
         is_timed && record.subject.peer.is_none() && before.contains_key(&record.id)
     };
-    let compared: Vec<&Record> = records.iter().filter(is_compared).collect();
+    let timed: Vec<&Record> = records.iter().filter(is_compared).collect();
+    let all = timed.len();
+    let ratio = |id: &str| comparison.rows.iter().find(|row| row.id == id).map_or(1.0, |row| row.ratio);
+    let compared = chosen(timed, ratio, took);
     let Some(first) = compared.first() else { return Ok(None) };
-    if compared.len() > MOST {
-        output::report(format_args!(
-            "{} benchmarks are too many to measure them in turns with the program of {baseline}: select at most {MOST}",
-            compared.len()
-        ));
-        return Ok(None);
-    }
     let ids: Vec<String> = compared.iter().map(|record| format!("^{}$", record.id)).collect();
     let rules = Rules {
         filter: Some(ids.join("|").parse::<Filter>()?),
@@ -107,12 +124,43 @@ pub fn in_turns(
         settings: Default::default(),
     };
     output::report(format_args!(
-        "measuring the program of {baseline} in turns with this one, {:.0} s at most",
+        "measuring the program of {baseline} in turns with this one: {} of {all} benchmarks, {:.0} s at most",
+        compared.len(),
         rules.budget.as_secs_f64()
     ));
     let earlier = program(baseline, file, commit(before.get(&first.id)));
     let present = program("this program", own, commit(Some(first)));
     let logs = tempfile::tempdir().context("the folder of temporary files can't be written to: set TMPDIR")?;
     let folders = Folders { out, logs: logs.path() };
-    measure([&earlier, &present], &rules, folders, |_| ()).map(Some)
+    let duel = measure([&earlier, &present], &rules, folders, |_| ())?;
+    Ok(Some(Measured { duel, left_out: all - compared.len() }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_benchmarks_that_differ_most_are_chosen_among_many() {
+        let record = |number: usize| -> Record {
+            let sample: Record = serde_json::from_str(include_str!("../record/sample.json")).expect("the sample");
+            Record { id: format!("short/{number}/a"), ..sample }
+        };
+        let records: Vec<Record> = (0..MOST + 1).map(record).collect();
+        let ratio = |id: &str| match id {
+            "short/3/a" => 0.5,
+            "short/7/a" => 1.4,
+            "short/5/a" => 1.2,
+            "short/2/a" => 0.9,
+            _ => 1.01,
+        };
+        let ids = |count: usize, seconds| -> Vec<String> {
+            let few = records.iter().take(count).collect();
+            chosen(few, ratio, Duration::from_secs(seconds)).into_iter().map(|record| record.id.clone()).collect()
+        };
+        assert_eq!(ids(MOST + 1, 10), ["short/3/a", "short/7/a", "short/5/a", "short/2/a"]);
+        assert_eq!(ids(MOST + 1, 150).len(), 5);
+        assert_eq!(ids(MOST + 1, 10_000).len(), MOST);
+        assert_eq!(ids(MOST, 10).len(), MOST);
+    }
 }

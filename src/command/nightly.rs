@@ -25,9 +25,10 @@ use crate::{
     record::{self, Metric, RECORDS, Record, Status, write_whole},
     report::{
         self,
-        compare::{Comparison, Side, Strictness, compare},
+        bisect::{self, Kind},
+        compare::{Comparison, Row, Side, Strictness, compare},
     },
-    runner::Shard,
+    runner::{Shard, Target},
     settings::{Settings, variable},
     text,
 };
@@ -85,6 +86,26 @@ impl Config {
     fn keep() -> usize {
         30
     }
+
+    /// The command that finds the commit of a regression, with the settings and features of its benchmark. `None` if a commit is unknown,
+    /// or if several entries of the list may have run the benchmark.
+    fn bisection(&self, comparison: &Comparison, row: &Row, kind: Kind) -> Option<String> {
+        let target = Target::of_scenario(record::group(&row.id))?.name;
+        let mut entries = self.benchmarks.iter().filter(|entry| entry.bench.as_deref() == Some(target));
+        let (entry, None) = (entries.next()?, entries.next()) else { return None };
+        let settings = entry.settings.iter().map(|(key, value)| format!("{key}={}", as_text(value)));
+        let features = entry.features.iter().map(|features| format!("features={features}"));
+        let parts: Vec<String> = settings.chain(features).collect();
+        // A side separates its parts by this sign.
+        let is_side = parts.iter().all(|part| !part.contains('+'));
+        let [good, bad] = [comparison.a_commit.as_deref()?, comparison.b_commit.as_deref()?];
+        is_side.then(|| bisect::command(good, bad, &parts, Some(kind), &row.id))?
+    }
+}
+
+/// The value of a setting as it is given in the environment.
+fn as_text(value: &serde_json::Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
 /// One call of `cargo bench`, or of a command that scores a model.
@@ -119,6 +140,8 @@ struct Summary<'a> {
     compared_with: Option<&'a str>,
     /// One line for each regression, failure or overrun.
     problems: &'a [String],
+    /// Commands that find the commit of the largest regression of each kind.
+    bisections: Vec<String>,
     benchmarks: Vec<Figures<'a>>,
 }
 
@@ -188,6 +211,7 @@ impl Nightly {
             problems.push(format!("{error:#}"));
             None
         });
+        let mut bisections = Vec::new();
         if let Some(comparison) = &comparison {
             let slower = comparison.regressions(fail_above).into_iter();
             problems.extend(slower.map(|row| format!("{}: {:.1} % slower", row.id, (row.ratio - 1.0) * 100.0)));
@@ -196,6 +220,17 @@ impl Nightly {
             problems.extend(larger.map(|row| format!("{}: {:.1} % more memory", row.id, rise(row.memory_ratio))));
             let worse = comparison.quality_regressions(fail_quality_above).into_iter();
             problems.extend(worse.map(|row| format!("{}: {:.2} % higher NLL", row.id, (row.ratio - 1.0) * 100.0)));
+            let ratio_of = |kind, row: &Row| if kind == Kind::Memory { row.memory_ratio } else { Some(row.ratio) };
+            for (kind, rows) in [
+                (Kind::Slower, comparison.regressions(fail_above)),
+                (Kind::Memory, comparison.memory_regressions(fail_memory_above)),
+            ] {
+                let largest = rows.into_iter().max_by(|a, b| {
+                    let [a, b] = [a, b].map(|row| ratio_of(kind, row).unwrap_or_default());
+                    a.total_cmp(&b)
+                });
+                bisections.extend(largest.and_then(|row| config.bisection(comparison, row, kind)));
+            }
         }
 
         let good = problems.is_empty();
@@ -211,6 +246,7 @@ impl Nightly {
             disturbed,
             compared_with: last_good.as_ref().map(PathName::as_str),
             problems: &problems,
+            bisections,
             benchmarks: read
                 .records
                 .iter()
@@ -363,8 +399,7 @@ impl Benchmarks {
         command.env("CANDLEPOWER_RUN", run.as_str()).env("CANDLEPOWER_OUT", here.join(folder).join("runs"));
         command.env("CRITERION_HOME", here.join(folder).join("criterion"));
         for (key, value) in &self.settings {
-            let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-            command.env(variable(key), value);
+            command.env(variable(key), as_text(value));
         }
         let program = if self.bench.is_some() { "cargo" } else { "candlepower" };
         let ended = process::run(&mut command, Some(budget), signals);
@@ -389,6 +424,9 @@ fn text(summary: &Summary, comparison: Option<&Comparison>, is_first: bool) -> S
     let mut text = format!("# Nightly {}: {verdict}\n\n", summary.run);
     for problem in summary.problems {
         text.push_str(&format!("- {}\n", text::markdown(problem)));
+    }
+    for bisection in &summary.bisections {
+        text.push_str(&format!("\nTo find the commit: `{bisection}`\n"));
     }
     if let Some(reason) = &summary.disturbed {
         text.push_str(&format!("\nThe run was disturbed and is no reference for later ones: {reason}.\n"));

@@ -71,11 +71,11 @@ pub fn score(
     };
     let Some(((_, first), others)) = loaded.split_first() else { return none(failures, records) };
     let reference = of_reference.and_then(|candidates| load(candidates).pop());
-    let ids = source.ids(first)?;
+    let tokens = source.tokens(first)?;
     // A reference gets the tokens of the first subject: the same weights may come with another tokenizer.
     for (_, subject) in others {
         ensure!(
-            source.ids(subject)? == ids,
+            source.tokens(subject)? == tokens,
             "{} and {} split the text into different tokens, so their figures per token do not compare",
             subject.source,
             first.source
@@ -102,7 +102,7 @@ pub fn score(
             bar.set_length(all as u64);
             bar.set_position(done as u64);
         };
-        match quality::score(source, &ids, sliding, &mut entries, reference.as_mut(), begin, progress) {
+        match quality::score(source, &tokens, sliding, &mut entries, reference.as_mut(), begin, progress) {
             Ok(report) => break report,
             Err(error) => {
                 let Some(Unscored { id }) = error.downcast_ref::<Unscored>() else { return Err(error) };

@@ -38,11 +38,12 @@ const SAMPLE: Duration = Duration::from_millis(200);
 /// Most iterations of a sample.
 const ITERATIONS: usize = 100_000;
 
-/// Time of the samples of a leg in relation to the time of starting its sides.
-const SHARE: u32 = 1;
+/// The sides start anew if the time of a benchmark is enough for so many legs of one block. Eight decide on the whole time at a level of
+/// 5 %, and ten on the time to the first token.
+const LEGS: u32 = 10;
 
-/// The sides start anew if the time of a benchmark is enough for so many starts: eight legs are the least that decide.
-const STARTS: u32 = 8 * (1 + SHARE);
+/// Part of the level that the whole time has where the time to the first token has the rest.
+const WHOLE: f64 = 0.75;
 
 /// A side that is built.
 #[derive(Clone, Debug)]
@@ -233,6 +234,11 @@ struct Block {
     ttft: Option<[f64; 2]>,
 }
 
+/// The medians of the first and of the second ratios of some blocks.
+fn middle(blocks: impl Iterator<Item = [f64; 2]> + Clone) -> [f64; 2] {
+    [0, 1].map(|pair| median(blocks.clone().map(|block| block[pair]).collect()))
+}
+
 /// A failure of a benchmark on a side, or of the duel.
 enum Halt {
     Failed(usize, Box<Record>),
@@ -304,41 +310,37 @@ impl Contest<'_> {
         let started = Instant::now();
         let mut random = ChaCha8Rng::seed_from_u64(seed());
         let mut samples = [Samples::default(), Samples::default()];
-        // Of the whole time, and of the time to the first token.
-        let mut ratios = [Ratios::default(), Ratios::default()];
-        let (leg, level, interval, is_resolved) = loop {
+        let (mut whole, mut ttft) = (Ratios::default(), Ratios::default());
+        let (leg, interval, is_resolved) = loop {
             let mut leg = self.start(start, &mut random)?;
             // A side's memory stays where it is while its process runs, and some of it may be slower. If there is time, both
             // sides start anew again and again, and a leg has one vote.
-            let starts_anew = self.time >= STARTS * leg.start_time;
-            let mut interval;
-            let mut level;
-            let mut is_resolved;
-            let mut blocks = [[Vec::new(), Vec::new()], [Vec::new(), Vec::new()]];
             let sampling = Instant::now();
-            loop {
-                let block = self.block(&mut leg, &mut samples, &mut random)?;
-                for (blocks, pairs) in blocks.iter_mut().zip([Some(block.whole), block.ttft]) {
-                    blocks.iter_mut().zip(pairs.into_iter().flatten()).for_each(|(all, ratio)| all.push(ratio));
-                }
-                if starts_anew && sampling.elapsed() < SHARE * leg.start_time {
+            let mut blocks = vec![self.block(&mut leg, &mut samples, &mut random)?];
+            let starts_anew = self.time >= LEGS * (leg.start_time + sampling.elapsed());
+            // A leg samples for as long as it starts, if ten such legs fit into the time.
+            let leg_time = leg.start_time.min((self.time / LEGS).saturating_sub(leg.start_time));
+            let (interval, is_resolved, has_ended) = loop {
+                if starts_anew && sampling.elapsed() < leg_time {
+                    blocks.push(self.block(&mut leg, &mut samples, &mut random)?);
                     continue;
                 }
-                for (ratios, pairs) in ratios.iter_mut().zip(&mut blocks) {
-                    if !pairs[0].is_empty() {
-                        ratios.push(pairs.each_mut().map(|all| median(std::mem::take(all))));
-                    }
+                whole.push(middle(blocks.iter().map(|block| block.whole)));
+                if blocks.iter().all(|block| block.ttft.is_some()) {
+                    ttft.push(middle(blocks.iter().filter_map(|block| block.ttft)));
                 }
-                let measures = ratios.iter().filter(|ratios| ratios.blocks() > 0).count();
-                level = self.level / measures as f64;
-                interval = ratios[0].interval(level);
-                is_resolved = interval.is_some_and(|interval| interval.is_within(self.resolve));
-                if starts_anew || is_resolved || started.elapsed() >= self.time {
-                    break;
+                let [level, rest] = self.levels(&ttft);
+                let interval = whole.interval(level);
+                let is_resolved = interval.is_some_and(|interval| interval.is_within(self.resolve));
+                let is_enough = is_resolved && (ttft.blocks() == 0 || ttft.interval(rest).is_some());
+                let has_ended = is_enough || started.elapsed() >= self.time;
+                if starts_anew || has_ended {
+                    break (interval, is_resolved, has_ended);
                 }
-            }
-            if is_resolved || started.elapsed() >= self.time {
-                break (leg, level, interval, is_resolved);
+                blocks = vec![self.block(&mut leg, &mut samples, &mut random)?];
+            };
+            if has_ended {
+                break (leg, interval, is_resolved);
             }
         };
         let conditions = leg.watch.end().conditions;
@@ -357,7 +359,6 @@ impl Contest<'_> {
         let [a, b] = samples;
         let digests: BTreeSet<&Option<String>> = a.digests.union(&b.digests).collect();
         let interval = interval.map(|interval| (interval.low, interval.high));
-        let [whole, ttft] = ratios;
         Ok(Ended::Measured(Row {
             id: self.id.to_owned(),
             unit: self.unit(),
@@ -370,15 +371,21 @@ impl Contest<'_> {
             memory_ratio: peak(&records[0]).zip(peak(&records[1])).map(|(a, b)| b as f64 / a as f64),
             same_work: (!digests.contains(&None)).then_some(digests.len() == 1),
             allocations: AllocationChange::between(allocations(&records[0]), allocations(&records[1])),
-            ttft: self.change(&ttft, level),
+            ttft: self.change(&ttft),
             a: median(a.values),
             b: median(b.values),
         }))
     }
 
-    /// The change of a part of the time; `None` without a block.
-    fn change(&self, ratios: &Ratios, level: f64) -> Option<Change> {
-        let interval = ratios.interval(level);
+    /// The levels of the whole time, and of the time to the first token.
+    fn levels(&self, ttft: &Ratios) -> [f64; 2] {
+        let share = if ttft.blocks() == 0 { 1.0 } else { WHOLE };
+        [share, 1.0 - share].map(|share| self.level * share)
+    }
+
+    /// The change of the time to the first token; `None` without a block.
+    fn change(&self, ratios: &Ratios) -> Option<Change> {
+        let interval = ratios.interval(self.levels(ratios)[1]);
         let is_resolved = interval.is_some_and(|interval| interval.is_within(self.resolve));
         let interval = interval.map(|interval| (interval.low, interval.high));
         let (low, high) = interval.unzip();

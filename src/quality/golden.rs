@@ -93,9 +93,9 @@ fn entry(checkpoint: &str, engine: Engine) -> Entry {
 
 fn scored(file: &str, sliding: (usize, usize), entries: &mut [Entry], reference: Option<&mut Entry>) -> Report {
     let source = Source::read(&fixtures().join("quality").join(file)).expect(file);
-    let ids = source.ids(&subject(WITH_TOKENIZER, Engine::Tuned).expect("a subject")).expect(file);
+    let tokens = source.tokens(&subject(WITH_TOKENIZER, Engine::Tuned).expect("a subject")).expect(file);
     let sliding = Sliding::new(sliding.0, sliding.1).expect("a stride");
-    score(&source, &ids, sliding, entries, reference, |_| (), |_, _| {}).expect("a report")
+    score(&source, &tokens, sliding, entries, reference, |_| (), |_, _| {}).expect("a report")
 }
 
 fn near(found: f64, expected: f64, what: &str) {

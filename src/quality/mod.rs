@@ -25,6 +25,6 @@ pub(crate) use evaluation::evaluate;
 pub use perplexity::Report;
 pub(crate) use perplexity::{Entry, Unscored, score, score_window};
 pub(crate) use row::Row;
-pub(crate) use source::{Content, Source};
+pub(crate) use source::{Content, Source, Tokens};
 pub(crate) use task::{Questions, Task};
 pub(crate) use window::{Sliding, Window};

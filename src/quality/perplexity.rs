@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::{
     mean::Mean,
     row::Row,
-    source::{Content, Source},
+    source::{Content, Source, Tokens},
     window::{Sliding, Window},
 };
 use crate::{
@@ -154,7 +154,7 @@ pub struct Difference {
 /// panics; such an error is marked as [`Unscored`].
 pub fn score(
     source: &Source,
-    ids: &[u32],
+    tokens: &Tokens,
     sliding: Sliding,
     entries: &mut [Entry],
     mut reference: Option<&mut Entry>,
@@ -162,15 +162,16 @@ pub fn score(
     mut progress: impl FnMut(usize, usize),
 ) -> Result<Report> {
     let vocab_size = entries.first().context("there is no model")?.model.vocab_size();
+    let ids = tokens.ids.as_slice();
     check(source, ids, sliding, entries.iter().chain(reference.as_deref()))?;
     let windows = sliding.over(ids.len());
     let mut tallies: Vec<Tally> = entries.iter().map(|_| Tally::default()).collect();
     let mut reference_tally = Tally::default();
     for (number, window) in windows.iter().enumerate() {
         if window.targets() > 0 {
-            let inputs = &ids[window.begin..window.end - 1];
+            let inputs = tokens.inputs(window);
             let from = window.first - 1 - window.begin;
-            let mut of = |entry| Rows::of(entry, inputs, from, &mut begin);
+            let mut of = |entry| Rows::of(entry, &inputs, from, &mut begin);
             let mut rows = entries.iter_mut().map(&mut of).collect::<Result<Vec<_>>>()?;
             let mut expected = reference.as_deref_mut().map(of).transpose()?;
             for (place, target) in (window.first + 1..).zip(&ids[window.first..window.end]) {
@@ -226,13 +227,13 @@ pub fn score(
 ///
 /// # Errors
 /// When the model fails, or returns too few or other rows.
-pub fn score_window(model: &mut dyn CausalLm, ids: &[u32], window: Window) -> Result<Vec<f64>> {
+pub fn score_window(model: &mut dyn CausalLm, tokens: &Tokens, window: Window) -> Result<Vec<f64>> {
     if window.targets() == 0 {
         return Ok(Vec::new());
     }
     let vocab_size = model.vocab_size();
-    let mut rows = model.logit_rows(&ids[window.begin..window.end - 1], window.first - 1 - window.begin)?;
-    let targets = ids[window.first..window.end].iter();
+    let mut rows = model.logit_rows(&tokens.inputs(&window), window.first - 1 - window.begin)?;
+    let targets = tokens.ids[window.first..window.end].iter();
     targets.map(|target| Ok(-Row::next(&mut rows, vocab_size)?.log_probability(*target))).collect()
 }
 
@@ -507,8 +508,12 @@ mod tests {
         Source { name: "ids".into(), sha256: "0".repeat(64), bytes: 1, content: Content::Ids(ids.to_vec()) }
     }
 
+    fn tokens(ids: &[u32]) -> Tokens {
+        Tokens { ids: ids.to_vec(), bos: None }
+    }
+
     fn scored(ids: &[u32], length: usize, stride: usize, entries: &mut [Entry]) -> Result<Report> {
-        score(&source(ids), ids, Sliding::new(length, stride)?, entries, None, |_| (), |_, _| {})
+        score(&source(ids), &tokens(ids), Sliding::new(length, stride)?, entries, None, |_| (), |_, _| {})
     }
 
     /// The tokens 1 2 3 … have probability 11/20 each, where the others have 1/20.
@@ -594,10 +599,26 @@ mod tests {
         let mut entries = [entry("a", 11.0)];
         let report = scored(&ids, 4, 2, &mut entries).expect("a report");
         let windows = sliding.over(ids.len());
-        let alone = windows.iter().map(|window| score_window(entries[0].model.as_mut(), &ids, *window));
+        let alone = windows.iter().map(|window| score_window(entries[0].model.as_mut(), &tokens(&ids), *window));
         let nll: Vec<f64> = alone.flat_map(|nll| nll.expect("a score")).collect();
         assert_eq!(nll.len() as u64, report.tokens);
         assert!((nll.iter().sum::<f64>() / nll.len() as f64 - report.first.nll).abs() < 1e-12);
+    }
+
+    /// The model predicts the token after the last, so a target whose place is the first of a window shows what was put before it.
+    #[test]
+    fn every_window_begins_with_bos() {
+        let ids = [0, 5, 6, 7, 8, 9, 1, 2];
+        let sliding = Sliding::new(4, 4).expect("a stride");
+        let of = |bos| {
+            let tokens = Tokens { ids: ids.to_vec(), bos };
+            let entries = &mut [entry("a", 11.0)];
+            score(&source(&ids), &tokens, sliding, entries, None, |_| (), |_, _| {}).expect("a report")
+        };
+        // Targets: 5 6 7 | 9 1 2. The second window begins with 8, after which 9 is probable, or with 0.
+        let (low, high) = (-(0.55f64.ln()), -(0.05f64.ln()));
+        assert!((of(None).first.nll - (2.0 * high + 4.0 * low) / 6.0).abs() < 1e-6);
+        assert!((of(Some(0)).first.nll - (3.0 * high + 3.0 * low) / 6.0).abs() < 1e-6);
     }
 
     #[test]
@@ -605,7 +626,8 @@ mod tests {
         let ids = [1, 2, 3, 4, 5];
         let text = Source { bytes: 22, content: Content::Text("five words of a text !".into()), ..source(&ids) };
         let sliding = Sliding::new(4, 2).expect("a stride");
-        let report = score(&text, &ids, sliding, &mut [entry("a", 11.0)], None, |_| (), |_, _| {}).expect("a report");
+        let report =
+            score(&text, &tokens(&ids), sliding, &mut [entry("a", 11.0)], None, |_| (), |_, _| {}).expect("a report");
         let total = 4.0 * -(0.55f64.ln());
         assert!((report.first.nll_per_byte.expect("bytes") - total / 22.0).abs() < 1e-6);
         assert!((report.first.bits_per_byte.expect("bytes") - total / 22.0 / 2f64.ln()).abs() < 1e-6);
@@ -637,7 +659,8 @@ mod tests {
         let sliding = Sliding::new(4, 3).expect("a stride");
         let mut entries = [entry("same", 11.0), entry("unsure", 1.0 / 11.0)];
         let mut reference = entry("reference", 11.0);
-        let report = score(&source(&ids), &ids, sliding, &mut entries, Some(&mut reference), |_| (), |_, _| {});
+        let report =
+            score(&source(&ids), &tokens(&ids), sliding, &mut entries, Some(&mut reference), |_| (), |_, _| {});
         let report = report.expect("a report");
         let of = |place: usize| report.subjects[place].figures.divergence.clone().expect("a reference");
         let (same, unsure) = (of(0), of(1));

@@ -5,6 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use sha2::{Digest, Sha256};
 
+use super::window::Window;
 use crate::{files::read_limited, generate, model};
 
 /// Largest file. A tokenizer takes about forty times the memory of the text.
@@ -24,6 +25,27 @@ pub struct Source {
     pub bytes: u64,
     /// Its tokens, or its text.
     pub content: Content,
+}
+
+/// The tokens of a file for a model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tokens {
+    /// All of them.
+    pub ids: Vec<u32>,
+    /// The token that the tokenizer puts before a text (BOS); `None` if there is none.
+    pub bos: Option<u32>,
+}
+
+impl Tokens {
+    /// What a model computes for a window: all its tokens but the last. BOS takes the place of the first one, as in llama.cpp: models
+    /// that were trained with it predict badly without it.
+    pub fn inputs(&self, window: &Window) -> Vec<u32> {
+        let mut inputs = self.ids[window.begin..window.end - 1].to_vec();
+        if let (Some(bos), Some(first)) = (self.bos, inputs.first_mut()) {
+            *first = bos;
+        }
+        inputs
+    }
 }
 
 /// The content of a file.
@@ -72,10 +94,16 @@ impl Source {
     ///
     /// # Errors
     /// When a text meets a model without a tokenizer, the tokenizer fails, or an id is not in the vocabulary.
-    pub fn ids(&self, subject: &model::Subject) -> Result<Vec<u32>> {
-        let ids = match &self.content {
-            Content::Ids(ids) => ids.clone(),
-            Content::Text(text) => generate::encode(subject.tokenizer_for(&format!("the text {}", self.name))?, text)?,
+    pub fn tokens(&self, subject: &model::Subject) -> Result<Tokens> {
+        let (ids, bos) = match &self.content {
+            Content::Ids(ids) => (ids.clone(), None),
+            Content::Text(text) => {
+                let tokenizer = subject.tokenizer_for(&format!("the text {}", self.name))?;
+                let ids = generate::encode(tokenizer, text)?;
+                // What is before a text is before an empty one too.
+                let bos = generate::encode(tokenizer, "")?.first().copied().filter(|bos| ids.first() == Some(bos));
+                (ids, bos)
+            }
         };
         let vocab_size = subject.model.vocab_size();
         let unknown = ids.iter().position(|id| *id as usize >= vocab_size);
@@ -88,7 +116,7 @@ impl Source {
                 subject.source
             );
         }
-        Ok(ids)
+        Ok(Tokens { ids, bos })
     }
 
     /// Words between white space; `None` for token ids.

@@ -10,7 +10,7 @@ use crate::{
     device::Precision,
     generate,
     model::{self, Engine, ModelSpec},
-    quality::{self, Content, Entry, Sliding, Source},
+    quality::{self, Content, Entry, Sliding, Source, Tokens},
     settings::Settings,
 };
 
@@ -106,29 +106,30 @@ pub fn measure(
 ) -> Result<Quality> {
     let load = |precision| model::load(spec, engine, precision, settings.device, settings.seed);
     let reference = load(Precision::F32)?;
-    let mut ids = match text {
-        Some(source) => source.ids(&reference)?,
+    let mut tokens = match text {
+        Some(source) => source.tokens(&reference)?,
         None => {
             let vocab_size = reference.model.vocab_size();
-            generate::prompt_ids(reference.tokenizer.as_ref(), vocab_size, TOKENS, settings.seed)?
+            let ids = generate::prompt_ids(reference.tokenizer.as_ref(), vocab_size, TOKENS, settings.seed)?;
+            Tokens { ids, bos: None }
         }
     };
-    ids.truncate(TOKENS);
+    tokens.ids.truncate(TOKENS);
     let longest = reference.model.max_position_embeddings();
-    let length = WINDOW.min(ids.len()).min(longest);
+    let length = WINDOW.min(tokens.ids.len()).min(longest);
     let source = match text {
         Some(source) => source.clone(),
         None => Source {
             name: "the embedded text".into(),
             sha256: String::new(),
             bytes: 0,
-            content: Content::Ids(ids.clone()),
+            content: Content::Ids(tokens.ids.clone()),
         },
     };
     let mut entries = [Entry { id: precision.to_string(), model: load(precision)?.model }];
     let mut reference = Entry { id: Precision::F32.to_string(), model: reference.model };
     let sliding = Sliding::new(length, length).with_context(|| source.name.clone())?;
-    let report = quality::score(&source, &ids, sliding, &mut entries, Some(&mut reference), |_| (), |_, _| {})?;
+    let report = quality::score(&source, &tokens, sliding, &mut entries, Some(&mut reference), |_| (), |_, _| {})?;
     let divergence = report.first.divergence.context("there is no divergence")?;
     let difference = report.comparisons.first().context("there is no comparison")?;
     Ok(Quality {

@@ -45,6 +45,7 @@ macro_rules! measures {
     ) => {
         $(#[$attribute])*
         #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+        #[non_exhaustive]
         pub struct $kind {
             $( $(#[doc = $doc])* $(#[serde($serde)])? pub $field: $type, )*
         }

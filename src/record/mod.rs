@@ -55,6 +55,7 @@ pub(crate) const OLDEST_SCHEMA: u32 = 1;
 
 /// The result of one benchmark in one run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[non_exhaustive]
 pub struct Record {
     /// Version of the schema, [`SCHEMA`].
     pub schema: u32,
@@ -112,6 +113,7 @@ pub struct Record {
 
 /// The part of a benchmark in a duel, whose two sides took samples in turns. The records of the other side have the same id.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[non_exhaustive]
 pub struct Duel {
     /// Id of the duel.
     pub id: String,
@@ -127,6 +129,7 @@ pub(crate) const FEWEST: &str = "fewest";
 /// Result of running a benchmark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum Status {
     /// The record has measures.
     Measured,
@@ -148,6 +151,7 @@ impl fmt::Display for Status {
 
 /// The model that was measured, and the implementation that ran it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[non_exhaustive]
 pub struct Subject {
     /// Short name: the second part of the id.
     pub model: String,
@@ -178,6 +182,7 @@ pub struct Subject {
 
 /// Another system that ran a model in a process of its own.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[non_exhaustive]
 pub struct Peer {
     /// Name of the system, as it gives it.
     pub name: String,
@@ -190,6 +195,7 @@ pub struct Peer {
 /// The measures of a benchmark, by the kind of scenario.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Measures {
     /// Generation of tokens.
     Generation(Generation),
@@ -315,6 +321,7 @@ impl Measures {
 /// Time of a benchmark divided by that of another one. Sample `i` of both was taken in the same round, so what changed on the
 /// machine from round to round cancels out.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[non_exhaustive]
 pub struct PairedRatio {
     /// Role of the other benchmark.
     pub counterpart: Counterpart,
@@ -336,6 +343,7 @@ pub struct PairedRatio {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[schemars(rename = "Unit")]
+#[non_exhaustive]
 pub enum SampleUnit {
     /// Milliseconds.
     Ms,
@@ -347,6 +355,7 @@ pub enum SampleUnit {
 
 /// One exported figure of a benchmark.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct Metric {
     /// Name without the unit.
     pub name: &'static str,
@@ -367,6 +376,7 @@ pub struct Metric {
 /// The direction in which a measure improves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum Better {
     /// Higher values are better.
     Higher,
@@ -377,6 +387,7 @@ pub enum Better {
 /// Bytes and operations that a generation requires, from which MBU and MFU are computed. A pass reads every weight once, and
 /// the part of the cache that is in use.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[non_exhaustive]
 pub struct Work {
     /// Bytes that the pass over the prompt reads.
     pub prefill_bytes: u64,
@@ -390,6 +401,7 @@ pub struct Work {
 
 /// Use of the experts by one generation, prompt and steps together. It is the same in every sample.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[non_exhaustive]
 pub struct Routing {
     /// Experts of each mixture layer.
     pub num_experts: usize,
@@ -410,6 +422,7 @@ pub struct Routing {
 /// Loss, gradients and updates of each measured step, in order. If training diverges, the benchmark fails and the reason
 /// names the step. A peer tells its losses only.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[non_exhaustive]
 pub struct Stability {
     /// Mean cross-entropy before the update, in nats.
     pub losses: Vec<f64>,
@@ -428,6 +441,7 @@ pub(crate) const LARGEST_SHARE: f64 = 1.05;
 /// of the limit of its own time. Where the weights of the model were read, MBU is a share of their bandwidth. The MFU of a training
 /// is a share of the median.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[non_exhaustive]
 pub struct Limits {
     /// Bandwidth of reading memory much larger than any cache, on every thread.
     pub read_bytes_per_s: f64,
@@ -459,6 +473,7 @@ impl Limits {
 
 /// Readings of a limit around the samples of a benchmark, in the unit of the limit.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[non_exhaustive]
 pub struct Spread {
     /// Number of readings.
     pub readings: usize,
@@ -480,6 +495,7 @@ impl Spread {
 /// Load on the machine while the benchmark ran. A share is `null` if the system does not report it, or if the benchmark took
 /// less than half a second.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[non_exhaustive]
 pub struct Conditions {
     /// Share of the machine's CPU time that other processes used.
     pub other_cpu_share: Option<f64>,
@@ -497,6 +513,7 @@ pub struct Conditions {
 
 /// A sample during which the machine was held back.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[non_exhaustive]
 pub struct HeldBack {
     /// Number of the sample, from 0.
     pub sample: usize,
@@ -507,6 +524,7 @@ pub struct HeldBack {
 /// A cause that holds a machine back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Hindrance {
     /// Other processes used the CPU.
     OtherProcesses,
@@ -518,6 +536,7 @@ pub enum Hindrance {
 
 /// State of a GPU while the benchmark ran, sampled four times a second. A counter that the GPU lacks is `null`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[non_exhaustive]
 pub struct GpuLoad {
     /// Median clock of the multiprocessors.
     pub sm_mhz: Option<u32>,
@@ -531,6 +550,7 @@ pub struct GpuLoad {
 
 /// The machine that ran the benchmark.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[non_exhaustive]
 pub struct Machine {
     /// Name for folders and tables: the CPU or GPU, and the number of cores.
     pub name: String,
@@ -560,6 +580,7 @@ pub struct Machine {
 
 /// A GPU of the machine.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[non_exhaustive]
 pub struct Gpu {
     /// Model name.
     pub name: String,
@@ -573,6 +594,7 @@ pub struct Gpu {
 
 /// Versions of the software that ran the benchmark.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[non_exhaustive]
 pub struct Software {
     /// Version of this crate.
     pub candlepower: String,
@@ -610,6 +632,7 @@ impl Software {
 
 /// Value of a setting, and its source.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[non_exhaustive]
 pub struct Setting {
     /// The value, as text.
     pub value: String,

@@ -134,6 +134,19 @@ impl Kind {
     }
 }
 
+/// The command that finds the commit between two by a benchmark; `None` if they are not two commits. `parts` belong to both sides.
+pub(crate) fn command(good: &str, bad: &str, parts: &[String], kind: Option<Kind>, id: &str) -> Option<String> {
+    let is_hash = |commit: &str| commit.len() >= DIGITS && commit.bytes().all(|digit| digit.is_ascii_hexdigit());
+    let side = |commit| {
+        let parts = parts.iter().fold(short(commit).to_owned(), |side, part| side + "+" + part);
+        text::shell(&text::line(&parts))
+    };
+    let kind = kind.map_or(String::new(), |kind| format!(" --for {}", kind.text()));
+    let filter = text::shell(&text::line(&format!("^{id}$")));
+    let is_between = good != bad && is_hash(good) && is_hash(bad);
+    is_between.then(|| format!("candlepower bisect {} {}{kind} -- {filter}", side(good), side(bad)))
+}
+
 /// A hash in short.
 pub(crate) fn short(hash: &str) -> &str {
     hash.get(..DIGITS).unwrap_or(hash)

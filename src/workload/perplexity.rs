@@ -16,7 +16,7 @@ use crate::{
     error::one_line,
     measure::{LimitsOverTime, statistics},
     model::{CausalLm, Footprint, LogitRows, Subject},
-    quality::{self, Entry, Sliding, Source, Window},
+    quality::{self, Entry, Sliding, Source, Tokens, Window},
     record::{Measures, Quality},
     scenario::PerplexityScenario,
 };
@@ -27,7 +27,7 @@ pub const PERPLEXITY_TEXT: &str = include_str!("perplexity.txt");
 /// Scores of the windows of the embedded text.
 pub struct PerplexityWorkload {
     model: Box<dyn CausalLm>,
-    ids: Vec<u32>,
+    tokens: Tokens,
     window: Window,
     measures: Quality,
     unmeasured: BTreeMap<String, String>,
@@ -54,16 +54,16 @@ impl PerplexityWorkload {
                 Some(embedded.map_err(|error| anyhow!("the embedded tokenizer: {}", one_line(&error)))?);
         }
         let source = Source::of_text("the embedded text", PERPLEXITY_TEXT);
-        let ids = source.ids(&subject)?;
+        let tokens = source.tokens(&subject)?;
         let sliding = Sliding::new(scenario.window_tokens, scenario.stride_tokens)?;
         let mut entries = [Entry { id, model: subject.model }];
-        let report = quality::score(&source, &ids, sliding, &mut entries, reference.as_mut(), |_| (), |_, _| {})?;
+        let report = quality::score(&source, &tokens, sliding, &mut entries, reference.as_mut(), |_| (), |_, _| {})?;
         let scored = report.subjects.first().context("the text has no score")?;
         let (measures, unmeasured) = report.measures(scored);
         let deviates = scored.deviates.clone();
-        let window = *sliding.over(ids.len()).first().context("the text has no window")?;
+        let window = *sliding.over(tokens.ids.len()).first().context("the text has no window")?;
         let [Entry { model, .. }] = entries;
-        Ok(Self { model, ids, window, measures, unmeasured, deviates, times: Vec::new() })
+        Ok(Self { model, tokens, window, measures, unmeasured, deviates, times: Vec::new() })
     }
 }
 
@@ -71,7 +71,7 @@ impl Workload for PerplexityWorkload {
     /// Scores the first window.
     fn iterate(&mut self) -> Result<Iteration> {
         let started = Instant::now();
-        std::hint::black_box(quality::score_window(self.model.as_mut(), &self.ids, self.window)?);
+        std::hint::black_box(quality::score_window(self.model.as_mut(), &self.tokens, self.window)?);
         let time = started.elapsed();
         self.model.reset()?;
         self.times.push(time);

@@ -275,8 +275,8 @@ fn records_of_others() {
     let mut lines: Vec<Vec<u8>> = candlepower::runner::sandbox::records("r", 1, 1, chrono::Utc::now())
         .expect("records")
         .filter(|record| scenarios.insert(record.scenario.clone()))
-        .map(|record| {
-            let record = record::Record { sandbox: false, ..record };
+        .map(|mut record| {
+            record.sandbox = false;
             serde_json::to_vec(&record).expect("a line")
         })
         .collect();

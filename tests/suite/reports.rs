@@ -291,8 +291,14 @@ fn a_nightly_run_fails_on_a_regression_keeps_to_its_budget_and_prunes() {
             String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr),
         )
     };
-    let config = r#"{"benchmarks": [{"bench": "generation"}], "keep": 2}"#;
-    let next = |slower, peak| fs::write(here.join("next.jsonl"), record("short/a/v", slower, peak)).expect("written");
+    let config = r#"{"benchmarks": [{"bench": "generation", "settings": {"threads": 2}}], "keep": 2}"#;
+    let commits = std::cell::Cell::new(0);
+    let next = |slower, peak| {
+        let mut record: Record = serde_json::from_str(&record("short/a/v", slower, peak)).expect("a record");
+        commits.set(commits.get() + 1);
+        record.software.commit = Some(format!("{:012}{:028}", commits.get(), 0));
+        fs::write(here.join("next.jsonl"), serde_json::to_string(&record).expect("a line") + "\n").expect("written");
+    };
     let last_good = || fs::read_to_string(here.join("target/nightly/last-good")).expect("a good run");
 
     next(1.0, 1_000_000);
@@ -302,9 +308,16 @@ fn a_nightly_run_fails_on_a_regression_keeps_to_its_budget_and_prunes() {
     next(1.4, 1_000_000);
     let (code, text) = nightly(config);
     assert!(code == Some(1) && text.contains("short/a/v: 40.0 % slower"), "{text}");
+    let bisect = |kind| {
+        // The first twelve digits are shown.
+        let [good, bad] = [1, commits.get()].map(|number| format!("{number:012}"));
+        format!("`candlepower bisect {good}+threads=2 {bad}+threads=2 --for {kind} -- '^short/a/v$'`")
+    };
+    assert!(text.contains(&bisect("slower")), "{text}");
     next(1.0, 1_010_000);
     let (code, text) = nightly(config);
     assert!(code == Some(1) && text.contains("short/a/v: 1.0 % more memory"), "{text}");
+    assert!(text.contains(&bisect("memory")), "{text}");
     assert_eq!(last_good(), good, "a bad run is none to compare with");
     next(1.0, 1_000_000);
     assert_eq!(nightly(config).0, Some(0));

@@ -16,7 +16,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::{
-    bisect::short,
+    bisect,
     plot::{self, Course},
     statistics::median,
     table::number,
@@ -25,7 +25,7 @@ use super::{
 use crate::{
     files::is_temporary,
     record::{self, Better, Record},
-    text::{line, shell},
+    text::line,
 };
 
 /// The history of one benchmark on one machine.
@@ -255,8 +255,8 @@ impl Group<'_> {
             Some(step) => format!(
                 "Changed on {} between {} and {}, on {}",
                 first.day(step),
-                short(&step.last_commit),
-                short(&step.commit),
+                bisect::short(&step.last_commit),
+                bisect::short(&step.commit),
                 first.machine
             ),
         }
@@ -314,10 +314,15 @@ impl History {
             let step = self.moves.iter().find(|step| step.point == place);
             rows.push(vec![
                 format!("{}{}", point.at, point.mark()),
-                short(&point.commit).to_owned(),
+                bisect::short(&point.commit).to_owned(),
                 number(Some(point.value)),
                 step.map_or(String::new(), |step| {
-                    format!("{}, {} to {}", self.said(step), short(&step.last_commit), short(&step.commit))
+                    format!(
+                        "{}, {} to {}",
+                        self.said(step),
+                        bisect::short(&step.last_commit),
+                        bisect::short(&step.commit)
+                    )
                 }),
             ]);
         }
@@ -332,10 +337,7 @@ impl History {
     /// The command that finds the commit of the last change of level, if both of its ends are known.
     fn bisection(&self) -> Option<String> {
         let Move { last_commit: good, commit: bad, .. } = self.moves.last()?;
-        let is_hash = |commit: &&String| commit.len() >= 12 && commit.bytes().all(|digit| digit.is_ascii_hexdigit());
-        let filter = shell(&line(&format!("^{}$", self.id)));
-        (good != bad && [good, bad].iter().all(is_hash))
-            .then(|| format!("candlepower bisect {} {} -- {filter}", short(good), short(bad)))
+        bisect::command(good, bad, &[], None, &self.id)
     }
 
     fn said(&self, step: &Move) -> String {

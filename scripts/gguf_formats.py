@@ -1,0 +1,103 @@
+#!/usr/bin/env python3
+"""Prints a table of one model in each file type that llama.cpp's quantiser writes: speed, perplexity and divergence.
+
+    PYTHON=.venv/bin/python scripts/real_models.sh
+    cargo build --release
+    . .venv/bin/activate
+    scripts/gguf_formats.py target/real-models/SmolLM2-135M-Instruct.Q4_1.gguf [TYPE ...]
+
+Needs the packages of scripts/requirements-real.txt, and an idle machine for about two minutes for each type. The weights of the file are
+quantised again: F32 has those of the file, and all others begin with them. `tuned`, llama.cpp and `stock` generate in turns
+(`candlepower standings`). `tuned` and llama.cpp then score the first 20,000 tokens or so of fixtures/corpus/moby-dick.txt in windows of 512
+(`candlepower perplexity`); the divergence is that from F32. BUDGET_S is the time of the generations of one type (default: 40).
+"""
+
+import ctypes
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import llama_cpp
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+PROGRAM = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "release" / "candlepower"
+OUT = ROOT / "target" / "gguf-formats"
+TYPES = ["F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_1", "Q5_0", "Q5_K_M", "Q5_K_S", "Q4_1", "Q4_0", "Q4_K_M", "Q4_K_S", "IQ4_NL", "IQ4_XS"]
+TYPES += ["Q3_K_L", "Q3_K_M", "Q3_K_S", "Q2_K"]
+TEXT_BYTES = 80_000
+HEAD = ["type", "MB", "decode tok/s", "llama.cpp", "stock", "prefill tok/s", "llama.cpp", "stock", "time of llama.cpp", "time of stock"]
+HEAD += ["MBU", "perplexity", "llama.cpp", "KL", "llama.cpp"]
+
+
+def quantised(source, kind):
+    """The file in a type. Written once."""
+    file = OUT / f"{source.stem.rsplit('.', 1)[0]}-{kind}.gguf"
+    if not file.exists():
+        params = llama_cpp.llama_model_quantize_default_params()
+        prefix = "LLAMA_FTYPE_ALL_" if kind == "F32" else "LLAMA_FTYPE_MOSTLY_"
+        params.ftype, params.allow_requantize = getattr(llama_cpp, prefix + kind), True
+        temporary = file.with_suffix(".tmp")
+        if llama_cpp.llama_model_quantize(str(source).encode(), str(temporary).encode(), ctypes.byref(params)) != 0:
+            sys.exit(f"error: llama.cpp did not quantise {source} to {kind}")
+        temporary.rename(file)
+    return file
+
+
+def run(*arguments):
+    """The output of candlepower. A peer or an engine that fails leaves the others."""
+    return subprocess.run([PROGRAM, *map(str, arguments)], stdout=subprocess.PIPE, text=True).stdout
+
+
+def speeds(file):
+    """The records of generations, by engine."""
+    name = f"gguf-formats-{file.stem}"
+    records = OUT / "records" / name / "records.jsonl"
+    records.unlink(missing_ok=True)
+    os.environ |= {"CANDLEPOWER_OUT": str(OUT / "records"), "CANDLEPOWER_RUN": name}
+    budget = os.environ.get("BUDGET_S", "40")
+    run("standings", "--models", file, "--engine", "tuned,peer:llama.cpp,stock", "--budget", f"{budget}s")
+    lines = map(json.loads, records.read_text().splitlines())
+    return {line["subject"]["engine"]: line for line in lines if line["measures"] and line["measures"]["kind"] == "generation"}
+
+
+def row(source, kind, text, reference):
+    file = quantised(source, kind)
+    found = speeds(file)
+    engines = [found.get(engine) for engine in ("tuned", "peer:llama.cpp", "stock")]
+    measure = lambda name: [f"{engine['measures'][name]:.3g}" if engine else "" for engine in engines]
+    ratios = {}
+    for engine in filter(None, engines):
+        for ratio in engine["ratios"]:
+            other = ratio["to"].split("/")[-1]
+            ratios[engine["subject"]["engine"], other.startswith("tuned")] = ratio
+
+    def over_tuned(engine):
+        """The ratio of the times, and its interval."""
+        ratio = ratios.get((engine, True))
+        return f"{ratio['ratio']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})" if ratio else ""
+
+    report = json.loads(run("perplexity", text, "--model", file, "--engine", "tuned,peer:llama.cpp", "--seq-len", 512, "--stride", 512,
+                            "--reference", "tuned-f32", "--reference-model", reference, "--json") or "{}")
+    figures = [subject["figures"] for subject in report.get("subjects", [])] + [None, None]
+    scores = [f"{one['perplexity']:.3f}" if one else "" for one in figures[:2]]
+    divergences = [f"{one['divergence']['kl_mean']:.4f}" if one and one["divergence"] else "" for one in figures[:2]]
+    mbu = engines[0] and engines[0]["measures"]["mbu"]
+    return [kind, f"{file.stat().st_size / 1e6:.0f}", *measure("decode_tokens_per_s"), *measure("prefill_tokens_per_s"),
+            over_tuned("peer:llama.cpp"), over_tuned("stock"), f"{mbu:.0%}" if mbu else "", *scores, *divergences]
+
+
+def main():
+    source, kinds = pathlib.Path(sys.argv[1]), sys.argv[2:] or TYPES
+    OUT.mkdir(parents=True, exist_ok=True)
+    text = OUT / "text.txt"
+    text.write_bytes((ROOT / "fixtures" / "corpus" / "moby-dick.txt").read_bytes()[:TEXT_BYTES].rsplit(b" ", 1)[0])
+    reference = quantised(source, "F32")
+    print(f"| {' | '.join(HEAD)} |", f"|---|{'---:|' * (len(HEAD) - 1)}", sep="\n", flush=True)
+    for kind in kinds:
+        print(f"| {' | '.join(row(source, kind, text, reference))} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
