@@ -118,7 +118,7 @@ pub fn score(
     for (about, error) in failures {
         records.push(failed(session, &scenario, about, error)?);
     }
-    let computed: usize = sliding.over(ids.len()).iter().map(Window::inputs).sum();
+    let computed: usize = sliding.over(tokens.ids.len()).iter().map(Window::inputs).sum();
     for scored in report.subjects.iter().chain(&report.reference) {
         // A subject that is also the reference has a record with its divergence, perhaps of an earlier pass.
         if session.has_kept(&scored.id) {

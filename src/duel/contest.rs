@@ -45,6 +45,9 @@ const LEGS: u32 = 10;
 /// Part of the level that the whole time has where the time to the first token has the rest.
 const WHOLE: f64 = 0.75;
 
+/// Share of the whole time from which on the time to the first token must be known as well as the whole.
+const LONG_PROMPT: f64 = 0.25;
+
 /// A side that is built.
 #[derive(Clone, Debug)]
 pub struct Program {
@@ -224,6 +227,8 @@ enum Ended {
 #[derive(Default)]
 struct Samples {
     values: Vec<f64>,
+    /// Time to the first token as a share of the last value; NaN if it is no part of it.
+    ttft_share: f64,
     digests: BTreeSet<Option<String>>,
 }
 
@@ -332,7 +337,12 @@ impl Contest<'_> {
                 let [level, rest] = self.levels(&ttft);
                 let interval = whole.interval(level);
                 let is_resolved = interval.is_some_and(|interval| interval.is_within(self.resolve));
-                let is_enough = is_resolved && (ttft.blocks() == 0 || ttft.interval(rest).is_some());
+                let is_long = samples.iter().any(|side| side.ttft_share >= LONG_PROMPT);
+                let has_ttft = match ttft.interval(rest) {
+                    None => ttft.blocks() == 0,
+                    Some(interval) => !is_long || interval.is_within(self.resolve),
+                };
+                let is_enough = is_resolved && has_ttft;
                 let has_ended = is_enough || started.elapsed() >= self.time;
                 if starts_anew || has_ended {
                     break (interval, is_resolved, has_ended);
@@ -489,6 +499,7 @@ impl Samples {
             "the memory of this device is not counted, so its benchmarks of memory cannot be compared"
         );
         self.values.push(value);
+        self.ttft_share = mean(&sample.ttft_ns) / mean(&sample.ns);
         self.digests.insert(sample.output_digest.clone());
         Ok(())
     }

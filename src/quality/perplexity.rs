@@ -232,7 +232,8 @@ pub fn score_window(model: &mut dyn CausalLm, tokens: &Tokens, window: Window) -
         return Ok(Vec::new());
     }
     let vocab_size = model.vocab_size();
-    let mut rows = model.logit_rows(&tokens.inputs(&window), window.first - 1 - window.begin)?;
+    let inputs = tokens.inputs(&window);
+    let mut rows = model.logit_rows(&inputs, window.first - 1 - window.begin)?;
     let targets = tokens.ids[window.first..window.end].iter();
     targets.map(|target| Ok(-Row::next(&mut rows, vocab_size)?.log_probability(*target))).collect()
 }

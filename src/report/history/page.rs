@@ -3,7 +3,7 @@
 
 use std::fmt::Write;
 
-use super::{Group, History, groups, short};
+use super::{Group, History, bisect::short, groups};
 use crate::{
     report::{html, plot, table::number},
     text::xml as escaped,
