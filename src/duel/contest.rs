@@ -3,14 +3,12 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    panic::resume_unwind,
     path::{Path, PathBuf},
     process::Command,
-    thread,
     time::{Duration, Instant, SystemTime},
 };
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use chrono::Utc;
 use rand::{Rng, SeedableRng, rngs::ChaCha8Rng};
 
@@ -19,7 +17,7 @@ use super::{
     filter::Filter,
     process::{Answer, Process},
     protocol::{Listed, Sample},
-    sequential::Ratios,
+    sequential::{Interval, Ratios},
 };
 use crate::{
     device::DeviceChoice,
@@ -38,9 +36,9 @@ const SAMPLE: Duration = Duration::from_millis(200);
 /// Most iterations of a sample.
 const ITERATIONS: usize = 100_000;
 
-/// The sides start anew if the time of a benchmark is enough for so many legs of one block. Eight decide on the whole time at a level of
-/// 5 %, and ten on the time to the first token.
-const LEGS: u32 = 10;
+/// The sides start anew if the time of a benchmark is enough for so many legs of one pair. Two legs have a vote, and eight votes decide on
+/// the whole time at a level of 5 %.
+const LEGS: u32 = 2 * 8;
 
 /// Part of the level that the whole time has where the time to the first token has the rest.
 const WHOLE: f64 = 0.75;
@@ -232,16 +230,43 @@ struct Samples {
     digests: BTreeSet<Option<String>>,
 }
 
-/// The ratios of the two pairs of a block.
-struct Block {
-    whole: [f64; 2],
+/// The ratios of a sample of each side.
+struct Pair {
+    whole: f64,
     /// Of the times to the first token, where the samples have them.
-    ttft: Option<[f64; 2]>,
+    ttft: Option<f64>,
 }
 
-/// The medians of the first and of the second ratios of some blocks.
-fn middle(blocks: impl Iterator<Item = [f64; 2]> + Clone) -> [f64; 2] {
-    [0, 1].map(|pair| median(blocks.clone().map(|block| block[pair]).collect()))
+impl Pair {
+    /// The medians of some pairs.
+    fn middle(pairs: &[Self]) -> Self {
+        let ttft: Option<Vec<f64>> = pairs.iter().map(|pair| pair.ttft).collect();
+        Self { whole: median(pairs.iter().map(|pair| pair.whole).collect()), ttft: ttft.map(median) }
+    }
+
+    /// The geometric means of two. What favours the side that is loaded first cancels out.
+    fn mean(one: &Self, other: &Self) -> Self {
+        let mean = |one: f64, other: f64| (one * other).sqrt();
+        let ttft = one.ttft.zip(other.ttft).map(|(one, other)| mean(one, other));
+        Self { whole: mean(one.whole, other.whole), ttft }
+    }
+}
+
+/// Adds the vote of a block.
+fn push(whole: &mut Ratios, ttft: &mut Ratios, pairs: [&Pair; 2]) {
+    whole.push(pairs.map(|pair| pair.whole));
+    if let [Some(one), Some(other)] = pairs.map(|pair| pair.ttft) {
+        ttft.push([one, other]);
+    }
+}
+
+/// What the blocks so far say.
+struct Judged {
+    interval: Option<Interval>,
+    /// The interval is as narrow as requested.
+    is_resolved: bool,
+    /// More samples are not needed.
+    is_enough: bool,
 }
 
 /// A failure of a benchmark on a side, or of the duel.
@@ -296,7 +321,7 @@ impl Leg {
 }
 
 impl Contest<'_> {
-    fn run(&self, start: &(impl Fn(usize) -> Result<Process> + Sync), keepers: &[Keeper; 2]) -> Result<Ended> {
+    fn run(&self, start: &impl Fn(usize) -> Result<Process>, keepers: &[Keeper; 2]) -> Result<Ended> {
         match self.measure(start, keepers) {
             Ok(ended) => Ok(ended),
             Err(Halt::Failed(side, record)) => {
@@ -307,52 +332,64 @@ impl Contest<'_> {
         }
     }
 
-    fn measure(
-        &self,
-        start: &(impl Fn(usize) -> Result<Process> + Sync),
-        keepers: &[Keeper; 2],
-    ) -> Result<Ended, Halt> {
+    fn measure(&self, start: &impl Fn(usize) -> Result<Process>, keepers: &[Keeper; 2]) -> Result<Ended, Halt> {
         let started = Instant::now();
         let mut random = ChaCha8Rng::seed_from_u64(seed());
         let mut samples = [Samples::default(), Samples::default()];
         let (mut whole, mut ttft) = (Ratios::default(), Ratios::default());
-        let (leg, interval, is_resolved) = loop {
-            let mut leg = self.start(start, &mut random)?;
-            // A side's memory stays where it is while its process runs, and some of it may be slower. If there is time, both
-            // sides start anew again and again, and a leg has one vote.
+        let mut first = coin(&mut random);
+        let mut earlier: Option<Pair> = None;
+        let mut blocks_before = None;
+        // A side's memory stays where it is while its process runs, and that of the side that is loaded first may be slower for as long.
+        // If there is time, both sides start anew again and again, and two legs in which either is loaded first have one vote.
+        let (leg, judged) = loop {
+            let mut leg = self.start(start, first)?;
             let sampling = Instant::now();
-            let mut blocks = vec![self.block(&mut leg, &mut samples, &mut random)?];
-            let starts_anew = self.time >= LEGS * (leg.start_time + sampling.elapsed());
-            // A leg samples for as long as it starts, if ten such legs fit into the time.
-            let leg_time = leg.start_time.min((self.time / LEGS).saturating_sub(leg.start_time));
-            let (interval, is_resolved, has_ended) = loop {
-                if starts_anew && sampling.elapsed() < leg_time {
-                    blocks.push(self.block(&mut leg, &mut samples, &mut random)?);
+            let mut order = [first, 1 - first];
+            let mut pairs = vec![self.pair(&mut leg, &mut samples, order)?];
+            if self.time >= LEGS * (leg.start_time + sampling.elapsed()) {
+                // A leg samples for as long as it starts, if all legs then fit into the time.
+                let leg_time = leg.start_time.min((self.time / LEGS).saturating_sub(leg.start_time));
+                while sampling.elapsed() < leg_time {
+                    order.reverse();
+                    pairs.push(self.pair(&mut leg, &mut samples, order)?);
+                }
+                let of_leg = Pair::middle(&pairs);
+                let Some(other) = earlier.take() else {
+                    earlier = Some(of_leg);
+                    first = 1 - first;
                     continue;
-                }
-                whole.push(middle(blocks.iter().map(|block| block.whole)));
-                if blocks.iter().all(|block| block.ttft.is_some()) {
-                    ttft.push(middle(blocks.iter().filter_map(|block| block.ttft)));
-                }
-                let [level, rest] = self.levels(&ttft);
-                let interval = whole.interval(level);
-                let is_resolved = interval.is_some_and(|interval| interval.is_within(self.resolve));
-                let is_long = samples.iter().any(|side| side.ttft_share >= LONG_PROMPT);
-                let has_ttft = match ttft.interval(rest) {
-                    None => ttft.blocks() == 0,
-                    Some(interval) => !is_long || interval.is_within(self.resolve),
                 };
-                let is_enough = is_resolved && has_ttft;
-                let has_ended = is_enough || started.elapsed() >= self.time;
-                if starts_anew || has_ended {
-                    break (interval, is_resolved, has_ended);
+                let both = Pair::mean(&other, &of_leg);
+                push(&mut whole, &mut ttft, [&both, &both]);
+                first = coin(&mut random);
+                let judged = self.judged(&samples, &whole, &ttft);
+                if judged.is_enough || started.elapsed() >= self.time {
+                    break (leg, judged);
                 }
-                blocks = vec![self.block(&mut leg, &mut samples, &mut random)?];
-            };
-            if has_ended {
-                break (leg, interval, is_resolved);
+                continue;
             }
+            // Every block counts. Each of both sides is loaded first for half of the time, unless loading takes too long.
+            let is_last = blocks_before.is_some() || self.time < 4 * leg.start_time;
+            let end = if is_last { self.time } else { self.time / 2 };
+            let judged = loop {
+                let order = [order, [order[1], order[0]]][coin(&mut random)];
+                let block = [order, [order[1], order[0]]].map(|order| self.pair(&mut leg, &mut samples, order));
+                let [one, other] = block;
+                push(&mut whole, &mut ttft, [&one?, &other?]);
+                let judged = self.judged(&samples, &whole, &ttft);
+                let is_even = blocks_before.is_none_or(|before| whole.blocks() >= 2 * before);
+                if judged.is_enough && is_even || started.elapsed() >= end {
+                    break judged;
+                }
+            };
+            if is_last {
+                break (leg, judged);
+            }
+            blocks_before = Some(whole.blocks());
+            first = 1 - first;
         };
+        let Judged { interval, is_resolved, .. } = judged;
         let conditions = leg.watch.end().conditions;
         let seconds = started.elapsed().as_secs_f64();
 
@@ -387,6 +424,18 @@ impl Contest<'_> {
         }))
     }
 
+    fn judged(&self, samples: &[Samples; 2], whole: &Ratios, ttft: &Ratios) -> Judged {
+        let [level, rest] = self.levels(ttft);
+        let interval = whole.interval(level);
+        let is_resolved = interval.is_some_and(|interval| interval.is_within(self.resolve));
+        let is_long = samples.iter().any(|side| side.ttft_share >= LONG_PROMPT);
+        let has_ttft = match ttft.interval(rest) {
+            None => ttft.blocks() == 0,
+            Some(interval) => !is_long || interval.is_within(self.resolve),
+        };
+        Judged { interval, is_resolved, is_enough: is_resolved && has_ttft }
+    }
+
     /// The levels of the whole time, and of the time to the first token.
     fn levels(&self, ttft: &Ratios) -> [f64; 2] {
         let share = if ttft.blocks() == 0 { 1.0 } else { WHOLE };
@@ -402,26 +451,13 @@ impl Contest<'_> {
         Some(Change { ratio: ratios.median()?, low, high, verdict: Verdict::of(SampleUnit::Ms, interval, is_resolved) })
     }
 
-    /// Starts both sides at once, prepares the benchmark and warms up one side after the other. A random number decides which
-    /// side is first, because the first one may get other memory than the second.
-    fn start(&self, start: &(impl Fn(usize) -> Result<Process> + Sync), random: &mut ChaCha8Rng) -> Result<Leg, Halt> {
+    /// Starts both sides, prepares the benchmark on `first` and then on the other, and warms them up in the same order.
+    fn start(&self, start: &impl Fn(usize) -> Result<Process>, first: usize) -> Result<Leg, Halt> {
         let started = Instant::now();
-        let first = coin(random);
-        let ready = |side: usize| -> Result<Process, Halt> {
-            let mut process = start(side)?;
-            process.prepare(self.id)?.of(side)?;
-            Ok(process)
-        };
-        let [one, other] = thread::scope(|scope| {
-            let threads = [first, 1 - first].map(|side| {
-                scope.spawn({
-                    let ready = &ready;
-                    move || ready(side)
-                })
-            });
-            threads.map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)))
-        });
-        let mut sides = if first == 0 { [one?, other?] } else { [other?, one?] };
+        let mut sides = [start(0)?, start(1)?];
+        for side in [first, 1 - first] {
+            sides[side].prepare(self.id)?.of(side)?;
+        }
         let mut shortest = SAMPLE;
         for side in [first, 1 - first] {
             shortest = shortest.min(warm_up(&mut sides[side])?.of(side)?);
@@ -435,22 +471,15 @@ impl Contest<'_> {
         })
     }
 
-    /// Takes two samples of each side.
-    fn block(&self, leg: &mut Leg, samples: &mut [Samples; 2], random: &mut ChaCha8Rng) -> Result<Block, Halt> {
-        let first = coin(random);
-        let mut ttft = Vec::new();
-        for order in [[first, 1 - first], [1 - first, first]] {
-            let taken = leg.sample(order)?;
-            for (samples, taken) in samples.iter_mut().zip(&taken) {
-                samples.push(&self.unit(), taken)?;
-            }
-            let [a, b] = taken.map(|taken| mean(&taken.ttft_ns));
-            ttft.extend((a > 0.0 && b > 0.0).then(|| b / a));
+    /// Takes a sample of each side, in turns that follow the order.
+    fn pair(&self, leg: &mut Leg, samples: &mut [Samples; 2], order: [usize; 2]) -> Result<Pair, Halt> {
+        let taken = leg.sample(order)?;
+        let mut values = [0.0; 2];
+        for ((value, samples), taken) in values.iter_mut().zip(samples).zip(&taken) {
+            *value = samples.push(&self.unit(), taken)?;
         }
-        let [[.., a1, a2], [.., b1, b2]] = samples.each_ref().map(|side| side.values.as_slice()) else {
-            return Err(Halt::Broken(anyhow!("a block without samples")));
-        };
-        Ok(Block { whole: [b1 / a1, b2 / a2], ttft: ttft.try_into().ok() })
+        let [a, b] = taken.map(|taken| mean(&taken.ttft_ns));
+        Ok(Pair { whole: values[1] / values[0], ttft: (a > 0.0 && b > 0.0).then(|| b / a) })
     }
 
     fn unit(&self) -> SampleUnit {
@@ -487,8 +516,8 @@ fn reason(record: &Record) -> String {
 }
 
 impl Samples {
-    /// Adds the mean of the iterations.
-    fn push(&mut self, unit: &SampleUnit, sample: &Sample) -> Result<()> {
+    /// Adds the mean of the iterations, and returns it.
+    fn push(&mut self, unit: &SampleUnit, sample: &Sample) -> Result<f64> {
         let value = match unit {
             SampleUnit::Ms => mean(&sample.ns) / 1e6,
             SampleUnit::Bytes => mean(&sample.peak_bytes),
@@ -501,7 +530,7 @@ impl Samples {
         self.values.push(value);
         self.ttft_share = mean(&sample.ttft_ns) / mean(&sample.ns);
         self.digests.insert(sample.output_digest.clone());
-        Ok(())
+        Ok(value)
     }
 }
 
@@ -522,6 +551,16 @@ mod tests {
 
     fn listed(ids: &[&str]) -> Vec<Listed> {
         ids.iter().map(|id| Listed { id: (*id).into(), target: record::group(id).to_uppercase() }).collect()
+    }
+
+    /// The side that is loaded first takes 11 % longer.
+    #[test]
+    fn what_favours_the_side_that_is_loaded_later_cancels_out() {
+        let pair = |whole, ttft| Pair { whole, ttft };
+        let first = Pair::middle(&[pair(1.05 / 1.11, Some(0.9)), pair(0.5, Some(0.9)), pair(2.0, Some(0.9))]);
+        let both = Pair::mean(&first, &pair(1.05 * 1.11, Some(1.6)));
+        assert!((both.whole - 1.05).abs() < 1e-9 && (both.ttft.expect("a ratio") - 1.2).abs() < 1e-9);
+        assert!(Pair::mean(&first, &pair(1.0, None)).ttft.is_none());
     }
 
     #[test]

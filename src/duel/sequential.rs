@@ -1,13 +1,13 @@
 //! The statistics of a duel: the ratio of two sides and an interval that is valid whenever sampling stops.
 //!
 //! Both sides take a sample at the same time, in turns. Such a pair gives a ratio B / A. Pairs come in blocks of two. A fair coin
-//! decides which side has the first turn of the first pair, and the other side has that of the second. The estimate is the median of the ratios. If the sides start anew during the
-//! duel, the blocks between two starts count as one, with the medians of their first and of their second ratios. Another coin
-//! decides which side starts first.
+//! decides which side has the first turn of the first pair, and the other side has that of the second. The estimate is the median of the
+//! ratios. If the sides start anew during the duel, two starts are a block. The coin decides which side is loaded first in the first of
+//! them, and the other side is in the second. Both pairs of the block then have the geometric mean of the ratios of its starts.
 //!
 //! A block votes on a candidate ratio `m` if both of its pairs are on the same side of `m`. If `m` is the true ratio, the
 //! coin makes both votes equally likely, under any other load of the machine: swapping the sides turns one vote into
-//! the other. A drift makes the two pairs disagree, and the block does not vote. After `above` votes for a larger ratio and
+//! the other, also that of a mean. A drift makes the two pairs disagree, and the block does not vote. After `above` votes for a larger ratio and
 //! `below` for a smaller one, the mixture of all bets on a biased coin has the value
 //!
 //! ```text
