@@ -338,6 +338,7 @@ impl Contest<'_> {
         let mut samples = [Samples::default(), Samples::default()];
         let (mut whole, mut ttft) = (Ratios::default(), Ratios::default());
         let mut first = coin(&mut random);
+        let mut starts_anew = None;
         let mut earlier: Option<Pair> = None;
         let mut blocks_before = None;
         // A side's memory stays where it is while its process runs, and that of the side that is loaded first may be slower for as long.
@@ -346,10 +347,13 @@ impl Contest<'_> {
             let mut leg = self.start(start, first)?;
             let sampling = Instant::now();
             let mut order = [first, 1 - first];
-            let mut pairs = vec![self.pair(&mut leg, &mut samples, order)?];
-            if self.time >= LEGS * (leg.start_time + sampling.elapsed()) {
+            let pair = self.pair(&mut leg, &mut samples, order)?;
+            // The votes that decide may take a quarter more than the time.
+            let least = LEGS * (leg.start_time + sampling.elapsed());
+            if *starts_anew.get_or_insert(5 * self.time >= 4 * least) {
                 // A leg samples for as long as it starts, if all legs then fit into the time.
                 let leg_time = leg.start_time.min((self.time / LEGS).saturating_sub(leg.start_time));
+                let mut pairs = vec![pair];
                 while sampling.elapsed() < leg_time {
                     order.reverse();
                     pairs.push(self.pair(&mut leg, &mut samples, order)?);
@@ -364,7 +368,8 @@ impl Contest<'_> {
                 push(&mut whole, &mut ttft, [&both, &both]);
                 first = coin(&mut random);
                 let judged = self.judged(&samples, &whole, &ttft);
-                if judged.is_enough || started.elapsed() >= self.time {
+                let end = if whole.blocks() < LEGS as usize / 2 { 2 * self.time } else { self.time };
+                if judged.is_enough || started.elapsed() >= end {
                     break (leg, judged);
                 }
                 continue;
@@ -372,16 +377,20 @@ impl Contest<'_> {
             // Every block counts. Each of both sides is loaded first for half of the time, unless loading takes too long.
             let is_last = blocks_before.is_some() || self.time < 4 * leg.start_time;
             let end = if is_last { self.time } else { self.time / 2 };
+            let mut one = pair;
             let judged = loop {
-                let order = [order, [order[1], order[0]]][coin(&mut random)];
-                let block = [order, [order[1], order[0]]].map(|order| self.pair(&mut leg, &mut samples, order));
-                let [one, other] = block;
-                push(&mut whole, &mut ttft, [&one?, &other?]);
+                order.reverse();
+                let other = self.pair(&mut leg, &mut samples, order)?;
+                push(&mut whole, &mut ttft, [&one, &other]);
                 let judged = self.judged(&samples, &whole, &ttft);
                 let is_even = blocks_before.is_none_or(|before| whole.blocks() >= 2 * before);
-                if judged.is_enough && is_even || started.elapsed() >= end {
+                if (judged.is_enough && is_even) || started.elapsed() >= end {
                     break judged;
                 }
+                if coin(&mut random) == 1 {
+                    order.reverse();
+                }
+                one = self.pair(&mut leg, &mut samples, order)?;
             };
             if is_last {
                 break (leg, judged);
