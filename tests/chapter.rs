@@ -706,7 +706,10 @@ fn nightly(world: &World, _: &str) {
     let folder = inside(&world.path("target/nightly/shard-1-of-3/runs"));
     assert_files(&folder, &["summary.md", "records.jsonl"]);
     let summary = json(&folder.join("summary.json"));
-    assert_eq!(keys(&summary), names("run at machine commit good disturbed compared_with problems benchmarks"));
+    assert_eq!(
+        keys(&summary),
+        names("run at machine commit good disturbed compared_with problems bisections benchmarks")
+    );
     let benchmarks = summary["benchmarks"].as_array().expect("a list");
     for (benchmark, start) in benchmarks.iter().zip(["short/checkpoint-", "medium/checkpoint-"]) {
         assert!(benchmark["id"].as_str().is_some_and(|id| id.starts_with(start)), "{benchmark}");
