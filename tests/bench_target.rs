@@ -31,7 +31,7 @@ static ALLOCATOR: CountingAllocator = CountingAllocator;
 const BENCH_TARGET: &str = "BENCH_TARGET";
 
 /// Criterion's option for short samples: ten of 10 ms.
-const SHORT: [&str; 2] = ["--measurement-time", "0.1"];
+const SHORT: [&str; 4] = ["--warm-up-time", "0.01", "--measurement-time", "0.1"];
 /// The value of [`BENCH_TARGET`] for the groups of `serving_load`.
 #[cfg(feature = "serve")]
 const SERVING: &str = "serving";

@@ -19,8 +19,8 @@ use crate::{
 /// Find the commit since which a benchmark is slower or faster, takes other memory or generates other tokens
 ///
 /// Both sides are those of `candlepower duel`, and differ in one commit: of candlepower, of a crate with a model of its own, or of a
-/// checkout of Candle by candle=PATH@REVISION. The same command continues a bisection that was interrupted. Exits with code 0 if it found the commit, 1 if
-/// commits that cannot be measured hide it, and 3 if nothing differs.
+/// checkout of Candle by candle=PATH@REVISION. The same command continues a bisection that was interrupted. Exits with code 0 if it
+/// found the commit, 1 if commits that cannot be measured hide it, and 3 if nothing differs.
 ///
 /// Examples: `candlepower bisect v0.1.0 main -- '^short/llama-mini/tuned'`,
 /// `candlepower bisect candle=../candle@0.11.0 candle=../candle@main -- '^medium/llama-mini/stock'`

@@ -3,6 +3,7 @@
 //! a crate that measures a model of its own.
 
 use std::{
+    collections::BTreeSet,
     env,
     ffi::OsString,
     fs::{self, File},
@@ -129,10 +130,10 @@ pub fn build(
     let kept = slot.folder().join(format!("candlepower-{label}{}", env::consts::EXE_SUFFIX));
     let worktree = slot.worktree(label, &source.commit)?;
     let folder = worktree.join(package);
+    let is_alone = !anchored(&worktree, checkout).with_context(|| name.to_owned())?;
     let mut manifest = Manifest::read(&folder.join("Cargo.toml")).with_context(|| name.to_owned())?;
     let bench = manifest.bench(side).with_context(|| name.to_owned())?;
-    let is_alone = !manifest.anchor(&repository.join(package), repository)?;
-    // What lies outside of the commit may have changed since it was compiled.
+    // Files outside of the commit may have changed since they were compiled.
     let is_known = is_alone && !matches!(side.candle, Some(Candle::Checkout(_)));
     let earlier = is_known.then(|| earlier(&target, (side, &bench), source));
     if let Some(earlier) = &earlier
@@ -152,8 +153,6 @@ pub fn build(
     };
     if let Some(Candle::Version(version)) = &side.candle {
         manifest.require(version).with_context(|| name.to_owned())?;
-    }
-    if !is_alone || matches!(side.candle, Some(Candle::Version(_))) {
         manifest.write()?;
     }
     if !folder.join("Cargo.lock").exists() && !worktree.join("Cargo.lock").exists() {
@@ -163,7 +162,7 @@ pub fn build(
     let log = slot.log(&format!("build-{label}"));
     let mut cargo = guarded(program, cargo());
     match &bench {
-        Some(bench) => cargo.args(["bench", "--no-run", "--bench", bench]),
+        Some(bench) => cargo.args(["bench", "--no-run"]).arg(format!("--bench={bench}")),
         None => cargo.args(["build", "--release", "--bin", PROGRAM]),
     };
     cargo.current_dir(&folder).args(["--message-format", "json-render-diagnostics", "--target-dir"]).arg(&target);
@@ -284,8 +283,8 @@ impl Manifest {
             .with_context(|| format!("{} could not be written", self.file.display()))
     }
 
-    /// The bench target to build, or `None` for the program of candlepower. The only one without Criterion's own harness needs not be
-    /// named.
+    /// The bench target to build, or `None` for the program of candlepower. A package with one target that has its own
+    /// harness needs not name it.
     fn bench(&self, side: &Side) -> Result<Option<String>> {
         let package = self.table.get("package").and_then(|package| package.get("name")?.as_str());
         if side.bench.is_some() || package == Some(PROGRAM) {
@@ -299,16 +298,6 @@ impl Manifest {
             [] => bail!("its Cargo.toml has no bench target with harness = false, so there is nothing to measure"),
             _ => bail!("name one of its bench targets on both sides, as in bench={}: {}", names[0], names.join(", ")),
         }
-    }
-
-    /// Makes relative paths that lead out of the repository absolute, because a worktree lies elsewhere than `folder`, whose manifest
-    /// this is. Returns whether there are any.
-    fn anchor(&mut self, folder: &Path, repository: &Path) -> Result<bool> {
-        let mut is_changed = false;
-        for value in self.table.iter_mut().map(|(_, value)| value) {
-            is_changed |= anchor(value, folder, repository)?;
-        }
-        Ok(is_changed)
     }
 
     /// Lets the manifest require exactly this version of Candle's crates.
@@ -335,7 +324,27 @@ impl Manifest {
     }
 }
 
-/// See [`Manifest::anchor`].
+/// Makes relative paths that lead out of the repository absolute, in the manifests of the package and of its workspace, because the
+/// worktree lies elsewhere. Returns whether there are any.
+fn anchored(worktree: &Path, checkout: &Checkout) -> Result<bool> {
+    let mut is_changed = false;
+    for folder in BTreeSet::from([Path::new(""), &checkout.package]) {
+        let file = worktree.join(folder).join("Cargo.toml");
+        if !file.is_file() {
+            continue;
+        }
+        let mut manifest = toml::Value::Table(Manifest::read(&file)?.table);
+        if anchor(&mut manifest, &checkout.repository.join(folder), &checkout.repository)?
+            && let toml::Value::Table(table) = manifest
+        {
+            Manifest { file, table }.write()?;
+            is_changed = true;
+        }
+    }
+    Ok(is_changed)
+}
+
+/// See [`anchored`]. `folder` is that of the manifest in the checkout.
 fn anchor(value: &mut toml::Value, folder: &Path, repository: &Path) -> Result<bool> {
     let mut is_changed = false;
     match value {
@@ -423,19 +432,32 @@ mod tests {
 
     #[test]
     fn paths_out_of_the_repository_become_absolute() {
-        let mut manifest = manifest(
+        let worktree = tempfile::tempdir().expect("a folder");
+        let write = |file: &str, text: &str| {
+            let file = worktree.path().join(file);
+            fs::create_dir_all(file.parent().expect("a folder")).expect("made");
+            fs::write(file, text).expect("written");
+        };
+        let read = |file: &str| Manifest::read(&worktree.path().join(file)).expect("read").table;
+        let [repository, root] = ["/x/repository", "/x/target"].map(PathBuf::from);
+        let checkout = Checkout { repository, package: "own".into(), root };
+        write("own/Cargo.toml", "[package]\nname = \"own\"\n");
+        assert!(!anchored(worktree.path(), &checkout).expect("nothing to do"));
+        write("Cargo.toml", "[workspace.dependencies]\ncandlepower = { path = \"../candlepower\" }\n");
+        write(
+            "own/Cargo.toml",
             "[dependencies]\ncandlepower = { path = \"../../candlepower\" }\nnear = { path = \"../near\" }\n\
              [[bench]]\nname = \"own\"\npath = \"benches/own.rs\"\n\
              [target.'cfg(unix)'.dependencies]\nfar = { path = \"/far\" }\n",
         );
-        assert!(manifest.anchor(Path::new("/x/repository/own"), Path::new("/x/repository")).expect("UTF-8"));
+        assert!(anchored(worktree.path(), &checkout).expect("UTF-8"));
+        let (workspace, manifest) = (read("Cargo.toml"), read("own/Cargo.toml"));
         let path = |table: &toml::Value, package: &str| table[package]["path"].as_str().expect("a path").to_owned();
-        assert_eq!(path(&manifest.table["dependencies"], "candlepower"), "/x/candlepower");
-        assert_eq!(path(&manifest.table["dependencies"], "near"), "../near");
-        assert_eq!(manifest.table["bench"][0]["path"].as_str(), Some("benches/own.rs"));
-        assert_eq!(path(&manifest.table["target"]["cfg(unix)"]["dependencies"], "far"), "/far");
-        let mut alone = self::manifest("[package]\nname = \"own\"\n");
-        assert!(!alone.anchor(Path::new("/x"), Path::new("/x")).expect("UTF-8"));
+        assert_eq!(path(&workspace["workspace"]["dependencies"], "candlepower"), "/x/candlepower");
+        assert_eq!(path(&manifest["dependencies"], "candlepower"), "/x/candlepower");
+        assert_eq!(path(&manifest["dependencies"], "near"), "../near");
+        assert_eq!(manifest["bench"][0]["path"].as_str(), Some("benches/own.rs"));
+        assert_eq!(path(&manifest["target"]["cfg(unix)"]["dependencies"], "far"), "/far");
     }
 
     #[test]

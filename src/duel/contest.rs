@@ -244,7 +244,7 @@ impl Pair {
         Self { whole: median(pairs.iter().map(|pair| pair.whole).collect()), ttft: ttft.map(median) }
     }
 
-    /// The geometric means of two. What favours the side that is loaded first cancels out.
+    /// The geometric means of two. An advantage of the side that is loaded later cancels out.
     fn mean(one: &Self, other: &Self) -> Self {
         let mean = |one: f64, other: f64| (one * other).sqrt();
         let ttft = one.ttft.zip(other.ttft).map(|(one, other)| mean(one, other));
@@ -252,15 +252,7 @@ impl Pair {
     }
 }
 
-/// Adds the vote of a block.
-fn push(whole: &mut Ratios, ttft: &mut Ratios, pairs: [&Pair; 2]) {
-    whole.push(pairs.map(|pair| pair.whole));
-    if let [Some(one), Some(other)] = pairs.map(|pair| pair.ttft) {
-        ttft.push([one, other]);
-    }
-}
-
-/// What the blocks so far say.
+/// The judgement of the blocks so far.
 struct Judged {
     interval: Option<Interval>,
     /// The interval is as narrow as requested.
@@ -321,7 +313,7 @@ impl Leg {
 }
 
 impl Contest<'_> {
-    fn run(&self, start: &impl Fn(usize) -> Result<Process>, keepers: &[Keeper; 2]) -> Result<Ended> {
+    fn run(&self, start: &dyn Fn(usize) -> Result<Process>, keepers: &[Keeper; 2]) -> Result<Ended> {
         match self.measure(start, keepers) {
             Ok(ended) => Ok(ended),
             Err(Halt::Failed(side, record)) => {
@@ -332,72 +324,17 @@ impl Contest<'_> {
         }
     }
 
-    fn measure(&self, start: &impl Fn(usize) -> Result<Process>, keepers: &[Keeper; 2]) -> Result<Ended, Halt> {
+    fn measure(&self, start: &dyn Fn(usize) -> Result<Process>, keepers: &[Keeper; 2]) -> Result<Ended, Halt> {
         let started = Instant::now();
-        let mut random = ChaCha8Rng::seed_from_u64(seed());
-        let mut samples = [Samples::default(), Samples::default()];
-        let (mut whole, mut ttft) = (Ratios::default(), Ratios::default());
-        let mut first = coin(&mut random);
-        let mut starts_anew = None;
-        let mut earlier: Option<Pair> = None;
-        let mut blocks_before = None;
-        // A side's memory stays where it is while its process runs, and that of the side that is loaded first may be slower for as long.
-        // If there is time, both sides start anew again and again, and two legs in which either is loaded first have one vote.
-        let (leg, judged) = loop {
-            let mut leg = self.start(start, first)?;
-            let sampling = Instant::now();
-            let mut order = [first, 1 - first];
-            let pair = self.pair(&mut leg, &mut samples, order)?;
-            // The votes that decide may take a quarter more than the time.
-            let least = LEGS * (leg.start_time + sampling.elapsed());
-            if *starts_anew.get_or_insert(5 * self.time >= 4 * least) {
-                // A leg samples for as long as it starts, if all legs then fit into the time.
-                let leg_time = leg.start_time.min((self.time / LEGS).saturating_sub(leg.start_time));
-                let mut pairs = vec![pair];
-                while sampling.elapsed() < leg_time {
-                    order.reverse();
-                    pairs.push(self.pair(&mut leg, &mut samples, order)?);
-                }
-                let of_leg = Pair::middle(&pairs);
-                let Some(other) = earlier.take() else {
-                    earlier = Some(of_leg);
-                    first = 1 - first;
-                    continue;
-                };
-                let both = Pair::mean(&other, &of_leg);
-                push(&mut whole, &mut ttft, [&both, &both]);
-                first = coin(&mut random);
-                let judged = self.judged(&samples, &whole, &ttft);
-                let end = if whole.blocks() < LEGS as usize / 2 { 2 * self.time } else { self.time };
-                if judged.is_enough || started.elapsed() >= end {
-                    break (leg, judged);
-                }
-                continue;
-            }
-            // Every block counts. Each of both sides is loaded first for half of the time, unless loading takes too long.
-            let is_last = blocks_before.is_some() || self.time < 4 * leg.start_time;
-            let end = if is_last { self.time } else { self.time / 2 };
-            let mut one = pair;
-            let judged = loop {
-                order.reverse();
-                let other = self.pair(&mut leg, &mut samples, order)?;
-                push(&mut whole, &mut ttft, [&one, &other]);
-                let judged = self.judged(&samples, &whole, &ttft);
-                let is_even = blocks_before.is_none_or(|before| whole.blocks() >= 2 * before);
-                if (judged.is_enough && is_even) || started.elapsed() >= end {
-                    break judged;
-                }
-                if coin(&mut random) == 1 {
-                    order.reverse();
-                }
-                one = self.pair(&mut leg, &mut samples, order)?;
-            };
-            if is_last {
-                break (leg, judged);
-            }
-            blocks_before = Some(whole.blocks());
-            first = 1 - first;
+        let mut course = Course::new(self, start);
+        let first = course.coin();
+        let (leg, pair) = course.leg(first, Duration::ZERO)?;
+        // The votes that decide may take a quarter more than the time.
+        let (leg, judged) = match 5 * self.time >= 4 * LEGS * started.elapsed() {
+            true => course.start_anew(leg, pair, first)?,
+            false => course.stay(leg, pair, first)?,
         };
+        let Course { samples, whole, ttft, .. } = course;
         let Judged { interval, is_resolved, .. } = judged;
         let conditions = leg.watch.end().conditions;
         let seconds = started.elapsed().as_secs_f64();
@@ -433,18 +370,6 @@ impl Contest<'_> {
         }))
     }
 
-    fn judged(&self, samples: &[Samples; 2], whole: &Ratios, ttft: &Ratios) -> Judged {
-        let [level, rest] = self.levels(ttft);
-        let interval = whole.interval(level);
-        let is_resolved = interval.is_some_and(|interval| interval.is_within(self.resolve));
-        let is_long = samples.iter().any(|side| side.ttft_share >= LONG_PROMPT);
-        let has_ttft = match ttft.interval(rest) {
-            None => ttft.blocks() == 0,
-            Some(interval) => !is_long || interval.is_within(self.resolve),
-        };
-        Judged { interval, is_resolved, is_enough: is_resolved && has_ttft }
-    }
-
     /// The levels of the whole time, and of the time to the first token.
     fn levels(&self, ttft: &Ratios) -> [f64; 2] {
         let share = if ttft.blocks() == 0 { 1.0 } else { WHOLE };
@@ -461,7 +386,7 @@ impl Contest<'_> {
     }
 
     /// Starts both sides, prepares the benchmark on `first` and then on the other, and warms them up in the same order.
-    fn start(&self, start: &impl Fn(usize) -> Result<Process>, first: usize) -> Result<Leg, Halt> {
+    fn start(&self, start: &dyn Fn(usize) -> Result<Process>, first: usize) -> Result<Leg, Halt> {
         let started = Instant::now();
         let mut sides = [start(0)?, start(1)?];
         for side in [first, 1 - first] {
@@ -480,19 +405,138 @@ impl Contest<'_> {
         })
     }
 
+    fn unit(&self) -> SampleUnit {
+        if scenario::is_in_bytes(record::group(self.id)) { SampleUnit::Bytes } else { SampleUnit::Ms }
+    }
+}
+
+/// The course of a contest, and what it has measured so far.
+///
+/// A side's memory stays where it is while its process runs, and that of the side that is loaded first may be slower for as long. If there
+/// is time, both sides start anew again and again, and two legs in which either is loaded first have one vote.
+struct Course<'a> {
+    contest: &'a Contest<'a>,
+    start: &'a dyn Fn(usize) -> Result<Process>,
+    started: Instant,
+    random: ChaCha8Rng,
+    samples: [Samples; 2],
+    whole: Ratios,
+    ttft: Ratios,
+}
+
+impl<'a> Course<'a> {
+    fn new(contest: &'a Contest<'a>, start: &'a dyn Fn(usize) -> Result<Process>) -> Self {
+        Self {
+            contest,
+            start,
+            started: Instant::now(),
+            random: ChaCha8Rng::seed_from_u64(seed()),
+            samples: Default::default(),
+            whole: Ratios::default(),
+            ttft: Ratios::default(),
+        }
+    }
+
+    /// 0 or 1.
+    fn coin(&mut self) -> usize {
+        (self.random.next_u32() & 1) as usize
+    }
+
+    /// Starts a leg in which `first` is loaded first, and takes pairs for some time, at least one. Returns their medians.
+    fn leg(&mut self, first: usize, time: Duration) -> Result<(Leg, Pair), Halt> {
+        let mut leg = self.contest.start(self.start, first)?;
+        let sampling = Instant::now();
+        let mut order = [first, 1 - first];
+        let mut pairs = vec![self.pair(&mut leg, order)?];
+        while sampling.elapsed() < time {
+            order.reverse();
+            pairs.push(self.pair(&mut leg, order)?);
+        }
+        Ok((leg, Pair::middle(&pairs)))
+    }
+
+    /// Goes on with legs in opposite orders. Each samples for as long as it starts, if all legs then fit into the time.
+    fn start_anew(&mut self, leg: Leg, mut one: Pair, mut first: usize) -> Result<(Leg, Judged), Halt> {
+        let Contest { time, .. } = *self.contest;
+        let leg_time = leg.start_time.min((time / LEGS).saturating_sub(leg.start_time));
+        drop(leg);
+        loop {
+            let (leg, other) = self.leg(1 - first, leg_time)?;
+            let both = Pair::mean(&one, &other);
+            self.push([&both, &both]);
+            let judged = self.judged();
+            let end = if self.whole.blocks() < LEGS as usize / 2 { 2 * time } else { time };
+            if judged.is_enough || self.started.elapsed() >= end {
+                return Ok((leg, judged));
+            }
+            drop(leg);
+            first = self.coin();
+            one = self.leg(first, leg_time)?.1;
+        }
+    }
+
+    /// Goes on without starting anew, and every block counts. Each side is loaded first for half of the time, unless loading takes longer
+    /// than a quarter of it.
+    fn stay(&mut self, mut leg: Leg, mut one: Pair, mut first: usize) -> Result<(Leg, Judged), Halt> {
+        let Contest { time, .. } = *self.contest;
+        let halves = if time < 4 * leg.start_time { 1 } else { 2 };
+        let mut half = 1;
+        let mut blocks_before = 0;
+        loop {
+            let mut order = [first, 1 - first];
+            let judged = loop {
+                order.reverse();
+                let other = self.pair(&mut leg, order)?;
+                self.push([&one, &other]);
+                let judged = self.judged();
+                let is_even = self.whole.blocks() >= 2 * blocks_before;
+                if (judged.is_enough && is_even) || self.started.elapsed() >= time * half / halves {
+                    break judged;
+                }
+                if self.coin() == 1 {
+                    order.reverse();
+                }
+                one = self.pair(&mut leg, order)?;
+            };
+            if half == halves {
+                return Ok((leg, judged));
+            }
+            drop(leg);
+            (half, blocks_before, first) = (2, self.whole.blocks(), 1 - first);
+            (leg, one) = self.leg(first, Duration::ZERO)?;
+        }
+    }
+
     /// Takes a sample of each side, in turns that follow the order.
-    fn pair(&self, leg: &mut Leg, samples: &mut [Samples; 2], order: [usize; 2]) -> Result<Pair, Halt> {
+    fn pair(&mut self, leg: &mut Leg, order: [usize; 2]) -> Result<Pair, Halt> {
         let taken = leg.sample(order)?;
         let mut values = [0.0; 2];
-        for ((value, samples), taken) in values.iter_mut().zip(samples).zip(&taken) {
-            *value = samples.push(&self.unit(), taken)?;
+        for ((value, samples), taken) in values.iter_mut().zip(&mut self.samples).zip(&taken) {
+            *value = samples.push(&self.contest.unit(), taken)?;
         }
         let [a, b] = taken.map(|taken| mean(&taken.ttft_ns));
         Ok(Pair { whole: values[1] / values[0], ttft: (a > 0.0 && b > 0.0).then(|| b / a) })
     }
 
-    fn unit(&self) -> SampleUnit {
-        if scenario::is_in_bytes(record::group(self.id)) { SampleUnit::Bytes } else { SampleUnit::Ms }
+    /// Adds the vote of a block.
+    fn push(&mut self, pairs: [&Pair; 2]) {
+        self.whole.push(pairs.map(|pair| pair.whole));
+        if let [Some(one), Some(other)] = pairs.map(|pair| pair.ttft) {
+            self.ttft.push([one, other]);
+        }
+    }
+
+    fn judged(&self) -> Judged {
+        let [level, rest] = self.contest.levels(&self.ttft);
+        let resolve = self.contest.resolve;
+        let interval = self.whole.interval(level);
+        let is_resolved = interval.is_some_and(|interval| interval.is_within(resolve));
+        let is_long = self.samples.iter().any(|side| side.ttft_share >= LONG_PROMPT);
+        let has_ttft = match self.ttft.interval(rest) {
+            None => self.ttft.blocks() == 0,
+            Some(interval) => !is_long || interval.is_within(resolve),
+        };
+        Judged { interval, is_resolved, is_enough: is_resolved && has_ttft }
     }
 }
 
@@ -513,11 +557,6 @@ fn warm_up(side: &mut Process) -> Result<Answer<Duration>> {
         }
         iterations = (2 * iterations).min(ITERATIONS);
     }
-}
-
-/// 0 or 1.
-fn coin(random: &mut ChaCha8Rng) -> usize {
-    (random.next_u32() & 1) as usize
 }
 
 fn reason(record: &Record) -> String {
@@ -564,7 +603,7 @@ mod tests {
 
     /// The side that is loaded first takes 11 % longer.
     #[test]
-    fn what_favours_the_side_that_is_loaded_later_cancels_out() {
+    fn an_advantage_of_the_side_that_is_loaded_later_cancels_out() {
         let pair = |whole, ttft| Pair { whole, ttft };
         let first = Pair::middle(&[pair(1.05 / 1.11, Some(0.9)), pair(0.5, Some(0.9)), pair(2.0, Some(0.9))]);
         let both = Pair::mean(&first, &pair(1.05 * 1.11, Some(1.6)));

@@ -37,8 +37,8 @@ pub struct Tokens {
 }
 
 impl Tokens {
-    /// What a model computes for a window: all its tokens but the last. BOS takes the place of the first one, as in llama.cpp: models
-    /// that were trained with it predict badly without it.
+    /// The input of a model for a window: all tokens of the window but the last. BOS takes the place of the first one, as in llama.cpp,
+    /// because models that were trained with it predict badly without it.
     pub fn inputs(&self, window: &Window) -> Vec<u32> {
         let mut inputs = self.ids[window.begin..window.end - 1].to_vec();
         if let (Some(bos), Some(first)) = (self.bos, inputs.first_mut()) {
@@ -100,7 +100,7 @@ impl Source {
             Content::Text(text) => {
                 let tokenizer = subject.tokenizer_for(&format!("the text {}", self.name))?;
                 let ids = generate::encode(tokenizer, text)?;
-                // What is before a text is before an empty one too.
+                // The tokenizer puts BOS before an empty text too.
                 let bos = generate::encode(tokenizer, "")?.first().copied().filter(|bos| ids.first() == Some(bos));
                 (ids, bos)
             }

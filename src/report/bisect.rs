@@ -134,7 +134,7 @@ impl Kind {
     }
 }
 
-/// The command that finds the commit between two by a benchmark; `None` if they are not two commits. `parts` belong to both sides.
+/// The command that bisects the commits between two by a benchmark; `None` if they are not two commits. `parts` belong to both sides.
 pub(crate) fn command(good: &str, bad: &str, parts: &[String], kind: Option<Kind>, id: &str) -> Option<String> {
     let is_hash = |commit: &str| commit.len() >= DIGITS && commit.bytes().all(|digit| digit.is_ascii_hexdigit());
     let side = |commit| {
