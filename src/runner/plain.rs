@@ -112,7 +112,9 @@ pub fn longest_within(
         // One round more warms up.
         round_s * (rounds + 1) as f64 <= time.as_secs_f64()
     };
-    let chosen = scenarios.iter().zip(&sets).rfind(|(scenario, set)| fits(scenario) && set.len() == shortest.len());
+    // The length of a model of the Hub is known only now that it is loaded.
+    let all_run = |scenario: &Generation| pool.borrow().that_run(scenario).len() == shortest.len();
+    let chosen = scenarios.iter().zip(&sets).rfind(|(scenario, _)| fits(scenario) && all_run(scenario));
     let set = chosen.map_or(shortest, |(_, set)| set);
     let taken = match set::measure(set, &benchmarks, pace(1, rounds), session) {
         Ok(taken) => taken,

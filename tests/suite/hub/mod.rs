@@ -89,6 +89,29 @@ fn everything_is_fetched_once() {
     assert_runs(again);
 }
 
+/// The longest sequence of a model of the Hub is known only when it is loaded.
+#[test]
+fn the_first_command_measures_a_model_of_short_sequences() {
+    let world = world(SHARDED);
+    let folder = tempfile::tempdir().expect("a folder");
+    let output = Command::new(env!("CARGO_BIN_EXE_candlepower"))
+        .args([REPO, "--budget", "20s", "--json"])
+        .env("HF_ENDPOINT", &world.server.endpoint)
+        .env("HF_HOME", world.cache.path())
+        .current_dir(folder.path())
+        .output()
+        .expect("it starts");
+    let records = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    for line in records.lines() {
+        let record: serde_json::Value = serde_json::from_str(line).expect("a record");
+        let length = |key: &str| record["measures"][key].as_u64().expect("a number");
+        // The configuration has 256 positions.
+        assert_eq!((length("prompt_tokens"), length("new_tokens")), (128, 32), "{line}");
+    }
+    assert_eq!(records.lines().count(), 2, "one for each engine");
+}
+
 #[test]
 fn a_tokenizer_is_not_needed() {
     let world = world(SINGLE);
