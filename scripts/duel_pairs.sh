@@ -41,15 +41,8 @@ done
 # A later build may replace the program while the duels run.
 cp "$pairs/build/release/examples/duel_pairs" "$pairs/duel_pairs"
 
-disturb() {
-  while kill -0 $$ 2>/dev/null; do
-    # Buffers of 256 MB are larger than a cache, so each block is written to memory.
-    timeout $((1 + RANDOM % 5)) dd if=/dev/zero of=/dev/null bs=256M status=none || true
-    sleep $((1 + RANDOM % 5))
-  done
-}
 if [[ -n $disturbed ]]; then
-  disturb &
+  scripts/disturb.sh $$ &
   disturber=$!
 fi
 

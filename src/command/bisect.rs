@@ -16,7 +16,7 @@ use crate::{
     settings::Settings,
 };
 
-/// Find the commit since which a benchmark is slower or faster, takes other memory or generates other tokens
+/// Find the commit since which a benchmark differs in time, memory, tokens or allocations
 ///
 /// Both sides are those of `candlepower duel`, and differ in one commit: of candlepower, of a crate with a model of its own, or of a
 /// checkout of Candle by candle=PATH@REVISION. The same command continues a bisection that was interrupted. Exits with code 0 if it

@@ -49,6 +49,8 @@ pub enum Kind {
     Memory,
     /// Other tokens
     Tokens,
+    /// More or fewer allocations
+    Allocations,
 }
 
 /// A commit.
@@ -107,6 +109,7 @@ impl Kind {
             Self::Faster => "faster",
             Self::Memory => "memory",
             Self::Tokens => "tokens",
+            Self::Allocations => "allocations",
         }
     }
 
@@ -117,6 +120,7 @@ impl Kind {
             Self::Faster => "is faster",
             Self::Memory => "takes other memory",
             Self::Tokens => "generates other tokens",
+            Self::Allocations => "allocates otherwise",
         }
     }
 
@@ -129,6 +133,7 @@ impl Kind {
             (Self::Memory, SampleUnit::Ms) => {
                 format!("peak memory {}", row.memory_ratio.map_or("n/a".into(), change))
             }
+            (Self::Allocations, _) => row.allocations.map_or("equal allocations".into(), |change| change.to_string()),
             _ => row.measured(),
         }
     }

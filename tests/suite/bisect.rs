@@ -109,7 +109,7 @@ fn each_mistake_is_one_line() {
         (&["candle=.", "candle=."], "name a commit of it, as in candle=PATH@HEAD"),
         (&["HEAD~1+candle=.@HEAD~1", "HEAD+candle=.@HEAD"], "let them differ in one of them"),
         (&["HEAD~1", "HEAD", "--level", "100%"], "--level must be above 0 % and below 100 %"),
-        (&["HEAD~1", "HEAD", "--for", "sleepier"], "[possible values: slower, faster, memory, tokens]"),
+        (&["HEAD~1", "HEAD", "--for", "sleepier"], "[possible values: slower, faster, memory, tokens, allocations]"),
         (&["HEAD~1", "HEAD", "--", "^long/"], "no benchmark matches '^long/': the groups are short"),
     ] {
         let (output, text) = bisect(&checkout, arguments);

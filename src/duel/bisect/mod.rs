@@ -1,5 +1,5 @@
-//! Bisections: the first commit that is slower or faster than an earlier one, takes other memory, or generates other tokens. A
-//! bisection is a sequence of duels of commits with GOOD.
+//! Bisections: the first commit that differs from an earlier one in time, memory, tokens or allocations. A bisection is a sequence of
+//! duels of commits with GOOD.
 //!
 //! ```text
 //! range       the sides GOOD and BAD, and the commits between them
@@ -254,7 +254,8 @@ impl<F: FnMut(&Commit, &Rules) -> Result<Fought>, S: FnMut(&str)> Hunt<'_, F, S>
                 (self.say)(&format!("no difference in {count} benchmarks, of which {unresolved} are not resolved"));
                 Ok(None)
             }
-            (None, [one]) => {
+            // A change of the allocations often comes with another.
+            (None, [one] | [one, (Kind::Allocations, _)]) => {
                 (self.say)(&format!("GOOD and BAD differ: {all}"));
                 Ok(Some(*one))
             }
@@ -292,7 +293,7 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::record::SampleUnit;
+    use crate::record::{AllocationChange, Allocations, SampleUnit};
 
     /// A benchmark whose ratio has this interval.
     pub(super) fn row(low: f64, high: f64) -> Row {
@@ -477,6 +478,13 @@ mod tests {
             "{several}"
         );
         assert!(several.ends_with("choose one by --for slower|tokens"), "{several}");
+        let allocating = |count| Allocations { count, bytes: 512.0 };
+        let change = AllocationChange { a: allocating(2.0), b: allocating(3.0) };
+        let more = Row { allocations: Some(change), ..row(0.99, 1.01) };
+        assert_eq!(choose(None, std::slice::from_ref(&more)), Ok(Some(Kind::Allocations)));
+        let slower = Row { allocations: Some(change), ..row(1.09, 1.11) };
+        assert_eq!(choose(None, std::slice::from_ref(&slower)), Ok(Some(Kind::Slower)));
+        assert_eq!(choose(Some(Kind::Allocations), &[slower]), Ok(Some(Kind::Allocations)));
         let absent = choose(Some(Kind::Faster), &[other]).expect_err("it is not faster");
         assert!(absent.starts_with("GOOD and BAD differ in this, not as --for says: slower"), "{absent}");
         let wide = choose(None, &[row(1.005, 1.2)]).expect_err("half of it is unknown");

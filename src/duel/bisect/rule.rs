@@ -4,6 +4,8 @@
 //! lies between `l / 2` and `h / 2`. A commit whose interval lies below `l / 2` is as GOOD, and one whose interval lies above
 //! `h / 2` is as BAD. Any other is not told apart.
 
+use clap::ValueEnum;
+
 use crate::{
     record::SampleUnit,
     report::{
@@ -43,11 +45,11 @@ impl Rule {
     }
 
     /// The share that an interval may reach below and above its middle. That of a commit without a change then ends before half of
-    /// the change. Memory and tokens do not depend on the interval of the times.
+    /// the change. The others do not depend on the interval of the times.
     pub fn resolve(&self) -> f64 {
         match self.kind {
             Kind::Slower | Kind::Faster => (self.half.0 / 2.0).exp_m1(),
-            Kind::Memory | Kind::Tokens => 1.0,
+            Kind::Memory | Kind::Tokens | Kind::Allocations => 1.0,
         }
     }
 
@@ -58,7 +60,7 @@ impl Rule {
     }
 }
 
-/// The kinds in which both ends differ, each with the benchmark that shows it best.
+/// The kinds in which both ends differ, in the order of [`Kind`], each with the benchmark that shows it best.
 pub fn differences(rows: &[Row]) -> Vec<(Kind, &Row)> {
     let best = |kind: Kind| {
         let showing = rows.iter().filter(|row| shows(kind, row));
@@ -66,7 +68,7 @@ pub fn differences(rows: &[Row]) -> Vec<(Kind, &Row)> {
         let least = |(low, high): (f64, f64)| low.max(-high);
         known.max_by(|(one, _), (other, _)| least(*one).total_cmp(&least(*other))).map(|(_, row)| (kind, row))
     };
-    [Kind::Slower, Kind::Faster, Kind::Memory, Kind::Tokens].into_iter().filter_map(best).collect()
+    Kind::value_variants().iter().copied().filter_map(best).collect()
 }
 
 fn shows(kind: Kind, row: &Row) -> bool {
@@ -76,17 +78,17 @@ fn shows(kind: Kind, row: &Row) -> bool {
         Kind::Memory if row.unit == SampleUnit::Ms => row.changed_memory().is_some(),
         Kind::Memory => matches!(row.verdict, duel::Verdict::More | duel::Verdict::Less),
         Kind::Tokens => row.same_work == Some(false),
+        Kind::Allocations => row.allocations.is_some(),
     }
 }
 
-/// The logarithms of the ends of the ratio that a kind looks at. Peak memory is exact. Other tokens are a change of 1, and
-/// equal tokens one of 0.
+/// The logarithms of the ends of the ratio that a kind looks at. Peak memory is exact. Other tokens or
+/// allocations are a change of 1, and equal ones one of 0.
 fn interval(kind: Kind, row: &Row) -> Option<(f64, f64)> {
+    let exact = |differs| (f64::from(u8::from(differs)), f64::from(u8::from(differs)));
     let (low, high) = match (kind, row.unit) {
-        (Kind::Tokens, _) => {
-            let change = f64::from(u8::from(!row.same_work?));
-            return Some((change, change));
-        }
+        (Kind::Tokens, _) => return Some(exact(!row.same_work?)),
+        (Kind::Allocations, _) => return Some(exact(row.allocations.is_some())),
         (Kind::Memory, SampleUnit::Ms) => (row.memory_ratio?, row.memory_ratio?),
         _ => (row.low?, row.high?),
     };
