@@ -2,7 +2,7 @@
 //! it is to the limits of the machine.
 //!
 //! A part is a span of the crate `tracing`. Engine `tuned` and the models of candle-transformers open them, and so can your own
-//! model. A span may say what is in it in the fields `bytes` and `flops`:
+//! model. A span may say what is in it in the fields `bytes`, `flops` and `kernel`:
 //!
 //! ```
 //! use candlepower::{
@@ -139,6 +139,8 @@ pub struct Part {
     pub flops: Option<f64>,
     /// The least time that the limits of the machine allow; `null` without bytes and operations.
     pub bound_ms: Option<f64>,
+    /// What computed it, as its spans say: for engine `tuned` the formats of the weights and the instructions that multiply them.
+    pub kernels: Vec<String>,
     /// Allocations in a pass; `null` in a program without the counting allocator.
     pub allocations: Option<f64>,
     /// Their bytes.
@@ -244,6 +246,7 @@ impl Phase {
                 bytes,
                 flops,
                 bound_ms: bound.then(|| bound_ms(bytes.unwrap_or(0.0), flops.unwrap_or(0.0), limits)),
+                kernels: traced.kernels.iter().map(|kernel| kernel.to_string()).collect(),
                 allocations: counts.then(|| per_pass(traced.allocations)),
                 allocated_bytes: counts.then(|| per_pass(traced.allocated_bytes)),
             }

@@ -25,7 +25,7 @@ struct Timed {
 impl Timed {
     /// Makes a span that it keeps, as the models of candle-transformers do.
     fn new(attention: Duration) -> Self {
-        Self { attention, head: trace_span!("head", bytes = 1_000_000_u64, flops = 2_000_000_u64) }
+        Self { attention, head: trace_span!("head", bytes = 1_000_000_u64, flops = 2_000_000_u64, kernel = "by hand") }
     }
 }
 
@@ -99,6 +99,7 @@ fn parts_sum_to_the_pass_and_say_what_they_must_read() {
         assert!((sum / phase.ms - 1.0).abs() < 1e-6, "{sum} of {} ms", phase.ms);
         let head = part(phase, "head");
         assert_eq!((head.bytes, head.flops, head.calls), (Some(1e6), Some(2e6), 1.0));
+        assert_eq!(head.kernels, ["by hand"]);
         assert!(head.bound_ms.is_some_and(|ms| ms > 0.0) && part(phase, "block").bound_ms.is_none());
         assert!(part(phase, OTHER).share + part(phase, MODEL).share < 0.05, "{phase:?}");
     }

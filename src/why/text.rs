@@ -107,7 +107,7 @@ impl Phase {
     }
 
     fn rows(&self) -> Vec<Vec<String>> {
-        let headers = ["part", "ms", "share", "MB", "GFLOP", "bound ms", "of bound", "calls", "allocations"];
+        let headers = ["part", "ms", "share", "MB", "GFLOP", "bound ms", "of bound", "kernel", "calls", "allocations"];
         let mut rows = vec![headers.map(str::to_owned).to_vec()];
         let percent = |share: f64| quantity(share, MeasureUnit::OfLimit);
         let some = |value: Option<f64>, unit: f64| value.map_or(String::new(), |value| number(Some(value / unit)));
@@ -120,6 +120,7 @@ impl Phase {
                 some(part.flops, 1e9),
                 some(part.bound_ms, 1.0),
                 part.of_bound().map_or(String::new(), percent),
+                part.kernels.join(", "),
                 format!("{:.0}", part.calls),
                 part.allocations.map_or(String::new(), |count| format!("{count:.0}")),
             ]
@@ -144,6 +145,7 @@ impl Phase {
             number(Some(self.flops as f64 / 1e9)),
             number(Some(self.bound_ms)),
             percent(self.bound_ms / self.ms),
+            String::new(),
             String::new(),
             total(|part| part.allocations).map_or(String::new(), |count| format!("{count:.0}")),
         ]);

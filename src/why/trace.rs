@@ -2,6 +2,7 @@
 //! candle-transformers opens, and those of your own model.
 
 use std::{
+    fmt::{Debug, Write},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -38,6 +39,8 @@ struct State {
     /// The spans that exist, at the place of their ids less one.
     spans: Vec<Option<Known>>,
     unused: Vec<usize>,
+    /// The kernels that spans named, and room for one. Known ones are not allocated again, because allocations are counted.
+    kernels: (Vec<Arc<str>>, String),
     /// The spans that were entered and not left. A pass is the work of one thread after the other, so they form one stack.
     stack: Vec<Entered>,
     phases: Vec<Phase>,
@@ -51,11 +54,18 @@ struct Known {
     handles: usize,
 }
 
-/// Bytes and operations that a span states.
-#[derive(Clone, Copy, Default)]
+/// What a span states.
+#[derive(Clone, Default)]
 struct Counts {
     bytes: Option<u64>,
     flops: Option<u64>,
+    kernel: Option<Arc<str>>,
+}
+
+/// Reads the fields of a span.
+struct Fields<'a> {
+    counts: Counts,
+    kernels: &'a mut (Vec<Arc<str>>, String),
 }
 
 struct Entered {
@@ -96,6 +106,8 @@ pub(super) struct Part {
     /// `None` if no span says it.
     pub bytes: Option<u64>,
     pub flops: Option<u64>,
+    /// Each of them once.
+    pub kernels: Vec<Arc<str>>,
     pub allocations: u64,
     pub allocated_bytes: u64,
 }
@@ -141,16 +153,31 @@ impl Collector {
     }
 }
 
-impl Visit for Counts {
+impl Visit for Fields<'_> {
     fn record_u64(&mut self, field: &Field, value: u64) {
         match field.name() {
-            "bytes" => self.bytes = Some(value),
-            "flops" => self.flops = Some(value),
+            "bytes" => self.counts.bytes = Some(value),
+            "flops" => self.counts.flops = Some(value),
             _ => {}
         }
     }
 
-    fn record_debug(&mut self, _: &Field, _: &dyn std::fmt::Debug) {}
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.record_debug(field, &format_args!("{value}"));
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+        let (known, text) = &mut *self.kernels;
+        text.clear();
+        if field.name() != "kernel" || write!(text, "{value:?}").is_err() {
+            return;
+        }
+        let place = known.iter().position(|kernel| **kernel == **text).unwrap_or_else(|| {
+            known.push(text.as_str().into());
+            known.len() - 1
+        });
+        self.counts.kernel = Some(known[place].clone());
+    }
 }
 
 impl State {
@@ -175,7 +202,7 @@ impl State {
         }
         let Some(entered) = self.stack.pop() else { return };
         let Some(Known { name, counts, .. }) = self.spans[place].as_ref() else { return };
-        let (name, counts, time) = (*name, *counts, left_at - entered.started);
+        let (name, counts, time) = (*name, counts.clone(), left_at - entered.started);
         let allocations = (count - entered.allocations.0, bytes - entered.allocations.1);
         if let Some(outer) = self.stack.last_mut() {
             outer.inner += time;
@@ -199,6 +226,9 @@ impl State {
         part.allocated_bytes += allocations.1.saturating_sub(entered.inner_allocations.1);
         sum(&mut part.bytes, counts.bytes);
         sum(&mut part.flops, counts.flops);
+        if let Some(kernel) = counts.kernel.filter(|kernel| !part.kernels.contains(kernel)) {
+            part.kernels.push(kernel);
+        }
         self.events.push(Left { name, started: entered.started, time });
     }
 }
@@ -223,10 +253,10 @@ impl Subscriber for Collector {
     }
 
     fn new_span(&self, attributes: &Attributes<'_>) -> Id {
-        let mut counts = Counts::default();
-        attributes.record(&mut counts);
-        let known = Some(Known { name: attributes.metadata().name(), counts, handles: 1 });
         let mut state = self.state();
+        let mut fields = Fields { counts: Counts::default(), kernels: &mut state.kernels };
+        attributes.record(&mut fields);
+        let known = Some(Known { name: attributes.metadata().name(), counts: fields.counts, handles: 1 });
         let place = match state.unused.pop() {
             Some(place) => {
                 state.spans[place] = known;

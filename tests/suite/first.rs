@@ -95,6 +95,11 @@ fn the_parts_of_a_pass_sum_to_its_time() {
             assert!((sum / whole - 1.0).abs() < 0.02, "{engine}: {sum} of {whole} ms: {phase}");
             assert!(parts.len() > 3 && parts.iter().any(|part| part["name"] == "sampling"), "{engine}: {phase}");
             assert!(phase["parts"][0]["allocations"].is_number(), "{phase}");
+            if engine == "tuned" {
+                let head = parts.iter().find(|part| part["name"] == "head").expect("a head");
+                let kernel = head["kernels"][0].as_str().expect("a kernel");
+                assert!(kernel.starts_with("f32 ") && head["kernels"].as_array().map(Vec::len) == Some(1), "{head}");
+            }
         }
         // Two rounds, each with a prompt and 15 steps.
         assert_eq!((&phases[0]["passes"], &phases[1]["passes"]), (&2.into(), &30.into()));

@@ -11,6 +11,9 @@ use super::{
 
 /// The type of weights, of keys and values, and of what they are multiplied with.
 pub trait Element: Zeroed + Copy + Default {
+    /// Its name in ids.
+    const NAME: &'static str;
+
     /// Consecutive inputs that lie side by side in a panel, because one instruction multiplies them.
     const GROUP: usize;
 
@@ -114,6 +117,7 @@ pub fn aligned<T>(len: usize, with: impl FnOnce(&mut [f32]) -> T) -> T {
 }
 
 impl Element for f32 {
+    const NAME: &'static str = "f32";
     const GROUP: usize = 1;
     type Groups<S: Simd> = S::Vector;
 
@@ -164,6 +168,7 @@ impl Element for f32 {
 }
 
 impl Element for bf16 {
+    const NAME: &'static str = "bf16";
     const GROUP: usize = 2;
     type Groups<S: Simd> = S::Pairs;
 
@@ -219,6 +224,7 @@ impl Element for bf16 {
 }
 
 impl Element for f16 {
+    const NAME: &'static str = "f16";
     const GROUP: usize = 1;
     type Groups<S: Simd> = S::Vector;
 

@@ -52,6 +52,14 @@ impl<E: Element> Weights<E> {
         }
     }
 
+    /// The name of the weights' format, for example `bf16` or `q4_k`.
+    pub fn format(&self) -> &'static str {
+        match self {
+            Self::Packed(_) => E::NAME,
+            Self::Quantised(quantised) => quantised.format(),
+        }
+    }
+
     /// Bytes of the weights. The zeros that fill a panel do not count.
     pub fn bytes(&self) -> u64 {
         match self {

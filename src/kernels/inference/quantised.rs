@@ -26,6 +26,7 @@ use super::{
 
 /// A matrix of weights in blocks or in FP8.
 pub struct Quantised {
+    format: &'static str,
     held: Held,
     outputs: usize,
     inputs: usize,
@@ -107,9 +108,10 @@ impl Quantised {
             GgmlDType::Q4K => quantised::<BlockQ4K, E>(inputs, values, &is_finite),
             _ => return None,
         };
-        let held = Held::Tiles((Format::try_from(format).ok()?.tiles)(machine, shape, &*blocks));
+        let Format { name, tiles, .. } = Format::try_from(format).ok()?;
+        let held = Held::Tiles(tiles(machine, shape, &*blocks));
         drop(blocks);
-        is_finite.into_inner().then_some(Self { held, outputs, inputs })
+        is_finite.into_inner().then_some(Self { format: name, held, outputs, inputs })
     }
 
     /// Quantises weights to FP8: (outputs, inputs) in row-major order. `None` if one is not finite.
@@ -120,7 +122,7 @@ impl Quantised {
         assert_eq!(values.len(), outputs * inputs, "values of {outputs} x {inputs} weights");
         let is_finite = AtomicBool::new(true);
         let held = Held::Fp8(Fp8::new(machine, shape, values, &is_finite));
-        is_finite.into_inner().then_some(Self { held, outputs, inputs })
+        is_finite.into_inner().then_some(Self { format: "f8e4m3", held, outputs, inputs })
     }
 
     /// Weights as a file holds them: `bytes` has a row of whole blocks for each output. `row_of` is the place of an output among the
@@ -135,7 +137,7 @@ impl Quantised {
         bytes: &[u8],
         row_of: impl Fn(usize) -> usize + Sync,
     ) -> Option<Self> {
-        let Format { block: (block, block_bytes), tiles, .. } = format.try_into().ok()?;
+        let Format { name, block: (block, block_bytes), tiles, .. } = format.try_into().ok()?;
         let row_bytes = inputs / block * block_bytes;
         if !inputs.is_multiple_of(block) || bytes.len() != outputs * row_bytes {
             return None;
@@ -144,7 +146,12 @@ impl Quantised {
         let rows = |outputs: Range<usize>, set: &mut dyn FnMut(usize, &[u8])| {
             outputs.for_each(|output| set(output, row(output)));
         };
-        Some(Self { held: Held::Tiles(tiles(machine, shape, &rows)), outputs, inputs })
+        Some(Self { format: name, held: Held::Tiles(tiles(machine, shape, &rows)), outputs, inputs })
+    }
+
+    /// The name of the format in ids.
+    pub fn format(&self) -> &'static str {
+        self.format
     }
 
     /// Number of outputs.

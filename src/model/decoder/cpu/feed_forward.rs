@@ -4,7 +4,7 @@ use std::{borrow::Cow, ops::Range};
 
 use tracing::trace_span;
 
-use super::rank::{bytes, flops, room};
+use super::{rank::room, spans::product_span};
 use crate::{
     kernels::inference::{Activation, Element, Gate, Linear, Machine, Product, Rows, Then, combine, gated, products},
     model::decoder::routing::{ExpertLoad, Planted, Routes},
@@ -181,7 +181,7 @@ impl<E: Element> Router<E> {
         let experts = self.linear.weights().outputs();
         let logits = room(&mut memory.logits, x.count() * experts);
         let linear = &self.linear;
-        let _router = trace_span!("router", bytes = bytes([linear]), flops = flops([linear], x.count())).entered();
+        let _router = product_span!("router", machine, || [(linear, x.count())].into_iter()).entered();
         products(machine, vec![Product { x, layer: linear, out: logits, then: Then::Store }]);
         match planted {
             None => Routes::choose(logits, experts, self.top_k, self.normalise),
@@ -192,11 +192,6 @@ impl<E: Element> Router<E> {
             }
         }
     }
-}
-
-/// Floating-point operations of linear layers, each on so many rows.
-fn flops_of_each<'a, E: Element>(linears: impl Iterator<Item = (&'a Linear<E>, usize)>) -> u64 {
-    linears.map(|(linear, rows)| flops([linear], rows)).sum()
 }
 
 /// Computes experts, each with its own inputs. Their outputs follow each other in `out`.
@@ -222,8 +217,7 @@ fn run<E: Element>(
     let first = gates.iter_mut().map(|(expert, x, out)| Gate { x: *x, gate: &expert.gate, up: &expert.up, out });
     let first = first.collect();
     let matrices = || inputs.iter().flat_map(|(expert, x)| [(&expert.gate, x.count()), (&expert.up, x.count())]);
-    trace_span!("gate/up", bytes = bytes(matrices().map(|(linear, _)| linear)), flops = flops_of_each(matrices()))
-        .in_scope(|| gated(machine, activation, first));
+    product_span!("gate/up", machine, matrices).in_scope(|| gated(machine, activation, first));
     let second = gates.iter().zip(parts).map(|((expert, x, inner), out)| Product {
         x: Rows::new(inner, x.count(), stride(expert)),
         layer: &expert.down,
@@ -232,6 +226,5 @@ fn run<E: Element>(
     });
     let second = second.collect();
     let matrices = || inputs.iter().map(|(expert, x)| (&expert.down, x.count()));
-    trace_span!("down", bytes = bytes(matrices().map(|(linear, _)| linear)), flops = flops_of_each(matrices()))
-        .in_scope(|| products(machine, second));
+    product_span!("down", machine, matrices).in_scope(|| products(machine, second));
 }

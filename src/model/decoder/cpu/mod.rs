@@ -17,6 +17,7 @@ mod feed_forward;
 mod load;
 mod rank;
 mod sequences;
+mod spans;
 mod team;
 #[cfg(test)]
 mod tests;

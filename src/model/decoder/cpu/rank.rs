@@ -12,6 +12,7 @@ use tracing::trace_span;
 use super::{
     feed_forward::{self, Expert, FeedForward},
     sequences::Sequences,
+    spans::{product_span, seen},
     team::Reduce,
 };
 use crate::{
@@ -203,7 +204,7 @@ impl<E: Element, C: Operand> Rank<E, C> {
         let stride = Rows::<E>::stride_of(hidden);
         let x = room(&mut self.memory.x, rows * stride);
         trace_span!("norms").in_scope(|| norm(&self.machine, h, &self.norm, x));
-        let _head = trace_span!("head", bytes = bytes([&self.head]), flops = flops([&self.head], rows)).entered();
+        let _head = product_span!("head", &self.machine, || [(&self.head, rows)].into_iter()).entered();
         let mut logits = vec![0.0; rows * self.vocabulary.len()];
         let x = Rows::new(x, rows, stride);
         products(&self.machine, vec![Product { x, layer: &self.head, out: &mut logits, then: Then::Store }]);
@@ -263,7 +264,7 @@ impl<E: Element> Layer<E> {
         let x = Rows::new(x, count, stride);
         let [queries, keys, values] =
             [(q_out, q), (k_out, k), (v_out, v)].map(|(out, layer)| room(out, count * layer.weights().outputs()));
-        trace_span!("q/k/v", bytes = bytes([q, k, v]), flops = flops([q, k, v], count)).in_scope(|| {
+        product_span!("q/k/v", machine, || [q, k, v].into_iter().map(|linear| (linear, count))).in_scope(|| {
             products(
                 machine,
                 vec![
@@ -296,7 +297,7 @@ impl<E: Element> Layer<E> {
         .in_scope(|| self.attention.apply(machine, (&*spans, cache), queries, angles, heads));
         let x = Rows::new(heads, count, stride);
         add_block::<E>(on, self.after_attention.as_ref(), self.residual_scale, h, out, |sum| {
-            trace_span!("o", bytes = bytes([o]), flops = flops([o], count))
+            product_span!("o", machine, || [(o, count)].into_iter())
                 .in_scope(|| products(machine, vec![Product { x, layer: o, out: sum, then: Then::Add }]));
         });
     }
@@ -320,28 +321,6 @@ impl<E: Element> Layer<E> {
             self.feed_forward.add_to(machine, x, planted, load, memory, sum);
         });
     }
-}
-
-/// Bytes of linear layers, for a trace.
-pub(super) fn bytes<'a, E: Element>(linears: impl IntoIterator<Item = &'a Linear<E>>) -> u64 {
-    linears.into_iter().map(|linear| linear.weights().bytes()).sum()
-}
-
-/// Floating-point operations of linear layers on so many rows, for a trace.
-pub(super) fn flops<'a, E: Element>(linears: impl IntoIterator<Item = &'a Linear<E>>, rows: usize) -> u64 {
-    let of_row = |linear: &Linear<E>| 2 * linear.weights().inputs() * linear.weights().outputs();
-    (rows * linears.into_iter().map(of_row).sum::<usize>()) as u64
-}
-
-/// Positions of the cache that attention reads, and pairs of a token and a position that it sees, for a trace.
-fn seen<C: Operand>(spans: &[Span<C>], window: Option<usize>) -> (usize, usize) {
-    let window = window.unwrap_or(usize::MAX);
-    let of_span = |span: &Span<C>| {
-        let positions = span.positions();
-        let read = positions.end.min(window.saturating_add(positions.len() - 1));
-        (read, positions.map(|position| (position + 1).min(window)).sum::<usize>())
-    };
-    spans.iter().map(of_span).fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1))
 }
 
 /// Writes the inputs of a block: the norm of the residual stream, or the stream itself.
