@@ -7,7 +7,7 @@ function of the logarithms of both ratios, divided by the candidate ratio; the c
 src/duel/sequential.rs). A mixture of 40 bets stands for the integral over all bets.
 
     signs       +1 or -1 if both pairs agree, and 0 otherwise. Duels use this one.
-    magnitudes  The mean of both, in units of the median deviation of the earlier blocks, from -1 to 1.
+    sizes       The mean of both, in units of the median deviation of the earlier blocks, from -1 to 1.
     half each   Half of the stake on each of the two.
 
 With two files of records, as a duel of a program with itself leaves them in target/candlepower/<duel>-a and -b, the samples of each
@@ -66,7 +66,7 @@ def signs(one, other):
     return np.where(one == other, one, 0)
 
 
-def magnitudes(one, other):
+def sizes(one, other):
     mean = (one + other) / 2
     scale = [0, 0] + [np.median(np.abs(mean[:t] - np.median(mean[:t]))) for t in range(2, len(mean))]
     return np.clip((mean[:, None] - CANDIDATES) / np.maximum(scale, 1e-12)[: len(mean), None], -1, 1)
@@ -74,8 +74,8 @@ def magnitudes(one, other):
 
 STATISTICS = {
     "signs": lambda *pairs: [signs(*pairs)],
-    "magnitudes": lambda *pairs: [magnitudes(*pairs)],
-    "half each": lambda *pairs: [signs(*pairs), magnitudes(*pairs)],
+    "sizes": lambda *pairs: [sizes(*pairs)],
+    "half each": lambda *pairs: [signs(*pairs), sizes(*pairs)],
 }
 
 

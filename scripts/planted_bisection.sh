@@ -14,11 +14,15 @@ if [[ ${1:-} == --disturbed ]]; then
 fi
 times=${1:-3}
 cargo build --release --quiet
-candlepower=$(realpath "${CARGO_TARGET_DIR:-target}/release/candlepower")
 # The folder is outside of this workspace. It is kept, so that the next run compiles candlepower's dependencies no more.
 work=${TMPDIR:-/tmp}/candlepower-planted-bisection
 mkdir -p "$work"
-ln -sfn "$PWD" "$work/candlepower"
+# A copy, so that changes of this checkout compile nothing while it runs.
+rm -rf "$work/candlepower"
+mkdir "$work/candlepower"
+git ls-files -z --cached --others --exclude-standard | xargs -0 cp --parents --preserve=timestamps -t "$work/candlepower"
+cp "${CARGO_TARGET_DIR:-target}/release/candlepower" "$work/program"
+candlepower=$work/program
 crate=$work/my-models
 disturber=
 trap '[[ -z $disturber ]] || kill "$disturber"' EXIT
@@ -45,7 +49,8 @@ plant() {
   rm -rf "$crate/.git"
   mkdir -p "$crate/benches" "$crate/src"
   block Cargo.toml >"$crate/Cargo.toml"
-  cp Cargo.lock "$crate/Cargo.lock"
+  # A newer file would compile candlepower again.
+  [[ -e $crate/Cargo.lock ]] || cp Cargo.lock "$crate/Cargo.lock"
   touch "$crate/src/lib.rs"
   printf 'target\n' >"$crate/.gitignore"
   git -C "$crate" init --quiet

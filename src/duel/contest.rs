@@ -64,7 +64,8 @@ pub struct Program {
 pub struct Rules {
     /// Benchmarks to measure; `None` measures all.
     pub filter: Option<Filter>,
-    /// A benchmark stops when its interval reaches at most this share below and above its middle.
+    /// A benchmark stops when its interval reaches at most this share below and above its middle. If it is infinite, one block is enough,
+    /// which has no interval: memory, tokens and allocations need none.
     pub resolve: f64,
     /// Probability with which a duel of a program with itself may find any change.
     pub level: f64,
@@ -536,7 +537,7 @@ impl<'a> Course<'a> {
             None => self.ttft.blocks() == 0,
             Some(interval) => !is_long || interval.is_within(resolve),
         };
-        Judged { interval, is_resolved, is_enough: is_resolved && has_ttft }
+        Judged { interval, is_resolved, is_enough: resolve.is_infinite() || is_resolved && has_ttft }
     }
 }
 

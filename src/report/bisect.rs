@@ -113,6 +113,15 @@ impl Kind {
         }
     }
 
+    /// Returns whether one block of a duel tells how much the sides differ in this.
+    pub(crate) fn is_exact(self, unit: SampleUnit) -> bool {
+        match self {
+            Self::Slower | Self::Faster => false,
+            Self::Memory => unit == SampleUnit::Ms,
+            Self::Tokens | Self::Allocations => true,
+        }
+    }
+
     /// Predicate of a sentence about a commit of this kind.
     fn predicate(self) -> &'static str {
         match self {

@@ -28,7 +28,7 @@ use super::{Filter, Rules, Side, sequential::Interval};
 use crate::{
     error::one_line,
     output, progress,
-    record::check_writable,
+    record::{SampleUnit, check_writable},
     report::{
         bisect::{Bisection, Commit, Kind, Step, Verdict},
         duel::{Duel, Row, Verdict as RowVerdict},
@@ -195,12 +195,22 @@ impl<F: FnMut(&Commit, &Rules) -> Result<Fought>, S: FnMut(&str)> Hunt<'_, F, S>
         live.step("both ends");
         let began = Instant::now();
         let kind = self.kind;
+        if kind.is_some_and(|kind| kind.is_exact(SampleUnit::Bytes)) {
+            self.rules.resolve = f64::INFINITY;
+        }
         let resolve = self.rules.resolve;
-        let is_exact =
-            |row: &Row| row.low.zip(row.high).is_some_and(|(low, high)| Interval { low, high }.is_within(resolve));
+        let is_exact = |row: &Row| {
+            let interval = row.low.zip(row.high).map(|(low, high)| Interval { low, high });
+            kind.is_some_and(|kind| kind.is_exact(row.unit))
+                || interval.is_some_and(|interval| interval.is_within(resolve))
+        };
         let is_enough = |rows: &[Row]| {
-            let mut found = differences(rows).into_iter().filter(|(found, _)| kind.is_none_or(|kind| kind == *found));
-            found.any(|(kind, row)| Rule::of(kind, row).is_some()) || rows.iter().all(is_exact)
+            let mut found = differences(rows);
+            found.retain(|(found, _)| kind.is_none_or(|kind| kind == *found));
+            match found.as_slice() {
+                [] => rows.iter().all(is_exact),
+                found => found.iter().any(|(kind, row)| Rule::of(*kind, row).is_some()),
+            }
         };
         let bad = self.commits.last().context("no commit to bisect")?;
         let rows = match self.repeated(bad, is_enough)? {
@@ -236,6 +246,7 @@ impl<F: FnMut(&Commit, &Rules) -> Result<Fought>, S: FnMut(&str)> Hunt<'_, F, S>
             }
             number += 1;
             rules.budget *= 2;
+            rules.resolve /= 2.0;
             let short = commit.short();
             (self.say)(&format!("{short} is not told apart yet: measuring it for up to {}", shown(rules.budget)));
         }
@@ -293,7 +304,7 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::record::{AllocationChange, Allocations, SampleUnit};
+    use crate::record::{AllocationChange, Allocations};
 
     /// A benchmark whose ratio has this interval.
     pub(super) fn row(low: f64, high: f64) -> Row {
@@ -326,6 +337,8 @@ mod tests {
         unsteady: Vec<(usize, u64)>,
         /// The duel during which the process is killed.
         killed_at: Option<usize>,
+        /// The change is 5 %, and duels measure until they are as exact as asked.
+        is_slight: bool,
     }
 
     const COMMITS: usize = 12;
@@ -338,10 +351,18 @@ mod tests {
 
     impl World {
         fn row(&self, place: usize, rules: &Rules) -> Row {
-            let change = if place >= self.culprit { 1.1 } else { 1.0 };
+            let change = match (place >= self.culprit, self.is_slight) {
+                (false, _) => 1.0,
+                (true, false) => 1.1,
+                (true, true) => 1.05,
+            };
             let needed =
                 self.unsteady.iter().find(|(unsteady, _)| *unsteady == place).map_or(0, |(_, minutes)| *minutes);
-            let width = if rules.budget.as_secs() < 60 * needed { 1.08 } else { 1.01 };
+            let width = match self.is_slight {
+                true => 1.0 + 0.98 * rules.resolve,
+                false if rules.budget.as_secs() < 60 * needed => 1.08,
+                false => 1.01,
+            };
             row(change / width, change * width)
         }
 
@@ -393,6 +414,10 @@ mod tests {
         let (found, fights) = world.bisect(&out, false);
         assert_eq!((suspects(&found.expect("a bisection")), &fights[..4]), (vec![3], &[11, 11, 11, 5][..]));
         let world = World { culprit: 3, unsteady: vec![(COMMITS - 1, 100)], ..World::default() };
+        // As exact as asked is not exact enough to halve 5 %.
+        let slight = World { culprit: 3, is_slight: true, ..World::default() };
+        let (found, fights) = slight.bisect(&folder(), false);
+        assert_eq!((suspects(&found.expect("a bisection")), &fights[..3]), (vec![3], &[11, 11, 5][..]));
         let (error, fights) = world.bisect(&out, true);
         let error = error.expect_err("half of the change stays unknown").to_string();
         assert!(error.contains("is not exact enough to halve") && fights == [11, 11, 11], "{error}");

@@ -18,6 +18,7 @@ use crate::{
 #[derive(Clone, Copy, Debug)]
 pub struct Rule {
     kind: Kind,
+    is_exact: bool,
     /// 1 if the ratio rises from GOOD to BAD, and -1 if it falls.
     sign: f64,
     /// The ends of half of the change, as logarithms of rising ratios.
@@ -28,7 +29,8 @@ impl Rule {
     /// The rule from the duel of GOOD with BAD. `None` if the change is not known well enough to tell BAD from half of it.
     pub fn of(kind: Kind, row: &Row) -> Option<Self> {
         let (low, _) = interval(kind, row)?;
-        let mut rule = Self { kind, sign: if low > 0.0 { 1.0 } else { -1.0 }, half: (0.0, 0.0) };
+        let is_exact = kind.is_exact(row.unit);
+        let mut rule = Self { kind, is_exact, sign: if low > 0.0 { 1.0 } else { -1.0 }, half: (0.0, 0.0) };
         let (low, high) = rule.change(row)?;
         rule.half = (low / 2.0, high / 2.0);
         (low > 0.0 && rule.judge(row) == Some(Verdict::Bad)).then_some(rule)
@@ -45,12 +47,9 @@ impl Rule {
     }
 
     /// The share that an interval may reach below and above its middle. That of a commit without a change then ends before half of
-    /// the change. The others do not depend on the interval of the times.
+    /// the change. An exact change needs no interval.
     pub fn resolve(&self) -> f64 {
-        match self.kind {
-            Kind::Slower | Kind::Faster => (self.half.0 / 2.0).exp_m1(),
-            Kind::Memory | Kind::Tokens | Kind::Allocations => 1.0,
-        }
+        if self.is_exact { f64::INFINITY } else { (self.half.0 / 2.0).exp_m1() }
     }
 
     /// The interval of the change, in which a change like that of BAD is positive.
@@ -135,11 +134,18 @@ mod tests {
         let rule = Rule::of(Kind::Memory, &of_memory(0.9)).expect("less memory");
         assert_eq!(rule.judge(&of_memory(0.91)), Some(Verdict::Bad));
         assert_eq!(rule.judge(&of_memory(0.99)), Some(Verdict::Good));
+        assert!(rule.resolve().is_infinite());
+        let of_bytes = Row { unit: SampleUnit::Bytes, verdict: duel::Verdict::More, ..row(1.10, 1.12) };
+        assert!(
+            Rule::of(Kind::Memory, &of_bytes).expect("more memory").resolve() < 0.03,
+            "samples of memory have an interval"
+        );
 
         let of_tokens = |same: Option<bool>| Row { same_work: same, ..row(0.9, 1.1) };
         let rule = Rule::of(Kind::Tokens, &of_tokens(Some(false))).expect("other tokens");
         let judged = [Some(true), Some(false), None].map(|same| rule.judge(&of_tokens(same)));
         assert_eq!(judged, [Some(Verdict::Good), Some(Verdict::Bad), None]);
+        assert!(rule.resolve().is_infinite());
     }
 
     #[test]
