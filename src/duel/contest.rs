@@ -17,7 +17,7 @@ use super::{
     filter::Filter,
     process::{Answer, Process},
     protocol::{Listed, Sample},
-    sequential::{Interval, Ratios},
+    sequential::{Interval, Ratios, least_blocks},
 };
 use crate::{
     device::DeviceChoice,
@@ -35,10 +35,6 @@ const SAMPLE: Duration = Duration::from_millis(200);
 
 /// Most iterations of a sample.
 const ITERATIONS: usize = 100_000;
-
-/// The sides start anew if the time of a benchmark is enough for so many legs of one pair. Two legs have a vote, and eight votes decide on
-/// the whole time at a level of 5 %.
-const LEGS: u32 = 2 * 8;
 
 /// Part of the level that the whole time has where the time to the first token has the rest.
 const WHOLE: f64 = 0.75;
@@ -330,9 +326,10 @@ impl Contest<'_> {
         let mut course = Course::new(self, start);
         let first = course.coin();
         let (leg, pair) = course.leg(first, Duration::ZERO)?;
-        // The votes that decide may take a quarter more than the time.
-        let (leg, judged) = match 5 * self.time >= 4 * LEGS * started.elapsed() {
-            true => course.start_anew(leg, pair, first)?,
+        // Two legs have a vote. The sides start anew if there is time for the votes that decide, or nearly.
+        let legs = 2 * least_blocks(self.level * WHOLE) as u32;
+        let (leg, judged) = match 5 * self.time >= 4 * legs * started.elapsed() {
+            true => course.start_anew(legs, leg, pair, first)?,
             false => course.stay(leg, pair, first)?,
         };
         let Course { samples, whole, ttft, .. } = course;
@@ -457,16 +454,16 @@ impl<'a> Course<'a> {
     }
 
     /// Goes on with legs in opposite orders. Each samples for as long as it starts, if all legs then fit into the time.
-    fn start_anew(&mut self, leg: Leg, mut one: Pair, mut first: usize) -> Result<(Leg, Judged), Halt> {
+    fn start_anew(&mut self, legs: u32, leg: Leg, mut one: Pair, mut first: usize) -> Result<(Leg, Judged), Halt> {
         let Contest { time, .. } = *self.contest;
-        let leg_time = leg.start_time.min((time / LEGS).saturating_sub(leg.start_time));
+        let leg_time = leg.start_time.min((time / legs).saturating_sub(leg.start_time));
         drop(leg);
         loop {
             let (leg, other) = self.leg(1 - first, leg_time)?;
             let both = Pair::mean(&one, &other);
             self.push([&both, &both]);
             let judged = self.judged();
-            let end = if self.whole.blocks() < LEGS as usize / 2 { 2 * time } else { time };
+            let end = if judged.interval.is_none() { 2 * time } else { time };
             if judged.is_enough || self.started.elapsed() >= end {
                 return Ok((leg, judged));
             }

@@ -92,6 +92,13 @@ impl Ratios {
     }
 }
 
+/// The least number of blocks that can exclude a ratio at a level.
+pub fn least_blocks(level: f64) -> usize {
+    // The smallest number above 0 needs fewer.
+    const MOST: usize = 2048;
+    (1..MOST).find(|blocks| log_evidence(*blocks, 0) >= -level.ln()).unwrap_or(MOST)
+}
+
 fn insert(sorted: &mut Vec<f64>, ratio: f64) {
     sorted.insert(sorted.partition_point(|other| *other < ratio), ratio);
 }
@@ -236,6 +243,8 @@ mod tests {
         assert_eq!(ratios.interval(0.05), Some(Interval { low: 1.25, high: 1.25 }));
         // Twenty benchmarks at once need more.
         assert_eq!(ratios.interval(0.05 / 20.0), None);
+        assert_eq!([0.05, 0.05 * 0.75, 0.05 / 20.0].map(least_blocks), [8, 8, 13]);
+        assert!((1000..2048).contains(&least_blocks(f64::from_bits(1))) && least_blocks(0.0) == 2048);
     }
 
     #[test]
