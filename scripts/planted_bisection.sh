@@ -76,10 +76,10 @@ for kind in slower memory tokens; do
     plant "$kind" "$culprit"
     started=$SECONDS
     for kill in 1 2; do
-      (cd "$crate" && timeout --signal KILL $((5 + RANDOM % 60)) "$candlepower" bisect HEAD~12 HEAD --for "$kind" -- '^medium/') \
+      (cd "$crate" && timeout --signal KILL $((5 + RANDOM % 60)) "$candlepower" bisect HEAD~12 HEAD --budget 2m --for "$kind" -- '^medium/') \
         >"$work/killed.log" 2>&1 || true
     done
-    found=$(cd "$crate" && "$candlepower" bisect HEAD~12 HEAD --for "$kind" -- '^medium/' 2>"$work/bisect.log") || true
+    found=$(cd "$crate" && "$candlepower" bisect HEAD~12 HEAD --budget 2m --for "$kind" -- '^medium/' 2>"$work/bisect.log") || true
     echo "$kind, planted in commit $culprit, $((SECONDS - started)) s: $(head -n 1 <<<"$found")"
     grep -q "Commit $culprit\$" <<<"$(head -n 1 <<<"$found")" || wrong=$((wrong + 1))
   done
