@@ -4,21 +4,14 @@
 # Both sides are copies of one build, so that they differ in nothing else. Then duels of the program with itself and with the slower
 # one take turns, so that both kinds meet the same machine.
 #
-#   scripts/duel_pairs.sh [--disturbed] [duels] [planted] [filter] [seconds] [resolve]
+#   scripts/duel_pairs.sh [duels] [planted] [filter] [seconds] [resolve]
 #
 # By default, ten duels of each kind, a planted 0.05 (5 %), '^serving_load_tpot/llama-mini/', at most 60 s for a duel, which stops
-# when its interval reaches 0.02 (2 %) to either side. With --disturbed, another process loads a core and the memory for one to
-# five random seconds, with pauses of one to five random seconds.
-# Exits with code 1 if more than one in ten duels of the program with itself raises an alarm, or fewer than nine in ten find the
+# when its interval reaches 0.02 (2 %) to either side. scripts/disturb.sh runs it beside a disturber. Exits with code 1 if more than one in ten duels of the program with itself raises an alarm, or fewer than nine in ten find the
 # planted change.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-disturbed=
-if [[ ${1:-} == --disturbed ]]; then
-  disturbed=1
-  shift
-fi
 duels=${1:-10}
 planted=${2:-0.05}
 filter=${3:-^serving_load_tpot/llama-mini/}
@@ -30,8 +23,7 @@ export CANDLEPOWER_OUT=${CANDLEPOWER_OUT:-$pairs/records}
 
 # The programs are built from a copy, so that this checkout stays as it is.
 copy=$(mktemp -d)
-disturber=
-trap 'rm -rf "$copy"; [[ -z $disturber ]] || kill "$disturber"' EXIT
+trap 'rm -rf "$copy"' EXIT
 git ls-files -z --cached --others --exclude-standard | xargs -0 cp --parents -t "$copy"
 git -C "$copy" apply "$PWD/scripts/planted_step.patch"
 cargo build --release --quiet --bin candlepower --example duel_pairs --manifest-path "$copy/Cargo.toml" --target-dir "$pairs/build"
@@ -40,11 +32,6 @@ for side in original slower; do
 done
 # A later build may replace the program while the duels run.
 cp "$pairs/build/release/examples/duel_pairs" "$pairs/duel_pairs"
-
-if [[ -n $disturbed ]]; then
-  scripts/disturb.sh $$ &
-  disturber=$!
-fi
 
 duel() { PLANTED_SLOWDOWN=$planted "$pairs/duel_pairs" "$pairs/original" "$1" 1 "$filter" "$seconds" "$resolve"; }
 alarms=0

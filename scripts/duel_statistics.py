@@ -1,6 +1,6 @@
 """Compares statistics for duels: the number of blocks that each needs, and how often its interval misses the true ratio.
 
-    python3 scripts/duel_statistics.py [--duels 100] [RECORDS_A RECORDS_B]
+    python3 scripts/duel_statistics.py [--duels 100]
 
 Needs numpy. A block is two pairs of samples in turns, and a coin decides whose turn is first. Each statistic is a test martingale on an odd
 function of the logarithms of both ratios, divided by the candidate ratio; the coin makes its sign fair if the candidate is true (see
@@ -9,13 +9,9 @@ src/duel/sequential.rs). A mixture of 40 bets stands for the integral over all b
     signs       +1 or -1 if both pairs agree, and 0 otherwise. Duels use this one.
     sizes       The mean of both, in units of the median deviation of the earlier blocks, from -1 to 1.
     half each   Half of the stake on each of the two.
-
-With two files of records, as a duel of a program with itself leaves them in target/candlepower/<duel>-a and -b, the samples of each
-benchmark are drawn again as blocks of one real machine, instead of the simulated ones.
 """
 
 import argparse
-import json
 
 import numpy as np
 
@@ -49,7 +45,7 @@ def wandering(random, n):
 
 
 def starts(random, n):
-    """Noise of a start, in units of which each block has one mean: `blocks` sees equal pairs."""
+    """Noise between starts, of which two are a block. Its pairs are equal."""
     return 0.03 * random.standard_t(3, n)
 
 
@@ -95,41 +91,21 @@ def duel(pairs, statistic, level, resolve):
     return len(pairs[0]), False
 
 
-def recorded(files):
-    """A machine for each benchmark that both files have, which draws blocks from their pairs of samples."""
-    records = [[json.loads(line) for line in open(file)] for file in files]
-    a, b = ({record["id"]: (record.get("measures") or {}).get("sample_total_ms") or [] for record in side} for side in records)
-    for name in sorted(a.keys() & b.keys()):
-        ratios = np.log(np.array(b[name][: len(a[name])]) / np.array(a[name][: len(b[name])]))
-        ratios = ratios[: len(ratios) // 2 * 2].reshape(-1, 2)
-        if len(ratios) >= 20:
-            def drawn(random, ratios=ratios - np.median(ratios)):
-                chosen = ratios[random.integers(len(ratios), size=MOST_BLOCKS)] * random.choice([-1, 1], (MOST_BLOCKS, 1))
-                return chosen[:, 0], chosen[:, 1]
-            yield f"{name}, {len(ratios)} blocks", drawn
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--duels", type=int, default=100)
-    parser.add_argument("records", nargs="*")
     arguments = parser.parse_args()
-    if arguments.records:
-        machines = list(recorded(arguments.records))
-    else:
-        simulated = [quiet, spikes, disturbed, drifting, wandering, starts]
-        machines = [(machine.__name__, lambda random, machine=machine: blocks(machine, random)) for machine in simulated]
     print("| machine | level | resolve | " + " | ".join(f"{name}: blocks, misses" for name in STATISTICS) + " |")
     print("|---|---:|---:|" + "---:|" * len(STATISTICS))
     random = np.random.default_rng(1)
-    for name, machine in machines:
+    for machine in [quiet, spikes, disturbed, drifting, wandering, starts]:
         for level, resolve in [(0.05, 0.02), (0.0025, 0.02), (0.05, 0.01)]:
-            drawn = [machine(random) for _ in range(arguments.duels)]
+            drawn = [blocks(machine, random) for _ in range(arguments.duels)]
             cells = []
             for statistic in STATISTICS:
                 ends = [duel(pairs, statistic, level, resolve) for pairs in drawn]
                 cells.append(f"{np.mean([end[0] for end in ends]):.0f}, {sum(end[1] for end in ends)}")
-            print(f"| {name} | {level} | {resolve:.0%} | " + " | ".join(cells) + " |", flush=True)
+            print(f"| {machine.__name__} | {level} | {resolve:.0%} | " + " | ".join(cells) + " |", flush=True)
 
 
 if __name__ == "__main__":

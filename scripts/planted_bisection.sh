@@ -1,17 +1,12 @@
 #!/usr/bin/env bash
-# Tests whether `candlepower bisect` finds planted changes: scripts/planted_bisection.sh [--disturbed] [times]
+# Tests whether `candlepower bisect` finds planted changes: scripts/planted_bisection.sh [times]
 #
 # Makes a repository of the crate that README.md describes, with twelve commits after the first. One of them plants a change: forward passes
 # that take 5 % longer, 2 % more peak memory, or other tokens. Bisects each of the three so many times (default: 3), with another culprit each
-# time, and kills the program twice on the way. With --disturbed, scripts/disturb.sh runs beside it. Exits with code 1 if a bisection ends
-# with another commit. Leave the machine idle.
+# time, and kills the program twice on the way. Exits with code 1 if a bisection ends with another commit. Leave the machine idle, or run it by
+# scripts/disturb.sh.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-disturbed=
-if [[ ${1:-} == --disturbed ]]; then
-  disturbed=1
-  shift
-fi
 times=${1:-3}
 cargo build --release --quiet
 # The folder is outside of this workspace. It is kept, so that the next run compiles candlepower's dependencies no more.
@@ -24,8 +19,6 @@ git ls-files -z --cached --others --exclude-standard | xargs -0 cp --parents --p
 cp "${CARGO_TARGET_DIR:-target}/release/candlepower" "$work/program"
 candlepower=$work/program
 crate=$work/my-models
-disturber=
-trap '[[ -z $disturber ]] || kill "$disturber"' EXIT
 
 # The code block of README.md that belongs to a file.
 block() { awk -v marker="<!-- own $1 -->" '$0 == marker { found = 1; next } found && /^```/ { if (inside) exit; inside = 1; next } inside' README.md; }
@@ -62,10 +55,6 @@ plant() {
   done
 }
 
-if [[ -n $disturbed ]]; then
-  scripts/disturb.sh $$ &
-  disturber=$!
-fi
 # Compiles candlepower, so that the program is killed in its steps.
 plant slower 1
 (cd "$crate" && "$candlepower" duel HEAD~1 HEAD --budget 10s -- '^medium/') >"$work/first.log" 2>&1

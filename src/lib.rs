@@ -49,7 +49,9 @@
 //! }
 //!
 //! fn load(dtype: DType, device: &Device) -> Result<Bigram> {
-//!     let embedding = Tensor::randn(0f32, 0.02, (VOCAB_SIZE, HIDDEN_SIZE), device)?.to_dtype(dtype)?;
+//!     // Unlike those of `randn`, these weights are equal in each process, and so are the tokens.
+//!     let numbers = Tensor::arange(0f32, (VOCAB_SIZE * HIDDEN_SIZE) as f32, device)?;
+//!     let embedding = (numbers.sin()? * 0.02)?.reshape((VOCAB_SIZE, HIDDEN_SIZE))?.to_dtype(dtype)?;
 //!     Ok(Bigram { embedding })
 //! }
 //!

@@ -348,7 +348,6 @@ impl Contest<'_> {
         let peak = |record: &Record| record.measures.as_ref().and_then(|measures| measures.peak_bytes());
         let allocations = |record: &Record| record.measures.as_ref().and_then(Allocations::of);
         let [a, b] = samples;
-        let digests: BTreeSet<&Option<String>> = a.digests.union(&b.digests).collect();
         let interval = interval.map(|interval| (interval.low, interval.high));
         Ok(Ended::Measured(Row {
             id: self.id.to_owned(),
@@ -360,7 +359,7 @@ impl Contest<'_> {
             pairs: a.values.len(),
             seconds,
             memory_ratio: peak(&records[0]).zip(peak(&records[1])).map(|(a, b)| b as f64 / a as f64),
-            same_work: (!digests.contains(&None)).then_some(digests.len() == 1),
+            same_work: same_work([&a.digests, &b.digests]),
             allocations: AllocationChange::between(allocations(&records[0]), allocations(&records[1])),
             ttft: self.change(&ttft),
             a: median(a.values),
@@ -557,6 +556,13 @@ fn warm_up(side: &mut Process) -> Result<Answer<Duration>> {
     }
 }
 
+/// Returns whether both sides generated the same tokens. `None` if a side has none, or generates others in each start, as a model with
+/// random weights does.
+fn same_work(digests: [&BTreeSet<Option<String>>; 2]) -> Option<bool> {
+    let is_steady = |side: &&BTreeSet<Option<String>>| side.len() == 1 && !side.contains(&None);
+    digests.iter().all(is_steady).then(|| digests[0] == digests[1])
+}
+
 fn reason(record: &Record) -> String {
     text::line(record.reason.as_deref().unwrap_or("no reason was given"))
 }
@@ -597,6 +603,17 @@ mod tests {
 
     fn listed(ids: &[&str]) -> Vec<Listed> {
         ids.iter().map(|id| Listed { id: (*id).into(), target: record::group(id).to_uppercase() }).collect()
+    }
+
+    #[test]
+    fn tokens_are_compared_if_each_side_repeats_its_own() {
+        let side = |digests: &[Option<&str>]| digests.iter().map(|digest| digest.map(str::to_owned)).collect();
+        let [one, other, random, none] = [&[Some("1")][..], &[Some("2")], &[Some("1"), Some("2")], &[None]].map(side);
+        assert_eq!(same_work([&one, &one]), Some(true));
+        assert_eq!(same_work([&one, &other]), Some(false));
+        for unknown in [[&one, &random], [&random, &random], [&none, &none], [&none, &one]] {
+            assert_eq!(same_work(unknown), None);
+        }
     }
 
     /// The side that is loaded first takes 11 % longer.

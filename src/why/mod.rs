@@ -139,7 +139,7 @@ pub struct Part {
     pub flops: Option<f64>,
     /// The least time that the limits of the machine allow; `null` without bytes and operations.
     pub bound_ms: Option<f64>,
-    /// What computed it, as its spans say: for engine `tuned` the formats of the weights and the instructions that multiply them.
+    /// The kernels that its spans state. Those of engine `tuned` state the formats of the weights and the instruction set.
     pub kernels: Vec<String>,
     /// Allocations in a pass; `null` in a program without the counting allocator.
     pub allocations: Option<f64>,

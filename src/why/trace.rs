@@ -54,7 +54,7 @@ struct Known {
     handles: usize,
 }
 
-/// What a span states.
+/// The fields of a span.
 #[derive(Clone, Default)]
 struct Counts {
     bytes: Option<u64>,

@@ -413,11 +413,11 @@ mod tests {
         let world = World { culprit: 3, unsteady: vec![(COMMITS - 1, 4)], ..World::default() };
         let (found, fights) = world.bisect(&out, false);
         assert_eq!((suspects(&found.expect("a bisection")), &fights[..4]), (vec![3], &[11, 11, 11, 5][..]));
-        let world = World { culprit: 3, unsteady: vec![(COMMITS - 1, 100)], ..World::default() };
         // As exact as asked is not exact enough to halve 5 %.
         let slight = World { culprit: 3, is_slight: true, ..World::default() };
         let (found, fights) = slight.bisect(&folder(), false);
         assert_eq!((suspects(&found.expect("a bisection")), &fights[..3]), (vec![3], &[11, 11, 5][..]));
+        let world = World { culprit: 3, unsteady: vec![(COMMITS - 1, 100)], ..World::default() };
         let (error, fights) = world.bisect(&out, true);
         let error = error.expect_err("half of the change stays unknown").to_string();
         assert!(error.contains("is not exact enough to halve") && fights == [11, 11, 11], "{error}");

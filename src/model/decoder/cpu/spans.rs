@@ -1,4 +1,4 @@
-//! What the spans of a forward pass say to a trace.
+//! The fields of the spans of a forward pass, which a trace reads.
 
 use std::fmt::{self, Write};
 
@@ -17,7 +17,7 @@ macro_rules! product_span {
 }
 pub(super) use product_span;
 
-/// Formats that are named. More in one product have not been seen.
+/// Most formats that are named. The three matrices of attention are the most that differ.
 const FORMATS: usize = 4;
 
 /// Bytes of the weights.
