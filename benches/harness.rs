@@ -11,13 +11,15 @@ use std::{
 use anyhow::Result;
 use candle_core::Tensor;
 use candlepower::{
+    runner,
+    settings::Settings,
+    workload::{GenerationWorkload, Workload},
+};
+use candlepower_core::{
     generate::Request,
     measure::{CountingAllocator, memory::HeldBytes},
     model::{self, CausalLm, Engine, ModelSpec},
-    runner,
     scenario::Sampling,
-    settings::Settings,
-    workload::{GenerationWorkload, Workload},
 };
 use criterion::{Criterion, SamplingMode};
 
@@ -91,7 +93,7 @@ fn main() -> ExitCode {
             ratios.sort_unstable_by(f64::total_cmp);
             // Distribution-free 95 % interval of the median: the order statistics at n/2 ± √n.
             let (middle, half_width) = (ratios.len() / 2, (ratios.len() as f64).sqrt().ceil() as usize);
-            candlepower::output::print_line(format_args!(
+            candlepower_core::output::print_line(format_args!(
                 "suite / bare loop: median {:.4} of {} pairs, 95 % interval {:.4} to {:.4}",
                 ratios[middle],
                 ratios.len(),

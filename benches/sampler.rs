@@ -2,7 +2,7 @@
 
 use std::{hint::black_box, time::Duration};
 
-use candlepower::{generate::Sampler, scenario::GENERATION};
+use candlepower_core::{generate::Sampler, scenario::GENERATION};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use rand::{Rng, SeedableRng, rngs::ChaCha8Rng};
 

@@ -3,12 +3,7 @@
 
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
-use candlepower::{
-    measure::CountingAllocator,
-    model::{CausalLm, Footprint},
-    runner::Candidate,
-    scenario::GENERATION,
-};
+use candlepower::{Candidate, CausalLm, CountingAllocator, Footprint, GENERATION};
 
 #[global_allocator]
 static ALLOCATOR: CountingAllocator = CountingAllocator;

@@ -8,9 +8,10 @@ use std::{collections::BTreeMap, path::PathBuf, process::ExitCode, time::Duratio
 use anyhow::{Context, Result, bail};
 use candlepower::{
     duel::{Folders, Program, Rules, measure},
-    output, runner,
+    runner,
     settings::Settings,
 };
+use candlepower_core::output;
 
 fn main() -> ExitCode {
     runner::in_one_line(|| {

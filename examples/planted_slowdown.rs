@@ -6,10 +6,10 @@ use std::{process::ExitCode, time::Instant};
 
 use anyhow::{Context, Result};
 use candle_core::{Device, Tensor};
-use candlepower::{
+use candlepower::runner::Candidate;
+use candlepower_core::{
     measure::CountingAllocator,
     model::{self, CausalLm, Footprint},
-    runner::Candidate,
     scenario::GENERATION,
 };
 

@@ -18,7 +18,7 @@ for shape in mistral-7b-v0.3:6 ministral-8b:6 ministral-3-3b:13 smollm3-3b:18 ph
 config, layers = json.load(open(sys.argv[1])), int(sys.argv[2])
 config["num_hidden_layers"] = layers
 if config.get("layer_types"): config["layer_types"] = config["layer_types"][:layers]
-json.dump(config, open(sys.argv[3], "w"))' "src/model/shapes/$name.json" "$layers" "$folder/$name-$layers-layers.json"
+json.dump(config, open(sys.argv[3], "w"))' "src/core/model/shapes/$name.json" "$layers" "$folder/$name-$layers-layers.json"
   models+=" synthetic:$folder/$name-$layers-layers.json"
 done
 cargo build --release --quiet --bin candlepower

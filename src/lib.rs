@@ -83,33 +83,19 @@
 //! [`guide::methodology`] describes what is timed, how, and the known biases.
 
 #![warn(missing_docs)]
-// Without the command, parts of the library have no user.
-#![cfg_attr(not(all(feature = "cli", feature = "hub")), allow(dead_code, unused_imports))]
+// Parts of the library have no user but the command.
+#![cfg_attr(not(feature = "cli"), allow(dead_code, unused_imports))]
 
 pub mod bench;
 #[cfg(feature = "cli")]
 mod command;
-pub mod device;
-mod dialogue;
 #[cfg(feature = "cli")]
 mod doctor;
-mod files;
-pub mod generate;
-mod git;
 pub mod guide;
-pub mod measure;
-pub mod model;
-mod names;
 mod peer;
-mod progress;
-pub mod record;
 pub mod runner;
-pub mod scenario;
 pub mod settings;
-mod statistics;
-mod text;
-#[cfg(any(feature = "hub", feature = "serve"))]
-mod tls;
+#[cfg(feature = "cli")]
 pub mod train;
 pub mod verify;
 pub mod why;
@@ -119,16 +105,10 @@ pub mod wrap;
 
 // The tests of this package use these modules. They are not part of the API and change without notice.
 #[doc(hidden)]
-pub mod config;
-#[doc(hidden)]
 pub mod duel;
-#[doc(hidden)]
-pub mod error;
 #[cfg(feature = "serve")]
 #[doc(hidden)]
 pub mod load;
-#[doc(hidden)]
-pub mod output;
 #[doc(hidden)]
 pub mod quality;
 #[cfg(feature = "cli")]
@@ -140,15 +120,24 @@ pub mod report;
 #[doc(hidden)]
 pub mod serve;
 
+#[cfg(feature = "serve")]
+use candlepower_core::tls;
+use candlepower_core::{
+    config, device, dialogue, error, files, generate, git, measure, model, names, output, progress, statistics, step,
+    text,
+};
 use candlepower_kernels as kernels;
 
 pub use {anyhow, candle_core, criterion, tracing};
 
 pub use bench::{Suite, main, target};
+pub use candlepower_core::{
+    measure::CountingAllocator,
+    model::{CacheBytes, CausalLm, Footprint},
+    record,
+    scenario::{self, GENERATION},
+};
 #[cfg(feature = "cli")]
 #[doc(hidden)]
 pub use command::command;
-pub use measure::CountingAllocator;
-pub use model::{CacheBytes, CausalLm, Footprint};
 pub use runner::Candidate;
-pub use scenario::GENERATION;

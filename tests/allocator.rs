@@ -14,6 +14,9 @@ use candlepower::{
     CausalLm, Footprint,
     anyhow::Result,
     candle_core::{Device, Tensor},
+    workload::{GenerationWorkload, Workload},
+};
+use candlepower_core::{
     device::{DeviceChoice, Precision},
     generate::{self, Request},
     measure::{
@@ -23,7 +26,6 @@ use candlepower::{
     },
     model::{self, Engine, ModelSpec},
     scenario::Sampling,
-    workload::{GenerationWorkload, Workload},
 };
 
 #[global_allocator]

@@ -16,12 +16,14 @@ use std::{
 use anyhow::{Result, bail};
 use candle_core::{Device, Tensor};
 use candlepower::{
+    runner::{self, Candidate},
+    settings::STRICT,
+};
+use candlepower_core::{
     measure::{CountingAllocator, memory},
     model::{CausalLm, Footprint},
     record::{Measures, Record, Status},
-    runner::{self, Candidate},
     scenario::{Counterpart, Generation, Sampling, Tier},
-    settings::STRICT,
 };
 use tempfile::TempDir;
 
@@ -125,7 +127,7 @@ fn bench_target() -> ExitCode {
         candidates.last_mut().expect("a model").against.push((Counterpart::ActiveTwin, first));
         match std::env::var(BENCH_TARGET).as_deref() {
             #[cfg(feature = "serve")]
-            Ok(SERVING) => suite.serving(candlepower::scenario::SERVING_LOAD, candidates),
+            Ok(SERVING) => suite.serving(candlepower_core::scenario::SERVING_LOAD, candidates),
             _ => suite.generation(&scenarios, candidates),
         }
     })

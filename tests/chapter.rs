@@ -12,7 +12,7 @@ use std::{
     process::{Command, ExitCode, Stdio},
 };
 
-use candlepower::{
+use candlepower_core::{
     measure::CountingAllocator,
     scenario::{CHECKPOINT_MEMORY, GENERATION, MOE_TOP_K, PSANN_THROUGHPUT, TRAINING_SWEEP, Tier},
 };

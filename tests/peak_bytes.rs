@@ -11,7 +11,8 @@ use std::{
     time::Duration,
 };
 
-use candlepower::{bench, measure::peak_bytes::apart};
+use candlepower::bench;
+use candlepower_core::measure::peak_bytes::apart;
 use criterion::SamplingMode;
 
 fn target(bytes: u64) {

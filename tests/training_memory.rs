@@ -5,13 +5,13 @@ mod alone;
 
 use alone::alone;
 use candle_core::{DType, Device};
-use candlepower::{
+use candlepower_core::{
     measure::{
         CountingAllocator,
         allocator::{current_bytes, peak_bytes, reset_peak},
     },
     model::psann::{Base, PsannConfig},
-    train::step::{
+    step::{
         gradients::Sequences,
         language::{Language, Plan},
         optimizer::Options,

@@ -143,7 +143,7 @@ mod tests {
     #[test]
     fn the_benchmarks_that_differ_most_are_chosen_among_many() {
         let record = |number: usize| -> Record {
-            let sample: Record = serde_json::from_str(include_str!("../record/sample.json")).expect("the sample");
+            let sample: Record = serde_json::from_str(include_str!("../core/record/sample.json")).expect("the sample");
             Record { id: format!("short/{number}/a"), ..sample }
         };
         let records: Vec<Record> = (0..MOST + 1).map(record).collect();

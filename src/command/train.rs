@@ -14,7 +14,7 @@ use crate::{
     quality::{self, Questions, Task},
     record::Guarded,
     runner::{end_with_guard, guarded, set_threads, set_up_training},
-    train::run::{self, Progress, TaskScores, Text, TrainConfig, Trained},
+    train::{self, Progress, TaskScores, Text, TrainConfig, Trained},
 };
 
 #[derive(Args)]
@@ -67,7 +67,7 @@ impl Train {
     pub fn run(self) -> Result<ExitCode> {
         let (config, text) = self.configuration.read(TrainConfig::default(), None)?;
         let bar = bar();
-        let ended = run::run(&config, &text, &self.out, |step| show(&bar, "", step));
+        let ended = train::run(&config, &text, &self.out, |step| show(&bar, "", step));
         bar.finish_and_clear();
         let outcome = ended?;
         let folder = self.out.display();
@@ -132,7 +132,7 @@ impl Shootout {
         let (config, text) = self.configuration.read(TrainConfig::shootout(), guarded)?;
         let bar = bar();
         let progress = |name: &str, step: &Progress| show(&bar, name, step);
-        let ended = run::shootout(&config, &text, &self.out, guarded, progress, |trained| scores(trained, &tasks));
+        let ended = train::shootout(&config, &text, &self.out, guarded, progress, |trained| scores(trained, &tasks));
         bar.finish_and_clear();
         let shootout = ended?;
         output::print_line(shootout.leaderboard());

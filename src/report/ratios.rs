@@ -276,7 +276,7 @@ mod tests {
     use crate::record::{HeldBack, Hindrance, PairedRatio, SCHEMA};
 
     fn sample() -> Record {
-        serde_json::from_str(include_str!("../record/sample.json")).expect("the sample")
+        serde_json::from_str(include_str!("../core/record/sample.json")).expect("the sample")
     }
 
     fn with(edit: impl Fn(&mut Record)) -> Record {

@@ -287,7 +287,7 @@ mod tests {
     use crate::record::RECORDS;
 
     fn sample(id: &str, edit: impl Fn(&mut Record, &mut record::Generation)) -> Record {
-        let mut record: Record = serde_json::from_str(include_str!("../record/sample.json")).expect("the sample");
+        let mut record: Record = serde_json::from_str(include_str!("../core/record/sample.json")).expect("the sample");
         let Some(Measures::Generation(mut measures)) = record.measures.take() else { panic!("a generation") };
         record.id = id.into();
         edit(&mut record, &mut measures);

@@ -800,7 +800,7 @@ mod tests {
     }
 
     fn sample(scenario: &str, model: &str, edit: impl Fn(&mut Record)) -> Record {
-        let mut record: Record = serde_json::from_str(include_str!("../record/sample.json")).expect("the sample");
+        let mut record: Record = serde_json::from_str(include_str!("../core/record/sample.json")).expect("the sample");
         record.scenario = scenario.into();
         record.subject.model = model.into();
         edit(&mut record);

@@ -437,7 +437,7 @@ mod tests {
     use super::*;
 
     fn record(id: &str, edit: impl Fn(&mut Record)) -> String {
-        let mut record: Record = serde_json::from_str(include_str!("../record/sample.json")).expect("the sample");
+        let mut record: Record = serde_json::from_str(include_str!("../core/record/sample.json")).expect("the sample");
         record.id = id.into();
         edit(&mut record);
         serde_json::to_string(&record).expect("a line") + "\n"

@@ -165,7 +165,7 @@ mod tests {
     use crate::record::{Generation, Record};
 
     fn surroundings(lowest: f64, median: f64, highest: f64, best_of_run: f64) -> Surroundings {
-        let record: Record = serde_json::from_str(include_str!("../record/sample.json")).expect("the sample");
+        let record: Record = serde_json::from_str(include_str!("../core/record/sample.json")).expect("the sample");
         let spread = |scale: f64| {
             Some(Spread {
                 readings: 3,

@@ -72,7 +72,7 @@ mod tests {
     use super::*;
 
     fn sample(edit: impl Fn(&mut Record)) -> Record {
-        let mut record = serde_json::from_str(include_str!("../record/sample.json")).expect("the sample");
+        let mut record = serde_json::from_str(include_str!("../core/record/sample.json")).expect("the sample");
         edit(&mut record);
         record
     }

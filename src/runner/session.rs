@@ -33,7 +33,7 @@ use crate::{
         Status,
     },
     settings::{Settings, most_threads},
-    train::step::Diverged,
+    step::Diverged,
     workload::{Measured, Outcome},
 };
 

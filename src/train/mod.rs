@@ -1,7 +1,13 @@
-//! Training. `step` holds one optimisation step of each kind, without a clock. `run` trains a language model on a text
-//! corpus, from configuration to checkpoints and result files.
+//! Trainings of language models on a text. `corpus` tokenises the text, `config` holds the configuration, `training`
+//! trains one model and can be interrupted and resumed, `shootout` trains several and ranks them.
 
-#[cfg(feature = "cli")]
-pub mod run;
-#[warn(missing_docs)]
-pub mod step;
+mod config;
+mod corpus;
+mod shootout;
+mod training;
+
+pub use config::TrainConfig;
+pub(crate) use corpus::Text;
+pub use shootout::{Entry, Shootout};
+pub(crate) use shootout::{TaskScores, Trained, shootout};
+pub(crate) use training::{Outcome, Progress, run};

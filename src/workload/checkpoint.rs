@@ -228,7 +228,7 @@ mod tests {
 
     fn limits() -> LimitsOverTime {
         let record: crate::record::Record =
-            serde_json::from_str(include_str!("../record/sample.json")).expect("the sample");
+            serde_json::from_str(include_str!("../core/record/sample.json")).expect("the sample");
         record.limits.expect("limits").into()
     }
 

@@ -22,7 +22,7 @@ use crate::{
     record::{self, Measures, Stability},
     scenario::{self, Phase, Quantity, Trained},
     settings::Settings,
-    train::step::{
+    step::{
         Diverged,
         gradients::Sequences,
         language::{Language, Plan},

@@ -188,7 +188,7 @@ mod tests {
             work.iterate().expect("a window");
         }
         let record: crate::record::Record =
-            serde_json::from_str(include_str!("../record/sample.json")).expect("the sample");
+            serde_json::from_str(include_str!("../core/record/sample.json")).expect("the sample");
         let outcome = work.finish(&[1, 1], &record.limits.expect("limits").into());
         let Measures::Quality(measures) = outcome.measured.expect("measures").measures else { panic!("another kind") };
         assert_eq!((measures.sample_ms.len(), measures.window_tokens), (2, 128));

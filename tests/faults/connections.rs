@@ -14,10 +14,12 @@ use std::{
 };
 
 use candlepower::{
-    device::{DeviceChoice, Precision},
     load::{self, Api, Arrivals, Item, Limits as LoadLimits, Parser, Plan, Run, Shape, Shard, Target, Turns},
-    model::{self, Engine},
     serve::{Limits, Options, Server, Template},
+};
+use candlepower_core::{
+    device::{DeviceChoice, Precision},
+    model::{self, Engine},
 };
 use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
 use serde_json::Value;

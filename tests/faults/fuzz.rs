@@ -16,13 +16,15 @@ use std::{
 };
 
 use candlepower::{
+    report::{compare, export, history, joined, table},
+    train::TrainConfig,
+    workload::series::{SeriesGrid, translate},
+};
+use candlepower_core::{
     config::Layers,
     device::{DeviceChoice, Precision},
     model::{Engine, ModelSpec, load},
     record,
-    report::{compare, export, history, joined, table},
-    train::run::TrainConfig,
-    workload::series::{SeriesGrid, translate},
 };
 use rand::{Rng, RngExt, SeedableRng, rngs::ChaCha8Rng};
 
@@ -196,7 +198,7 @@ pub fn fuzz(target: &str, seeds: &[Vec<u8>], read: impl Fn(&[u8]) -> String) {
 
 /// An error is a line without control characters.
 fn is_line(error: &anyhow::Error) {
-    let text = candlepower::error::one_line(&format!("{error:#}"));
+    let text = candlepower_core::error::one_line(&format!("{error:#}"));
     assert!(text.lines().count() <= 1 && !text.contains(char::is_control), "{text:?}");
 }
 
@@ -269,7 +271,7 @@ fn records_of_others() {
     fs::create_dir_all(&reports).expect("a folder");
     let file = reports.join("results.jsonl");
     let sample: serde_json::Value =
-        serde_json::from_str(include_str!("../../src/record/sample.json")).expect("the sample");
+        serde_json::from_str(include_str!("../../src/core/record/sample.json")).expect("the sample");
     // A record of each scenario.
     let mut scenarios = BTreeSet::new();
     let mut lines: Vec<Vec<u8>> = candlepower::runner::sandbox::records("r", 1, 1, chrono::Utc::now())

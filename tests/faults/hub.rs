@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use candlepower::model::hub::Hub;
+use candlepower_core::model::hub::Hub;
 use tempfile::TempDir;
 
 use crate::stage::{Answer, Stage, head, reply};

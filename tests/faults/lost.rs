@@ -6,7 +6,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use candlepower::record::{Measures, Record, Status};
+use candlepower_core::record::{Measures, Record, Status};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -17,7 +17,7 @@ use crate::{
     output::SMALL_SWEEP,
 };
 
-const SAMPLE: &str = include_str!("../../src/record/sample.json");
+const SAMPLE: &str = include_str!("../../src/core/record/sample.json");
 
 fn sample(edit: impl FnOnce(&mut Value)) -> String {
     let mut record: Value = serde_json::from_str(SAMPLE).expect("the sample");
@@ -357,7 +357,7 @@ fn a_sweep_killed_at_a_record_loses_that_record_alone() {
     let output = crate::command::output(candlepower(folder.path()).args(&arguments));
     assert!(output.status.success(), "{}", stderr(&output));
     assert_eq!(stderr(&output).matches("done before").count(), whole);
-    let read = candlepower::record::read(&file).expect("records");
+    let read = candlepower_core::record::read(&file).expect("records");
     assert_eq!((read.records.len(), read.problems.len()), (4, 1), "{:?}", read.problems);
 }
 
@@ -393,7 +393,7 @@ fn a_combination_that_ends_its_process_leaves_the_others() {
         assert!(failed.reason.as_ref().is_some_and(|reason| reason.starts_with(&expected)), "{:?}", failed.reason);
         succeeds(folder.path(), &arguments);
         let file = folder.path().join("target/candlepower/r/records.jsonl");
-        let read = candlepower::record::latest(&file).expect("records");
+        let read = candlepower_core::record::latest(&file).expect("records");
         assert!(read.records.len() == 2 && read.records.iter().all(|record| record.status == Status::Measured));
     }
 }
@@ -447,7 +447,7 @@ fn combinations_that_failed_are_tried_again() {
     let output = crate::command::output(candlepower(folder.path()).args(&arguments));
     assert!(output.status.success(), "{}", stderr(&output));
     let after =
-        candlepower::record::latest(&folder.path().join("target/candlepower/r/records.jsonl")).expect("records");
+        candlepower_core::record::latest(&folder.path().join("target/candlepower/r/records.jsonl")).expect("records");
     assert!(after.records.len() == 4 && after.records.iter().all(|record| record.status == Status::Measured));
 }
 

@@ -7,7 +7,7 @@ use std::{
     process::{Output, Stdio},
 };
 
-use candlepower::record::{self, Record, Status};
+use candlepower_core::record::{self, Record, Status};
 use serde_json::Value;
 
 use crate::command::{aborted_once, candlepower, children_of, ended, send, stderr, wait_for};

@@ -15,17 +15,19 @@ use std::{
 };
 
 use candlepower::{
-    generate,
-    measure::CountingAllocator,
-    model,
-    record::{Generation, Measures, Record, Status},
     runner::Candidate,
-    scenario::{self, Counterpart, Sampling, TRAINING_SWEEP, Tier, TrainingGrid},
     settings::Settings,
     workload::{
         language_subject,
         series::{SeriesGrid, series_subject},
     },
+};
+use candlepower_core::{
+    generate,
+    measure::CountingAllocator,
+    model,
+    record::{Generation, Measures, Record, Status},
+    scenario::{self, Counterpart, Sampling, TRAINING_SWEEP, Tier, TrainingGrid},
 };
 use tempfile::TempDir;
 
@@ -406,7 +408,7 @@ fn llama_cpp_chooses_the_tokens_of_tuned() {
     for name in ["llama-mini", "qwen3-mini", "gemma3-mini"] {
         let program =
             "import gguf_file, json, sys; gguf_file.write_seeded(sys.argv[2], json.load(open(sys.argv[1])), 'f32', 1)";
-        let shape = root.join("src/model/shapes").join(name).with_extension("json");
+        let shape = root.join("src/core/model/shapes").join(name).with_extension("json");
         let file = world.0.path().join(name).with_extension("gguf");
         let mut python = Command::new("python3");
         python.args(["-c", program]).args([&shape, &file]).env("PYTHONPATH", root.join("scripts/peers"));

@@ -25,11 +25,13 @@ use std::{
 
 use candlepower::{
     anyhow::Result,
+    serve::{Limits, Options, Server, Template},
+};
+use candlepower_core::{
     device::{DeviceChoice, Precision},
     generate::{self, Sampler},
     model::{self, Engine, ModelSpec, Subject},
     scenario::Sampling,
-    serve::{Limits, Options, Server, Template},
 };
 use client::{get, post, send};
 use serde_json::{Value, json};

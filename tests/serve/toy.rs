@@ -11,8 +11,8 @@ use candlepower::{
     CausalLm, Footprint,
     anyhow::{Result, bail, ensure},
     candle_core::{DType, Device, Tensor},
-    model::{Part, Subject},
 };
+use candlepower_core::model::{Part, Subject};
 
 pub const VOCAB: usize = 300;
 pub const LENGTH: usize = 4096;

@@ -422,7 +422,7 @@ fn what_there_is_and_what_is_set_is_listed() {
     };
     let (all, scenarios) = (list(&[]), list(&["scenarios"]));
     assert!(all.lines().count() <= 40, "it fits a screen:\n{all}");
-    for scenario in candlepower::scenario::GENERATION {
+    for scenario in candlepower_core::scenario::GENERATION {
         assert!(line(&scenarios, scenario.key).contains(scenario.purpose));
         assert!(line(&all, "--bench generation").contains(scenario.key));
     }
@@ -454,7 +454,8 @@ fn the_doctor_names_what_makes_figures_doubtful() {
 
 /// Writes a run of one benchmark that takes `total_ms` to a folder below `out`.
 fn write_run(out: &Path, run: &str, total_ms: f64) {
-    let mut record: Value = serde_json::from_str(include_str!("../../src/record/sample.json")).expect("the sample");
+    let mut record: Value =
+        serde_json::from_str(include_str!("../../src/core/record/sample.json")).expect("the sample");
     let samples: Vec<f64> = (0..10).map(|sample| total_ms * (1.0 + 0.001 * f64::from(sample))).collect();
     record["measures"]["sample_total_ms"] = samples.into();
     fs::create_dir_all(out.join(run)).expect("made");

@@ -19,14 +19,14 @@ use std::{
 use candlepower::{
     anyhow::Result,
     duel::{Folders, Program, Rules, measure},
-    record::{self, Measures, RECORDS, Status},
     report::duel::{Duel, Verdict},
 };
+use candlepower_core::record::{self, Measures, RECORDS, Status};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 const CANDLEPOWER: &str = env!("CARGO_BIN_EXE_candlepower");
-const SAMPLE: &str = include_str!("../../src/record/sample.json");
+const SAMPLE: &str = include_str!("../../src/core/record/sample.json");
 pub const ID: &str = "short/llama-mini/stock-f32-cpu";
 
 /// The program of the small crate: a side whose samples take about as many nanoseconds as the file `ns` says.

@@ -6,7 +6,7 @@ use std::{
 };
 
 use candle_core::Device;
-use candlepower::{generate::Sampler, scenario::Sampling};
+use candlepower_core::{generate::Sampler, scenario::Sampling};
 use serde::Deserialize;
 
 /// Tolerance of a probability.

@@ -3,11 +3,11 @@
 use std::{fmt::Write, fs, path::Path, process::Command};
 
 use candlepower::{
-    config::{Config, Layers},
     settings::{PREFIX, Settings},
-    train::run::TrainConfig,
+    train::TrainConfig,
     workload::series::SeriesGrid,
 };
+use candlepower_core::config::{Config, Layers};
 
 /// Where a configuration is used: the title of its table, the command that has its flags, and whether its keys are
 /// environment variables.

@@ -2,13 +2,11 @@
 
 use std::{collections::BTreeSet, fs, path::Path};
 
-use candlepower::{
-    record::{
-        self, Measures,
-        columns::{csv, parquet},
-        measures::{self, TableKey, table_columns},
-    },
-    report::columns::{LabelTemplate, documentation, results, sweep},
+use candlepower::report::columns::{LabelTemplate, documentation, results, sweep};
+use candlepower_core::record::{
+    self, Measures,
+    columns::{csv, parquet},
+    measures::{self, TableKey, table_columns},
 };
 
 use crate::generated::assert_part;
@@ -128,7 +126,7 @@ fn a_kept_report_is_read_and_its_columns_are_the_same() {
 
 #[test]
 fn metrics_begin_with_the_headline() {
-    let sample = include_bytes!("../../src/record/sample.json");
+    let sample = include_bytes!("../../src/core/record/sample.json");
     let record: record::Record = serde_json::from_slice(sample).expect("the sample");
     let metrics = record.measures.expect("measures").metrics();
     let names: Vec<&str> = metrics.iter().map(|metric| metric.name).collect();

@@ -3,12 +3,14 @@
 use std::path::Path;
 
 use candlepower::{
+    report::{table::tables, text_table::terminal},
+    settings::Settings,
+};
+use candlepower_core::{
     config::Config,
     model::{config_keys_in_markdown, families_in_markdown, series::Architecture, shapes_in_markdown},
     record,
-    report::{table::tables, text_table::terminal},
     scenario::{GENERATION, Tier},
-    settings::Settings,
 };
 
 use crate::generated::assert_part;

@@ -6,10 +6,10 @@ use std::{
     process::{Command, Output},
 };
 
-use candlepower::record::{Measures, RECORDS, Record};
+use candlepower_core::record::{Measures, RECORDS, Record};
 use serde_json::Value;
 
-const SAMPLE: &str = include_str!("../../src/record/sample.json");
+const SAMPLE: &str = include_str!("../../src/core/record/sample.json");
 
 fn candlepower(folder: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_candlepower"));

@@ -6,13 +6,13 @@ use std::{fs, path::Path};
 use candlepower::{
     quality::{Evaluation, Report},
     recommend::Recommendation,
-    record::Record,
     report::{bisect::Bisection, compare::Comparison, duel::Duel, history::History},
     serve,
     verify::Verified,
     why::Advised,
     wrap::{Memory, Power},
 };
+use candlepower_core::record::Record;
 use schemars::{Schema, schema_for};
 
 #[test]

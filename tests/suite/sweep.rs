@@ -97,7 +97,8 @@ fn two_processes_that_write_to_one_run_lose_nothing() {
         });
         assert!(both.into_iter().all(|process| process.join().expect("a process")));
     });
-    let read = candlepower::record::read(&folder.path().join("target/candlepower/shared/records.jsonl")).expect("read");
+    let read =
+        candlepower_core::record::read(&folder.path().join("target/candlepower/shared/records.jsonl")).expect("read");
     assert_eq!(read.problems, Vec::<String>::new());
     assert_eq!(read.records.len(), 12);
 }

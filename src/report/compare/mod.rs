@@ -443,7 +443,8 @@ mod tests {
     use crate::record::Measures;
 
     fn record(id: &str, total_ms: f64, edit: impl Fn(&mut Record, &mut record::Generation)) -> Record {
-        let mut record: Record = serde_json::from_str(include_str!("../../record/sample.json")).expect("the sample");
+        let mut record: Record =
+            serde_json::from_str(include_str!("../../core/record/sample.json")).expect("the sample");
         let Some(Measures::Generation(mut measures)) = record.measures.take() else { panic!("a generation") };
         measures.sample_total_ms = (0..10).map(|sample| total_ms * (1.0 + 0.001 * f64::from(sample))).collect();
         record.id = id.into();

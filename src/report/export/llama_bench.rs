@@ -148,7 +148,7 @@ mod tests {
     use super::*;
 
     fn sample() -> Record {
-        serde_json::from_str(include_str!("../../record/sample.json")).expect("the sample")
+        serde_json::from_str(include_str!("../../core/record/sample.json")).expect("the sample")
     }
 
     fn lines(record: &Record) -> Vec<Value> {

@@ -329,7 +329,7 @@ mod tests {
     fn each_dtype_has_a_roof_and_shares_have_a_line_at_the_limit() {
         let row = |dtype: &str, matrix_flops_per_s: f64| {
             let mut record: Record =
-                serde_json::from_str(include_str!("../../record/sample.json")).expect("the sample");
+                serde_json::from_str(include_str!("../../core/record/sample.json")).expect("the sample");
             record.subject.dtype = dtype.into();
             record.limits.as_mut().expect("limits").matrix_flops_per_s = matrix_flops_per_s;
             let Some(Measures::Generation(measures)) = &mut record.measures else { panic!("a generation") };
@@ -350,7 +350,7 @@ mod tests {
     fn the_long_contexts_are_a_line_below_their_bound() {
         let row = |scenario: &str, prompt_tokens: usize, rate: f64| {
             let mut record: Record =
-                serde_json::from_str(include_str!("../../record/sample.json")).expect("the sample");
+                serde_json::from_str(include_str!("../../core/record/sample.json")).expect("the sample");
             record.scenario = scenario.into();
             let Some(Measures::Generation(measures)) = &mut record.measures else { panic!("a generation") };
             measures.prompt_tokens = prompt_tokens;

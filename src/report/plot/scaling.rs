@@ -57,7 +57,7 @@ mod tests {
     fn a_model_is_a_line_beside_its_ideal() {
         let row = |threads: u64, rate: f64| {
             let mut record: Record =
-                serde_json::from_str(include_str!("../../record/sample.json")).expect("the sample");
+                serde_json::from_str(include_str!("../../core/record/sample.json")).expect("the sample");
             record.scenario = THREADS_SCALING[0].key.into();
             record.subject.sizes = [("threads", threads), (FEWEST, 1)].map(|(k, v)| (k.to_owned(), v)).into();
             let Some(Measures::Generation(measures)) = &mut record.measures else { panic!("a generation") };

@@ -16,7 +16,7 @@ use crate::{
     peer::{Model, Peer, Work},
     record::{self, Measures},
     scenario::{Phase, Trained},
-    train::step::{Diverged, forecast::Task, optimizer::Options},
+    step::{Diverged, forecast::Task, optimizer::Options},
 };
 
 /// The copies of the logits that a framework holds in a training step: themselves, their gradient, and their softmax.

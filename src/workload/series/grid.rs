@@ -17,7 +17,7 @@ use crate::{
         series::{Architecture, Forecaster, Sizes, data::Window},
     },
     settings::Settings,
-    train::step::{
+    step::{
         forecast::{Task, TrainingOptions},
         optimizer::Options,
     },

@@ -27,7 +27,7 @@ use crate::{
     model::series::{Cost, Forecaster, data::Window},
     record::{Measures, Subject, Sweep},
     scenario::Phase,
-    train::step::forecast::{Batches, Forecasting, SeriesTraining, Task},
+    step::forecast::{Batches, Forecasting, SeriesTraining, Task},
 };
 
 enum Steps {

@@ -5,7 +5,7 @@ mod server;
 use std::{fs, path::Path, process::Command, time::Duration};
 
 use candle_core::Device;
-use candlepower::{
+use candlepower_core::{
     device::Precision,
     model::{Engine, checkpoint::Checkpoint, hub::Hub, open},
 };
@@ -440,7 +440,7 @@ fn a_gguf_file_is_named_by_its_quantisation_or_its_path() {
         let (path, source) = fetch(wanted).expect(wanted);
         assert_eq!(source, format!("hub:{REPO}/{file}@{COMMIT}"), "{wanted}");
         assert_eq!(content(&path), format!("GGUF {file}"));
-        assert!(source.parse::<candlepower::model::ModelSpec>().is_ok_and(|spec| spec.to_string() == source));
+        assert!(source.parse::<candlepower_core::model::ModelSpec>().is_ok_and(|spec| spec.to_string() == source));
         if file == files[2] {
             // The other part, and what stands beside it.
             assert_eq!(content(&path.with_file_name("m-UD-Q2_K-00002-of-00002.gguf")), format!("GGUF {}", files[3]));
