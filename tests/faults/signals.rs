@@ -91,8 +91,19 @@ fn is_whole(folder: &Path) {
     }
 }
 
+/// Returns whether programs that this one starts ignore a signal, as those of a shell do that runs them in the background.
+fn is_ignored(number: i32) -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap_or_default();
+    u64::from_str_radix(mask.trim(), 16).is_ok_and(|mask| mask >> (number - 1) & 1 == 1)
+}
+
 fn is_ended_by(arguments: &[&str], (signal, number): (&str, i32), moment_ms: u64) {
     let about = format!("{arguments:?} by SIG{signal} after {moment_ms} ms");
+    if is_ignored(number) {
+        eprintln!("skipped {about}: this process ignores the signal");
+        return;
+    }
     let folder = tempfile::tempdir().expect("a folder");
     prepare(folder.path());
     let server = TcpListener::bind("127.0.0.1:0").expect("a port");
