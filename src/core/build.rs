@@ -26,14 +26,15 @@ fn export(key: &str, value: &str) {
 
 /// The Cargo.lock of the build. The first one above the output folder belongs to the workspace, also where this crate is a
 /// dependency. If this crate lies in the target folder, as the worktrees of a duel do, or the target folder is outside the
-/// workspace, the one beside this file is used, unless it came with a package: Cargo ignores that one when it builds a
-/// dependency.
+/// workspace, the one of this crate's workspace, two folders above this file, is used, unless it came with a package: Cargo
+/// ignores that one when it builds a dependency.
 fn lock_file() -> Option<PathBuf> {
     let out = PathBuf::from(env::var_os("OUT_DIR")?);
     let own = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR")?);
+    let workspace = own.ancestors().nth(2)?;
     let lock = |folder: &Path| Some(folder.join("Cargo.lock")).filter(|lock| lock.is_file());
     // Cargo writes this marker into packages that it unpacked or cloned.
-    let own_lock = lock(&own).filter(|_| !own.join(".cargo-ok").exists());
+    let own_lock = lock(workspace).filter(|_| !workspace.join(".cargo-ok").exists());
     let above = |folder: &Path| lock(folder).or_else(|| own_lock.clone().filter(|_| own.starts_with(folder)));
     out.ancestors().find_map(above).or_else(|| own_lock.clone())
 }
