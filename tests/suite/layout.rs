@@ -4,6 +4,7 @@ use std::{
     collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 use candlepower_core::model::series::Architecture;
@@ -111,6 +112,20 @@ fn imports_are_found() {
     let found: Vec<String> = imports(text).into_iter().collect();
     assert_eq!(found, ["doctor", "error", "model", "record"]);
     assert!(imports(&code("// crate::runner\n#[cfg(test)]\nmod tests {\n use crate::runner;\n}")).is_empty());
+}
+
+/// A patch of a script changes lines that a later commit may change too.
+#[test]
+fn the_patches_of_scripts_apply() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    for entry in fs::read_dir(root.join("scripts")).expect("a folder") {
+        let patch = entry.expect("an entry").path();
+        if patch.extension().is_some_and(|extension| extension == "patch") {
+            let git =
+                Command::new("git").args(["apply", "--check"]).arg(&patch).current_dir(root).output().expect("git");
+            assert!(git.status.success(), "{}: {}", patch.display(), String::from_utf8_lossy(&git.stderr));
+        }
+    }
 }
 
 /// The places in `src` and `benches` where a text is found, less unit tests.

@@ -8,10 +8,9 @@ mod summary;
 mod timeline;
 
 pub use prompt::{encode, prompt_batch, prompt_ids, prompt_text};
-pub use run::{DECODE, MODEL, PREFILL, Run, TooLong, check_lengths, check_lengths_within};
-pub use run::{Request, run};
-pub use run::{check_logits, with_logits};
+pub use run::{
+    DECODE, MODEL, PREFILL, Request, Run, TooLong, check_lengths, check_lengths_within, check_logits, run, with_logits,
+};
 pub use sampler::{Candidate, Sampler};
-pub use summary::digest;
-pub use summary::{Required, routing, summarise};
+pub use summary::{Required, digest, routing, summarise};
 pub use timeline::{FinishReason, Timeline};

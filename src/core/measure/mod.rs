@@ -19,9 +19,7 @@ mod token_time;
 
 pub use crate::kernels::system::allocator::{self, CountingAllocator};
 pub use crate::statistics;
-pub use cpu_time::CpuTime;
-pub use cpu_time::page_faults;
-pub use limits::{Gauge, LimitsOverTime, Reading};
-pub use limits::{around, limits, weights_bytes_per_s};
+pub use cpu_time::{CpuTime, page_faults};
+pub use limits::{Gauge, LimitsOverTime, Reading, around, limits, weights_bytes_per_s};
 pub use peak_bytes::PeakBytes;
 pub use token_time::TokenTime;

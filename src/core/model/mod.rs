@@ -42,15 +42,13 @@ mod tensors;
 pub(crate) mod trainable;
 
 pub use causal_lm::{CacheBytes, CausalLm, Footprint, LogitRows, Part};
-pub use chat::ChatTemplate;
-pub use chat::chat_template;
+pub use chat::{ChatTemplate, chat_template};
 pub use decoder::ExpertLoad;
 pub use external::{External, FRAMEWORK_BYTES};
 pub use keys::config_keys_in_markdown;
 pub use matrix::families_in_markdown;
 pub use parallel::{Parallel, apart};
-pub use shapes::{MINI, SYNTHETIC};
-pub use shapes::{shape, shapes_in_markdown};
+pub use shapes::{MINI, SYNTHETIC, shape, shapes_in_markdown};
 pub use spec::ModelSpec;
 
 use std::{

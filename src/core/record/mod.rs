@@ -20,20 +20,14 @@ mod read;
 mod sink;
 
 pub use allocations::{AllocationChange, Allocations};
-pub use baseline::{Estimate, Samples};
-pub use baseline::{baseline, baseline_records, baselines, estimates, keep_records};
-pub use between_runs::History;
-pub use between_runs::{Basis, BetweenRuns};
+pub use baseline::{Estimate, Samples, baseline, baseline_records, baselines, estimates, keep_records};
+pub use between_runs::{Basis, BetweenRuns, History};
 pub use environment::{GLIBC_TUNABLES, VARIABLES, Variable};
 pub use guarded::{GUARDED, Guarded, Note};
-pub use id::group;
-pub use id::{BenchmarkId, Variant};
-pub use measures::MeasureUnit;
-pub use measures::{Evaluation, Generation, Loading, Quality, Serving, Sweep, Tokenizing, Training};
-pub use read::{Read, latest, read};
-pub use read::{earlier_runs, parse};
-pub use sink::RECORDS;
-pub use sink::{Sink, check_writable, parent_process, write_whole};
+pub use id::{BenchmarkId, Variant, group};
+pub use measures::{Evaluation, Generation, Loading, MeasureUnit, Quality, Serving, Sweep, Tokenizing, Training};
+pub use read::{Read, earlier_runs, latest, parse, read};
+pub use sink::{RECORDS, Sink, check_writable, parent_process, write_whole};
 
 use std::{
     collections::{BTreeMap, BTreeSet},

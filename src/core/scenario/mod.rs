@@ -10,16 +10,13 @@ mod serving;
 mod sweep;
 mod training;
 
-pub use checkpoint::TOKENIZER_TEXT_BYTES;
-pub use checkpoint::{CheckpointScenario, CheckpointWork, LOAD, Pass, TOKENIZER};
+pub use checkpoint::{CheckpointScenario, CheckpointWork, LOAD, Pass, TOKENIZER, TOKENIZER_TEXT_BYTES};
 pub use counterpart::Counterpart;
 pub use generation::{GENERATION, Generation, LONG_CONTEXT, MOE_TOP_K, Sampling, TENSOR_PARALLEL, THREADS_SCALING};
-pub use moe::{EXPERT_GRID, EXPERT_HIDDEN_SIZE, ExpertDecoder, dense_name, expert_grid};
-pub use moe::{ExpertGrid, FeedForward};
+pub use moe::{EXPERT_GRID, EXPERT_HIDDEN_SIZE, ExpertDecoder, ExpertGrid, FeedForward, dense_name, expert_grid};
 pub use perplexity::{PERPLEXITY, PerplexityScenario};
 pub use serving::{Latency, SERVING_LOAD, ServingLoad, Traffic};
-pub use sweep::SweepScenario;
-pub use sweep::{SWEEP, SWEEP_PRESETS};
+pub use sweep::{SWEEP, SWEEP_PRESETS, SweepScenario};
 pub use training::{
     Batch, CHECKPOINT_MEMORY, PSANN_THROUGHPUT, Phase, Quantity, Shape, TRAINING_SWEEP, Trained, TrainingGrid,
     TrainingScenario,
