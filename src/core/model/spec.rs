@@ -206,13 +206,13 @@ mod tests {
             ("/tmp/none/x.gguf", "path:/tmp/none/x.gguf", true),
             ("../none", "path:../none", false),
             // They exist: the tests run in the folder of the crate.
-            ("src/model", "path:src/model", false),
-            ("fixtures", "path:fixtures", false),
+            ("model/gguf", "path:model/gguf", false),
+            ("model", "path:model", false),
             ("owner/name:Q4_K_M", "hub:owner/name:Q4_K_M@main", true),
             ("hub:owner/name:UD-Q4_K_XL@v2", "hub:owner/name:UD-Q4_K_XL@v2", true),
             ("owner/name/x.gguf", "hub:owner/name/x.gguf@main", true),
             ("hub:owner/name/Q8_0/x-00001-of-00002.gguf@v/2", "hub:owner/name/Q8_0/x-00001-of-00002.gguf@v/2", true),
-            ("hub:src/model", "hub:src/model@main", false),
+            ("hub:model/gguf", "hub:model/gguf@main", false),
             ("hub:owner/x.gguf", "hub:owner/x.gguf@main", false),
         ] {
             let spec = parse(text);
