@@ -6,7 +6,7 @@ use std::{process::ExitCode, time::Instant};
 
 use anyhow::{Context, Result};
 use candle_core::{Device, Tensor};
-use candlepower::runner::Candidate;
+use candlepower::Candidate;
 use candlepower_core::{
     measure::CountingAllocator,
     model::{self, CausalLm, Footprint},

@@ -7,8 +7,8 @@
 #   scripts/duel_pairs.sh [duels] [planted] [filter] [seconds] [resolve]
 #
 # By default, ten duels of each kind, a planted 0.05 (5 %), '^serving_load_tpot/llama-mini/', at most 60 s for a duel, which stops
-# when its interval reaches 0.02 (2 %) to either side. scripts/disturb.sh runs it beside a disturber. Exits with code 1 if more than one in ten duels of the program with itself raises an alarm, or fewer than nine in ten find the
-# planted change.
+# when its interval reaches 0.02 (2 %) to either side. scripts/disturb.sh runs it beside a disturber. Exits with code 1 if more than one
+# in ten duels of the program with itself raises an alarm, or fewer than nine in ten find the planted change.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -1,7 +1,7 @@
 //! The library below candlepower: models and their engines, generation and training steps, the limits of the machine, and records.
 //!
-//! This package has no clock around a benchmark, no statistics of benchmarks, and no command. candlepower adds these, and re-exports
-//! what its users need: this package is not an API of its own, and changes without notice.
+//! This package runs no benchmarks and has no command: candlepower does, and re-exports the names that its users need. The items here
+//! change without notice.
 
 #![warn(missing_docs)]
 

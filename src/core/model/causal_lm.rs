@@ -201,7 +201,7 @@ fn ensure_first(sequence: usize) -> Result<()> {
 ///
 /// ```
 /// use candle_core::DType;
-/// use candlepower_core::model::Footprint;
+/// # use candlepower_core::model::Footprint;
 ///
 /// let (vocabulary, width, layers, heads, kv_heads, head_dim, inner) = (128, 64, 2, 4, 2, 16, 256);
 /// let head = vocabulary * width;
