@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, path::PathBuf, process::ExitCode, time::Duratio
 
 use anyhow::{Context, Result, bail};
 use candlepower::{
-    duel::{Folders, Program, Rules, measure},
+    duel::{Folders, Program, Rules, Until, measure},
     runner,
     settings::Settings,
 };
@@ -28,6 +28,7 @@ fn main() -> ExitCode {
         let rules = Rules {
             filter: Some(filter.parse()?),
             resolve: resolve.parse().with_context(|| resolve.clone())?,
+            until: Until::Resolved,
             level: 0.05,
             budget: Duration::from_secs(seconds.parse().with_context(|| seconds.clone())?),
         };

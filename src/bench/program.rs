@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result};
 
 use crate::{
-    duel::{Filter, Folders, Program, Rules, measure},
+    duel::{Filter, Folders, Program, Rules, Until, measure},
     files,
     names::PathName,
     output,
@@ -113,6 +113,7 @@ pub fn in_turns(
     let rules = Rules {
         filter: Some(ids.join("|").parse::<Filter>()?),
         resolve: RESOLVE,
+        until: Until::Resolved,
         level: LEVEL,
         budget: took.max(LEAST * compared.len() as u32),
     };

@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::{compare::percent, flags::Format};
 use crate::{
-    duel::{self, Filter, Rules, Side},
+    duel::{self, Filter, Rules, Side, Until},
     output,
     runner::{Catalogue, Session, Target},
     settings::Settings,
@@ -63,7 +63,7 @@ impl RuleFlags {
         let Self { filter, resolve, level, budget } = self;
         ensure!(level > 0.0 && level < 1.0, "--level must be above 0 % and below 100 %");
         ensure!(resolve > 0.0, "--resolve must be above 0 %");
-        Ok(Rules { filter, resolve, level, budget })
+        Ok(Rules { filter, resolve, until: Until::Resolved, level, budget })
     }
 }
 

@@ -17,7 +17,7 @@ use super::{
     filter::Filter,
     process::{Answer, Process},
     protocol::{Listed, Sample},
-    sequential::{Interval, Ratios, least_blocks},
+    sequential::{Interval, Ratios, Until, least_blocks},
 };
 use crate::{
     device::DeviceChoice,
@@ -60,9 +60,10 @@ pub struct Program {
 pub struct Rules {
     /// Benchmarks to measure; `None` measures all.
     pub filter: Option<Filter>,
-    /// A benchmark stops when its interval reaches at most this share below and above its middle. If it is infinite, one block is enough,
-    /// which has no interval: memory, tokens and allocations need none.
+    /// An interval is resolved if it reaches at most this share below and above its middle.
     pub resolve: f64,
+    /// When a benchmark stops.
+    pub until: Until,
     /// Probability with which a duel of a program with itself may find any change.
     pub level: f64,
     /// Time for loading models and taking samples. Each benchmark gets an equal part of what is left.
@@ -120,8 +121,9 @@ pub fn measure([a, b]: [&Program; 2], rules: &Rules, folders: Folders, mut progr
             let started = Instant::now();
             let line = progress::live(format_args!("{number}/{count} {id}"));
             line.step(format_args!("at most about {:.0} s", time.as_secs_f64()));
-            let ended = Contest { id: &id, level: rules.level / count as f64, resolve: rules.resolve, time }
-                .run(&start, &keepers)?;
+            let Rules { resolve, until, .. } = *rules;
+            let level = rules.level / count as f64;
+            let ended = Contest { id: &id, level, resolve, until, time }.run(&start, &keepers)?;
             left = left.saturating_sub(started.elapsed());
             drop(line);
             match ended {
@@ -208,6 +210,7 @@ struct Contest<'a> {
     id: &'a str,
     level: f64,
     resolve: f64,
+    until: Until,
     time: Duration,
 }
 
@@ -525,7 +528,7 @@ impl<'a> Course<'a> {
 
     fn judged(&self) -> Judged {
         let [level, rest] = self.contest.levels(&self.ttft);
-        let resolve = self.contest.resolve;
+        let Contest { resolve, until, .. } = *self.contest;
         let interval = self.whole.interval(level);
         let is_resolved = interval.is_some_and(|interval| interval.is_within(resolve));
         let is_long = self.samples.iter().any(|side| side.ttft_share >= LONG_PROMPT);
@@ -533,7 +536,8 @@ impl<'a> Course<'a> {
             None => self.ttft.blocks() == 0,
             Some(interval) => !is_long || interval.is_within(resolve),
         };
-        Judged { interval, is_resolved, is_enough: resolve.is_infinite() || is_resolved && has_ttft }
+        let is_enough = until.is_met(interval, resolve) && (until != Until::Resolved || has_ttft);
+        Judged { interval, is_resolved, is_enough }
     }
 }
 

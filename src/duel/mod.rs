@@ -37,6 +37,7 @@ pub(crate) use filter::Filter;
 #[cfg(feature = "cli")]
 pub(crate) use guard::guard;
 pub(crate) use process::{Answer, Process};
+pub use sequential::Until;
 pub(crate) use serve::serve;
 #[cfg(feature = "cli")]
 pub(crate) use side::Side;

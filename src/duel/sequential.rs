@@ -42,6 +42,41 @@ impl Interval {
     pub fn is_within(&self, share: f64) -> bool {
         self.high <= self.low * (1.0 + share).powi(2)
     }
+
+    /// Returns whether the change is known well enough to tell it from half of it, on the logarithmic scale.
+    fn is_halved(&self) -> bool {
+        let Self { low, high } = *self;
+        if low > 1.0 { low * low > high } else { high < 1.0 && high * high < low }
+    }
+}
+
+/// When the blocks of a benchmark are enough.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Until {
+    /// The interval is resolved: it reaches at most the share that was asked for below and above its middle.
+    Resolved,
+    /// The interval contains 1 and is resolved, or the change can be told from half of it.
+    Halved,
+    /// The interval lies below the first of two ratios, or above the second.
+    Apart([f64; 2]),
+    /// One block is measured, which has no interval: memory, tokens and allocations need none.
+    Block,
+}
+
+impl Until {
+    /// Returns whether an interval is enough, where `None` contains all ratios.
+    pub fn is_met(&self, interval: Option<Interval>, resolve: f64) -> bool {
+        let Some(interval) = interval else { return *self == Self::Block };
+        match *self {
+            Self::Block => true,
+            Self::Resolved => interval.is_within(resolve),
+            Self::Halved => {
+                let contains_one = interval.low <= 1.0 && interval.high >= 1.0;
+                interval.is_halved() || contains_one && interval.is_within(resolve)
+            }
+            Self::Apart([low, high]) => interval.high < low || interval.low > high,
+        }
+    }
 }
 
 impl Ratios {

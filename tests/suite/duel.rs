@@ -18,7 +18,7 @@ use std::{
 
 use candlepower::{
     anyhow::Result,
-    duel::{Folders, Program, Rules, measure},
+    duel::{Folders, Program, Rules, Until, measure},
     report::duel::{Duel, Verdict},
 };
 use candlepower_core::record::{self, Measures, RECORDS, Status};
@@ -381,7 +381,8 @@ esac; done"#,
 }
 
 fn fight(folder: &Path, a: &Program, b: &Program) -> Result<Duel> {
-    let rules = Rules { filter: None, resolve: 0.02, level: 0.05, budget: Duration::from_secs(20) };
+    let rules =
+        Rules { filter: None, resolve: 0.02, until: Until::Resolved, level: 0.05, budget: Duration::from_secs(20) };
     measure([a, b], &rules, Folders { out: &folder.join("out"), logs: folder }, |_| ())
 }
 
@@ -466,7 +467,7 @@ fn own(settings: &[(&str, &str)]) -> Program {
 fn the_program_measures_itself() {
     let folder = tempfile::tempdir().expect("a folder");
     let filter = Some(format!("^{ID}$").parse().expect("a filter"));
-    let rules = Rules { filter, resolve: 0.1, level: 0.05, budget: Duration::from_secs(4) };
+    let rules = Rules { filter, resolve: 0.1, until: Until::Resolved, level: 0.05, budget: Duration::from_secs(4) };
     let (a, b) = (own(&[("models", "llama-mini")]), own(&[("models", "llama-mini")]));
     let folders = Folders { out: &folder.path().join("out"), logs: folder.path() };
     let mut lines = Vec::new();
@@ -491,7 +492,8 @@ fn a_training_step_and_a_forecast_can_be_sides() {
     for filter in ["^training_sweep_forward/respsann-d128-l2-s128-b8/", "^architecture_sweep_train/state_space-d48-l2-"]
     {
         let filter = Some(filter.parse().expect("a filter"));
-        let rules = Rules { filter, resolve: 0.5, level: 0.5, budget: Duration::from_millis(1) };
+        let rules =
+            Rules { filter, resolve: 0.5, until: Until::Resolved, level: 0.5, budget: Duration::from_millis(1) };
         let folders = Folders { out: &folder.path().join("out"), logs: folder.path() };
         let duel = measure([&own(&[]), &own(&[])], &rules, folders, |_| ()).expect("a duel");
         assert!(duel.failed.is_empty() && !duel.rows.is_empty(), "{:?}", duel.failed);

@@ -24,7 +24,7 @@ use self::{
     rule::{Rule, differences},
     search::Search,
 };
-use super::{Filter, Rules, Side, sequential::Interval};
+use super::{Filter, Rules, Side, Until, sequential::Interval};
 use crate::{
     error::one_line,
     output, progress,
@@ -153,7 +153,7 @@ impl<F: FnMut(&Commit, &Rules) -> Result<Fought>, S: FnMut(&str)> Hunt<'_, F, S>
             format!("{}: {change} is not exact enough to halve: give a smaller --resolve or a longer --budget", row.id)
         })?;
         self.rules.filter = Some(only(&row.id)?);
-        self.rules.resolve = rule.resolve();
+        self.rules.until = rule.until();
         let known = commits.iter().filter(|commit| self.kept.outcome(kind, &commit.hash).is_some()).count();
         let about = shown(Duration::from_secs_f64(first.seconds) * most.saturating_sub(known) as u32);
         let name = kind.text();
@@ -195,9 +195,8 @@ impl<F: FnMut(&Commit, &Rules) -> Result<Fought>, S: FnMut(&str)> Hunt<'_, F, S>
         live.step("both ends");
         let began = Instant::now();
         let kind = self.kind;
-        if kind.is_some_and(|kind| kind.is_exact(SampleUnit::Bytes)) {
-            self.rules.resolve = f64::INFINITY;
-        }
+        let is_always_exact = kind.is_some_and(|kind| kind.is_exact(SampleUnit::Bytes));
+        self.rules.until = if is_always_exact { Until::Block } else { Until::Halved };
         let resolve = self.rules.resolve;
         let is_exact = |row: &Row| {
             let interval = row.low.zip(row.high).map(|(low, high)| Interval { low, high });
@@ -246,7 +245,6 @@ impl<F: FnMut(&Commit, &Rules) -> Result<Fought>, S: FnMut(&str)> Hunt<'_, F, S>
             }
             number += 1;
             rules.budget *= 2;
-            rules.resolve /= 2.0;
             let short = commit.short();
             (self.say)(&format!("{short} is not told apart yet: measuring it for up to {}", shown(rules.budget)));
         }
@@ -337,7 +335,7 @@ mod tests {
         unsteady: Vec<(usize, u64)>,
         /// The duel during which the process is killed.
         killed_at: Option<usize>,
-        /// The change is 5 %, and duels measure until they are as exact as asked.
+        /// The change is 5 %, and duels measure until they are as exact as they must be.
         is_slight: bool,
     }
 
@@ -358,8 +356,10 @@ mod tests {
             };
             let needed =
                 self.unsteady.iter().find(|(unsteady, _)| *unsteady == place).map_or(0, |(_, minutes)| *minutes);
+            let interval = |width: f64| Some(Interval { low: change / width, high: change * width });
+            let is_enough = |width: &f64| rules.until.is_met(interval(*width), rules.resolve);
             let width = match self.is_slight {
-                true => 1.0 + 0.98 * rules.resolve,
+                true => (1..100).map(|part| 1.08f64.powf(1.0 / f64::from(part))).find(is_enough).expect("a width"),
                 false if rules.budget.as_secs() < 60 * needed => 1.08,
                 false => 1.01,
             };
@@ -380,7 +380,7 @@ mod tests {
                     false => Fought::Rows(vec![self.row(place, rules)]),
                 })
             };
-            let rules = Rules { filter: None, resolve: 0.02, level: 0.05, budget: BUDGET };
+            let rules = Rules { filter: None, resolve: 0.02, until: Until::Resolved, level: 0.05, budget: BUDGET };
             let hunt = Hunt { commits: &commits, kind: None, rules, kept: &mut kept, fight, say: |_: &str| () };
             (hunt.run(["GOOD".into(), "BAD".into()]), fights)
         }
@@ -413,10 +413,10 @@ mod tests {
         let world = World { culprit: 3, unsteady: vec![(COMMITS - 1, 4)], ..World::default() };
         let (found, fights) = world.bisect(&out, false);
         assert_eq!((suspects(&found.expect("a bisection")), &fights[..4]), (vec![3], &[11, 11, 11, 5][..]));
-        // As exact as asked is not exact enough to halve 5 %.
+        // One duel is enough where duels may take the time that they need.
         let slight = World { culprit: 3, is_slight: true, ..World::default() };
         let (found, fights) = slight.bisect(&folder(), false);
-        assert_eq!((suspects(&found.expect("a bisection")), &fights[..3]), (vec![3], &[11, 11, 5][..]));
+        assert_eq!((suspects(&found.expect("a bisection")), &fights[..2]), (vec![3], &[11, 5][..]));
         let world = World { culprit: 3, unsteady: vec![(COMMITS - 1, 100)], ..World::default() };
         let (error, fights) = world.bisect(&out, true);
         let error = error.expect_err("half of the change stays unknown").to_string();
@@ -487,7 +487,7 @@ mod tests {
             let out = folder();
             let rows = rows.to_vec();
             let mut kept = Kept::open(out.path(), "question".into(), false).expect("a file");
-            let rules = Rules { filter: None, resolve: 0.02, level: 0.05, budget: BUDGET };
+            let rules = Rules { filter: None, resolve: 0.02, until: Until::Resolved, level: 0.05, budget: BUDGET };
             let fight = |_: &Commit, _: &Rules| Ok(Fought::Rows(rows.clone()));
             let hunt = Hunt { commits: &commits()[..1], kind, rules, kept: &mut kept, fight, say: |_: &str| () };
             hunt.run(["GOOD".into(), "BAD".into()]).map(|bisection| bisection.kind).map_err(|error| error.to_string())

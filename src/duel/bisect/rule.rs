@@ -7,6 +7,7 @@
 use clap::ValueEnum;
 
 use crate::{
+    duel::Until,
     record::SampleUnit,
     report::{
         bisect::{Kind, Verdict},
@@ -46,10 +47,14 @@ impl Rule {
         }
     }
 
-    /// The share that an interval may reach below and above its middle. That of a commit without a change then ends before half of
-    /// the change. An exact change needs no interval.
-    pub fn resolve(&self) -> f64 {
-        if self.is_exact { f64::INFINITY } else { (self.half.0 / 2.0).exp_m1() }
+    /// When a duel can be judged. An exact change needs no interval.
+    pub fn until(&self) -> Until {
+        let (low, high) = self.half;
+        match (self.is_exact, self.sign > 0.0) {
+            (true, _) => Until::Block,
+            (false, true) => Until::Apart([low.exp(), high.exp()]),
+            (false, false) => Until::Apart([(-high).exp(), (-low).exp()]),
+        }
     }
 
     /// The interval of the change, in which a change like that of BAD is positive.
@@ -97,7 +102,7 @@ fn interval(kind: Kind, row: &Row) -> Option<(f64, f64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::duel::bisect::tests::row;
+    use crate::duel::{bisect::tests::row, sequential::Interval};
 
     #[test]
     fn intervals_and_not_middles_decide() {
@@ -115,12 +120,34 @@ mod tests {
             assert_eq!(rule.judge(&row(low, high)), verdict, "{low} to {high}");
         }
         assert_eq!(rule.judge(&Row { low: None, high: None, ..row(1.0, 1.0) }), None);
-        // A change of 20 % needs wider intervals than one of 2 %.
-        let resolve = |ratio: f64| Rule::of(Kind::Slower, &row(ratio, ratio)).expect("a change").resolve();
-        assert!(resolve(1.02) < 0.006 && resolve(1.2) > 0.04);
         for (low, high) in [(1.001, 1.2), (0.98, 1.2)] {
             assert!(Rule::of(Kind::Slower, &row(low, high)).is_none(), "{low} to {high} has no half");
         }
+    }
+
+    /// A duel stops as soon as its commit can be judged, and a first duel as soon as there is a rule.
+    #[test]
+    fn duels_stop_when_they_are_judged() {
+        let interval = |low, high| Some(Interval { low, high });
+        let faster = |low: f64, high: f64| row(1.0 / high, 1.0 / low);
+        let ends = [0.5, 0.9, 0.97, 1.0, 1.01, 1.02, 1.05, 1.1, 1.15, 1.3];
+        let intervals =
+            || ends.iter().flat_map(|low| ends.iter().map(move |high| (*low, *high))).filter(|(low, high)| low <= high);
+        for (kind, mirror) in [(Kind::Slower, row as fn(f64, f64) -> Row), (Kind::Faster, faster)] {
+            let rule = Rule::of(kind, &mirror(1.08, 1.12)).expect("a clear change");
+            for (low, high) in intervals() {
+                let Row { low, high, .. } = mirror(low, high);
+                let (low, high) = (low.expect("an end"), high.expect("an end"));
+                let is_judged = rule.judge(&row(low, high)).is_some();
+                assert_eq!(rule.until().is_met(interval(low, high), 0.02), is_judged, "{kind:?}: {low} to {high}");
+                let (is_same, is_halved) = (low <= 1.0 && high >= 1.0, Rule::of(kind, &row(low, high)).is_some());
+                if !is_same && (low > 1.0) == (kind == Kind::Slower) {
+                    assert_eq!(Until::Halved.is_met(interval(low, high), 0.02), is_halved, "{kind:?}: {low} to {high}");
+                }
+            }
+        }
+        assert!(Until::Halved.is_met(interval(0.99, 1.01), 0.02) && !Until::Halved.is_met(interval(0.9, 1.1), 0.02));
+        assert!(Until::Block.is_met(None, 0.02) && !Until::Halved.is_met(None, 0.02));
     }
 
     #[test]
@@ -134,18 +161,16 @@ mod tests {
         let rule = Rule::of(Kind::Memory, &of_memory(0.9)).expect("less memory");
         assert_eq!(rule.judge(&of_memory(0.91)), Some(Verdict::Bad));
         assert_eq!(rule.judge(&of_memory(0.99)), Some(Verdict::Good));
-        assert!(rule.resolve().is_infinite());
+        assert_eq!(rule.until(), Until::Block);
         let of_bytes = Row { unit: SampleUnit::Bytes, verdict: duel::Verdict::More, ..row(1.10, 1.12) };
-        assert!(
-            Rule::of(Kind::Memory, &of_bytes).expect("more memory").resolve() < 0.03,
-            "samples of memory have an interval"
-        );
+        let of_bytes = Rule::of(Kind::Memory, &of_bytes).expect("more memory");
+        assert_ne!(of_bytes.until(), Until::Block, "samples of memory have an interval");
 
         let of_tokens = |same: Option<bool>| Row { same_work: same, ..row(0.9, 1.1) };
         let rule = Rule::of(Kind::Tokens, &of_tokens(Some(false))).expect("other tokens");
         let judged = [Some(true), Some(false), None].map(|same| rule.judge(&of_tokens(same)));
         assert_eq!(judged, [Some(Verdict::Good), Some(Verdict::Bad), None]);
-        assert!(rule.resolve().is_infinite());
+        assert_eq!(rule.until(), Until::Block);
     }
 
     #[test]
