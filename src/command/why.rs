@@ -1,4 +1,4 @@
-//! `candlepower why`: where the time of a generation goes, and what would make it faster.
+//! `candlepower why`: where the time of a generation or of a training goes, and what would make it faster.
 
 use std::{
     env,
@@ -9,6 +9,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
+use serde_json::Value;
 
 use super::{
     duel::duration,
@@ -21,8 +22,8 @@ use crate::{
     model::{Engine, ModelSpec},
     output, progress,
     recommend::{self, Contest, Ended, Goal, Ratio},
-    record::GLIBC_TUNABLES,
-    runner::{Candidate, Session},
+    record::{self, GLIBC_TUNABLES},
+    runner::{Candidate, Catalogue, Session, Target},
     settings::Settings,
     text,
     why::{Advice, Advised, Explanation, Lengths, Trace},
@@ -33,6 +34,9 @@ const KEEP_FREED: &str = "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=68
 
 #[derive(Args)]
 pub struct Why {
+    /// A training or a combination of the sweep whose step is explained in place of a generation: the beginning of its id
+    #[arg(conflicts_with_all = ["model", "prompt_tokens", "new_tokens", "advice"])]
+    benchmark: Option<String>,
     /// A file.gguf, a folder, owner/name[@revision] or owner/name:Q4_K_M of the Hub, llama-mini or synthetic:<shape or config.json>
     #[arg(long, default_value = "llama-mini")]
     model: String,
@@ -58,6 +62,9 @@ pub struct Why {
     json: bool,
 }
 
+/// What is explained, where its time goes, its spans in Chrome's format, and advice.
+type Explained = (String, Explanation, Value, Vec<Advice>);
+
 /// As [`duration`], or no time.
 fn duration_or_none(text: &str) -> Result<Duration, String> {
     if text == "0s" { Ok(Duration::ZERO) } else { duration(text) }
@@ -65,6 +72,36 @@ fn duration_or_none(text: &str) -> Result<Duration, String> {
 
 impl Why {
     pub fn run(self) -> Result<ExitCode> {
+        let (variant, explanation, spans, advice) = match &self.benchmark {
+            Some(id) => self.steps(id)?,
+            None => self.generation()?,
+        };
+        if let Some(file) = &self.trace {
+            files::write_whole(file, spans.to_string().as_bytes())?;
+        }
+        let found = Advised { variant, explanation, advice };
+        match self.json {
+            true => output::print_data(&serde_json::to_string(&found)?),
+            false => output::print(&found),
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    /// Explains the steps of the one benchmark whose id begins so.
+    fn steps(&self, id: &str) -> Result<Explained> {
+        let target = Target::of_scenario(record::group(id))
+            .with_context(|| format!("'{}' names no benchmark: `cargo bench -- --list` shows all", text::line(id)))?;
+        target.set_up();
+        let session = Session::new(Settings::load(self.settings.given())?)?;
+        let benchmark = Catalogue::new(&session).only(id)?;
+        let trace = Trace::start()?;
+        let mut work = benchmark.prepare()?;
+        let dtype = benchmark.subject().dtype;
+        let (explanation, spans) = trace.explain_steps(&mut *work, self.rounds, (session.device(), &dtype))?;
+        Ok((benchmark.id().to_string(), explanation, spans, Vec::new()))
+    }
+
+    fn generation(&self) -> Result<Explained> {
         let given = [self.settings.given(), &[("models", self.model.clone())]].concat();
         let settings = Settings::load(&given)?;
         let (spec, engine, dtype) = only_model(&settings, &self.model)?;
@@ -82,16 +119,8 @@ impl Why {
             let (explanation, spans) = trace.explain_in(loaded.model.as_mut(), &lengths, &candidate.about.dtype)?;
             (explanation, spans, format!("{} {}", candidate.about.model, candidate.about.variant()))
         };
-        if let Some(file) = &self.trace {
-            files::write_whole(file, spans.to_string().as_bytes())?;
-        }
         let advice = self.tried(&settings, &spec, (engine, dtype), &explanation)?;
-        let found = Advised { variant, explanation, advice };
-        match self.json {
-            true => output::print_data(&serde_json::to_string(&found)?),
-            false => output::print(&found),
-        }
-        Ok(ExitCode::SUCCESS)
+        Ok((variant, explanation, spans, advice))
     }
 
     /// Other settings, each measured in turns with those in force.

@@ -75,6 +75,10 @@ compiled! {
 }
 
 impl Operation for Gelu {
+    fn name(&self) -> &'static str {
+        "activation"
+    }
+
     fn forward(&self, inputs: &[&[f32]], out: &mut [f32]) {
         let x = inputs[0];
         each_part(out, 1, |part, out| gelus(&x[part.clone()], self.0, part.start, out));
@@ -94,6 +98,10 @@ impl Operation for Gelu {
 pub(super) struct Gate(pub usize);
 
 impl Operation for Gate {
+    fn name(&self) -> &'static str {
+        "gate"
+    }
+
     fn forward(&self, inputs: &[&[f32]], out: &mut [f32]) {
         let (both, width) = (inputs[0], self.0);
         each_part(out, width, |rows, out| gates(&both[rows.start * 2 * width..rows.end * 2 * width], width, out));
@@ -326,6 +334,10 @@ impl Loop for BackwardRows<'_> {
 }
 
 impl Operation for Sine {
+    fn name(&self) -> &'static str {
+        "activation"
+    }
+
     fn forward(&self, inputs: &[&[f32]], out: &mut [f32]) {
         let (z, waves) = (inputs[0], self.waves(&inputs[1..]));
         let width = waves.amplitude.len();

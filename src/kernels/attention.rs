@@ -445,6 +445,10 @@ compiled! {
 }
 
 impl Operation for Attend {
+    fn name(&self) -> &'static str {
+        "attention"
+    }
+
     fn forward(&self, inputs: &[&[f32]], out: &mut [f32]) {
         let out = Parts::new(out);
         Machine::shared().pool.run(self.tasks(), |task| self.forward_task(task, inputs, &out));

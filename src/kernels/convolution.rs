@@ -325,6 +325,10 @@ compiled! {
 }
 
 impl Operation for Depthwise {
+    fn name(&self) -> &'static str {
+        "convolution"
+    }
+
     fn forward(&self, inputs: &[&[f32]], out: &mut [f32]) {
         let weights = self.turned(inputs[1]);
         let x = Strided { values: inputs[0], stride: self.channels };
@@ -359,6 +363,10 @@ pub(super) struct GatedConvolution {
 }
 
 impl Operation for GatedConvolution {
+    fn name(&self) -> &'static str {
+        "gated convolution"
+    }
+
     fn forward(&self, inputs: &[&[f32]], out: &mut [f32]) {
         let (both, width) = (inputs[0], self.sizes.channels);
         let weights = self.sizes.turned(inputs[1]);

@@ -19,6 +19,10 @@ pub(super) struct Linear {
 }
 
 impl Operation for Linear {
+    fn name(&self) -> &'static str {
+        "linear"
+    }
+
     fn forward(&self, inputs: &[&[f32]], out: &mut [f32]) {
         let Self { inputs: width, outputs } = *self;
         let rows = out.len() / outputs;

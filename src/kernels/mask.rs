@@ -84,6 +84,10 @@ compiled! {
 pub(super) struct Drop(pub Mask);
 
 impl Operation for Drop {
+    fn name(&self) -> &'static str {
+        "dropout"
+    }
+
     fn forward(&self, inputs: &[&[f32]], out: &mut [f32]) {
         let x = inputs[0];
         each_part(out, 1, |part, out| multiply(&x[part.clone()], self.0, part.start, out));

@@ -154,6 +154,10 @@ impl LayerNorm {
 }
 
 impl Operation for LayerNorm {
+    fn name(&self) -> &'static str {
+        "norm"
+    }
+
     fn forward(&self, inputs: &[&[f32]], out: &mut [f32]) {
         each_part(out, inputs[1].len(), |rows, out| normed(self.rows(inputs, &rows), out));
     }
@@ -215,6 +219,10 @@ pub(super) struct RmsNorm {
 }
 
 impl Operation for RmsNorm {
+    fn name(&self) -> &'static str {
+        "norm"
+    }
+
     fn forward(&self, inputs: &[&[f32]], out: &mut [f32]) {
         let (x, scale) = (inputs[0], inputs[1]);
         let width = scale.len();

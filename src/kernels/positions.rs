@@ -28,6 +28,10 @@ compiled! {
 }
 
 impl Operation for AddPositions {
+    fn name(&self) -> &'static str {
+        "positions"
+    }
+
     fn forward(&self, inputs: &[&[f32]], out: &mut [f32]) {
         let (x, positions) = (inputs[0], inputs[1]);
         each_part(out, self.len, |sequences, out| {
@@ -77,6 +81,10 @@ impl Pool {
 }
 
 impl Operation for Pool {
+    fn name(&self) -> &'static str {
+        "pool"
+    }
+
     fn forward(&self, inputs: &[&[f32]], out: &mut [f32]) {
         let width = self.width;
         each_part(out, width, |means, out| {
@@ -115,6 +123,10 @@ pub(super) struct Last {
 }
 
 impl Operation for Last {
+    fn name(&self) -> &'static str {
+        "last"
+    }
+
     fn forward(&self, inputs: &[&[f32]], out: &mut [f32]) {
         let sequences = inputs[0].chunks_exact(self.time * self.width);
         for (out, sequence) in out.chunks_exact_mut(self.width).zip(sequences) {

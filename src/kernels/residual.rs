@@ -40,6 +40,10 @@ compiled! {
 }
 
 impl Operation for Add {
+    fn name(&self) -> &'static str {
+        "residual"
+    }
+
     fn forward(&self, inputs: &[&[f32]], out: &mut [f32]) {
         let (x, branch, mask) = (inputs[0], inputs[1], self.0);
         each_part(out, 1, |part, out| {
@@ -66,6 +70,10 @@ impl Operation for Add {
 pub(super) struct AddScaled;
 
 impl Operation for AddScaled {
+    fn name(&self) -> &'static str {
+        "residual"
+    }
+
     fn forward(&self, inputs: &[&[f32]], out: &mut [f32]) {
         let (x, branch, scale) = (inputs[0], inputs[1], inputs[2][0]);
         each_part(out, 1, |part, out| add_times(&x[part.clone()], &branch[part], scale, out));

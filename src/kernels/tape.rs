@@ -11,11 +11,15 @@ use std::{
 
 use anyhow::{Result, ensure};
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Shape, Storage, Tensor, TensorId};
+use tracing::trace_span;
 
 use super::{Candle, add_to, is_plain, slice};
 
 /// A kernel with its gradient, on f32 in row-major order.
 pub trait Operation: Send + Sync + 'static {
+    /// The part of its spans.
+    fn name(&self) -> &'static str;
+
     /// Fills `out`, whose elements may have any value before.
     fn forward(&self, inputs: &[&[f32]], out: &mut [f32]);
 
@@ -190,7 +194,8 @@ impl Tape {
     /// Returns an error if an input can't be read.
     pub fn run(&mut self, operation: impl Operation, inputs: Vec<Value>, dims: Vec<usize>) -> Result<Value> {
         let mut out = self.buffers.take(dims.iter().product());
-        with_inputs(inputs.iter().map(Arc::as_ref), |inputs| operation.forward(inputs, &mut out))?;
+        let forward = || with_inputs(inputs.iter().map(Arc::as_ref), |inputs| operation.forward(inputs, &mut out));
+        trace_span!("forward", part = operation.name()).in_scope(forward)?;
         let node = self.node(Data::Own(out), dims, inputs.iter().any(|input| input.is_tracked));
         if node.is_tracked {
             let output = operation.needs_output().then(|| node.clone());
@@ -211,7 +216,8 @@ impl Tape {
     ) -> Result<Value> {
         ensure!(!x.is_tracked, "an operation of inference has no gradient");
         let mut out = self.buffers.take(dims.iter().product());
-        with_inputs([x.as_ref()], |inputs| forward(inputs[0], &mut out))?;
+        trace_span!("forward", part = "linear")
+            .in_scope(|| with_inputs([x.as_ref()], |inputs| forward(inputs[0], &mut out)))?;
         Ok(self.node(Data::Own(out), dims, false))
     }
 
@@ -283,6 +289,7 @@ impl Recorded {
         })?);
         for step in self.steps.iter().rev() {
             let Some(grad) = grads[step.out].take() else { continue };
+            let _span = trace_span!("backward", part = step.operation.name()).entered();
             let wanted = |input: &Value| input.is_tracked.then(|| self.buffers.take(input.len()));
             let mut of: Vec<Option<Memory>> = step.inputs.iter().map(wanted).collect();
             with_inputs(step.inputs.iter().map(Arc::as_ref), |inputs| {

@@ -1,8 +1,9 @@
-//! Where the time of a generation goes: the parts of a prompt and of a decode step, what each must read and compute, and how close
-//! it is to the limits of the machine.
+//! Where the time of a generation or of a training goes: the parts of a prompt, of a decode step or of a step of a training, what each
+//! must read and compute, and how close it is to the limits of the machine.
 //!
-//! A part is a span of the crate `tracing`. Engine `tuned` and the models of candle-transformers open them, and so can your own
-//! model. A span may say what is in it in the fields `bytes`, `flops` and `kernel`:
+//! A part is a span of the crate `tracing`. Engine `tuned`, the trainings and the models of candle-transformers open them, and so can
+//! your own model. A span may say what is in it in the fields `bytes`, `flops` and `kernel`, and spans of one name that differ in the
+//! field `part` are parts of their own:
 //!
 //! ```
 //! use candlepower::{
@@ -47,7 +48,10 @@ mod trace;
 
 use std::time::{Duration, Instant};
 
+#[cfg(feature = "cli")]
+use anyhow::Context;
 use anyhow::{Result, ensure};
+use candle_core::Device;
 use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -64,6 +68,12 @@ use crate::{
     progress,
     scenario::Sampling,
 };
+#[cfg(feature = "cli")]
+use crate::{step::STEP, workload::Workload};
+
+/// Least time of the steps of a round.
+#[cfg(feature = "cli")]
+const ROUND: Duration = Duration::from_millis(200);
 
 /// The lengths of the generations that are traced.
 #[derive(Clone, Copy, Debug)]
@@ -85,30 +95,30 @@ impl Default for Lengths {
 /// Where the time of a generation goes.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Explanation {
-    /// Tokens of the prompt.
-    pub prompt_tokens: usize,
-    /// Tokens that were generated.
-    pub new_tokens: usize,
+    /// Tokens of the prompt; `null` for steps of a training.
+    pub prompt_tokens: Option<usize>,
+    /// Tokens that were generated; `null` for steps of a training.
+    pub new_tokens: Option<usize>,
     /// Bandwidth of reading the weights, or memory if the model does not offer them, in the median reading.
     pub read_bytes_per_s: f64,
     /// Rate of a large matrix product in the median reading.
     pub matrix_flops_per_s: f64,
     /// Time with tracing over that without, less one, in the median pair.
     pub tracing_cost: f64,
-    /// The prompt, and the decode steps.
+    /// The prompt and the decode steps, or the steps of a training.
     pub phases: Vec<Phase>,
 }
 
 /// The passes of one kind.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Phase {
-    /// `prefill` or `decode`.
+    /// `prefill`, `decode` or `step`.
     pub name: String,
     /// Passes that were traced.
     pub passes: u64,
     /// Mean time of a pass.
     pub ms: f64,
-    /// Bytes of weights and cache that a pass must read.
+    /// Bytes of weights and cache that a pass must read; 0 for a step of a training, which is bound by its products.
     pub bytes: u64,
     /// Floating-point operations that a pass must do.
     pub flops: u64,
@@ -122,10 +132,10 @@ pub struct Phase {
     pub parts: Vec<Part>,
 }
 
-/// A part of a pass: the spans of one name.
+/// A part of a pass: the spans of one name, and of one field `part` where they have it.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Part {
-    /// The name of the spans; [`OTHER`] for the time outside of all.
+    /// The name of the spans, followed by `: ` and the field; [`OTHER`] for the time outside of all.
     pub name: String,
     /// Spans in a pass.
     pub calls: f64,
@@ -171,43 +181,14 @@ impl Trace {
         generate::check_lengths(model, prompt_tokens, new_tokens)?;
         let prompt = prompt_ids(None, model.vocab_size(), prompt_tokens, 42)?;
         let request = Request { new_tokens, sampling: Sampling::GREEDY, seed: 42, stop: Vec::new() };
-        let line = progress::live("tracing generations");
-        line.step("measuring the limits of the machine");
-        let gauge = Gauge::new(model.device())?;
-        let mut generate = |records: bool| -> Result<Duration> {
-            self.record(records);
-            let started = Instant::now();
-            let ended = generate::run(model, std::slice::from_ref(&prompt), &request);
-            let time = started.elapsed();
-            self.record(false);
-            ended?;
-            Ok(time)
-        };
-        line.step("warming up");
-        generate(false)?;
-        let began = Instant::now();
-        let reading = || Ok::<_, anyhow::Error>((Instant::now(), gauge.read()?));
-        let (mut readings, mut costs): (Vec<(Instant, Reading)>, Vec<f64>) = (vec![reading()?], Vec::new());
-        for round in 0..rounds {
-            line.part("round", (round, rounds), began);
-            // The one that comes first changes, so that drift of the machine meets both.
-            let (traced, plain) = match round % 2 {
-                0 => (generate(true)?, generate(false)?),
-                _ => {
-                    let plain = generate(false)?;
-                    (generate(true)?, plain)
-                }
-            };
-            costs.push(traced.as_secs_f64() / plain.as_secs_f64() - 1.0);
-            readings.push(reading()?);
-        }
+        let device = model.device().clone();
+        let generate = || generate::run(model, std::slice::from_ref(&prompt), &request).map(drop);
+        let Measured { limits, tracing_cost, phases, left } = self.measure(generate, rounds, (&device, dtype))?;
         let of_weights = model.weights().and_then(|weights| {
             let read: Vec<f64> = (0..rounds).filter_map(|_| weights_bytes_per_s(&weights)).collect();
             (!read.is_empty()).then(|| median(read))
         });
-        let limits = gauge.limits(&readings, dtype).median();
         let limits = Reading { read_bytes_per_s: of_weights.unwrap_or(limits.read_bytes_per_s), ..limits };
-        let (phases, left) = self.take();
         let named = [PREFILL, DECODE].map(|name| phases.iter().find(|phase| phase.name == name));
         let footprint = model.footprint();
         // The cache of the middle step.
@@ -217,15 +198,98 @@ impl Trace {
             _ => (footprint.step_weight_bytes + model.cache_bytes(middle).used, footprint.flops_per_token),
         };
         let explanation = Explanation {
-            prompt_tokens,
-            new_tokens,
+            prompt_tokens: Some(prompt_tokens),
+            new_tokens: Some(new_tokens),
             read_bytes_per_s: limits.read_bytes_per_s,
             matrix_flops_per_s: limits.matrix_flops_per_s,
-            tracing_cost: median(costs),
+            tracing_cost,
             phases: named.into_iter().flatten().map(|phase| Phase::new(phase, required(phase.name), limits)).collect(),
         };
         Ok((explanation, chrome(&left)))
     }
+
+    /// Explains the steps of work whose operations are known. `device` and `dtype` are those of its limits. Also returns the spans in
+    /// Chrome's format of traces.
+    ///
+    /// # Errors
+    /// If the work fails, or is no step of a training.
+    #[cfg(feature = "cli")]
+    pub(crate) fn explain_steps(
+        &self,
+        work: &mut dyn Workload,
+        rounds: usize,
+        (device, dtype): (&Device, &str),
+    ) -> Result<(Explanation, Value)> {
+        let flops = work.flops().context("only the steps of trainings and of the sweep have parts here")?;
+        let step = work.iterate()?.time;
+        let count = (ROUND.as_secs_f64() / step.as_secs_f64()).clamp(1.0, 1000.0) as usize;
+        let steps = || work.repeat(count).map(drop);
+        let Measured { limits, tracing_cost, phases, left } = self.measure(steps, rounds, (device, dtype))?;
+        let explanation = Explanation {
+            prompt_tokens: None,
+            new_tokens: None,
+            read_bytes_per_s: limits.read_bytes_per_s,
+            matrix_flops_per_s: limits.matrix_flops_per_s,
+            tracing_cost,
+            phases: phases
+                .iter()
+                .filter(|phase| phase.name == STEP)
+                .map(|phase| Phase::new(phase, (0, flops), limits))
+                .collect(),
+        };
+        Ok((explanation, chrome(&left)))
+    }
+
+    /// Runs work in rounds, once with and once without tracing in each, and reads the limits of the machine between them.
+    fn measure(
+        &self,
+        mut work: impl FnMut() -> Result<()>,
+        rounds: usize,
+        (device, dtype): (&Device, &str),
+    ) -> Result<Measured> {
+        let line = progress::live("tracing");
+        line.step("measuring the limits of the machine");
+        let gauge = Gauge::new(device)?;
+        let mut run = |records: bool| -> Result<Duration> {
+            self.record(records);
+            let started = Instant::now();
+            let ended = work();
+            let time = started.elapsed();
+            self.record(false);
+            ended?;
+            Ok(time)
+        };
+        line.step("warming up");
+        run(false)?;
+        let began = Instant::now();
+        let reading = || Ok::<_, anyhow::Error>((Instant::now(), gauge.read()?));
+        let (mut readings, mut costs): (Vec<(Instant, Reading)>, Vec<f64>) = (vec![reading()?], Vec::new());
+        for round in 0..rounds {
+            line.part("round", (round, rounds), began);
+            // The one that comes first changes, so that drift of the machine meets both.
+            let (traced, plain) = match round % 2 {
+                0 => (run(true)?, run(false)?),
+                _ => {
+                    let plain = run(false)?;
+                    (run(true)?, plain)
+                }
+            };
+            costs.push(traced.as_secs_f64() / plain.as_secs_f64() - 1.0);
+            readings.push(reading()?);
+        }
+        let (phases, left) = self.take();
+        Ok(Measured { limits: gauge.limits(&readings, dtype).median(), tracing_cost: median(costs), phases, left })
+    }
+}
+
+/// The rounds of some work.
+struct Measured {
+    /// The median readings.
+    limits: Reading,
+    /// See [`Explanation::tracing_cost`].
+    tracing_cost: f64,
+    phases: Vec<Recorded>,
+    left: Vec<Left>,
 }
 
 impl Phase {
@@ -239,7 +303,11 @@ impl Phase {
             let (bytes, flops) = (traced.bytes.map(per_pass), traced.flops.map(per_pass));
             let bound = bytes.is_some() || flops.is_some();
             Part {
-                name: if traced.name == recorded.name { OTHER.into() } else { traced.name.into() },
+                name: if traced.name == recorded.name {
+                    OTHER.into()
+                } else {
+                    named(traced.name, traced.part.as_deref())
+                },
                 calls: per_pass(traced.calls),
                 ms: own_ms,
                 share: own_ms / ms,
@@ -267,6 +335,11 @@ impl Phase {
     }
 }
 
+/// The name of a part.
+fn named(name: &str, part: Option<&str>) -> String {
+    part.map_or_else(|| name.to_owned(), |part| format!("{name}: {part}"))
+}
+
 /// The least time of work: the roofline model (Williams, Waterman, Patterson 2009).
 fn bound_ms(bytes: f64, flops: f64, limits: Reading) -> f64 {
     (bytes / limits.read_bytes_per_s).max(flops / limits.matrix_flops_per_s) * 1e3
@@ -278,7 +351,8 @@ fn chrome(left: &[Left]) -> Value {
     let us = |time: Duration| time.as_secs_f64() * 1e6;
     let event = |span: &Left| {
         let since = first.map_or(Duration::ZERO, |first| span.started - first);
-        json!({ "name": span.name, "ph": "X", "pid": 1, "tid": 1, "ts": us(since), "dur": us(span.time) })
+        let name = named(span.name, span.part.as_deref());
+        json!({ "name": name, "ph": "X", "pid": 1, "tid": 1, "ts": us(since), "dur": us(span.time) })
     };
     left.iter().map(event).collect()
 }

@@ -15,6 +15,11 @@ use crate::{
     generate::MODEL,
     model::{CausalLm, Footprint},
 };
+#[cfg(feature = "cli")]
+use crate::{
+    runner::{Catalogue, Session},
+    settings::Settings,
+};
 
 /// Its attention is inside its block, and its head says what it reads.
 struct Timed {
@@ -73,15 +78,17 @@ impl CausalLm for Timed {
     }
 }
 
-/// Explains a model on this thread alone, because other tests run beside it.
-fn explained(attention: Duration) -> Explanation {
+/// Traces this thread alone, because other tests run beside it.
+fn traced<T>(clock: fn() -> Instant, explain: impl FnOnce(Trace) -> T) -> T {
     // If there is one subscriber, `tracing` asks that of the thread that first comes to a span, which may be another test's without any.
     let _second = Dispatch::new(NoSubscriber::default());
-    let collector = Arc::new(Collector::new(now));
-    tracing::subscriber::with_default(collector.clone(), || {
-        let lengths = Lengths { prompt_tokens: 4, new_tokens: 16, rounds: 4 };
-        Trace::of(collector).explain(&mut Timed::new(attention), &lengths).expect("explained")
-    })
+    let collector = Arc::new(Collector::new(clock));
+    tracing::subscriber::with_default(collector.clone(), || explain(Trace::of(collector)))
+}
+
+fn explained(attention: Duration) -> Explanation {
+    let lengths = Lengths { prompt_tokens: 4, new_tokens: 16, rounds: 4 };
+    traced(now, |trace| trace.explain(&mut Timed::new(attention), &lengths).expect("explained"))
 }
 
 fn part<'a>(phase: &'a Phase, name: &str) -> &'a Part {
@@ -114,5 +121,36 @@ fn a_delay_in_one_part_is_found_in_that_part_alone() {
     for (name, expected_ms) in [("attention", 1.0), ("block", 0.0), ("head", 0.0), (MODEL, 0.0), (OTHER, 0.0)] {
         let grew_ms = part(&after, name).ms - part(&before, name).ms;
         assert!((grew_ms - expected_ms).abs() < 1e-9, "{name}: {grew_ms} ms");
+    }
+}
+
+/// Every step of the trainings and of the sweep has parts, which sum to it.
+#[cfg(feature = "cli")]
+#[test]
+fn a_step_of_a_training_has_the_parts_of_its_passes() {
+    let settings = Settings { steps: Some(1), ..Settings::default() };
+    let session = Session::new(settings).expect("a session");
+    let catalogue = Catalogue::new(&session);
+    let both = ["forward: linear", "backward: linear", "optimizer"];
+    for (start, names) in [
+        ("training_sweep_train/respsann-d128-l2-s128-b8", &["embedding", "head, loss", "backward: attention"][..]),
+        ("checkpoint_memory_bytes/waveresnet-d256-l8-s256-b4-checkpointed", &["recompute", "forward: norm"]),
+        ("architecture_sweep_train/state_space-d48-l2-", &["backward: norm"]),
+        ("architecture_sweep_forward/state_space-d48-l2-", &["forward"]),
+    ] {
+        let ids = catalogue.all().map(|(_, id)| id.to_string()).filter(|id| id.starts_with(start));
+        let id = ids.last().unwrap_or_else(|| panic!("no benchmark begins with {start}"));
+        let found = traced(Instant::now, |trace| {
+            let mut work = catalogue.find(&id).and_then(|benchmark| benchmark.prepare()).expect(&id);
+            trace.explain_steps(&mut *work, 1, (&Device::Cpu, "f32")).expect(&id).0
+        });
+        let [step] = found.phases.as_slice() else { panic!("{id}: {:?}", found.phases) };
+        let sum: f64 = step.parts.iter().map(|part| part.ms).sum();
+        assert!((sum / step.ms - 1.0).abs() < 1e-6 && step.flops > 0, "{id}: {sum} of {} ms", step.ms);
+        assert!(step.parts.iter().all(|part| part.name != OTHER || part.share < 0.05), "{id}: {step:?}");
+        let needed = if id.contains("_forward/") { &[] } else { &both[..] };
+        for name in needed.iter().chain(names) {
+            assert!(part(step, name).ms > 0.0, "{id}: {name}");
+        }
     }
 }

@@ -5,7 +5,7 @@ use std::fmt;
 use super::{Explanation, OTHER, Part, Phase};
 
 use crate::{
-    generate::MODEL,
+    generate::{MODEL, PREFILL},
     record::MeasureUnit,
     report::{
         is_possible, left_to_gain,
@@ -16,6 +16,9 @@ use crate::{
 
 /// A part below this share of the time is in the row of the rest.
 const LEAST_SHARE: f64 = 0.005;
+
+/// Longest list of the names of small parts, in bytes.
+const LONGEST_NAME: usize = 30;
 
 /// A share of the time in no span of the model from which on the parts say little.
 const MOSTLY: f64 = 0.5;
@@ -29,11 +32,12 @@ impl fmt::Display for Explanation {
             writeln!(f, "{}", wrapped(&line, width()).join("\n"))?;
         }
         for phase in &self.phases {
-            let rate = match phase.name.as_str() {
-                "prefill" => format!("{} tokens", self.prompt_tokens),
-                _ => format!("the mean of {} steps", self.new_tokens.saturating_sub(1)),
+            let of = match (phase.name.as_str(), self.prompt_tokens, self.new_tokens) {
+                (PREFILL, Some(tokens), _) => format!("{tokens} tokens"),
+                (_, _, Some(tokens)) => format!("the mean of {} steps", tokens.saturating_sub(1)),
+                _ => format!("the mean of {} steps", phase.passes),
             };
-            write!(f, "\n{}: {} ms, {rate}\n\n{}", phase.name, number(Some(phase.ms)), terminal(&phase.rows(), 1))?;
+            write!(f, "\n{}: {} ms, {of}\n\n{}", phase.name, number(Some(phase.ms)), terminal(&phase.rows(), 1))?;
         }
         let limits = format!(
             "\nLimits: {:.1} GB/s and {:.0} GFLOP/s. Tracing took {:.1} % of the time.",
@@ -132,8 +136,12 @@ impl Phase {
             let (ms, share): (f64, f64) =
                 small.iter().fold((0.0, 0.0), |sum, part| (sum.0 + part.ms, sum.1 + part.share));
             let names: Vec<&str> = small.iter().map(|part| part.name.as_str()).collect();
+            let name = match names.join(", ") {
+                long if long.len() > LONGEST_NAME => format!("{} smaller parts", names.len()),
+                short => short,
+            };
             let mut rest = vec![String::new(); headers.len()];
-            (rest[0], rest[1], rest[2]) = (names.join(", "), number(Some(ms)), format!("{:.1} %", share * 100.0));
+            (rest[0], rest[1], rest[2]) = (name, number(Some(ms)), format!("{:.1} %", share * 100.0));
             rows.push(rest);
         }
         let total = |of: fn(&Part) -> Option<f64>| self.parts.iter().filter_map(of).reduce(|a, b| a + b);
@@ -141,7 +149,7 @@ impl Phase {
             "whole pass".into(),
             number(Some(self.ms)),
             "100 %".into(),
-            number(Some(self.bytes as f64 / 1e6)),
+            some(Some(self.bytes as f64).filter(|bytes| *bytes > 0.0), 1e6),
             number(Some(self.flops as f64 / 1e9)),
             number(Some(self.bound_ms)),
             percent(self.bound_ms / self.ms),

@@ -39,12 +39,18 @@ struct State {
     /// The spans that exist, at the place of their ids less one.
     spans: Vec<Option<Known>>,
     unused: Vec<usize>,
-    /// The kernels that spans named, and room for one. Known ones are not allocated again, because allocations are counted.
-    kernels: (Vec<Arc<str>>, String),
+    texts: Texts,
     /// The spans that were entered and not left. A pass is the work of one thread after the other, so they form one stack.
     stack: Vec<Entered>,
     phases: Vec<Phase>,
     events: Vec<Left>,
+}
+
+/// The texts in the fields of spans, and room for one. Known ones are not allocated again, because allocations are counted.
+#[derive(Default)]
+struct Texts {
+    known: Vec<Arc<str>>,
+    room: String,
 }
 
 /// A span that exists.
@@ -60,12 +66,13 @@ struct Counts {
     bytes: Option<u64>,
     flops: Option<u64>,
     kernel: Option<Arc<str>>,
+    part: Option<Arc<str>>,
 }
 
 /// Reads the fields of a span.
 struct Fields<'a> {
     counts: Counts,
-    kernels: &'a mut (Vec<Arc<str>>, String),
+    texts: &'a mut Texts,
 }
 
 struct Entered {
@@ -81,6 +88,7 @@ struct Entered {
 /// A span that was left, for a file.
 pub(super) struct Left {
     pub name: &'static str,
+    pub part: Option<Arc<str>>,
     pub started: Instant,
     pub time: Duration,
 }
@@ -96,10 +104,11 @@ pub(super) struct Phase {
     pub parts: Vec<Part>,
 }
 
-/// All spans of one name in the passes of a phase.
+/// All spans of one name, and of one field `part` where they have it, in the passes of a phase.
 #[derive(Clone, Default)]
 pub(super) struct Part {
     pub name: &'static str,
+    pub part: Option<Arc<str>>,
     pub calls: u64,
     /// Time that was not spent in spans inside.
     pub time: Duration,
@@ -167,16 +176,24 @@ impl Visit for Fields<'_> {
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
-        let (known, text) = &mut *self.kernels;
-        text.clear();
-        if field.name() != "kernel" || write!(text, "{value:?}").is_err() {
-            return;
+        match field.name() {
+            "kernel" => self.counts.kernel = self.texts.find(value),
+            "part" => self.counts.part = self.texts.find(value),
+            _ => {}
         }
-        let place = known.iter().position(|kernel| **kernel == **text).unwrap_or_else(|| {
-            known.push(text.as_str().into());
+    }
+}
+
+impl Texts {
+    fn find(&mut self, value: &dyn Debug) -> Option<Arc<str>> {
+        let Self { known, room } = self;
+        room.clear();
+        write!(room, "{value:?}").ok()?;
+        let place = known.iter().position(|text| **text == **room).unwrap_or_else(|| {
+            known.push(room.as_str().into());
             known.len() - 1
         });
-        self.counts.kernel = Some(known[place].clone());
+        Some(known[place].clone())
     }
 }
 
@@ -217,7 +234,9 @@ impl State {
             phase.time += time;
             phase.page_faults += page_faults().zip(entered.page_faults).map_or(0, |(now, before)| now - before);
         }
-        let part = named(&mut phase.parts, |part| part.name == name, || Part { name, ..Part::default() });
+        let key = (name, &counts.part);
+        let new = || Part { name, part: counts.part.clone(), ..Part::default() };
+        let part = named(&mut phase.parts, |part| (part.name, &part.part) == key, new);
         let sum =
             |sum: &mut Option<u64>, more: Option<u64>| *sum = more.map_or(*sum, |more| Some(sum.unwrap_or(0) + more));
         part.calls += 1;
@@ -229,7 +248,7 @@ impl State {
         if let Some(kernel) = counts.kernel.filter(|kernel| !part.kernels.contains(kernel)) {
             part.kernels.push(kernel);
         }
-        self.events.push(Left { name, started: entered.started, time });
+        self.events.push(Left { name, part: counts.part, started: entered.started, time });
     }
 }
 
@@ -254,7 +273,7 @@ impl Subscriber for Collector {
 
     fn new_span(&self, attributes: &Attributes<'_>) -> Id {
         let mut state = self.state();
-        let mut fields = Fields { counts: Counts::default(), kernels: &mut state.kernels };
+        let mut fields = Fields { counts: Counts::default(), texts: &mut state.texts };
         attributes.record(&mut fields);
         let known = Some(Known { name: attributes.metadata().name(), counts: fields.counts, handles: 1 });
         let place = match state.unused.pop() {

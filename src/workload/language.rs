@@ -47,6 +47,12 @@ pub(super) fn cost(entry: &Trained) -> Result<Cost> {
     Decoder::cost(&config(entry)?, entry.batch.tokens_per_row)
 }
 
+/// Floating-point operations of a step.
+fn flops(entry: &Trained, phase: Phase, cost: &Cost) -> u64 {
+    let passes = if phase == Phase::Train { 3 } else { 1 };
+    passes * cost.forward_flops * entry.batch.rows as u64
+}
+
 /// The measures that follow from the times of steps, of which `samples` holds the number in each sample. The other fields are
 /// empty.
 ///
@@ -61,8 +67,7 @@ pub(super) fn timed(
     limits: &LimitsOverTime,
 ) -> Result<record::Training> {
     let steps = statistics::summarise(times, samples).context("no step was measured")?;
-    let passes = if phase == Phase::Train { 3 } else { 1 };
-    let flops = (passes * cost.forward_flops * entry.batch.rows as u64) as f64;
+    let flops = flops(entry, phase, cost) as f64;
     Ok(record::Training {
         phase: phase.name().into(),
         batch_tokens: entry.batch_tokens(),
@@ -267,6 +272,10 @@ impl Workload for LanguageWorkload {
         for signal in [losses, gradient_norms, update_ratios] {
             signal.pop();
         }
+    }
+
+    fn flops(&self) -> Option<u64> {
+        Some(flops(&self.entry, self.phase, &self.cost))
     }
 
     fn finish(mut self: Box<Self>, samples: &[usize], limits: &LimitsOverTime) -> Outcome {

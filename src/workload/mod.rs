@@ -81,6 +81,11 @@ pub trait Workload {
         None
     }
 
+    /// Floating-point operations of an iteration; `None` if they are not known, or an iteration is not one step.
+    fn flops(&self) -> Option<u64> {
+        None
+    }
+
     /// Ids of the processes that do the work beside this one.
     fn helpers(&self) -> Vec<u32> {
         Vec::new()

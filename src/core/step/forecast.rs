@@ -9,9 +9,10 @@
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Tensor, Var, backprop::GradStore};
 use candle_nn::{VarBuilder, loss::mse};
+use tracing::trace_span;
 
 use super::{
-    Diverged,
+    Diverged, STEP,
     optimizer::{AdamW, Options},
 };
 use crate::model::{
@@ -198,6 +199,7 @@ impl SeriesTraining {
     /// # Errors
     /// Returns [`Diverged`] if the loss or the gradient is not finite, and another error if the device fails.
     pub fn step(&mut self, batches: &[Batch]) -> Result<f64> {
+        let _step = trace_span!(STEP).entered();
         let step = self.optimizer.steps();
         let mut gradients = vec![None; self.variables.len()];
         let mut loss = 0.0;
@@ -234,8 +236,9 @@ impl SeriesTraining {
         gradients: &mut [Option<Tensor>],
     ) -> Result<f64> {
         if !self.options.gradient_checkpointing {
-            let loss = (mse(&self.model.forward(series, dropout)?, after)? * weight)?;
-            self.add(&loss.backward()?, gradients)?;
+            let forecast = trace_span!("forward").in_scope(|| self.model.forward(series, dropout))?;
+            let loss = (mse(&forecast, after)? * weight)?;
+            self.add(&backward(&loss)?, gradients)?;
             return Ok(f64::from(loss.to_scalar::<f32>()?));
         }
         // The input of each stage, as variables at which the backward pass ends.
@@ -246,20 +249,21 @@ impl SeriesTraining {
             streams = kept.iter().map(|input| input.as_tensor().clone()).collect();
             inputs.push(kept);
             if stage + 1 < self.model.stages() {
-                streams = self.model.stage(stage, &streams, dropout)?;
+                streams = trace_span!("forward").in_scope(|| self.model.stage(stage, &streams, dropout))?;
             }
         }
-        let forecast = self.model.stage(self.model.stages() - 1, &streams, dropout)?.remove(0);
+        let last = self.model.stages() - 1;
+        let forecast = trace_span!("forward").in_scope(|| self.model.stage(last, &streams, dropout))?.remove(0);
         let loss = (mse(&forecast, after)? * weight)?;
         drop((streams, forecast));
-        let mut found = loss.backward()?;
+        let mut found = backward(&loss)?;
         self.add(&found, gradients)?;
-        for stage in (0..self.model.stages() - 1).rev() {
+        for stage in (0..last).rev() {
             let after = inputs.pop().context("a stage has no input")?;
             let of_after: Vec<_> = after.iter().map(|input| found.remove(input)).collect();
             let before = inputs.last().context("a stage has no input")?;
             let streams = before.iter().map(|input| input.as_tensor().clone()).collect();
-            let outputs = self.model.stage(stage, &streams, dropout)?;
+            let outputs = trace_span!("recompute").in_scope(|| self.model.stage(stage, &streams, dropout))?;
             // A scalar whose gradient with respect to the outputs is the one that is known.
             let mut scalar: Option<Tensor> = None;
             for (output, gradient) in outputs.iter().zip(of_after) {
@@ -270,7 +274,7 @@ impl SeriesTraining {
                     None => part,
                 });
             }
-            found = scalar.context("a stage has no part in the loss")?.backward()?;
+            found = backward(&scalar.context("a stage has no part in the loss")?)?;
             self.add(&found, gradients)?;
         }
         Ok(f64::from(loss.to_scalar::<f32>()?))
@@ -305,6 +309,10 @@ impl SeriesTraining {
     }
 }
 
+fn backward(loss: &Tensor) -> Result<GradStore> {
+    Ok(trace_span!("backward").in_scope(|| loss.backward())?)
+}
+
 /// Elements of the widest layer's output that a CPU computes at a time, so that they stay in its caches.
 const CACHED: usize = 1 << 20;
 
@@ -334,6 +342,8 @@ impl Forecasting {
     /// # Errors
     /// Returns an error if the device fails.
     pub fn step(&self, series: &Tensor) -> Result<Tensor> {
+        let _step = trace_span!(STEP).entered();
+        let _forward = trace_span!("forward").entered();
         let windows = series.dim(0)?;
         let at_a_time = self.at_a_time.unwrap_or(windows);
         let part =

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Tensor, TensorId, Var};
+use tracing::trace_span;
 
 use super::loss;
 use crate::{
@@ -78,7 +79,8 @@ impl Sequences {
 
 /// Input of the head (rows, width), without gradients.
 fn hidden(model: &Decoder, sequences: &Sequences) -> Result<Tensor> {
-    let mut x = model.embed(&sequences.input(model)?)?.detach();
+    let mut x = trace_span!("embedding").in_scope(|| model.embed(&sequences.input(model)?))?.detach();
+    let _forward = trace_span!("forward").entered();
     for layer in 0..model.layers() {
         // Without `detach`, Candle would keep the earlier layers for a backward pass that never runs.
         x = model.layer(layer, &x)?.detach();
@@ -145,10 +147,11 @@ impl<'a> Gradients<'a> {
         let ids = sequences.input(model)?;
         // A separate variable, so that the backward pass ends here. Only the rows that were looked up have gradients,
         // and Candle would allocate the gradient of the whole table twice.
-        let embedded = Var::from_tensor(&model.embed(&ids)?.detach())?;
+        let embedded = Var::from_tensor(&trace_span!("embedding").in_scope(|| model.embed(&ids))?.detach())?;
         // The input of each layer after the first, and of the head.
         let mut kept: Vec<Var> = Vec::new();
         let mut x = embedded.as_tensor().clone();
+        let forward = trace_span!("forward").entered();
         for layer in 0..model.layers() {
             x = model.layer(layer, &x)?;
             if checkpointing {
@@ -158,7 +161,7 @@ impl<'a> Gradients<'a> {
             }
         }
         let hidden = model.finish(&x)?;
-        drop(x);
+        drop((x, forward));
         let targets = sequences.targets();
         let found =
             loss::cross_entropy(&rows_of(&hidden)?, model.head(), &targets, Some(weight), &mut self.workspace.loss)?;
@@ -168,7 +171,7 @@ impl<'a> Gradients<'a> {
         if checkpointing {
             for layer in (0..model.layers()).rev() {
                 let input = kept.pop().unwrap_or_else(|| embedded.clone());
-                let output = model.layer(layer, input.as_tensor())?;
+                let output = trace_span!("recompute").in_scope(|| model.layer(layer, input.as_tensor()))?;
                 of_x = self.pull(output, &of_x, input)?;
             }
         }
@@ -191,6 +194,7 @@ impl<'a> Gradients<'a> {
     /// Runs the backward pass from `output`, given its gradient, to `input`. Returns the gradient of `input` and
     /// accumulates those of the variables.
     fn pull(&mut self, output: Tensor, gradient: &Tensor, input: Var) -> Result<Tensor> {
+        let _backward = trace_span!("backward").entered();
         // A scalar whose gradient with respect to the output is the given one.
         let scalar = (output.to_dtype(DType::F32)? * gradient.to_dtype(DType::F32)?.detach())?.sum_all()?;
         let mut found = scalar.backward()?;
@@ -207,6 +211,7 @@ impl<'a> Gradients<'a> {
 
     /// Adds the gradients of embeddings to the rows of the table that they were looked up in.
     fn add_rows(&mut self, ids: &Tensor, of_rows: &Tensor) -> Result<()> {
+        let _embedding = trace_span!("embedding").entered();
         let (ids, of_table) = (ids.flatten_all()?, self.workspace.of_table.take().context("no batch was started")?);
         let width = of_table.dim(1)?;
         let of_rows = of_rows.reshape(((), width))?.to_dtype(of_table.dtype())?;

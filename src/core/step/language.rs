@@ -4,8 +4,10 @@ use std::collections::{BTreeMap, HashMap};
 
 use anyhow::{Result, ensure};
 use candle_core::{DType, Device, Tensor, Var};
+use tracing::trace_span;
 
 use super::{
+    STEP,
     gradients::{self, Gradients, Pass, Sequences, Workspace},
     optimizer::{AdamW, Options},
 };
@@ -95,6 +97,7 @@ impl Language {
     /// # Errors
     /// Returns an error if a token is not in the vocabulary, or the device fails.
     pub fn step(&mut self, batch: &Sequences) -> Result<Step> {
+        let _step = trace_span!(STEP).entered();
         let (weight, plan) = (1.0 / batch.tokens() as f64, self.plan);
         let (mut loss_sum, mut micro_batches) = (0.0, 0);
         let mut gradients = Gradients::new(&self.model, &self.trained, &mut self.workspace)?;
@@ -117,6 +120,7 @@ impl Language {
     /// # Errors
     /// See [`Self::step`].
     pub fn evaluate(&mut self, batch: &Sequences) -> Result<Pass> {
+        let _step = trace_span!(STEP).entered();
         let mut sum = Pass { loss_sum: 0.0, correct: 0 };
         for part in batch.split(self.plan.micro_rows) {
             let pass = gradients::evaluate(&self.model, &part, &mut self.workspace)?;

@@ -4,6 +4,7 @@
 use anyhow::{Context, Result, ensure};
 use candle_core::{D, DType, Tensor};
 use candle_nn::ops::softmax;
+use tracing::trace_span;
 
 use crate::kernels::{
     Loop, Matrix, MatrixMut, Start, change, each_of, exp, inference::Machine, is_plain, losses, product, vectorised,
@@ -95,6 +96,7 @@ pub fn cross_entropy(
     weight: Option<f64>,
     workspace: &mut Workspace,
 ) -> Result<HeadLoss> {
+    let _span = trace_span!("head, loss").entered();
     let (rows, vocab_size) = (hidden.dim(0)?, head.dim(0)?);
     ensure!(rows == targets.len(), "{rows} rows have {} targets", targets.len());
     if let Some(outside) = targets.iter().find(|target| **target as usize >= vocab_size) {

@@ -13,6 +13,9 @@ pub mod optimizer;
 
 use std::fmt;
 
+/// Name of the span of a step of a training, or of a pass without gradients. Its parts are spans too.
+pub const STEP: &str = "step";
+
 /// A training whose loss or gradient is not finite.
 #[derive(Clone, Debug)]
 pub struct Diverged {

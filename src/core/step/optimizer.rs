@@ -8,6 +8,7 @@ use std::ops::Range;
 use anyhow::{Result, ensure};
 use candle_core::{DType, Tensor, Var};
 use serde::{Deserialize, Serialize};
+use tracing::trace_span;
 
 use crate::kernels::{Loop, change_all, each_of, is_plain, vectorised, with_all_slices};
 
@@ -161,6 +162,7 @@ impl AdamW {
     /// updated; this is not an error.
     pub(crate) fn step(&mut self, gradients: &[Tensor]) -> Result<Update> {
         ensure!(gradients.len() == self.variables.len(), "a gradient is missing");
+        let _optimizer = trace_span!("optimizer").entered();
         let mut squares = Squares::default();
         let (plain, others): (Vec<&Tensor>, Vec<&Tensor>) = gradients.iter().partition(|gradient| is_plain(gradient));
         squares.known += squared(&plain)?;

@@ -17,7 +17,7 @@ pub(super) use models::{OnModel, benchmarks_of};
 
 use std::{rc::Rc, time::Duration};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use criterion::Throughput;
 
 use super::{Candidate, Session, session, turns::Pace};
@@ -29,6 +29,7 @@ use crate::{
         TENSOR_PARALLEL, THREADS_SCALING, TOKENIZER, TRAINING_SWEEP,
     },
     settings::Settings,
+    text,
     workload::Workload,
 };
 
@@ -270,6 +271,23 @@ impl Catalogue {
         self.0.iter().map(|(target, benchmark)| (*target, benchmark.id()))
     }
 
+    /// The one benchmark whose id begins with this text, or is it.
+    ///
+    /// # Errors
+    /// Returns an error if there is none, or several.
+    #[cfg(feature = "cli")]
+    pub fn only(&self, start: &str) -> Result<Rc<dyn Benchmark>> {
+        let ids = self.all().map(|(_, id)| id.to_string()).filter(|id| id.starts_with(start));
+        match ids.collect::<Vec<_>>().as_slice() {
+            [id] => self.find(id),
+            ids if ids.iter().any(|id| id == start) => self.find(start),
+            [] => bail!("no benchmark begins with '{}': `cargo bench -- --list` shows all", text::line(start)),
+            [first, others @ ..] => {
+                bail!("{} benchmarks begin with '{}', such as {first}", 1 + others.len(), text::line(start))
+            }
+        }
+    }
+
     /// The benchmark with this id.
     ///
     /// # Errors
@@ -304,6 +322,11 @@ mod tests {
             assert_eq!(Target::of_scenario(found.scenario()).map(|target| target.name), Some(target), "{id}");
         }
         assert!(catalogue.find("short/none/stock-f32-cpu").is_err());
+        let error = |start: &str| catalogue.only(start).err().expect(start).to_string();
+        assert!(error("psann_throughput_train/none").starts_with("no benchmark begins with 'psann"));
+        assert!(
+            error("psann_throughput_train/").contains("benchmarks begin with 'psann_throughput_train/', such as psann")
+        );
     }
 
     #[test]

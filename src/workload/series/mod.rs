@@ -151,6 +151,10 @@ impl Workload for SeriesWorkload {
         self.losses.pop();
     }
 
+    fn flops(&self) -> Option<u64> {
+        Some(flops(&self.task, self.phase, &self.cost))
+    }
+
     fn finish(mut self: Box<Self>, samples: &[usize], limits: &LimitsOverTime) -> Outcome {
         drop_warm_up(&mut self.steps, samples);
         drop_warm_up(&mut self.losses, samples);
@@ -161,6 +165,12 @@ impl Workload for SeriesWorkload {
 /// Batches of a step.
 fn batches_per_step(task: &Task, phase: Phase) -> usize {
     if phase == Phase::Train { task.training.accumulate } else { 1 }
+}
+
+/// Floating-point operations of a step.
+fn flops(task: &Task, phase: Phase, cost: &Cost) -> u64 {
+    let passes = if phase == Phase::Train { 3 * batches_per_step(task, phase) as u64 } else { 1 };
+    passes * cost.forward_flops
 }
 
 /// The measures that follow from the times of steps, of which `samples` holds the number in each sample. The other fields are
@@ -178,7 +188,6 @@ pub(super) fn timed(
 ) -> Result<Sweep> {
     let steps = statistics::summarise(times, samples).context("no step was measured")?;
     let batches = batches_per_step(task, phase);
-    let passes = if phase == Phase::Train { 3 * batches as u64 } else { 1 };
     Ok(Sweep {
         steps: times.len(),
         samples: samples.len(),
@@ -188,7 +197,7 @@ pub(super) fn timed(
         step_p99_ms: steps.p99_ms,
         windows_per_s: 1e3 * (task.window.batch * batches) as f64 / steps.p50_ms,
         peak_bytes: None,
-        mfu: Some((passes * cost.forward_flops) as f64 / (steps.p50_ms / 1e3) / limits.medians.matrix_flops_per_s),
+        mfu: Some(flops(task, phase, cost) as f64 / (steps.p50_ms / 1e3) / limits.medians.matrix_flops_per_s),
         first_loss: None,
         last_loss: None,
         held_out_loss: None,
