@@ -6,10 +6,10 @@
     . .venv/bin/activate
     scripts/gguf_formats.py target/real-models/SmolLM2-135M-Instruct.Q4_1.gguf [TYPE ...]
 
-Needs the packages of scripts/requirements-real.txt, and an idle machine for about two minutes for each type. The weights of the file are
+Needs the packages of scripts/requirements-real.txt, an idle machine for about a minute for each type, and then one for the scores. The weights of the file are
 quantised again: F32 has those of the file, and all others begin with them. `tuned`, llama.cpp and `stock` generate in turns
 (`candlepower standings`). `tuned` and llama.cpp then score the first 20,000 tokens or so of fixtures/corpus/moby-dick.txt in windows of 512
-(`candlepower perplexity`); the divergence is that from F32. BUDGET_S is the time of the generations of one type (default: 40).
+(`candlepower perplexity`); the divergence is that from F32. BUDGET_S is the time of the generations of one type (default: 40). A file and speeds that target/gguf-formats has are not made again.
 """
 
 import ctypes
@@ -54,18 +54,17 @@ def speeds(file):
     """The records of generations, by engine."""
     name = f"gguf-formats-{file.stem}"
     records = OUT / "records" / name / "records.jsonl"
-    records.unlink(missing_ok=True)
-    os.environ |= {"CANDLEPOWER_OUT": str(OUT / "records"), "CANDLEPOWER_RUN": name}
-    budget = os.environ.get("BUDGET_S", "40")
-    run("standings", "--models", file, "--engine", "tuned,peer:llama.cpp,stock", "--budget", f"{budget}s")
+    if not records.exists():
+        os.environ |= {"CANDLEPOWER_OUT": str(OUT / "records"), "CANDLEPOWER_RUN": name}
+        budget = os.environ.get("BUDGET_S", "40")
+        run("standings", "--models", file, "--engine", "tuned,peer:llama.cpp,stock", "--budget", f"{budget}s")
     lines = map(json.loads, records.read_text().splitlines())
     return {line["subject"]["engine"]: line for line in lines if line["measures"] and line["measures"]["kind"] == "generation"}
 
 
-def row(source, kind, text, reference):
-    file = quantised(source, kind)
-    found = speeds(file)
-    engines = [found.get(engine) for engine in ("tuned", "peer:llama.cpp", "stock")]
+def row(file, kind, found, text, reference):
+    """The row of a type, whose generations are known. Scores it."""
+    engines = [found.get(engine) for engine in ("tuned", "llama.cpp", "stock")]
     measure = lambda name: [f"{engine['measures'][name]:.3g}" if engine else "" for engine in engines]
     ratios = {}
     for engine in filter(None, engines):
@@ -80,12 +79,13 @@ def row(source, kind, text, reference):
 
     report = json.loads(run("perplexity", text, "--model", file, "--engine", "tuned,peer:llama.cpp", "--seq-len", 512, "--stride", 512,
                             "--reference", "tuned-f32", "--reference-model", reference, "--json") or "{}")
-    figures = [subject["figures"] for subject in report.get("subjects", [])] + [None, None]
-    scores = [f"{one['perplexity']:.3f}" if one else "" for one in figures[:2]]
-    divergences = [f"{one['divergence']['kl_mean']:.4f}" if one and one["divergence"] else "" for one in figures[:2]]
+    scored = {subject["id"].split("/")[-1].split("-")[0]: subject for subject in report.get("subjects", [])}
+    figures = [scored.get(engine) for engine in ("tuned", "llama.cpp")]
+    scores = [f"{one['perplexity']:.3f}" if one else "" for one in figures]
+    divergences = [f"{one['divergence']['kl_mean']:.4f}" if one and one["divergence"] else "" for one in figures]
     mbu = engines[0] and engines[0]["measures"]["mbu"]
     return [kind, f"{file.stat().st_size / 1e6:.0f}", *measure("decode_tokens_per_s"), *measure("prefill_tokens_per_s"),
-            over_tuned("peer:llama.cpp"), over_tuned("stock"), f"{mbu:.0%}" if mbu else "", *scores, *divergences]
+            over_tuned("llama.cpp"), over_tuned("stock"), f"{mbu:.0%}" if mbu else "", *scores, *divergences]
 
 
 def main():
@@ -94,9 +94,13 @@ def main():
     text = OUT / "text.txt"
     text.write_bytes((ROOT / "fixtures" / "corpus" / "moby-dick.txt").read_bytes()[:TEXT_BYTES].rsplit(b" ", 1)[0])
     reference = quantised(source, "F32")
-    print(f"| {' | '.join(HEAD)} |", f"|---|{'---:|' * (len(HEAD) - 1)}", sep="\n", flush=True)
     for kind in kinds:
-        print(f"| {' | '.join(row(source, kind, text, reference))} |", flush=True)
+        quantised(source, kind)
+    found = {kind: speeds(quantised(source, kind)) for kind in kinds}
+    print("All speeds are measured. Scores follow, which need no idle machine.", file=sys.stderr)
+    print(f"| {' | '.join(HEAD)} |", f"|---|{'---:|' * (len(HEAD) - 1)}", sep="\n", flush=True)
+    for kind, found in found.items():
+        print(f"| {' | '.join(row(quantised(source, kind), kind, found, text, reference))} |", flush=True)
 
 
 if __name__ == "__main__":
