@@ -13,10 +13,10 @@ target=$(mkdir -p "$target" && cd "$target" && pwd)
 cases=${CASES:-"generation ^short/llama-mini/tuned 0.10
 generation ^short/llama-mini/tuned 0.05 prompt
 generation ^short/llama-mini/stock 0.05
-training ^training_sweep_train/respsann-d128-l2-s128-b8/ 0.05
+training ^training_sweep_train/respsann-d128-l2-s128-b8/tuned-f32 0.05
 generation ^short/llama-mini/tuned 0
 generation ^short/llama-mini/stock 0
-training ^training_sweep_train/respsann-d128-l2-s128-b8/ 0"}
+training ^training_sweep_train/respsann-d128-l2-s128-b8/tuned-f32 0"}
 
 # The programs are built from a copy, so that this checkout stays as it is.
 copy=$target/planted
