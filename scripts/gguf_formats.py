@@ -6,10 +6,12 @@
     . .venv/bin/activate
     scripts/gguf_formats.py target/real-models/SmolLM2-135M-Instruct.Q4_1.gguf [TYPE ...]
 
-Needs the packages of scripts/requirements-real.txt, an idle machine for about a minute for each type, and then one for the scores. The weights of the file are
-quantised again: F32 has those of the file, and all others begin with them. `tuned`, llama.cpp and `stock` generate in turns
+Needs the packages of scripts/requirements-real.txt. The machine must be idle for about a minute for each type; scores follow, which need no
+idle machine. The weights of the file are quantised again: F32 has those of the file, and all others begin with them. `tuned`, llama.cpp and
+`stock` generate in turns
 (`candlepower standings`). `tuned` and llama.cpp then score the first 20,000 tokens or so of fixtures/corpus/moby-dick.txt in windows of 512
-(`candlepower perplexity`); the divergence is that from F32. BUDGET_S is the time of the generations of one type (default: 40). A file and speeds that target/gguf-formats has are not made again.
+(`candlepower perplexity`); the divergence is that from F32. BUDGET_S is the time of the generations of one type (default: 40).
+Files and speeds that target/gguf-formats has are not made again.
 """
 
 import ctypes
@@ -53,12 +55,15 @@ def run(*arguments):
 def speeds(file):
     """The records of generations, by engine."""
     name = f"gguf-formats-{file.stem}"
-    records = OUT / "records" / name / "records.jsonl"
-    if not records.exists():
+    records, kept = OUT / "records" / name / "records.jsonl", OUT / f"{file.stem}.jsonl"
+    if not kept.exists():
+        records.unlink(missing_ok=True)
         os.environ |= {"CANDLEPOWER_OUT": str(OUT / "records"), "CANDLEPOWER_RUN": name}
         budget = os.environ.get("BUDGET_S", "40")
         run("standings", "--models", file, "--engine", "tuned,peer:llama.cpp,stock", "--budget", f"{budget}s")
-    lines = map(json.loads, records.read_text().splitlines())
+        # A run that was stopped has no such file.
+        records.rename(kept)
+    lines = map(json.loads, kept.read_text().splitlines())
     return {line["subject"]["engine"]: line for line in lines if line["measures"] and line["measures"]["kind"] == "generation"}
 
 
@@ -96,10 +101,10 @@ def main():
     reference = quantised(source, "F32")
     for kind in kinds:
         quantised(source, kind)
-    found = {kind: speeds(quantised(source, kind)) for kind in kinds}
+    all_speeds = {kind: speeds(quantised(source, kind)) for kind in kinds}
     print("All speeds are measured. Scores follow, which need no idle machine.", file=sys.stderr)
     print(f"| {' | '.join(HEAD)} |", f"|---|{'---:|' * (len(HEAD) - 1)}", sep="\n", flush=True)
-    for kind, found in found.items():
+    for kind, found in all_speeds.items():
         print(f"| {' | '.join(row(quantised(source, kind), kind, found, text, reference))} |", flush=True)
 
 

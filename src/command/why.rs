@@ -18,7 +18,6 @@ use super::{
 };
 use crate::{
     device::{DeviceChoice, Precision},
-    files,
     model::{Engine, ModelSpec},
     output, progress,
     recommend::{self, Contest, Ended, Goal, Ratio},
@@ -62,9 +61,6 @@ pub struct Why {
     json: bool,
 }
 
-/// What is explained, where its time goes, its spans in Chrome's format, and advice.
-type Explained = (String, Explanation, Value, Vec<Advice>);
-
 /// As [`duration`], or no time.
 fn duration_or_none(text: &str) -> Result<Duration, String> {
     if text == "0s" { Ok(Duration::ZERO) } else { duration(text) }
@@ -72,14 +68,10 @@ fn duration_or_none(text: &str) -> Result<Duration, String> {
 
 impl Why {
     pub fn run(self) -> Result<ExitCode> {
-        let (variant, explanation, spans, advice) = match &self.benchmark {
+        let found = match &self.benchmark {
             Some(id) => self.steps(id)?,
             None => self.generation()?,
         };
-        if let Some(file) = &self.trace {
-            files::write_whole(file, spans.to_string().as_bytes())?;
-        }
-        let found = Advised { variant, explanation, advice };
         match self.json {
             true => output::print_data(&serde_json::to_string(&found)?),
             false => output::print(&found),
@@ -88,7 +80,7 @@ impl Why {
     }
 
     /// Explains the steps of the one benchmark whose id begins so.
-    fn steps(&self, id: &str) -> Result<Explained> {
+    fn steps(&self, id: &str) -> Result<Advised> {
         let target = Target::of_scenario(record::group(id))
             .with_context(|| format!("'{}' names no benchmark: `cargo bench -- --list` shows all", text::line(id)))?;
         target.set_up();
@@ -98,10 +90,19 @@ impl Why {
         let mut work = benchmark.prepare()?;
         let dtype = benchmark.subject().dtype;
         let (explanation, spans) = trace.explain_steps(&mut *work, self.rounds, (session.device(), &dtype))?;
-        Ok((benchmark.id().to_string(), explanation, spans, Vec::new()))
+        self.keep(&spans)?;
+        Ok(Advised { variant: benchmark.id().to_string(), explanation, advice: Vec::new() })
     }
 
-    fn generation(&self) -> Result<Explained> {
+    /// Writes the spans to the file that the user named, if any.
+    fn keep(&self, spans: &Value) -> Result<()> {
+        match &self.trace {
+            Some(file) => record::write_whole(file, spans.to_string().as_bytes()),
+            None => Ok(()),
+        }
+    }
+
+    fn generation(&self) -> Result<Advised> {
         let given = [self.settings.given(), &[("models", self.model.clone())]].concat();
         let settings = Settings::load(&given)?;
         let (spec, engine, dtype) = only_model(&settings, &self.model)?;
@@ -119,8 +120,9 @@ impl Why {
             let (explanation, spans) = trace.explain_in(loaded.model.as_mut(), &lengths, &candidate.about.dtype)?;
             (explanation, spans, format!("{} {}", candidate.about.model, candidate.about.variant()))
         };
+        self.keep(&spans)?;
         let advice = self.tried(&settings, &spec, (engine, dtype), &explanation)?;
-        Ok((variant, explanation, spans, advice))
+        Ok(Advised { variant, explanation, advice })
     }
 
     /// Other settings, each measured in turns with those in force.

@@ -47,7 +47,7 @@ impl Rule {
         }
     }
 
-    /// When a duel can be judged. An exact change needs no interval.
+    /// Returns when a duel may stop: when it can be judged. An exact change needs no interval.
     pub fn until(&self) -> Until {
         let (low, high) = self.half;
         match (self.is_exact, self.sign > 0.0) {
