@@ -5,13 +5,14 @@
     cargo build --release
     . .venv/bin/activate
     scripts/gguf_formats.py target/real-models/SmolLM2-135M-Instruct.Q4_1.gguf [TYPE ...]
+    scripts/gguf_formats.py src/core/model/shapes/llama-3.2-1b.json F16 Q8_0 ...
 
-Needs the packages of scripts/requirements-real.txt. The machine must be idle for about a minute for each type; scores follow, which need no
-idle machine. The weights of the file are quantised again: F32 has those of the file, and all others begin with them. `tuned`, llama.cpp and
-`stock` generate in turns
-(`candlepower standings`). `tuned` and llama.cpp then score the first 20,000 tokens or so of fixtures/corpus/moby-dick.txt in windows of 512
-(`candlepower perplexity`); the divergence is that from F32. BUDGET_S is the time of the generations of one type (default: 40).
-Files and speeds that target/gguf-formats has are not made again.
+Needs the packages of scripts/requirements-real.txt. The machine must be idle for one or two minutes for each type; scores follow, which need
+no idle machine. The weights of the file are quantised again: F32 has those of the file, and all others begin with them. A configuration gets
+seeded weights in F16. `tuned`, llama.cpp and `stock` generate in turns (`candlepower standings`). `tuned` and llama.cpp then score the first
+20,000 tokens or so of fixtures/corpus/moby-dick.txt in windows of 512 (`candlepower perplexity`); the divergence is that from F32. Seeded
+weights have no scores. BUDGET_S is the time of the generations of one type (default: 40). Files and speeds that target/gguf-formats has are
+not made again.
 """
 
 import ctypes
@@ -24,13 +25,27 @@ import sys
 import llama_cpp
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+# Last, because the folder has a file with the name of a package.
+sys.path.append(str(ROOT / "scripts" / "peers"))
+import gguf_file
+
 PROGRAM = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "release" / "candlepower"
 OUT = ROOT / "target" / "gguf-formats"
 TYPES = ["F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_1", "Q5_0", "Q5_K_M", "Q5_K_S", "Q4_1", "Q4_0", "Q4_K_M", "Q4_K_S", "IQ4_NL", "IQ4_XS"]
 TYPES += ["Q3_K_L", "Q3_K_M", "Q3_K_S", "Q2_K"]
 TEXT_BYTES = 80_000
 HEAD = ["type", "MB", "decode tok/s", "llama.cpp", "stock", "prefill tok/s", "llama.cpp", "stock", "time of llama.cpp", "time of stock"]
-HEAD += ["MBU", "perplexity", "llama.cpp", "KL", "llama.cpp"]
+HEAD += ["MBU", "peak MB", "llama.cpp", "stock", "perplexity", "llama.cpp", "KL", "llama.cpp"]
+
+
+def seeded(config):
+    """A file with seeded weights. Written once."""
+    file = OUT / f"{config.stem}.F16.gguf"
+    if not file.exists():
+        temporary = file.with_suffix(".tmp")
+        gguf_file.write_seeded(temporary, json.loads(config.read_text()), "f16", seed=0)
+        temporary.rename(file)
+    return file
 
 
 def quantised(source, kind):
@@ -67,10 +82,23 @@ def speeds(file):
     return {line["subject"]["engine"]: line for line in lines if line["measures"] and line["measures"]["kind"] == "generation"}
 
 
+def scores(file, text, reference):
+    """Perplexities of tuned and llama.cpp, and their divergences. Empty without a reference."""
+    if reference is None:
+        return [""] * 4
+    report = json.loads(run("perplexity", text, "--model", file, "--engine", "tuned,peer:llama.cpp", "--seq-len", 512, "--stride", 512,
+                            "--reference", "tuned-f32", "--reference-model", reference, "--json") or "{}")
+    scored = {subject["id"].split("/")[-1].split("-")[0]: subject for subject in report.get("subjects", [])}
+    figures = [scored.get(engine) for engine in ("tuned", "llama.cpp")]
+    perplexities = [f"{one['perplexity']:.3f}" if one else "" for one in figures]
+    return perplexities + [f"{one['divergence']['kl_mean']:.4f}" if one and one["divergence"] else "" for one in figures]
+
+
 def row(file, kind, found, text, reference):
     """The row of a type, whose generations are known. Scores it."""
     engines = [found.get(engine) for engine in ("tuned", "llama.cpp", "stock")]
     measure = lambda name: [f"{engine['measures'][name]:.3g}" if engine else "" for engine in engines]
+    megabytes = [f"{engine['measures']['peak_bytes'] / 1e6:.0f}" if engine else "" for engine in engines]
     ratios = {}
     for engine in filter(None, engines):
         for ratio in engine["ratios"]:
@@ -82,15 +110,9 @@ def row(file, kind, found, text, reference):
         ratio = ratios.get((engine, True))
         return f"{ratio['ratio']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})" if ratio else ""
 
-    report = json.loads(run("perplexity", text, "--model", file, "--engine", "tuned,peer:llama.cpp", "--seq-len", 512, "--stride", 512,
-                            "--reference", "tuned-f32", "--reference-model", reference, "--json") or "{}")
-    scored = {subject["id"].split("/")[-1].split("-")[0]: subject for subject in report.get("subjects", [])}
-    figures = [scored.get(engine) for engine in ("tuned", "llama.cpp")]
-    scores = [f"{one['perplexity']:.3f}" if one else "" for one in figures]
-    divergences = [f"{one['divergence']['kl_mean']:.4f}" if one and one["divergence"] else "" for one in figures]
     mbu = engines[0] and engines[0]["measures"]["mbu"]
     return [kind, f"{file.stat().st_size / 1e6:.0f}", *measure("decode_tokens_per_s"), *measure("prefill_tokens_per_s"),
-            over_tuned("llama.cpp"), over_tuned("stock"), f"{mbu:.0%}" if mbu else "", *scores, *divergences]
+            over_tuned("llama.cpp"), over_tuned("stock"), f"{mbu:.0%}" if mbu else "", *megabytes, *scores(file, text, reference)]
 
 
 def main():
@@ -98,11 +120,14 @@ def main():
     OUT.mkdir(parents=True, exist_ok=True)
     text = OUT / "text.txt"
     text.write_bytes((ROOT / "fixtures" / "corpus" / "moby-dick.txt").read_bytes()[:TEXT_BYTES].rsplit(b" ", 1)[0])
-    reference = quantised(source, "F32")
+    is_shape = source.suffix == ".json"
+    source = seeded(source) if is_shape else source
+    reference = None if is_shape else quantised(source, "F32")
     for kind in kinds:
         quantised(source, kind)
     all_speeds = {kind: speeds(quantised(source, kind)) for kind in kinds}
-    print("All speeds are measured. Scores follow, which need no idle machine.", file=sys.stderr)
+    if reference:
+        print("All speeds are measured. Scores follow, which need no idle machine.", file=sys.stderr)
     print(f"| {' | '.join(HEAD)} |", f"|---|{'---:|' * (len(HEAD) - 1)}", sep="\n", flush=True)
     for kind, found in all_speeds.items():
         print(f"| {' | '.join(row(quantised(source, kind), kind, found, text, reference))} |", flush=True)

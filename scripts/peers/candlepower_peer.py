@@ -10,6 +10,8 @@ import traceback
 
 PROTOCOL = 3
 REQUESTS = ("describe", "load", "reset", "prefill", "step", "logits", "train", "forward")
+# Of adapters that generate batches: as many as candlepower does.
+MOST_SEQUENCES = 1024
 # Kinds of work, and the method that an adapter has if it does them.
 WORK = {"generate": "prefill", "score": "logits", "train": "train", "forward": "forward"}
 

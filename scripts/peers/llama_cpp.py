@@ -29,6 +29,8 @@ from candlepower_peer import Memory, Unsupported
 
 # Tokens that are computed together, as llama.cpp does by default.
 BATCH = 512
+# Most sequences of a context (LLAMA_MAX_SEQ).
+MOST_SEQUENCES = 256
 
 
 class LlamaCpp:
@@ -36,7 +38,7 @@ class LlamaCpp:
 
     def describe(self, request):
         version = importlib.metadata.version("llama-cpp-python")
-        return {"name": "llama.cpp", "version": f"llama-cpp-python {version}"}
+        return {"name": "llama.cpp", "version": f"llama-cpp-python {version}", "sequences": MOST_SEQUENCES}
 
     def load(self, request):
         if request["device"] != "cpu":
@@ -90,20 +92,22 @@ class LlamaCpp:
     def reset(self, request):
         if not candlepower_peer.is_greedy(request["sampling"]):
             raise Unsupported("the adapter chooses tokens by argmax only")
-        self.empty(request["tokens"])
+        self.empty(request["tokens"], request["sequences"])
         gc.collect()
         self.memory.begin()
         return {}
 
-    def empty(self, tokens):
-        """Makes the context empty, for so many tokens."""
-        if self.context is not None and self.tokens == tokens:
+    def empty(self, tokens, sequences):
+        """Makes the context empty, for sequences of so many tokens."""
+        self.position, self.sequences, size = 0, sequences, (tokens, sequences)
+        if self.context is not None and self.size == size:
             llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.context), True)
             return
         if self.context is not None:
             llama_cpp.llama_free(self.context)
         params = llama_cpp.llama_context_default_params()
-        params.n_ctx = params.n_batch = self.tokens = tokens
+        self.size, params.n_seq_max = size, sequences
+        params.n_ctx = params.n_batch = tokens * sequences
         params.n_ubatch = BATCH
         params.n_threads = params.n_threads_batch = self.threads
         self.context = llama_cpp.llama_init_from_model(self.model, params)
@@ -112,53 +116,66 @@ class LlamaCpp:
 
     def logits(self, request):
         ids, begin = request["ids"], request["from"]
-        self.empty(len(ids))
+        self.empty(len(ids), 1)
         with open(request["file"], "wb") as file:
             for start in range(0, len(ids), BATCH):
                 part = ids[start : start + BATCH]
-                batch = llama_cpp.llama_batch_init(len(part), 0, 1)
-                batch.n_tokens = len(part)
-                for place, token in enumerate(part):
-                    batch.token[place] = token
-                    batch.pos[place] = start + place
-                    batch.n_seq_id[place] = 1
-                    batch.seq_id[place][0] = 0
-                    batch.logits[place] = start + place >= begin
-                code = llama_cpp.llama_decode(self.context, batch)
+                batch = batch_of([part], start, max(begin - start, 0))
+                self.decode(batch)
                 llama_cpp.llama_batch_free(batch)
-                if code != 0:
-                    raise RuntimeError(f"llama_decode returned {code}")
                 for place in range(max(begin - start, 0), len(part)):
-                    row = llama_cpp.llama_get_logits_ith(self.context, place)
-                    numpy.ctypeslib.as_array(row, shape=(self.vocab_size,)).tofile(file)
+                    self.logits_of(place).tofile(file)
         return {}
 
+    def decode(self, batch):
+        code = llama_cpp.llama_decode(self.context, batch)
+        if code != 0:
+            raise RuntimeError(f"llama_decode returned {code}")
+
+    def logits_of(self, place):
+        return numpy.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(self.context, place), shape=(self.vocab_size,))
+
     def prefill(self, request):
-        return self.generate(request["ids"], 1)
+        length = len(request["ids"]) // self.sequences
+        prompts = [request["ids"][start : start + length] for start in range(0, len(request["ids"]), length)]
+        return self.generate(prompts, 1)
 
     def step(self, request):
-        return self.generate([self.last], request["count"])
+        return self.generate([[token] for token in self.last], request["count"])
 
-    def generate(self, ids, count):
-        """Each token is known before the next one is begun."""
+    def generate(self, given, count):
+        """The tokens of a step are known before the next one is begun."""
         tokens, times = [], []
-        given = (llama_cpp.llama_token * len(ids))(*ids)
-        one = (llama_cpp.llama_token * 1)()
+        length = len(given[0])
+        batch = batch_of(given, self.position, length - 1)
         started = time.perf_counter_ns()
-        for _ in range(count):
-            code = llama_cpp.llama_decode(self.context, llama_cpp.llama_batch_get_one(given, len(given)))
-            if code != 0:
-                raise RuntimeError(f"llama_decode returned {code}")
-            logits = llama_cpp.llama_get_logits_ith(self.context, -1)
-            one[0] = int(numpy.ctypeslib.as_array(logits, shape=(self.vocab_size,)).argmax())
-            tokens.append(one[0])
-            given = one
+        for number in range(count):
+            if number > 0:
+                for sequence, token in enumerate(self.last):
+                    batch.token[sequence], batch.pos[sequence] = token, self.position
+            self.decode(batch)
+            self.position += length
+            self.last = [int(self.logits_of(length * (sequence + 1) - 1).argmax()) for sequence in range(self.sequences)]
+            tokens += self.last
             ended = time.perf_counter_ns()
             times.append(ended - started)
             started = ended
-        self.last = tokens[-1]
-        cache_bytes = llama_cpp.llama_state_seq_get_size(self.context, 0)
+        llama_cpp.llama_batch_free(batch)
+        cache_bytes = sum(llama_cpp.llama_state_seq_get_size(self.context, sequence) for sequence in range(self.sequences))
         return {"tokens": tokens, "ns": times, "cache_bytes": cache_bytes, "peak_bytes": self.memory.peak_bytes()}
+
+
+def batch_of(sequences, position, begin):
+    """Tokens of each sequence, the first at a position. Those from the index `begin` on have logits."""
+    batch = llama_cpp.llama_batch_init(sum(map(len, sequences)), 0, 1)
+    for sequence, tokens in enumerate(sequences):
+        for index, token in enumerate(tokens):
+            place = batch.n_tokens
+            batch.token[place], batch.pos[place] = token, position + index
+            batch.n_seq_id[place], batch.seq_id[place][0] = 1, sequence
+            batch.logits[place] = index >= begin
+            batch.n_tokens += 1
+    return batch
 
 
 if __name__ == "__main__":

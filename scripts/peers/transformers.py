@@ -39,7 +39,7 @@ class Transformers:
     def describe(self, request):
         mode = "compiled" if self.is_compiled else "eager"
         version = f"{transformers.__version__}, torch {torch.__version__}, {mode}"
-        return {"name": "transformers", "version": version}
+        return {"name": "transformers", "version": version, "sequences": candlepower_peer.MOST_SEQUENCES}
 
     def load(self, request):
         torch.set_num_threads(request["threads"])
@@ -89,13 +89,13 @@ class Transformers:
             self.cache = StaticCache(config=self.model.config, max_cache_len=request["tokens"])
         else:
             self.cache = DynamicCache(config=self.model.config)
-        self.length = 0
+        self.length, self.sequences = 0, request["sequences"]
         self.positions = torch.arange(request["tokens"], device=self.device)[None]
         self.memory.begin()
         return {}
 
     def prefill(self, request):
-        ids = torch.tensor([request["ids"]], device=self.device)
+        ids = torch.tensor(request["ids"], device=self.device).view(self.sequences, -1)
         return self.generate(self.model, ids, 1)
 
     @torch.inference_mode()
@@ -124,7 +124,7 @@ class Transformers:
             self.length = end
             # A compiled step may reuse the memory of its result.
             ids = out.logits[:, -1].argmax(-1, keepdim=True).clone()
-            tokens.append(ids.item())
+            tokens += ids[:, 0].tolist()
             ended = time.perf_counter_ns()
             times.append(ended - started)
             started = ended

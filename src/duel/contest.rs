@@ -92,7 +92,7 @@ pub fn measure([a, b]: [&Program; 2], rules: &Rules, folders: Folders, mut progr
     let keep = |side: &str, program: &Program| -> Result<Keeper> {
         Ok(Keeper {
             sink: Sink::open(folders.out, Some(&format!("{id}-{side}")))?,
-            duel: record::Duel { id: id.clone(), side: side.into(), given: program.given.clone() },
+            duel: record::Duel { id: id.clone(), side: side.into(), given: program.given.clone(), blocks: Vec::new() },
             commit: program.commit.clone(),
         })
     };
@@ -194,9 +194,14 @@ struct Keeper {
 
 impl Keeper {
     /// Adds what the side does not know. Its own observation of the machine took the other side for a disturbance.
-    fn keep(&self, mut record: Box<Record>, conditions: Option<&Conditions>) -> Result<Box<Record>> {
+    fn keep(
+        &self,
+        mut record: Box<Record>,
+        conditions: Option<&Conditions>,
+        blocks: &[[f64; 2]],
+    ) -> Result<Box<Record>> {
         record.run = self.sink.run().to_owned();
-        record.duel = Some(self.duel.clone());
+        record.duel = Some(record::Duel { blocks: blocks.to_vec(), ..self.duel.clone() });
         record.software.commit = Some(self.commit.clone());
         let gpu = record.conditions.take().and_then(|own| own.gpu);
         record.conditions = conditions.map(|conditions| conditions.clone().with_gpu(gpu));
@@ -317,7 +322,7 @@ impl Contest<'_> {
         match self.measure(start, keepers) {
             Ok(ended) => Ok(ended),
             Err(Halt::Failed(side, record)) => {
-                let record = keepers[side].keep(record, None)?;
+                let record = keepers[side].keep(record, None, &[])?;
                 Ok(Ended::Failed(format!("{}: {}", ["A", "B"][side], reason(&record))))
             }
             Err(Halt::Broken(error)) => Err(error),
@@ -335,14 +340,14 @@ impl Contest<'_> {
             true => course.start_anew(legs, leg, pair, first)?,
             false => course.stay(leg, pair, first)?,
         };
-        let Course { samples, whole, ttft, .. } = course;
+        let Course { samples, blocks, whole, ttft, .. } = course;
         let Judged { interval, is_resolved, .. } = judged;
         let conditions = leg.watch.end().conditions;
         let seconds = started.elapsed().as_secs_f64();
 
         let [mut a, mut b] = leg.sides;
-        let records =
-            [keepers[0].keep(a.finish()?, Some(&conditions))?, keepers[1].keep(b.finish()?, Some(&conditions))?];
+        let keep = |keeper: &Keeper, record| keeper.keep(record, Some(&conditions), &blocks);
+        let records = [keep(&keepers[0], a.finish()?)?, keep(&keepers[1], b.finish()?)?];
         for (name, record) in ["A", "B"].iter().zip(&records) {
             if record.status == Status::Failed {
                 return Ok(Ended::Failed(format!("{name}: {}", reason(record))));
@@ -420,6 +425,8 @@ struct Course<'a> {
     started: Instant,
     random: ChaCha8Rng,
     samples: [Samples; 2],
+    /// The ratios of the whole time, in the order of measuring.
+    blocks: Vec<[f64; 2]>,
     whole: Ratios,
     ttft: Ratios,
 }
@@ -432,6 +439,7 @@ impl<'a> Course<'a> {
             started: Instant::now(),
             random: ChaCha8Rng::seed_from_u64(seed()),
             samples: Default::default(),
+            blocks: Vec::new(),
             whole: Ratios::default(),
             ttft: Ratios::default(),
         }
@@ -520,7 +528,9 @@ impl<'a> Course<'a> {
 
     /// Adds the vote of a block.
     fn push(&mut self, pairs: [&Pair; 2]) {
-        self.whole.push(pairs.map(|pair| pair.whole));
+        let block = pairs.map(|pair| pair.whole);
+        self.blocks.push(block);
+        self.whole.push(block);
         if let [Some(one), Some(other)] = pairs.map(|pair| pair.ttft) {
             self.ttft.push([one, other]);
         }

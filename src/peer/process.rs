@@ -36,6 +36,10 @@ pub struct Peer {
     threads: usize,
     /// Names of the kinds of work that it does.
     work: Vec<String>,
+    /// Most sequences that it generates at once.
+    most_sequences: usize,
+    /// Sequences since the last reset.
+    sequences: usize,
     /// Name, version and command for records.
     about: record::Peer,
     /// Folder for its files.
@@ -78,6 +82,8 @@ impl Peer {
             timeout: launch.start_timeout,
             threads,
             work: Vec::new(),
+            most_sequences: 1,
+            sequences: 1,
             about,
             folder: out.join(FOLDER),
             logits: None,
@@ -92,6 +98,7 @@ impl Peer {
             Ok(())
         })?;
         peer.work = described.work.iter().map(|kind| quoted(kind.as_bytes())).collect();
+        peer.most_sequences = described.sequences;
         peer.about.name = quoted(described.name.as_bytes());
         peer.about.version = quoted(described.version.as_bytes());
         peer.timeout = launch.timeout;
@@ -143,28 +150,35 @@ impl Peer {
         })
     }
 
-    /// Empties the sequence and prepares one of up to `tokens`.
+    /// Empties all sequences and prepares some of up to `tokens` each.
     ///
     /// # Errors
-    /// When the peer fails, and [`Unsupported`] when it does not sample so or hold so many tokens.
-    pub fn reset(&mut self, tokens: usize, sampling: Sampling, seed: u64) -> Result<()> {
-        self.ask(&Request::Reset { tokens, sampling, seed }, |_: &Ready, _| Ok(())).map(drop)
+    /// When the peer fails, and [`Unsupported`] when it does not sample so, or hold so many sequences or tokens.
+    pub fn reset(&mut self, (sequences, tokens): (usize, usize), sampling: Sampling, seed: u64) -> Result<()> {
+        if sequences > self.most_sequences {
+            return Err(self.unsupported(format!("it generates at most {} sequences at once", self.most_sequences)));
+        }
+        self.sequences = sequences;
+        self.ask(&Request::Reset { tokens, sequences, sampling, seed }, |_: &Ready, _| Ok(())).map(drop)
     }
 
-    /// Computes a prompt and chooses the first token, of a vocabulary of `vocab_size`.
+    /// Computes the prompts of all sequences, one after the other in `ids`, and chooses their first tokens, of a vocabulary of
+    /// `vocab_size`.
     ///
     /// # Errors
     /// When the peer fails or its answer is wrong.
     pub fn prefill(&mut self, ids: &[u32], vocab_size: usize) -> Result<Generated> {
-        self.ask(&Request::Prefill { ids }, |generated, elapsed| check(generated, 1, vocab_size, elapsed))
+        let asked = (1, self.sequences);
+        self.ask(&Request::Prefill { ids }, |generated, elapsed| check(generated, asked, vocab_size, elapsed))
     }
 
-    /// Chooses `count` more tokens.
+    /// Chooses `count` more tokens of each sequence.
     ///
     /// # Errors
     /// When the peer fails or its answer is wrong.
     pub fn step(&mut self, count: usize, vocab_size: usize) -> Result<Generated> {
-        self.ask(&Request::Step { count }, |generated, elapsed| check(generated, count, vocab_size, elapsed))
+        let asked = (count, self.sequences);
+        self.ask(&Request::Step { count }, |generated, elapsed| check(generated, asked, vocab_size, elapsed))
     }
 
     /// Computes the logits that follow each of `ids` from the index `from` on: a file of rows of `row_bytes`.
@@ -266,14 +280,20 @@ impl Drop for Peer {
     }
 }
 
-/// Checks that tokens are as many as asked for and of the vocabulary, and that their times are possible.
-fn check(generated: &Generated, count: usize, vocab_size: usize, elapsed: Duration) -> Result<()> {
+/// Checks that steps and their tokens are as many as asked for and of the vocabulary, and that their times are possible.
+fn check(
+    generated: &Generated,
+    (count, sequences): (usize, usize),
+    vocab_size: usize,
+    elapsed: Duration,
+) -> Result<()> {
     let Generated { tokens, ns, .. } = generated;
     ensure!(
-        tokens.len() == count && ns.len() == count,
-        "it sent {} tokens and {} times instead of {count} of each",
+        tokens.len() == count * sequences && ns.len() == count,
+        "it sent {} tokens and {} times instead of {} and {count}",
         tokens.len(),
-        ns.len()
+        ns.len(),
+        count * sequences
     );
     if let Some(token) = tokens.iter().find(|token| **token as usize >= vocab_size) {
         bail!("it chose token {token}, but the vocabulary of the model has {vocab_size} tokens");

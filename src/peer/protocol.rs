@@ -29,11 +29,12 @@ pub enum Request<'a> {
     },
     /// Load a model for one kind of work, instead of the one before. The answer is [`Loaded`].
     Load { model: &'a Model<'a>, work: Work, dtype: &'a str, device: &'a str, threads: usize },
-    /// Empty the sequence and prepare one of up to `tokens`. The answer is [`Ready`].
-    Reset { tokens: usize, sampling: Sampling, seed: u64 },
-    /// Compute the prompt and choose a token. The answer is [`Generated`].
+    /// Empty all sequences and prepare some of up to `tokens` each. The answer is [`Ready`].
+    Reset { tokens: usize, sequences: usize, sampling: Sampling, seed: u64 },
+    /// Compute the prompts, which are of one length and follow each other in `ids`, and choose a token of each sequence. The answer is
+    /// [`Generated`].
     Prefill { ids: &'a [u32] },
-    /// Choose `count` more tokens. The answer is [`Generated`].
+    /// Choose `count` more tokens of each sequence. The answer is [`Generated`].
     Step { count: usize },
     /// Write the logits that follow each of `ids` from the index `from` on to an empty file: f32, little-endian, row by row, each of
     /// the size of the vocabulary. The answer is [`Ready`].
@@ -111,6 +112,13 @@ pub struct Described {
     /// Names of the kinds of work that the peer does. A peer of the oldest version does not send them.
     #[serde(default = "only_generation")]
     pub work: Vec<String>,
+    /// Most sequences that it generates at once.
+    #[serde(default = "one")]
+    pub sequences: usize,
+}
+
+fn one() -> usize {
+    1
 }
 
 fn only_generation() -> Vec<String> {
@@ -158,11 +166,11 @@ pub struct Ready {}
 /// Tokens that a peer has chosen.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 pub struct Generated {
-    /// Ids of the tokens.
+    /// Ids of the tokens: one of each sequence, step by step.
     pub tokens: Vec<u32>,
-    /// Time of each token, by a monotonic clock.
+    /// Time of each step, by a monotonic clock.
     pub ns: Vec<u64>,
-    /// Bytes that the cache of the sequence holds.
+    /// Bytes that the cache of all sequences holds.
     #[serde(deserialize_with = "count")]
     pub cache_bytes: u64,
     /// Peak memory since the last reset, weights included; `None` if the peer does not count it.

@@ -63,7 +63,7 @@ fn bench_target() -> ExitCode {
 const FAULTS: [(&str, &str); 15] = [
     ("dies", "peer dies ended (exit status: 1): out of luck \\u{1b}[2J!!!"),
     ("hangs", "peer hangs: it did not answer within 2 s"),
-    ("lengths", "it sent 2 tokens and 1 times instead of 1 of each"),
+    ("lengths", "it sent 2 tokens and 1 times instead of 1 and 1"),
     ("garbage", "'Loading checkpoint shards: 100%' is not a message of the protocol"),
     ("long-line", "it sent a line of over 4194304 bytes"),
     ("version", "it speaks version 7 of the protocol, and this program versions 1 to 3"),
@@ -301,6 +301,42 @@ fn what_a_peer_does_not_support_is_left_out() {
     assert!(records[3].ratios.is_empty());
 }
 
+/// A peer generates the sequences of a batch together, as many as it says.
+fn peers_generate_batches() {
+    if !has_python("match 0:\n case _: pass") {
+        return;
+    }
+    let engines = "engine = ['tuned', 'peer:plain', 'peer:first-version']\nmodels = ['llama-mini']\nbatch = [3, 5]\n";
+    let world = World::new(&(engines.to_owned() + &entries()));
+    let output = world.run(&["^tiny/"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let mut measured = 0;
+    for record in world.records() {
+        let (Some(batch), engine) = (record.subject.sizes.get("batch"), record.subject.engine.as_str()) else {
+            panic!("{} has no batch", record.id)
+        };
+        let most = match (engine, batch) {
+            ("plain", 5) => Some(4),
+            ("first-version", _) => Some(1),
+            _ => None,
+        };
+        if let Some(most) = most {
+            let reason = format!("peer {engine} does not support it: it generates at most {most} sequences at once");
+            assert_eq!((record.status, record.reason.as_deref()), (Status::Excluded, Some(reason.as_str())));
+            continue;
+        }
+        measured += 1;
+        let measures = generation(&record);
+        assert_eq!((measures.batch, measures.generated_tokens), (Some(*batch as usize), NEW_TOKENS));
+        if engine == "plain" {
+            let of_sequence = |first: u32| [vec![first], (first..first + NEW_TOKENS as u32 - 1).collect()].concat();
+            let tokens = (0..3).flat_map(of_sequence).collect::<Vec<_>>();
+            assert_eq!(measures.token_digest, generate::digest(&tokens));
+        }
+    }
+    assert_eq!(measured, 3);
+}
+
 /// A peer that fails in a training affects nothing else, and is told apart from one that does not train.
 fn every_fault_of_a_training_gives_a_failed_record() {
     if !has_python("match 0:\n case _: pass") {
@@ -415,12 +451,15 @@ fn llama_cpp_chooses_the_tokens_of_tuned() {
         assert!(python.status().expect("it starts").success(), "{name}");
     }
     let settings = "models = ['path:llama-mini.gguf', 'path:qwen3-mini.gguf', 'path:gemma3-mini.gguf']\n";
-    fs::write(world.0.path().join("candlepower.toml"), settings.to_owned() + "engine = ['tuned', 'peer:llama.cpp']")
-        .expect("written");
+    fs::write(
+        world.0.path().join("candlepower.toml"),
+        settings.to_owned() + "engine = ['tuned', 'peer:llama.cpp']\nbatch = [1, 3]",
+    )
+    .expect("written");
     let output = world.run(&["^tiny/"]);
     assert!(output.status.success(), "{}", text(&output.stderr));
     let records = world.records();
-    assert_eq!(records.len(), 6);
+    assert_eq!(records.len(), 12);
     for pair in records.chunks(2) {
         let ([tuned, peer], id) = ([&pair[0], &pair[1]].map(generation), &pair[1].id);
         assert_eq!(tuned.token_digest, peer.token_digest, "{id}");
@@ -480,11 +519,14 @@ fn transformers_chooses_the_tokens_of_tuned() {
     let folder = |name: &str| -> PathBuf { fixtures.join(name) };
     let models = ["llama-gqa-tied", "llama-mha-untied", "qwen3-gqa-tied", "gemma3-short-window"].map(folder);
     let listed: Vec<String> = models.iter().map(|folder| format!("'path:{}'", folder.display())).collect();
-    let world = World::new(&format!("models = [{}]\nengine = ['tuned', 'peer:transformers']", listed.join(", ")));
+    let world = World::new(&format!(
+        "models = [{}]\nengine = ['tuned', 'peer:transformers']\nbatch = [1, 3]",
+        listed.join(", ")
+    ));
     let output = world.run(&["^tiny/"]);
     assert!(output.status.success(), "{}", text(&output.stderr));
     let records = world.records();
-    assert_eq!(records.len(), 2 * models.len());
+    assert_eq!(records.len(), 4 * models.len());
     for pair in records.chunks(2) {
         let [tuned, peer] = pair else { panic!("a pair") };
         assert_eq!((tuned.subject.engine.as_str(), peer.subject.engine.as_str()), ("tuned", "transformers"));
@@ -527,6 +569,7 @@ fn main() -> ExitCode {
             ("peers_stand_beside_the_engines", peers_stand_beside_the_engines),
             ("peers_train_beside_candlepower", peers_train_beside_candlepower),
             ("what_a_peer_does_not_support_is_left_out", what_a_peer_does_not_support_is_left_out),
+            ("peers_generate_batches", peers_generate_batches),
             ("every_fault_of_a_training_gives_a_failed_record", every_fault_of_a_training_gives_a_failed_record),
             ("a_list_starts_no_peer", a_list_starts_no_peer),
         ],

@@ -9,7 +9,7 @@ import time
 FAULT, *COUNTS = sys.argv[1:]
 PARAMETERS = dict(zip(("seeded", "language", "series"), map(int, COUNTS)))
 WORK = ["generate"] if FAULT == "only-generates" else ["generate", "score", "train", "forward"]
-steps = 0
+steps, sequences = 0, 1
 
 
 def answer(**fields):
@@ -22,7 +22,7 @@ for line in sys.stdin:
         case "describe" if FAULT == "first-version":
             answer(protocol=1, name="plain", version="1.0")
         case "describe":
-            answer(protocol=7 if FAULT == "version" else 3, name="plain", version="1.0", work=WORK)
+            answer(protocol=7 if FAULT == "version" else 3, name="plain", version="1.0", work=WORK, sequences=4)
         case "load" if FAULT == "other-dtype":
             answer(unsupported="it computes in f64 only")
         case "load" if FAULT == "refuses":
@@ -36,6 +36,7 @@ for line in sys.stdin:
         case "reset" if request["sampling"]["temperature"] > 0:
             answer(unsupported="it chooses tokens by argmax only")
         case "reset":
+            sequences = request["sequences"]
             answer()
         case "logits":
             # The next token is likely to be the one after the last; without a fault, as in the test.
@@ -52,7 +53,8 @@ for line in sys.stdin:
             count = request.get("count", 1)
             steps += count
             time.sleep(0.002 * count)
-            tokens, ns = list(range(count)), [1_000_000] * count
+            tokens = [step + sequence for step in range(count) for sequence in range(sequences)]
+            ns = [1_000_000] * count
             losses = [] if forecasts else [2.5] * count
             match FAULT:
                 case "dies": sys.exit("out of luck \x1b[2J" + "!" * 5000)

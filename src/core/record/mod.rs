@@ -107,7 +107,7 @@ pub struct Record {
 }
 
 /// The part of a benchmark in a duel, whose two sides took samples in turns. The records of the other side have the same id.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Duel {
     /// Id of the duel.
     pub id: String,
@@ -115,6 +115,9 @@ pub struct Duel {
     pub side: String,
     /// The side as given on the command line, for example `main+threads=1`.
     pub given: String,
+    /// The ratios B / A of both pairs of each block, in the order of measuring.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub blocks: Vec<[f64; 2]>,
 }
 
 /// Name of the size of a subject that has the fewest threads or ranks that it is compared with.

@@ -38,8 +38,11 @@ use crate::{
     text,
 };
 
-/// Most duels with a commit. Each has twice the time of the one before.
-const TRIES: u32 = 3;
+/// Most duels of both ends. Each has twice the time of the one before.
+const TRIES: usize = 3;
+
+/// Times of the budget that a step has. Most steps end long before: with their commit told apart.
+const PATIENCE: u32 = 4;
 
 /// The parameters of a bisection.
 pub(crate) struct Request {
@@ -138,11 +141,11 @@ impl<F: FnMut(&Commit, &Rules) -> Result<Fought>, S: FnMut(&str)> Hunt<'_, F, S>
         let mut search = Search::new(commits.len());
         let most = search.steps_left();
         // All duels together misjudge with the probability that the user gave.
-        self.rules.level /= f64::from((most as u32 + 1) * TRIES);
+        self.rules.level /= (most + TRIES) as f64;
         (self.say)(&format!(
             "{} commits: a duel of both ends and at most {most} steps, each a build and up to {} of measuring",
             commits.len(),
-            shown(self.rules.budget)
+            shown(self.rules.budget * PATIENCE)
         ));
         let live = progress::live(format_args!("bisecting {} commits", commits.len()));
         let first = self.first(&live)?;
@@ -171,7 +174,7 @@ impl<F: FnMut(&Commit, &Rules) -> Result<Fought>, S: FnMut(&str)> Hunt<'_, F, S>
                 }
                 None => {
                     (self.say)(&format!("Step {}: {} {}", done + 1, commit.short(), text::line(&commit.subject)));
-                    self.trial(commit, kind, &rule)?
+                    self.trial(commit, kind)?
                 }
             };
             let step = step(commit.clone(), outcome, &rule);
@@ -212,11 +215,24 @@ impl<F: FnMut(&Commit, &Rules) -> Result<Fought>, S: FnMut(&str)> Hunt<'_, F, S>
             }
         };
         let bad = self.commits.last().context("no commit to bisect")?;
-        let rows = match self.repeated(bad, is_enough)? {
-            Fought::Rows(rows) => rows,
-            Fought::Unfit(reason) => bail!("BAD cannot be measured: {reason}"),
+        let mut rules = self.rules.clone();
+        let mut tries = 1;
+        let (rows, is_kept) = loop {
+            let rows = match (self.fight)(bad, &rules)? {
+                Fought::Rows(rows) => rows,
+                Fought::Unfit(reason) => bail!("BAD cannot be measured: {reason}"),
+            };
+            let is_enough = is_enough(&rows);
+            if is_enough || tries == TRIES {
+                break (rows, is_enough);
+            }
+            tries += 1;
+            rules.budget *= 2;
+            (self.say)(&format!(
+                "The change is not known well enough yet: measuring it for up to {}",
+                shown(rules.budget)
+            ));
         };
-        let is_kept = is_enough(&rows);
         let first = First { rows, seconds: began.elapsed().as_secs_f64() };
         if is_kept {
             self.kept.keep_first(first.clone())?;
@@ -224,30 +240,15 @@ impl<F: FnMut(&Commit, &Rules) -> Result<Fought>, S: FnMut(&str)> Hunt<'_, F, S>
         Ok(first)
     }
 
-    /// The duel with a commit, repeated with more time until the rule tells it apart.
-    fn trial(&mut self, commit: &Commit, kind: Kind, rule: &Rule) -> Result<Outcome> {
-        let is_enough = |rows: &[Row]| rows.iter().all(|row| rule.judge(row).is_some());
-        let outcome = match self.repeated(commit, is_enough)? {
+    /// The duel with a commit, until the rule tells it apart.
+    fn trial(&mut self, commit: &Commit, kind: Kind) -> Result<Outcome> {
+        let rules = Rules { budget: self.rules.budget * PATIENCE, ..self.rules.clone() };
+        let outcome = match (self.fight)(commit, &rules)? {
             Fought::Rows(rows) => Outcome::Measured(rows.into_iter().next().context("a duel without a benchmark")?),
             Fought::Unfit(reason) => Outcome::Unfit(reason),
         };
         self.kept.keep(kind, &commit.hash, outcome.clone())?;
         Ok(outcome)
-    }
-
-    fn repeated(&mut self, commit: &Commit, is_enough: impl Fn(&[Row]) -> bool) -> Result<Fought> {
-        let mut rules = self.rules.clone();
-        let mut number = 1;
-        loop {
-            match (self.fight)(commit, &rules)? {
-                Fought::Rows(rows) if number < TRIES && !is_enough(&rows) => {}
-                fought => return Ok(fought),
-            }
-            number += 1;
-            rules.budget *= 2;
-            let short = commit.short();
-            (self.say)(&format!("{short} is not told apart yet: measuring it for up to {}", shown(rules.budget)));
-        }
     }
 
     /// The kind of change to look for, with the benchmark that shows it best. `None` if nothing differs.
@@ -425,20 +426,19 @@ mod tests {
         assert_eq!(suspects(&found.expect("the duel was not kept")), [3]);
     }
 
-    /// A commit that is not resolved at first costs further duels. One that is never resolved is a suspect.
+    /// A commit may take longer than both ends. One that is not told apart even then is a suspect.
     #[test]
     fn broken_and_unsteady_commits_leave_the_rest() {
-        let world = World { culprit: 6, unsteady: vec![(5, 2), (6, 4)], ..World::default() };
+        let world = World { culprit: 6, unsteady: vec![(5, 2), (6, u64::from(PATIENCE))], ..World::default() };
         let (found, fights) = world.bisect(&folder(), false);
         assert_eq!(suspects(&found.expect("a bisection")), [6]);
         let count = |place| fights.iter().filter(|fight| **fight == place).count();
-        assert_eq!((count(5), count(6)), (2, 3));
+        assert_eq!((count(5), count(6)), (1, 1));
 
         let world = World { culprit: 6, unsteady: vec![(5, 100)], broken: vec![4], ..World::default() };
-        let (found, fights) = world.bisect(&folder(), false);
+        let (found, _) = world.bisect(&folder(), false);
         let found = found.expect("a bisection");
         assert_eq!(suspects(&found), [4, 5, 6]);
-        assert_eq!(fights.iter().filter(|fight| **fight == 5).count(), TRIES as usize);
         let skipped = found.steps.iter().filter(|step| step.verdict == Verdict::Skipped);
         let mut reasons: Vec<_> = skipped.filter_map(|step| step.reason.clone()).collect();
         reasons.sort();

@@ -15,7 +15,7 @@ use crate::{
     device::{DeviceChoice, Precision},
     generate::{self, FinishReason, Request, Required, Timeline},
     measure::LimitsOverTime,
-    model::{CacheBytes, External},
+    model::{CacheBytes, External, Footprint},
     peer::{Generated, Loaded, Model, Peer, Work},
     record,
     scenario::Generation,
@@ -67,24 +67,25 @@ impl PeerSubject {
         subject.peer = Some(self.peer.about().clone());
     }
 
-    /// Makes a prompt, as for the engines.
+    /// Makes prompts, as for the engines.
     ///
     /// # Errors
-    /// See [`generate::prompt_ids`].
-    fn prompt(&self, tokens: usize, seed: u64) -> Result<Vec<u32>> {
-        generate::prompt_ids(self.model.tokenizer(), self.model.config().vocab_size, tokens, seed)
+    /// See [`generate::prompt_batch`].
+    fn prompts(&self, tokens: usize, batch: usize, seed: u64) -> Result<Vec<Vec<u32>>> {
+        generate::prompt_batch(self.model.tokenizer(), self.model.config().vocab_size, tokens, batch, seed)
     }
 
-    fn reset(&mut self, tokens: usize, request: &Request) -> Result<()> {
-        self.peer.reset(tokens, request.sampling, request.seed)
+    fn reset(&mut self, prompts: &[Vec<u32>], request: &Request) -> Result<()> {
+        let tokens = prompts.first().map_or(0, Vec::len) + request.new_tokens;
+        self.peer.reset((prompts.len(), tokens), request.sampling, request.seed)
     }
 
     /// Runs one generation.
-    fn generate(&mut self, prompt: &[u32], request: &Request) -> Result<(Timeline, Generated)> {
+    fn generate(&mut self, prompts: &[Vec<u32>], request: &Request) -> Result<(Timeline, Generated)> {
         let vocab_size = self.model.config().vocab_size;
-        self.reset(prompt.len() + request.new_tokens, request)?;
+        self.reset(prompts, request)?;
         let began = Instant::now();
-        let first = self.peer.prefill(prompt, vocab_size)?;
+        let first = self.peer.prefill(&prompts.concat(), vocab_size)?;
         let rest = match request.new_tokens {
             1 => Generated { tokens: Vec::new(), ns: Vec::new(), ..first.clone() },
             tokens => self.peer.step(tokens - 1, vocab_size)?,
@@ -99,14 +100,14 @@ impl PeerSubject {
             began: Some(began),
             step_ends: ends.collect(),
             weight_readings: Vec::new(),
-            prompt_tokens: prompt.len(),
+            prompt_tokens: prompts.first().map_or(0, Vec::len),
             ttft,
             steps,
             sampling: None,
             waiting: Duration::ZERO,
             cpu: None,
             allocations: None,
-            tokens: vec![first.tokens.into_iter().chain(rest.tokens.iter().copied()).collect()],
+            tokens: by_sequence([first.tokens.as_slice(), &rest.tokens].concat(), prompts.len()),
             finish_reason: FinishReason::Length,
         };
         let peak_bytes = first.peak_bytes.zip(rest.peak_bytes).map(|(first, rest)| first.max(rest));
@@ -114,10 +115,15 @@ impl PeerSubject {
     }
 }
 
-/// Generations of a peer with one prompt.
+/// The tokens of each sequence, from those of each step.
+fn by_sequence(tokens: Vec<u32>, sequences: usize) -> Vec<Vec<u32>> {
+    (0..sequences).map(|sequence| tokens.iter().skip(sequence).step_by(sequences).copied().collect()).collect()
+}
+
+/// Generations of a peer with a batch of prompts.
 pub struct PeerWorkload {
     subject: SharedPeer,
-    prompt: Vec<u32>,
+    prompts: Vec<Vec<u32>>,
     request: Request,
     timelines: Vec<Timeline>,
     /// Bytes of the cache after the last generation.
@@ -131,32 +137,31 @@ impl PeerWorkload {
     /// Prepares generations of a scenario. The peer is asked whether it supports them.
     ///
     /// # Errors
-    /// Returns an error if the generation is too long for the model, and `Unsupported` if the peer does not run it: the
-    /// protocol has no batches.
+    /// Returns an error if the generation is too long for the model, and `Unsupported` if the peer does not run it.
     pub fn new(subject: SharedPeer, scenario: &Generation, batch: usize, seed: u64) -> Result<Self> {
         let mut loaded = subject.borrow_mut();
-        if batch > 1 {
-            return Err(loaded.peer.unsupported("peers generate one sequence at a time".into()));
-        }
         let Generation { prompt_tokens, new_tokens, sampling, .. } = *scenario;
         let longest = loaded.model.config().max_position_embeddings;
         generate::check_lengths_within(longest, prompt_tokens, new_tokens)?;
-        let prompt = loaded.prompt(prompt_tokens, seed)?;
+        let prompts = loaded.prompts(prompt_tokens, batch, seed)?;
         let request = Request { new_tokens, sampling, seed, stop: Vec::new() };
-        loaded.reset(prompt_tokens + new_tokens, &request)?;
+        loaded.reset(&prompts, &request)?;
         let energy = Energy::of(loaded.device);
         drop(loaded);
-        Ok(Self { subject, prompt, request, timelines: Vec::new(), cache_bytes: 0, peak_bytes: None, energy })
+        Ok(Self { subject, prompts, request, timelines: Vec::new(), cache_bytes: 0, peak_bytes: None, energy })
     }
 
     fn measures(&self, samples: &[usize], limits: &LimitsOverTime) -> Result<Measured> {
         let subject = self.subject.borrow();
         let model = &subject.model;
-        let dtype = model.dtype(subject.precision);
-        let cache = |tokens| CacheBytes { used: model.used_cache_bytes(dtype, tokens), allocated: self.cache_bytes };
-        let footprint = model.footprint(subject.precision);
+        let (dtype, count) = (model.dtype(subject.precision), self.prompts.len() as u64);
+        let used = |tokens| count * model.used_cache_bytes(dtype, tokens);
+        let cache = |tokens| CacheBytes { used: used(tokens), allocated: self.cache_bytes };
+        let one = model.footprint(subject.precision);
+        let footprint = Footprint { flops_per_token: count * one.flops_per_token, ..one };
         let required = |prompt_tokens, steps| {
-            Required::of(&footprint, cache, model.config().prefill_flops(prompt_tokens), prompt_tokens, steps)
+            let prefill_flops = count * model.config().prefill_flops(prompt_tokens);
+            Required::of(&footprint, cache, prefill_flops, prompt_tokens, steps)
         };
         let (timelines, peak_bytes) = (&self.timelines, self.peak_bytes);
         let measures = generate::summarise(required, &self.request, timelines, samples, peak_bytes, Some(limits))?;
@@ -171,7 +176,7 @@ impl Workload for PeerWorkload {
     fn iterate(&mut self) -> Result<Iteration> {
         let mut subject = self.subject.borrow_mut();
         thread::sleep(SETTLE);
-        let (timeline, last) = self.energy.over(|| subject.generate(&self.prompt, &self.request))?;
+        let (timeline, last) = self.energy.over(|| subject.generate(&self.prompts, &self.request))?;
         thread::sleep(SETTLE);
         self.cache_bytes = last.cache_bytes;
         self.peak_bytes = last.peak_bytes.map(|peak| peak.max(self.peak_bytes.unwrap_or_default()));
