@@ -9,7 +9,8 @@
 
 Needs the packages of scripts/requirements-real.txt. The machine must be idle for one or two minutes for each type; scores follow, which need
 no idle machine. The weights of the file are quantised again: F32 has those of the file, and all others begin with them. A configuration gets
-seeded weights in F16. `tuned`, llama.cpp and `stock` generate in turns (`candlepower standings`). `tuned` and llama.cpp then score the first
+seeded weights in F16. `tuned`, llama.cpp and `stock` generate in turns (`candlepower standings`), after prompts that suit the slowest; then the
+first two alone, after longer ones, which gives their prefill. `tuned` and llama.cpp then score the first
 20,000 tokens or so of fixtures/corpus/moby-dick.txt in windows of 512 (`candlepower perplexity`); the divergence is that from F32. Seeded
 weights have no scores. BUDGET_S is the time of the generations of one type (default: 40). Files and speeds that target/gguf-formats has are
 not made again.
@@ -34,7 +35,8 @@ OUT = ROOT / "target" / "gguf-formats"
 TYPES = ["F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_1", "Q5_0", "Q5_K_M", "Q5_K_S", "Q4_1", "Q4_0", "Q4_K_M", "Q4_K_S", "IQ4_NL", "IQ4_XS"]
 TYPES += ["Q3_K_L", "Q3_K_M", "Q3_K_S", "Q2_K"]
 TEXT_BYTES = 80_000
-HEAD = ["type", "MB", "decode tok/s", "llama.cpp", "stock", "prefill tok/s", "llama.cpp", "stock", "time of llama.cpp", "time of stock"]
+ENGINES = ["tuned", "peer:llama.cpp", "stock"]
+HEAD = ["type", "MB", "decode tok/s", "llama.cpp", "stock", "prompt", "prefill tok/s", "llama.cpp", "stock", "time of llama.cpp", "time of stock"]
 HEAD += ["MBU", "peak MB", "llama.cpp", "stock", "perplexity", "llama.cpp", "KL", "llama.cpp"]
 
 
@@ -67,15 +69,15 @@ def run(*arguments):
     return subprocess.run([PROGRAM, *map(str, arguments)], stdout=subprocess.PIPE, text=True).stdout
 
 
-def speeds(file):
+def speeds(file, engines):
     """The records of generations, by engine."""
-    name = f"gguf-formats-{file.stem}"
-    records, kept = OUT / "records" / name / "records.jsonl", OUT / f"{file.stem}.jsonl"
+    name = f"{file.stem}-{len(engines)}"
+    records, kept = OUT / "records" / name / "records.jsonl", OUT / f"{name}.jsonl"
     if not kept.exists():
         records.unlink(missing_ok=True)
         os.environ |= {"CANDLEPOWER_OUT": str(OUT / "records"), "CANDLEPOWER_RUN": name}
         budget = os.environ.get("BUDGET_S", "40")
-        run("standings", "--models", file, "--engine", "tuned,peer:llama.cpp,stock", "--budget", f"{budget}s")
+        run("standings", "--models", file, "--engine", ",".join(engines), "--budget", f"{budget}s")
         # A run that was stopped has no such file.
         records.rename(kept)
     lines = map(json.loads, kept.read_text().splitlines())
@@ -94,10 +96,12 @@ def scores(file, text, reference):
     return perplexities + [f"{one['divergence']['kl_mean']:.4f}" if one and one["divergence"] else "" for one in figures]
 
 
-def row(file, kind, found, text, reference):
-    """The row of a type, whose generations are known. Scores it."""
+def row(file, kind, found, alone, text, reference):
+    """The row of a type, whose generations are known, also those without stock. Scores it."""
     engines = [found.get(engine) for engine in ("tuned", "llama.cpp", "stock")]
-    measure = lambda name: [f"{engine['measures'][name]:.3g}" if engine else "" for engine in engines]
+    measure = lambda name, engines=engines: [f"{engine['measures'][name]:.3g}" if engine else "" for engine in engines]
+    pair = [alone.get(engine) for engine in ("tuned", "llama.cpp")]
+    prompt = str(pair[0]["measures"]["prompt_tokens"]) if pair[0] else ""
     megabytes = [f"{engine['measures']['peak_bytes'] / 1e6:.0f}" if engine else "" for engine in engines]
     ratios = {}
     for engine in filter(None, engines):
@@ -111,7 +115,8 @@ def row(file, kind, found, text, reference):
         return f"{ratio['ratio']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})" if ratio else ""
 
     mbu = engines[0] and engines[0]["measures"]["mbu"]
-    return [kind, f"{file.stat().st_size / 1e6:.0f}", *measure("decode_tokens_per_s"), *measure("prefill_tokens_per_s"),
+    return [kind, f"{file.stat().st_size / 1e6:.0f}", *measure("decode_tokens_per_s"), prompt,
+            *measure("prefill_tokens_per_s", [*pair, engines[2]]),
             over_tuned("llama.cpp"), over_tuned("stock"), f"{mbu:.0%}" if mbu else "", *megabytes, *scores(file, text, reference)]
 
 
@@ -125,12 +130,12 @@ def main():
     reference = None if is_shape else quantised(source, "F32")
     for kind in kinds:
         quantised(source, kind)
-    all_speeds = {kind: speeds(quantised(source, kind)) for kind in kinds}
+    all_speeds = {kind: [speeds(quantised(source, kind), engines) for engines in (ENGINES, ENGINES[:2])] for kind in kinds}
     if reference:
         print("All speeds are measured. Scores follow, which need no idle machine.", file=sys.stderr)
     print(f"| {' | '.join(HEAD)} |", f"|---|{'---:|' * (len(HEAD) - 1)}", sep="\n", flush=True)
-    for kind, found in all_speeds.items():
-        print(f"| {' | '.join(row(quantised(source, kind), kind, found, text, reference))} |", flush=True)
+    for kind, both in all_speeds.items():
+        print(f"| {' | '.join(row(quantised(source, kind), kind, *both, text, reference))} |", flush=True)
 
 
 if __name__ == "__main__":

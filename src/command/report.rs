@@ -17,11 +17,12 @@ use crate::{
     report::{self, Trained},
     runner,
     settings::{Settings, criterion_home},
+    why::{self, Beside},
 };
 
 #[derive(Args)]
 pub struct Report {
-    /// Names of runs, their folders, files of records, such as those of shards, or folders of trainings and shoot-outs
+    /// Names of runs, their folders, files of records, such as those of shards, folders of trainings and shoot-outs, or files of `why --json`
     /// [default: the last run]
     runs: Vec<String>,
     /// Folder of reports; the report goes into a folder named after the machine
@@ -41,14 +42,18 @@ pub struct Report {
 impl Report {
     pub fn run(self) -> Result<ExitCode> {
         let settings = Settings::load(&[])?;
-        let (mut files, mut trained) = (Vec::new(), Vec::new());
+        let (mut files, mut trained, mut explained) = (Vec::new(), Vec::new(), Vec::new());
         for run in &self.runs {
+            if Path::new(run).extension().is_some_and(|extension| extension == "json") {
+                explained.push(Beside::read(Path::new(run))?);
+                continue;
+            }
             match Trained::read(Path::new(run))? {
                 Some(found) => trained.push(found),
                 None => files.push(records(Some(run), &settings.out)?),
             }
         }
-        if self.runs.is_empty() {
+        if files.is_empty() && trained.is_empty() {
             files.push(records(None, &settings.out)?);
         }
         if let Some(id) = &self.reproduce {
@@ -58,7 +63,10 @@ impl Report {
         let criterion_home = criterion_home();
         let live = progress::live("report");
         live.step("reads the records");
-        let joined = report::joined::join_all(&files, &criterion_home)?;
+        let mut joined = report::joined::join_all(&files, &criterion_home)?;
+        if !explained.is_empty() {
+            joined.sections.push(why::section(&explained));
+        }
         let disturbance = report::disturbance(joined.rows.iter().map(|row| &row.record));
         if let Some(reason) = disturbance.filter(|_| !self.even_if_disturbed) {
             bail!(

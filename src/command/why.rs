@@ -2,7 +2,7 @@
 
 use std::{
     env,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
     time::{Duration, Instant},
 };
@@ -18,14 +18,14 @@ use super::{
 };
 use crate::{
     device::{DeviceChoice, Precision},
-    model::{Engine, ModelSpec},
+    model::{CausalLm, Engine, ModelSpec},
     output, progress,
     recommend::{self, Contest, Ended, Goal, Ratio},
     record::{self, GLIBC_TUNABLES},
     runner::{Candidate, Catalogue, Session, Target},
     settings::Settings,
     text,
-    why::{Advice, Advised, Explanation, Lengths, Trace},
+    why::{Advice, Advised, Beside, Explanation, Lengths, Trace},
 };
 
 /// Makes glibc keep freed memory, so that the kernel need not map it again. See the guide's methodology.
@@ -53,6 +53,9 @@ pub struct Why {
     /// Time for measuring what other settings would change, such as 30s or 5m; 0s measures nothing
     #[arg(long, value_parser = duration_or_none, default_value = "60s")]
     advice: Duration,
+    /// An engine whose parts stand beside these, measured in turns, or a file that --json wrote before a change
+    #[arg(long, value_name = "ENGINE|FILE")]
+    against: Option<String>,
     /// File for the spans, in the format of Chrome's trace viewer and Perfetto
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
@@ -89,9 +92,10 @@ impl Why {
         let trace = Trace::start()?;
         let mut work = benchmark.prepare()?;
         let dtype = benchmark.subject().dtype;
+        let against = self.earlier()?;
         let (explanation, spans) = trace.explain_steps(&mut *work, self.rounds, (session.device(), &dtype))?;
         self.keep(&spans)?;
-        Ok(Advised { variant: benchmark.id().to_string(), explanation, advice: Vec::new() })
+        Ok(Advised { variant: benchmark.id().to_string(), explanation, advice: Vec::new(), against })
     }
 
     /// Writes the spans to the file that the user named, if any.
@@ -110,19 +114,42 @@ impl Why {
             settings.tensor_parallel.is_empty(),
             "--tensor-parallel: the parts of a sharded model run beside each other"
         );
+        let other = self.against.as_ref().filter(|name| Engine::ALL.iter().any(|engine| engine.to_string() == **name));
+        let earlier = if other.is_none() { self.earlier()? } else { None };
         // Sets the number of threads.
         Session::new(settings.clone())?;
         let trace = Trace::start()?;
         let lengths = Lengths { prompt_tokens: self.prompt_tokens, new_tokens: self.new_tokens, rounds: self.rounds };
-        let (explanation, spans, variant) = {
-            let mut candidate = Candidate::from_settings(&settings).remove(0);
-            let mut loaded = candidate.load_model()?;
-            let (explanation, spans) = trace.explain_in(loaded.model.as_mut(), &lengths, &candidate.about.dtype)?;
-            (explanation, spans, format!("{} {}", candidate.about.model, candidate.about.variant()))
+        let (mut explanations, spans, variant) = {
+            let mut candidates = vec![Candidate::from_settings(&settings).remove(0)];
+            if let Some(name) = other {
+                let settings = Settings::load(&[given.as_slice(), &[("engine", name.clone())]].concat())?;
+                only_model(&settings, &self.model)?;
+                candidates.push(Candidate::from_settings(&settings).remove(0));
+            }
+            let mut loaded = candidates.iter_mut().map(Candidate::load_model).collect::<Result<Vec<_>>>()?;
+            let models = loaded.iter_mut().zip(&candidates);
+            let mut models: Vec<(&mut dyn CausalLm, &str)> = models
+                .map(|(loaded, candidate)| (loaded.model.as_mut() as _, candidate.about.dtype.as_str()))
+                .collect();
+            let (explanations, spans) = trace.explain_in(&mut models, &lengths)?;
+            let about = &candidates[0].about;
+            (explanations.into_iter(), spans, format!("{} {}", about.model, about.variant()))
         };
         self.keep(&spans)?;
+        let explanation = explanations.next().context("no model was explained")?;
+        let of_other = other.zip(explanations.next());
+        let against = of_other.map(|(name, explanation)| Beside { name: name.clone(), explanation }).or(earlier);
         let advice = self.tried(&settings, &spec, (engine, dtype), &explanation)?;
-        Ok(Advised { variant, explanation, advice })
+        Ok(Advised { variant, explanation, advice, against })
+    }
+
+    /// Reads the file that --against names, if any.
+    fn earlier(&self) -> Result<Option<Beside>> {
+        let Some(file) = &self.against else { return Ok(None) };
+        let Beside { name, explanation } =
+            Beside::read(Path::new(file)).context("--against names neither an engine nor an explanation")?;
+        Ok(Some(Beside { name: format!("{name}, {file}"), explanation }))
     }
 
     /// Other settings, each measured in turns with those in force.

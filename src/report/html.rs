@@ -70,18 +70,7 @@ pub fn page(
         // Tables of one family share their plots, which stand beside the first.
         let is_first = tables.iter().position(|other| other.key == table.key) == Some(number);
         let own: Vec<&Plot> = plots.iter().filter(|plot| is_first && plot.beside == table.key).collect();
-        if !own.is_empty() {
-            body.push_str("<div class=\"plots\">\n");
-            for plot in own {
-                let _ = writeln!(
-                    body,
-                    "<figure><figcaption>{0}</figcaption><div class=\"wide\" role=\"region\" aria-label=\"{0}\" tabindex=\"0\">{1}</div></figure>",
-                    escaped(plot.title),
-                    plot.svg
-                );
-            }
-            body.push_str("</div>\n");
-        }
+        figures(&mut body, own.iter().map(|plot| (plot.title, plot.svg.as_str())));
         element(&mut body, &table.rows, table.words, &heading);
         let is_folded = table.notes.len() > MOST_NOTES;
         if is_folded {
@@ -93,6 +82,12 @@ pub fn page(
         if is_folded {
             body.push_str("</details>\n");
         }
+        body.push_str("</section>\n");
+    }
+    for section in &joined.sections {
+        let _ = writeln!(body, "<section>\n<h2>{}</h2>", escaped(section.heading));
+        figures(&mut body, [(section.plot_title, section.svg.as_str())].into_iter());
+        element(&mut body, &section.rows, 3, section.heading);
         body.push_str("</section>\n");
     }
     for one in trained {
@@ -184,6 +179,22 @@ fn card(body: &mut String, card: &Card) {
         body.push_str("</div>\n");
     }
     body.push_str("</div>\n</article>\n");
+}
+
+/// Plots beside each other, each with its title.
+fn figures<'a>(body: &mut String, plots: impl ExactSizeIterator<Item = (&'a str, &'a str)>) {
+    if plots.len() == 0 {
+        return;
+    }
+    body.push_str("<div class=\"plots\">\n");
+    for (title, svg) in plots {
+        let title = escaped(title);
+        let _ = writeln!(
+            body,
+            "<figure><figcaption>{title}</figcaption><div class=\"wide\" role=\"region\" aria-label=\"{title}\" tabindex=\"0\">{svg}</div></figure>"
+        );
+    }
+    body.push_str("</div>\n");
 }
 
 /// A table that can be sorted, whose first columns hold `words`. A button in each header makes this possible without a mouse.

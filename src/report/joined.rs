@@ -7,13 +7,15 @@ use std::{
 
 use anyhow::{Result, bail};
 
+#[cfg(feature = "cli")]
+use super::Section;
 use crate::{
     files::read_limited,
     record::{self, Estimate, Measures, Record, Status},
 };
 
 /// The data of a report.
-#[derive(Debug)]
+#[derive(Default, Debug)]
 pub struct Joined {
     /// Each benchmark of the run once, in the order of completion.
     pub rows: Vec<Row>,
@@ -21,6 +23,9 @@ pub struct Joined {
     pub problems: Vec<String>,
     /// True if every record is a sandbox record. In a run with measurements, sandbox records are left out.
     pub is_sandbox: bool,
+    /// Parts of a report that come from no record.
+    #[cfg(feature = "cli")]
+    pub(crate) sections: Vec<Section>,
 }
 
 /// Most benchmarks of a report with plots. More marks would hide each other.
@@ -107,7 +112,13 @@ pub fn join(records: &Path, criterion_home: &Path) -> Result<Joined> {
     } else if !without.is_empty() {
         problems.push(format!("Criterion has no estimate, and there is no interval, of {}", without.join(", ")));
     }
-    Ok(Joined { rows, problems, is_sandbox })
+    Ok(Joined {
+        rows,
+        problems,
+        is_sandbox,
+        #[cfg(feature = "cli")]
+        sections: Vec::new(),
+    })
 }
 
 /// Joins several files of records, such as those of shards, or none. Of a benchmark that is in several files, the last counts.
@@ -117,7 +128,7 @@ pub fn join(records: &Path, criterion_home: &Path) -> Result<Joined> {
 pub(crate) fn join_all(files: &[PathBuf], criterion_home: &Path) -> Result<Joined> {
     let parts = files.iter().map(|file| join(file, criterion_home)).collect::<Result<Vec<_>>>()?;
     let is_sandbox = !parts.is_empty() && parts.iter().all(|part| part.is_sandbox);
-    let mut merged = Joined { rows: Vec::new(), problems: Vec::new(), is_sandbox };
+    let mut merged = Joined { is_sandbox, ..Joined::default() };
     let mut places = BTreeMap::new();
     for (part, file) in parts.into_iter().zip(files) {
         if part.is_sandbox && !is_sandbox {

@@ -5,7 +5,7 @@
 //! - `dtypes` joins the perplexities of a run with its generations.
 //! - [`joined`] joins the records of a run with Criterion's estimates.
 //! - `write` writes the folder of a report: tables, plots, an HTML page, and the data files that [`columns`] lists. `trained` reads
-//!   folders of trainings for it.
+//!   folders of trainings for it, and a `section` is a part that others make.
 //! - [`compare`] compares two runs, `duel` shows the result of measuring two programs in turns, `bisect` the commit that a
 //!   sequence of duels found, and [`history`] follows a benchmark over many reports.
 //! - `watch` draws a run while it is in progress.
@@ -34,6 +34,8 @@ mod ratios;
 #[cfg(feature = "cli")]
 mod readme;
 #[cfg(feature = "cli")]
+mod section;
+#[cfg(feature = "cli")]
 pub(crate) mod standings;
 mod statistics;
 pub mod summary;
@@ -53,6 +55,8 @@ mod write;
 #[cfg(feature = "cli")]
 pub(crate) use plot::{Over, latency_over_rate, loss_curve, over_seconds};
 pub(crate) use ratios::{disturbance, is_possible, left_to_gain};
+#[cfg(feature = "cli")]
+pub(crate) use section::{Section, Stack};
 #[cfg(feature = "cli")]
 pub(crate) use trained::Trained;
 #[cfg(feature = "cli")]

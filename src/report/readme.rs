@@ -49,6 +49,10 @@ pub fn readme(title: &str, joined: &Joined, trained: &[Trained], plots: &[Plot],
             }
         }
     }
+    for section in &joined.sections {
+        let _ = write!(text, "## {}\n\n{}\n", section.heading, markdown(&section.rows, 3));
+        let _ = writeln!(text, "![{}]({})\n", section.plot_title, section.file);
+    }
     let medians: Vec<Vec<String>> = joined
         .rows
         .iter()

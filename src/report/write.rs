@@ -17,7 +17,7 @@ use super::{
     columns::results,
     html,
     joined::{Joined, Row},
-    plot::plots,
+    plot::{plots, standalone},
     readme::readme,
     table,
     trained::Trained,
@@ -81,6 +81,9 @@ pub fn write(joined: &Joined, trained: &[Trained], root: &Path, now: DateTime<Ut
         let file = filling.path().join(plot.file);
         write_whole(&file, plot.file_svg().as_bytes())?;
         write_whole(&file.with_extension("png"), &plot.png()?)?;
+    }
+    for section in &joined.sections {
+        write_whole(&filling.path().join(section.file), standalone(&section.svg).as_bytes())?;
     }
     for (number, one) in trained.iter().enumerate() {
         ensure!(

@@ -1,12 +1,14 @@
 //! What other settings would change, measured in turns with those in force.
 
-use std::fmt;
+use std::{fmt, path::Path};
 
+use anyhow::{Context, Result};
 use schemars::JsonSchema;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::Explanation;
 use crate::{
+    files,
     recommend::{Ratio, Verdict},
     report::text_table::{width, wrapped},
     text,
@@ -21,6 +23,17 @@ pub struct Advised {
     pub explanation: Explanation,
     /// Other settings, the fastest first.
     pub advice: Vec<Advice>,
+    /// What it is compared with; `null` if nothing is named.
+    pub against: Option<Beside>,
+}
+
+/// Another explanation, of another engine or of an earlier run.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct Beside {
+    /// An engine, or a file.
+    pub name: String,
+    /// Where the time goes there.
+    pub explanation: Explanation,
 }
 
 /// Another way to run the model.
@@ -34,6 +47,27 @@ pub struct Advice {
     pub reason: Option<String>,
 }
 
+/// Longest file of an explanation.
+const MOST_BYTES: u64 = 16 << 20;
+
+impl Beside {
+    /// Reads a file that `candlepower why --json` wrote. Its name is the variant.
+    ///
+    /// # Errors
+    /// If the file is missing, longer than 16 MiB, or another one.
+    pub fn read(file: &Path) -> Result<Self> {
+        #[derive(Deserialize)]
+        struct Earlier {
+            variant: String,
+            explanation: Explanation,
+        }
+        let told = || format!("{}: no file that `candlepower why --json` wrote", text::line(&file.to_string_lossy()));
+        let read = files::read_text_limited(file, MOST_BYTES).with_context(told)?;
+        let Earlier { variant, explanation } = serde_json::from_str(&read).with_context(told)?;
+        Ok(Self { name: variant, explanation })
+    }
+}
+
 impl fmt::Display for Advised {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}\n", text::line(&self.variant))?;
@@ -43,6 +77,9 @@ impl fmt::Display for Advised {
             writeln!(f, "{}", wrapped(&line, width()).join("\n"))?;
         }
         write!(f, "{}", self.explanation)?;
+        if let Some(Beside { name, explanation }) = &self.against {
+            write!(f, "{}", self.explanation.beside(explanation, &text::line(name)))?;
+        }
         if !self.advice.is_empty() {
             writeln!(f, "\nTime of a short generation with another setting, over that with this one, in turns:")?;
         }

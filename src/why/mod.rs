@@ -41,6 +41,8 @@
 
 #[cfg(feature = "cli")]
 mod advice;
+#[cfg(feature = "cli")]
+mod section;
 #[cfg(test)]
 mod tests;
 mod text;
@@ -48,16 +50,16 @@ mod trace;
 
 use std::time::{Duration, Instant};
 
-#[cfg(feature = "cli")]
-use anyhow::Context;
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use candle_core::Device;
 use schemars::JsonSchema;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 #[cfg(feature = "cli")]
-pub use self::advice::{Advice, Advised};
+pub use self::advice::{Advice, Advised, Beside};
+#[cfg(feature = "cli")]
+pub(crate) use self::section::section;
 pub use self::trace::Trace;
 use self::trace::{Left, Part as Traced, Phase as Recorded};
 use crate::{
@@ -93,7 +95,7 @@ impl Default for Lengths {
 }
 
 /// Where the time of a generation goes.
-#[derive(Clone, Debug, Serialize, JsonSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Explanation {
     /// Tokens of the prompt; `null` for steps of a training.
     pub prompt_tokens: Option<usize>,
@@ -110,7 +112,7 @@ pub struct Explanation {
 }
 
 /// The passes of one kind.
-#[derive(Clone, Debug, Serialize, JsonSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Phase {
     /// `prefill`, `decode` or `step`.
     pub name: String,
@@ -133,7 +135,7 @@ pub struct Phase {
 }
 
 /// A part of a pass: the spans of one name, and of one field `part` where they have it.
-#[derive(Clone, Debug, Serialize, JsonSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Part {
     /// The name of the spans, followed by `: ` and the field; [`OTHER`] for the time outside of all.
     pub name: String,
@@ -166,46 +168,31 @@ impl Trace {
     /// # Errors
     /// If the model fails, or holds fewer tokens.
     pub fn explain(&self, model: &mut dyn CausalLm, lengths: &Lengths) -> Result<Explanation> {
-        Ok(self.explain_in(model, lengths, Precision::F32.name())?.0)
+        Ok(self.explain_in(&mut [(model, Precision::F32.name())], lengths)?.0.remove(0))
     }
 
-    /// As [`Self::explain`], with the limit of products in a dtype. Also returns the spans in Chrome's format of traces.
+    /// As [`Self::explain`], for some models in turns, each with the limit of products in a dtype. Also returns the spans in Chrome's format
+    /// of traces.
     pub(crate) fn explain_in(
         &self,
-        model: &mut dyn CausalLm,
+        models: &mut [(&mut dyn CausalLm, &str)],
         lengths: &Lengths,
-        dtype: &str,
-    ) -> Result<(Explanation, Value)> {
+    ) -> Result<(Vec<Explanation>, Value)> {
         let Lengths { prompt_tokens, new_tokens, rounds } = *lengths;
         ensure!(rounds > 0, "at least one generation must be traced");
-        generate::check_lengths(model, prompt_tokens, new_tokens)?;
-        let prompt = prompt_ids(None, model.vocab_size(), prompt_tokens, 42)?;
+        let device = models.first().context("no model to explain")?.0.device().clone();
         let request = Request { new_tokens, sampling: Sampling::GREEDY, seed: 42, stop: Vec::new() };
-        let device = model.device().clone();
-        let generate = || generate::run(model, std::slice::from_ref(&prompt), &request).map(drop);
-        let Measured { limits, tracing_cost, phases, left } = self.measure(generate, rounds, (&device, dtype))?;
-        let of_weights = model.weights().and_then(|weights| {
-            let read: Vec<f64> = (0..rounds).filter_map(|_| weights_bytes_per_s(&weights)).collect();
-            (!read.is_empty()).then(|| median(read))
-        });
-        let limits = Reading { read_bytes_per_s: of_weights.unwrap_or(limits.read_bytes_per_s), ..limits };
-        let named = [PREFILL, DECODE].map(|name| phases.iter().find(|phase| phase.name == name));
-        let footprint = model.footprint();
-        // The cache of the middle step.
-        let middle = prompt_tokens + new_tokens / 2;
-        let required = |name: &str| match name {
-            PREFILL => (footprint.step_weight_bytes, model.prefill_flops(prompt_tokens)),
-            _ => (footprint.step_weight_bytes + model.cache_bytes(middle).used, footprint.flops_per_token),
-        };
-        let explanation = Explanation {
-            prompt_tokens: Some(prompt_tokens),
-            new_tokens: Some(new_tokens),
-            read_bytes_per_s: limits.read_bytes_per_s,
-            matrix_flops_per_s: limits.matrix_flops_per_s,
-            tracing_cost,
-            phases: named.into_iter().flatten().map(|phase| Phase::new(phase, required(phase.name), limits)).collect(),
-        };
-        Ok((explanation, chrome(&left)))
+        let mut works: Vec<Work<'_>> = Vec::new();
+        for (model, dtype) in models.iter_mut() {
+            generate::check_lengths(*model, prompt_tokens, new_tokens)?;
+            let prompt = prompt_ids(None, model.vocab_size(), prompt_tokens, 42)?;
+            let (model, request) = (&mut **model, &request);
+            let run = Box::new(move || generate::run(model, std::slice::from_ref(&prompt), request).map(drop));
+            works.push((run, *dtype));
+        }
+        let (measured, left) = self.measure(works, rounds, &device)?;
+        let explained = models.iter().zip(measured).map(|((model, _), measured)| measured.explain(*model, lengths));
+        Ok((explained.collect(), chrome(&left)))
     }
 
     /// Explains the steps of work whose operations are known. `device` and `dtype` are those of its limits. Also returns the spans in
@@ -223,8 +210,9 @@ impl Trace {
         let flops = work.flops().context("only the steps of trainings and of the sweep have parts here")?;
         let step = work.iterate()?.time;
         let count = (ROUND.as_secs_f64() / step.as_secs_f64()).clamp(1.0, 1000.0) as usize;
-        let steps = || work.repeat(count).map(drop);
-        let Measured { limits, tracing_cost, phases, left } = self.measure(steps, rounds, (device, dtype))?;
+        let steps = Box::new(|| work.repeat(count).map(drop));
+        let (mut measured, left) = self.measure(vec![(steps, dtype)], rounds, device)?;
+        let Measured { limits, tracing_cost, phases } = measured.remove(0);
         let explanation = Explanation {
             prompt_tokens: None,
             new_tokens: None,
@@ -240,47 +228,56 @@ impl Trace {
         Ok((explanation, chrome(&left)))
     }
 
-    /// Runs work in rounds, once with and once without tracing in each, and reads the limits of the machine between them.
-    fn measure(
-        &self,
-        mut work: impl FnMut() -> Result<()>,
-        rounds: usize,
-        (device, dtype): (&Device, &str),
-    ) -> Result<Measured> {
+    /// Runs works in rounds and in turns, once with and once without tracing in each, and reads the limits of the machine between the rounds.
+    fn measure(&self, mut works: Vec<Work>, rounds: usize, device: &Device) -> Result<(Vec<Measured>, Vec<Left>)> {
         let line = progress::live("tracing");
         line.step("measuring the limits of the machine");
         let gauge = Gauge::new(device)?;
-        let mut run = |records: bool| -> Result<Duration> {
-            self.record(records);
+        let run = |(work, _): &mut Work, subject: Option<usize>| -> Result<Duration> {
+            self.record(subject);
             let started = Instant::now();
             let ended = work();
             let time = started.elapsed();
-            self.record(false);
+            self.record(None);
             ended?;
             Ok(time)
         };
         line.step("warming up");
-        run(false)?;
+        works.iter_mut().try_for_each(|work| run(work, None).map(drop))?;
         let began = Instant::now();
         let reading = || Ok::<_, anyhow::Error>((Instant::now(), gauge.read()?));
-        let (mut readings, mut costs): (Vec<(Instant, Reading)>, Vec<f64>) = (vec![reading()?], Vec::new());
+        let mut readings: Vec<(Instant, Reading)> = vec![reading()?];
+        let mut costs: Vec<Vec<f64>> = vec![Vec::new(); works.len()];
         for round in 0..rounds {
             line.part("round", (round, rounds), began);
-            // The one that comes first changes, so that drift of the machine meets both.
-            let (traced, plain) = match round % 2 {
-                0 => (run(true)?, run(false)?),
-                _ => {
-                    let plain = run(false)?;
-                    (run(true)?, plain)
-                }
-            };
-            costs.push(traced.as_secs_f64() / plain.as_secs_f64() - 1.0);
+            // The one that comes first changes, so that drift of the machine meets both, and all works.
+            let is_even = round % 2 == 0;
+            for place in 0..works.len() {
+                let subject = if is_even { place } else { works.len() - 1 - place };
+                let work = &mut works[subject];
+                let (traced, plain) = match is_even {
+                    true => (run(work, Some(subject))?, run(work, None)?),
+                    false => {
+                        let plain = run(work, None)?;
+                        (run(work, Some(subject))?, plain)
+                    }
+                };
+                costs[subject].push(traced.as_secs_f64() / plain.as_secs_f64() - 1.0);
+            }
             readings.push(reading()?);
         }
         let (phases, left) = self.take();
-        Ok(Measured { limits: gauge.limits(&readings, dtype).median(), tracing_cost: median(costs), phases, left })
+        let measured = works.iter().zip(costs).zip(phases).map(|(((_, dtype), costs), phases)| Measured {
+            limits: gauge.limits(&readings, dtype).median(),
+            tracing_cost: median(costs),
+            phases,
+        });
+        Ok((measured.collect(), left))
     }
 }
+
+/// Something to run, and the dtype of its products.
+type Work<'a> = (Box<dyn FnMut() -> Result<()> + 'a>, &'a str);
 
 /// The rounds of some work.
 struct Measured {
@@ -289,7 +286,35 @@ struct Measured {
     /// See [`Explanation::tracing_cost`].
     tracing_cost: f64,
     phases: Vec<Recorded>,
-    left: Vec<Left>,
+}
+
+impl Measured {
+    /// Explains the generations of a model.
+    fn explain(self, model: &dyn CausalLm, lengths: &Lengths) -> Explanation {
+        let Self { limits, tracing_cost, phases } = self;
+        let Lengths { prompt_tokens, new_tokens, rounds } = *lengths;
+        let of_weights = model.weights().and_then(|weights| {
+            let read: Vec<f64> = (0..rounds).filter_map(|_| weights_bytes_per_s(&weights)).collect();
+            (!read.is_empty()).then(|| median(read))
+        });
+        let limits = Reading { read_bytes_per_s: of_weights.unwrap_or(limits.read_bytes_per_s), ..limits };
+        let named = [PREFILL, DECODE].map(|name| phases.iter().find(|phase| phase.name == name));
+        let footprint = model.footprint();
+        // The cache of the middle step.
+        let middle = prompt_tokens + new_tokens / 2;
+        let required = |name: &str| match name {
+            PREFILL => (footprint.step_weight_bytes, model.prefill_flops(prompt_tokens)),
+            _ => (footprint.step_weight_bytes + model.cache_bytes(middle).used, footprint.flops_per_token),
+        };
+        Explanation {
+            prompt_tokens: Some(prompt_tokens),
+            new_tokens: Some(new_tokens),
+            read_bytes_per_s: limits.read_bytes_per_s,
+            matrix_flops_per_s: limits.matrix_flops_per_s,
+            tracing_cost,
+            phases: named.into_iter().flatten().map(|phase| Phase::new(phase, required(phase.name), limits)).collect(),
+        }
+    }
 }
 
 impl Phase {

@@ -156,3 +156,33 @@ fn a_step_of_a_training_has_the_parts_of_its_passes() {
         }
     }
 }
+
+/// Two models are traced in turns, and each has its own parts.
+#[cfg(feature = "cli")]
+#[test]
+fn models_that_are_compared_stand_beside_each_other() {
+    let lengths = Lengths { prompt_tokens: 4, new_tokens: 16, rounds: 4 };
+    let [fast, slow] = traced(now, |trace| {
+        let (mut fast, mut slow) = (Timed::new(Duration::from_millis(1)), Timed::new(Duration::from_millis(4)));
+        let mut models: [(&mut dyn CausalLm, &str); 2] = [(&mut fast, "f32"), (&mut slow, "f32")];
+        let (explained, _) = trace.explain_in(&mut models, &lengths).expect("explained");
+        <[Explanation; 2]>::try_from(explained).expect("two")
+    });
+    for (found, attention_ms) in [(&fast, 1.0), (&slow, 4.0)] {
+        let decode = &found.phases[1];
+        assert_eq!(decode.passes, 4 * 15);
+        assert!(
+            (part(decode, "attention").ms - attention_ms).abs() < 1e-9 && (part(decode, "block").ms - 1.5).abs() < 1e-9
+        );
+    }
+    let text = fast.beside(&slow, "the slow one");
+    let decode = text.split("decode beside the slow one").nth(1).expect("decode");
+    let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    let lines: Vec<Vec<String>> = decode.lines().map(words).filter(|words| !words.is_empty()).collect();
+    let row =
+        |name: &str| lines.iter().position(|line| line[0] == name).unwrap_or_else(|| panic!("no {name} in {text}"));
+    assert!(row("attention") < row("block"), "{text}");
+    assert_eq!(lines[row("attention")][1..], ["1.00", "4.00", "0.25"], "{text}");
+    assert_eq!(lines[row("block")][1..], ["1.50", "1.50", "1.00"], "{text}");
+    assert_eq!(lines[row("whole")][2..], ["2.50", "5.50", "0.45"], "{text}");
+}

@@ -50,6 +50,38 @@ impl fmt::Display for Explanation {
 }
 
 impl Explanation {
+    /// The parts of this explanation beside those of another one with a name, the largest difference first.
+    #[cfg(feature = "cli")]
+    pub(crate) fn beside(&self, other: &Self, name: &str) -> String {
+        use std::{collections::BTreeMap, fmt::Write as _};
+
+        /// The row of all small parts.
+        const SMALLER: &str = "(smaller)";
+        let ratio =
+            |own: f64, other: f64| if own > 0.0 && other > 0.0 { format!("{:.2}", own / other) } else { String::new() };
+        let mut text = String::new();
+        for phase in &self.phases {
+            let Some(of_other) = other.phases.iter().find(|of_other| of_other.name == phase.name) else { continue };
+            let mut parts: BTreeMap<&str, [f64; 2]> = BTreeMap::new();
+            for (place, phase) in [phase, of_other].into_iter().enumerate() {
+                for part in &phase.parts {
+                    let name = if part.share < LEAST_SHARE { SMALLER } else { part.name.as_str() };
+                    parts.entry(name).or_default()[place] += part.ms;
+                }
+            }
+            let mut parts: Vec<_> = parts.into_iter().collect();
+            parts.sort_by(|(_, [a, b]), (_, [c, d])| (c - d).abs().total_cmp(&(a - b).abs()));
+            let mut rows = vec![["part", "ms", "ms there", "of there"].map(str::to_owned).to_vec()];
+            let all = [("whole pass", [phase.ms, of_other.ms])];
+            rows.extend(parts.into_iter().chain(all).map(|(name, [own, other])| {
+                let shown = |ms: f64| if ms > 0.0 { number(Some(ms)) } else { String::new() };
+                vec![name.to_owned(), shown(own), shown(other), ratio(own, other)]
+            }));
+            let _ = write!(text, "\n{} beside {name}\n\n{}", phase.name, terminal(&rows, 1));
+        }
+        text
+    }
+
     /// Returns whether the kernel maps many pages in a phase.
     #[cfg(feature = "cli")]
     pub(crate) fn maps_many_pages(&self) -> bool {
@@ -165,7 +197,7 @@ impl Phase {
 }
 
 impl Part {
-    fn of_bound(&self) -> Option<f64> {
+    pub(super) fn of_bound(&self) -> Option<f64> {
         Some(self.bound_ms? / self.ms)
     }
 }

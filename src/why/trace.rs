@@ -42,7 +42,10 @@ struct State {
     texts: Texts,
     /// The spans that were entered and not left. A pass is the work of one thread after the other, so they form one stack.
     stack: Vec<Entered>,
-    phases: Vec<Phase>,
+    /// The phases of each subject.
+    phases: Vec<Vec<Phase>>,
+    /// The one that runs.
+    subject: usize,
     events: Vec<Left>,
 }
 
@@ -139,14 +142,20 @@ impl Trace {
         Self(collector)
     }
 
-    /// Records from now on, or not.
-    pub(super) fn record(&self, records: bool) {
-        self.0.is_off.store(!records, Relaxed);
-        self.0.records.store(records, Relaxed);
+    /// Records a subject from now on, or nothing.
+    pub(super) fn record(&self, subject: Option<usize>) {
+        if let Some(subject) = subject {
+            let mut state = self.0.state();
+            state.subject = subject;
+            let count = state.phases.len().max(subject + 1);
+            state.phases.resize_with(count, Vec::new);
+        }
+        self.0.is_off.store(subject.is_none(), Relaxed);
+        self.0.records.store(subject.is_some(), Relaxed);
     }
 
-    /// Takes the phases and the spans that were recorded.
-    pub(super) fn take(&self) -> (Vec<Phase>, Vec<Left>) {
+    /// Takes the phases of each subject and the spans that were recorded.
+    pub(super) fn take(&self) -> (Vec<Vec<Phase>>, Vec<Left>) {
         let mut state = self.0.state();
         (std::mem::take(&mut state.phases), std::mem::take(&mut state.events))
     }
@@ -228,7 +237,8 @@ impl State {
         }
         let pass = self.stack.first().map_or(Some(name), |pass| Some(self.spans[pass.place].as_ref()?.name));
         let Some(pass) = pass else { return };
-        let phase = named(&mut self.phases, |phase| phase.name == pass, || Phase { name: pass, ..Phase::default() });
+        let phases = &mut self.phases[self.subject];
+        let phase = named(phases, |phase| phase.name == pass, || Phase { name: pass, ..Phase::default() });
         if self.stack.is_empty() {
             phase.passes += 1;
             phase.time += time;

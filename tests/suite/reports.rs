@@ -448,3 +448,52 @@ fn a_nightly_file_that_can_not_be_used_is_refused_in_one_line() {
         assert!(!folder.path().join("target").exists(), "{config} left something behind");
     }
 }
+
+/// Explanations stand beside an engine, beside an earlier file, and in a report.
+#[test]
+fn explanations_are_compared_and_reported() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let here = folder.path();
+    let short = ["why", "--prompt-tokens", "8", "--new-tokens", "4", "--rounds", "1", "--advice", "0s"];
+    let why = |more: &[&str]| candlepower(here, &[&short, more].concat(), &[]);
+    let written = |output: Output| {
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).expect("UTF-8")
+    };
+    let json = written(why(&["--engine", "tuned", "--against", "stock", "--json"]));
+    let both: Value = serde_json::from_str(&json).expect("JSON");
+    assert_eq!(both["against"]["name"], "stock");
+    for explanation in [&both["explanation"], &both["against"]["explanation"]] {
+        let decode = &explanation["phases"][1];
+        let parts = decode["parts"].as_array().expect("parts").iter();
+        let sum: f64 = parts.filter_map(|part| part["ms"].as_f64()).sum();
+        assert!((sum / decode["ms"].as_f64().expect("a time") - 1.0).abs() < 0.02, "{explanation}");
+    }
+    fs::write(here.join("before.json"), &json).expect("written");
+    let text = written(why(&["--against", "before.json"]));
+    for pass in ["prefill", "decode"] {
+        assert!(text.contains(&format!("{pass} beside llama-mini tuned-f32-cpu, before.json")), "{text}");
+    }
+    for (more, problem) in [
+        (&["--against", "none.json"][..], "--against names neither an engine nor an explanation: none.json"),
+        (&["--against", "tuned-x"], "--against names neither an engine nor an explanation: tuned-x"),
+    ] {
+        let output = why(more);
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && error.contains(problem) && error.lines().count() == 1, "{error}");
+    }
+    fs::write(here.join("broken.json"), "{\"variant\": 3}").expect("written");
+    succeeds(here, &["sandbox"]);
+    let output = candlepower(here, &["report", "broken.json"], &[]);
+    assert!(
+        String::from_utf8_lossy(&output.stderr).contains("broken.json: no file that `candlepower why --json` wrote")
+    );
+    assert!(!here.join("target-reports").exists(), "nothing is half-written");
+    succeeds(here, &["report", "before.json"]);
+    let report = inside(&here.join("target-reports").join("sandbox"));
+    assert!(fs::read_to_string(report.join("why.svg")).expect("a plot").contains("decode"));
+    for file in ["README.md", "index.html"] {
+        let text = fs::read_to_string(report.join(file)).expect(file);
+        assert!(text.contains("Where the time goes") && text.contains("llama-mini tuned-f32-cpu"), "{file}");
+    }
+}

@@ -9,7 +9,7 @@ use std::{
 
 use serde::Deserialize;
 
-use super::{CausalLm, Engine, ModelSpec, golden::argmax, load};
+use super::{CausalLm, Engine, ModelSpec, golden::argmax, load, tokenizer};
 use crate::device::{DeviceChoice, Precision};
 
 /// Candle, as llama.cpp, rounds activations to 8 bits, which changes logits by up to 3, mostly by less than a tenth of it. Where the
@@ -118,5 +118,54 @@ fn trained_models_in_gguf_files_compute_what_transformers_computes() {
 fn trained_models_in_f32_compute_what_transformers_computes() {
     for (spec, case) in cases(|file| file.with_extension("")) {
         check(Engine::Tuned, &spec, &case, EXACT);
+    }
+}
+
+#[derive(Deserialize)]
+struct Lines {
+    lines: Vec<String>,
+    files: Vec<LinesOfFile>,
+}
+
+#[derive(Deserialize)]
+struct LinesOfFile {
+    file: String,
+    ids: Vec<Vec<u32>>,
+    comes_back: Vec<bool>,
+}
+
+/// The lines and ids are those of `scripts/check_tokenizers.py`, beside the models. Without its file the test is skipped.
+#[test]
+fn token_ids_of_many_lines_are_those_of_llama_cpp() {
+    let path = folder().join("token_ids.json");
+    let Ok(text) = fs::read(&path) else {
+        println!("skipped: {} is missing; scripts/check_tokenizers.py makes it", path.display());
+        return;
+    };
+    let Lines { lines, files } = serde_json::from_slice(&text).expect("token_ids.json in the form of its script");
+    for LinesOfFile { file, ids, comes_back } in files {
+        let tokenizer = tokenizer(&ModelSpec::Path(folder().join(&file))).expect("a file").expect("a tokenizer");
+        let (mut other, mut lost) = (Vec::new(), Vec::new());
+        for ((line, expected), comes_back) in lines.iter().zip(&ids).zip(comes_back) {
+            let encoding = tokenizer.encode_fast(line.as_str(), false).expect("ids");
+            if encoding.get_ids() != expected {
+                other.push(format!("{line:?}: {:?} and not {expected:?}", encoding.get_ids()));
+            }
+            if comes_back && tokenizer.decode(expected, false).expect("text") != *line {
+                lost.push(format!("{line:?}"));
+            }
+        }
+        println!(
+            "{file}: of {} lines, {} have other ids and {} do not come back",
+            lines.len(),
+            other.len(),
+            lost.len()
+        );
+        assert!(
+            other.is_empty() && lost.is_empty(),
+            "{file}: {:#?} {:#?}",
+            &other[..other.len().min(5)],
+            &lost[..lost.len().min(5)]
+        );
     }
 }

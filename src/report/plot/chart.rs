@@ -340,6 +340,25 @@ impl Chart {
         let _ = writeln!(self.marks, "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3\" {}/>", solid_edge(style));
     }
 
+    /// A bar from one horizontal value to another, on a place of the vertical axis.
+    pub fn span(&mut self, row: usize, (from, to): (f64, f64), style: Style) {
+        let row = row as f64;
+        let ((left, top), (right, bottom)) = (self.at((from, row - 0.4)), self.at((to, row + 0.4)));
+        let _ = writeln!(
+            self.marks,
+            "<rect x=\"{left:.1}\" y=\"{top:.1}\" width=\"{:.1}\" height=\"{:.1}\" {}/>",
+            right - left,
+            bottom - top,
+            style.fill()
+        );
+    }
+
+    /// A line across a bar on a place of the vertical axis.
+    pub fn mark(&mut self, row: usize, value: f64) {
+        let row = row as f64;
+        self.path(&[(value, row - 0.5), (value, row + 0.5)], "stroke=\"currentColor\" stroke-width=\"2\"");
+    }
+
     /// A band over the whole height, from one horizontal value to another.
     pub fn band(&mut self, from: f64, to: f64) {
         let ((left, _), (right, _)) = (self.at((from, 0.0)), self.at((to, 0.0)));

@@ -9,6 +9,7 @@ mod mixtures;
 mod over_time;
 mod scaling;
 mod serving;
+mod stacked;
 mod training;
 
 use anyhow::{Context, Result};
@@ -21,7 +22,10 @@ use generation::Of;
 pub use over_time::{Course, Over, history, loss_curve, over_seconds, sparkline};
 pub use serving::latency_over_rate;
 
-use super::joined::{MOST_PLOTTED, Row};
+use super::{
+    Stack,
+    joined::{MOST_PLOTTED, Row},
+};
 use crate::{record::measures::TableKey, scenario::MOE_TOP_K, text};
 
 /// A plot with its file name and title.
@@ -65,6 +69,11 @@ impl Plot {
         resvg::render(&tree, tiny_skia::Transform::from_scale(SCALE, SCALE), &mut picture.as_mut());
         Ok(picture.encode_png()?)
     }
+}
+
+/// Stacked bars, for a page.
+pub fn stacked(stacks: &[Stack], title: &str) -> String {
+    text::xml_characters(&stacked::shares(stacks).svg(title))
 }
 
 /// Gives a plot of a page its own colour of text.
