@@ -136,6 +136,17 @@ impl World {
     }
 }
 
+/// The records of engine `tuned`, each with that of a peer for the same model and batch.
+fn pairs<'a>(records: &'a [Record]) -> Vec<[&'a Record; 2]> {
+    let (tuned, peers): (Vec<&'a Record>, Vec<&Record>) =
+        records.iter().partition(|record| record.subject.engine == "tuned");
+    let with_peer = |tuned: &'a Record| {
+        let same = peers.iter().find(|peer| peer.subject.model == tuned.subject.model);
+        [tuned, *same.unwrap_or_else(|| panic!("{} has no peer", tuned.id))]
+    };
+    tuned.into_iter().map(with_peer).collect()
+}
+
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
@@ -460,8 +471,8 @@ fn llama_cpp_chooses_the_tokens_of_tuned() {
     assert!(output.status.success(), "{}", text(&output.stderr));
     let records = world.records();
     assert_eq!(records.len(), 12);
-    for pair in records.chunks(2) {
-        let ([tuned, peer], id) = ([&pair[0], &pair[1]].map(generation), &pair[1].id);
+    for pair in pairs(&records) {
+        let ([tuned, peer], id) = (pair.map(generation), &pair[1].id);
         assert_eq!(tuned.token_digest, peer.token_digest, "{id}");
         assert_eq!(tuned.work, peer.work, "{id}");
     }
@@ -527,8 +538,7 @@ fn transformers_chooses_the_tokens_of_tuned() {
     assert!(output.status.success(), "{}", text(&output.stderr));
     let records = world.records();
     assert_eq!(records.len(), 4 * models.len());
-    for pair in records.chunks(2) {
-        let [tuned, peer] = pair else { panic!("a pair") };
+    for [tuned, peer] in pairs(&records) {
         assert_eq!((tuned.subject.engine.as_str(), peer.subject.engine.as_str()), ("tuned", "transformers"));
         assert_eq!(tuned.subject.model, peer.subject.model);
         let ([tuned, peer], id) = ([tuned, peer].map(generation), &peer.id);
