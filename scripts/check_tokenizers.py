@@ -5,7 +5,7 @@
     PYTHON=.venv/bin/python scripts/real_models.sh
     .venv/bin/python scripts/check_tokenizers.py
 
-The lines are a book, the sources of Python's standard library, words of 30 scripts, emoji with modifiers and joiners, and mixtures of spaces,
+The lines are a book, the sources of Python's standard library, words of 40 parts of Unicode, emoji with modifiers and joiners, and mixtures of spaces,
 digits and punctuation. Writes the lines and their ids to target/real-models/token_ids.json, which a test of candlepower-core reads, and runs
 that test. A line on which llama.cpp and transformers differ is counted and compared with llama.cpp's ids alone.
 """

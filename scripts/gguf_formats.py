@@ -99,7 +99,8 @@ def scores(file, text, reference):
 def row(file, kind, found, alone, text, reference):
     """The row of a type, whose generations are known, also those without stock. Scores it."""
     engines = [found.get(engine) for engine in ("tuned", "llama.cpp", "stock")]
-    measure = lambda name, engines=engines: [f"{engine['measures'][name]:.3g}" if engine else "" for engine in engines]
+    figure = lambda value: f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+    measure = lambda name, engines=engines: [figure(engine["measures"][name]) if engine else "" for engine in engines]
     pair = [alone.get(engine) for engine in ("tuned", "llama.cpp")]
     prompt = str(pair[0]["measures"]["prompt_tokens"]) if pair[0] else ""
     megabytes = [f"{engine['measures']['peak_bytes'] / 1e6:.0f}" if engine else "" for engine in engines]
