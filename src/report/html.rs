@@ -69,8 +69,8 @@ pub fn page(
         let _ = writeln!(body, "<section id=\"table-{number}\">\n<h2>{heading}</h2>");
         // Tables of one family share their plots, which stand beside the first.
         let is_first = tables.iter().position(|other| other.key == table.key) == Some(number);
-        let own: Vec<&Plot> = plots.iter().filter(|plot| is_first && plot.beside == table.key).collect();
-        figures(&mut body, own.iter().map(|plot| (plot.title, plot.svg.as_str())));
+        let own: Vec<&Plot> = plots.iter().filter(|plot| is_first && plot.beside == Some(table.key)).collect();
+        figures(&mut body, &own);
         element(&mut body, &table.rows, table.words, &heading);
         let is_folded = table.notes.len() > MOST_NOTES;
         if is_folded {
@@ -86,7 +86,7 @@ pub fn page(
     }
     for section in &joined.sections {
         let _ = writeln!(body, "<section>\n<h2>{}</h2>", escaped(section.heading));
-        figures(&mut body, [(section.plot_title, section.svg.as_str())].into_iter());
+        figures(&mut body, &[&section.plot]);
         element(&mut body, &section.rows, 3, section.heading);
         body.push_str("</section>\n");
     }
@@ -182,13 +182,13 @@ fn card(body: &mut String, card: &Card) {
 }
 
 /// Plots beside each other, each with its title.
-fn figures<'a>(body: &mut String, plots: impl ExactSizeIterator<Item = (&'a str, &'a str)>) {
-    if plots.len() == 0 {
+fn figures(body: &mut String, plots: &[&Plot]) {
+    if plots.is_empty() {
         return;
     }
     body.push_str("<div class=\"plots\">\n");
-    for (title, svg) in plots {
-        let title = escaped(title);
+    for plot in plots {
+        let (title, svg) = (escaped(plot.title), &plot.svg);
         let _ = writeln!(
             body,
             "<figure><figcaption>{title}</figcaption><div class=\"wide\" role=\"region\" aria-label=\"{title}\" tabindex=\"0\">{svg}</div></figure>"

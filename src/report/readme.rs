@@ -44,14 +44,14 @@ pub fn readme(title: &str, joined: &Joined, trained: &[Trained], plots: &[Plot],
         let _ = write!(text, "## {}\n\n{}\n", text::markdown(&table.heading()), table.markdown());
         // Tables of one family share their plots, which follow the first.
         if tables.iter().position(|other| other.key == table.key) == Some(number) {
-            for plot in plots.iter().filter(|plot| plot.beside == table.key) {
+            for plot in plots.iter().filter(|plot| plot.beside == Some(table.key)) {
                 let _ = writeln!(text, "![{}]({})\n", plot.title, plot.file);
             }
         }
     }
     for section in &joined.sections {
         let _ = write!(text, "## {}\n\n{}\n", section.heading, markdown(&section.rows, 3));
-        let _ = writeln!(text, "![{}]({})\n", section.plot_title, section.file);
+        let _ = writeln!(text, "![{}]({})\n", section.plot.title, section.plot.file);
     }
     let medians: Vec<Vec<String>> = joined
         .rows

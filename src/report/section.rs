@@ -1,16 +1,12 @@
 //! A part of a report that does not come from records.
 
-use super::plot;
+use super::plot::{self, Plot};
 
 /// A heading with a plot and a table.
 #[derive(Debug)]
 pub struct Section {
     pub(super) heading: &'static str,
-    /// File of the plot.
-    pub(super) file: &'static str,
-    pub(super) plot_title: &'static str,
-    /// SVG for a page.
-    pub(super) svg: String,
+    pub(super) plot: Plot,
     /// The first row has the headers.
     pub(super) rows: Vec<Vec<String>>,
 }
@@ -28,10 +24,10 @@ impl Section {
     /// A bar for each whole, above a table.
     pub(crate) fn of_stacks(
         heading: &'static str,
-        (file, plot_title): (&'static str, &'static str),
+        (file, title): (&'static str, &'static str),
         stacks: &[Stack],
         rows: Vec<Vec<String>>,
     ) -> Self {
-        Self { heading, file, plot_title, svg: plot::stacked(stacks, plot_title), rows }
+        Self { heading, plot: plot::stacked(file, title, stacks), rows }
     }
 }

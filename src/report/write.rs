@@ -17,7 +17,7 @@ use super::{
     columns::results,
     html,
     joined::{Joined, Row},
-    plot::{plots, standalone},
+    plot::plots,
     readme::readme,
     table,
     trained::Trained,
@@ -77,13 +77,10 @@ pub fn write(joined: &Joined, trained: &[Trained], root: &Path, now: DateTime<Ut
     for (name, content) in &data {
         write_whole(&filling.path().join(name), content)?;
     }
-    for plot in &plots {
+    for plot in plots.iter().chain(joined.sections.iter().map(|section| &section.plot)) {
         let file = filling.path().join(plot.file);
         write_whole(&file, plot.file_svg().as_bytes())?;
         write_whole(&file.with_extension("png"), &plot.png()?)?;
-    }
-    for section in &joined.sections {
-        write_whole(&filling.path().join(section.file), standalone(&section.svg).as_bytes())?;
     }
     for (number, one) in trained.iter().enumerate() {
         ensure!(

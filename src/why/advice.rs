@@ -23,7 +23,7 @@ pub struct Advised {
     pub explanation: Explanation,
     /// Other settings, the fastest first.
     pub advice: Vec<Advice>,
-    /// What it is compared with; `null` if nothing is named.
+    /// The explanation that stands beside it; `null` without `--against`.
     pub against: Option<Beside>,
 }
 
@@ -47,8 +47,11 @@ pub struct Advice {
     pub reason: Option<String>,
 }
 
-/// Longest file of an explanation.
+/// Longest file of an explanation, and the most passes, parts and characters of a name that count. Others may have made the file.
 const MOST_BYTES: u64 = 16 << 20;
+const MOST_PASSES: usize = 8;
+const MOST_PARTS: usize = 200;
+const LONGEST_NAME: usize = 60;
 
 impl Beside {
     /// Reads a file that `candlepower why --json` wrote. Its name is the variant.
@@ -63,8 +66,15 @@ impl Beside {
         }
         let told = || format!("{}: no file that `candlepower why --json` wrote", text::line(&file.to_string_lossy()));
         let read = files::read_text_limited(file, MOST_BYTES).with_context(told)?;
-        let Earlier { variant, explanation } = serde_json::from_str(&read).with_context(told)?;
-        Ok(Self { name: variant, explanation })
+        let Earlier { variant, mut explanation } = serde_json::from_str(&read).with_context(told)?;
+        let short = |name: &str| text::short(name, LONGEST_NAME);
+        explanation.phases.truncate(MOST_PASSES);
+        for phase in &mut explanation.phases {
+            phase.name = short(&phase.name);
+            phase.parts.truncate(MOST_PARTS);
+            phase.parts.iter_mut().for_each(|part| part.name = short(&part.name));
+        }
+        Ok(Self { name: short(&variant), explanation })
     }
 }
 

@@ -7,30 +7,25 @@ use crate::{
         Section, Stack,
         table::{number, quantity},
     },
-    text,
 };
 
 /// A part below this share of the time has no row.
 const LEAST_SHARE: f64 = 0.02;
-
-/// Most passes of a file, which others may have made.
-const MOST_PASSES: usize = 8;
 
 /// Where the time of some explanations goes: a bar for each pass, and a table of the larger parts.
 pub(crate) fn section(explained: &[Beside]) -> Section {
     let header = ["model", "pass", "part", "ms", "share", "bound ms", "of bound"].map(str::to_owned).to_vec();
     let (mut stacks, mut rows) = (Vec::new(), vec![header]);
     for Beside { name, explanation } in explained {
-        let name = text::line(name);
-        for phase in explanation.phases.iter().take(MOST_PASSES) {
-            let parts = phase.parts.iter().map(|part| (text::line(&part.name), part.share)).collect();
+        for phase in &explanation.phases {
+            let parts = phase.parts.iter().map(|part| (part.name.clone(), part.share)).collect();
             let bound = (phase.bound_ms / phase.ms).clamp(0.0, 1.0);
-            stacks.push(Stack { name: format!("{name}: {}", text::line(&phase.name)), parts, bound });
+            stacks.push(Stack { name: format!("{name}: {}", phase.name), parts, bound });
             for part in phase.parts.iter().filter(|part| part.share >= LEAST_SHARE) {
                 rows.push(vec![
                     name.clone(),
-                    text::line(&phase.name),
-                    text::line(&part.name),
+                    phase.name.clone(),
+                    part.name.clone(),
                     number(Some(part.ms)),
                     format!("{:.1} %", part.share * 100.0),
                     part.bound_ms.map_or(String::new(), |ms| number(Some(ms))),

@@ -489,9 +489,14 @@ fn explanations_are_compared_and_reported() {
         String::from_utf8_lossy(&output.stderr).contains("broken.json: no file that `candlepower why --json` wrote")
     );
     assert!(!here.join("target-reports").exists(), "nothing is half-written");
-    succeeds(here, &["report", "before.json"]);
+    // A name of any length leaves a plot of a usual width.
+    let long = json.replacen("llama-mini tuned", &"\\u001b<x>".repeat(20_000), 1);
+    fs::write(here.join("long.json"), long).expect("written");
+    succeeds(here, &["report", "before.json", "long.json"]);
     let report = inside(&here.join("target-reports").join("sandbox"));
+    assert!(fs::metadata(report.join("why.svg")).expect("a plot").len() < 100_000);
     assert!(fs::read_to_string(report.join("why.svg")).expect("a plot").contains("decode"));
+    assert!(report.join("why.png").is_file());
     for file in ["README.md", "index.html"] {
         let text = fs::read_to_string(report.join(file)).expect(file);
         assert!(text.contains("Where the time goes") && text.contains("llama-mini tuned-f32-cpu"), "{file}");

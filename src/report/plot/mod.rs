@@ -29,22 +29,22 @@ use super::{
 use crate::{record::measures::TableKey, scenario::MOE_TOP_K, text};
 
 /// A plot with its file name and title.
+#[derive(Debug)]
 pub struct Plot {
     /// Name of the SVG file.
     pub file: &'static str,
     /// A sentence without a full stop.
     pub title: &'static str,
-    /// The table that has the values of the plot.
-    pub beside: TableKey,
+    /// The table of records that has the values of the plot; `None` if it stands alone.
+    pub beside: Option<TableKey>,
     /// SVG for a page: text has the colour of the text around it.
     pub svg: String,
 }
 
 impl Plot {
-    fn new(row: &PlotRow, chart: Chart) -> Self {
+    fn new(file: &'static str, title: &'static str, beside: Option<TableKey>, chart: Chart) -> Self {
         // Names in records may hold characters that XML does not allow.
-        let svg = text::xml_characters(&chart.svg(row.title));
-        Self { file: row.file, title: row.title, beside: row.beside, svg }
+        Self { file, title, beside, svg: text::xml_characters(&chart.svg(title)) }
     }
 
     /// The plot as a file of its own: text is dark, or light for viewers with a dark colour scheme.
@@ -69,11 +69,6 @@ impl Plot {
         resvg::render(&tree, tiny_skia::Transform::from_scale(SCALE, SCALE), &mut picture.as_mut());
         Ok(picture.encode_png()?)
     }
-}
-
-/// Stacked bars, for a page.
-pub fn stacked(stacks: &[Stack], title: &str) -> String {
-    text::xml_characters(&stacked::shares(stacks).svg(title))
 }
 
 /// Gives a plot of a page its own colour of text.
@@ -143,7 +138,13 @@ pub fn plots(rows: &[Row]) -> Vec<Plot> {
     if rows.len() > MOST_PLOTTED {
         return Vec::new();
     }
-    PLOTS.iter().filter_map(|row| Some(Plot::new(row, (row.draw)(rows)?))).collect()
+    let plot = |row: &PlotRow| Some(Plot::new(row.file, row.title, Some(row.beside), (row.draw)(rows)?));
+    PLOTS.iter().filter_map(plot).collect()
+}
+
+/// Stacked bars, beside no table of records.
+pub fn stacked(file: &'static str, title: &'static str, stacks: &[Stack]) -> Plot {
+    Plot::new(file, title, None, stacked::shares(stacks))
 }
 
 /// Name of the model of a row, or of another property that its colour or dash stands for.

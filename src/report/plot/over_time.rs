@@ -3,11 +3,10 @@
 use std::fmt::Write;
 
 use super::{
-    Plot, PlotRow,
+    Plot,
     chart::{Axis, Chart, Colour, Scale, Style},
     generation::ONLY,
 };
-use crate::record::measures::TableKey;
 
 /// Labels below a history.
 const MOST_LABELS: usize = 10;
@@ -113,6 +112,5 @@ pub fn loss_curve(over: Over, training: &[(f64, f64)], validation: &[(f64, f64)]
         chart.colour_key(Colour(number), name);
         chart.line(points, Style { colour: Colour(number), dash: 0 });
     }
-    let row = PlotRow { file, title, beside: TableKey::Training, draw: |_| None };
-    Plot::new(&row, chart)
+    Plot::new(file, title, None, chart)
 }

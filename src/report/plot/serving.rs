@@ -1,10 +1,9 @@
 //! Plots of a server under load.
 
 use super::{
-    Plot, PlotRow,
+    Plot,
     chart::{Axis, Chart, Colour, Scale, Style},
 };
-use crate::record::measures::TableKey;
 
 /// Latency over the rate of requests, with a line for each named percentile: the knee of a server.
 pub fn latency_over_rate(percentiles: &[(&str, Vec<(f64, f64)>)]) -> Plot {
@@ -17,11 +16,5 @@ pub fn latency_over_rate(percentiles: &[(&str, Vec<(f64, f64)>)]) -> Plot {
         chart.colour_key(Colour(number), name);
         chart.dotted_line(points, Style { colour: Colour(number), dash: 0 });
     }
-    let row = PlotRow {
-        file: "latency_over_rate.svg",
-        title: "Latency over the rate of requests",
-        beside: TableKey::Serving,
-        draw: |_| None,
-    };
-    Plot::new(&row, chart)
+    Plot::new("latency_over_rate.svg", "Latency over the rate of requests", None, chart)
 }
