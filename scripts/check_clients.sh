@@ -41,10 +41,15 @@ MODEL=$(realpath "$MODEL")
 TOKENIZER=$out/tokenizer
 [ -f "$TOKENIZER/tokenizer.json" ] || "$out/venv/bin/python" - "$MODEL" "$TOKENIZER" <<'PYTHON'
 import pathlib, sys
+from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer
 
 file = pathlib.Path(sys.argv[1])
-AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(sys.argv[2])
+tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+# The file states this rule (`tokenizer.ggml.pre` is smollm), and transformers makes a tokenizer without it, which splits "½" otherwise.
+tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+    [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
+tokenizer.save_pretrained(sys.argv[2])
 PYTHON
 KEY=a-key-of-this-run
 PROGRAM=$program

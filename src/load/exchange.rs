@@ -206,7 +206,9 @@ impl Exchange {
         }
         let listed = listed.filter(|listed| listed.iter().sum::<u64>() <= most);
         let running = running.filter(|running| running.iter().sum::<u64>() <= most);
-        let total = self.believed_usage().or(self.own_tokens);
+        // A limit that ended an answer tells its length, if each event has a token.
+        let by_limit = self.finish_reason.as_deref() == Some("length") && texts == most;
+        let total = self.believed_usage().or(by_limit.then_some(most)).or(self.own_tokens);
         let end_token = u64::from(self.finish_reason.as_deref() != Some("length"));
         let are = |events: u64| total.is_some_and(|total| (events..=events + end_token).contains(&total));
         let of_part = |silent: u64| {
@@ -246,7 +248,7 @@ impl Exchange {
         }
         let placed: u64 = self.chunks.iter().map(|chunk| chunk.tokens).sum();
         // Without a usage, nobody knows whether silent events are tokens.
-        let unseen = if self.believed_usage().is_some() { 0 } else { silent };
+        let unseen = if self.believed_usage().is_some() || by_limit { 0 } else { silent };
         let unplaced = match source {
             TokenSource::Listed | TokenSource::RunningUsage => 0,
             // One token more than events with text is either an end token or that of a silent event.
@@ -486,6 +488,20 @@ pub(super) mod tests {
         let mut unknown = answer(4, 1, 10);
         unknown.count_tokens(None);
         assert_eq!((unknown.token_source, unknown.tokens()), (Some(TokenSource::Events), 4));
+    }
+
+    #[test]
+    fn an_answer_of_as_many_events_as_its_limit_has_one_token_in_each() {
+        for (finish_reason, limit, source, tpot_ns) in [
+            ("length", 4, TokenSource::OnePerEvent, Some(10)),
+            ("length", 5, TokenSource::Events, None),
+            ("stop", 4, TokenSource::Events, None),
+        ] {
+            let finish_reason = Some(finish_reason.to_owned());
+            let mut exchange = Exchange { finish_reason, max_new_tokens: limit, ..answer(4, 1, 10) };
+            exchange.count_tokens(None);
+            assert_eq!((exchange.token_source, exchange.tpot_ns()), (Some(source), tpot_ns), "limit {limit}");
+        }
     }
 
     #[test]

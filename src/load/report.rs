@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     arrivals::{Arrivals, Spacing},
     client::Api,
-    exchange::Outcome,
+    exchange::{Oddity, Outcome},
     generator::Run,
     histogram::Histogram,
     objective::Objective,
@@ -360,7 +360,12 @@ impl Report {
             let _ = writeln!(out, "{count} × {}: {}", name(outcome), text::line(example));
         }
         for (oddity, count) in &self.tally.oddities {
-            let _ = writeln!(out, "{count} × {}", name(oddity));
+            let hint = if *oddity == Oddity::UnplacedTokens {
+                ": TPOT and ITL are unknown, because nothing tells how many tokens an event has; --tokenizer does"
+            } else {
+                ""
+            };
+            let _ = writeln!(out, "{count} × {}{hint}", name(oddity));
         }
         let _ = writeln!(out, "{}", if self.verdict.valid { "VALID" } else { "INVALID" });
         for reason in &self.verdict.reasons {

@@ -157,7 +157,7 @@ fn digest(key: impl AsRef<[u8]>) -> [u8; 32] {
 }
 
 /// Makes the schema of a type.
-type SchemaOf = fn(&mut SchemaGenerator) -> Schema;
+pub type SchemaOf = fn(&mut SchemaGenerator) -> Schema;
 
 /// A path and what answers it. The router and the description of the interface are made of the same rows.
 pub struct Route {
@@ -165,7 +165,7 @@ pub struct Route {
     pub about: &'static str,
     /// The kind of request that it takes, by POST. Other routes answer GET.
     pub endpoint: Option<Endpoint>,
-    /// The types of an answer with status 200, and their schemas.
+    /// The types of an answer with status 200, and their schemas; for a stream, that of an event.
     pub answers: &'static [(&'static str, SchemaOf)],
     /// The statuses of errors.
     pub errors: &'static [u16],
@@ -185,7 +185,7 @@ pub static ROUTES: &[Route] = &[
         endpoint: Some(Endpoint::Completions),
         answers: &[
             (JSON, SchemaGenerator::subschema_for::<Answer<CompletionChoice>>),
-            (EVENTS, response::events::<CompletionChoice>),
+            (EVENTS, response::event::<CompletionChoice>),
         ],
         errors: OF_TEXT,
         needs_key: true,
@@ -197,7 +197,7 @@ pub static ROUTES: &[Route] = &[
         endpoint: Some(Endpoint::Chat),
         answers: &[
             (JSON, SchemaGenerator::subschema_for::<Answer<ChatChoice>>),
-            (EVENTS, response::events::<ChatPart>),
+            (EVENTS, response::event::<ChatPart>),
         ],
         errors: OF_TEXT,
         needs_key: true,

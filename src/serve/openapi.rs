@@ -1,4 +1,4 @@
-//! The description of the interface by OpenAPI 3.1, made of what the server itself reads and writes: its routes, the fields of
+//! The description of the interface by OpenAPI 3.2, made of what the server itself reads and writes: its routes, the fields of
 //! requests, and the types of answers.
 
 use schemars::{SchemaGenerator, generate::SchemaSettings};
@@ -7,8 +7,9 @@ use serde_json::{Map, Value, json};
 use super::{
     error::Error,
     fields,
-    http::{ROUTES, Route},
+    http::{ROUTES, Route, SchemaOf},
     request::Endpoint,
+    response::EVENTS,
 };
 
 /// Describes the interface of a server, whose requests must name `model` if it is given.
@@ -26,7 +27,7 @@ pub fn document(model: Option<&str>) -> Value {
         schemas.insert(request(endpoint).into(), schema);
     }
     json!({
-        "openapi": "3.1.0",
+        "openapi": "3.2.0",
         "info": {
             "title": "candlepower serve",
             "version": env!("CARGO_PKG_VERSION"),
@@ -50,8 +51,12 @@ fn request(endpoint: Endpoint) -> &'static str {
 }
 
 fn path(route: &Route, schemas: &mut SchemaGenerator) -> (String, Value) {
+    let mut described = |kind: &str, of: SchemaOf| {
+        let name = if kind == EVENTS { "itemSchema" } else { "schema" };
+        json!({name: of(schemas)})
+    };
     let content: Map<_, _> =
-        route.answers.iter().map(|(kind, of)| ((*kind).into(), json!({"schema": of(schemas)}))).collect();
+        route.answers.iter().map(|(kind, of)| ((*kind).into(), described(kind, *of))).collect();
     let error = schemas.subschema_for::<Error>();
     let mut responses = json!({"200": {"description": "The answer.", "content": content}});
     for status in route.errors {

@@ -14,7 +14,7 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::{
-    error::ApiError,
+    error::{ApiError, Error},
     exchange::{self, Exchange, Token, Usage},
     queue::Finish,
     request::{Endpoint, StreamUsage},
@@ -48,10 +48,18 @@ pub struct Answer<C> {
     usage: Option<Option<Usage>>,
 }
 
-/// The schema of a stream whose events have parts of choices.
-pub fn events<C: JsonSchema>(schemas: &mut SchemaGenerator) -> Schema {
-    let event = schemas.subschema_for::<Answer<C>>();
-    json_schema!({"type": "string", "contentMediaType": EVENTS, "x-event": event})
+/// The schema of an event of a stream, as OpenAPI 3.2 models events: a part of an answer, an error, or the end.
+pub fn event<C: JsonSchema>(schemas: &mut SchemaGenerator) -> Schema {
+    let [part, error] = [schemas.subschema_for::<Answer<C>>(), schemas.subschema_for::<Error>()];
+    json_schema!({
+        "type": "object",
+        "required": ["data"],
+        "properties": {"data": {
+            "type": "string",
+            "if": {"const": "[DONE]"},
+            "else": {"contentMediaType": "application/json", "contentSchema": {"anyOf": [part, error]}},
+        }},
+    })
 }
 
 /// A choice of a completion, or a part of one.
