@@ -172,7 +172,7 @@ daemon off; master_process off; pid {work}/pid; error_log {work}/error.log;
 events {{}}
 http {{ {temporary} access_log /dev/stdout;
   server {{ listen 127.0.0.1:{port};
-    location / {{ proxy_pass http://127.0.0.1:{upstream}; proxy_http_version 1.1; {directives} }} }} }}
+    location / {{ proxy_pass http://127.0.0.1:{upstream}; {directives} }} }} }}
 """)
     return Server(folder, f"nginx-{port}", [NGINX, "-e", work / "error.log", "-c", work / "nginx.conf"], port)
 
@@ -230,7 +230,8 @@ def main():
     global PROGRAM
     PROGRAM = pathlib.Path(sys.argv[1]).resolve()
     concurrent = ("closed", "--clients", 4)
-    kept = "proxy_buffering on; proxy_ignore_headers X-Accel-Buffering;"
+    # Each of these servers asks proxies not to buffer, which this directive ignores.
+    deaf = "proxy_ignore_headers X-Accel-Buffering;"
     checks = [
         lambda: check("llama-cpp-python, one client", llama_cpp),
         lambda: check("llama-cpp-python, four clients, which end each other's answers", llama_cpp, schedule=concurrent, right=False),
@@ -241,10 +242,11 @@ def main():
     ]
     if NGINX:
         checks += [
-            lambda: check("llama-cpp-python behind nginx, which buffers", llama_cpp, nginx, right=False),
-            lambda: check("llama-cpp-python behind nginx without buffers", llama_cpp, nginx, "proxy_buffering off;"),
-            lambda: check("candlepower behind nginx, which buffers but is asked not to", candlepower, nginx),
-            lambda: check("candlepower behind nginx, which buffers", candlepower, nginx, kept, right=False),
+            lambda: check("llama-cpp-python behind nginx", llama_cpp, nginx),
+            lambda: check("llama-cpp-python behind nginx, which buffers", llama_cpp, nginx, deaf, right=False),
+            lambda: check("llama-cpp-python behind nginx without buffers", llama_cpp, nginx, deaf + "proxy_buffering off;"),
+            lambda: check("candlepower behind nginx", candlepower, nginx),
+            lambda: check("candlepower behind nginx, which buffers", candlepower, nginx, deaf, right=False),
             lambda: check("candlepower behind nginx, killed and started again", candlepower, nginx, schedule=PACED, killed=True, right=False),
         ]
     else:

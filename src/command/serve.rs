@@ -47,6 +47,9 @@ pub struct Serve {
     /// File with the key that requests must show
     #[arg(long)]
     api_key_file: Option<PathBuf>,
+    /// Origin whose pages may read answers in a browser, such as http://localhost:3000, or * for all; may be repeated
+    #[arg(long)]
+    cors_origin: Vec<String>,
     /// Most open connections
     #[arg(long, default_value_t = Limits::default().max_connections)]
     max_connections: usize,
@@ -102,8 +105,13 @@ impl Serve {
         let signals = Signals::catch()?;
         // Sets the number of threads and the instructions before a thread starts.
         Session::new(settings.clone())?;
-        let options =
-            Options { address: SocketAddr::new(self.host, self.port), model: self.model.clone(), api_key, limits };
+        let options = Options {
+            address: SocketAddr::new(self.host, self.port),
+            model: self.model.clone(),
+            api_key,
+            cors_origins: self.cors_origin,
+            limits,
+        };
         let (device, parallel) = (settings.device, settings.parallel(engine));
         let server = Server::start(options, move || {
             let subject = model::load_parallel(&spec, engine, dtype, device, settings.seed, parallel)?;

@@ -21,8 +21,11 @@ use axum::{
     routing::{MethodRouter, get, post},
 };
 use hyper::{
-    StatusCode,
-    header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HeaderName, HeaderValue},
+    StatusCode, Version,
+    header::{
+        AUTHORIZATION, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HOST, HeaderName,
+        HeaderValue,
+    },
 };
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::Serialize;
@@ -32,6 +35,7 @@ use tokio::{
     sync::{Semaphore, mpsc},
     time::{timeout, timeout_at},
 };
+use tower_http::cors::CorsLayer;
 
 use super::{
     Limits, Loaded, Options,
@@ -195,10 +199,7 @@ pub static ROUTES: &[Route] = &[
         path: "/v1/chat/completions",
         about: "Continues a conversation. A stream ends with the event `[DONE]`.",
         endpoint: Some(Endpoint::Chat),
-        answers: &[
-            (JSON, SchemaGenerator::subschema_for::<Answer<ChatChoice>>),
-            (EVENTS, response::event::<ChatPart>),
-        ],
+        answers: &[(JSON, SchemaGenerator::subschema_for::<Answer<ChatChoice>>), (EVENTS, response::event::<ChatPart>)],
         errors: OF_TEXT,
         needs_key: true,
         method: || post(|State(shared), request| complete(shared, Endpoint::Chat, request)),
@@ -250,9 +251,9 @@ pub static ROUTES: &[Route] = &[
     },
 ];
 
-/// The answers of all routes.
-pub fn router(shared: Arc<Shared>) -> Router {
-    ROUTES
+/// The answers of all routes. `cors` comes before the key, which browsers do not send when they ask for permission.
+pub fn router(shared: Arc<Shared>, cors: Option<CorsLayer>) -> Router {
+    let router = ROUTES
         .iter()
         .fold(Router::new(), |router, route| router.route(route.path, (route.method)()))
         .fallback(async || ApiError::new(StatusCode::NOT_FOUND, "there is nothing at this path"))
@@ -260,15 +261,23 @@ pub fn router(shared: Arc<Shared>) -> Router {
             ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "this path has another method")
         })
         .layer(middleware::from_fn_with_state(shared.clone(), around))
-        .with_state(shared)
+        .with_state(shared);
+    match cors {
+        Some(cors) => router.layer(cors),
+        None => router,
+    }
 }
 
-/// Checks the key and counts the answer.
+/// Checks the host and the key, and counts the answer.
 async fn around(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
     let path = request.uri().path();
     // Paths become labels of metrics, so their number must not depend on clients.
     let route = ROUTES.iter().find(|route| route.path == path);
-    let response = if route.is_some_and(|route| !route.needs_key) || shared.is_authorized(request.headers()) {
+    let hosts = request.headers().get_all(HOST).iter().count();
+    // RFC 9112, section 3.2.
+    let response = if hosts > 1 || (hosts == 0 && request.version() == Version::HTTP_11) {
+        ApiError::bad("send the header Host once").into_response()
+    } else if route.is_some_and(|route| !route.needs_key) || shared.is_authorized(request.headers()) {
         next.run(request).await
     } else {
         let problem = "the API key is missing or wrong: send the header 'Authorization: Bearer <key>'";
@@ -318,6 +327,14 @@ async fn complete(shared: Arc<Shared>, endpoint: Endpoint, request: Request) -> 
     // A page in a browser can send other types to this machine without asking.
     if !kind.to_ascii_lowercase().starts_with(b"application/json") {
         let problem = "send the header 'Content-Type: application/json'";
+        return Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, problem));
+    }
+    if parts
+        .headers
+        .get(CONTENT_ENCODING)
+        .is_some_and(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity"))
+    {
+        let problem = "send the body as it is, without a Content-Encoding";
         return Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, problem));
     }
     let body = read_body(&parts.headers, body, shared.limits()).await?;

@@ -52,7 +52,9 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow, ensure};
+use hyper::{Method, header::HeaderValue};
 use tokio::{runtime::Runtime, sync::watch, time::timeout};
+use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
 use crate::{
     error::caught,
@@ -141,8 +143,33 @@ pub struct Options {
     pub model: String,
     /// The key that requests must show.
     pub api_key: Option<String>,
+    /// Origins whose pages may read answers in a browser; `*` stands for all.
+    pub cors_origins: Vec<String>,
     /// Bounds on requests.
     pub limits: Limits,
+}
+
+/// Permits pages of `origins` to read answers. `None` without an origin.
+///
+/// # Errors
+/// When one is not an origin.
+fn cors(origins: &[String]) -> Result<Option<CorsLayer>> {
+    let parsed = |origin: &String| {
+        let is_origin = reqwest::Url::parse(origin).is_ok_and(|url| url.origin().ascii_serialization() == *origin);
+        ensure!(
+            is_origin,
+            "--cors-origin={}: use an origin such as https://example.org, or *",
+            crate::text::line(origin)
+        );
+        Ok(HeaderValue::from_str(origin)?)
+    };
+    let allowed = match origins {
+        [] => return Ok(None),
+        [any] if any == "*" => AllowOrigin::any(),
+        some => AllowOrigin::list(some.iter().map(parsed).collect::<Result<Vec<_>>>()?),
+    };
+    let cors = CorsLayer::new().allow_origin(allowed).allow_methods([Method::GET, Method::POST]);
+    Ok(Some(cors.allow_headers(AllowHeaders::mirror_request())))
 }
 
 /// A running server.
@@ -189,6 +216,7 @@ impl Server {
     ) -> Result<Self> {
         let limits = options.limits;
         limits.validate()?;
+        let cors = cors(&options.cors_origins)?;
         let cannot = || format!("{} can't be listened on", options.address);
         // Before the model is loaded, which may take minutes.
         let listener = TcpListener::bind(options.address).with_context(cannot)?;
@@ -226,7 +254,7 @@ impl Server {
         let sequences = loaded.sequences;
         let shared = Arc::new(Shared::new(options, loaded, queue.clone(), metrics));
         let (stop, stopped) = watch::channel(false);
-        let accepting = runtime.spawn(connection::accept(listener, http::router(shared), limits, stopped));
+        let accepting = runtime.spawn(connection::accept(listener, http::router(shared, cors), limits, stopped));
         Ok(Self { address, sequences, queue, engine, runtime, stop, accepting })
     }
 

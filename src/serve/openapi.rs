@@ -55,8 +55,7 @@ fn path(route: &Route, schemas: &mut SchemaGenerator) -> (String, Value) {
         let name = if kind == EVENTS { "itemSchema" } else { "schema" };
         json!({name: of(schemas)})
     };
-    let content: Map<_, _> =
-        route.answers.iter().map(|(kind, of)| ((*kind).into(), described(kind, *of))).collect();
+    let content: Map<_, _> = route.answers.iter().map(|(kind, of)| ((*kind).into(), described(kind, *of))).collect();
     let error = schemas.subschema_for::<Error>();
     let mut responses = json!({"200": {"description": "The answer.", "content": content}});
     for status in route.errors {

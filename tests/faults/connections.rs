@@ -63,7 +63,7 @@ fn requests_to_a_server() {
         ..Limits::default()
     };
     let address = SocketAddr::from(([127, 0, 0, 1], 0));
-    let options = Options { address, model: "m".into(), api_key: None, limits };
+    let options = Options { address, model: "m".into(), api_key: None, cors_origins: Vec::new(), limits };
     let load = || -> anyhow::Result<_> {
         let spec = "path:fixtures/generation/llama-gqa-tied".parse()?;
         let subject = model::load(&spec, Engine::Tuned, Precision::F32, DeviceChoice::Cpu, 1)?;

@@ -127,6 +127,13 @@ fn nonsense_is_refused_in_json() {
         (JSON, br#"{"model": "\u001b[31mred", "prompt": "a"}"#, 404, "'\\u{1b}[31mred' is not served here"),
         ("", good.as_bytes(), 415, "Content-Type: application/json"),
         ("content-type: text/plain\r\n", good.as_bytes(), 415, "Content-Type: application/json"),
+        (
+            "content-type: application/json\r\ncontent-encoding: gzip\r\n",
+            good.as_bytes(),
+            415,
+            "without a Content-Encoding",
+        ),
+        (&format!("{JSON}content-encoding: Identity\r\nhost: b\r\n"), good.as_bytes(), 400, "the header Host once"),
     ] {
         let refused = post(headers, body);
         assert_eq!(refused.status, status, "{refused:?}");
@@ -171,6 +178,8 @@ fn nonsense_is_refused_in_json() {
         assert_eq!(refused.status, status, "{method} {path}");
         refused.error();
     }
+    assert_eq!(raw(running.address, b"GET /health HTTP/1.1\r\nconnection: close\r\n\r\n").status, 400);
+    assert_eq!(raw(running.address, b"GET /health HTTP/1.0\r\n\r\n").status, 200);
     // Bytes that are not HTTP get HTTP's own answer.
     assert_eq!(raw(running.address, b"\x16\x03\x01\x02\x00 hello\r\n\r\n").status, 400);
     goes_on(&running);

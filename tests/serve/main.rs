@@ -16,6 +16,7 @@ mod toy;
 
 use std::{
     fs,
+    io::Write,
     net::SocketAddr,
     process::Command,
     sync::{Arc, Mutex},
@@ -48,7 +49,11 @@ pub struct Running {
 
 impl Running {
     pub fn start(api_key: Option<&str>, limits: Limits, load: impl FnOnce() -> Subject + Send + 'static) -> Self {
-        let server = Server::start(options(api_key, limits), || Ok((load(), Template::new(None)))).expect("a server");
+        Self::of(options(api_key, limits), load)
+    }
+
+    fn of(options: Options, load: impl FnOnce() -> Subject + Send + 'static) -> Self {
+        let server = Server::start(options, || Ok((load(), Template::new(None)))).expect("a server");
         Self { address: server.address(), server: Some(server) }
     }
 
@@ -90,7 +95,7 @@ impl Drop for Running {
 
 fn options(api_key: Option<&str>, limits: Limits) -> Options {
     let address = SocketAddr::from(([127, 0, 0, 1], 0));
-    Options { address, model: "toy".into(), api_key: api_key.map(str::to_owned), limits }
+    Options { address, model: "toy".into(), api_key: api_key.map(str::to_owned), cors_origins: Vec::new(), limits }
 }
 
 /// A server of a toy model.
@@ -659,6 +664,29 @@ fn a_panic_of_the_model_ends_the_server_after_its_answers() {
     assert!(error.contains("the engine ended") && error.contains("a planted panic"), "{error}");
 }
 
+/// A page of a browser asks before it sends a key, and reads what names its origin.
+#[test]
+fn pages_of_permitted_origins_read_answers() {
+    let allowed = |origins: &[&str], asks: &str| {
+        let cors_origins = origins.iter().map(ToString::to_string).collect();
+        let options = Options { cors_origins, ..options(Some("right"), Limits::default()) };
+        let running = Running::of(options, toy(1, Duration::ZERO).0);
+        let origin = format!("origin: {asks}\r\n");
+        let asking =
+            format!("{origin}access-control-request-method: POST\r\naccess-control-request-headers: authorization\r\n");
+        [("OPTIONS", COMPLETIONS, asking), ("GET", "/health", origin)].map(|(method, path, headers)| {
+            let mut stream = client::connect(running.address);
+            stream.write_all(&client::request(method, path, &headers, b"")).expect("sent");
+            client::answer(stream).headers.get("access-control-allow-origin").cloned()
+        })
+    };
+    let some = |origin: &str| [Some(origin.to_owned()), Some(origin.to_owned())];
+    assert_eq!(allowed(&[], "http://a"), [None, None]);
+    assert_eq!(allowed(&["*"], "http://a"), some("*"));
+    assert_eq!(allowed(&["http://b:1", "http://a"], "http://a"), some("http://a"));
+    assert_eq!(allowed(&["http://b:1"], "http://a"), [None, None]);
+}
+
 #[test]
 fn a_server_that_can_not_start_says_why() {
     let started = |options, load: fn() -> Result<(Subject, Template)>| {
@@ -667,12 +695,16 @@ fn a_server_that_can_not_start_says_why() {
     let load = || Ok((toy(1, Duration::ZERO).0(), Template::new(None)));
     let (running, _) = quick(1);
     let with = |limits: Limits| options(None, limits);
+    let from = |origin: &str| Options { cors_origins: vec![origin.into()], ..with(Limits::default()) };
     for (options, load, part) in [
         (with(Limits::default()), (|| candlepower::anyhow::bail!("no such model")) as fn() -> _, "no such model"),
         (with(Limits::default()), || panic!("a planted panic"), "a planted panic"),
         (Options { address: running.address, ..with(Limits::default()) }, load, "can't be listened on"),
         (with(Limits { step_tokens: 4, ..Limits::default() }), load, "step-tokens=4: use at least"),
         (with(Limits { max_queue: 0, ..Limits::default() }), load, "max-queue=0: use 1 to"),
+        (from("http://a/"), load, "cors-origin=http://a/: use an origin"),
+        (from("a b"), load, "cors-origin=a b: use an origin"),
+        (from("data:,x"), load, "cors-origin=data:,x: use an origin"),
     ] {
         let error = started(options, load);
         assert!(error.contains(part), "{error}");
