@@ -493,12 +493,12 @@ pub(super) mod tests {
     #[test]
     fn an_answer_of_as_many_events_as_its_limit_has_one_token_in_each() {
         for (finish_reason, limit, source, tpot_ns) in [
-            ("length", 4, TokenSource::OnePerEvent, Some(10)),
+            ("length", 4, TokenSource::OnePerEvent, Some(1_000_000)),
             ("length", 5, TokenSource::Events, None),
             ("stop", 4, TokenSource::Events, None),
         ] {
             let finish_reason = Some(finish_reason.to_owned());
-            let mut exchange = Exchange { finish_reason, max_new_tokens: limit, ..answer(4, 1, 10) };
+            let mut exchange = Exchange { finish_reason, max_new_tokens: limit, ..answer(4, 1, 1_000_000) };
             exchange.count_tokens(None);
             assert_eq!((exchange.token_source, exchange.tpot_ns()), (Some(source), tpot_ns), "limit {limit}");
         }
