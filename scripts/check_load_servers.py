@@ -193,12 +193,12 @@ def check(name, server, proxy=None, directives="", model=str(MODEL), api="comple
         server = server(folder, free_port())
         stack.callback(server.stop)
         witness = Witness(server.port)
-        front = logged = server
-        if proxy:
-            front = logged = proxy(folder, witness.port, directives)
+        front = proxy and proxy(folder, witness.port, directives)
+        if front:
             stack.callback(front.stop)
+        logged = front or server
         before = logged.posts()
-        process = load(folder, front.port if proxy else witness.port, model, api, schedule)
+        process = load(folder, (front or witness).port, model, api, schedule)
         if killed:
             time.sleep(2)
             server.stop(signal.SIGKILL)
