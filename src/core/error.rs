@@ -32,9 +32,19 @@ const DRIVER_ERRORS: [(&str, &str); 13] = [
 /// Number of items that [`listed`] names; it only counts the others.
 const NAMED: usize = 3;
 
-/// Returns the first line of an error without control characters. A driver error is replaced by its meaning.
+/// Most characters of an error. Names in it may come from files of others.
+const MAX_CHARS: usize = 2000;
+
+/// Returns the first line of an error without control characters. A driver error is replaced by its meaning. A longer error loses its
+/// middle, because it begins with the place and ends with what to do.
 pub fn one_line(error: &dyn fmt::Display) -> String {
-    text::line(&explained(error.to_string().lines().next().unwrap_or_default().trim()))
+    let line = text::line(&explained(error.to_string().lines().next().unwrap_or_default().trim()));
+    let count = line.chars().count();
+    if count <= MAX_CHARS {
+        return line;
+    }
+    let at = |char: usize| line.char_indices().nth(char).map_or(line.len(), |(at, _)| at);
+    format!("{} … {}", &line[..at(MAX_CHARS / 2)], &line[at(count - MAX_CHARS / 2)..])
 }
 
 /// Some names, and the number of the others.
@@ -142,6 +152,10 @@ mod tests {
             assert_eq!(one_line(&error), told);
             assert_eq!(one_line(&told), told);
         }
+        let long = format!("here: {}: use another", "é".repeat(1 << 20));
+        let line = one_line(&long);
+        assert!(line.starts_with("here: é") && line.contains("é … é") && line.ends_with("é: use another"), "{line}");
+        assert_eq!(line.chars().count(), MAX_CHARS + 3);
         assert_eq!(explained("two things:\n  one\n  other\n   0: frame\n   1: frame"), "two things:\n  one\n  other");
     }
 }

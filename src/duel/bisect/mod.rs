@@ -140,8 +140,8 @@ impl<F: FnMut(&Commit, &Rules) -> Result<Fought>, S: FnMut(&str)> Hunt<'_, F, S>
         let commits = self.commits;
         let mut search = Search::new(commits.len());
         let most = search.steps_left();
-        // All duels together misjudge with the probability that the user gave.
-        self.rules.level /= (most + TRIES) as f64;
+        // All duels together misjudge with the probability that the user gave. One share is for steps that skipped commits add.
+        self.rules.level /= (most + TRIES + 1) as f64;
         (self.say)(&format!(
             "{} commits: a duel of both ends and at most {most} steps, each a build and up to {} of measuring",
             commits.len(),
@@ -174,7 +174,8 @@ impl<F: FnMut(&Commit, &Rules) -> Result<Fought>, S: FnMut(&str)> Hunt<'_, F, S>
                 }
                 None => {
                     (self.say)(&format!("Step {}: {} {}", done + 1, commit.short(), text::line(&commit.subject)));
-                    self.trial(commit, kind)?
+                    let measured = bisection.steps.iter().filter(|step| step.row.is_some()).count();
+                    self.trial(commit, kind, (measured + 1).saturating_sub(most))?
                 }
             };
             let step = step(commit.clone(), outcome, &rule);
@@ -240,9 +241,11 @@ impl<F: FnMut(&Commit, &Rules) -> Result<Fought>, S: FnMut(&str)> Hunt<'_, F, S>
         Ok(first)
     }
 
-    /// The duel with a commit, until the rule tells it apart.
-    fn trial(&mut self, commit: &Commit, kind: Kind) -> Result<Outcome> {
-        let rules = Rules { budget: self.rules.budget * PATIENCE, ..self.rules.clone() };
+    /// The duel with a commit, until the rule tells it apart. Of the duels beyond the expected ones, each has half of the level of the
+    /// one before.
+    fn trial(&mut self, commit: &Commit, kind: Kind, beyond: usize) -> Result<Outcome> {
+        let level = self.rules.level / 2f64.powi(beyond as i32);
+        let rules = Rules { budget: self.rules.budget * PATIENCE, level, ..self.rules.clone() };
         let outcome = match (self.fight)(commit, &rules)? {
             Fought::Rows(rows) => Outcome::Measured(rows.into_iter().next().context("a duel without a benchmark")?),
             Fought::Unfit(reason) => Outcome::Unfit(reason),
@@ -342,6 +345,7 @@ mod tests {
 
     const COMMITS: usize = 12;
     const BUDGET: Duration = Duration::from_secs(60);
+    const LEVEL: f64 = 0.05;
 
     fn commits() -> Vec<Commit> {
         let commit = |number| Commit { hash: format!("{number:040}"), date: "2026-11-26".into(), subject: "x".into() };
@@ -371,17 +375,19 @@ mod tests {
         fn bisect(&self, out: &TempDir, restart: bool) -> (Result<Bisection>, Vec<usize>) {
             let commits = commits();
             let mut kept = Kept::open(out.path(), "question".into(), restart).expect("a file");
-            let mut fights = Vec::new();
+            let (mut fights, mut level) = (Vec::new(), 0.0);
             let fight = |commit: &Commit, rules: &Rules| {
                 ensure!(self.killed_at != Some(fights.len()), "killed");
                 let place = commit.hash.parse().expect("a number");
                 fights.push(place);
-                Ok(match self.broken.contains(&place) {
-                    true => Fought::Unfit("side B does not build".into()),
-                    false => Fought::Rows(vec![self.row(place, rules)]),
-                })
+                if self.broken.contains(&place) {
+                    return Ok(Fought::Unfit("side B does not build".into()));
+                }
+                level += rules.level;
+                assert!(level <= LEVEL * (1.0 + f64::EPSILON), "{level} after {fights:?}");
+                Ok(Fought::Rows(vec![self.row(place, rules)]))
             };
-            let rules = Rules { filter: None, resolve: 0.02, until: Until::Resolved, level: 0.05, budget: BUDGET };
+            let rules = Rules { filter: None, resolve: 0.02, until: Until::Resolved, level: LEVEL, budget: BUDGET };
             let hunt = Hunt { commits: &commits, kind: None, rules, kept: &mut kept, fight, say: |_: &str| () };
             (hunt.run(["GOOD".into(), "BAD".into()]), fights)
         }
@@ -434,6 +440,10 @@ mod tests {
         assert_eq!(suspects(&found.expect("a bisection")), [6]);
         let count = |place| fights.iter().filter(|fight| **fight == place).count();
         assert_eq!((count(5), count(6)), (1, 1));
+
+        let unsteady = (0..COMMITS - 1).map(|place| (place, 100)).collect();
+        let (found, fights) = World { culprit: 6, unsteady, ..World::default() }.bisect(&folder(), false);
+        assert_eq!((suspects(&found.expect("a bisection")).len(), fights.len()), (COMMITS, COMMITS));
 
         let world = World { culprit: 6, unsteady: vec![(5, 100)], broken: vec![4], ..World::default() };
         let (found, _) = world.bisect(&folder(), false);
