@@ -178,15 +178,19 @@ mod tests {
         let mean = sorted.iter().map(|value| *value as f64).sum::<f64>() / 1e12;
         assert!((merged.mean_ms().expect("values") / mean - 1.0).abs() < 1e-9);
         assert_eq!(merged.max_ms(), Some(sorted[999_999] as f64 / 1e6));
+        assert_eq!(merged.min_ms(), Some(sorted[0] as f64 / 1e6));
+        merged.record(u64::MAX);
+        assert_eq!(merged.max_ms(), Some(7.0 * 24.0 * 3600.0 * 1e3));
     }
 
     #[test]
     fn an_empty_histogram_has_no_values() {
         let empty = Histogram::default();
-        assert_eq!((empty.mean_ms(), empty.percentile_ms(0.5), empty.max_ms()), (None, None, None));
-        let again: Histogram =
-            serde_json::from_str(&serde_json::to_string(&empty).expect("JSON")).expect("a histogram");
-        assert_eq!(again, empty);
+        assert_eq!((empty.mean_ms(), empty.percentile_ms(0.5)), (None, None));
+        assert_eq!((empty.min_ms(), empty.max_ms()), (None, None));
+        let text = serde_json::to_string(&empty).expect("JSON");
+        assert!(text.contains(r#""min_ns":0,"max_ns":0"#), "{text}");
+        assert_eq!(serde_json::from_str::<Histogram>(&text).expect("a histogram"), empty);
         for (digits, min_ns, max_ns, counts) in [
             (2, 0, 0, "[]"),
             (3, u64::MAX, 9, "[[9, 1]]"),

@@ -131,7 +131,7 @@ mod tests {
 
     #[test]
     fn events_are_the_same_however_they_are_cut() {
-        let text = "\u{feff}data: größe ✓\r\n\r\n: keep-alive\n\nevent: error\ndata: a\ndata: b\rid: 7\r\rdata:c\n\ndata\n\nnoise\n\n";
+        let text = "\u{feff}data: größe ✓\r\n\r\n: keep-alive\n\nevent: error\ndata: a\r\ndata: b\rid: 7\r\rdata:c\n\ndata\n\nnoise\n\n";
         let expected = [
             event("größe ✓"),
             Item::Comment,
@@ -158,7 +158,21 @@ mod tests {
     #[test]
     fn what_is_no_text_or_has_no_end_is_named() {
         assert_eq!(parse(&[b"data: \xff\xfe\n\n"]).0, [Item::NotText]);
-        let endless = vec![b'x'; EVENT_MAX_BYTES + 2];
-        assert_eq!(parse(&[&endless]).0[0], Item::TooLong);
+        let longest = vec![b'x'; EVENT_MAX_BYTES];
+        assert_eq!(parse(&[&longest]).0, []);
+        assert_eq!(parse(&[&longest, b"x"]).0[0], Item::TooLong);
+    }
+
+    #[test]
+    fn peculiarities_are_seen_where_they_are() {
+        for (parts, saw_return, saw_split_character) in [
+            (&[&b"data: @\xe2\x9c\x93"[..], b"\n\n"][..], false, false),
+            (&[b"data: \xe2\x9c", b"\x93\n\n"], false, true),
+            (&[b"data: a\r\n", b"\r\n"], true, false),
+        ] {
+            let (items, parser) = parse(parts);
+            assert_eq!((items.len(), parser.saw_return), (1, saw_return), "{parts:?}");
+            assert_eq!(parser.saw_split_character, saw_split_character, "{parts:?}");
+        }
     }
 }
