@@ -317,6 +317,15 @@ mod tests {
         (0..vocab).map(|_| spread * (unit() + unit() + unit() + unit() - 2.0)).collect()
     }
 
+    #[test]
+    fn the_first_of_equal_logits_is_chosen() {
+        let mut logits = vec![0.0; 3 * CHUNK];
+        for place in [CHUNK + 1, CHUNK + 2, 2 * CHUNK] {
+            logits[place] = 1.0;
+        }
+        assert_eq!(argmax(&logits, 1.0) as usize, CHUNK + 1);
+    }
+
     fn assert_as_plain(sampling: Sampling, logits: &[f32], sequence: &[u32]) {
         let plain = plainly(sampling, logits, sequence);
         let mut sampler = Sampler::new(sampling, 0).expect("a sampler");
