@@ -4,8 +4,8 @@
 #   cargo install --locked cargo-mutants
 #   scripts/check_mutants.sh load/sse
 #
-# Modules that need no other part of candlepower are copied into a crate of their own, which compiles in a second; each has one to five
-# minutes. Without MODULE, all of MODULES.
+# Modules that need no other part of candlepower are copied into a crate of their own, which compiles in a second. A module takes
+# minutes; the sequential test takes an hour, because many changes make it run into the time limit. Without MODULE, all of MODULES.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # Its name in candlepower, and its file.

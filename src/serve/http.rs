@@ -329,11 +329,8 @@ async fn complete(shared: Arc<Shared>, endpoint: Endpoint, request: Request) -> 
         let problem = "send the header 'Content-Type: application/json'";
         return Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, problem));
     }
-    if parts
-        .headers
-        .get(CONTENT_ENCODING)
-        .is_some_and(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity"))
-    {
+    let is_encoded = |encoding: &HeaderValue| !encoding.as_bytes().eq_ignore_ascii_case(b"identity");
+    if parts.headers.get_all(CONTENT_ENCODING).iter().any(is_encoded) {
         let problem = "send the body as it is, without a Content-Encoding";
         return Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, problem));
     }

@@ -133,6 +133,12 @@ fn nonsense_is_refused_in_json() {
             415,
             "without a Content-Encoding",
         ),
+        (
+            &format!("{JSON}content-encoding: identity\r\ncontent-encoding: gzip\r\n"),
+            good.as_bytes(),
+            415,
+            "without a Content-Encoding",
+        ),
         (&format!("{JSON}content-encoding: Identity\r\nhost: b\r\n"), good.as_bytes(), 400, "the header Host once"),
     ] {
         let refused = post(headers, body);
